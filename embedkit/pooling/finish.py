@@ -1,0 +1,71 @@
+"""What is done to a finished vector: normalise, cut, and store in fewer bits. In this order.
+
+Works on numpy arrays; knows nothing of how the vectors came about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISIONS = ("float32", "float16", "int8", "binary")
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Range:
+    """Smallest and largest value of each dimension in the calibration sample: float32 [D] each.
+
+    A value v is stored as q = round((v - minimum) / (maximum - minimum) * 255) - 128, clipped to
+    -128..127, and read back as minimum + (q + 128) / 255 * (maximum - minimum).
+    """
+
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, sample: NDArray[np.float32]) -> Int8Range:
+        """The range of a sample [N, D]."""
+        return cls(sample.min(axis=0), sample.max(axis=0))
+
+    def store(self, vectors: NDArray[np.float32]) -> NDArray[np.int8]:
+        """float32 [N, D] -> int8 [N, D]."""
+        span = np.where(self.maximum > self.minimum, self.maximum - self.minimum, np.float32(1))
+        steps = np.rint((vectors - self.minimum) / span * 255) - 128
+        return np.asarray(np.clip(steps, -128, 127), dtype=np.int8)
+
+
+def finish(
+    vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int | None
+) -> NDArray[np.float32]:
+    """Scale each vector to length 1 if asked (zero stays zero), then keep its first dimensions.
+
+    Args:
+        vectors: float32 [N, D].
+        normalize: divide by the Euclidean norm.
+        truncate_dim: dimensions to keep; None = all. A cut vector is not scaled again.
+
+    Returns:
+        float32 [N, D'], C order.
+    """
+    if normalize:
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return np.ascontiguousarray(vectors[:, :truncate_dim])
+
+
+def store(vectors: NDArray[np.float32], precision: str, ranges: Int8Range | None) -> NDArray[Any]:
+    """float32 [N, D] in the output's precision; binary: 1 where positive, 8 dimensions a byte."""
+    match precision:
+        case "float32":
+            return vectors
+        case "float16":
+            return vectors.astype(np.float16)
+        case "binary":
+            return np.packbits(vectors > 0, axis=1)
+        case _:
+            if ranges is None:
+                raise ValueError("int8 needs the ranges of a calibration sample")
+            return ranges.store(vectors)

@@ -1,0 +1,124 @@
+"""The names that `--pool`, `--layers` and `--layer-agg` take, and what they come to for a model.
+
+Imports no torch: a wrong name is found before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from embedkit.errors import UsageError
+
+#: Each pooling with one line on when it helps; README's table is made of these.
+POOLING_NAMES: dict[str, str] = {
+    "cls": "the [CLS] or <s> token: what fine-tuned classifiers read; weak in a model that was only pretrained",
+    "mean": "average of the tokens: the safe first choice for frozen encoders",
+    "max": "largest value of each dimension: a single finding in a long text stays visible",
+    "min": "smallest value of each dimension: seldom alone, often beside max",
+    "mean_sqrt_len": "sum over the square root of the length: keeps some of how long the text was",
+    "weightedmean": "average that weighs later tokens more: for causal (GPT-like) models",
+    "lasttoken": "the last token: for causal models, where only it has seen the whole text",
+    "pooler": "the model's own pooling head on [CLS]: only where the checkpoint trained it",
+}
+#: What stands alone, in no comma list.
+WHOLE_NAMES: dict[str, str] = {
+    "auto": "what the model's authors chose, if the model ships it, else mean",
+    "none": "no pooling: one vector a token",
+}
+LAYER_AGGREGATIONS: dict[str, str] = {
+    "concat": "the layers' states side by side",
+    "mean": "their average",
+    "sum": "their sum",
+    "max": "the largest value of each dimension",
+    "separate": "no aggregation: one output column a layer",
+}
+
+
+def parse_poolings(text: str) -> tuple[str, ...]:
+    """Names from a comma list such as `cls,mean`, in the order given.
+
+    Raises:
+        UsageError: an unknown name, a repeated one, or `auto`/`none` beside others.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    known = [*WHOLE_NAMES, *POOLING_NAMES]
+    for name in names:
+        if name.startswith("idf:") or name.endswith(".safetensors"):
+            raise UsageError(
+                f"pooling '{name}' needs a pooler made by `embedkit fit`, which this version does not have",
+                hint=f"choose one of: {', '.join(known)}",
+            )
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"unknown pooling '{name}'; known: {', '.join(known)}",
+                hint=f"did you mean --pool {near[0]}?" if near else "choose one of these, or a comma list of them",
+            )
+        if name in WHOLE_NAMES and len(names) > 1:
+            raise UsageError(f"pooling '{name}' stands alone, not in a list", hint=f"--pool {name}")
+    _refuse_repeats("--pool", names)
+    return names
+
+
+def parse_layers(text: str) -> tuple[str, ...]:
+    """Parts of `--layers`, checked for their form: `-1`, `9:13`, `-4:`, `all`, or a comma list.
+
+    Raises:
+        UsageError: a part that is neither a whole number nor a slice of two.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        numbers = [] if part == "all" else part.split(":")
+        if len(numbers) > 2 or not all(_is_whole(number) for number in numbers if number or len(numbers) == 1):
+            raise UsageError(
+                f"--layers cannot be '{text}'",
+                hint="give layer numbers (-1 is the last), a slice such as -4: or 9:13, a comma list, or all",
+            )
+    return parts
+
+
+def resolve_layers(text: str, n_layers: int) -> tuple[int, ...]:
+    """Layer numbers 0..n_layers that `text` means for a model with `n_layers` encoder layers.
+
+    Layer 0 is the embedding output, layer k the output of the k-th encoder layer: the index into the
+    `hidden_states` of transformers. Slices are Python's, over that list of n_layers + 1.
+
+    Raises:
+        UsageError: a number outside the model's range, an empty slice, a layer named twice.
+    """
+    states = n_layers + 1
+    layers: list[int] = []
+    for part in parse_layers(text):
+        if part == "all":
+            layers += range(states)
+            continue
+        bounds = [int(number) if number else None for number in part.split(":")]
+        is_slice = len(bounds) == 2
+        top = states if is_slice else n_layers
+        for bound in bounds:
+            if bound is not None and not -states <= bound <= top:
+                raise UsageError(
+                    f"layer {bound} is out of range: this model has layers 0 (embeddings) to {n_layers} (last)",
+                    hint=f"use 0 to {n_layers}, or -{states} to -1 counted from the end",
+                )
+        chosen = list(range(states))[slice(*bounds)] if is_slice else [(bounds[0] or 0) % states]
+        if not chosen:
+            raise UsageError(
+                f"--layers {part} selects no layer: this model has layers 0 (embeddings) to {n_layers} (last)",
+                hint="a slice a:b takes layers a to b-1, as in Python",
+            )
+        layers += chosen
+    _refuse_repeats("--layers", tuple(str(layer) for layer in layers))
+    return tuple(layers)
+
+
+def _is_whole(text: str) -> bool:
+    return text.lstrip("-").isdecimal() and text.count("-") <= 1
+
+
+def _refuse_repeats(option: str, names: tuple[str, ...]) -> None:
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(
+            f"{option} names {repeated} twice", hint="name each once: a copy of a vector adds nothing"
+        )

@@ -7,50 +7,16 @@ every run, whoever computes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.records import Run
-
-Lengths = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Texts that go through the model at once, shortest first.
-
-    Attributes:
-        texts: int64 [n], positions of the texts in their shard: `out[batch.texts] = vectors`.
-        lengths: int64 [n], their tokens, ascending.
-    """
-
-    texts: NDArray[np.int64]
-    lengths: Lengths
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the texts, no padding counted."""
-        return int(self.lengths.sum())
-
-    @property
-    def padded_tokens(self) -> int:
-        """Cells of the rectangle that holds the texts: n x the longest."""
-        return len(self.lengths) * int(self.lengths[-1])
-
-    def runs(self) -> Iterator[Run]:
-        """The texts laid end to end, as runs of equal length; they cover all tokens in order."""
-        lengths, counts = np.unique(self.lengths, return_counts=True)
-        start = 0
-        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-            yield Run(start, count, length)
-            start += length * count
+from embedkit.records import Batch
 
 
 def make_batches(
-    lengths: Sequence[int] | Lengths,
+    lengths: Sequence[int] | NDArray[np.int64],
     *,
     max_tokens: int,
     max_rows: int | None = None,

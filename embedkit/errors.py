@@ -55,7 +55,7 @@ class OutputError(EmbedkitError):
     exit_code = 5
 
 
-class Stopped(EmbedkitError):
+class Stopped(EmbedkitError):  # noqa: N818 - a signal is no error
     """A signal asked the run to stop. Committed shards stay and can be resumed."""
 
     exit_code = 75

@@ -5,7 +5,7 @@ Knows nothing of files, tokenizers or models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,35 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """Texts as token ids, laid end to end; what the model sees of them, after any cut.
+
+    Attributes:
+        input_ids: int32 [sum of lengths], each text's special tokens included.
+        token_type_ids: int32 of the same shape; None where the model takes none.
+        lengths: int64 [N], tokens of each text.
+        prefix, suffix: how many special tokens the tokenizer put before and behind each text.
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32] | None
+    lengths: NDArray[np.int64]
+    prefix: int
+    suffix: int
+
+    def places(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the tokens of `texts` are, laid end to end in that order.
+
+        Returns:
+            int64 [T] places in `input_ids`, and int64 [T] positions of the same tokens in their texts, from 0.
+        """
+        lengths = self.lengths[texts]
+        starts = (np.cumsum(self.lengths) - self.lengths)[texts]
+        position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return np.repeat(starts, lengths) + position, position
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Consecutive texts of equal length inside a packed batch.
 
@@ -64,6 +93,37 @@ class Run:
     start: int
     count: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts that go through the model at once, shortest first.
+
+    Attributes:
+        texts: int64 [n], positions of the texts in their shard: `out[batch.texts] = vectors`.
+        lengths: int64 [n], their tokens, ascending.
+    """
+
+    texts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts, no padding counted."""
+        return int(self.lengths.sum())
+
+    @property
+    def padded_tokens(self) -> int:
+        """Cells of the rectangle that holds the texts: n x the longest."""
+        return len(self.lengths) * int(self.lengths[-1])
+
+    def runs(self) -> Iterator[Run]:
+        """The texts laid end to end, as runs of equal length; they cover all tokens in order."""
+        lengths, counts = np.unique(self.lengths, return_counts=True)
+        start = 0
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+            yield Run(start, count, length)
+            start += length * count
 
 
 @dataclass(frozen=True, slots=True)

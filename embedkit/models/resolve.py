@@ -22,7 +22,12 @@ from embedkit.models.aliases import Alias, all_aliases, find_alias
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
 _WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,8 @@ class ModelFolder:
         weights = next((name for name in _WEIGHTS if (self.folder / name).is_file()), None)
         for path in (*self.folder.iterdir(), *self.folder.glob("*_Pooling/config.json")):
             suffix = path.suffix
-            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json"}:
-                yield path
-            elif weights and suffix == (".safetensors" if "safetensors" in weights else ".bin"):
+            weights_suffix = ".safetensors" if weights and "safetensors" in weights else ".bin"
+            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json", weights_suffix}:
                 yield path
 
 
@@ -121,7 +125,8 @@ def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) 
         )
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
         raise ModelError(
-            f"model '{name}' has no weights in {folder}", hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}"
+            f"model '{name}' has no weights in {folder}",
+            hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}",
         )
     return ModelFolder(name, found.folder, alias, revision, config)
 
@@ -146,8 +151,8 @@ def _packaged(alias: Alias) -> Path | None:
 def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     repo = alias.hub if alias else config.model
     # Imported here: a model in a folder or a package needs no hub.
-    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     ways = "put its files into a folder and give that as --model"
     if alias and alias.package:
@@ -168,8 +173,10 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
             )
         )
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
-        where = "is not on this machine, and --offline forbids to fetch it" if config.offline else (
-            f"cannot be fetched from the hub ({type(fault).__name__})"
+        where = (
+            "is not on this machine, and --offline forbids to fetch it"
+            if config.offline
+            else (f"cannot be fetched from the hub ({type(fault).__name__})")
         )
         raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
     return _opened(config.model, folder, alias, folder.name)

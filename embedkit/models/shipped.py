@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from embedkit.errors import ModelError
 from embedkit.models.resolve import ModelFolder
 
-#: sentence-transformers' pooling modes in the order in which it concatenates them, by our names.
+#: sentence-transformers' pooling modes by our names.
 _MODES = {
     "cls": "cls",
     "max": "max",
@@ -19,6 +19,7 @@ _MODES = {
     "weightedmean": "weightedmean",
     "lasttoken": "lasttoken",
 }
+#: Its older flags, in the order in which it concatenates what they stand for.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -77,7 +78,9 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
     settings = model.read_json("config_sentence_transformers.json") or {}
     prompts = settings.get("prompts") or {}
     return ShippedRecipe(
-        poolings=_poolings(model, model.read_json(f"{paths[1]}/config.json") or {}, has_prompt=any(prompts.values())),
+        poolings=_poolings(
+            model, model.read_json(f"{paths[1]}/config.json") or {}, has_prompt=any(prompts.values())
+        ),
         normalize="Normalize" in kinds,
         max_length=limits.get("max_seq_length"),
         lowercase=bool(limits.get("do_lower_case", False)),
@@ -98,4 +101,4 @@ def _poolings(model: ModelFolder, config: dict[str, object], *, has_prompt: bool
             f"the recipe that model '{model.name}' ships has {what}, which embedkit cannot run",
             hint="choose the pooling yourself, such as --pool mean",
         )
-    return tuple(ours for theirs, ours in _MODES.items() if theirs in names)
+    return tuple(_MODES[name] for name in names)

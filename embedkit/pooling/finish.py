@@ -37,9 +37,7 @@ class Int8Range:
         return np.asarray(np.clip(steps, -128, 127), dtype=np.int8)
 
 
-def finish(
-    vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int | None
-) -> NDArray[np.float32]:
+def finish(vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int | None) -> NDArray[np.float32]:
     """Scale each vector to length 1 if asked (zero stays zero), then keep its first dimensions.
 
     Args:

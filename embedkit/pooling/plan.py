@@ -98,9 +98,7 @@ class BatchPooler:
         """float32 [n, D] for each variant, texts in the batch's order."""
         layers = self._finish_layers()
         parts = {
-            (name, layer): torch.cat(self.pooled[name, layer])
-            for layer in layers
-            for name in self.plan.poolings
+            (name, layer): torch.cat(self.pooled[name, layer]) for layer in layers for name in self.plan.poolings
         }
         if self.plan.aggregation == "separate":
             return {

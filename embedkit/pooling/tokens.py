@@ -46,7 +46,7 @@ def mean_sqrt_len(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden_states.sum(dim=1, dtype=torch.float32) / hidden_states.shape[1] ** 0.5
     weights = mask.float()
-    return _weighted_sum(hidden_states, weights) / weights.sum(dim=1, keepdim=True).sqrt()
+    return _weighted_sum(hidden_states, weights) / torch.sqrt(weights.sum(dim=1, keepdim=True))
 
 
 def weightedmean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:

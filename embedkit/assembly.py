@@ -1,0 +1,233 @@
+"""From what the user asked for to what will run: model found, loaded and checked, everything resolved.
+
+Both the command line and the Python class come through here, so that they mean the same by the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
+from embedkit.errors import ModelError, UsageError
+from embedkit.models.resolve import ModelFolder, resolve_model
+from embedkit.models.shipped import ShippedRecipe, shipped_recipe
+from embedkit.pooling.names import parse_poolings, resolve_layers
+from embedkit.recipe import fingerprint, make_recipe
+
+if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
+    from embedkit.models.load import LoadedModel
+    from embedkit.pipeline import Embedder
+    from embedkit.tokenizer import TextTokenizer
+
+#: Tokens in a batch where the user did not say. On 2 cores the activations of 4,096 tokens stay in the
+#: caches that they share; a GPU wants enough to be busy.
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
+#: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
+#: windows of models that see only near tokens; it is cut at the model's limit like any text.
+_PROBES = ("a cat", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A model that was found, and what is asked of it; nothing is loaded yet.
+
+    Attributes:
+        folder: the model's files.
+        shipped: the recipe of its authors, where `--pool auto` follows it; else None.
+        poolings: resolved names; () = token vectors.
+        normalize: resolved.
+        prompt: resolved.
+    """
+
+    folder: ModelFolder
+    shipped: ShippedRecipe | None
+    poolings: tuple[str, ...]
+    normalize: bool
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model ready to run.
+
+    Attributes:
+        embedder: texts → vectors.
+        recipe: all that decides the numbers.
+        fingerprint: SHA-256 of the recipe.
+        notices: what the user should know, a sentence each.
+        device: where it runs.
+    """
+
+    embedder: Embedder
+    recipe: dict[str, Any]
+    fingerprint: str
+    notices: tuple[str, ...]
+    device: str
+
+
+def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> Request:
+    """Find the model and settle what its files alone decide; imports no torch.
+
+    Raises:
+        ModelError: there is no such model, or its own recipe cannot be carried out.
+        UsageError: a prompt that it does not have.
+    """
+    folder = resolve_model(model)
+    names = parse_poolings(pooling.pool)
+    shipped = shipped_recipe(folder) if names == ("auto",) else None
+    if names == ("auto",):
+        poolings = shipped.poolings if shipped else ("mean",)
+    else:
+        poolings = () if names == ("none",) else names
+    normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
+    return Request(folder, shipped, poolings, normalize, _prompt(folder, text, shipped))
+
+
+def rough_width(request: Request, pooling: PoolingConfig) -> int:
+    """About how many values the vectors of a text have, from config.json; for cutting shards only."""
+    config = request.folder.config
+    hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
+    keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+    n_layers = next((config[key] for key in keys if key in config), 12)
+    keeps_all = pooling.layer_agg in {"concat", "separate"}
+    layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
+    # Token vectors: about a hundred tokens a text.
+    return int(hidden_size) * layers * (len(request.poolings) or 100)
+
+
+def assemble(
+    request: Request, model: ModelConfig, text: TextConfig, pooling: PoolingConfig, batch: BatchConfig
+) -> Assembly:
+    """Load the model and settle the rest.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks what is asked of it.
+        UsageError: a layer, a length or a device that it does not have.
+    """
+    from embedkit.models.load import load_model, make_encoder
+    from embedkit.pipeline import Embedder
+    from embedkit.pooling.plan import PoolingPlan
+    from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
+
+    folder, shipped = request.folder, request.shipped
+    with ThreadPoolExecutor(1) as hasher:
+        # Reading the weights for their hash warms the cache that loading them reads from.
+        hashes = hasher.submit(folder.hashes)
+        loaded = load_model(folder, model)
+        raw_tokenizer, casing = load_tokenizer(
+            str(folder.folder),
+            casing=model.lowercase,
+            known_casing=folder.alias.casing if folder.alias else None,
+            states_casing=_states_casing(folder),
+        )
+        max_length = usable_length(
+            text.max_length,
+            shipped=shipped.max_length if shipped else None,
+            positions=loaded.max_positions,
+            stated=raw_tokenizer.model_max_length,
+        )
+        tokenizer = TextTokenizer(
+            raw_tokenizer,
+            max_length=max_length,
+            prompt=request.prompt,
+            lowercase_first=casing.by_us or bool(shipped and shipped.lowercase),
+        )
+        layers = resolve_layers(pooling.layers, loaded.n_layers)
+        _refuse_impossible(request, loaded, tokenizer, layers)
+        encoder, notice = make_encoder(loaded, layers, tokenizer.tokenize(_PROBES).tokens)
+        files = hashes.result()
+    embedder = Embedder(
+        tokenizer=tokenizer,
+        encoder=encoder,
+        pooling=PoolingPlan(layers, pooling.layer_agg, request.poolings, tokenizer.closes_with_cls),
+        exclude_special=pooling.exclude_special,
+        normalize=request.normalize,
+        truncate_dim=pooling.truncate_dim,
+        precision=pooling.precision,
+        on_long=text.on_long,
+        batch_tokens=batch.batch_tokens or _BATCH_TOKENS[encoder.device.type],
+        batch_size=batch.batch_size,
+    )
+    recipe = make_recipe(
+        model_type=folder.model_type,
+        files=files,
+        lowercase=casing.lowercase or tokenizer.lowercase_first,
+        max_length=max_length,
+        on_long=text.on_long,
+        prompt=request.prompt,
+        layers=layers,
+        layer_agg=pooling.layer_agg,
+        pool=request.poolings,
+        exclude_special=pooling.exclude_special,
+        normalize=request.normalize,
+        truncate_dim=pooling.truncate_dim,
+        precision=pooling.precision,
+        dtype=loaded.dtype,
+    )
+    notices = (casing.notice, notice, *_said_aloud(request, layers, pooling, max_length))
+    return Assembly(
+        embedder=embedder,
+        recipe=recipe,
+        fingerprint=fingerprint(recipe),
+        notices=tuple(sentence for sentence in notices if sentence),
+        device=str(encoder.device),
+    )
+
+
+def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:
+    if text.prompt is not None:
+        return text.prompt
+    settings = folder.read_json("config_sentence_transformers.json") or {}
+    prompts: Mapping[str, str] = settings.get("prompts") or {}
+    if text.prompt_name is not None:
+        if text.prompt_name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise UsageError(
+                f"model '{folder.name}' has no prompt '{text.prompt_name}'; it has: {known}",
+                hint="choose one of these, or give the text itself with --prompt",
+            )
+        return prompts[text.prompt_name]
+    return prompts.get(shipped.default_prompt or "", "") if shipped else ""
+
+
+def _states_casing(folder: ModelFolder) -> bool:
+    """Whether a file of the model says how it is cased; `vocab.txt` alone does not."""
+    settings = folder.read_json("tokenizer_config.json") or {}
+    return "do_lower_case" in settings or (folder.folder / "tokenizer.json").is_file()
+
+
+def _refuse_impossible(
+    request: Request, loaded: LoadedModel, tokenizer: TextTokenizer, layers: tuple[int, ...]
+) -> None:
+    if "pooler" in request.poolings:
+        if not loaded.has_pooler:
+            raise ModelError(
+                f"--pool pooler: the checkpoint of '{request.folder.name}' has no weights for a pooling head",
+                hint="its numbers would be random; use --pool cls or --pool mean",
+            )
+        if layers != (loaded.n_layers,):
+            raise UsageError(
+                "--pool pooler is computed from the last layer only",
+                hint="leave --layers out, or leave pooler out of --pool",
+            )
+    if "cls" in request.poolings and not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
+        raise ModelError(
+            f"--pool cls: the tokenizer of '{request.folder.name}' puts no [CLS] or <s> before a text",
+            hint="use --pool lasttoken" if loaded.architecture.causal else "use --pool mean",
+        )
+
+
+def _said_aloud(
+    request: Request, layers: tuple[int, ...], pooling: PoolingConfig, max_length: int
+) -> tuple[str | None, str | None]:
+    followed = joined = None
+    if request.shipped is not None:
+        names = ",".join(request.shipped.poolings)
+        scaled = ", scaled to length 1" if request.normalize else ""
+        followed = f"--pool auto follows the recipe of the model: {names}{scaled}, at most {max_length} tokens"
+    if pooling.layer_agg == "concat" and len(layers) > 1:
+        joined = f"{len(layers)} layers are concatenated (--layer-agg concat)"
+    return followed, joined

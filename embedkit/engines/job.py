@@ -1,0 +1,198 @@
+"""The shards of one run on one device: reading, computing and writing side by side.
+
+A reader thread reads and tokenizes the next shards, the caller's thread runs the model, a writer thread
+commits the last ones. Each stage is at most two shards ahead of the next, so memory does not grow with
+the input.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from embedkit.config import RunConfig
+from embedkit.destination import Destination
+from embedkit.engines.faults import unreadable_rows
+from embedkit.engines.lanes import Worker, prefetched
+from embedkit.engines.watcher import Watcher
+from embedkit.errors import InputError, Stopped
+from embedkit.pipeline import (
+    Embedder,
+    ReadShard,
+    TokenizedShard,
+    calibrate,
+    embed_shard,
+    embed_tokens,
+    tokenize_shard,
+)
+from embedkit.plan import ShardCutter
+from embedkit.pooling.finish import Int8Range
+from embedkit.records import EncodedShard, Fault, Record
+from embedkit.sinks import Sink
+from embedkit.sources import Table
+
+_SHARDS_AHEAD = 2
+_CALIBRATION_TEXTS = 1000
+
+
+class Job:
+    """Computes and commits the shards that are not done yet.
+
+    Args:
+        config: what the user asked for.
+        table: where the rows come from.
+        embedder: what computes the vectors.
+        sink: what writes them.
+        destination: where they are committed.
+        plan: rows and shards; `rows` and `starts` are None for a stream.
+        watcher: is told how it goes.
+        stop: set from outside to end the run between two batches.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        table: Table,
+        embedder: Embedder,
+        sink: Sink,
+        destination: Destination,
+        plan: dict[str, Any],
+        watcher: Watcher,
+        stop: threading.Event,
+    ) -> None:
+        self.config = config
+        self.table = table
+        self.embedder = embedder
+        self.sink = sink
+        self.destination = destination
+        self.plan = plan
+        self.watcher = watcher
+        self.stop = stop
+        self.records = destination.committed()
+        self.rows_done = sum(record["stop"] - record["start"] for record in self.records.values())
+        self.rows_computed = 0
+
+    def run(self) -> list[dict[str, Any]]:
+        """Do what is left to do.
+
+        Returns:
+            The records of all shards, in order.
+
+        Raises:
+            Stopped: a signal came.
+            EmbedkitError: whatever ended a stage.
+        """
+        with (
+            Worker[EncodedShard](self._write, _SHARDS_AHEAD, "embedkit-writer") as writer,
+            prefetched(self._tokenized(), _SHARDS_AHEAD, "embedkit-reader") as shards,
+        ):
+            for shard in shards:
+                self._raise_if_stopped()
+                writer.put(
+                    embed_shard(
+                        shard,
+                        self.embedder,
+                        keep=self.config.input.keep,
+                        on_bad_row=self.config.output.on_bad_row,
+                        list_nulls=self.config.output.format == "npy",
+                        on_batch=self._on_batch,
+                    )
+                )
+                self.rows_computed += len(shard.read.records)
+        return [self.records[index] for index in sorted(self.records)]
+
+    def calibrate(self) -> dict[str, dict[str, list[float]]]:
+        """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
+
+        They come from the first rows of the input, so they are the same for every shard and every resume.
+        """
+        texts: list[str] = []
+        for record in self.table.records():
+            if isinstance(record, Record) and record.text and record.text.strip():
+                texts.append(record.text)
+            if len(texts) == _CALIBRATION_TEXTS:
+                break
+        tokenized = self.embedder.tokenizer.tokenize(texts)
+        raw: Any = embed_tokens(tokenized.tokens, self.embedder, lambda *_: self._raise_if_stopped())
+        return {
+            name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
+            for name, of in calibrate(raw, self.embedder).items()
+        }
+
+    def use_int8_ranges(self, stored: dict[str, dict[str, list[float]]]) -> None:
+        """Store vectors with the ranges that the plan has."""
+        ranges = {
+            name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
+            for name, of in stored.items()
+        }
+        self.embedder = replace(self.embedder, int8_ranges=ranges)
+
+    def _tokenized(self) -> Iterator[TokenizedShard]:
+        for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, skip=self.records.keys()):
+            yield tokenize_shard(read, self.embedder)
+
+    def _write(self, shard: EncodedShard) -> None:
+        self.records[shard.index] = self.destination.write(shard, self.sink)
+        self.watcher.shard_done(shard.stop - shard.start)
+
+    def _on_batch(self, texts: int, tokens: int, cells: int) -> None:
+        self.watcher.batch(texts, tokens, cells)
+        self._raise_if_stopped()
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise Stopped(
+                f"stopped by a signal; {len(self.records)} shards are committed",
+                hint="the same command with --on-exists resume goes on from there",
+            )
+
+
+def read_shards(
+    table: Table, plan: dict[str, Any], on_bad_row: str, *, skip: Collection[int] = ()
+) -> Iterator[ReadShard]:
+    """Rows of a table, cut into shards as planned; a stream is cut as it comes.
+
+    Args:
+        table: the rows.
+        plan: `starts` and `rows`, or None for a stream, and `shard_rows`.
+        on_bad_row: fail, null or skip.
+        skip: numbers of the shards that are not wanted.
+
+    Raises:
+        InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
+    """
+    cutter = ShardCutter(plan["shard_rows"])
+    starts = None if plan["starts"] is None else set(plan["starts"])
+    done = frozenset(skip)
+    index, start, row = -1, 0, 0
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for row, item in enumerate(table.records()):
+        text = item.text if isinstance(item, Record) else None
+        opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
+        if opens:
+            if index >= 0 and index not in done:
+                yield ReadShard(index, start, row, records, faults)
+            index, start, records, faults = index + 1, row, [], []
+        if index in done:
+            continue
+        if isinstance(item, Record):
+            records.append(item)
+            continue
+        if on_bad_row == "fail":
+            raise unreadable_rows([item], 1)
+        faults.append(item)
+        if on_bad_row == "null":
+            records.append(Record(item.row, None, None, (None,) * len(table.columns.keep)))
+    if index >= 0 and index not in done:
+        yield ReadShard(index, start, row + 1, records, faults)
+    found = row + 1 if index >= 0 else 0
+    if plan["rows"] is not None and found != plan["rows"]:
+        raise InputError(
+            f"the input has {found} rows now and had {plan['rows']} when the run was planned",
+            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+        )

@@ -1,0 +1,199 @@
+"""One `embedkit encode`, from what was asked to a finished output.
+
+Checks everything that can be checked before the model is loaded, plans, and hands the shards to a Job.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embedkit.assembly import Assembly, assemble, find_model, rough_width
+from embedkit.config import InputConfig, RunConfig
+from embedkit.destination import destination_of
+from embedkit.engines.faults import unreadable_rows
+from embedkit.engines.watcher import Watcher
+from embedkit.errors import UsageError
+from embedkit.plan import ShardCutter, default_shard_rows, refuse_changes
+from embedkit.recipe import canonical_json, fingerprint
+from embedkit.sinks import Layout, make_sink
+from embedkit.sources import Table, open_table
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What came of a run. Counts are over the whole output, seconds are this process's.
+
+    Attributes:
+        path: of the output; `-` for stdout.
+        input_rows: rows of the input.
+        rows: rows of the output; fewer than `input_rows` if faulty ones were skipped.
+        vectors: rows that have one.
+        statuses: rows by what happened to their text.
+        rejects: faulty rows.
+        n_tokens: tokens of all texts before any cut.
+        n_used: of these, tokens that went through the model.
+        seconds: from start to end.
+        encoding_seconds: of these, since the model ran.
+        computed_rows: rows this process computed; the others were there from a former run.
+    """
+
+    path: str
+    input_rows: int
+    rows: int
+    vectors: int
+    statuses: dict[str, int]
+    rejects: int
+    n_tokens: int
+    n_used: int
+    seconds: float
+    encoding_seconds: float
+    computed_rows: int
+
+
+def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
+    """Carry out one `embedkit encode`.
+
+    Args:
+        config: what the user asked for.
+        watcher: is told how it goes.
+        stop: set from outside (a signal) to end the run between two batches.
+
+    Raises:
+        EmbedkitError: any of its kinds; what is committed stays.
+    """
+    began = time.monotonic()
+    table = open_table(config.input)
+    _refuse_second_reading(table, config)
+    destination = destination_of(config.output)
+    stored = destination.open()
+    request = find_model(config.model, config.text, config.pooling)
+    shard_rows = config.output.shard_rows or (stored or {}).get("shard_rows")
+    if shard_rows is None:
+        width = rough_width(request, config.pooling)
+        shard_rows = default_shard_rows(width, to_stdout=config.output.is_stdout)
+    plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": _input_facts(table, config.input)}
+    # A plan that is there has been through this table already; that it is the same table is checked below.
+    plan |= (
+        {key: stored[key] for key in ("rows", "starts", "kept_types")}
+        if stored
+        else _scan(table, config, shard_rows)
+    )
+
+    from embedkit.engines.job import Job  # torch from here on
+
+    assembly = assemble(request, config.model, config.text, config.pooling, config.batch)
+    for sentence in assembly.notices:
+        watcher.notice(sentence)
+    plan |= _output_facts(assembly, config)
+    sink = make_sink(config.output.format, _layout(plan, assembly))
+    job = Job(config, table, assembly.embedder, sink, destination, plan, watcher, stop)
+    if stored:
+        refuse_changes({**stored, "int8_ranges": None}, {**plan, "int8_ranges": None})
+        plan["int8_ranges"] = stored["int8_ranges"]
+    elif config.pooling.precision == "int8":
+        plan["int8_ranges"] = job.calibrate()
+    if plan["int8_ranges"]:
+        job.use_int8_ranges(plan["int8_ranges"])
+    if not stored:
+        destination.begin(plan)
+    computing = time.monotonic()
+    watcher.started(rows=plan["rows"], done=job.rows_done, device=assembly.device, dtype=assembly.recipe["dtype"])
+    records = job.run()
+    counts = _counts(records, plan["rows"])
+    destination.finish(sink, {**_manifest(plan), **counts}, [record["index"] for record in records])
+    ended = time.monotonic()
+    return Summary(
+        path=config.output.output,
+        seconds=ended - began,
+        encoding_seconds=ended - computing,
+        computed_rows=job.rows_computed,
+        **counts,
+    )
+
+
+def _refuse_second_reading(table: Table, config: RunConfig) -> None:
+    """Stdin can be read once: what needs a second look at it is refused at the start."""
+    if not table.streaming:
+        return
+    if config.pooling.precision == "int8":
+        raise UsageError(
+            "--precision int8 reads the first rows twice, and stdin can be read only once",
+            hint="give a file, or use --precision float16",
+        )
+    if config.output.on_exists == "resume":
+        raise UsageError(
+            "a run that reads stdin cannot be resumed: its rows are gone",
+            hint="write the rows to a file and encode that",
+        )
+
+
+def _scan(table: Table, config: RunConfig, shard_rows: int) -> dict[str, Any]:
+    """Rows and shards of a table; finds faulty rows before a model is loaded."""
+    if table.streaming:
+        return {"rows": None, "starts": None, "kept_types": table.kept_types()}
+    cutter = ShardCutter(shard_rows)
+    scan = table.scan(cutter.count)
+    if scan.n_faults and config.output.on_bad_row == "fail":
+        raise unreadable_rows(scan.faults, scan.n_faults)
+    return {"rows": scan.rows, "starts": cutter.starts, "kept_types": scan.kept_types}
+
+
+def _input_facts(table: Table, config: InputConfig) -> dict[str, Any]:
+    return {
+        "files": [asdict(file) for file in table.files],
+        "columns": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(table.columns).items()
+        },
+        "limit": config.limit,
+    }
+
+
+def _output_facts(assembly: Assembly, config: RunConfig) -> dict[str, Any]:
+    return {
+        "recipe": assembly.recipe,
+        "fingerprint": assembly.fingerprint,
+        "format": config.output.format,
+        "precision": config.pooling.precision,
+        "variants": [asdict(variant) for variant in assembly.embedder.variants],
+        "on_bad_row": config.output.on_bad_row,
+        "int8_ranges": None,
+    }
+
+
+def _layout(plan: dict[str, Any], assembly: Assembly) -> Layout:
+    return Layout(
+        variants=assembly.embedder.variants,
+        precision=plan["precision"],
+        token_vectors=not assembly.embedder.pooling.poolings,
+        kept_types=plan["kept_types"],
+        metadata={
+            "embedkit.recipe": canonical_json(plan["recipe"]),
+            "embedkit.fingerprint": plan["fingerprint"],
+            "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
+        },
+    )
+
+
+def _counts(records: list[dict[str, Any]], rows: int | None) -> dict[str, Any]:
+    statuses: dict[str, int] = {}
+    for record in records:
+        for word, count in record["status_counts"].items():
+            statuses[word] = statuses.get(word, 0) + count
+    return {
+        "input_rows": sum(record["stop"] - record["start"] for record in records) if rows is None else rows,
+        "rows": sum(record["rows"] for record in records),
+        "vectors": sum(record["vectors"] for record in records),
+        "statuses": statuses,
+        "rejects": sum(record["rejects"] for record in records),
+        "n_tokens": sum(record["tokens"]["n_tokens"] for record in records),
+        "n_used": sum(record["tokens"]["n_used"] for record in records),
+    }
+
+
+def _manifest(plan: dict[str, Any]) -> dict[str, Any]:
+    names = ("version", "format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
+    return {name: plan[name] for name in names}

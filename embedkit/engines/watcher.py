@@ -1,0 +1,21 @@
+"""What a run tells whoever shows it to the user. Says nothing of how that looks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """Told how a run goes, from the thread that computes or the one that writes."""
+
+    def notice(self, sentence: str) -> None:
+        """Something the user should know before using the numbers."""
+
+    def started(self, *, rows: int | None, done: int, device: str, dtype: str) -> None:
+        """The model runs from now on: `rows` in the input (None: a stream), `done` of them already."""
+
+    def batch(self, texts: int, tokens: int, cells: int) -> None:
+        """A batch went through: its texts, their tokens, and the cells computed (padding included)."""
+
+    def shard_done(self, rows: int) -> None:
+        """A shard of so many input rows is written."""

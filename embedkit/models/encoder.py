@@ -1,0 +1,173 @@
+"""A loaded model that hands out its hidden states layer by layer, as they are computed.
+
+Takes token ids, gives states; knows nothing of texts, pooling or files. Runs packed or padded, as
+`models/load.py` found right for the model at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embedkit.models import attention
+from embedkit.models.architectures import Architecture
+from embedkit.records import Batch, Tokens
+
+#: Called with a layer's number and its states [1, T, D] (packed) or [B, T, D] (padded).
+TakeLayer: TypeAlias = Callable[[int, Tensor], None]
+
+
+class FrozenEncoder:
+    """A frozen encoder and the layers that are wanted of it.
+
+    Args:
+        model: the transformers module, in eval mode on its device.
+        architecture: what is known of its kind.
+        layers: the layers wanted, resolved.
+        packed: run texts end to end instead of padded.
+        tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
+            else let transformers collect the states of all layers.
+    """
+
+    def __init__(
+        self, model: Any, architecture: Architecture, layers: tuple[int, ...], *, packed: bool, tapped: bool
+    ) -> None:
+        self.model = model
+        self.architecture = architecture
+        self.layers = layers
+        self.packed = packed
+        self.n_layers: int = model.config.num_hidden_layers
+        self.hidden_size: int = model.config.hidden_size
+        self.device: torch.device = model.device
+        self.pad_id: int = getattr(model.config, "pad_token_id", None) or 0
+        self._tap = _LayerTap(_modules(model, architecture), layers, self.n_layers) if tapped else None
+        if packed:
+            attention.register()
+            model.set_attn_implementation(attention.NAME)
+
+    @torch.inference_mode()
+    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+            take: is given each wanted layer once, in order of depth. Padded states carry a text's tokens
+                at 0..length; what stands behind is noise.
+
+        Returns:
+            What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
+            was wanted.
+        """
+        inputs = self.packed_inputs(tokens, batch) if self.packed else self.padded_inputs(tokens, batch)
+        if self._tap is None:
+            output = self.model(**inputs, output_hidden_states=True)
+            for layer in sorted(self.layers):
+                is_last = layer == self.n_layers
+                take(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
+            return _pooler_output(output)
+        with self._tap.giving(take):
+            try:
+                output = self.model(**inputs)
+            except _DeepEnough:
+                return None
+        # What the model hands out last may have one more norm behind it than the last layer.
+        take(self.n_layers, output.last_hidden_state)
+        return _pooler_output(output)
+
+    def packed_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
+        """Arguments of the model's forward for texts laid end to end: tensors [1, T]."""
+        places, position = tokens.places(batch.texts)
+        ids = tokens.input_ids[places].astype(np.int64)
+        inputs = {
+            "input_ids": self._tensor(ids[None]),
+            "position_ids": self._tensor(self._positions(ids, position)[None]),
+            attention.RUNS: tuple(batch.runs()),
+        }
+        if tokens.token_type_ids is not None:
+            inputs["token_type_ids"] = self._tensor(tokens.token_type_ids[places].astype(np.int64)[None])
+        return inputs
+
+    def padded_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
+        """Arguments of the model's forward for a rectangle [n, longest], padded on the right."""
+        places, _ = tokens.places(batch.texts)
+        # From the lengths, never from the ids: a pad id may be content.
+        mask = np.arange(int(batch.lengths[-1])) < batch.lengths[:, None]
+        inputs = {
+            "input_ids": self._tensor(_rectangle(mask, tokens.input_ids[places], self.pad_id)),
+            "attention_mask": self._tensor(mask.astype(np.int64)),
+        }
+        if tokens.token_type_ids is not None:
+            inputs["token_type_ids"] = self._tensor(_rectangle(mask, tokens.token_type_ids[places], 0))
+        return inputs
+
+    def _positions(self, ids: np.ndarray[Any, Any], position: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Position ids of packed tokens as the model would count them for each text alone: int64 [T]."""
+        if self.architecture.positions != "after_pad":
+            return position
+        # RoBERTa's: pads in the text stay at the pad's position and are not counted.
+        content = (ids != self.pad_id).astype(np.int64)
+        counted = np.cumsum(content)
+        opens = np.maximum.accumulate(np.where(position == 0, np.arange(len(ids)), 0))
+        before = (counted - content)[opens]
+        ids_of_positions: np.ndarray[Any, Any] = (counted - before) * content + self.pad_id
+        return ids_of_positions
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside a forward pass once the deepest layer wanted has been handed out."""
+
+
+class _LayerTap:
+    """Listens at the stack of layers: what goes into its k-th call is hidden_states[k]."""
+
+    def __init__(self, modules: list[nn.Module], layers: tuple[int, ...], n_layers: int) -> None:
+        self.wanted = frozenset(layers) - {n_layers}
+        self.deepest = max(layers)
+        self.calls = 0
+        self.take: TakeLayer | None = None
+        for module in modules:
+            module.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def giving(self, take: TakeLayer) -> _LayerTap:
+        self.calls = 0
+        self.take = take
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.take = None
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.take is None:
+            return
+        layer = self.calls
+        self.calls += 1
+        if layer in self.wanted:
+            self.take(layer, args[0] if args else kwargs["hidden_states"])
+        if layer == self.deepest:
+            raise _DeepEnough
+
+
+def _modules(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
+    return list(model.get_submodule(str(architecture.layers)).children())
+
+
+def _pooler_output(output: Any) -> Tensor | None:
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    return pooled
+
+
+def _rectangle(mask: np.ndarray[Any, Any], flat: np.ndarray[Any, Any], fill: int) -> np.ndarray[Any, Any]:
+    filled = np.full(mask.shape, fill, np.int64)
+    filled[mask] = flat
+    return filled

@@ -1,0 +1,110 @@
+"""Input → shards. Pure: knows nothing of files, models, or how many workers there are.
+
+A shard ends at so many rows, or at so much text, so that a table of very long notes is not held in memory
+by the thousand. Where it ends depends on the rows before it alone, so a stream can be cut as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embedkit.errors import OutputError
+
+#: Rows a shard has unless told otherwise: on 2 cores a minute of work, lost at most if a run is killed.
+SHARD_ROWS = 4096
+#: On a pipe somebody waits for the first line.
+SHARD_ROWS_STDOUT = 256
+_SHARD_CHARACTERS = 64_000_000
+#: Values in the vectors of a shard (of 4 bytes each): vectors of many layers make shards of fewer rows.
+_SHARD_VALUES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows [start, stop) of the input."""
+
+    index: int
+    start: int
+    stop: int
+
+
+class ShardCutter:
+    """Tells at each row whether it opens a new shard.
+
+    Args:
+        shard_rows: most rows in a shard.
+    """
+
+    def __init__(self, shard_rows: int) -> None:
+        self.shard_rows = shard_rows
+        self.rows = 0
+        self.starts: list[int] = []
+        self._characters = 0
+
+    def count(self, characters: int) -> None:
+        """Count a row whose text has so many characters."""
+        self.opens_shard(characters)
+
+    def opens_shard(self, characters: int) -> bool:
+        """Count a row whose text has so many characters; True if it opens a shard."""
+        opened = self.starts[-1] if self.starts else 0
+        opens = (
+            not self.starts
+            or self.rows - opened >= self.shard_rows
+            or self._characters + characters > _SHARD_CHARACTERS
+        )
+        if opens:
+            self.starts.append(self.rows)
+            self._characters = 0
+        self._characters += characters
+        self.rows += 1
+        return opens
+
+
+def shards_of(starts: Sequence[int], rows: int) -> list[Shard]:
+    """The shards that begin at `starts` and end where the next one begins, or the input does."""
+    stops = [*starts[1:], rows]
+    return [Shard(index, *span) for index, span in enumerate(zip(starts, stops, strict=True))]
+
+
+def default_shard_rows(dims: int, *, to_stdout: bool) -> int:
+    """Rows a shard has where the user did not say, for vectors of about `dims` values."""
+    return max(64, min(SHARD_ROWS_STDOUT if to_stdout else SHARD_ROWS, _SHARD_VALUES // max(1, dims)))
+
+
+def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Hold a run that is to be resumed against its plan.
+
+    Raises:
+        OutputError: they differ; names the first field that does, and both values.
+    """
+    difference = _first_difference(stored, asked, "")
+    if difference is not None:
+        name, before, now = difference
+        raise OutputError(
+            f"cannot resume: {name} was {before} when the run was planned and is {now} now",
+            hint="resume with the options and the input of the first run, or use --on-exists overwrite",
+        )
+
+
+def _first_difference(stored: Any, asked: Any, name: str) -> tuple[str, str, str] | None:
+    if isinstance(stored, Mapping) and isinstance(asked, Mapping):
+        for key in sorted({*stored, *asked}):
+            found = _first_difference(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+            if found is not None:
+                return found
+        return None
+    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
+        for place, pair in enumerate(zip(stored, asked, strict=True)):
+            found = _first_difference(*pair, f"{name}[{place}]")
+            if found is not None:
+                return found
+        return None
+    return None if stored == asked else (name, _short(stored), _short(asked))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,72 @@
+"""All that decides the numbers of a run, as one JSON object, and its fingerprint.
+
+Devices, workers, batch budgets and progress are not in it: they change the speed, not the vectors. Nor are
+names and places: the same files under another path are the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def make_recipe(
+    *,
+    model_type: str,
+    files: Mapping[str, str],
+    lowercase: bool,
+    max_length: int,
+    on_long: str,
+    prompt: str,
+    layers: tuple[int, ...],
+    layer_agg: str,
+    pool: tuple[str, ...],
+    exclude_special: bool,
+    normalize: bool,
+    truncate_dim: int | None,
+    precision: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """The recipe of a run, everything resolved: no `auto`, no negative layer, no default left open.
+
+    Args:
+        model_type: architecture's name in transformers.
+        files: SHA-256 of each of the model's files, by name.
+        lowercase: whether texts are lowercased.
+        max_length: most tokens of a text, special tokens counted.
+        on_long: truncate or error.
+        prompt: put before each text.
+        layers: resolved layer numbers, in order.
+        layer_agg: how they are aggregated.
+        pool: poolings, in order; () = token vectors.
+        exclude_special: whether special tokens are left out of the pooling.
+        normalize: whether vectors are scaled to length 1.
+        truncate_dim: dimensions kept; None = all.
+        precision: how vectors are stored.
+        dtype: what the model computes in.
+    """
+    return {
+        "version": 1,
+        "model": {"type": model_type, "files": dict(files)},
+        "text": {"lowercase": lowercase, "prompt": prompt, "max_length": max_length, "on_long": on_long},
+        "layers": list(layers),
+        "layer_agg": layer_agg,
+        "pool": list(pool) or ["none"],
+        "exclude_special": exclude_special,
+        "normalize": normalize,
+        "truncate_dim": truncate_dim,
+        "precision": precision,
+        "dtype": dtype,
+    }
+
+
+def canonical_json(content: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: one text for one content."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()

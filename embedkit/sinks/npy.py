@@ -1,0 +1,98 @@
+"""Shards as plain `.npy` arrays, and a Parquet file of facts beside each.
+
+`embeddings/` and `metadata/` are what embedding-reader calls `parquet_npy`. Rows without a
+vector are in neither. Knows nothing of commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedkit.records import EncodedShard, Variant
+from embedkit.sinks.columns import Piece, facts_table, matrix
+from embedkit.sinks.layout import Create, Layout, shard_name
+from embedkit.sinks.parquet import row_groups, write_tables
+
+
+@dataclass(frozen=True, slots=True)
+class NpySink:
+    """`embeddings/part-00000.npy`, or `embeddings/L09_mean/part-00000.npy` for several variants."""
+
+    layout: Layout
+    suffix: ClassVar[str] = ".npy"
+
+    def files(self, index: int) -> tuple[str, ...]:
+        """Relative paths of a shard: an array for each variant, then the facts."""
+        part = shard_name(index, self.suffix)
+        folders = (f"embeddings/{variant.name}" for variant in self.layout.variants)
+        arrays = (f"{folder.rstrip('/')}/{part}" for folder in folders)
+        return (*arrays, f"metadata/{shard_name(index, '.parquet')}")
+
+    def write(self, shard: EncodedShard, create: Create) -> None:
+        """Write the shard's arrays [V, width] and its facts [V]."""
+        *arrays, metadata = self.files(shard.index)
+        facts = facts_table(shard, self.layout).filter(pa.array(shard.has_vector))
+        for variant, path in zip(self.layout.variants, arrays, strict=True):
+            vectors = matrix(shard, variant, self.layout)
+            with create(path) as file:
+                _write_header(file, vectors.dtype, vectors.shape)
+                file.write(_bytes(vectors))
+        with create(metadata) as file:
+            write_tables(file, facts.schema, [facts])
+
+    def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
+        """Join shards into one array a variant and one file of facts."""
+        shards = [self.files(index) for index in indices]
+        *arrays, metadata = self.merged_files(name)
+        for k, (variant, path) in enumerate(zip(self.layout.variants, arrays, strict=True)):
+            parts = [folder / files[k] for files in shards]
+            rows = sum(map_array(part).shape[0] for part in parts)
+            with create(path) as file:
+                _write_header(file, self.layout.dtype, (rows, self.layout.width(variant)))
+                for part in parts:
+                    file.write(_bytes(np.load(part, allow_pickle=False)))
+        with create(metadata) as file:
+            facts = row_groups(folder / files[-1] for files in shards)
+            write_tables(file, self.layout.facts_schema(), facts)
+
+    def merged_files(self, name: str) -> tuple[str, ...]:
+        """`x.npy` (`x.L09_mean.npy` for several variants) and `x.metadata.parquet`."""
+        stem, variants = name.removesuffix(self.suffix), self.layout.variants
+        arrays = (f"{stem}.{v.name}{self.suffix}" if v.name else f"{stem}{self.suffix}" for v in variants)
+        return (*arrays, metadata_name(name))
+
+    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[Piece]:
+        """The rows of one shard in one piece, its arrays mapped."""
+        facts = pq.read_table(files[-1], page_checksum_verification=True)
+        vectors = {v.name: map_array(files[self.layout.variants.index(v)]) for v in asked}
+        yield Piece(facts, np.ones(len(facts), np.bool_), vectors)
+
+
+def metadata_name(name: str) -> str:
+    """The file of facts that belongs to the single-file output `name`."""
+    return f"{name.removesuffix('.npy')}.metadata.parquet"
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """[V, width] the array, memory-mapped and read-only."""
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """The header of format 1.0, whose first line is all that embedding-reader looks at."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The array's memory as bytes, not copied; flat, so that its `len` is the number of bytes."""
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,190 @@
+"""A finished output, opened: which files it has, what its columns are, its vectors as numbers.
+
+An output explains itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema
+metadata, an array by the file of facts beside it, JSON Lines by their keys. Knows nothing of
+models, and does not need the run's options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedkit.errors import EmbedkitError, OutputError
+from embedkit.records import Variant
+from embedkit.sinks import FORMATS, make_sink
+from embedkit.sinks.arrow import map_table
+from embedkit.sinks.columns import Piece
+from embedkit.sinks.jsonl import sniff
+from embedkit.sinks.layout import LAYOUT_KEY, Layout
+from embedkit.sinks.npy import metadata_name
+from embedkit.sinks.sink import Sink
+
+_NOT_OURS = "give a file or folder made by `embedkit encode`"
+_VERIFY = "`embedkit verify` names what differs; encode again with --on-exists overwrite to replace it"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An output that is whole.
+
+    Attributes:
+        format: parquet, npy, jsonl or arrow.
+        parts: the files of each shard, in order; of a single-file output, its files alone.
+        recipe: what decided the numbers; {} where the format has no place for it.
+        fingerprint: of the recipe, or None.
+        int8_ranges: variant's name → {"min": [D], "max": [D]}; for int8 alone.
+        rows, vectors: what the manifest counts; None without a manifest.
+    """
+
+    format: str
+    sink: Sink
+    parts: tuple[tuple[Path, ...], ...]
+    recipe: Mapping[str, Any]
+    fingerprint: str | None
+    int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
+    rows: int | None = None
+    vectors: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The columns; its kept types are not known, and not needed to read."""
+        return self.sink.layout
+
+    def pieces(self, asked: Sequence[Variant]) -> Iterator[Piece]:
+        """All rows in order, with the vectors of the variants `asked`, in the stored precision.
+
+        Raises:
+            OutputError: a file is missing or damaged.
+        """
+        for files in self.parts:
+            with _readable(files[0]):
+                yield from self.sink.read(files, asked)
+
+    def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
+        """[V, width] as stored → float32 [V, D]: widened, de-quantised, or a bit a value.
+
+        Raises:
+            OutputError: int8 without the ranges that it was quantised with.
+        """
+        match self.layout.precision:
+            case "binary":
+                return np.unpackbits(vectors, axis=-1, count=variant.dims).astype(np.float32)
+            case "int8":
+                if variant.name not in self.int8_ranges:
+                    raise OutputError(
+                        f"{variant.column} is int8, and the ranges to turn it into floats are not with it",
+                        hint="read the folder that has the manifest.json with `int8_ranges`",
+                    )
+                low, high = (np.array(self.int8_ranges[variant.name][end], np.float32) for end in ("min", "max"))
+                share = (vectors.astype(np.float32) + 128) / np.float32(255)
+                return low + share * (high - low)
+            case _:
+                return vectors.astype(np.float32, copy=False)
+
+
+def open_stored(path: Path) -> Stored:
+    """Open a folder, or a .parquet, .arrow, .npy or .jsonl file.
+
+    Raises:
+        OutputError: there is nothing, it is not finished, or embedkit did not write it.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    form = path.suffix.removeprefix(".")
+    if form not in FORMATS:
+        raise OutputError(
+            f"{path}: an output is a folder or a file that ends in {', '.join('.' + f for f in FORMATS)}",
+            hint=_NOT_OURS,
+        )
+    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
+    if not explains.exists():
+        needs = f"{explains}, which goes with {path.name}, does" if explains != path else f"{path} does"
+        raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
+    with _readable(explains):
+        if form == "jsonl":
+            return _open_file(path, form, sniff(path))
+        schema = map_table(path).schema if form == "arrow" else pq.read_schema(explains)
+        return _open_file(path, form, _layout_of(schema, path, whole=form != "npy"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of the output's own JSON files.
+
+    Raises:
+        OutputError: it cannot be read as one.
+    """
+    with _readable(path):
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict):
+            return value
+    raise OutputError(f"{path} is not a JSON object", hint=_VERIFY)
+
+
+def _open_folder(path: Path) -> Stored:
+    manifest_path = path / "manifest.json"
+    if not manifest_path.exists():
+        if (path / "plan.json").exists() or (path / "commits").is_dir():
+            raise OutputError(
+                f"{path} is not finished: it has no manifest.json",
+                hint="run the same `embedkit encode` again with --on-exists resume; "
+                "`embedkit inspect` tells which rows are done",
+            )
+        raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
+    manifest = read_json(manifest_path)
+    with _readable(manifest_path):
+        variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
+        layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
+        sink = make_sink(manifest["format"], layout)
+        return Stored(
+            manifest["format"],
+            sink,
+            tuple(tuple(path / file for file in sink.files(i)) for i in range(manifest["shards"])),
+            manifest["recipe"],
+            manifest["fingerprint"],
+            manifest.get("int8_ranges", {}),
+            manifest["rows"],
+            manifest["vectors"],
+        )
+
+
+def _open_file(path: Path, form: str, layout: Layout) -> Stored:
+    sink = make_sink(form, layout)
+    files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
+    recipe, ranges = (
+        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
+    )
+    return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
+
+
+def _layout_of(schema: pa.Schema, path: Path, *, whole: bool) -> Layout:
+    """The layout that a schema's metadata tells; `whole` if the vectors are columns of it."""
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    described = json.loads(metadata.get(LAYOUT_KEY, "{}"))
+    variants = tuple(Variant(**variant) for variant in described.get("variants", ()))
+    if not described or (whole and not {variant.column for variant in variants} <= set(schema.names)):
+        raise OutputError(f"{path} is not an output of embedkit: its schema names no vectors", hint=_NOT_OURS)
+    return Layout(variants, described["precision"], described["token_vectors"], {}, metadata)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong inside is told as a file that cannot be read."""
+    try:
+        yield
+    except EmbedkitError:
+        raise
+    except FileNotFoundError as error:
+        raise OutputError(f"{error.filename or path} is missing", hint=_VERIFY) from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
+        raise OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY) from None

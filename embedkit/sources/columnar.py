@@ -1,0 +1,161 @@
+"""Parquet and Arrow: record batches, streamed, only the columns that are needed.
+
+Strings of every layout work, dictionaries of them too; binary cells are read as UTF-8. pyarrow's own
+messages may quote cells, so none gets out of here: what it raises ends in `_attempt`.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.errors import InputError
+from embedkit.records import Fault, Record
+from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
+from embedkit.sources.columns import Column, Columns, composer, shown
+
+T = TypeVar("T")
+
+BATCH_ROWS = 1_024
+
+#: Parquet column chunks are read by pieces of this size, not whole: a chunk may be gigabytes.
+_PARQUET_BUFFER = 2**20
+
+_FILE_MAGIC = b"ARROW1"
+
+#: An open file: its schema, and a function of column names that reads them, batch by batch.
+_Opened = tuple[Any, Callable[[tuple[str, ...]], Iterator[Any]]]
+
+
+class Columnar:
+    """One file of record batches, read once.
+
+    Raises:
+        InputError: it is damaged, cut off, or of another format.
+    """
+
+    columns: tuple[Column, ...]
+
+    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str) -> None:
+        self._file = file
+        self._format = file_format
+        if file_format == "parquet":
+            source, opener = _seekable(stream), _open_parquet
+        elif stream.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC):
+            source, opener = _seekable(stream), _open_arrow_file
+        else:
+            source, opener = stream, _open_arrow_stream
+        opened = _attempt(lambda: opener(source))
+        if opened is None:
+            raise self._damaged()
+        schema, self._batches = opened
+        self.columns = tuple(
+            Column(field.name, kind_of(field.type), str(field.type), kept_name(field.type)) for field in schema
+        )
+
+    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+        """Every row, numbered from `first`; one with bytes that are not UTF-8 is the fault `not_utf8`."""
+        compose = composer(columns)
+        row = first
+        batches = _attempt(lambda: self._batches(columns.named))
+        while (batch := self._next(batches)) is not None:
+            unreadable: Unreadable = set()
+            texts = [self._cells(batch, name, strings, unreadable) for name in columns.text]
+            keeps = [self._cells(batch, name, values, unreadable) for name in columns.keep]
+            ids: list[str | None] = [str(number) for number in range(row, row + batch.num_rows)]
+            if columns.id is not None:
+                ids = self._cells(batch, columns.id, strings, unreadable)
+            for at, identity in enumerate(ids):
+                if at in unreadable:
+                    yield Fault(row, self._file, None, "not_utf8")
+                else:
+                    text = compose([cells[at] for cells in texts])
+                    yield Record(row, identity, text, tuple([cells[at] for cells in keeps]))
+                row += 1
+
+    def _next(self, batches: Iterator[Any] | None) -> Any:
+        """The next batch, or None after the last."""
+        end = object()
+        batch = None if batches is None else _attempt(lambda: next(batches, end))
+        if batch is None:
+            raise self._damaged()
+        return None if batch is end else batch
+
+    def _cells(
+        self, batch: Any, name: str, convert: Callable[[Any, Unreadable], list[Any]], unreadable: Unreadable
+    ) -> list[Any]:
+        column = batch.column(name)
+        cells = _attempt(lambda: convert(column, unreadable))
+        if cells is None:
+            raise InputError(
+                f"{self._file}: column {shown(name)}, of type {column.type}, cannot be read",
+                hint="cast it to a string, or leave it out of --keep",
+            )
+        return cells
+
+    def _damaged(self) -> InputError:
+        return InputError(
+            f"{self._file}: cannot be read as {self._format}: cut off, damaged, or of another format",
+            hint="write or copy it again; if it is of another format, say so with --format",
+        )
+
+
+def _attempt(action: Callable[[], T]) -> T | None:
+    """What the action gives, or None where pyarrow failed; an error of ours passes."""
+    try:
+        return action()
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+
+
+def _open_parquet(source: BinaryIO) -> _Opened:
+    file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
+    return file.schema_arrow, lambda names: file.iter_batches(BATCH_ROWS, columns=list(names))
+
+
+def _open_arrow_file(source: BinaryIO) -> _Opened:
+    mapped = _mapped(source)
+    schema = pa.ipc.open_file(mapped).schema
+    return schema, lambda names: _file_batches(mapped, [schema.get_field_index(name) for name in names])
+
+
+def _open_arrow_stream(source: BinaryIO) -> _Opened:
+    stream = pa.ipc.open_stream(_mapped(source))
+    return stream.schema, lambda _: _pieces(iter(stream))
+
+
+def _file_batches(source: Any, fields: list[int]) -> Iterator[Any]:
+    reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
+    return _pieces(reader.get_batch(at) for at in range(reader.num_record_batches))
+
+
+def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
+    """Arrow batches may be whole tables: slices of them become Python objects one at a time."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+def _mapped(source: BinaryIO) -> Any:
+    """A file on disk is mapped, so that a batch larger than the memory can be read too."""
+    name = getattr(source, "name", None)  # of a stream that is decompressed there is none, of a spool a number
+    return pa.memory_map(name) if isinstance(name, str) else source
+
+
+def _seekable(stream: io.BufferedReader) -> BinaryIO:
+    """The stream itself, or its bytes in a temporary file that has no name and goes when it is closed.
+
+    Parquet and Arrow files are read from their end, which a pipe or a compressed file has not got.
+    """
+    if stream.seekable():
+        return stream
+    spool = tempfile.TemporaryFile(prefix="embedkit-")  # noqa: SIM115 - open as long as its reader
+    shutil.copyfileobj(stream, spool, _PARQUET_BUFFER)
+    spool.seek(0)
+    return cast("BinaryIO", spool)

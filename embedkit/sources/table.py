@@ -1,0 +1,236 @@
+"""All files of an input as one table: `open_table` finds, opens and checks them; `Table` reads them.
+
+Knows which reader is for which format, and numbers the rows over all files.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import BinaryIO, Protocol
+
+from embedkit.config import FORMATS, InputConfig
+from embedkit.errors import InputError, UsageError
+from embedkit.records import Fault, Record
+from embedkit.sources.columnar import Columnar
+from embedkit.sources.columns import USUAL_TEXT, Column, Columns, asked, check, decide, shown
+from embedkit.sources.delimited import Delimited
+from embedkit.sources.jsonl import JsonLines
+from embedkit.sources.kept import type_of, unified
+from embedkit.sources.locate import STDIN, SourceFile, locate
+from embedkit.sources.opening import opened, opened_stdin
+from embedkit.sources.plain import PlainText
+
+#: How many faults a scan tells one by one.
+FAULTS_TOLD = 20
+
+#: Formats whose files declare the types of their columns.
+_TYPED = frozenset({"parquet", "arrow"})
+
+
+class Reader(Protocol):
+    """What each format gives: one file, read once."""
+
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """The file's columns; None where it has no row to tell them."""
+
+    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+        """Every row, numbered from `first`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one full pass over the input found.
+
+    Attributes:
+        rows: records and faults together.
+        faults: the first `FAULTS_TOLD` of them.
+        n_faults: how many there are.
+        kept_types: for each kept column, the name of its type; see `kept.py`.
+    """
+
+    rows: int
+    faults: tuple[Fault, ...]
+    n_faults: int
+    kept_types: dict[str, str]
+
+
+class Table:
+    """The rows of all files, in order. Made by `open_table`.
+
+    Attributes:
+        files: what is read.
+        columns: the columns that were decided on.
+        streaming: it is stdin, and can be read only once.
+    """
+
+    def __init__(
+        self,
+        files: tuple[SourceFile, ...],
+        columns: Columns,
+        declared: Sequence[tuple[Column, ...]],
+        limit: int | None,
+        reader: Reader | None = None,
+    ) -> None:
+        self.files = files
+        self.columns = columns
+        self.streaming = reader is not None
+        self._declared = declared
+        self._limit = limit
+        self._reader = reader
+
+    def records(self) -> Iterator[Record | Fault]:
+        """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
+
+        Raises:
+            InputError: a file is damaged, or can no longer be split into rows.
+            UsageError: stdin has been read already.
+        """
+        if not self.streaming:
+            return islice(self._rows(), self._limit)
+        reader, self._reader = self._reader, None
+        if reader is None:
+            raise _read_once()
+        return islice(reader.rows(self.columns, 0), self._limit)
+
+    def scan(self, on_row: Callable[[int], None] | None = None) -> Scan:
+        """Read everything once: count rows, collect faults, find the types of kept columns.
+
+        Args:
+            on_row: told the characters of each row's text, in order; 0 for null or a fault.
+
+        Raises:
+            InputError: as `records`.
+            UsageError: it is stdin.
+        """
+        if self.streaming:
+            raise _read_once()
+        rows = n_faults = 0
+        faults: list[Fault] = []
+        seen: list[set[str]] = [set() for _ in self.columns.keep]
+        for item in self.records():
+            rows += 1
+            if isinstance(item, Fault):
+                n_faults += 1
+                if n_faults <= FAULTS_TOLD:
+                    faults.append(item)
+            else:
+                for types, value in zip(seen, item.kept, strict=True):
+                    types.add(type_of(value))
+            if on_row is not None:
+                on_row(0 if isinstance(item, Fault) else len(item.text or ""))
+        names = self.kept_types()
+        if all(file.format == "jsonl" for file in self.files):
+            names = {name: unified(types) for name, types in zip(self.columns.keep, seen, strict=True)}
+        return Scan(rows, tuple(faults), n_faults, names)
+
+    def kept_types(self) -> dict[str, str]:
+        """The type of each kept column as the files declare it: `string` for text formats, `json` for JSON.
+
+        For streaming tables, of which there is no scan. A scan tells more of JSON Lines, unless there
+        are files of other formats beside them.
+        """
+        return {
+            name: unified({column.kept for there in self._declared for column in there if column.name == name})
+            for name in self.columns.keep
+        }
+
+    def _rows(self) -> Iterator[Record | Fault]:
+        row = 0
+        for file in self.files:
+            with opened(file) as stream:
+                reader = _reader(file, stream, frozenset(self.columns.named))
+                if reader.columns is not None:
+                    check(self.columns, reader.columns, file=file.name)
+                for item in reader.rows(self.columns, row):
+                    yield item
+                    row = item.row + 1
+
+
+def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
+    """Find the files, decide on the columns, and check that each file has them.
+
+    Args:
+        config: what to read.
+        stdin: read where the input is `-`; by default the process's own.
+
+    Raises:
+        InputError: a file or a column is missing, or a file is not of its format.
+        UsageError: the format is not known, the template is malformed, `-` is not alone.
+    """
+    if config.format not in FORMATS:
+        raise UsageError(f"--format {config.format}: not a format", hint=f"take one of {', '.join(FORMATS)}")
+    if config.limit is not None and config.limit < 0:
+        raise UsageError(f"--limit {config.limit}: rows cannot be fewer than 0", hint="leave it out for all rows")
+    if STDIN not in config.inputs:
+        files = locate(config.inputs, config.format)
+        return _checked(files, asked(config), config.limit)
+    if len(config.inputs) > 1:
+        raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
+    columns = asked(config)
+    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format)
+    reader = _reader(file, stream, frozenset(columns.named))
+    there = reader.columns or ()
+    if there:
+        columns = decide(columns, there, file=STDIN)
+        check(columns, there, file=STDIN)
+    return Table((file,), columns if there else _undecided(columns), [there], config.limit, reader)
+
+
+def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None) -> Table:
+    declared: list[tuple[Column, ...]] = []
+    typed: dict[str, Column] = {}
+    decided = False
+    for file in files:
+        with opened(file) as stream:
+            there = _reader(file, stream, frozenset(columns.named)).columns
+        if there is None:
+            continue
+        if not decided:
+            columns, decided = decide(columns, there, file=file.name), True
+        check(columns, there, file=file.name)
+        if file.format in _TYPED:
+            _check_drift(columns, there, typed, file=file.name)
+        declared.append(tuple(column for column in there if column.name in columns.keep))
+    return Table(files, columns if decided else _undecided(columns), declared, limit)
+
+
+def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
+    """Hold a file's types against those of the files before it, which are in `typed`; nulls fit any."""
+    for column in there:
+        if column.name not in columns.named or column.kind == "null":
+            continue
+        before = typed.setdefault(column.name, column)
+        differs = before.kept != column.kept if column.name in columns.keep else before.kind != column.kind
+        if differs:
+            raise InputError(
+                f"{file}: column {shown(column.name)} is {column.type}, and {before.type} in an earlier file",
+                hint="cast it to one type in all files",
+            )
+
+
+def _undecided(columns: Columns) -> Columns:
+    """Columns of a table without rows, which nobody will look for."""
+    return replace(columns, text=columns.text or USUAL_TEXT[:1])
+
+
+def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str]) -> Reader:
+    match file.format:
+        case "csv":
+            return Delimited(stream, file.name, delimiter=",")
+        case "tsv":
+            return Delimited(stream, file.name, delimiter="\t")
+        case "jsonl":
+            return JsonLines(stream, file.name, wanted=wanted)
+        case "txt":
+            return PlainText(stream, file.name)
+        case _:
+            return Columnar(stream, file.name, file_format=file.format)
+
+
+def _read_once() -> UsageError:
+    return UsageError("stdin can be read only once", hint="save it to a file first, and name the file")

@@ -1,0 +1,43 @@
+"""A table from bytes, as a user would have it: written to a file, opened by name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedkit.config import InputConfig
+from embedkit.errors import EmbedkitError
+from embedkit.records import Fault, Record
+from embedkit.sources import Table, open_table
+
+
+def table(folder: Path, name: str, data: bytes, **options: Any) -> Table:
+    path = folder / name
+    path.write_bytes(data)
+    return open_table(InputConfig((str(path),), **options))
+
+
+def rows(folder: Path, name: str, data: bytes, **options: Any) -> list[Record | Fault]:
+    return list(table(folder, name, data, **options).records())
+
+
+def texts(found: Sequence[Record | Fault]) -> list[str | None]:
+    """The text of each record; of a fault its code, in brackets."""
+    return [item.text if isinstance(item, Record) else f"<{item.code}>" for item in found]
+
+
+def piped(data: bytes, **options: Any) -> Table:
+    return open_table(InputConfig(("-",), **options), stdin=io.BytesIO(data))
+
+
+def refused(
+    folder: Path, name: str, data: bytes, *, match: str, kind: type[EmbedkitError], **options: Any
+) -> EmbedkitError:
+    """The error that reading this file to its end gives."""
+    with pytest.raises(kind, match=match) as caught:
+        rows(folder, name, data, **options)
+    return caught.value

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedkit.errors import InputError
+from embedkit.records import Fault, Record
+from embedkit.sources import lines
+from tests.sources.helpers import refused, rows, table, texts
+
+FIELDS = st.text(
+    st.one_of(st.sampled_from('",\n\r\t \u2028\x85\0\ufeff'), st.characters(codec="utf-8")), max_size=12
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cells=st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(FIELDS, min_size=width, max_size=width))),
+    suffix=st.sampled_from([".csv", ".tsv"]),
+    terminator=st.sampled_from(["\n", "\r\n"]),
+)
+def test_any_table_that_python_wrote_comes_back_cell_for_cell(
+    cells: list[list[str]], suffix: str, terminator: str
+) -> None:
+    width = len(cells[0]) if cells else 2
+    written = io.StringIO(newline="")
+    # Python before 3.13 leaves a lone CR unquoted when lines end in LF, and cannot read that back either.
+    quoting = csv.QUOTE_ALL if any("\r" in cell for row in cells for cell in row) else csv.QUOTE_MINIMAL
+    delimiter = "," if suffix == ".csv" else "\t"
+    writer = csv.writer(written, delimiter=delimiter, lineterminator=terminator, quoting=quoting)
+    writer.writerow(["text", "b", "c", "d"][:width])
+    writer.writerows(cells)
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("text", "b", "c", "d")[:width]
+        found = rows(Path(folder), "t" + suffix, written.getvalue().encode(), keep=names)
+    assert [item.kept for item in found if isinstance(item, Record)] == [tuple(row) for row in cells]
+    assert texts(found) == [row[0] for row in cells]
+    assert [item.row for item in found] == list(range(len(cells)))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'text,b\n"one\ntwo",x\n', ["one\ntwo"]),
+        (b'text,b\r\n"one\r\ntwo",x\r\n', ["one\r\ntwo"]),
+        (b"text,b\rone,x\rtwo,y\r", ["one", "two"]),
+        (b"text,b\none,x", ["one"]),
+        (b"\xef\xbb\xbftext,b\none,x\n", ["one"]),
+        ("\ufefftext,b\n\u00e9\U0001f642,x\n".encode("utf-16-le"), ["\u00e9\U0001f642"]),
+        ("\ufefftext,b\n\u00e9,x\n".encode("utf-16-be"), ["\u00e9"]),
+        (b"\n\ntext,b\n\none,x\n\n\ntwo,y\n\n", ["one", "two"]),
+        (b"text\none\n\nthree\n", ["one", "", "three"]),
+        (b'text\none\n""\nthree\n', ["one", "", "three"]),
+        (b"text,b\nNA,x\nnull,x\nnan,x\n,x\n", ["NA", "null", "nan", ""]),
+        (b'text,b\n6" tall,x\n', ['6" tall']),
+        (b"text,b\na\0b,x\n", ["a\0b"]),
+        ("text,b\na\u2028b\x85c,x\n".encode(), ["a\u2028b\x85c"]),
+        (b"text,b\n", []),
+        (b"text", []),
+    ],
+)
+def test_cells_are_read_as_they_were_written(tmp_path: Path, data: bytes, expected: list[str]) -> None:
+    assert texts(rows(tmp_path, "t.csv", data)) == expected
+
+
+def test_a_row_of_another_width_is_a_fault_that_tells_row_and_byte(tmp_path: Path) -> None:
+    data = 'id,text\n1,"é\nx"\n2\n3,c,d\n4,ok\n'.encode()
+    found = rows(tmp_path, "t.csv", data)
+    name = str(tmp_path / "t.csv")
+    # The header is 8 bytes; the first row 1 , " é(2) \n x " \n = 9.
+    assert found[1] == Fault(1, name, 17, "short_row")
+    assert found[2] == Fault(2, name, 19, "long_row")
+    assert texts(found) == ["é\nx", "<short_row>", "<long_row>", "ok"]
+
+
+@pytest.mark.parametrize(("mark", "encoding"), [(b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le")])
+def test_a_faults_offset_is_where_its_bytes_are_in_the_file(tmp_path: Path, mark: bytes, encoding: str) -> None:
+    data = mark + "id,text\n1,é🙂\n2\n".encode(encoding)
+    (fault,) = (item for item in rows(tmp_path, "t.csv", data) if isinstance(item, Fault))
+    assert fault.offset == data.index("\n2\n".encode(encoding)) + len("\n".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'id,text\n1,a\n2,"b\n3,c\n', "row 1, at byte 12, has a quote that is never closed"),
+        (b'id,text\n1,a\n2,"b"x\n', "row 1, at byte 12, has text after a closing quote"),
+        (b"", "empty file, no header"),
+        (b"\n\r\n", "empty file, no header"),
+        (b"text,b,text\n1,2,3\n", "2 columns are named text"),
+        (b"id,text\n1,a\n2,caf\xe9 x\n", "not UTF-8 at byte 17"),
+        (b"id,text\n1,a\n2,caf\xc3", "not UTF-8 at byte 17"),
+        ("text,b\na,x\n".encode("utf-16-le"), "NUL bytes in the header"),
+    ],
+)
+def test_a_file_that_cannot_be_split_into_rows_is_an_error_that_tells_where(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    refused(tmp_path, "t.csv", data, kind=InputError, match=words)
+
+
+def test_bytes_that_are_not_utf8_are_told_by_their_place_in_a_long_file(tmp_path: Path) -> None:
+    good = "id,text\n" + "1,é and more\n" * 20_000
+    error = refused(tmp_path, "t.csv", good.encode() + b"2,\xff\n", kind=InputError, match="not UTF-8")
+    assert f"byte {len(good.encode()) + 2}" in error.message
+    assert "iconv" in error.hint
+
+
+def test_a_column_that_is_there_twice_does_not_matter_unless_it_is_read(tmp_path: Path) -> None:
+    assert texts(rows(tmp_path, "t.csv", b"x,text,x\n1,a,2\n")) == ["a"]
+
+
+def test_ten_thousand_columns_and_a_field_of_3_mb_are_read(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(9_999)]
+    big = "line, one\n" * 300_000
+    data = ",".join([*names, "text"]) + "\n" + "," * 9_999 + f'"{big}"\n'
+    assert texts(rows(tmp_path, "t.csv", data.encode())) == [big]
+
+
+@pytest.mark.parametrize("record", ["x" * 5_000, '"' + "x\n" * 2_500])
+def test_a_record_over_the_bound_is_an_error_and_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str
+) -> None:
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1_000)
+    data = f"id,text\n1,a\n2,{record}".encode()
+    refused(tmp_path, "t.csv", data, kind=InputError, match="the record at byte 12 is over")
+
+
+def test_every_column_of_a_csv_but_the_id_counts_as_a_string(tmp_path: Path) -> None:
+    assert table(tmp_path, "t.csv", b"id,report\n00123,a\n").columns.text == ("report",)

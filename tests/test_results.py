@@ -135,6 +135,17 @@ def test_token_vectors_are_a_list_of_arrays_and_vectors_says_so(tmp_path, form, 
     assert ".token_vectors" in caught.value.hint
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow", "jsonl"])
+def test_token_vectors_are_known_by_the_files_where_the_manifest_does_not_say(tmp_path, form):
+    like = layout(token_vectors=True)
+    shard = make_shard(like, [False, True, True])
+    write_output(tmp_path, form, like, [shard])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["token_vectors"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert all(map(same_bits, read(tmp_path).token_vectors, shard.vectors[""]))
+
+
 def test_one_npy_or_arrow_file_is_mapped_and_not_read(tmp_path):
     like = layout()
     shard = make_shard(like, [True] * 5)
@@ -173,6 +184,7 @@ def test_a_folder_without_a_manifest_says_how_to_go_on(tmp_path):
         ("x.csv", b"a,b\n", "ends in .parquet, .npy, .jsonl, .arrow"),
         ("x.parquet", b"PAR1 not really PAR1", "damaged"),
         ("x.arrow", b"ARROW1", "damaged"),
+        ("x.npy", b"", "x.metadata.parquet, which goes with x.npy, does not exist"),
         ("x.jsonl", b'{"text": "Jane Doe"}\n', "line 1 is not a row that embedkit wrote"),
         ("x.jsonl", b'{"Jane Doe\n', "line 1 is not a row that embedkit wrote"),
         ("folder/other.txt", b"", "is not an output of embedkit"),

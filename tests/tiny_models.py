@@ -304,9 +304,7 @@ def _unigrams(
     return [*((piece, 0.0) for piece in first), *scored, *((piece, 0.0) for piece in last)]
 
 
-def _byte_pairs(
-    first: Sequence[str], *, last: Sequence[str] = ()
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _byte_pairs(first: Sequence[str], *, last: Sequence[str] = ()) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Special tokens, the 256 bytes, then what the commonest neighbours make when they are merged."""
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = Counter(word for word, _ in splitter.pre_tokenize_str(" ".join(CORPUS)))
@@ -373,9 +371,7 @@ def _mpnet_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _deberta_v2_tokenizer() -> PreTrainedTokenizerBase:
-    return DebertaV2Tokenizer(
-        vocab=_unigrams(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], last=["[MASK]"]), unk_id=3
-    )
+    return DebertaV2Tokenizer(vocab=_unigrams(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], last=["[MASK]"]), unk_id=3)
 
 
 def _modernbert_tokenizer() -> PreTrainedTokenizerBase:
@@ -542,13 +538,9 @@ _RECIPES: dict[str, _Recipe] = {
     "distilbert": _Recipe(_distilbert_tokenizer, _distilbert, tokenizer_limit=MAX_LENGTH),
     "albert": _Recipe(_albert_tokenizer, _encoder(AlbertModel, AlbertConfig, embedding_size=16)),
     "electra": _Recipe(_bert_tokenizer, _encoder(ElectraModel, ElectraConfig, embedding_size=16)),
-    "xlm-roberta": _Recipe(
-        _xlm_roberta_tokenizer, _encoder(XLMRobertaModel, XLMRobertaConfig, **_ROBERTA_LIKE)
-    ),
+    "xlm-roberta": _Recipe(_xlm_roberta_tokenizer, _encoder(XLMRobertaModel, XLMRobertaConfig, **_ROBERTA_LIKE)),
     "camembert": _Recipe(_camembert_tokenizer, _encoder(CamembertModel, CamembertConfig, **_ROBERTA_LIKE)),
-    "mpnet": _Recipe(
-        _mpnet_tokenizer, _encoder(MPNetModel, MPNetConfig, **_OFFSET_2), tokenizer_limit=MAX_LENGTH
-    ),
+    "mpnet": _Recipe(_mpnet_tokenizer, _encoder(MPNetModel, MPNetConfig, **_OFFSET_2), tokenizer_limit=MAX_LENGTH),
     # As DeBERTa-v3: relative positions in buckets, none added to the input; 4 buckets a side, so that
     # texts of 64 tokens reach the logarithmic ones.
     "deberta-v2": _Recipe(

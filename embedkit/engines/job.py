@@ -74,7 +74,7 @@ class Job:
         self.stop = stop
         self.records = destination.committed()
         self.rows_done = sum(record["stop"] - record["start"] for record in self.records.values())
-        self.rows_computed = 0
+        self.rows_computed = self.tokens_computed = 0
 
     def run(self) -> list[dict[str, Any]]:
         """Do what is left to do.
@@ -88,7 +88,7 @@ class Job:
         """
         with (
             Worker[EncodedShard](self._write, _SHARDS_AHEAD, "embedkit-writer") as writer,
-            prefetched(self._tokenized(), _SHARDS_AHEAD, "embedkit-reader") as shards,
+            prefetched(self._tokenized(), _SHARDS_AHEAD, "embedkit-reader", self._raise_if_stopped) as shards,
         ):
             for shard in shards:
                 self._raise_if_stopped()
@@ -140,6 +140,7 @@ class Job:
         self.watcher.shard_done(shard.stop - shard.start)
 
     def _on_batch(self, texts: int, tokens: int, cells: int) -> None:
+        self.tokens_computed += tokens
         self.watcher.batch(texts, tokens, cells)
         self._raise_if_stopped()
 

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 #: How long a blocked stage waits before it looks whether its neighbour is still there.
 _LOOK_SECONDS = 0.1
+#: How long a stopped reader may take to notice.
+_LEAVE_SECONDS = 2.0
 
 
 class _Done:
@@ -25,16 +27,20 @@ class _Done:
 
 
 @contextlib.contextmanager
-def prefetched(items: Iterable[T], depth: int, name: str) -> Generator[Iterator[T], None, None]:
+def prefetched(
+    items: Iterable[T], depth: int, name: str, look: Callable[[], None]
+) -> Generator[Iterator[T], None, None]:
     """Run an iterable in a thread of its own, at most `depth` items ahead.
 
     Args:
         items: iterated in the thread; its exception is raised where the items are taken.
         depth: items that may wait.
         name: of the thread.
+        look: called while an item is waited for; what it raises ends the waiting.
 
     Yields:
-        The items, in order. Leaving the block stops the thread.
+        The items, in order. Leaving the block stops the thread; one that sits in a read of a pipe is left
+        behind, as a daemon.
     """
     lane: queue.Queue[T | _Done] = queue.Queue(depth)
     stop = threading.Event()
@@ -51,7 +57,11 @@ def prefetched(items: Iterable[T], depth: int, name: str) -> Generator[Iterator[
 
     def taken() -> Iterator[T]:
         while True:
-            item = lane.get()
+            try:
+                item = lane.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                look()
+                continue
             if isinstance(item, _Done):
                 if item.failure is not None:
                     raise item.failure
@@ -64,7 +74,7 @@ def prefetched(items: Iterable[T], depth: int, name: str) -> Generator[Iterator[
         yield taken()
     finally:
         stop.set()
-        thread.join()
+        thread.join(timeout=_LEAVE_SECONDS)
 
 
 class Worker(Generic[T]):

@@ -7,50 +7,20 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from embedkit.assembly import Assembly, assemble, find_model, rough_width
 from embedkit.config import InputConfig, RunConfig
 from embedkit.destination import destination_of
 from embedkit.engines.faults import unreadable_rows
+from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import UsageError
 from embedkit.plan import ShardCutter, default_shard_rows, refuse_changes
 from embedkit.recipe import canonical_json, fingerprint
 from embedkit.sinks import Layout, make_sink
 from embedkit.sources import Table, open_table
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What came of a run. Counts are over the whole output, seconds are this process's.
-
-    Attributes:
-        path: of the output; `-` for stdout.
-        input_rows: rows of the input.
-        rows: rows of the output; fewer than `input_rows` if faulty ones were skipped.
-        vectors: rows that have one.
-        statuses: rows by what happened to their text.
-        rejects: faulty rows.
-        n_tokens: tokens of all texts before any cut.
-        n_used: of these, tokens that went through the model.
-        seconds: from start to end.
-        encoding_seconds: of these, since the model ran.
-        computed_rows: rows this process computed; the others were there from a former run.
-    """
-
-    path: str
-    input_rows: int
-    rows: int
-    vectors: int
-    statuses: dict[str, int]
-    rejects: int
-    n_tokens: int
-    n_used: int
-    seconds: float
-    encoding_seconds: float
-    computed_rows: int
 
 
 def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
@@ -110,6 +80,11 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         seconds=ended - began,
         encoding_seconds=ended - computing,
         computed_rows=job.rows_computed,
+        computed_tokens=job.tokens_computed,
+        dims={variant.name: variant.dims for variant in assembly.embedder.variants},
+        max_length=assembly.embedder.tokenizer.max_length,
+        recipe=assembly.recipe,
+        fingerprint=assembly.fingerprint,
         **counts,
     )
 

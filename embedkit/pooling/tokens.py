@@ -9,6 +9,7 @@ its row is NaN, which nobody can mistake for one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -44,7 +45,7 @@ def mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
 def mean_sqrt_len(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     """sum(h) / sqrt(n): keeps some of the length (sentence-transformers' pooling of that name)."""
     if mask is None:
-        return hidden_states.sum(dim=1, dtype=torch.float32) / hidden_states.shape[1] ** 0.5
+        return hidden_states.sum(dim=1, dtype=torch.float32) / math.sqrt(hidden_states.shape[1])
     weights = mask.float()
     return _weighted_sum(hidden_states, weights) / torch.sqrt(weights.sum(dim=1, keepdim=True))
 

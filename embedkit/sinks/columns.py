@@ -120,11 +120,8 @@ def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
 def _vectors(column: pa.ChunkedArray) -> Vectors:
     """The rows of a column that are not null; no copy where there is one chunk without nulls."""
     if pa.types.is_fixed_size_list(column.type):
-        parts = [_flat(chunk) for chunk in column.chunks if len(chunk)]
-        if len(parts) == 1:
-            return parts[0]
-        empty = np.empty((0, column.type.list_size), column.type.value_type.to_pandas_dtype())
-        return np.concatenate([empty, *parts])
+        parts = [_flat(chunk) for chunk in column.chunks] or [_flat(pa.array([], column.type))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
     arrays: list[NDArray[Any]] = []
     for chunk in column.chunks:
         tokens, lengths = _flat(chunk.flatten()), chunk.drop_null().value_lengths().to_numpy()

@@ -1,7 +1,8 @@
 """Shards as plain `.npy` arrays, and a Parquet file of facts beside each.
 
-`embeddings/` and `metadata/` are what embedding-reader calls `parquet_npy`. Rows without a
-vector are in neither. Knows nothing of commits.
+`embeddings/` and `metadata/` are what embedding-reader calls `parquet_npy` (1.8 reads float32 and
+float16; of a shard without any vector it skips the array and not the facts, then stops with an error).
+Rows without a vector are in neither. Knows nothing of commits.
 """
 
 from __future__ import annotations

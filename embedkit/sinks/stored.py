@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,7 @@ def open_stored(path: Path) -> Stored:
         needs = f"{explains}, which goes with {path.name}, does" if explains != path else f"{path} does"
         raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
     with _readable(explains):
-        if form == "jsonl":
-            return _open_file(path, form, sniff(path))
-        schema = map_table(path).schema if form == "arrow" else pq.read_schema(explains)
-        return _open_file(path, form, _layout_of(schema, path, whole=form != "npy"))
+        return _open_file(path, form, _own_layout(explains, form))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,12 +140,16 @@ def _open_folder(path: Path) -> Stored:
     manifest = read_json(manifest_path)
     with _readable(manifest_path):
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
+        form, shards = manifest["format"], range(manifest["shards"])
         layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
-        sink = make_sink(manifest["format"], layout)
+        sink = make_sink(form, layout)
+        if "token_vectors" not in manifest and shards and form != "npy":
+            own = _own_layout(path / sink.files(0)[0], form)
+            sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
         return Stored(
-            manifest["format"],
+            form,
             sink,
-            tuple(tuple(path / file for file in sink.files(i)) for i in range(manifest["shards"])),
+            tuple(tuple(path / file for file in sink.files(index)) for index in shards),
             manifest["recipe"],
             manifest["fingerprint"],
             manifest.get("int8_ranges", {}),
@@ -166,12 +167,16 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
 
 
-def _layout_of(schema: pa.Schema, path: Path, *, whole: bool) -> Layout:
-    """The layout that a schema's metadata tells; `whole` if the vectors are columns of it."""
+def _own_layout(path: Path, form: str) -> Layout:
+    """The layout that a file tells itself: in its schema's metadata, or by its keys."""
+    if form == "jsonl":
+        return sniff(path)
+    schema = map_table(path).schema if form == "arrow" else pq.read_schema(path)
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     described = json.loads(metadata.get(LAYOUT_KEY, "{}"))
     variants = tuple(Variant(**variant) for variant in described.get("variants", ()))
-    if not described or (whole and not {variant.column for variant in variants} <= set(schema.names)):
+    has_columns = form == "npy" or {variant.column for variant in variants} <= set(schema.names)
+    if not described or not has_columns:
         raise OutputError(f"{path} is not an output of embedkit: its schema names no vectors", hint=_NOT_OURS)
     return Layout(variants, described["precision"], described["token_vectors"], {}, metadata)
 

@@ -77,9 +77,11 @@ class JsonLines:
         keys: dict[str, Column] = {}
         size = 0
         for offset, line in self._lines:
+            if not line.strip():
+                continue
             self._peeked.append((offset, line))
             size += len(line)
-            found = parsed(line) if line.strip() else {}
+            found = parsed(line)
             if isinstance(found, dict):
                 for key, value in found.items():
                     keys.setdefault(key, _column(key, value))

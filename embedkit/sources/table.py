@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, Protocol
 
-from embedkit.config import FORMATS, InputConfig
+from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.records import Fault, Record
 from embedkit.sources.columnar import Columnar
@@ -160,12 +160,8 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
 
     Raises:
         InputError: a file or a column is missing, or a file is not of its format.
-        UsageError: the format is not known, the template is malformed, `-` is not alone.
+        UsageError: the template is malformed, `-` is not alone.
     """
-    if config.format not in FORMATS:
-        raise UsageError(f"--format {config.format}: not a format", hint=f"take one of {', '.join(FORMATS)}")
-    if config.limit is not None and config.limit < 0:
-        raise UsageError(f"--limit {config.limit}: rows cannot be fewer than 0", hint="leave it out for all rows")
     if STDIN not in config.inputs:
         files = locate(config.inputs, config.format)
         return _checked(files, asked(config), config.limit)
@@ -174,11 +170,12 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
     columns = asked(config)
     file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format)
     reader = _reader(file, stream, frozenset(columns.named))
-    there = reader.columns or ()
-    if there:
-        columns = decide(columns, there, file=STDIN)
-        check(columns, there, file=STDIN)
-    return Table((file,), columns if there else _undecided(columns), [there], config.limit, reader)
+    there = reader.columns
+    if there is None:
+        return Table((file,), _undecided(columns), [], config.limit, reader)
+    columns = decide(columns, there, file=STDIN)
+    check(columns, there, file=STDIN)
+    return Table((file,), columns, [there], config.limit, reader)
 
 
 def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None) -> Table:

@@ -103,7 +103,12 @@ def test_bytes_that_are_not_utf8_are_a_fault_of_their_row(tmp_path: Path, layout
         (["a"], pa.dictionary(pa.int8(), pa.string()), "string", ["a"]),
         ([True, None], pa.bool_(), "bool", [True, None]),
         ([dt.date(2020, 1, 2)], pa.date32(), "date32[day]", [dt.date(2020, 1, 2)]),
-        ([1_000, 1_001], pa.timestamp("ns"), "timestamp[ns]", [dt.datetime(1970, 1, 1, 0, 0, 0, 1), 1_001]),
+        (
+            [1_000, 1_001],
+            pa.timestamp("ns"),
+            "timestamp[ns]",
+            [dt.datetime.fromisoformat("1970-01-01T00:00:00.000001"), 1_001],
+        ),
         ([0], pa.timestamp("us", "UTC"), "json", ["1970-01-01T00:00:00+00:00"]),
         ([Decimal("1.50")], pa.decimal128(5, 2), "json", ["1.50"]),
         ([[1, 2]], pa.list_(pa.int64()), "json", [[1, 2]]),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import embedkit.sources
 from embedkit.config import InputConfig
-from embedkit.errors import InputError, UsageError
+from embedkit.errors import InputError
 from embedkit.records import Fault, Record
 from embedkit.sources import Scan, open_table
 from tests.sources.helpers import piped, rows, table, texts
@@ -103,43 +103,33 @@ def test_a_scan_of_json_lines_finds_the_one_type_of_a_kept_column(
     assert piped(data, keep=("k",)).kept_types() == {"k": "json"}
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [({"format": "xls"}, "--format xls"), ({"limit": -1}, "--limit -1")]
-)
-def test_a_setting_that_cannot_be_used_is_a_usage_error(
-    tmp_path: Path, options: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(UsageError, match=words):
-        table(tmp_path, "t.csv", b"text\n", **options)
-
-
-SECRET = "Mr Miller of Ward 7"
+MARKER = "Mr Miller of Ward 7"
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("t.csv", f'id,text\n1,"{SECRET}\n'),
-        ("t.csv", f'id,text\n1,"{SECRET}"x{SECRET}\n'),
-        ("t.csv", f"id,text\n1,{SECRET}\xff\n"),
-        ("t.csv", f"id,text\n{SECRET}\n"),
-        ("t.csv", f"{SECRET} came in the night and was seen at once by the doctor on call,x\n"),
-        ("t.txt", f"{SECRET}\xff\n"),
-        ("t.parquet", f"PAR1{SECRET}PAR1"),
-        ("t.arrow", f"ARROW1{SECRET}ARROW1"),
-        ("t.csv.gz", f"\x1f\x8b\x08{SECRET}"),
-        ("t.jsonl", f'[{{"text": "{SECRET}"}}]'),
+        ("t.csv", f'id,text\n1,"{MARKER}\n'),
+        ("t.csv", f'id,text\n1,"{MARKER}"x{MARKER}\n'),
+        ("t.csv", f"id,text\n1,{MARKER}\xff\n"),
+        ("t.csv", f"id,text\n{MARKER}\n"),
+        ("t.csv", f"{MARKER} came in the night and was seen at once by the doctor on call,x\n"),
+        ("t.txt", f"{MARKER}\xff\n"),
+        ("t.parquet", f"PAR1{MARKER}PAR1"),
+        ("t.arrow", f"ARROW1{MARKER}ARROW1"),
+        ("t.csv.gz", f"\x1f\x8b\x08{MARKER}"),
+        ("t.jsonl", f'[{{"text": "{MARKER}"}}]'),
         *(
             ("t.jsonl", '{"text": "a"}\n' + line)
             for line in (
-                f'{{"text": "{SECRET}',
-                f'{{"text": "{SECRET}"}} {SECRET}',
-                f'{{"text": "{SECRET}\xff"}}',
-                f'{{"text": "{SECRET}\\ud83d"}}',
-                f'{{"text": ["{SECRET}"]}}',
-                f'{{"{SECRET}": 1, "{SECRET}": 2}}',
-                f'{{"text": "{SECRET}", "n": NaN}}',
-                f'"{SECRET}"',
+                f'{{"text": "{MARKER}',
+                f'{{"text": "{MARKER}"}} {MARKER}',
+                f'{{"text": "{MARKER}\xff"}}',
+                f'{{"text": "{MARKER}\\ud83d"}}',
+                f'{{"text": ["{MARKER}"]}}',
+                f'{{"{MARKER}": 1, "{MARKER}": 2}}',
+                f'{{"text": "{MARKER}", "n": NaN}}',
+                f'"{MARKER}"',
             )
         ),
     ],

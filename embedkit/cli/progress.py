@@ -1,0 +1,162 @@
+"""How a run looks while it goes, on stderr: a bar, a line now and then, JSON, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+from embedkit.engines.watcher import Watcher
+
+MODES = ("auto", "bar", "json", "none")
+_LINE_SECONDS = 30.0
+_JSON_SECONDS = 1.0
+
+
+def make_watcher(mode: str, *, quiet: bool) -> Watcher:
+    """The watcher for `--progress`; auto is a bar on a terminal and a line every 30 s otherwise."""
+    if quiet or mode == "none":
+        return _Progress(silent=quiet)
+    if mode == "json":
+        return _JsonLines()
+    if mode == "bar" or sys.stderr.isatty():
+        return _Bar()
+    return _Lines()
+
+
+class _Progress:
+    """Counts what went through; says notices and nothing else."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
+        self.rows: int | None = None
+        self.before = self.done = 0
+        self.texts = self.tokens = self.cells = 0
+        self.began = self.said = time.monotonic()
+        self.lock = threading.Lock()
+
+    def notice(self, sentence: str) -> None:
+        if not self.silent:
+            print(f"note: {sentence}", file=sys.stderr)
+
+    def started(self, *, rows: int | None, done: int, device: str, dtype: str) -> None:
+        self.rows, self.before, self.done = rows, done, done
+        self.began = self.said = time.monotonic()
+        self.show_start(device, dtype)
+
+    def batch(self, texts: int, tokens: int, cells: int) -> None:
+        with self.lock:
+            self.texts += texts
+            self.tokens += tokens
+            self.cells += cells
+        self.show(texts)
+
+    def shard_done(self, rows: int) -> None:
+        with self.lock:
+            self.done += rows
+
+    def show_start(self, device: str, dtype: str) -> None:
+        """Say where it runs."""
+
+    def show(self, texts: int) -> None:
+        """Show how far it is, after `texts` more."""
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed cells that held no token, in per cent."""
+        return 100 * (1 - self.tokens / self.cells) if self.cells else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, by the rows' pace so far; None if unknown."""
+        if self.rows is None or not self.texts:
+            return None
+        return (self.rows - self.before - self.texts) / self.texts * self.seconds
+
+    def due(self, every: float) -> bool:
+        now = time.monotonic()
+        if now - self.said < every:
+            return False
+        self.said = now
+        return True
+
+
+class _Bar(_Progress):
+    def show_start(self, device: str, dtype: str) -> None:
+        from tqdm import tqdm
+
+        self.bar: Any = tqdm(
+            total=self.rows,
+            initial=self.before,
+            desc=f"{device} {dtype}",
+            unit=" rows",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.2,
+        )
+
+    def show(self, texts: int) -> None:
+        rate = self.tokens / self.seconds
+        self.bar.set_postfix_str(f"{rate:,.0f} tokens/s, {self.padding:.1f} % padding", refresh=False)
+        self.bar.update(texts)
+
+    def shard_done(self, rows: int) -> None:
+        super().shard_done(rows)
+        if self.done == self.rows:
+            # Empty texts go through no batch; a finished bar is full all the same.
+            self.bar.update(self.rows - self.bar.n)
+            self.bar.close()
+
+
+class _Lines(_Progress):
+    def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
+        if not self.due(_LINE_SECONDS):
+            return
+        total = "" if self.rows is None else f" of {self.rows:,}"
+        left = "" if self.left is None else f", {_span(self.left)} left"
+        print(
+            f"{self.before + self.texts:,}{total} rows, {self.texts / self.seconds:,.0f} rows/s, "
+            f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding{left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _JsonLines(_Progress):
+    def notice(self, sentence: str) -> None:
+        self._say({"event": "notice", "message": sentence})
+
+    def show_start(self, device: str, dtype: str) -> None:
+        self._say({"event": "start", "rows": self.rows, "done": self.before, "device": device, "dtype": dtype})
+
+    def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
+        if self.due(_JSON_SECONDS):
+            self._say(
+                {
+                    "event": "progress",
+                    "rows": self.before + self.texts,
+                    "total": self.rows,
+                    "rows_per_second": round(self.texts / self.seconds, 1),
+                    "tokens_per_second": round(self.tokens / self.seconds),
+                    "padding_percent": round(self.padding, 2),
+                    "seconds_left": None if self.left is None else round(self.left),
+                }
+            )
+
+    def shard_done(self, rows: int) -> None:
+        super().shard_done(rows)
+        self._say({"event": "shard", "committed": self.done, "total": self.rows})
+
+    def _say(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"

@@ -1,0 +1,47 @@
+"""What came of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts are over the whole output, seconds and `computed_*` are this process's.
+
+    Attributes:
+        path: of the output; `-` for stdout.
+        input_rows: rows of the input.
+        rows: rows of the output; fewer than `input_rows` if faulty ones were skipped.
+        vectors: rows that have one.
+        statuses: rows by what happened to their text.
+        rejects: rows listed as rejects.
+        n_tokens: tokens of all texts before any cut.
+        n_used: of these, tokens that went through the model.
+        dims: dimensions of each variant.
+        max_length: most tokens of a text.
+        recipe: all that decided the numbers.
+        fingerprint: SHA-256 of the recipe.
+        seconds: from start to end.
+        encoding_seconds: of these, since the model ran.
+        computed_rows: rows computed now; the others were there from a former run.
+        computed_tokens: tokens of these.
+    """
+
+    path: str
+    input_rows: int
+    rows: int
+    vectors: int
+    statuses: dict[str, int]
+    rejects: int
+    n_tokens: int
+    n_used: int
+    dims: dict[str, int]
+    max_length: int
+    recipe: dict[str, Any]
+    fingerprint: str
+    seconds: float
+    encoding_seconds: float
+    computed_rows: int
+    computed_tokens: int

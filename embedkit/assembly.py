@@ -120,7 +120,7 @@ def assemble(
         raw_tokenizer, casing = load_tokenizer(
             str(folder.folder),
             casing=model.lowercase,
-            known_casing=folder.alias.casing if folder.alias else None,
+            known_casing=folder.alias.stated_casing if folder.alias else None,
             states_casing=_states_casing(folder),
         )
         max_length = usable_length(
@@ -137,7 +137,8 @@ def assemble(
         )
         layers = resolve_layers(pooling.layers, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
-        encoder, notice = make_encoder(loaded, layers, tokenizer.tokenize(_PROBES).tokens)
+        probe = tokenizer.tokenize(_PROBES).tokens
+        encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
         files = hashes.result()
     embedder = Embedder(
         tokenizer=tokenizer,

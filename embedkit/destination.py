@@ -19,6 +19,7 @@ from embedkit.errors import OutputError
 from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, jsonl_lines
 from embedkit.sinks.rejects import write_rejects
+from embedkit.sinks.stored import made_by
 
 _WAYS = "--on-exists resume to go on with it, --on-exists overwrite to start again, or another place with -o"
 
@@ -31,6 +32,13 @@ class Destination(Protocol):
 
         Raises:
             OutputError: something is there, and the user did not say what to do with it.
+        """
+
+    def is_whole(self, sink: Sink) -> bool:
+        """Whether all of it is there already, by the same recipe from the same input.
+
+        Raises:
+            OutputError: it is there by another recipe, or from another input.
         """
 
     def committed(self) -> dict[int, dict[str, Any]]:
@@ -86,6 +94,10 @@ class Folder:
             raise OutputError(f"{self.path} holds the output of another run", hint=f"use {_WAYS}")
         return self.output.read_plan() if self.on_exists == "resume" else None
 
+    def is_whole(self, sink: Sink) -> bool:  # noqa: ARG002
+        """See Destination; whether a folder is whole, its records say shard by shard."""
+        return False
+
     def committed(self) -> dict[int, dict[str, Any]]:
         """See Destination."""
         return self.output.committed() if self.on_exists == "resume" else {}
@@ -124,14 +136,23 @@ class SingleFile:
         """See Destination."""
         if not self.path.parent.is_dir():
             raise OutputError(f"there is no folder {self.path.parent}", hint="make it, or choose another with -o")
-        unfinished = self.parts.open()
-        if self.path.exists() and self.on_exists != "overwrite" and unfinished is None:
-            done = self.on_exists == "resume"
-            raise OutputError(
-                f"{self.path} exists{' and is whole: there is nothing to resume' if done else ''}",
-                hint=f"use {_WAYS}" if not done else "use --on-exists overwrite, or another place with -o",
-            )
-        return unfinished
+        if self.path.exists() and self.on_exists == "error":
+            raise OutputError(f"{self.path} exists", hint=f"use {_WAYS}")
+        return self.parts.open()
+
+    def is_whole(self, sink: Sink) -> bool:
+        """See Destination."""
+        if self.on_exists != "resume" or not self.path.exists():
+            return False
+        found = made_by(self.path)
+        for name, what in (("embedkit.fingerprint", "recipe"), ("embedkit.input", "input")):
+            if found.get(name) != sink.layout.metadata[name]:
+                difference = f"is from another {what}" if name in found else f"does not say from what {what}"
+                raise OutputError(
+                    f"{self.path} is whole and {difference}",
+                    hint="use --on-exists overwrite to replace it, or another place with -o",
+                )
+        return True
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """See Destination."""
@@ -169,6 +190,10 @@ class Stdout:
 
     def open(self) -> None:
         """See Destination."""
+
+    def is_whole(self, sink: Sink) -> bool:  # noqa: ARG002
+        """See Destination."""
+        return False
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """See Destination."""

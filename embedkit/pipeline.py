@@ -255,7 +255,7 @@ def _finished(name: str, raw: Any, keep: NDArray[np.bool_], embedder: Embedder) 
     return stored
 
 
-def calibrate(vectors: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> dict[str, Int8Range]:
+def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> dict[str, Int8Range]:
     """Ranges for int8 from the raw vectors of a sample of texts.
 
     Raises:

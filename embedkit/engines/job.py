@@ -24,9 +24,9 @@ from embedkit.pipeline import (
     Embedder,
     ReadShard,
     TokenizedShard,
-    calibrate,
     embed_shard,
     embed_tokens,
+    int8_ranges,
     tokenize_shard,
 )
 from embedkit.plan import ShardCutter
@@ -105,32 +105,6 @@ class Job:
                 self.rows_computed += len(shard.read.records)
         return [self.records[index] for index in sorted(self.records)]
 
-    def calibrate(self) -> dict[str, dict[str, list[float]]]:
-        """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
-
-        They come from the first rows of the input, so they are the same for every shard and every resume.
-        """
-        texts: list[str] = []
-        for record in self.table.records():
-            if isinstance(record, Record) and record.text and record.text.strip():
-                texts.append(record.text)
-            if len(texts) == _CALIBRATION_TEXTS:
-                break
-        tokenized = self.embedder.tokenizer.tokenize(texts)
-        raw: Any = embed_tokens(tokenized.tokens, self.embedder, lambda *_: self._raise_if_stopped())
-        return {
-            name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
-            for name, of in calibrate(raw, self.embedder).items()
-        }
-
-    def use_int8_ranges(self, stored: dict[str, dict[str, list[float]]]) -> None:
-        """Store vectors with the ranges that the plan has."""
-        ranges = {
-            name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
-            for name, of in stored.items()
-        }
-        self.embedder = replace(self.embedder, int8_ranges=ranges)
-
     def _tokenized(self) -> Iterator[TokenizedShard]:
         for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, skip=self.records.keys()):
             yield tokenize_shard(read, self.embedder)
@@ -197,3 +171,33 @@ def read_shards(
             f"the input has {found} rows now and had {plan['rows']} when the run was planned",
             hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
         )
+
+
+def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[float]]]:
+    """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
+
+    They come from the first rows of the input alone, so they are the same for every shard and every resume.
+    """
+    texts: list[str] = []
+    for record in table.records():
+        if isinstance(record, Record) and record.text and record.text.strip():
+            texts.append(record.text)
+        if len(texts) == _CALIBRATION_TEXTS:
+            break
+    tokens = embedder.tokenizer.tokenize(texts).tokens
+    raw: Any = embed_tokens(tokens, embedder, lambda *_: None)
+    return {
+        name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
+        for name, of in int8_ranges(raw, embedder).items()
+    }
+
+
+def with_int8_ranges(embedder: Embedder, stored: dict[str, dict[str, list[float]]] | None) -> Embedder:
+    """The embedder, storing vectors with the ranges that the plan has; as it is where the plan has none."""
+    if stored is None:
+        return embedder
+    ranges = {
+        name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
+        for name, of in stored.items()
+    }
+    return replace(embedder, int8_ranges=ranges)

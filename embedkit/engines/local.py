@@ -17,6 +17,7 @@ from embedkit.engines.faults import unreadable_rows
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import UsageError
+from embedkit.inspection import inspect_output
 from embedkit.plan import ShardCutter, default_shard_rows, refuse_changes
 from embedkit.recipe import canonical_json, fingerprint
 from embedkit.sinks import Layout, make_sink
@@ -52,23 +53,25 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         else _scan(table, config, shard_rows)
     )
 
-    from embedkit.engines.job import Job  # torch from here on
+    from embedkit.engines.job import Job, calibrate, with_int8_ranges  # torch from here on
 
     assembly = assemble(request, config.model, config.text, config.pooling, config.batch)
     for sentence in assembly.notices:
         watcher.notice(sentence)
     plan |= _output_facts(assembly, config)
-    sink = make_sink(config.output.format, _layout(plan, assembly))
-    job = Job(config, table, assembly.embedder, sink, destination, plan, watcher, stop)
     if stored:
-        refuse_changes({**stored, "int8_ranges": None}, {**plan, "int8_ranges": None})
+        refuse_changes({**stored, "int8_ranges": None}, plan)
         plan["int8_ranges"] = stored["int8_ranges"]
     elif config.pooling.precision == "int8":
-        plan["int8_ranges"] = job.calibrate()
-    if plan["int8_ranges"]:
-        job.use_int8_ranges(plan["int8_ranges"])
+        plan["int8_ranges"] = calibrate(table, assembly.embedder)
+    embedder = with_int8_ranges(assembly.embedder, plan["int8_ranges"])
+    sink = make_sink(config.output.format, _layout(plan, assembly))
+    if destination.is_whole(sink):
+        watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
+        return _summary_of_whole(config, assembly, time.monotonic() - began)
     if not stored:
         destination.begin(plan)
+    job = Job(config, table, embedder, sink, destination, plan, watcher, stop)
     computing = time.monotonic()
     watcher.started(rows=plan["rows"], done=job.rows_done, device=assembly.device, dtype=assembly.recipe["dtype"])
     records = job.run()
@@ -76,16 +79,40 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     destination.finish(sink, {**_manifest(plan), **counts}, [record["index"] for record in records])
     ended = time.monotonic()
     return Summary(
-        path=config.output.output,
+        **_of_assembly(config, assembly),
+        **counts,
         seconds=ended - began,
         encoding_seconds=ended - computing,
         computed_rows=job.rows_computed,
         computed_tokens=job.tokens_computed,
-        dims={variant.name: variant.dims for variant in assembly.embedder.variants},
-        max_length=assembly.embedder.tokenizer.max_length,
-        recipe=assembly.recipe,
-        fingerprint=assembly.fingerprint,
-        **counts,
+    )
+
+
+def _of_assembly(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
+    return {
+        "path": config.output.output,
+        "dims": {variant.name: variant.dims for variant in assembly.embedder.variants},
+        "max_length": assembly.embedder.tokenizer.max_length,
+        "recipe": assembly.recipe,
+        "fingerprint": assembly.fingerprint,
+    }
+
+
+def _summary_of_whole(config: RunConfig, assembly: Assembly, seconds: float) -> Summary:
+    receipts = inspect_output(config.output.output).receipts
+    return Summary(
+        **_of_assembly(config, assembly),
+        input_rows=receipts.rows,
+        rows=receipts.rows,
+        vectors=receipts.vectors,
+        statuses=dict(receipts.status),
+        rejects=0,
+        n_tokens=receipts.n_tokens,
+        n_used=receipts.n_used,
+        seconds=seconds,
+        encoding_seconds=0.0,
+        computed_rows=0,
+        computed_tokens=0,
     )
 
 
@@ -149,6 +176,7 @@ def _layout(plan: dict[str, Any], assembly: Assembly) -> Layout:
             "embedkit.recipe": canonical_json(plan["recipe"]),
             "embedkit.fingerprint": plan["fingerprint"],
             "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
+            **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
         },
     )
 
@@ -171,4 +199,4 @@ def _counts(records: list[dict[str, Any]], rows: int | None) -> dict[str, Any]:
 
 def _manifest(plan: dict[str, Any]) -> dict[str, Any]:
     names = ("version", "format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
-    return {name: plan[name] for name in names}
+    return {**{name: plan[name] for name in names}, "token_vectors": plan["recipe"]["pool"] == ["none"]}

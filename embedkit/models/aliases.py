@@ -16,7 +16,7 @@ class Alias:
     Attributes:
         name: the alias as it is written in lists.
         hub: `owner/name` on the hub.
-        casing: cased or uncased, as its authors trained it.
+        casing: cased or uncased, as its authors trained it; unstated where they do not say.
         source: where the casing is stated.
         about: what it was trained on, in a line.
         also: other spellings.
@@ -34,6 +34,11 @@ class Alias:
     package: str | None = None
     package_folder: str | None = None
     sha256: str | None = None
+
+    @property
+    def stated_casing(self) -> str | None:
+        """Cased or uncased; None where its authors do not say, and the vocabulary has to."""
+        return None if self.casing == "unstated" else self.casing
 
 
 @cache

@@ -79,6 +79,13 @@ class FrozenEncoder:
         take(self.n_layers, output.last_hidden_state)
         return _pooler_output(output)
 
+    def drop_unused_layers(self) -> None:
+        """Free the weights of the layers that no forward pass gets to."""
+        if self._tap is not None:
+            stack = self.model.get_submodule(str(self.architecture.layers))
+            # The one behind the deepest stays: it is where the forward pass is stopped.
+            del stack[max(self.layers) + 1 :]
+
     def packed_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
         """Arguments of the model's forward for texts laid end to end: tensors [1, T]."""
         places, position = tokens.places(batch.texts)

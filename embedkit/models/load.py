@@ -111,13 +111,17 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     )
 
 
-def make_encoder(loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens) -> tuple[FrozenEncoder, str | None]:
+def make_encoder(
+    loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+) -> tuple[FrozenEncoder, str | None]:
     """The fastest way to run a model that gives the same states as transformers, one text at a time.
 
     Args:
         loaded: the model.
         layers: those wanted.
         probe: at least two short texts of different length.
+        for_pooler: whether the model's own pooling head is wanted. It reads the first token of each row,
+            and a packed batch is one row.
 
     Returns:
         The encoder, and a notice for the user where a way that should have worked does not.
@@ -127,7 +131,7 @@ def make_encoder(loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens) ->
     """
     expected = _alone(loaded, layers, probe)
     tapped = loaded.architecture.layers is not None
-    ways = [(True, True)] if loaded.architecture.packed else []
+    ways = [(True, True)] if loaded.architecture.packed and not for_pooler else []
     ways += [(False, True), (False, False)] if tapped else [(False, False)]
     own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
     notice = None
@@ -140,6 +144,7 @@ def make_encoder(loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens) ->
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             exact = False
         if exact:
+            encoder.drop_unused_layers()
             return encoder, notice
         notice = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
     raise ModelError(

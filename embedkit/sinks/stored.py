@@ -30,7 +30,7 @@ from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.sink import Sink
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
-_VERIFY = "`embedkit verify` names what differs; encode again with --on-exists overwrite to replace it"
+_VERIFY = "encode again with --on-exists overwrite to replace it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,21 @@ def open_stored(path: Path) -> Stored:
         raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
     with _readable(explains):
         return _open_file(path, form, _own_layout(explains, form))
+
+
+def made_by(path: Path) -> Mapping[str, str]:
+    """What a single-file output says of its making: recipe, fingerprint, input; {} for JSON Lines.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    form = path.suffix.removeprefix(".")
+    if form == "jsonl":
+        return {}
+    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
+    with _readable(explains):
+        schema = pa.ipc.open_file(explains).schema if form == "arrow" else pq.read_schema(explains)
+        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

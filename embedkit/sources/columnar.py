@@ -7,10 +7,8 @@ messages may quote cells, so none gets out of here: what it raises ends in `_att
 from __future__ import annotations
 
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,18 +142,16 @@ def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
 
 def _mapped(source: BinaryIO) -> Any:
     """A file on disk is mapped, so that a batch larger than the memory can be read too."""
-    name = getattr(source, "name", None)  # of a stream that is decompressed there is none, of a spool a number
+    name = getattr(source, "name", None)  # of a stream that is decompressed or held in memory there is none
     return pa.memory_map(name) if isinstance(name, str) else source
 
 
 def _seekable(stream: io.BufferedReader) -> BinaryIO:
-    """The stream itself, or its bytes in a temporary file that has no name and goes when it is closed.
+    """The stream itself, or its bytes in memory.
 
-    Parquet and Arrow files are read from their end, which a pipe or a compressed file has not got.
+    Parquet and Arrow files are read from their end, which a pipe or a compressed file has not got. A temporary
+    file would put texts on a disk that nobody chose for them.
     """
     if stream.seekable():
         return stream
-    spool = tempfile.TemporaryFile(prefix="embedkit-")  # noqa: SIM115 - open as long as its reader
-    shutil.copyfileobj(stream, spool, _PARQUET_BUFFER)
-    spool.seek(0)
-    return cast("BinaryIO", spool)
+    return io.BytesIO(stream.read())

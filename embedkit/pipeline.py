@@ -161,6 +161,7 @@ def embed_shard(
     )
 
 
+@torch.inference_mode()
 def embed_tokens(
     tokens: Tokens, embedder: Embedder, on_batch: OnBatch
 ) -> dict[str, NDArray[np.float32]] | dict[str, list[NDArray[np.float32]]]:

@@ -6,8 +6,7 @@ by the thousand. Where it ends depends on the rows before it alone, so a stream 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from embedkit.errors import OutputError
@@ -19,15 +18,6 @@ SHARD_ROWS_STDOUT = 256
 _SHARD_CHARACTERS = 64_000_000
 #: Values in the vectors of a shard (of 4 bytes each): vectors of many layers make shards of fewer rows.
 _SHARD_VALUES = 64_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Rows [start, stop) of the input."""
-
-    index: int
-    start: int
-    stop: int
 
 
 class ShardCutter:
@@ -61,12 +51,6 @@ class ShardCutter:
         self._characters += characters
         self.rows += 1
         return opens
-
-
-def shards_of(starts: Sequence[int], rows: int) -> list[Shard]:
-    """The shards that begin at `starts` and end where the next one begins, or the input does."""
-    stops = [*starts[1:], rows]
-    return [Shard(index, *span) for index, span in enumerate(zip(starts, stops, strict=True))]
 
 
 def default_shard_rows(dims: int, *, to_stdout: bool) -> int:

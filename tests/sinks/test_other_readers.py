@@ -24,7 +24,7 @@ def test_pandas_reads_a_folder_of_parquet(output):
     pandas = pytest.importorskip("pandas", reason="in the dev extra")
     folder, ids, expected = output
     frame = pandas.read_parquet(folder)
-    assert frame["id"].where(frame["id"].notna(), None).tolist() == ids
+    assert [None if pandas.isna(name) else name for name in frame["id"]] == ids
     assert [list(v) for v in frame["embedding"].dropna()] == expected
     assert frame["embedding"].isna().tolist() == [False, True, False, False, False, False, False]
 

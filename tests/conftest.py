@@ -1,0 +1,94 @@
+"""The command line as users meet it, run in this process, and what it is tried on.
+
+A run costs 0.1 s here and 5 s in a process of its own, nearly all of it importing transformers: only
+what cannot be seen from inside (pipes, signals, sockets, what is imported) is run outside.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+NOTES = Path(__file__).parent / "data" / "notes.csv"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind: its exit code, and what it said where."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Notes:
+    """tests/data/notes.csv as Python's csv reads it, and its vectors by `embedkit.Encoder`.
+
+    Attributes:
+        rows: the table, every cell a string.
+        ids: of the rows that have a vector.
+        vectors: [66, 32] of the tiny model, mean of the tokens.
+    """
+
+    rows: list[dict[str, str]]
+    ids: list[str]
+    vectors: NDArray[np.float32]
+
+    @property
+    def texts(self) -> list[str]:
+        return [row["text"] for row in self.rows]
+
+
+@pytest.fixture
+def embedkit_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`embedkit ARGUMENTS...`, in this process; what --offline does to the environment is undone."""
+    from embedkit.cli import run
+
+    def ran(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with mock.patch.dict(os.environ):
+            code = run([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return Ran(code, said.out, said.err)
+
+    return ran
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random BERT: 3 layers, 32 dimensions, 64 tokens."""
+    from tests.tiny_models import make
+
+    return make("bert", tmp_path_factory.mktemp("models") / "bert").folder
+
+
+@pytest.fixture
+def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
+    """`embedkit encode ARGUMENTS... -m BERT`; a model among the arguments wins."""
+
+    def ran(*arguments: object) -> Ran:
+        return embedkit_cli("encode", "-m", bert, *arguments)
+
+    return ran
+
+
+@pytest.fixture(scope="session")
+def notes(bert: Path) -> Notes:
+    """The sample notes, read and embedded without the command line."""
+    from embedkit import Encoder
+
+    with NOTES.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    vectors = Encoder(str(bert), pool="mean").encode([row["text"] for row in rows])
+    has_vector = ~np.isnan(vectors).any(axis=1)
+    ids = [row["id"] for row, has in zip(rows, has_vector, strict=True) if has]
+    return Notes(rows, ids, vectors[has_vector])

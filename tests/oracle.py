@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 @dataclass(frozen=True)
 class States:
-    """One text alone: `layers[k]` float64 [T, D] is hidden_states[k]; the last is what the model hands out last."""
+    """One text alone: `layers[k]` float64 [T, D] is hidden_states[k]; the last is what the model hands out."""
 
     layers: list[np.ndarray]
     special: np.ndarray  # bool [T], put there by the tokenizer

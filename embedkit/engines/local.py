@@ -76,7 +76,10 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     watcher.started(rows=plan["rows"], done=job.rows_done, device=assembly.device, dtype=assembly.recipe["dtype"])
     records = job.run()
     counts = _counts(records, plan["rows"])
-    destination.finish(sink, {**_manifest(plan), **counts}, [record["index"] for record in records])
+    # A shard of empty texts has no npy files.
+    empty = [record["index"] for record in records if config.output.format == "npy" and not record["vectors"]]
+    manifest = {**_manifest(plan), **counts, "shards": len(records), "empty_shards": empty}
+    destination.finish(sink, manifest, [record["index"] for record in records if record["index"] not in empty])
     ended = time.monotonic()
     return Summary(
         **_of_assembly(config, assembly),

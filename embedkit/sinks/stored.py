@@ -155,11 +155,12 @@ def _open_folder(path: Path) -> Stored:
     manifest = read_json(manifest_path)
     with _readable(manifest_path):
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
-        form, shards = manifest["format"], range(manifest["shards"])
+        form = manifest["format"]
+        shards = [index for index in range(manifest["shards"]) if index not in manifest.get("empty_shards", ())]
         layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
         sink = make_sink(form, layout)
         if "token_vectors" not in manifest and shards and form != "npy":
-            own = _own_layout(path / sink.files(0)[0], form)
+            own = _own_layout(path / sink.files(shards[0])[0], form)
             sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
         return Stored(
             form,
@@ -167,7 +168,7 @@ def _open_folder(path: Path) -> Stored:
             tuple(tuple(path / file for file in sink.files(index)) for index in shards),
             manifest["recipe"],
             manifest["fingerprint"],
-            manifest.get("int8_ranges", {}),
+            manifest.get("int8_ranges") or {},
             manifest["rows"],
             manifest["vectors"],
         )

@@ -64,8 +64,8 @@ demo: install ## embed 67 sample notes, show what came out and how to read it
 
 .PHONY: lint
 lint: $(VENV)/installed-dev ## ruff and mypy
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check embedkit tests
+	$(BIN)/ruff format --check embedkit tests README.md
 	$(BIN)/mypy
 
 .PHONY: test
@@ -77,7 +77,7 @@ bench-readers: install $(READERS)/installed ## read an output with Hugging Face 
 	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/parquet --on-exists overwrite -q
 	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/npy --output-format npy \
 		--on-exists overwrite -q
-	HF_HUB_OFFLINE=1 $(READERS)/bin/python tests/bench/readers.py $(READ)/parquet $(READ)/npy
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(READERS)/bin/python tests/bench/readers.py $(READ)/parquet $(READ)/npy
 
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from embedkit.errors import OutputError
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
 #: Everything that embedkit writes into an output folder; nothing else is ever removed from it.
 _OURS = (MANIFEST, COMMITS, PLAN, "embeddings", "metadata", "rejects")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 Create = Callable[[str], BinaryIO]
 
@@ -37,6 +39,10 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def has_foreign_files(self) -> bool:
+        """Whether anything is there that embedkit did not write."""
+        return any(path.name not in _OURS and not _TEMPORARY.fullmatch(path.name) for path in self.path.iterdir())
 
     def read_plan(self) -> dict[str, Any] | None:
         """The plan of a run that was started here, or None.
@@ -97,6 +103,9 @@ class OutputFolder:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
+                    path.unlink(missing_ok=True)
+            for path in self.path.glob(".*.tmp"):
+                if _TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
     def _is_whole(self, record: Mapping[str, Any]) -> bool:

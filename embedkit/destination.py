@@ -84,7 +84,7 @@ class Folder:
         if not self.path.is_dir():
             raise OutputError(f"{self.path} is a file, not a folder", hint="choose another place with -o")
         ours = (self.path / PLAN).exists() or (self.path / MANIFEST).exists()
-        if not ours and any(self.path.iterdir()):
+        if not ours and self.output.has_foreign_files():
             raise OutputError(
                 f"{self.path} holds files that are not embedkit's", hint="choose an empty or new folder with -o"
             )

@@ -64,7 +64,8 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     Raises:
         OutputError: they differ; names the first field that does, and both values.
     """
-    difference = _first_difference(stored, asked, "")
+    # The fingerprint follows from the recipe, whose fields say more.
+    difference = _first_difference({**stored, "fingerprint": None}, {**asked, "fingerprint": None}, "")
     if difference is not None:
         name, before, now = difference
         raise OutputError(

@@ -22,7 +22,7 @@ _NO_LIMIT = 1_000_000
 #: For models that take any length and whose tokenizer states none: most were trained on 512 tokens.
 _FALLBACK_LENGTH = 512
 #: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
-_CHARACTERS_AT_ONCE = 4_000_000
+_CHARACTERS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True)

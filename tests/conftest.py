@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -48,8 +48,19 @@ class Notes:
         return [row["text"] for row in self.rows]
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models in one thread: more of them wait for each other longer than they work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
-def embedkit_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def embedkit_cli(one_thread: None, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """`embedkit ARGUMENTS...`, in this process; what --offline does to the environment is undone."""
     from embedkit.cli import run
 

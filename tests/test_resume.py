@@ -60,7 +60,7 @@ KILLS = {
     "file: before it is there": Kill("out.parquet", "rename", 1 + 2 * SHARDS),
     "file: one of its parts removed": Kill("out.parquet", "removal", 1),
     "file: half of its parts removed": Kill("out.parquet", "removal", 10),
-    "file: all of its parts removed": Kill("out.parquet", "removal", 1 + 2 * SHARDS),
+    "file: nearly all of its parts removed": Kill("out.parquet", "removal", 2 * SHARDS),
     "two files: before both": Kill("out.npy", "rename", 1 + 3 * SHARDS + 1),
     "two files: between them": Kill("out.npy", "rename", 1 + 3 * SHARDS + 2),
 }
@@ -86,24 +86,29 @@ SIGNALS = {
 
 
 def run_forked():
-    """For each line of stdin, [arguments, stderr, call, times, signals], print how that run ended."""
-    import pyarrow.dataset
+    """Carry out runs in forks of this process, [arguments, file for what is said, *of send_at] a line.
+
+    A first run warms it up, in one thread, because threads do not survive a fork.
+    """
     import torch
-    import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import embedkit.engines.job
-    import embedkit.inspection  # noqa: F401
+    from embedkit.cli import main, run
 
+    torch.set_num_threads(1)
+    assert run(json.loads(sys.stdin.readline())) == 0
     for line in sys.stdin:
-        arguments, stderr, call, times, signals = json.loads(line)
+        arguments, said, call, times, signals = json.loads(line)
         child = os.fork()
         if child == 0:
-            file = os.open(stderr, os.O_CREAT | os.O_WRONLY)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            send_at(call, times, signals)
-            sys.argv = ["embedkit", *arguments]
-            embedkit.cli.main()
+            try:
+                file = os.open(said, os.O_CREAT | os.O_WRONLY)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                send_at(call, times, signals)
+                sys.argv = ["embedkit", *arguments]
+                main()
+            finally:
+                os._exit(1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
@@ -156,7 +161,7 @@ def arguments_of(bert, output, *options):
 
 
 @pytest.fixture(scope="module")
-def whole(bert, tmp_path_factory):
+def whole(bert, one_thread, tmp_path_factory):
     """Folders that hold the outputs of runs that nothing stopped, by output and options."""
     from embedkit.cli import run
 
@@ -175,7 +180,7 @@ def stopped(bert, whole, tmp_path_factory):
     root = tmp_path_factory.mktemp("stopped")
     runs = {name: (kill, [signal.SIGKILL]) for name, kill in {**KILLS, **OVERWRITES}.items()}
     runs |= {name: (Kill("out", "rename", 4), list(signals)) for name, signals in SIGNALS.items()}
-    lines = []
+    lines = [json.dumps([str(word) for word in arguments_of(bert, root / "warm", "-q")])]
     for name, (kill, signals) in runs.items():
         if kill.former:
             shutil.copytree(whole[kill.output, ()], root / name)
@@ -184,7 +189,13 @@ def stopped(bert, whole, tmp_path_factory):
         lines.append(json.dumps([arguments, str(root / f"{name}.said"), kill.call, kill.times, signals]))
     forked = [sys.executable, "-c", "from tests.test_resume import run_forked; run_forked()"]
     ended = subprocess.run(
-        forked, input="\n".join(lines), cwd=NOTES.parents[2], stdout=subprocess.PIPE, text=True, check=True
+        forked,
+        input="\n".join(lines),
+        cwd=NOTES.parents[2],
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     codes = [int(code) for code in ended.stdout.split()]
     return {
@@ -300,23 +311,29 @@ def test_stdin_cannot_be_resumed(encode, tmp_path, monkeypatch):
 # Finished, damaged, replaced ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_model_runs(monkeypatch):
+SEVERAL = ("--layers", "1,2", "--layer-agg", "separate")
+
+
+@pytest.mark.parametrize(
+    ("output", "options"),
+    [("out", ()), ("out.parquet", ()), ("out.npy", ()), ("out.arrow", ()), ("out.npy", SEVERAL)],
+    ids=lambda value: "several columns" if value == SEVERAL else str(value or ""),
+)
+def test_a_finished_output_is_not_replaced_unasked_and_resuming_it_does_nothing(
+    encode, tmp_path, monkeypatch, output, options
+):
     def refuse(*_, **__):
         raise AssertionError("a shard was computed")
 
-    monkeypatch.setattr("embedkit.engines.job.embed_shard", refuse)
-
-
-@pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy", "out.arrow"])
-def test_resuming_a_finished_output_does_nothing_and_is_no_error(encode, tmp_path, request, output):
-    arguments = (NOTES, "-o", tmp_path / output, "--shard-rows", 8)
+    arguments = (NOTES, "-o", tmp_path / output, "--shard-rows", 8, *options)
     assert encode(*arguments).code == 0
     before = tree(tmp_path)
-    request.getfixturevalue("no_model_runs")
-    ran = encode(*arguments, "--on-exists", "resume")
-    assert ran.code == 0, ran.err
-    assert "67 rows, 66 vectors of 32 dimensions" in ran.err
+    monkeypatch.setattr("embedkit.engines.job.embed_shard", refuse)
+    again = encode(*arguments)
+    assert (again.code, "--on-exists resume" in again.err) == (5, True), again.err
+    resumed = encode(*arguments, "--on-exists", "resume")
+    assert resumed.code == 0, resumed.err
+    assert "66 vectors of 32 dimensions" in resumed.err
     assert tree(tmp_path) == before
 
 
@@ -359,13 +376,25 @@ def test_resume_makes_damaged_shards_again(embedkit_cli, bert, whole, tmp_path, 
     assert_same(tmp_path / "place", whole["out", ()])
 
 
-def test_overwrite_leaves_nothing_of_the_former_run_and_all_that_is_not_embedkits(encode, whole, tmp_path):
-    shutil.copytree(whole["out", NPY], tmp_path / "out", dirs_exist_ok=True)
-    shutil.move(tmp_path / "out" / "out", tmp_path / "place")
-    (tmp_path / "place" / "README.md").write_text("mine")
-    assert encode(NOTES, "-o", tmp_path / "place", "--limit", 10, "--on-exists", "overwrite").code == 0
-    assert encode(NOTES, "-o", tmp_path / "fresh", "--limit", 10).code == 0
-    assert tree(tmp_path / "place") == {**tree(tmp_path / "fresh"), "README.md": b"mine"}
+@pytest.mark.parametrize(
+    ("output", "options"),
+    [("out", NPY), ("out.npy", ()), ("out.npy", SEVERAL)],
+    ids=["folder", "two files", "several columns"],
+)
+def test_overwrite_leaves_nothing_of_the_former_run_and_all_that_is_not_embedkits(
+    encode, tmp_path, output, options
+):
+    """The former run has more shards or columns, and a list of rejects, which the first 10 rows have not."""
+    for folder in ("place", "fresh"):
+        (tmp_path / folder).mkdir()
+    ours = tmp_path / "place" / ("out" if output == "out" else "") / "README.md"
+    assert encode(NOTES, "-o", tmp_path / "place" / output, "--shard-rows", 8, *options).code == 0
+    ours.write_text("mine")
+    for folder in ("place", "fresh"):
+        ran = encode(NOTES, "-o", tmp_path / folder / output, "--limit", 10, "--on-exists", "overwrite")
+        assert ran.code == 0, ran.err
+    ours.unlink()  # which fails where it is gone
+    assert_same(tmp_path / "place", tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("name", OVERWRITES)

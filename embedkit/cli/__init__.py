@@ -67,7 +67,8 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each 
         if type(wrong).__name__ == "NoArgsIsHelpError":
             print(wrong, file=sys.stderr)
             return 2
-        sentence = " ".join(str(wrong).split()).rstrip(".")
+        told = wrong.format_message() if hasattr(wrong, "format_message") else str(wrong)
+        sentence = " ".join(told.split()).rstrip(".")
         return _say(sentence, "`embedkit --help` and `embedkit COMMAND --help` list what there is", 2)
     except Exception as fault:  # noqa: BLE001 - the last net: a message might hold row content, a place cannot
         frame = traceback.extract_tb(fault.__traceback__)[-1]

@@ -232,6 +232,9 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
         f"truncated: {cut:,} rows ({_percent(cut, summary.rows)}), {lost:,} tokens lost "
         f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
     )
+    if not summary.computed_rows:
+        lines.append(f"{summary.seconds:.1f} s; nothing was left to compute")
+        return lines
     pace = max(summary.encoding_seconds, 1e-9)
     lines.append(
         f"{summary.seconds:.1f} s, of which {summary.encoding_seconds:.1f} s encoding: "

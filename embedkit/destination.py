@@ -6,6 +6,8 @@ whatever it writes. The file appears when that folder is whole, and the folder g
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sys
 from collections import Counter
@@ -46,6 +48,9 @@ class Destination(Protocol):
 
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Make room, and write the plan."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind: the run failed before any shard was committed."""
 
     def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
         """Commit a shard. Returns its record."""
@@ -107,6 +112,12 @@ class Folder:
         self.output.clear()
         self.output.write_plan(plan)
 
+    def abandon(self) -> None:
+        """See Destination."""
+        self.output.clear()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
         """See Destination."""
         with self.output.shard(shard.index) as writer:
@@ -165,6 +176,10 @@ class SingleFile:
         """See Destination."""
         self.parts.begin(plan)
 
+    def abandon(self) -> None:
+        """See Destination."""
+        self.parts.abandon()
+
     def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
         """See Destination."""
         return self.parts.write(shard, sink)
@@ -205,14 +220,26 @@ class Stdout:
     def begin(self, plan: Mapping[str, Any]) -> None:
         """See Destination."""
 
+    def abandon(self) -> None:
+        """See Destination."""
+
     def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
         """See Destination.
 
         Raises:
             BrokenPipeError: whoever read has gone.
+            OutputError: it goes to a disk that is full.
         """
-        sys.stdout.buffer.writelines(jsonl_lines(shard, sink.layout))
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.writelines(jsonl_lines(shard, sink.layout))
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as fault:
+            raise OutputError(
+                f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
+                hint="free some space where it goes, or write to a folder with -o, which can be resumed",
+            ) from None
         return {"index": shard.index, **_facts(shard)}
 
     def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:

@@ -6,8 +6,9 @@ in memory, however large the output.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,19 +161,28 @@ def lines(inspection: Inspection) -> list[str]:
     )
     told.append(f"files      {it.files:,} ({it.format or 'format not known yet'}), {it.bytes / 1e6:,.1f} MB")
     told.append(f"recipe     {it.fingerprint or 'not in this file; a folder or a .parquet file carries it'}")
-    told += [f"           {key}: {value}" for key, value in it.recipe.items()]
-    return told
+    return told + [f"           {line}" for line in _recipe_lines(it.recipe)]
+
+
+def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """A line a field, as JSON; of the model's files the weights alone, since the others are many."""
+    for key, value in recipe.items():
+        if not (isinstance(value, dict) and "files" in value):
+            yield f"{key}: {json.dumps(value, ensure_ascii=False)}"
+            continue
+        weights = [name for name in value["files"] if name.endswith((".safetensors", ".bin"))]
+        hashes = ", ".join(f"{name} {value['files'][name]}" for name in weights)
+        yield f"{key}: {value['type']}, {len(value['files'])} files; {hashes}"
 
 
 def _unfinished(path: Path) -> Inspection:
     plan, records = read_json(path / "plan.json"), _records(path)
-    planned = plan["shards"]
     files = [file for record in records for file in record["files"]]
     return Inspection(
         path=path,
         complete=False,
-        rows=plan["rows"],
-        shards=(len(records), planned if isinstance(planned, int) else len(planned)),
+        rows=plan["rows"] or sum(record["rows"] for record in records),
+        shards=(len(records), plan["shards"] or len(records)),
         done=_joined((record["start"], record["stop"]) for record in records),
         receipts=_sum(records),
         format=plan.get("format"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -227,6 +228,13 @@ def load_tokenizer(
             f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
             hint="check that tokenizer.json or the vocabulary's file is there and whole",
         ) from None
+    files = {*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"}
+    if len(files) > 1 and not any((Path(folder) / name).is_file() for name in files):
+        # transformers makes up a vocabulary of five entries in this case, and says nothing.
+        raise ModelError(
+            f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
+            hint="put tokenizer.json, or the files that the model was trained with, into its folder",
+        )
     normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
         return tokenizer, _casing_outside(tokenizer, casing)

@@ -28,6 +28,11 @@ class Ran:
     out: str
     err: str
 
+    @property
+    def told(self) -> list[str]:
+        """Lines of stderr, without what the user should know beside."""
+        return [line for line in self.err.splitlines() if not line.startswith("note: ")]
+
 
 @dataclass(frozen=True)
 class Notes:

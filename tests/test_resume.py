@@ -157,7 +157,7 @@ def assert_same(found, expected):
 
 
 def arguments_of(bert, output, *options):
-    return ["encode", NOTES, "-m", bert, "-o", output, "--shard-rows", 8, *options]
+    return ["encode", NOTES, "-m", bert, "-o", output, "--shard-rows", 8, "--pool", "mean", *options]
 
 
 @pytest.fixture(scope="module")

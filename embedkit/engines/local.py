@@ -16,7 +16,7 @@ from embedkit.destination import destination_of
 from embedkit.engines.faults import unreadable_rows
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
-from embedkit.errors import UsageError
+from embedkit.errors import EmbedkitError, Stopped, UsageError
 from embedkit.inspection import inspect_output
 from embedkit.plan import ShardCutter, default_shard_rows, refuse_changes
 from embedkit.recipe import canonical_json, fingerprint
@@ -48,7 +48,7 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": _input_facts(table, config.input)}
     # A plan that is there has been through this table already; that it is the same table is checked below.
     plan |= (
-        {key: stored[key] for key in ("rows", "starts", "kept_types")}
+        {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
         else _scan(table, config, shard_rows)
     )
@@ -74,7 +74,14 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     job = Job(config, table, embedder, sink, destination, plan, watcher, stop)
     computing = time.monotonic()
     watcher.started(rows=plan["rows"], done=job.rows_done, device=assembly.device, dtype=assembly.recipe["dtype"])
-    records = job.run()
+    try:
+        records = job.run()
+    except Stopped:
+        raise
+    except EmbedkitError:
+        if not job.records:
+            destination.abandon()
+        raise
     counts = _counts(records, plan["rows"])
     # A shard of empty texts has no npy files.
     empty = [record["index"] for record in records if config.output.format == "npy" and not record["vectors"]]
@@ -138,12 +145,13 @@ def _refuse_second_reading(table: Table, config: RunConfig) -> None:
 def _scan(table: Table, config: RunConfig, shard_rows: int) -> dict[str, Any]:
     """Rows and shards of a table; finds faulty rows before a model is loaded."""
     if table.streaming:
-        return {"rows": None, "starts": None, "kept_types": table.kept_types()}
+        return {"rows": None, "shards": None, "starts": None, "kept_types": table.kept_types()}
     cutter = ShardCutter(shard_rows)
     scan = table.scan(cutter.count)
     if scan.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(scan.faults, scan.n_faults)
-    return {"rows": scan.rows, "starts": cutter.starts, "kept_types": scan.kept_types}
+    shards = len(cutter.starts)
+    return {"rows": scan.rows, "shards": shards, "starts": cutter.starts, "kept_types": scan.kept_types}
 
 
 def _input_facts(table: Table, config: InputConfig) -> dict[str, Any]:

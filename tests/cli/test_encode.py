@@ -62,7 +62,7 @@ def test_stdout_is_json_lines_with_the_same_bytes_as_a_jsonl_file(encode, tmp_pa
     to_file = encode(NOTES, "-o", tmp_path / "out.jsonl")
     assert (to_stdout.code, to_file.code) == (0, 0)
     assert to_stdout.out == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
-    assert to_stdout.err.startswith("stdout: 67 rows")
+    assert to_stdout.told[0].startswith("stdout: 67 rows")
 
 
 @pytest.mark.parametrize("name", ["notes.csv", "notes.csv.gz"])
@@ -73,7 +73,7 @@ def test_without_o_the_vectors_lie_in_a_folder_named_after_the_input(encode, tmp
     ran = encode(tmp_path / name, "--limit", 3)
     assert ran.code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "notes.embeddings"]
-    assert ran.err.startswith("notes.embeddings: 3 rows")
+    assert ran.told[0].startswith("notes.embeddings: 3 rows")
 
 
 def test_a_row_keeps_its_place_its_zeros_and_says_what_became_of_its_text(encode, notes, tmp_path):
@@ -259,7 +259,7 @@ def test_the_summary_counts_rows_vectors_and_what_was_cut_and_says_where_it_lies
     # [CLS] pain [SEP] are 3 tokens; 70 times pain are 72, of which 64 fit.
     table = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in ("pain", "", "pain " * 70, "pain")])
     ran = encode(table, "-o", tmp_path / "out")
-    first, second, third, fourth = ran.err.splitlines()
+    first, second, third, fourth = ran.told
     assert first == f"{tmp_path / 'out'}: 4 rows, 3 vectors of 32 dimensions"
     assert second.startswith("without a vector: 1 empty")
     assert third == "truncated: 1 rows (25.0 %), 8 tokens lost (10.3 %) at 64 tokens a text"  # 8 of 78

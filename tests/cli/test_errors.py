@@ -281,9 +281,8 @@ def test_a_failure_is_told_in_one_error_line_and_one_hint_line(embedkit_cli, her
     ran = embedkit_cli(*(Template(argument).substitute(here) for argument in arguments.split()))
     assert ran.code == code, ran.err
     assert ran.out == ""
-    lines = [line for line in ran.err.splitlines() if not line.startswith("note: ")]
-    assert [line.split(" ")[0] for line in lines] == ["error:", "hint:"], ran.err
-    for line, words in zip(lines, (error, hint), strict=True):
+    assert [line.split(" ")[0] for line in ran.told] == ["error:", "hint:"], ran.err
+    for line, words in zip(ran.told, (error, hint), strict=True):
         assert [word for word in words.split("|") if word not in line] == [], line
         assert len(line) > len("error: .")
     assert MARK not in ran.err
@@ -297,7 +296,7 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     monkeypatch.setattr("embedkit.engines.job.embed_shard", fail)
     ran = encode(places["tables"] / "notes.csv", "-o", tmp_path / "out")
     assert ran.code == 1
-    error, hint = ran.err.splitlines()
+    error, hint = ran.told
     assert error.startswith("error: a fault of embedkit: ValueError at test_errors.py, line ")
     assert hint.startswith("hint: please report")
     assert MARK not in ran.err
@@ -309,7 +308,7 @@ def test_a_full_disk_behind_stdout_is_an_output_error(encode, places, monkeypatc
         patched.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
         ran = encode(places["tables"] / "notes.csv", "-o", "-", "-q")
     assert ran.code == OUTPUT
-    error, hint = ran.err.splitlines()
+    error, hint = ran.told
     assert error.startswith("error: ")
     assert "No space left on device" in error
     assert hint.startswith("hint: ")

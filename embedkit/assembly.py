@@ -152,6 +152,12 @@ def assemble(
         batch_tokens=batch.batch_tokens or _BATCH_TOKENS[encoder.device.type],
         batch_size=batch.batch_size,
     )
+    widest = max(variant.dims for variant in embedder.pooling.variants(encoder.hidden_size))
+    if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
+        raise UsageError(
+            f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions that there are",
+            hint=f"use at most {widest}, or leave it out",
+        )
     recipe = make_recipe(
         model_type=folder.model_type,
         files=files,

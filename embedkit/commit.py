@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -171,11 +172,16 @@ class WholeFiles:
         temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
         with _as_output_error(final):
             final.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
             self.made[name] = temporary
             return temporary.open("wb")
 
-    def publish(self) -> list[dict[str, Any]]:
+    def publish(self, *, last: str | None = None) -> list[dict[str, Any]]:
         """Sync the files, give them their names, sync their folders.
+
+        Args:
+            last: the name of the file that is published last: once it is there, all are.
 
         Returns:
             For each file its `path`, `bytes` and `sha256`.
@@ -184,7 +190,7 @@ class WholeFiles:
             OutputError: the disk refuses.
         """
         facts: list[dict[str, Any]] = []
-        for name, temporary in self.made.items():
+        for name, temporary in sorted(self.made.items(), key=lambda item: item[0] == last):
             with _as_output_error(self.root / name):
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())

@@ -200,6 +200,14 @@ class RunConfig:
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
 
+    def __post_init__(self) -> None:
+        alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
+        if alone and self.pooling.precision in {"int8", "binary"}:
+            raise UsageError(
+                f"JSON Lines without a folder have no place for what turns {self.pooling.precision} into numbers again",
+                hint="use --precision float32 or float16, or write to a folder or a .parquet file",
+            )
+
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not among those allowed, with UsageError."""

@@ -20,8 +20,9 @@ from embedkit.config import OutputConfig
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, jsonl_lines
+from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.rejects import write_rejects
-from embedkit.sinks.stored import made_by
+from embedkit.sinks.stored import former_files, made_by
 
 _WAYS = "--on-exists resume to go on with it, --on-exists overwrite to start again, or another place with -o"
 
@@ -145,27 +146,39 @@ class SingleFile:
         self.path = path
         self.on_exists = on_exists
         self.parts = Folder(path.with_name(f"{path.name}.partial"), on_exists)
+        #: The file that is published last: once it is there, the output is whole.
+        self.last = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
+        self.rejects = f"{path.stem}.rejects.jsonl"
 
     def open(self) -> dict[str, Any] | None:
         """See Destination."""
         if not self.path.parent.is_dir():
             raise OutputError(f"there is no folder {self.path.parent}", hint="make it, or choose another with -o")
-        if self.path.exists() and self.on_exists == "error":
+        if self.on_exists == "error" and (self.path.exists() or self.last.exists()):
             raise OutputError(f"{self.path} exists", hint=f"use {_WAYS}")
         return self.parts.open()
 
     def is_whole(self, sink: Sink) -> bool:
         """See Destination."""
-        if self.on_exists != "resume" or not self.path.exists():
+        if self.on_exists != "resume" or not self.last.exists():
             return False
-        found = made_by(self.path)
+        try:
+            found = made_by(self.path)
+        except OutputError:
+            found = {}
+        unfinished = (self.parts.path / PLAN).exists()
         for name, what in (("embedkit.fingerprint", "recipe"), ("embedkit.input", "input")):
             if found.get(name) != sink.layout.metadata[name]:
+                if unfinished:
+                    # What is there is a former output, or half of one, that this run is about to replace.
+                    return False
                 difference = f"is from another {what}" if name in found else f"does not say from what {what}"
                 raise OutputError(
                     f"{self.path} is whole and {difference}",
                     hint="use --on-exists overwrite to replace it, or another place with -o",
                 )
+        # A run that was killed at the very end left them.
+        shutil.rmtree(self.parts.path, ignore_errors=True)
         return True
 
     def committed(self) -> dict[int, dict[str, Any]]:
@@ -186,19 +199,22 @@ class SingleFile:
 
     def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
         """See Destination."""
+        former = {self.rejects, *(former_files(self.path) if self.last.exists() else ())}
         files = WholeFiles(self.path.parent)
         try:
             sink.merge(self.parts.path, shards, self.path.name, files.create)
             self._merge_rejects(files)
-            files.publish()
+            made = {facts["path"] for facts in files.publish(last=self.last.name)}
         finally:
             files.discard()
+        for name in former - made:
+            self.path.with_name(name).unlink(missing_ok=True)
         shutil.rmtree(self.parts.path)
 
     def _merge_rejects(self, files: WholeFiles) -> None:
         parts = sorted((self.parts.path / "rejects").glob("*.jsonl"))
         if parts:
-            with files.create(f"{self.path.stem}.rejects.jsonl") as out:
+            with files.create(self.rejects) as out:
                 for part in parts:
                     out.write(part.read_bytes())
 

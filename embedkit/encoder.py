@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class Encoder:
         lowercase: auto, yes or no.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, fp32, bf16 or fp16.
-        max_length: most tokens of a text, special tokens counted; None = what the model can take.
+        max_length: most tokens of a text, special tokens counted; None or auto = what the model can take.
         on_long: truncate or error.
         prompt: put before each text.
         prompt_name: a name among the model's own prompts.
@@ -44,7 +45,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: str = "minilm",
+        model: str | os.PathLike[str] = "minilm",
         *,
         revision: str | None = None,
         offline: bool = False,
@@ -52,7 +53,7 @@ class Encoder:
         lowercase: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
-        max_length: int | None = None,
+        max_length: int | Literal["auto"] | None = None,
         on_long: str = "truncate",
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -65,8 +66,8 @@ class Encoder:
         batch_tokens: int | None = None,
         batch_size: int | None = None,
     ) -> None:
-        models = ModelConfig(model, revision, offline, trust_remote_code, lowercase, device, dtype)
-        texts = TextConfig(max_length, on_long, prompt, prompt_name)
+        models = ModelConfig(os.fspath(model), revision, offline, trust_remote_code, lowercase, device, dtype)
+        texts = TextConfig(None if max_length == "auto" else max_length, on_long, prompt, prompt_name)
         pooling = PoolingConfig(layers, layer_agg, pool, exclude_special, normalize, truncate_dim)
         request = find_model(models, texts, pooling)
         assembly = assemble(request, models, texts, pooling, BatchConfig(batch_tokens, batch_size))

@@ -57,8 +57,9 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each 
         code = app(list(arguments), standalone_mode=False)
     except EmbedkitError as error:
         return _say(error.message, error.hint, error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has had enough, as `head` does; that is no failure.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has had enough, as `head` does; that is no failure. Typer makes a SystemExit
+        # of a broken pipe, and of nothing else here.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - nothing left to flush
         return 0
     except (KeyboardInterrupt, typer.Abort):

@@ -32,6 +32,8 @@ from embedkit.config import (
 from embedkit.engines.summary import Summary
 from embedkit.errors import Stopped, UsageError
 
+#: What is surely meant to be a file; any other name is a folder's.
+_OTHER_FILES = ("csv", "tsv", "txt", "json", "ndjson", "feather", "npz", "pt", "pkl", "h5", "gz", "zst")
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
@@ -198,6 +200,11 @@ def _default_output(inputs: list[str]) -> str:
 def _output_format(output: str, asked: str | None) -> str:
     named = "jsonl" if output == "-" else Path(output).suffix.removeprefix(".")
     if named not in OUTPUT_FORMATS:
+        if named.lower() in (*OUTPUT_FORMATS, *_OTHER_FILES):
+            raise UsageError(
+                f"-o {output}: embedkit writes no .{named} files",
+                hint=f"name a folder, or a file that ends in .{', .'.join(OUTPUT_FORMATS)}",
+            )
         return asked or "parquet"
     if asked is not None and asked != named:
         raise UsageError(

@@ -164,8 +164,9 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     found = None
     if not config.offline:
         try:
-            names = HfApi().list_repo_files(repo, revision=config.revision)
-            has_safetensors = any(name.endswith(".safetensors") for name in names)
+            # One question that fails at once where there is no network; the library asks others five times.
+            files = HfApi().model_info(repo, revision=config.revision).siblings or []
+            has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
             wanted = _WANTED if has_safetensors else (*_WANTED, *_UNSAFE)
             code = ("*.py",) if config.trust_remote_code else ()
             found = snapshot_download(repo, revision=config.revision, allow_patterns=[*wanted, *code])

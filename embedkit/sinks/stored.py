@@ -129,6 +129,20 @@ def made_by(path: Path) -> Mapping[str, str]:
         return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
 
+def former_files(path: Path) -> tuple[str, ...]:
+    """Names of the files that a single-file output consists of; its own alone if it does not say.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    described = json.loads(made_by(path).get(LAYOUT_KEY, "{}"))
+    if path.suffix != ".npy" or not described:
+        return (path.name,)
+    variants = tuple(Variant(**variant) for variant in described["variants"])
+    layout = Layout(variants, described["precision"], described["token_vectors"], {}, {})
+    return make_sink("npy", layout).merged_files(path.name)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in one of the output's own JSON files.
 

@@ -204,7 +204,7 @@ class RunConfig:
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
-                f"JSON Lines without a folder have no place for what turns {self.pooling.precision} into numbers again",
+                f"JSON Lines alone have no place for what turns {self.pooling.precision} into numbers again",
                 hint="use --precision float32 or float16, or write to a folder or a .parquet file",
             )
 

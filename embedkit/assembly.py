@@ -107,6 +107,7 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
+    from embedkit.memory import TokenBudget
     from embedkit.models.load import load_model, make_encoder
     from embedkit.pipeline import Embedder
     from embedkit.pooling.plan import PoolingPlan
@@ -149,7 +150,7 @@ def assemble(
         truncate_dim=pooling.truncate_dim,
         precision=pooling.precision,
         on_long=text.on_long,
-        batch_tokens=batch.batch_tokens or _BATCH_TOKENS[encoder.device.type],
+        budget=TokenBudget(batch.batch_tokens or _BATCH_TOKENS[encoder.device.type]),
         batch_size=batch.batch_size,
     )
     widest = max(variant.dims for variant in embedder.pooling.variants(encoder.hidden_size))

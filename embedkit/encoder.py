@@ -138,4 +138,10 @@ class Encoder:
         tokenized = self._embedder.tokenizer.tokenize(texts)
         if self._embedder.on_long == "error":
             refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(texts)))
-        return tokenized.texts, dict(embed_tokens(tokenized.tokens, self._embedder, lambda *_: None))
+        raw, unfit = embed_tokens(tokenized.tokens, self._embedder, lambda *_: None)
+        if unfit:
+            raise ModelError(
+                f"text {tokenized.texts[min(unfit)]} does not fit into memory even alone",
+                hint="use a smaller max_length",
+            )
+        return tokenized.texts, raw

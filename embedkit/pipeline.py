@@ -15,12 +15,18 @@ from numpy.typing import NDArray
 
 from embedkit.batching import make_batches
 from embedkit.errors import InputError, ModelError, OutputError
+from embedkit.memory import TokenBudget, compute_halving
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.pooling.finish import Int8Range, finish, store
 from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
 from embedkit.records import Batch, EncodedShard, Fault, Record, Tokens, Variant
 from embedkit.tokenizer import TextTokenizer, TokenizedTexts, refuse_long
 
+#: Why a text has no vector although it has tokens: what an error says of it, and the way out.
+_NO_VECTOR = {
+    "non_finite": ("a vector is not finite (NaN or infinite)", "--dtype fp32"),
+    "out_of_memory": ("a text does not fit into memory even alone", "a smaller --max-length"),
+}
 #: Called after each batch with its texts, its tokens, and the cells computed for them (padding included).
 OnBatch = Callable[[int, int, int], None]
 
@@ -36,7 +42,8 @@ class Embedder:
         exclude_special: leave the special tokens that the tokenizer added out of the pooling.
         normalize, truncate_dim, precision: what is done to a finished vector.
         on_long: truncate or error.
-        batch_tokens, batch_size: budget of a batch.
+        budget: tokens of a batch; shrinks where memory runs out.
+        batch_size: most texts in a batch; None = as many as the tokens allow.
         int8_ranges: by variant; None unless the precision is int8.
     """
 
@@ -48,7 +55,7 @@ class Embedder:
     truncate_dim: int | None
     precision: str
     on_long: str
-    batch_tokens: int
+    budget: TokenBudget
     batch_size: int | None
     int8_ranges: Mapping[str, Int8Range] | None = None
 
@@ -122,20 +129,22 @@ def embed_shard(
     """
     texts = shard.texts
     records = shard.read.records
-    raw = embed_tokens(texts.tokens, embedder, on_batch)
+    raw, unfit = embed_tokens(texts.tokens, embedder, on_batch)
     status = _receipts(shard)
     kept_vectors = np.ones(len(texts.texts), np.bool_)
     faults = list(shard.read.faults)
     for vector in np.flatnonzero(~_finite(raw, len(texts.texts))):
         row = int(texts.texts[vector])
+        code = "out_of_memory" if vector in unfit else "non_finite"
         if on_bad_row == "fail":
+            what, way = _NO_VECTOR[code]
             raise ModelError(
-                f"the vector of row {records[row].row} is not finite (NaN or infinite)",
-                hint="use --dtype fp32, or --on-bad-row null to keep such rows without a vector",
+                f"{what}: row {records[row].row}",
+                hint=f"use {way}, or --on-bad-row null to keep such rows without a vector",
             )
         kept_vectors[vector] = False
-        status[row] = "non_finite"
-        faults.append(Fault(records[row].row, "", None, "non_finite"))
+        status[row] = code
+        faults.append(Fault(records[row].row, "", None, code))
     if list_nulls:
         listed = {fault.row for fault in faults}
         empty = (record.row for record, word in zip(records, status, strict=True) if word == "empty")
@@ -143,7 +152,7 @@ def embed_shard(
     has_vector = np.zeros(len(records), np.bool_)
     has_vector[texts.texts[kept_vectors]] = True
     vectors = {name: _finished(name, of_variant, kept_vectors, embedder) for name, of_variant in raw.items()}
-    written = np.array([on_bad_row != "skip" or word != "non_finite" for word in status], np.bool_)
+    written = np.array([on_bad_row != "skip" or word not in _NO_VECTOR for word in status], np.bool_)
     rows = [record for record, is_written in zip(records, written, strict=True) if is_written]
     return EncodedShard(
         index=shard.read.index,
@@ -162,27 +171,29 @@ def embed_shard(
 
 
 @torch.inference_mode()
-def embed_tokens(
-    tokens: Tokens, embedder: Embedder, on_batch: OnBatch
-) -> dict[str, NDArray[np.float32]] | dict[str, list[NDArray[np.float32]]]:
+def embed_tokens(tokens: Tokens, embedder: Embedder, on_batch: OnBatch) -> tuple[dict[str, Any], list[int]]:
     """Raw vectors of texts, in the order of the texts.
 
     Returns:
-        For each variant float32 [N, D]; for token vectors N arrays [tokens that take part, D].
+        For each variant float32 [N, D], or for token vectors N arrays [tokens that take part, D]; and the numbers
+        of the texts that did not fit into memory even alone, whose rows are NaN.
     """
     encoder, plan = embedder.encoder, embedder.pooling
     n_texts = len(tokens.lengths)
     out: dict[str, Any] = {
-        variant.name: [None] * n_texts if not plan.poolings else np.empty((n_texts, variant.dims), np.float32)
+        variant.name: np.full((n_texts, variant.dims), np.nan, np.float32)
+        if plan.poolings
+        else [np.full((1, variant.dims), np.nan, np.float32)] * n_texts
         for variant in plan.variants(encoder.hidden_size)
     }
     batches = make_batches(
         tokens.lengths,
-        max_tokens=embedder.batch_tokens,
+        max_tokens=embedder.budget.tokens,
         max_rows=embedder.batch_size,
         padded=not encoder.packed,
     )
-    for batch in batches:
+
+    def compute(batch: Batch) -> None:
         pooler = BatchPooler(plan, _groups(tokens, batch, embedder))
         pooled_by_model = encoder.run(tokens, batch, pooler.take)
         if "pooler" in plan.poolings and pooled_by_model is not None:
@@ -194,8 +205,12 @@ def embed_tokens(
             for name, states in pooler.token_vectors().items():
                 for text, of_text in zip(batch.texts.tolist(), states, strict=True):
                     out[name][text] = of_text.cpu().numpy()
-        on_batch(len(batch.texts), batch.tokens, batch.tokens if encoder.packed else batch.padded_tokens)
-    return out
+        on_batch(len(batch.texts), batch.tokens, cost(batch))
+
+    def cost(batch: Batch) -> int:
+        return batch.tokens if encoder.packed else batch.padded_tokens
+
+    return out, compute_halving(batches, compute, cost, embedder.budget)
 
 
 def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup]:

@@ -17,7 +17,7 @@ LEVELS = (
     ("engines", "encoder"),
     ("assembly", "inspection", "results"),
     ("destination", "pipeline"),
-    ("sources", "tokenizer", "batching", "models", "pooling", "sinks", "commit"),  # the stages
+    ("sources", "tokenizer", "batching", "models", "pooling", "sinks", "commit", "memory"),  # the stages
     ("config", "plan", "recipe"),
     ("records", "errors"),
 )

@@ -13,6 +13,7 @@ import pytest
 
 from embedkit import Encoder
 from embedkit.errors import ModelError
+from embedkit.memory import TokenBudget
 from tests import tiny_models
 from tests.oracle import Oracle, States, pool
 
@@ -83,7 +84,7 @@ def test_order_and_budget_change_nothing(folders, kind):
     )
     random = Random(0)
     for batch_tokens, batch_size in ((1, None), (70, None), (300, 3), (10_000, None), (10_000, 1)):
-        encoder._embedder = replace(encoder._embedder, batch_tokens=batch_tokens, batch_size=batch_size)
+        encoder._embedder = replace(encoder._embedder, budget=TokenBudget(batch_tokens), batch_size=batch_size)
         order = random.sample(range(len(tiny_models.TEXTS)), len(tiny_models.TEXTS))
         assert_close(encoder.encode([tiny_models.TEXTS[i] for i in order]), expected[order])
 

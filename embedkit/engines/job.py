@@ -185,7 +185,7 @@ def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[floa
         if len(texts) == _CALIBRATION_TEXTS:
             break
     tokens = embedder.tokenizer.tokenize(texts).tokens
-    raw: Any = embed_tokens(tokens, embedder, lambda *_: None)
+    raw, _ = embed_tokens(tokens, embedder, lambda *_: None)
     return {
         name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
         for name, of in int8_ranges(raw, embedder).items()

@@ -21,6 +21,7 @@ def make_batches(
     max_tokens: int,
     max_rows: int | None = None,
     padded: bool,
+    equal_lengths: bool = False,
 ) -> list[Batch]:
     """Cut a shard's texts into batches of similar length that keep to the budget.
 
@@ -34,6 +35,7 @@ def make_batches(
             that is longer than the budget makes a batch of its own.
         max_rows: most texts in a batch; None for no such limit.
         padded: whether the batch will be a rectangle.
+        equal_lengths: whether its texts must all have one length, so that the rectangle has no padding.
 
     Returns:
         Batches that hold every text exactly once.
@@ -55,6 +57,8 @@ def make_batches(
         # From the longest down: the rectangle's width is known as soon as a batch is opened.
         width, start, total = ordered[stop - 1], stop - 1, ordered[stop - 1]
         while start > 0 and stop - start < limit:
+            if equal_lengths and ordered[start - 1] != width:
+                break
             grown = width * (stop - start + 1) if padded else total + ordered[start - 1]
             if grown > max_tokens:
                 break

@@ -191,6 +191,7 @@ def embed_tokens(tokens: Tokens, embedder: Embedder, on_batch: OnBatch) -> tuple
         max_tokens=embedder.budget.tokens,
         max_rows=embedder.batch_size,
         padded=not encoder.packed,
+        equal_lengths=encoder.equal_lengths,
     )
 
     def compute(batch: Batch) -> None:

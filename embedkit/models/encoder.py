@@ -28,24 +28,25 @@ class FrozenEncoder:
         model: the transformers module, in eval mode on its device.
         architecture: what is known of its kind.
         layers: the layers wanted, resolved.
-        packed: run texts end to end instead of padded.
+        batches: packed, padded or equal; see Architecture.
         tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
             else let transformers collect the states of all layers.
     """
 
     def __init__(
-        self, model: Any, architecture: Architecture, layers: tuple[int, ...], *, packed: bool, tapped: bool
+        self, model: Any, architecture: Architecture, layers: tuple[int, ...], *, batches: str, tapped: bool
     ) -> None:
         self.model = model
         self.architecture = architecture
         self.layers = layers
-        self.packed = packed
+        self.packed = batches == "packed"
+        self.equal_lengths = batches == "equal"
         self.n_layers: int = model.config.num_hidden_layers
         self.hidden_size: int = model.config.hidden_size
         self.device: torch.device = model.device
         self.pad_id: int = getattr(model.config, "pad_token_id", None) or 0
         self._tap = _LayerTap(_modules(model, architecture), layers, self.n_layers) if tapped else None
-        if packed:
+        if self.packed:
             attention.register()
             model.set_attn_implementation(attention.NAME)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
@@ -27,6 +28,7 @@ from embedkit.models.resolve import ModelFolder
 from embedkit.records import Batch, Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SAFE_TORCH = "2.10"
 #: Largest |Δ| between two right ways to compute a state, as a share of the largest state. What goes wrong
 #: when texts see each other, or positions are miscounted, is a hundred times larger.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 1e-2}
@@ -84,6 +86,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
             another shape, or a file is damaged.
         UsageError: there is no such device.
     """
+    _refuse_old_torch(folder)
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
     architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
@@ -103,6 +106,8 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
             hint="they would be random numbers; check that the weights belong to config.json",
         )
     has_pooler = getattr(model, "pooler", None) is not None and not any(_in_pooler(key) for key in missing)
+    if architecture.encoder:
+        model = model.get_encoder()
     model.eval().requires_grad_(requires_grad=False)
     return LoadedModel(
         model=model.to(device),
@@ -132,16 +137,17 @@ def make_encoder(
         ModelError: no way to batch texts gives what they give alone.
     """
     expected = _alone(loaded, layers, probe)
-    tapped = loaded.architecture.layers is not None
-    ways = [(True, True)] if loaded.architecture.packed and not for_pooler else []
-    ways += [(False, True), (False, False)] if tapped else [(False, False)]
+    kinds = ("packed", "padded", "equal")
+    kinds = kinds[kinds.index(loaded.architecture.batches) :]
+    taps = (True, False) if loaded.architecture.layers is not None else (False,)
+    ways = [(kind, tap) for kind in kinds for tap in taps if not (kind == "packed" and for_pooler)]
     own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
     notice = None
-    for packed, with_tap in ways:
-        if not packed:
+    for batches, tapped in ways:
+        if batches != "packed":
             loaded.model.set_attn_implementation(own_attention)
         try:
-            encoder = FrozenEncoder(loaded.model, loaded.architecture, layers, packed=packed, tapped=with_tap)
+            encoder = FrozenEncoder(loaded.model, loaded.architecture, layers, batches=batches, tapped=tapped)
             exact = _agrees(encoder, expected, probe)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             exact = False
@@ -221,6 +227,16 @@ def _from_pretrained(
     return model, set(info["missing_keys"])
 
 
+def _refuse_old_torch(folder: ModelFolder) -> None:
+    """A pickle is read by a torch that reads tensors alone from it, without the holes that this had before."""
+    version = TorchVersion(torch.__version__)
+    if folder.weights.startswith("pytorch_model.bin") and version < _SAFE_TORCH:
+        raise ModelError(
+            f"torch {version} does not read {folder.weights} of model '{folder.name}' safely; 2.10 and newer do",
+            hint="install a newer torch, or put a model.safetensors into the model's folder",
+        )
+
+
 def _in_pooler(key: str) -> bool:
     return "pooler" in key.split(".")
 
@@ -258,14 +274,16 @@ def _alone(loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens) -> list[
 
 
 def _agrees(encoder: FrozenEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
-    """Whether a batch of all probe texts gives the states that they have alone."""
+    """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
     order = np.argsort(probe.lengths, kind="stable")
-    batch = Batch(order, probe.lengths[order])
+    # Texts of one length stand together, so where each batch may have but one length, that is where to cut.
+    cuts = np.flatnonzero(np.diff(probe.lengths[order])) + 1 if encoder.equal_lengths else []
+    batches = [Batch(texts, probe.lengths[texts]) for texts in np.split(order, cuts)]
     agrees: list[bool] = []
 
     def compare(layer: int, hidden_states: Tensor) -> None:
         start = 0
-        for place, (text, length) in enumerate(zip(order.tolist(), batch.lengths.tolist(), strict=True)):
+        for place, (text, length) in enumerate(zip(batch.texts.tolist(), batch.lengths.tolist(), strict=True)):
             found = hidden_states[0, start : start + length] if encoder.packed else hidden_states[place, :length]
             start += length
             wanted = expected[text][layer]
@@ -275,5 +293,6 @@ def _agrees(encoder: FrozenEncoder, expected: Sequence[dict[int, Tensor]], probe
             )
             agrees.append(near)
 
-    encoder.run(probe, batch, compare)
-    return len(agrees) == len(order) * len(encoder.layers) and all(agrees)
+    for batch in batches:
+        encoder.run(probe, batch, compare)
+    return len(agrees) == len(probe.lengths) * len(encoder.layers) and all(agrees)

@@ -186,13 +186,19 @@ def embed_tokens(tokens: Tokens, embedder: Embedder, on_batch: OnBatch) -> tuple
         else [np.full((1, variant.dims), np.nan, np.float32)] * n_texts
         for variant in plan.variants(encoder.hidden_size)
     }
-    batches = make_batches(
-        tokens.lengths,
-        max_tokens=embedder.budget.tokens,
-        max_rows=embedder.batch_size,
-        padded=not encoder.packed,
-        equal_lengths=encoder.equal_lengths,
-    )
+    # Notes are copied forward: what has the same tokens has the same vector, and is computed once.
+    alike = tokens.first_alike()
+    distinct = np.unique(alike)
+    batches = [
+        Batch(distinct[batch.texts], batch.lengths)
+        for batch in make_batches(
+            tokens.lengths[distinct],
+            max_tokens=embedder.budget.tokens,
+            max_rows=embedder.batch_size,
+            padded=not encoder.packed,
+            equal_lengths=encoder.equal_lengths,
+        )
+    ]
 
     def compute(batch: Batch) -> None:
         pooler = BatchPooler(plan, _groups(tokens, batch, embedder))
@@ -211,7 +217,12 @@ def embed_tokens(tokens: Tokens, embedder: Embedder, on_batch: OnBatch) -> tuple
     def cost(batch: Batch) -> int:
         return batch.tokens if encoder.packed else batch.padded_tokens
 
-    return out, compute_halving(batches, compute, cost, embedder.budget)
+    unfit = set(compute_halving(batches, compute, cost, embedder.budget))
+    for text in np.flatnonzero(alike != np.arange(n_texts)).tolist():
+        for of_variant in out.values():
+            of_variant[text] = of_variant[alike[text]]
+    on_batch(n_texts - len(distinct), 0, 0)
+    return out, [text for text in range(n_texts) if alike[text] in unfit]
 
 
 def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup]:

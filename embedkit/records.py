@@ -79,6 +79,19 @@ class Tokens:
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return np.repeat(starts, lengths) + position, position
 
+    def first_alike(self) -> NDArray[np.int64]:
+        """For each text, the first one that has the same tokens; itself, if none before it has: int64 [N]."""
+        first: dict[bytes, int] = {}
+        flat, stops = self.input_ids, np.cumsum(self.lengths)
+        return np.fromiter(
+            (
+                first.setdefault(flat[stop - length : stop].tobytes(), text)
+                for text, (stop, length) in enumerate(zip(stops.tolist(), self.lengths.tolist(), strict=True))
+            ),
+            np.int64,
+            len(self.lengths),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

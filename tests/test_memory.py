@@ -90,3 +90,25 @@ def test_a_text_that_does_not_fit_alone_is_named(encoder):
     first = next(text for text, length in enumerate(lengths) if length > 30)
     with pytest.raises(ModelError, match=f"text {first} does not fit into memory"):
         encoder.encode(tiny_models.TEXTS)
+
+
+# Not doing the same work twice ---------------------------------------------------------------------------
+
+
+def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(tmp_path, monkeypatch):
+    encoder = Encoder(str(tiny_models.make("bert", tmp_path / "bert").folder), pool="mean,max")
+    once = list(dict.fromkeys(tiny_models.TEXTS))
+    expected = encoder.encode(once)
+    inner = encoder._embedder.encoder
+    run, computed = inner.run, []
+
+    def counted(tokens, batch, take):
+        computed.extend(batch.texts.tolist())
+        return run(tokens, batch, take)
+
+    monkeypatch.setattr(inner, "run", counted)
+    found = encoder.encode(once + once[::-1])
+    assert np.array_equal(found[: len(once)], expected)
+    assert np.array_equal(found[len(once) :], expected[::-1])
+    # As often as there are texts that differ in their tokens; "sob" and "SOB" do not.
+    assert len(computed) == len({row.tobytes() for row in expected}) <= len(once)

@@ -137,8 +137,8 @@ def make_encoder(
         ModelError: no way to batch texts gives what they give alone.
     """
     expected = _alone(loaded, layers, probe)
-    kinds = ("packed", "padded", "equal")
-    kinds = kinds[kinds.index(loaded.architecture.batches) :]
+    every = ("packed", "padded", "equal")
+    kinds = every[every.index(loaded.architecture.batches) :]
     taps = (True, False) if loaded.architecture.layers is not None else (False,)
     ways = [(kind, tap) for kind in kinds for tap in taps if not (kind == "packed" and for_pooler)]
     own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
@@ -277,8 +277,9 @@ def _agrees(encoder: FrozenEncoder, expected: Sequence[dict[int, Tensor]], probe
     """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
     order = np.argsort(probe.lengths, kind="stable")
     # Texts of one length stand together, so where each batch may have but one length, that is where to cut.
-    cuts = np.flatnonzero(np.diff(probe.lengths[order])) + 1 if encoder.equal_lengths else []
-    batches = [Batch(texts, probe.lengths[texts]) for texts in np.split(order, cuts)]
+    cuts = np.flatnonzero(np.diff(probe.lengths[order])) + 1
+    groups = np.split(order, cuts) if encoder.equal_lengths else [order]
+    batches = [Batch(texts, probe.lengths[texts]) for texts in groups]
     agrees: list[bool] = []
 
     def compare(layer: int, hidden_states: Tensor) -> None:

@@ -22,6 +22,9 @@ USUAL_ID = "id"
 #: likely a row of a file without a header than a name, so only its length is told.
 LISTED, NAME_LENGTH = 50, 64
 
+#: Marks between cells. One of them in the name of a table's one column means that it was read by another.
+_SEPARATORS = ",;|\t"
+
 #: What the cells of a column may be. `unknown`: each row says for itself (JSON).
 Kind = Literal["string", "binary", "integer", "null", "other", "unknown"]
 _TEXT_KINDS = frozenset({"string", "binary", "null", "unknown"})
@@ -86,11 +89,16 @@ def decide(asked_for: Columns, there: Sequence[Column], *, file: str) -> Columns
     """Fill in what the user left open, from the columns of the first file.
 
     Raises:
-        InputError: no column is the text beyond doubt.
+        InputError: no column is the text beyond doubt, or cells have another mark between them.
     """
     names = [column.name for column in there]
     identity = asked_for.id or (USUAL_ID if USUAL_ID in names else None)
     text = asked_for.text or _usual_text(there, identity)
+    if not asked_for.text and len(names) == 1 and any(mark in names[0] for mark in _SEPARATORS):
+        raise InputError(
+            f"{file}: the one column, {shown(names[0])}, looks like several with another mark between them",
+            hint="csv has commas and tsv has tabs; or name the column with --text-column, if it is one",
+        )
     if not text:
         raise InputError(
             f"{file}: no column is named {', '.join(USUAL_TEXT)}, and there is not just one column of"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from embedkit.errors import InputError
 
 #: A record longer than this is not a text but a file that is read wrongly (an unclosed quote, no
-#: line ends); reading on would fill the memory. The longest note in MIMIC-III is 0.06 MB.
-MAX_RECORD_BYTES = 256 * 2**20
+#: line ends); reading on would fill the memory: csv holds 4 bytes a character. The longest note in MIMIC-III
+#: is 0.06 MB.
+MAX_RECORD_BYTES = 64 * 2**20
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

@@ -63,7 +63,7 @@ def locate(inputs: Sequence[str], file_format: str) -> tuple[SourceFile, ...]:
         InputError: nothing is there, or it cannot be read.
         UsageError: a name does not tell the format, and `format` is `auto`.
     """
-    return tuple(_described(name, file_format) for typed in inputs for name in _expanded(typed))
+    return tuple(described(name, file_format) for typed in inputs for name in _expanded(typed))
 
 
 def canonical(file_format: str) -> str:
@@ -80,7 +80,13 @@ def by_name(name: str) -> tuple[str | None, str | None]:
     return (SUFFIXES.get(suffixes[-1]) if suffixes else None), compression
 
 
-def _described(name: str, file_format: str) -> SourceFile:
+def described(name: str, file_format: str) -> SourceFile:
+    """A file as it is now.
+
+    Raises:
+        InputError: it is not there, or cannot be read.
+        UsageError: its name does not tell the format, and `file_format` is `auto`.
+    """
     try:
         status = os.stat(name)  # noqa: PTH116 - a Path would turn `./a` into `a`
         digest = _digest(name, status.st_size) if stat.S_ISREG(status.st_mode) else None

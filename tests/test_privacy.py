@@ -1,0 +1,217 @@
+"""A marker is in every text: after every kind of run, good or bad, it is nowhere but in the input.
+
+Searched are stdout, stderr, log records, warnings, the temporary folder, the caches, the working folder, and the
+output, in which JSON Lines hide nothing. Texts are kept only where `--keep` names them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedkit.engines import alone, job
+from tests.conftest import Ran
+from tests.sources.bad_input import CASES, MARK, Case
+from tests.test_faults import failing
+from tests.torture.calls import watched
+from tests.torture.kills import loaded_once
+
+Cli = Callable[..., Ran]
+#: Reading these is tried elsewhere; computing their texts of 128 KiB and more would take too long here.
+LONG = {"20 MB field", "LF and CRLF in quotes at every offset around a block boundary"}
+NEEDLES = [MARK.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Callable[..., Any]:
+    return loaded_once(alone.assemble)
+
+
+class Places:
+    """All that a run may leave something in, apart from its input."""
+
+    def __init__(self, root: Path, log: Path) -> None:
+        self.root = root
+        self.log = log
+        self.table = root.parent / "input"
+        self.table.mkdir()
+
+    def hits(self, ran: Ran) -> list[str]:
+        """Where the marker is."""
+        said = {"stdout": ran.out.encode(), "stderr": ran.err.encode(), "log": self.log.read_bytes()}
+        files = {str(path): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
+        named = {f"name of {path}": str(path.relative_to(self.root)).encode() for path in self.root.rglob("*")}
+        found = {**said, **files, **named}
+        return [place for place, content in found.items() if any(needle in content for needle in NEEDLES)]
+
+
+@pytest.fixture
+def places(loaded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
+    root, log = tmp_path / "places", tmp_path / "log"
+    for name in ("tmp", "hf", "cache", "here"):
+        (root / name).mkdir(parents=True)
+    for variable, name in (("TMPDIR", "tmp"), ("HF_HOME", "hf"), ("XDG_CACHE_HOME", "cache"), ("HOME", "cache")):
+        monkeypatch.setenv(variable, str(root / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(alone, "assemble", loaded)
+    monkeypatch.chdir(root / "here")
+    handler = logging.FileHandler(log)
+    logging.getLogger().addHandler(handler)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)
+        yield Places(root, log)
+        logging.captureWarnings(capture=False)
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+@pytest.fixture
+def notes_table(places: Places) -> Path:
+    """A good table of three shards' texts."""
+    path = places.table / "t.csv"
+    path.write_text("id,text\n" + "".join(f"{row},{MARK} was seen at {row}\n" for row in range(24)))
+    return path
+
+
+def command(places: Places, *options: object) -> list[object]:
+    return [places.table, "-o", "out", "--output-format", "jsonl", "-v", "--progress", "json", *options]
+
+
+def asked(case: Case) -> list[str]:
+    return [word for name in case.options.get("text_columns", ()) for word in ("--text-column", name)]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
+def test_no_table_of_the_list_leaves_its_texts_anywhere(encode: Cli, places: Places, name: str) -> None:
+    for number, case in enumerate(CASES[name]):
+        for path in places.table.iterdir():
+            path.unlink()
+        for file, data in case.files.items():
+            (places.table / file).write_bytes(data)
+        is_faulty = any(text and text.startswith("<") for text in case.texts or ())
+        for rule in ("fail", "null", "skip") if is_faulty else ("fail",):
+            ran = encode(*command(places, "--on-bad-row", rule, "--on-exists", "overwrite", *asked(case)))
+            expected = 3 if case.texts is None or (is_faulty and rule == "fail") else 0
+            assert ran.code == expected, (number, ran.err)
+            assert places.hits(ran) == [], (number, rule)
+
+
+def test_the_search_would_find_it(encode: Cli, places: Places, notes_table: Path) -> None:
+    ran = encode(*command(places, "--keep", "text"))
+    assert ran.code == 0
+    assert [Path(hit).name for hit in places.hits(ran)] == ["part-00000.jsonl"]
+
+
+class PanicException(BaseException):
+    """What a panic in Rust is in Python: no Exception, and its message may quote a text."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, UnicodeEncodeError, MemoryError, PanicException])
+@pytest.mark.parametrize("stage", ["tokenize_shard", "embed_shard", "_write"])
+def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
+    encode: Cli,
+    places: Places,
+    notes_table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
+    stage: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        text = f"{MARK} was seen"
+        arguments = ("utf-8", text, 0, 1, text) if kind is UnicodeEncodeError else (text,)
+        raise kind(*arguments) from LookupError(text)
+
+    monkeypatch.setattr(job.Job if stage == "_write" else job, stage, fail)
+    ran = encode(*command(places, "--shard-rows", 8))
+    assert ran.code == 1 or (kind is MemoryError and ran.code == 4), ran.err
+    assert "error: " in ran.err
+    assert places.hits(ran) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells paths of open files by /proc")
+@pytest.mark.parametrize("kind", ["open", "write", "torn", "fsync", "rename", "mkdir", "unlink"])
+@pytest.mark.parametrize("output", ["out", "out.jsonl"])
+def test_no_fault_of_a_disk_tells_or_leaves_a_text(
+    encode: Cli, places: Places, notes_table: Path, kind: str, output: str
+) -> None:
+    for allowed in (0, 1, 3):
+        with watched(places.root / "here", failing(kind, errno.EIO, allowed)):
+            ran = encode(*command(places, "--shard-rows", 8, "--on-exists", "overwrite", "-o", output))
+        assert ran.code in {0, 5}, ran.err
+        assert places.hits(ran) == []
+
+
+def test_an_input_that_changes_or_is_too_long_tells_no_text(
+    encode: Cli, places: Places, notes_table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = encode(*command(places, "--on-long", "error", "--max-length", "5"))
+    assert (ran.code, places.hits(ran)) == (3, [])
+    embed_shard = job.embed_shard
+
+    def changing(*arguments: Any, **options: Any) -> Any:
+        with notes_table.open("a") as file:
+            file.write(f'99,"{MARK}')
+        return embed_shard(*arguments, **options)
+
+    monkeypatch.setattr(job, "embed_shard", changing)
+    ran = encode(*command(places))
+    assert (ran.code, places.hits(ran)) == (3, [])
+
+
+CRASH = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+from embedkit.cli import main
+from embedkit.engines import job
+def crash(*_, **__):
+    print("core", resource.getrlimit(resource.RLIMIT_CORE)[0], file=sys.stderr, flush=True)
+    os.abort()
+job.embed_shard = crash
+sys.argv = ["embedkit", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="core files are Linux's here")
+def test_a_crash_leaves_no_core_file_and_no_text_in_the_stack(
+    places: Places, notes_table: Path, bert: Path
+) -> None:
+    arguments = [str(word) for word in ("encode", *command(places, "-m", bert))]
+    ran = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", CRASH, *arguments],
+        cwd=places.root / "here",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == -6, ran.stderr
+    assert "core 0\n" in ran.stderr
+    assert "Fatal Python error: Aborted" in ran.stderr
+    assert places.hits(Ran(ran.returncode, ran.stdout, ran.stderr)) == []
+
+
+def test_the_rejects_that_are_listed_say_where_and_why_alone(encode: Cli, places: Places) -> None:
+    (places.table / "t.jsonl").write_text(f'{{"text": "{MARK}"}}\n{{"text": ["{MARK}"]}}\n')
+    ran = encode(*command(places, "--on-bad-row", "skip"))
+    assert (ran.code, places.hits(ran)) == (0, [])
+    (line,) = (places.root / "here" / "out" / "rejects" / "part-00000.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "row": 1,
+        "file": str(places.table / "t.jsonl"),
+        "offset": len(f'{{"text": "{MARK}"}}\n'),
+        "code": "text_not_string",
+    }

@@ -319,6 +319,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="boundaries of one shard, 25 random kills")
     asked = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     boundaries = ["folder", "npy files"] if asked.short else list(OUTPUTS)
     rounds = 25 if asked.short else asked.rounds
     began = time.monotonic()

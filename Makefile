@@ -72,6 +72,10 @@ lint: $(VENV)/installed-dev ## ruff and mypy
 test: lint ## lint, then all tests
 	$(BIN)/pytest -q
 
+.PHONY: torture
+torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits
+	$(BIN)/python -m tests.torture
+
 .PHONY: bench-readers
 bench-readers: install $(READERS)/installed ## read an output with Hugging Face datasets and embedding-reader
 	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/parquet --on-exists overwrite -q

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 #: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
 #: windows of models that see only near tokens; it is cut at the model's limit like any text.
-_PROBES = ("a cat", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+_PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def assemble(
         precision=pooling.precision,
         dtype=loaded.dtype,
     )
-    notices = (casing.notice, notice, *_said_aloud(request, layers, pooling, max_length))
+    notices = (casing.notice, notice, _of_weights(folder), *_said_aloud(request, layers, pooling, max_length))
     return Assembly(
         embedder=embedder,
         recipe=recipe,
@@ -226,6 +226,15 @@ def _refuse_impossible(
             f"--pool cls: the tokenizer of '{request.folder.name}' puts no [CLS] or <s> before a text",
             hint="use --pool lasttoken" if loaded.architecture.causal else "use --pool mean",
         )
+
+
+def _of_weights(folder: ModelFolder) -> str | None:
+    if not folder.weights.startswith("pytorch_model.bin"):
+        return None
+    return (
+        f"the weights of '{folder.name}' are a pickle ({folder.weights}): tensors alone are read from it, "
+        "no code; a model.safetensors cannot hold any"
+    )
 
 
 def _said_aloud(

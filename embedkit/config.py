@@ -29,6 +29,8 @@ class InputConfig:
         id_column: None = `id` if there, else the row number.
         keep: columns that go through to the output.
         limit: read no more than this many rows; None = all.
+        max_expansion: how many times its size a compressed file may grow to.
+        max_decompressed_gb: how many GB (10^9 bytes) it may grow to.
     """
 
     inputs: tuple[str, ...]
@@ -38,10 +40,14 @@ class InputConfig:
     id_column: str | None = None
     keep: tuple[str, ...] = ()
     limit: int | None = None
+    max_expansion: int = 1000
+    max_decompressed_gb: int = 1000
 
     def __post_init__(self) -> None:
         one_of("--format", self.format, FORMATS)
         at_least("--limit", self.limit, 0)
+        at_least("--max-expansion", self.max_expansion, 1)
+        at_least("--max-decompressed-gb", self.max_decompressed_gb, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class ModelConfig:
         offline: open no socket: only folders, installed packages and what is cached.
         trust_remote_code: run code that comes with the model; needs a commit as revision.
         lowercase: auto, yes or no.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N or mps; a comma list is a process for each.
         dtype: one of DTYPES; auto = fp32 on CPU, bf16 on a GPU that has it.
     """
 
@@ -71,15 +77,21 @@ class ModelConfig:
         if self.dtype == "int8":
             raise UsageError("--dtype int8 is not in this version", hint=f"use one of: {', '.join(DTYPES)}")
         one_of("--dtype", self.dtype, DTYPES)
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+        if not all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) for device in self.devices):
             raise UsageError(
-                f"--device cannot be '{self.device}'", hint="use auto, cpu, cuda, cuda:N (one device) or mps"
+                f"--device cannot be '{self.device}'",
+                hint="use auto, cpu, cuda, cuda:N, mps, or a comma list such as cuda:0,cuda:1",
             )
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise UsageError(
                 "--trust-remote-code runs code that somebody else can change, so it needs a fixed commit",
                 hint="add --revision with the 40 hexadecimal digits of a commit that you have read",
             )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices named, one a process."""
+        return tuple(self.device.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +181,7 @@ class OutputConfig:
         shard_rows: most rows in a shard; None = chosen for the device.
         on_exists: error, resume or overwrite.
         on_bad_row: fail, null or skip.
+        verify: on resume, hold what is committed against the recorded hashes, too.
     """
 
     output: str
@@ -176,17 +189,56 @@ class OutputConfig:
     shard_rows: int | None = None
     on_exists: str = "error"
     on_bad_row: str = "fail"
+    verify: bool = False
 
     def __post_init__(self) -> None:
         one_of("--output-format", self.format, OUTPUT_FORMATS)
         one_of("--on-exists", self.on_exists, ("error", "resume", "overwrite"))
         one_of("--on-bad-row", self.on_bad_row, ("fail", "null", "skip"))
         at_least("--shard-rows", self.shard_rows, 1)
+        if self.verify and self.on_exists != "resume":
+            raise UsageError(
+                f"--verify looks at what a former run committed, and --on-exists is {self.on_exists}",
+                hint="use --on-exists resume --verify; `embedkit verify OUT` checks a finished output",
+            )
 
     @property
     def is_stdout(self) -> bool:
         """Whether the rows go to stdout."""
         return self.output == "-"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareConfig:
+    """What part of the work is this process's, and how many it starts for it. Not part of the plan.
+
+    Attributes:
+        rank: this process's number, from 0.
+        world_size: how many processes there are, on all machines; 1 = it is not told of others.
+        workers: local processes to start; None = one a device.
+        place: its number among the processes of its machine, which picks its GPU; None = it is alone there.
+        source: what in the environment says so; empty if the options do.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int | None = None
+    place: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        at_least("--num-shards", self.world_size, 1)
+        at_least("--workers", self.workers, 1)
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(
+                f"--shard-id cannot be {self.rank} of --num-shards {self.world_size}",
+                hint=f"use a whole number from 0 to {self.world_size - 1}",
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether other processes work on the same output, which this one did not start."""
+        return self.world_size > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +251,39 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    share: ShareConfig = field(default_factory=ShareConfig)
+
+    @property
+    def workers(self) -> int:
+        """How many processes compute: more than one are started for it."""
+        return self.share.workers or len(self.model.devices)
 
     def __post_init__(self) -> None:
+        self._refuse_sharing()
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
                 f"JSON Lines alone have no place for what turns {self.pooling.precision} into numbers again",
                 hint="use --precision float32 or float16, or write to a folder or a .parquet file",
+            )
+
+    def _refuse_sharing(self) -> None:
+        if self.workers < len(self.model.devices):
+            raise UsageError(
+                f"--workers {self.workers} is fewer than the {len(self.model.devices)} devices of --device",
+                hint="name as many devices as there are workers, or leave --workers out",
+            )
+        if not self.share.several and self.workers == 1:
+            return
+        if "-" in self.input.inputs or self.output.is_stdout:
+            raise UsageError(
+                "several processes can neither read stdin nor write to stdout",
+                hint="name files for INPUT and -o; --num-shards 1 --workers 1 and one --device is one process",
+            )
+        if self.share.several and self.output.on_exists == "overwrite":
+            raise UsageError(
+                "--on-exists overwrite with several ranks: each would remove what the others have done",
+                hint="remove the old output first, or use --on-exists resume",
             )
 
 

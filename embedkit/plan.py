@@ -58,6 +58,14 @@ def default_shard_rows(dims: int, *, to_stdout: bool) -> int:
     return max(64, min(SHARD_ROWS_STDOUT if to_stdout else SHARD_ROWS, _SHARD_VALUES // max(1, dims)))
 
 
+def planned_ranges(plan: Mapping[str, Any]) -> dict[int, tuple[int, int]] | None:
+    """The rows [start, stop) of each planned shard, by its number; None for a stream, cut as it comes."""
+    if plan["starts"] is None:
+        return None
+    ends = [*plan["starts"], plan["rows"]]
+    return {index: (ends[index], ends[index + 1]) for index in range(len(plan["starts"]))}
+
+
 def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Hold a run that is to be resumed against its plan.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from embedkit.commit import OutputFolder, WholeFiles
+from embedkit.commit import OutputFolder
 from embedkit.errors import OutputError
+from embedkit.leftovers import temporary_name
+from embedkit.whole_files import WholeFiles
 
 
 @pytest.fixture
@@ -55,14 +58,15 @@ def test_nothing_of_an_uncommitted_shard_stays(folder):
 
 def test_what_a_killed_run_left_is_removed_by_the_next_run_of_the_same_shard(folder):
     (folder.path / "embeddings").mkdir()
-    for name in (".part-00000.npy.999.tmp", ".part-00001.npy.999.tmp"):
+    dead = [re.sub(r"-\d+\.tmp$", "-4194305.tmp", temporary_name(f"part-0000{shard}.npy")) for shard in (0, 1)]
+    for name in dead:
         (folder.path / "embeddings" / name).write_bytes(b"half")
     write(folder, 0, b"whole")
     assert files_of(folder) == {
         "plan.json",
         "commits/00000.json",
         "embeddings/part-00000.npy",
-        "embeddings/.part-00001.npy.999.tmp",
+        f"embeddings/{dead[1]}",
     }
 
 
@@ -100,8 +104,8 @@ def test_files_are_synced_before_they_get_their_names_and_the_record_comes_last(
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     write(folder, 0, b"vectors")
-    temporary = f".part-00000.npy.{os.getpid()}.tmp"
-    record = f".00000.json.{os.getpid()}.tmp"
+    temporary = temporary_name("part-00000.npy")
+    record = temporary_name("00000.json")
     assert done == [
         ("sync", temporary),
         ("name", "part-00000.npy"),

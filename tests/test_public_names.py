@@ -22,6 +22,8 @@ NOT_OF_ENCODER = {
     "output",
     *("output_format", "shard_rows", "on_exists", "on_bad_row"),
     *("format", "text_column", "template", "id_column", "keep", "limit"),
+    *("max_expansion", "max_decompressed_gb", "verify", "private"),
+    *("shard_id", "num_shards", "workers"),
     *("progress", "quiet", "verbose", "config"),
     "precision",  # Encoder gives float32 arrays; fewer bits are for files
 }
@@ -36,7 +38,7 @@ def test_the_package_has_these_names_and_no_others():
 
 
 def test_the_commands_are_these():
-    assert set(COMMANDS) == {"encode", "inspect", "doctor"}
+    assert set(COMMANDS) == {"encode", "verify", "inspect", "doctor"}
 
 
 def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():

@@ -85,7 +85,7 @@ def test_the_architectures_are_those_of_the_code():
 
     def shown(architecture: Architecture) -> tuple[str, str]:
         return (
-            "packed" if architecture.packed else "padded",
+            architecture.batches,
             "collected" if architecture.layers is None else "tapped",
         )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, inspect
+from embedkit.cli import doctor, encode, inspect, verify
 from embedkit.errors import EmbedkitError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("encode")(encode.encode)
 app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 
 
@@ -71,7 +73,9 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each 
         told = wrong.format_message() if hasattr(wrong, "format_message") else str(wrong)
         sentence = " ".join(told.split()).rstrip(".")
         return _say(sentence, "`embedkit --help` and `embedkit COMMAND --help` list what there is", 2)
-    except Exception as fault:  # noqa: BLE001 - the last net: a message might hold row content, a place cannot
+    # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
+    # cannot.
+    except BaseException as fault:  # noqa: BLE001
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
         return _say(
@@ -84,11 +88,20 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each 
 
 def main() -> NoReturn:
     """The command `embedkit`."""
+    _leave_no_core_files()
     code = run(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # A reader thread may still wait for stdin, and taking torch down costs time that nobody gains from.
     os._exit(code)
+
+
+def _leave_no_core_files() -> None:
+    """A core file is what was in memory, texts too."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _say(message: str, hint: str, code: int) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -29,12 +28,13 @@ from embedkit.config import (
     TextConfig,
     one_of,
 )
+from embedkit.engines.ranks import share_of
+from embedkit.engines.signals import heed
 from embedkit.engines.summary import Summary
-from embedkit.errors import Stopped, UsageError
+from embedkit.errors import UsageError
 
 #: What is surely meant to be a file; any other name is a folder's.
 _OTHER_FILES = ("csv", "tsv", "txt", "json", "ndjson", "feather", "npz", "pt", "pkl", "h5", "gz", "zst")
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -101,13 +101,19 @@ def encode(
     id_column: Annotated[str | None, typer.Option(help="Default: id, else the row number.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Column passed through; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(help="First N rows.")] = None,
+    max_expansion: Annotated[
+        int, typer.Option(help="How many times its size a compressed file may grow to, beyond 64 MiB.")
+    ] = 1000,
+    max_decompressed_gb: Annotated[int, typer.Option(help="How many GB a compressed file may grow to.")] = 1000,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Open no socket.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
     lowercase: Annotated[str, typer.Option(help="auto, yes, no.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N, mps; or a comma list, a process each.")
+    ] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (fp32 on CPU, bf16 on a GPU that has it), fp32, bf16, fp16.")
     ] = "auto",
@@ -122,9 +128,24 @@ def encode(
     ] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Most rows a shard.")] = None,
     on_exists: Annotated[str, typer.Option(help="error, resume, overwrite.")] = "error",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="On resume, check the SHA-256 of what is committed, too.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="New files and folders are for you alone (0600, 0700).")
+    ] = False,
     on_bad_row: Annotated[str, typer.Option(help="fail, null (kept without a vector), skip.")] = "fail",
     batch_tokens: Annotated[str, typer.Option(help="Tokens in a batch; auto.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Most texts in a batch.")] = None,
+    shard_id: Annotated[
+        int | None, typer.Option(help="This process's part, from 0; by default from the environment.")
+    ] = None,
+    num_shards: Annotated[
+        int | None, typer.Option(help="How many processes do a part each; by default from the environment.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine; by default one a device.")
+    ] = None,
     progress: Annotated[str, typer.Option(help="auto, bar, json, none.")] = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say errors only.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say the recipe, too.")] = False,
@@ -148,17 +169,20 @@ def encode(
             id_column=id_column,
             keep=tuple(keep or ()),
             limit=limit,
+            max_expansion=max_expansion,
+            max_decompressed_gb=max_decompressed_gb,
         ),
-        output=OutputConfig(out, _output_format(out, output_format), shard_rows, on_exists, on_bad_row),
+        output=OutputConfig(out, _output_format(out, output_format), shard_rows, on_exists, on_bad_row, verify),
         model=ModelConfig(model, revision, offline, trust_remote_code, lowercase, device, dtype),
         text=TextConfig(_number_or_auto("--max-length", max_length), on_long, prompt, prompt_name),
         pooling=PoolingConfig(layers, layer_agg, pool, exclude_special, normalize, truncate_dim, precision),
         batch=BatchConfig(_number_or_auto("--batch-tokens", batch_tokens), batch_size),
+        share=share_of(shard_id, num_shards, workers, os.environ),
     )
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.engines.local import run
 
-    with _stoppable() as stop:
+    with _stoppable() as stop, _umask(private=private):
         summary = run(run_config, make_watcher(progress, quiet=quiet), stop)
     if progress == "json" and not quiet:
         print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)
@@ -171,20 +195,25 @@ def encode(
 def _stoppable() -> Generator[threading.Event, None, None]:
     """Turn the first signal into a request to stop, and the second into leaving at once."""
     stop = threading.Event()
-
-    def asked(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            # Safe at any moment: nothing under its final name is ever half written.
-            os._exit(Stopped.exit_code)
-        stop.set()
-
-    names = [name for name in _SIGNALS if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), asked) for name in names}
+    before = heed(stop)
     try:
         yield stop
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _umask(*, private: bool) -> Generator[None, None, None]:
+    """Make new files 0600 and folders 0700, those of worker processes too; else the user's umask decides."""
+    if not private:
+        yield
+        return
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _default_output(inputs: list[str]) -> str:
@@ -224,6 +253,8 @@ def _number_or_auto(option: str, text: str | int) -> int | None:
 
 def _told(summary: Summary, *, verbose: bool) -> list[str]:
     """The summary of a run, for people."""
+    if not summary.complete:
+        return _told_of_part(summary)
     where = "stdout" if summary.path == "-" else summary.path
     words = ", ".join(
         f"{count:,} {word}" for word, count in summary.statuses.items() if word not in {"ok", "truncated"}
@@ -250,6 +281,15 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
     if verbose:
         lines.append(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}")
     return lines
+
+
+def _told_of_part(summary: Summary) -> list[str]:
+    """The summary of a rank that was not the last one."""
+    so_far = f"{summary.rows:,} of {summary.input_rows:,} rows so far"
+    return [
+        f"rank {summary.rank} of {summary.world_size}: its shards are done; the output is complete when all are",
+        f"{summary.path}: {so_far}; {summary.computed_rows:,} of them by this rank, in {summary.seconds:.1f} s",
+    ]
 
 
 def _percent(part: int, whole: int) -> str:

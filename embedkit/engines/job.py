@@ -7,8 +7,9 @@ the input.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,12 +36,11 @@ from embedkit.records import EncodedShard, Fault, Record
 from embedkit.sinks import Sink
 from embedkit.sources import Table
 
-_SHARDS_AHEAD = 2
 _CALIBRATION_TEXTS = 1000
 
 
 class Job:
-    """Computes and commits the shards that are not done yet.
+    """Computes and commits shards, one after another.
 
     Args:
         config: what the user asked for.
@@ -51,6 +51,9 @@ class Job:
         plan: rows and shards; `rows` and `starts` are None for a stream.
         watcher: is told how it goes.
         stop: set from outside to end the run between two batches.
+        wanted: numbers of the shards to do, ascending; may be told one at a time. None = all.
+        records: of the shards that are done already, by number.
+        ahead: how many shards a stage may be ahead of the next.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Job:
         plan: dict[str, Any],
         watcher: Watcher,
         stop: threading.Event,
+        wanted: Iterable[int] | None,
+        records: Mapping[int, dict[str, Any]],
+        ahead: int = 2,
     ) -> None:
         self.config = config
         self.table = table
@@ -72,23 +78,25 @@ class Job:
         self.plan = plan
         self.watcher = watcher
         self.stop = stop
-        self.records = destination.committed()
-        self.rows_done = sum(record["stop"] - record["start"] for record in self.records.values())
+        self.wanted = wanted
+        self.ahead = ahead
+        self.records = dict(records)
         self.rows_computed = self.tokens_computed = 0
 
-    def run(self) -> list[dict[str, Any]]:
-        """Do what is left to do.
+    def run(self) -> dict[int, dict[str, Any]]:
+        """Do them.
 
         Returns:
-            The records of all shards, in order.
+            Their records and those of the shards that were done, by number.
 
         Raises:
             Stopped: a signal came.
+            Overtaken: another process has finished the output.
             EmbedkitError: whatever ended a stage.
         """
         with (
-            Worker[EncodedShard](self._write, _SHARDS_AHEAD, "embedkit-writer") as writer,
-            prefetched(self._tokenized(), _SHARDS_AHEAD, "embedkit-reader", self._raise_if_stopped) as shards,
+            Worker[EncodedShard](self._write, self.ahead, "embedkit-writer") as writer,
+            prefetched(self._tokenized(), self.ahead, "embedkit-reader", self._raise_if_stopped) as shards,
         ):
             for shard in shards:
                 self._raise_if_stopped()
@@ -103,10 +111,10 @@ class Job:
                     )
                 )
                 self.rows_computed += len(shard.read.records)
-        return [self.records[index] for index in sorted(self.records)]
+        return self.records
 
     def _tokenized(self) -> Iterator[TokenizedShard]:
-        for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, skip=self.records.keys()):
+        for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, self.wanted):
             yield tokenize_shard(read, self.embedder)
 
     def _write(self, shard: EncodedShard) -> None:
@@ -127,22 +135,26 @@ class Job:
 
 
 def read_shards(
-    table: Table, plan: dict[str, Any], on_bad_row: str, *, skip: Collection[int] = ()
+    table: Table, plan: dict[str, Any], on_bad_row: str, wanted: Iterable[int] | None = None
 ) -> Iterator[ReadShard]:
     """Rows of a table, cut into shards as planned; a stream is cut as it comes.
 
     Args:
-        table: the rows.
+        table: the rows; read no further than the last shard that is wanted.
         plan: `starts` and `rows`, or None for a stream, and `shard_rows`.
         on_bad_row: fail, null or skip.
-        skip: numbers of the shards that are not wanted.
+        wanted: numbers of the shards that are wanted, ascending; None = all. The next one is asked for when one
+            has been read.
 
     Raises:
         InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
     """
     cutter = ShardCutter(plan["shard_rows"])
     starts = None if plan["starts"] is None else set(plan["starts"])
-    done = frozenset(skip)
+    coming = iter(itertools.count() if wanted is None else wanted)
+    next_wanted = next(coming, None)
+    if next_wanted is None:
+        return
     index, start, row = -1, 0, 0
     records: list[Record] = []
     faults: list[Fault] = []
@@ -150,27 +162,33 @@ def read_shards(
         text = item.text if isinstance(item, Record) else None
         opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
         if opens:
-            if index >= 0 and index not in done:
+            if index == next_wanted:
                 yield ReadShard(index, start, row, records, faults)
+                next_wanted = next(coming, None)
+                if next_wanted is None:
+                    return
             index, start, records, faults = index + 1, row, [], []
-        if index in done:
-            continue
-        if isinstance(item, Record):
-            records.append(item)
-            continue
-        if on_bad_row == "fail":
-            raise unreadable_rows([item], 1)
-        faults.append(item)
-        if on_bad_row == "null":
-            records.append(Record(item.row, None, None, (None,) * len(table.columns.keep)))
-    if index >= 0 and index not in done:
-        yield ReadShard(index, start, row + 1, records, faults)
+        if index == next_wanted:
+            kept = _kept(item, on_bad_row, len(table.columns.keep), faults)
+            records += [kept] if kept else []
     found = row + 1 if index >= 0 else 0
     if plan["rows"] is not None and found != plan["rows"]:
         raise InputError(
             f"the input has {found} rows now and had {plan['rows']} when the run was planned",
             hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
         )
+    if index == next_wanted:
+        yield ReadShard(index, start, row + 1, records, faults)
+
+
+def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault]) -> Record | None:
+    """The record that stands for a row; a faulty one is added to `faults`."""
+    if isinstance(item, Record):
+        return item
+    if on_bad_row == "fail":
+        raise unreadable_rows([item], 1)
+    faults.append(item)
+    return Record(item.row, None, None, (None,) * n_keep) if on_bad_row == "null" else None
 
 
 def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[float]]]:

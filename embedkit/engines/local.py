@@ -1,26 +1,29 @@
 """One `embedkit encode`, from what was asked to a finished output.
 
-Checks everything that can be checked before the model is loaded, plans, and hands the shards to a Job.
+Checks everything that can be checked before a model is loaded, plans, has the shards done by this process or by
+several workers, and makes the output whole when every shard is there.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
 from typing import Any
 
-from embedkit.assembly import Assembly, assemble, find_model, rough_width
-from embedkit.config import InputConfig, RunConfig
-from embedkit.destination import destination_of
-from embedkit.engines.faults import unreadable_rows
+from embedkit.assembly import Request, find_model, rough_width
+from embedkit.config import RunConfig
+from embedkit.destination import Destination, Overtaken, destination_of
+from embedkit.engines.account import account_for_rows
+from embedkit.engines.alone import Alone
+from embedkit.engines.crew import Crew
+from embedkit.engines.planning import ModelFacts, counts, input_facts, layout, manifest_of, output_facts, scan
+from embedkit.engines.ranks import shards_of
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
-from embedkit.errors import EmbedkitError, Stopped, UsageError
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inspection import inspect_output
-from embedkit.plan import ShardCutter, default_shard_rows, refuse_changes
-from embedkit.recipe import canonical_json, fingerprint
-from embedkit.sinks import Layout, make_sink
+from embedkit.plan import default_shard_rows, refuse_changes
+from embedkit.sinks import make_sink
 from embedkit.sources import Table, open_table
 
 
@@ -36,82 +39,164 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         EmbedkitError: any of its kinds; what is committed stays.
     """
     began = time.monotonic()
+    share = config.share
+    if share.source:
+        watcher.notice(
+            f"rank {share.rank} of {share.world_size}, as {share.source} say; --num-shards 1 would do all of it"
+        )
     table = open_table(config.input)
     _refuse_second_reading(table, config)
-    destination = destination_of(config.output)
+    destination = destination_of(config.output, share)
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling)
+    plan = _planned(table, config, request, stored)
+    part = None if plan["shards"] is None else shards_of(share, plan["shards"])
+    if share.rank and not part:
+        # Its fellows may be through already, so what is there is no matter to a rank without a shard.
+        return _summary_of_part(config, plan, {}, began)
+    workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    with (
+        Crew(config, workers, watcher, stop) if workers > 1 else Alone(config, table, request, watcher, stop)
+    ) as engine:
+        model = engine.load()
+        for sentence in model.notices:
+            watcher.notice(sentence)
+        plan |= output_facts(model, config)
+        if stored:
+            _adopt(stored, plan)
+        elif config.pooling.precision == "int8":
+            plan["int8_ranges"] = engine.calibrate()
+        try:
+            if destination.is_whole(make_sink(config.output.format, layout(plan))):
+                watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
+                return _summary_of_whole(config, model, began)
+            if not stored:
+                _adopt(destination.begin(plan), plan)
+            return _carry_out(config, table, engine, model, plan, part, destination, watcher, began)
+        except Overtaken:
+            watcher.notice(f"another process has made {config.output.output} whole meanwhile")
+            return _summary_of_whole(config, model, began)
+
+
+def _carry_out(
+    config: RunConfig,
+    table: Table,
+    engine: Alone | Crew,
+    model: ModelFacts,
+    plan: dict[str, Any],
+    part: range | None,
+    destination: Destination,
+    watcher: Watcher,
+    began: float,
+) -> Summary:
+    """Do the shards of this part that are not done, and finish if that was all."""
+    sink = make_sink(config.output.format, layout(plan))
+    done = destination.committed()
+    rows_done = sum(record["stop"] - record["start"] for record in done.values())
+    computing = time.monotonic()
+    watcher.started(rows=plan["rows"], done=rows_done, device=model.device, dtype=model.recipe["dtype"])
+    wanted = None if part is None else [index for index in part if index not in done]
+    try:
+        records = engine.run(plan, destination, sink, done, wanted)
+    except Stopped:
+        raise
+    except EmbedkitError:
+        if not destination.committed():
+            destination.abandon()
+        raise
+    table.refuse_changes()
+    computed: dict[str, Any] = {"computed_rows": engine.rows_computed, "computed_tokens": engine.tokens_computed}
+    if config.share.several:
+        records = destination.committed()
+    if plan["shards"] is not None and len(records) < plan["shards"]:
+        if not config.share.several:
+            raise OutputError(
+                f"{plan['shards'] - len(records)} shards are gone that were committed",
+                hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
+            )
+        return _summary_of_part(config, plan, records, began, model, time.monotonic() - computing, **computed)
+    in_order = [records[index] for index in sorted(records)]
+    account_for_rows(
+        in_order, plan["rows"], on_bad_row=plan["on_bad_row"], lists_empty=config.output.format == "npy"
+    )
+    total = counts(in_order, plan["rows"])
+    # A shard of empty texts has no npy files.
+    empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
+    manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
+    destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
+    ended = time.monotonic()
+    return Summary(
+        **_of_model(config, model),
+        **total,
+        **computed,
+        seconds=ended - began,
+        encoding_seconds=ended - computing,
+    )
+
+
+def _planned(table: Table, config: RunConfig, request: Request, stored: dict[str, Any] | None) -> dict[str, Any]:
+    """The plan as far as the input alone decides it."""
     shard_rows = config.output.shard_rows or (stored or {}).get("shard_rows")
     if shard_rows is None:
         width = rough_width(request, config.pooling)
         shard_rows = default_shard_rows(width, to_stdout=config.output.is_stdout)
-    plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": _input_facts(table, config.input)}
-    # A plan that is there has been through this table already; that it is the same table is checked below.
-    plan |= (
+    plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": input_facts(table, config.input)}
+    # A plan that is there has been through this table already; that it is the same table is checked later.
+    return plan | (
         {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
-        else _scan(table, config, shard_rows)
-    )
-
-    from embedkit.engines.job import Job, calibrate, with_int8_ranges  # torch from here on
-
-    assembly = assemble(request, config.model, config.text, config.pooling, config.batch)
-    for sentence in assembly.notices:
-        watcher.notice(sentence)
-    plan |= _output_facts(assembly, config)
-    if stored:
-        refuse_changes({**stored, "int8_ranges": None}, plan)
-        plan["int8_ranges"] = stored["int8_ranges"]
-    elif config.pooling.precision == "int8":
-        plan["int8_ranges"] = calibrate(table, assembly.embedder)
-    embedder = with_int8_ranges(assembly.embedder, plan["int8_ranges"])
-    sink = make_sink(config.output.format, _layout(plan, assembly))
-    if destination.is_whole(sink):
-        watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
-        return _summary_of_whole(config, assembly, time.monotonic() - began)
-    if not stored:
-        destination.begin(plan)
-    job = Job(config, table, embedder, sink, destination, plan, watcher, stop)
-    computing = time.monotonic()
-    watcher.started(rows=plan["rows"], done=job.rows_done, device=assembly.device, dtype=assembly.recipe["dtype"])
-    try:
-        records = job.run()
-    except Stopped:
-        raise
-    except EmbedkitError:
-        if not job.records:
-            destination.abandon()
-        raise
-    counts = _counts(records, plan["rows"])
-    # A shard of empty texts has no npy files.
-    empty = [record["index"] for record in records if config.output.format == "npy" and not record["vectors"]]
-    manifest = {**_manifest(plan), **counts, "shards": len(records), "empty_shards": empty}
-    destination.finish(sink, manifest, [record["index"] for record in records if record["index"] not in empty])
-    ended = time.monotonic()
-    return Summary(
-        **_of_assembly(config, assembly),
-        **counts,
-        seconds=ended - began,
-        encoding_seconds=ended - computing,
-        computed_rows=job.rows_computed,
-        computed_tokens=job.tokens_computed,
+        else scan(table, config, shard_rows)
     )
 
 
-def _of_assembly(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
+def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Take over what only the plan that is there can say, if it is this run's in all else."""
+    refuse_changes({**stored, "int8_ranges": None}, {**plan, "int8_ranges": None})
+    plan["int8_ranges"] = stored["int8_ranges"]
+
+
+def _of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
     return {
         "path": config.output.output,
-        "dims": {variant.name: variant.dims for variant in assembly.embedder.variants},
-        "max_length": assembly.embedder.tokenizer.max_length,
-        "recipe": assembly.recipe,
-        "fingerprint": assembly.fingerprint,
+        "dims": {variant.name: variant.dims for variant in model.variants},
+        "max_length": model.max_length,
+        "recipe": model.recipe,
+        "fingerprint": model.fingerprint,
+        "rank": config.share.rank,
+        "world_size": config.share.world_size,
     }
 
 
-def _summary_of_whole(config: RunConfig, assembly: Assembly, seconds: float) -> Summary:
+_NO_MODEL = ModelFacts(recipe={}, fingerprint="", notices=(), device="", variants=(), max_length=0)
+
+
+def _summary_of_part(
+    config: RunConfig,
+    plan: dict[str, Any],
+    records: dict[int, dict[str, Any]],
+    began: float,
+    model: ModelFacts = _NO_MODEL,
+    encoding_seconds: float = 0.0,
+    *,
+    computed_rows: int = 0,
+    computed_tokens: int = 0,
+) -> Summary:
+    """What one rank has done, and not the last; counts are over the shards that are there."""
+    return Summary(
+        **_of_model(config, model),
+        **counts(records.values(), plan["rows"]),
+        seconds=time.monotonic() - began,
+        encoding_seconds=encoding_seconds,
+        computed_rows=computed_rows,
+        computed_tokens=computed_tokens,
+        complete=False,
+    )
+
+
+def _summary_of_whole(config: RunConfig, model: ModelFacts, began: float) -> Summary:
     receipts = inspect_output(config.output.output).receipts
     return Summary(
-        **_of_assembly(config, assembly),
+        **_of_model(config, model),
         input_rows=receipts.rows,
         rows=receipts.rows,
         vectors=receipts.vectors,
@@ -119,7 +204,7 @@ def _summary_of_whole(config: RunConfig, assembly: Assembly, seconds: float) -> 
         rejects=0,
         n_tokens=receipts.n_tokens,
         n_used=receipts.n_used,
-        seconds=seconds,
+        seconds=time.monotonic() - began,
         encoding_seconds=0.0,
         computed_rows=0,
         computed_tokens=0,
@@ -140,74 +225,3 @@ def _refuse_second_reading(table: Table, config: RunConfig) -> None:
             "a run that reads stdin cannot be resumed: its rows are gone",
             hint="write the rows to a file and encode that",
         )
-
-
-def _scan(table: Table, config: RunConfig, shard_rows: int) -> dict[str, Any]:
-    """Rows and shards of a table; finds faulty rows before a model is loaded."""
-    if table.streaming:
-        return {"rows": None, "shards": None, "starts": None, "kept_types": table.kept_types()}
-    cutter = ShardCutter(shard_rows)
-    scan = table.scan(cutter.count)
-    if scan.n_faults and config.output.on_bad_row == "fail":
-        raise unreadable_rows(scan.faults, scan.n_faults)
-    shards = len(cutter.starts)
-    return {"rows": scan.rows, "shards": shards, "starts": cutter.starts, "kept_types": scan.kept_types}
-
-
-def _input_facts(table: Table, config: InputConfig) -> dict[str, Any]:
-    return {
-        "files": [asdict(file) for file in table.files],
-        "columns": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(table.columns).items()
-        },
-        "limit": config.limit,
-    }
-
-
-def _output_facts(assembly: Assembly, config: RunConfig) -> dict[str, Any]:
-    return {
-        "recipe": assembly.recipe,
-        "fingerprint": assembly.fingerprint,
-        "format": config.output.format,
-        "precision": config.pooling.precision,
-        "variants": [asdict(variant) for variant in assembly.embedder.variants],
-        "on_bad_row": config.output.on_bad_row,
-        "int8_ranges": None,
-    }
-
-
-def _layout(plan: dict[str, Any], assembly: Assembly) -> Layout:
-    return Layout(
-        variants=assembly.embedder.variants,
-        precision=plan["precision"],
-        token_vectors=not assembly.embedder.pooling.poolings,
-        kept_types=plan["kept_types"],
-        metadata={
-            "embedkit.recipe": canonical_json(plan["recipe"]),
-            "embedkit.fingerprint": plan["fingerprint"],
-            "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
-            **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
-        },
-    )
-
-
-def _counts(records: list[dict[str, Any]], rows: int | None) -> dict[str, Any]:
-    statuses: dict[str, int] = {}
-    for record in records:
-        for word, count in record["status_counts"].items():
-            statuses[word] = statuses.get(word, 0) + count
-    return {
-        "input_rows": sum(record["stop"] - record["start"] for record in records) if rows is None else rows,
-        "rows": sum(record["rows"] for record in records),
-        "vectors": sum(record["vectors"] for record in records),
-        "statuses": statuses,
-        "rejects": sum(record["rejects"] for record in records),
-        "n_tokens": sum(record["tokens"]["n_tokens"] for record in records),
-        "n_used": sum(record["tokens"]["n_used"] for record in records),
-    }
-
-
-def _manifest(plan: dict[str, Any]) -> dict[str, Any]:
-    names = ("version", "format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
-    return {**{name: plan[name] for name in names}, "token_vectors": plan["recipe"]["pool"] == ["none"]}

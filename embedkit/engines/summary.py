@@ -27,6 +27,8 @@ class Summary:
         encoding_seconds: of these, since the model ran.
         computed_rows: rows computed now; the others were there from a former run.
         computed_tokens: tokens of these.
+        rank, world_size: which process of how many this was.
+        complete: whether the output is whole; else shards of other ranks are still to come.
     """
 
     path: str
@@ -45,3 +47,6 @@ class Summary:
     encoding_seconds: float
     computed_rows: int
     computed_tokens: int
+    rank: int = 0
+    world_size: int = 1
+    complete: bool = True

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from embedkit.models.aliases import Alias, all_aliases, find_alias
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
 _WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
+#: What a config may name as its attention. transformers fetches other names from the hub, as code to run, and
+#: a stand-in for the flash ones where their package is not installed.
+_ATTENTION = ("eager", "sdpa", "flex_attention")
+_FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 _UNSAFE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _WEIGHTS = (
     "model.safetensors",
@@ -66,6 +71,11 @@ class ModelFolder:
             raise ModelError(
                 f"{name} of model '{self.name}' is not valid JSON", hint=f"mend or fetch again {path}"
             ) from None
+
+    @property
+    def weights(self) -> str:
+        """The file that the weights are read from, or the index of its parts."""
+        return next(name for name in _WEIGHTS if (self.folder / name).is_file())
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
@@ -130,7 +140,25 @@ def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) 
             f"model '{name}' has no weights in {folder}",
             hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}",
         )
+    _refuse_unknown_attention(name, config)
     return ModelFolder(name, found.folder, alias, revision, config)
+
+
+def _refuse_unknown_attention(name: str, config: dict[str, Any]) -> None:
+    """Refuse what would make transformers fetch and run a kernel, in the config or in a part of it."""
+    allowed = (*_ATTENTION, *(_FLASH_ATTENTION if find_spec("flash_attn") else ()))
+    for key, value in config.items():
+        if key.lstrip("_").startswith("attn_implementation"):
+            named = value.values() if isinstance(value, dict) else [value]
+            unknown = [one for one in named if one not in (None, False, True, *allowed)]
+            if unknown:
+                raise ModelError(
+                    f"config.json of model '{name}' sets {key} to {str(unknown[0])[:80]!r}, which would be "
+                    f"fetched as code; allowed are {', '.join(allowed)}",
+                    hint=f"take {key} out of config.json, or put one of these there",
+                )
+        elif isinstance(value, dict):
+            _refuse_unknown_attention(name, value)
 
 
 def _packaged(alias: Alias) -> Path | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.records import Variant
+from embedkit.seal import unsealed_if_sealed
 from embedkit.sinks import FORMATS, make_sink
 from embedkit.sinks.arrow import map_table
 from embedkit.sinks.columns import Piece
@@ -30,7 +31,7 @@ from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.sink import Sink
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
-_VERIFY = "encode again with --on-exists overwrite to replace it"
+_VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Stored:
             OutputError: a file is missing or damaged.
         """
         for files in self.parts:
-            with _readable(files[0]):
+            with readable(files[0]):
                 yield from self.sink.read(files, asked)
 
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
@@ -110,7 +111,7 @@ def open_stored(path: Path) -> Stored:
     if not explains.exists():
         needs = f"{explains}, which goes with {path.name}, does" if explains != path else f"{path} does"
         raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
-    with _readable(explains):
+    with readable(explains):
         return _open_file(path, form, _own_layout(explains, form))
 
 
@@ -124,7 +125,7 @@ def made_by(path: Path) -> Mapping[str, str]:
     if form == "jsonl":
         return {}
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
-    with _readable(explains):
+    with readable(explains):
         schema = pa.ipc.open_file(explains).schema if form == "arrow" else pq.read_schema(explains)
         return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
@@ -149,8 +150,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         OutputError: it cannot be read as one.
     """
-    with _readable(path):
-        value = json.loads(path.read_bytes())
+    with readable(path):
+        value = unsealed_if_sealed(path.read_bytes())
         if isinstance(value, dict):
             return value
     raise OutputError(f"{path} is not a JSON object", hint=_VERIFY)
@@ -167,7 +168,7 @@ def _open_folder(path: Path) -> Stored:
             )
         raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
     manifest = read_json(manifest_path)
-    with _readable(manifest_path):
+    with readable(manifest_path):
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
         form = manifest["format"]
         shards = [index for index in range(manifest["shards"]) if index not in manifest.get("empty_shards", ())]
@@ -212,7 +213,7 @@ def _own_layout(path: Path, form: str) -> Layout:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """What goes wrong inside is told as a file that cannot be read."""
     try:
         yield

@@ -17,6 +17,7 @@ from embedkit.errors import InputError
 from embedkit.records import Fault, Record
 from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
 from embedkit.sources.columns import Column, Columns, composer, shown
+from embedkit.sources.opening import Limits
 
 T = TypeVar("T")
 
@@ -35,16 +36,17 @@ class Columnar:
     """One file of record batches, read once.
 
     Raises:
-        InputError: it is damaged, cut off, or of another format.
+        InputError: it is damaged, cut off, of another format, or grows beyond the limits.
     """
 
     columns: tuple[Column, ...]
 
-    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str) -> None:
+    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, limits: Limits) -> None:
         self._file = file
+        self._limits = limits
         self._format = file_format
         if file_format == "parquet":
-            source, opener = _seekable(stream), _open_parquet
+            source, opener = _seekable(stream), self._open_parquet
         elif stream.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC):
             source, opener = _seekable(stream), _open_arrow_file
         else:
@@ -76,6 +78,12 @@ class Columnar:
                     text = compose([cells[at] for cells in texts])
                     yield Record(row, identity, text, tuple([cells[at] for cells in keeps]))
                 row += 1
+
+    def _open_parquet(self, source: BinaryIO) -> _Opened:
+        file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
+        groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
+        self._limits.check(sum(group.total_byte_size for group in groups), source.seek(0, io.SEEK_END), self._file)
+        return file.schema_arrow, lambda names: file.iter_batches(BATCH_ROWS, columns=list(names))
 
     def _next(self, batches: Iterator[Any] | None) -> Any:
         """The next batch, or None after the last."""
@@ -110,11 +118,6 @@ def _attempt(action: Callable[[], T]) -> T | None:
         return action()
     except (pa.ArrowException, OSError, ValueError):
         return None
-
-
-def _open_parquet(source: BinaryIO) -> _Opened:
-    file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
-    return file.schema_arrow, lambda names: file.iter_batches(BATCH_ROWS, columns=list(names))
 
 
 def _open_arrow_file(source: BinaryIO) -> _Opened:

@@ -11,8 +11,9 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import zstandard
@@ -32,25 +33,60 @@ _ZSTD_INPUT = 2 * 2**10
 #: How far into stdin to look for the first byte that is not blank.
 _SNIFFED = 64 * 2**10
 
+#: What a compressed file may grow to whatever its size: a small table of equal rows is no bomb.
+_HARMLESS = 64 * 2**20
+_GB = 10**9
+
 _BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a compressed file may grow to; beyond 64 MiB, which any may.
+
+    Attributes:
+        expansion: times its own size. Notes shrink to a fifth, tables of repeated rows to a hundredth; a bomb of
+            gzip grows 1,030 times, one of zstd 30,000 times.
+        gigabytes: of 10^9 bytes.
+    """
+
+    expansion: int
+    gigabytes: int
+
+    def check(self, made: int, taken: int, file: str) -> None:
+        """Hold the bytes that were made of those taken against the limits.
+
+        Raises:
+            InputError: they are too many.
+        """
+        if made > self.gigabytes * _GB:
+            option, limit = "--max-decompressed-gb", f"{self.gigabytes} GB"
+        elif made > max(_HARMLESS, self.expansion * taken):
+            option, limit = "--max-expansion", f"{self.expansion:,} times its size"
+        else:
+            return
+        raise InputError(
+            f"{file}: decompresses to more than {limit}, as files do that are made to fill a memory",
+            hint=f"if you trust it, raise {option}",
+        )
+
+
 @contextmanager
-def opened(file: SourceFile) -> Iterator[io.BufferedReader]:
+def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
     """The bytes of a file, decompressed; seekable only where there is nothing to decompress.
 
     Raises:
-        InputError: it cannot be opened; when read: it is damaged or cut off.
+        InputError: it cannot be opened; when read: it is damaged or cut off, or grows beyond the limits.
     """
     try:
         raw = open(file.name, "rb")  # noqa: PTH123, SIM115 - a name as typed; closed below
     except OSError as error:
         raise unreadable(file.name, error) from None
     with raw:
-        yield raw if file.compression is None else _decompressed(raw, file.compression, file.name)
+        yield raw if file.compression is None else _decompressed(raw, file.compression, file.name, limits)
 
 
-def opened_stdin(stdin: BinaryIO, file_format: str) -> tuple[SourceFile, io.BufferedReader]:
+def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
     """Stdin, decompressed as its first bytes tell; JSON Lines are known by their first `{`.
 
     Raises:
@@ -62,25 +98,31 @@ def opened_stdin(stdin: BinaryIO, file_format: str) -> tuple[SourceFile, io.Buff
     compression = _compression(head)
     stream = _joined(head, stdin)
     if compression is not None:
-        stream = _decompressed(stream, compression, STDIN)
+        stream = _decompressed(stream, compression, STDIN, limits)
     if file_format == "auto":
         stream, file_format = _sniffed(stream)
     return SourceFile(STDIN, canonical(file_format), compression, None, None, None), stream
 
 
 class _Feed(io.RawIOBase):
-    """Bytes of `source` after those of `head`, as they come; where it is damaged, an InputError.
+    """Bytes of `source` after those of `head`, as they come; where it is damaged, an InputError."""
 
-    A limit on what a compressed file may grow to belongs in `readinto`: `_delivered` is its count.
-    """
-
-    def __init__(self, source: Any, *, head: bytes = b"", file: str = STDIN, compression: str = "") -> None:
+    def __init__(
+        self,
+        source: Any,
+        *,
+        head: bytes = b"",
+        file: str = STDIN,
+        compression: str = "",
+        check: Callable[[int], None] | None = None,
+    ) -> None:
         super().__init__()
         self._read = getattr(source, "read1", source.read)
         self._head = head
         self._file = file
         self._compression = compression
         self._delivered = 0
+        self._check = check
 
     def readable(self) -> bool:
         return True
@@ -94,6 +136,8 @@ class _Feed(io.RawIOBase):
         self._head = self._head[len(view) :]
         view[: len(data)] = data
         self._delivered += len(data)
+        if self._check is not None:
+            self._check(self._delivered)
         return len(data)
 
     def _more(self, size: int) -> bytes:
@@ -132,14 +176,18 @@ class _ZstdReader:
         return made
 
 
-def _decompressed(raw: BinaryIO, compression: str, file: str) -> io.BufferedReader:
+def _decompressed(raw: BinaryIO, compression: str, file: str, limits: Limits) -> io.BufferedReader:
     openers: dict[str, Any] = {
         "gz": lambda: gzip.GzipFile(fileobj=raw, mode="rb"),
         "bz2": lambda: bz2.BZ2File(raw),
         "xz": lambda: lzma.LZMAFile(raw),  # noqa: SIM115 - closing `raw` is all there is to close
         "zst": lambda: _ZstdReader(raw),
     }
-    feed = _Feed(openers[compression](), file=file, compression=compression)
+
+    def check(delivered: int) -> None:
+        limits.check(delivered, raw.tell(), file)
+
+    feed = _Feed(openers[compression](), file=file, compression=compression, check=check)
     return io.BufferedReader(feed, buffer_size=2**16)
 
 

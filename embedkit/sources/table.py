@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, Protocol
@@ -20,8 +21,8 @@ from embedkit.sources.columns import USUAL_TEXT, Column, Columns, asked, check, 
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept import type_of, unified
-from embedkit.sources.locate import STDIN, SourceFile, locate
-from embedkit.sources.opening import opened, opened_stdin
+from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
+from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain import PlainText
 
 #: How many faults a scan tells one by one.
@@ -74,6 +75,7 @@ class Table:
         columns: Columns,
         declared: Sequence[tuple[Column, ...]],
         limit: int | None,
+        limits: Limits,
         reader: Reader | None = None,
     ) -> None:
         self.files = files
@@ -81,6 +83,7 @@ class Table:
         self.streaming = reader is not None
         self._declared = declared
         self._limit = limit
+        self._limits = limits
         self._reader = reader
 
     def records(self) -> Iterator[Record | Fault]:
@@ -139,11 +142,24 @@ class Table:
             for name in self.columns.keep
         }
 
+    def refuse_changes(self) -> None:
+        """Hold the files against what they were when they were found: half of one and half of another is no table.
+
+        Raises:
+            InputError: one of them has grown, shrunk or been written to since.
+        """
+        for file in self.files:
+            if not self.streaming and described(file.name, file.format) != file:
+                raise InputError(
+                    f"{file.name} was changed while it was read",
+                    hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+                )
+
     def _rows(self) -> Iterator[Record | Fault]:
         row = 0
         for file in self.files:
-            with opened(file) as stream:
-                reader = _reader(file, stream, frozenset(self.columns.named))
+            with opened(file, self._limits) as stream, _told(file.name):
+                reader = _reader(file, stream, frozenset(self.columns.named), self._limits)
                 if reader.columns is not None:
                     check(self.columns, reader.columns, file=file.name)
                 for item in reader.rows(self.columns, row):
@@ -162,29 +178,30 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
         InputError: a file or a column is missing, or a file is not of its format.
         UsageError: the template is malformed, `-` is not alone.
     """
+    limits = Limits(config.max_expansion, config.max_decompressed_gb)
     if STDIN not in config.inputs:
         files = locate(config.inputs, config.format)
-        return _checked(files, asked(config), config.limit)
+        return _checked(files, asked(config), config.limit, limits)
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
     columns = asked(config)
-    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format)
-    reader = _reader(file, stream, frozenset(columns.named))
+    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format, limits)
+    reader = _reader(file, stream, frozenset(columns.named), limits)
     there = reader.columns
     if there is None:
-        return Table((file,), _undecided(columns), [], config.limit, reader)
+        return Table((file,), _undecided(columns), [], config.limit, limits, reader)
     columns = decide(columns, there, file=STDIN)
     check(columns, there, file=STDIN)
-    return Table((file,), columns, [there], config.limit, reader)
+    return Table((file,), columns, [there], config.limit, limits, reader)
 
 
-def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None) -> Table:
+def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None, limits: Limits) -> Table:
     declared: list[tuple[Column, ...]] = []
     typed: dict[str, Column] = {}
     decided = False
     for file in files:
-        with opened(file) as stream:
-            there = _reader(file, stream, frozenset(columns.named)).columns
+        with opened(file, limits) as stream, _told(file.name):
+            there = _reader(file, stream, frozenset(columns.named), limits).columns
         if there is None:
             continue
         if not decided:
@@ -193,7 +210,7 @@ def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None)
         if file.format in _TYPED:
             _check_drift(columns, there, typed, file=file.name)
         declared.append(tuple(column for column in there if column.name in columns.keep))
-    return Table(files, columns if decided else _undecided(columns), declared, limit)
+    return Table(files, columns if decided else _undecided(columns), declared, limit, limits)
 
 
 def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
@@ -215,7 +232,16 @@ def _undecided(columns: Columns) -> Columns:
     return replace(columns, text=columns.text or USUAL_TEXT[:1])
 
 
-def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str]) -> Reader:
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """A disk that fails is told as a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(name, error) from None
+
+
+def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str], limits: Limits) -> Reader:
     match file.format:
         case "csv":
             return Delimited(stream, file.name, delimiter=",")
@@ -226,7 +252,7 @@ def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str])
         case "txt":
             return PlainText(stream, file.name)
         case _:
-            return Columnar(stream, file.name, file_format=file.format)
+            return Columnar(stream, file.name, file_format=file.format, limits=limits)
 
 
 def _read_once() -> UsageError:

@@ -1,0 +1,73 @@
+"""What a destination can do, whichever it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from embedkit.records import EncodedShard
+from embedkit.sinks import Sink
+
+#: What to do about an output that is there already: alone, and beside other ranks.
+WAYS = "--on-exists resume to go on with it, --on-exists overwrite to start again, or another place with -o"
+SHARED_WAYS = "--on-exists resume to go on with it, or another place with -o"
+
+
+class Overtaken(Exception):  # noqa: N818 - nothing is wrong
+    """Another process has made the output whole while this one worked on it."""
+
+
+class Destination(Protocol):
+    """Where finished shards go."""
+
+    def open(self) -> dict[str, Any] | None:
+        """Look what is there: the plan of a run that is to be resumed, or None to begin.
+
+        Raises:
+            OutputError: something is there, and the user did not say what to do with it.
+        """
+
+    def is_whole(self, sink: Sink) -> bool:
+        """Whether all of it is there already, by the same recipe from the same input.
+
+        Raises:
+            OutputError: it is there by another recipe, or from another input; or it was there before several
+                ranks were started, and the user did not say what to do with it.
+        """
+
+    def committed(self) -> dict[int, dict[str, Any]]:
+        """Records of the shards that are done."""
+
+    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Make room, and write the plan. Returns the one that counts: of several ranks, the first one's."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind: the run failed before any shard was committed."""
+
+    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+        """Commit a shard. Returns its record.
+
+        Raises:
+            Overtaken: another process has finished the output.
+        """
+
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
+        """Make the output whole, now that every row is accounted for; `shards` are those that have files.
+
+        Raises:
+            Overtaken: another process has done so.
+        """
+
+
+def facts_of(shard: EncodedShard) -> dict[str, Any]:
+    """What a shard's record says beside its files."""
+    return {
+        "start": shard.start,
+        "stop": shard.stop,
+        "rows": len(shard.ids),
+        "vectors": int(shard.has_vector.sum()),
+        "status_counts": dict(sorted(Counter(shard.status).items())),
+        "tokens": {"n_tokens": int(shard.n_tokens.sum()), "n_used": int(shard.n_used.sum())},
+        "rejects": len(shard.rejects),
+    }

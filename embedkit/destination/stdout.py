@@ -1,0 +1,57 @@
+"""JSON Lines on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from embedkit.destination.destination import facts_of
+from embedkit.errors import OutputError
+from embedkit.records import EncodedShard
+from embedkit.sinks import Sink, jsonl_lines
+
+
+class Stdout:
+    """JSON Lines on stdout, shard by shard. Nothing stays, so nothing can be resumed."""
+
+    def open(self) -> None:
+        """See Destination."""
+
+    def is_whole(self, sink: Sink) -> bool:  # noqa: ARG002
+        """See Destination."""
+        return False
+
+    def committed(self) -> dict[int, dict[str, Any]]:
+        """See Destination."""
+        return {}
+
+    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """See Destination."""
+        return dict(plan)
+
+    def abandon(self) -> None:
+        """See Destination."""
+
+    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+        """See Destination.
+
+        Raises:
+            BrokenPipeError: whoever read has gone.
+            OutputError: it goes to a disk that is full.
+        """
+        try:
+            sys.stdout.buffer.writelines(jsonl_lines(shard, sink.layout))
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as fault:
+            raise OutputError(
+                f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
+                hint="free some space where it goes, or write to a folder with -o, which can be resumed",
+            ) from None
+        return {"index": shard.index, **facts_of(shard)}
+
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
+        """See Destination."""

@@ -1,0 +1,114 @@
+"""The model and the shards in this process; also what each of several workers is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from embedkit.assembly import Assembly, Request, assemble
+from embedkit.config import ModelConfig, RunConfig
+from embedkit.destination import Destination
+from embedkit.engines.planning import ModelFacts
+from embedkit.engines.ranks import device_for
+from embedkit.engines.watcher import Watcher
+from embedkit.sinks import Sink
+from embedkit.sources import Table
+
+if TYPE_CHECKING:
+    from embedkit.engines.job import Job
+
+
+class Alone:
+    """Loads the model here, and does shards one after another.
+
+    Args:
+        config: what the user asked for.
+        table: where the rows come from.
+        request: the model, found.
+        watcher: is told how it goes.
+        stop: set from outside to end the run between two batches.
+    """
+
+    def __init__(
+        self, config: RunConfig, table: Table, request: Request, watcher: Watcher, stop: threading.Event
+    ) -> None:
+        self.config = config
+        self.table = table
+        self.request = request
+        self.watcher = watcher
+        self.stop = stop
+        self._assembly: Assembly | None = None
+        self._job: Job | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Nothing was started."""
+
+    @property
+    def assembly(self) -> Assembly:
+        """The model, loaded when it is first asked for."""
+        if self._assembly is None:
+            config = self.config
+            model = _placed(config.model, config.share.place)
+            self._assembly = assemble(self.request, model, config.text, config.pooling, config.batch)
+        return self._assembly
+
+    @property
+    def rows_computed(self) -> int:
+        """Rows that went through the model here."""
+        return self._job.rows_computed if self._job else 0
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens of these."""
+        return self._job.tokens_computed if self._job else 0
+
+    def load(self) -> ModelFacts:
+        """Load the model, and say what it settles."""
+        return ModelFacts.of(self.assembly)
+
+    def calibrate(self) -> dict[str, dict[str, list[float]]]:
+        """Ranges for int8, for the plan."""
+        from embedkit.engines.job import calibrate
+
+        return calibrate(self.table, self.assembly.embedder)
+
+    def run(
+        self,
+        plan: dict[str, Any],
+        destination: Destination,
+        sink: Sink,
+        records: Mapping[int, dict[str, Any]],
+        wanted: Iterable[int] | None,
+        *,
+        ahead: int = 2,
+    ) -> dict[int, dict[str, Any]]:
+        """Do the shards that are wanted; see Job.
+
+        Returns:
+            The records of these and of those that were done, by number.
+        """
+        from embedkit.engines.job import Job, with_int8_ranges
+
+        embedder = with_int8_ranges(self.assembly.embedder, plan["int8_ranges"])
+        self._job = Job(
+            *(self.config, self.table, embedder, sink, destination, plan, self.watcher, self.stop),
+            wanted=wanted,
+            records=records,
+            ahead=ahead,
+        )
+        return self._job.run()
+
+
+def _placed(model: ModelConfig, place: int | None) -> ModelConfig:
+    """The model's configuration with the one device that is this process's."""
+    name = model.devices[0]
+    if place is None or name not in {"auto", "cuda"}:
+        return replace(model, device=name)
+    import torch
+
+    return replace(model, device=device_for(name, place, torch.cuda.device_count()))

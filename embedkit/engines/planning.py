@@ -1,0 +1,130 @@
+"""What a run writes down: the plan, the layout of its files, the manifest. Computes nothing, imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embedkit.assembly import Assembly
+from embedkit.config import InputConfig, RunConfig
+from embedkit.engines.faults import unreadable_rows
+from embedkit.plan import ShardCutter
+from embedkit.recipe import canonical_json, fingerprint
+from embedkit.records import Variant
+from embedkit.sinks import Layout
+from embedkit.sources import Table
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a loaded model settles, in plain values: it may have been loaded in another process.
+
+    Attributes:
+        recipe: all that decides the numbers.
+        fingerprint: SHA-256 of the recipe.
+        notices: what the user should know, a sentence each.
+        device: where it runs.
+        variants: columns of the output.
+        max_length: most tokens of a text.
+    """
+
+    recipe: dict[str, Any]
+    fingerprint: str
+    notices: tuple[str, ...]
+    device: str
+    variants: tuple[Variant, ...]
+    max_length: int
+
+    @classmethod
+    def of(cls, assembly: Assembly) -> ModelFacts:
+        """Those of a model that is loaded here."""
+        return cls(
+            recipe=assembly.recipe,
+            fingerprint=assembly.fingerprint,
+            notices=assembly.notices,
+            device=assembly.device,
+            variants=assembly.embedder.variants,
+            max_length=assembly.embedder.tokenizer.max_length,
+        )
+
+
+def scan(table: Table, config: RunConfig, shard_rows: int) -> dict[str, Any]:
+    """Rows and shards of a table; finds faulty rows before a model is loaded."""
+    if table.streaming:
+        return {"rows": None, "shards": None, "starts": None, "kept_types": table.kept_types()}
+    cutter = ShardCutter(shard_rows)
+    found = table.scan(cutter.count)
+    if found.n_faults and config.output.on_bad_row == "fail":
+        raise unreadable_rows(found.faults, found.n_faults)
+    shards = len(cutter.starts)
+    return {"rows": found.rows, "shards": shards, "starts": cutter.starts, "kept_types": found.kept_types}
+
+
+def input_facts(table: Table, config: InputConfig) -> dict[str, Any]:
+    """The plan's `input`: the files as they are now, and what is read of them."""
+    return {
+        "files": [asdict(file) for file in table.files],
+        "columns": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(table.columns).items()
+        },
+        "limit": config.limit,
+    }
+
+
+def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
+    """The plan's part that is known once a model is loaded; `int8_ranges` are still to come."""
+    return {
+        "recipe": model.recipe,
+        "fingerprint": model.fingerprint,
+        "format": config.output.format,
+        "precision": config.pooling.precision,
+        "variants": [asdict(variant) for variant in model.variants],
+        "on_bad_row": config.output.on_bad_row,
+        "int8_ranges": None,
+    }
+
+
+def layout(plan: dict[str, Any]) -> Layout:
+    """What every shard looks like, by the plan."""
+    return Layout(
+        variants=tuple(Variant(**variant) for variant in plan["variants"]),
+        precision=plan["precision"],
+        token_vectors=_has_token_vectors(plan),
+        kept_types=plan["kept_types"],
+        metadata={
+            "embedkit.recipe": canonical_json(plan["recipe"]),
+            "embedkit.fingerprint": plan["fingerprint"],
+            "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
+            **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
+        },
+    )
+
+
+def counts(records: Iterable[dict[str, Any]], rows: int | None) -> dict[str, Any]:
+    """Sums over shards' records; `rows` of the input, or None if the records alone tell."""
+    records = list(records)
+    statuses: dict[str, int] = {}
+    for record in records:
+        for word, count in record["status_counts"].items():
+            statuses[word] = statuses.get(word, 0) + count
+    return {
+        "input_rows": sum(record["stop"] - record["start"] for record in records) if rows is None else rows,
+        "rows": sum(record["rows"] for record in records),
+        "vectors": sum(record["vectors"] for record in records),
+        "statuses": statuses,
+        "rejects": sum(record["rejects"] for record in records),
+        "n_tokens": sum(record["tokens"]["n_tokens"] for record in records),
+        "n_used": sum(record["tokens"]["n_used"] for record in records),
+    }
+
+
+def manifest_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest takes from the plan."""
+    names = ("version", "format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
+    return {**{name: plan[name] for name in names}, "token_vectors": _has_token_vectors(plan)}
+
+
+def _has_token_vectors(plan: dict[str, Any]) -> bool:
+    return bool(plan["recipe"]["pool"] == ["none"])

@@ -1,0 +1,91 @@
+"""Which shards are this process's, and on which device: pure, from options and an environment that is handed in.
+
+Knows nothing of files or of torch. A part is every `world_size`-th shard, so that all parts are done at about
+the same time however the texts' lengths change along the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from embedkit.config import ShareConfig
+from embedkit.errors import UsageError
+
+#: Who says which process this is: (its number, how many there are), in the order in which they are asked.
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP")
+#: This process's number among those of its machine, by who started it.
+_LOCAL = {"RANK": "LOCAL_RANK", "SLURM_PROCID": "SLURM_LOCALID"}
+
+
+def share_of(
+    shard_id: int | None, num_shards: int | None, workers: int | None, environ: Mapping[str, str]
+) -> ShareConfig:
+    """This process's part of a run: by the options, else by torchrun, Slurm's tasks, or a Slurm array.
+
+    Args:
+        shard_id: `--shard-id`.
+        num_shards: `--num-shards`; 1 = all of it, whatever the environment says.
+        workers: `--workers`.
+        environ: the environment.
+
+    Raises:
+        UsageError: one of the two options is missing, or the numbers do not fit each other.
+    """
+    place = _number(environ, "LOCAL_RANK") if "LOCAL_RANK" in environ else None
+    if shard_id is not None or num_shards is not None:
+        if num_shards is None or (shard_id is None and num_shards != 1):
+            raise UsageError(
+                "--shard-id and --num-shards belong together", hint="give both: --shard-id 0 --num-shards 4"
+            )
+        return ShareConfig(shard_id or 0, num_shards, workers, place)
+    for name_of_rank, name_of_size in _RANKS:
+        if name_of_rank in environ and name_of_size in environ and _number(environ, name_of_size) > 1:
+            rank, world_size = _number(environ, name_of_rank), _number(environ, name_of_size)
+            local = _LOCAL[name_of_rank]
+            if place is None and local in environ:
+                place = _number(environ, local)
+            return _checked(rank, world_size, workers, place, f"{name_of_rank} and {name_of_size}")
+    if _ARRAY[0] in environ and _ARRAY[1] in environ and _number(environ, _ARRAY[1]) > 1:
+        task, count = (_number(environ, name) for name in _ARRAY[:2])
+        first, step = (_number(environ, name, default) for name, default in zip(_ARRAY[2:], (0, 1), strict=True))
+        rank, between = divmod(task - first, max(1, step))
+        return _checked(-1 if between else rank, count, workers, place, "the numbers of the Slurm array")
+    return ShareConfig(workers=workers, place=place)
+
+
+def shards_of(share: ShareConfig, shards: int) -> range:
+    """Numbers of the shards that are this process's part, of so many in all."""
+    return range(share.rank, shards, share.world_size)
+
+
+def device_for(name: str, place: int | None, gpus: int) -> str:
+    """The device of one process of several on a machine.
+
+    Args:
+        name: as `--device` gives it; one that is named by number stays.
+        place: the process's number on this machine; None = it is alone.
+        gpus: how many this process sees. Where each sees its own only, that is one.
+    """
+    if place is None or gpus == 0 or name not in {"auto", "cuda"}:
+        return name
+    return f"cuda:{place % gpus}"
+
+
+def _checked(rank: int, world_size: int, workers: int | None, place: int | None, source: str) -> ShareConfig:
+    if not 0 <= rank < world_size:
+        raise UsageError(
+            f"{source} give no number from 0 to {world_size - 1} for this process",
+            hint="say which part it does with --shard-id and --num-shards",
+        )
+    return ShareConfig(rank, world_size, workers, place, source)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environ.get(name, "" if default is None else str(default))
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(
+            f"the environment's {name} is '{text}', which is no number",
+            hint=f"unset {name}, or say which part this is with --shard-id and --num-shards",
+        )
+    return int(text)

@@ -1,0 +1,50 @@
+"""The signals that ask a run to stop: the first is a request, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from embedkit.errors import Stopped
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+
+def heed(stop: threading.Event) -> dict[int, Any]:
+    """Let the first signal set `stop`, and the second end the process.
+
+    Returns:
+        The handlers before, by signal.
+    """
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            # Safe at any moment: nothing under its final name is ever half written.
+            os._exit(Stopped.exit_code)
+        stop.set()
+
+    return {number: signal.signal(number, asked) for number in _SIGNALS}
+
+
+@contextmanager
+def held_back() -> Generator[None, None, None]:
+    """Let signals wait, here and in processes that are started meanwhile, until they call `let_through`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Take the signals that have waited, and those to come."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,0 +1,40 @@
+"""Whether an output is as it was written: every file, size, hash, page checksum, row and count.
+
+What the hashes do not say, the files are read for: rows, order, receipts, finite numbers. Knows nothing of
+models, nor of the input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedkit.commit import COMMITS, MANIFEST, PLAN
+from embedkit.disk import listed
+from embedkit.errors import OutputError
+from embedkit.verification.folder import FolderCheck
+from embedkit.verification.found import Finding, Verification
+from embedkit.verification.single_file import verify_file
+
+__all__ = ["Finding", "Verification", "verify_output"]
+
+
+def verify_output(path: Path) -> Verification:
+    """Check a folder, finished or not, or a .parquet, .arrow, .npy or .jsonl file.
+
+    Raises:
+        OutputError: there is nothing, or embedkit did not write it.
+    """
+    if not path.is_dir():
+        return verify_file(path)
+    there = dict(listed(path))
+    if PLAN not in there and MANIFEST not in there and not (path / COMMITS).is_dir():
+        raise OutputError(
+            f"{path} is not an output of embedkit: it has neither plan.json nor manifest.json",
+            hint="give a file or folder made by `embedkit encode`",
+        )
+    check = FolderCheck(path, there)
+    try:
+        check.run()
+    except (LookupError, TypeError, ValueError):
+        check.tell(PLAN, "and its records are sealed, yet not what this version of embedkit writes")
+    return check.found

@@ -1,0 +1,45 @@
+"""A single file: it has no record, so only what it says of itself can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedkit.errors import OutputError
+from embedkit.recipe import fingerprint
+from embedkit.sinks import FORMATS
+from embedkit.sinks.contents import contents_of
+from embedkit.sinks.stored import open_stored
+from embedkit.verification.found import Finding, Verification
+
+
+def verify_file(path: Path) -> Verification:
+    """Check structure, page checksums, layout and counts.
+
+    Raises:
+        OutputError: there is no such file, or its name is none of an output.
+    """
+    found = Verification(way_out="encode again with --on-exists overwrite")
+    if path.suffix.removeprefix(".") not in FORMATS or not path.exists():
+        open_stored(path)  # which says what is wrong
+    if path.suffix != ".parquet":
+        what = (
+            "has no checksums: a bit that flipped inside a number cannot be found; a folder (-o FOLDER) has them"
+        )
+        found.notes.append(Finding(path.name, what))
+    partial = path.with_name(f"{path.name}.partial")
+    if partial.exists():
+        found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
+    try:
+        stored = open_stored(path)
+        contents = contents_of(stored.sink, stored.parts[0])
+        if stored.fingerprint is not None and fingerprint(stored.recipe) != stored.fingerprint:
+            found.problems.append(Finding(path.name, "its fingerprint is not that of its recipe"))
+        if not contents.finite:
+            found.problems.append(Finding(path.name, "holds a number that is not finite"))
+        files: Sequence[Path] = stored.parts[0]
+        found.rows, found.vectors = contents.rows, contents.vectors
+        found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
+    except OutputError as error:
+        found.problems.append(Finding(path.name, error.message))
+    return found

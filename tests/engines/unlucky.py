@@ -1,0 +1,64 @@
+"""What a worker process runs in tests of workers that fail: `work`, after something in it was broken."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import time
+
+
+def _at_third_rename(then):
+    """A shard is committed, and the file of the next one is about to get its name."""
+    made, rename = iter(range(1000)), pathlib.Path.replace
+
+    def counted(*arguments):
+        if next(made) == 2:
+            then()
+        return rename(*arguments)
+
+    pathlib.Path.replace = counted
+
+
+def _stall():
+    """Leave work for the others, and do not hear that all are to stop."""
+    time.sleep(600)
+
+
+def _work(config, workers, link):
+    from embedkit.engines.worker import work
+
+    work(config, workers, link)
+
+
+def killed(config, workers, link):
+    """The second worker kills itself when it has one shard done and the next one's file is written."""
+    first = config.share.place == 0
+    _at_third_rename(_stall if first else lambda: os.kill(os.getpid(), signal.SIGKILL))
+    _work(config, workers, link)
+
+
+def killed_at_once(config, workers, link):
+    """One is gone before it has loaded anything; the other never comes to an end."""
+    if config.share.place == 1:
+        os._exit(3)
+    time.sleep(600)
+
+
+def stopping_all(config, workers, link):
+    """The run is asked to stop when a worker has a shard done."""
+    first = config.share.place == 0  # a second signal would end the run at once
+    _at_third_rename(_stall if not first else lambda: os.kill(os.getppid(), signal.SIGTERM))
+    _work(config, workers, link)
+
+
+def failing(config, workers, link):
+    """The workers meet what ends a run."""
+    from embedkit.engines import job
+    from embedkit.errors import ModelError
+
+    def broken(*_, **__):
+        raise ModelError("a vector is not finite", hint="use --dtype fp32")
+
+    job.embed_shard = broken
+    _work(config, workers, link)

@@ -59,6 +59,7 @@ class Assembly:
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
+        source: where the model's files are from: `hub` id and `revision` (a commit), None for a plain folder.
     """
 
     embedder: Embedder
@@ -66,6 +67,7 @@ class Assembly:
     fingerprint: str
     notices: tuple[str, ...]
     device: str
+    source: dict[str, str | None]
 
 
 def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> Request:
@@ -182,6 +184,7 @@ def assemble(
         fingerprint=fingerprint(recipe),
         notices=tuple(sentence for sentence in notices if sentence),
         device=str(encoder.device),
+        source={"hub": folder.hub, "revision": folder.revision},
     )
 
 

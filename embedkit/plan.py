@@ -72,8 +72,9 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     Raises:
         OutputError: they differ; names the first field that does, and both values.
     """
-    # The fingerprint follows from the recipe, whose fields say more.
-    difference = _first_difference({**stored, "fingerprint": None}, {**asked, "fingerprint": None}, "")
+    # The fingerprint follows from the recipe, whose fields say more; the same files from elsewhere are the same.
+    told_elsewhere = {"fingerprint": None, "source": None}
+    difference = _first_difference({**stored, **told_elsewhere}, {**asked, **told_elsewhere}, "")
     if difference is not None:
         name, before, now = difference
         raise OutputError(

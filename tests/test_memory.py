@@ -112,3 +112,35 @@ def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(
     assert np.array_equal(found[len(once) :], expected[::-1])
     # As often as there are texts that differ in their tokens; "sob" and "SOB" do not.
     assert len(computed) == len({row.tobytes() for row in expected}) <= len(once)
+
+
+@pytest.mark.parametrize(("rule", "code"), [("fail", 4), ("null", 0), ("skip", 0)])
+def test_a_row_that_does_not_fit_alone_goes_by_on_bad_row(tmp_path, monkeypatch, capsys, rule, code):
+    import embedkit
+    from embedkit.cli import run as run_command
+    from embedkit.models.encoder import FrozenEncoder
+
+    folder = tiny_models.make("bert", tmp_path / "bert").folder
+    texts = ["pain", "fever " * 50, "cough"]
+    (tmp_path / "t.txt").write_text("\n".join(texts) + "\n")
+    real = FrozenEncoder.run
+
+    def small(self, tokens, batch, take):
+        # The check at load runs texts of its own; they fit.
+        if len(tokens.lengths) == 3 and batch.tokens > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, tokens, batch, take)
+
+    monkeypatch.setattr(FrozenEncoder, "run", small)
+    out = tmp_path / "out"
+    command = ["encode", str(tmp_path / "t.txt"), "-m", str(folder), "-o", str(out), "--on-bad-row", rule, "-q"]
+    assert run_command(command) == code
+    told = capsys.readouterr().err
+    if rule == "fail":
+        assert "a text does not fit into memory even alone: row 1" in told
+        return
+    found = embedkit.read(out)
+    assert found.ids == ["0", "2"]
+    expected = ["ok", "out_of_memory", "ok"] if rule == "null" else ["ok", "ok"]
+    assert found.table["status"].to_pylist() == expected
+    assert '"row": 1' in (out / "rejects/part-00000.jsonl").read_text()

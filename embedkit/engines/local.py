@@ -167,7 +167,7 @@ def _of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
     }
 
 
-_NO_MODEL = ModelFacts(recipe={}, fingerprint="", notices=(), device="", variants=(), max_length=0)
+_NO_MODEL = ModelFacts(recipe={}, fingerprint="", notices=(), device="", variants=(), max_length=0, source={})
 
 
 def _summary_of_part(

@@ -27,6 +27,7 @@ class ModelFacts:
         device: where it runs.
         variants: columns of the output.
         max_length: most tokens of a text.
+        source: hub id and commit of the model's files, where they are from the hub.
     """
 
     recipe: dict[str, Any]
@@ -35,6 +36,7 @@ class ModelFacts:
     device: str
     variants: tuple[Variant, ...]
     max_length: int
+    source: dict[str, str | None]
 
     @classmethod
     def of(cls, assembly: Assembly) -> ModelFacts:
@@ -46,6 +48,7 @@ class ModelFacts:
             device=assembly.device,
             variants=assembly.embedder.variants,
             max_length=assembly.embedder.tokenizer.max_length,
+            source=assembly.source,
         )
 
 
@@ -78,6 +81,7 @@ def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
     return {
         "recipe": model.recipe,
         "fingerprint": model.fingerprint,
+        "source": model.source,
         "format": config.output.format,
         "precision": config.pooling.precision,
         "variants": [asdict(variant) for variant in model.variants],
@@ -122,7 +126,17 @@ def counts(records: Iterable[dict[str, Any]], rows: int | None) -> dict[str, Any
 
 def manifest_of(plan: dict[str, Any]) -> dict[str, Any]:
     """What the manifest takes from the plan."""
-    names = ("version", "format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
+    names = (
+        "version",
+        "format",
+        "precision",
+        "variants",
+        "recipe",
+        "fingerprint",
+        "source",
+        "int8_ranges",
+        "input",
+    )
     return {**{name: plan[name] for name in names}, "token_vectors": _has_token_vectors(plan)}
 
 

@@ -56,6 +56,13 @@ class ModelFolder:
     config: dict[str, Any]
 
     @property
+    def hub(self) -> str | None:
+        """Its id on the hub; None for a folder that no alias knows."""
+        if self.alias is not None:
+            return self.alias.hub
+        return self.name if self.revision is not None else None
+
+    @property
     def model_type(self) -> str:
         """The architecture's name in transformers."""
         return str(self.config.get("model_type", ""))

@@ -116,3 +116,26 @@ def test_remote_code_needs_a_commit(revision):
     with pytest.raises(UsageError, match="fixed commit"):
         ModelConfig(model="a/b", trust_remote_code=True, revision=revision)
     ModelConfig(model="a/b", trust_remote_code=True, revision="0" * 40)
+
+
+def test_the_plan_and_the_manifest_say_which_commit_of_which_model_it_was(bert, tmp_path, monkeypatch):
+    from embedkit.cli import run
+    from embedkit.models import resolve
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    # The hub's cache, as a download leaves it.
+    cached = tmp_path / "cache/models--owner--name"
+    shutil.copytree(bert, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr(
+        resolve,
+        "_from_hub",
+        lambda config, alias: resolve._opened(config.model, cached / "snapshots" / commit, alias, commit),
+    )
+    (tmp_path / "t.txt").write_text("pain\n")
+    out = tmp_path / "out"
+    assert run(["encode", str(tmp_path / "t.txt"), "-m", "owner/name", "-o", str(out), "--offline", "-q"]) == 0
+    for name in ("plan.json", "manifest.json"):
+        assert f'"revision": "{commit}"' in (out / name).read_text()
+        assert '"hub": "owner/name"' in (out / name).read_text()

@@ -69,14 +69,6 @@ class OutputFolder:
         """
         return _read_sealed(self.path / PLAN)
 
-    def read_manifest(self) -> dict[str, Any] | None:
-        """The manifest of a finished run, or None.
-
-        Raises:
-            OutputError: there is one that cannot be read.
-        """
-        return _read_sealed(self.path / MANIFEST)
-
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the plan; the first thing to be in the folder.
 

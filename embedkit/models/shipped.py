@@ -5,7 +5,7 @@ Reads JSON only. What it cannot carry out exactly it refuses by name, when asked
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from embedkit.errors import ModelError
 from embedkit.models.resolve import ModelFolder
@@ -39,7 +39,6 @@ class ShippedRecipe:
         normalize: whether vectors are scaled to length 1.
         max_length: the authors' limit in tokens, or None.
         lowercase: whether texts are lowercased before the tokenizer.
-        prompts: text by name, to be put before each text.
         default_prompt: the name of the one used unless another is asked for, or None.
     """
 
@@ -47,7 +46,6 @@ class ShippedRecipe:
     normalize: bool = False
     max_length: int | None = None
     lowercase: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
 
 
@@ -84,7 +82,6 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
         normalize="Normalize" in kinds,
         max_length=limits.get("max_seq_length"),
         lowercase=bool(limits.get("do_lower_case", False)),
-        prompts={str(name): str(text) for name, text in prompts.items()},
         default_prompt=settings.get("default_prompt_name"),
     )
 

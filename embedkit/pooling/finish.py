@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PRECISIONS = ("float32", "float16", "int8", "binary")
-
 
 @dataclass(frozen=True, slots=True)
 class Int8Range:

@@ -1,0 +1,28 @@
+"""Everything a run is told, as frozen dataclasses: one a subject, together a `RunConfig`.
+
+Values are checked where they are made; nothing here opens a file or imports a model.
+"""
+
+from embedkit.config.checks import at_least, one_of
+from embedkit.config.inputs import FORMATS, InputConfig
+from embedkit.config.models import DTYPES, BatchConfig, ModelConfig
+from embedkit.config.outputs import OUTPUT_FORMATS, OutputConfig, ShareConfig
+from embedkit.config.run import RunConfig
+from embedkit.config.vectors import PRECISIONS, PoolingConfig, TextConfig
+
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "OUTPUT_FORMATS",
+    "PRECISIONS",
+    "BatchConfig",
+    "InputConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PoolingConfig",
+    "RunConfig",
+    "ShareConfig",
+    "TextConfig",
+    "at_least",
+    "one_of",
+]

@@ -1,0 +1,72 @@
+"""Which model is loaded, how it runs, and how much of the input at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from embedkit.config.checks import at_least, one_of
+from embedkit.errors import UsageError
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model is loaded, and how.
+
+    Attributes:
+        model: a folder, an alias or a hub id.
+        revision: branch, tag or commit on the hub; None = its default branch.
+        offline: open no socket: only folders, installed packages and what is cached.
+        trust_remote_code: run code that comes with the model; needs a commit as revision.
+        lowercase: auto, yes or no.
+        device: auto, cpu, cuda, cuda:N or mps; a comma list is a process for each.
+        dtype: one of DTYPES; auto = fp32 on CPU, bf16 on a GPU that has it.
+    """
+
+    model: str = "minilm"
+    revision: str | None = None
+    offline: bool = False
+    trust_remote_code: bool = False
+    lowercase: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of("--lowercase", self.lowercase, ("auto", "yes", "no"))
+        if self.dtype == "int8":
+            raise UsageError("--dtype int8 is not in this version", hint=f"use one of: {', '.join(DTYPES)}")
+        one_of("--dtype", self.dtype, DTYPES)
+        if not all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) for device in self.devices):
+            raise UsageError(
+                f"--device cannot be '{self.device}'",
+                hint="use auto, cpu, cuda, cuda:N, mps, or a comma list such as cuda:0,cuda:1",
+            )
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise UsageError(
+                "--trust-remote-code runs code that somebody else can change, so it needs a fixed commit",
+                hint="add --revision with the 40 hexadecimal digits of a commit that you have read",
+            )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices named, one a process."""
+        return tuple(self.device.split(","))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """What one forward pass holds. Changes the speed, not the numbers.
+
+    Attributes:
+        batch_tokens: tokens in a batch; None = chosen for the device.
+        batch_size: most texts in a batch; None = as many as the tokens allow.
+    """
+
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least("--batch-tokens", self.batch_tokens, 1)
+        at_least("--batch-size", self.batch_size, 1)

@@ -1,0 +1,80 @@
+"""Where the vectors go, and whose part of the work is whose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embedkit.config.checks import at_least, one_of
+from embedkit.errors import UsageError
+
+OUTPUT_FORMATS = ("parquet", "npy", "jsonl", "arrow")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """Where the vectors go.
+
+    Attributes:
+        output: a file, a folder, or `-` for JSON Lines on stdout.
+        format: one of OUTPUT_FORMATS.
+        shard_rows: most rows in a shard; None = chosen for the device.
+        on_exists: error, resume or overwrite.
+        on_bad_row: fail, null or skip.
+        verify: on resume, hold what is committed against the recorded hashes, too.
+    """
+
+    output: str
+    format: str
+    shard_rows: int | None = None
+    on_exists: str = "error"
+    on_bad_row: str = "fail"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("--output-format", self.format, OUTPUT_FORMATS)
+        one_of("--on-exists", self.on_exists, ("error", "resume", "overwrite"))
+        one_of("--on-bad-row", self.on_bad_row, ("fail", "null", "skip"))
+        at_least("--shard-rows", self.shard_rows, 1)
+        if self.verify and self.on_exists != "resume":
+            raise UsageError(
+                f"--verify looks at what a former run committed, and --on-exists is {self.on_exists}",
+                hint="use --on-exists resume --verify; `embedkit verify OUT` checks a finished output",
+            )
+
+    @property
+    def is_stdout(self) -> bool:
+        """Whether the rows go to stdout."""
+        return self.output == "-"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareConfig:
+    """What part of the work is this process's, and how many it starts for it. Not part of the plan.
+
+    Attributes:
+        rank: this process's number, from 0.
+        world_size: how many processes there are, on all machines; 1 = it is not told of others.
+        workers: local processes to start; None = one a device.
+        place: its number among the processes of its machine, which picks its GPU; None = it is alone there.
+        source: what in the environment says so; empty if the options do.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int | None = None
+    place: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        at_least("--num-shards", self.world_size, 1)
+        at_least("--workers", self.workers, 1)
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(
+                f"--shard-id cannot be {self.rank} of --num-shards {self.world_size}",
+                hint=f"use a whole number from 0 to {self.world_size - 1}",
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether other processes work on the same output, which this one did not start."""
+        return self.world_size > 1

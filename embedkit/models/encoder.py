@@ -45,7 +45,7 @@ class FrozenEncoder:
         self.hidden_size: int = model.config.hidden_size
         self.device: torch.device = model.device
         self.pad_id: int = getattr(model.config, "pad_token_id", None) or 0
-        self._tap = _LayerTap(_modules(model, architecture), layers, self.n_layers) if tapped else None
+        self._tap = _LayerTap(_modules(model, architecture)) if tapped else None
         if self.packed:
             attention.register()
             model.set_attn_implementation(attention.NAME)
@@ -64,14 +64,40 @@ class FrozenEncoder:
             What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
             was wanted.
         """
+        return self._run(tokens, batch, take, frozenset(self.layers))
+
+    @torch.inference_mode()
+    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
+        """Where the numbers of a text break, for the error that names it; runs the text alone.
+
+        Args:
+            tokens: the shard's texts.
+            text: which of them.
+
+        Returns:
+            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
+            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
+        """
+        length = int(tokens.lengths[text])
+        broken: list[int] = []
+
+        def look(layer: int, hidden_states: Tensor) -> None:
+            if not bool(hidden_states[0, :length].isfinite().all()):
+                broken.append(layer)
+
+        batch = Batch(np.array([text]), np.array([length]))
+        self._run(tokens, batch, look, frozenset(range(max(self.layers) + 1)))
+        return min(broken, default=None)
+
+    def _run(self, tokens: Tokens, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
         inputs = self.packed_inputs(tokens, batch) if self.packed else self.padded_inputs(tokens, batch)
         if self._tap is None:
             output = self.model(**inputs, output_hidden_states=True)
-            for layer in sorted(self.layers):
+            for layer in sorted(layers):
                 is_last = layer == self.n_layers
                 take(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
             return _pooler_output(output)
-        with self._tap.giving(take):
+        with self._tap.giving(take, layers):
             try:
                 output = self.model(**inputs)
             except _DeepEnough:
@@ -136,17 +162,18 @@ class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
 class _LayerTap:
     """Listens at the stack of layers: what goes into its k-th call is hidden_states[k]."""
 
-    def __init__(self, modules: list[nn.Module], layers: tuple[int, ...], n_layers: int) -> None:
-        self.wanted = frozenset(layers) - {n_layers}
-        self.deepest = max(layers)
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.layers: frozenset[int] = frozenset()
         self.calls = 0
         self.take: TakeLayer | None = None
         for module in modules:
             module.register_forward_pre_hook(self._before, with_kwargs=True)
 
-    def giving(self, take: TakeLayer) -> _LayerTap:
+    def giving(self, take: TakeLayer, layers: frozenset[int]) -> _LayerTap:
+        """Listen to the next forward pass, and end it at the deepest of `layers`."""
         self.calls = 0
         self.take = take
+        self.layers = layers
         return self
 
     def __enter__(self) -> None:
@@ -160,9 +187,9 @@ class _LayerTap:
             return
         layer = self.calls
         self.calls += 1
-        if layer in self.wanted:
+        if layer in self.layers:
             self.take(layer, args[0] if args else kwargs["hidden_states"])
-        if layer == self.deepest:
+        if layer == max(self.layers):
             raise _DeepEnough
 
 

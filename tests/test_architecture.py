@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 #: From the command line down; a unit imports what stands in the lines below its own, never beside or above.
 LEVELS = (
     ("cli",),
+    ("study",),
     ("engines", "encoder"),
     ("assembly", "inspection", "results", "verification"),
     ("destination", "pipeline"),
@@ -22,7 +23,7 @@ LEVELS = (
     ("disk", "leftovers", "seal"),
     ("records", "errors"),
 )
-STAGES = LEVELS[4]
+STAGES = LEVELS[5]
 #: What a stage may know beside itself.
 COMMON = {"errors", "records", "config", "disk", "leftovers", "seal", "whole_files"}
 #: Imports that the rules above forbid, and why they are right all the same.
@@ -51,6 +52,7 @@ LIGHT = (
     "embedkit.tokenizer",
     "embedkit.engines.local",
     "embedkit.engines.lanes",
+    "embedkit.study.labels",
     "embedkit.models.aliases",
     "embedkit.models.architectures",
     "embedkit.models.resolve",

@@ -59,7 +59,8 @@ class Assembly:
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
-        source: where the model's files are from: `hub` id and `revision` (a commit), None for a plain folder.
+        source: where the model's files are from: the `name` that finds them again, and their `hub` id and
+            `revision` (a commit), None for a plain folder.
     """
 
     embedder: Embedder
@@ -101,16 +102,30 @@ def rough_width(request: Request, pooling: PoolingConfig) -> int:
 
 
 def assemble(
-    request: Request, model: ModelConfig, text: TextConfig, pooling: PoolingConfig, batch: BatchConfig
+    request: Request,
+    model: ModelConfig,
+    text: TextConfig,
+    pooling: PoolingConfig,
+    batch: BatchConfig,
+    *,
+    plainly: bool = False,
 ) -> Assembly:
     """Load the model and settle the rest.
+
+    Args:
+        request: the model, found.
+        model: how it is loaded.
+        text: how a text becomes tokens.
+        pooling: what is made of its states.
+        batch: what one forward pass holds.
+        plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
 
     Raises:
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
     from embedkit.memory import TokenBudget
-    from embedkit.models.load import load_model, make_encoder
+    from embedkit.models.load import load_model, make_encoder, plain_encoder
     from embedkit.pipeline import Embedder
     from embedkit.pooling.plan import PoolingPlan
     from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
@@ -141,7 +156,10 @@ def assemble(
         layers = resolve_layers(pooling.layers, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
         probe = tokenizer.tokenize(_PROBES).tokens
-        encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
+        if plainly:
+            encoder, notice = plain_encoder(loaded, layers), None
+        else:
+            encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
         files = hashes.result()
     embedder = Embedder(
         tokenizer=tokenizer,
@@ -184,7 +202,11 @@ def assemble(
         fingerprint=fingerprint(recipe),
         notices=tuple(sentence for sentence in notices if sentence),
         device=str(encoder.device),
-        source={"hub": folder.hub, "revision": folder.revision},
+        source={
+            "name": folder.name if folder.hub else str(folder.folder),
+            "hub": folder.hub,
+            "revision": folder.revision,
+        },
     )
 
 

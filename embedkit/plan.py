@@ -74,7 +74,7 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """
     # The fingerprint follows from the recipe, whose fields say more; the same files from elsewhere are the same.
     told_elsewhere = {"fingerprint": None, "source": None}
-    difference = _first_difference({**stored, **told_elsewhere}, {**asked, **told_elsewhere}, "")
+    difference = first_difference({**stored, **told_elsewhere}, {**asked, **told_elsewhere})
     if difference is not None:
         name, before, now = difference
         raise OutputError(
@@ -83,16 +83,21 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         )
 
 
-def _first_difference(stored: Any, asked: Any, name: str) -> tuple[str, str, str] | None:
+def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, str, str] | None:
+    """Where two things made of JSON differ first, in the order of their keys.
+
+    Returns:
+        The dotted name of the field and both values, cut to 80 characters; None if they are alike.
+    """
     if isinstance(stored, Mapping) and isinstance(asked, Mapping):
         for key in sorted({*stored, *asked}):
-            found = _first_difference(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+            found = first_difference(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
             if found is not None:
                 return found
         return None
     if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
         for place, pair in enumerate(zip(stored, asked, strict=True)):
-            found = _first_difference(*pair, f"{name}[{place}]")
+            found = first_difference(*pair, f"{name}[{place}]")
             if found is not None:
                 return found
         return None

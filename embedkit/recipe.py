@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -70,3 +70,16 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 def fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def files_digest(files: Iterable[Mapping[str, Any]]) -> str | None:
+    """One hash of the input's files, in order, by their sizes and hashes: wherever they are, they are the same.
+
+    Args:
+        files: with `size` and `sha256`, as plan.json has them.
+
+    Returns:
+        64 hexadecimal digits; None if one of them was stdin.
+    """
+    told = [[file["size"], file["sha256"]] for file in files]
+    return None if any(size is None for size, _ in told) else hashlib.sha256(json.dumps(told).encode()).hexdigest()

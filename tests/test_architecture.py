@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("study",),
-    ("engines", "encoder"),
+    ("engines", "encoder", "resampling"),
     ("assembly", "inspection", "results", "verification"),
     ("destination", "pipeline"),
     ("sources", "tokenizer", "batching", "models", "pooling", "sinks", "commit", "memory"),  # the stages
@@ -47,6 +47,7 @@ LIGHT = (
     "embedkit.results",
     "embedkit.inspection",
     "embedkit.verification",
+    "embedkit.resampling",
     "embedkit.batching",
     "embedkit.assembly",
     "embedkit.tokenizer",

@@ -1,18 +1,52 @@
-"""`embedkit verify`: whether an output is as it was written."""
+"""`embedkit verify`: whether an output is as it was written, and whether it is what the model says."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit.errors import OutputError
+from embedkit.config import at_least
+from embedkit.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from embedkit.resampling import Again
+
+#: Rows told one by one.
+_TOLD = 20
 
 
-def verify(out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")]) -> None:
-    """Check every file of an output: size, SHA-256, page checksums, rows and their order. Needs no model."""
+def verify(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")],
+    *,
+    resample: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute N random rows again, each alone in fp32, and compare.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    input: Annotated[  # noqa: A002 - the option's name
+        list[str] | None, typer.Option(help="Where the input is now, by default where it was; repeatable.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Where the model is now, by default where it was.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no socket.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "cpu",
+) -> None:
+    """Check every file of an output: size, SHA-256, page checksums, rows and their order. Needs no model.
+
+    With --resample N, N random rows are computed again from the input, each alone, unbatched and in fp32.
+    """
+    at_least("--resample", resample, 1)
+    if resample is None and (input or model or revision):
+        raise UsageError(
+            "--input, --model and --revision are for --resample", hint="add --resample 100, or leave them out"
+        )
     # pyarrow is imported here, so that `--help` does not wait for it.
     from embedkit.verification import verify_output
 
@@ -27,6 +61,33 @@ def verify(out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or fil
         f"{out}: as it was written: {found.rows:,} rows, {found.vectors:,} vectors, "
         f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
     )
+    if resample is not None:
+        from embedkit.resampling import Again
+
+        again = Again(model, revision, offline, trust_remote_code, device)
+        _resample(Path(out), resample, seed, tuple(input or ()), again)
+
+
+def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
+    from embedkit.resampling import resample
+
+    came = resample(out, rows, seed=seed, inputs=inputs, again=again)
+    for far in came.far[:_TOLD]:
+        print(far)
+    print(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
+    if came.cosines:
+        print(
+            f"max |Δ| {came.max_difference:.2e}, cosine min {min(came.cosines):.7f}, "
+            f"mean {sum(came.cosines) / len(came.cosines):.7f}"
+        )
+    if came.bits:
+        print(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
+    print(f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}")
+    if not came.passed:
+        raise OutputError(
+            f"{out} does not hold what the model gives for these texts: {len(came.far):,} of {came.rows:,} rows",
+            hint="encode again with --on-exists overwrite; if it fails again, report it (see `embedkit doctor`)",
+        )
 
 
 def _faults(count: int) -> str:

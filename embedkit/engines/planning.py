@@ -10,7 +10,7 @@ from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.plan import ShardCutter
-from embedkit.recipe import canonical_json, fingerprint
+from embedkit.recipe import canonical_json, files_digest, fingerprint
 from embedkit.records import Variant
 from embedkit.sinks import Layout
 from embedkit.sources import Table
@@ -101,6 +101,7 @@ def layout(plan: dict[str, Any]) -> Layout:
             "embedkit.recipe": canonical_json(plan["recipe"]),
             "embedkit.fingerprint": plan["fingerprint"],
             "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
+            "embedkit.read": canonical_json(_read_of(plan)),
             **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
         },
     )
@@ -138,6 +139,17 @@ def manifest_of(plan: dict[str, Any]) -> dict[str, Any]:
         "input",
     )
     return {**{name: plan[name] for name in names}, "token_vectors": _has_token_vectors(plan)}
+
+
+def _read_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """What a single file tells of its input: enough to know the same texts again, no names of files."""
+    read = plan["input"]
+    return {
+        "columns": {name: read["columns"][name] for name in ("text", "template", "id")},
+        "limit": read["limit"],
+        "on_bad_row": plan["on_bad_row"],
+        "files_digest": files_digest(read["files"]),
+    }
 
 
 def _has_token_vectors(plan: dict[str, Any]) -> bool:

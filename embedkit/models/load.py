@@ -161,6 +161,11 @@ def make_encoder(
     )
 
 
+def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder:
+    """The way to run a model that has least of embedkit in it, to be given one text at a time."""
+    return FrozenEncoder(loaded.model, loaded.architecture, layers, batches="padded", tapped=False)
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep big freed blocks for the next activation.
 

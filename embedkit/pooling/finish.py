@@ -34,6 +34,11 @@ class Int8Range:
         steps = np.rint((vectors - self.minimum) / span * 255) - 128
         return np.asarray(np.clip(steps, -128, 127), dtype=np.int8)
 
+    def restore(self, stored: NDArray[np.int8]) -> NDArray[np.float32]:
+        """int8 [N, D] -> float32 [N, D]."""
+        share = (stored.astype(np.float32) + 128) / np.float32(255)
+        return self.minimum + share * (self.maximum - self.minimum)
+
 
 def finish(vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int | None) -> NDArray[np.float32]:
     """Scale each vector to length 1 if asked (zero stays zero), then keep its first dimensions.

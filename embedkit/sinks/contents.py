@@ -42,12 +42,16 @@ class Contents:
     ids: Sequence[str | None]
 
     def ids_as_numbers(self) -> list[int] | None:
-        """The ids as row numbers; None if one of them is not a number as embedkit writes it."""
+        """The ids as row numbers, nulls left out; None if one of them is not a number as embedkit writes it.
+
+        A row that could not be read and was kept as null has no id.
+        """
+        ids = [identity for identity in self.ids if identity is not None]
         try:
-            numbers = [int(identity or "") for identity in self.ids]
+            numbers = [int(identity) for identity in ids]
         except ValueError:
             return None
-        return numbers if [str(number) for number in numbers] == list(self.ids) else None
+        return numbers if [str(number) for number in numbers] == ids else None
 
 
 def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:

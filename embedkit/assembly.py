@@ -5,9 +5,8 @@ Both the command line and the Python class come through here, so that they mean 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
@@ -39,6 +38,7 @@ class Request:
         shipped: the recipe of its authors, where `--pool auto` follows it; else None.
         poolings: resolved names; () = token vectors.
         normalize: resolved.
+        truncate_dim: resolved.
         prompt: resolved.
     """
 
@@ -46,6 +46,7 @@ class Request:
     shipped: ShippedRecipe | None
     poolings: tuple[str, ...]
     normalize: bool
+    truncate_dim: int | None
     prompt: str
 
 
@@ -86,11 +87,14 @@ def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> 
     else:
         poolings = () if names == ("none",) else names
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
-    return Request(folder, shipped, poolings, normalize, _prompt(folder, text, shipped))
+    truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
+    return Request(folder, shipped, poolings, normalize, truncate_dim, _prompt(folder, text, shipped))
 
 
 def rough_width(request: Request, pooling: PoolingConfig) -> int:
     """About how many values the vectors of a text have, from config.json; for cutting shards only."""
+    if request.shipped and request.shipped.out_features:
+        return request.shipped.out_features
     config = request.folder.config
     hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
     keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
@@ -125,7 +129,9 @@ def assemble(
         UsageError: a layer, a length or a device that it does not have.
     """
     from embedkit.memory import TokenBudget
+    from embedkit.models.head import load_head, load_layer_weights
     from embedkit.models.load import load_model, make_encoder, plain_encoder
+    from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
     from embedkit.pipeline import Embedder
     from embedkit.pooling.plan import PoolingPlan
     from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
@@ -143,17 +149,19 @@ def assemble(
         )
         max_length = usable_length(
             text.max_length,
-            shipped=shipped.max_length if shipped else None,
             positions=loaded.max_positions,
-            stated=raw_tokenizer.model_max_length,
+            stated=stated_length(raw_tokenizer, loaded.model.config, shipped.transformer.max_length)
+            if shipped
+            else raw_tokenizer.model_max_length,
         )
+        lowers = bool(shipped and shipped.transformer.lowercase) and model.lowercase == "auto"
         tokenizer = TextTokenizer(
             raw_tokenizer,
             max_length=max_length,
             prompt=request.prompt,
-            lowercase_first=casing.by_us or bool(shipped and shipped.lowercase),
+            lowercase_first=casing.by_us or (lowers and not lowercase_first(raw_tokenizer)),
         )
-        layers = resolve_layers(pooling.layers, loaded.n_layers)
+        layers, layer_agg = _layers(shipped, pooling, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
         probe = tokenizer.tokenize(_PROBES).tokens
         if plainly:
@@ -161,13 +169,24 @@ def assemble(
         else:
             encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
         files = hashes.result()
+    plan = PoolingPlan(layers, layer_agg, request.poolings, cls_is_last=tokenizer.closes_with_cls and not shipped)
+    if shipped is not None:
+        head = load_head(folder, shipped)
+        plan = replace(
+            plan,
+            layer_weights=load_layer_weights(folder, shipped, loaded.n_layers) if layer_agg == "weighted" else (),
+            skipped=0 if shipped.include_prompt else prompt_length(raw_tokenizer, request.prompt, max_length),
+            head=head.to(encoder.device) if head else None,
+            head_width=shipped.out_features,
+        )
+        _refuse_misfit(shipped, plan.pooled_width(encoder.hidden_size))
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
-        pooling=PoolingPlan(layers, pooling.layer_agg, request.poolings, tokenizer.closes_with_cls),
+        pooling=plan,
         exclude_special=pooling.exclude_special,
         normalize=request.normalize,
-        truncate_dim=pooling.truncate_dim,
+        truncate_dim=request.truncate_dim,
         precision=pooling.precision,
         on_long=text.on_long,
         budget=TokenBudget(batch.batch_tokens or _BATCH_TOKENS[encoder.device.type]),
@@ -182,18 +201,19 @@ def assemble(
     recipe = make_recipe(
         model_type=folder.model_type,
         files=files,
-        lowercase=casing.lowercase or tokenizer.lowercase_first,
+        lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
         max_length=max_length,
         on_long=text.on_long,
         prompt=request.prompt,
         layers=layers,
-        layer_agg=pooling.layer_agg,
+        layer_agg=layer_agg,
         pool=request.poolings,
         exclude_special=pooling.exclude_special,
         normalize=request.normalize,
-        truncate_dim=pooling.truncate_dim,
+        truncate_dim=request.truncate_dim,
         precision=pooling.precision,
         dtype=loaded.dtype,
+        shipped={"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
     )
     notices = (casing.notice, notice, _of_weights(folder), *_said_aloud(request, layers, pooling, max_length))
     return Assembly(
@@ -213,8 +233,7 @@ def assemble(
 def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:
     if text.prompt is not None:
         return text.prompt
-    settings = folder.read_json("config_sentence_transformers.json") or {}
-    prompts: Mapping[str, str] = settings.get("prompts") or {}
+    prompts = folder.prompts()
     if text.prompt_name is not None:
         if text.prompt_name not in prompts:
             known = ", ".join(prompts) or "none"
@@ -224,6 +243,26 @@ def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None
             )
         return prompts[text.prompt_name]
     return prompts.get(shipped.default_prompt or "", "") if shipped else ""
+
+
+def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:
+    """The layers wanted and how they are aggregated: by the recipe's weights, or as the user says."""
+    if shipped is None or shipped.layer_start is None:
+        return resolve_layers(pooling.layers, n_layers), pooling.layer_agg
+    if (pooling.layers, pooling.layer_agg) != ("-1", "concat"):
+        raise UsageError(
+            "--layers and --layer-agg with a recipe that weighs the layers itself (WeightedLayerPooling)",
+            hint="leave them out, or choose the pooling yourself, such as --pool mean",
+        )
+    return tuple(range(shipped.layer_start, n_layers + 1)), "weighted"
+
+
+def _refuse_misfit(shipped: ShippedRecipe, width: int) -> None:
+    if shipped.in_features not in {None, width}:
+        raise UsageError(
+            f"the model's recipe goes on with {shipped.in_features} dimensions, and its pooling gives {width}",
+            hint="leave --layers and --layer-agg out, or choose the pooling yourself, such as --pool mean",
+        )
 
 
 def _states_casing(folder: ModelFolder) -> bool:
@@ -246,7 +285,8 @@ def _refuse_impossible(
                 "--pool pooler is computed from the last layer only",
                 hint="leave --layers out, or leave pooler out of --pool",
             )
-    if "cls" in request.poolings and not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
+    has_cls = tokenizer.opens_with_cls or tokenizer.closes_with_cls
+    if "cls" in request.poolings and not has_cls and request.shipped is None:
         raise ModelError(
             f"--pool cls: the tokenizer of '{request.folder.name}' puts no [CLS] or <s> before a text",
             hint="use --pool lasttoken" if loaded.architecture.causal else "use --pool mean",
@@ -267,9 +307,13 @@ def _said_aloud(
 ) -> tuple[str | None, str | None]:
     followed = joined = None
     if request.shipped is not None:
-        names = ",".join(request.shipped.poolings)
-        scaled = ", scaled to length 1" if request.normalize else ""
-        followed = f"--pool auto follows the recipe of the model: {names}{scaled}, at most {max_length} tokens"
+        shipped = request.shipped
+        steps = [",".join(shipped.poolings), *(module.kind for module in shipped.modules)]
+        if shipped.layer_start is not None:
+            steps.insert(0, f"layers {shipped.layer_start} to {layers[-1]} by weights")
+        if request.normalize:
+            steps.append("scaled to length 1")
+        followed = f"--pool auto follows the recipe of the model: {', '.join(steps)}, at most {max_length} tokens"
     if pooling.layer_agg == "concat" and len(layers) > 1:
         joined = f"{len(layers)} layers are concatenated (--layer-agg concat)"
     return followed, joined

@@ -229,6 +229,7 @@ def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup
     """The batch's texts as rectangles, each with the mask of what takes part in the pooling."""
     device = embedder.encoder.device
     before, behind = (tokens.prefix, tokens.suffix) if embedder.exclude_special else (0, 0)
+    before = max(before, embedder.pooling.skipped)
     if embedder.encoder.packed:
         groups, text = [], 0
         for run in batch.runs():

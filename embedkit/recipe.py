@@ -28,6 +28,7 @@ def make_recipe(
     truncate_dim: int | None,
     precision: str,
     dtype: str,
+    shipped: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The recipe of a run, everything resolved: no `auto`, no negative layer, no default left open.
 
@@ -46,6 +47,8 @@ def make_recipe(
         truncate_dim: dimensions kept; None = all.
         precision: how vectors are stored.
         dtype: what the model computes in.
+        shipped: the modules of the recipe that the model ships, in order, and the similarity that it names (which
+            decides no number); None where it is not followed.
     """
     return {
         "version": 1,
@@ -59,6 +62,7 @@ def make_recipe(
         "truncate_dim": truncate_dim,
         "precision": precision,
         "dtype": dtype,
+        "shipped": dict(shipped) if shipped else None,
     }
 
 

@@ -281,14 +281,14 @@ def _casing_outside(tokenizer: Any, casing: str) -> Casing:
     return Casing(lowers or casing == "yes", by_us=casing == "yes" and not lowers)
 
 
-def usable_length(asked: int | None, *, shipped: int | None, positions: int | None, stated: int | None) -> int:
+def usable_length(asked: int | None, *, positions: int | None, stated: int | None) -> int:
     """Most tokens of a text, special tokens counted.
 
     Args:
         asked: `--max-length`, or None for the most that the model can take.
-        shipped: the limit in the model's own recipe, where that is followed.
         positions: how many positions the model has; None = any number.
-        stated: the tokenizer's `model_max_length`; a placeholder counts as none.
+        stated: the tokenizer's `model_max_length`, or the limit in the model's own recipe, where that is followed;
+            a placeholder counts as none.
 
     Raises:
         UsageError: more is asked than the model has positions.
@@ -300,7 +300,7 @@ def usable_length(asked: int | None, *, shipped: int | None, positions: int | No
                 hint=f"use at most {positions}, or auto",
             )
         return asked
-    limits = [limit for limit in (shipped, positions, stated) if limit is not None and limit < _NO_LIMIT]
+    limits = [limit for limit in (positions, stated) if limit is not None and limit < _NO_LIMIT]
     return min(limits, default=_FALLBACK_LENGTH)
 
 

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
             another shape, or a file is damaged.
         UsageError: there is no such device.
     """
-    _refuse_old_torch(folder)
+    refuse_old_torch(folder, Path(folder.weights))
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
     architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
@@ -166,6 +167,24 @@ def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder
     return FrozenEncoder(loaded.model, loaded.architecture, layers, batches="padded", tapped=False)
 
 
+def refuse_old_torch(folder: ModelFolder, weights: Path) -> None:
+    """A pickle is read by a torch that reads tensors alone from it, without the holes that this had before.
+
+    Args:
+        folder: of the model.
+        weights: which of its files, from there.
+
+    Raises:
+        ModelError: it is a pickle, and torch is too old.
+    """
+    version = TorchVersion(torch.__version__)
+    if weights.name.startswith("pytorch_model.bin") and version < _SAFE_TORCH:
+        raise ModelError(
+            f"torch {version} does not read {weights} of model '{folder.name}' safely; 2.10 and newer do",
+            hint="install a newer torch, or put a model.safetensors into the model's folder",
+        )
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep big freed blocks for the next activation.
 
@@ -230,16 +249,6 @@ def _from_pretrained(
             hint="check that the weights belong to config.json",
         )
     return model, set(info["missing_keys"])
-
-
-def _refuse_old_torch(folder: ModelFolder) -> None:
-    """A pickle is read by a torch that reads tensors alone from it, without the holes that this had before."""
-    version = TorchVersion(torch.__version__)
-    if folder.weights.startswith("pytorch_model.bin") and version < _SAFE_TORCH:
-        raise ModelError(
-            f"torch {version} does not read {folder.weights} of model '{folder.name}' safely; 2.10 and newer do",
-            hint="install a newer torch, or put a model.safetensors into the model's folder",
-        )
 
 
 def _in_pooler(key: str) -> bool:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,9 @@ _WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes",
 #: a stand-in for the flash ones where their package is not installed.
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
-_UNSAFE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_UNSAFE = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*_Transformer/pytorch_model*.bin")
+#: Modules behind the pooling are small, and many have no other weights.
+_OF_MODULES = ("*_Dense/*", "*_LayerNorm/*", "*_WeightedLayerPooling/*")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -47,6 +50,7 @@ class ModelFolder:
         alias: what is known of it by name, or None.
         revision: the hub's commit, or None for a folder or a package.
         config: the content of its config.json.
+        root: where the recipe that its authors ship is, if there is one: `folder`, or the folder above it.
     """
 
     name: str
@@ -54,6 +58,7 @@ class ModelFolder:
     alias: Alias | None
     revision: str | None
     config: dict[str, Any]
+    root: Path
 
     @property
     def hub(self) -> str | None:
@@ -69,15 +74,25 @@ class ModelFolder:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the model, or None where it has no such file."""
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise ModelError(
-                f"{name} of model '{self.name}' is not valid JSON", hint=f"mend or fetch again {path}"
-            ) from None
+        return _read_json(self.name, self.folder / name)
+
+    def read_recipe(self, name: str) -> Any:
+        """The content of a JSON file of the recipe that it ships, or None where it has no such file."""
+        return _read_json(self.name, self.root / name)
+
+    def modules(self) -> tuple[tuple[str, str], ...]:
+        """The class and the folder (from `root`) of each module of that recipe; () where there is none."""
+        return _modules(self.name, self.root)
+
+    def module_weights(self, path: str) -> tuple[Path, ...]:
+        """The file with the weights of a module in the folder `path`; () where it has none."""
+        files = (self.root / path / name for name in ("model.safetensors", "pytorch_model.bin"))
+        return tuple(file for file in files if file.is_file())[:1]
+
+    def prompts(self) -> dict[str, str]:
+        """The prompts that it ships, by name."""
+        settings = self.read_recipe("config_sentence_transformers.json") or {}
+        return {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
 
     @property
     def weights(self) -> str:
@@ -86,11 +101,16 @@ class ModelFolder:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
-        return {path.relative_to(self.folder).as_posix(): _sha256(path) for path in sorted(self._deciding())}
+        return {path.relative_to(self.root).as_posix(): _sha256(path) for path in sorted(set(self._deciding()))}
 
     def _deciding(self) -> Iterator[Path]:
+        yield from (path for path in self.root.glob("*.json") if self.root != self.folder)
+        for _, module in self.modules():
+            if self.root / module != self.folder:
+                yield from (self.root / module).glob("*.json")
+                yield from self.module_weights(module)
         weights = next((name for name in _WEIGHTS if (self.folder / name).is_file()), None)
-        for path in (*self.folder.iterdir(), *self.folder.glob("*_Pooling/config.json")):
+        for path in self.folder.iterdir():
             suffix = path.suffix
             weights_suffix = ".safetensors" if weights and "safetensors" in weights else ".bin"
             if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json", weights_suffix}:
@@ -107,7 +127,7 @@ def resolve_model(config: ModelConfig) -> ModelFolder:
         go_offline()
     alias = find_alias(config.model)
     folder = Path(config.model).expanduser()
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "modules.json")):
         return _opened(config.model, folder, alias, None)
     if folder.is_dir() and alias is None:
         raise ModelError(
@@ -135,8 +155,11 @@ def go_offline() -> None:
 
 
 def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) -> ModelFolder:
-    found = ModelFolder(name, folder.resolve(), alias, revision, {})
-    config = found.read_json("config.json")
+    root = folder.resolve()
+    # Older versions of sentence-transformers put the encoder into a folder of its own, such as 0_Transformer.
+    inside = next((path for kind, path in _modules(name, root) if kind.endswith(".Transformer")), "")
+    folder = root / inside
+    config = _read_json(name, folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(
             f"config.json of model '{name}' does not say its model_type",
@@ -148,7 +171,35 @@ def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) 
             hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}",
         )
     _refuse_unknown_attention(name, config)
-    return ModelFolder(name, found.folder, alias, revision, config)
+    return ModelFolder(name, folder, alias, revision, config, root)
+
+
+def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
+    entries = _read_json(name, root / "modules.json") or []
+    try:
+        modules = tuple((str(entry["type"]), str(entry.get("path") or "").strip("/")) for entry in entries)
+    except (AttributeError, KeyError, TypeError):
+        raise ModelError(
+            f"modules.json of model '{name}' is not a list of modules", hint="mend it, or fetch it again"
+        ) from None
+    outside = next((path for _, path in modules if ".." in Path(path).parts or Path(path).is_absolute()), None)
+    if outside is not None:
+        raise ModelError(
+            f"modules.json of model '{name}' names a folder outside of the model's: '{outside}'",
+            hint="do not use this model, or mend its modules.json",
+        )
+    return modules
+
+
+def _read_json(name: str, path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ModelError(
+            f"{path.name} of model '{name}' is not valid JSON", hint=f"mend or fetch again {path}"
+        ) from None
 
 
 def _refuse_unknown_attention(name: str, config: dict[str, Any]) -> None:
@@ -201,10 +252,11 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
         try:
             # One question that fails at once where there is no network; the library asks others five times.
             files = HfApi().model_info(repo, revision=config.revision).siblings or []
-            has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
-            wanted = _WANTED if has_safetensors else (*_WANTED, *_UNSAFE)
-            code = ("*.py",) if config.trust_remote_code else ()
-            found = snapshot_download(repo, revision=config.revision, allow_patterns=[*wanted, *code])
+            safe = (file.rfilename for file in files if file.rfilename.endswith(".safetensors"))
+            has_safetensors = any(not any(fnmatch(name, kind) for kind in _OF_MODULES) for name in safe)
+            wanted = [*_WANTED, *(f"{kind}.bin" for kind in _OF_MODULES), *(() if has_safetensors else _UNSAFE)]
+            code = ["*.py"] if config.trust_remote_code else []
+            found = snapshot_download(repo, revision=config.revision, allow_patterns=wanted + code)
         except Exception as fault:  # noqa: BLE001 - a dozen kinds from three libraries; all mean the same here
             where = f"cannot be fetched from the hub ({type(fault).__name__}), and is not on this machine"
     if found is None:

@@ -1,14 +1,18 @@
-"""The recipe that a model's authors ship with it: sentence-transformers' `modules.json` and prompts.
+"""The recipe that a model's authors ship with it: sentence-transformers' `modules.json`, settings and prompts.
 
-Reads JSON only. What it cannot carry out exactly it refuses by name, when asked for.
+Reads JSON only; the weights of its modules are read by `models/head.py`. What cannot be carried out exactly is
+refused by name, when it is asked for. The meaning of each setting is that of sentence-transformers 6.2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from embedkit.errors import ModelError
 from embedkit.models.resolve import ModelFolder
+from embedkit.models.settings import TransformerSettings, transformer_settings
 
 #: sentence-transformers' pooling modes by our names.
 _MODES = {
@@ -28,6 +32,39 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+#: What may stand behind the pooling. Dropout does nothing once a model is trained.
+_BEHIND = ("Dense", "LayerNorm", "Normalize", "Dropout")
+#: sentence-transformers leaves the prompts of these out of the pooling, whatever their files say.
+_INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
+_CHOOSE = "choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector"
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedModule:
+    """A module behind the pooling: float32 [N, in] → [N, out].
+
+    Attributes:
+        kind: Dense, LayerNorm or Normalize.
+        path: of its folder, from the model's root.
+        settings: of Dense `in_features`, `out_features`, `bias`, `activation` (a class of torch.nn) and
+            `use_residual`; of LayerNorm `dimension`.
+    """
+
+    kind: str
+    path: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_features(self) -> int | None:
+        """Dimensions that it takes; None = any."""
+        width: int | None = self.settings.get("in_features", self.settings.get("dimension"))
+        return width
+
+    @property
+    def out_features(self) -> int | None:
+        """Dimensions that it gives; None = as many as it takes."""
+        width: int | None = self.settings.get("out_features", self.settings.get("dimension"))
+        return width
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +72,49 @@ class ShippedRecipe:
     """What `--pool auto` means for a model.
 
     Attributes:
+        transformer: settings of the tokenizer and of the encoder.
         poolings: in the order in which they are concatenated.
-        normalize: whether vectors are scaled to length 1.
-        max_length: the authors' limit in tokens, or None.
-        lowercase: whether texts are lowercased before the tokenizer.
+        include_prompt: whether the prompt's tokens take part in the pooling.
+        layer_start: the first of the layers whose states are averaged by weights; None = the last layer alone.
+        layer_weights_path: folder of these weights, from the model's root.
+        modules: what comes behind the pooling, in order; a Normalize at the end is not among them.
+        normalize: whether vectors are scaled to length 1 at the end.
+        truncate_dim: dimensions kept of a finished vector; None = all.
+        prompts: by name.
         default_prompt: the name of the one used unless another is asked for, or None.
+        similarity: the function that the vectors were trained for, such as cosine, where it is stated.
     """
 
+    transformer: TransformerSettings
     poolings: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    layer_start: int | None = None
+    layer_weights_path: str = ""
+    modules: tuple[ShippedModule, ...] = ()
     normalize: bool = False
-    max_length: int | None = None
-    lowercase: bool = False
+    truncate_dim: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    similarity: str | None = None
+
+    @property
+    def in_features(self) -> int | None:
+        """Dimensions that the modules behind the pooling take; None = any."""
+        return next((module.in_features for module in self.modules if module.in_features), None)
+
+    @property
+    def out_features(self) -> int | None:
+        """Dimensions that they give; None = as many as they take."""
+        return next((module.out_features for module in reversed(self.modules) if module.out_features), None)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The modules in words, for the recipe of a run."""
+        steps: list[dict[str, Any]] = []
+        if self.layer_start is not None:
+            steps.append({"type": "WeightedLayerPooling", "layer_start": self.layer_start})
+        steps.append({"type": "Pooling", "poolings": list(self.poolings), "include_prompt": self.include_prompt})
+        steps += [{"type": module.kind, **module.settings} for module in self.modules]
+        return [*steps, {"type": "Normalize"}] if self.normalize else steps
 
 
 def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
@@ -55,47 +123,115 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
     Raises:
         ModelError: it has a part that embedkit cannot carry out.
     """
-    modules = model.read_json("modules.json")
+    modules = model.modules()
     if not modules:
         return None
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    paths = [str(module.get("path", "")) for module in modules]
-    for kind in kinds:
-        if kind not in {"Transformer", "Pooling", "Normalize"}:
-            raise ModelError(
-                f"the recipe that model '{model.name}' ships has a module '{kind}', which embedkit cannot run",
-                hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
-            )
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-        raise ModelError(
-            f"the recipe that model '{model.name}' ships has its modules in an order embedkit does not know",
-            hint="choose the pooling yourself, such as --pool mean",
-        )
-    transformer = paths[0] + "/" if paths[0] else ""
-    limits = model.read_json(f"{transformer}sentence_bert_config.json") or {}
-    settings = model.read_json("config_sentence_transformers.json") or {}
-    prompts = settings.get("prompts") or {}
+    settings = model.read_recipe("config_sentence_transformers.json") or {}
+    of_kind = settings.get("model_type", "SentenceTransformer")
+    if of_kind != "SentenceTransformer":
+        raise _refusal(model, f"is that of a {of_kind}, not of a SentenceTransformer")
+    for kind, _ in modules:
+        if not kind.startswith("sentence_transformers."):
+            raise _refusal(model, f"has a module '{kind}', which is code of its own")
+    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
+    paths = [path for _, path in modules]
+    known = {"Transformer", "WeightedLayerPooling", "Pooling", *_BEHIND}
+    unknown = next((kind for kind in kinds if kind not in known), None)
+    if unknown is not None:
+        raise _refusal(model, f"has a module '{unknown}', which embedkit cannot run")
+    weighted = kinds[1:2] == ["WeightedLayerPooling"]
+    at = 2 if weighted else 1
+    if kinds[0] != "Transformer" or kinds[at : at + 1] != ["Pooling"] or not set(kinds[at + 1 :]) <= {*_BEHIND}:
+        raise _refusal(model, f"has its modules in an order embedkit does not know: {', '.join(kinds)}")
+    transformer = transformer_settings(model, paths[0])
+    pooling = model.read_recipe(f"{paths[at]}/config.json") or {}
+    behind = [
+        _module(model, kind, path)
+        for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)
+        if kind != "Dropout"
+    ]
+    normalize = bool(behind) and behind[-1].kind == "Normalize"
+    _refuse_misfit(model, behind)
+    # Without this setting sentence-transformers hands out no layers, and leaves their weights aside in silence.
+    weighted = weighted and transformer.gives_layers(model.config)
     return ShippedRecipe(
-        poolings=_poolings(
-            model, model.read_json(f"{paths[1]}/config.json") or {}, has_prompt=any(prompts.values())
-        ),
-        normalize="Normalize" in kinds,
-        max_length=limits.get("max_seq_length"),
-        lowercase=bool(limits.get("do_lower_case", False)),
-        default_prompt=settings.get("default_prompt_name"),
+        transformer=transformer,
+        poolings=_poolings(model, pooling),
+        include_prompt=pooling.get("include_prompt", True) and model.hub not in _INSTRUCTORS,
+        layer_start=_layer_start(model, paths[1]) if weighted else None,
+        layer_weights_path=paths[1] if weighted else "",
+        modules=tuple(behind[:-1] if normalize else behind),
+        normalize=normalize,
+        truncate_dim=settings.get("truncate_dim"),
+        prompts=model.prompts(),
+        default_prompt=_default_prompt(model, settings),
+        similarity=settings.get("similarity_fn_name"),
     )
 
 
-def _poolings(model: ModelFolder, config: dict[str, object], *, has_prompt: bool) -> tuple[str, ...]:
+def _layer_start(model: ModelFolder, path: str) -> int:
+    config: Mapping[str, Any] = model.read_recipe(f"{path}/config.json") or {}
+    return int(config.get("layer_start", 4))
+
+
+def _default_prompt(model: ModelFolder, settings: Mapping[str, Any]) -> str | None:
+    name: str | None = settings.get("default_prompt_name")
+    # sentence-transformers knows two prompts that are empty where a model does not ship them.
+    if name is not None and name not in {*model.prompts(), "query", "document"}:
+        raise _refusal(model, f"names a default prompt '{name}' that it does not have")
+    return name
+
+
+def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
-    names = [modes] if isinstance(modes, str) else list(modes)  # type: ignore[call-overload]
-    unknown = next((name for name in names if name not in _MODES), None)
-    if unknown is not None or (has_prompt and config.get("include_prompt") is False):
-        what = f"pooling mode '{unknown}'" if unknown else "a pooling that leaves the prompt out"
-        raise ModelError(
-            f"the recipe that model '{model.name}' ships has {what}, which embedkit cannot run",
-            hint="choose the pooling yourself, such as --pool mean",
-        )
+    names = [modes] if isinstance(modes, str) else list(modes)
+    for name in names:
+        if name not in _MODES:
+            raise _refusal(model, f"has pooling mode '{name}', which embedkit cannot run")
     return tuple(_MODES[name] for name in names)
+
+
+def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
+    config: Mapping[str, Any] = model.read_recipe(f"{path}/config.json") or {}
+    for end in ("input", "output"):
+        name = config.get(f"module_{end}_name") or "sentence_embedding"
+        if name != "sentence_embedding":
+            raise _refusal(model, f"has a module '{kind}' with {name} as {end}, which embedkit cannot run")
+    try:
+        match kind:
+            case "Dense":
+                settings = {
+                    "in_features": int(config["in_features"]),
+                    "out_features": int(config["out_features"]),
+                    "bias": bool(config.get("bias", True)),
+                    "activation": _activation(model, config.get("activation_function", "torch.nn.Tanh")),
+                    "use_residual": bool(config.get("use_residual", False)),
+                }
+            case "LayerNorm":
+                settings = {"dimension": int(config["dimension"])}
+            case _:
+                settings = {}
+    except (KeyError, TypeError, ValueError):
+        raise _refusal(model, f"has a module '{kind}' without dimensions in {path}/config.json") from None
+    return ShippedModule(kind, path, settings)
+
+
+def _activation(model: ModelFolder, name: Any) -> str:
+    if not str(name).startswith("torch.nn."):
+        raise _refusal(model, f"has a Dense with the activation '{name}', which is not one of torch.nn")
+    return str(name).rsplit(".", 1)[-1]
+
+
+def _refuse_misfit(model: ModelFolder, modules: list[ShippedModule]) -> None:
+    width: int | None = None
+    for module in modules:
+        if width is not None and module.in_features not in {None, width}:
+            what = f"has a module '{module.kind}' of {module.in_features} dimensions behind one of {width}"
+            raise _refusal(model, what)
+        width = module.out_features or width
+
+
+def _refusal(model: ModelFolder, what: str) -> ModelError:
+    return ModelError(f"the recipe that model '{model.name}' ships {what}", hint=_CHOOSE)

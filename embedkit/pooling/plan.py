@@ -7,13 +7,14 @@ on a dimension alone), so a concatenation of layers is pooled layer by layer too
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from embedkit.pooling.tokens import POOLINGS, Pooling
+from embedkit.pooling.tokens import POOLINGS, Pooling, weightedmean
 from embedkit.records import Run, Variant
 
 
@@ -26,23 +27,38 @@ class PoolingPlan:
         aggregation: concat, mean, sum, max or separate; applied to tokens, before pooling.
         poolings: names of POOLINGS or `pooler`, in the order asked for; () = token vectors.
         cls_is_last: whether the model's [CLS] closes the text (XLNet) instead of opening it.
+        layer_weights: of each layer, under the aggregation `weighted`, which divides by their sum.
+        skipped: tokens at the start of each text that take no part in the pooling: a prompt's.
+        head: what comes behind the pooling, float32 [n, D] → [n, D']; None = nothing.
+        head_width: D' of the head; None = D.
     """
 
     layers: tuple[int, ...]
     aggregation: str
     poolings: tuple[str, ...]
     cls_is_last: bool = False
+    layer_weights: tuple[float, ...] = ()
+    skipped: int = 0
+    head: Callable[[Tensor], Tensor] | None = None
+    head_width: int | None = None
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
         """Columns of the output for a model whose states have `hidden_size` dimensions."""
-        width = hidden_size * max(1, len(self.poolings))
+        width = self.head_width or self.pooled_width(hidden_size)
         if self.aggregation == "separate":
             suffix = "_".join(self.poolings) or "tokens"
             return tuple(Variant(f"L{layer:02d}_{suffix}", width) for layer in self.layers)
-        return (Variant("", width * (len(self.layers) if self.aggregation == "concat" else 1)),)
+        return (Variant("", width),)
+
+    def pooled_width(self, hidden_size: int) -> int:
+        """Dimensions of a pooled vector, before the head."""
+        return hidden_size * max(1, len(self.poolings)) * (len(self.layers) if self.aggregation == "concat" else 1)
 
     def pooling(self, name: str) -> Pooling:
         """The function behind a pooling's name, for this model."""
+        if name == "weightedmean" and self.skipped:
+            # What is left out keeps its weight's place: the weights go on from there.
+            return partial(weightedmean, skipped=self.skipped)
         return POOLINGS["lasttoken" if name == "cls" and self.cls_is_last else name]
 
 
@@ -88,6 +104,8 @@ class BatchPooler:
                 self.joined = states.clone() if self.joined is None else torch.maximum(self.joined, states)
             case _:
                 states = hidden_states.float()
+                if self.plan.layer_weights:
+                    states = states * self.plan.layer_weights[self.plan.layers.index(layer)]
                 self.joined = states.clone() if self.joined is None else self.joined.add_(states)
 
     def take_pooler_output(self, vectors: Tensor) -> None:
@@ -101,12 +119,17 @@ class BatchPooler:
             (name, layer): torch.cat(self.pooled[name, layer]) for layer in layers for name in self.plan.poolings
         }
         if self.plan.aggregation == "separate":
-            return {
+            pooled = {
                 variant.name: torch.cat([parts[name, layer] for name in self.plan.poolings], dim=-1)
                 for layer, variant in zip(layers, self.plan.variants(0), strict=True)
             }
-        # The layers are aggregated first and pooled second: pooling is the outer order.
-        return {"": torch.cat([parts[name, layer] for name in self.plan.poolings for layer in layers], dim=-1)}
+        else:
+            # The layers are aggregated first and pooled second: pooling is the outer order.
+            pooled = {
+                "": torch.cat([parts[name, layer] for name in self.plan.poolings for layer in layers], dim=-1)
+            }
+        head = self.plan.head
+        return pooled if head is None else {name: head(vectors) for name, vectors in pooled.items()}
 
     def token_vectors(self) -> dict[str, list[Tensor]]:
         """For each variant a list of n float32 [tokens that take part, D], texts in the batch's order."""
@@ -124,6 +147,8 @@ class BatchPooler:
             return self.plan.layers
         if self.plan.aggregation == "mean":
             self.joined /= len(self.plan.layers)
+        if self.plan.layer_weights:
+            self.joined /= sum(self.plan.layer_weights)
         self._pool(self.plan.layers[0], self.joined)
         self.joined = None
         return self.plan.layers[:1]

@@ -50,14 +50,15 @@ def mean_sqrt_len(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     return _weighted_sum(hidden_states, weights) / torch.sqrt(weights.sum(dim=1, keepdim=True))
 
 
-def weightedmean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+def weightedmean(hidden_states: Tensor, mask: Tensor | None, *, skipped: int = 0) -> Tensor:
     """Average with weights 1, 2, ..., n by place among the tokens that take part.
 
-    Later tokens of a causal model have seen more (SGPT, Muennighoff 2022, arXiv 2202.08904, eq. 2).
+    Later tokens of a causal model have seen more (SGPT, Muennighoff 2022, arXiv 2202.08904, eq. 2). Where
+    the first `skipped` tokens of each text take no part, weights go on from there: skipped + 1, skipped + 2, ...
     """
     if mask is None:
         mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-    weights = mask.cumsum(dim=1).float() * mask
+    weights = (mask.cumsum(dim=1) + skipped).float() * mask
     return _weighted_sum(hidden_states, weights) / weights.sum(dim=1, keepdim=True)
 
 

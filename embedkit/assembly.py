@@ -155,11 +155,15 @@ def assemble(
             else raw_tokenizer.model_max_length,
         )
         lowers = bool(shipped and shipped.transformer.lowercase) and model.lowercase == "auto"
+        by_us = casing.by_us or (lowers and not lowercase_first(raw_tokenizer))
+        prompt_left_out = shipped is not None and not shipped.include_prompt
+        skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
         tokenizer = TextTokenizer(
             raw_tokenizer,
             max_length=max_length,
             prompt=request.prompt,
-            lowercase_first=casing.by_us or (lowers and not lowercase_first(raw_tokenizer)),
+            skipped=skipped,
+            lowercase_first=by_us,
         )
         layers, layer_agg = _layers(shipped, pooling, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
@@ -175,7 +179,7 @@ def assemble(
         plan = replace(
             plan,
             layer_weights=load_layer_weights(folder, shipped, loaded.n_layers) if layer_agg == "weighted" else (),
-            skipped=0 if shipped.include_prompt else prompt_length(raw_tokenizer, request.prompt, max_length),
+            skipped=skipped,
             head=head.to(encoder.device) if head else None,
             head_width=shipped.out_features,
         )
@@ -215,7 +219,7 @@ def assemble(
         dtype=loaded.dtype,
         shipped={"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
     )
-    notices = (casing.notice, notice, _of_weights(folder), *_said_aloud(request, layers, pooling, max_length))
+    notices = (casing.notice, notice, _of_weights(folder), *_said_aloud(request, layers, layer_agg, max_length))
     return Assembly(
         embedder=embedder,
         recipe=recipe,
@@ -303,7 +307,7 @@ def _of_weights(folder: ModelFolder) -> str | None:
 
 
 def _said_aloud(
-    request: Request, layers: tuple[int, ...], pooling: PoolingConfig, max_length: int
+    request: Request, layers: tuple[int, ...], layer_agg: str, max_length: int
 ) -> tuple[str | None, str | None]:
     followed = joined = None
     if request.shipped is not None:
@@ -313,7 +317,9 @@ def _said_aloud(
             steps.insert(0, f"layers {shipped.layer_start} to {layers[-1]} by weights")
         if request.normalize:
             steps.append("scaled to length 1")
+        if request.prompt and not shipped.include_prompt:
+            steps.append("the prompt's tokens left out")
         followed = f"--pool auto follows the recipe of the model: {', '.join(steps)}, at most {max_length} tokens"
-    if pooling.layer_agg == "concat" and len(layers) > 1:
+    if layer_agg == "concat" and len(layers) > 1:
         joined = f"{len(layers)} layers are concatenated (--layer-agg concat)"
     return followed, joined

@@ -65,13 +65,15 @@ class TextTokenizer:
         tokenizer: of transformers, as AutoTokenizer gives it.
         max_length: most tokens of a text, special tokens counted.
         prompt: put before each text that has any content.
+        skipped: tokens of the prompt that the pooling leaves out; a text without any other is empty.
         lowercase_first: lowercase texts before the tokenizer sees them.
     """
 
     def __init__(
-        self, tokenizer: Any, *, max_length: int, prompt: str = "", lowercase_first: bool = False
+        self, tokenizer: Any, *, max_length: int, prompt: str = "", skipped: int = 0, lowercase_first: bool = False
     ) -> None:
         self.max_length = max_length
+        self.skipped = skipped
         self.prompt = prompt
         self.lowercase_first = lowercase_first
         self.takes_token_types = "token_type_ids" in tokenizer.model_input_names
@@ -117,7 +119,7 @@ class TextTokenizer:
             for number, text in zip(numbers, encoded, strict=True):
                 of_text = text.ids
                 total = len(of_text)
-                if total <= self.prefix + self.suffix:
+                if total <= max(self.prefix + self.suffix, self.skipped):
                     continue
                 cut = self._cut(total)
                 n_tokens[number] = total

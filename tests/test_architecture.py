@@ -57,7 +57,9 @@ LIGHT = (
     "embedkit.models.aliases",
     "embedkit.models.architectures",
     "embedkit.models.resolve",
+    "embedkit.models.settings",
     "embedkit.models.shipped",
+    "embedkit.models.tokenizing",
     "embedkit.pooling.names",
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "ray"}

@@ -34,6 +34,8 @@ _FLAGS = {
 }
 #: What may stand behind the pooling. Dropout does nothing once a model is trained.
 _BEHIND = ("Dense", "LayerNorm", "Normalize", "Dropout")
+#: The modules that are followed.
+MODULES = ("Transformer", "WeightedLayerPooling", "Pooling", *_BEHIND)
 #: sentence-transformers leaves the prompts of these out of the pooling, whatever their files say.
 _INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 _CHOOSE = "choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector"
@@ -135,8 +137,7 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
             raise _refusal(model, f"has a module '{kind}', which is code of its own")
     kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
     paths = [path for _, path in modules]
-    known = {"Transformer", "WeightedLayerPooling", "Pooling", *_BEHIND}
-    unknown = next((kind for kind in kinds if kind not in known), None)
+    unknown = next((kind for kind in kinds if kind not in MODULES), None)
     if unknown is not None:
         raise _refusal(model, f"has a module '{unknown}', which embedkit cannot run")
     weighted = kinds[1:2] == ["WeightedLayerPooling"]

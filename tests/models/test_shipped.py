@@ -1,0 +1,417 @@
+"""`--pool auto` against sentence-transformers itself: every model here is saved and read back by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
+from sentence_transformers.util.quantization import quantize_embeddings
+
+from embedkit import Encoder
+from embedkit.config import ModelConfig
+from embedkit.errors import EmbedkitError, ModelError, UsageError
+from embedkit.models.resolve import resolve_model
+from embedkit.models.shipped import shipped_recipe
+from embedkit.pooling.finish import Int8Range, store
+from tests import tiny_models
+from tests.conftest import NOTES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+README = Path(__file__).parents[2] / "README.md"
+MODES = modules.Pooling.POOLING_MODES
+WIDTH = tiny_models.HIDDEN_SIZE
+TEXTS = tiny_models.TEXTS
+#: These pad on the left, or count positions from there: only alone do they give what the text is worth.
+ALONE = ("gpt2", "xlnet")
+Ship = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, made = tmp_path_factory.mktemp("bases"), {}
+
+    def base(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny_models.make(kind, root / kind).folder
+        return made[kind]
+
+    return base
+
+
+@pytest.fixture
+def ship(bases, tmp_path) -> Ship:
+    """Save a model as its authors would: `ship(Pooling(...), Dense(...), kind="bert", prompts=...)`."""
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+    def shipped(*behind: torch.nn.Module, kind: str = "bert", config_kwargs: Any = None, **settings: Any) -> Path:
+        encoder = modules.Transformer(str(bases(kind)), config_kwargs=config_kwargs or {})
+        if encoder.tokenizer.pad_token is None:
+            encoder.tokenizer.pad_token = encoder.tokenizer.eos_token
+        # XLNet states no limit: embedkit cuts at 512 then, and sentence-transformers does not.
+        encoder.tokenizer.model_max_length = min(encoder.tokenizer.model_max_length, 96)
+        model = SentenceTransformer(modules=[encoder, *behind], device="cpu", local_files_only=True, **settings)
+        model.save(str(tmp_path / "shipped"), create_model_card=False)
+        return tmp_path / "shipped"
+
+    return shipped
+
+
+def by_its_authors(folder: Path, texts: list[str] = TEXTS, **options: Any) -> np.ndarray:
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return model.encode(texts, **options)
+
+
+def assert_same(folder: Path, *, alone: bool = False, **prompt: str) -> Encoder:
+    encoder = Encoder(folder, **prompt)
+    found = encoder.encode(TEXTS)
+    expected = by_its_authors(folder, batch_size=1 if alone else 32, **prompt)
+    assert found.shape == expected.shape
+    # A text that has no token beside those counted as the prompt's is empty here; there it is -inf, 0 or a prompt.
+    empty = np.isnan(found).all(axis=1)
+    assert not np.isfinite(expected[empty]).all(axis=1).any()
+    found, expected = found[~empty], expected[~empty]
+    assert len(found) >= len(TEXTS) - 2
+    assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+    return encoder
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
+
+
+def random_weights(module: torch.nn.Module) -> torch.nn.Module:
+    """Such that leaving a bias or a norm's weight out is seen."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.5, generator=torch.Generator().manual_seed(1))
+    return module
+
+
+# --- pooling -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet", "modernbert", "t5", "gpt2", "xlnet"])
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_every_mode_with_the_prompt_in_and_out_is_what_sentence_transformers_gives(ship, kind, include_prompt):
+    pooling = modules.Pooling(WIDTH, tuple(reversed(MODES)), include_prompt=include_prompt)
+    prompts = {"query": "the patient has: ", "document": "pain "}
+    folder = ship(pooling, kind=kind, prompts=prompts, default_prompt_name="document")
+    alone = kind in ALONE
+    by_default = assert_same(folder, alone=alone)
+    assert_same(folder, alone=alone, prompt_name="query")
+    assert_same(folder, alone=alone, prompt="")
+    assert by_default.recipe["text"]["prompt"] == "pain "
+    assert by_default.recipe["shipped"]["modules"][0]["include_prompt"] is include_prompt
+    assert any("left out" in notice for notice in by_default.notices) is not include_prompt
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_alone(ship, mode):
+    assert_same(ship(modules.Pooling(WIDTH, mode)))
+
+
+def test_a_tokenizer_that_pads_on_the_left(ship):
+    folder = ship(
+        modules.Pooling(WIDTH, MODES, include_prompt=False), kind="modernbert", prompts={"query": "pain "}
+    )
+    edit_json(folder / "tokenizer_config.json", padding_side="left")
+    assert_same(folder, prompt_name="query")
+
+
+def test_the_older_flags_are_concatenated_in_the_order_of_sentence_transformers(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"))
+    path = folder / "1_Pooling" / "config.json"
+    ours = {"mean_sqrt_len": "mean_sqrt_len_tokens"}
+    flags = [f"pooling_mode_{mode}" for mode in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")]
+    flags += ["pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"]
+    for values in product([True, False], repeat=len(flags)):
+        path.write_text(json.dumps({"word_embedding_dimension": WIDTH, **dict(zip(flags, values, strict=True))}))
+        expected = modules.Pooling.load(str(folder), subfolder="1_Pooling").pooling_mode
+        found = shipped_recipe(resolve_model(ModelConfig(str(folder)))).poolings
+        named = [ours.get(name, name) for name in found]
+        assert named == ([expected] if isinstance(expected, str) else list(expected))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean", include_prompt=False))
+    with pytest.raises(UsageError, match="leaves no room"):
+        Encoder(folder, prompt="pain " * 100)
+
+
+# --- behind the pooling ------------------------------------------------------------------------------------------
+
+
+def dense(*sizes: int, **options: Any) -> torch.nn.Module:
+    return random_weights(modules.Dense(*sizes, **options))
+
+
+HEADS: dict[str, Callable[[], list[torch.nn.Module]]] = {
+    "normalised": lambda: [modules.Normalize()],
+    "dense": lambda: [dense(WIDTH, 16)],
+    "dense_without_bias": lambda: [dense(WIDTH, 16, bias=False, activation_function=None), modules.Normalize()],
+    "two_dense": lambda: [
+        dense(WIDTH, 48, activation_function=torch.nn.GELU()),
+        modules.Dropout(0.5),
+        modules.Normalize(),
+        dense(48, 8, activation_function=torch.nn.PReLU()),
+    ],
+    "layer_norm": lambda: [random_weights(modules.LayerNorm(WIDTH)), modules.Normalize(), modules.Dropout(0.1)],
+    "residual": lambda: [dense(WIDTH, WIDTH, use_residual=True), dense(WIDTH, 16, use_residual=True)],
+    "normalised_twice": lambda: [modules.Normalize(), modules.Normalize()],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_stands_behind_the_pooling(ship, head, safe):
+    behind = HEADS[head]()
+    folder = ship(modules.Pooling(WIDTH, "mean"), *behind)
+    if not safe:
+        for file in folder.glob("*_*/model.safetensors"):
+            torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+            file.unlink()
+    encoder = assert_same(folder)
+    steps = [step["type"] for step in encoder.recipe["shipped"]["modules"]]
+    assert steps == [
+        "Pooling",
+        *(type(module).__name__ for module in behind if type(module) is not modules.Dropout),
+    ]
+    assert encoder.dims == {"": by_its_authors(folder, ["pain"]).shape[1]}
+
+
+def test_the_last_normalize_can_be_left_out_and_truncation_comes_behind_it(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16), modules.Normalize(), truncate_dim=6)
+    assert assert_same(folder).recipe["truncate_dim"] == 6
+    longer = Encoder(folder, truncate_dim=16, normalize=False).encode(TEXTS)
+    norms = np.linalg.norm(longer, axis=1, keepdims=True)
+    assert np.ptp(norms) > 0.1
+    assert np.abs((longer / norms)[:, :6] - by_its_authors(folder)).max() <= 1e-5
+
+
+def test_weights_of_modules_are_part_of_the_fingerprint(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16))
+    before = Encoder(folder).fingerprint
+    assert Encoder(folder).fingerprint == before
+    file = folder / "2_Dense" / "model.safetensors"
+    weights = load_file(file)
+    weights["linear.bias"][0] += 1
+    save_file(weights, file)
+    assert Encoder(folder).fingerprint != before
+
+
+def test_a_pooling_of_another_width_than_the_dense_layer_takes_is_refused(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16))
+    with pytest.raises(UsageError, match="goes on with 32 dimensions, and its pooling gives 64"):
+        Encoder(folder, layers="-2,-1")
+    separate = Encoder(folder, layers="-2,-1", layer_agg="separate")
+    assert list(separate.dims.values()) == [16, 16]
+    assert Encoder(folder, layers="-2,-1", pool="mean").dims == {"": 2 * WIDTH}
+
+
+# --- before the pooling ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "t5"])
+@pytest.mark.parametrize("layer_start", [0, 2])
+def test_layers_are_averaged_by_their_weights_before_the_pooling(ship, kind, layer_start):
+    n_layers = 4 if kind == "modernbert" else 3
+    weights = torch.nn.Parameter(torch.linspace(0.5, 2.0, n_layers + 1 - layer_start))
+    layers = modules.WeightedLayerPooling(WIDTH, n_layers, layer_start, weights)
+    pooling = modules.Pooling(WIDTH, ("max", "mean"))
+    folder = ship(layers, pooling, kind=kind, config_kwargs={"output_hidden_states": True})
+    encoder = assert_same(folder)
+    assert encoder.recipe["layers"] == list(range(layer_start, n_layers + 1))
+    assert encoder.recipe["layer_agg"] == "weighted"
+    with pytest.raises(UsageError, match="WeightedLayerPooling"):
+        Encoder(folder, layers="-2")
+    # Without the setting sentence-transformers leaves the weights aside, and so does embedkit.
+    edit_json(folder / "config.json", output_hidden_states=False)
+    assert assert_same(folder).recipe["layers"] == [n_layers]
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_length"),
+    [
+        ({"max_seq_length": 12}, 12),
+        ({"max_seq_length": 60, "do_lower_case": True}, 60),
+        ({"tokenizer_args": {"model_max_length": 10}, "max_seq_length": 60}, 10),
+        ({"processing_kwargs": {"text": {"max_length": 9}}}, 9),
+    ],
+)
+def test_lengths_and_casing_of_the_transformer_module(ship, settings, max_length):
+    folder = ship(modules.Pooling(WIDTH, ("mean", "cls")), kind="distilbert")
+    edit_json(folder / "tokenizer_config.json", model_max_length=32)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    TEXTS.append("ΟΔΟΣ")
+    try:
+        encoder = assert_same(folder)
+    finally:
+        TEXTS.remove("ΟΔΟΣ")
+    assert encoder.recipe["text"]["max_length"] == max_length
+    assert encoder.recipe["text"]["lowercase"] is settings.get("do_lower_case", False)
+
+
+def test_an_encoder_in_a_folder_of_its_own(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16), prompts={"query": "pain: "})
+    inside = folder / "0_Transformer"
+    inside.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in {"modules.json", "config_sentence_transformers.json"}:
+            shutil.move(file, inside / file.name)
+    entries = json.loads((folder / "modules.json").read_text())
+    entries[0]["path"] = "0_Transformer"
+    for entry in entries:
+        entry["type"] = f"sentence_transformers.models.{entry['type'].rsplit('.', 1)[-1]}"
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (inside / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
+    encoder = assert_same(folder, prompt_name="query")
+    assert encoder.recipe["text"]["max_length"] == 20
+    assert {"modules.json", "0_Transformer/model.safetensors", "2_Dense/model.safetensors"} <= set(
+        encoder.recipe["model"]["files"]
+    )
+
+
+def test_a_model_without_a_recipe_is_pooled_as_sentence_transformers_pools_it(bases):
+    assert assert_same(bases("bert")).recipe["shipped"] is None
+
+
+def test_the_readme_lists_the_modules_that_are_followed():
+    from embedkit.models.shipped import MODULES
+
+    section = README.read_text(encoding="utf-8").split("### Recipes that models ship")[1].split("\n###")[0]
+    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(MODULES)
+
+
+# --- what is told, and what is refused ---------------------------------------------------------------------------
+
+
+def test_the_similarity_is_told_and_changes_no_number(ship, embedkit_cli, tmp_path):
+    folder = ship(modules.Pooling(WIDTH, "mean"), similarity_fn_name="dot")
+    assert assert_same(folder).recipe["shipped"]["similarity"] == "dot"
+    out = tmp_path / "out"
+    assert embedkit_cli("encode", NOTES, "-m", folder, "-o", out, "--limit", 3).code == 0
+    assert '"similarity": "dot"' in embedkit_cli("inspect", out).out
+
+
+def _module(folder: Path, kind: str) -> None:
+    entries = json.loads((folder / "modules.json").read_text())
+    path = f"{len(entries)}_{kind.rsplit('.', 1)[-1]}"
+    entries.append({"idx": 9, "name": "9", "path": path, "type": kind})
+    (folder / "modules.json").write_text(json.dumps(entries))
+
+
+REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
+    **{
+        kind: (f"'{kind}'", lambda folder, kind=kind: _module(folder, f"sentence_transformers.models.{kind}"))
+        for kind in ("CNN", "LSTM", "BoW", "WordEmbeddings", "WordWeights", "Router", "Asym", "CLIPModel")
+    },
+    "order": ("order", lambda folder: _module(folder, "sentence_transformers.models.Pooling")),
+    "code": ("'custom_st.Dense', which is code", lambda folder: _module(folder, "custom_st.Dense")),
+    "mode": ("'median'", lambda folder: edit_json(folder / "1_Pooling/config.json", pooling_mode=["median"])),
+    "activation": (
+        r"'transformers.activations.GELU', which is not one of torch.nn",
+        lambda folder: edit_json(
+            folder / "2_Dense/config.json", activation_function="transformers.activations.GELU"
+        ),
+    ),
+    "no activation": (
+        "'functional'",
+        lambda folder: edit_json(folder / "2_Dense/config.json", activation_function="torch.nn.functional"),
+    ),
+    "other input": (
+        "'Dense' with token_embeddings as input",
+        lambda folder: edit_json(folder / "2_Dense/config.json", module_input_name="token_embeddings"),
+    ),
+    "shape": (
+        "2_Dense .* are not those",
+        lambda folder: edit_json(folder / "2_Dense/config.json", out_features=17),
+    ),
+    "no weights": ("no weights in 2_Dense", lambda folder: (folder / "2_Dense/model.safetensors").unlink()),
+    "damaged weights": (
+        "2_Dense/model.safetensors .* cannot be read",
+        lambda folder: (folder / "2_Dense/model.safetensors").write_bytes(b"no weights"),
+    ),
+    "task": (
+        "'fill-mask'",
+        lambda folder: edit_json(folder / "sentence_bert_config.json", transformer_task="fill-mask"),
+    ),
+    "chat": (
+        "'message'",
+        lambda folder: edit_json(folder / "sentence_bert_config.json", modality_config={"message": {}}),
+    ),
+    "argument": (
+        "'num_hidden_layers' in config_args",
+        lambda folder: edit_json(folder / "sentence_bert_config.json", config_args={"num_hidden_layers": 1}),
+    ),
+    "setting": ("'window'", lambda folder: edit_json(folder / "sentence_bert_config.json", window=1)),
+    "sparse": (
+        "SparseEncoder",
+        lambda folder: edit_json(folder / "config_sentence_transformers.json", model_type="SparseEncoder"),
+    ),
+    "prompt": (
+        "default prompt 'none'",
+        lambda folder: edit_json(folder / "config_sentence_transformers.json", default_prompt_name="none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_followed_is_refused_by_name_and_there_is_a_way_out(ship, case):
+    named, spoil = REFUSED[case]
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16))
+    spoil(folder)
+    with pytest.raises(ModelError, match=named) as caught:
+        Encoder(folder)
+    assert "choose the pooling yourself" in caught.value.hint
+    assert Encoder(folder, pool="mean").dims == {"": WIDTH}
+
+
+def test_a_module_outside_of_the_folder_is_refused(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"))
+    (folder / "modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Dense", "path": "../x"}])
+    )
+    with pytest.raises(EmbedkitError, match="outside"):
+        Encoder(folder, pool="mean")
+
+
+# --- fewer bits, and the real model ------------------------------------------------------------------------------
+
+
+def test_binary_and_int8_are_those_of_sentence_transformers(ship):
+    vectors = Encoder(ship(modules.Pooling(WIDTH, "mean"))).encode(TEXTS)
+    assert np.array_equal(store(vectors, "binary", None), quantize_embeddings(vectors, "ubinary"))
+    ranges = Int8Range.of(vectors[:9])
+    found = store(vectors, "int8", ranges)
+    theirs = quantize_embeddings(vectors, "int8", ranges=np.stack([ranges.minimum, ranges.maximum]))
+    # They round down where embedkit rounds to the nearest step: half the error, at most a step apart.
+    assert np.abs(found.astype(int) - theirs.astype(int)).max() == 1
+    inside = (vectors >= ranges.minimum) & (vectors <= ranges.maximum)
+    span = ranges.maximum - ranges.minimum
+    errors = [
+        np.abs(ranges.minimum + (stored.astype(np.float32) + 128) / 255 * span - vectors)[inside].max()
+        / span.max()
+        for stored in (found, theirs)
+    ]
+    assert errors[0] <= 0.5 / 255 + 1e-6 < errors[1]
+
+
+def test_minilm_on_fifty_notes_is_what_sentence_transformers_gives():
+    with NOTES.open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["text"].strip()][:50]
+    encoder = Encoder("minilm")
+    folder = resolve_model(ModelConfig("minilm")).folder
+    assert np.abs(encoder.encode(texts) - by_its_authors(folder, texts)).max() <= 1e-5

@@ -141,9 +141,10 @@ def assemble(
         # Reading the weights for their hash warms the cache that loading them reads from.
         hashes = hasher.submit(folder.hashes)
         loaded = load_model(folder, model)
+        lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
         raw_tokenizer, casing = load_tokenizer(
             str(folder.folder),
-            casing=model.lowercase,
+            casing="auto" if lowers else model.lowercase,
             known_casing=folder.alias.stated_casing if folder.alias else None,
             states_casing=_states_casing(folder),
         )
@@ -154,7 +155,6 @@ def assemble(
             if shipped
             else raw_tokenizer.model_max_length,
         )
-        lowers = bool(shipped and shipped.transformer.lowercase) and model.lowercase == "auto"
         by_us = casing.by_us or (lowers and not lowercase_first(raw_tokenizer))
         prompt_left_out = shipped is not None and not shipped.include_prompt
         skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
@@ -183,7 +183,7 @@ def assemble(
             head=head.to(encoder.device) if head else None,
             head_width=shipped.out_features,
         )
-        _refuse_misfit(shipped, plan.pooled_width(encoder.hidden_size))
+        shipped.refuse_width(plan.pooled_width(encoder.hidden_size))
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
@@ -259,14 +259,6 @@ def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int
             hint="leave them out, or choose the pooling yourself, such as --pool mean",
         )
     return tuple(range(shipped.layer_start, n_layers + 1)), "weighted"
-
-
-def _refuse_misfit(shipped: ShippedRecipe, width: int) -> None:
-    if shipped.in_features not in {None, width}:
-        raise UsageError(
-            f"the model's recipe goes on with {shipped.in_features} dimensions, and its pooling gives {width}",
-            hint="leave --layers and --layer-agg out, or choose the pooling yourself, such as --pool mean",
-        )
 
 
 def _states_casing(folder: ModelFolder) -> bool:

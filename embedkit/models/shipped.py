@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedkit.errors import ModelError
+from embedkit.errors import ModelError, UsageError
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.settings import TransformerSettings, transformer_settings
 
@@ -108,6 +108,18 @@ class ShippedRecipe:
     def out_features(self) -> int | None:
         """Dimensions that they give; None = as many as they take."""
         return next((module.out_features for module in reversed(self.modules) if module.out_features), None)
+
+    def refuse_width(self, width: int) -> None:
+        """Refuse pooled vectors of another width than the modules behind the pooling take.
+
+        Raises:
+            UsageError: they take another.
+        """
+        if self.in_features not in {None, width}:
+            raise UsageError(
+                f"the model's recipe goes on with {self.in_features} dimensions, and its pooling gives {width}",
+                hint="leave --layers and --layer-agg out, or choose the pooling yourself, such as --pool mean",
+            )
 
     def steps(self) -> list[dict[str, Any]]:
         """The modules in words, for the recipe of a run."""

@@ -99,12 +99,14 @@ class Again:
 def _ways(recipe: Mapping[str, Any]) -> Iterator[tuple[TextConfig, PoolingConfig]]:
     """What may have been asked for: what the recipe says in so many words, or the model's own that is the same."""
     text = TextConfig(recipe["text"]["max_length"], recipe["text"]["on_long"], recipe["text"]["prompt"])
-    for pool in (",".join(recipe["pool"]), "auto"):
+    shipped = recipe.get("shipped") is not None
+    weighted = recipe["layer_agg"] == "weighted"  # by the recipe that the model ships, which takes no other layers
+    for pool in ("auto",) if shipped else (",".join(recipe["pool"]), "auto"):
         yield (
             text,
             PoolingConfig(
-                layers=",".join(map(str, recipe["layers"])),
-                layer_agg=recipe["layer_agg"],
+                layers="-1" if weighted else ",".join(map(str, recipe["layers"])),
+                layer_agg="concat" if weighted else recipe["layer_agg"],
                 pool=pool,
                 exclude_special=recipe["exclude_special"],
                 normalize=recipe["normalize"],

@@ -306,6 +306,18 @@ def test_the_similarity_is_told_and_changes_no_number(ship, embedkit_cli, tmp_pa
     assert '"similarity": "dot"' in embedkit_cli("inspect", out).out
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_an_output_can_be_verified_by_computing_rows_again(ship, embedkit_cli, tmp_path, weighted):
+    layers = [modules.WeightedLayerPooling(WIDTH, 3, 1, torch.nn.Parameter(torch.tensor([1.0, 0.5, 2.0])))]
+    pooling = modules.Pooling(WIDTH, ("mean", "weightedmean"), include_prompt=False)
+    behind = [*(layers if weighted else []), pooling, dense(2 * WIDTH, 16), modules.Normalize()]
+    folder = ship(*behind, prompts={"query": "pain: "}, config_kwargs={"output_hidden_states": True})
+    out = tmp_path / "out"
+    assert embedkit_cli("encode", NOTES, "-m", folder, "-o", out, "--prompt-name", "query").code == 0
+    ran = embedkit_cli("verify", out, "--resample", 5)
+    assert ran.code == 0, ran.err
+
+
 def _module(folder: Path, kind: str) -> None:
     entries = json.loads((folder / "modules.json").read_text())
     path = f"{len(entries)}_{kind.rsplit('.', 1)[-1]}"

@@ -251,14 +251,15 @@ def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None
 
 def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:
     """The layers wanted and how they are aggregated: by the recipe's weights, or as the user says."""
-    if shipped is None or shipped.layer_start is None:
+    weighted = shipped.weighted_layers(n_layers) if shipped else ()
+    if not weighted:
         return resolve_layers(pooling.layers, n_layers), pooling.layer_agg
     if (pooling.layers, pooling.layer_agg) != ("-1", "concat"):
         raise UsageError(
             "--layers and --layer-agg with a recipe that weighs the layers itself (WeightedLayerPooling)",
             hint="leave them out, or choose the pooling yourself, such as --pool mean",
         )
-    return tuple(range(shipped.layer_start, n_layers + 1)), "weighted"
+    return weighted, "weighted"
 
 
 def _states_casing(folder: ModelFolder) -> bool:
@@ -290,11 +291,11 @@ def _refuse_impossible(
 
 
 def _of_weights(folder: ModelFolder) -> str | None:
-    if not folder.weights.startswith("pytorch_model.bin"):
+    if not folder.pickles():
         return None
     return (
-        f"the weights of '{folder.name}' are a pickle ({folder.weights}): tensors alone are read from it, "
-        "no code; a model.safetensors cannot hold any"
+        f"weights of '{folder.name}' are a pickle ({', '.join(folder.pickles())}): tensors alone are read from "
+        "it, no code; a model.safetensors cannot hold any"
     )
 
 

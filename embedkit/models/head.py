@@ -95,17 +95,18 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
 
 
 def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:
-    match shipped.kind:
-        case "Dense":
+    if shipped.kind == "Normalize":
+        return Normalize()
+    weights = _read(model, shipped.path)
+    # No memory is taken before the weights are known to have the shapes that config.json says.
+    with torch.device("meta"):
+        if shipped.kind == "LayerNorm":
+            module: nn.Module = LayerNorm(**shipped.settings)
+        else:
             settings = dict(shipped.settings)
-            activation = _activation(model, settings.pop("activation"))
-            module: nn.Module = Dense(**settings, activation=activation)
-        case "LayerNorm":
-            module = LayerNorm(**shipped.settings)
-        case _:
-            return Normalize()
+            module = Dense(activation=_activation(model, settings.pop("activation")), **settings)
     try:
-        module.load_state_dict(_read(model, shipped.path))
+        module.load_state_dict(weights, assign=True)
     except RuntimeError:
         raise ModelError(
             f"the weights in {shipped.path} of model '{model.name}' are not those that its config.json says",

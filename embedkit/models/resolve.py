@@ -76,9 +76,14 @@ class ModelFolder:
         """The content of a JSON file of the model, or None where it has no such file."""
         return _read_json(self.name, self.folder / name)
 
-    def read_recipe(self, name: str) -> Any:
-        """The content of a JSON file of the recipe that it ships, or None where it has no such file."""
-        return _read_json(self.name, self.root / name)
+    def read_recipe(self, name: str) -> dict[str, Any]:
+        """The settings in a JSON file of the recipe that it ships; {} where it has no such file."""
+        found = _read_json(self.name, self.root / name) or {}
+        if not isinstance(found, dict):
+            raise ModelError(
+                f"{name} of model '{self.name}' is not a JSON object", hint="mend it, or fetch the model again"
+            )
+        return found
 
     def modules(self) -> tuple[tuple[str, str], ...]:
         """The class and the folder (from `root`) of each module of that recipe; () where there is none."""
@@ -91,8 +96,19 @@ class ModelFolder:
 
     def prompts(self) -> dict[str, str]:
         """The prompts that it ships, by name."""
-        settings = self.read_recipe("config_sentence_transformers.json") or {}
-        return {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
+        prompts = self.read_recipe("config_sentence_transformers.json").get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+            raise ModelError(
+                f"the prompts of model '{self.name}' are not texts by name",
+                hint="mend its config_sentence_transformers.json, or fetch the model again",
+            )
+        return {name: text or "" for name, text in prompts.items()}
+
+    def pickles(self) -> tuple[str, ...]:
+        """Those of the files with its weights, and its modules' weights, that are pickles."""
+        of_modules = (file for _, path in self.modules() for file in self.module_weights(path))
+        names = [self.weights, *(file.relative_to(self.root).as_posix() for file in of_modules)]
+        return tuple(dict.fromkeys(name for name in names if "pytorch_model.bin" in name))
 
     @property
     def weights(self) -> str:

@@ -74,7 +74,7 @@ def transformer_settings(model: ModelFolder, path: str) -> TransformerSettings:
         ModelError: one of them is not followed, and may change the numbers.
     """
     folder = f"{path}/" if path else ""
-    found: Mapping[str, Any] = next((read for name in _FILES if (read := model.read_recipe(folder + name))), {})
+    found = next((read for name in _FILES if (read := model.read_recipe(folder + name))), {})
     _refuse_other_outputs(model, found)
     for name in found:
         if name not in _HARMLESS and found[name] is not None:
@@ -84,7 +84,7 @@ def transformer_settings(model: ModelFolder, path: str) -> TransformerSettings:
     processing = _processing(model, found.get("processing_kwargs") or {})
     limits = (processing.get("max_length"), of_tokenizer.get("model_max_length"), found.get("max_seq_length"))
     return TransformerSettings(
-        max_length=next((int(limit) for limit in limits if limit is not None), None),
+        max_length=next((_length(limit) for limit in limits if limit is not None), None),
         lowercase=bool(found.get("do_lower_case", False)),
         output_hidden_states=of_config.get("output_hidden_states"),
     )
@@ -120,6 +120,12 @@ def _processing(model: ModelFolder, found: Mapping[str, Any]) -> Mapping[str, An
         if name not in _HARMLESS_PROCESSING or (name == "truncation" and value not in {True, "longest_first"}):
             raise _refusal(model, f"'{name}' in processing_kwargs")
     return given
+
+
+def _length(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(value)
+    return int(value)
 
 
 def _refusal(model: ModelFolder, what: str) -> ModelError:

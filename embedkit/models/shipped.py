@@ -109,6 +109,21 @@ class ShippedRecipe:
         """Dimensions that they give; None = as many as they take."""
         return next((module.out_features for module in reversed(self.modules) if module.out_features), None)
 
+    def weighted_layers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that are averaged by weights; () where the last one alone is taken.
+
+        Raises:
+            ModelError: the model has no layer `layer_start`.
+        """
+        if self.layer_start is None:
+            return ()
+        if not 0 <= self.layer_start <= n_layers:
+            raise ModelError(
+                f"the model's recipe averages the layers from {self.layer_start}, and it has 0 to {n_layers}",
+                hint=_CHOOSE,
+            )
+        return tuple(range(self.layer_start, n_layers + 1))
+
     def refuse_width(self, width: int) -> None:
         """Refuse pooled vectors of another width than the modules behind the pooling take.
 
@@ -140,7 +155,14 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
     modules = model.modules()
     if not modules:
         return None
-    settings = model.read_recipe("config_sentence_transformers.json") or {}
+    try:
+        return _followed(model, modules)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise _refusal(model, "has a setting of another type than sentence-transformers writes") from None
+
+
+def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> ShippedRecipe:
+    settings = model.read_recipe("config_sentence_transformers.json")
     of_kind = settings.get("model_type", "SentenceTransformer")
     if of_kind != "SentenceTransformer":
         raise _refusal(model, f"is that of a {of_kind}, not of a SentenceTransformer")
@@ -157,7 +179,7 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
     if kinds[0] != "Transformer" or kinds[at : at + 1] != ["Pooling"] or not set(kinds[at + 1 :]) <= {*_BEHIND}:
         raise _refusal(model, f"has its modules in an order embedkit does not know: {', '.join(kinds)}")
     transformer = transformer_settings(model, paths[0])
-    pooling = model.read_recipe(f"{paths[at]}/config.json") or {}
+    pooling = model.read_recipe(f"{paths[at]}/config.json")
     behind = [
         _module(model, kind, path)
         for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)
@@ -170,12 +192,12 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
     return ShippedRecipe(
         transformer=transformer,
         poolings=_poolings(model, pooling),
-        include_prompt=pooling.get("include_prompt", True) and model.hub not in _INSTRUCTORS,
+        include_prompt=bool(pooling.get("include_prompt", True)) and model.hub not in _INSTRUCTORS,
         layer_start=_layer_start(model, paths[1]) if weighted else None,
         layer_weights_path=paths[1] if weighted else "",
         modules=tuple(behind[:-1] if normalize else behind),
         normalize=normalize,
-        truncate_dim=settings.get("truncate_dim"),
+        truncate_dim=_count(settings["truncate_dim"]) if settings.get("truncate_dim") is not None else None,
         prompts=model.prompts(),
         default_prompt=_default_prompt(model, settings),
         similarity=settings.get("similarity_fn_name"),
@@ -183,8 +205,13 @@ def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
 
 
 def _layer_start(model: ModelFolder, path: str) -> int:
-    config: Mapping[str, Any] = model.read_recipe(f"{path}/config.json") or {}
-    return int(config.get("layer_start", 4))
+    return int(model.read_recipe(f"{path}/config.json").get("layer_start", 4))
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(value)
+    return int(value)
 
 
 def _default_prompt(model: ModelFolder, settings: Mapping[str, Any]) -> str | None:
@@ -207,7 +234,7 @@ def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
-    config: Mapping[str, Any] = model.read_recipe(f"{path}/config.json") or {}
+    config = model.read_recipe(f"{path}/config.json")
     for end in ("input", "output"):
         name = config.get(f"module_{end}_name") or "sentence_embedding"
         if name != "sentence_embedding":
@@ -216,14 +243,14 @@ def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
         match kind:
             case "Dense":
                 settings = {
-                    "in_features": int(config["in_features"]),
-                    "out_features": int(config["out_features"]),
+                    "in_features": _count(config["in_features"]),
+                    "out_features": _count(config["out_features"]),
                     "bias": bool(config.get("bias", True)),
                     "activation": _activation(model, config.get("activation_function", "torch.nn.Tanh")),
                     "use_residual": bool(config.get("use_residual", False)),
                 }
             case "LayerNorm":
-                settings = {"dimension": int(config["dimension"])}
+                settings = {"dimension": _count(config["dimension"])}
             case _:
                 settings = {}
     except (KeyError, TypeError, ValueError):

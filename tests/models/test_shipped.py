@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
@@ -243,7 +245,7 @@ def test_layers_are_averaged_by_their_weights_before_the_pooling(ship, kind, lay
 
 
 @pytest.mark.parametrize(
-    ("settings", "max_length"),
+    ("stated", "max_length"),
     [
         ({"max_seq_length": 12}, 12),
         ({"max_seq_length": 60, "do_lower_case": True}, 60),
@@ -251,17 +253,17 @@ def test_layers_are_averaged_by_their_weights_before_the_pooling(ship, kind, lay
         ({"processing_kwargs": {"text": {"max_length": 9}}}, 9),
     ],
 )
-def test_lengths_and_casing_of_the_transformer_module(ship, settings, max_length):
+def test_lengths_and_casing_of_the_transformer_module(ship, stated, max_length):
     folder = ship(modules.Pooling(WIDTH, ("mean", "cls")), kind="distilbert")
     edit_json(folder / "tokenizer_config.json", model_max_length=32)
-    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(stated))
     TEXTS.append("ΟΔΟΣ")
     try:
         encoder = assert_same(folder)
     finally:
         TEXTS.remove("ΟΔΟΣ")
     assert encoder.recipe["text"]["max_length"] == max_length
-    assert encoder.recipe["text"]["lowercase"] is settings.get("do_lower_case", False)
+    assert encoder.recipe["text"]["lowercase"] is stated.get("do_lower_case", False)
 
 
 def test_an_encoder_in_a_folder_of_its_own(ship):
@@ -389,6 +391,48 @@ def test_what_cannot_be_followed_is_refused_by_name_and_there_is_a_way_out(ship,
         Encoder(folder)
     assert "choose the pooling yourself" in caught.value.hint
     assert Encoder(folder, pool="mean").dims == {"": WIDTH}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 70)
+    | st.sampled_from(["mean", "sentence_embedding", "torch.nn.ReLU", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "message", "a"]), inner),
+    max_leaves=4,
+)
+FILES = {
+    "1_Pooling/config.json": ("pooling_mode", "include_prompt", "pooling_mode_cls_token"),
+    "2_Dense/config.json": ("in_features", "out_features", "activation_function", "module_input_name", "bias"),
+    "sentence_bert_config.json": (
+        *("max_seq_length", "do_lower_case", "modality_config", "module_output_name", "processing_kwargs"),
+        *("model_args", "config_args", "tokenizer_args", "transformer_task", "other"),
+    ),
+    "config_sentence_transformers.json": ("prompts", "default_prompt_name", "truncate_dim", "model_type"),
+}
+
+
+def test_whatever_stands_in_the_files_is_followed_or_refused(ship):
+    folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16))
+    model = resolve_model(ModelConfig(str(folder)))
+    places = [(folder / file, key) for file, keys in FILES.items() for key in (*keys, None)]
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.sampled_from(places), JSON)
+    def tried(place: tuple[Path, str | None], value: Any) -> None:
+        file, key = place
+        before = file.read_text()
+        file.write_text(json.dumps(value if key is None else {**json.loads(before), key: value}))
+        try:
+            found = shipped_recipe(model)
+        except ModelError:
+            return
+        finally:
+            file.write_text(before)
+        assert found.out_features >= 1
+        assert found.transformer.max_length is None or found.transformer.max_length >= 1
+
+    tried()
 
 
 def test_a_module_outside_of_the_folder_is_refused(ship):

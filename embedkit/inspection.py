@@ -15,27 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from embedkit.norms import Norms, NormTally
 from embedkit.records import STATUSES
 from embedkit.sinks.stored import Stored, open_stored, read_json
-
-#: Norms are counted by the upper 19 bits of their float32 below the sign, which keeps the median within 0.03 %.
-_DROPPED_BITS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Norms:
-    """Lengths of the vectors of one variant.
-
-    Attributes:
-        minimum, maximum: exact.
-        median: within 0.03 %; memory does not grow with the rows.
-    """
-
-    minimum: float
-    median: float
-    maximum: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +98,7 @@ def inspect_output(path: str | Path) -> Inspection:
         return _unfinished(path)
     stored = open_stored(path)
     seen, norms = _walk(stored)
-    records = _records(path)
-    receipts = _sum(records) if records else seen
+    receipts = recorded_receipts(path) or seen
     rows = receipts.rows if stored.rows is None else stored.rows
     files = [file for part in stored.parts for file in part]
     return Inspection(
@@ -201,6 +183,12 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [read_json(record) for record in sorted((path / "commits").glob("*.json"))]
 
 
+def recorded_receipts(path: Path) -> Receipts | None:
+    """Receipts of a folder by its records; None for a single file, which has none."""
+    records = _records(path)
+    return _sum(records) if records else None
+
+
 def _sum(records: Iterable[Mapping[str, Any]]) -> Receipts:
     """Receipts by the records: they count rows without a vector too, which .npy does not hold."""
     total, status = Counter[str](), Counter[str]()
@@ -226,7 +214,7 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
     """Receipts and norms by the files themselves, a piece at a time."""
     variants = stored.layout.variants
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
-    tallies = {variant.name: _Tally() for variant in variants if has_floats}
+    tallies = {variant.name: NormTally() for variant in variants if has_floats}
     total, status = Counter[str](), Counter[str]()
     for piece in stored.pieces(variants):
         total.update(rows=len(piece.facts), vectors=int(piece.has_vector.sum()))
@@ -239,30 +227,3 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
             tallies[variant.name].add(stored.floats(held, variant))
     receipts = Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
     return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
-
-
-class _Tally:
-    """Norms counted in bins: float32 that are not negative sort as their bits do."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._bins = np.zeros(1 << (31 - _DROPPED_BITS), np.int64)
-        self._minimum, self._maximum = np.inf, 0.0
-
-    def add(self, vectors: NDArray[np.float32]) -> None:
-        """Count the vectors [V, D]."""
-        if not len(vectors):
-            return
-        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32))
-        bins = norms.view(np.uint32) >> _DROPPED_BITS
-        self._bins += np.bincount(bins, minlength=len(self._bins))
-        self._minimum = min(self._minimum, float(norms.min()))
-        self._maximum = max(self._maximum, float(norms.max()))
-        self.count += len(norms)
-
-    def norms(self) -> Norms:
-        """The middle of the median's bin, never outside the exact ends."""
-        bin_ = int(np.searchsorted(np.cumsum(self._bins), (self.count + 1) // 2))
-        bits = np.uint32((bin_ << _DROPPED_BITS) + (1 << (_DROPPED_BITS - 1)))
-        middle = float(bits.view(np.float32))
-        return Norms(self._minimum, min(max(middle, self._minimum), self._maximum), self._maximum)

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("cli",),
     ("study",),
-    ("engines", "encoder", "resampling"),
+    ("engines", "encoder", "report", "resampling"),
     ("assembly", "inspection", "results", "verification"),
     ("destination", "pipeline"),
     ("sources", "tokenizer", "batching", "models", "pooling", "sinks", "commit", "memory"),  # the stages
     ("config", "plan", "recipe", "whole_files"),
-    ("disk", "leftovers", "seal"),
+    ("disk", "leftovers", "norms", "seal"),
     ("records", "errors"),
 )
 STAGES = LEVELS[5]
@@ -48,6 +48,7 @@ LIGHT = (
     "embedkit.inspection",
     "embedkit.verification",
     "embedkit.resampling",
+    "embedkit.report",
     "embedkit.batching",
     "embedkit.assembly",
     "embedkit.tokenizer",
@@ -72,7 +73,13 @@ UNPICKLING = {
     *("np.fromfile", "np.memmap", "np.lib.format.read_array", "np.lib.format.write_array", "np.savez"),
     *("pd.read_pickle", "eval", "exec", "compile", "__import__"),
 }
-KNOWN_IN = {"typer": "embedkit.cli", "click": "embedkit.cli", "tqdm": "embedkit.cli", "ray": "embedkit.engines"}
+KNOWN_IN = {
+    "typer": "embedkit.cli",
+    "click": "embedkit.cli",
+    "tqdm": "embedkit.cli",
+    "ray": "embedkit.engines",
+    "plotly": "embedkit.report",
+}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_the_constraints_lie_within_the_ranges_of_the_package():
     pinned = {}
     for line in (ROOT / "configs/constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            name, version = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", line).groups()
+            name, version = re.fullmatch(r"([a-z0-9-]+)==([0-9a-z.]+)", line).groups()
             assert name not in pinned
             pinned[name] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

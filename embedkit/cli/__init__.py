@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, inspect, verify
+from embedkit.cli import doctor, encode, inspect, report, verify
 from embedkit.errors import EmbedkitError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("encode")(encode.encode)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,57 @@
+"""One HTML page of outputs and sweeps, to look at: `embedkit report`.
+
+Reads files alone: no model is needed, and none is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedkit.disk import refuse_link
+from embedkit.errors import OutputError
+from embedkit.report.findings import find_out
+from embedkit.report.markup import element
+from embedkit.report.page import plotly_source, whole_page
+from embedkit.report.sections import output_section, overview
+from embedkit.report.settings import ReportConfig
+from embedkit.whole_files import WholeFiles, as_output_error
+
+__all__ = ["ReportConfig", "write_report"]
+
+
+def write_report(config: ReportConfig) -> int:
+    """Write the page, under its name once it is whole.
+
+    Returns:
+        Bytes of the page.
+
+    Raises:
+        UsageError: an output has no such variant, column or id, or plotly is not installed.
+        OutputError: an output is not there, not finished or damaged, or the page cannot be written.
+    """
+    _see_place(config.page, config.on_exists)
+    plotly = plotly_source()
+    found = [find_out(path, config) for path in config.paths]
+    sections = [output_section(it, number) for number, it in enumerate(found, 1)]
+    links = [element("a", it.path.name, href=f"#output-{number}") for number, it in enumerate(found, 1)]
+    if len(found) > 1:
+        sections.insert(0, overview(found))
+    content = whole_page(config.title, sections, links, plotly).encode("utf-8", "replace")
+    page = WholeFiles(config.page.absolute().parent)
+    try:
+        with as_output_error(config.page), page.create(config.page.name) as file:
+            file.write(content)
+        page.publish()
+    finally:
+        page.discard()
+    return len(content)
+
+
+def _see_place(page: Path, on_exists: str) -> None:
+    if not page.absolute().parent.is_dir():
+        raise OutputError(f"there is no folder {page.parent}", hint="make it, or choose another with -o")
+    refuse_link(page)
+    if page.is_dir():
+        raise OutputError(f"{page} is a folder", hint="name a file with -o")
+    if page.exists() and on_exists == "error":
+        raise OutputError(f"{page} exists", hint="use --on-exists overwrite, or another name with -o")

@@ -1,0 +1,187 @@
+"""A report in a real browser: points are hovered over and zoomed into, and nothing leaves the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from embedkit.report import ReportConfig, write_report
+from tests.report.test_page import EVIL, ROWS
+
+pytest.importorskip("plotly", reason="in the dev extra")
+webdriver = pytest.importorskip("selenium.webdriver", reason="in the dev extra")
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no Chromium and chromedriver here: apt-get install chromium chromium-driver"
+)
+FLAGS = (
+    *("--headless", "--no-first-run", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-quic"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1200,900"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that notes every request; it finds no host."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # Chromium's own refuses root
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(120)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(bert, tmp_path_factory):
+    """A report of rows whose ids and labels look like markup."""
+    from embedkit.cli import run
+
+    folder = tmp_path_factory.mktemp("report")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS if row["id"]), encoding="utf-8")
+    asked = ["encode", str(rows), "-m", str(bert), "--keep", "label", "-o", str(folder / "out"), "-q"]
+    assert run(asked) == 0
+    write_report(ReportConfig((folder / "out",), folder / "page.html", title="<b>A title</b>"))
+    return folder / "page.html"
+
+
+def wait(driver, script, *arguments, seconds=60):
+    """What a script returns, as soon as that is something."""
+    deadline = time.monotonic() + seconds
+    while not (came := driver.execute_script(script, *arguments)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert came, script
+    return came
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page, drawn, and what the browser noted before it forgotten."""
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get_log("browser")
+    browser.get(page.as_uri())
+    wait(browser, "return document.documentElement.dataset.drawn")
+    return browser
+
+
+def events(driver, method):
+    noted = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [event["params"] for event in noted if event["method"] == method]
+
+
+def mouse(driver, kind, x, y, button="none"):
+    held = {"none": 0, "left": 1}[button]
+    event = {"type": kind, "x": x, "y": y, "button": button, "buttons": held, "clickCount": held}
+    driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+POINT = """
+const chart = document.getElementById("output-1-map");
+chart.scrollIntoView({block: "center"});
+const {xaxis, yaxis} = chart._fullLayout, box = chart.getBoundingClientRect();
+for (const trace of chart.data) {
+  const place = trace.text.indexOf(arguments[0]);
+  if (place >= 0) return [box.x + xaxis._offset + xaxis.l2p(trace.x[place]),
+                          box.y + yaxis._offset + yaxis.l2p(trace.y[place])];
+}
+"""
+HOVERED = """
+return [...document.querySelectorAll("#output-1-map .hovertext")].map((label) => label.textContent).join("|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("long", "long"),
+        ("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;", EVIL),
+    ],
+    ids=["plain", "markup"],
+)
+def test_the_point_under_the_mouse_tells_its_id_and_nothing_else(opened, label, told):
+    x, y = opened.execute_script(POINT, label)
+    mouse(opened, "mouseMoved", x - 40, y)
+    mouse(opened, "mouseMoved", x, y)
+    assert wait(opened, HOVERED) == told
+
+
+def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(opened):
+    ranges = "return document.getElementById('output-1-map')._fullLayout.xaxis.range.map(Number)"
+    before = opened.execute_script(ranges)
+    opened.execute_script(POINT, "long")  # brings the map to the middle of the screen
+    box = opened.execute_script(
+        "const r = document.querySelector('#output-1-map .nsewdrag').getBoundingClientRect();"
+        "return [r.x + r.width / 2, r.y + r.height / 2]"
+    )
+    mouse(opened, "mouseMoved", box[0] - 90, box[1] - 90)
+    mouse(opened, "mousePressed", box[0] - 90, box[1] - 90, "left")
+    for step in (0, 90):
+        mouse(opened, "mouseMoved", box[0] + step, box[1] + step, "left")
+    mouse(opened, "mouseReleased", box[0] + 90, box[1] + 90, "left")
+    wait(opened, f"const [low, high] = (() => {{{ranges}}})(); return high - low < {(before[1] - before[0]) / 3}")
+    for button in ("left", "none") * 2:
+        mouse(opened, "mousePressed" if button == "left" else "mouseReleased", *box, "left")
+    wait(
+        opened, f"const [low, high] = (() => {{{ranges}}})(); return high - low > {0.99 * (before[1] - before[0])}"
+    )
+
+
+def test_an_id_is_found_by_the_keyboard(opened):
+    field = opened.find_element("css selector", ".find input")
+    field.send_keys("n7\n")
+    told = wait(opened, "return document.querySelector('.find output').textContent")
+    assert re.fullmatch(r"n7, b: -?[\d.]+, -?[\d.]+", told)
+    arrow = wait(opened, "return document.querySelector('#output-1-map .annotation-text')?.textContent")
+    assert arrow == "n7"
+
+
+def test_nothing_leaves_the_page_and_nothing_in_it_runs_but_its_own(opened, page):
+    requests = {event["request"]["url"] for event in events(opened, "Network.requestWillBeSent")}
+    assert page.as_uri() in requests
+    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {page.as_uri()}
+    assert [entry["message"] for entry in opened.get_log("browser") if entry["level"] == "SEVERE"] == []
+    # The page's policy holds: it can neither load a picture from elsewhere nor run a script of a row's.
+    stopped = opened.execute_async_script(
+        """
+        const done = arguments[0];
+        document.addEventListener("securitypolicyviolation", (event) => done(event.effectiveDirective));
+        document.body.append(Object.assign(new Image(), {src: "https://example.org/x.png"}));
+        """
+    )
+    assert stopped == "img-src"
+    opened.execute_script("document.body.insertAdjacentHTML('beforeend', '<i onclick=\"window.ran = 1\">x</i>')")
+    opened.execute_script("document.querySelector('body > i').click()")
+    assert opened.execute_script("return window.ran") is None
+
+
+def test_the_page_offers_no_way_to_send_a_chart_elsewhere(opened):
+    titles = "return [...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)"
+    offered = set(opened.execute_script(titles))
+    assert len(offered) == 6
+    assert not [title for title in offered if re.search("cloud|share|studio|plotly", title, re.IGNORECASE)]
+    assert Path(opened.current_url.removeprefix("file://")).name == "page.html"
+
+
+def test_it_fits_a_narrow_screen(opened):
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    opened.refresh()
+    wait(opened, "return document.documentElement.dataset.drawn")
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= 400
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,83 @@
+"""Figures that Plotly takes, and histograms that count every text once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedkit.report.charts import (
+    length_bins,
+    lengths_figure,
+    map_figure,
+    norms_figure,
+    plain,
+)
+from embedkit.report.geometry import Map
+
+LENGTHS = st.dictionaries(st.integers(0, 5000), st.integers(1, 9), min_size=1)
+
+
+@given(LENGTHS, st.one_of(st.none(), st.integers(1, 1024)))
+def test_each_text_is_in_the_bar_of_its_length_and_no_bar_lies_across_the_limit(lengths, limit):
+    bins = length_bins(lengths, limit)
+    for first, last, rows in bins:
+        assert rows == sum(n for tokens, n in lengths.items() if first <= tokens <= (last or tokens))
+        assert limit is None or limit >= max(lengths) or last is None or first > limit or last <= limit
+    assert sum(rows for *_, rows in bins) == sum(lengths.values())
+    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(bins))
+    assert len(bins) <= 35
+
+
+def drawn(cells, points=60):
+    spots = Map(np.random.default_rng(0).random((points, 2), np.float32), (0.5, 0.2))
+    names = [f"id{number}" for number in range(points)]
+    return map_figure(spots, names, ("kind", cells) if cells else None, {"more": [None, *range(points - 1)]})
+
+
+@pytest.mark.parametrize(
+    ("cells", "traces", "scale"),
+    [
+        (None, 1, False),
+        ([f"k{number % 3}" for number in range(60)], 3, False),
+        ([None, True, False] * 20, 3, False),
+        ([number / 7 for number in range(60)], 1, True),
+        ([None, *range(59)], 1, True),
+        ([f"k{number}" for number in range(60)], 20, False),  # 19 of their own, and the rest
+        ([float("nan"), *range(59)], 20, False),
+        ([dt.date(2026, 1, 1 + number % 2) for number in range(60)], 2, False),
+    ],
+)
+def test_a_map_has_every_point_once_by_category_or_on_a_scale(cells, traces, scale):
+    figure = drawn(cells)
+    assert sorted(text for trace in figure["data"] for text in trace["text"])[:2] == [
+        "id0<br>more: (none)",
+        "id10<br>more: 9",
+    ]
+    assert sum(len(trace["x"]) for trace in figure["data"]) == 60
+    assert len(figure["data"]) == traces
+    assert ("colorscale" in figure["data"][0]["marker"]) == scale
+    looks = {str((trace["marker"]["color"], trace["marker"].get("symbol"))) for trace in figure["data"]}
+    assert len(looks) == traces
+
+
+def test_plotly_takes_every_figure():
+    figures = pytest.importorskip("plotly.graph_objects", reason="in the dev extra")
+    bins = length_bins({0: 2, 5: 8, 90: 1, 5000: 3}, 64)
+    norms = norms_figure(np.array([1, 2]), np.array([0.5, 1.0, 1.5]))
+    for figure in (
+        lengths_figure(bins, 64),
+        lengths_figure(length_bins({0: 1}, None), None),
+        norms,
+        drawn(["a", "b"] * 30),
+        drawn(None),
+    ):
+        figures.Figure(figure)
+
+
+def test_a_label_shows_as_it_is():
+    assert plain('<a href="x">&amp;\n') == '&lt;a href="x"&gt;&amp;amp; '

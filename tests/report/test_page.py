@@ -1,0 +1,240 @@
+"""`embedkit report` as its users meet it: what is on the page, what never is, and how it refuses."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import embedkit
+from embedkit.report.markup import script_json
+
+pytest.importorskip("plotly", reason="in the dev extra")
+
+EVIL = "</script><script>alert(1)</script>&lt;"
+ROWS = [
+    {"id": EVIL, "text": "secret one two three", "label": "<b onmouseover=alert(2)>"},
+    {"id": None, "text": "secret one two three", "label": "b"},
+    {"id": "null-text", "text": None, "label": "b"},
+    *(
+        {"id": f"n{number}", "text": f"secret word{number} of many", "label": "ab"[number % 2]}
+        for number in range(30)
+    ),
+    {"id": "long", "text": "secret " * 90, "label": None},
+]
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def report(embedkit_cli, tmp_path):
+    """`embedkit report ARGUMENTS...`, and the page without its scripts and with."""
+
+    def ran(*arguments):
+        page = tmp_path / "page.html"
+        came = embedkit_cli("report", *arguments, "-o", page, "--on-exists", "overwrite")
+        assert came.code == 0, came.err
+        return page.read_text(encoding="utf-8")
+
+    return ran
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: its elements, and its text outside of scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.words, self.data, self.inside = [], [], {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in {"meta", "link", "input"}:
+            self.inside.append((tag, dict(attributes).get("id")))
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop()[0] == tag
+
+    def handle_data(self, words):
+        tag, name = self.inside[-1] if self.inside else ("", None)
+        if tag == "script" and name:
+            self.data[name.removesuffix("-data")] = json.loads(words)
+        elif tag not in {"script", "style"}:
+            self.words.append(words)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def points(reader, name="output-1-map"):
+    return [html.unescape(text) for trace in reader.data[name]["data"] for text in trace["text"]]
+
+
+def test_the_page_tells_ids_and_labels_and_no_text(encode, report, table, tmp_path):
+    assert encode(table, "--keep", "label", "--keep", "text", "-o", tmp_path / "out").code == 0
+    page = report(tmp_path / "out")
+    reader = Reader(page)
+    out = embedkit.read(tmp_path / "out")
+    assert sorted(points(reader)) == sorted("row 1 (no id)" if one is None else one for one in out.ids)
+    assert out.fingerprint in reader.text
+    assert "34 33 32" in re.sub(r"rows|vectors|dimensions", "", reader.text).replace("  ", " ")
+    assert "truncated 1" in reader.text
+    assert "empty 1" in reader.text
+    assert "1 vectors are there more than once, in 2 rows" in reader.text
+    assert f"{EVIL}, row 1 (no id)" in reader.text  # the two rows of one text
+    assert reader.data["output-1-map"]["layout"]["legend"]["title"]["text"] == "label"
+    assert "secret" not in page
+    assert "secret" in report(tmp_path / "out", "--show", "text")
+
+
+def test_what_cells_hold_is_text_and_never_markup(encode, report, table, tmp_path):
+    assert encode(table, "--keep", "label", "-o", tmp_path / "out").code == 0
+    asked = ("--neighbours", EVIL, "--show", "label", "--color", "label", "--title", EVIL)
+    reader = Reader(report(tmp_path / "out", *asked))
+    assert [dict(a).get("type") for tag, a in reader.elements if tag == "script"].count(None) == 2
+    assert not [tag for tag, _ in reader.elements if tag in {"b", "img", "iframe", "object", "base"}]
+    assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+    links = [
+        value for _, attributes in reader.elements for name, value in attributes.items() if name in {"src", "href"}
+    ]
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert EVIL in reader.text
+    assert "<b onmouseover=alert(2)>" in reader.text
+
+
+def test_json_in_a_script_reads_back_and_cannot_end_it():
+    content = {"</script>": ["<!--", "&amp;", "\u2028", "é"]}
+    written = script_json(content)
+    assert json.loads(written) == content
+    assert not set("<>&\u2028") & set(written)
+
+
+@pytest.mark.parametrize("asked", [(), ("--neighbours", "n3")])
+def test_the_neighbours_are_those_of_all_cosines(asked, encode, report, table, tmp_path):
+    assert encode(table, "-o", tmp_path / "out.npy").code == 0
+    text = Reader(report(tmp_path / "out.npy", *asked, "--sample", 5)).text
+    out = embedkit.read(tmp_path / "out.npy")
+    units = out.vectors / np.linalg.norm(out.vectors, axis=1, keepdims=True)
+    names = ["row 1 (no id)" if one is None else one for one in out.ids]
+    listed = re.findall(r"(\S+|row 1 \(no id\)) cosine id ((?:0|1)\.\d{4}) (row 1 \(no id\)|\S+)", text)
+    assert len(listed) == (1 if asked else 5)
+    for query, cosine, near in listed:
+        if "row" in {query, near} or query == "id)":
+            continue
+        cosines = units @ units[names.index(query)]
+        cosines[names.index(query)] = -2
+        assert float(cosine) == pytest.approx(cosines.max(), abs=1e-4)
+        assert cosines[names.index(near)] == pytest.approx(cosines.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("out.parquet",),
+        ("out.arrow",),
+        ("out.jsonl",),
+        ("out.npy",),
+        ("out", "--precision", "float16"),
+        ("out", "--precision", "int8"),
+        ("out", "--precision", "binary"),
+        ("out", "--pool", "none"),
+        ("out", "--layers", "1,2", "--layer-agg", "separate"),
+        ("out", "--limit", "1"),
+        ("out", "--shard-rows", "3"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_output_makes_a_page(asked, encode, report, table, tmp_path):
+    name, *options = asked
+    assert encode(table, "--keep", "label", "-o", tmp_path / name, *options).code == 0
+    page = report(tmp_path / name)
+    reader = Reader(page)
+    if "--limit" in options:
+        assert "A map needs at least two vectors" in reader.text
+    else:
+        assert len(points(reader)) == 33
+        assert "Nearly equal, among 32 different vectors:" in reader.text or "--precision" in options
+    assert ("a vector a token" in reader.text) == ("none" in options)
+    assert ("one of L01_" in reader.text) == ("separate" in options)
+    assert report(tmp_path / name) == page
+
+
+def test_rows_without_any_vector_make_a_page(encode, report, tmp_path):
+    (tmp_path / "empty.jsonl").write_text('{"id": "a", "text": ""}\n', encoding="utf-8")
+    assert encode(tmp_path / "empty.jsonl", "-o", tmp_path / "out").code == 0
+    assert "There are no vectors." in Reader(report(tmp_path / "out")).text
+
+
+def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, table, tmp_path):
+    assert encode(table, "-o", tmp_path / "one").code == 0
+    assert encode(table, "-o", tmp_path / "two", "--pool", "cls").code == 0
+    page = report(tmp_path / "one", tmp_path / "two")
+    reader = Reader(page)
+    assert {"output-1-map", "output-2-map"} <= set(reader.data)
+    assert len(page) < 5.2e6
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        (("out", "--variant", "L09"), 2, "--variant L09: the output has no such column of vectors"),
+        (("out", "--color", "age"), 2, "--color age: out has no kept column of this name"),
+        (("out", "--show", "text"), 2, "--show text: out has no kept column of this name"),
+        (("out", "--neighbours", "n99"), 2, "--neighbours n99: no row of out with this id has a vector"),
+        (("out", "--neighbours", "null-text"), 2, "--neighbours null-text: no row of out"),
+        (("out", "--sample", "0"), 2, "--sample 0: the map needs at least one row"),
+        (("out", "--seed", "-1"), 2, "--seed -1: a seed is 0 or more"),
+        (("out", "--on-exists", "resume"), 2, "--on-exists cannot be 'resume' (error, overwrite)"),
+        (("nothing",), 5, "an output is a folder or a file"),
+        (("out", "-o", "out"), 5, "out is a folder"),
+        (("out", "-o", "there.html"), 5, "there.html exists"),
+        (("out", "-o", "link.html"), 5, "link.html is a symbolic link"),
+        (("out", "-o", "no/where.html"), 5, "there is no folder no"),
+        (("unfinished",), 5, "unfinished is not finished: it has no manifest.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_reported_is_told_and_no_page_appears(
+    asked, code, told, encode, embedkit_cli, table, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert encode(table, "--keep", "label", "-o", "out").code == 0
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/plan.json").write_text("{}")
+    (tmp_path / "there.html").write_text("mine")
+    (tmp_path / "link.html").symlink_to("elsewhere.html")
+    before = sorted(tmp_path.iterdir())
+    came = embedkit_cli("report", *asked)
+    assert (came.code, len(came.told)) == (code, 2)
+    assert told in came.told[0]
+    assert came.told[1].startswith("hint: ")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_without_plotly_the_way_to_have_it_is_told(encode, embedkit_cli, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert encode(table, "-o", "out").code == 0
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    came = embedkit_cli("report", "out")
+    assert came.code == 2
+    assert "pip install 'plotly>=6'" in came.err
+
+
+def test_by_default_the_page_is_here_under_the_name_of_the_output(
+    encode, embedkit_cli, table, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert encode(table, "-q").code == 0
+    assert embedkit_cli("report", "table.embeddings").out.startswith("table.report.html: ")
+    assert (tmp_path / "table.report.html").exists()

@@ -180,6 +180,8 @@ def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Shipp
         raise _refusal(model, f"has its modules in an order embedkit does not know: {', '.join(kinds)}")
     transformer = transformer_settings(model, paths[0])
     pooling = model.read_recipe(f"{paths[at]}/config.json")
+    if not pooling:
+        raise _refusal(model, f"has no {paths[at]}/config.json, which says how it pools")
     behind = [
         _module(model, kind, path)
         for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)

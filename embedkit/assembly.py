@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
+from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.resolve import ModelFolder, resolve_model
 from embedkit.models.shipped import ShippedRecipe, shipped_recipe
@@ -17,8 +17,8 @@ from embedkit.pooling.names import parse_poolings, resolve_layers
 from embedkit.recipe import fingerprint, make_recipe
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
+    from embedkit.embedding import Embedder
     from embedkit.models.load import LoadedModel
-    from embedkit.pipeline import Embedder
     from embedkit.tokenizer import TextTokenizer
 
 #: Tokens in a batch where the user did not say. On 2 cores the activations of 4,096 tokens stay in the
@@ -27,6 +27,8 @@ _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 #: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
 #: windows of models that see only near tokens; it is cut at the model's limit like any text.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+_TEXTS = UnitConfig()
+_NO_GROUPS = GroupConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Request:
         folder: the model's files.
         shipped: the recipe of its authors, where `--pool auto` follows it; else None.
         poolings: resolved names; () = token vectors.
+        unit_poolings: how the vectors of tokens become those of units; () where units are texts or windows.
         normalize: resolved.
         truncate_dim: resolved.
         prompt: resolved.
@@ -45,6 +48,7 @@ class Request:
     folder: ModelFolder
     shipped: ShippedRecipe | None
     poolings: tuple[str, ...]
+    unit_poolings: tuple[str, ...]
     normalize: bool
     truncate_dim: int | None
     prompt: str
@@ -72,7 +76,9 @@ class Assembly:
     source: dict[str, str | None]
 
 
-def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> Request:
+def find_model(
+    model: ModelConfig, text: TextConfig, pooling: PoolingConfig, units: UnitConfig = _TEXTS
+) -> Request:
     """Find the model and settle what its files alone decide; imports no torch.
 
     Raises:
@@ -81,6 +87,9 @@ def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> 
     """
     folder = resolve_model(model)
     names = parse_poolings(pooling.pool)
+    unit_poolings = _unit_poolings(units, names)
+    if unit_poolings:
+        names = ("none",)
     shipped = shipped_recipe(folder) if names == ("auto",) else None
     if names == ("auto",):
         poolings = shipped.poolings if shipped else ("mean",)
@@ -88,7 +97,20 @@ def find_model(model: ModelConfig, text: TextConfig, pooling: PoolingConfig) -> 
         poolings = () if names == ("none",) else names
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
-    return Request(folder, shipped, poolings, normalize, truncate_dim, _prompt(folder, text, shipped))
+    prompt = _prompt(folder, text, shipped)
+    return Request(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt)
+
+
+def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    match units.unit:
+        case "token":
+            return ("first",)
+        case "word":
+            return (units.subtoken_pooling or "mean",)
+        case "span":
+            return ("mean",) if names == ("auto",) else tuple(name.replace("lasttoken", "last") for name in names)
+        case _:
+            return ()
 
 
 def rough_width(request: Request, pooling: PoolingConfig) -> int:
@@ -101,8 +123,8 @@ def rough_width(request: Request, pooling: PoolingConfig) -> int:
     n_layers = next((config[key] for key in keys if key in config), 12)
     keeps_all = pooling.layer_agg in {"concat", "separate"}
     layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
-    # Token vectors: about a hundred tokens a text.
-    return int(hidden_size) * layers * (len(request.poolings) or 100)
+    # Vectors of tokens, words and maybe spans: about a hundred a text.
+    return int(hidden_size) * layers * (len(request.poolings) or 100 * max(1, len(request.unit_poolings)))
 
 
 def assemble(
@@ -111,6 +133,8 @@ def assemble(
     text: TextConfig,
     pooling: PoolingConfig,
     batch: BatchConfig,
+    units: UnitConfig = _TEXTS,
+    groups: GroupConfig = _NO_GROUPS,
     *,
     plainly: bool = False,
 ) -> Assembly:
@@ -128,11 +152,11 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
+    from embedkit.embedding import Embedder
     from embedkit.memory import TokenBudget
     from embedkit.models.head import load_head, load_layer_weights
     from embedkit.models.load import load_model, make_encoder, plain_encoder
     from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
-    from embedkit.pipeline import Embedder
     from embedkit.pooling.plan import PoolingPlan
     from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
 
@@ -164,6 +188,8 @@ def assemble(
             prompt=request.prompt,
             skipped=skipped,
             lowercase_first=by_us,
+            overlap=(text.stride or 0) if text.on_long == "chunk" else None,
+            locates=units.unit != "text",
         )
         layers, layer_agg = _layers(shipped, pooling, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
@@ -173,7 +199,13 @@ def assemble(
         else:
             encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
         files = hashes.result()
-    plan = PoolingPlan(layers, layer_agg, request.poolings, cls_is_last=tokenizer.closes_with_cls and not shipped)
+    plan = PoolingPlan(
+        layers,
+        layer_agg,
+        request.poolings,
+        cls_is_last=tokenizer.closes_with_cls and not shipped,
+        told_as="" if units.unit == "token" else "_".join(request.unit_poolings),
+    )
     if shipped is not None:
         head = load_head(folder, shipped)
         plan = replace(
@@ -195,8 +227,11 @@ def assemble(
         on_long=text.on_long,
         budget=TokenBudget(batch.batch_tokens or _BATCH_TOKENS[encoder.device.type]),
         batch_size=batch.batch_size,
+        level=units.unit,
+        chunk_pool=text.chunk_pool or "mean",
+        unit_poolings=request.unit_poolings,
     )
-    widest = max(variant.dims for variant in embedder.pooling.variants(encoder.hidden_size))
+    widest = max(variant.dims for variant in embedder.raw_variants)
     if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
         raise UsageError(
             f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions that there are",
@@ -208,10 +243,16 @@ def assemble(
         lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
         max_length=max_length,
         on_long=text.on_long,
+        stride=text.stride or 0,
+        chunk_pool=text.chunk_pool or "mean",
         prompt=request.prompt,
+        level=units.unit,
+        groups={"by": list(groups.by), "pool": groups.pool or "mean", "order_by": groups.order_by}
+        if groups.by
+        else None,
         layers=layers,
         layer_agg=layer_agg,
-        pool=request.poolings,
+        pool=("token",) if units.unit == "token" else request.unit_poolings or request.poolings,
         exclude_special=pooling.exclude_special,
         normalize=request.normalize,
         truncate_dim=request.truncate_dim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from embedkit.assembly import assemble, find_model
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
 from embedkit.errors import InputError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from embedkit.embedding import RawVectors
 
 
 class Encoder:
@@ -26,7 +29,9 @@ class Encoder:
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, fp32, bf16 or fp16.
         max_length: most tokens of a text, special tokens counted; None or auto = what the model can take.
-        on_long: truncate or error.
+        on_long: truncate, chunk or error.
+        stride: tokens that a window shares with the one before it.
+        chunk_pool: mean, max or first: one vector of all windows.
         prompt: put before each text.
         prompt_name: a name among the model's own prompts.
         layers: such as `-1`, `-4:`, `9:13`, `all`.
@@ -55,6 +60,8 @@ class Encoder:
         dtype: str = "auto",
         max_length: int | Literal["auto"] | None = None,
         on_long: str = "truncate",
+        stride: int | None = None,
+        chunk_pool: str | None = None,
         prompt: str | None = None,
         prompt_name: str | None = None,
         layers: str = "-1",
@@ -67,7 +74,9 @@ class Encoder:
         batch_size: int | None = None,
     ) -> None:
         models = ModelConfig(os.fspath(model), revision, offline, trust_remote_code, lowercase, device, dtype)
-        texts = TextConfig(None if max_length == "auto" else max_length, on_long, prompt, prompt_name)
+        texts = TextConfig(
+            None if max_length == "auto" else max_length, on_long, stride, chunk_pool, prompt, prompt_name
+        )
         pooling = PoolingConfig(layers, layer_agg, pool, exclude_special, normalize, truncate_dim)
         request = find_model(models, texts, pooling)
         assembly = assemble(request, models, texts, pooling, BatchConfig(batch_tokens, batch_size))
@@ -105,14 +114,14 @@ class Encoder:
 
         if not self._embedder.pooling.poolings:
             raise UsageError("pool='none' gives a vector a token", hint="use encode_tokens(texts)")
-        used, raw = self._embed(texts)
+        raw = self._embed(texts)
         out: dict[str, NDArray[np.float32]] = {}
-        for name, vectors in raw.items():
+        for name, vectors in raw.vectors.items():
             if not np.isfinite(vectors).all():
                 raise ModelError("a vector is not finite (NaN or infinite)", hint="use dtype='fp32'")
             done = finish(vectors, normalize=self._embedder.normalize, truncate_dim=self._embedder.truncate_dim)
             out[name] = np.full((len(texts), done.shape[1]), np.nan, np.float32)
-            out[name][used] = done
+            out[name][raw.texts] = done
         return out
 
     def encode_tokens(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
@@ -123,14 +132,14 @@ class Encoder:
         """
         if self._embedder.pooling.poolings or len(self.dims) > 1:
             raise UsageError("encode_tokens needs pool='none' and one vector a token", hint="pool='none'")
-        used, raw = self._embed(texts)
+        raw = self._embed(texts)
         out = [np.zeros((0, self.dims[""]), np.float32) for _ in texts]
-        for text, states in zip(used.tolist(), raw[""], strict=True):
+        for text, states in zip(raw.texts.tolist(), raw.vectors[""], strict=True):
             out[text] = states
         return out
 
-    def _embed(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        from embedkit.pipeline import embed_tokens
+    def _embed(self, texts: Sequence[str]) -> RawVectors:
+        from embedkit.embedding import embed
         from embedkit.tokenizer import refuse_long
 
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -138,10 +147,9 @@ class Encoder:
         tokenized = self._embedder.tokenizer.tokenize(texts)
         if self._embedder.on_long == "error":
             refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(texts)))
-        raw, unfit = embed_tokens(tokenized.tokens, self._embedder, lambda *_: None)
-        if unfit:
+        raw = embed(tokenized, self._embedder, lambda *_: None)
+        if raw.unfit:
             raise ModelError(
-                f"text {tokenized.texts[min(unfit)]} does not fit into memory even alone",
-                hint="use a smaller max_length",
+                f"text {min(raw.unfit)} does not fit into memory even alone", hint="use a smaller max_length"
             )
-        return tokenized.texts, raw
+        return raw

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.norms import Norms, NormTally
@@ -193,8 +194,9 @@ def _sum(records: Iterable[Mapping[str, Any]]) -> Receipts:
     """Receipts by the records: they count rows without a vector too, which .npy does not hold."""
     total, status = Counter[str](), Counter[str]()
     for record in records:
-        total.update(rows=record["rows"], vectors=record["vectors"], **record["tokens"])
-        status.update(record["status_counts"])
+        texts = record.get("texts", record)
+        total.update(rows=record["rows"], vectors=record["vectors"], **texts["tokens"])
+        status.update(texts["status_counts"])
     return Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
 
 
@@ -218,8 +220,9 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
     total, status = Counter[str](), Counter[str]()
     for piece in stored.pieces(variants):
         total.update(rows=len(piece.facts), vectors=int(piece.has_vector.sum()))
-        total.update({name: pc.sum(piece.facts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
-        status.update(piece.facts["status"].to_pylist())
+        texts = _one_of_each_text(piece.facts, stored.recipe)
+        total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
+        status.update(texts["status"].to_pylist())
         for variant in variants if has_floats else ():
             held = piece.vectors[variant.name]
             if not isinstance(held, np.ndarray):
@@ -227,3 +230,12 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
             tallies[variant.name].add(stored.floats(held, variant))
     receipts = Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
     return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
+
+
+def _one_of_each_text(facts: pa.Table, recipe: Mapping[str, Any]) -> pa.Table:
+    """The rows that open a text: all, unless a text has a row for each of its units."""
+    level = recipe.get("level", "text")
+    if level == "text":
+        return facts
+    number = facts[level].fill_null(0).to_numpy().astype(np.int64)
+    return facts.filter(pa.array(np.diff(number, prepend=np.iinfo(np.int32).max) <= 0))

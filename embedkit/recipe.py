@@ -19,7 +19,11 @@ def make_recipe(
     lowercase: bool,
     max_length: int,
     on_long: str,
+    stride: int,
+    chunk_pool: str,
     prompt: str,
+    level: str,
+    groups: Mapping[str, Any] | None,
     layers: tuple[int, ...],
     layer_agg: str,
     pool: tuple[str, ...],
@@ -37,11 +41,15 @@ def make_recipe(
         files: SHA-256 of each of the model's files, by name.
         lowercase: whether texts are lowercased.
         max_length: most tokens of a text, special tokens counted.
-        on_long: truncate or error.
+        on_long: truncate, chunk or error.
+        stride: tokens that two windows share; counts only with chunk.
+        chunk_pool: how the vectors of windows are combined; counts only with chunk.
         prompt: put before each text.
+        level: what a vector is of: text, chunk, word, token or span.
+        groups: how rows become one vector a group, or None.
         layers: resolved layer numbers, in order.
         layer_agg: how they are aggregated.
-        pool: poolings, in order; () = token vectors.
+        pool: poolings, in order: of texts and windows, or of the tokens of words and spans; () = token vectors.
         exclude_special: whether special tokens are left out of the pooling.
         normalize: whether vectors are scaled to length 1.
         truncate_dim: dimensions kept; None = all.
@@ -50,10 +58,19 @@ def make_recipe(
         shipped: the modules of the recipe that the model ships, in order, and the similarity that it names (which
             decides no number); None where it is not followed.
     """
+    windows = {"stride": stride, "chunk_pool": None if level == "chunk" else chunk_pool}
     return {
         "version": 1,
         "model": {"type": model_type, "files": dict(files)},
-        "text": {"lowercase": lowercase, "prompt": prompt, "max_length": max_length, "on_long": on_long},
+        "text": {
+            "lowercase": lowercase,
+            "prompt": prompt,
+            "max_length": max_length,
+            "on_long": on_long,
+            **(windows if on_long == "chunk" else {}),
+        },
+        "level": level,
+        **({"groups": dict(groups)} if groups else {}),
         "layers": list(layers),
         "layer_agg": layer_agg,
         "pool": list(pool) or ["none"],

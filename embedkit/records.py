@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 #: Statuses of a receipt, in the order in which `inspect` lists them. Rows that were kept as
 #: null by `--on-bad-row null` have their fault's code as status instead.
-STATUSES = ("ok", "truncated", "empty")
+STATUSES = ("ok", "truncated", "chunked", "empty", "no_unit", "outside")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,28 @@ class Record:
         id: the id column as text, or the row number; None where the id cell is null.
         text: what is embedded; None where every text cell is null.
         kept: values of the columns named by `--keep`, in that order.
+        spans: parts of the text that are asked for; only with `--spans` or `--spans-column`.
     """
 
     row: int
     id: str | None
     text: str | None
     kept: tuple[Any, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a text, such as an entity.
+
+    Attributes:
+        start, stop: characters [start, stop) of the text, from 0.
+        label: what it is called; None if nobody said.
+    """
+
+    start: int
+    stop: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,44 @@ class Tokens:
             np.int64,
             len(self.lengths),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlaces:
+    """Where each token of a `Tokens` is from: arrays of the shape of its `input_ids`.
+
+    Attributes:
+        number: int32, its number among the text's own tokens, from 0; -1 for special tokens and the prompt's.
+        start, stop: int32, the characters [start, stop) of the text that it stands for, blanks at its ends left
+            out; meaningless where `number` is -1.
+    """
+
+    number: NDArray[np.int32]
+    start: NDArray[np.int32]
+    stop: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTexts:
+    """A shard's texts as tokens, and what happened to each. R texts were given; W windows were made of them.
+
+    Attributes:
+        tokens: of the windows, in input order; a text that fits is one window, an empty one none.
+        texts: int64 [W], which of the texts given each window is of; ascending.
+        added: int64 [W], tokens of the text's own that are in no earlier window of it.
+        n_tokens: int32 [R], tokens before any cut, special tokens included; 0 where empty.
+        n_used: int32 [R], of these, the ones that go through the model; 0 where empty.
+        n_chunks: int32 [R], windows.
+        places: where the tokens are from; None unless it was asked for.
+    """
+
+    tokens: Tokens
+    texts: NDArray[np.int64]
+    added: NDArray[np.int64]
+    n_tokens: NDArray[np.int32]
+    n_used: NDArray[np.int32]
+    n_chunks: NDArray[np.int32]
+    places: TokenPlaces | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +212,32 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class TextCounts:
+    """A shard counted by texts, where a text may have several rows in the output.
+
+    Attributes:
+        rows: texts, those without a vector among them.
+        statuses: word → texts.
+        n_tokens, n_used: tokens of all texts, each text counted once.
+    """
+
+    rows: int
+    statuses: Mapping[str, int]
+    n_tokens: int
+    n_used: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedShard:
     """The finished rows of one shard, in input order, ready for a sink.
 
     Attributes:
         index: number of the shard.
         start, stop: rows of the input that it covers: [start, stop).
-        ids: [R] ids; R counts the rows written, so R = stop - start unless rows were skipped.
-        kept: for each kept column, its R values.
+        ids: [R] ids; R counts the rows written: stop - start, unless rows were skipped or units are not texts.
+        kept: for each kept column and each column that tells of a unit, its R values.
         n_tokens: int32 [R], tokens of the text before any cut, special tokens included.
-        n_used: int32 [R], tokens that went through the model.
+        n_used: int32 [R], of these, the ones that went through the model.
         n_chunks: int32 [R], windows that the text was read in; 0 where there is no vector.
         status: [R] words, see STATUSES.
         has_vector: bool [R].
@@ -175,6 +245,7 @@ class EncodedShard:
             rows in input order; binary precision has [V, ceil(D/8)] uint8.
             Token vectors (`--pool none`): a list of V arrays [n_used, D] instead.
         rejects: faults of this shard's rows, skipped or kept as null.
+        texts: the shard counted by texts; None where each text has one row.
     """
 
     index: int
@@ -189,3 +260,4 @@ class EncodedShard:
     has_vector: NDArray[np.bool_]
     vectors: Mapping[str, NDArray[Any] | Sequence[NDArray[Any]]]
     rejects: Sequence[Fault]
+    texts: TextCounts | None = None

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+STAGES = ("sources", "tokenizer", "batching", "models", "pooling", "units", "sinks", "commit", "memory")
 #: From the command line down; a unit imports what stands in the lines below its own, never beside or above.
 LEVELS = (
     ("cli",),
@@ -18,12 +19,12 @@ LEVELS = (
     ("engines", "encoder", "report", "resampling"),
     ("assembly", "inspection", "results", "verification"),
     ("destination", "pipeline"),
-    ("sources", "tokenizer", "batching", "models", "pooling", "sinks", "commit", "memory"),  # the stages
+    ("embedding",),
+    STAGES,
     ("config", "plan", "recipe", "whole_files"),
     ("disk", "leftovers", "norms", "seal"),
     ("records", "errors"),
 )
-STAGES = LEVELS[5]
 #: What a stage may know beside itself.
 COMMON = {"errors", "records", "config", "disk", "leftovers", "seal", "whole_files"}
 #: Imports that the rules above forbid, and why they are right all the same.

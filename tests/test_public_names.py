@@ -24,6 +24,8 @@ NOT_OF_ENCODER = {
     *("format", "text_column", "template", "id_column", "keep", "limit"),
     *("max_expansion", "max_decompressed_gb", "verify", "private"),
     *("shard_id", "num_shards", "workers"),
+    # Encoder gives one vector a text; rows of units and groups are for tables.
+    *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
     *("progress", "quiet", "verbose", "config"),
     "precision",  # Encoder gives float32 arrays; fewer bits are for files
 }

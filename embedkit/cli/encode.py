@@ -81,20 +81,25 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
     if not summary.complete:
         return _told_of_part(summary)
     where = "stdout" if summary.path == "-" else summary.path
-    words = ", ".join(
-        f"{count:,} {word}" for word, count in summary.statuses.items() if word not in {"ok", "truncated"}
-    )
+    used = {"ok", "truncated", "chunked"}
+    words = ", ".join(f"{count:,} {word}" for word, count in summary.statuses.items() if word not in used)
     dims = ", ".join(f"{dims:,}" for dims in sorted(set(summary.dims.values())))
     several = f" in {len(summary.dims)} columns" if len(summary.dims) > 1 else ""
     lines = [f"{where}: {summary.rows:,} rows, {summary.vectors:,} vectors of {dims} dimensions{several}"]
     if words or summary.rejects:
         lines.append(f"without a vector: {words or 'none'}; rejects listed: {summary.rejects:,}")
-    cut = summary.statuses.get("truncated", 0)
+    chunked, cut = (summary.statuses.get(word, 0) for word in ("chunked", "truncated"))
     lost = summary.n_tokens - summary.n_used
-    lines.append(
-        f"truncated: {cut:,} rows ({_percent(cut, summary.rows)}), {lost:,} tokens lost "
-        f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
-    )
+    if summary.recipe.get("text", {}).get("on_long") == "chunk":
+        lines.append(
+            f"chunked: {chunked:,} texts ({_percent(chunked, summary.input_rows)}) were read in windows of at "
+            f"most {summary.max_length} tokens; no token was lost"
+        )
+    else:
+        lines.append(
+            f"truncated: {cut:,} rows ({_percent(cut, summary.input_rows)}), {lost:,} tokens lost "
+            f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
+        )
     if not summary.computed_rows:
         lines.append(f"{summary.seconds:.1f} s; nothing was left to compute")
         return lines

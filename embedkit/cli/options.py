@@ -18,12 +18,14 @@ import typer
 from embedkit.config import (
     OUTPUT_FORMATS,
     BatchConfig,
+    GroupConfig,
     InputConfig,
     ModelConfig,
     OutputConfig,
     PoolingConfig,
     RunConfig,
     TextConfig,
+    UnitConfig,
 )
 from embedkit.engines.ranks import share_of
 from embedkit.errors import UsageError
@@ -120,9 +122,30 @@ def run_config(
     max_length: Annotated[
         str, typer.Option(help="Most tokens of a text, special tokens counted; auto = what the model takes.")
     ] = "auto",
-    on_long: Annotated[str, typer.Option(help="truncate (counted and said), error.")] = "truncate",
+    on_long: Annotated[
+        str, typer.Option(help="truncate (counted and said), chunk (read in windows), error.")
+    ] = "truncate",
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that a window shares with the one before it; 0.")
+    ] = None,
+    chunk_pool: Annotated[
+        str | None, typer.Option(help="mean (weighted by tokens), max, first: one vector of all windows.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text put before each text.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="A name from the model's own prompts.")] = None,
+    level: Annotated[str, typer.Option(help="What a vector is of: text, chunk, word, token.")] = "text",
+    subtoken_pooling: Annotated[
+        str | None, typer.Option(help="mean, first, last, max: one vector of a word's tokens.")
+    ] = None,
+    spans: Annotated[
+        str | None, typer.Option(help="File of id, start, end and maybe label: a vector a span.")
+    ] = None,
+    spans_column: Annotated[str | None, typer.Option(help="Column that lists the spans of its text.")] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Column; a vector a group of rows. Repeatable, the finest first.")
+    ] = None,
+    group_pool: Annotated[str | None, typer.Option(help="mean (weighted by tokens), row_mean, max, last.")] = None,
+    order_by: Annotated[str | None, typer.Option(help="Column that says which row is the last.")] = None,
     output_format: Annotated[
         str | None, typer.Option(help="parquet, npy, jsonl, arrow; by the name of OUT, else parquet.")
     ] = None,
@@ -164,10 +187,14 @@ def run_config(
         ),
         output=OutputConfig(out, _output_format(out, output_format), shard_rows, on_exists, on_bad_row, verify),
         model=ModelConfig(model, revision, offline, trust_remote_code, lowercase, device, dtype),
-        text=TextConfig(_number_or_auto("--max-length", max_length), on_long, prompt, prompt_name),
+        text=TextConfig(
+            _number_or_auto("--max-length", max_length), on_long, stride, chunk_pool, prompt, prompt_name
+        ),
         pooling=PoolingConfig(layers, layer_agg, pool, exclude_special, normalize, truncate_dim, precision),
         batch=BatchConfig(_number_or_auto("--batch-tokens", batch_tokens), batch_size),
         share=share_of(shard_id, num_shards, workers, os.environ),
+        units=UnitConfig(level, subtoken_pooling, spans, spans_column),
+        groups=GroupConfig(tuple(group_by or ()), group_pool, order_by),
     )
 
 

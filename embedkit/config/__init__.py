@@ -8,7 +8,7 @@ from embedkit.config.inputs import FORMATS, InputConfig
 from embedkit.config.models import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.outputs import OUTPUT_FORMATS, OutputConfig, ShareConfig
 from embedkit.config.run import RunConfig
-from embedkit.config.vectors import PRECISIONS, PoolingConfig, TextConfig
+from embedkit.config.vectors import PRECISIONS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 
 __all__ = [
     "DTYPES",
@@ -16,6 +16,7 @@ __all__ = [
     "OUTPUT_FORMATS",
     "PRECISIONS",
     "BatchConfig",
+    "GroupConfig",
     "InputConfig",
     "ModelConfig",
     "OutputConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "RunConfig",
     "ShareConfig",
     "TextConfig",
+    "UnitConfig",
     "at_least",
     "one_of",
 ]

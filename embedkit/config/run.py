@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from embedkit.config.inputs import InputConfig
 from embedkit.config.models import BatchConfig, ModelConfig
 from embedkit.config.outputs import OutputConfig, ShareConfig
-from embedkit.config.vectors import PoolingConfig, TextConfig
+from embedkit.config.vectors import SPAN_POOLINGS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
 
 
@@ -22,14 +22,27 @@ class RunConfig:
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     share: ShareConfig = field(default_factory=ShareConfig)
+    units: UnitConfig = field(default_factory=UnitConfig)
+    groups: GroupConfig = field(default_factory=GroupConfig)
 
     @property
     def workers(self) -> int:
         """How many processes compute: more than one are started for it."""
         return self.share.workers or len(self.model.devices)
 
+    @property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that are read beside those that are kept."""
+        return () if self.units.spans_column is None else (self.units.spans_column,)
+
+    @property
+    def table(self) -> InputConfig:
+        """What is read: the input, and the hidden columns behind the kept ones."""
+        return replace(self.input, keep=(*self.input.keep, *self.hidden_columns))
+
     def __post_init__(self) -> None:
         self._refuse_sharing()
+        self._refuse_units()
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
@@ -54,4 +67,42 @@ class RunConfig:
             raise UsageError(
                 "--on-exists overwrite with several ranks: each would remove what the others have done",
                 hint="remove the old output first, or use --on-exists resume",
+            )
+
+    def _refuse_units(self) -> None:
+        unit, poolings = self.units.unit, self.pooling.pool.split(",")
+        if unit == "span" and not set(poolings) <= {"auto", *SPAN_POOLINGS}:
+            raise UsageError(
+                f"--pool {self.pooling.pool} is not for spans", hint=f"use one of: {', '.join(SPAN_POOLINGS)}"
+            )
+        if unit in {"word", "token"} and self.pooling.pool not in {"auto", "none"}:
+            raise UsageError(
+                f"--pool makes one vector of many tokens, and --level is {unit}",
+                hint="leave --pool out; --subtoken-pooling says what becomes of the tokens of a word",
+            )
+        if unit in {"text", "chunk"} and self.pooling.pool == "none" and self.text.on_long == "chunk":
+            raise UsageError(
+                "--pool none gives all tokens of one text, and --on-long chunk reads it in several windows",
+                hint="use --level token: each token has its vector from the window where it has most context",
+            )
+        if unit == "chunk" and self.text.chunk_pool is not None:
+            raise UsageError(
+                "--chunk-pool makes one vector of the windows, and --level chunk writes each",
+                hint="leave out one of the two",
+            )
+        if unit == "span" and self.units.spans is not None and "-" in self.input.inputs:
+            raise UsageError(
+                "--spans FILE is held against the ids of the input, and stdin can be read only once",
+                hint="put the spans into a column (--spans-column), or give a file for INPUT",
+            )
+        if not self.groups.by:
+            return
+        if unit != "text" or self.pooling.pool == "none":
+            raise UsageError(
+                "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
+            )
+        if self.pooling.precision == "int8":
+            raise UsageError(
+                "--precision int8 is calibrated on the first vectors, and those of groups come last",
+                hint="use --precision float16",
             )

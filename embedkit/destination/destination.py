@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from embedkit.records import EncodedShard
+from embedkit.records import EncodedShard, TextCounts
 from embedkit.sinks import Sink
 
 #: What to do about an output that is there already: alone, and beside other ranks.
@@ -70,4 +70,13 @@ def facts_of(shard: EncodedShard) -> dict[str, Any]:
         "status_counts": dict(sorted(Counter(shard.status).items())),
         "tokens": {"n_tokens": int(shard.n_tokens.sum()), "n_used": int(shard.n_used.sum())},
         "rejects": len(shard.rejects),
+        **({} if shard.texts is None else {"texts": _by_text(shard.texts)}),
+    }
+
+
+def _by_text(texts: TextCounts) -> dict[str, Any]:
+    return {
+        "rows": texts.rows,
+        "status_counts": dict(texts.statuses),
+        "tokens": {"n_tokens": texts.n_tokens, "n_used": texts.n_used},
     }

@@ -9,6 +9,8 @@ from embedkit.errors import EmbedkitError
 
 #: Statuses of rows that have a vector; every other one says why there is none.
 _WITH_VECTOR = ("ok", "truncated", "chunked")
+#: Statuses of rows that have none although nothing is wrong with them.
+_WITHOUT_FAULT = ("empty", "no_unit", "outside")
 
 
 def account_for_rows(
@@ -27,12 +29,13 @@ def account_for_rows(
     """
     next_row = 0
     for record in records:
-        status = record["status_counts"]
-        listed = status.get("empty", 0) if lists_empty else 0
+        status, texts = record["status_counts"], record.get("texts", record)
+        listed = sum(status.get(word, 0) for word in _WITHOUT_FAULT) if lists_empty else 0
         skipped = record["rejects"] - listed if on_bad_row == "skip" else 0
         sound = (
             record["start"] == next_row
-            and record["rows"] + skipped == record["stop"] - record["start"]
+            and texts["rows"] + skipped == record["stop"] - record["start"]
+            and texts["rows"] == sum(texts["status_counts"].values())
             and record["rows"] == sum(status.values())
             and record["vectors"] == sum(status.get(word, 0) for word in _WITH_VECTOR)
         )

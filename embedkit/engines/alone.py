@@ -54,7 +54,9 @@ class Alone:
         if self._assembly is None:
             config = self.config
             model = _placed(config.model, config.share.place)
-            self._assembly = assemble(self.request, model, config.text, config.pooling, config.batch)
+            self._assembly = assemble(
+                *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups)
+            )
         return self._assembly
 
     @property

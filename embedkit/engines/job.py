@@ -17,19 +17,12 @@ import numpy as np
 
 from embedkit.config import RunConfig
 from embedkit.destination import Destination
+from embedkit.embedding import Embedder, embed
 from embedkit.engines.faults import unreadable_rows
 from embedkit.engines.lanes import Worker, prefetched
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import InputError, Stopped
-from embedkit.pipeline import (
-    Embedder,
-    ReadShard,
-    TokenizedShard,
-    embed_shard,
-    embed_tokens,
-    int8_ranges,
-    tokenize_shard,
-)
+from embedkit.pipeline import ReadShard, TokenizedShard, embed_shard, int8_ranges, tokenize_shard
 from embedkit.plan import ShardCutter
 from embedkit.pooling.finish import Int8Range
 from embedkit.records import EncodedShard, Fault, Record
@@ -196,14 +189,14 @@ def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[floa
 
     They come from the first rows of the input alone, so they are the same for every shard and every resume.
     """
-    texts: list[str] = []
+    records: list[Record] = []
     for record in table.records():
         if isinstance(record, Record) and record.text and record.text.strip():
-            texts.append(record.text)
-        if len(texts) == _CALIBRATION_TEXTS:
+            records.append(record)
+        if len(records) == _CALIBRATION_TEXTS:
             break
-    tokens = embedder.tokenizer.tokenize(texts).tokens
-    raw, _ = embed_tokens(tokens, embedder, lambda *_: None)
+    shard = tokenize_shard(ReadShard(0, 0, len(records), records, ()), replace(embedder, on_long="truncate"))
+    raw = embed(shard.texts, embedder, lambda *_: None, shard.units).vectors
     return {
         name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
         for name, of in int8_ranges(raw, embedder).items()

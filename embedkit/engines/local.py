@@ -16,7 +16,16 @@ from embedkit.destination import Destination, Overtaken, destination_of
 from embedkit.engines.account import account_for_rows
 from embedkit.engines.alone import Alone
 from embedkit.engines.crew import Crew
-from embedkit.engines.planning import ModelFacts, counts, input_facts, layout, manifest_of, output_facts, scan
+from embedkit.engines.planning import (
+    ModelFacts,
+    counts,
+    input_facts,
+    layout,
+    manifest_of,
+    output_facts,
+    scan,
+    table_of,
+)
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
@@ -24,7 +33,7 @@ from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inspection import inspect_output
 from embedkit.plan import default_shard_rows, refuse_changes
 from embedkit.sinks import make_sink
-from embedkit.sources import Table, open_table
+from embedkit.sources import SpanBook, Table
 
 
 def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
@@ -44,12 +53,12 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         watcher.notice(
             f"rank {share.rank} of {share.world_size}, as {share.source} say; --num-shards 1 would do all of it"
         )
-    table = open_table(config.input)
+    table, spans = table_of(config)
     _refuse_second_reading(table, config)
     destination = destination_of(config.output, share)
     stored = destination.open()
-    request = find_model(config.model, config.text, config.pooling)
-    plan = _planned(table, config, request, stored)
+    request = find_model(config.model, config.text, config.pooling, config.units)
+    plan = _planned(table, spans, config, request, stored)
     part = None if plan["shards"] is None else shards_of(share, plan["shards"])
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
@@ -134,7 +143,13 @@ def _carry_out(
     )
 
 
-def _planned(table: Table, config: RunConfig, request: Request, stored: dict[str, Any] | None) -> dict[str, Any]:
+def _planned(
+    table: Table,
+    spans: SpanBook | None,
+    config: RunConfig,
+    request: Request,
+    stored: dict[str, Any] | None,
+) -> dict[str, Any]:
     """The plan as far as the input alone decides it."""
     shard_rows = config.output.shard_rows or (stored or {}).get("shard_rows")
     if shard_rows is None:
@@ -145,7 +160,7 @@ def _planned(table: Table, config: RunConfig, request: Request, stored: dict[str
     return plan | (
         {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
-        else scan(table, config, shard_rows)
+        else scan(table, spans, config, shard_rows)
     )
 
 

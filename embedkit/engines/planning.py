@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.faults import unreadable_rows
+from embedkit.errors import UsageError
 from embedkit.plan import ShardCutter
 from embedkit.recipe import canonical_json, files_digest, fingerprint
 from embedkit.records import Variant
 from embedkit.sinks import Layout
-from embedkit.sources import Table
+from embedkit.sources import SpanBook, SpanColumn, Table, open_table
+from embedkit.units.units import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,56 @@ class ModelFacts:
         )
 
 
-def scan(table: Table, config: RunConfig, shard_rows: int) -> dict[str, Any]:
-    """Rows and shards of a table; finds faulty rows before a model is loaded."""
+def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
+    """The input, each row with its spans where vectors of spans are asked for; and the book of these.
+
+    Raises:
+        InputError: it cannot be read, or the file of spans cannot.
+    """
+    table = open_table(config.table)
+    book = None if config.units.spans is None else SpanBook(config.units.spans, table)
+    if book is not None:
+        table.and_then(book.attach)
+    if config.units.spans_column is not None:
+        table.and_then(SpanColumn(table).attach)
+    return table, book
+
+
+def scan(table: Table, spans: SpanBook | None, config: RunConfig, shard_rows: int) -> dict[str, Any]:
+    """Rows and shards of a table; finds faulty rows before a model is loaded.
+
+    Raises:
+        InputError: rows are faulty and may not be, or spans are of ids that no row has.
+        UsageError: a kept column has the name of one that tells of a unit.
+    """
     if table.streaming:
-        return {"rows": None, "shards": None, "starts": None, "kept_types": table.kept_types()}
+        return {
+            "rows": None,
+            "shards": None,
+            "starts": None,
+            "kept_types": _kept_types(table.kept_types(), config),
+        }
     cutter = ShardCutter(shard_rows)
     found = table.scan(cutter.count)
     if found.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(found.faults, found.n_faults)
-    shards = len(cutter.starts)
-    return {"rows": found.rows, "shards": shards, "starts": cutter.starts, "kept_types": found.kept_types}
+    if spans is not None and config.input.limit is None:
+        spans.refuse_strangers()
+    kept = _kept_types(found.kept_types, config)
+    return {"rows": found.rows, "shards": len(cutter.starts), "starts": cutter.starts, "kept_types": kept}
+
+
+def _kept_types(found: Mapping[str, str], config: RunConfig) -> dict[str, str]:
+    """The types of the columns beside the receipt: those kept, and those that tell of a unit."""
+    units = COLUMNS[config.units.unit]
+    kept = {name: kind for name, kind in found.items() if name in config.input.keep}
+    taken = next((name for name in kept if name in units), None)
+    if taken is not None:
+        raise UsageError(
+            f"--keep {taken}: with vectors of a {config.units.unit}, embedkit writes a column of that name",
+            hint="leave it out of --keep, or rename it in the input",
+        )
+    return {**kept, **units}
 
 
 def input_facts(table: Table, config: InputConfig) -> dict[str, Any]:
@@ -108,10 +150,14 @@ def layout(plan: dict[str, Any]) -> Layout:
 
 
 def counts(records: Iterable[dict[str, Any]], rows: int | None) -> dict[str, Any]:
-    """Sums over shards' records; `rows` of the input, or None if the records alone tell."""
+    """Sums over shards' records; `rows` of the input, or None if the records alone tell.
+
+    Statuses and tokens are those of the texts, of which each counts once, however many units it has.
+    """
     records = list(records)
+    by_text = [record.get("texts", record) for record in records]
     statuses: dict[str, int] = {}
-    for record in records:
+    for record in by_text:
         for word, count in record["status_counts"].items():
             statuses[word] = statuses.get(word, 0) + count
     return {
@@ -120,8 +166,8 @@ def counts(records: Iterable[dict[str, Any]], rows: int | None) -> dict[str, Any
         "vectors": sum(record["vectors"] for record in records),
         "statuses": statuses,
         "rejects": sum(record["rejects"] for record in records),
-        "n_tokens": sum(record["tokens"]["n_tokens"] for record in records),
-        "n_used": sum(record["tokens"]["n_used"] for record in records),
+        "n_tokens": sum(record["tokens"]["n_tokens"] for record in by_text),
+        "n_used": sum(record["tokens"]["n_used"] for record in by_text),
     }
 
 

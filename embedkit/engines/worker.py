@@ -23,12 +23,11 @@ from embedkit.assembly import find_model
 from embedkit.config import RunConfig
 from embedkit.destination import Overtaken, destination_of
 from embedkit.engines.alone import Alone
-from embedkit.engines.planning import input_facts, layout
+from embedkit.engines.planning import input_facts, layout, table_of
 from embedkit.engines.signals import heed, let_through
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.plan import refuse_changes
 from embedkit.sinks import make_sink
-from embedkit.sources import open_table
 
 _LOOK_SECONDS = 0.1
 #: How long a worker whose crew is gone may take to notice between two batches.
@@ -57,8 +56,10 @@ def work(config: RunConfig, workers: int, link: Connection) -> None:
 def _work(config: RunConfig, workers: int, line: Line) -> None:
     try:
         _limit_threads(workers)
-        table = open_table(config.input)
-        engine = Alone(config, table, find_model(config.model, config.text, config.pooling), line, line.stop)
+        table, _ = table_of(config)
+        engine = Alone(
+            config, table, find_model(config.model, config.text, config.pooling, config.units), line, line.stop
+        )
         line.say(ready=asdict(engine.load()))
         if line.order() == "calibrate":
             line.say(ranges=engine.calibrate())

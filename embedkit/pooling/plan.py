@@ -31,6 +31,7 @@ class PoolingPlan:
         skipped: tokens at the start of each text that take no part in the pooling: a prompt's.
         head: what comes behind the pooling, float32 [n, D] → [n, D']; None = nothing.
         head_width: D' of the head; None = D.
+        told_as: what names of separate layers say of the pooling; by default the poolings.
     """
 
     layers: tuple[int, ...]
@@ -41,12 +42,13 @@ class PoolingPlan:
     skipped: int = 0
     head: Callable[[Tensor], Tensor] | None = None
     head_width: int | None = None
+    told_as: str = ""
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
         """Columns of the output for a model whose states have `hidden_size` dimensions."""
         width = self.head_width or self.pooled_width(hidden_size)
         if self.aggregation == "separate":
-            suffix = "_".join(self.poolings) or "tokens"
+            suffix = self.told_as or "_".join(self.poolings) or "tokens"
             return tuple(Variant(f"L{layer:02d}_{suffix}", width) for layer in self.layers)
         return (Variant("", width),)
 

@@ -22,7 +22,7 @@ from embedkit.resampling.origin import Origin
 from embedkit.resampling.sample import Sampled
 
 if TYPE_CHECKING:
-    from embedkit.pipeline import Embedder
+    from embedkit.embedding import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,15 @@ class Again:
             ModelError: the model cannot be had, or is another one.
             OutputError: the recipe is one that this version cannot carry out.
         """
-        from embedkit.pipeline import embed_tokens
+        from embedkit.embedding import embed
 
         recipe = origin.stored.recipe
+        if recipe["level"] != "text" or "groups" in recipe:
+            what = "groups of rows" if "groups" in recipe else f"a {recipe['level']} each"
+            raise OutputError(
+                f"--resample takes vectors of whole texts, and these are of {what}",
+                hint="encode some of the texts without --level, spans or --group-by, and resample that",
+            )
         embedder = self._embedder(origin)
         ranges = {
             name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
@@ -62,7 +68,7 @@ class Again:
         columns = {variant.name: variant.column for variant in origin.stored.layout.variants}
         for one in sampled:
             tokenized = embedder.tokenizer.tokenize([texts[one.row]])
-            raw, _ = embed_tokens(tokenized.tokens, embedder, lambda *_: None)
+            raw = embed(tokenized, embedder, lambda *_: None).vectors
             for name, column in columns.items():
                 vectors = raw[name][0]
                 if embedder.pooling.poolings:
@@ -98,7 +104,9 @@ class Again:
 
 def _ways(recipe: Mapping[str, Any]) -> Iterator[tuple[TextConfig, PoolingConfig]]:
     """What may have been asked for: what the recipe says in so many words, or the model's own that is the same."""
-    text = TextConfig(recipe["text"]["max_length"], recipe["text"]["on_long"], recipe["text"]["prompt"])
+    asked = recipe["text"]
+    windows = {name: asked.get(name) for name in ("stride", "chunk_pool")}
+    text = TextConfig(asked["max_length"], asked["on_long"], prompt=asked["prompt"], **windows)
     shipped = recipe.get("shipped") is not None
     weighted = recipe["layer_agg"] == "weighted"  # by the recipe that the model ships, which takes no other layers
     for pool in ("auto",) if shipped else (",".join(recipe["pool"]), "auto"):

@@ -11,10 +11,12 @@ the rest of a file can no longer be split into rows. Knows nothing of tokenizers
     lines.py       bounded lines, for the two formats that are made of lines
     kept.py        the type of a kept column
     table.py       all files together
+    spans.py       parts of texts, from a file or a column
 """
 
 from embedkit.sources.columns import Columns
 from embedkit.sources.locate import SourceFile
+from embedkit.sources.spans import SpanBook, SpanColumn, place_of
 from embedkit.sources.table import Scan, Table, open_table
 
-__all__ = ["Columns", "Scan", "SourceFile", "Table", "open_table"]
+__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table", "place_of"]

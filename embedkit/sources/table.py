@@ -85,6 +85,11 @@ class Table:
         self._limit = limit
         self._limits = limits
         self._reader = reader
+        self._each: list[Callable[[Record | Fault], Record | Fault]] = []
+
+    def and_then(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
+        """Have every row go through `change` when it has been read; it may make a fault of a record."""
+        self._each.append(change)
 
     def records(self) -> Iterator[Record | Fault]:
         """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
@@ -93,12 +98,10 @@ class Table:
             InputError: a file is damaged, or can no longer be split into rows.
             UsageError: stdin has been read already.
         """
-        if not self.streaming:
-            return islice(self._rows(), self._limit)
-        reader, self._reader = self._reader, None
-        if reader is None:
-            raise _read_once()
-        return islice(reader.rows(self.columns, 0), self._limit)
+        rows = self._rows() if not self.streaming else self._streamed()
+        for change in self._each:
+            rows = map(change, rows)
+        return islice(rows, self._limit)
 
     def scan(self, on_row: Callable[[int], None] | None = None) -> Scan:
         """Read everything once: count rows, collect faults, find the types of kept columns.
@@ -154,6 +157,12 @@ class Table:
                     f"{file.name} was changed while it was read",
                     hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
                 )
+
+    def _streamed(self) -> Iterator[Record | Fault]:
+        reader, self._reader = self._reader, None
+        if reader is None:
+            raise _read_once()
+        return reader.rows(self.columns, 0)
 
     def _rows(self) -> Iterator[Record | Fault]:
         row = 0

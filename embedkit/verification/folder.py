@@ -184,7 +184,7 @@ class FolderCheck:
             sums.update(
                 {name: record[name] for name in ("rows", "vectors", "rejects")},
                 input_rows=record["stop"] - record["start"],
-                **record["tokens"],
+                **record.get("texts", record)["tokens"],
             )
         for name in ("input_rows", "rows", "vectors", "rejects", "n_tokens", "n_used"):
             if manifest[name] != sums[name]:

@@ -1,0 +1,127 @@
+"""Spans of texts: from a file that names rows by their ids, or from a column of the table itself.
+
+A file has a row a span: `id`, `start`, `end`, and `label` if it likes. A column has a list a text, of such objects
+or of [start, end] or [start, end, label]; as JSON where the format has no lists. Characters are counted from 0,
+and `end` is the first one behind the span.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from embedkit.config import InputConfig
+from embedkit.errors import InputError
+from embedkit.records import Fault, Record, Span
+from embedkit.sources.table import Table, open_table
+
+
+class SpanBook:
+    """The spans of a file, by the id of their text.
+
+    Args:
+        path: of the file: csv, tsv, jsonl, parquet or arrow, plain or compressed.
+        table: the table that the spans are of; its name is told where a span does not fit a text.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, or a row of it is no span.
+    """
+
+    def __init__(self, path: str, table: Table) -> None:
+        self.path = path
+        self.place = place_of(table)
+        self.by_id: Mapping[str, tuple[Span, ...]] = _read(path)
+        self.unseen = set(self.by_id)
+
+    def attach(self, item: Record | Fault) -> Record | Fault:
+        """A record with its spans; a fault if one of them is not in its text."""
+        if isinstance(item, Fault):
+            return item
+        self.unseen.discard(item.id or "")
+        return _with_spans(item, self.by_id.get(item.id or "", ()), self.place)
+
+    def refuse_strangers(self) -> None:
+        """To be called when every row has been seen.
+
+        Raises:
+            InputError: spans are of ids that no row has.
+        """
+        if self.unseen:
+            raise InputError(
+                f"{self.path} has spans of {len(self.unseen):,} ids that no row of the input has",
+                hint="check --id-column: ids are compared as text, so 7 is not 007",
+            )
+
+
+class SpanColumn:
+    """The spans in the last of the columns that are read.
+
+    Args:
+        table: whose column it is.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.place = place_of(table)
+
+    def attach(self, item: Record | Fault) -> Record | Fault:
+        """A record with its spans; a fault if they are none, or not in its text."""
+        if isinstance(item, Fault):
+            return item
+        try:
+            cell = item.kept[-1]
+            listed = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell or []
+            spans = tuple(_span(entry) for entry in listed)
+        except (LookupError, TypeError, ValueError):
+            return Fault(item.row, self.place, None, "bad_span")
+        return _with_spans(item, spans, self.place)
+
+
+def place_of(table: Table) -> str:
+    """How errors call the table."""
+    return table.files[0].name if len(table.files) == 1 else "the input"
+
+
+def _with_spans(record: Record, spans: tuple[Span, ...], place: str) -> Record | Fault:
+    length = len(record.text or "")
+    if all(0 <= span.start < span.stop <= length for span in spans):
+        return replace(record, spans=spans)
+    return Fault(record.row, place, None, "bad_span")
+
+
+def _span(entry: Any) -> Span:
+    if isinstance(entry, Mapping):
+        entry = (entry["start"], entry["end"], entry.get("label"))
+    start, stop, *label = entry
+    if len(label) > 1 or isinstance(start, float) or isinstance(stop, float):
+        raise ValueError("a span is a start, an end and maybe a label")
+    return Span(int(start), int(stop), None if not label or label[0] is None else str(label[0]))
+
+
+def _read(path: str) -> Mapping[str, tuple[Span, ...]]:
+    ranges = ("start", "end")
+    try:
+        table = open_table(InputConfig((path,), text_columns=("id",), id_column="id", keep=(*ranges, "label")))
+    except InputError:
+        # Without labels, or the error that says what is wrong.
+        table = open_table(InputConfig((path,), text_columns=("id",), id_column="id", keep=ranges))
+    by_id: dict[str, list[Span]] = defaultdict(list)
+    for item in table.records():
+        name = None if isinstance(item, Fault) else item.id
+        span = None if isinstance(item, Fault) else _maybe_span(item.kept)
+        if name is None or span is None:
+            raise InputError(
+                f"row {item.row} of {path} is no span",
+                hint="a row has an id, and whole numbers as start and end, the first of them less",
+            )
+        by_id[name].append(span)
+    return {name: tuple(sorted(spans, key=lambda span: (span.start, span.stop))) for name, spans in by_id.items()}
+
+
+def _maybe_span(entry: Any) -> Span | None:
+    try:
+        return _span(entry)
+    except (TypeError, ValueError):
+        return None

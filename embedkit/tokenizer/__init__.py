@@ -1,0 +1,11 @@
+"""Texts → token ids, with a receipt for each text.
+
+Settles the casing and the length limit of a model, and cuts long texts, or reads them in windows, so that the
+special tokens stay. Knows nothing of batches or tensors.
+"""
+
+from embedkit.tokenizer.casing import Casing, load_tokenizer
+from embedkit.tokenizer.lengths import refuse_long, usable_length
+from embedkit.tokenizer.texts import TextTokenizer
+
+__all__ = ["Casing", "TextTokenizer", "load_tokenizer", "refuse_long", "usable_length"]

@@ -1,0 +1,275 @@
+"""Texts → token ids of windows, and where each token is from.
+
+Tokenizes in the Rust library, whole shards at a time, in all its threads and without the GIL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.errors import ModelError, UsageError
+from embedkit.records import TokenizedTexts, TokenPlaces, Tokens
+from embedkit.tokenizer.lengths import windows
+
+#: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
+_CHARACTERS_AT_ONCE = 500_000
+
+
+class TextTokenizer:
+    """A model's tokenizer with its casing, prompt and length limit settled.
+
+    Args:
+        tokenizer: of transformers, as AutoTokenizer gives it.
+        max_length: most tokens of a window, special tokens counted.
+        prompt: put before each text that has any content, and into each of its windows.
+        skipped: tokens of the prompt that the pooling leaves out; a text without any other is empty.
+        lowercase_first: lowercase texts before the tokenizer sees them.
+        overlap: tokens that a window shares with the one before it; None = longer texts are cut, not windowed.
+        locates: tell where each token is from.
+
+    Raises:
+        ModelError: the tokenizer takes texts apart, or cannot tell where its tokens are from and has to.
+        UsageError: `max_length` leaves no room for a text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        prompt: str = "",
+        skipped: int = 0,
+        lowercase_first: bool = False,
+        overlap: int | None = None,
+        locates: bool = False,
+    ) -> None:
+        self.max_length = max_length
+        self.skipped = skipped
+        self.lowercase_first = lowercase_first
+        self.prompt = prompt.lower() if lowercase_first else prompt
+        self.overlap = overlap
+        self.locates = locates
+        self.takes_token_types = "token_type_ids" in tokenizer.model_input_names
+        self._cuts_left = getattr(tokenizer, "truncation_side", "right") == "left"
+        # A prompt goes into every window, so it has to be told from the text.
+        self._needs_places = locates or (overlap is not None and prompt != "")
+        self._encode = _encoder_of(tokenizer, with_places=self._needs_places)
+        self._learn_special_tokens(tokenizer)
+
+    def _learn_special_tokens(self, tokenizer: Any) -> None:
+        """Find out what the tokenizer puts around a text, from a text of its own."""
+        probe = self._encode(["a b"])[0]
+        special = probe.special_tokens_mask
+        content = [place for place, mark in enumerate(special) if not mark]
+        if not content or any(special[content[0] : content[-1] + 1]):
+            raise ModelError(
+                "the tokenizer does not keep a plain text in one piece",
+                hint="embedkit cannot use this model; check the tokenizer's files",
+            )
+        self.prefix, self.suffix = content[0], len(special) - content[-1] - 1
+        self.opens_with_cls = self.prefix > 0
+        self.closes_with_cls = self.suffix > 0 and probe.ids[-1] == getattr(tokenizer, "cls_token_id", None)
+        n_special = self.prefix + self.suffix
+        if self.max_length <= n_special:
+            raise UsageError(
+                f"--max-length {self.max_length} leaves no room beside {n_special} special tokens",
+                hint=f"use at least {n_special + 1}",
+            )
+        before = len(self._encode([self.prompt])[0].ids) if self.prompt and self.overlap is not None else n_special
+        if self.overlap is not None and self.max_length - before <= self.overlap:
+            what = "special tokens and the prompt" if self.prompt else "special tokens"
+            raise UsageError(
+                f"--stride {self.overlap}: windows of {self.max_length} tokens have room for "
+                f"{max(0, self.max_length - before)} beside {what}",
+                hint=f"use a --stride below {max(1, self.max_length - before)}, or a larger --max-length",
+            )
+
+    def tokenize(self, texts: Sequence[str | None]) -> TokenizedTexts:
+        """Token ids of a shard's texts.
+
+        A text is empty if it is None, blank, or comes to no token but the special ones. Longer ones than
+        `max_length` lose content tokens at the end (or the start, if the tokenizer is set so), or are read in
+        windows of that length.
+
+        Args:
+            texts: [R] texts; None for a null.
+        """
+        found = _Found(len(texts))
+        for numbers in _portions(texts):
+            encoded = self._encode([self._prepared(texts[number]) for number in numbers])
+            for number, text in zip(numbers, encoded, strict=True):
+                if len(text.ids) > max(self.prefix + self.suffix, self.skipped):
+                    self._take(number, texts[number] or "", text, found)
+        tokens = Tokens(
+            input_ids=_joined(found.ids),
+            token_type_ids=_joined(found.types) if self.takes_token_types else None,
+            lengths=np.array([len(ids) for ids in found.ids], np.int64),
+            prefix=self.prefix,
+            suffix=self.suffix,
+        )
+        places = TokenPlaces(*(_joined(parts) for parts in found.places)) if self.locates else None
+        return TokenizedTexts(
+            tokens,
+            np.asarray(found.texts, np.int64),
+            np.asarray(found.added, np.int64),
+            *(found.n_tokens, found.n_used, found.n_chunks),
+            places,
+        )
+
+    def _prepared(self, text: str | None) -> str:
+        return self.prompt + ((text or "").lower() if self.lowercase_first else text or "")
+
+    def _take(self, number: int, text: str, encoded: _Encoded, found: _Found) -> None:
+        """Add the windows of a text to what was found."""
+        ids, total = np.asarray(encoded.ids, np.int32), len(encoded.ids)
+        types = np.asarray(encoded.type_ids, np.int32) if self.takes_token_types else None
+        where = np.asarray(encoded.offsets, np.int32).reshape(-1, 2) if self._needs_places else None
+        opens = self.prefix
+        if self.prompt and where is not None:
+            opens += int((where[self.prefix : total - self.suffix, 0] < len(self.prompt)).sum())
+        if where is not None:
+            where = _in_text(where - len(self.prompt), text, lowered=self.lowercase_first)
+        pieces = self._pieces(total, opens)
+        found.n_tokens[number] = total
+        found.n_chunks[number] = len(pieces)
+        found.n_used[number] = total if self.overlap is not None else len(ids[pieces[0][0]])
+        for cut, added in pieces:
+            found.texts.append(number)
+            found.added.append(added)
+            found.ids.append(ids[cut])
+            if types is not None:
+                found.types.append(types[cut])
+            if self.locates and where is not None:
+                own = np.arange(total, dtype=np.int32) - opens
+                own[(own < 0) | (own >= total - self.suffix - opens)] = -1
+                for parts, of_text in zip(found.places, (own, *where.T), strict=True):
+                    parts.append(of_text[cut])
+
+    def _pieces(self, total: int, opens: int) -> list[tuple[slice | NDArray[np.int64], int]]:
+        """Which of a text's tokens each window has, and how many of them are in no earlier one.
+
+        Args:
+            total: tokens of the text.
+            opens: of these, the ones that open every window: special tokens and the prompt.
+        """
+        content = total - opens - self.suffix
+        if total <= self.max_length:
+            return [(slice(None), content)]
+        if self.overlap is None:
+            room = self.max_length - self.prefix - self.suffix
+            first = total - self.suffix - room if self._cuts_left else self.prefix
+            return [(self._framed(self.prefix, first, first + room, total), room)]
+        cut = windows(content, self.max_length - opens - self.suffix, self.overlap)
+        return [
+            (self._framed(opens, opens + start, opens + stop, total), added)
+            for start, stop, added in zip(*(of.tolist() for of in (cut.starts, cut.stops, cut.added)), strict=True)
+        ]
+
+    def _framed(self, opens: int, start: int, stop: int, total: int) -> NDArray[np.int64]:
+        """The tokens [start, stop), with those that open and close every window around them."""
+        return np.concatenate([np.arange(opens), np.arange(start, stop), np.arange(total - self.suffix, total)])
+
+
+class _Found:
+    """Windows as they are made, and the receipts of their texts."""
+
+    def __init__(self, n_texts: int) -> None:
+        self.n_tokens, self.n_used, self.n_chunks = (np.zeros(n_texts, np.int32) for _ in range(3))
+        self.texts: list[int] = []
+        self.added: list[int] = []
+        self.ids: list[NDArray[np.int32]] = []
+        self.types: list[NDArray[np.int32]] = []
+        self.places: tuple[list[NDArray[np.int32]], ...] = ([], [], [])
+
+
+class _Encoded(Protocol):
+    """What is read of a tokenized text; the Rust library's Encoding has these names."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def type_ids(self) -> Sequence[int]: ...
+    @property
+    def special_tokens_mask(self) -> Sequence[int]: ...
+    @property
+    def offsets(self) -> Sequence[tuple[int, int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _PythonEncoding:
+    ids: Sequence[int]
+    type_ids: Sequence[int]
+    special_tokens_mask: Sequence[int]
+    offsets: Sequence[tuple[int, int]] = ()
+
+
+def _encoder_of(tokenizer: Any, *, with_places: bool) -> Callable[[list[str]], Sequence[_Encoded]]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and with_places:
+        raise ModelError(
+            "this model's tokenizer does not tell where its tokens are in the text",
+            hint="it can give vectors of whole texts: --level text, and no --prompt with --on-long chunk",
+        )
+    if backend is None:
+        return lambda texts: [_encode_in_python(tokenizer, text) for text in texts]
+    # Cutting and padding are ours: the tokenizer's own would hide how long a text was.
+    backend.no_truncation()
+    backend.no_padding()
+    # The fast one leaves out where the tokens are.
+    encode: Callable[[list[str]], Sequence[_Encoded]] = (
+        backend.encode_batch if with_places else backend.encode_batch_fast
+    )
+    return encode
+
+
+def _encode_in_python(tokenizer: Any, text: str) -> _Encoded:
+    encoded = tokenizer(text, return_special_tokens_mask=True, return_token_type_ids=True, truncation=False)
+    return _PythonEncoding(encoded["input_ids"], encoded["token_type_ids"], encoded["special_tokens_mask"])
+
+
+def _in_text(where: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[np.int32]:
+    """Characters [T, 2] of the text itself: those of what the tokenizer saw, without the blanks at their ends."""
+    where = np.maximum(where, 0)
+    if lowered and len(text.lower()) != len(text):
+        # A few letters become two when they are lowercased.
+        origin = np.repeat(np.arange(len(text)), [len(letter.lower()) for letter in text])
+        where = np.stack([np.append(origin, len(text))[where[:, 0]], origin[where[:, 1] - 1] + 1], axis=1)
+        where = where.astype(np.int32)
+    blank = np.fromiter(map(str.isspace, text), np.bool_, len(text))
+    if not blank.any():
+        return where
+    start, stop = where.T.copy()
+    empty = start >= stop
+    runs = np.append(np.flatnonzero(~blank), len(text))
+    start = np.where(empty, start, runs[np.searchsorted(runs, start)])
+    last = np.concatenate([[-1], np.flatnonzero(~blank)])
+    stop = np.where(empty, stop, last[np.searchsorted(last, stop - 1, side="right") - 1] + 1)
+    # What is blank altogether has no characters left; it stays where it was.
+    lost = start >= stop
+    return np.stack([np.where(lost, where[:, 0], start), np.where(lost, where[:, 0], stop)], axis=1).astype(
+        np.int32
+    )
+
+
+def _portions(texts: Sequence[str | None]) -> Sequence[list[int]]:
+    """Numbers of the texts that are not blank, in portions of bounded size."""
+    portions: list[list[int]] = []
+    room = 0
+    for number, text in enumerate(texts):
+        if text is None or not text.strip():
+            continue
+        if room <= 0:
+            portions.append([])
+            room = _CHARACTERS_AT_ONCE
+        portions[-1].append(number)
+        room -= len(text)
+    return portions
+
+
+def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)

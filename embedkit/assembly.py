@@ -146,6 +146,8 @@ def assemble(
         text: how a text becomes tokens.
         pooling: what is made of its states.
         batch: what one forward pass holds.
+        units: what a vector is of.
+        groups: how rows become groups; told in the recipe, and carried out elsewhere.
         plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
 
     Raises:

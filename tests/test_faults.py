@@ -341,9 +341,10 @@ def test_an_input_that_changes_under_a_run_is_an_input_error(
     assert "rows.jsonl" in error or "when the run was planned" in error
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not (tmp_path / "out.parquet").exists()
-    # What was committed is of an input that is no more.
+    # What was committed is of an input that is no more; where the reader was first, nothing was.
+    nothing_left = not any(there.name.startswith("out") for there in tmp_path.iterdir())
     again = encode(*arguments, "--on-exists", "resume")
-    assert again.code in {INPUT, OUTPUT}, again.err
+    assert again.code in {INPUT, OUTPUT} or (nothing_left and again.code == 0), again.err
 
 
 @pytest.fixture(scope="module")

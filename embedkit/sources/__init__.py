@@ -16,7 +16,7 @@ the rest of a file can no longer be split into rows. Knows nothing of tokenizers
 
 from embedkit.sources.columns import Columns
 from embedkit.sources.locate import SourceFile
-from embedkit.sources.spans import SpanBook, SpanColumn, place_of
+from embedkit.sources.spans import SpanBook, SpanColumn
 from embedkit.sources.table import Scan, Table, open_table
 
-__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table", "place_of"]
+__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table"]

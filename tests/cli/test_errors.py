@@ -191,7 +191,7 @@ CASES = [
     option("--order-by id", USAGE, "--order-by", "--group-by"),
     option("--group-by id --group-pool last", USAGE, "--order-by", "both"),
     option("--group-by id --level token", USAGE, "--group-by", "--level"),
-    option("--on-long cut", USAGE, "--on-long|cut", "truncate, error"),
+    option("--on-long cut", USAGE, "--on-long|cut", "truncate, chunk, error"),
     option("--device tpu", USAGE, "--device|tpu", "cpu"),
     option("--device cuda:99", USAGE, "cuda:99", "cpu"),
     option("--precision float64", USAGE, "--precision|float64", "float32, float16, int8, binary"),

@@ -23,7 +23,8 @@ FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size
 
 
 def test_the_public_names_are_these() -> None:
-    assert embedkit.sources.__all__ == ["Columns", "Scan", "SourceFile", "Table", "open_table"]
+    names = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table"]
+    assert embedkit.sources.__all__ == names
 
 
 @settings(max_examples=80, deadline=None)

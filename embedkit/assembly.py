@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.resolve import ModelFolder, resolve_model
-from embedkit.models.shipped import ShippedRecipe, shipped_recipe
-from embedkit.pooling.names import parse_poolings, resolve_layers
+from embedkit.models.resolve import ModelFolder
+from embedkit.models.shipped import ShippedRecipe
+from embedkit.pooling.names import resolve_layers
 from embedkit.recipe import fingerprint, make_recipe
+from embedkit.request import Request, find_model, rough_width
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.embedding import Embedder
     from embedkit.models.load import LoadedModel
     from embedkit.tokenizer import TextTokenizer
+
+__all__ = ["Assembly", "Request", "assemble", "find_model", "rough_width"]
 
 #: Tokens in a batch where the user did not say. On 2 cores the activations of 4,096 tokens stay in the
 #: caches that they share; a GPU wants enough to be busy.
@@ -29,29 +32,6 @@ _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
 _TEXTS = UnitConfig()
 _NO_GROUPS = GroupConfig()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A model that was found, and what is asked of it; nothing is loaded yet.
-
-    Attributes:
-        folder: the model's files.
-        shipped: the recipe of its authors, where `--pool auto` follows it; else None.
-        poolings: resolved names; () = token vectors.
-        unit_poolings: how the vectors of tokens become those of units; () where units are texts or windows.
-        normalize: resolved.
-        truncate_dim: resolved.
-        prompt: resolved.
-    """
-
-    folder: ModelFolder
-    shipped: ShippedRecipe | None
-    poolings: tuple[str, ...]
-    unit_poolings: tuple[str, ...]
-    normalize: bool
-    truncate_dim: int | None
-    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,57 +54,6 @@ class Assembly:
     notices: tuple[str, ...]
     device: str
     source: dict[str, str | None]
-
-
-def find_model(
-    model: ModelConfig, text: TextConfig, pooling: PoolingConfig, units: UnitConfig = _TEXTS
-) -> Request:
-    """Find the model and settle what its files alone decide; imports no torch.
-
-    Raises:
-        ModelError: there is no such model, or its own recipe cannot be carried out.
-        UsageError: a prompt that it does not have.
-    """
-    folder = resolve_model(model)
-    names = parse_poolings(pooling.pool)
-    unit_poolings = _unit_poolings(units, names)
-    if unit_poolings:
-        names = ("none",)
-    shipped = shipped_recipe(folder) if names == ("auto",) else None
-    if names == ("auto",):
-        poolings = shipped.poolings if shipped else ("mean",)
-    else:
-        poolings = () if names == ("none",) else names
-    normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
-    truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
-    prompt = _prompt(folder, text, shipped)
-    return Request(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt)
-
-
-def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]:
-    match units.unit:
-        case "token":
-            return ("first",)
-        case "word":
-            return (units.subtoken_pooling or "mean",)
-        case "span":
-            return ("mean",) if names == ("auto",) else tuple(name.replace("lasttoken", "last") for name in names)
-        case _:
-            return ()
-
-
-def rough_width(request: Request, pooling: PoolingConfig) -> int:
-    """About how many values the vectors of a text have, from config.json; for cutting shards only."""
-    if request.shipped and request.shipped.out_features:
-        return request.shipped.out_features
-    config = request.folder.config
-    hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
-    keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
-    n_layers = next((config[key] for key in keys if key in config), 12)
-    keeps_all = pooling.layer_agg in {"concat", "separate"}
-    layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
-    # Vectors of tokens, words and maybe spans: about a hundred a text.
-    return int(hidden_size) * layers * (len(request.poolings) or 100 * max(1, len(request.unit_poolings)))
 
 
 def assemble(
@@ -275,21 +204,6 @@ def assemble(
             "revision": folder.revision,
         },
     )
-
-
-def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:
-    if text.prompt is not None:
-        return text.prompt
-    prompts = folder.prompts()
-    if text.prompt_name is not None:
-        if text.prompt_name not in prompts:
-            known = ", ".join(prompts) or "none"
-            raise UsageError(
-                f"model '{folder.name}' has no prompt '{text.prompt_name}'; it has: {known}",
-                hint="choose one of these, or give the text itself with --prompt",
-            )
-        return prompts[text.prompt_name]
-    return prompts.get(shipped.default_prompt or "", "") if shipped else ""
 
 
 def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:

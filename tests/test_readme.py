@@ -81,16 +81,31 @@ def test_every_option_of_encode_is_in_the_table_with_its_default():
 
 
 def test_the_architectures_are_those_of_the_code():
-    told = {name.strip("`"): (runs, layers) for name, runs, layers in table("model type")}
+    def way(architecture: Architecture) -> tuple[str, str]:
+        return architecture.batches, "collected" if architecture.layers is None else "tapped"
 
-    def shown(architecture: Architecture) -> tuple[str, str]:
-        return (
-            architecture.batches,
-            "collected" if architecture.layers is None else "tapped",
-        )
+    there: dict[tuple[str, str], list[str]] = {}
+    for name, architecture in ARCHITECTURES.items():
+        if not any(refusal.when is None for refusal in architecture.refusals):
+            there.setdefault(way(architecture), []).append(name)
+    *known, (*other, words) = table("runs")
+    assert {(runs, layers): types for runs, layers, types in known} == {
+        cells: ", ".join(f"`{name}`" for name in sorted(names)) for cells, names in there.items()
+    }
+    assert (tuple(other), words.startswith("any other")) == (way(UNPROVEN), True)
 
-    there = {name: shown(architecture) for name, architecture in ARCHITECTURES.items()}
-    assert told == there | {"any other": shown(UNPROVEN)}
+
+def test_the_models_that_are_refused_are_those_of_the_code():
+    told = {
+        (name, cell.startswith("some of"), reason)
+        for cell, reason in table("refused")
+        for name in re.findall("`([^`]+)`", cell)
+    }
+    assert told == {
+        (name, refusal.when is not None, refusal.reason)
+        for name, architecture in ARCHITECTURES.items()
+        for refusal in architecture.refusals
+    }
 
 
 def test_the_exit_codes_are_those_of_the_errors():

@@ -28,23 +28,34 @@ class FrozenEncoder:
         model: the transformers module, in eval mode on its device.
         architecture: what is known of its kind.
         layers: the layers wanted, resolved.
+        n_layers: the number of the last layer.
+        hidden_size: dimensions of the states of the layers wanted.
         batches: packed, padded or equal; see Architecture.
         tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
             else let transformers collect the states of all layers.
     """
 
     def __init__(
-        self, model: Any, architecture: Architecture, layers: tuple[int, ...], *, batches: str, tapped: bool
+        self,
+        model: Any,
+        architecture: Architecture,
+        layers: tuple[int, ...],
+        *,
+        n_layers: int,
+        hidden_size: int,
+        batches: str,
+        tapped: bool,
     ) -> None:
         self.model = model
         self.architecture = architecture
         self.layers = layers
         self.packed = batches == "packed"
         self.equal_lengths = batches == "equal"
-        self.n_layers: int = model.config.num_hidden_layers
-        self.hidden_size: int = model.config.hidden_size
+        self.n_layers = n_layers
+        self.hidden_size = hidden_size
         self.device: torch.device = model.device
         self.pad_id: int = getattr(model.config, "pad_token_id", None) or 0
+        self._least_tokens = architecture.least_tokens(model.config)
         self._tap = _LayerTap(_modules(model, architecture)) if tapped else None
         if self.packed:
             attention.register()
@@ -57,8 +68,8 @@ class FrozenEncoder:
         Args:
             tokens: the shard's texts.
             batch: which of them.
-            take: is given each wanted layer once, in order of depth. Padded states carry a text's tokens
-                at 0..length; what stands behind is noise.
+            take: is given each wanted layer once, in order of depth. Padded states are as wide as the longest
+                text; they carry a text's tokens at 0..length, and what stands behind is noise.
 
         Returns:
             What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
@@ -91,19 +102,25 @@ class FrozenEncoder:
 
     def _run(self, tokens: Tokens, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
         inputs = self.packed_inputs(tokens, batch) if self.packed else self.padded_inputs(tokens, batch)
+        width = batch.tokens if self.packed else int(batch.lengths[-1])
+
+        def hand_out(layer: int, hidden_states: Tensor) -> None:
+            # Some models pad to whole windows, and do not take that away again inside.
+            take(layer, hidden_states[:, :width])
+
         if self._tap is None:
             output = self.model(**inputs, output_hidden_states=True)
             for layer in sorted(layers):
                 is_last = layer == self.n_layers
-                take(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
+                hand_out(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
             return _pooler_output(output)
-        with self._tap.giving(take, layers):
+        with self._tap.giving(hand_out, layers):
             try:
                 output = self.model(**inputs)
             except _DeepEnough:
                 return None
         # What the model hands out last may have one more norm behind it than the last layer.
-        take(self.n_layers, output.last_hidden_state)
+        hand_out(self.n_layers, output.last_hidden_state)
         return _pooler_output(output)
 
     def drop_unused_layers(self) -> None:
@@ -127,10 +144,14 @@ class FrozenEncoder:
         return inputs
 
     def padded_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
-        """Arguments of the model's forward for a rectangle [n, longest], padded on the right."""
+        """Arguments of the model's forward for a rectangle [n, longest], padded on the right.
+
+        Wider than the longest text only where the model's code cannot take so few tokens.
+        """
         places, _ = tokens.places(batch.texts)
         # From the lengths, never from the ids: a pad id may be content.
-        mask = np.arange(int(batch.lengths[-1])) < batch.lengths[:, None]
+        width = max(int(batch.lengths[-1]), self._least_tokens)
+        mask = np.arange(width) < batch.lengths[:, None]
         inputs = {
             "input_ids": self._tensor(_rectangle(mask, tokens.input_ids[places], self.pad_id)),
             "attention_mask": self._tensor(mask.astype(np.int64)),

@@ -10,15 +10,12 @@ import ctypes
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from embedkit.config import ModelConfig
@@ -26,13 +23,11 @@ from embedkit.errors import ModelError, UsageError
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.models.resolve import ModelFolder
-from embedkit.records import Batch, Tokens
+from embedkit.models.selfcheck import States, agrees, states_alone, survey
+from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAFE_TORCH = "2.10"
-#: Largest |Δ| between two right ways to compute a state, as a share of the largest state. What goes wrong
-#: when texts see each other, or positions are miscounted, is a hundred times larger.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,7 @@ class LoadedModel:
         dtype: fp32, bf16 or fp16, resolved.
         has_pooler: whether the checkpoint has weights for its pooling head.
         max_positions: most tokens it has positions for; None = any number.
+        states: which hidden states it gives.
     """
 
     model: Any
@@ -52,16 +48,12 @@ class LoadedModel:
     dtype: str
     has_pooler: bool
     max_positions: int | None
+    states: States
 
     @property
     def n_layers(self) -> int:
-        """Encoder layers; hidden states are numbered 0..n_layers."""
-        return int(self.model.config.num_hidden_layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Dimensions of a state."""
-        return int(self.model.config.hidden_size)
+        """Hidden states are numbered 0..n_layers."""
+        return self.states.n_layers
 
 
 def pick_device(name: str) -> torch.device:
@@ -88,17 +80,25 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         UsageError: there is no such device.
     """
     refuse_old_torch(folder, Path(folder.weights))
+    architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
+    refusal = architecture.refusal(folder.config)
+    if refusal is not None:
+        raise ModelError(
+            f"embedkit does not run model '{folder.name}' ({folder.model_type}): {refusal.reason}",
+            hint=refusal.way_out,
+        )
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
-    architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
     if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
         raise ModelError(
             f"embedkit does not know which part of a '{folder.model_type}' model encodes",
-            hint=f"known model types: {', '.join(ARCHITECTURES)}; or a model that is an encoder alone",
+            hint=f"known ones: {', '.join(_with_decoders())}; or a model that is an encoder alone",
         )
     if device.type == "cpu":
         keep_freed_memory()
         forget_shapes()
+    # Some models would fetch compiled code as soon as the package `kernels` is there. Read when they are imported.
+    os.environ["USE_HUB_KERNELS"] = "NO"
     model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)
     lost = sorted(key for key in missing if not _in_pooler(key))
     if lost:
@@ -110,12 +110,17 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     if architecture.encoder:
         model = model.get_encoder()
     model.eval().requires_grad_(requires_grad=False)
+    _undo_attention_switch(model)
+    # Decoders keep what the next token would need, in every layer; there is none.
+    model.config.use_cache = False
+    model = model.to(device)
     return LoadedModel(
-        model=model.to(device),
+        model=model,
         architecture=architecture,
         dtype=dtype,
         has_pooler=has_pooler,
         max_positions=_max_positions(model.config, architecture),
+        states=survey(model, folder.name, architecture),
     )
 
 
@@ -136,10 +141,13 @@ def make_encoder(
 
     Raises:
         ModelError: no way to batch texts gives what they give alone.
+        UsageError: a layer that does not have a state for each token, or layers of different width.
     """
-    expected = _alone(loaded, layers, probe)
+    loaded.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
+    expected = states_alone(loaded.model, loaded.architecture, layers, probe)
     every = ("packed", "padded", "equal")
-    kinds = every[every.index(loaded.architecture.batches) :]
+    fastest = "equal" if _rescales_by_length(loaded.model.config) else loaded.architecture.batches
+    kinds = every[every.index(fastest) :]
     taps = (True, False) if loaded.architecture.layers is not None else (False,)
     ways = [(kind, tap) for kind in kinds for tap in taps if not (kind == "packed" and for_pooler)]
     own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
@@ -148,8 +156,8 @@ def make_encoder(
         if batches != "packed":
             loaded.model.set_attn_implementation(own_attention)
         try:
-            encoder = FrozenEncoder(loaded.model, loaded.architecture, layers, batches=batches, tapped=tapped)
-            exact = _agrees(encoder, expected, probe)
+            encoder = _encoder(loaded, layers, batches=batches, tapped=tapped)
+            exact = agrees(encoder, expected, probe)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             exact = False
         if exact:
@@ -164,7 +172,19 @@ def make_encoder(
 
 def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder:
     """The way to run a model that has least of embedkit in it, to be given one text at a time."""
-    return FrozenEncoder(loaded.model, loaded.architecture, layers, batches="padded", tapped=False)
+    return _encoder(loaded, layers, batches="padded", tapped=False)
+
+
+def _encoder(loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool) -> FrozenEncoder:
+    return FrozenEncoder(
+        loaded.model,
+        loaded.architecture,
+        layers,
+        n_layers=loaded.n_layers,
+        hidden_size=loaded.states.width(layers),
+        batches=batches,
+        tapped=tapped,
+    )
 
 
 def refuse_old_torch(folder: ModelFolder, weights: Path) -> None:
@@ -255,6 +275,37 @@ def _in_pooler(key: str) -> bool:
     return "pooler" in key.split(".")
 
 
+def _with_decoders() -> list[str]:
+    """Types of encoder-decoders of which the encoder is known."""
+    return [name for name, known in ARCHITECTURES.items() if known.encoder or known.loader != "AutoModel"]
+
+
+def _undo_attention_switch(model: Any) -> None:
+    """Let BigBird read a long text in blocks although it had a short one before.
+
+    A short text makes transformers' code go over to full attention for good, so that the states of a long one
+    depend on what the model saw before it.
+    """
+    kind = getattr(model, "attention_type", None)
+    if kind != "block_sparse":
+        return
+    # The length up to which the code itself goes over to full attention.
+    short = (5 + 2 * model.config.num_random_blocks) * model.config.block_size
+
+    def restore(module: Any, _args: object, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > short:
+            module.set_attention_type(kind)
+
+    model.register_forward_pre_hook(restore, with_kwargs=True)
+
+
+def _rescales_by_length(config: Any) -> bool:
+    """Whether rotary positions are scaled by the longest text of a batch (LongRoPE)."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(of_layers for of_layers in parameters.values() if isinstance(of_layers, dict))]
+    return any(kind.get("rope_type") == "longrope" for kind in kinds)
+
+
 def _max_positions(config: Any, architecture: Architecture) -> int | None:
     if architecture.position_limit is None:
         return None
@@ -263,51 +314,3 @@ def _max_positions(config: Any, architecture: Architecture) -> int | None:
         return None
     # RoBERTa's positions start behind the pad's: of 514, 512 are for tokens.
     return int(limit) - (config.pad_token_id + 1 if architecture.positions == "after_pad" else 0)
-
-
-@torch.inference_mode()
-def _alone(loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens) -> list[dict[int, Tensor]]:
-    """The states of each probe text as transformers gives them for it alone: per text {layer: [T, D]}."""
-    states: list[dict[int, Tensor]] = []
-    for text in range(len(probe.lengths)):
-        places, _ = probe.places(np.array([text]))
-        inputs = {"input_ids": torch.from_numpy(probe.input_ids[places].astype(np.int64))[None]}
-        if probe.token_type_ids is not None:
-            inputs["token_type_ids"] = torch.from_numpy(probe.token_type_ids[places].astype(np.int64))[None]
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        on_device = {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
-        output = loaded.model(**on_device, output_hidden_states=True)
-        if len(output.hidden_states) != loaded.n_layers + 1:
-            raise ModelError(
-                f"this model has {loaded.n_layers} layers but gives {len(output.hidden_states)} hidden states",
-                hint="embedkit cannot number its layers; please report the model's config.json",
-            )
-        last = {loaded.n_layers: output.last_hidden_state}
-        states.append({layer: last.get(layer, output.hidden_states[layer])[0] for layer in layers})
-    return states
-
-
-def _agrees(encoder: FrozenEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
-    """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
-    order = np.argsort(probe.lengths, kind="stable")
-    # Texts of one length stand together, so where each batch may have but one length, that is where to cut.
-    cuts = np.flatnonzero(np.diff(probe.lengths[order])) + 1
-    groups = np.split(order, cuts) if encoder.equal_lengths else [order]
-    batches = [Batch(texts, probe.lengths[texts]) for texts in groups]
-    agrees: list[bool] = []
-
-    def compare(layer: int, hidden_states: Tensor) -> None:
-        start = 0
-        for place, (text, length) in enumerate(zip(batch.texts.tolist(), batch.lengths.tolist(), strict=True)):
-            found = hidden_states[0, start : start + length] if encoder.packed else hidden_states[place, :length]
-            start += length
-            wanted = expected[text][layer]
-            scale = max(1.0, float(wanted.abs().max()))
-            near = found.shape == wanted.shape and (
-                float((found - wanted).abs().max()) <= scale * _TOLERANCE[wanted.dtype]
-            )
-            agrees.append(near)
-
-    for batch in batches:
-        encoder.run(probe, batch, compare)
-    return len(agrees) == len(probe.lengths) * len(encoder.layers) and all(agrees)

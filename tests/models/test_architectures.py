@@ -1,14 +1,19 @@
 """Every kind of model in the table, against plain transformers, one text at a time.
 
-The models are tiny and random; texts are random token ids, up to several windows long, several of one length,
-with the pad id among them. A wrong mask, position or window would be off by far more than 1e-3.
+The models are tiny and random; texts are random token ids, up to several windows long and as long as the model
+can take, several of one length, with the pad id among them. A wrong mask, position or window would be off by far
+more than 1e-3. `python -m tests.models.test_architectures` prints the largest differences as a table.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import copy
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,134 +22,26 @@ import transformers
 
 from embedkit.batching import make_batches
 from embedkit.config import ModelConfig
-from embedkit.errors import ModelError
+from embedkit.errors import ModelError, UsageError
 from embedkit.models.architectures import ARCHITECTURES
-from embedkit.models.load import load_model, make_encoder
+from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.load import LoadedModel, load_model, make_encoder
 from embedkit.models.resolve import resolve_model
-from embedkit.records import Tokens
+from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.records import Batch, Tokens
+from tests.models.kinds import CONFIGS, FEWEST, FUNNEL, HEADS, SHORTENED
+from tests.oracle import pool
 
-H = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "vocab_size": 99,
-}
-SHORT = {**H, "max_position_embeddings": 80}
-OFFSET = {**H, "max_position_embeddings": 82}
-BART = {
-    "d_model": 32,
-    "encoder_layers": 3,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "vocab_size": 99,
-    "max_position_embeddings": 80,
-}
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "vocab_size": 99}
-GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 99, "n_positions": 80}
-LLAMA = {**SHORT, "num_key_value_heads": 2, "pad_token_id": 0}
-XLM = {"emb_dim": 32, "n_layers": 3, "n_heads": 4, "n_words": 99, "max_position_embeddings": 80}
-DEBERTA = {**SHORT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+POOLINGS = ("cls", "mean", "max", "lasttoken")
+#: Tokens: the last is what the models with learned positions have room for.
+LENGTHS = (1, 3, 9, 9, 9, 17, 40, 66, 66, 80)
+#: Budgets of a batch: long texts alone and short ones together; all at once, the shortest beside the longest.
+BUDGETS = (60, 100_000)
+REFUSED = sorted(name for name, known in ARCHITECTURES.items() if any(one.when is None for one in known.refusals))
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "albert": {**SHORT, "embedding_size": 16},
-    "bart": BART,
-    "bert": SHORT,
-    "big_bird": {**SHORT, "block_size": 4, "num_random_blocks": 1},
-    "bigbird_pegasus": {**BART, "block_size": 4, "num_random_blocks": 1},
-    "biogpt": OFFSET,
-    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 99},
-    "camembert": OFFSET,
-    "convbert": {**SHORT, "embedding_size": 32, "conv_kernel_size": 3, "head_ratio": 2},
-    "data2vec-text": OFFSET,
-    "deberta": DEBERTA,
-    "deberta-v2": {**DEBERTA, "position_buckets": 8},
-    "distilbert": {
-        "dim": 32,
-        "n_layers": 3,
-        "n_heads": 4,
-        "hidden_dim": 64,
-        "vocab_size": 99,
-        "max_position_embeddings": 80,
-    },
-    "electra": {**SHORT, "embedding_size": 16},
-    "ernie": SHORT,
-    "esm": {**OFFSET, "pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary"},
-    "falcon": {**H, "alibi": True},
-    "flaubert": XLM,
-    "fnet": {key: value for key, value in SHORT.items() if key != "num_attention_heads"},
-    "gemma": {**LLAMA, "head_dim": 8},
-    "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 8},
-    "gemma3_text": {**LLAMA, "head_dim": 8, "sliding_window": 8},
-    "gpt2": GPT,
-    "gpt_neo": {
-        "hidden_size": 32,
-        "num_layers": 4,
-        "num_heads": 4,
-        "vocab_size": 99,
-        "max_position_embeddings": 80,
-        "attention_types": [[["global", "local"], 2]],
-        "window_size": 8,
-    },
-    "gpt_neox": SHORT,
-    "gptj": {**GPT, "rotary_dim": 8},
-    "granite": LLAMA,
-    "gte": SHORT,
-    "ibert": OFFSET,
-    "led": {**BART, "max_encoder_position_embeddings": 80, "attention_window": 8},
-    "llama": LLAMA,
-    "longformer": {**OFFSET, "attention_window": 8},
-    "longt5": {**T5, "local_radius": 8},
-    "luke": {**OFFSET, "entity_vocab_size": 9, "entity_emb_size": 8},
-    "m2m_100": BART,
-    "marian": {**BART, "pad_token_id": 0, "decoder_start_token_id": 0},
-    "mbart": BART,
-    "megatron-bert": SHORT,
-    "mistral": {**LLAMA, "sliding_window": 8},
-    "mixtral": {**LLAMA, "num_local_experts": 4, "sliding_window": None},
-    "mobilebert": {**SHORT, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
-    "modernbert": {
-        **SHORT,
-        "num_hidden_layers": 4,
-        "local_attention": 8,
-        "global_attn_every_n_layers": 3,
-        "pad_token_id": 0,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "mpnet": OFFSET,
-    "mpt": {"d_model": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 99, "max_seq_len": 80},
-    "mt5": T5,
-    "nomic_bert": SHORT,
-    "olmo": LLAMA,
-    "opt": {**H, "ffn_dim": 64, "max_position_embeddings": 80, "word_embed_proj_dim": 32},
-    "pegasus": BART,
-    "phi": LLAMA,
-    "phi3": LLAMA,
-    "plbart": BART,
-    "qwen2": LLAMA,
-    "qwen3": {**LLAMA, "head_dim": 8},
-    "rembert": {**SHORT, "input_embedding_size": 16},
-    "roberta": OFFSET,
-    "roberta-prelayernorm": OFFSET,
-    "roformer": SHORT,
-    "splinter": SHORT,
-    "squeezebert": {**SHORT, "embedding_size": 32},
-    "switch_transformers": {**T5, "num_experts": 4, "expert_capacity": 64},
-    "t5": T5,
-    "umt5": T5,
-    "xlm": XLM,
-    "xlm-roberta": OFFSET,
-    "xlm-roberta-xl": OFFSET,
-    "xlnet": {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 64, "vocab_size": 99},
-    "yoso": SHORT,
-}
-LENGTHS = (1, 3, 9, 9, 9, 17, 40, 66, 66)
+
+def model_type(kind: str) -> str:
+    return kind.split(" ", maxsplit=1)[0]
 
 
 def random_tokens(pad_id: int, seed: int) -> Tokens:
@@ -157,11 +54,9 @@ def random_tokens(pad_id: int, seed: int) -> Tokens:
 
 def saved(kind: str, folder: Path) -> Path:
     """A folder with a random model whose every weight matters, as a user's would be."""
-    config = transformers.CONFIG_MAPPING[kind](**CONFIGS[kind])
-    loader = ARCHITECTURES[kind].loader
+    config = transformers.CONFIG_MAPPING[model_type(kind)](**CONFIGS[kind])
     torch.manual_seed(0)
-    model = getattr(transformers, loader)(config) if loader != "AutoModel" else None
-    model = model or transformers.AutoModel.from_config(config)
+    model = transformers.AutoModel.from_config(config)
     with torch.no_grad():
         for name, weights in model.named_parameters():
             is_norm = weights.dim() == 1 and name.endswith("weight")
@@ -172,75 +67,287 @@ def saved(kind: str, folder: Path) -> Path:
     return folder
 
 
-def alone(model: Any, tokens: Tokens) -> list[list[np.ndarray]]:
-    """Every hidden state of every text as transformers gives them for it alone: [text][layer] is [T, D]."""
-    texts = np.split(tokens.input_ids.astype(np.int64), np.cumsum(tokens.lengths)[:-1])
+@torch.no_grad()
+def alone(folder: Path, tokens: Tokens, fewest: int) -> list[list[np.ndarray]]:
+    """Every hidden state of every text as transformers gives them for it alone: [text][layer] is [T, D].
+
+    The whole model, encoder and decoder, and a new copy for each text: some carry over what they saw before.
+    """
+    pristine = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     states = []
-    for text in texts:
-        ids = torch.from_numpy(text)[None]
-        with torch.no_grad():
-            output = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        layers = [state[0].numpy() for state in output.hidden_states]
-        states.append([*layers[:-1], output.last_hidden_state[0].numpy()])
+    for text in np.split(tokens.input_ids.astype(np.int64), np.cumsum(tokens.lengths)[:-1]):
+        short = max(0, fewest - len(text))
+        inputs = {
+            "input_ids": torch.from_numpy(np.pad(text, (0, short)))[None],
+            "attention_mask": torch.from_numpy(np.pad(np.ones(len(text), np.int64), (0, short)))[None],
+        }
+        model = copy.deepcopy(pristine)
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.int64)
+            output = model(**inputs, output_hidden_states=True)
+            layers = [*output.encoder_hidden_states[:-1], output.encoder_last_hidden_state]
+        else:
+            output = model(**inputs, output_hidden_states=True)
+            layers = [*output.hidden_states[:-1], output.last_hidden_state]
+        # Pegasus-X and BigBird leave the padding to whole blocks on.
+        states.append([layer[0, : len(text)].numpy() for layer in layers])
     return states
 
 
-def keep(states: dict[int, np.ndarray], layer: int, state: torch.Tensor) -> None:
-    states[layer] = state.numpy().copy()
-
-
-def test_the_table_has_what_is_tested_here_and_more_than_forty_kinds():
-    assert set(CONFIGS) == set(ARCHITECTURES)
-    assert len(CONFIGS) >= 40
-
-
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_every_state_of_every_text_is_the_same_in_a_batch_as_alone(kind, tmp_path, capfd):
+def load(kind: str, folder: Path) -> LoadedModel:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    folder = resolve_model(ModelConfig(str(saved(kind, tmp_path))))
-    loaded = load_model(folder, ModelConfig(str(tmp_path)))
-    pad_id = loaded.model.config.pad_token_id or 0
-    tokens, probe = random_tokens(pad_id, seed=1), random_tokens(pad_id, seed=2)
-    expected = alone(loaded.model, tokens)
-    layers = tuple(range(loaded.n_layers + 1))
-    encoder, notice = make_encoder(loaded, layers, probe, for_pooler=False)
-    # It runs in the way that the table promises, not in one that the check fell back to.
-    assert notice is None
-    architecture = ARCHITECTURES[kind]
-    ran = "packed" if encoder.packed else "equal" if encoder.equal_lengths else "padded"
-    assert (ran, encoder._tap is not None) == (architecture.batches, architecture.layers is not None)
+    return load_model(resolve_model(ModelConfig(str(saved(kind, folder)))), ModelConfig(str(folder)))
 
-    for max_tokens in (1, 60, 100_000):
-        seen = 0
-        batches = make_batches(
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a model, and the largest difference that it made."""
+
+    batches: str
+    tapped: bool
+    states: float
+    pooled: float
+
+
+def every_way(settled: Settled, expected: list[list[np.ndarray]]) -> Iterator[Way]:
+    """The way that was settled on, and the slower ones that it would fall back to."""
+    first = settled.batches
+    names = ("packed", "padded", "equal")
+    for batches in names[names.index(first) :]:
+        for tapped in (True, False) if settled.encoder._tap is not None else (False,):
+            is_first = (batches, tapped) == (first, settled.encoder._tap is not None)
+            encoder = settled.encoder if is_first else settled.other(batches, tapped=tapped)
+            yield measured(encoder, batches, settled.tokens, expected, BUDGETS)
+
+
+def measured(
+    encoder: FrozenEncoder,
+    batches: str,
+    tokens: Tokens,
+    expected: list[list[np.ndarray]],
+    budgets: tuple[int, ...],
+) -> Way:
+    states = pooled = 0.0
+    for max_tokens in budgets:
+        seen: list[int] = []
+        for batch in make_batches(
             tokens.lengths,
             max_tokens=max_tokens,
             padded=not encoder.packed,
             equal_lengths=encoder.equal_lengths,
-        )
-        for batch in batches:
-            states: dict[int, np.ndarray] = {}
-            encoder.run(tokens, batch, partial(keep, states))
-            assert list(states) == list(layers)
+        ):
+            found, vectors = run(encoder, tokens, batch)
+            assert list(found) == list(encoder.layers)
             start = 0
             for place, (text, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
-                for layer, state in states.items():
-                    found = state[0, start : start + length] if encoder.packed else state[place, :length]
+                for layer, state in found.items():
+                    of_text = state[0, start : start + length] if encoder.packed else state[place, :length]
                     wanted = expected[text][layer]
-                    assert found.shape == wanted.shape
-                    assert np.abs(found - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max()), (layer, text)
+                    states = max(states, difference(of_text, wanted))
+                    of_layer = vectors[f"L{layer:02d}_{'_'.join(POOLINGS)}"][place]
+                    pooled = max(
+                        pooled, difference(of_layer, np.concatenate([pool(name, wanted) for name in POOLINGS]))
+                    )
                 start += length
-                seen += 1
-        assert seen == len(LENGTHS)
+                seen.append(int(text))
+        assert sorted(seen) == list(range(len(LENGTHS)))
+    return Way(batches, encoder._tap is not None, states, pooled)
+
+
+def run(
+    encoder: FrozenEncoder, tokens: Tokens, batch: Batch
+) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray]]:
+    """States of a batch by layer, and its pooled vectors."""
+    if encoder.packed:
+        groups, text = [], 0
+        for run_of_texts in batch.runs():
+            groups.append(TokenGroup(slice(text, text + run_of_texts.count), run_of_texts, None))
+            text += run_of_texts.count
+    else:
+        mask = torch.from_numpy(np.arange(batch.lengths[-1]) < batch.lengths[:, None])
+        groups = [TokenGroup(slice(0, len(batch.texts)), None, mask)]
+    pooler = BatchPooler(PoolingPlan(encoder.layers, "separate", POOLINGS), groups)
+    found: dict[int, np.ndarray] = {}
+
+    def take(layer: int, hidden_states: torch.Tensor) -> None:
+        found[layer] = hidden_states.numpy().copy()
+        pooler.take(layer, hidden_states)
+
+    with torch.inference_mode():
+        encoder.run(tokens, batch, take)
+        return found, {name: vectors.numpy() for name, vectors in pooler.vectors().items()}
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest |Δ|, as a share of the largest state where that is more than 1; a NaN is infinitely far."""
+    assert found.shape == wanted.shape
+    furthest = np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())
+    return float(furthest) if np.isfinite(furthest) else np.inf
+
+
+@dataclass(frozen=True)
+class Settled:
+    loaded: LoadedModel
+    encoder: FrozenEncoder
+    notice: str | None
+    tokens: Tokens
+    own_attention: str
+
+    @property
+    def batches(self) -> str:
+        return "packed" if self.encoder.packed else "equal" if self.encoder.equal_lengths else "padded"
+
+    def other(self, batches: str, *, tapped: bool) -> FrozenEncoder:
+        """The same model run in another way; the encoder settled on must not be used after it."""
+        if batches != "packed":
+            self.loaded.model.set_attn_implementation(self.own_attention)
+        return FrozenEncoder(
+            self.loaded.model,
+            self.loaded.architecture,
+            self.encoder.layers,
+            n_layers=self.encoder.n_layers,
+            hidden_size=self.encoder.hidden_size,
+            batches=batches,
+            tapped=tapped,
+        )
+
+
+def settle(kind: str, folder: Path) -> Settled:
+    loaded = load(kind, folder)
+    own_attention = loaded.model.config._attn_implementation
+    pad_id = getattr(loaded.model.config, "pad_token_id", None) or 0
+    layers = tuple(layer for layer in range(loaded.n_layers + 1) if layer not in SHORTENED.get(kind, ()))
+    encoder, notice = make_encoder(loaded, layers, random_tokens(pad_id, seed=2), for_pooler=False)
+    return Settled(loaded, encoder, notice, random_tokens(pad_id, seed=1), own_attention)
+
+
+def test_the_table_has_what_is_tested_here_and_more_than_a_hundred_kinds():
+    assert {model_type(kind) for kind in CONFIGS} == set(ARCHITECTURES) - set(REFUSED)
+    assert len(set(ARCHITECTURES) - set(REFUSED)) >= 100
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_every_state_and_pooling_of_every_text_is_the_same_in_a_batch_as_alone(kind, tmp_path, capfd):
+    settled = settle(kind, tmp_path)
+    loaded, encoder = settled.loaded, settled.encoder
+    # It runs in the way that the table promises, not in one that the check fell back to.
+    assert settled.notice is None
+    architecture = ARCHITECTURES[model_type(kind)]
+    promised = "equal" if kind == "phi3 longrope" else architecture.batches
+    assert (settled.batches, encoder._tap is not None) == (promised, architecture.layers is not None)
+    assert loaded.max_positions is None or loaded.max_positions >= max(LENGTHS)
+
+    expected = alone(tmp_path, settled.tokens, FEWEST.get(kind, 1))
+    assert len(expected[0]) == loaded.n_layers + 1
+    way = measured(encoder, settled.batches, settled.tokens, expected, BUDGETS)
+    assert max(way.states, way.pooled) <= 1e-5, way
+    if settled.batches == "packed":
+        padded = settled.other("padded", tapped=True)
+        way = measured(padded, "padded", settled.tokens, expected, BUDGETS[-1:])
+        assert max(way.states, way.pooled) <= 1e-5, way
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", ["pegasus_x", "nllb-moe"])
+def config_only(folder: Path, **config: object) -> ModelConfig:
+    """A folder that claims to be a model; to be refused before its weights are read."""
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    return ModelConfig(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["fsmt", "seamless_m4t"])
 def test_an_encoder_decoder_that_is_not_known_is_refused_and_the_known_ones_named(kind, tmp_path):
-    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}", "is_encoder_decoder": true}}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    config = ModelConfig(str(tmp_path))
+    config = config_only(tmp_path, model_type=kind, is_encoder_decoder=True)
     with pytest.raises(ModelError, match="which part of a") as caught:
         load_model(resolve_model(config), config)
     assert "t5" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"model_type": kind} for kind in REFUSED),
+        {"model_type": "xmod", "languages": ["en_XX"]},
+        {"model_type": "yoso", "use_expectation": False},
+        {"model_type": "nystromformer", "num_landmarks": 64, "segment_means_seq_len": 512},
+        {"model_type": "funnel", "truncate_seq": False},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_model_that_cannot_be_served_exactly_is_refused_by_name_with_the_reason_and_a_way_out(config, tmp_path):
+    asked = config_only(tmp_path, **config)
+    with pytest.raises(ModelError, match=rf"\({config['model_type']}\): (it|its|without) ") as caught:
+        load_model(resolve_model(asked), asked)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", sorted(SHORTENED))
+def test_a_layer_with_fewer_states_than_tokens_is_refused_and_the_others_are_named(kind, tmp_path):
+    loaded = load(kind, tmp_path)
+    there = sorted(set(range(loaded.n_layers + 1)) - SHORTENED[kind])
+    for layer in SHORTENED[kind]:
+        with pytest.raises(UsageError, match=f"layer {layer} of this model has fewer states") as caught:
+            make_encoder(loaded, (0, layer), random_tokens(0, seed=2), for_pooler=False)
+        assert caught.value.hint.endswith(": " + ", ".join(map(str, there)))
+
+
+def test_funnels_base_model_ends_short_so_that_only_its_first_layers_can_be_asked_for(tmp_path):
+    config = transformers.FunnelConfig(**FUNNEL | {"architectures": ["FunnelBaseModel"]})
+    transformers.FunnelBaseModel(config).save_pretrained(tmp_path)
+    loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
+    with pytest.raises(UsageError, match="layer 5 of this model has fewer states") as caught:
+        make_encoder(loaded, (loaded.n_layers,), random_tokens(0, seed=2), for_pooler=False)
+    assert caught.value.hint.endswith(": 0, 1, 2")
+
+
+def test_layers_of_different_width_are_not_put_together(tmp_path):
+    # OPT-350m is such a model: its last states are projected down to the width of its embeddings.
+    config = transformers.OPTConfig(**CONFIGS["opt"] | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
+    transformers.OPTModel(config).save_pretrained(tmp_path)
+
+    def made(*layers: int) -> FrozenEncoder:
+        loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
+        return make_encoder(loaded, layers, random_tokens(1, seed=2), for_pooler=False)[0]
+
+    with pytest.raises(UsageError, match=r"different width \(2: 32, 3: 16\)"):
+        made(2, 3)
+    assert (made(3).hidden_size, made(1, 2).hidden_size) == (16, 32)
+
+
+def test_a_type_that_is_not_in_the_table_never_sees_padding(tmp_path):
+    config = transformers.SeedOssConfig(**HEADS)
+    transformers.SeedOssModel(config).save_pretrained(tmp_path)
+    loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
+    encoder, notice = make_encoder(loaded, (1, 3), random_tokens(0, seed=2), for_pooler=False)
+    assert (encoder.packed, encoder.equal_lengths, notice) == (False, True, None)
+
+
+def test_a_model_of_no_text_is_refused(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"\(vit\) cannot be run on a plain text"):
+        load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
+
+
+def main() -> None:
+    """Print the table of differences, as Markdown."""
+    print("| model | batches | layers | states from 0 to | largest difference: states | pooled |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for kind in sorted(CONFIGS):
+        with tempfile.TemporaryDirectory() as name:
+            settled = settle(kind, Path(name))
+            short = SHORTENED.get(kind)
+            last = f"{settled.loaded.n_layers}" + (
+                f" without {', '.join(map(str, sorted(short)))}" if short else ""
+            )
+            for way in every_way(settled, alone(Path(name), settled.tokens, FEWEST.get(kind, 1))):
+                taken = "tapped" if way.tapped else "collected"
+                row = f"{kind} | {way.batches} | {taken} | {last} | {way.states:.1e} | {way.pooled:.1e}"
+                print(f"| {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -149,6 +149,18 @@ def test_the_older_flags_are_concatenated_in_the_order_of_sentence_transformers(
         assert named == ([expected] if isinstance(expected, str) else list(expected))
 
 
+def test_each_window_of_a_long_text_is_what_its_authors_give_for_the_window(ship):
+    pooling = modules.Pooling(WIDTH, ("mean", "weightedmean"), include_prompt=False)
+    folder = ship(pooling, dense(2 * WIDTH, 16), prompts={"query": "the patient: "})
+    words = ["pain", "the", "of", "was", "chest", "and"] * 7  # each is one token
+    room = 20 - 5  # beside [CLS] the patient : [SEP]
+    windows = [words[start : start + room] for start in range(0, len(words), room)]
+    vectors = by_its_authors(folder, [" ".join(window) for window in windows], prompt_name="query")
+    encoder = Encoder(folder, prompt_name="query", max_length=20, on_long="chunk")
+    found = encoder.encode([" ".join(words)])
+    assert np.abs(found - np.average(vectors, axis=0, weights=[15, 15, 12])).max() <= 1e-5
+
+
 def test_instructors_leave_their_prompts_out_whatever_their_files_say(ship):
     model = resolve_model(ModelConfig(str(ship(modules.Pooling(WIDTH, "mean")))))
     assert shipped_recipe(model).include_prompt

@@ -133,6 +133,14 @@ def embed(
     return RawVectors(np.unique(tokenized.texts), combined, unfit)
 
 
+@torch.inference_mode()
+def first_broken_layer(tokenized: TokenizedTexts, text: int, embedder: Embedder) -> int | None:
+    """The first layer at which the states of one of a text's windows are not finite; None where it is no layer."""
+    windows = np.flatnonzero(tokenized.texts == text).tolist()
+    found = (embedder.encoder.first_non_finite_layer(tokenized.tokens, window) for window in windows)
+    return min((layer for layer in found if layer is not None), default=None)
+
+
 def _run(
     tokens: Tokens,
     alike: NDArray[np.int64],

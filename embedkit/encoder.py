@@ -117,8 +117,11 @@ class Encoder:
         raw = self._embed(texts)
         out: dict[str, NDArray[np.float32]] = {}
         for name, vectors in raw.vectors.items():
-            if not np.isfinite(vectors).all():
-                raise ModelError("a vector is not finite (NaN or infinite)", hint="use dtype='fp32'")
+            broken = raw.texts[~np.isfinite(vectors).all(axis=1)]
+            if len(broken):
+                raise ModelError(
+                    f"a vector is not finite (NaN or infinite): texts[{broken[0]}]", hint="use dtype='fp32'"
+                )
             done = finish(vectors, normalize=self._embedder.normalize, truncate_dim=self._embedder.truncate_dim)
             out[name] = np.full((len(texts), done.shape[1]), np.nan, np.float32)
             out[name][raw.texts] = done

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.embedding import Embedder, OnBatch, RawVectors, embed
+from embedkit.embedding import Embedder, OnBatch, RawVectors, embed, first_broken_layer
 from embedkit.errors import InputError, ModelError, OutputError
 from embedkit.pooling.finish import Int8Range, finish, store
 from embedkit.records import EncodedShard, Fault, Record, TextCounts, TokenizedTexts
@@ -109,7 +109,7 @@ def embed_shard(
     texts, records = shard.texts, shard.read.records
     raw = embed(texts, embedder, on_batch, shard.units)
     status = _receipts(shard)
-    faults = [*shard.read.faults, *_quarantine(raw, shard, status, on_bad_row)]
+    faults = [*shard.read.faults, *_quarantine(raw, shard, status, embedder, on_bad_row)]
     rows = _rows(raw.texts, shard.units, status)
     if list_nulls:
         listed = {fault.row for fault in faults}
@@ -162,7 +162,9 @@ def _receipts(shard: TokenizedShard) -> list[str]:
     return status
 
 
-def _quarantine(raw: RawVectors, shard: TokenizedShard, status: list[str], on_bad_row: str) -> list[Fault]:
+def _quarantine(
+    raw: RawVectors, shard: TokenizedShard, status: list[str], embedder: Embedder, on_bad_row: str
+) -> list[Fault]:
     """Faults of the texts that have a vector that cannot be used, whose status becomes the code."""
     sound = _finite(raw.vectors, len(raw.texts))
     if shard.units is not None:
@@ -172,6 +174,8 @@ def _quarantine(raw: RawVectors, shard: TokenizedShard, status: list[str], on_ba
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.unfit else "non_finite"
         if on_bad_row == "fail":
             what, way = _NO_VECTOR[code]
+            layer = first_broken_layer(shard.texts, text, embedder) if code == "non_finite" else None
+            what += "" if layer is None else f" from layer {layer} on"
             raise ModelError(
                 f"{what}: row {row}",
                 hint=f"use {way}, or --on-bad-row null to keep such rows without a vector",

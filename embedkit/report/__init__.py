@@ -14,6 +14,7 @@ from embedkit.report.markup import element
 from embedkit.report.page import plotly_source, whole_page
 from embedkit.report.sections import output_section, overview
 from embedkit.report.settings import ReportConfig
+from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.whole_files import WholeFiles, as_output_error
 
 __all__ = ["ReportConfig", "write_report"]
@@ -31,11 +32,15 @@ def write_report(config: ReportConfig) -> int:
     """
     _see_place(config.page, config.on_exists)
     plotly = plotly_source()
-    found = [find_out(path, config) for path in config.paths]
-    sections = [output_section(it, number) for number, it in enumerate(found, 1)]
-    links = [element("a", it.path.name, href=f"#output-{number}") for number, it in enumerate(found, 1)]
-    if len(found) > 1:
-        sections.insert(0, overview(found))
+    outputs = [find_out(path, config) for path in config.paths if not is_sweep(path)]
+    sweeps = [read_sweep(path) for path in config.paths if is_sweep(path)]
+    sections = [output_section(it, number) for number, it in enumerate(outputs, 1)]
+    sections += [sweep_section(it, number) for number, it in enumerate(sweeps, 1)]
+    names = {f"output-{number}": it.path.name for number, it in enumerate(outputs, 1)}
+    names |= {f"sweep-{number}": it.path.name for number, it in enumerate(sweeps, 1)}
+    links = [element("a", name, href=f"#{place}") for place, name in names.items()]
+    if len(outputs) > 1:
+        sections.insert(0, overview(outputs))
     content = whole_page(config.title, sections, links, plotly).encode("utf-8", "replace")
     page = WholeFiles(config.page.absolute().parent)
     try:

@@ -47,7 +47,7 @@
       for (const trace of data) trace.type = "scatter";
     }
     const narrow = chart.clientWidth < 640;
-    if (narrow && layout.showlegend) layout.legend = { ...layout.legend, orientation: "h", y: -0.2 };
+    if (narrow && layout.showlegend) layout.legend = { ...layout.legend, orientation: "h", y: -0.16, yanchor: "top" };
     const config = {
       displaylogo: false,
       responsive: true,

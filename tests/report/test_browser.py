@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
 from embedkit.report import ReportConfig, write_report
 from tests.report.test_page import EVIL, ROWS
+from tests.report.test_sweeps import write_sweep
 
 pytest.importorskip("plotly", reason="in the dev extra")
 webdriver = pytest.importorskip("selenium.webdriver", reason="in the dev extra")
@@ -55,7 +55,8 @@ def page(bert, tmp_path_factory):
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS if row["id"]), encoding="utf-8")
     asked = ["encode", str(rows), "-m", str(bert), "--keep", "label", "-o", str(folder / "out"), "-q"]
     assert run(asked) == 0
-    write_report(ReportConfig((folder / "out",), folder / "page.html", title="<b>A title</b>"))
+    write_sweep(folder / "sweep")
+    write_report(ReportConfig((folder / "out", folder / "sweep"), folder / "page.html", title="<b>A title</b>"))
     return folder / "page.html"
 
 
@@ -120,6 +121,21 @@ def test_the_point_under_the_mouse_tells_its_id_and_nothing_else(opened, label, 
     assert wait(opened, HOVERED) == told
 
 
+def test_a_cell_of_the_heat_map_tells_its_score_and_interval(opened):
+    x, y = opened.execute_script(
+        """
+        const chart = document.getElementById("sweep-1-heat");
+        chart.scrollIntoView({block: "center"});
+        const {xaxis, yaxis} = chart._fullLayout, box = chart.getBoundingClientRect();
+        return [box.x + xaxis._offset + xaxis.l2p(1), box.y + yaxis._offset + yaxis.l2p(5)];
+        """
+    )
+    mouse(opened, "mouseMoved", x - 9, y)
+    mouse(opened, "mouseMoved", x, y)
+    told = wait(opened, HOVERED.replace("output-1-map", "sweep-1-heat"))
+    assert told == "layer 5, meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
+
+
 def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(opened):
     ranges = "return document.getElementById('output-1-map')._fullLayout.xaxis.range.map(Number)"
     before = opened.execute_script(ranges)
@@ -173,8 +189,7 @@ def test_the_page_offers_no_way_to_send_a_chart_elsewhere(opened):
     titles = "return [...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)"
     offered = set(opened.execute_script(titles))
     assert len(offered) == 6
-    assert not [title for title in offered if re.search("cloud|share|studio|plotly", title, re.IGNORECASE)]
-    assert Path(opened.current_url.removeprefix("file://")).name == "page.html"
+    assert not [title for title in offered if re.search("cloud|share|studio|plotly|edit", title, re.IGNORECASE)]
 
 
 def test_it_fits_a_narrow_screen(opened):

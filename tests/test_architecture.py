@@ -57,6 +57,7 @@ LIGHT = (
     "embedkit.engines.local",
     "embedkit.engines.lanes",
     "embedkit.study.labels",
+    "embedkit.study.sweep",
     "embedkit.models.aliases",
     "embedkit.models.architectures",
     "embedkit.models.resolve",
@@ -65,7 +66,7 @@ LIGHT = (
     "embedkit.models.tokenizing",
     "embedkit.pooling.names",
 )
-HEAVY = {"torch", "transformers", "huggingface_hub", "ray"}
+HEAVY = {"torch", "transformers", "huggingface_hub", "ray", "sklearn", "scipy", "matplotlib"}
 #: Libraries that one place alone may know, and where that is.
 #: Libraries that make objects of bytes by running what the bytes say.
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "copyreg"}

@@ -1,0 +1,151 @@
+"""What a sweep compares: layers, their aggregation and poolings, each a way of `embedkit encode` to make a vector.
+
+All of them are made of the same stored columns, a pooled vector for each layer and pooling. Knows nothing of
+labels and scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.sinks.stored import open_stored
+
+#: Poolings for which the vector of the layers' mean is the mean of the layers' vectors. The largest and the
+#: smallest value of a mean are not the mean of those: `max` and `min` are compared at single and joined layers.
+LINEAR = ("cls", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
+#: Poolings that are compared side by side, too, where all of them are among those asked for.
+_SIDE_BY_SIDE = (("cls", "mean"), ("mean", "max"), ("mean", "max", "min"))
+_LAST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to make a vector.
+
+    Attributes:
+        layers: resolved numbers, ascending.
+        layer_agg: concat or mean; concat for a single layer, where it changes nothing.
+        poolings: in the order in which their vectors are joined.
+    """
+
+    layers: tuple[int, ...]
+    layer_agg: str
+    poolings: tuple[str, ...]
+
+    @property
+    def pool(self) -> str:
+        """As `--pool` takes it."""
+        return ",".join(self.poolings)
+
+    @property
+    def where(self) -> str:
+        """The layers in words: `layer 9`, `layers 9-12 joined`, `mean of layers 0-12`."""
+        if len(self.layers) == 1:
+            return f"layer {self.layers[0]}"
+        first, last = self.layers[0], self.layers[-1]
+        span = f"{first}-{last}" if last - first + 1 == len(self.layers) else ",".join(map(str, self.layers))
+        return f"layers {span} joined" if self.layer_agg == "concat" else f"mean of layers {span}"
+
+    @property
+    def name(self) -> str:
+        """Layers and poolings in words."""
+        return f"{self.where} {'+'.join(self.poolings)}"
+
+    def dims(self, hidden_size: int) -> int:
+        """Dimensions of its vectors."""
+        return hidden_size * len(self.poolings) * (len(self.layers) if self.layer_agg == "concat" else 1)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of `embedkit encode` that make it."""
+        several = {"layer_agg": self.layer_agg} if len(self.layers) > 1 else {}
+        return {"layers": ",".join(map(str, self.layers)), **several, "pool": self.pool}
+
+
+def all_candidates(layers: Sequence[int], poolings: Sequence[str]) -> list[Candidate]:
+    """Every layer with every pooling, usual poolings side by side, the last four layers joined, means of layers.
+
+    Args:
+        layers: resolved numbers of the layers whose vectors there are.
+        poolings: names of the poolings whose vectors there are.
+    """
+    layers = sorted(layers)
+    last = tuple(layers[-_LAST:])
+    pools = [(name,) for name in poolings] + [names for names in _SIDE_BY_SIDE if set(names) <= set(poolings)]
+    found = [Candidate((layer,), "concat", names) for layer in layers for names in pools]
+    if len(last) == _LAST:
+        found += [Candidate(last, "concat", (name,)) for name in poolings]
+    averaged = [span for span in dict.fromkeys([last, tuple(layers)]) if len(span) > 1]
+    found += [Candidate(span, "mean", (name,)) for span in averaged for name in poolings if name in LINEAR]
+    return found
+
+
+def baselines(layers: Sequence[int], poolings: Sequence[str]) -> list[Candidate]:
+    """What most people take: the last layer's CLS and its mean, where there are such."""
+    return [Candidate((max(layers),), "concat", (name,)) for name in ("cls", "mean") if name in poolings]
+
+
+class PooledVectors:
+    """The vectors of a folder that was encoded with `--layer-agg separate`, as those of any candidate.
+
+    Files are memory-mapped: what a candidate needs is copied, nothing else is held.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        OutputError: it is not finished, or a file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stored = open_stored(path)
+        self.layers = tuple(int(layer) for layer in self._stored.recipe["layers"])
+        self.poolings = tuple(self._stored.recipe["pool"])
+        variants = self._stored.layout.variants
+        self.hidden_size = variants[0].dims // len(self.poolings)
+        self._variants = dict(zip(self.layers, variants, strict=True))
+        #: bool [R], which rows of the input have a vector.
+        self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.pieces(variants[:1])])
+
+    def of(self, candidate: Candidate, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The candidate's vectors.
+
+        Args:
+            candidate: made of layers and poolings that there are.
+            rows: int64 [N], ascending numbers among the rows that have a vector.
+
+        Returns:
+            float32 [N, D].
+        """
+        vectors = np.zeros((len(rows), candidate.dims(self.hidden_size)), np.float32)
+        before = 0
+        asked = [self._variants[layer] for layer in candidate.layers]
+        for piece in self._stored.pieces(asked):
+            stop = before + int(piece.has_vector.sum())
+            first, last = np.searchsorted(rows, (before, stop))
+            here = rows[first:last] - before
+            for columns, part in self._parts(
+                candidate, [np.asarray(piece.vectors[variant.name]) for variant in asked]
+            ):
+                vectors[first:last, columns] += part[here]
+            before = stop
+        if candidate.layer_agg == "mean":
+            vectors /= len(candidate.layers)
+        return vectors
+
+    def _parts(
+        self, candidate: Candidate, layers: Sequence[NDArray[np.float32]]
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """For each layer and pooling, where in the vector it goes, and the stored vectors."""
+        width, place = self.hidden_size, 0
+        for name in candidate.poolings:
+            stored = self.poolings.index(name) * width
+            for of_layer in layers:
+                yield slice(place, place + width), of_layer[:, stored : stored + width]
+                place += width if candidate.layer_agg == "concat" else 0
+            place += width if candidate.layer_agg == "mean" else 0

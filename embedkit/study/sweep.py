@@ -1,0 +1,280 @@
+"""`embedkit sweep` on one page: one forward pass, then every layer and pooling judged on the user's labels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedkit.assembly import find_model
+from embedkit.config import RunConfig, at_least, one_of
+from embedkit.disk import refuse_link
+from embedkit.engines.local import run
+from embedkit.engines.watcher import Watcher
+from embedkit.errors import OutputError, Stopped, UsageError
+from embedkit.models.architectures import ARCHITECTURES
+from embedkit.pooling.names import POOLING_NAMES, parse_poolings
+from embedkit.study.candidates import PooledVectors, all_candidates, baselines
+from embedkit.study.folds import Folds, make_folds, united
+from embedkit.study.labels import TASKS, Labels, read_labels
+from embedkit.study.near import clusters, pairs_across
+from embedkit.study.probe import PROBES, Judged, judge_all
+from embedkit.study.records import NAMES, write_files
+from embedkit.study.rows import InputRows, read_rows
+from embedkit.study.scores import METRICS
+from embedkit.study.verdict import Verdict, decide
+from embedkit.tokenizer import TextTokenizer, load_tokenizer
+
+#: The folder of vectors inside of a sweep's.
+VECTORS = "vectors"
+#: Rows that are computed again at most when a sweep was stopped.
+SHARD_ROWS = 1024
+_STATIC = tuple(name for name in POOLING_NAMES if name != "pooler")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """One `embedkit sweep`.
+
+    Attributes:
+        run: what is encoded and how; layers and poolings are those to compare.
+        folder: where the results go, and the vectors.
+        label: column of labels.
+        group: column whose rows with one value are never in training and test both; None = none.
+        task: one of TASKS.
+        metric: chooses; None = the first of the task's.
+        probe: one of PROBES.
+        folds: of the cross-validation.
+        seed: of the folds.
+        dedupe: keep texts that are nearly the same in one fold.
+    """
+
+    run: RunConfig
+    folder: Path
+    label: str
+    group: str | None = None
+    task: str = "auto"
+    metric: str | None = None
+    probe: str = "ridge"
+    folds: int = 5
+    seed: int = 0
+    dedupe: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("--task", self.task, TASKS)
+        one_of("--probe", self.probe, PROBES)
+        known = [name for task, names in METRICS.items() if self.task in {"auto", task} for name in names]
+        if self.metric is not None:
+            one_of("--metric", self.metric, tuple(known))
+        at_least("--folds", self.folds, 3)
+        at_least("--seed", self.seed, 0)
+        if "-" in self.run.input.inputs:
+            raise UsageError(
+                "a sweep reads its input twice, and stdin can be read only once",
+                hint="save it to a file first, and name the file",
+            )
+        for name in parse_poolings(self.run.pooling.pool):
+            if name not in {*_STATIC, "auto"}:
+                raise UsageError(f"a sweep cannot compare '{name}'", hint=f"use any of: {', '.join(_STATIC)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a sweep.
+
+    Attributes:
+        verdict: what the scores say.
+        facts: how they were found, as in summary.json.
+    """
+
+    verdict: Verdict
+    facts: dict[str, Any]
+
+
+def sweep(
+    config: SweepConfig,
+    watcher: Watcher,
+    stop: threading.Event,
+    *,
+    command: Callable[[dict[str, str]], str],
+    on_judged: Callable[[int, int], None],
+) -> Found:
+    """Carry out one `embedkit sweep`.
+
+    Args:
+        config: what is asked for.
+        watcher: is told how the encoding goes.
+        stop: set from outside to end it between two batches or two candidates.
+        command: makes the command line of `encode` from the winner's options.
+        on_judged: told after each candidate how many are done, and of how many.
+
+    Raises:
+        EmbedkitError: any of its kinds; vectors that are committed stay.
+    """
+    _refuse_without_libraries()
+    _make_room(config)
+    asked = _asked(config.run)
+    columns = (config.label, config.group) if config.group else (config.label,)
+    rows = read_rows(config.run.input, columns)
+    # What the labels alone rule out is told before a model runs for hours.
+    metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
+    summary = run(asked, watcher, stop)
+    rows.table.refuse_changes()
+    vectors = PooledVectors(config.folder / VECTORS)
+    labels, cluster, folds = _divide(rows, vectors.has_vector, config)
+    candidates = all_candidates(vectors.layers, vectors.poolings)
+    if config.run.text.chunk_pool == "max":
+        # The largest value over windows of a mean of layers is not the mean of the layers' largest values.
+        candidates = [candidate for candidate in candidates if candidate.layer_agg != "mean"]
+    judged: list[Judged] = []
+    makers = [partial(vectors.of, candidate, labels.rows) for candidate in candidates]
+    with closing(judge_all(makers, _targets(labels), folds, metrics, config.probe)) as coming:
+        for of_candidate in coming:
+            judged.append(of_candidate)
+            on_judged(len(judged), len(candidates))
+            if stop.is_set():
+                raise Stopped(
+                    "stopped by a signal while the probes were fitted; all vectors are committed",
+                    hint="the same command with --on-exists resume goes on from the vectors",
+                )
+    verdict = decide(
+        candidates,
+        judged,
+        [candidate.dims(vectors.hidden_size) for candidate in candidates],
+        baselines(vectors.layers, vectors.poolings),
+        metric=metrics[0],
+        test_share=folds.test_share,
+    )
+    facts = {
+        "version": 1,
+        "label": config.label,
+        "group": config.group,
+        "task": labels.task,
+        "probe": config.probe,
+        "folds": folds.count,
+        "seed": config.seed,
+        "dedupe": config.dedupe,
+        "rows": {
+            "input": summary.input_rows,
+            "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
+            "without_label": int(vectors.has_vector.sum()) - len(labels.rows),
+            "judged": len(labels.rows),
+        },
+        "classes": len(labels.classes),
+        "near_duplicates": {
+            "texts": int((np.bincount(cluster)[cluster] > 1).sum()),
+            "pairs_across_folds": pairs_across(cluster, folds.of_row),
+        },
+        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
+        "layers": list(vectors.layers),
+        "poolings": list(vectors.poolings),
+    }
+    write_files(
+        config.folder,
+        verdict,
+        facts,
+        command=command(verdict.winner.candidate.options),
+        title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
+    )
+    return Found(verdict, facts)
+
+
+def _divide(
+    rows: InputRows, has_vector: NDArray[np.bool_], config: SweepConfig
+) -> tuple[Labels, NDArray[np.int64], Folds]:
+    """Labels of rows that have a vector, the clusters of their texts, and their folds."""
+    if len(has_vector) != len(rows.has_text):
+        raise OutputError(
+            f"the vectors are of {len(has_vector)} rows, and the input has {len(rows.has_text)}",
+            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+        )
+    there = rows.labels.filter(pa.array(has_vector))
+    labels = read_labels(there, config.label, group=config.group, task=config.task)
+    cluster = clusters(rows.signed[has_vector][labels.rows])
+    groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
+    groups = united(*groupings) if groupings else None
+    return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.seed)
+
+
+def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
+    """The task's metrics, the one that chooses first."""
+    names = METRICS[labels.task]
+    chosen = config.metric or names[0]
+    one_of("--metric", chosen, names)
+    if labels.task == "regression" and config.probe == "logistic":
+        raise UsageError("--probe logistic is for classes, and these labels are values", hint="use --probe ridge")
+    return (chosen, *(name for name in names if name != chosen))
+
+
+def _targets(labels: Labels) -> NDArray[np.float64]:
+    """float64 [N, K], a column a class; or [N, 1] values, scaled so that penalties mean the same for all units."""
+    if labels.task == "classification":
+        return np.eye(len(labels.classes))[labels.targets.astype(np.int64)]
+    values = labels.targets.astype(np.float64)[:, None]
+    return np.asarray((values - values.mean()) / values.std())
+
+
+def _asked(config: RunConfig) -> RunConfig:
+    """What is encoded: the poolings by name, and a row of the output for each of the input."""
+    pooling = replace(config.pooling, pool=",".join(_poolings(config)))
+    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
+    return replace(config, pooling=pooling, output=replace(config.output, on_bad_row=on_bad_row))
+
+
+def _poolings(config: RunConfig) -> tuple[str, ...]:
+    """The poolings to compare: those asked for, or all that say something about this kind of model."""
+    request = find_model(config.model, config.text, config.pooling)
+    if config.pooling.pool != "auto":
+        return parse_poolings(config.pooling.pool)
+    folder = str(request.folder.folder)
+    raw, _ = load_tokenizer(folder, casing=config.model.lowercase, known_casing=None, states_casing=True)
+    tokenizer = TextTokenizer(raw, max_length=512)
+    architecture = ARCHITECTURES.get(request.folder.model_type)
+    causal = architecture is not None and architecture.causal
+    # What opens a text has seen nothing of it in a causal model; later tokens have seen more in no other.
+    unfit = set() if causal else {"weightedmean"}
+    if causal or not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
+        unfit.add("cls")
+    return tuple(name for name in _STATIC if name not in unfit)
+
+
+def _refuse_without_libraries() -> None:
+    missing = [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"sweep needs scikit-learn and matplotlib, and there is no {' nor '.join(missing)}",
+            hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
+        )
+
+
+def _make_room(config: SweepConfig) -> None:
+    """See that the folder is free, or holds a former sweep that may be gone on with or replaced."""
+    folder, on_exists = config.folder, config.run.output.on_exists
+    refuse_link(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    foreign = sorted(there - {VECTORS, *NAMES})
+    if foreign:
+        raise OutputError(
+            f"{folder} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
+        )
+    if there and on_exists == "error":
+        raise OutputError(
+            f"{folder} holds another sweep",
+            hint="use --on-exists resume (its vectors are used again) or overwrite, or another -o",
+        )
+    for name in there & set(NAMES):
+        refuse_link(folder / name)
+        (folder / name).unlink()

@@ -31,6 +31,11 @@ class RunConfig:
         return self.share.workers or len(self.model.devices)
 
     @property
+    def group_columns(self) -> tuple[str, ...]:
+        """Columns that say which group a row is in, and what its place is there."""
+        return (*self.groups.by, *((self.groups.order_by,) if self.groups.order_by else ()))
+
+    @property
     def hidden_columns(self) -> tuple[str, ...]:
         """Columns that are read beside those that are kept."""
         return () if self.units.spans_column is None else (self.units.spans_column,)
@@ -100,6 +105,12 @@ class RunConfig:
         if unit != "text" or self.pooling.pool == "none":
             raise UsageError(
                 "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
+            )
+        if self.output.is_stdout or self.share.several:
+            what = "is written to stdout" if self.output.is_stdout else "several ranks work on"
+            raise UsageError(
+                f"--group-by makes groups of rows when all of them are there, and nothing of that {what}",
+                hint="name a file or folder with -o; --workers does it with several processes, on one machine",
             )
         if self.pooling.precision == "int8":
             raise UsageError(

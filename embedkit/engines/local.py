@@ -16,6 +16,7 @@ from embedkit.destination import Destination, Overtaken, destination_of
 from embedkit.engines.account import account_for_rows
 from embedkit.engines.alone import Alone
 from embedkit.engines.crew import Crew
+from embedkit.engines.grouping import run_grouped
 from embedkit.engines.planning import (
     ModelFacts,
     counts,
@@ -47,6 +48,13 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     Raises:
         EmbedkitError: any of its kinds; what is committed stays.
     """
+    if config.groups.by:
+        return run_grouped(config, watcher, stop, _run)
+    return _run(config, watcher, stop)
+
+
+def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
+    """The same, of rows: what becomes of groups of them is not seen to here."""
     began = time.monotonic()
     share = config.share
     if share.source:

@@ -66,6 +66,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
         table.and_then(book.attach)
     if config.units.spans_column is not None:
         table.and_then(SpanColumn(table).attach)
+    table.refuse_nulls(config.groups.by)
     return table, book
 
 

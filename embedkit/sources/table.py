@@ -91,6 +91,18 @@ class Table:
         """Have every row go through `change` when it has been read; it may make a fault of a record."""
         self._each.append(change)
 
+    def refuse_nulls(self, columns: Sequence[str]) -> None:
+        """Have rows with a null or empty cell in one of these kept columns read as faulty ones."""
+        places = [self.columns.keep.index(name) for name in columns]
+        name = self.files[0].name if len(self.files) == 1 else "the input"
+
+        def change(item: Record | Fault) -> Record | Fault:
+            if isinstance(item, Fault) or not any(item.kept[place] in (None, "") for place in places):
+                return item
+            return Fault(item.row, name, None, "no_group")
+
+        self.and_then(change)
+
     def records(self) -> Iterator[Record | Fault]:
         """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
 

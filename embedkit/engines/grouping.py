@@ -1,0 +1,275 @@
+"""One `embedkit encode --group-by`: the rows into a folder beside the output, then these into groups.
+
+The rows are an ordinary run, with its shards and its resuming, and most of the work. Making groups of them is
+cheap, and is begun anew after a kill. The folder of rows goes when the output is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit.assembly import find_model
+from embedkit.config import RunConfig
+from embedkit.destination import destination_of
+from embedkit.engines.planning import counts, layout, manifest_of
+from embedkit.engines.summary import Summary
+from embedkit.engines.watcher import Watcher
+from embedkit.errors import OutputError, UsageError
+from embedkit.pooling.finish import finish, store
+from embedkit.recipe import fingerprint
+from embedkit.records import EncodedShard, Fault, Variant
+from embedkit.sinks import make_sink
+from embedkit.sinks.stored import Stored, open_stored, read_json
+from embedkit.units.groups import Grouping, Item, key_of, last_rows
+
+Run = Callable[[RunConfig, Watcher, threading.Event], Summary]
+_COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
+
+
+def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run: Run) -> Summary:
+    """Carry out one `embedkit encode --group-by`.
+
+    Args:
+        config: what the user asked for.
+        watcher: is told how it goes.
+        stop: set from outside to end the run between two batches.
+        run: carries out an encode of rows.
+
+    Raises:
+        EmbedkitError: any of its kinds; rows that are committed stay.
+    """
+    out = Path(config.output.output)
+    rows = out.with_name(f"{out.name}.rows.partial")
+    taken = next((name for name in config.input.keep if name in _COUNTS), None)
+    if taken is not None:
+        raise UsageError(
+            f"--keep {taken}: with --group-by, embedkit writes a column of that name",
+            hint="leave it out of --keep, or rename it in the input",
+        )
+    destination = destination_of(config.output)
+    stored = destination.open()
+    whole = _is_whole(config, stored, out, rows)
+    request = find_model(config.model, config.text, config.pooling)
+    if request.truncate_dim is not None and config.pooling.truncate_dim is None and request.normalize:
+        raise UsageError(
+            "the recipe of the model cuts its vectors, and those of groups are scaled after that",
+            hint="use --no-normalize, or say --truncate-dim yourself",
+        )
+    of_rows = replace(
+        config,
+        input=replace(config.input, keep=tuple(dict.fromkeys((*config.input.keep, *config.group_columns)))),
+        output=replace(config.output, output=str(rows), format="parquet"),
+        pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
+    )
+    summary = run(of_rows, watcher, stop)
+    plan = read_json(rows / "plan.json")
+    recipe = {
+        **plan["recipe"],
+        "normalize": request.normalize,
+        "truncate_dim": config.pooling.truncate_dim,
+        "precision": config.pooling.precision,
+    }
+    if whole is not None and whole != fingerprint(recipe):
+        shutil.rmtree(rows, ignore_errors=True)
+        raise OutputError(
+            f"{out} is whole and is from another recipe",
+            hint="use --on-exists overwrite to replace it, or another place with -o",
+        )
+    return _Fold(config, rows, plan, recipe, watcher).write(summary)
+
+
+def _is_whole(config: RunConfig, stored: dict[str, Any] | None, out: Path, rows: Path) -> str | None:
+    """The fingerprint of an output that a former run has finished, and that is to be resumed; else None."""
+    if config.output.on_exists != "resume" or rows.exists():
+        return None
+    if stored is not None:
+        return str(stored["fingerprint"]) if (out / "manifest.json").exists() else None
+    return open_stored(out).fingerprint if out.exists() else None
+
+
+class _Fold:
+    """Makes groups of rows, and writes them.
+
+    Args:
+        config: what the user asked for.
+        rows: folder of the rows' vectors, finished.
+        plan: that of the rows.
+        recipe: that of the groups.
+        watcher: is told of what is lost.
+    """
+
+    def __init__(
+        self, config: RunConfig, rows: Path, plan: dict[str, Any], recipe: dict[str, Any], watcher: Watcher
+    ) -> None:
+        self.config = config
+        self.rows = rows
+        self.plan = plan
+        self.recipe = recipe
+        self.watcher = watcher
+        self.keep = config.input.keep
+        self.stored = open_stored(rows)
+        self.variants = tuple(
+            Variant(variant["name"], min(config.pooling.truncate_dim or variant["dims"], variant["dims"]))
+            for variant in plan["variants"]
+        )
+        self.varied: set[str] = set()
+
+    def write(self, summary: Summary) -> Summary:
+        """Write the output, and remove the rows."""
+        by, how = self.config.groups.by, self.config.groups.pool or "mean"
+        facts = [piece.facts for piece in self.stored.pieces(())]
+        keys = (key_of(values) for table in facts for values in _columns(table, by) if None not in values)
+        closes = last_rows(keys, len(by))
+        shard_rows, n_groups = self.plan["shard_rows"], int(closes[-1].sum())
+        ordered = _order(facts, self.config.groups.order_by)
+        starts = list(range(0, n_groups, shard_rows))
+        plan = {
+            **self.plan,
+            "recipe": self.recipe,
+            "fingerprint": fingerprint(self.recipe),
+            "groups": self.recipe["groups"],
+            "rows": n_groups,
+            "starts": starts,
+            "shards": len(starts),
+            "kept_types": {**{name: self.plan["kept_types"][name] for name in self.keep}, **_COUNTS},
+            "format": self.config.output.format,
+            "precision": self.config.pooling.precision,
+            "variants": [asdict(variant) for variant in self.variants],
+            "on_bad_row": "null",
+        }
+        sink = make_sink(self.config.output.format, layout(plan))
+        destination = destination_of(replace(self.config.output, on_exists="overwrite", verify=False))
+        destination.open()
+        destination.begin(plan)
+        groups = Grouping(closes, how).groups(_items(self.stored, by, self.keep, ordered))
+        records = [
+            destination.write(self._shard(index, starts[index], members), sink)
+            for index in range(len(starts))
+            for members in [tuple(islice(groups, shard_rows))]
+        ]
+        total = {**counts(records, n_groups), "input_rows": n_groups}
+        empty = [record["index"] for record in records if sink.suffix == ".npy" and not record["vectors"]]
+        manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
+        destination.finish(sink, manifest, [index for index in range(len(records)) if index not in set(empty)])
+        for name in sorted(self.varied):
+            self.watcher.notice(f"column {name} has several values in some groups: it is null there")
+        self._keep_rejects()
+        shutil.rmtree(self.rows, ignore_errors=True)
+        dims = {variant.name: variant.dims for variant in self.variants}
+        return replace(
+            summary,
+            path=self.config.output.output,
+            rows=n_groups,
+            vectors=total["vectors"],
+            dims=dims,
+            recipe=self.recipe,
+            fingerprint=plan["fingerprint"],
+        )
+
+    def _shard(self, index: int, start: int, groups: Sequence[Item]) -> EncodedShard:
+        with_vector = [group for group in groups if group.vectors is not None]
+        kept: dict[str, list[Any]] = {"n_rows": [], "n_pooled": []}
+        for place, name in enumerate(self.keep):
+            values = [group.kept[place] for group in groups]
+            kept[name] = [of_group[0] if len(of_group) == 1 else None for of_group in values]
+            if any(len(of_group) > 1 for of_group in values):
+                self.varied.add(name)
+        kept["n_rows"] = [group.rows for group in groups]
+        kept["n_pooled"] = [group.pooled for group in groups]
+        nulls = self.config.output.format == "npy"
+        return EncodedShard(
+            index=index,
+            start=start,
+            stop=start + len(groups),
+            ids=[group.key[0] for group in groups],
+            kept=kept,
+            n_tokens=np.array([group.n_tokens for group in groups], np.int32),
+            n_used=np.array([group.n_used for group in groups], np.int32),
+            n_chunks=np.array([group.n_chunks for group in groups], np.int32),
+            status=[group.status for group in groups],
+            has_vector=np.array([group.vectors is not None for group in groups], np.bool_),
+            vectors={variant.name: self._vectors(variant, with_vector) for variant in self.variants},
+            rejects=[
+                Fault(start + place, "", None, group.status)
+                for place, group in enumerate(groups)
+                if nulls and group.vectors is None
+            ],
+        )
+
+    def _vectors(self, variant: Variant, groups: Sequence[Item]) -> Any:
+        width = next(of["dims"] for of in self.plan["variants"] if of["name"] == variant.name)
+        flat = np.zeros((len(groups), width), np.float32)
+        for place, group in enumerate(groups):
+            flat[place] = (group.vectors or {})[variant.name]
+        truncate_dim = self.config.pooling.truncate_dim
+        done = finish(flat, normalize=self.recipe["normalize"], truncate_dim=truncate_dim)
+        return store(done, self.config.pooling.precision, None)
+
+    def _keep_rejects(self) -> None:
+        """Rows that could not be read stay listed, beside the output."""
+        parts = sorted((self.rows / "rejects").glob("*.jsonl"))
+        if parts:
+            out = Path(self.config.output.output)
+            listed = out.with_name(f"{out.name}.rows.rejects.jsonl")
+            listed.write_bytes(b"".join(part.read_bytes() for part in parts))
+            self.watcher.notice(f"rows that are in no group are listed in {listed}")
+
+
+def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in names), strict=True)
+
+
+def _order(facts: Sequence[pa.Table], name: str | None) -> Iterator[Any] | None:
+    """The values that rows are ordered by; as numbers, if all of them are."""
+    if name is None:
+        return None
+    values = [value for table in facts for value in table[name].to_pylist()]
+    try:
+        return iter([None if value in {None, ""} else float(value) for value in values])
+    except (TypeError, ValueError):
+        pass
+    if len({type(value) for value in values if value is not None}) > 1:
+        raise UsageError(
+            f"--order-by {name}: its values are of several types, which have no order", hint="make them one type"
+        )
+    return iter(values)
+
+
+def _items(
+    stored: Stored, by: Sequence[str], keep: Sequence[str], ordered: Iterator[Any] | None
+) -> Iterator[Item]:
+    """The rows, one by one."""
+    for piece in stored.pieces(stored.layout.variants):
+        place = 0
+        receipts = _columns(piece.facts, ("n_tokens", "n_used", "n_chunks", "status"))
+        keys, kept = _columns(piece.facts, by), _columns(piece.facts, keep) if keep else None
+        for has_vector, key, receipt in zip(piece.has_vector.tolist(), keys, receipts, strict=True):
+            n_tokens, n_used, n_chunks, status = receipt
+            vectors = {name: of[place] for name, of in piece.vectors.items()} if has_vector else None
+            place += has_vector
+            values, order = next(kept) if kept else (), next(ordered) if ordered else None
+            if None in key:
+                # A faulty row that is kept as null; it is among the rejects.
+                continue
+            yield Item(
+                key=key_of(key),
+                vectors=vectors,
+                weight=n_used if has_vector else 0,
+                rows=1,
+                pooled=int(has_vector),
+                n_tokens=n_tokens,
+                n_used=n_used,
+                n_chunks=n_chunks,
+                statuses={status},
+                kept=tuple((value,) for value in values),
+                order=order,
+            )

@@ -116,7 +116,7 @@ def as_output_error(path: Path) -> Iterator[None]:
         full = fault.errno in {errno.ENOSPC, errno.EDQUOT}
         raise OutputError(
             f"cannot write {path}: {os.strerror(fault.errno) if fault.errno else 'the disk refuses'}",
-            hint="free some space, then run the same command with --on-exists resume"
+            hint="free some space, then run the same command again; an encode with --on-exists resume"
             if full
             else "choose another place with -o, or mend its permissions",
         ) from None

@@ -10,7 +10,7 @@ import typer
 
 def report(
     outs: Annotated[
-        list[str], typer.Argument(metavar="OUT...", help="Folders and files that encode wrote, folders of sweep.")
+        list[str], typer.Argument(metavar="OUT", help="Folders and files that encode wrote, folders of sweep.")
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The page; by default NAME.report.html here.")

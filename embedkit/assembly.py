@@ -85,7 +85,7 @@ def assemble(
     """
     from embedkit.embedding import Embedder
     from embedkit.memory import TokenBudget
-    from embedkit.models.head import load_head, load_layer_weights
+    from embedkit.models.head import load_head, load_layer_weights, refuse_norm_behind
     from embedkit.models.load import load_model, make_encoder, plain_encoder
     from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
     from embedkit.pooling.plan import PoolingPlan
@@ -124,6 +124,8 @@ def assemble(
         )
         layers, layer_agg = _layers(shipped, pooling, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
+        if layer_agg == "weighted":
+            refuse_norm_behind(loaded, raw_tokenizer(_PROBES[0], return_tensors="pt")["input_ids"])
         probe = tokenizer.tokenize(_PROBES).tokens
         if plainly:
             encoder, notice = plain_encoder(loaded, layers), None

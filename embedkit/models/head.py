@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import load_state_dict
 
 from embedkit.errors import ModelError
-from embedkit.models.load import refuse_old_torch
+from embedkit.models.load import LoadedModel, refuse_old_torch
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.shipped import ShippedModule, ShippedRecipe
 
@@ -92,6 +92,28 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
             hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
         )
     return tuple(found.float().tolist())
+
+
+@torch.inference_mode()
+def refuse_norm_behind(loaded: LoadedModel, input_ids: Tensor) -> None:
+    """Refuse to weigh the layers of a model that puts a norm behind the last of them.
+
+    sentence-transformers weighs the state before that norm, and embedkit's last layer is the one behind it.
+
+    Args:
+        loaded: the model.
+        input_ids: int64 [1, T], any text.
+
+    Raises:
+        ModelError: its last hidden state is not what it hands out last.
+    """
+    ids = input_ids.to(loaded.model.device)
+    output = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
+        raise ModelError(
+            "the model's recipe weighs its layers before the norm behind the last one, which embedkit does not",
+            hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
+        )
 
 
 def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,11 +27,14 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import EmbedkitError, ModelError, UsageError
+from embedkit.models.head import refuse_norm_behind
+from embedkit.models.load import load_model
 from embedkit.models.resolve import resolve_model
 from embedkit.models.shipped import shipped_recipe
 from embedkit.pooling.finish import Int8Range, store
 from tests import tiny_models
 from tests.conftest import NOTES
+from tests.models.test_architectures import saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -262,6 +266,14 @@ def test_layers_are_averaged_by_their_weights_before_the_pooling(ship, kind, lay
     # Without the setting sentence-transformers leaves the weights aside, and so does embedkit.
     edit_json(folder / "config.json", output_hidden_states=False)
     assert assert_same(folder).recipe["layers"] == [n_layers]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "clip_text_model"])
+def test_weights_of_layers_are_refused_where_a_norm_stands_behind_the_last(kind, tmp_path):
+    model = ModelConfig(str(saved(kind, tmp_path)))
+    loaded = load_model(resolve_model(model), model)
+    with pytest.raises(ModelError, match="norm behind") if kind == "clip_text_model" else nullcontext():
+        refuse_norm_behind(loaded, torch.tensor([[5, 6, 7]]))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.shipped import ShippedRecipe
+from embedkit.pooling.chosen import settled_by, spelled
 from embedkit.pooling.names import resolve_layers
 from embedkit.recipe import fingerprint, make_recipe
 from embedkit.request import Request, find_model, rough_width
@@ -45,7 +46,7 @@ class Assembly:
         notices: what the user should know, a sentence each.
         device: where it runs.
         source: where the model's files are from: the `name` that finds them again, and their `hub` id and
-            `revision` (a commit), None for a plain folder.
+            `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
     """
 
     embedder: Embedder
@@ -92,6 +93,7 @@ def assemble(
     from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
 
     folder, shipped = request.folder, request.shipped
+    pooling = settled_by(request.poolers, pooling)
     with ThreadPoolExecutor(1) as hasher:
         # Reading the weights for their hash warms the cache that loading them reads from.
         hashes = hasher.submit(folder.hashes)
@@ -101,7 +103,7 @@ def assemble(
             str(folder.folder),
             casing="auto" if lowers else model.lowercase,
             known_casing=folder.alias.stated_casing if folder.alias else None,
-            states_casing=_states_casing(folder),
+            states_casing=states_casing(folder),
         )
         max_length = usable_length(
             text.max_length,
@@ -122,6 +124,7 @@ def assemble(
             overlap=(text.stride or 0) if text.on_long == "chunk" else None,
             locates=units.unit != "text",
         )
+        lowercase = casing.lowercase or lowers or tokenizer.lowercase_first
         layers, layer_agg = _layers(shipped, pooling, loaded.n_layers)
         _refuse_impossible(request, loaded, tokenizer, layers)
         if layer_agg == "weighted":
@@ -132,12 +135,17 @@ def assemble(
         else:
             encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
         files = hashes.result()
+    for chosen in request.poolers.values():
+        chosen.refuse_other_model(
+            {"type": folder.model_type, "files": files}, raw_tokenizer.get_vocab(), lowercase=lowercase
+        )
     plan = PoolingPlan(
         layers,
         layer_agg,
         request.poolings,
         cls_is_last=tokenizer.closes_with_cls and not shipped,
         told_as="" if units.unit == "token" else "_".join(request.unit_poolings),
+        poolers={name: chosen.pooler(encoder.device) for name, chosen in request.poolers.items()},
     )
     if shipped is not None:
         head = load_head(folder, shipped)
@@ -163,6 +171,7 @@ def assemble(
         level=units.unit,
         chunk_pool=text.chunk_pool or "mean",
         unit_poolings=request.unit_poolings,
+        head=request.head,
     )
     widest = max(variant.dims for variant in embedder.raw_variants)
     if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
@@ -173,7 +182,7 @@ def assemble(
     recipe = make_recipe(
         model_type=folder.model_type,
         files=files,
-        lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
+        lowercase=lowercase,
         max_length=max_length,
         on_long=text.on_long,
         stride=text.stride or 0,
@@ -186,6 +195,7 @@ def assemble(
         layers=layers,
         layer_agg=layer_agg,
         pool=("token",) if units.unit == "token" else request.unit_poolings or request.poolings,
+        poolers={name: chosen.identity for name, chosen in request.poolers.items()},
         exclude_special=pooling.exclude_special,
         normalize=request.normalize,
         truncate_dim=request.truncate_dim,
@@ -204,6 +214,7 @@ def assemble(
             "name": folder.name if folder.hub else str(folder.folder),
             "hub": folder.hub,
             "revision": folder.revision,
+            **({"pool": spelled(request.poolings, request.poolers)} if request.poolers else {}),
         },
     )
 
@@ -221,7 +232,7 @@ def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int
     return weighted, "weighted"
 
 
-def _states_casing(folder: ModelFolder) -> bool:
+def states_casing(folder: ModelFolder) -> bool:
     """Whether a file of the model says how it is cased; `vocab.txt` alone does not."""
     settings = folder.read_json("tokenizer_config.json") or {}
     return "do_lower_case" in settings or (folder.folder / "tokenizer.json").is_file()

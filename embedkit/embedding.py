@@ -14,6 +14,7 @@ from embedkit.batching import make_batches
 from embedkit.memory import TokenBudget, compute_halving
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.pooling.finish import Int8Range
+from embedkit.pooling.head import Head
 from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
 from embedkit.records import Batch, TokenizedTexts, Tokens, Variant
 from embedkit.tokenizer import TextTokenizer
@@ -41,6 +42,7 @@ class Embedder:
         level: what a vector is of: text, chunk, word, token or span.
         chunk_pool: how the vectors of a text's windows are combined; see `combine`.
         unit_poolings: how the tokens of a word or a span become one vector; see UnitPooler.
+        head: what adds its scores of the vectors as columns; None = nothing does.
         int8_ranges: by variant; None unless the precision is int8.
     """
 
@@ -57,6 +59,7 @@ class Embedder:
     level: str = "text"
     chunk_pool: str = "mean"
     unit_poolings: tuple[str, ...] = ()
+    head: Head | None = None
     int8_ranges: Mapping[str, Int8Range] | None = None
 
     @property
@@ -206,6 +209,7 @@ def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup
     leave_out = embedder.exclude_special and not embedder.unit_poolings
     before, behind = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
     before = max(before, embedder.pooling.skipped)
+    ids = _ids_of(tokens, batch, embedder)
     if embedder.encoder.packed:
         groups, text = [], 0
         for run in batch.runs():
@@ -213,10 +217,21 @@ def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup
             if before or behind:
                 place = torch.arange(run.length, device=device)
                 mask = ((place >= before) & (place < run.length - behind)).expand(run.count, -1)
-            groups.append(TokenGroup(slice(text, text + run.count), run, mask))
+            of_run = None if ids is None else ids[run.start :][: run.count * run.length].view(run.count, -1)
+            groups.append(TokenGroup(slice(text, text + run.count), run, mask, of_run))
             text += run.count
         return groups
     place = torch.arange(int(batch.lengths[-1]), device=device)
     lengths = torch.from_numpy(batch.lengths).to(device)[:, None]
     mask = (place >= before) & (place < lengths - behind)
-    return [TokenGroup(slice(0, len(batch.texts)), None, mask)]
+    if ids is not None:
+        ids = torch.zeros(mask.shape, dtype=ids.dtype, device=device).masked_scatter(place < lengths, ids)
+    return [TokenGroup(slice(0, len(batch.texts)), None, mask, ids)]
+
+
+def _ids_of(tokens: Tokens, batch: Batch, embedder: Embedder) -> torch.Tensor | None:
+    """Token ids of the batch's texts laid end to end, int64 [T]; None where no pooler wants them."""
+    if not embedder.pooling.poolers:
+        return None
+    ids = tokens.input_ids[tokens.places(batch.texts)[0]].astype(np.int64)
+    return torch.from_numpy(ids).to(embedder.encoder.device)

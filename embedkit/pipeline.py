@@ -128,6 +128,10 @@ def embed_shard(
         values = shard.units.columns[name] if shard.units is not None else []
         plain = values.tolist() if isinstance(values, np.ndarray) else values
         kept[name] = [None if unit < 0 else plain[unit] for unit in units]
+    if embedder.head is not None:
+        has_vector = rows.has_vector[written]
+        cells = embedder.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
+        kept |= {name: _beside_nulls(values, has_vector) for name, values in cells.items()}
     return EncodedShard(
         index=shard.read.index,
         start=shard.read.start,
@@ -143,6 +147,12 @@ def embed_shard(
         rejects=faults,
         texts=None if shard.units is None else _count_texts(status, texts, skipped),
     )
+
+
+def _beside_nulls(values: Sequence[Any], has_value: NDArray[np.bool_]) -> list[Any]:
+    """The values of the rows that have one, and None for the others."""
+    coming = iter(values)
+    return [next(coming) if has else None for has in has_value.tolist()]
 
 
 def _receipts(shard: TokenizedShard) -> list[str]:
@@ -222,12 +232,16 @@ def _finite(raw: Mapping[str, Any], n_texts: int) -> NDArray[np.bool_]:
 def _finished(name: str, raw: Any, used: NDArray[np.int64], embedder: Embedder) -> Any:
     """The vectors of the units that are used, as they are stored."""
     if isinstance(raw, list):
-        return [raw[unit] for unit in used.tolist()]
+        return [_stored(raw[unit], None, embedder.precision) for unit in used.tolist()]
     vectors = raw if len(used) == len(raw) else raw[used]
     vectors = finish(vectors, normalize=embedder.normalize, truncate_dim=embedder.truncate_dim)
     ranges = embedder.int8_ranges[name] if embedder.int8_ranges else None
-    stored = store(vectors, embedder.precision, ranges)
-    if embedder.precision == "float16" and not np.isfinite(stored).all():
+    return _stored(vectors, ranges, embedder.precision)
+
+
+def _stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
+    stored = store(vectors, precision, ranges)
+    if precision == "float16" and not np.isfinite(stored).all():
         raise OutputError(
             "a vector has a value beyond 65,504, the largest of float16",
             hint="use --normalize, or --precision float32",

@@ -27,6 +27,7 @@ def make_recipe(
     layers: tuple[int, ...],
     layer_agg: str,
     pool: tuple[str, ...],
+    poolers: Mapping[str, Mapping[str, str]],
     exclude_special: bool,
     normalize: bool,
     truncate_dim: int | None,
@@ -55,6 +56,7 @@ def make_recipe(
         truncate_dim: dimensions kept; None = all.
         precision: how vectors are stored.
         dtype: what the model computes in.
+        poolers: what each pooler among `pool` is exactly, by its name there.
         shipped: the modules of the recipe that the model ships, in order, and the similarity that it names (which
             decides no number); None where it is not followed.
     """
@@ -79,6 +81,7 @@ def make_recipe(
         "truncate_dim": truncate_dim,
         "precision": precision,
         "dtype": dtype,
+        **({"poolers": {name: dict(identity) for name, identity in poolers.items()}} if poolers else {}),
         "shipped": dict(shipped) if shipped else None,
     }
 

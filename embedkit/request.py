@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from embedkit.config import ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
 from embedkit.models.resolve import ModelFolder, resolve_model
 from embedkit.models.shipped import ShippedRecipe, shipped_recipe
+from embedkit.pooling.chosen import ChosenPooler, choose, head_of, settled_by
+from embedkit.pooling.head import Head
 from embedkit.pooling.names import parse_poolings, resolve_layers
 
 _TEXTS = UnitConfig()
@@ -25,6 +28,8 @@ class Request:
         normalize: resolved.
         truncate_dim: resolved.
         prompt: resolved.
+        poolers: by the names that `poolings` has for them.
+        head: what `--with-head` adds the scores of; None = nothing.
     """
 
     folder: ModelFolder
@@ -34,6 +39,8 @@ class Request:
     normalize: bool
     truncate_dim: int | None
     prompt: str
+    poolers: Mapping[str, ChosenPooler]
+    head: Head | None
 
 
 def find_model(
@@ -42,11 +49,12 @@ def find_model(
     """Find the model and settle what its files alone decide; imports no torch.
 
     Raises:
-        ModelError: there is no such model, or its own recipe cannot be carried out.
-        UsageError: a prompt that it does not have.
+        ModelError: there is no such model, its own recipe cannot be carried out, or a pooler cannot be read.
+        UsageError: a prompt or a head that it does not have.
     """
     folder = resolve_model(model)
-    names = parse_poolings(pooling.pool)
+    names, poolers = choose(parse_poolings(pooling.pool))
+    head = head_of(names, poolers) if pooling.with_head else None
     unit_poolings = _unit_poolings(units, names)
     if unit_poolings:
         names = ("none",)
@@ -58,7 +66,7 @@ def find_model(
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
     prompt = _prompt(folder, text, shipped)
-    return Request(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt)
+    return Request(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt, poolers, head)
 
 
 def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,6 +89,7 @@ def rough_width(request: Request, pooling: PoolingConfig) -> int:
     hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
     keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
     n_layers = next((config[key] for key in keys if key in config), 12)
+    pooling = settled_by(request.poolers, pooling)
     keeps_all = pooling.layer_agg in {"concat", "separate"}
     layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
     # Vectors of tokens, words and maybe spans: about a hundred a text.

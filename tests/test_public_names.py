@@ -27,7 +27,7 @@ NOT_OF_ENCODER = {
     # Encoder gives one vector a text; rows of units and groups are for tables.
     *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
     *("progress", "quiet", "verbose", "config"),
-    "precision",  # Encoder gives float32 arrays; fewer bits are for files
+    *("precision", "with_head"),  # Encoder gives float32 arrays; fewer bits and scores are for files
 }
 
 
@@ -40,7 +40,7 @@ def test_the_package_has_these_names_and_no_others():
 
 
 def test_the_commands_are_these():
-    assert set(COMMANDS) == {"encode", "sweep", "verify", "inspect", "report", "doctor"}
+    assert set(COMMANDS) == {"encode", "fit", "sweep", "verify", "inspect", "report", "doctor"}
 
 
 def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():
@@ -49,7 +49,7 @@ def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():
     configs = {
         field.name for config in (ModelConfig, TextConfig, PoolingConfig, BatchConfig) for field in fields(config)
     }
-    assert set(arguments) == configs - {"precision"}
+    assert set(arguments) == configs - {"precision", "with_head"}
     for name, argument in arguments.items():
         default = OPTIONS[name].default
         assert argument.default == (

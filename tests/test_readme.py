@@ -17,7 +17,7 @@ from embedkit import cli
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.models.aliases import all_aliases
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture
-from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAMES, resolve_layers
+from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLER_KINDS, POOLING_NAMES, WHOLE_NAMES, resolve_layers
 from embedkit.records import STATUSES
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,35 @@ def test_every_option_of_encode_is_in_the_table_with_its_default():
             default = "" if parameter.default in {None, False} else str(parameter.default)
             there[(*parameter.opts, *parameter.secondary_opts)] = default
     assert told == there
+
+
+def test_the_tables_of_fit_are_those_of_the_code():
+    assert {name.strip("`"): meaning for name, meaning in table("`--pooler`")} == POOLER_KINDS
+    told = {
+        tuple(re.findall(r"`([^`]+)`", option)): default.strip("`")
+        for option, default, _ in table("option of fit")
+    }
+    commands = typer.main.get_command(cli.app).commands
+    shared = {parameter.name for parameter in commands["encode"].params} - {
+        "output",
+        "batch_size",
+        "private",
+        "progress",
+        "quiet",
+    }
+    there, also = {}, set()
+    for parameter in commands["fit"].params:
+        if parameter.name in shared:
+            also.update(name for name in parameter.opts if name.startswith("--"))
+        else:
+            default = "" if parameter.default is None or parameter.default is False else str(parameter.default)
+            there[tuple(parameter.opts)] = "needed" if parameter.required else default
+    assert told == there
+    assert also - {"--config"} == set(
+        re.findall(
+            r"`(--[a-z-]+)`", section("Poolers fitted to your texts").split("Beside these")[1].split("scikit")[0]
+        )
+    )
 
 
 def test_the_architectures_are_those_of_the_code():

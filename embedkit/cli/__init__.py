@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, inspect, report, sweep, verify
+from embedkit.cli import doctor, encode, fit, inspect, report, sweep, verify
 from embedkit.errors import EmbedkitError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command("encode")(encode.encode)
 app.command("sweep")(sweep.sweep)
+app.command("fit")(fit.fit)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("report")(report.report)

@@ -81,7 +81,7 @@ def run_config(
         str,
         typer.Option(
             help="auto, cls, mean, max, min, mean_sqrt_len, weightedmean, lasttoken, pooler, none "
-            "(token vectors), or a comma list."
+            "(token vectors), idf:FILE, FILE.safetensors of `fit`, or a comma list."
         ),
     ] = "auto",
     layers: Annotated[str, typer.Option(help="-1, -1,-2, -4:, 9:13, all; 0 is the embeddings.")] = "-1",
@@ -95,6 +95,9 @@ def run_config(
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first N dimensions.")] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8, binary.")] = "float32",
+    with_head: Annotated[
+        bool, typer.Option("--with-head", help="Add the scores of the head that `fit` trained with the pooler.")
+    ] = False,
     format: Annotated[  # noqa: A002 - the option's name
         str, typer.Option("--format", help="auto (by name), csv, tsv, jsonl, ndjson, parquet, arrow, txt.")
     ] = "auto",
@@ -190,7 +193,9 @@ def run_config(
         text=TextConfig(
             _number_or_auto("--max-length", max_length), on_long, stride, chunk_pool, prompt, prompt_name
         ),
-        pooling=PoolingConfig(layers, layer_agg, pool, exclude_special, normalize, truncate_dim, precision),
+        pooling=PoolingConfig(
+            layers, layer_agg, pool, exclude_special, normalize, truncate_dim, precision, with_head
+        ),
         batch=BatchConfig(_number_or_auto("--batch-tokens", batch_tokens), batch_size),
         share=share_of(shard_id, num_shards, workers, os.environ),
         units=UnitConfig(level, subtoken_pooling, spans, spans_column),

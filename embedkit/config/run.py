@@ -48,6 +48,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._refuse_sharing()
         self._refuse_units()
+        self._refuse_groups()
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
@@ -100,9 +101,13 @@ class RunConfig:
                 "--spans FILE is held against the ids of the input, and stdin can be read only once",
                 hint="put the spans into a column (--spans-column), or give a file for INPUT",
             )
+
+    def _refuse_groups(self) -> None:
         if not self.groups.by:
             return
-        if unit != "text" or self.pooling.pool == "none":
+        if self.pooling.with_head:
+            raise UsageError("--with-head scores rows, and --group-by makes one of several", hint="leave one out")
+        if self.units.unit != "text" or self.pooling.pool == "none":
             raise UsageError(
                 "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
             )

@@ -63,6 +63,7 @@ class PoolingConfig:
         normalize: scale to length 1; None = as the model's own recipe says under `auto`, else not.
         truncate_dim: keep the first dimensions; None = all.
         precision: one of PRECISIONS.
+        with_head: add the scores of the head that was trained with the pooler.
     """
 
     layers: str = "-1"
@@ -72,6 +73,7 @@ class PoolingConfig:
     normalize: bool | None = None
     truncate_dim: int | None = None
     precision: str = "float32"
+    with_head: bool = False
 
     def __post_init__(self) -> None:
         parse_layers(self.layers)
@@ -79,9 +81,11 @@ class PoolingConfig:
         one_of("--layer-agg", self.layer_agg, tuple(LAYER_AGGREGATIONS))
         one_of("--precision", self.precision, PRECISIONS)
         at_least("--truncate-dim", self.truncate_dim, 1)
-        if names == ("none",) and (self.normalize or self.truncate_dim or self.precision != "float32"):
+        stored_as_is = self.precision in {"float32", "float16"}
+        if names == ("none",) and (self.normalize or self.truncate_dim or not stored_as_is):
             raise UsageError(
-                "--normalize, --truncate-dim and --precision are for one vector a text, not for --pool none",
+                "--normalize, --truncate-dim and --precision int8 or binary are for one vector a text, "
+                "not for --pool none",
                 hint="leave them out, or choose a pooling",
             )
 

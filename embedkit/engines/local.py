@@ -164,11 +164,14 @@ def _planned(
         width = rough_width(request, config.pooling)
         shard_rows = default_shard_rows(width, to_stdout=config.output.is_stdout)
     plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": input_facts(table, config.input)}
+    scores = request.head.columns if request.head else {}
+    if scores:
+        plan["scores"] = list(scores)
     # A plan that is there has been through this table already; that it is the same table is checked later.
     return plan | (
         {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
-        else scan(table, spans, config, shard_rows)
+        else scan(table, spans, config, shard_rows, scores)
     )
 
 

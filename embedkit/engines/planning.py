@@ -70,8 +70,16 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
     return table, book
 
 
-def scan(table: Table, spans: SpanBook | None, config: RunConfig, shard_rows: int) -> dict[str, Any]:
+def scan(
+    table: Table,
+    spans: SpanBook | None,
+    config: RunConfig,
+    shard_rows: int,
+    scores: Mapping[str, str],
+) -> dict[str, Any]:
     """Rows and shards of a table; finds faulty rows before a model is loaded.
+
+    `scores` are the columns that a head adds, and their types.
 
     Raises:
         InputError: rows are faulty and may not be, or spans are of ids that no row has.
@@ -82,7 +90,7 @@ def scan(table: Table, spans: SpanBook | None, config: RunConfig, shard_rows: in
             "rows": None,
             "shards": None,
             "starts": None,
-            "kept_types": _kept_types(table.kept_types(), config),
+            "kept_types": _kept_types(table.kept_types(), config, scores),
         }
     cutter = ShardCutter(shard_rows)
     found = table.scan(cutter.count)
@@ -90,18 +98,19 @@ def scan(table: Table, spans: SpanBook | None, config: RunConfig, shard_rows: in
         raise unreadable_rows(found.faults, found.n_faults)
     if spans is not None and config.input.limit is None:
         spans.refuse_strangers()
-    kept = _kept_types(found.kept_types, config)
+    kept = _kept_types(found.kept_types, config, scores)
     return {"rows": found.rows, "shards": len(cutter.starts), "starts": cutter.starts, "kept_types": kept}
 
 
-def _kept_types(found: Mapping[str, str], config: RunConfig) -> dict[str, str]:
-    """The types of the columns beside the receipt: those kept, and those that tell of a unit."""
-    units = COLUMNS[config.units.unit]
+def _kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
+    """The types of the columns beside the receipt: those kept, those that tell of a unit, those of a head."""
+    units = {**COLUMNS[config.units.unit], **scores}
     kept = {name: kind for name, kind in found.items() if name in config.input.keep}
     taken = next((name for name in kept if name in units), None)
     if taken is not None:
+        why = "with the scores of a head" if taken in scores else f"with vectors of a {config.units.unit}"
         raise UsageError(
-            f"--keep {taken}: with vectors of a {config.units.unit}, embedkit writes a column of that name",
+            f"--keep {taken}: {why}, embedkit writes a column of that name",
             hint="leave it out of --keep, or rename it in the input",
         )
     return {**kept, **units}

@@ -119,7 +119,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         architecture=architecture,
         dtype=dtype,
         has_pooler=has_pooler,
-        max_positions=_max_positions(model.config, architecture),
+        max_positions=max_positions(model.config, architecture),
         states=survey(model, folder.name, architecture),
     )
 
@@ -306,7 +306,8 @@ def _rescales_by_length(config: Any) -> bool:
     return any(kind.get("rope_type") == "longrope" for kind in kinds)
 
 
-def _max_positions(config: Any, architecture: Architecture) -> int | None:
+def max_positions(config: Any, architecture: Architecture) -> int | None:
+    """Most tokens that a model has positions for, by transformers' config of it; None = any number."""
     if architecture.position_limit is None:
         return None
     limit = getattr(config, architecture.position_limit, None)

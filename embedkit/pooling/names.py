@@ -6,9 +6,12 @@ Imports no torch: a wrong name is found before a model is loaded.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 
 from embedkit.errors import UsageError
 
+#: The entry-point group in which a package declares its poolers.
+ENTRY_POINTS = "embedkit.poolers"
 #: Each pooling with one line on when it helps; README's table is made of these.
 POOLING_NAMES: dict[str, str] = {
     "cls": "the [CLS] or <s> token: what fine-tuned classifiers read; weak in a model that was only pretrained",
@@ -25,6 +28,19 @@ WHOLE_NAMES: dict[str, str] = {
     "auto": "what the model's authors chose, if the model ships it, else mean",
     "none": "no pooling: one vector a token",
 }
+#: What `embedkit fit --pooler` makes, each with what it is; README's table is made of these.
+POOLER_KINDS: dict[str, str] = {
+    "idf": "average of the tokens, rare ones weighing more: sum(idf h) / sum(idf); no labels",
+    "pca:N": "the N directions in which the pooled vectors vary most; no labels",
+    "whiten": "PCA to equal variance in every direction, which undoes a narrow cone of vectors; no labels",
+    "mean": "the mean with a head on it; `--project N` puts a learned projection between",
+    "cls": "as mean, of the [CLS] token",
+    "weighted-layers": "the mean (or cls) of each layer, weighed by a learned softmax over the layers",
+    "lstm": "an LSTM over the mean (or cls) of each layer, its last state",
+    "attention": "weights by a network that scores each token: Linear, LayerNorm, GELU, Linear, softmax",
+    "attention-tanh": "the same with Linear, Tanh, Linear, softmax",
+    "multihead-attention": "a learned query attends to the tokens with several heads",
+}
 LAYER_AGGREGATIONS: dict[str, str] = {
     "concat": "the layers' states side by side",
     "mean": "their average",
@@ -37,27 +53,36 @@ LAYER_AGGREGATIONS: dict[str, str] = {
 def parse_poolings(text: str) -> tuple[str, ...]:
     """Names from a comma list such as `cls,mean`, in the order given.
 
+    Beside the names of this module it takes files of `embedkit fit` (`idf:FILE`, `FILE.safetensors`) and the
+    names of poolers that installed packages declare; of these, nothing is opened or imported here.
+
     Raises:
         UsageError: an unknown name, a repeated one, or `auto`/`none` beside others.
     """
     names = tuple(name.strip() for name in text.split(","))
     known = [*WHOLE_NAMES, *POOLING_NAMES]
     for name in names:
-        if name.startswith("idf:") or name.endswith(".safetensors"):
+        if name not in known and not is_file(name) and not installed(name):
+            own = sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+            near = get_close_matches(name, [*known, *own], n=1)
             raise UsageError(
-                f"pooling '{name}' needs a pooler made by `embedkit fit`, which this version does not have",
-                hint=f"choose one of: {', '.join(known)}",
-            )
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise UsageError(
-                f"unknown pooling '{name}'; known: {', '.join(known)}",
+                f"unknown pooling '{name}'; known: {', '.join([*known, *own])}, idf:FILE, FILE.safetensors",
                 hint=f"did you mean --pool {near[0]}?" if near else "choose one of these, or a comma list of them",
             )
         if name in WHOLE_NAMES and len(names) > 1:
             raise UsageError(f"pooling '{name}' stands alone, not in a list", hint=f"--pool {name}")
     _refuse_repeats("--pool", names)
     return names
+
+
+def is_file(name: str) -> bool:
+    """Whether a pooling's name is that of a file which `embedkit fit` makes."""
+    return (name.startswith("idf:") and len(name) > len("idf:")) or name.endswith(".safetensors")
+
+
+def installed(name: str) -> list[EntryPoint]:
+    """What installed packages declare as the pooler of this name; nothing of theirs is imported."""
+    return list(entry_points(group=ENTRY_POINTS, name=name))
 
 
 def parse_layers(text: str) -> tuple[str, ...]:

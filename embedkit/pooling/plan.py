@@ -1,19 +1,22 @@
 """Which layers are aggregated how and pooled how: the plan, and its carrying out as the layers come.
 
 Hidden states arrive one layer at a time and are pooled at once, so that the states of all layers are
-never held together. Concatenation along the dimensions commutes with every pooling here (each works
-on a dimension alone), so a concatenation of layers is pooled layer by layer too.
+never held together. Concatenation along the dimensions commutes with every pooling of `tokens.py` (each
+works on a dimension alone), so a concatenation of layers is pooled layer by layer too. A pooler may look at
+several layers at once: for one that does, the states of a batch are held until the last of them is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from embedkit.errors import ModelError
+from embedkit.pooling.poolers import LayerwisePooler, Pooler
 from embedkit.pooling.tokens import POOLINGS, Pooling, weightedmean
 from embedkit.records import Run, Variant
 
@@ -25,13 +28,14 @@ class PoolingPlan:
     Attributes:
         layers: resolved layer numbers, in the order asked for.
         aggregation: concat, mean, sum, max or separate; applied to tokens, before pooling.
-        poolings: names of POOLINGS or `pooler`, in the order asked for; () = token vectors.
+        poolings: names of POOLINGS or of `poolers`, or `pooler`, in the order asked for; () = token vectors.
         cls_is_last: whether the model's [CLS] closes the text (XLNet) instead of opening it.
         layer_weights: of each layer, under the aggregation `weighted`, which divides by their sum.
         skipped: tokens at the start of each text that take no part in the pooling: a prompt's.
         head: what comes behind the pooling, float32 [n, D] → [n, D']; None = nothing.
         head_width: D' of the head; None = D.
         told_as: what names of separate layers say of the pooling; by default the poolings.
+        poolers: by the names that `poolings` has for them.
     """
 
     layers: tuple[int, ...]
@@ -43,18 +47,29 @@ class PoolingPlan:
     head: Callable[[Tensor], Tensor] | None = None
     head_width: int | None = None
     told_as: str = ""
+    poolers: Mapping[str, Pooler] = field(default_factory=dict)
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
         """Columns of the output for a model whose states have `hidden_size` dimensions."""
         width = self.head_width or self.pooled_width(hidden_size)
-        if self.aggregation == "separate":
-            suffix = self.told_as or "_".join(self.poolings) or "tokens"
-            return tuple(Variant(f"L{layer:02d}_{suffix}", width) for layer in self.layers)
-        return (Variant("", width),)
+        return tuple(Variant(name, width) for name in self.names())
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the variants: one a layer under `separate`."""
+        if self.aggregation != "separate":
+            return ("",)
+        suffix = self.told_as or "_".join(self.poolings) or "tokens"
+        return tuple(f"L{layer:02d}_{suffix}" for layer in self.layers)
 
     def pooled_width(self, hidden_size: int) -> int:
         """Dimensions of a pooled vector, before the head."""
-        return hidden_size * max(1, len(self.poolings)) * (len(self.layers) if self.aggregation == "concat" else 1)
+        n_layers = len(self.layers) if self.aggregation == "concat" else 1
+        if not self.poolings:
+            return n_layers * hidden_size
+        return sum(
+            self.poolers[name].dims(n_layers, hidden_size) if name in self.poolers else n_layers * hidden_size
+            for name in self.poolings
+        )
 
     def pooling(self, name: str) -> Pooling:
         """The function behind a pooling's name, for this model."""
@@ -72,11 +87,13 @@ class TokenGroup:
         texts: which texts of the batch, a slice of 0..n.
         run: where their tokens lie in a packed batch; None: the batch is this rectangle.
         mask: bool [texts, T], the tokens that take part in pooling; None = all.
+        input_ids: int64 [texts, T]; None where no pooler wants them.
     """
 
     texts: slice
     run: Run | None
     mask: Tensor | None
+    input_ids: Tensor | None = None
 
     def states(self, hidden_states: Tensor) -> Tensor:
         """This group's part of [1, T, D] or [B, T, D], as [texts, length, D]; a view, not a copy."""
@@ -95,6 +112,7 @@ class BatchPooler:
         self.groups = groups
         self.joined: Tensor | None = None
         self.pooled: dict[tuple[str, int], list[Tensor]] = {}
+        self.held: dict[int, list[Tensor]] = {}
 
     def take(self, layer: int, hidden_states: Tensor) -> None:
         """Use the states of a layer: [1, T, D] if packed, else [B, T, D]; not kept past this call."""
@@ -115,31 +133,43 @@ class BatchPooler:
         self.pooled["pooler", self.plan.layers[0]] = [vectors.float()]
 
     def vectors(self) -> dict[str, Tensor]:
-        """float32 [n, D] for each variant, texts in the batch's order."""
+        """float32 [n, D] for each variant, texts in the batch's order.
+
+        Raises:
+            ModelError: a pooler gave something else than it should.
+        """
         layers = self._finish_layers()
-        parts = {
-            (name, layer): torch.cat(self.pooled[name, layer]) for layer in layers for name in self.plan.poolings
+        # The layers are aggregated first and pooled second: pooling is the outer order.
+        at_once = [(layer,) for layer in layers] if self.plan.aggregation == "separate" else [layers]
+        pooled = {
+            variant: torch.cat([self._of(name, together) for name in self.plan.poolings], dim=-1)
+            for variant, together in zip(self.plan.names(), at_once, strict=True)
         }
-        if self.plan.aggregation == "separate":
-            pooled = {
-                variant.name: torch.cat([parts[name, layer] for name in self.plan.poolings], dim=-1)
-                for layer, variant in zip(layers, self.plan.variants(0), strict=True)
-            }
-        else:
-            # The layers are aggregated first and pooled second: pooling is the outer order.
-            pooled = {
-                "": torch.cat([parts[name, layer] for name in self.plan.poolings for layer in layers], dim=-1)
-            }
         head = self.plan.head
         return pooled if head is None else {name: head(vectors) for name, vectors in pooled.items()}
+
+    def _of(self, name: str, layers: tuple[int, ...]) -> Tensor:
+        """Vectors [n, D'] of one pooling, of these layers at once."""
+        pooler = self.plan.poolers.get(name)
+        if pooler is None:
+            return torch.cat([torch.cat(self.pooled[name, layer]) for layer in layers], dim=-1)
+        if isinstance(pooler, LayerwisePooler):
+            return pooler.of_layers(torch.stack([torch.cat(self.pooled[name, layer]) for layer in layers]))
+        vectors = []
+        for number, group in enumerate(self.groups):
+            states = torch.stack([self.held[layer][number] for layer in layers])
+            mask = torch.ones(states.shape[1:3], dtype=torch.bool, device=states.device)
+            found = pooler(states, mask if group.mask is None else group.mask, _ids(group))
+            _refuse_shape(name, found, (states.shape[1], pooler.dims(len(layers), states.shape[-1])))
+            vectors.append(found)
+        return torch.cat(vectors)
 
     def token_vectors(self) -> dict[str, list[Tensor]]:
         """For each variant a list of n float32 [tokens that take part, D], texts in the batch's order."""
         layers = self._finish_layers()
         if self.plan.aggregation == "separate":
             return {
-                variant.name: self.pooled["", layer]
-                for layer, variant in zip(layers, self.plan.variants(0), strict=True)
+                variant: self.pooled["", layer] for layer, variant in zip(layers, self.plan.names(), strict=True)
             }
         texts = zip(*(self.pooled["", layer] for layer in layers), strict=True)
         return {"": [torch.cat(states, dim=-1) for states in texts]}
@@ -160,12 +190,36 @@ class BatchPooler:
             states = group.states(hidden_states)
             if not self.plan.poolings:
                 self._keep_tokens(layer, states, group.mask)
+            if any(not isinstance(pooler, LayerwisePooler) for pooler in self.plan.poolers.values()):
+                self.held.setdefault(layer, []).append(states.clone())
             for name in self.plan.poolings:
-                if name != "pooler":
+                if name == "pooler":
+                    continue
+                pooler = self.plan.poolers.get(name)
+                if isinstance(pooler, LayerwisePooler):
+                    vectors = pooler.of_layer(states, group.mask, _ids(group))
+                elif pooler is None:
                     vectors = self.plan.pooling(name)(states, group.mask)
-                    self.pooled.setdefault((name, layer), []).append(vectors)
+                else:
+                    continue
+                self.pooled.setdefault((name, layer), []).append(vectors)
 
     def _keep_tokens(self, layer: int, states: Tensor, mask: Tensor | None) -> None:
         kept = self.pooled.setdefault(("", layer), [])
         for text, of_text in enumerate(states):
             kept.append((of_text if mask is None else of_text[mask[text]]).float().clone())
+
+
+def _ids(group: TokenGroup) -> Tensor:
+    if group.input_ids is None:
+        raise ValueError("a pooler needs the token ids of its group")
+    return group.input_ids
+
+
+def _refuse_shape(name: str, found: object, expected: tuple[int, int]) -> None:
+    if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
+        given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(
+            f"the pooler '{name}' gave {given}; float32 {list(expected)} is what its dims() says",
+            hint="mend the pooler, or leave it out of --pool",
+        )

@@ -27,6 +27,7 @@ class Origin:
         files_digest: one hash for the sizes and hashes of them all; None where the input was stdin.
         model: what was given as --model; None for a single file.
         revision: the hub's commit.
+        pool: what finds the poolers again that are no part of embedkit; None where there are none.
     """
 
     stored: Stored
@@ -37,6 +38,7 @@ class Origin:
     files_digest: str | None
     model: str | None
     revision: str | None
+    pool: str | None = None
 
 
 def origin_of(path: Path) -> Origin:
@@ -54,6 +56,7 @@ def origin_of(path: Path) -> Origin:
             files_digest=files_digest(read["files"]),
             model=source.get("name"),
             revision=source.get("revision"),
+            pool=source.get("pool"),
         )
     told = json.loads(made_by(path).get("embedkit.read", "{}"))
     if not told or not stored.recipe:

@@ -92,7 +92,11 @@ class Again:
             dtype="fp32",
         )
         told: EmbedkitError | None = None
-        for text, pooling in _ways(recipe):
+        if "poolers" in recipe and origin.pool is None:
+            raise OutputError(
+                "a single file does not say where its poolers are", hint="encode to a folder to resample it later"
+            )
+        for text, pooling in _ways(recipe, origin.pool):
             request = find_model(model, text, pooling)
             assembly = assemble(request, model, text, pooling, BatchConfig(), plainly=True)
             found = first_difference({**recipe, "dtype": "fp32"}, assembly.recipe)
@@ -102,20 +106,21 @@ class Again:
         raise told or OutputError("the recipe asks for nothing", hint="encode again")
 
 
-def _ways(recipe: Mapping[str, Any]) -> Iterator[tuple[TextConfig, PoolingConfig]]:
+def _ways(recipe: Mapping[str, Any], pool: str | None) -> Iterator[tuple[TextConfig, PoolingConfig]]:
     """What may have been asked for: what the recipe says in so many words, or the model's own that is the same."""
     asked = recipe["text"]
     windows = {name: asked.get(name) for name in ("stride", "chunk_pool")}
     text = TextConfig(asked["max_length"], asked["on_long"], prompt=asked["prompt"], **windows)
     shipped = recipe.get("shipped") is not None
     weighted = recipe["layer_agg"] == "weighted"  # by the recipe that the model ships, which takes no other layers
-    for pool in ("auto",) if shipped else (",".join(recipe["pool"]), "auto"):
+    named = pool or ",".join(recipe["pool"])
+    for asked_pool in ("auto",) if shipped else (named, "auto"):
         yield (
             text,
             PoolingConfig(
                 layers="-1" if weighted else ",".join(map(str, recipe["layers"])),
                 layer_agg="concat" if weighted else recipe["layer_agg"],
-                pool=pool,
+                pool=asked_pool,
                 exclude_special=recipe["exclude_special"],
                 normalize=recipe["normalize"],
                 truncate_dim=recipe["truncate_dim"],

@@ -57,7 +57,7 @@ def test_slices_are_pythons(n_layers, data):
             resolve_layers(text, n_layers)
 
 
-@pytest.mark.parametrize("text", ["meen", "mean,mean", "auto,mean", "none,cls", "", "idf:x", "a.safetensors"])
+@pytest.mark.parametrize("text", ["meen", "mean,mean", "auto,mean", "none,cls", "", "idf:", "none,idf:x"])
 def test_what_is_no_pooling_is_refused(text):
     with pytest.raises(UsageError):
         parse_poolings(text)
@@ -65,3 +65,4 @@ def test_what_is_no_pooling_is_refused(text):
 
 def test_poolings_keep_their_order():
     assert parse_poolings("max, cls ,mean") == ("max", "cls", "mean")
+    assert parse_poolings("idf:a b.safetensors,x/y.safetensors") == ("idf:a b.safetensors", "x/y.safetensors")

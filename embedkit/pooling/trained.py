@@ -1,0 +1,222 @@
+"""The poolers that `embedkit fit` trains, as torch modules; gradients flow to every parameter of each.
+
+Each is made for `n_layers` layers of states of `hidden_size` dimensions. Several layers reach the attention kinds
+side by side: a token's state is then [n_layers * hidden_size]. Knows nothing of how they are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedkit.errors import UsageError
+from embedkit.pooling.poolers import LayerwisePooler, side_by_side
+from embedkit.pooling.tokens import POOLINGS
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerShape:
+    """What a trained pooler is made from; with its weights it is all of it.
+
+    Attributes:
+        kind: one of KINDS.
+        n_layers: layers given, after aggregation.
+        hidden_size: dimensions of a state.
+        width: the kind's own size: of the hidden layer that scores tokens, of the LSTM's state, of the projection,
+            or the dimensions kept; 0 where it has none.
+        heads: of the multi-head attention; 0 elsewhere.
+        of_tokens: cls or mean, how the kinds that look at vectors of layers get these; "" elsewhere.
+    """
+
+    kind: str
+    n_layers: int
+    hidden_size: int
+    width: int = 0
+    heads: int = 0
+    of_tokens: str = ""
+
+    @property
+    def input_size(self) -> int:
+        """Dimensions of the layers' states side by side."""
+        return self.n_layers * self.hidden_size
+
+
+class TrainedPooler(nn.Module):
+    """What all kinds have.
+
+    Args:
+        shape: what it is made from.
+    """
+
+    layers: str | None = None
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    @property
+    def size(self) -> int:
+        """Dimensions D' of its vectors."""
+        return self.shape.input_size
+
+    def dims(self, n_layers: int, hidden_size: int) -> int:
+        """Dimensions of its vectors, which its weights decide."""
+        if (n_layers, hidden_size) != (self.shape.n_layers, self.shape.hidden_size):
+            raise UsageError(
+                f"this pooler takes {self.shape.n_layers} layers of {self.shape.hidden_size} dimensions, "
+                f"and gets {n_layers} of {hidden_size}",
+                hint="leave out --layers and --layer-agg: the pooler's file settles them",
+            )
+        return self.size
+
+
+class AttentionPooler(TrainedPooler):
+    """A weighted average of the tokens, the weights by a small network that scores each token alone.
+
+    `attention`: Linear → LayerNorm → GELU → Linear; `attention-tanh`: Linear → Tanh → Linear (self-attentive
+    pooling: Lin et al. 2017, arXiv 1703.03130, one hop). A softmax over the tokens that take part follows.
+    """
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        inner = [nn.LayerNorm(shape.width), nn.GELU()] if shape.kind == "attention" else [nn.Tanh()]
+        self.score = nn.Sequential(nn.Linear(shape.input_size, shape.width), *inner, nn.Linear(shape.width, 1))
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """[L, N, T, D] to float32 [N, L D]."""
+        states = _tokens(hidden_states, mask)
+        # Only what takes part is scored: a batch of short texts beside a long one is mostly padding.
+        scores = torch.full(mask.shape, -torch.inf, dtype=states.dtype, device=states.device)
+        scores = scores.masked_scatter(mask, self.score(states[mask]).squeeze(-1))
+        return torch.einsum("nt,ntd->nd", torch.softmax(scores, dim=1), states)
+
+
+class MultiheadPooler(TrainedPooler):
+    """A learned query that attends to the tokens with several heads (Lee et al. 2019, arXiv 1810.00825, PMA)."""
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        self.query = nn.Parameter(torch.empty(1, 1, shape.input_size))
+        nn.init.normal_(self.query, std=shape.input_size**-0.5)
+        self.attention = nn.MultiheadAttention(shape.input_size, shape.heads, batch_first=True)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """[L, N, T, D] to float32 [N, L D]."""
+        states = _tokens(hidden_states, mask)
+        query = self.query.expand(len(states), -1, -1)
+        found: Tensor = self.attention(query, states, states, key_padding_mask=~mask, need_weights=False)[0]
+        return found[:, 0]
+
+
+class _OfLayerVectors(TrainedPooler, LayerwisePooler):
+    """A kind that looks at the cls or the mean of each layer."""
+
+    def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:  # noqa: ARG002
+        """[N, T, D] to float32 [N, D]."""
+        return POOLINGS[self.shape.of_tokens](hidden_states, mask)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
+        """[L, N, T, D] to float32 [N, D']."""
+        # nn.Module's own __call__ comes first, and ends here.
+        return LayerwisePooler.__call__(self, hidden_states, mask, input_ids)
+
+
+class WeightedLayersPooler(_OfLayerVectors):
+    """sum(softmax(w)[l] v[l]): one learned weight a layer (as ELMo's: Peters et al. 2018, arXiv 1802.05365)."""
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        self.weights = nn.Parameter(torch.zeros(shape.n_layers))
+
+    @property
+    def size(self) -> int:
+        """Those of one layer."""
+        return self.shape.hidden_size
+
+    def of_layers(self, pooled: Tensor) -> Tensor:
+        """[L, N, D] to [N, D]."""
+        return torch.einsum("l,lnd->nd", torch.softmax(self.weights, dim=0), pooled)
+
+
+class LstmPooler(_OfLayerVectors):
+    """The last state of an LSTM that reads the layers' vectors, the first layer first."""
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        self.lstm = nn.LSTM(shape.hidden_size, shape.width)
+
+    @property
+    def size(self) -> int:
+        """The LSTM's hidden size."""
+        return self.shape.width
+
+    def of_layers(self, pooled: Tensor) -> Tensor:
+        """[L, N, D] to [N, hidden size]."""
+        last: Tensor = self.lstm(pooled)[1][0]
+        return last[0]
+
+
+class ProjectedPooler(_OfLayerVectors):
+    """tanh(W v + b) of the layers' vectors side by side; width 0: these vectors as they are."""
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        self.project = nn.Linear(shape.input_size, shape.width) if shape.width else None
+
+    @property
+    def size(self) -> int:
+        """Those of the projection."""
+        return self.shape.width or self.shape.input_size
+
+    def of_layers(self, pooled: Tensor) -> Tensor:
+        """[L, N, D] to [N, width]."""
+        vectors = side_by_side(pooled)
+        return vectors if self.project is None else torch.tanh(self.project(vectors))
+
+
+class RotatedPooler(_OfLayerVectors):
+    """(v - center) R of the layers' vectors side by side: PCA, or whitening (Su et al. 2021, arXiv 2103.15316)."""
+
+    def __init__(self, shape: PoolerShape) -> None:
+        super().__init__(shape)
+        self.register_buffer("center", torch.zeros(shape.input_size))
+        self.register_buffer("rotation", torch.zeros(shape.input_size, shape.width))
+        self.center: Tensor
+        self.rotation: Tensor
+
+    @property
+    def size(self) -> int:
+        """The dimensions kept."""
+        return self.shape.width
+
+    def of_layers(self, pooled: Tensor) -> Tensor:
+        """[L, N, D] to [N, width]."""
+        return (side_by_side(pooled) - self.center) @ self.rotation
+
+
+#: The kinds that are trained on labels, and the two that need none.
+_CLASSES: Mapping[str, type[TrainedPooler]] = {
+    "attention": AttentionPooler,
+    "attention-tanh": AttentionPooler,
+    "multihead-attention": MultiheadPooler,
+    "weighted-layers": WeightedLayersPooler,
+    "lstm": LstmPooler,
+    "mean": ProjectedPooler,
+    "cls": ProjectedPooler,
+    "pca": RotatedPooler,
+    "whiten": RotatedPooler,
+}
+
+
+def make_pooler(shape: PoolerShape) -> Any:
+    """The module of a kind, with weights by chance (torch's generator decides them)."""
+    return _CLASSES[shape.kind](shape)
+
+
+def _tokens(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """Layers side by side: [L, N, T, D] to float32 [N, T, L D]; zero where a token takes no part."""
+    return hidden_states.permute(1, 2, 0, 3).flatten(2).float().masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -1,0 +1,197 @@
+"""The states of the frozen encoder that a fit needs: how they are asked for, what they take, where they lie.
+
+They are computed by the ordinary engine into a hidden folder beside the fitted file, for its owner alone: token
+states tell nearly all of a text. A fit that was stopped finds them there again; else the folder goes at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from embedkit.assembly import find_model, rough_width
+from embedkit.config import OutputConfig, RunConfig
+from embedkit.config.fit import OF_VECTORS, OVER_LAYERS, FitConfig
+from embedkit.engines.local import run
+from embedkit.engines.summary import Summary
+from embedkit.engines.watcher import Watcher
+from embedkit.errors import OutputError, Stopped, UsageError
+from embedkit.records import Record
+from embedkit.sources import open_table
+from embedkit.study.tokens import load_text_tokenizer
+from embedkit.whole_files import as_output_error
+
+#: Texts that are tokenized at once where they are only counted.
+_TEXTS_AT_ONCE = 4096
+#: Files take this much more than the numbers in them: ids, kept columns, headers.
+_MARGIN = 1.05
+
+
+def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
+    """How the states for a fit are encoded.
+
+    Args:
+        config: what is fitted.
+        asked: the user's options; where states go and how tokens are pooled is settled here.
+
+    Raises:
+        UsageError: layers that are no input of a pooler's.
+    """
+    layers, layer_agg = asked.pooling.layers, asked.pooling.layer_agg
+    if layer_agg == "separate":
+        raise UsageError("--layer-agg separate makes several vectors, and a pooler one", hint="use concat or mean")
+    if asked.text.on_long == "chunk":
+        raise UsageError(
+            "--on-long chunk makes several windows of a text, and a label belongs to all of it",
+            hint="fit with truncate or error; the pooler may be used with chunk afterwards",
+        )
+    if config.kind in OVER_LAYERS:
+        if layer_agg != "concat":
+            raise UsageError(
+                f"--pooler {config.pooler} weighs the layers itself", hint=f"leave out --layer-agg {layer_agg}"
+            )
+        if config.layer_start is not None and layers != "-1":
+            raise UsageError("--layers and --layer-start exclude each other", hint="give one of the two")
+        start = 1 if config.layer_start is None else config.layer_start
+        layers = f"{start}:" if layers == "-1" else layers
+    of_tokens = config.kind not in OF_VECTORS
+    pool = "none" if of_tokens else config.kind if config.kind in {"mean", "cls"} else config.layer_pool
+    path = Path(config.output)
+    return replace(
+        asked,
+        input=replace(asked.input, keep=tuple(name for name in (config.label, config.group) if name)),
+        pooling=replace(
+            asked.pooling,
+            pool=pool,
+            layers=layers,
+            layer_agg=layer_agg,
+            normalize=False,
+            precision=config.states if of_tokens else "float32",
+        ),
+        output=OutputConfig(
+            str(path.with_name(f".{path.name}.states")),
+            "arrow" if of_tokens else "npy",
+            on_exists="resume",
+            on_bad_row=asked.output.on_bad_row,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """What a look at the input tells before a model is loaded.
+
+    Attributes:
+        rows: how many there are.
+        tokens: of all texts as the model will see them; 0 where they were not asked for.
+        width: values of a token's state, or of a row's, by the model's config.json.
+        kept: the kept columns of the rows with a text.
+    """
+
+    rows: int
+    tokens: int
+    width: int
+    kept: pa.Table
+
+
+def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
+    """Read the input once, without the model: rows, labels, and tokens as `encode` would make them.
+
+    Raises:
+        InputError: the input cannot be read as asked.
+    """
+    table = open_table(config.input)
+    request = find_model(config.model, config.text, config.pooling)
+    tokenizer = load_text_tokenizer(request, config.model, config.text)[0] if count_tokens else None
+    rows = tokens = 0
+    texts: list[str] = []
+    kept: list[list[object]] = [[] for _ in config.input.keep]
+    for item in table.records():
+        rows += 1
+        if not isinstance(item, Record) or not (item.text or "").strip():
+            continue
+        for column, value in zip(kept, item.kept, strict=True):
+            column.append(value)
+        if tokenizer is not None:
+            texts.append(item.text or "")
+            if len(texts) == _TEXTS_AT_ONCE:
+                tokens += int(tokenizer.tokenize(texts).n_used.sum())
+                texts.clear()
+    if tokenizer is not None and texts:
+        tokens += int(tokenizer.tokenize(texts).n_used.sum())
+    columns = {name: _column(values) for name, values in zip(config.input.keep, kept, strict=True)}
+    width = rough_width(replace(request, poolings=("mean",)), config.pooling)
+    return FirstPass(rows, tokens, width, pa.table(columns))
+
+
+def refuse_full_disk(config: RunConfig, found: FirstPass) -> None:
+    """See that there is room for the states before any is computed.
+
+    Args:
+        config: of the states.
+        found: what the input holds.
+
+    Raises:
+        OutputError: the disk has not so much room.
+    """
+    folder = Path(config.output.output)
+    with as_output_error(folder):
+        there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        free = shutil.disk_usage(folder.parent).free
+    value = 2 if config.pooling.precision == "float16" else 4
+    needed = int((found.tokens or found.rows) * found.width * value * _MARGIN) - there
+    if needed > free:
+        raise OutputError(
+            f"the states of {found.rows:,} rows take {needed / 1e9:,.1f} GB on disk while the fit runs, and "
+            f"{folder.parent} has {free / 1e9:,.1f} GB free",
+            hint="name another disk with -o, or take fewer rows (--limit), or a smaller --max-length",
+        )
+
+
+@contextmanager
+def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
+    """The folder of the states, and what came of computing them; gone afterwards, unless a signal ended it.
+
+    Raises:
+        EmbedkitError: as `run`.
+    """
+    folder = Path(config.output.output)
+    was_there = folder.exists()
+    with as_output_error(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        try:
+            summary = run(config, watcher, stop)
+        except OutputError:
+            if not was_there:
+                raise
+            # Of another fit into the same file, or damaged: nothing in it is anybody's work.
+            _remove(folder)
+            folder.mkdir(mode=0o700)
+            summary = run(config, watcher, stop)
+        yield folder, summary
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except BaseException:
+        _remove(folder)
+        raise
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with as_output_error(folder):
+        shutil.rmtree(folder)
+
+
+def _column(values: list[object]) -> pa.Array:
+    """The values as one Arrow type, or their texts: labels of mixed kinds are told apart by name anyhow."""
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        return pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -1,0 +1,260 @@
+"""Training of a pooler with a linear head on it, on states that are computed already.
+
+The encoder is frozen: all that is trained is the pooler and the head. The same seed on the same machine gives the
+same weights. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from embedkit.config.fit import FitConfig
+from embedkit.errors import ModelError, Stopped
+from embedkit.pooling.head import Head
+from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
+from embedkit.study.labels import Labels
+from embedkit.study.split import Split
+from embedkit.study.states import States
+
+#: Rows in a step that computes no gradients.
+_ROWS = 256
+#: Rows that tell the scale of the first vectors.
+_FIRST_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How training goes.
+
+    Attributes:
+        number: from 1.
+        loss: mean over the training rows, as they went by.
+        validation_loss: after it.
+        score: on the validation rows: accuracy, or R².
+        best: whether the validation loss is the lowest yet.
+    """
+
+    number: int
+    loss: float
+    validation_loss: float
+    score: float
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trained pooler with its head, at its best epoch.
+
+    Attributes:
+        pooler: the module, without gradients.
+        head: takes its vectors.
+        epochs: how many were run.
+        best_epoch: which it is of, from 1.
+        scores: `validation` and `test` → name of a measure → value.
+    """
+
+    pooler: TrainedPooler
+    head: Head
+    epochs: int
+    best_epoch: int
+    scores: Mapping[str, Mapping[str, float]]
+
+
+class _Network(nn.Module):
+    """Pooler, scaling to mean 0 and variance 1, linear head.
+
+    The scaling keeps its running statistics, so that it can be taken into the head's weights at the end.
+    """
+
+    def __init__(self, shape: PoolerShape, outputs: int) -> None:
+        super().__init__()
+        self.pooler: TrainedPooler = make_pooler(shape)
+        self.scale = nn.BatchNorm1d(self.pooler.size, affine=False)
+        self.linear = nn.Linear(self.pooler.size, outputs)
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """[n, D'] to [n, outputs]."""
+        logits: Tensor = self.linear(self.scale(vectors))
+        return logits
+
+
+def fit_pooler(
+    shape: PoolerShape,
+    states: States,
+    labels: Labels,
+    split: Split,
+    config: FitConfig,
+    device: torch.device,
+    on_epoch: Callable[[Epoch], None],
+    stop: threading.Event,
+) -> Fitted:
+    """Train until the validation loss has not been lower for some epochs.
+
+    AdamW; cross-entropy, or squared error on values scaled to mean 0 and variance 1.
+
+    Args:
+        shape: of the pooler.
+        states: of all rows; `labels.rows` are places in it.
+        labels: what is learned.
+        split: places in `labels`.
+        config: how it is learned.
+        device: where.
+        on_epoch: told of each epoch.
+        stop: set from outside to end it between two steps.
+
+    Raises:
+        Stopped: a signal came.
+        ModelError: the loss is not finite.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = _Network(shape, len(labels.classes) or 1).to(device)
+    training = _Training(network, states, labels, split, config, device, stop)
+    training.learn_scale()
+    best, best_loss, best_epoch, epoch = copy.deepcopy(network.state_dict()), np.inf, 0, 0
+    for epoch in range(1, config.epochs + 1):
+        loss = training.one_epoch()
+        outputs = training.outputs(split.validation)
+        validation_loss = float(training.loss(outputs, split.validation))
+        if not np.isfinite(loss + validation_loss):
+            raise ModelError(
+                f"the loss is not finite in epoch {epoch}", hint="use a smaller --lr, or look at the labels"
+            )
+        is_best = validation_loss < best_loss
+        if is_best:
+            best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), validation_loss, epoch
+        score = next(iter(training.measures(outputs, split.validation).values()))
+        on_epoch(Epoch(epoch, loss, validation_loss, score, is_best))
+        if epoch - best_epoch >= config.patience:
+            break
+    network.load_state_dict(best)
+    parts = {"validation": split.validation, "test": split.test}
+    scores = {name: training.measures(training.outputs(rows), rows) for name, rows in parts.items() if len(rows)}
+    network.eval().requires_grad_(requires_grad=False)
+    return Fitted(network.pooler, training.head(), epoch, best_epoch, scores)
+
+
+class _Training:
+    """What an epoch needs."""
+
+    def __init__(
+        self,
+        network: _Network,
+        states: States,
+        labels: Labels,
+        split: Split,
+        config: FitConfig,
+        device: torch.device,
+        stop: threading.Event,
+    ) -> None:
+        self.network = network
+        self.states = states
+        self.labels = labels
+        self.split = split
+        self.device = device
+        self.stop = stop
+        self.batch_size = config.batch_size
+        self.order = np.random.default_rng(config.seed)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
+        train = labels.targets[split.train]
+        self.mean, self.spread = 0.0, 1.0
+        self.class_weight: Tensor | None = None
+        if not labels.classes:
+            self.mean, self.spread = float(train.mean()), float(train.std()) or 1.0
+            self.targets = torch.from_numpy(((labels.targets - self.mean) / self.spread).astype(np.float32))
+        else:
+            self.targets = torch.from_numpy(labels.targets.astype(np.int64))
+            if config.class_weight == "balanced":
+                # scikit-learn's: n / (classes x rows of the class); a class without a row here has no say.
+                counts = np.bincount(train.astype(np.int64), minlength=len(labels.classes))
+                weight = len(train) / (len(labels.classes) * np.maximum(counts, 1))
+                self.class_weight = torch.from_numpy(weight.astype(np.float32)).to(device)
+
+    def learn_scale(self) -> None:
+        """Set the scaling to what the untrained pooler gives."""
+        rows = self.split.train[:: max(1, len(self.split.train) // _FIRST_ROWS)]
+        vectors = torch.cat(list(self._vectors(rows)))
+        self.network.scale.running_mean = vectors.mean(dim=0)
+        self.network.scale.running_var = vectors.var(dim=0)
+
+    def one_epoch(self) -> float:
+        """Go through the training rows once; their mean loss."""
+        self.network.train()
+        rows = self.order.permutation(self.split.train)
+        total = 0.0
+        # Of nearly one size: a last batch of one row has no variance.
+        for batch in np.array_split(rows, -(-len(rows) // self.batch_size)):
+            self._raise_if_stopped()
+            self.optimizer.zero_grad()
+            vectors = self.states.pooled(self.network.pooler, self.labels.rows[batch], self.device)
+            loss = self.loss(self.network.of_vectors(vectors), batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += loss.item() * len(batch)
+        return total / len(rows)
+
+    @torch.no_grad()
+    def outputs(self, rows: NDArray[np.int64]) -> Tensor:
+        """Logits, or scaled values, of some labelled rows: [n, outputs]."""
+        self.network.eval()
+        return torch.cat([self.network.of_vectors(vectors) for vectors in self._vectors(rows)])
+
+    def loss(self, outputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Mean loss of outputs [n, outputs] for these rows."""
+        targets = self.targets[rows].to(self.device)
+        if self.labels.classes:
+            return nn.functional.cross_entropy(outputs, targets, weight=self.class_weight)
+        return nn.functional.mse_loss(outputs[:, 0], targets)
+
+    def measures(self, outputs: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Accuracy and macro-F1, or R² and the mean absolute error in the labels' unit."""
+        from sklearn import metrics
+
+        targets, found = self.labels.targets[rows], outputs.cpu().numpy()
+        measured: dict[str, Any]
+        if self.labels.classes:
+            chosen = found.argmax(axis=1)
+            measured = {
+                "accuracy": metrics.accuracy_score(targets, chosen),
+                "macro_f1": metrics.f1_score(targets, chosen, average="macro", zero_division=0.0),
+            }
+        else:
+            values = found[:, 0].astype(np.float64) * self.spread + self.mean
+            measured = {
+                "r2": metrics.r2_score(targets, values),
+                "mean_absolute_error": metrics.mean_absolute_error(targets, values),
+            }
+        return {name: float(value) for name, value in measured.items()}
+
+    def head(self) -> Head:
+        """The linear head with the scaling taken into it: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
+        scale, linear = self.network.scale, self.network.linear
+        if scale.running_mean is None or scale.running_var is None:
+            raise ValueError("the scaling has no statistics")
+        deviation = torch.sqrt(scale.running_var.double() + scale.eps)
+        weight = linear.weight.double() / deviation
+        bias = linear.bias.double() - weight @ scale.running_mean.double()
+        weight, bias = weight * self.spread, bias * self.spread + self.mean
+        return Head(weight.float().cpu().numpy(), bias.float().cpu().numpy(), self.labels.classes)
+
+    @torch.no_grad()
+    def _vectors(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        for start in range(0, len(rows), _ROWS):
+            self._raise_if_stopped()
+            part = self.labels.rows[rows[start : start + _ROWS]]
+            yield self.states.pooled(self.network.pooler, part, self.device)
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise Stopped(
+                "stopped by a signal while training", hint="the same command trains again; its states are kept"
+            )

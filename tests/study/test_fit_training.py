@@ -1,0 +1,207 @@
+"""Training on made-up states: what is planted is found, what is not there is not, the seed decides all."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from embedkit.config.fit import FitConfig
+from embedkit.errors import InputError, ModelError, Stopped
+from embedkit.pooling.trained import PoolerShape
+from embedkit.study.labels import Labels
+from embedkit.study.rotation import fit_rotation
+from embedkit.study.split import split_rows
+from embedkit.study.states import States
+from embedkit.study.training import fit_pooler
+
+N_LAYERS, SIZE = 2, 6
+SHAPES = [
+    PoolerShape("attention", N_LAYERS, SIZE, width=12),
+    PoolerShape("attention-tanh", N_LAYERS, SIZE, width=12),
+    PoolerShape("multihead-attention", N_LAYERS, SIZE, heads=2),
+    PoolerShape("weighted-layers", N_LAYERS, SIZE, of_tokens="mean"),
+    PoolerShape("lstm", N_LAYERS, SIZE, width=8, of_tokens="mean"),
+    PoolerShape("mean", N_LAYERS, SIZE, width=5, of_tokens="mean"),
+]
+
+
+def made_up(of_tokens, *, rows=240, seed=3):
+    """States of texts, and a number for each: one token (or layer) in each has it, marked by another dimension."""
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 3, rows)
+    if not of_tokens:
+        states = random.normal(size=(rows, N_LAYERS, SIZE)).astype(np.float32)
+        states[:, 1, 2] += 6 * values
+        found = list(states.reshape(rows, -1))
+    else:
+        found = []
+        for value in values:
+            states = random.normal(size=(random.integers(2, 9), N_LAYERS * SIZE)).astype(np.float32)
+            token = random.integers(len(states))
+            states[token, 0] += 6
+            states[token, 3] = 4 * value
+            found.append(states)
+    return States(pa.table({"row": range(rows)}), found, n_layers=N_LAYERS, of_tokens=of_tokens), values
+
+
+def labels_of(values, *, task="classification"):
+    rows = np.arange(len(values))
+    if task == "regression":
+        return Labels(task, rows, 100 + 10 * values.astype(np.float64), (), None)
+    return Labels(task, rows, values, ("a", "b", "c"), None)
+
+
+def fitted(shape, values, states, *, task="classification", told=None, **settings):
+    labels = labels_of(values, task=task)
+    settings = {
+        "epochs": 25,
+        "lr": 0.01,
+        "batch_size": 16,
+        "patience": 25,
+        "validation": 0.2,
+        "test": 0.2,
+    } | settings
+    config = FitConfig(shape.kind, "x.safetensors", label="label", **settings)
+    split = split_rows(labels, validation=config.validation, test=config.test, seed=config.seed)
+    device = torch.device("cpu")
+    return fit_pooler(shape, states, labels, split, config, device, told or (lambda _: None), threading.Event())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.kind)
+def test_what_is_planted_is_found_on_rows_that_were_not_learned_from(shape):
+    states, values = made_up(of_tokens=not shape.of_tokens)
+    found = fitted(shape, values, states)
+    assert found.scores["test"]["accuracy"] >= 0.8  # chance is 0.33
+    # The head takes the scaling into itself: what it says of the vectors is what the network said.
+    split = split_rows(labels_of(values), validation=0.2, test=0.2, seed=0)
+    scores = found.head.scores(states.pooled(found.pooler, split.test, torch.device("cpu")).numpy())
+    assert scores.sum(axis=1) == pytest.approx(np.ones(len(scores)), abs=1e-6)
+    assert (scores.argmax(axis=1) == values[split.test]).mean() == found.scores["test"]["accuracy"]
+
+
+def test_shuffled_labels_give_chance():
+    states, values = made_up(of_tokens=True)
+    shuffled = np.random.default_rng(5).permutation(values)
+    found = fitted(SHAPES[0], shuffled, states)
+    # 48 test rows of three classes: chance 0.33, a standard deviation of 0.068; four of them are 0.27.
+    assert abs(found.scores["test"]["accuracy"] - 1 / 3) <= 0.27
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5]], ids=lambda shape: shape.kind)
+def test_values_are_predicted_in_their_own_unit(shape):
+    states, values = made_up(of_tokens=not shape.of_tokens)
+    found = fitted(shape, values, states, task="regression", epochs=40)
+    assert found.scores["test"]["r2"] >= 0.6
+    assert found.head.columns == {"prediction": "float32"}
+    split = split_rows(labels_of(values, task="regression"), validation=0.2, test=0.2, seed=0)
+    cells = found.head.cells(states.pooled(found.pooler, split.test, torch.device("cpu")).numpy())
+    error = np.abs(np.array(cells["prediction"]) - (100 + 10 * values[split.test])).mean()
+    assert error == pytest.approx(found.scores["test"]["mean_absolute_error"], rel=1e-4)
+
+
+def test_the_seed_decides_every_weight():
+    states, values = made_up(of_tokens=True, rows=60)
+    before = torch.random.get_rng_state()
+    runs = [fitted(SHAPES[0], values, states, epochs=2, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    one, again, other = (run.pooler.state_dict() for run in runs)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert np.array_equal(runs[0].head.weight, runs[1].head.weight)
+    assert not torch.equal(one["score.0.weight"], other["score.0.weight"])
+
+
+def test_it_stops_when_the_validation_loss_does_not_fall_and_gives_the_best_epoch():
+    states, values = made_up(of_tokens=False, rows=90)
+    told = []
+    found = fitted(SHAPES[5], np.random.default_rng(0).permutation(values), states, patience=2, told=told.append)
+    losses = [epoch.validation_loss for epoch in told]
+    assert found.epochs == len(told) < 25
+    assert found.best_epoch == int(np.argmin(losses)) + 1 == found.epochs - 2
+    assert [epoch.best for epoch in told] == [loss == min(losses[: n + 1]) for n, loss in enumerate(losses)]
+
+
+def test_a_balanced_weight_lets_a_rare_class_count():
+    states, values = made_up(of_tokens=False, rows=300)
+    rare = np.where((values == 2) & (np.arange(300) % 8 > 0), 0, values)
+    plain, balanced = (
+        fitted(SHAPES[3], rare, states, epochs=6, lr=0.003, class_weight=how) for how in ("none", "balanced")
+    )
+    of = labels_of(rare)
+    split = split_rows(of, validation=0.2, test=0.2, seed=0)
+    chosen = [
+        (run.head.scores(states.pooled(run.pooler, split.train, torch.device("cpu")).numpy()).argmax(1) == 2).sum()
+        for run in (plain, balanced)
+    ]
+    assert chosen[1] > chosen[0]
+
+
+def test_a_loss_that_runs_away_and_a_signal_end_it():
+    states, values = made_up(of_tokens=False, rows=60)
+    with pytest.raises(ModelError, match="not finite in epoch"):
+        fitted(SHAPES[3], values * 1e30, states, task="regression", lr=999.0, epochs=25)
+    stop = threading.Event()
+    stop.set()
+    labels = labels_of(values)
+    split = split_rows(labels, validation=0.2, test=0.2, seed=0)
+    config = FitConfig("weighted-layers", "x.safetensors", label="label")
+    with pytest.raises(Stopped):
+        fit_pooler(SHAPES[3], states, labels, split, config, torch.device("cpu"), lambda _: None, stop)
+
+
+# Splits ----------------------------------------------------------------------------------------------
+
+
+def test_groups_stay_on_one_side_and_classes_keep_their_shares():
+    random = np.random.default_rng(0)
+    targets, groups = random.integers(0, 2, 200), random.integers(0, 40, 200)
+    plain = Labels("classification", np.arange(200), targets, ("a", "b"), None)
+    split = split_rows(plain, validation=0.2, test=0.2, seed=1)
+    parts = (split.train, split.validation, split.test)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    assert [len(part) for part in parts] == [120, 40, 40]
+    assert np.ptp([targets[part].mean() for part in parts]) <= 0.03
+    grouped = Labels("classification", np.arange(200), targets, ("a", "b"), groups)
+    split = split_rows(grouped, validation=0.2, test=0.2, seed=1)
+    members = [set(groups[part].tolist()) for part in (split.train, split.validation, split.test)]
+    assert all(members)
+    assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
+    assert len(split_rows(plain, validation=0.2, test=0, seed=1).test) == 0
+
+
+def test_too_few_rows_are_refused():
+    labels = Labels("classification", np.arange(6), np.array([0, 0, 0, 0, 0, 1]), ("a", "b"), None)
+    with pytest.raises(InputError, match="6 rows cannot be split"):
+        split_rows(labels, validation=0.2, test=0.2, seed=0)
+
+
+# PCA and whitening -----------------------------------------------------------------------------------
+
+
+def test_pca_is_scikit_learns_up_to_signs_and_whitening_gives_variance_one():
+    from sklearn.decomposition import PCA
+
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=(500, 8)) @ random.normal(size=(8, 8)) + 50
+    blocks = np.array_split(vectors, 7)
+    center, rotation, share = fit_rotation(blocks, 3, whiten=False)
+    oracle = PCA(3).fit(vectors)
+    found, expected = (vectors - center) @ rotation, oracle.transform(vectors)
+    assert np.abs(np.abs(found) - np.abs(expected)).max() <= 1e-4
+    assert share == pytest.approx(oracle.explained_variance_ratio_.sum())
+    center, rotation, share = fit_rotation(blocks, None, whiten=True)
+    assert np.cov((vectors - center) @ rotation, rowvar=False) == pytest.approx(np.eye(8), abs=1e-3)
+    assert share == pytest.approx(1)
+    assert fit_rotation(blocks, 3, whiten=True)[1][:, 0].max() > 0
+
+
+def test_more_directions_than_the_vectors_have_are_refused():
+    vectors = np.random.default_rng(1).normal(size=(5, 8))
+    with pytest.raises(InputError, match="5 rows vary in 4 directions, and 6 are asked for"):
+        fit_rotation([vectors], 6, whiten=False)
+    assert fit_rotation([vectors], None, whiten=True)[1].shape == (8, 4)
+    with pytest.raises(InputError, match="too few"):
+        fit_rotation([vectors[:1]], 1, whiten=False)

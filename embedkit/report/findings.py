@@ -27,8 +27,8 @@ from embedkit.sinks.stored import Stored, open_stored, read_json
 
 _QUERIES = 5
 _NEIGHBOURS = 10
-#: Names under which texts are kept; such a column colours a map only where it is named.
-_TEXTS = frozenset({"text", "note", "sentence", "content", "body"})
+#: Names under which texts are kept, and counts of grouped rows: they colour a map only where they are named.
+_NO_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _few_values(sample: Sample, texts: set[str]) -> str | None:
         counted = Counter(category(cell) for cell in cells)
         common = sum(rows for _, rows in counted.most_common(CATEGORIES) if rows > 1)
         short = all(len(word) <= 40 for word in counted)
-        if name not in texts | _TEXTS and short and len(counted) > 1 and 2 * common > len(cells):
+        if name not in texts | _NO_LABELS and short and len(counted) > 1 and 2 * common > len(cells):
             return name
     return None
 

@@ -25,7 +25,7 @@
 
   function themed(layout) {
     const { font, ground, axis, modebar } = theme();
-    const shapes = (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: font } }));
+    const shapes = (layout.shapes || []).map((shape) => ({ ...shape, line: { color: font, ...shape.line } }));
     return {
       ...layout,
       shapes,

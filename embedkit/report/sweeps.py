@@ -155,13 +155,15 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         "type": "heatmap",
         "z": means,
         "zmin": low,
-        "zmax": high + 0.15 * (high - low) + 1e-9,
+        "zmax": high + 1e-9,
         "text": words,
         "texttemplate": "%{text}",
         "customdata": hovered,
         "hovertemplate": "%{customdata}<extra></extra>",
         "hoverongaps": False,
-        "colorscale": [[0, "#f2f5fa"], [1, "#08306b"]],
+        # Black is read on all of these shades, and the shades tell apart in print.
+        "colorscale": [[0, "#f7fafd"], [1, "#4f8ac9"]],
+        "textfont": {"color": "#111111", "size": 13},
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
@@ -193,7 +195,10 @@ def _frame(pool: int, line: int, *, winner: bool) -> Figure:
         "x1": pool + 0.47,
         "y0": line - 0.45,
         "y1": line + 0.45,
-        "line": {"width": 4, "dash": "solid"} if winner else {"width": 2, "dash": "dash"},
+        "line": {
+            "color": "#111111",
+            **({"width": 4, "dash": "solid"} if winner else {"width": 2, "dash": "dash"}),
+        },
     }
 
 

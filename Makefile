@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 CONSTRAINTS := configs/constraints.txt
 DEMO := build/demo/notes.embeddings
 READERS := .venv-readers
+PEERS := .venv-peers
+BENCH := build/bench
+TEXTS ?= $(BENCH)/texts.jsonl
 READ := build/readers
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,6 +46,16 @@ $(READERS)/installed: pyproject.toml $(CONSTRAINTS)
 		numpy orjson pyarrow zstandard datasets==5.2.0 embedding-reader==1.8.1
 	$(READERS)/bin/pip install -q --no-deps -e .
 	@touch $@
+
+# Optimum wants a transformers below 5, and so an older sentence-transformers than the one in the extra `dev`.
+$(PEERS)/installed: Makefile
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q torch==2.13.0
+	$(PEERS)/bin/pip install -q 'sentence-transformers[onnx]==5.7.0' ctranslate2==4.8.5
+	@touch $@
+
+$(BENCH)/texts.jsonl: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.texts $@
 
 .PHONY: install
 install: $(VENV)/installed ## make .venv and install embedkit in it, with the default model
@@ -88,7 +101,12 @@ check-real: $(VENV)/installed-dev ## hold it against real texts: TEXTS=file.json
 	@test -n "$(TEXTS)" || { echo "error: TEXTS is not set\nhint: make check-real TEXTS=file.jsonl (id and text, 5,000 rows)"; exit 2; }
 	$(BIN)/python -m tests.bench.real $(TEXTS) $(if $(PEER),--peer $(PEER))
 
+.PHONY: bench
+bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
+	$(BIN)/python -m tests.bench.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
+	$(BIN)/python -m tests.bench.costs $(TEXTS) -o $(BENCH)/costs.json
+
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
-	rm -rf build dist $(VENV) $(READERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) $(READERS) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find embedkit tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -49,6 +49,7 @@ def _apt(*arguments: str) -> list[str]:
         )
     except (OSError, subprocess.CalledProcessError):
         raise SystemExit("error: apt-cache failed\nhint: this needs a Debian with package lists") from None
+    return done.stdout.split("\n")
 
 
 def _row(fields: dict[str, list[str]]) -> dict[str, str] | None:

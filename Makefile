@@ -97,8 +97,7 @@ bench-readers: install $(READERS)/installed ## read an output with Hugging Face 
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(READERS)/bin/python tests/bench/readers.py $(READ)/parquet $(READ)/npy
 
 .PHONY: check-real
-check-real: $(VENV)/installed-dev ## hold it against real texts: TEXTS=file.jsonl [PEER=python with sentence-transformers]
-	@test -n "$(TEXTS)" || { echo "error: TEXTS is not set\nhint: make check-real TEXTS=file.jsonl (id and text, 5,000 rows)"; exit 2; }
+check-real: $(VENV)/installed-dev $(TEXTS) ## hold it against real texts [TEXTS=file.jsonl] [PEER=python with sentence-transformers]
 	$(BIN)/python -m tests.bench.real $(TEXTS) $(if $(PEER),--peer $(PEER))
 
 .PHONY: bench

@@ -44,9 +44,7 @@ def descriptions(rows: int | None) -> Iterator[dict[str, str]]:
 def _apt(*arguments: str) -> list[str]:
     command = ["apt-cache", "-o", "Acquire::Languages=en", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout.split(
-            "\n"
-        )
+        done = subprocess.run(command, capture_output=True, check=True, text=True, errors="replace")
     except (OSError, subprocess.CalledProcessError):
         raise SystemExit("error: apt-cache failed\nhint: this needs a Debian with package lists") from None
     return done.stdout.split("\n")

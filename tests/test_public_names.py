@@ -73,7 +73,8 @@ def test_every_option_has_a_help_text(command):
 
 def test_every_command_and_option_is_in_the_readme():
     text = README.read_text(encoding="utf-8")
-    spelled = [name for option in OPTIONS.values() for name in option.opts if name.startswith("--")]
+    options = [option for command in COMMANDS.values() for option in command.params]
+    spelled = [name for option in options for name in option.opts if name.startswith("--")]
     assert [name for name in spelled if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
     assert [name for name in COMMANDS if f"embedkit {name}" not in text] == []
     assert "pip install embedkit " not in text  # another project has that name

@@ -23,7 +23,7 @@ _SHOWN = 10
 #: Options of `encode` that a sweep settles itself, or that make no sense for vectors that are compared.
 _NOT_TAKEN = (
     *("keep", "layer_agg", "normalize", "truncate_dim", "precision", "output_format", "shard_id", "num_shards"),
-    *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
+    *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by", "with_head"),
 )
 #: Options that are about a sweep, or about how it runs, and not about the vectors.
 _NOT_REPEATED = (

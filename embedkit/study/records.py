@@ -38,7 +38,7 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
         OutputError: they cannot be written.
     """
     table = BytesIO()
-    pq.write_table(results_table(verdict), table)
+    pq.write_table(results_table(verdict), table, write_page_checksum=True)
     summary = {**facts, **summary_of(verdict), "command": command}
     contents = {
         "results.parquet": table.getvalue(),

@@ -84,8 +84,10 @@ class Verdict:
         """In plain words: what is best, what it beats by how much, and which layers are as good."""
         winner = self.winner
         others = [(row.baseline, winner.versus[row.baseline]) for row in self.baselines if row is not winner]
-        beaten = [f"{name} by {self.difference(ahead)}" for name, ahead in others if not ahead.holds_zero]
-        even = [f"{name} ({self.difference(ahead)})" for name, ahead in others if ahead.holds_zero]
+        unit = f" {_SHOWN[self.metric][2]}"
+        beaten = [f"{name} by {self.value(ahead)}" for name, ahead in others if not ahead.holds_zero]
+        even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in others if ahead.holds_zero]
+        beaten[-1:] = [f"{last}{unit}" for last in beaten[-1:]]
         parts = [f"beats {' and '.join(beaten)}"] if beaten else []
         parts += [f"is not distinguishable from {' and '.join(even)}"] if even else []
         name = f"{winner.candidate.name}, a baseline," if winner.baseline else winner.candidate.name
@@ -116,10 +118,6 @@ class Verdict:
         """`83.7 ± 1.0`: per cent for classes."""
         name = metric or self.metric
         return f"{shown(interval.mean, name)} ± {shown(interval.half, name)}"
-
-    def difference(self, interval: Interval) -> str:
-        """`3.1 ± 0.8 points of accuracy`."""
-        return f"{self.value(interval)} {_SHOWN[self.metric][2]}"
 
 
 def decide(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from embedkit.models.encoder import FrozenEncoder
 from embedkit.pooling.finish import Int8Range
 from embedkit.pooling.head import Head
 from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
-from embedkit.records import Batch, TokenizedTexts, Tokens, Variant
+from embedkit.records import Batch, RawVectors, TokenizedTexts, Tokens, Variant
 from embedkit.tokenizer import TextTokenizer
 from embedkit.units.pooling import UnitPooler
 from embedkit.units.units import Units
@@ -75,20 +75,40 @@ class Embedder:
         return tuple(replace(of, dims=min(kept or of.dims, of.dims)) for of in self.raw_variants)
 
 
-@dataclass(frozen=True, slots=True)
-class RawVectors:
-    """What was computed for the units of some texts.
+class Finisher(Protocol):
+    """What comes before the model and behind it: of an Embedder, or of a run without a model. See Embedder."""
 
-    Attributes:
-        texts: int64 [U], the text that each unit is of, ascending.
-        vectors: for each variant float32 [U, D], or for token vectors U arrays [tokens that take part, D]. NaN
-            where a unit has no token, or did not fit into memory.
-        unfit: texts with a window that did not fit into memory even alone.
-    """
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Texts → tokens."""
 
-    texts: NDArray[np.int64]
-    vectors: Mapping[str, Any]
-    unfit: frozenset[int]
+    @property
+    def on_long(self) -> str:
+        """truncate, chunk or error."""
+
+    @property
+    def level(self) -> str:
+        """What a vector is of."""
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors are scaled to length 1."""
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Dimensions kept."""
+
+    @property
+    def precision(self) -> str:
+        """How vectors are stored."""
+
+    @property
+    def head(self) -> Head | None:
+        """What adds its scores of the vectors as columns."""
+
+    @property
+    def int8_ranges(self) -> Mapping[str, Int8Range] | None:
+        """By variant."""
 
 
 @torch.inference_mode()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.assembly import assemble, find_model
+from embedkit.assembly import assemble
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
 from embedkit.errors import InputError, ModelError, UsageError
+from embedkit.request import find_model
 
 if TYPE_CHECKING:
-    from embedkit.embedding import RawVectors
+    from embedkit.records import RawVectors
 
 
 class Encoder:

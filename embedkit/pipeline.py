@@ -6,19 +6,21 @@ The stages meet here and in `embedding.py`, and know nothing of each other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.embedding import Embedder, OnBatch, RawVectors, embed, first_broken_layer
 from embedkit.errors import InputError, ModelError, OutputError
 from embedkit.pooling.finish import Int8Range, finish, store
-from embedkit.records import EncodedShard, Fault, Record, TextCounts, TokenizedTexts
+from embedkit.records import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts
 from embedkit.tokenizer import refuse_long
 from embedkit.units.units import COLUMNS, Units, units_of
+
+if TYPE_CHECKING:  # torch is imported when a model is loaded, and not before
+    from embedkit.embedding import Embedder, Finisher, OnBatch
 
 #: Why a text has no vector although it has tokens: what an error says of it, and the way out.
 _NO_VECTOR = {
@@ -70,7 +72,7 @@ class _Rows:
     status: Sequence[str]
 
 
-def tokenize_shard(read: ReadShard, embedder: Embedder) -> TokenizedShard:
+def tokenize_shard(read: ReadShard, embedder: Finisher) -> TokenizedShard:
     """Tokens, receipts and units of a shard's texts.
 
     Raises:
@@ -106,10 +108,32 @@ def embed_shard(
         ModelError: a vector is not finite, and `on_bad_row` is fail.
         OutputError: a vector does not fit the output's precision.
     """
+    from embedkit.embedding import embed, first_broken_layer
+
+    raw = embed(shard.texts, embedder, on_batch, shard.units)
+
+    def broken_layer(text: int) -> int | None:
+        return first_broken_layer(shard.texts, text, embedder)
+
+    return finish_shard(
+        *(shard, raw, embedder, broken_layer), keep=keep, on_bad_row=on_bad_row, list_nulls=list_nulls
+    )
+
+
+def finish_shard(
+    shard: TokenizedShard,
+    raw: RawVectors,
+    finisher: Finisher,
+    broken_layer: Callable[[int], int | None],
+    *,
+    keep: Sequence[str],
+    on_bad_row: str,
+    list_nulls: bool,
+) -> EncodedShard:
+    """The rows of a shard from the vectors of its units; see embed_shard."""
     texts, records = shard.texts, shard.read.records
-    raw = embed(texts, embedder, on_batch, shard.units)
     status = _receipts(shard)
-    faults = [*shard.read.faults, *_quarantine(raw, shard, status, embedder, on_bad_row)]
+    faults = [*shard.read.faults, *_quarantine(raw, shard, status, broken_layer, on_bad_row)]
     rows = _rows(raw.texts, shard.units, status)
     if list_nulls:
         listed = {fault.row for fault in faults}
@@ -124,13 +148,13 @@ def embed_shard(
         name: [records[record].kept[place] for record in of_record.tolist()] for place, name in enumerate(keep)
     }
     units = rows.unit[written].tolist()
-    for name in COLUMNS[embedder.level]:
+    for name in COLUMNS[finisher.level]:
         values = shard.units.columns[name] if shard.units is not None else []
         plain = values.tolist() if isinstance(values, np.ndarray) else values
         kept[name] = [None if unit < 0 else plain[unit] for unit in units]
-    if embedder.head is not None:
+    if finisher.head is not None:
         has_vector = rows.has_vector[written]
-        cells = embedder.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
+        cells = finisher.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
         kept |= {name: _beside_nulls(values, has_vector) for name, values in cells.items()}
     return EncodedShard(
         index=shard.read.index,
@@ -143,9 +167,11 @@ def embed_shard(
         n_chunks=np.where(rows.has_vector, texts.n_chunks[rows.record], 0)[written].astype(np.int32),
         status=[word for word, is_written in zip(rows.status, written, strict=True) if is_written],
         has_vector=rows.has_vector[written],
-        vectors={name: _finished(name, of_variant, used, embedder) for name, of_variant in raw.vectors.items()},
+        vectors={name: _finished(name, of_variant, used, finisher) for name, of_variant in raw.vectors.items()},
         rejects=faults,
         texts=None if shard.units is None else _count_texts(status, texts, skipped),
+        n_content=int(texts.n_content.sum()),
+        n_unknown=None if texts.n_unknown is None else int(texts.n_unknown.sum()),
     )
 
 
@@ -173,7 +199,11 @@ def _receipts(shard: TokenizedShard) -> list[str]:
 
 
 def _quarantine(
-    raw: RawVectors, shard: TokenizedShard, status: list[str], embedder: Embedder, on_bad_row: str
+    raw: RawVectors,
+    shard: TokenizedShard,
+    status: list[str],
+    broken_layer: Callable[[int], int | None],
+    on_bad_row: str,
 ) -> list[Fault]:
     """Faults of the texts that have a vector that cannot be used, whose status becomes the code."""
     sound = _finite(raw.vectors, len(raw.texts))
@@ -184,7 +214,7 @@ def _quarantine(
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.unfit else "non_finite"
         if on_bad_row == "fail":
             what, way = _NO_VECTOR[code]
-            layer = first_broken_layer(shard.texts, text, embedder) if code == "non_finite" else None
+            layer = broken_layer(text) if code == "non_finite" else None
             what += "" if layer is None else f" from layer {layer} on"
             raise ModelError(
                 f"{what}: row {row}",
@@ -229,14 +259,14 @@ def _finite(raw: Mapping[str, Any], n_texts: int) -> NDArray[np.bool_]:
     return finite
 
 
-def _finished(name: str, raw: Any, used: NDArray[np.int64], embedder: Embedder) -> Any:
+def _finished(name: str, raw: Any, used: NDArray[np.int64], finisher: Finisher) -> Any:
     """The vectors of the units that are used, as they are stored."""
     if isinstance(raw, list):
-        return [_stored(raw[unit], None, embedder.precision) for unit in used.tolist()]
+        return [_stored(raw[unit], None, finisher.precision) for unit in used.tolist()]
     vectors = raw if len(used) == len(raw) else raw[used]
-    vectors = finish(vectors, normalize=embedder.normalize, truncate_dim=embedder.truncate_dim)
-    ranges = embedder.int8_ranges[name] if embedder.int8_ranges else None
-    return _stored(vectors, ranges, embedder.precision)
+    vectors = finish(vectors, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim)
+    ranges = finisher.int8_ranges[name] if finisher.int8_ranges else None
+    return _stored(vectors, ranges, finisher.precision)
 
 
 def _stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
@@ -249,7 +279,7 @@ def _stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: s
     return stored
 
 
-def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> dict[str, Int8Range]:
+def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], finisher: Finisher) -> dict[str, Int8Range]:
     """Ranges for int8 from the raw vectors of a sample of texts.
 
     Raises:
@@ -261,6 +291,6 @@ def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], embedder: Embedder) 
             hint="use --precision float32 or float16",
         )
     return {
-        name: Int8Range.of(finish(raw, normalize=embedder.normalize, truncate_dim=embedder.truncate_dim))
+        name: Int8Range.of(finish(raw, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim))
         for name, raw in vectors.items()
     }

@@ -136,6 +136,8 @@ class TokenizedTexts:
         n_used: int32 [R], of these, the ones that go through the model; 0 where empty.
         n_chunks: int32 [R], windows.
         places: where the tokens are from; None unless it was asked for.
+        n_unknown: int32 [R], tokens before any cut that the vocabulary has no entry for; None where it spells
+            every character.
     """
 
     tokens: Tokens
@@ -145,6 +147,13 @@ class TokenizedTexts:
     n_used: NDArray[np.int32]
     n_chunks: NDArray[np.int32]
     places: TokenPlaces | None
+    n_unknown: NDArray[np.int32] | None
+
+    @property
+    def n_content(self) -> NDArray[np.int32]:
+        """Tokens before any cut, special ones left out: int32 [R]."""
+        special = self.tokens.prefix + self.tokens.suffix
+        return np.maximum(self.n_tokens - special, 0).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +237,22 @@ class TextCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class RawVectors:
+    """What was computed for the units of some texts.
+
+    Attributes:
+        texts: int64 [U], the text that each unit is of, ascending.
+        vectors: for each variant float32 [U, D], or for token vectors U arrays [tokens that take part, D]. NaN
+            where a unit has no token, or did not fit into memory.
+        unfit: texts with a window that did not fit into memory even alone.
+    """
+
+    texts: NDArray[np.int64]
+    vectors: Mapping[str, Any]
+    unfit: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedShard:
     """The finished rows of one shard, in input order, ready for a sink.
 
@@ -246,6 +271,8 @@ class EncodedShard:
             Token vectors (`--pool none`): a list of V arrays [n_used, D] instead.
         rejects: faults of this shard's rows, skipped or kept as null.
         texts: the shard counted by texts; None where each text has one row.
+        n_content: tokens of all its texts before any cut, special ones left out.
+        n_unknown: of these, the ones that the vocabulary has no entry for; None where it spells every character.
     """
 
     index: int
@@ -261,3 +288,5 @@ class EncodedShard:
     vectors: Mapping[str, NDArray[Any] | Sequence[NDArray[Any]]]
     rejects: Sequence[Fault]
     texts: TextCounts | None = None
+    n_content: int = 0
+    n_unknown: int | None = None

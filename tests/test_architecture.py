@@ -15,10 +15,10 @@ STAGES = ("sources", "tokenizer", "batching", "models", "pooling", "units", "sin
 #: From the command line down; a unit imports what stands in the lines below its own, never beside or above.
 LEVELS = (
     ("cli",),
-    ("study",),
+    ("forecast", "study"),
     ("engines", "encoder", "report", "resampling"),
     ("assembly", "inspection", "results", "verification"),
-    ("destination", "pipeline"),
+    ("destination", "drafting", "pipeline"),
     ("embedding", "request"),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
@@ -52,6 +52,9 @@ LIGHT = (
     "embedkit.report",
     "embedkit.batching",
     "embedkit.assembly",
+    "embedkit.drafting",
+    "embedkit.forecast",
+    "embedkit.pipeline",
     "embedkit.request",
     "embedkit.tokenizer",
     "embedkit.engines.local",

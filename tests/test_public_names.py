@@ -40,7 +40,7 @@ def test_the_package_has_these_names_and_no_others():
 
 
 def test_the_commands_are_these():
-    assert set(COMMANDS) == {"encode", "fit", "sweep", "verify", "inspect", "report", "doctor"}
+    assert set(COMMANDS) == {"encode", "plan", "fit", "sweep", "verify", "inspect", "report", "doctor"}
 
 
 def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, fit, inspect, report, sweep, verify
+from embedkit.cli import doctor, encode, fit, inspect, plan, report, sweep, verify
 from embedkit.errors import EmbedkitError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("encode")(encode.encode)
+app.command("plan")(plan.plan)
 app.command("sweep")(sweep.sweep)
 app.command("fit")(fit.fit)
 app.command("inspect")(inspect.inspect)

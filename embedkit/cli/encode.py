@@ -100,6 +100,8 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
             f"truncated: {cut:,} rows ({_percent(cut, summary.input_rows)}), {lost:,} tokens lost "
             f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
         )
+    if summary.n_unknown:
+        lines.append(f"unknown tokens: {summary.n_unknown:,} ({_percent(summary.n_unknown, summary.n_content)})")
     if not summary.computed_rows:
         lines.append(f"{summary.seconds:.1f} s; nothing was left to compute")
         return lines

@@ -46,6 +46,11 @@ class OutputConfig:
         """Whether the rows go to stdout."""
         return self.output == "-"
 
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the output's name is that of a file of its format."""
+        return self.output.endswith(f".{self.format}")
+
 
 @dataclass(frozen=True, slots=True)
 class ShareConfig:

@@ -69,6 +69,7 @@ def facts_of(shard: EncodedShard) -> dict[str, Any]:
         "vectors": int(shard.has_vector.sum()),
         "status_counts": dict(sorted(Counter(shard.status).items())),
         "tokens": {"n_tokens": int(shard.n_tokens.sum()), "n_used": int(shard.n_used.sum())},
+        "vocabulary": {"n_content": shard.n_content, "n_unknown": shard.n_unknown},
         "rejects": len(shard.rejects),
         **({} if shard.texts is None else {"texts": _by_text(shard.texts)}),
     }

@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-from embedkit.assembly import Assembly, Request, assemble
+from embedkit.assembly import Assembly, assemble
 from embedkit.config import ModelConfig, RunConfig
 from embedkit.destination import Destination
 from embedkit.engines.planning import ModelFacts
 from embedkit.engines.ranks import device_for
 from embedkit.engines.watcher import Watcher
+from embedkit.records import Record
+from embedkit.request import Request
 from embedkit.sinks import Sink
 from embedkit.sources import Table
+from embedkit.tokenizer.spelling import SPELLED_TEXTS, better_flipped, spelled
 
 if TYPE_CHECKING:
     from embedkit.engines.job import Job
@@ -71,7 +75,20 @@ class Alone:
 
     def load(self) -> ModelFacts:
         """Load the model, and say what it settles."""
-        return ModelFacts.of(self.assembly)
+        facts = ModelFacts.of(self.assembly)
+        casing = self._casing()
+        return replace(facts, notices=(*facts.notices, casing)) if casing else facts
+
+    def _casing(self) -> str | None:
+        """What the user is told if the first texts, lowercased, have far fewer unknown tokens."""
+        tokenizer = self.assembly.embedder.tokenizer
+        lowercased = self.assembly.recipe["text"]["lowercase"]
+        if self.table.streaming or tokenizer.unknown_id is None or lowercased:
+            return None
+        of_rows = (item.text for item in self.table.records() if isinstance(item, Record))
+        texts = list(islice((text for text in of_rows if text), SPELLED_TEXTS))
+        lowered = [text.lower() for text in texts]
+        return better_flipped(spelled(tokenizer, texts), spelled(tokenizer, lowered), "--lowercase yes")
 
     def calibrate(self) -> dict[str, dict[str, list[float]]]:
         """Ranges for int8, for the plan."""

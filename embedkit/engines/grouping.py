@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedkit.assembly import find_model
 from embedkit.config import RunConfig
 from embedkit.destination import destination_of
 from embedkit.engines.planning import counts, layout, manifest_of
@@ -27,6 +26,7 @@ from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.finish import finish, store
 from embedkit.recipe import fingerprint
 from embedkit.records import EncodedShard, Fault, Variant
+from embedkit.request import find_model
 from embedkit.sinks import make_sink
 from embedkit.sinks.stored import Stored, open_stored, read_json
 from embedkit.units.groups import Grouping, Item, key_of, last_rows
@@ -156,7 +156,9 @@ class _Fold:
             for index in range(len(starts))
             for members in [tuple(islice(groups, shard_rows))]
         ]
-        total = {**counts(records, n_groups), "input_rows": n_groups}
+        # The groups' own texts are those of the rows.
+        of_rows = {name: getattr(summary, name) for name in ("n_content", "n_unknown", "unknown_share")}
+        total = {**counts(records, n_groups), **of_rows, "input_rows": n_groups}
         empty = [record["index"] for record in records if sink.suffix == ".npy" and not record["vectors"]]
         manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
         destination.finish(sink, manifest, [index for index in range(len(records)) if index not in set(empty)])

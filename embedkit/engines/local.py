@@ -10,7 +10,6 @@ import threading
 import time
 from typing import Any
 
-from embedkit.assembly import Request, find_model, rough_width
 from embedkit.config import RunConfig
 from embedkit.destination import Destination, Overtaken, destination_of
 from embedkit.engines.account import account_for_rows
@@ -33,8 +32,12 @@ from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inspection import inspect_output
 from embedkit.plan import default_shard_rows, refuse_changes
+from embedkit.request import Request, find_model, rough_width
 from embedkit.sinks import make_sink
 from embedkit.sources import SpanBook, Table
+
+#: A share of unknown tokens that is worth a word.
+_MANY_UNKNOWN = 0.05
 
 
 def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
@@ -137,6 +140,11 @@ def _carry_out(
         in_order, plan["rows"], on_bad_row=plan["on_bad_row"], lists_empty=config.output.format == "npy"
     )
     total = counts(in_order, plan["rows"])
+    if (total["unknown_share"] or 0) > _MANY_UNKNOWN:
+        watcher.notice(
+            f"{total['unknown_share']:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
+            "tells whether --lowercase changes that; else use a model for this language"
+        )
     # A shard of empty texts has no npy files.
     empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
     manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
@@ -193,6 +201,8 @@ def _of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
     }
 
 
+#: Of an output that was there already, its files do not tell this.
+_UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}
 _NO_MODEL = ModelFacts(recipe={}, fingerprint="", notices=(), device="", variants=(), max_length=0, source={})
 
 
@@ -230,6 +240,7 @@ def _summary_of_whole(config: RunConfig, model: ModelFacts, began: float) -> Sum
         rejects=0,
         n_tokens=receipts.n_tokens,
         n_used=receipts.n_used,
+        **_UNTOLD,
         seconds=time.monotonic() - began,
         encoding_seconds=0.0,
         computed_rows=0,

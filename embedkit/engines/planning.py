@@ -90,7 +90,7 @@ def scan(
             "rows": None,
             "shards": None,
             "starts": None,
-            "kept_types": _kept_types(table.kept_types(), config, scores),
+            "kept_types": planned_kept_types(table.kept_types(), config, scores),
         }
     cutter = ShardCutter(shard_rows)
     found = table.scan(cutter.count)
@@ -98,11 +98,11 @@ def scan(
         raise unreadable_rows(found.faults, found.n_faults)
     if spans is not None and config.input.limit is None:
         spans.refuse_strangers()
-    kept = _kept_types(found.kept_types, config, scores)
+    kept = planned_kept_types(found.kept_types, config, scores)
     return {"rows": found.rows, "shards": len(cutter.starts), "starts": cutter.starts, "kept_types": kept}
 
 
-def _kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
+def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
     """The types of the columns beside the receipt: those kept, those that tell of a unit, those of a head."""
     units = {**COLUMNS[config.units.unit], **scores}
     kept = {name: kind for name, kind in found.items() if name in config.input.keep}
@@ -178,7 +178,18 @@ def counts(records: Iterable[dict[str, Any]], rows: int | None) -> dict[str, Any
         "rejects": sum(record["rejects"] for record in records),
         "n_tokens": sum(record["tokens"]["n_tokens"] for record in by_text),
         "n_used": sum(record["tokens"]["n_used"] for record in by_text),
+        **_unknown(record["vocabulary"] for record in records),
     }
+
+
+def _unknown(counted: Iterable[Mapping[str, int | None]]) -> dict[str, Any]:
+    """Tokens that the vocabulary has no entry for, and their share; None where it spells every character."""
+    counted = list(counted)
+    content = sum(of["n_content"] or 0 for of in counted)
+    if not counted or any(of["n_unknown"] is None for of in counted):
+        return {"n_content": content, "n_unknown": None, "unknown_share": None}
+    unknown = sum(of["n_unknown"] or 0 for of in counted)
+    return {"n_content": content, "n_unknown": unknown, "unknown_share": round(unknown / max(1, content), 6)}
 
 
 def manifest_of(plan: dict[str, Any]) -> dict[str, Any]:

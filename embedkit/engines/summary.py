@@ -19,6 +19,9 @@ class Summary:
         rejects: rows listed as rejects.
         n_tokens: tokens of all texts before any cut.
         n_used: of these, tokens that went through the model.
+        n_content: of n_tokens, those that are not special.
+        n_unknown: of n_content, those that the vocabulary has no entry for; None where it spells every character.
+        unknown_share: n_unknown of n_content, 0 to 1.
         dims: dimensions of each variant.
         max_length: most tokens of a text.
         recipe: all that decided the numbers.
@@ -39,6 +42,9 @@ class Summary:
     rejects: int
     n_tokens: int
     n_used: int
+    n_content: int
+    n_unknown: int | None
+    unknown_share: float | None
     dims: dict[str, int]
     max_length: int
     recipe: dict[str, Any]

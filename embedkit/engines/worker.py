@@ -19,7 +19,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from embedkit.assembly import find_model
 from embedkit.config import RunConfig
 from embedkit.destination import Overtaken, destination_of
 from embedkit.engines.alone import Alone
@@ -27,6 +26,7 @@ from embedkit.engines.planning import input_facts, layout, table_of
 from embedkit.engines.signals import heed, let_through
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.plan import refuse_changes
+from embedkit.request import find_model
 from embedkit.sinks import make_sink
 
 _LOOK_SECONDS = 0.1

@@ -290,3 +290,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "udop": _PAGE,
 }
 UNPROVEN = Architecture(batches="equal")
+
+
+def max_positions(config: Any, architecture: Architecture) -> int | None:
+    """Most tokens of a text that a model has positions for; None = any number.
+
+    Args:
+        config: the encoder's, with its keys as attributes.
+        architecture: what is known of its kind.
+    """
+    if architecture.position_limit is None:
+        return None
+    limit = getattr(config, architecture.position_limit, None)
+    if limit is None or limit <= 0:
+        return None
+    # RoBERTa's positions start behind the pad's: of 514, 512 are for tokens.
+    return int(limit) - (config.pad_token_id + 1 if architecture.positions == "after_pad" else 0)

@@ -20,10 +20,11 @@ from torch.torch_version import TorchVersion
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture
+from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import States, agrees, states_alone, survey
+from embedkit.models.shape import architecture_of
 from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,13 +81,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         UsageError: there is no such device.
     """
     refuse_old_torch(folder, Path(folder.weights))
-    architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
-    refusal = architecture.refusal(folder.config)
-    if refusal is not None:
-        raise ModelError(
-            f"embedkit does not run model '{folder.name}' ({folder.model_type}): {refusal.reason}",
-            hint=refusal.way_out,
-        )
+    architecture = architecture_of(folder)
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
     if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
@@ -304,14 +299,3 @@ def _rescales_by_length(config: Any) -> bool:
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(of_layers for of_layers in parameters.values() if isinstance(of_layers, dict))]
     return any(kind.get("rope_type") == "longrope" for kind in kinds)
-
-
-def max_positions(config: Any, architecture: Architecture) -> int | None:
-    """Most tokens that a model has positions for, by transformers' config of it; None = any number."""
-    if architecture.position_limit is None:
-        return None
-    limit = getattr(config, architecture.position_limit, None)
-    if limit is None or limit <= 0:
-        return None
-    # RoBERTa's positions start behind the pad's: of 514, 512 are for tokens.
-    return int(limit) - (config.pad_token_id + 1 if architecture.positions == "after_pad" else 0)

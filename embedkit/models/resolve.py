@@ -115,6 +115,10 @@ class ModelFolder:
         """The file that the weights are read from, or the index of its parts."""
         return next(name for name in _WEIGHTS if (self.folder / name).is_file())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file that `hashes` reads."""
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in sorted(self._deciding())}
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
         return {path.relative_to(self.root).as_posix(): _sha256(path) for path in sorted(set(self._deciding()))}

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit.assembly import assemble, find_model
+from embedkit.assembly import assemble
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
 from embedkit.errors import EmbedkitError, ModelError, OutputError
 from embedkit.plan import first_difference
 from embedkit.pooling.finish import Int8Range, finish
+from embedkit.request import find_model
 from embedkit.resampling.comparison import Resampled
 from embedkit.resampling.origin import Origin
 from embedkit.resampling.sample import Sampled

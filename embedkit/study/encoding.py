@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from embedkit.assembly import find_model, rough_width
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit import OF_VECTORS, OVER_LAYERS, FitConfig
 from embedkit.engines.local import run
@@ -23,6 +22,7 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.records import Record
+from embedkit.request import find_model, rough_width
 from embedkit.sources import open_table
 from embedkit.study.tokens import load_text_tokenizer
 from embedkit.whole_files import as_output_error

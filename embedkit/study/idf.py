@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.assembly import find_model
 from embedkit.config import RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import InputError, Stopped
 from embedkit.records import Record, TokenizedTexts
+from embedkit.request import find_model
 from embedkit.sources import open_table
 from embedkit.study.tokens import load_text_tokenizer
 

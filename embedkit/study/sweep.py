@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.assembly import find_model
 from embedkit.config import RunConfig, at_least, one_of
 from embedkit.disk import refuse_link
 from embedkit.engines.local import run
@@ -23,6 +22,7 @@ from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.models.architectures import ARCHITECTURES
 from embedkit.pooling.names import POOLING_NAMES, parse_poolings
+from embedkit.request import find_model
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
 from embedkit.study.folds import Folds, make_folds, united
 from embedkit.study.labels import TASKS, Labels, read_labels

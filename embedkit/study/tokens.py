@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedkit.assembly import Request, states_casing
 from embedkit.config import ModelConfig, TextConfig
+from embedkit.drafting import states_casing
 from embedkit.errors import ModelError
+from embedkit.request import Request
 from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
 
 
@@ -34,8 +35,7 @@ def load_text_tokenizer(
     """
     from transformers import AutoConfig
 
-    from embedkit.models.architectures import ARCHITECTURES, UNPROVEN
-    from embedkit.models.load import max_positions
+    from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, max_positions
     from embedkit.pooling.idf import vocabulary_hash
 
     folder = request.folder

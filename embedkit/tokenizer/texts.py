@@ -18,6 +18,9 @@ from embedkit.tokenizer.lengths import windows
 
 #: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
 _CHARACTERS_AT_ONCE = 500_000
+#: Letters of scripts that no vocabulary has all of: Glagolitic's multiocular O, cuneiform, runes, Ugaritic. What
+#: makes tokens of them spells every character, by its bytes.
+_RARE = "\ua66e \U00012031 \u16a0 \U00010380"
 
 
 class TextTokenizer:
@@ -74,6 +77,10 @@ class TextTokenizer:
         self.prefix, self.suffix = content[0], len(special) - content[-1] - 1
         self.opens_with_cls = self.prefix > 0
         self.closes_with_cls = self.suffix > 0 and probe.ids[-1] == getattr(tokenizer, "cls_token_id", None)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        rare = self._encode([_RARE])[0].ids
+        #: The id of what the vocabulary has no entry for; None where it spells every character.
+        self.unknown_id: int | None = unknown if unknown in rare else None
         n_special = self.prefix + self.suffix
         if self.max_length <= n_special:
             raise UsageError(
@@ -119,6 +126,7 @@ class TextTokenizer:
             np.asarray(found.added, np.int64),
             *(found.n_tokens, found.n_used, found.n_chunks),
             places,
+            found.n_unknown if self.unknown_id is not None else None,
         )
 
     def _prepared(self, text: str | None) -> str:
@@ -134,6 +142,8 @@ class TextTokenizer:
             opens += int((where[self.prefix : total - self.suffix, 0] < len(self.prompt)).sum())
         if where is not None:
             where = _in_text(where - len(self.prompt), text, lowered=self.lowercase_first)
+        if self.unknown_id is not None:
+            found.n_unknown[number] = np.count_nonzero(ids[self.prefix : total - self.suffix] == self.unknown_id)
         pieces = self._pieces(total, opens)
         found.n_tokens[number] = total
         found.n_chunks[number] = len(pieces)
@@ -179,7 +189,7 @@ class _Found:
     """Windows as they are made, and the receipts of their texts."""
 
     def __init__(self, n_texts: int) -> None:
-        self.n_tokens, self.n_used, self.n_chunks = (np.zeros(n_texts, np.int32) for _ in range(3))
+        self.n_tokens, self.n_used, self.n_chunks, self.n_unknown = (np.zeros(n_texts, np.int32) for _ in range(4))
         self.texts: list[int] = []
         self.added: list[int] = []
         self.ids: list[NDArray[np.int32]] = []

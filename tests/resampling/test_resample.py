@@ -179,10 +179,10 @@ def test_another_model_is_refused_by_the_file_that_differs(moved, resample):
 
 
 def test_a_recipe_of_another_version_is_refused_by_the_field(moved, resample, monkeypatch):
-    from embedkit import assembly
+    from embedkit import drafting
 
-    make_recipe = assembly.make_recipe
-    monkeypatch.setattr(assembly, "make_recipe", lambda **facts: {**make_recipe(**facts), "version": 99})
+    make_recipe = drafting.make_recipe
+    monkeypatch.setattr(drafting, "make_recipe", lambda **facts: {**make_recipe(**facts), "version": 99})
     ran = resample(moved / "out")
     assert (ran.code, "version would be 99" in ran.err) == (5, True), ran.err
 

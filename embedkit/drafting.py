@@ -1,0 +1,203 @@
+"""What a model's small files and the options decide together, before any weight is read.
+
+`assemble` goes on from here with the weights, `embedkit plan` does without them. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.errors import UsageError
+from embedkit.models.resolve import ModelFolder
+from embedkit.models.shipped import ShippedRecipe
+from embedkit.pooling.names import resolve_layers
+from embedkit.recipe import make_recipe
+from embedkit.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from embedkit.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A run without its weights.
+
+    Attributes:
+        tokenizer: with casing, prompt and length settled.
+        lowercase: whether texts are lowercased.
+        layers: resolved.
+        layer_agg: resolved.
+        told_as: what names of separate layers say of the pooling; "" = the poolings.
+        raw_tokenizer: of transformers, which `tokenizer` uses.
+        notices: what the user should know, a sentence each.
+    """
+
+    tokenizer: TextTokenizer
+    lowercase: bool
+    layers: tuple[int, ...]
+    layer_agg: str
+    told_as: str
+    raw_tokenizer: Any
+    notices: tuple[str | None, ...]
+
+
+def draft(
+    request: Request,
+    model: ModelConfig,
+    text: TextConfig,
+    pooling: PoolingConfig,
+    units: UnitConfig,
+    *,
+    config: Any,
+    positions: int | None,
+    n_layers: int,
+) -> Draft:
+    """Settle what takes no weights.
+
+    Args:
+        request: the model, found.
+        model: how it is loaded.
+        text: how a text becomes tokens.
+        pooling: what is made of its states.
+        units: what a vector is of.
+        config: the encoder's, with its keys as attributes.
+        positions: most tokens that the model has positions for; None = any number.
+        n_layers: encoder layers.
+
+    Raises:
+        ModelError: there is no tokenizer that can be used.
+        UsageError: a layer, a length or a number of dimensions that it does not have.
+    """
+    from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
+    from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
+
+    folder, shipped = request.folder, request.shipped
+    lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
+    raw_tokenizer, casing = load_tokenizer(
+        str(folder.folder),
+        casing="auto" if lowers else model.lowercase,
+        known_casing=folder.alias.stated_casing if folder.alias else None,
+        states_casing=states_casing(folder),
+    )
+    max_length = usable_length(
+        text.max_length,
+        positions=positions,
+        stated=stated_length(raw_tokenizer, config, shipped.transformer.max_length)
+        if shipped
+        else raw_tokenizer.model_max_length,
+    )
+    by_us = casing.by_us or (lowers and not lowercase_first(raw_tokenizer))
+    prompt_left_out = shipped is not None and not shipped.include_prompt
+    skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
+    tokenizer = TextTokenizer(
+        raw_tokenizer,
+        max_length=max_length,
+        prompt=request.prompt,
+        skipped=skipped,
+        lowercase_first=by_us,
+        overlap=(text.stride or 0) if text.on_long == "chunk" else None,
+        locates=units.unit != "text",
+    )
+    layers, layer_agg = _layers(shipped, pooling, n_layers)
+    told_as = "" if units.unit == "token" else "_".join(request.unit_poolings)
+    return Draft(
+        tokenizer=tokenizer,
+        lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
+        layers=layers,
+        layer_agg=layer_agg,
+        told_as=told_as,
+        raw_tokenizer=raw_tokenizer,
+        notices=(casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
+    )
+
+
+def recipe_of(
+    request: Request,
+    drafted: Draft,
+    text: TextConfig,
+    pooling: PoolingConfig,
+    units: UnitConfig,
+    groups: GroupConfig,
+    *,
+    files: Mapping[str, str],
+    dtype: str,
+) -> dict[str, Any]:
+    """The recipe of a run; see make_recipe.
+
+    Args:
+        request: the model, found.
+        drafted: what was settled.
+        text: how a text becomes tokens.
+        pooling: what is made of its states.
+        units: what a vector is of.
+        groups: which rows make one vector.
+        files: SHA-256 of each of the model's files, by name.
+        dtype: what it computes in.
+    """
+    shipped = request.shipped
+    return make_recipe(
+        model_type=request.folder.model_type,
+        files=files,
+        lowercase=drafted.lowercase,
+        max_length=drafted.tokenizer.max_length,
+        on_long=text.on_long,
+        stride=text.stride or 0,
+        chunk_pool=text.chunk_pool or "mean",
+        prompt=request.prompt,
+        level=units.unit,
+        groups={"by": list(groups.by), "pool": groups.pool or "mean", "order_by": groups.order_by}
+        if groups.by
+        else None,
+        layers=drafted.layers,
+        layer_agg=drafted.layer_agg,
+        pool=("token",) if units.unit == "token" else request.unit_poolings or request.poolings,
+        poolers={name: chosen.identity for name, chosen in request.poolers.items()},
+        exclude_special=pooling.exclude_special,
+        normalize=request.normalize,
+        truncate_dim=request.truncate_dim,
+        precision=pooling.precision,
+        dtype=dtype,
+        shipped={"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
+    )
+
+
+def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:
+    """The layers wanted and how they are aggregated: by the recipe's weights, or as the user says."""
+    weighted = shipped.weighted_layers(n_layers) if shipped else ()
+    if not weighted:
+        return resolve_layers(pooling.layers, n_layers), pooling.layer_agg
+    if (pooling.layers, pooling.layer_agg) != ("-1", "concat"):
+        raise UsageError(
+            "--layers and --layer-agg with a recipe that weighs the layers itself (WeightedLayerPooling)",
+            hint="leave them out, or choose the pooling yourself, such as --pool mean",
+        )
+    return weighted, "weighted"
+
+
+def states_casing(folder: ModelFolder) -> bool:
+    """Whether a file of the model says how it is cased; `vocab.txt` alone does not."""
+    settings = folder.read_json("tokenizer_config.json") or {}
+    return "do_lower_case" in settings or (folder.folder / "tokenizer.json").is_file()
+
+
+def _said_aloud(
+    request: Request, layers: tuple[int, ...], layer_agg: str, max_length: int
+) -> tuple[str | None, str | None]:
+    followed = joined = None
+    if request.shipped is not None:
+        shipped = request.shipped
+        steps = [",".join(shipped.poolings), *(module.kind for module in shipped.modules)]
+        if shipped.layer_start is not None:
+            steps.insert(0, f"layers {shipped.layer_start} to {layers[-1]} by weights")
+        if request.normalize:
+            steps.append("scaled to length 1")
+        if request.prompt and not shipped.include_prompt:
+            steps.append("the prompt's tokens left out")
+        followed = f"--pool auto follows the recipe of the model: {', '.join(steps)}, at most {max_length} tokens"
+    if layer_agg == "concat" and len(layers) > 1:
+        joined = f"{len(layers)} layers are concatenated (--layer-agg concat)"
+    return followed, joined

@@ -1,0 +1,116 @@
+"""What a run would come to: the table read as `encode` reads it, with the tokenizer and no weights.
+
+tally.py    texts and tokens, counted
+weigh.py    bytes of the output: shards written to nowhere, with made-up vectors
+cost.py     time and memory, and what they rest on
+passing.py  one pass over the table
+spelling.py the vocabulary and the casing, on the first texts
+result.py   all of it
+lines.py    in words
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from embedkit.assembly import BATCH_TOKENS
+from embedkit.config import ModelConfig, RunConfig
+from embedkit.drafting import Draft, draft
+from embedkit.engines.planning import table_of
+from embedkit.forecast.cost import duration, memory
+from embedkit.forecast.lines import lines
+from embedkit.forecast.passing import Passing
+from embedkit.forecast.result import Forecast
+from embedkit.forecast.spelling import flipped
+from embedkit.models.shape import Shape, shape_of
+from embedkit.plan import default_shard_rows
+from embedkit.pooling.chosen import settled_by
+from embedkit.records import Variant
+from embedkit.request import Request, find_model, rough_width
+from embedkit.tokenizer.spelling import better_flipped, spelled
+
+__all__ = ["Forecast", "forecast", "lines"]
+
+
+def forecast(config: RunConfig, rate: float | None) -> Forecast:
+    """Read the table once, and say what encoding it comes to.
+
+    Args:
+        config: what the user asks for.
+        rate: tokens a second that the model does, if the user knows.
+
+    Raises:
+        EmbedkitError: of any kind that `encode` would raise before its model is loaded, but for rows that cannot
+            be read and texts that are too long: these are counted.
+    """
+    table, _ = table_of(config)
+    request = find_model(config.model, config.text, config.pooling, config.units)
+    config = replace(config, pooling=settled_by(request.poolers, config.pooling))
+    shape = shape_of(request.folder, trust_remote_code=config.model.trust_remote_code)
+
+    def drafted(model: ModelConfig) -> Draft:
+        return draft(
+            *(request, model, config.text, config.pooling, config.units),
+            config=shape.config,
+            positions=shape.positions,
+            n_layers=shape.n_layers,
+        )
+
+    settled = drafted(config.model)
+    shard_rows = config.output.shard_rows or default_shard_rows(
+        rough_width(request, config.pooling), to_stdout=config.output.is_stdout
+    )
+    passing = Passing(config, request, settled, _variants(request, settled, shape), table)
+    passing.read_all(shard_rows)
+    tally, first = passing.tally, passing.first_texts
+    as_is = spelled(settled.tokenizer, first)
+    other = flipped(drafted, config.model, first, lowercase=settled.lowercase)
+    option = f"--lowercase {'no' if settled.lowercase else 'yes'}"
+    better = None if other is None else better_flipped(as_is, other, option)
+    files = request.folder.sizes()
+    row_bytes = sum(4 * of.dims for of in passing.variants)
+    return Forecast(
+        model=request.folder.name,
+        fits=settled.tokenizer.max_length,
+        n_layers=shape.n_layers,
+        layers=settled.layers,
+        on_long=config.text.on_long,
+        lowercase=settled.lowercase,
+        precision=config.pooling.precision,
+        format=config.output.format,
+        shard_rows=shard_rows,
+        tally=tally,
+        spelled=as_is,
+        flipped=other,
+        dims={of.name: of.dims for of in passing.variants},
+        rows=passing.rows,
+        bytes=passing.bytes,
+        why_no_bytes=passing.why_no_bytes,
+        other_bytes=passing.other_bytes,
+        duration=duration(tally, shape, max(settled.layers), rate, config.model.device),
+        memory=memory(
+            shape,
+            weights=sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin"))),
+            batch_tokens=config.batch.batch_tokens or BATCH_TOKENS["cpu"],
+            shard_rows=min(shard_rows, tally.rows),
+            row_bytes=row_bytes,
+            shard_bytes=passing.most_bytes,
+        ),
+        notices=tuple(sentence for sentence in (*settled.notices, better) if sentence),
+    )
+
+
+def _variants(request: Request, settled: Draft, shape: Shape) -> tuple[Variant, ...]:
+    """Columns of the output before `truncate_dim`."""
+    from embedkit.pooling.plan import PoolingPlan
+
+    plan = PoolingPlan(
+        settled.layers,
+        settled.layer_agg,
+        request.poolings,
+        told_as=settled.told_as,
+        head_width=request.shipped.out_features if request.shipped else None,
+        poolers={name: chosen.pooler("cpu") for name, chosen in request.poolers.items()},
+    )
+    of_unit = max(1, len(request.unit_poolings))
+    return tuple(Variant(of.name, of.dims * of_unit) for of in plan.variants(shape.hidden_size))

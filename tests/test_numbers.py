@@ -175,24 +175,3 @@ def test_models_that_can_be_packed_are_and_nothing_falls_back(folders, kind):
     encoder = Encoder(str(folders[kind].folder), pool="mean")
     assert encoder._embedder.encoder.packed == (kind in PACKED)
     assert not any("slower" in notice for notice in encoder.notices)
-
-
-def test_a_model_that_lets_packed_texts_see_each_other_falls_back_to_padding_and_says_so(folders, monkeypatch):
-    from embedkit.models import attention
-
-    def leaky(module, query, key, value, attention_mask, *, scaling=None, **_others):
-        import torch
-
-        seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
-        return seen.transpose(1, 2), None
-
-    from transformers import AttentionInterface
-
-    attention.register()
-    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, leaky)
-    model = folders["bert"]
-    encoder = Encoder(str(model.folder), pool="mean")
-    assert not encoder._embedder.encoder.packed
-    assert any("slower" in notice for notice in encoder.notices)
-    expected = np.stack([pool("mean", states.layers[-1]) for states in of_oracle(model)])
-    assert_close(encoder.encode(tiny_models.TEXTS), expected)

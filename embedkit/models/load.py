@@ -115,7 +115,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         dtype=dtype,
         has_pooler=has_pooler,
         max_positions=max_positions(model.config, architecture),
-        states=survey(model, folder.name, architecture),
+        states=survey(model, folder.name, architecture, dtype),
     )
 
 

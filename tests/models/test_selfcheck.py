@@ -1,0 +1,137 @@
+"""Models broken on purpose: the check at load sees it, takes a slower way, and says so once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AttentionInterface
+
+from embedkit import Encoder
+from embedkit.errors import ModelError
+from embedkit.models import attention, encoder, load
+from embedkit.models.architectures import ARCHITECTURES
+from tests import tiny_models
+from tests.oracle import Oracle, pool
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_models.make("bert", tmp_path_factory.mktemp("bert")).folder
+
+
+def way(loaded: Encoder) -> tuple[bool, bool, bool]:
+    """Packed, in equal lengths, tapped."""
+    found = loaded._embedder.encoder
+    return found.packed, found.equal_lengths, found._tap is not None
+
+
+def slower(loaded: Encoder) -> int:
+    return sum("a slower one is used" in notice for notice in loaded.notices)
+
+
+@pytest.fixture
+def leaky(monkeypatch) -> None:
+    """Packed texts that see each other."""
+
+    def attend(module, query, key, value, attention_mask, *, scaling=None, **_others):
+        seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return seen.transpose(1, 2), None
+
+    attention.register()
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, attend)
+
+
+@pytest.fixture
+def late(monkeypatch) -> None:
+    """A tap that hands out the states of the layer behind the one that was asked for."""
+    plain = encoder._LayerTap._before
+
+    def before(self, module, args, kwargs):
+        self.calls += self.calls == 0
+        plain(self, module, args, kwargs)
+
+    monkeypatch.setattr(encoder._LayerTap, "_before", before)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("layers", ["1", "-1", "all"])
+def test_texts_that_see_each_other_are_noticed_in_every_precision(folder, leaky, dtype, layers):
+    loaded = Encoder(str(folder), pool="mean", dtype=dtype, layers=layers, layer_agg="mean")
+    assert way(loaded) == (False, False, True)
+    assert slower(loaded) == 1
+
+
+def test_what_is_computed_instead_is_right(folder, leaky):
+    oracle = Oracle(folder, max_length=64)
+    expected = np.stack([pool("mean", oracle.states(text).layers[-1]) for text in tiny_models.TEXTS])
+    found = Encoder(str(folder), pool="mean").encode(tiny_models.TEXTS)
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("layers", ["0", "1,2", "-2:"])
+def test_a_tap_that_is_a_layer_late_is_noticed_and_only_the_tap_is_given_up(folder, late, dtype, layers):
+    loaded = Encoder(str(folder), pool="mean", dtype=dtype, layers=layers, layer_agg="mean")
+    assert way(loaded) == (True, False, False)
+    assert slower(loaded) == 1
+
+
+def test_both_faults_at_once_are_told_once(folder, leaky, late):
+    loaded = Encoder(str(folder), pool="mean", layers="1")
+    assert way(loaded) == (False, False, False)
+    assert slower(loaded) == 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_dimension_of_huge_values_does_not_hide_it(tmp_path, leaky, dtype):
+    """Real models have such dimensions: a difference measured by the largest state would be lost beside them."""
+    folder = tiny_models.make("bert", tmp_path / "bert").folder
+    weights = load_file(folder / "model.safetensors")
+    for name, values in weights.items():
+        if name.endswith("output.LayerNorm.weight"):
+            values[3] *= 3000
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = Encoder(str(folder), pool="mean", dtype=dtype)
+    assert not way(loaded)[0]
+    assert slower(loaded) == 1
+
+
+def test_padding_that_is_seen_is_noticed_and_lengths_are_not_mixed(tmp_path, monkeypatch):
+    """A model of which the table would say too much: here FNet, whose Fourier transform runs over the padding."""
+    from transformers import BertTokenizer, FNetConfig, FNetModel
+
+    monkeypatch.setitem(ARCHITECTURES, "fnet", replace(ARCHITECTURES["fnet"], batches="padded"))
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5, "cat": 6, "dog": 7}
+    BertTokenizer(vocab=vocab).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 8}
+    FNetModel(FNetConfig(**sizes, pad_token_id=0)).save_pretrained(tmp_path)
+    loaded = Encoder(str(tmp_path), pool="mean")
+    assert way(loaded)[:2] == (False, True)
+    assert slower(loaded) == 1
+
+
+def test_a_model_that_no_way_of_batching_leaves_as_it_is_alone_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(load, "agrees", lambda *_: False)
+    with pytest.raises(ModelError, match="gives other vectors in a batch"):
+        Encoder(str(folder), pool="mean")
+
+
+def test_a_model_whose_numbers_break_is_refused_with_the_layer(tmp_path):
+    folder = tiny_models.make("bert", tmp_path / "bert").folder
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][0] = np.inf
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"not finite .* from layer 2 on"):
+        Encoder(str(folder), pool="mean", layers="all")
+
+
+def test_a_model_whose_code_knows_no_half_precision_says_what_to_do(tmp_path):
+    folder = tiny_models.make("xlnet", tmp_path / "xlnet").folder
+    with pytest.raises(ModelError, match="cannot be run on a plain text in bf16") as caught:
+        Encoder(str(folder), pool="mean", dtype="bf16")
+    assert "fp32" in caught.value.hint

@@ -184,6 +184,15 @@ def test_shuffled_labels_give_chance(fit, table, tmp_path):
     assert scores["test"]["accuracy"] <= 0.37 + 0.27
 
 
+def test_verify_computes_the_rows_of_a_fitted_pooler_again(fit, encode, embedkit_cli, table, tmp_path):
+    made = fit("attention-tanh", "--exclude-special")
+    out = tmp_path / "out"
+    assert encode(table, "--pool", f"mean,{made.path}", "-o", out, "-q").code == 0
+    assert "\npass: " in embedkit_cli("verify", out, "--resample", "9").out
+    made.path.unlink()
+    assert embedkit_cli("verify", out, "--resample", "9").code == 4
+
+
 # What is refused -------------------------------------------------------------------------------------
 
 

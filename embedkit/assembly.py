@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.drafting import draft, recipe_of
 from embedkit.errors import ModelError, UsageError
@@ -21,7 +19,7 @@ from embedkit.request import Request
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.embedding import Embedder
-    from embedkit.models.load import LoadedModel
+    from embedkit.models.engine import Loaded
     from embedkit.tokenizer import TextTokenizer
 
 #: Tokens in a batch where the user did not say. On 2 cores the activations of 4,096 tokens stay in the
@@ -44,6 +42,7 @@ class Assembly:
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
+        engine: whose code computes the states: lean (embedkit's own) or transformers.
         source: where the model's files are from: the `name` that finds them again, and their `hub` id and
             `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
     """
@@ -53,6 +52,7 @@ class Assembly:
     fingerprint: str
     notices: tuple[str, ...]
     device: str
+    engine: str
     source: dict[str, str | None]
 
 
@@ -83,12 +83,10 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
-    import torch
-
     from embedkit.embedding import Embedder
     from embedkit.memory import TokenBudget
+    from embedkit.models.engine import load_model, make_encoder
     from embedkit.models.head import load_head, load_layer_weights, refuse_norm_behind
-    from embedkit.models.load import load_model, make_encoder, plain_encoder
     from embedkit.pooling.plan import PoolingPlan
 
     folder, shipped = request.folder, request.shipped
@@ -96,10 +94,10 @@ def assemble(
     with ThreadPoolExecutor(1) as hasher:
         # Reading the weights for their hash warms the cache that loading them reads from.
         hashes = hasher.submit(folder.hashes)
-        loaded = load_model(folder, model)
+        loaded = load_model(folder, model, plainly=plainly)
         drafted = draft(
             *(request, model, text, pooling, units),
-            config=loaded.model.config,
+            config=loaded.config,
             positions=loaded.max_positions,
             n_layers=loaded.n_layers,
         )
@@ -107,12 +105,10 @@ def assemble(
         _refuse_impossible(request, loaded, tokenizer, layers)
         probe = tokenizer.tokenize(_PROBES).tokens
         if drafted.layer_agg == "weighted":
-            ids = torch.from_numpy(probe.input_ids[: probe.lengths[0]].astype(np.int64))
-            refuse_norm_behind(loaded, ids[None])
-        if plainly:
-            encoder, notice = plain_encoder(loaded, layers), None
-        else:
-            encoder, notice = make_encoder(loaded, layers, probe, for_pooler="pooler" in request.poolings)
+            refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
+        encoder, notice = make_encoder(
+            loaded, layers, probe, for_pooler="pooler" in request.poolings, plainly=plainly
+        )
         files = hashes.result()
     for chosen in request.poolers.values():
         chosen.refuse_other_model(
@@ -170,6 +166,7 @@ def assemble(
         fingerprint=fingerprint(recipe),
         notices=tuple(sentence for sentence in notices if sentence),
         device=str(encoder.device),
+        engine=encoder.engine,
         source={
             "name": folder.name if folder.hub else str(folder.folder),
             "hub": folder.hub,
@@ -180,7 +177,7 @@ def assemble(
 
 
 def _refuse_impossible(
-    request: Request, loaded: LoadedModel, tokenizer: TextTokenizer, layers: tuple[int, ...]
+    request: Request, loaded: Loaded, tokenizer: TextTokenizer, layers: tuple[int, ...]
 ) -> None:
     if "pooler" in request.poolings:
         if not loaded.has_pooler:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedkit.batching import make_batches
 from embedkit.memory import TokenBudget, compute_halving
-from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.engine import AnyEncoder
 from embedkit.pooling.finish import Int8Range
 from embedkit.pooling.head import Head
 from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
@@ -47,7 +47,7 @@ class Embedder:
     """
 
     tokenizer: TextTokenizer
-    encoder: FrozenEncoder
+    encoder: AnyEncoder
     pooling: PoolingPlan
     exclude_special: bool
     normalize: bool

@@ -118,12 +118,12 @@ def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(
 def test_a_row_that_does_not_fit_alone_goes_by_on_bad_row(tmp_path, monkeypatch, capsys, rule, code):
     import embedkit
     from embedkit.cli import run as run_command
-    from embedkit.models.encoder import FrozenEncoder
+    from embedkit.models.lean.encoder import LeanEncoder
 
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     texts = ["pain", "fever " * 50, "cough"]
     (tmp_path / "t.txt").write_text("\n".join(texts) + "\n")
-    real = FrozenEncoder.run
+    real = LeanEncoder.run
 
     def small(self, tokens, batch, take):
         # The check at load runs texts of its own; they fit.
@@ -131,7 +131,7 @@ def test_a_row_that_does_not_fit_alone_goes_by_on_bad_row(tmp_path, monkeypatch,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, tokens, batch, take)
 
-    monkeypatch.setattr(FrozenEncoder, "run", small)
+    monkeypatch.setattr(LeanEncoder, "run", small)
     out = tmp_path / "out"
     command = ["encode", str(tmp_path / "t.txt"), "-m", str(folder), "-o", str(out), "--on-bad-row", rule, "-q"]
     assert run_command(command) == code

@@ -47,6 +47,8 @@ def _version(package: str) -> str:
 def _devices() -> list[str]:
     import torch
 
+    from embedkit.models.lean.dense import has_int8_dot_products
+
     lines = [f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
@@ -56,6 +58,9 @@ def _devices() -> list[str]:
         lines.append("mps        available")
     if len(lines) == 1:
         lines.append("no GPU: --device auto means cpu")
+    lines.append(
+        f"--dtype int8: {'on the cpu' if has_int8_dot_products() else 'no, this cpu has no AVX-512 VNNI'}"
+    )
     return lines
 
 

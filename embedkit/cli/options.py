@@ -120,7 +120,7 @@ def run_config(
         str, typer.Option(help="auto, cpu, cuda, cuda:N, mps; or a comma list, a process each.")
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="auto (fp32 on CPU, bf16 on a GPU that has it), fp32, bf16, fp16.")
+        str, typer.Option(help="auto (fp32 on CPU, bf16 on a GPU that has it), fp32, bf16, fp16, int8 (CPU).")
     ] = "auto",
     max_length: Annotated[
         str, typer.Option(help="Most tokens of a text, special tokens counted; auto = what the model takes.")

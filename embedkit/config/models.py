@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from embedkit.config.checks import at_least, one_of
 from embedkit.errors import UsageError
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("--lowercase", self.lowercase, ("auto", "yes", "no"))
-        if self.dtype == "int8":
-            raise UsageError("--dtype int8 is not in this version", hint=f"use one of: {', '.join(DTYPES)}")
         one_of("--dtype", self.dtype, DTYPES)
         if not all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) for device in self.devices):
             raise UsageError(

@@ -203,7 +203,9 @@ def _of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
 
 #: Of an output that was there already, its files do not tell this.
 _UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}
-_NO_MODEL = ModelFacts(recipe={}, fingerprint="", notices=(), device="", variants=(), max_length=0, source={})
+_NO_MODEL = ModelFacts(
+    recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source={}
+)
 
 
 def _summary_of_part(

@@ -27,6 +27,7 @@ class ModelFacts:
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
+        engine: whose code computes the states; their last bits differ, so a run keeps to one.
         variants: columns of the output.
         max_length: most tokens of a text.
         source: hub id and commit of the model's files, where they are from the hub.
@@ -36,6 +37,7 @@ class ModelFacts:
     fingerprint: str
     notices: tuple[str, ...]
     device: str
+    engine: str
     variants: tuple[Variant, ...]
     max_length: int
     source: dict[str, str | None]
@@ -48,6 +50,7 @@ class ModelFacts:
             fingerprint=assembly.fingerprint,
             notices=assembly.notices,
             device=assembly.device,
+            engine=assembly.engine,
             variants=assembly.embedder.variants,
             max_length=assembly.embedder.tokenizer.max_length,
             source=assembly.source,
@@ -134,6 +137,7 @@ def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
         "recipe": model.recipe,
         "fingerprint": model.fingerprint,
         "source": model.source,
+        "engine": model.engine,
         "format": config.output.format,
         "precision": config.pooling.precision,
         "variants": [asdict(variant) for variant in model.variants],

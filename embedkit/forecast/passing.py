@@ -167,7 +167,7 @@ class Passing:
             dtype="fp32" if config.model.dtype == "auto" else config.model.dtype,
         )
         source: dict[str, str | None] = {"name": None, "hub": None, "revision": None}
-        facts = ModelFacts(recipe, fingerprint(recipe), (), "", self.variants, 0, source)
+        facts = ModelFacts(recipe, fingerprint(recipe), (), "", "lean", self.variants, 0, source)
         plan = {
             "input": input_facts(self.table, config.input),
             "kept_types": planned_kept_types(

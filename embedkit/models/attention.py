@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from embedkit.records import Run
 
@@ -87,6 +86,9 @@ def register() -> None:
 
     Without a mask function of that name, transformers makes no mask, which is what a packed batch needs.
     """
+    # Imported here: importing transformers takes seconds, and not every model needs it.
+    from transformers import AttentionInterface
+
     AttentionInterface.register(NAME, packed_attention)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from embedkit.models import attention
 from embedkit.models.architectures import Architecture
+from embedkit.models.positions import after_pad
 from embedkit.records import Batch, Tokens
 
 #: Called with a layer's number and its states [1, T, D] (packed) or [B, T, D] (padded).
@@ -34,6 +35,8 @@ class FrozenEncoder:
         tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
             else let transformers collect the states of all layers.
     """
+
+    engine = "transformers"
 
     def __init__(
         self,
@@ -164,13 +167,7 @@ class FrozenEncoder:
         """Position ids of packed tokens as the model would count them for each text alone: int64 [T]."""
         if self.architecture.positions != "after_pad":
             return position
-        # RoBERTa's: pads in the text stay at the pad's position and are not counted.
-        content = (ids != self.pad_id).astype(np.int64)
-        counted = np.cumsum(content)
-        opens = np.maximum.accumulate(np.where(position == 0, np.arange(len(ids)), 0))
-        before = (counted - content)[opens]
-        ids_of_positions: np.ndarray[Any, Any] = (counted - before) * content + self.pad_id
-        return ids_of_positions
+        return after_pad(ids, position, self.pad_id)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import load_state_dict
 
 from embedkit.errors import ModelError
-from embedkit.models.load import LoadedModel, refuse_old_torch
+from embedkit.models.engine import Loaded
+from embedkit.models.lean.encoder import LeanModel
+from embedkit.models.machine import refuse_old_torch
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.shipped import ShippedModule, ShippedRecipe
 
@@ -95,19 +96,21 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
 
 
 @torch.inference_mode()
-def refuse_norm_behind(loaded: LoadedModel, input_ids: Tensor) -> None:
+def refuse_norm_behind(loaded: Loaded, input_ids: list[int]) -> None:
     """Refuse to weigh the layers of a model that puts a norm behind the last of them.
 
     sentence-transformers weighs the state before that norm, and embedkit's last layer is the one behind it.
 
     Args:
         loaded: the model.
-        input_ids: int64 [1, T], any text.
+        input_ids: [T], any text.
 
     Raises:
         ModelError: its last hidden state is not what it hands out last.
     """
-    ids = input_ids.to(loaded.model.device)
+    if isinstance(loaded, LeanModel):
+        return  # BERT and its kin have none
+    ids = torch.tensor([input_ids], device=loaded.model.device)
     output = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
     if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
         raise ModelError(
@@ -161,6 +164,9 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
             hint="put model.safetensors or pytorch_model.bin there, or choose the pooling yourself",
         )
     refuse_old_torch(model, Path(path) / file.name)
+    # Imported here: transformers takes seconds to import, and most recipes have no weights of their own.
+    from transformers.modeling_utils import load_state_dict
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -6,9 +6,7 @@ by a test on the loaded weights whether the fast ways of running the model are e
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +14,18 @@ from typing import Any
 
 import torch
 import transformers
-from torch.torch_version import TorchVersion
 
 from embedkit.config import ModelConfig
-from embedkit.errors import ModelError, UsageError
+from embedkit.errors import ModelError
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
 from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import States, agrees, states_alone, survey
 from embedkit.models.shape import architecture_of
 from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAFE_TORCH = "2.10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +53,10 @@ class LoadedModel:
         """Hidden states are numbered 0..n_layers."""
         return self.states.n_layers
 
-
-def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; auto = a GPU if there is one.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    found += ["cpu"]
-    wanted = found[0] if name == "auto" else ("cuda:0" if name == "cuda" else name)
-    if wanted not in found:
-        raise UsageError(f"there is no device '{name}' here", hint=f"use one of: {', '.join(found)}")
-    return torch.device(wanted)
+    @property
+    def config(self) -> Any:
+        """Its configuration, by transformers."""
+        return self.model.config
 
 
 def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
@@ -83,7 +70,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     refuse_old_torch(folder, Path(folder.weights))
     architecture = architecture_of(folder)
     device = pick_device(config.device)
-    dtype = _pick_dtype(config.dtype, device)
+    dtype = pick_dtype(config.dtype, device)
     if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
         raise ModelError(
             f"embedkit does not know which part of a '{folder.model_type}' model encodes",
@@ -91,7 +78,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         )
     if device.type == "cpu":
         keep_freed_memory()
-        forget_shapes()
+        forget_shapes(1)
     # Some models would fetch compiled code as soon as the package `kernels` is there. Read when they are imported.
     os.environ["USE_HUB_KERNELS"] = "NO"
     model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)
@@ -180,57 +167,6 @@ def _encoder(loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapp
         batches=batches,
         tapped=tapped,
     )
-
-
-def refuse_old_torch(folder: ModelFolder, weights: Path) -> None:
-    """A pickle is read by a torch that reads tensors alone from it, without the holes that this had before.
-
-    Args:
-        folder: of the model.
-        weights: which of its files, from there.
-
-    Raises:
-        ModelError: it is a pickle, and torch is too old.
-    """
-    version = TorchVersion(torch.__version__)
-    if weights.name.startswith("pytorch_model.bin") and version < _SAFE_TORCH:
-        raise ModelError(
-            f"torch {version} does not read {weights} of model '{folder.name}' safely; 2.10 and newer do",
-            hint="install a newer torch, or put a model.safetensors into the model's folder",
-        )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep big freed blocks for the next activation.
-
-    It gives each one back to the kernel otherwise, and faults it in again page by page: 620,000 page faults
-    in 600 rows, 5 to 10 % of the time.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold, one_gib = -1, -3, 1 << 30
-        mallopt(m_mmap_threshold, one_gib)
-        mallopt(m_trim_threshold, one_gib)
-
-
-def forget_shapes() -> None:
-    """Let oneDNN keep one primitive instead of 1,024.
-
-    Each kept one holds a buffer as big as its output, and hardly two packed batches have the same shape: GELU
-    alone held 600 MB after 90 batches of MiniLM. Making one anew takes 0.2 ms. oneDNN reads the variable when it
-    is first used, which loading a model comes before.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1")
-
-
-def _pick_dtype(name: str, device: torch.device) -> str:
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "fp32"
 
 
 def _from_pretrained(

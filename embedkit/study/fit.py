@@ -103,7 +103,7 @@ def fit(
     refuse_full_disk(states, found)
     with encoded_states(states, watcher, stop) as (folder, summary):
         encoded = time.monotonic()
-        from embedkit.models.load import pick_device
+        from embedkit.models.machine import pick_device
         from embedkit.study.states import open_states
 
         layers = summary.recipe["layers"] if states.pooling.layer_agg == "concat" else [0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.tokenizer.files import tokenizer_of_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Casing:
 def load_tokenizer(
     folder: str, *, casing: str, known_casing: str | None, states_casing: bool
 ) -> tuple[Any, Casing]:
-    """AutoTokenizer of a folder, with its casing settled.
+    """The tokenizer of a folder, as AutoTokenizer gives it, with its casing settled.
 
     A checkpoint of `vocab.txt` alone is lowercased by transformers whatever its vocabulary holds
     (transformers issues 343 and 3823); here the vocabulary decides.
@@ -41,6 +42,19 @@ def load_tokenizer(
     Raises:
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
     """
+    tokenizer = tokenizer_of_files(Path(folder)) or _by_transformers(folder)
+    normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if not hasattr(normalizer, "lowercase"):
+        return tokenizer, _casing_outside(tokenizer, casing)
+    lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
+    decided = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
+    if decided.lowercase != normalizer.lowercase:
+        normalizer.lowercase = decided.lowercase
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    return tokenizer, decided
+
+
+def _by_transformers(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -57,15 +71,7 @@ def load_tokenizer(
             f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
             hint="put tokenizer.json, or the files that the model was trained with, into its folder",
         )
-    normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if not hasattr(normalizer, "lowercase"):
-        return tokenizer, _casing_outside(tokenizer, casing)
-    lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
-    decided = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
-    if decided.lowercase != normalizer.lowercase:
-        normalizer.lowercase = decided.lowercase
-        tokenizer.backend_tokenizer.normalizer = normalizer
-    return tokenizer, decided
+    return tokenizer
 
 
 def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab: dict[str, int]) -> Casing:

@@ -1,0 +1,106 @@
+"""Which code computes a model: embedkit's own for BERT and its kin on a CPU, transformers' for all others.
+
+transformers is imported only where it is needed: that alone takes longer than most small jobs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from embedkit.config import ModelConfig
+from embedkit.errors import ModelError, UsageError
+from embedkit.models.lean.check import keeps_texts_apart
+from embedkit.models.lean.checkpoint import Checkpoint
+from embedkit.models.lean.dense import has_int8_dot_products
+from embedkit.models.lean.encoder import LeanEncoder, LeanModel
+from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
+from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
+from embedkit.models.resolve import ModelFolder
+from embedkit.records import Tokens
+
+if TYPE_CHECKING:
+    from embedkit.models.encoder import FrozenEncoder
+    from embedkit.models.load import LoadedModel
+
+#: A model before it is known which layers are wanted, and the same when it is.
+Loaded: TypeAlias = "LoadedModel | LeanModel"
+AnyEncoder: TypeAlias = "FrozenEncoder | LeanEncoder"
+#: Shapes that a batch of the lean forward goes through: four linear layers and GELU, in whole blocks and the rest.
+_SHAPES = 16
+
+
+def load_model(folder: ModelFolder, config: ModelConfig, *, plainly: bool = False) -> Loaded:
+    """Load the encoder of a model's folder.
+
+    Args:
+        folder: the model.
+        config: how it is loaded.
+        plainly: leave it to transformers.
+
+    Raises:
+        ModelError: it cannot be loaded, or not in int8.
+        UsageError: there is no such device, or this machine has no int8.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    if dtype == "int8" and (device.type != "cpu" or not has_int8_dot_products()):
+        raise UsageError(
+            f"--dtype int8 needs a CPU that multiplies bytes (AVX-512 VNNI), and --device is {device.type} here",
+            hint="leave --dtype out: that is the fastest here",
+        )
+    if not plainly and device.type == "cpu" and dtype in {"fp32", "int8"}:
+        try:
+            return _lean(folder, dtype)
+        except NotLeanError as why:
+            if dtype == "int8":
+                raise ModelError(
+                    f"--dtype int8: '{folder.name}' is not a model that embedkit quantises, because {why}",
+                    hint=f"leave --dtype out; int8 is for plain models of these types: {', '.join(LEAN_TYPES)}",
+                ) from None
+    from embedkit.models import load
+
+    return load.load_model(folder, config)
+
+
+def make_encoder(
+    loaded: Loaded, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool, plainly: bool = False
+) -> tuple[AnyEncoder, str | None]:
+    """The fastest way to run a model that gives the same states as transformers, one text at a time.
+
+    Args:
+        loaded: the model.
+        layers: those wanted.
+        probe: at least two short texts of different length.
+        for_pooler: whether the model's own pooling head is wanted.
+        plainly: the way that has least of embedkit in it, to be given one text at a time.
+
+    Returns:
+        The encoder, and a notice for the user where a way that should have worked does not.
+
+    Raises:
+        ModelError: no way to batch texts gives what they give alone.
+    """
+    if not isinstance(loaded, LeanModel):
+        from embedkit.models import load
+
+        if plainly:
+            return load.plain_encoder(loaded, layers), None
+        return load.make_encoder(loaded, layers, probe, for_pooler=for_pooler)
+    encoder = LeanEncoder(loaded, layers, for_pooler=for_pooler)
+    if not keeps_texts_apart(encoder, probe):
+        raise ModelError(
+            "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
+            hint="check that its weights are finite numbers; else please report its config.json and the machine",
+        )
+    return encoder, None
+
+
+def _lean(folder: ModelFolder, dtype: str) -> LeanModel:
+    if (folder.folder / "adapter_config.json").is_file():
+        raise NotLeanError("it has an adapter")
+    shape = read_shape(folder.config)
+    refuse_old_torch(folder, Path(folder.weights))
+    keep_freed_memory()
+    forget_shapes(_SHAPES)
+    return LeanModel(shape, Checkpoint(folder, shape), dtype)

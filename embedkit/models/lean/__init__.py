@@ -1,0 +1,10 @@
+"""BERT and its kin, computed by embedkit itself: torch alone, no model code of transformers.
+
+shape.py        config.json → what the model looks like, or why it is left to transformers
+checkpoint.py   the weights, by the names that each kind of model gives them
+dense.py        linear layers, in fp32 and in int8
+layer.py        one encoder layer over texts that lie end to end
+encoder.py      all of it: token ids → hidden states, layer by layer
+
+Nothing is guessed: a setting or a weight that is not understood leaves the model to transformers.
+"""

@@ -1,0 +1,221 @@
+"""BERT and its kin without transformers: token ids → hidden states, layer by layer.
+
+Has the interface of `models/encoder.py`'s FrozenEncoder, and runs packed. Reads no weights of layers that
+nobody asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from embedkit.models.architectures import ARCHITECTURES, Architecture
+from embedkit.models.encoder import TakeLayer
+from embedkit.models.lean.checkpoint import NAMES, Checkpoint
+from embedkit.models.lean.dense import dense
+from embedkit.models.lean.layer import FUNCTIONS, Layer, Norm
+from embedkit.models.lean.shape import LeanShape
+from embedkit.models.positions import after_pad
+from embedkit.records import Batch, Tokens
+
+
+class LeanModel:
+    """A checkpoint that was understood whole; its weights are read when it is known which layers are wanted.
+
+    Args:
+        shape: what config.json says.
+        checkpoint: the weights.
+        dtype: fp32 or int8.
+    """
+
+    def __init__(self, shape: LeanShape, checkpoint: Checkpoint, dtype: str) -> None:
+        self.shape = shape
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+
+    @property
+    def architecture(self) -> Architecture:
+        """What is known of its kind."""
+        return ARCHITECTURES[self.shape.model_type]
+
+    @property
+    def n_layers(self) -> int:
+        """Encoder layers; hidden states are numbered 0..n_layers."""
+        return self.shape.n_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Dimensions of a state."""
+        return self.shape.hidden_size
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the checkpoint has weights for its pooling head."""
+        return self.checkpoint.has_pooler
+
+    @property
+    def max_positions(self) -> int:
+        """Most tokens that it has positions for."""
+        return self.shape.usable_positions
+
+    @property
+    def config(self) -> LeanShape:
+        """Its configuration, as far as it is understood."""
+        return self.shape
+
+
+class LeanEncoder:
+    """A frozen encoder and the layers that are wanted of it, on the CPU.
+
+    Args:
+        model: the checkpoint; closed when this is made.
+        layers: the layers wanted, resolved.
+        for_pooler: whether the model's own pooling head is wanted.
+
+    Raises:
+        NotLeanError: a weight cannot be read.
+    """
+
+    engine = "lean"
+    packed = True
+    equal_lengths = False
+    device = torch.device("cpu")
+
+    @torch.inference_mode()
+    def __init__(self, model: LeanModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
+        shape, checkpoint = model.shape, model.checkpoint
+        self.layers = layers
+        self.n_layers = shape.n_layers
+        self.hidden_size = shape.hidden_size
+        self._shape = shape
+        self._words = checkpoint.embedding("embeddings.word_embeddings")
+        self._places = checkpoint.embedding("embeddings.position_embeddings")
+        self._types = checkpoint.embedding("embeddings.token_type_embeddings") if shape.type_vocab_size else None
+        self._norm = self._read_norm(checkpoint, "embeddings.LayerNorm")
+        projects = shape.embedding_size != shape.hidden_size
+        self._project = dense(*checkpoint.pair("embeddings_project"), "fp32") if projects else None
+        self._pooler = dense(*checkpoint.pair("pooler.dense"), "fp32") if for_pooler else None
+        # MPNet's bias of nearness (arXiv 2004.09297; the buckets are T5's): [32, heads].
+        near = shape.model_type == "mpnet"
+        self._nearness = checkpoint.embedding("encoder.relative_attention_bias") if near else None
+        self._stack = [self._read_layer(checkpoint, number, model.dtype) for number in range(max(layers))]
+        checkpoint.close()
+
+    @torch.inference_mode()
+    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+            take: is given each wanted layer once, in order of depth: [1, T, D].
+
+        Returns:
+            What the model's own pooling head gives, [n, D]; None where it is not wanted.
+        """
+        return self._run(tokens, batch, take, frozenset(self.layers))
+
+    @torch.inference_mode()
+    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
+        """Where the numbers of a text break, for the error that names it; runs the text alone.
+
+        Args:
+            tokens: the shard's texts.
+            text: which of them.
+
+        Returns:
+            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
+            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
+        """
+        broken: list[int] = []
+
+        def look(layer: int, hidden_states: Tensor) -> None:
+            if not bool(hidden_states.isfinite().all()):
+                broken.append(layer)
+
+        batch = Batch(np.array([text]), tokens.lengths[[text]])
+        self._run(tokens, batch, look, frozenset(range(len(self._stack) + 1)))
+        return min(broken, default=None)
+
+    def _run(self, tokens: Tokens, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
+        states = self._embed(tokens, batch)
+        runs = tuple(batch.runs())
+        biases = {}
+        if self._nearness is not None:
+            biases = {run.length: _bias(self._nearness, run.length) for run in runs}
+        if 0 in wanted:
+            take(0, states[None])
+        for number, layer in enumerate(self._stack, start=1):
+            states = layer(states, runs, biases)
+            if number in wanted:
+                take(number, states[None])
+        if self._pooler is None:
+            return None
+        starts = torch.from_numpy(np.cumsum(batch.lengths) - batch.lengths)
+        return torch.tanh(self._pooler(states[starts]))
+
+    def _embed(self, tokens: Tokens, batch: Batch) -> Tensor:
+        """hidden_states[0] of the batch's texts, laid end to end: fp32 [T, D]."""
+        places, position = tokens.places(batch.texts)
+        ids = tokens.input_ids[places].astype(np.int64)
+        if self._shape.pad_id is not None:
+            position = after_pad(ids, position, self._shape.pad_id)
+        states = functional.embedding(torch.from_numpy(ids), self._words)
+        if self._types is not None:
+            if tokens.token_type_ids is None:
+                states += self._types[0]
+            else:
+                types = torch.from_numpy(tokens.token_type_ids[places].astype(np.int64))
+                states += functional.embedding(types, self._types)
+        states += functional.embedding(torch.from_numpy(position), self._places)
+        states = self._norm(states)
+        return states if self._project is None else self._project(states)
+
+    def _read_norm(self, checkpoint: Checkpoint, name: str) -> Norm:
+        eps = 1e-12 if self._shape.model_type == "distilbert" else self._shape.layer_norm_eps
+        return Norm(*checkpoint.pair(name), eps)
+
+    def _read_layer(self, checkpoint: Checkpoint, number: int, dtype: str) -> Layer:
+        shape = self._shape
+        names = NAMES[shape.model_type]
+        layer = names.layer.format(number)
+        parts = [checkpoint.pair(layer + part) for part in (names.query, names.key, names.value)]
+        # Scores are scaled once for all: 1 / sqrt(head_dim) goes into the queries.
+        scaling = math.sqrt(shape.n_heads / shape.hidden_size)
+        parts[0] = (parts[0][0] * scaling, parts[0][1] * scaling)
+        weights, biases = zip(*parts, strict=True)
+        return Layer(
+            qkv=dense(torch.cat(weights), torch.cat(biases), dtype),
+            out=dense(*checkpoint.pair(layer + names.out), dtype),
+            norm=self._read_norm(checkpoint, layer + names.norm),
+            up=dense(*checkpoint.pair(layer + names.up), dtype),
+            activation=FUNCTIONS[shape.activation],
+            down=dense(*checkpoint.pair(layer + names.down), dtype),
+            last_norm=self._read_norm(checkpoint, layer + names.last_norm),
+            n_heads=shape.n_heads,
+        )
+
+
+def _bias(nearness: Tensor, length: int) -> Tensor:
+    """What a text of this length has added to its scores: fp32 [heads, length, length]."""
+    place = torch.arange(length)
+    return functional.embedding(buckets(place[None] - place[:, None]), nearness).permute(2, 0, 1)
+
+
+def buckets(offsets: Tensor) -> Tensor:
+    """Which of 32 embeddings stands for how far, and on which side, another token is.
+
+    Args:
+        offsets: int64, the other token's place minus one's own.
+
+    Returns:
+        int64 of the same shape. 16 a side: one each up to 7 tokens away, then by the logarithm up to 128.
+    """
+    distance = offsets.abs()
+    # The same operations in the same order as in transformers: at a border, rounding decides.
+    far = 8 + (torch.log(distance.float() / 8) / math.log(128 / 8) * 8).to(torch.int64)
+    return (offsets > 0) * 16 + torch.where(distance < 8, distance, far.clamp(max=15))

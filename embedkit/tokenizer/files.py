@@ -1,0 +1,156 @@
+"""BERT's tokenizer from its files by the Rust library alone, where transformers would build the very same one.
+
+Importing transformers costs more than a small job. So a tokenizer.json is read here if all that transformers
+would build anew from tokenizer_config.json (normalizer, pre-tokenizer, special tokens) is what the file holds
+already. Any doubt leaves it to AutoTokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+#: Classes whose tokenizer is WordPiece behind BERT's normalizer, and which kinds of post-processors they keep.
+_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+#: Types of models for which transformers takes the class that tokenizer_config.json names.
+_MODEL_TYPES = ("bert", "distilbert", "electra")
+_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+#: Keys of tokenizer_config.json that change no id of a text.
+_HARMLESS = {
+    *("backend", "clean_up_tokenization_spaces", "do_basic_tokenize", "is_local", "local_files_only"),
+    *("model_input_names", "name_or_path", "never_split", "padding_side", "special_tokens_map_file"),
+    *("tokenizer_class", "tokenizer_file"),
+}
+_FOLLOWED = {"do_lower_case", "model_max_length", "strip_accents", "tokenize_chinese_chars", "truncation_side"}
+_NO_LIMIT = int(1e30)
+
+
+class FileTokenizer:
+    """What embedkit reads of a tokenizer of transformers, over the Rust library's.
+
+    Attributes:
+        backend_tokenizer: of the Rust library.
+        model_max_length: what the file states; 1e30 where it does not.
+        model_input_names: what the model takes.
+        truncation_side: right or left.
+        cls_token_id, all_special_ids: ids of special tokens.
+    """
+
+    def __init__(self, backend: Any, settings: Mapping[str, Any], model_type: str) -> None:
+        self.backend_tokenizer = backend
+        self.model_max_length: int = settings.get("model_max_length") or _NO_LIMIT
+        types = [] if model_type == "distilbert" else ["token_type_ids"]
+        self.model_input_names = ["input_ids", *types, "attention_mask"]
+        self.truncation_side: str = settings.get("truncation_side", "right")
+        self.cls_token_id = backend.token_to_id(_SPECIAL["cls_token"])
+        self.all_special_ids = [backend.token_to_id(token) for token in _SPECIAL.values()]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every entry and its id."""
+        vocab: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
+        return vocab
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """The ids of a text, special tokens included, uncut."""
+        return {"input_ids": self.backend_tokenizer.encode(text).ids}
+
+
+def tokenizer_of_files(folder: Path) -> FileTokenizer | None:
+    """The tokenizer of a folder, or None where transformers is to load it."""
+    try:
+        model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        parts = json.loads(text)
+        plain = (
+            model_type in _MODEL_TYPES
+            and not any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
+            and _is_plain(settings, _special_tokens(folder))
+            and _is_as_settings_say(parts, settings)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not plain:
+        return None
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(text)
+    return FileTokenizer(backend, settings, model_type)
+
+
+def _special_tokens(folder: Path) -> Mapping[str, Any]:
+    path = folder / "special_tokens_map.json"
+    found: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
+
+
+def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:
+    """Whether nothing is set but what is followed here, and special tokens are BERT's."""
+    name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
+    limit = settings.get("model_max_length", 1)
+    known = settings.keys() <= _HARMLESS | _FOLLOWED | _SPECIAL.keys()
+    return (
+        name in _CLASSES
+        and known
+        and special.keys() <= _SPECIAL.keys()
+        and all(found.get(key, token) == token for found in (settings, special) for key, token in _SPECIAL.items())
+        and type(limit) is int
+        and settings.get("truncation_side", "right") in {"right", "left"}
+        and "model_input_names" not in settings
+        and settings.get("never_split") is None
+    )
+
+
+def _is_as_settings_say(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the parts that transformers builds anew from the settings are those in tokenizer.json."""
+    model, vocab = parts["model"], parts["model"]["vocab"]
+    ids = {key: vocab[token] for key, token in _SPECIAL.items()}
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+        "strip_accents": settings.get("strip_accents"),
+        "lowercase": settings.get("do_lower_case", True),
+    }
+    return (
+        parts["normalizer"] == normalizer
+        and parts["pre_tokenizer"] == {"type": "BertPreTokenizer"}
+        and model.get("type", "WordPiece") == "WordPiece"
+        and (model["unk_token"], model["continuing_subword_prefix"]) == (_SPECIAL["unk_token"], "##")
+        and model["max_input_chars_per_word"] == 100
+        and _frames(parts["post_processor"], ids)
+        and _are_special(parts["added_tokens"], ids)
+    )
+
+
+def _frames(processor: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
+    """Whether a text comes to stand between [CLS] and [SEP]."""
+    if processor["type"] == "BertProcessing":
+        ends = [["[CLS]", ids["cls_token"]], ["[SEP]", ids["sep_token"]]]
+        return [processor["cls"], processor["sep"]] == ends
+    names = [next(iter(piece.values())) for piece in processor["single"]]
+    tokens = processor["special_tokens"]
+    return (
+        processor["type"] == "TemplateProcessing"
+        and [name["id"] for name in names] == ["[CLS]", "A", "[SEP]"]
+        and not any(name["type_id"] for name in names)
+        and tokens["[CLS]"]["ids"] == [ids["cls_token"]]
+        and tokens["[SEP]"]["ids"] == [ids["sep_token"]]
+    )
+
+
+def _are_special(added: list[Mapping[str, Any]], ids: Mapping[str, int]) -> bool:
+    """Whether the five special tokens, and no others, are cut out of a text before all else."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    found = {token["content"]: token for token in added}
+    return set(found) == set(_SPECIAL.values()) and all(
+        {**plain, "id": ids[key], "content": token} == found[token] for key, token in _SPECIAL.items()
+    )

@@ -40,14 +40,15 @@ def sweep(
     label: Annotated[str, typer.Option(help="Column of labels: classes, or values.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
     group: Annotated[
-        str | None, typer.Option(help="Column, such as patient_id, whose rows are never trained and tested on.")
+        str | None,
+        typer.Option(help="Column, such as patient_id: rows of one value are never in training and test both."),
     ] = None,
     task: Annotated[str, typer.Option(help="auto (by the labels), classification, regression.")] = "auto",
     metric: Annotated[
         str | None,
         typer.Option(help="Chooses: accuracy, macro_f1, auroc; r2, spearman. Default: accuracy or r2."),
     ] = None,
-    probe: Annotated[str, typer.Option(help="ridge (seconds), logistic (some twenty times as long).")] = "ridge",
+    probe: Annotated[str, typer.Option(help="ridge, or logistic (takes many times as long).")] = "ridge",
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option(help="Decides the folds.")] = 0,
     dedupe: Annotated[
@@ -109,7 +110,7 @@ def sweep(
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
         print(
-            f"warning: {near['pairs_across_folds']:,} pairs of texts are nearly the same and in two folds: tests "
+            f"warning: {near['pairs_across_folds']:,} pair(s) of texts are nearly the same and in two folds: tests "
             "have seen the like in training; --dedupe keeps such texts together",
             file=sys.stderr,
         )

@@ -89,7 +89,9 @@ def lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> list[str]
         f"{judged}, {len(verdict.rows)} candidates; ± is a 95 % confidence interval.",
     ]
     if near["texts"]:
-        kept = "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pairs across folds"
+        kept = (
+            "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pair(s) across folds"
+        )
         told.append(f"{near['texts']:,} texts are nearly the same as another one: {kept}.")
     return [*told, "", command]
 

@@ -110,8 +110,8 @@ def sweep(
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
         print(
-            f"warning: {near['pairs_across_folds']:,} pair(s) of texts are nearly the same and in two folds: tests "
-            "have seen the like in training; --dedupe keeps such texts together",
+            f"warning: {near['pairs_across_folds']:,} pair(s) of texts are nearly the same and in two folds: "
+            "tests have seen the like in training; --dedupe keeps such texts together",
             file=sys.stderr,
         )
     for line in _table(found.verdict):

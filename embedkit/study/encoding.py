@@ -22,9 +22,8 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.records import Record
-from embedkit.request import find_model, rough_width
 from embedkit.sources import open_table
-from embedkit.study.tokens import load_text_tokenizer
+from embedkit.study.tokens import drafted
 from embedkit.whole_files import as_output_error
 
 #: Texts that are tokenized at once where they are only counted.
@@ -107,8 +106,8 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         InputError: the input cannot be read as asked.
     """
     table = open_table(config.input)
-    request = find_model(config.model, config.text, config.pooling)
-    tokenizer = load_text_tokenizer(request, config.model, config.text)[0] if count_tokens else None
+    settled, shape = drafted(config)
+    tokenizer = settled.tokenizer if count_tokens else None
     rows = tokens = 0
     texts: list[str] = []
     kept: list[list[object]] = [[] for _ in config.input.keep]
@@ -126,7 +125,7 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
     if tokenizer is not None and texts:
         tokens += int(tokenizer.tokenize(texts).n_used.sum())
     columns = {name: _column(values) for name, values in zip(config.input.keep, kept, strict=True)}
-    width = rough_width(replace(request, poolings=("mean",)), config.pooling)
+    width = shape.hidden_size * (len(settled.layers) if settled.layer_agg == "concat" else 1)
     return FirstPass(rows, tokens, width, pa.table(columns))
 
 

@@ -12,9 +12,8 @@ from embedkit.config import RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import InputError, Stopped
 from embedkit.records import Record, TokenizedTexts
-from embedkit.request import find_model
 from embedkit.sources import open_table
-from embedkit.study.tokens import load_text_tokenizer
+from embedkit.study.tokens import drafted
 
 #: Texts that are tokenized at once.
 _TEXTS_AT_ONCE = 4096
@@ -40,9 +39,11 @@ def count_frequencies(
         Stopped: a signal came.
     """
     table = open_table(config.input)
-    request = find_model(config.model, config.text, config.pooling)
-    tokenizer, vocabulary = load_text_tokenizer(request, config.model, config.text)
-    frequencies = np.zeros(vocabulary.size, np.int64)
+    from embedkit.pooling.idf import vocabulary_hash
+
+    settled, _ = drafted(config)
+    tokenizer, entries = settled.tokenizer, settled.raw_tokenizer.get_vocab()
+    frequencies = np.zeros(max(entries.values()) + 1, np.int64)
     n_documents = rows = 0
     texts: list[str | None] = []
 
@@ -67,10 +68,10 @@ def count_frequencies(
         raise InputError(f"none of {rows} rows has a text to count", hint="check --text-column")
     recipe = {
         "kind": "idf",
-        "vocabulary": vocabulary.sha256,
+        "vocabulary": vocabulary_hash(entries, lowercase=settled.lowercase),
         "n_documents": n_documents,
         "text": {
-            "prompt": request.prompt,
+            "prompt": tokenizer.prompt,
             "max_length": tokenizer.max_length,
             "on_long": config.text.on_long,
         },

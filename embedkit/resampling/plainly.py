@@ -99,7 +99,7 @@ class Again:
             )
         for text, pooling in _ways(recipe, origin.pool):
             request = find_model(model, text, pooling)
-            assembly = assemble(request, model, text, pooling, BatchConfig(), plainly=True)
+            assembly = assemble(request, model, text, pooling, BatchConfig(batch_size=1), plainly=True)
             found = first_difference({**recipe, "dtype": "fp32"}, assembly.recipe)
             if found is None:
                 return assembly.embedder

@@ -59,12 +59,14 @@ class Fault:
         file: the file as the user named it.
         offset: bytes from the start of the (decompressed) file to the row; None if unknown.
         code: a word such as `short_row` or `invalid_json`.
+        layer: from which on the states of its text are not finite; None if no layer is to blame.
     """
 
     row: int
     file: str
     offset: int | None
     code: str
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class TokenPlaces:
     Attributes:
         number: int32, its number among the text's own tokens, from 0; -1 for special tokens and the prompt's.
         start, stop: int32, the characters [start, stop) of the text that it stands for, blanks at its ends left
-            out; meaningless where `number` is -1.
+            out unless it stands for nothing else; meaningless where `number` is -1.
     """
 
     number: NDArray[np.int32]

@@ -137,9 +137,7 @@ class TextTokenizer:
         ids, total = np.asarray(encoded.ids, np.int32), len(encoded.ids)
         types = np.asarray(encoded.type_ids, np.int32) if self.takes_token_types else None
         where = np.asarray(encoded.offsets, np.int32).reshape(-1, 2) if self._needs_places else None
-        opens = self.prefix
-        if self.prompt and where is not None:
-            opens += int((where[self.prefix : total - self.suffix, 0] < len(self.prompt)).sum())
+        opens = self.prefix if where is None else self._opening(where[: total - self.suffix, 1])
         if where is not None:
             where = _in_text(where - len(self.prompt), text, lowered=self.lowercase_first)
         if self.unknown_id is not None:
@@ -159,6 +157,19 @@ class TextTokenizer:
                 own[(own < 0) | (own >= total - self.suffix - opens)] = -1
                 for parts, of_text in zip(found.places, (own, *where.T), strict=True):
                     parts.append(of_text[cut])
+
+    def _opening(self, stops: NDArray[np.int32]) -> int:
+        """How many tokens open every window: special tokens and the prompt.
+
+        A token that reaches from the prompt into the text is the text's: GPT-2 puts the blank between them before
+        the text's first word.
+        """
+        if not self.prompt:
+            return self.prefix
+        own = np.flatnonzero(stops[self.prefix :] > len(self.prompt))
+        found = self.prefix + int(own[0]) if len(own) else len(stops)
+        # Some tokenizers make more tokens of a prompt before a text than of the prompt alone, which was measured.
+        return found if self.overlap is None else min(found, self.max_length - self.suffix - self.overlap - 1)
 
     def _pieces(self, total: int, opens: int) -> list[tuple[slice | NDArray[np.int64], int]]:
         """Which of a text's tokens each window has, and how many of them are in no earlier one.
@@ -222,7 +233,7 @@ def _encoder_of(tokenizer: Any, *, with_places: bool) -> Callable[[list[str]], S
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None and with_places:
         raise ModelError(
-            "this model's tokenizer does not tell where its tokens are in the text",
+            f"this model's tokenizer ({type(tokenizer).__name__}) does not tell where its tokens are in the text",
             hint="it can give vectors of whole texts: --level text, and no --prompt with --on-long chunk",
         )
     if backend is None:
@@ -248,8 +259,8 @@ def _in_text(where: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[n
     if lowered and len(text.lower()) != len(text):
         # A few letters become two when they are lowercased.
         origin = np.repeat(np.arange(len(text)), [len(letter.lower()) for letter in text])
-        where = np.stack([np.append(origin, len(text))[where[:, 0]], origin[where[:, 1] - 1] + 1], axis=1)
-        where = where.astype(np.int32)
+        ends = np.concatenate([[0], origin + 1])
+        where = np.stack([np.append(origin, len(text))[where[:, 0]], ends[where[:, 1]]], axis=1).astype(np.int32)
     blank = np.fromiter(map(str.isspace, text), np.bool_, len(text))
     if not blank.any():
         return where
@@ -259,9 +270,9 @@ def _in_text(where: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[n
     start = np.where(empty, start, runs[np.searchsorted(runs, start)])
     last = np.concatenate([[-1], np.flatnonzero(~blank)])
     stop = np.where(empty, stop, last[np.searchsorted(last, stop - 1, side="right") - 1] + 1)
-    # What is blank altogether has no characters left; it stays where it was.
+    # What is blank altogether stays where it was: it is in a span around it, and in no word.
     lost = start >= stop
-    return np.stack([np.where(lost, where[:, 0], start), np.where(lost, where[:, 0], stop)], axis=1).astype(
+    return np.stack([np.where(lost, where[:, 0], start), np.where(lost, where[:, 1], stop)], axis=1).astype(
         np.int32
     )
 

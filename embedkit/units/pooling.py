@@ -86,6 +86,11 @@ class UnitPooler:
             self.sums[name, how] = sums / by[how] if how in by else sums
             self.sums[name, how][self._counts == 0] = np.nan
         names = dict.fromkeys(name for name, _ in self.sums)
+        for name in names:
+            # Where memory ran out, a pooling may have seen none of its tokens.
+            width = next(sums.shape[1] for (of, _), sums in self.sums.items() if of == name)
+            for how in self.poolings:
+                self.sums.setdefault((name, how), np.full((self.n_units, width), np.nan, np.float32))
         return {name: np.concatenate([self.sums[name, how] for how in self.poolings], axis=1) for name in names}
 
     def _add(

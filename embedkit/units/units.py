@@ -7,8 +7,10 @@ the one where it has most context: the most tokens to its nearer side, where the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from numpy.typing import NDArray
 
 from embedkit.records import Record, Span, TokenizedTexts, TokenPlaces
 
-#: What a word is: numbers with their points, letters with inner hyphens and apostrophes, else a mark alone. By
-#: characters, not by the tokenizer, so that all models agree on the words.
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['\u2019-]\w+)*|[^\w\s]")
+#: What follows a letter or a symbol and belongs to it, beside combining marks: joiners of Indic and Persian
+#: letters in words, skin tones behind emoji.
+_NON_JOINERS, _SKIN_TONES = "\u200c\u200d", "\U0001f3fb-\U0001f3ff"
 #: More than the characters of any text: (text, character) as one number.
 _TEXT = 2**32
 
@@ -95,12 +97,13 @@ def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -
         return _tokens(tokenized, places, table)
     with_tokens = np.unique(tokenized.texts).tolist()
     if level == "word":
-        found = _spans((text, _words(records[text].text or "")) for text in with_tokens)
+        found = _spans((text, words_of(records[text].text or "")) for text in with_tokens)
     else:
         found = _spans((text, records[text].spans) for text in with_tokens)
     members = _overlapping(found, places, table)
     if level == "word":
-        # What the tokenizer drops, or the cut took away, is no word of what was read.
+        # What the tokenizer drops, or the cut took away, has no row; the others keep their numbers in the text, so
+        # that a word has the same number whatever the model.
         found, members = _without_empty(found, members)
         return Units(found.texts, {"word": found.number, "start": found.start, "end": found.stop}, members)
     columns: dict[str, NDArray[Any] | list[str | None]]
@@ -174,8 +177,25 @@ def _one_of_each(tokenized: TokenizedTexts, places: TokenPlaces) -> _Table:
     return _Table(text[best], place[best])
 
 
-def _words(text: str) -> Iterator[Span]:
-    return (Span(*found.span()) for found in _WORD.finditer(text))
+def words_of(text: str) -> Iterator[Span]:
+    """The words of a text: numbers with their points, letters with inner hyphens and apostrophes, else one mark.
+
+    By characters, not by the tokenizer, so that all models agree on the words. Combining marks stay with the
+    letter before them (to Python's `re` they are no letters), and an emoji is one word with all its joined parts.
+    """
+    return (Span(*found.span()) for found in _word_pattern().finditer(text))
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    # Every combining mark of Unicode is in the first two planes, or among the variation selectors of the last.
+    planes = (*range(0x20000), *range(0xE0100, 0xE01F0))
+    marks = "".join(map(chr, filter(lambda code: unicodedata.category(chr(code))[0] == "M", planes)))
+    letters = rf"\w[\w{marks}{_NON_JOINERS}]*"
+    symbol = rf"[^\w\s][{marks}{_SKIN_TONES}]*"
+    return re.compile(
+        rf"\d+(?:[.,:/]\d+)+(?![{marks}])|{letters}(?:['\u2019-]{letters})*|{symbol}(?:\u200d{symbol})*"
+    )
 
 
 def _spans(spans: Iterable[tuple[int, Iterable[Span]]]) -> _Ranges:
@@ -202,15 +222,17 @@ def _overlapping(ranges: _Ranges, places: TokenPlaces, table: _Table) -> Members
     unit = np.repeat(np.arange(len(counts)), counts)
     near = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
     base = ranges.texts[unit] * _TEXT
-    shares = (closes[near] > base + ranges.start[unit]) & (opens[near] < base + ranges.stop[unit])
+    # Of both, the later start is before the earlier end: a token of no characters shares none.
+    shares = np.maximum(opens[near], base + ranges.start[unit]) < np.minimum(
+        closes[near], base + ranges.stop[unit]
+    )
     return Members(unit[shares], table.place[near[shares]])
 
 
 def _without_empty(ranges: _Ranges, members: Members) -> tuple[_Ranges, Members]:
     there = np.bincount(members.unit, minlength=len(ranges.texts)) > 0
     renumbered = np.cumsum(there) - 1
-    texts = ranges.texts[there]
-    kept = _Ranges(texts, _numbers(texts), ranges.start[there], ranges.stop[there], [])
+    kept = _Ranges(ranges.texts[there], ranges.number[there], ranges.start[there], ranges.stop[there], [])
     return kept, Members(renumbered[members.unit], members.place)
 
 

@@ -113,6 +113,8 @@ class UnitConfig:
             raise UsageError(
                 f"--subtoken-pooling is for words, and --level is {self.level}", hint="add --level word"
             )
+        if self.spans == "-":
+            raise UsageError("--spans is read from a file, not from stdin", hint="save the spans to a file first")
         if self.spans is not None and self.spans_column is not None:
             raise UsageError("--spans and --spans-column exclude each other", hint="give one of the two")
         if self.has_spans and self.level != "text":

@@ -68,7 +68,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
     if book is not None:
         table.and_then(book.attach)
     if config.units.spans_column is not None:
-        table.and_then(SpanColumn(table).attach)
+        table.and_then(SpanColumn(table, config.units.spans_column).attach)
     table.refuse_nulls(config.groups.by)
     return table, book
 
@@ -77,7 +77,7 @@ def scan(
     table: Table,
     spans: SpanBook | None,
     config: RunConfig,
-    shard_rows: int,
+    cutter: ShardCutter,
     scores: Mapping[str, str],
 ) -> dict[str, Any]:
     """Rows and shards of a table; finds faulty rows before a model is loaded.
@@ -95,7 +95,6 @@ def scan(
             "starts": None,
             "kept_types": planned_kept_types(table.kept_types(), config, scores),
         }
-    cutter = ShardCutter(shard_rows)
     found = table.scan(cutter.count)
     if found.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(found.faults, found.n_faults)
@@ -119,9 +118,10 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
     return {**kept, **units}
 
 
-def input_facts(table: Table, config: InputConfig) -> dict[str, Any]:
+def input_facts(table: Table, spans: SpanBook | None, config: InputConfig) -> dict[str, Any]:
     """The plan's `input`: the files as they are now, and what is read of them."""
     return {
+        **({} if spans is None else {"spans": [asdict(file) for file in spans.table.files]}),
         "files": [asdict(file) for file in table.files],
         "columns": {
             name: list(value) if isinstance(value, tuple) else value

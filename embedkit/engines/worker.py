@@ -56,7 +56,7 @@ def work(config: RunConfig, workers: int, link: Connection) -> None:
 def _work(config: RunConfig, workers: int, line: Line) -> None:
     try:
         _limit_threads(workers)
-        table, _ = table_of(config)
+        table, spans = table_of(config)
         engine = Alone(
             config, table, find_model(config.model, config.text, config.pooling, config.units), line, line.stop
         )
@@ -66,7 +66,7 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
             line.order()
         destination = destination_of(config.output, config.share)
         plan = destination.open() or {"input": None}
-        refuse_changes({"input": plan["input"]}, {"input": input_facts(table, config.input)})
+        refuse_changes({"input": plan["input"]}, {"input": input_facts(table, spans, config.input)})
         sink = make_sink(config.output.format, layout(plan))
         engine.run(plan, destination, sink, {}, line.shards(), ahead=1)
         line.say(end=True)

@@ -33,12 +33,15 @@ class SpanBook:
     def __init__(self, path: str, table: Table) -> None:
         self.path = path
         self.place = place_of(table)
-        self.by_id: Mapping[str, tuple[Span, ...]] = _read(path)
+        self.table = _opened(path)
+        self.by_id: Mapping[str, tuple[Span, ...]] = _read(self.table, path)
         self.unseen = set(self.by_id)
+        self.unreadable = 0
 
     def attach(self, item: Record | Fault) -> Record | Fault:
         """A record with its spans; a fault if one of them is not in its text."""
         if isinstance(item, Fault):
+            self.unreadable += 1
             return item
         self.unseen.discard(item.id or "")
         return _with_spans(item, self.by_id.get(item.id or "", ()), self.place)
@@ -47,9 +50,9 @@ class SpanBook:
         """To be called when every row has been seen.
 
         Raises:
-            InputError: spans are of ids that no row has.
+            InputError: spans are of ids that no row has, nor one that cannot be read.
         """
-        if self.unseen:
+        if len(self.unseen) > self.unreadable:
             raise InputError(
                 f"{self.path} has spans of {len(self.unseen):,} ids that no row of the input has",
                 hint="check --id-column: ids are compared as text, so 7 is not 007",
@@ -57,24 +60,26 @@ class SpanBook:
 
 
 class SpanColumn:
-    """The spans in the last of the columns that are read.
+    """The spans in one of the columns that are read.
 
     Args:
         table: whose column it is.
+        name: of the column, among the table's kept ones.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, name: str) -> None:
         self.place = place_of(table)
+        self.column = table.columns.keep.index(name)
 
     def attach(self, item: Record | Fault) -> Record | Fault:
         """A record with its spans; a fault if they are none, or not in its text."""
         if isinstance(item, Fault):
             return item
         try:
-            cell = item.kept[-1]
-            listed = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell or []
-            spans = tuple(_span(entry) for entry in listed)
-        except (LookupError, TypeError, ValueError):
+            cell = item.kept[self.column]
+            listed = cell if not isinstance(cell, str) else json.loads(cell) if cell.strip() else None
+            spans = _listed(listed)
+        except (LookupError, TypeError, ValueError, RecursionError):
             return Fault(item.row, self.place, None, "bad_span")
         return _with_spans(item, spans, self.place)
 
@@ -91,27 +96,42 @@ def _with_spans(record: Record, spans: tuple[Span, ...], place: str) -> Record |
     return Fault(record.row, place, None, "bad_span")
 
 
+def _listed(cell: Any) -> tuple[Span, ...]:
+    if not isinstance(cell, list | tuple | None):
+        raise TypeError("spans are a list")
+    return tuple(_span(entry) for entry in cell or ())
+
+
 def _span(entry: Any) -> Span:
+    """A span from {"start", "end", "label"}, or from [start, end, label]; the label may be missing."""
     if isinstance(entry, Mapping):
         entry = (entry["start"], entry["end"], entry.get("label"))
+    if not isinstance(entry, list | tuple):
+        raise TypeError("a span is an object or a list")
     start, stop, *label = entry
-    if len(label) > 1 or isinstance(start, float) or isinstance(stop, float):
+    if len(label) > 1 or any(isinstance(end, float | bool) for end in (start, stop)):
         raise ValueError("a span is a start, an end and maybe a label")
-    return Span(int(start), int(stop), None if not label or label[0] is None else str(label[0]))
+    told = None if not label or label[0] in {None, ""} else str(label[0])
+    if told is not None:
+        told.encode()  # JSON can spell half a character, which no output can hold
+    return Span(int(start), int(stop), told)
 
 
-def _read(path: str) -> Mapping[str, tuple[Span, ...]]:
+def _opened(path: str) -> Table:
     ranges = ("start", "end")
     try:
-        table = open_table(InputConfig((path,), text_columns=("id",), id_column="id", keep=(*ranges, "label")))
+        return open_table(InputConfig((path,), id_column="id", keep=(*ranges, "label")), has_texts=False)
     except InputError:
         # Without labels, or the error that says what is wrong.
-        table = open_table(InputConfig((path,), text_columns=("id",), id_column="id", keep=ranges))
+        return open_table(InputConfig((path,), id_column="id", keep=ranges), has_texts=False)
+
+
+def _read(table: Table, path: str) -> Mapping[str, tuple[Span, ...]]:
     by_id: dict[str, list[Span]] = defaultdict(list)
     for item in table.records():
         name = None if isinstance(item, Fault) else item.id
         span = None if isinstance(item, Fault) else _maybe_span(item.kept)
-        if name is None or span is None:
+        if name is None or span is None or not 0 <= span.start < span.stop:
             raise InputError(
                 f"row {item.row} of {path} is no span",
                 hint="a row has an id, and whole numbers as start and end, the first of them less",

@@ -188,12 +188,13 @@ class Table:
                     row = item.row + 1
 
 
-def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
+def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts: bool = True) -> Table:
     """Find the files, decide on the columns, and check that each file has them.
 
     Args:
         config: what to read.
         stdin: read where the input is `-`; by default the process's own.
+        has_texts: whether rows have texts; else files hold ids and kept columns alone.
 
     Raises:
         InputError: a file or a column is missing, or a file is not of its format.
@@ -202,7 +203,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
     limits = Limits(config.max_expansion, config.max_decompressed_gb)
     if STDIN not in config.inputs:
         files = locate(config.inputs, config.format)
-        return _checked(files, asked(config), config.limit, limits)
+        return _checked(files, asked(config), config.limit, limits, decided=not has_texts)
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
     columns = asked(config)
@@ -216,10 +217,11 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None) -> Table:
     return Table((file,), columns, [there], config.limit, limits, reader)
 
 
-def _checked(files: tuple[SourceFile, ...], columns: Columns, limit: int | None, limits: Limits) -> Table:
+def _checked(
+    files: tuple[SourceFile, ...], columns: Columns, limit: int | None, limits: Limits, *, decided: bool
+) -> Table:
     declared: list[tuple[Column, ...]] = []
     typed: dict[str, Column] = {}
-    decided = False
     for file in files:
         with opened(file, limits) as stream, _told(file.name):
             there = _reader(file, stream, frozenset(columns.named), limits).columns

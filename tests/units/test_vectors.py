@@ -21,7 +21,7 @@ from embedkit.embedding import embed
 from tests import tiny_models
 from tests.oracle import pool
 
-#: Packed with token types, packed after the pad id, sentencepiece, padded, bytes and no special tokens, [CLS] last.
+#: Packed with token types, after the pad id, sentencepiece; padded; bytes without special tokens; [CLS] last.
 KINDS = ("bert", "roberta", "xlm-roberta", "deberta-v2", "gpt2", "xlnet")
 LIMIT = 24
 TEXTS = [

@@ -122,7 +122,7 @@ def embed(
     members = None if units is None else units.members
     if units is not None and members is not None:
         unit_pooler = UnitPooler(embedder.unit_poolings, members, len(units.texts), tokens, alike)
-        lost = _run(tokens, alike, embedder, on_batch, unit_pooler.take)
+        lost = _run(tokenized, alike, embedder, on_batch, unit_pooler.take)
         nothing = {
             of.name: np.full((len(units.texts), of.dims), np.nan, np.float32) for of in embedder.raw_variants
         }
@@ -144,7 +144,7 @@ def embed(
                 for window, states in zip(windows.tolist(), vectors, strict=True):
                     out[name][window] = states.cpu().numpy()
 
-    lost = _run(tokens, alike, embedder, on_batch, keep)
+    lost = _run(tokenized, alike, embedder, on_batch, keep)
     for window in np.flatnonzero(alike != np.arange(n_windows)).tolist():
         for of_variant in out.values():
             of_variant[window] = of_variant[alike[window]]
@@ -165,7 +165,7 @@ def first_broken_layer(tokenized: TokenizedTexts, text: int, embedder: Embedder)
 
 
 def _run(
-    tokens: Tokens,
+    tokenized: TokenizedTexts,
     alike: NDArray[np.int64],
     embedder: Embedder,
     on_batch: OnBatch,
@@ -174,17 +174,18 @@ def _run(
     """Put each distinct window through the model once.
 
     Args:
-        tokens: of all windows.
+        tokenized: all windows.
         alike: int64 [W], for each window the first with the same tokens.
         embedder: what computes.
-        on_batch: told of each batch.
+        on_batch: told of each batch, and of its texts: of a text in several windows with its first one.
         take: given the windows of a batch, and what was computed for them by variant: [n, D] if the windows are
             pooled; the states of all tokens laid end to end [T, D] for units; else a list of n [tokens, D].
 
     Returns:
         The windows that did not fit into memory even alone.
     """
-    encoder, plan = embedder.encoder, embedder.pooling
+    encoder, plan, tokens = embedder.encoder, embedder.pooling, tokenized.tokens
+    opens_text = np.diff(tokenized.texts, prepend=-1) > 0
     distinct = np.unique(alike)
     batches = [
         Batch(distinct[batch.texts], batch.lengths)
@@ -208,13 +209,13 @@ def _run(
             take(batch.texts, {name: torch.cat(states) for name, states in pooler.token_vectors().items()})
         else:
             take(batch.texts, pooler.token_vectors())
-        on_batch(len(batch.texts), batch.tokens, cost(batch))
+        on_batch(int(opens_text[batch.texts].sum()), batch.tokens, cost(batch))
 
     def cost(batch: Batch) -> int:
         return batch.tokens if encoder.packed else batch.padded_tokens
 
     lost = list(compute_halving(batches, compute, cost, embedder.budget))
-    on_batch(len(tokens.lengths) - len(distinct), 0, 0)
+    on_batch(int(opens_text[alike != np.arange(len(alike))].sum()), 0, 0)
     return lost
 
 

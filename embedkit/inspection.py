@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from embedkit.norms import Norms, NormTally
 from embedkit.records import STATUSES
 from embedkit.sinks.stored import Stored, open_stored, read_json
+from embedkit.units.units import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Receipts:
     Attributes:
         rows: rows counted.
         vectors: rows that have a vector.
-        status: word → rows.
+        status: word → texts; a text has a row, or one for each of its units.
         n_tokens: tokens of all texts before any cut.
         n_used: tokens that went through the model.
     """
@@ -42,8 +44,9 @@ class Receipts:
 
     @property
     def truncated_rows(self) -> float:
-        """Share of rows that were cut, 0 to 1."""
-        return self.status.get("truncated", 0) / self.rows if self.rows else 0.0
+        """Share of texts that were cut, 0 to 1."""
+        texts = sum(self.status.values())
+        return self.status.get("truncated", 0) / texts if texts else 0.0
 
     @property
     def lost_tokens(self) -> float:
@@ -218,11 +221,12 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
     tallies = {variant.name: NormTally() for variant in variants if has_floats}
     total, status = Counter[str](), Counter[str]()
+    in_texts = _Texts(stored.recipe.get("level"))
     for piece in stored.pieces(variants):
         total.update(rows=len(piece.facts), vectors=int(piece.has_vector.sum()))
-        texts = _one_of_each_text(piece.facts, stored.recipe)
+        texts = in_texts.of(piece.facts)
         total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
-        status.update(texts["status"].to_pylist())
+        status.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
         for variant in variants if has_floats else ():
             held = piece.vectors[variant.name]
             if not isinstance(held, np.ndarray):
@@ -232,10 +236,45 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
     return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
 
 
-def _one_of_each_text(facts: pa.Table, recipe: Mapping[str, Any]) -> pa.Table:
-    """The rows that open a text: all, unless a text has a row for each of its units."""
-    level = recipe.get("level", "text")
-    if level == "text":
-        return facts
-    number = facts[level].fill_null(0).to_numpy().astype(np.int64)
-    return facts.filter(pa.array(np.diff(number, prepend=np.iinfo(np.int32).max) <= 0))
+class _Texts:
+    """Finds the rows that open a text, where a text has a row for each of its units.
+
+    Args:
+        level: of the output; None = its columns tell.
+    """
+
+    def __init__(self, level: str | None) -> None:
+        self.level = level
+        self.before: tuple[str | None, int] | None = None
+
+    def of(self, facts: pa.Table) -> pa.Table:
+        """The rows of a piece that open a text: the id changes there, or the units' number does not go up."""
+        level = self.level or _level_told(facts)
+        if level == "text" or not len(facts):
+            return facts
+        ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
+        rows = list(zip(ids, numbers, strict=True))
+        before = self.before or (None, numbers[0])
+        opens = [row[0] != last[0] or row[1] <= last[1] for last, row in pairwise([before, *rows])]
+        self.before = rows[-1]
+        return facts.filter(pa.array(opens))
+
+
+def _level_told(facts: pa.Table) -> str:
+    """The level by the columns that only its units have; JSON Lines say nothing else of it."""
+    types = dict(zip(facts.column_names, facts.schema.types, strict=True))
+    return next(
+        (
+            level
+            for level, columns in COLUMNS.items()
+            if columns and columns.keys() <= types.keys() and pa.types.is_integer(types[level])
+        ),
+        "text",
+    )
+
+
+def _of_text(row: Mapping[str, Any]) -> str:
+    """The status of a text by the row that opens it; that of a span which was cut away is the span's own."""
+    if row["status"] == "outside":
+        return "truncated" if row["n_used"] < row["n_tokens"] else "ok"
+    return str(row["status"])

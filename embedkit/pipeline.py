@@ -212,16 +212,16 @@ def _quarantine(
     faults: list[Fault] = []
     for text in dict.fromkeys(raw.texts[~sound].tolist()):
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.unfit else "non_finite"
+        layer = broken_layer(text) if code == "non_finite" else None
         if on_bad_row == "fail":
             what, way = _NO_VECTOR[code]
-            layer = broken_layer(text) if code == "non_finite" else None
             what += "" if layer is None else f" from layer {layer} on"
             raise ModelError(
                 f"{what}: row {row}",
                 hint=f"use {way}, or --on-bad-row null to keep such rows without a vector",
             )
         status[text] = code
-        faults.append(Fault(row, "", None, code))
+        faults.append(Fault(row, "", None, code, layer))
     return faults
 
 
@@ -285,12 +285,16 @@ def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], finisher: Finisher) 
     Raises:
         InputError: the sample has no text with a vector.
     """
-    if not all(len(of_variant) for of_variant in vectors.values()):
-        raise InputError(
-            "--precision int8 is calibrated on the first texts, and they are all empty",
-            hint="use --precision float32 or float16",
+    ranges: dict[str, Int8Range] = {}
+    for name, raw in vectors.items():
+        # What is not finite has no vector: units that were cut away, or rows that `--on-bad-row` leaves out.
+        sample = raw[np.isfinite(raw).all(axis=1)]
+        if not len(sample):
+            raise InputError(
+                "--precision int8 is calibrated on the first texts, and none of them has a vector",
+                hint="use --precision float32 or float16",
+            )
+        ranges[name] = Int8Range.of(
+            finish(sample, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim)
         )
-    return {
-        name: Int8Range.of(finish(raw, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim))
-        for name, raw in vectors.items()
-    }
+    return ranges

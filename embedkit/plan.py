@@ -15,7 +15,7 @@ from embedkit.errors import OutputError
 SHARD_ROWS = 4096
 #: On a pipe somebody waits for the first line.
 SHARD_ROWS_STDOUT = 256
-_SHARD_CHARACTERS = 64_000_000
+SHARD_CHARACTERS = 64_000_000
 #: Values in the vectors of a shard (of 4 bytes each): vectors of many layers make shards of fewer rows.
 _SHARD_VALUES = 64_000_000
 
@@ -25,10 +25,12 @@ class ShardCutter:
 
     Args:
         shard_rows: most rows in a shard.
+        shard_characters: most characters of text, where a shard has more than one row.
     """
 
-    def __init__(self, shard_rows: int) -> None:
+    def __init__(self, shard_rows: int, shard_characters: int = SHARD_CHARACTERS) -> None:
         self.shard_rows = shard_rows
+        self.shard_characters = shard_characters
         self.rows = 0
         self.starts: list[int] = []
         self._characters = 0
@@ -43,7 +45,7 @@ class ShardCutter:
         opens = (
             not self.starts
             or self.rows - opened >= self.shard_rows
-            or self._characters + characters > _SHARD_CHARACTERS
+            or self._characters + characters > self.shard_characters
         )
         if opens:
             self.starts.append(self.rows)
@@ -56,6 +58,11 @@ class ShardCutter:
 def default_shard_rows(dims: int, *, to_stdout: bool) -> int:
     """Rows a shard has where the user did not say, for vectors of about `dims` values."""
     return max(64, min(SHARD_ROWS_STDOUT if to_stdout else SHARD_ROWS, _SHARD_VALUES // max(1, dims)))
+
+
+def default_shard_characters(dims: int) -> int:
+    """Characters a shard has where vectors grow with the text: about `dims` values for 400 characters of it."""
+    return min(SHARD_CHARACTERS, 400 * _SHARD_VALUES // max(1, dims))
 
 
 def planned_ranges(plan: Mapping[str, Any]) -> dict[int, tuple[int, int]] | None:

@@ -42,6 +42,11 @@ class Request:
     poolers: Mapping[str, ChosenPooler]
     head: Head | None
 
+    @property
+    def many(self) -> bool:
+        """Whether a text has a vector for each of its tokens, words or spans."""
+        return not self.poolings
+
 
 def find_model(
     model: ModelConfig, text: TextConfig, pooling: PoolingConfig, units: UnitConfig = _TEXTS

@@ -8,6 +8,7 @@ the input.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ from embedkit.records import EncodedShard, Fault, Record
 from embedkit.sinks import Sink
 from embedkit.sources import Table
 
-_CALIBRATION_TEXTS = 1000
+_CALIBRATION_TEXTS, _CALIBRATION_CHARACTERS = 1000, 200_000
 
 
 class Job:
@@ -134,7 +135,7 @@ def read_shards(
 
     Args:
         table: the rows; read no further than the last shard that is wanted.
-        plan: `starts` and `rows`, or None for a stream, and `shard_rows`.
+        plan: `starts` and `rows`, or None for a stream, `shard_rows` and `shard_characters`.
         on_bad_row: fail, null or skip.
         wanted: numbers of the shards that are wanted, ascending; None = all. The next one is asked for when one
             has been read.
@@ -142,7 +143,7 @@ def read_shards(
     Raises:
         InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
     """
-    cutter = ShardCutter(plan["shard_rows"])
+    cutter = ShardCutter(plan["shard_rows"], plan["shard_characters"])
     starts = None if plan["starts"] is None else set(plan["starts"])
     coming = iter(itertools.count() if wanted is None else wanted)
     next_wanted = next(coming, None)
@@ -187,13 +188,16 @@ def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault
 def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[float]]]:
     """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
 
-    They come from the first rows of the input alone, so they are the same for every shard and every resume.
+    They come from the first rows of the input alone, so they are the same for every shard and every resume. Of
+    texts with a vector a word or a token, those in the first 200,000 characters are enough.
     """
     records: list[Record] = []
+    room = _CALIBRATION_CHARACTERS if embedder.unit_poolings else math.inf
     for record in table.records():
         if isinstance(record, Record) and record.text and record.text.strip():
             records.append(record)
-        if len(records) == _CALIBRATION_TEXTS:
+            room -= len(record.text)
+        if len(records) == _CALIBRATION_TEXTS or room <= 0:
             break
     shard = tokenize_shard(ReadShard(0, 0, len(records), records, ()), replace(embedder, on_long="truncate"))
     raw = embed(shard.texts, embedder, lambda *_: None, shard.units).vectors

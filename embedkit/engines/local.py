@@ -31,7 +31,13 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inspection import inspect_output
-from embedkit.plan import default_shard_rows, refuse_changes
+from embedkit.plan import (
+    SHARD_CHARACTERS,
+    ShardCutter,
+    default_shard_characters,
+    default_shard_rows,
+    refuse_changes,
+)
 from embedkit.request import Request, find_model, rough_width
 from embedkit.sinks import make_sink
 from embedkit.sources import SpanBook, Table
@@ -167,11 +173,17 @@ def _planned(
     stored: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The plan as far as the input alone decides it."""
+    width = rough_width(request, config.pooling)
     shard_rows = config.output.shard_rows or (stored or {}).get("shard_rows")
     if shard_rows is None:
-        width = rough_width(request, config.pooling)
         shard_rows = default_shard_rows(width, to_stdout=config.output.is_stdout)
-    plan: dict[str, Any] = {"version": 1, "shard_rows": shard_rows, "input": input_facts(table, config.input)}
+    characters = default_shard_characters(width) if request.many else SHARD_CHARACTERS
+    plan: dict[str, Any] = {
+        "version": 1,
+        "shard_rows": shard_rows,
+        "shard_characters": characters,
+        "input": input_facts(table, spans, config.input),
+    }
     scores = request.head.columns if request.head else {}
     if scores:
         plan["scores"] = list(scores)
@@ -179,7 +191,7 @@ def _planned(
     return plan | (
         {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
-        else scan(table, spans, config, shard_rows, scores)
+        else scan(table, spans, config, ShardCutter(shard_rows, characters), scores)
     )
 
 

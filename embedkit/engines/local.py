@@ -19,6 +19,7 @@ from embedkit.engines.grouping import run_grouped
 from embedkit.engines.planning import (
     ModelFacts,
     counts,
+    cutter_of,
     input_facts,
     layout,
     manifest_of,
@@ -31,14 +32,8 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inspection import inspect_output
-from embedkit.plan import (
-    SHARD_CHARACTERS,
-    ShardCutter,
-    default_shard_characters,
-    default_shard_rows,
-    refuse_changes,
-)
-from embedkit.request import Request, find_model, rough_width
+from embedkit.plan import refuse_changes
+from embedkit.request import Request, find_model
 from embedkit.sinks import make_sink
 from embedkit.sources import SpanBook, Table
 
@@ -173,15 +168,11 @@ def _planned(
     stored: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The plan as far as the input alone decides it."""
-    width = rough_width(request, config.pooling)
-    shard_rows = config.output.shard_rows or (stored or {}).get("shard_rows")
-    if shard_rows is None:
-        shard_rows = default_shard_rows(width, to_stdout=config.output.is_stdout)
-    characters = default_shard_characters(width) if request.many else SHARD_CHARACTERS
+    cutter = cutter_of(request, config, (stored or {}).get("shard_rows"))
     plan: dict[str, Any] = {
         "version": 1,
-        "shard_rows": shard_rows,
-        "shard_characters": characters,
+        "shard_rows": cutter.shard_rows,
+        "shard_characters": cutter.shard_characters,
         "input": input_facts(table, spans, config.input),
     }
     scores = request.head.columns if request.head else {}
@@ -191,7 +182,7 @@ def _planned(
     return plan | (
         {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
         if stored
-        else scan(table, spans, config, ShardCutter(shard_rows, characters), scores)
+        else scan(table, spans, config, cutter, scores)
     )
 
 

@@ -10,9 +10,10 @@ from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
-from embedkit.plan import ShardCutter
+from embedkit.plan import SHARD_CHARACTERS, ShardCutter, default_shard_characters, default_shard_rows
 from embedkit.recipe import canonical_json, files_digest, fingerprint
 from embedkit.records import Variant
+from embedkit.request import Request, rough_width
 from embedkit.sinks import Layout
 from embedkit.sources import SpanBook, SpanColumn, Table, open_table
 from embedkit.units.units import COLUMNS
@@ -71,6 +72,22 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
         table.and_then(SpanColumn(table, config.units.spans_column).attach)
     table.refuse_nulls(config.groups.by)
     return table, book
+
+
+def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
+    """What cuts the input into shards.
+
+    Args:
+        request: the model, found.
+        config: what the user asked for.
+        shard_rows: what a plan that is there says; counts where the user does not.
+    """
+    width = rough_width(request, config.pooling)
+    rows = config.output.shard_rows or shard_rows
+    return ShardCutter(
+        default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
+        default_shard_characters(width) if request.many else SHARD_CHARACTERS,
+    )
 
 
 def scan(

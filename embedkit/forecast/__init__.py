@@ -16,17 +16,16 @@ from dataclasses import replace
 from embedkit.assembly import BATCH_TOKENS
 from embedkit.config import ModelConfig, RunConfig
 from embedkit.drafting import Draft, draft
-from embedkit.engines.planning import table_of
+from embedkit.engines.planning import cutter_of, table_of
 from embedkit.forecast.cost import duration, memory
 from embedkit.forecast.lines import lines
 from embedkit.forecast.passing import Passing
 from embedkit.forecast.result import Forecast
 from embedkit.forecast.spelling import flipped
 from embedkit.models.shape import Shape, shape_of
-from embedkit.plan import default_shard_rows
 from embedkit.pooling.chosen import settled_by
 from embedkit.records import Variant
-from embedkit.request import Request, find_model, rough_width
+from embedkit.request import Request, find_model
 from embedkit.tokenizer.spelling import better_flipped, spelled
 
 __all__ = ["Forecast", "forecast", "lines"]
@@ -57,11 +56,9 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
         )
 
     settled = drafted(config.model)
-    shard_rows = config.output.shard_rows or default_shard_rows(
-        rough_width(request, config.pooling), to_stdout=config.output.is_stdout
-    )
+    cutter = cutter_of(request, config)
     passing = Passing(config, request, settled, _variants(request, settled, shape), table)
-    passing.read_all(shard_rows)
+    passing.read_all(cutter)
     tally, first = passing.tally, passing.first_texts
     as_is = spelled(settled.tokenizer, first)
     other = flipped(drafted, config.model, first, lowercase=settled.lowercase)
@@ -78,7 +75,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
         lowercase=settled.lowercase,
         precision=config.pooling.precision,
         format=config.output.format,
-        shard_rows=shard_rows,
+        shard_rows=cutter.shard_rows,
         tally=tally,
         spelled=as_is,
         flipped=other,
@@ -92,7 +89,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
             shape,
             weights=sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin"))),
             batch_tokens=config.batch.batch_tokens or BATCH_TOKENS["cpu"],
-            shard_rows=min(shard_rows, tally.rows),
+            shard_rows=min(cutter.shard_rows, tally.rows),
             row_bytes=row_bytes,
             shard_bytes=passing.most_bytes,
         ),

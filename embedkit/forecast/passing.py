@@ -89,9 +89,8 @@ class Passing:
         self._weights = Weights(layout(self._plan(request)), config.output.format, config.output.is_single_file)
         self._weighed = 0
 
-    def read_all(self, shard_rows: int) -> None:
+    def read_all(self, cutter: ShardCutter) -> None:
         """Read the table to its end, a shard at a time."""
-        cutter = ShardCutter(shard_rows)
         for read in _shards(self.table, cutter, self.config):
             self._add(read)
 
@@ -169,7 +168,7 @@ class Passing:
         source: dict[str, str | None] = {"name": None, "hub": None, "revision": None}
         facts = ModelFacts(recipe, fingerprint(recipe), (), "", "lean", self.variants, 0, source)
         plan = {
-            "input": input_facts(self.table, config.input),
+            "input": input_facts(self.table, None, config.input),
             "kept_types": planned_kept_types(
                 self.table.kept_types(), config, request.head.columns if request.head else {}
             ),

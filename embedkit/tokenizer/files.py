@@ -41,7 +41,7 @@ class FileTokenizer:
         model_max_length: what the file states; 1e30 where it does not.
         model_input_names: what the model takes.
         truncation_side: right or left.
-        cls_token_id, all_special_ids: ids of special tokens.
+        cls_token_id, unk_token_id, all_special_ids: ids of special tokens.
     """
 
     def __init__(self, backend: Any, settings: Mapping[str, Any], model_type: str) -> None:
@@ -51,6 +51,7 @@ class FileTokenizer:
         self.model_input_names = ["input_ids", *types, "attention_mask"]
         self.truncation_side: str = settings.get("truncation_side", "right")
         self.cls_token_id = backend.token_to_id(_SPECIAL["cls_token"])
+        self.unk_token_id = backend.token_to_id(_SPECIAL["unk_token"])
         self.all_special_ids = [backend.token_to_id(token) for token in _SPECIAL.values()]
 
     def get_vocab(self) -> dict[str, int]:

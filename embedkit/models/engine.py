@@ -8,16 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from torch import Tensor
+
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.lean.check import keeps_texts_apart
 from embedkit.models.lean.checkpoint import Checkpoint
 from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel
 from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
 from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
 from embedkit.models.resolve import ModelFolder
-from embedkit.records import Tokens
+from embedkit.models.selfcheck import agrees
+from embedkit.records import Batch, Tokens
 
 if TYPE_CHECKING:
     from embedkit.models.encoder import FrozenEncoder
@@ -88,12 +91,34 @@ def make_encoder(
             return load.plain_encoder(loaded, layers), None
         return load.make_encoder(loaded, layers, probe, for_pooler=for_pooler)
     encoder = LeanEncoder(loaded, layers, for_pooler=for_pooler)
-    if not keeps_texts_apart(encoder, probe):
+    if not agrees(encoder, _alone(encoder, probe), probe):
         raise ModelError(
             "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
-            hint="check that its weights are finite numbers; else please report its config.json and the machine",
+            hint="please report the model's config.json and `embedkit doctor`",
         )
     return encoder, None
+
+
+def _alone(encoder: LeanEncoder, probe: Tokens) -> list[dict[int, Tensor]]:
+    """The states of each probe text by itself: per text {layer: [T, D]}.
+
+    Raises:
+        ModelError: a state is not finite.
+    """
+    states: list[dict[int, Tensor]] = []
+
+    def take(layer: int, hidden_states: Tensor) -> None:
+        if not bool(hidden_states.isfinite().all()):
+            raise ModelError(
+                f"the states of this model are not finite (NaN or infinite) from layer {layer} on",
+                hint="check the weights",
+            )
+        states[-1][layer] = hidden_states[0]
+
+    for text in range(len(probe.lengths)):
+        states.append({})
+        encoder.run(probe, Batch(np.array([text]), probe.lengths[[text]]), take)
+    return states
 
 
 def _lean(folder: ModelFolder, dtype: str) -> LeanModel:

@@ -16,6 +16,7 @@ from torch import Tensor
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.architectures import UNPROVEN, Architecture
 from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.lean.encoder import LeanEncoder
 from embedkit.records import Batch, Tokens
 
 #: Largest difference between two right ways to compute the states of a text: root mean square, each dimension
@@ -133,7 +134,7 @@ def _inputs(
     }
 
 
-def agrees(encoder: FrozenEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
+def agrees(encoder: FrozenEncoder | LeanEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
     """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
     order = np.argsort(probe.lengths, kind="stable")
     # Texts of one length stand together, so where each batch may have but one length, that is where to cut.

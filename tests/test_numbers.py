@@ -167,7 +167,11 @@ def test_position_0_of_a_model_without_cls_is_not_called_cls(folders, kind):
         Encoder(str(folders[kind].folder), pool="cls")
 
 
-PACKED = ("bert", "roberta", "distilbert", "albert", "electra", "xlm-roberta", "camembert", "modernbert", "gpt2")
+#: MPNet by embedkit's own code alone.
+PACKED = (
+    *("bert", "roberta", "distilbert", "albert", "electra", "xlm-roberta", "camembert", "modernbert", "gpt2"),
+    "mpnet",
+)
 
 
 @pytest.mark.parametrize("kind", tiny_models.MODEL_TYPES)

@@ -273,7 +273,7 @@ def test_weights_of_layers_are_refused_where_a_norm_stands_behind_the_last(kind,
     model = ModelConfig(str(saved(kind, tmp_path)))
     loaded = load_model(resolve_model(model), model)
     with pytest.raises(ModelError, match="norm behind") if kind == "clip_text_model" else nullcontext():
-        refuse_norm_behind(loaded, torch.tensor([[5, 6, 7]]))
+        refuse_norm_behind(loaded, [5, 6, 7])
 
 
 @pytest.mark.parametrize(

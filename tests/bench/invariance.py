@@ -1,10 +1,11 @@
 """How far a vector moves with what it is batched with: real MiniLM weights, real texts, random batches.
 
-    python -m tests.bench.invariance TEXTS.jsonl [-o RESULT.json] [--dtype fp32|bf16]
+    python -m tests.bench.invariance TEXTS.jsonl [-o RESULT.json] [--part fp32|bf16|lean]
 
 TEXTS.jsonl has `text`; its first 1,000 are used. Each is computed by plain transformers alone, in fp32 and in
 bf16, and then in ten random batchings: a random order, cut by random budgets, so that long and short texts are
-beside each other; packed and padded in turn. Prints JSON; fails where fp32 is off by more than 1e-5.
+beside each other; packed and padded in turn. Then in ten of them by embedkit's own code for BERT, which a CPU runs
+in fp32. Prints JSON; fails where fp32 is off by more than 1e-5.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 from transformers import AutoModel
 
 from embedkit.config import ModelConfig
+from embedkit.models import engine
 from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.lean.encoder import LeanEncoder, LeanModel
 from embedkit.models.load import load_model
 from embedkit.models.resolve import resolve_model
 from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
@@ -32,13 +35,14 @@ from embedkit.tokenizer import TextTokenizer, load_tokenizer
 
 TEXTS, BATCHINGS, MAX_LENGTH, LARGEST_BUDGET = 1000, 10, 256, 8192
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PARTS = (*DTYPES, "lean")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
     options.add_argument("-o", "--output", type=Path)
-    options.add_argument("--dtype", choices=DTYPES, help="one of the two alone")
+    options.add_argument("--part", choices=PARTS, help="one of them alone")
     asked = options.parse_args()
     with asked.texts.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in islice(lines, TEXTS)]
@@ -53,10 +57,10 @@ def main() -> None:
         "tokens": {"mean": round(float(tokens.lengths.mean()), 1), "most": int(tokens.lengths.max())},
         "largest_value": float(np.abs(exact).max()),
     }
-    for dtype in [asked.dtype] if asked.dtype else DTYPES:
-        of_text = exact if dtype == "fp32" else alone(tokens, dtype)
-        rows = [measured(tokens, dtype, number, of_text, exact) for number in range(BATCHINGS)]
-        found[dtype] = {
+    for part in [asked.part] if asked.part else PARTS:
+        of_text = alone(tokens, part) if part == "bf16" else exact
+        rows = [measured(tokens, part, number, of_text, exact) for number in range(BATCHINGS)]
+        found[part] = {
             "largest_difference_to_alone": max(row["largest_difference_to_alone"] for row in rows),
             "least_cosine_to_alone": min(row["least_cosine_to_alone"] for row in rows),
             "least_cosine_to_fp32_alone": min(row["least_cosine_to_fp32_alone"] for row in rows),
@@ -67,7 +71,8 @@ def main() -> None:
     if asked.output:
         asked.output.write_text(text + "\n", encoding="utf-8")
     print(text)
-    assert "fp32" not in found or found["fp32"]["largest_difference_to_alone"] <= 1e-5
+    for part in {"fp32", "lean"} & set(found):
+        assert found[part]["largest_difference_to_alone"] <= 1e-5
 
 
 def tokenized(texts: list[str]) -> Tokens:
@@ -87,19 +92,9 @@ def alone(tokens: Tokens, dtype: str) -> np.ndarray:
     return np.stack(vectors)
 
 
-def measured(tokens: Tokens, dtype: str, number: int, of_text: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
-    batches = "packed" if number % 2 == 0 else "padded"
-    config = ModelConfig("minilm", dtype=dtype)
-    loaded = load_model(resolve_model(config), config)
-    encoder = FrozenEncoder(
-        loaded.model,
-        loaded.architecture,
-        (loaded.n_layers,),
-        n_layers=loaded.n_layers,
-        hidden_size=exact.shape[1],
-        batches=batches,
-        tapped=True,
-    )
+def measured(tokens: Tokens, part: str, number: int, of_text: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+    batches = "padded" if number % 2 and part != "lean" else "packed"
+    encoder = lean_encoder() if part == "lean" else encoder_of_transformers(part, batches, exact.shape[1])
     random = np.random.default_rng(number)
     budget = int(random.integers(MAX_LENGTH, LARGEST_BUDGET))
     found = np.full_like(exact, np.nan)
@@ -112,6 +107,27 @@ def measured(tokens: Tokens, dtype: str, number: int, of_text: np.ndarray, exact
         "least_cosine_to_alone": least_cosine(found, of_text),
         "least_cosine_to_fp32_alone": least_cosine(found, exact),
     }
+
+
+def lean_encoder() -> LeanEncoder:
+    config = ModelConfig("minilm", device="cpu", dtype="fp32")
+    loaded = engine.load_model(resolve_model(config), config)
+    assert isinstance(loaded, LeanModel)
+    return LeanEncoder(loaded, (loaded.n_layers,), for_pooler=False)
+
+
+def encoder_of_transformers(dtype: str, batches: str, hidden_size: int) -> FrozenEncoder:
+    config = ModelConfig("minilm", device="cpu", dtype=dtype)
+    loaded = load_model(resolve_model(config), config)
+    return FrozenEncoder(
+        loaded.model,
+        loaded.architecture,
+        (loaded.n_layers,),
+        n_layers=loaded.n_layers,
+        hidden_size=hidden_size,
+        batches=batches,
+        tapped=True,
+    )
 
 
 def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, padded: bool) -> Iterator[Batch]:
@@ -129,7 +145,7 @@ def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, 
 
 
 @torch.inference_mode()
-def vectors_of(encoder: FrozenEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
+def vectors_of(encoder: FrozenEncoder | LeanEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
     if encoder.packed:
         groups, text = [], 0
         for run in batch.runs():

@@ -107,16 +107,20 @@ class Checkpoint:
 
     def embedding(self, name: str) -> Tensor:
         """A table of embeddings: fp32 [rows, width]."""
-        return self._read(f"{name}.weight")
+        # A copy: a file that is written to while it is mapped would change the numbers.
+        return self._read(f"{name}.weight").clone()
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a linear layer or a norm: fp32 [out, in] or [width], and [out]."""
+        """Weight and bias of a norm: fp32 [width] each."""
+        return self._read(f"{name}.weight").clone(), self._read(f"{name}.bias").clone()
+
+    def mapped(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a linear layer, fp32 [out, in] and [out]; to be copied, they may lie in the file."""
         return self._read(f"{name}.weight"), self._read(f"{name}.bias")
 
     def _read(self, name: str) -> Tensor:
         try:
-            # A copy: a file that is written to while it is mapped would change the numbers.
-            return self._tensors[self._found(name)].read().to(torch.float32, copy=True).contiguous()
+            return self._tensors[self._found(name)].read().to(torch.float32).contiguous()
         except (OSError, RuntimeError, ValueError) as fault:
             raise NotLeanError(f"{name} cannot be read ({type(fault).__name__})") from None
 

@@ -30,8 +30,8 @@ def dense(weight: Tensor, bias: Tensor, dtype: str) -> Dense:
     """The fastest linear layer here.
 
     Args:
-        weight: fp32 [N, K].
-        bias: fp32 [N].
+        weight: fp32 [N, K]; copied.
+        bias: fp32 [N]; copied.
         dtype: fp32 or int8.
     """
     if dtype == "int8":
@@ -54,7 +54,7 @@ class PlainDense:
     """As torch has it."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self._weight, self._bias = weight, bias
+        self._weight, self._bias = weight.clone(), bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Weight times rows plus bias."""
@@ -66,7 +66,7 @@ class PackedDense:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)  # noqa: SLF001 - its only name
-        self._bias = bias
+        self._bias = bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Weight times rows plus bias."""
@@ -88,7 +88,7 @@ class Int8Dense:
         quantised = (weight / self._scale[:, None]).round_().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(quantised, [ROWS, weight.shape[1]])
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
-        self._bias = bias
+        self._bias = bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Weight times rows plus bias."""

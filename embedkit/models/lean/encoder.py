@@ -97,8 +97,8 @@ class LeanEncoder:
         self._types = checkpoint.embedding("embeddings.token_type_embeddings") if shape.type_vocab_size else None
         self._norm = self._read_norm(checkpoint, "embeddings.LayerNorm")
         projects = shape.embedding_size != shape.hidden_size
-        self._project = dense(*checkpoint.pair("embeddings_project"), "fp32") if projects else None
-        self._pooler = dense(*checkpoint.pair("pooler.dense"), "fp32") if for_pooler else None
+        self._project = dense(*checkpoint.mapped("embeddings_project"), "fp32") if projects else None
+        self._pooler = dense(*checkpoint.mapped("pooler.dense"), "fp32") if for_pooler else None
         # MPNet's bias of nearness (arXiv 2004.09297; the buckets are T5's): [32, heads].
         near = shape.model_type == "mpnet"
         self._nearness = checkpoint.embedding("encoder.relative_attention_bias") if near else None
@@ -183,18 +183,18 @@ class LeanEncoder:
         shape = self._shape
         names = NAMES[shape.model_type]
         layer = names.layer.format(number)
-        parts = [checkpoint.pair(layer + part) for part in (names.query, names.key, names.value)]
+        parts = [checkpoint.mapped(layer + part) for part in (names.query, names.key, names.value)]
         # Scores are scaled once for all: 1 / sqrt(head_dim) goes into the queries.
         scaling = math.sqrt(shape.n_heads / shape.hidden_size)
         parts[0] = (parts[0][0] * scaling, parts[0][1] * scaling)
         weights, biases = zip(*parts, strict=True)
         return Layer(
             qkv=dense(torch.cat(weights), torch.cat(biases), dtype),
-            out=dense(*checkpoint.pair(layer + names.out), dtype),
+            out=dense(*checkpoint.mapped(layer + names.out), dtype),
             norm=self._read_norm(checkpoint, layer + names.norm),
-            up=dense(*checkpoint.pair(layer + names.up), dtype),
+            up=dense(*checkpoint.mapped(layer + names.up), dtype),
             activation=FUNCTIONS[shape.activation],
-            down=dense(*checkpoint.pair(layer + names.down), dtype),
+            down=dense(*checkpoint.mapped(layer + names.down), dtype),
             last_norm=self._read_norm(checkpoint, layer + names.last_norm),
             n_heads=shape.n_heads,
         )

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
@@ -25,8 +27,9 @@ from embedkit.models.engine import load_model, make_encoder
 from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel, buckets
 from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
+from embedkit.models.lean.team import Team
 from embedkit.models.resolve import resolve_model
-from embedkit.records import Tokens
+from embedkit.records import Batch, Tokens
 from tests import tiny_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -196,6 +199,36 @@ def test_a_long_text_goes_through_attention_whose_memory_does_not_grow_with_the_
     ids = np.random.default_rng(0).integers(0, 120, 1100 + 4).astype(np.int32)
     tokens = Tokens(ids, None, np.array([1100, 4]), 1, 1)
     assert_same(states(lean_encoder(folder, tokens), tokens, 10_000), by_transformers(folder, tokens))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_a_batch_change_nothing(threads, tmp_path):
+    folder = save("mpnet", tmp_path)
+    tokens = tokens_with_pads(types=False)
+    alone, shared = (lean_encoder(folder, tokens) for _ in range(2))
+    shared._team.size = threads
+    assert_same(states(shared, tokens, 10_000), states(alone, tokens, 10_000))
+    assert shared._team._pool is not None
+    assert alone._team._pool is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, unique_by=lambda run: run[0]),
+    st.integers(1, 8),
+)
+def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
+    team = Team()
+    team.size = threads
+    lengths = sorted(length for length, count in runs for _ in range(count))
+    batch = Batch(np.arange(len(lengths)), np.array(lengths))
+    parts = team.parts(tuple(batch.runs()))
+    assert 1 <= len(parts) <= threads
+    assert [length for part in parts for run in part.runs for length in [run.length] * run.count] == lengths
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    for part in parts:
+        ends = [run.start + run.count * run.length for run in part.runs]
+        assert [run.start for run in part.runs] == [0, *ends[:-1]]
+        assert ends[-1] == part.stop - part.start
 
 
 # --- ways in which a model can lie in its folder ------------------------------------------------------------

@@ -4,6 +4,7 @@ shape.py        config.json → what the model looks like, or why it is left to 
 checkpoint.py   the weights, by the names that each kind of model gives them
 dense.py        linear layers, in fp32 and in int8
 layer.py        one encoder layer over texts that lie end to end
+team.py         threads, each with some texts of a batch
 encoder.py      all of it: token ids → hidden states, layer by layer
 
 Nothing is guessed: a setting or a weight that is not understood leaves the model to transformers.

@@ -7,6 +7,8 @@ nobody asked for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from embedkit.models.lean.checkpoint import NAMES, Checkpoint
 from embedkit.models.lean.dense import dense
 from embedkit.models.lean.layer import FUNCTIONS, Layer, Norm
 from embedkit.models.lean.shape import LeanShape
+from embedkit.models.lean.team import Part, Team
 from embedkit.models.positions import after_pad
 from embedkit.records import Batch, Tokens
 
@@ -92,6 +95,7 @@ class LeanEncoder:
         self.n_layers = shape.n_layers
         self.hidden_size = shape.hidden_size
         self._shape = shape
+        self._team = Team()
         self._words = checkpoint.embedding("embeddings.word_embeddings")
         self._places = checkpoint.embedding("embeddings.position_embeddings")
         self._types = checkpoint.embedding("embeddings.token_type_embeddings") if shape.type_vocab_size else None
@@ -149,9 +153,12 @@ class LeanEncoder:
             biases = {run.length: _bias(self._nearness, run.length) for run in runs}
         if 0 in wanted:
             take(0, states[None])
+        parts = self._team.parts(runs)
+        pieces = [states[part.start : part.stop] for part in parts]
         for number, layer in enumerate(self._stack, start=1):
-            states = layer(states, runs, biases)
+            pieces = self._team.map(partial(_through, layer, biases), pieces, parts)
             if number in wanted:
+                states = _joined(pieces)
                 take(number, states[None])
         if self._pooler is None:
             return None
@@ -198,6 +205,14 @@ class LeanEncoder:
             last_norm=self._read_norm(checkpoint, layer + names.last_norm),
             n_heads=shape.n_heads,
         )
+
+
+def _through(layer: Layer, biases: Mapping[int, Tensor], states: Tensor, part: Part) -> Tensor:
+    return layer(states, part.runs, biases)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _bias(nearness: Tensor, length: int) -> Tensor:

@@ -1,0 +1,96 @@
+"""Threads that each take some texts of a batch through a layer, each on cores of its own.
+
+torch would split every single operation over the cores, and have them wait for each other behind each: some
+hundred times a layer. Here they meet once a layer. That counts most where another process takes a core now and
+then, because then all wait for the one that was put aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+
+import torch
+from torch import Tensor
+
+from embedkit.records import Run
+
+#: More threads than this would wait for Python's lock; cores beyond it work together within a thread.
+_MOST_THREADS = 8
+#: Fewer tokens than this are not worth a thread.
+_FEWEST_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive texts of a packed batch.
+
+    Attributes:
+        start, stop: tokens of the batch that it covers.
+        runs: its texts, by their place in the part.
+    """
+
+    start: int
+    stop: int
+    runs: tuple[Run, ...]
+
+
+class Team:
+    """Threads, started when first needed."""
+
+    def __init__(self) -> None:
+        self.cores = torch.get_num_threads()
+        self.size = min(self.cores, _MOST_THREADS)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def parts(self, runs: Sequence[Run]) -> list[Part]:
+        """The texts of a batch, in as many parts of like size as there are threads to work on them."""
+        n_tokens = sum(run.count * run.length for run in runs)
+        wanted = max(1, min(self.size, n_tokens // _FEWEST_TOKENS))
+        return list(_cut(runs, n_tokens / wanted))
+
+    def map(
+        self, work: Callable[[Tensor, Part], Tensor], states: Sequence[Tensor], parts: Sequence[Part]
+    ) -> list[Tensor]:
+        """`work` on each part's states at once, in order; a single part has all cores to itself."""
+        if len(parts) == 1:
+            return [work(states[0], parts[0])]
+        if self._pool is None:
+            self._pool = self._started()
+        return list(self._pool.map(torch.inference_mode()(work), states, parts))
+
+    def _started(self) -> ThreadPoolExecutor:
+        """The threads, all of them at work once, so that each has set how many cores it takes."""
+        at_once = Barrier(self.size)
+
+        def begin() -> None:
+            torch.set_num_threads(max(1, self.cores // self.size))
+
+        pool = ThreadPoolExecutor(self.size, "embedkit-forward", begin)
+        for one in [pool.submit(at_once.wait) for _ in range(self.size)]:
+            one.result()
+        # torch takes the number for that of this thread and for a default, too, whoever sets it.
+        torch.set_num_threads(self.cores)
+        return pool
+
+
+def _cut(runs: Sequence[Run], size: float) -> Iterator[Part]:
+    """Parts that end behind the text with which they reach their share of the tokens."""
+    start = place = 0
+    kept: list[Run] = []
+    for run in runs:
+        left = run.count
+        while left:
+            # So many more texts until the part is full; one at least.
+            share = (round(start / size) + 1) * size
+            count = min(left, max(1, round((share - place) / run.length)))
+            kept.append(Run(place - start, count, run.length))
+            place += count * run.length
+            left -= count
+            if place >= share - run.length / 2:
+                yield Part(start, place, tuple(kept))
+                start, kept = place, []
+    if kept:
+        yield Part(start, place, tuple(kept))

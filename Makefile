@@ -81,9 +81,10 @@ lint: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff format --check embedkit tests README.md
 	$(BIN)/mypy
 
+# A process a core, so each is to have one thread.
 .PHONY: test
 test: lint ## lint, then all tests
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
 .PHONY: torture
 torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits

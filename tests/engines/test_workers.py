@@ -93,7 +93,7 @@ def test_a_signal_stops_all_workers_and_resume_goes_on(workers, encode, whole, t
     told = re.search(r"error: stopped by a signal; (\d+) shards are committed\n", ran.err)
     committed = len(list((tmp_path / "place/out/commits").glob("[0-9]*.json")))
     assert int(told[1]) == committed < SHARDS
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     arguments = ("-o", tmp_path / "place" / "out", "--shard-rows", 8, "--on-exists", "resume")
     assert encode(NOTES, *arguments).code == 0
     assert_same(tmp_path / "place", whole("out"))

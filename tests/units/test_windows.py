@@ -96,7 +96,7 @@ def shards(draw: st.DrawFn) -> tuple[TokenizedTexts, list[Record]]:
     tokens = Tokens(ids, None, np.array(lengths, np.int64), 1, 1)
     n = np.zeros(len(records), np.int32)
     return TokenizedTexts(
-        tokens, np.array(texts, np.int64), np.zeros(len(texts), np.int64), n, n, n, places
+        tokens, np.array(texts, np.int64), np.zeros(len(texts), np.int64), n, n, n, n_unknown=None, places=places
     ), records
 
 

@@ -85,7 +85,7 @@ def assemble(
     """
     from embedkit.embedding import Embedder
     from embedkit.memory import TokenBudget
-    from embedkit.models.engine import load_model, make_encoder
+    from embedkit.models.engine import NotExactError, load_model, make_encoder
     from embedkit.models.head import load_head, load_layer_weights, refuse_norm_behind
     from embedkit.pooling.plan import PoolingPlan
 
@@ -106,9 +106,13 @@ def assemble(
         probe = tokenizer.tokenize(_PROBES).tokens
         if drafted.layer_agg == "weighted":
             refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
-        encoder, notice = make_encoder(
-            loaded, layers, probe, for_pooler="pooler" in request.poolings, plainly=plainly
-        )
+        for_pooler = "pooler" in request.poolings
+        try:
+            encoder, notice = make_encoder(loaded, layers, probe, for_pooler=for_pooler, plainly=plainly)
+        except NotExactError:
+            loaded = load_model(folder, model, plainly=True)
+            encoder, _ = make_encoder(loaded, layers, probe, for_pooler=for_pooler)
+            notice = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
         files = hashes.result()
     for chosen in request.poolers.values():
         chosen.refuse_other_model(

@@ -36,6 +36,10 @@ _SHAPES = 16
 _SHORT = 64
 
 
+class NotExactError(ModelError):
+    """The lean forward gives other vectors in a batch than for a text alone."""
+
+
 def load_model(folder: ModelFolder, config: ModelConfig, *, plainly: bool = False) -> Loaded:
     """Load the encoder of a model's folder.
 
@@ -85,6 +89,7 @@ def make_encoder(
         The encoder, and a notice for the user where a way that should have worked does not.
 
     Raises:
+        NotExactError: embedkit's own code does not give what it gives for a text alone; transformers may.
         ModelError: no way to batch texts gives what they give alone.
     """
     if not isinstance(loaded, LeanModel):
@@ -96,7 +101,9 @@ def make_encoder(
     encoder = LeanEncoder(loaded, layers, for_pooler=for_pooler)
     probe = _short(probe)
     if not agrees(encoder, _alone(encoder, probe), probe):
-        raise ModelError(
+        # There is nothing that int8 could fall back to.
+        kind = ModelError if loaded.dtype == "int8" else NotExactError
+        raise kind(
             "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
             hint="please report the model's config.json and `embedkit doctor`",
         )

@@ -439,6 +439,26 @@ def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch)
     assert "engine was 'lean' when the run was planned and is 'transformers' now" in ran.err
 
 
+def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said_once(bert, monkeypatch):
+    right = Encoder(bert, pool="mean")
+    run = LeanEncoder.run
+
+    def wrong(self, tokens, batch, take):
+        """In a batch of several texts, the states of each are those of another."""
+        shift = 1 if len(batch.texts) > 1 else 0
+        return run(self, tokens, batch, lambda layer, states: take(layer, states.roll(shift, dims=1)))
+
+    monkeypatch.setattr(LeanEncoder, "run", wrong)
+    found = Encoder(bert, pool="mean")
+    assert (right._embedder.encoder.engine, found._embedder.encoder.engine) == ("lean", "transformers")
+    assert [said for said in found.notices if "fast path" in said and said not in right.notices] != []
+    assert len(found.notices) == len(right.notices) + 1
+    texts = list(tiny_models.TEXTS)
+    assert np.abs(found.encode(texts) - right.encode(texts)).max() > 0  # `right` is wrong by now
+    alone = np.concatenate([right.encode([text]) for text in texts])
+    assert np.abs(found.encode(texts) - alone).max() <= 1e-5
+
+
 def test_neither_transformers_nor_the_hub_is_imported_for_a_model_that_needs_neither():
     code = (
         "import sys, embedkit; embedkit.Encoder('minilm').encode(['a line']); "

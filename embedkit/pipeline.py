@@ -262,14 +262,19 @@ def _finite(raw: Mapping[str, Any], n_texts: int) -> NDArray[np.bool_]:
 def _finished(name: str, raw: Any, used: NDArray[np.int64], finisher: Finisher) -> Any:
     """The vectors of the units that are used, as they are stored."""
     if isinstance(raw, list):
-        return [_stored(raw[unit], None, finisher.precision) for unit in used.tolist()]
+        return [as_stored(raw[unit], None, finisher.precision) for unit in used.tolist()]
     vectors = raw if len(used) == len(raw) else raw[used]
     vectors = finish(vectors, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim)
     ranges = finisher.int8_ranges[name] if finisher.int8_ranges else None
-    return _stored(vectors, ranges, finisher.precision)
+    return as_stored(vectors, ranges, finisher.precision)
 
 
-def _stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
+def as_stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
+    """Finished vectors in the output's precision.
+
+    Raises:
+        OutputError: a value is too large for it.
+    """
     stored = store(vectors, precision, ranges)
     if precision == "float16" and not np.isfinite(stored).all():
         raise OutputError(

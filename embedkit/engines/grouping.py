@@ -23,7 +23,8 @@ from embedkit.engines.planning import counts, layout, manifest_of
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, UsageError
-from embedkit.pooling.finish import finish, store
+from embedkit.pipeline import as_stored
+from embedkit.pooling.finish import finish
 from embedkit.recipe import fingerprint
 from embedkit.records import EncodedShard, Fault, Variant
 from embedkit.request import find_model
@@ -214,7 +215,7 @@ class _Fold:
             flat[place] = (group.vectors or {})[variant.name]
         truncate_dim = self.config.pooling.truncate_dim
         done = finish(flat, normalize=self.recipe["normalize"], truncate_dim=truncate_dim)
-        return store(done, self.config.pooling.precision, None)
+        return as_stored(done, None, self.config.pooling.precision)
 
     def _keep_rejects(self) -> None:
         """Rows that could not be read stay listed, beside the output."""

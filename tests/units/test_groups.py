@@ -178,3 +178,11 @@ def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_ro
     assert embedkit.read(out).table.select(["id", "n_rows"]).to_pylist() == [{"id": "p1", "n_rows": 2}]
     (listed,) = (tmp_path / "out.rows.rejects.jsonl").read_text().splitlines()
     assert json.loads(listed) | {"file": ""} == {"row": 1, "file": "", "offset": None, "code": "no_group"}
+
+
+def test_a_group_whose_values_do_not_fit_float16_is_refused_like_a_row(bert, notes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grouping, "finish", lambda vectors, **_: vectors * np.float32(1e9))
+    asked = (notes, "-m", bert, "--group-by", "patient", "--precision", "float16", "-o", tmp_path / "out")
+    assert ran(*asked) == 5
+    assert "largest of float16" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -1,0 +1,109 @@
+"""What `embedkit doctor` says of a machine; machines with cards are made up, since few tests run on one."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from embedkit.cli import doctor
+
+ALL = {"torch.nn.attention.varlen", "flash_attn", "triton"}
+CODE = ("sm_80", "sm_90", "compute_90")
+
+
+@pytest.fixture
+def machine(monkeypatch, embedkit_cli):
+    """A machine with these cards, as `embedkit doctor` tells of it: what is there, and what is missing."""
+
+    def told(
+        cards=(), *, cuda="13.0", driver="13.0", there=ALL, code=("sm_80", "sm_90", "compute_90"), shown=None
+    ):
+        facts = [
+            SimpleNamespace(name=name, major=major, minor=minor, total_memory=gib << 30)
+            for name, major, minor, gib in cards
+        ]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(facts))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", facts.__getitem__)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(code))
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(doctor, "_driver", lambda: driver)
+        monkeypatch.setattr(doctor, "_NVIDIA", SimpleNamespace(exists=lambda: False))
+        monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+        monkeypatch.setattr(doctor, "find_spec", lambda name: name in there or None)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown is not None:
+            monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", shown)
+        ran = embedkit_cli("doctor")
+        assert (ran.code, ran.err) == (0, "")
+        has, _, lacks = ran.out.partition("\nhub cache")[0].partition("\nmissing for the fast path:\n")
+        return has, lacks
+
+    return told
+
+
+H200 = ("NVIDIA H200", 9, 0, 140)
+
+
+def test_a_card_with_all_it_takes_lacks_nothing(machine):
+    has, lacks = machine([H200, ("NVIDIA A10G", 8, 6, 22)])
+    assert "cuda:0     NVIDIA H200, compute capability 9.0, 140 GiB, bf16\n" in has
+    assert "cuda:1     NVIDIA A10G, compute capability 8.6, 22 GiB, bf16\n" in has
+    assert "torch is built for 13.0, the driver takes 13.0\n" in has
+    assert "attention  torch.nn.attention.varlen, flash-attn\n" in has
+    assert lacks == ""
+
+
+def test_without_a_card_nothing_is_missing(machine):
+    has, lacks = machine(cuda=None, driver=None)
+    assert "no GPU: --device auto means cpu" in has
+    assert lacks == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "what", "way_out"),
+    [
+        ({"cuda": None, "driver": "12.8"}, "is built without CUDA", "for CUDA 12.8 or older"),
+        ({"cuda": "13.0", "driver": "12.8"}, "the NVIDIA driver takes 12.8 at most", "built for CUDA 12"),
+        ({"shown": ""}, "CUDA_VISIBLE_DEVICES='' hides", "unset it"),
+        ({}, "torch finds no card", "nvidia-smi"),
+    ],
+)
+def test_it_says_why_torch_sees_no_card_although_there_is_a_driver(machine, asked, what, way_out):
+    has, lacks = machine(**asked)
+    assert "no GPU" in has
+    found, out = lacks.splitlines()
+    assert what in found
+    assert way_out in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "what", "way_out"),
+    [
+        ({"there": {"triton"}}, "no variable-length attention", "torch 2.11 or newer"),
+        ({"there": ALL - {"triton"}}, "Triton is not installed", "install triton"),
+        ({"cards": [("Tesla V100", 7, 0, 16)], "code": ["sm_70"]}, "neither bf16 nor flash", "fp16"),
+        ({"code": ["sm_80", "sm_86"]}, "no code for cuda:0 (it has sm_80, sm_86)", "built for it"),
+        ({"cards": [("B200", 10, 0, 180)], "code": ["sm_90a"]}, "no code for cuda:0", "newer one"),
+    ],
+)
+def test_it_says_what_is_missing_beside_a_card(machine, asked, what, way_out):
+    _, lacks = machine(**{"cards": [H200], **asked})
+    found, out = lacks.splitlines()
+    assert what in found
+    assert way_out in out
+
+
+def test_a_later_card_runs_what_the_driver_makes_for_it(machine):
+    assert machine([("B200", 10, 0, 180)], code=["sm_80", "compute_90"])[1] == ""
+
+
+def test_a_machine_tells_what_its_processor_has(machine, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    has, _ = machine(cuda=None, driver=None)
+    assert ": no VNNI, " in has
+    assert ", AMX\n" in has
+    assert "--dtype int8: no, this cpu has no AVX-512 VNNI" in has

@@ -6,11 +6,12 @@ Takes token ids, gives states; knows nothing of texts, pooling or files. Runs pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedkit.models import attention
@@ -20,6 +21,9 @@ from embedkit.records import Batch, Tokens
 
 #: Called with a layer's number and its states [1, T, D] (packed) or [B, T, D] (padded).
 TakeLayer: TypeAlias = Callable[[int, Tensor], None]
+#: What a forward pass needs of a batch, by names of the encoder's own.
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Inputs: TypeAlias = Mapping[str, Tensor]
 
 
 class FrozenEncoder:
@@ -78,7 +82,27 @@ class FrozenEncoder:
             What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
             was wanted.
         """
-        return self._run(tokens, batch, take, frozenset(self.layers))
+        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model that `prepare` has made ready; see `run`.
+
+        Args:
+            inputs: what `prepare` gave, as tensors on the encoder's device.
+            batch: the same.
+            take: see `run`.
+        """
+        return self._forward(inputs, batch, take, frozenset(self.layers))
+
+    def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+        """
+        return self._packed(tokens, batch) if self.packed else self._padded(tokens, batch)
 
     @torch.inference_mode()
     def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
@@ -100,26 +124,27 @@ class FrozenEncoder:
                 broken.append(layer)
 
         batch = Batch(np.array([text]), np.array([length]))
-        self._run(tokens, batch, look, frozenset(range(max(self.layers) + 1)))
+        inputs = tensors(self.prepare(tokens, batch), self.device)
+        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
         return min(broken, default=None)
 
-    def _run(self, tokens: Tokens, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
-        inputs = self.packed_inputs(tokens, batch) if self.packed else self.padded_inputs(tokens, batch)
+    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
         width = batch.tokens if self.packed else int(batch.lengths[-1])
+        known: dict[str, Any] = {attention.RUNS: tuple(batch.runs())} if self.packed else {}
 
         def hand_out(layer: int, hidden_states: Tensor) -> None:
             # Some models pad to whole windows, and do not take that away again inside.
             take(layer, hidden_states[:, :width])
 
         if self._tap is None:
-            output = self.model(**inputs, output_hidden_states=True)
+            output = self.model(**inputs, **known, output_hidden_states=True)
             for layer in sorted(layers):
                 is_last = layer == self.n_layers
                 hand_out(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
             return _pooler_output(output)
         with self._tap.giving(hand_out, layers):
             try:
-                output = self.model(**inputs)
+                output = self.model(**inputs, **known)
             except _DeepEnough:
                 return None
         # What the model hands out last may have one more norm behind it than the last layer.
@@ -133,21 +158,17 @@ class FrozenEncoder:
             # The one behind the deepest stays: it is where the forward pass is stopped.
             del stack[max(self.layers) + 1 :]
 
-    def packed_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
-        """Arguments of the model's forward for texts laid end to end: tensors [1, T]."""
+    def _packed(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """Arguments of the model's forward for texts laid end to end: int64 [1, T]."""
         places, position = tokens.places(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
-        inputs = {
-            "input_ids": self._tensor(ids[None]),
-            "position_ids": self._tensor(self._positions(ids, position)[None]),
-            attention.RUNS: tuple(batch.runs()),
-        }
+        arrays: Arrays = {"input_ids": ids[None], "position_ids": self._positions(ids, position)[None]}
         if tokens.token_type_ids is not None:
-            inputs["token_type_ids"] = self._tensor(tokens.token_type_ids[places].astype(np.int64)[None])
-        return inputs
+            arrays["token_type_ids"] = tokens.token_type_ids[places].astype(np.int64)[None]
+        return arrays
 
-    def padded_inputs(self, tokens: Tokens, batch: Batch) -> dict[str, Any]:
-        """Arguments of the model's forward for a rectangle [n, longest], padded on the right.
+    def _padded(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """Arguments of the model's forward for a rectangle, int64 [n, longest], padded on the right.
 
         Wider than the longest text only where the model's code cannot take so few tokens.
         """
@@ -155,22 +176,24 @@ class FrozenEncoder:
         # From the lengths, never from the ids: a pad id may be content.
         width = max(int(batch.lengths[-1]), self._least_tokens)
         mask = np.arange(width) < batch.lengths[:, None]
-        inputs = {
-            "input_ids": self._tensor(_rectangle(mask, tokens.input_ids[places], self.pad_id)),
-            "attention_mask": self._tensor(mask.astype(np.int64)),
+        arrays: Arrays = {
+            "input_ids": _rectangle(mask, tokens.input_ids[places], self.pad_id),
+            "attention_mask": mask.astype(np.int64),
         }
         if tokens.token_type_ids is not None:
-            inputs["token_type_ids"] = self._tensor(_rectangle(mask, tokens.token_type_ids[places], 0))
-        return inputs
+            arrays["token_type_ids"] = _rectangle(mask, tokens.token_type_ids[places], 0)
+        return arrays
 
-    def _positions(self, ids: np.ndarray[Any, Any], position: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _positions(self, ids: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position ids of packed tokens as the model would count them for each text alone: int64 [T]."""
         if self.architecture.positions != "after_pad":
             return position
         return after_pad(ids, position, self.pad_id)
 
-    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+def tensors(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
+    """Arrays as tensors on a device, of the same shapes; on a CPU they share the arrays' memory."""
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
@@ -220,7 +243,7 @@ def _pooler_output(output: Any) -> Tensor | None:
     return pooled
 
 
-def _rectangle(mask: np.ndarray[Any, Any], flat: np.ndarray[Any, Any], fill: int) -> np.ndarray[Any, Any]:
+def _rectangle(mask: NDArray[np.bool_], flat: NDArray[np.int32], fill: int) -> NDArray[np.int64]:
     filled = np.full(mask.shape, fill, np.int64)
     filled[mask] = flat
     return filled

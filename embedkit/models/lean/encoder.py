@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.architectures import ARCHITECTURES, Architecture
-from embedkit.models.encoder import TakeLayer
+from embedkit.models.encoder import Arrays, Inputs, TakeLayer, tensors
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
 from embedkit.models.lean.dense import dense
 from embedkit.models.lean.layer import FUNCTIONS, Layer, Norm
@@ -121,7 +121,36 @@ class LeanEncoder:
         Returns:
             What the model's own pooling head gives, [n, D]; None where it is not wanted.
         """
-        return self._run(tokens, batch, take, frozenset(self.layers))
+        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model that `prepare` has made ready; see `run`.
+
+        Args:
+            inputs: what `prepare` gave, as tensors on the encoder's device.
+            batch: the same.
+            take: see `run`.
+        """
+        return self._forward(inputs, batch, take, frozenset(self.layers))
+
+    def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """What a forward pass needs of a batch: int64 [T]. Numpy alone: any thread may make it ahead.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+        """
+        places, position = tokens.places(batch.texts)
+        ids = tokens.input_ids[places].astype(np.int64)
+        if self._shape.pad_id is not None:
+            position = after_pad(ids, position, self._shape.pad_id)
+        arrays: Arrays = {"input_ids": ids, "position_ids": position}
+        if self._types is not None and tokens.token_type_ids is not None:
+            arrays["token_type_ids"] = tokens.token_type_ids[places].astype(np.int64)
+        if self._pooler is not None:
+            arrays["starts"] = np.cumsum(batch.lengths) - batch.lengths
+        return arrays
 
     @torch.inference_mode()
     def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
@@ -142,11 +171,12 @@ class LeanEncoder:
                 broken.append(layer)
 
         batch = Batch(np.array([text]), tokens.lengths[[text]])
-        self._run(tokens, batch, look, frozenset(range(len(self._stack) + 1)))
+        inputs = tensors(self.prepare(tokens, batch), self.device)
+        self._forward(inputs, batch, look, frozenset(range(len(self._stack) + 1)))
         return min(broken, default=None)
 
-    def _run(self, tokens: Tokens, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        states = self._embed(tokens, batch)
+    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
+        states = self._embed(inputs)
         runs = tuple(batch.runs())
         biases = {}
         if self._nearness is not None:
@@ -162,23 +192,15 @@ class LeanEncoder:
                 take(number, states[None])
         if self._pooler is None:
             return None
-        starts = torch.from_numpy(np.cumsum(batch.lengths) - batch.lengths)
-        return torch.tanh(self._pooler(states[starts]))
+        return torch.tanh(self._pooler(states[inputs["starts"]]))
 
-    def _embed(self, tokens: Tokens, batch: Batch) -> Tensor:
+    def _embed(self, inputs: Inputs) -> Tensor:
         """hidden_states[0] of the batch's texts, laid end to end: fp32 [T, D]."""
-        places, position = tokens.places(batch.texts)
-        ids = tokens.input_ids[places].astype(np.int64)
-        if self._shape.pad_id is not None:
-            position = after_pad(ids, position, self._shape.pad_id)
-        states = functional.embedding(torch.from_numpy(ids), self._words)
+        states = functional.embedding(inputs["input_ids"], self._words)
         if self._types is not None:
-            if tokens.token_type_ids is None:
-                states += self._types[0]
-            else:
-                types = torch.from_numpy(tokens.token_type_ids[places].astype(np.int64))
-                states += functional.embedding(types, self._types)
-        states += functional.embedding(torch.from_numpy(position), self._places)
+            types = inputs.get("token_type_ids")
+            states += self._types[0] if types is None else functional.embedding(types, self._types)
+        states += functional.embedding(inputs["position_ids"], self._places)
         states = self._norm(states)
         return states if self._project is None else self._project(states)
 

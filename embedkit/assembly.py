@@ -87,6 +87,7 @@ def assemble(
     from embedkit.memory import TokenBudget
     from embedkit.models.engine import NotExactError, load_model, make_encoder
     from embedkit.models.head import load_head, load_layer_weights, refuse_norm_behind
+    from embedkit.models.selfcheck import SLOWER
     from embedkit.pooling.plan import PoolingPlan
 
     folder, shipped = request.folder, request.shipped
@@ -112,7 +113,7 @@ def assemble(
         except NotExactError:
             loaded = load_model(folder, model, plainly=True)
             encoder, _ = make_encoder(loaded, layers, probe, for_pooler=for_pooler)
-            notice = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
+            notice = SLOWER
         files = hashes.result()
     for chosen in request.poolers.values():
         chosen.refuse_other_model(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.config import RunConfig
-from embedkit.destination import destination_of
-from embedkit.engines.planning import counts, layout, manifest_of
-from embedkit.engines.summary import Summary
+from embedkit.destination import Destination, destination_of
+from embedkit.engines.planning import ModelFacts, counts, layout, manifest_of
+from embedkit.engines.summary import Summary, summary_of_whole
 from embedkit.engines.watcher import Watcher
-from embedkit.errors import OutputError, UsageError
+from embedkit.errors import UsageError
 from embedkit.pipeline import as_stored
+from embedkit.plan import refuse_changes
 from embedkit.pooling.finish import finish
 from embedkit.recipe import fingerprint
 from embedkit.records import EncodedShard, Fault, Variant
@@ -31,12 +33,18 @@ from embedkit.request import find_model
 from embedkit.sinks import make_sink
 from embedkit.sinks.stored import Stored, open_stored, read_json
 from embedkit.units.groups import Grouping, Item, key_of, last_rows
+from embedkit.whole_files import WholeFiles
 
 Run = Callable[[RunConfig, Watcher, threading.Event], Summary]
+Foresee = Callable[[RunConfig, Watcher, threading.Event], tuple[dict[str, Any], ModelFacts]]
 _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 
 
-def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run: Run) -> Summary:
+#: What two runs must have in common for the output of one to be that of the other.
+_DECIDING = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
+
+
+def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run: Run, foresee: Foresee) -> Summary:
     """Carry out one `embedkit encode --group-by`.
 
     Args:
@@ -44,6 +52,7 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
         watcher: is told how it goes.
         stop: set from outside to end the run between two batches.
         run: carries out an encode of rows.
+        foresee: the plan that `run` would have, and the model that it would load; encodes nothing.
 
     Raises:
         EmbedkitError: any of its kinds; rows that are committed stay.
@@ -56,9 +65,9 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
             f"--keep {taken}: with --group-by, embedkit writes a column of that name",
             hint="leave it out of --keep, or rename it in the input",
         )
+    began = time.monotonic()
     destination = destination_of(config.output)
     stored = destination.open()
-    whole = _is_whole(config, stored, out, rows)
     request = find_model(config.model, config.text, config.pooling)
     if request.truncate_dim is not None and config.pooling.truncate_dim is None and request.normalize:
         raise UsageError(
@@ -71,30 +80,56 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
         output=replace(config.output, output=str(rows), format="parquet"),
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
+    if config.output.on_exists == "resume" and out.exists() and not rows.exists():
+        plan, model = foresee(of_rows, watcher, stop)
+        plan = _plan_of_groups(config, plan, normalize=request.normalize)
+        if _is_whole(destination, stored, plan):
+            watcher.notice(f"{out} is whole already: made by this recipe from this input")
+            told = replace(model, recipe=plan["recipe"], fingerprint=plan["fingerprint"], variants=_variants(plan))
+            return summary_of_whole(config, told, time.monotonic() - began)
     summary = run(of_rows, watcher, stop)
-    plan = read_json(rows / "plan.json")
+    plan = _plan_of_groups(config, read_json(rows / "plan.json"), normalize=request.normalize)
+    return _Fold(config, rows, plan, watcher).write(summary)
+
+
+def _plan_of_groups(config: RunConfig, plan: dict[str, Any], *, normalize: bool) -> dict[str, Any]:
+    """The plan of the groups by that of their rows, but for how many there are."""
     recipe = {
         **plan["recipe"],
-        "normalize": request.normalize,
+        "normalize": normalize,
         "truncate_dim": config.pooling.truncate_dim,
         "precision": config.pooling.precision,
     }
-    if whole is not None and whole != fingerprint(recipe):
-        shutil.rmtree(rows, ignore_errors=True)
-        raise OutputError(
-            f"{out} is whole and is from another recipe",
-            hint="use --on-exists overwrite to replace it, or another place with -o",
-        )
-    return _Fold(config, rows, plan, recipe, watcher).write(summary)
+    return {
+        **plan,
+        "recipe": recipe,
+        "fingerprint": fingerprint(recipe),
+        "groups": recipe["groups"],
+        "kept_types": {**{name: plan["kept_types"][name] for name in config.input.keep}, **_COUNTS},
+        "format": config.output.format,
+        "precision": config.pooling.precision,
+        "variants": [
+            {**variant, "dims": min(config.pooling.truncate_dim or variant["dims"], variant["dims"])}
+            for variant in plan["variants"]
+        ],
+        "on_bad_row": "null",
+    }
 
 
-def _is_whole(config: RunConfig, stored: dict[str, Any] | None, out: Path, rows: Path) -> str | None:
-    """The fingerprint of an output that a former run has finished, and that is to be resumed; else None."""
-    if config.output.on_exists != "resume" or rows.exists():
-        return None
-    if stored is not None:
-        return str(stored["fingerprint"]) if (out / "manifest.json").exists() else None
-    return open_stored(out).fingerprint if out.exists() else None
+def _variants(plan: dict[str, Any]) -> tuple[Variant, ...]:
+    return tuple(Variant(**variant) for variant in plan["variants"])
+
+
+def _is_whole(destination: Destination, stored: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
+    """Whether the groups are all there, whose rows are gone: a former run has finished them.
+
+    Raises:
+        OutputError: they are of another recipe, or of another input.
+    """
+    if stored is None:
+        return destination.is_whole(make_sink(plan["format"], layout(plan)))
+    refuse_changes(*({name: of[name] for name in _DECIDING} for of in (stored, plan)))
+    return len(destination.committed()) == len(stored["starts"])
 
 
 class _Fold:
@@ -103,25 +138,18 @@ class _Fold:
     Args:
         config: what the user asked for.
         rows: folder of the rows' vectors, finished.
-        plan: that of the rows.
-        recipe: that of the groups.
+        plan: that of the groups, but for how many there are.
         watcher: is told of what is lost.
     """
 
-    def __init__(
-        self, config: RunConfig, rows: Path, plan: dict[str, Any], recipe: dict[str, Any], watcher: Watcher
-    ) -> None:
+    def __init__(self, config: RunConfig, rows: Path, plan: dict[str, Any], watcher: Watcher) -> None:
         self.config = config
         self.rows = rows
         self.plan = plan
-        self.recipe = recipe
         self.watcher = watcher
         self.keep = config.input.keep
         self.stored = open_stored(rows)
-        self.variants = tuple(
-            Variant(variant["name"], min(config.pooling.truncate_dim or variant["dims"], variant["dims"]))
-            for variant in plan["variants"]
-        )
+        self.variants = _variants(plan)
         self.varied: set[str] = set()
 
     def write(self, summary: Summary) -> Summary:
@@ -133,20 +161,7 @@ class _Fold:
         shard_rows, n_groups = self.plan["shard_rows"], int(closes[-1].sum())
         ordered = _order(facts, self.config.groups.order_by)
         starts = list(range(0, n_groups, shard_rows))
-        plan = {
-            **self.plan,
-            "recipe": self.recipe,
-            "fingerprint": fingerprint(self.recipe),
-            "groups": self.recipe["groups"],
-            "rows": n_groups,
-            "starts": starts,
-            "shards": len(starts),
-            "kept_types": {**{name: self.plan["kept_types"][name] for name in self.keep}, **_COUNTS},
-            "format": self.config.output.format,
-            "precision": self.config.pooling.precision,
-            "variants": [asdict(variant) for variant in self.variants],
-            "on_bad_row": "null",
-        }
+        plan = {**self.plan, "rows": n_groups, "starts": starts, "shards": len(starts)}
         sink = make_sink(self.config.output.format, layout(plan))
         destination = destination_of(replace(self.config.output, on_exists="overwrite", verify=False))
         destination.open()
@@ -174,7 +189,7 @@ class _Fold:
             rows=n_groups,
             vectors=total["vectors"],
             dims=dims,
-            recipe=self.recipe,
+            recipe=plan["recipe"],
             fingerprint=plan["fingerprint"],
         )
 
@@ -209,12 +224,12 @@ class _Fold:
         )
 
     def _vectors(self, variant: Variant, groups: Sequence[Item]) -> Any:
-        width = next(of["dims"] for of in self.plan["variants"] if of["name"] == variant.name)
+        width = next(of.dims for of in self.stored.layout.variants if of.name == variant.name)
         flat = np.zeros((len(groups), width), np.float32)
         for place, group in enumerate(groups):
             flat[place] = (group.vectors or {})[variant.name]
         truncate_dim = self.config.pooling.truncate_dim
-        done = finish(flat, normalize=self.recipe["normalize"], truncate_dim=truncate_dim)
+        done = finish(flat, normalize=self.plan["recipe"]["normalize"], truncate_dim=truncate_dim)
         return as_stored(done, None, self.config.pooling.precision)
 
     def _keep_rejects(self) -> None:
@@ -222,9 +237,15 @@ class _Fold:
         parts = sorted((self.rows / "rejects").glob("*.jsonl"))
         if parts:
             out = Path(self.config.output.output)
-            listed = out.with_name(f"{out.name}.rows.rejects.jsonl")
-            listed.write_bytes(b"".join(part.read_bytes() for part in parts))
-            self.watcher.notice(f"rows that are in no group are listed in {listed}")
+            listed = f"{out.name}.rows.rejects.jsonl"
+            files = WholeFiles(out.parent)
+            try:
+                with files.create(listed) as file:
+                    file.writelines(part.read_bytes() for part in parts)
+                files.publish()
+            finally:
+                files.discard()
+            self.watcher.notice(f"rows that are in no group are listed in {out.with_name(listed)}")
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

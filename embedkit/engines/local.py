@@ -28,10 +28,9 @@ from embedkit.engines.planning import (
     table_of,
 )
 from embedkit.engines.ranks import shards_of
-from embedkit.engines.summary import Summary
+from embedkit.engines.summary import Summary, of_model, summary_of_whole
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
-from embedkit.inspection import inspect_output
 from embedkit.plan import refuse_changes
 from embedkit.request import Request, find_model
 from embedkit.sinks import make_sink
@@ -53,7 +52,7 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         EmbedkitError: any of its kinds; what is committed stays.
     """
     if config.groups.by:
-        return run_grouped(config, watcher, stop, _run)
+        return run_grouped(config, watcher, stop, _run, _foreseen)
     return _run(config, watcher, stop)
 
 
@@ -90,13 +89,24 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         try:
             if destination.is_whole(make_sink(config.output.format, layout(plan))):
                 watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
-                return _summary_of_whole(config, model, began)
+                return summary_of_whole(config, model, time.monotonic() - began)
             if not stored:
                 _adopt(destination.begin(plan), plan)
             return _carry_out(config, table, engine, model, plan, part, destination, watcher, began)
         except Overtaken:
             watcher.notice(f"another process has made {config.output.output} whole meanwhile")
-            return _summary_of_whole(config, model, began)
+            return summary_of_whole(config, model, time.monotonic() - began)
+
+
+def _foreseen(config: RunConfig, watcher: Watcher, stop: threading.Event) -> tuple[dict[str, Any], ModelFacts]:
+    """The plan that a run from the start would have, and the model that it would load; encodes nothing."""
+    table, spans = table_of(config)
+    _refuse_second_reading(table, config)
+    request = find_model(config.model, config.text, config.pooling, config.units)
+    plan = _planned(table, spans, config, request, None)
+    with Alone(config, table, request, watcher, stop) as engine:
+        model = engine.load()
+    return plan | output_facts(model, config), model
 
 
 def _carry_out(
@@ -152,7 +162,7 @@ def _carry_out(
     destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
     ended = time.monotonic()
     return Summary(
-        **_of_model(config, model),
+        **of_model(config, model),
         **total,
         **computed,
         seconds=ended - began,
@@ -192,20 +202,6 @@ def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
     plan["int8_ranges"] = stored["int8_ranges"]
 
 
-def _of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
-    return {
-        "path": config.output.output,
-        "dims": {variant.name: variant.dims for variant in model.variants},
-        "max_length": model.max_length,
-        "recipe": model.recipe,
-        "fingerprint": model.fingerprint,
-        "rank": config.share.rank,
-        "world_size": config.share.world_size,
-    }
-
-
-#: Of an output that was there already, its files do not tell this.
-_UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}
 _NO_MODEL = ModelFacts(
     recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source={}
 )
@@ -224,32 +220,13 @@ def _summary_of_part(
 ) -> Summary:
     """What one rank has done, and not the last; counts are over the shards that are there."""
     return Summary(
-        **_of_model(config, model),
+        **of_model(config, model),
         **counts(records.values(), plan["rows"]),
         seconds=time.monotonic() - began,
         encoding_seconds=encoding_seconds,
         computed_rows=computed_rows,
         computed_tokens=computed_tokens,
         complete=False,
-    )
-
-
-def _summary_of_whole(config: RunConfig, model: ModelFacts, began: float) -> Summary:
-    receipts = inspect_output(config.output.output).receipts
-    return Summary(
-        **_of_model(config, model),
-        input_rows=receipts.rows,
-        rows=receipts.rows,
-        vectors=receipts.vectors,
-        statuses=dict(receipts.status),
-        rejects=0,
-        n_tokens=receipts.n_tokens,
-        n_used=receipts.n_used,
-        **_UNTOLD,
-        seconds=time.monotonic() - began,
-        encoding_seconds=0.0,
-        computed_rows=0,
-        computed_tokens=0,
     )
 
 

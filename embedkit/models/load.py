@@ -21,7 +21,7 @@ from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture,
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
 from embedkit.models.resolve import ModelFolder
-from embedkit.models.selfcheck import States, agrees, states_alone, survey
+from embedkit.models.selfcheck import SLOWER, States, agrees, states_alone, survey
 from embedkit.models.shape import architecture_of
 from embedkit.records import Tokens
 
@@ -145,7 +145,7 @@ def make_encoder(
         if exact:
             encoder.drop_unused_layers()
             return encoder, notice
-        notice = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
+        notice = SLOWER
     raise ModelError(
         "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
         hint="please report the model's config.json",

@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution
@@ -38,6 +38,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_PACKAGED_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class ModelFolder:
         revision: the hub's commit, or None for a folder or a package.
         config: the content of its config.json.
         root: where the recipe that its authors ship is, if there is one: `folder`, or the folder above it.
+        hashed: SHA-256 of files, by their names from `root`, that were read for it already.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelFolder:
     revision: str | None
     config: dict[str, Any]
     root: Path
+    hashed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def hub(self) -> str | None:
@@ -121,7 +124,8 @@ class ModelFolder:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
-        return {path.relative_to(self.root).as_posix(): _sha256(path) for path in sorted(set(self._deciding()))}
+        names = {path.relative_to(self.root).as_posix(): path for path in sorted(set(self._deciding()))}
+        return {name: self.hashed.get(name) or _sha256(path) for name, path in names.items()}
 
     def _deciding(self) -> Iterator[Path]:
         yield from (path for path in self.root.glob("*.json") if self.root != self.folder)
@@ -157,7 +161,7 @@ def resolve_model(config: ModelConfig) -> ModelFolder:
     if alias is not None and alias.package is not None and config.revision is None:
         packaged = _packaged(alias)
         if packaged is not None:
-            return _opened(config.model, packaged, alias, None)
+            return _opened(config.model, packaged, alias, None, {_PACKAGED_WEIGHTS: str(alias.sha256)})
     if alias is None and config.model.count("/") != 1:
         names = list(all_aliases())
         near = get_close_matches(config.model, names, n=3, cutoff=0.5)
@@ -174,7 +178,13 @@ def go_offline() -> None:
         os.environ[switch] = "1"
 
 
-def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) -> ModelFolder:
+def _opened(
+    name: str,
+    folder: Path,
+    alias: Alias | None,
+    revision: str | None,
+    hashed: Mapping[str, str] | None = None,
+) -> ModelFolder:
     root = folder.resolve()
     # Older versions of sentence-transformers put the encoder into a folder of its own, such as 0_Transformer.
     inside = next((path for kind, path in _modules(name, root) if kind.endswith(".Transformer")), "")
@@ -191,7 +201,7 @@ def _opened(name: str, folder: Path, alias: Alias | None, revision: str | None) 
             hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}",
         )
     _refuse_unknown_attention(name, config)
-    return ModelFolder(name, folder, alias, revision, config, root)
+    return ModelFolder(name, folder, alias, revision, config, root, hashed or {})
 
 
 def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
@@ -245,7 +255,7 @@ def _packaged(alias: Alias) -> Path | None:
         folder = Path(str(distribution(str(alias.package)).locate_file(str(alias.package_folder))))
     except PackageNotFoundError:
         return None
-    weights = folder / "model.safetensors"
+    weights = folder / _PACKAGED_WEIGHTS
     if not weights.is_file():
         return None
     if _sha256(weights) != alias.sha256:

@@ -23,6 +23,8 @@ from embedkit.records import Batch, Tokens
 #: measured by its own size, or one that is a thousand times larger than the rest would hide them. In MiniLM, texts
 #: that see each other are off by 0.6 after one layer, and states of the next layer by 1.2, in fp32 as in bf16.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+#: What the user is told where a way to batch texts fails this check and another one is taken.
+SLOWER = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
 #: Tokens of the text that shows what states there are: no multiple of a window, a block or a molecule.
 _N_TOKENS = 9
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
+from embedkit.models import resolve
 from embedkit.models.aliases import all_aliases, find_alias
 from embedkit.models.resolve import resolve_model
 from tests import tiny_models
@@ -31,10 +33,17 @@ def offline(model: str, **options: object) -> ModelConfig:
     return ModelConfig(model=model, offline=True, **options)
 
 
-def test_minilm_is_the_installed_package_with_the_original_weights():
+def test_minilm_is_the_installed_package_with_the_original_weights_which_are_read_for_their_hash_once(
+    monkeypatch,
+):
+    read = []
+    sha256 = resolve._sha256
+    monkeypatch.setattr(resolve, "_sha256", lambda path: read.append(path.name) or sha256(path))
     found = resolve_model(offline("minilm"))
     assert found.model_type == "bert"
     assert found.hashes()["model.safetensors"] == all_aliases()["minilm"].sha256
+    assert read.count("model.safetensors") == 1
+    assert replace(found, hashed={}).hashes() == found.hashes()
 
 
 @pytest.mark.parametrize("spelling", ["MiniLM", "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])

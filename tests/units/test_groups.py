@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 import embedkit
 from embedkit import cli
-from embedkit.engines import grouping
+from embedkit.engines import grouping, local
+from embedkit.errors import OutputError
 from embedkit.units.groups import Grouping, Item, last_rows
+from embedkit.whole_files import WholeFiles
 from tests import tiny_models
 
 ROWS = st.lists(
@@ -162,6 +164,43 @@ def test_a_run_that_was_stopped_between_rows_and_groups_goes_on_to_the_same_byte
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "whole.parquet"]
 
 
+@pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy"])
+def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
+    bert, notes, tmp_path, monkeypatch, capsys, output
+):
+    table = tmp_path / "notes.jsonl"
+    table.write_bytes(notes.read_bytes())
+    asked = (table, "-m", bert, "--pool", "cls", "--group-by", "patient", "--shard-rows", 4, "--truncate-dim", 5)
+    asked = (*asked, "--keep", "ward", "-o", tmp_path / "place" / output, "--on-exists", "resume")
+    (tmp_path / "place").mkdir()
+    assert ran(*asked) == 0
+    made = {path: path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_run", lambda *_: pytest.fail("rows are encoded"))
+        assert cli.run(["encode", *map(str, asked)]) == 0
+        said = capsys.readouterr().err
+        assert "is whole already" in said
+        assert "3 rows, 3 vectors of 5 dimensions" in said
+        assert "nothing was left to compute" in said
+        assert ran(*asked, "--normalize") == 5
+        table.write_bytes(
+            b'{"id": "new", "text": "a note", "patient": "p9", "ward": "A", "visit": "", "day": ""}\n'
+        )
+        assert ran(*asked) == 5
+    table.write_bytes(notes.read_bytes())
+    assert {path: path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()} == made
+
+
+def test_a_folder_of_groups_that_lacks_a_shard_is_made_anew(bert, notes, tmp_path):
+    asked = (notes, "-m", bert, "--group-by", "patient", "--shard-rows", 2, "-o", tmp_path / "out")
+    assert ran(*asked) == 0
+    part = tmp_path / "out" / "embeddings" / "part-00001.parquet"
+    before = part.read_bytes()
+    part.unlink()
+    assert ran(*asked, "--on-exists", "resume") == 0
+    assert part.read_bytes() == before
+
+
 @pytest.mark.parametrize(("on_bad_row", "code"), [("fail", 3), ("null", 0), ("skip", 0)])
 def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_row, code):
     table = tmp_path / "notes.csv"
@@ -178,6 +217,27 @@ def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_ro
     assert embedkit.read(out).table.select(["id", "n_rows"]).to_pylist() == [{"id": "p1", "n_rows": 2}]
     (listed,) = (tmp_path / "out.rows.rejects.jsonl").read_text().splitlines()
     assert json.loads(listed) | {"file": ""} == {"row": 1, "file": "", "offset": None, "code": "no_group"}
+
+
+def test_the_list_of_rows_without_a_group_is_there_whole_or_not_at_all(bert, tmp_path, monkeypatch):
+    table = tmp_path / "notes.csv"
+    table.write_text("text,patient\none note,p1\nanother,\n")
+    asked = (table, "-m", bert, "--group-by", "patient", "--on-bad-row", "skip", "-o", tmp_path / "out")
+    publish = WholeFiles.publish
+
+    def failing(files, **options):
+        if any("rejects" in name for name in files.made) and files.root == tmp_path:
+            raise OutputError("no space is left", hint="free some")
+        return publish(files, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeFiles, "publish", failing)
+        assert ran(*asked) == 5
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"notes.csv", "out", "out.rows.partial"}
+    assert ran(*asked, "--on-exists", "resume") == 0
+    assert len((tmp_path / "out.rows.rejects.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "out.rows.partial").exists()
 
 
 def test_a_group_whose_values_do_not_fit_float16_is_refused_like_a_row(bert, notes, tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from embedkit.models import attention
 from embedkit.models.architectures import Architecture
 from embedkit.models.positions import after_pad
+from embedkit.models.varlen import CU_SEQLENS, Packing, cu_seqlens
 from embedkit.records import Batch, Tokens
 
 #: Called with a layer's number and its states [1, T, D] (packed) or [B, T, D] (padded).
@@ -38,6 +39,7 @@ class FrozenEncoder:
         batches: packed, padded or equal; see Architecture.
         tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
             else let transformers collect the states of all layers.
+        backend: what computes the attention of packed texts, by its name in `varlen.BACKENDS`.
     """
 
     engine = "transformers"
@@ -52,6 +54,7 @@ class FrozenEncoder:
         hidden_size: int,
         batches: str,
         tapped: bool,
+        backend: str = "groups",
     ) -> None:
         self.model = model
         self.architecture = architecture
@@ -65,8 +68,8 @@ class FrozenEncoder:
         self._least_tokens = architecture.least_tokens(model.config)
         self._tap = _LayerTap(_modules(model, architecture)) if tapped else None
         if self.packed:
-            attention.register()
-            model.set_attn_implementation(attention.NAME)
+            attention.register(backend)
+            model.set_attn_implementation(attention.name_of(backend))
 
     @torch.inference_mode()
     def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
@@ -130,21 +133,24 @@ class FrozenEncoder:
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
         width = batch.tokens if self.packed else int(batch.lengths[-1])
-        known: dict[str, Any] = {attention.RUNS: tuple(batch.runs())} if self.packed else {}
+        given: dict[str, Any] = dict(inputs)
+        if self.packed:
+            # Worked out once a batch, on the host: no layer does it again, or waits for the device.
+            given[attention.PACKING] = Packing.of(batch, given.pop(CU_SEQLENS))
 
         def hand_out(layer: int, hidden_states: Tensor) -> None:
             # Some models pad to whole windows, and do not take that away again inside.
             take(layer, hidden_states[:, :width])
 
         if self._tap is None:
-            output = self.model(**inputs, **known, output_hidden_states=True)
+            output = self.model(**given, output_hidden_states=True)
             for layer in sorted(layers):
                 is_last = layer == self.n_layers
                 hand_out(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
             return _pooler_output(output)
         with self._tap.giving(hand_out, layers):
             try:
-                output = self.model(**inputs, **known)
+                output = self.model(**given)
             except _DeepEnough:
                 return None
         # What the model hands out last may have one more norm behind it than the last layer.
@@ -159,10 +165,14 @@ class FrozenEncoder:
             del stack[max(self.layers) + 1 :]
 
     def _packed(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Arguments of the model's forward for texts laid end to end: int64 [1, T]."""
+        """Arguments of the model's forward for texts laid end to end, int64 [1, T]; and where each begins."""
         places, position = tokens.places(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
-        arrays: Arrays = {"input_ids": ids[None], "position_ids": self._positions(ids, position)[None]}
+        arrays: Arrays = {
+            "input_ids": ids[None],
+            "position_ids": self._positions(ids, position)[None],
+            CU_SEQLENS: cu_seqlens(batch),
+        }
         if tokens.token_type_ids is not None:
             arrays["token_type_ids"] = tokens.token_type_ids[places].astype(np.int64)[None]
         return arrays

@@ -23,6 +23,7 @@ from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_devic
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import SLOWER, States, agrees, states_alone, survey
 from embedkit.models.shape import architecture_of
+from embedkit.models.varlen import usable
 from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,16 +132,23 @@ def make_encoder(
     fastest = "equal" if _rescales_by_length(loaded.model.config) else loaded.architecture.batches
     kinds = every[every.index(fastest) :]
     taps = (True, False) if loaded.architecture.layers is not None else (False,)
-    ways = [(kind, tap) for kind in kinds for tap in taps if not (kind == "packed" and for_pooler)]
+    backends = usable(loaded.model.device, loaded.model.dtype, _head_dim(loaded.model.config))
+    ways = [
+        (kind, tap, backend)
+        for kind in kinds
+        for tap in taps
+        for backend in (backends if kind == "packed" else ("groups",))
+        if not (kind == "packed" and for_pooler)
+    ]
     own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
     notice = None
-    for batches, tapped in ways:
+    for batches, tapped, backend in ways:
         if batches != "packed":
             loaded.model.set_attn_implementation(own_attention)
         try:
-            encoder = _encoder(loaded, layers, batches=batches, tapped=tapped)
+            encoder = _encoder(loaded, layers, batches=batches, tapped=tapped, backend=backend)
             exact = agrees(encoder, expected, probe)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             exact = False
         if exact:
             encoder.drop_unused_layers()
@@ -157,7 +165,9 @@ def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder
     return _encoder(loaded, layers, batches="padded", tapped=False)
 
 
-def _encoder(loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool) -> FrozenEncoder:
+def _encoder(
+    loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool, backend: str = "groups"
+) -> FrozenEncoder:
     return FrozenEncoder(
         loaded.model,
         loaded.architecture,
@@ -166,6 +176,7 @@ def _encoder(loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapp
         hidden_size=loaded.states.width(layers),
         batches=batches,
         tapped=tapped,
+        backend=backend,
     )
 
 
@@ -204,6 +215,18 @@ def _from_pretrained(
 
 def _in_pooler(key: str) -> bool:
     return "pooler" in key.split(".")
+
+
+def _head_dim(config: Any) -> int | None:
+    """Of a model's attention heads; None where its configuration does not tell, or has one for each layer."""
+    try:
+        stated = getattr(config, "head_dim", None)
+        width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    except RuntimeError:
+        return None
+    if isinstance(stated, int):
+        return stated
+    return width // heads if isinstance(width, int) and isinstance(heads, int) else None
 
 
 def _with_decoders() -> list[str]:

@@ -53,8 +53,8 @@ def leaky(monkeypatch) -> None:
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
         return seen.transpose(1, 2), None
 
-    attention.register()
-    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, attend)
+    attention.register("groups")
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.name_of("groups"), attend)
 
 
 @pytest.fixture

@@ -19,7 +19,14 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
 from embedkit.models.encoder import FrozenEncoder
-from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
+from embedkit.models.machine import (
+    forget_shapes,
+    keep_freed_memory,
+    pick_device,
+    pick_dtype,
+    refuse_old_torch,
+    sum_in_full,
+)
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import SLOWER, States, agrees, states_alone, survey
 from embedkit.models.shape import architecture_of
@@ -80,6 +87,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     if device.type == "cpu":
         keep_freed_memory()
         forget_shapes(1)
+    sum_in_full(device)
     # Some models would fetch compiled code as soon as the package `kernels` is there. Read when they are imported.
     os.environ["USE_HUB_KERNELS"] = "NO"
     model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)

@@ -36,8 +36,26 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if _has_bf16(device) else "fp16"
     return "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether a card computes in bf16 itself. `is_bf16_supported` may ask another card, and counts emulation."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def sum_in_full(device: torch.device) -> None:
+    """Let a CUDA device's products of matrices sum in fp32, and its convolutions compute in the fp32 asked for.
+
+    For this process, from now on. By default torch lets cuBLAS add partial sums of 16-bit products in 16 bits, and
+    cuDNN round the numbers of fp32 convolutions to TF32. Its fp32 products are not rounded by default; a user who
+    has set `torch.backends.cuda.matmul.allow_tf32` wants it, and it stays.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_freed_memory() -> None:

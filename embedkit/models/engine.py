@@ -1,4 +1,4 @@
-"""Which code computes a model: embedkit's own for BERT and its kin on a CPU, transformers' for all others.
+"""Which code computes a model: embedkit's own for BERT and its kin on a CPU or GPU, transformers' for all others.
 
 transformers is imported only where it is needed: that alone takes longer than most small jobs.
 """
@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.lean.checkpoint import Checkpoint
 from embedkit.models.lean.dense import has_int8_dot_products
+from embedkit.models.lean.device import DeviceEncoder
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel
 from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
-from embedkit.models.machine import forget_shapes, keep_freed_memory, pick_device, pick_dtype, refuse_old_torch
+from embedkit.models.machine import (
+    forget_shapes,
+    keep_freed_memory,
+    pick_device,
+    pick_dtype,
+    refuse_old_torch,
+    sum_in_full,
+)
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import agrees
+from embedkit.models.varlen import usable
 from embedkit.records import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -59,9 +69,9 @@ def load_model(folder: ModelFolder, config: ModelConfig, *, plainly: bool = Fals
             f"--dtype int8 needs a CPU that multiplies bytes (AVX-512 VNNI), and --device is {device.type} here",
             hint="leave --dtype out: that is the fastest here",
         )
-    if not plainly and device.type == "cpu" and dtype in {"fp32", "int8"}:
+    if not plainly and (device.type == "cuda" or (device.type == "cpu" and dtype in {"fp32", "int8"})):
         try:
-            return _lean(folder, dtype)
+            return _lean(folder, dtype, device)
         except NotLeanError as why:
             if dtype == "int8":
                 raise ModelError(
@@ -98,16 +108,44 @@ def make_encoder(
         if plainly:
             return load.plain_encoder(loaded, layers), None
         return load.make_encoder(loaded, layers, probe, for_pooler=for_pooler)
+    if loaded.device.type != "cpu":
+        return _on_device(loaded, layers, probe, for_pooler=for_pooler)
     encoder = LeanEncoder(loaded, layers, for_pooler=for_pooler)
     probe = _short(probe)
-    if not agrees(encoder, _alone(encoder, probe), probe):
+    if not agrees(encoder, _alone(encoder, probe, loaded.dtype), probe):
         # There is nothing that int8 could fall back to.
         kind = ModelError if loaded.dtype == "int8" else NotExactError
-        raise kind(
-            "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
-            hint="please report the model's config.json and `embedkit doctor`",
-        )
+        raise _inexact(kind)
     return encoder, None
+
+
+def _on_device(
+    loaded: LeanModel, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+) -> tuple[DeviceEncoder, str | None]:
+    """The first kernel for packed attention that gives what torch's own gives for each text alone."""
+    encoder = DeviceEncoder(loaded, layers, for_pooler=for_pooler)
+    # All of the probe: its long text is what takes a kernel several blocks.
+    expected = _alone(encoder, probe, loaded.dtype)
+    notice = None
+    for backend in usable(encoder.device, encoder.dtype, encoder.head_dim):
+        encoder.backend = backend
+        try:
+            exact = agrees(encoder, expected, probe)
+        except (ImportError, RuntimeError, TypeError, ValueError):
+            exact = False
+        if exact:
+            return encoder, notice
+        notice = f"packed attention by '{backend}' does not work here, or not exactly: a slower one is used"
+    # The error's traceback keeps this frame; transformers' weights are to have the device for themselves.
+    del encoder, expected
+    raise _inexact(NotExactError)
+
+
+def _inexact(kind: type[ModelError]) -> ModelError:
+    return kind(
+        "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
+        hint="please report the model's config.json and `embedkit doctor`",
+    )
 
 
 def _short(probe: Tokens) -> Tokens:
@@ -118,7 +156,7 @@ def _short(probe: Tokens) -> Tokens:
     return replace(probe, input_ids=probe.input_ids[places], token_type_ids=types, lengths=probe.lengths[texts])
 
 
-def _alone(encoder: LeanEncoder, probe: Tokens) -> list[dict[int, Tensor]]:
+def _alone(encoder: LeanEncoder, probe: Tokens, dtype: str) -> list[dict[int, Tensor]]:
     """The states of each probe text by itself: per text {layer: [T, D]}.
 
     Raises:
@@ -130,7 +168,9 @@ def _alone(encoder: LeanEncoder, probe: Tokens) -> list[dict[int, Tensor]]:
         if not bool(hidden_states.isfinite().all()):
             raise ModelError(
                 f"the states of this model are not finite (NaN or infinite) from layer {layer} on",
-                hint="check the weights",
+                hint="use --dtype fp32, or check the weights"
+                if dtype in {"bf16", "fp16"}
+                else "check the weights",
             )
         states[-1][layer] = hidden_states[0]
 
@@ -140,11 +180,15 @@ def _alone(encoder: LeanEncoder, probe: Tokens) -> list[dict[int, Tensor]]:
     return states
 
 
-def _lean(folder: ModelFolder, dtype: str) -> LeanModel:
+def _lean(folder: ModelFolder, dtype: str, device: torch.device) -> LeanModel:
     if (folder.folder / "adapter_config.json").is_file():
         raise NotLeanError("it has an adapter")
     shape = read_shape(folder.config)
     refuse_old_torch(folder, Path(folder.weights))
-    keep_freed_memory()
-    forget_shapes(_SHAPES)
-    return LeanModel(shape, Checkpoint(folder, shape), dtype)
+    if device.type == "cpu":
+        keep_freed_memory()
+        forget_shapes(_SHAPES)
+    elif shape.model_type == "mpnet":
+        raise NotLeanError("no kernel for packed attention adds MPNet's bias")
+    sum_in_full(device)
+    return LeanModel(shape, Checkpoint(folder, shape), dtype, device)

@@ -49,7 +49,7 @@ def one_by_one(
             of_key = head * k.shape[1] // q.shape[1]
             a, b, c = q[start:stop, head].float(), k[start:stop, of_key].float(), v[start:stop, of_key].float()
             scores = a @ b.T * scale
-            for i in range(stop - start):
+            for i in range(stop - start if max(left, right) >= 0 else 0):
                 for j in range(stop - start):
                     if (left >= 0 and i - j > left) or (right >= 0 and j - i > right):
                         scores[i, j] = -torch.inf

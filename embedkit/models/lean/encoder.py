@@ -7,7 +7,7 @@ nobody asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,12 +18,14 @@ from torch.nn import functional
 from embedkit.models.architectures import ARCHITECTURES, Architecture
 from embedkit.models.encoder import Arrays, Inputs, TakeLayer, tensors
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
-from embedkit.models.lean.dense import dense
+from embedkit.models.lean.dense import Dense, dense
 from embedkit.models.lean.layer import FUNCTIONS, Layer, Norm
 from embedkit.models.lean.shape import LeanShape
 from embedkit.models.lean.team import Part, Team
 from embedkit.models.positions import after_pad
 from embedkit.records import Batch, Tokens
+
+_CPU = torch.device("cpu")
 
 
 class LeanModel:
@@ -32,13 +34,15 @@ class LeanModel:
     Args:
         shape: what config.json says.
         checkpoint: the weights.
-        dtype: fp32 or int8.
+        dtype: fp32 or int8; on a GPU fp32, bf16 or fp16.
+        device: where it is to run.
     """
 
-    def __init__(self, shape: LeanShape, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, shape: LeanShape, checkpoint: Checkpoint, dtype: str, device: torch.device = _CPU) -> None:
         self.shape = shape
         self.checkpoint = checkpoint
         self.dtype = dtype
+        self.device = device
 
     @property
     def architecture(self) -> Architecture:
@@ -86,7 +90,7 @@ class LeanEncoder:
     engine = "lean"
     packed = True
     equal_lengths = False
-    device = torch.device("cpu")
+    device = _CPU
 
     @torch.inference_mode()
     def __init__(self, model: LeanModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
@@ -99,10 +103,10 @@ class LeanEncoder:
         self._words = checkpoint.embedding("embeddings.word_embeddings")
         self._places = checkpoint.embedding("embeddings.position_embeddings")
         self._types = checkpoint.embedding("embeddings.token_type_embeddings") if shape.type_vocab_size else None
-        self._norm = self._read_norm(checkpoint, "embeddings.LayerNorm")
+        self._norm: Callable[[Tensor], Tensor] = self._read_norm(checkpoint, "embeddings.LayerNorm")
         projects = shape.embedding_size != shape.hidden_size
-        self._project = dense(*checkpoint.mapped("embeddings_project"), "fp32") if projects else None
-        self._pooler = dense(*checkpoint.mapped("pooler.dense"), "fp32") if for_pooler else None
+        self._project: Dense | None = dense(*checkpoint.mapped("embeddings_project"), "fp32") if projects else None
+        self._pooler: Dense | None = dense(*checkpoint.mapped("pooler.dense"), "fp32") if for_pooler else None
         # MPNet's bias of nearness (arXiv 2004.09297; the buckets are T5's): [32, heads].
         near = shape.model_type == "mpnet"
         self._nearness = checkpoint.embedding("encoder.relative_attention_bias") if near else None
@@ -172,7 +176,7 @@ class LeanEncoder:
 
         batch = Batch(np.array([text]), tokens.lengths[[text]])
         inputs = tensors(self.prepare(tokens, batch), self.device)
-        self._forward(inputs, batch, look, frozenset(range(len(self._stack) + 1)))
+        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
         return min(broken, default=None)
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
@@ -204,9 +208,12 @@ class LeanEncoder:
         states = self._norm(states)
         return states if self._project is None else self._project(states)
 
+    @property
+    def _eps(self) -> float:
+        return 1e-12 if self._shape.model_type == "distilbert" else self._shape.layer_norm_eps
+
     def _read_norm(self, checkpoint: Checkpoint, name: str) -> Norm:
-        eps = 1e-12 if self._shape.model_type == "distilbert" else self._shape.layer_norm_eps
-        return Norm(*checkpoint.pair(name), eps)
+        return Norm(*checkpoint.pair(name), self._eps)
 
     def _read_layer(self, checkpoint: Checkpoint, number: int, dtype: str) -> Layer:
         shape = self._shape

@@ -2,8 +2,8 @@
 
     python -m tests.bench.engine TEXTS.jsonl [--rows N] [--rounds N]
 
-All in turn in one process, the median of the rounds. The limit is the time of the linear layers' products alone:
-of the same batches, in fp32, by torch.mm into memory that is there already. Never fails for a time.
+All in turn in one process, the median of the rounds. The limit is the time of the linear layers' products alone,
+of the same batches, in fp32 (peers/limit.py). Never fails for a time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.resolve import resolve_model
 from embedkit.records import Batch, Tokens
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
+from tests.bench.peers.limit import products
 from tests.bench.peers.models import bert_base, minilm
 
 _BATCH_TOKENS = 4096
@@ -54,22 +55,6 @@ def engines(folder: Path, probe: Tokens) -> dict[str, AnyEncoder]:
     return found
 
 
-def products(config: dict[str, Any], batches: list[Batch]) -> Callable[[], None]:
-    """The linear layers' products of all batches and layers."""
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
-    longest = max(batch.tokens for batch in batches)
-    work = [(torch.randn(longest, k), torch.randn(n, k).t(), torch.empty(longest, n)) for k, n in shapes]
-
-    def run() -> None:
-        for batch in batches:
-            for _ in range(config["num_hidden_layers"]):
-                for rows, weight, out in work:
-                    torch.mm(rows[: batch.tokens], weight, out=out[: batch.tokens])
-
-    return run
-
-
 def forward(encoder: AnyEncoder, tokens: Tokens, batches: list[Batch]) -> Callable[[], None]:
     def run() -> None:
         for batch in batches:
@@ -83,7 +68,8 @@ def measured(name: str, folder: Path, texts: list[str], rounds: int) -> None:
     batches = make_batches(tokens.lengths, max_tokens=_BATCH_TOKENS, padded=False)
     probe = tokens_of(folder, ["a cat", "a dog that we saw"])
     works = {kind: forward(encoder, tokens, batches) for kind, encoder in engines(folder, probe).items()}
-    works["limit"] = products(json.loads((folder / "config.json").read_text()), batches)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    works["limit"], way = products(config, [batch.tokens for batch in batches], "fp32")
     times: dict[str, list[float]] = {kind: [] for kind in works}
     with torch.inference_mode():
         for attempt in range(rounds + 1):
@@ -95,6 +81,7 @@ def measured(name: str, folder: Path, texts: list[str], rounds: int) -> None:
     middle = {kind: statistics.median(of_kind) for kind, of_kind in times.items()}
     total = int(tokens.lengths.sum())
     print(f"{name}: {len(texts)} texts of {total / len(texts):.0f} tokens, {torch.get_num_threads()} threads")
+    print(f"  the limit is by {way}")
     for kind, seconds in middle.items():
         share = statistics.median(b / a for a, b in zip(times[kind], times["limit"], strict=True))
         spread = f"{min(times[kind]):.2f} to {max(times[kind]):.2f} s"

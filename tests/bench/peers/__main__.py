@@ -3,7 +3,8 @@
     python -m tests.bench.peers TEXTS.jsonl --onnx PYTHON [--rows N] [--rounds N] [-o RESULTS.json]
 
 Every contender has loaded its model before the first round; in each round each encodes the same texts once, one
-after another. Ratios are of the same round; what is told is their median. Vectors are held against embedkit's in
+after another, and so are the matrix products of the same shapes computed, which are the machine's own limit
+(limit.py). Ratios are of the same round; what is told is their median. Vectors are held against embedkit's in
 fp32, and those against plain transformers, one text at a time. Never fails for a time.
 """
 
@@ -21,12 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from embedkit.models.lean.dense import has_int8_dot_products
 from tests.bench.peers.models import bert_base, minilm
 
-CONTENDER = Path(__file__).with_name("contender.py")
+ROOT = Path(__file__).parents[3]
+CONTENDER = "tests.bench.peers.contender"
 BATCH, ALONE = 32, 20
 LIBRARIES = (
     "torch",
@@ -48,6 +52,7 @@ class Contender:
     python: str
     seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+    way: str = ""
 
     @property
     def name(self) -> str:
@@ -56,7 +61,8 @@ class Contender:
     def start(self, folder: Path) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
         self.process = subprocess.Popen(
-            [self.python, str(CONTENDER), self.kind, str(folder), self.dtype],
+            [self.python, "-m", CONTENDER, self.kind, str(folder), self.dtype],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -64,19 +70,19 @@ class Contender:
             env=environment,
         )
         if not self._answer():
-            raise SystemExit(f"error: {self.name} did not start\nhint: run {CONTENDER.name} by hand to see why")
+            raise SystemExit(f"error: {self.name} did not start\nhint: run {CONTENDER} by hand to see why")
 
     def encode(self, texts: Path, out: Path | None = None) -> float:
         print(json.dumps({"texts": str(texts), "out": out and str(out)}), file=self.process.stdin, flush=True)
         answer = self._answer()
-        self.peak_mib = answer["peak_mib"]
+        self.peak_mib, self.way = answer["peak_mib"], answer["way"]
         return float(answer["seconds"])
 
     def stop(self) -> None:
         self.process.stdin.close()
         self.process.wait()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}
 
@@ -85,8 +91,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
     options.add_argument("--onnx", required=True, help="python with sentence-transformers[onnx] and ctranslate2")
-    options.add_argument("--rows", type=int, default=400)
-    options.add_argument("--base-rows", type=int, default=80)
+    options.add_argument("--rows", type=int, default=300)
+    options.add_argument("--base-rows", type=int, default=40)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()
@@ -109,17 +115,16 @@ def main() -> None:
 
 def measure(
     folder: Path, texts: Sequence[str], rows: int, asked: argparse.Namespace, work: Path
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All contenders on one model."""
-    contenders = [
-        Contender("embedkit", "fp32", sys.executable),
-        Contender("embedkit", "int8", sys.executable),
+    dtypes = ("fp32", "int8") if has_int8_dot_products() else ("fp32",)
+    ours = [Contender("embedkit", dtype, sys.executable) for dtype in dtypes]
+    theirs = [
         Contender("sentence-transformers", "fp32", sys.executable),
-        Contender("onnx", "fp32", asked.onnx),
-        Contender("onnx", "int8", asked.onnx),
-        Contender("ctranslate2", "fp32", asked.onnx),
-        Contender("ctranslate2", "int8", asked.onnx),
+        *(Contender(kind, dtype, asked.onnx) for kind in ("onnx", "ctranslate2") for dtype in dtypes),
     ]
+    limits = [Contender("gemm", dtype, sys.executable) for dtype in dtypes]
+    contenders = [*ours, *theirs, *limits]
     timed, few = work / "timed.json", work / "few.json"
     timed.write_text(json.dumps(list(texts[:rows])), encoding="utf-8")
     few.write_text(json.dumps(list(texts[:BATCH])), encoding="utf-8")
@@ -137,6 +142,14 @@ def measure(
         contender.stop()
     lengths = token_lengths(folder, texts[:rows])
     exact, plain = vectors["embedkit fp32"], alone(folder, texts[: min(ALONE, rows)])
+
+    def paces(contender: Contender) -> dict[str, float]:
+        middle = statistics.median(contender.seconds)
+        return {
+            "rows_per_second": round(rows / middle, 1),
+            "tokens_per_second": round(float(lengths.sum()) / middle),
+        }
+
     return {
         "rows": rows,
         "rounds": asked.rounds,
@@ -144,23 +157,30 @@ def measure(
         "largest_difference_to_plain_transformers": float(np.abs(exact[: len(plain)] - plain).max()),
         "contenders": {
             contender.name: {
-                "rows_per_second": round(rows / statistics.median(contender.seconds), 1),
-                "tokens_per_second": round(float(lengths.sum()) / statistics.median(contender.seconds)),
-                **ratios(contender, contenders),
+                **paces(contender),
+                "embedkit_is_faster_by": median_ratio(contender, of_kind(ours, contender.dtype)),
+                **{
+                    f"share_of_{limit.dtype}_gemm": median_ratio(limit, contender)
+                    for limit in limits
+                    if limit.dtype in {"fp32", contender.dtype}
+                },
                 **cosines(vectors[contender.name], exact),
                 "peak_mib": round(contender.peak_mib),
                 "padding_share": 0.0 if contender.kind == "embedkit" else round(padding(lengths), 3),
             }
-            for contender in contenders
+            for contender in (*ours, *theirs)
         },
+        "limits": {limit.name: {**paces(limit), "way": limit.way} for limit in limits},
     }
 
 
-def ratios(one: Contender, contenders: Sequence[Contender]) -> dict[str, float]:
-    """How many times as fast embedkit is, in the same type of number and in the same round."""
-    ours = next(other for other in contenders if other.kind == "embedkit" and other.dtype == one.dtype)
-    of_rounds = [theirs / mine for theirs, mine in zip(one.seconds, ours.seconds, strict=True)]
-    return {"embedkit_is_faster_by": round(statistics.median(of_rounds), 2)}
+def of_kind(contenders: Sequence[Contender], dtype: str) -> Contender:
+    return next(contender for contender in contenders if contender.dtype == dtype)
+
+
+def median_ratio(one: Contender, other: Contender) -> float:
+    """The seconds of one in those of the other, of the same round."""
+    return round(statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True)), 2)
 
 
 def cosines(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
@@ -199,12 +219,13 @@ def alone(folder: Path, texts: Sequence[str]) -> np.ndarray:
     return np.stack([vector / np.linalg.norm(vector) for vector in pooled])
 
 
-def table(found: dict[str, object]) -> str:
+def table(found: dict[str, Any]) -> str:
     """As GitHub shows it."""
-    rows = found["contenders"]
-    heads = list(next(iter(rows.values())))
+    rows = {**found["contenders"], **{f"limit: {name}": of for name, of in found["limits"].items()}}
+    # The row that has most to tell says in which order.
+    heads = list(dict.fromkeys(head for of in sorted(rows.values(), key=len, reverse=True) for head in of))
     lines = [f"| | {' | '.join(head.replace('_', ' ') for head in heads)} |", "| --- |" + " ---: |" * len(heads)]
-    lines += [f"| {name} | {' | '.join(str(of[head]) for head in heads)} |" for name, of in rows.items()]
+    lines += [f"| {name} | {' | '.join(str(of.get(head, '')) for head in heads)} |" for name, of in rows.items()]
     return "\n".join(lines)
 
 

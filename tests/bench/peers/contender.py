@@ -1,4 +1,5 @@
-"""One contender in a process of its own, in the environment that it needs: python contender.py KIND MODEL DTYPE.
+"""One contender in a process of its own, in the environment that it needs: python -m tests.bench.peers.contender
+KIND MODEL DTYPE.
 
 Loads its model, says so, then takes orders, a line of JSON each: {"texts": FILE.json, "out": FILE.npy or null}.
 Says how long it took, and how much memory it has had at most. Knows nothing of the others.
@@ -85,6 +86,30 @@ def ctranslate2(folder: str, dtype: str) -> Encode:
     return encode
 
 
+def gemm(folder: str, dtype: str) -> Encode:
+    """No encoder: the matrix products that one is made of, which nothing can be faster than."""
+    from tokenizers import Tokenizer
+
+    from tests.bench.peers.limit import batch_tokens, products
+
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    prepared: dict[int, Callable[[], None]] = {}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        of_texts = hash(tuple(texts))
+        if of_texts not in prepared:
+            lengths = np.array([len(encoded.ids) for encoded in tokenizer.encode_batch(texts)])
+            prepared[of_texts], way = products(config, batch_tokens(lengths), dtype)
+            encode.way = way  # type: ignore[attr-defined]
+        prepared[of_texts]()
+        return np.zeros((len(texts), 1))
+
+    return encode
+
+
 def main() -> None:
     kind, folder, dtype = sys.argv[1:]
     encode = {
@@ -92,6 +117,7 @@ def main() -> None:
         "sentence-transformers": sentence_transformers,
         "onnx": onnx,
         "ctranslate2": ctranslate2,
+        "gemm": gemm,
     }[kind](folder, dtype)
     # What a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -106,7 +132,8 @@ def main() -> None:
         if order["out"]:
             np.save(order["out"], np.asarray(vectors, np.float32))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), file=answers, flush=True)
+        told = {"seconds": seconds, "peak_mib": peak, "way": getattr(encode, "way", "")}
+        print(json.dumps(told), file=answers, flush=True)
 
 
 if __name__ == "__main__":

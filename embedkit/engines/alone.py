@@ -112,7 +112,11 @@ class Alone:
             The records of these and of those that were done, by number.
         """
         from embedkit.engines.job import Job, with_int8_ranges
+        from embedkit.models.engine import expect
 
+        notice = expect(self.assembly.embedder.encoder, plan["rows"])
+        if notice:
+            self.watcher.notice(notice)
         embedder = with_int8_ranges(self.assembly.embedder, plan["int8_ranges"])
         self._job = Job(
             *(self.config, self.table, embedder, sink, destination, plan, self.watcher, self.stop),

@@ -6,6 +6,7 @@ transformers is imported only where it is needed: that alone takes longer than m
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.lean.checkpoint import Checkpoint
+from embedkit.models.lean.compiled import compiled_add_norm, pays
 from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.lean.device import DeviceEncoder
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel
@@ -139,6 +141,28 @@ def _on_device(
     # The error's traceback keeps this frame; transformers' weights are to have the device for themselves.
     del encoder, expected
     raise _inexact(NotExactError)
+
+
+@torch.inference_mode()
+def expect(encoder: AnyEncoder, rows: int | None) -> str | None:
+    """Make an encoder ready for a run of so many rows of input; None = nobody knows.
+
+    Returns:
+        A notice for the user where what should have worked does not.
+    """
+    has_triton = find_spec("triton") is not None
+    # Its first layer has a norm of the model's width, which that of the embeddings may not have.
+    if (
+        not isinstance(encoder, DeviceEncoder)
+        or not encoder.through
+        or not pays(rows, encoder.device, has_triton=has_triton)
+    ):
+        return None
+    try:
+        encoder.add_norm = compiled_add_norm(encoder.through[0].norm)
+    except Exception as fault:  # noqa: BLE001 - compilers raise anything; no row is involved yet
+        return f"torch.compile does not work here ({type(fault).__name__}): the run goes on without it"
+    return None
 
 
 def _inexact(kind: type[ModelError]) -> ModelError:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedkit import Encoder
 from embedkit.batching import make_batches
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
@@ -30,6 +31,7 @@ from embedkit.models.lean.shape import LEAN_TYPES, read_shape
 from embedkit.models.resolve import resolve_model
 from embedkit.models.varlen import BACKENDS, Packing, usable
 from embedkit.records import Batch, Tokens
+from tests import tiny_models
 from tests.models.test_lean import (
     LENGTHS,
     assert_same,
@@ -170,7 +172,7 @@ def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer
 def test_the_weights_are_kept_once_in_the_dtype_of_the_run_and_no_more_layers_than_wanted(tmp_path):
     encoder = DeviceEncoder(opened(save("bert", tmp_path), "bf16"), (1,), for_pooler=False)
     gc.collect()
-    (layer,) = encoder._through
+    (layer,) = encoder.through
     held = [
         encoder._words,
         encoder._places,
@@ -268,3 +270,18 @@ def test_on_a_gpu_these_types_run_by_embedkits_own_code_but_mpnet(kind, dtype, m
     with pytest.raises(pytest.fail.Exception, match="cuda:0"):
         make_encoder(found, (2,), tokens_with_pads(types=False), for_pooler=False)
     assert usable(GPU, torch.bfloat16, 16)[-1] == "groups"
+
+
+def test_vectors_of_texts_come_out_in_fp32_pooled_from_states_in_bf16(monkeypatch, tmp_path):
+    folder = tiny_models.make("bert", tmp_path / "bert").folder
+    exact = Encoder(str(folder), pool="mean", device="cpu").encode(tiny_models.TEXTS)
+    monkeypatch.setattr(engine, "_lean", lambda *_: opened(folder, "bf16"))
+    monkeypatch.setattr(engine, "LeanEncoder", DeviceEncoder)
+    loaded = Encoder(str(folder), pool="mean", device="cpu")
+    found = loaded.encode(tiny_models.TEXTS)
+    assert isinstance(loaded._embedder.encoder, DeviceEncoder)
+    assert found.dtype == np.float32
+    assert loaded.recipe["dtype"] == "bf16"
+    assert cosines(found, exact).min() >= 0.999
+    # Numbers of bf16 have 8 bits; means of several do not.
+    assert not torch.equal(torch.from_numpy(found).bfloat16().float(), torch.from_numpy(found))

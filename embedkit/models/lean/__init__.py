@@ -6,6 +6,8 @@ dense.py        linear layers, in fp32 and in int8
 layer.py        one encoder layer over texts that lie end to end
 team.py         threads, each with some texts of a batch
 encoder.py      all of it: token ids → hidden states, layer by layer
+device.py       the same on a GPU, in 16 bits
+compiled.py     what of it torch compiles, and when
 
 Nothing is guessed: a setting or a weight that is not understood leaves the model to transformers.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -52,6 +53,15 @@ class DeviceNorm:
         return functional.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+#: See `add_norm`.
+AddNorm: TypeAlias = Callable[[Tensor, Tensor, DeviceNorm], Tensor]
+
+
+def add_norm(update: Tensor, states: Tensor, norm: DeviceNorm) -> Tensor:
+    """The norm of states and what is added to them, [T, D] each; `update` is not to be used after it."""
+    return norm(update.add_(states))
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceLayer:
     """Attention and feed-forward network of one layer, each with its residual and its norm behind it.
@@ -74,18 +84,19 @@ class DeviceLayer:
     last_norm: DeviceNorm
     n_heads: int
 
-    def __call__(self, states: Tensor, packing: Packing, attend: Attend) -> Tensor:
+    def __call__(self, states: Tensor, packing: Packing, attend: Attend, add_norm: AddNorm) -> Tensor:
         """The next layer's states.
 
         Args:
             states: [T, D] of texts laid end to end.
             packing: those texts.
             attend: the kernel.
+            add_norm: see `add_norm`.
         """
         query, key, value = self.qkv(states).view(len(states), 3, self.n_heads, -1).unbind(1)
         context = attend(query, key, value, packing).reshape(states.shape)
-        attended = self.norm(self.out(context).add_(states))
-        return self.last_norm(self.down(self.activation(self.up(attended))).add_(attended))
+        attended = add_norm(self.out(context), states, self.norm)
+        return add_norm(self.down(self.activation(self.up(attended))), attended, self.last_norm)
 
 
 class DeviceEncoder(LeanEncoder):
@@ -105,6 +116,8 @@ class DeviceEncoder(LeanEncoder):
         shape, checkpoint = model.shape, model.checkpoint
         #: The attention's name in `varlen.BACKENDS`; may be set to another.
         self.backend = "groups"
+        #: May be set to a fused one.
+        self.add_norm: AddNorm = add_norm
         self.device = model.device
         self.dtype = DTYPES[model.dtype]
         self.layers = layers
@@ -119,7 +132,7 @@ class DeviceEncoder(LeanEncoder):
         projects = shape.embedding_size != shape.hidden_size
         self._project = self._linear(*checkpoint.mapped("embeddings_project")) if projects else None
         self._pooler = self._linear(*checkpoint.mapped("pooler.dense")) if for_pooler else None
-        self._through = [self._read_device_layer(checkpoint, number) for number in range(max(layers))]
+        self.through = [self._read_device_layer(checkpoint, number) for number in range(max(layers))]
         checkpoint.close()
 
     @property
@@ -142,8 +155,8 @@ class DeviceEncoder(LeanEncoder):
         states = self._embed(inputs)
         if 0 in wanted:
             take(0, states[None])
-        for number, layer in enumerate(self._through, start=1):
-            states = layer(states, packing, attend)
+        for number, layer in enumerate(self.through, start=1):
+            states = layer(states, packing, attend, self.add_norm)
             if number in wanted:
                 take(number, states[None])
         return None if self._pooler is None else torch.tanh(self._pooler(states[inputs["starts"]]))

@@ -106,6 +106,17 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentenc
 	$(BIN)/python -m tests.bench.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
 	$(BIN)/python -m tests.bench.costs $(TEXTS) -o $(BENCH)/costs.json
 
+# With whatever Python has torch and transformers: none is installed, and no network is needed.
+DEVICE ?= cuda
+
+.PHONY: bench-gpu
+bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda]
+	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m tests.bench.gpu --device $(DEVICE) -o $(BENCH)/gpu.json
+
+.PHONY: test-gpu
+test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cuda; cpu tries the tests themselves]
+	PYTHONPATH=.:$$PYTHONPATH EMBEDKIT_TEST_DEVICE=$(DEVICE) $(PYTHON) -m tests.gpu
+
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
 	rm -rf build dist $(VENV) $(READERS) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis

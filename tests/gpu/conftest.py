@@ -1,0 +1,38 @@
+"""The device that these tests are about, and what of them needs a real one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny_models
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """As `--device` takes it: the CPU, unless EMBEDKIT_TEST_DEVICE says otherwise, as `make test-gpu` does."""
+    return os.environ.get("EMBEDKIT_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(scope="session")
+def cuda(device: str) -> torch.device:
+    """The device, for what only CUDA has."""
+    if not device.startswith("cuda"):
+        pytest.skip("needs a CUDA device: make test-gpu")
+    return torch.device(device)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory):
+    """The folder of a tiny random model by its type, made once."""
+    made: dict[str, Path] = {}
+
+    def folder_of(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = tiny_models.make(model_type, tmp_path_factory.mktemp("gpu") / model_type).folder
+        return made[model_type]
+
+    return folder_of

@@ -64,6 +64,7 @@ def _cpu() -> Iterator[str]:
     import torch
 
     from embedkit.models.lean.dense import has_int8_dot_products
+    from embedkit.models.lean.kernels import NO_COMPILER, load_kernels
 
     # torch has no public names for these.
     has = {
@@ -75,6 +76,7 @@ def _cpu() -> Iterator[str]:
     yield f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}: {told}"
     int8 = "on the cpu" if has_int8_dot_products() else "no, this cpu has no AVX-512 VNNI"
     yield f"--dtype int8: {int8}"
+    yield f"kernels    {'compiled for this cpu' if load_kernels() else 'none: ' + NO_COMPILER}"
 
 
 def _gpus() -> Iterator[str]:

@@ -21,6 +21,7 @@ from embedkit.models.lean.compiled import compiled_add_norm, pays
 from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.lean.device import DeviceEncoder
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel
+from embedkit.models.lean.kernels import NO_COMPILER, load_kernels
 from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
 from embedkit.models.machine import (
     forget_shapes,
@@ -44,6 +45,8 @@ Loaded: TypeAlias = "LoadedModel | LeanModel"
 AnyEncoder: TypeAlias = "FrozenEncoder | LeanEncoder"
 #: Shapes that a batch of the lean forward goes through: four linear layers and GELU, in whole blocks and the rest.
 _SHAPES = 16
+#: The same where kernels are compiled: four linear layers, rows in grains of 16 up to two parts of a batch.
+_SHAPES_IN_GRAINS = 256
 #: Tokens.
 _SHORT = 64
 
@@ -118,7 +121,7 @@ def make_encoder(
         # There is nothing that int8 could fall back to.
         kind = ModelError if loaded.dtype == "int8" else NotExactError
         raise _inexact(kind)
-    return encoder, None
+    return encoder, NO_COMPILER if load_kernels() is None else None
 
 
 def _on_device(
@@ -211,7 +214,7 @@ def _lean(folder: ModelFolder, dtype: str, device: torch.device) -> LeanModel:
     refuse_old_torch(folder, Path(folder.weights))
     if device.type == "cpu":
         keep_freed_memory()
-        forget_shapes(_SHAPES)
+        forget_shapes(_SHAPES if load_kernels() is None else _SHAPES_IN_GRAINS)
     elif shape.model_type == "mpnet":
         raise NotLeanError("no kernel for packed attention adds MPNet's bias")
     sum_in_full(device)

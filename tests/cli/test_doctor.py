@@ -107,3 +107,7 @@ def test_a_machine_tells_what_its_processor_has(machine, monkeypatch):
     assert ": no VNNI, " in has
     assert ", AMX\n" in has
     assert "--dtype int8: no, this cpu has no AVX-512 VNNI" in has
+    monkeypatch.setattr("embedkit.models.lean.kernels.load_kernels", lambda: None)
+    assert "kernels    none: no C++ compiler is here" in machine(cuda=None, driver=None)[0]
+    monkeypatch.setattr("embedkit.models.lean.kernels.load_kernels", object)
+    assert "kernels    compiled for this cpu" in machine(cuda=None, driver=None)[0]

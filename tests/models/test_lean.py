@@ -26,6 +26,7 @@ from embedkit.errors import ModelError, OutputError
 from embedkit.models.engine import load_model, make_encoder
 from embedkit.models.lean.dense import has_int8_dot_products
 from embedkit.models.lean.encoder import LeanEncoder, LeanModel, buckets
+from embedkit.models.lean.kernels import NO_COMPILER, load_kernels
 from embedkit.models.lean.shape import LEAN_TYPES, NotLeanError, read_shape
 from embedkit.models.lean.team import Team
 from embedkit.models.resolve import resolve_model
@@ -33,6 +34,8 @@ from embedkit.records import Batch, Tokens
 from tests import tiny_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+#: What runs a model of BERT's kin here.
+ENGINE = "fused" if load_kernels() else "lean"
 needs_vnni = pytest.mark.skipif(not has_int8_dot_products(), reason="this processor multiplies no bytes (VNNI)")
 
 SIZES = {
@@ -106,7 +109,7 @@ def lean_encoder(folder: Path, tokens: Tokens, layers: tuple[int, ...] | None = 
     wanted = tuple(range(model.n_layers + 1)) if layers is None else layers
     encoder, notice = make_encoder(model, wanted, tokens, for_pooler=model.has_pooler)
     assert isinstance(encoder, LeanEncoder)
-    assert notice is None
+    assert notice == (NO_COMPILER if encoder.engine == "lean" else None)
     return encoder
 
 
@@ -137,12 +140,19 @@ def assert_same(found: list[Expected], expected: list[Expected]) -> None:
 # --- the numbers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch alone"])
 @pytest.mark.parametrize("kind", LEAN_TYPES)
-def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(kind, tmp_path):
+def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(
+    kind, compiled, tmp_path, monkeypatch
+):
+    if not compiled:
+        for module in ("embedkit.models.lean.encoder", "embedkit.models.engine"):
+            monkeypatch.setattr(f"{module}.load_kernels", lambda: None)
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     expected = by_transformers(folder, tokens)
     encoder = lean_encoder(folder, tokens)
+    assert encoder.engine == ("fused" if compiled and load_kernels() else "lean")
     for max_tokens in (1, 200, 10_000):
         assert_same(states(encoder, tokens, max_tokens), expected)
 
@@ -222,7 +232,9 @@ def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
     lengths = sorted(length for length, count in runs for _ in range(count))
     batch = Batch(np.arange(len(lengths)), np.array(lengths))
     parts = team.parts(tuple(batch.runs()))
-    assert 1 <= len(parts) <= threads
+    # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
+    assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
+    assert max(part.stop - part.start for part in parts) <= 512 + 2 * max(lengths)
     assert [length for part in parts for run in part.runs for length in [run.length] * run.count] == lengths
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     for part in parts:
@@ -436,7 +448,7 @@ def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch)
     monkeypatch.setattr("embedkit.models.engine._lean", leave)
     ran = encode("tests/data/notes.csv", "-o", out, "--on-exists", "resume")
     assert ran.code == OutputError.exit_code
-    assert "engine was 'lean' when the run was planned and is 'transformers' now" in ran.err
+    assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
 
 
 def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said_once(bert, monkeypatch):
@@ -450,7 +462,7 @@ def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said
 
     monkeypatch.setattr(LeanEncoder, "run", wrong)
     found = Encoder(bert, pool="mean")
-    assert (right._embedder.encoder.engine, found._embedder.encoder.engine) == ("lean", "transformers")
+    assert (right._embedder.encoder.engine, found._embedder.encoder.engine) == (ENGINE, "transformers")
     assert [said for said in found.notices if "fast path" in said and said not in right.notices] != []
     assert len(found.notices) == len(right.notices) + 1
     texts = list(tiny_models.TEXTS)

@@ -7,6 +7,7 @@ its own row of the input alone.
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,38 @@ from torch.nn import functional
 ROWS = 512
 #: oneDNN takes unsigned activations; the signed ones go up by this, and it takes that off again, exactly.
 _ZERO = 128
+#: The largest number of a row is taken for this at least: rows of zeros have a scale, too.
+_LEAST = 1e-36
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What goes into a linear layer: T rows of K numbers.
+
+    Attributes:
+        states: float32 [T, K].
+        bytes: the same quantised, uint8 [T, K], 128 = 0; None where no layer wants it.
+        steps: float32 [T], what a step of each row of `bytes` is worth.
+    """
+
+    states: Tensor
+    bytes: Tensor | None = None
+    steps: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """What a linear layer gives.
+
+    Attributes:
+        values: float32 [T, N]; used up by the kernel that takes them.
+        steps: float32 [T]; row t of the values times steps[t], plus bias, is what is meant; None = the values are.
+        bias: float32 [N]; None where the values have it.
+    """
+
+    values: Tensor
+    steps: Tensor | None = None
+    bias: Tensor | None = None
 
 
 class Dense(Protocol):
@@ -24,6 +57,9 @@ class Dense(Protocol):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Weight times rows plus bias."""
+
+    def products(self, rows: Rows) -> Products:
+        """The same for a kernel that goes on from there."""
 
 
 def dense(weight: Tensor, bias: Tensor, dtype: str) -> Dense:
@@ -60,6 +96,10 @@ class PlainDense:
         """Weight times rows plus bias."""
         return functional.linear(rows, self._weight, self._bias)
 
+    def products(self, rows: Rows) -> Products:
+        """The same for a kernel that goes on from there."""
+        return Products(self(rows.states))
+
 
 class PackedDense:
     """With the weight in oneDNN's own layout, so that no call has to bring it into it."""
@@ -74,6 +114,10 @@ class PackedDense:
             rows, self._packed, self._bias, "none", [], ""
         )
         return product
+
+    def products(self, rows: Rows) -> Products:
+        """The same for a kernel that goes on from there."""
+        return Products(self(rows.states))
 
 
 class Int8Dense:
@@ -96,23 +140,25 @@ class Int8Dense:
             return self._of_block(rows)
         return torch.cat([self._of_block(block) for block in torch.split(rows, ROWS)])
 
+    def products(self, rows: Rows) -> Products:
+        """Raw products of the rows' bytes, for a kernel that scales them and adds the bias.
+
+        Raises:
+            ValueError: the rows have no bytes.
+        """
+        if rows.bytes is None:
+            raise ValueError("an int8 layer takes rows that are quantised")
+        return Products(self._multiplied(rows.bytes), rows.steps, self._bias)
+
     def _of_block(self, rows: Tensor) -> Tensor:
-        largest = rows.abs().amax(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        largest = rows.abs().amax(dim=1, keepdim=True).clamp_min_(_LEAST)
         signed = torch.mul(rows, 127 / largest).round_().to(torch.int8)
-        unsigned = signed.view(torch.uint8).bitwise_xor_(_ZERO)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned,
-            1.0,
-            _ZERO,
-            self._packed,
-            self._scale,
-            self._zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "none",
-        )
+        product = self._multiplied(signed.view(torch.uint8).bitwise_xor_(_ZERO))
         return product.mul_(largest / 127).add_(self._bias)
+
+    def _multiplied(self, unsigned: Tensor) -> Tensor:
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(unsigned, 1.0, _ZERO, self._packed, self._scale, self._zeros, None),
+            *(1.0, 0, torch.float32, "none", [], "none"),
+        )
+        return product

@@ -7,8 +7,9 @@ nobody asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from torch.nn import functional
 
 from embedkit.models.architectures import ARCHITECTURES, Architecture
 from embedkit.models.encoder import Arrays, Inputs, TakeLayer, tensors
+from embedkit.models.lean import fused, layer
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
-from embedkit.models.lean.dense import Dense, dense
+from embedkit.models.lean.dense import dense
+from embedkit.models.lean.fused import FusedLayer
+from embedkit.models.lean.kernels import load_kernels
 from embedkit.models.lean.layer import FUNCTIONS, Layer, Norm
 from embedkit.models.lean.shape import LeanShape
-from embedkit.models.lean.team import Part, Team
+from embedkit.models.lean.team import Team
 from embedkit.models.positions import after_pad
 from embedkit.records import Batch, Tokens
 
@@ -100,17 +104,27 @@ class LeanEncoder:
         self.hidden_size = shape.hidden_size
         self._shape = shape
         self._team = Team()
+        kernels = load_kernels()
+        fits = kernels is not None and kernels.fit(shape.hidden_size, shape.intermediate_size, shape.n_heads)
+        self._kernels = kernels if fits else None
+        # Their last bits differ, so a run keeps to one of them.
+        self.engine = "fused" if fits else "lean"
         self._words = checkpoint.embedding("embeddings.word_embeddings")
         self._places = checkpoint.embedding("embeddings.position_embeddings")
         self._types = checkpoint.embedding("embeddings.token_type_embeddings") if shape.type_vocab_size else None
         self._norm: Callable[[Tensor], Tensor] = self._read_norm(checkpoint, "embeddings.LayerNorm")
         projects = shape.embedding_size != shape.hidden_size
-        self._project: Dense | None = dense(*checkpoint.mapped("embeddings_project"), "fp32") if projects else None
-        self._pooler: Dense | None = dense(*checkpoint.mapped("pooler.dense"), "fp32") if for_pooler else None
+        self._project: Callable[[Tensor], Tensor] | None = (
+            dense(*checkpoint.mapped("embeddings_project"), "fp32") if projects else None
+        )
+        self._pooler: Callable[[Tensor], Tensor] | None = (
+            dense(*checkpoint.mapped("pooler.dense"), "fp32") if for_pooler else None
+        )
         # MPNet's bias of nearness (arXiv 2004.09297; the buckets are T5's): [32, heads].
         near = shape.model_type == "mpnet"
         self._nearness = checkpoint.embedding("encoder.relative_attention_bias") if near else None
         self._stack = [self._read_layer(checkpoint, number, model.dtype) for number in range(max(layers))]
+        self._run_layers: Any = layer.through if self._kernels is None else fused.through
         checkpoint.close()
 
     @torch.inference_mode()
@@ -189,11 +203,12 @@ class LeanEncoder:
             take(0, states[None])
         parts = self._team.parts(runs)
         pieces = [states[part.start : part.stop] for part in parts]
-        for number, layer in enumerate(self._stack, start=1):
-            pieces = self._team.map(partial(_through, layer, biases), pieces, parts)
-            if number in wanted:
-                states = _joined(pieces)
-                take(number, states[None])
+        done = 0
+        for number in sorted(wanted - {0}):
+            pieces = self._team.map(partial(self._run_layers, self._stack[done:number], biases), pieces, parts)
+            states = _joined(pieces)
+            take(number, states[None])
+            done = number
         if self._pooler is None:
             return None
         return torch.tanh(self._pooler(states[inputs["starts"]]))
@@ -215,29 +230,27 @@ class LeanEncoder:
     def _read_norm(self, checkpoint: Checkpoint, name: str) -> Norm:
         return Norm(*checkpoint.pair(name), self._eps)
 
-    def _read_layer(self, checkpoint: Checkpoint, number: int, dtype: str) -> Layer:
+    def _read_layer(self, checkpoint: Checkpoint, number: int, dtype: str) -> Layer | FusedLayer:
         shape = self._shape
         names = NAMES[shape.model_type]
-        layer = names.layer.format(number)
-        parts = [checkpoint.mapped(layer + part) for part in (names.query, names.key, names.value)]
+        at = names.layer.format(number)
+        parts = [checkpoint.mapped(at + part) for part in (names.query, names.key, names.value)]
         # Scores are scaled once for all: 1 / sqrt(head_dim) goes into the queries.
         scaling = math.sqrt(shape.n_heads / shape.hidden_size)
         parts[0] = (parts[0][0] * scaling, parts[0][1] * scaling)
         weights, biases = zip(*parts, strict=True)
-        return Layer(
-            qkv=dense(torch.cat(weights), torch.cat(biases), dtype),
-            out=dense(*checkpoint.mapped(layer + names.out), dtype),
-            norm=self._read_norm(checkpoint, layer + names.norm),
-            up=dense(*checkpoint.mapped(layer + names.up), dtype),
-            activation=FUNCTIONS[shape.activation],
-            down=dense(*checkpoint.mapped(layer + names.down), dtype),
-            last_norm=self._read_norm(checkpoint, layer + names.last_norm),
-            n_heads=shape.n_heads,
-        )
-
-
-def _through(layer: Layer, biases: Mapping[int, Tensor], states: Tensor, part: Part) -> Tensor:
-    return layer(states, part.runs, biases)
+        of_layer: dict[str, Any] = {
+            "qkv": dense(torch.cat(weights), torch.cat(biases), dtype),
+            "out": dense(*checkpoint.mapped(at + names.out), dtype),
+            "norm": self._read_norm(checkpoint, at + names.norm),
+            "up": dense(*checkpoint.mapped(at + names.up), dtype),
+            "down": dense(*checkpoint.mapped(at + names.down), dtype),
+            "last_norm": self._read_norm(checkpoint, at + names.last_norm),
+            "n_heads": shape.n_heads,
+        }
+        if self._kernels is None:
+            return Layer(**of_layer, activation=FUNCTIONS[shape.activation])
+        return FusedLayer(**of_layer, activation=shape.activation, kernels=self._kernels, int8=dtype == "int8")
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
@@ -247,7 +260,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 def _bias(nearness: Tensor, length: int) -> Tensor:
     """What a text of this length has added to its scores: fp32 [heads, length, length]."""
     place = torch.arange(length)
-    return functional.embedding(buckets(place[None] - place[:, None]), nearness).permute(2, 0, 1)
+    return functional.embedding(buckets(place[None] - place[:, None]), nearness).permute(2, 0, 1).contiguous()
 
 
 def buckets(offsets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.lean.dense import ROWS, Dense
+from embedkit.models.lean.team import Part
 from embedkit.records import Run
 
 #: Attention scores held at once: 8 MiB, which stay in the caches.
@@ -86,6 +87,13 @@ class Layer:
     def _behind(self, context: Tensor, states: Tensor) -> Tensor:
         attended = self.norm(self.out(context).add_(states))
         return self.last_norm(self.down(self.activation(self.up(attended))).add_(attended))
+
+
+def through(layers: Sequence[Layer], biases: Mapping[int, Tensor], states: Tensor, part: Part) -> Tensor:
+    """States [T, D] of a part's texts behind the last of these layers; see Layer."""
+    for layer in layers:
+        states = layer(states, part.runs, biases)
+    return states
 
 
 def attend(qkv: Tensor, runs: Sequence[Run], n_heads: int, biases: Mapping[int, Tensor]) -> Tensor:

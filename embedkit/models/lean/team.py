@@ -1,12 +1,13 @@
-"""Threads that each take some texts of a batch through a layer, each on cores of its own.
+"""Threads that each take some texts of a batch through the layers, each on cores of its own.
 
 torch would split every single operation over the cores, and have them wait for each other behind each: some
-hundred times a layer. Here they meet once a layer. That counts most where another process takes a core now and
-then, because then all wait for the one that was put aside.
+hundred times a layer. Here they meet where a layer is wanted. That counts most where another process takes a core
+now and then, because then all wait for the one that was put aside.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from embedkit.records import Run
 
 #: More threads than this would wait for Python's lock; cores beyond it work together within a thread.
 _MOST_THREADS = 8
-#: Fewer tokens than this are not worth a thread.
-_FEWEST_TOKENS = 128
+#: Fewer tokens than this are not worth a thread; more are more than its caches hold.
+_FEWEST_TOKENS, _MOST_TOKENS = 128, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,19 @@ class Team:
         self._pool: ThreadPoolExecutor | None = None
 
     def parts(self, runs: Sequence[Run]) -> list[Part]:
-        """The texts of a batch, in as many parts of like size as there are threads to work on them."""
+        """The texts of a batch in parts of like size: a thread takes the next one when it is through with one."""
         n_tokens = sum(run.count * run.length for run in runs)
-        wanted = max(1, min(self.size, n_tokens // _FEWEST_TOKENS))
+        at_once = max(1, min(self.size, n_tokens // _FEWEST_TOKENS))
+        rounds = math.ceil(n_tokens / (at_once * _MOST_TOKENS))
+        wanted = at_once * rounds
         return list(_cut(runs, n_tokens / wanted))
 
     def map(
         self, work: Callable[[Tensor, Part], Tensor], states: Sequence[Tensor], parts: Sequence[Part]
     ) -> list[Tensor]:
-        """`work` on each part's states at once, in order; a single part has all cores to itself."""
-        if len(parts) == 1:
-            return [work(states[0], parts[0])]
+        """`work` on each part's states, in order; a single part has all cores to itself."""
+        if self.size == 1 or len(parts) == 1:
+            return list(map(work, states, parts))
         if self._pool is None:
             self._pool = self._started()
         return list(self._pool.map(torch.inference_mode()(work), states, parts))
@@ -66,6 +69,8 @@ class Team:
         at_once = Barrier(self.size)
 
         def begin() -> None:
+            # Asked first: a thread takes the default when it first looks, and would lose what it had been told.
+            torch.get_num_threads()
             torch.set_num_threads(max(1, self.cores // self.size))
 
         pool = ThreadPoolExecutor(self.size, "embedkit-forward", begin)

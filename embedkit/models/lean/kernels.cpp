@@ -1,0 +1,335 @@
+/* What lies between the matrix products of a layer, each part in one pass over memory: attention of texts that lie
+ * end to end, activations, and residuals with their norm. Compiled by kernels.py for the processor at hand.
+ *
+ * All arrays are row-major and float32 unless their type says otherwise. A row of a result depends on its own text
+ * alone, to the bit. What is not finite stays so. Where `scale` is not nullptr, the rows are raw products of bytes:
+ * row t times scale[t], plus bias, is what they stand for. Where `bytes` is not nullptr, a result goes there too,
+ * quantised: unsigned, 128 = 0, and `scale_out[t]` is what a step of row t is worth.
+ */
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+/* The same where they need not be aligned. */
+typedef float vec_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *at) { return *(const vec_at *)at; }
+INLINE void store(float *at, vec x) { *(vec_at *)at = x; }
+INLINE vec all(float x) { return x - vec{}; }
+INLINE vec largest(vec a, vec b) { return a > b ? a : b; }
+
+INLINE float sum_of(vec x) {
+    float sums[LANES];
+    store(sums, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
+
+INLINE float largest_of(vec x) {
+    float found[LANES];
+    store(found, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) found[i] = found[i] > found[i + half] ? found[i] : found[i + half];
+    return found[0];
+}
+
+/* e^x to 2 units in the last place: 2^n times a polynomial in what is left (the coefficients are Cephes'). */
+INLINE vec exponential(vec x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    x = x > 88.0f ? all(88.0f) : x;
+    /* Adding 1.5 * 2^23 leaves the nearest integer in the low bits. */
+    vec shifted = x * 1.44269504f + 12582912.0f;
+    vec n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)(((ints)shifted << 23) + 0x3f800000);
+}
+
+/* erf(x) to 4e-7 of itself: x times the ratio of two polynomials in x^2, fitted to erf(x) / x on 0..3.9 for the
+ * least largest relative error. Beyond 3.9 it is 1 in float32. */
+INLINE vec error_function(vec x) {
+    x = x < -3.9f ? all(-3.9f) : x;
+    x = x > 3.9f ? all(3.9f) : x;
+    vec u = x * x;
+    vec p = u * 2.0664929252234288e-06f + 0.0002850630262400955f;
+    p = p * u + 0.0037383276503533125f;
+    p = p * u + 0.05266802757978439f;
+    p = p * u + 0.18966621160507202f;
+    p = p * u + 1.1283791065216064f;
+    vec q = u * 3.827027103397995e-05f + 0.001157374121248722f;
+    q = q * u + 0.014914237894117832f;
+    q = q * u + 0.11381872743368149f;
+    q = q * u + 0.5014200806617737f;
+    q = q * u + 1.0f;
+    return x * p / q;
+}
+
+enum Activation { GELU, GELU_TANH, RELU, SILU };
+
+template <int kind> INLINE vec activated(vec x) {
+    if (kind == GELU) return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+    if (kind == GELU_TANH) return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+    if (kind == RELU) return x < 0.0f ? vec{} : x;
+    return x / (1.0f + exponential(-x));
+}
+
+/* A row as it is meant, at i: `width` is a multiple of LANES everywhere. */
+INLINE vec meant(const float *row, const float *scale, const float *bias, int64_t i) {
+    return scale ? load(row + i) * *scale + load(bias + i) : load(row + i);
+}
+
+/* Compared as integers, so that NaN and infinity are largest, and go into the scale. */
+INLINE ints larger(ints size, vec x) {
+    ints of_x = (ints)x & 0x7fffffff;
+    return of_x > size ? of_x : size;
+}
+
+INLINE void quantise_row(const float *__restrict row, ints size, int64_t width, uint8_t *__restrict bytes,
+                         float *scale) {
+    int32_t bits[LANES];
+    __builtin_memcpy(bits, &size, sizeof bits);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) bits[i] = bits[i] > bits[i + half] ? bits[i] : bits[i + half];
+    float most;
+    __builtin_memcpy(&most, bits, sizeof most);
+    /* Rows of zeros have a scale too. */
+    if (most < 1e-36f) most = 1e-36f;
+    float steps = 127.0f / most;
+    for (int64_t i = 0; i < width; i++) bytes[i] = (uint8_t)(int32_t)(row[i] * steps + 128.5f);
+    *scale = most / 127.0f;
+}
+
+template <int kind>
+static void activate(float *rows, const float *scale, const float *bias, int64_t n, int64_t width, uint8_t *bytes,
+                     float *scale_out) {
+    for (int64_t t = 0; t < n; t++) {
+        float *row = rows + t * width;
+        ints size = {};
+        for (int64_t i = 0; i < width; i += LANES) {
+            vec x = activated<kind>(meant(row, scale ? scale + t : nullptr, bias, i));
+            store(row + i, x);
+            size = larger(size, x);
+        }
+        if (bytes) quantise_row(row, size, width, bytes + t * width, scale_out + t);
+    }
+}
+
+extern "C" void embedkit_quantise(const float *rows, int64_t n, int64_t width, uint8_t *bytes, float *scale_out) {
+    for (int64_t t = 0; t < n; t++) {
+        const float *row = rows + t * width;
+        ints size = {};
+        for (int64_t i = 0; i < width; i += LANES) size = larger(size, load(row + i));
+        quantise_row(row, size, width, bytes + t * width, scale_out + t);
+    }
+}
+
+/* The activation of rows [n, width], in place. */
+extern "C" void embedkit_activate(float *rows, const float *scale, const float *bias, int64_t n, int64_t width,
+                                  int kind, uint8_t *bytes, float *scale_out) {
+    auto work = kind == GELU        ? activate<GELU>
+                : kind == GELU_TANH ? activate<GELU_TANH>
+                : kind == RELU      ? activate<RELU>
+                                    : activate<SILU>;
+    work(rows, scale, bias, n, width, bytes, scale_out);
+}
+
+#define CHAINS 4
+
+INLINE vec square(vec x) { return x * x; }
+
+INLINE vec joined(const float *row, const float *scale, const float *bias, const float *beside, float *to, int64_t i) {
+    vec x = meant(row, scale, bias, i) + load(beside + i);
+    store(to + i, x);
+    return x;
+}
+
+/* Layer norm of rows + residual, [n, width], into `out`, which may be either of them. */
+extern "C" void embedkit_residual_norm(const float *rows, const float *scale, const float *bias, const float *residual,
+                            const float *weight, const float *shift, float eps, int64_t n, int64_t width,
+                            float *out, uint8_t *bytes, float *scale_out) {
+    for (int64_t t = 0; t < n; t++) {
+        const float *row = rows + t * width, *beside = residual + t * width, *by = scale ? scale + t : nullptr;
+        float *to = out + t * width;
+        /* Several sums side by side: an addition need not wait for the one before. */
+        vec sums[CHAINS] = {}, squares[CHAINS] = {};
+        int64_t whole = width - width % (CHAINS * LANES);
+        for (int64_t i = 0; i < whole; i += CHAINS * LANES)
+            for (int c = 0; c < CHAINS; c++) sums[c] += joined(row, by, bias, beside, to, i + c * LANES);
+        for (int64_t i = whole; i < width; i += LANES) sums[0] += joined(row, by, bias, beside, to, i);
+        float mean = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) / width;
+        for (int64_t i = 0; i < whole; i += CHAINS * LANES)
+            for (int c = 0; c < CHAINS; c++) squares[c] += square(load(to + i + c * LANES) - mean);
+        for (int64_t i = whole; i < width; i += LANES) squares[0] += square(load(to + i) - mean);
+        float inverse = 1.0f / sqrtf(sum_of((squares[0] + squares[1]) + (squares[2] + squares[3])) / width + eps);
+        ints size = {};
+        for (int64_t i = 0; i < width; i += LANES) {
+            vec x = (load(to + i) - mean) * inverse * load(weight + i) + load(shift + i);
+            store(to + i, x);
+            size = larger(size, x);
+        }
+        if (bytes) quantise_row(to, size, width, bytes + t * width, scale_out + t);
+    }
+}
+
+/* Queries that are worked on together, and vectors of keys beside them: their products fill the registers. */
+#define QUERIES 8
+#define KEYS 3
+#define WIDE 2
+/* The widest head. */
+#define MOST 512
+
+/* scores[q][k..] = queries[q] . keys[k..], of QUERIES queries and `count` vectors of keys. */
+INLINE void score(const float *queries, const float *keys, int64_t padded, int64_t head, int count, float *scores) {
+    vec sums[QUERIES][KEYS] = {};
+    for (int64_t d = 0; d < head; d++) {
+        vec key[KEYS];
+        for (int k = 0; k < count; k++) key[k] = load(keys + d * padded + k * LANES);
+        for (int q = 0; q < QUERIES; q++)
+            for (int k = 0; k < count; k++) sums[q][k] += queries[q * head + d] * key[k];
+    }
+    for (int q = 0; q < QUERIES; q++)
+        for (int k = 0; k < count; k++) store(scores + q * padded + k * LANES, sums[q][k]);
+}
+
+/* sums[q] = the values, weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
+INLINE void weigh(const float *weights, const float *values, int64_t length, int64_t padded, int64_t head,
+                  int count, vec sums[QUERIES][WIDE]) {
+    for (int64_t t = 0; t < length; t++) {
+        vec value[WIDE];
+        for (int w = 0; w < count; w++) value[w] = load(values + t * head + w * LANES);
+        for (int q = 0; q < QUERIES; q++)
+            for (int w = 0; w < count; w++) sums[q][w] += weights[q * padded + t] * value[w];
+    }
+}
+
+/* One head of one text: all arrays are its own, and padded with zeros to whole vectors and to QUERIES rows. */
+INLINE void attend_head(const float *queries, const float *keys, const float *values, const float *near,
+                        int64_t length, int64_t padded, int64_t head, int64_t head_dim, int64_t stride,
+                        float *scores, float *context) {
+    vec last;
+    for (int i = 0; i < LANES; i++) last[i] = padded - LANES + i < length ? 0.0f : -INFINITY;
+    for (int64_t first = 0; first < length; first += QUERIES) {
+        int64_t rows = length - first < QUERIES ? length - first : QUERIES;
+        int64_t k = 0;
+        for (; k + KEYS * LANES <= padded; k += KEYS * LANES)
+            score(queries + first * head, keys + k, padded, head, KEYS, scores + k);
+        for (; k + 2 * LANES <= padded; k += 2 * LANES)
+            score(queries + first * head, keys + k, padded, head, 2, scores + k);
+        for (; k < padded; k += LANES) score(queries + first * head, keys + k, padded, head, 1, scores + k);
+        float totals[QUERIES];
+        for (int64_t q = 0; q < rows; q++) {
+            float *row = scores + q * padded;
+            if (near)
+                for (int64_t t = 0; t < length; t++) row[t] += near[(first + q) * length + t];
+            store(row + padded - LANES, load(row + padded - LANES) + last);
+            vec top = load(row);
+            for (int64_t t = LANES; t < padded; t += LANES) {
+                top = largest(load(row + t), top);
+            }
+            vec shift = all(largest_of(top)), total = {};
+            for (int64_t t = 0; t < padded; t += LANES) {
+                /* Far below the largest counts nothing; the padding is -inf. */
+                vec x = load(row + t) - shift, e = exponential(x);
+                e = x < -87.0f ? vec{} : e;
+                store(row + t, e);
+                total += e;
+            }
+            totals[q] = 1.0f / sum_of(total);
+        }
+        for (int64_t d = 0; d < head; d += WIDE * LANES) {
+            vec sums[QUERIES][WIDE] = {};
+            int count = head - d < WIDE * LANES ? 1 : WIDE;
+            if (count == WIDE)
+                weigh(scores, values + d, length, padded, head, WIDE, sums);
+            else
+                weigh(scores, values + d, length, padded, head, 1, sums);
+            for (int64_t q = 0; q < rows; q++)
+                for (int w = 0; w < count; w++) {
+                    vec x = sums[q][w] * totals[q];
+                    float *to = context + (first + q) * stride + d + w * LANES;
+                    if (d + (w + 1) * LANES <= head_dim)
+                        store(to, x);
+                    else
+                        for (int64_t i = 0; d + w * LANES + i < head_dim; i++) to[i] = x[i];
+                }
+        }
+    }
+}
+
+INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* One token's part of a head, as it is meant. */
+INLINE void lay(float *to, const float *from, const float *scale, const float *bias, int64_t head_dim) {
+    int64_t d = 0;
+    for (; d + LANES <= head_dim; d += LANES) store(to + d, meant(from, scale, bias, d));
+    for (; d < head_dim; d++) to[d] = scale ? from[d] * *scale + bias[d] : from[d];
+}
+
+/* What a whole number of vectors is called here: the numbers that a kernel works on at once. */
+extern "C" int64_t embedkit_lanes(void) { return LANES; }
+
+/* Numbers that embedkit_attend needs room for, for texts of up to `length` tokens. */
+extern "C" int64_t embedkit_attend_room(int64_t length, int64_t head_dim) {
+    int64_t padded = rounded_up(length, LANES), head = rounded_up(head_dim, LANES);
+    return (3 * padded + QUERIES) * head + QUERIES * padded;
+}
+
+/* Attention of texts that lie end to end, each to itself.
+ *
+ * products: [T, 3 * heads * head_dim]: queries (scaled), keys, values.
+ * lengths: tokens of each of `count` texts; T in all.
+ * near: of each text [heads, length, length], added to the scores; nullptr = nothing.
+ * context: [T, heads * head_dim].
+ * room: see embedkit_attend_room.
+ */
+extern "C" void embedkit_attend(const float *products, const float *scale, const float *bias, int64_t count,
+                                const int64_t *lengths, const float *const *near, int64_t heads, int64_t head_dim,
+                                float *context, float *room, uint8_t *bytes, float *scale_out) {
+    int64_t head = rounded_up(head_dim, LANES), width = heads * head_dim;
+    for (int64_t text = 0; text < count; text++) {
+        int64_t length = lengths[text], padded = rounded_up(length, LANES);
+        float *queries = room, *keys = queries + (padded + QUERIES) * head;
+        float *values = keys + padded * head, *scores = values + padded * head;
+        /* What pads a text stays zero for all of its heads. */
+        if (!text || lengths[text - 1] != length)
+            __builtin_memset(room, 0, sizeof(float) * embedkit_attend_room(length, head_dim));
+        for (int64_t h = 0; h < heads; h++) {
+            const float *at = products + h * head_dim, *add = bias ? bias + h * head_dim : nullptr;
+            for (int64_t t = 0; t < length; t++, at += 3 * width) {
+                const float *by = scale ? scale + t : nullptr;
+                lay(queries + t * head, at, by, add, head_dim);
+                lay(values + t * head, at + 2 * width, by, bias ? add + 2 * width : nullptr, head_dim);
+                float key[MOST];
+                lay(key, at + width, by, bias ? add + width : nullptr, head_dim);
+                for (int64_t d = 0; d < head_dim; d++) keys[d * padded + t] = key[d];
+            }
+            attend_head(queries, keys, values, near ? near[text] + h * length * length : nullptr, length, padded,
+                        head, head_dim, width, scores, context + h * head_dim);
+        }
+        if (bytes) {
+            embedkit_quantise(context, length, width, bytes, scale_out);
+            bytes += length * width;
+            scale_out += length;
+        }
+        products += length * 3 * width;
+        context += length * width;
+        if (scale) scale += length;
+    }
+}

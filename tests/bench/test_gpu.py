@@ -71,6 +71,14 @@ def test_rates_are_tokens_by_seconds_and_shares_are_rates_by_the_limit(found):
         assert 0 < model["profile"]["busy_share"] <= 1
 
 
+def test_other_ways_to_run_the_forward_passes_are_told_beside_the_usual_one(found):
+    told = found["models"]["bert-base"]["ways"]
+    assert list(told["tokens_per_second"]) == ["usual", "1024 tokens a batch"]
+    n_tokens = found["models"]["bert-base"]["forward"]["tokens"]
+    for way, of in told["tokens_per_second"].items():
+        assert near(of, n_tokens / np.median(told["seconds"][way]))
+
+
 def test_vectors_are_held_against_plain_transformers_and_bytes_against_each_other(found):
     base = found["models"]["bert-base"]
     # fp32 on both sides; texts of other rows are other vectors, so a cosine near 1 says something.

@@ -22,7 +22,8 @@ def cuda(device: str) -> torch.device:
     """The device, for what only CUDA has."""
     if not device.startswith("cuda"):
         pytest.skip("needs a CUDA device: make test-gpu")
-    return torch.device(device)
+    # Some of torch's functions want its number.
+    return torch.device("cuda", torch.device(device).index or 0)
 
 
 @pytest.fixture(scope="session")

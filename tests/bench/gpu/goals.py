@@ -79,6 +79,9 @@ def table(found: dict[str, Any], aims: Sequence[Goal]) -> str:
                     f"| {name}: {what} | {of['tokens_per_second']:,.0f} | "
                     f"{'' if share is None else f'{share:.0%}'} | {min(seconds):.2f} to {max(seconds):.2f} s |"
                 )
+        for way, tokens_per_second in model.get("ways", {}).get("tokens_per_second", {}).items():
+            if tokens_per_second:
+                lines.append(f"| {name}: forward passes, {way} | {tokens_per_second:,.0f} | | |")
         if "profile" in model:
             told = ", ".join(f"{kind} {share:.0%}" for kind, share in model["profile"]["share"].items())
             lines.append(f"| {name}: time by kernels | | | {told} |")

@@ -16,6 +16,7 @@ from tests.bench.gpu.goals import MODEL, goals, table
 from tests.bench.gpu.kernels import by_family
 from tests.bench.gpu.limit import Limit, Shape
 from tests.bench.gpu.ours import Forward, Ours, cosines, first_texts, memory, plainly
+from tests.bench.gpu.ways import ways
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,13 +60,14 @@ class Measuring:
                 self.found["texts"] = {"rows": self.rows, "tokens_a_text": float(lengths.mean())}
             ours[name] = Ours(self.work / name, path, self.device, self.work / f"{name}-out")
             ours[name].work.mkdir()
-        self._model(MODEL, ours[MODEL], shapes[MODEL], budget=170)
+        self._model(MODEL, ours[MODEL], shapes[MODEL], budget=150)
         self._check(MODEL, ours[MODEL])
-        for name in shapes:
-            if name != MODEL:
-                self._model(name, ours[name], shapes[name], budget=70)
-            self._profile(name, ours[name])
+        self._profile(MODEL, ours[MODEL])
         self._processes(ours[MODEL])
+        for name in shapes.keys() - {MODEL}:
+            self._model(name, ours[name], shapes[name], budget=80)
+            self._profile(name, ours[name])
+        self._ways(MODEL, ours[MODEL])
 
     # One model ---------------------------------------------------------------------------------------
 
@@ -202,6 +204,15 @@ class Measuring:
             "times": rates[0] / rates[1],
             "same_bytes": ours.same_bytes("alone", "both"),
         }
+
+    def _ways(self, name: str, ours: Ours) -> None:
+        if name not in self.found["models"] or not self.clock.allows(
+            3 if self.small else 45, f"{name}, other ways"
+        ):
+            return
+        sizes = (1024, 4096) if self.small else (16_384, 32_768, 65_536, 131_072, 262_144)
+        some = first_texts(ours.texts, self.some)
+        self.found["models"][name]["ways"] = ways(ours.load(), some, sizes, self.clock, budget=30)
 
     # What is kept -------------------------------------------------------------------------------------
 

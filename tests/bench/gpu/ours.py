@@ -32,7 +32,8 @@ from embedkit.config import (
 )
 from embedkit.engines.local import run
 from embedkit.engines.summary import Summary
-from embedkit.models.encoder import tensors
+from embedkit.models.encoder import Inputs, tensors
+from embedkit.records import Batch
 from embedkit.request import find_model
 
 
@@ -118,21 +119,22 @@ class Forward:
 
     def take(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokenize texts and batch them, as a shard is; tells their lengths in tokens."""
-        embedder = self.assembly.embedder
-        tokens = embedder.tokenizer.tokenize(texts).tokens
-        batches = make_batches(
-            tokens.lengths, max_tokens=embedder.budget.tokens, padded=not embedder.encoder.packed
-        )
-        encoder = embedder.encoder
-        self.ready = [(tensors(encoder.prepare(tokens, batch), encoder.device), batch) for batch in batches]
-        return tokens.lengths
+        self.ready = self.batched(texts, self.assembly.embedder.budget.tokens)
+        return np.concatenate([batch.lengths for _, batch in self.ready])
 
-    def timed(self) -> float:
-        """Seconds of all forward passes."""
+    def batched(self, texts: Sequence[str], max_tokens: int) -> list[tuple[Inputs, Batch]]:
+        """Batches of so many tokens, on the device."""
+        encoder = self.assembly.embedder.encoder
+        tokens = self.assembly.embedder.tokenizer.tokenize(texts).tokens
+        batches = make_batches(tokens.lengths, max_tokens=max_tokens, padded=not encoder.packed)
+        return [(tensors(encoder.prepare(tokens, batch), encoder.device), batch) for batch in batches]
+
+    def timed(self, ready: list[tuple[Inputs, Batch]] | None = None) -> float:
+        """Seconds of all forward passes; of those that `take` made ready, unless others are given."""
         encoder = self.assembly.embedder.encoder
         wait(self.device)
         began = time.perf_counter()
-        for inputs, batch in self.ready:
+        for inputs, batch in ready or self.ready:
             encoder.forward(inputs, batch, lambda *_: None)
         wait(self.device)
         return time.perf_counter() - began

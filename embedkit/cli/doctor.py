@@ -28,6 +28,13 @@ _PACKAGES = (
 #: Cards from this compute capability on have bf16 and flash attention.
 _AMPERE = (8, 0)
 _NVIDIA = Path("/proc/driver/nvidia")
+#: What people know the backends of `models/varlen.py` by.
+_ATTENTION = {
+    "fa3": "flash-attn 3",
+    "torch_varlen": "torch.nn.attention.varlen",
+    "fa2": "flash-attn 2",
+    "groups": "torch's own, texts of one length at a time",
+}
 
 
 def doctor() -> None:
@@ -90,10 +97,9 @@ def _gpus() -> Iterator[str]:
             f"cuda:{number:<5} {facts.name}, compute capability {facts.major}.{facts.minor}, "
             f"{facts.total_memory / 2**30:.0f} GiB, {dtype}"
         )
+        yield f"           packed attention by {_ATTENTION[_backends(number)[0]]}"
     if cards:
         yield f"cuda       torch is built for {torch.version.cuda}, the driver takes {_driver() or 'it'}"
-        ways = [name for name, there in _attention().items() if there]
-        yield f"attention  {', '.join(ways) or 'texts of equal length at a time'}"
         triton = _version("triton") or "is there"
         yield f"compile    {f'Triton {triton}' if find_spec('triton') else 'no Triton'}"
     elif torch.backends.mps.is_available():
@@ -102,13 +108,13 @@ def _gpus() -> Iterator[str]:
         yield "no GPU: --device auto means cpu"
 
 
-def _attention() -> dict[str, bool]:
-    """What lets texts of any lengths go through one call on a GPU, and whether it is installed."""
-    return {
-        "torch.nn.attention.varlen": find_spec("torch.nn.attention.varlen") is not None,
-        "flash-attn": find_spec("flash_attn") is not None,
-        "flash-attn 3": find_spec("flash_attn_interface") is not None,
-    }
+def _backends(number: int) -> tuple[str, ...]:
+    """What is tried for attention on a card in 16 bits, the first first; see varlen.usable."""
+    import torch
+
+    from embedkit.models.varlen import usable
+
+    return usable(torch.device("cuda", number), torch.float16, None)
 
 
 def _capability(number: int) -> tuple[int, int]:
@@ -142,13 +148,16 @@ def _missing() -> Iterator[tuple[str, str]]:
                 f"{name} has neither bf16 nor flash attention: it is older than compute capability 8.0",
                 "nothing to do: fp16 and torch's other attention are used; --dtype fp32 is the exact one",
             )
-    if not any(_attention().values()) and any(_capability(number) >= _AMPERE for number in cards):
+    if any(_capability(number) >= _AMPERE and _backends(number) == ("groups",) for number in cards):
         yield (
             f"torch {torch.__version__} has no variable-length attention, and flash-attn is not installed",
             "install torch 2.11 or newer: until then each length of a batch is a call of its own",
         )
     if find_spec("triton") is None:
-        yield "Triton is not installed, so torch.compile has nothing to compile with", "install triton"
+        yield (
+            "Triton is not installed, so torch.compile has nothing to compile with",
+            "install triton, if you have runs of 10^8 rows: shorter ones are not compiled",
+        )
 
 
 def _why_no_card() -> tuple[str, str]:

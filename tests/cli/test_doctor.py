@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from embedkit.cli import doctor
+from embedkit.models import varlen
 
 ALL = {"torch.nn.attention.varlen", "flash_attn", "triton"}
 CODE = ("sm_80", "sm_90", "compute_90")
+
+
+def capability_of(facts):
+    return facts.major, facts.minor
 
 
 @pytest.fixture
@@ -27,12 +33,14 @@ def machine(monkeypatch, embedkit_cli):
         ]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(facts))
         monkeypatch.setattr(torch.cuda, "get_device_properties", facts.__getitem__)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability_of(facts[device.index]))
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(code))
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(doctor, "_driver", lambda: driver)
         monkeypatch.setattr(doctor, "_NVIDIA", SimpleNamespace(exists=lambda: False))
         monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-        monkeypatch.setattr(doctor, "find_spec", lambda name: name in there or None)
+        for module in (doctor, varlen):
+            monkeypatch.setattr(module, "find_spec", lambda name: name in there or None)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if shown is not None:
             monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", shown)
@@ -48,11 +56,12 @@ H200 = ("NVIDIA H200", 9, 0, 140)
 
 
 def test_a_card_with_all_it_takes_lacks_nothing(machine):
-    has, lacks = machine([H200, ("NVIDIA A10G", 8, 6, 22)])
+    has, lacks = machine([H200, ("NVIDIA A10G", 8, 6, 22)], there={*ALL, "flash_attn_interface"})
     assert "cuda:0     NVIDIA H200, compute capability 9.0, 140 GiB, bf16\n" in has
     assert "cuda:1     NVIDIA A10G, compute capability 8.6, 22 GiB, bf16\n" in has
+    # Version 3 is for Hopper alone.
+    assert re.findall("packed attention by (.*)", has) == ["flash-attn 3", "torch.nn.attention.varlen"]
     assert "torch is built for 13.0, the driver takes 13.0\n" in has
-    assert "attention  torch.nn.attention.varlen, flash-attn\n" in has
     assert lacks == ""
 
 

@@ -50,6 +50,10 @@ class Span:
     label: str | None = None
 
 
+#: The code of a row that was passed over, because nobody wants it.
+UNREAD = "unread"
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A row that cannot be read as a record. Says where and why, never what it holds.

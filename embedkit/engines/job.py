@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from embedkit.plan import ShardCutter
 from embedkit.pooling.finish import Int8Range
 from embedkit.records import EncodedShard, Fault, Record
 from embedkit.sinks import Sink
-from embedkit.sources import Table
+from embedkit.sources import Table, Wanted, every
 
 _CALIBRATION_TEXTS, _CALIBRATION_CHARACTERS = 1000, 200_000
 
@@ -152,7 +152,8 @@ def read_shards(
     index, start, row = -1, 0, 0
     records: list[Record] = []
     faults: list[Fault] = []
-    for row, item in enumerate(table.records()):
+    rows = table.records(_wanted_rows(plan, lambda: next_wanted))
+    for row, item in enumerate(rows):
         text = item.text if isinstance(item, Record) else None
         opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
         if opens:
@@ -173,6 +174,23 @@ def read_shards(
         )
     if index == next_wanted:
         yield ReadShard(index, start, row + 1, records, faults)
+
+
+def _wanted_rows(plan: dict[str, Any], next_wanted: Callable[[], int | None]) -> Wanted:
+    """Whether rows are of the shard that is wanted next; of a stream, all may be."""
+    starts: list[int] | None = plan["starts"]
+    if starts is None:
+        return every
+
+    def is_wanted(first: int, stop: int) -> bool:
+        number = next_wanted()
+        if number is None:
+            return True
+        end = starts[number + 1] if number + 1 < len(starts) else plan["rows"]
+        # The row behind the shard is read, too: which shard is wanted next is asked for when that has come.
+        return bool(starts[number] < stop and first <= end)
+
+    return is_wanted
 
 
 def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault]) -> Record | None:

@@ -14,9 +14,9 @@ the rest of a file can no longer be split into rows. Knows nothing of tokenizers
     spans.py       parts of texts, from a file or a column
 """
 
-from embedkit.sources.columns import Columns
+from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.locate import SourceFile
 from embedkit.sources.spans import SpanBook, SpanColumn
 from embedkit.sources.table import Scan, Table, open_table
 
-__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table"]
+__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "Wanted", "every", "open_table"]

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
+from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
-from embedkit.sources.columns import Column, Columns, composer, shown
+from embedkit.sources.columns import Column, Columns, Wanted, composer, every, shown
 from embedkit.sources.opening import Limits
 
 T = TypeVar("T")
@@ -59,12 +59,16 @@ class Columnar:
             Column(field.name, kind_of(field.type), str(field.type), kept_name(field.type)) for field in schema
         )
 
-    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every row, numbered from `first`; one with bytes that are not UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
         row = first
         batches = _attempt(lambda: self._batches(columns.named))
         while (batch := self._next(batches)) is not None:
+            if not wanted(row, row + batch.num_rows):
+                yield from (Fault(row + at, self._file, None, UNREAD) for at in range(batch.num_rows))
+                row += batch.num_rows
+                continue
             unreadable: Unreadable = set()
             texts = [self._cells(batch, name, strings, unreadable) for name in columns.text]
             keeps = [self._cells(batch, name, values, unreadable) for name in columns.keep]

@@ -31,6 +31,13 @@ _TEXT_KINDS = frozenset({"string", "binary", "null", "unknown"})
 _ID_KINDS = _TEXT_KINDS | {"integer"}
 
 Cells = Sequence[str | None]
+#: Whether any of the rows [first, stop) is wanted.
+Wanted = Callable[[int, int], bool]
+
+
+def every(first: int, stop: int) -> bool:
+    """All rows are wanted."""
+    return first < stop
 
 
 @dataclass(frozen=True, slots=True)

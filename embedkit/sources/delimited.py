@@ -15,9 +15,9 @@ import io
 from collections.abc import Iterator
 
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
+from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources import lines
-from embedkit.sources.columns import Column, Columns, composer
+from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 
 
 class Delimited:
@@ -33,7 +33,7 @@ class Delimited:
         self._reader = csv.reader(self._lines(), strict=True, delimiter=delimiter)
         self.columns = tuple(Column(name, "string", "string", "string") for name in self._header())
 
-    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every row, numbered from `first`.
 
         Raises:
@@ -51,7 +51,9 @@ class Delimited:
                 cells = [""]
             elif not cells:
                 continue
-            if len(cells) != width:
+            if not wanted(row, row + 1):
+                yield Fault(row, self._file, self._start, UNREAD)
+            elif len(cells) != width:
                 code = "short_row" if len(cells) < width else "long_row"
                 yield Fault(row, self._file, self._start, code)
             else:

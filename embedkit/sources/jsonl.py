@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
-from embedkit.sources.columns import Cells, Column, Columns, composer
+from embedkit.records import UNREAD, Fault, Record
+from embedkit.sources.columns import Cells, Column, Columns, Wanted, composer, every
 from embedkit.sources.lines import bounded_lines
 
 #: Python's parser gives up near 1,000 levels, but where exactly hangs on who called it; a bound of
@@ -56,15 +56,18 @@ class JsonLines:
         self._peeked: deque[tuple[int, bytes]] = deque()
         self.columns = self._look(wanted)
 
-    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every line that is not blank, numbered from `first`."""
         compose = composer(columns)
         row = first
         for offset, line in self._all_lines():
             if not line.strip():
                 continue
-            found = parsed(line)
-            made = found if isinstance(found, str) else _record(found, columns, compose, row)
+            if wanted(row, row + 1):
+                found = parsed(line)
+                made = found if isinstance(found, str) else _record(found, columns, compose, row)
+            else:
+                made = UNREAD
             yield Fault(row, self._file, offset, made) if isinstance(made, str) else made
             row += 1
 

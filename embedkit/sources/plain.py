@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-from embedkit.records import Fault, Record
-from embedkit.sources.columns import Column, Columns, composer
+from embedkit.records import UNREAD, Fault, Record
+from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 from embedkit.sources.lines import bounded_lines
 
 
@@ -21,13 +21,13 @@ class PlainText:
         self._file = file
         self.columns = (Column("text", "string", "string", "string"),)
 
-    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
+    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every line, numbered from `first`; one that is not UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
         for row, (offset, line) in enumerate(bounded_lines(self._stream, self._file), first):
-            text = _decoded(line)
+            text = _decoded(line) if wanted(row, row + 1) else None
             if text is None:
-                yield Fault(row, self._file, offset, "not_utf8")
+                yield Fault(row, self._file, offset, "not_utf8" if wanted(row, row + 1) else UNREAD)
                 continue
             identity = str(row) if columns.id is None else text
             yield Record(row, identity, compose([text] * len(columns.text)), (text,) * len(columns.keep))

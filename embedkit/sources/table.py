@@ -17,7 +17,7 @@ from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.records import Fault, Record
 from embedkit.sources.columnar import Columnar
-from embedkit.sources.columns import USUAL_TEXT, Column, Columns, asked, check, decide, shown
+from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, shown
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept import type_of, unified
@@ -39,8 +39,8 @@ class Reader(Protocol):
     def columns(self) -> tuple[Column, ...] | None:
         """The file's columns; None where it has no row to tell them."""
 
-    def rows(self, columns: Columns, first: int) -> Iterator[Record | Fault]:
-        """Every row, numbered from `first`."""
+    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
+        """Every row, numbered from `first`; one that is not wanted may come as the fault `unread`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,18 @@ class Table:
 
         self.and_then(change)
 
-    def records(self) -> Iterator[Record | Fault]:
+    def records(self, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
+
+        Args:
+            wanted: whether any of the rows [first, stop) is; asked just before they are read. Of those that are
+                not, only where they end is looked for, and each may come as a `Fault` with the code `unread`.
 
         Raises:
             InputError: a file is damaged, or can no longer be split into rows.
             UsageError: stdin has been read already.
         """
-        rows = self._rows() if not self.streaming else self._streamed()
+        rows = self._rows(wanted) if not self.streaming else self._streamed()
         for change in self._each:
             rows = map(change, rows)
         return islice(rows, self._limit)
@@ -176,14 +180,14 @@ class Table:
             raise _read_once()
         return reader.rows(self.columns, 0)
 
-    def _rows(self) -> Iterator[Record | Fault]:
+    def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
         for file in self.files:
             with opened(file, self._limits) as stream, _told(file.name):
                 reader = _reader(file, stream, frozenset(self.columns.named), self._limits)
                 if reader.columns is not None:
                     check(self.columns, reader.columns, file=file.name)
-                for item in reader.rows(self.columns, row):
+                for item in reader.rows(self.columns, row, wanted):
                     yield item
                     row = item.row + 1
 

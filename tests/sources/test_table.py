@@ -8,6 +8,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size
 
 
 def test_the_public_names_are_these() -> None:
-    names = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "open_table"]
+    names = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "Wanted", "every", "open_table"]
     assert embedkit.sources.__all__ == names
 
 
@@ -149,3 +151,36 @@ def test_no_fault_and_no_error_holds_what_is_in_a_row(tmp_path: Path, name: str,
         told.append("".join(traceback.format_exception(error)))
     assert told
     assert "Miller" not in repr(told)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "txt", "parquet", "arrow"])
+def test_rows_that_are_not_wanted_keep_their_places_and_change_no_other(tmp_path: Path, form: str) -> None:
+    texts = ["one", "two\nlines", "", '"quoted"', *(f"note {row}" for row in range(2500)), "last"]
+    if form == "txt":
+        texts[1] = "two"
+    files = []
+    for name, some in (("a", texts[:1300]), ("b", texts[1300:])):
+        path = tmp_path / f"{name}.{form}"
+        made = pa.table({"text": some, "k": some})
+        if form == "csv":
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([("text", "k"), *zip(some, some, strict=True)])
+        elif form == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in made.to_pylist()))
+        elif form == "txt":
+            path.write_text("".join(f"{text}\n" for text in some))
+        elif form == "parquet":
+            pq.write_table(made, path)
+        else:
+            with pa.ipc.new_file(path, made.schema) as file:
+                file.write(made)
+        files.append(str(path))
+    keep = ("text",) if form == "txt" else ("k",)
+    opened = open_table(InputConfig(tuple(files), text_columns=("text",), keep=keep))
+    every = list(opened.records())
+    some = list(opened.records(lambda first, stop: first < 2490 and stop > 1290))
+    assert [item.row for item in some] == list(range(len(texts))) == [item.row for item in every]
+    assert some[1290:2490] == every[1290:2490]
+    others = [*zip(some[:1290], every[:1290], strict=True), *zip(some[2490:], every[2490:], strict=True)]
+    assert all(item == other or item.code == "unread" for item, other in others)
+    assert any(isinstance(item, Fault) for item in some)

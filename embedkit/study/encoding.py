@@ -2,10 +2,12 @@
 
 They are computed by the ordinary engine into a hidden folder beside the fitted file, for its owner alone: token
 states tell nearly all of a text. A fit that was stopped finds them there again; else the folder goes at the end.
+If it is never run again, the next fit in that place says that they are there.
 """
 
 from __future__ import annotations
 
+import glob
 import shutil
 import threading
 from collections.abc import Iterator
@@ -21,11 +23,13 @@ from embedkit.engines.local import run
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
+from embedkit.leftovers import is_leftover, temporary_name
 from embedkit.records import Record
 from embedkit.sources import open_table
 from embedkit.study.tokens import drafted
 from embedkit.whole_files import as_output_error
 
+_STATES = ".states"
 #: Texts that are tokenized at once where they are only counted.
 _TEXTS_AT_ONCE = 4096
 #: Files take this much more than the numbers in them: ids, kept columns, headers.
@@ -74,7 +78,7 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
             precision=config.states if of_tokens else "float32",
         ),
         output=OutputConfig(
-            str(path.with_name(f".{path.name}.states")),
+            str(path.with_name(f".{path.name}{_STATES}")),
             "arrow" if of_tokens else "npy",
             on_exists="resume",
             on_bad_row=asked.output.on_bad_row,
@@ -162,8 +166,15 @@ def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -
     """
     folder = Path(config.output.output)
     was_there = folder.exists()
+    for other in _left_by_others(folder):
+        watcher.notice(
+            f"{other} holds what another fit computed from its texts and did not get to remove: run that fit "
+            "again, or remove the folder"
+        )
+    in_use = folder.with_name(temporary_name(folder.name.removeprefix(".")))
     with as_output_error(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
+        in_use.touch(mode=0o600)
     try:
         try:
             summary = run(config, watcher, stop)
@@ -180,7 +191,18 @@ def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -
     except BaseException:
         _remove(folder)
         raise
-    _remove(folder)
+    else:
+        _remove(folder)
+    finally:
+        in_use.unlink(missing_ok=True)
+
+
+def _left_by_others(folder: Path) -> Iterator[Path]:
+    """Folders of states beside this one that no process is at: a file beside each says whose it is."""
+    for other in sorted(folder.parent.glob(f".*{_STATES}")):
+        users = folder.parent.glob(f"{glob.escape(other.name)}.*.tmp")
+        if other != folder and other.is_dir() and all(is_leftover(user) for user in users):
+            yield other
 
 
 def _remove(folder: Path) -> None:

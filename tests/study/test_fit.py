@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import stat
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +18,7 @@ from safetensors.numpy import load_file
 
 import embedkit
 from embedkit.errors import Stopped
+from embedkit.leftovers import temporary_name
 from embedkit.pooling.chosen import choose
 from tests import tiny_models
 from tests.conftest import NOTES
@@ -56,12 +60,12 @@ def table(tmp_path_factory):
 def fit(embedkit_cli, bert, table, tmp_path):
     """`embedkit fit ROWS ... -o p.safetensors`; the path and what was said."""
 
-    def ran(kind, *arguments, name="p.safetensors", code=0):
+    def ran(kind, *arguments, name="p.safetensors", code=0, left=frozenset()):
         path = tmp_path / name
         labelled = ("--label", "label", *SHORT) if kind in LABELLED else ()
         said = embedkit_cli("fit", table, "-m", bert, "--pooler", kind, *labelled, *arguments, "-o", path)
         assert said.code == code, said.err
-        assert not list(tmp_path.glob(".*")), "states are left behind"
+        assert {path.name for path in tmp_path.glob(".*")} <= left, "states are left behind"
         return SimpleNamespace(path=path, said=said)
 
     return ran
@@ -303,6 +307,21 @@ def test_a_fit_that_was_stopped_goes_on_with_the_states_that_are_there(
         fit("attention")
     fit("attention", "--layers", "1", "--overwrite")  # other states in its place are no hindrance
     assert recipe_of(path)["input"]["layers"] == [1]
+
+
+def test_states_that_a_killed_fit_left_are_named_by_the_next_one_and_those_in_use_are_not(fit, tmp_path):
+    for name in ("killed", "running"):
+        (tmp_path / f".{name}.safetensors.states").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = temporary_name("killed.safetensors.states").replace(f"-{os.getpid()}.", f"-{gone.pid}.")
+    alive = temporary_name("running.safetensors.states")
+    for name in (dead, alive):
+        (tmp_path / name).touch()
+    there = {path.name for path in tmp_path.glob(".*")}
+    said = fit("mean", left=there).said.err
+    assert f"{tmp_path / '.killed.safetensors.states'} holds what another fit computed" in said
+    assert ".running.safetensors.states" not in said
 
 
 # IDF -------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.drafting import draft, recipe_of
 from embedkit.errors import ModelError, UsageError
+from embedkit.models.lean.building import build_ahead
+from embedkit.models.lean.shape import LEAN_TYPES
 from embedkit.models.resolve import ModelFolder
 from embedkit.pooling.chosen import settled_by, spelled
 from embedkit.recipe import fingerprint
@@ -83,6 +85,9 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
+    if request.folder.model_type in LEAN_TYPES and not plainly:
+        # The compiler has it done before torch is imported.
+        build_ahead()
     from embedkit.embedding import Embedder
     from embedkit.memory import TokenBudget
     from embedkit.models.engine import NotExactError, load_model, make_encoder

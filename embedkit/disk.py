@@ -1,4 +1,4 @@
-"""What lies on a disk: files listed with their sizes, hashed, and links refused.
+"""What lies on a disk: files listed with their sizes, hashed, and links refused; where the cache is.
 
 Knows nothing of what is in the files, nor of how they are written.
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from embedkit.errors import OutputError
+
+
+def cache_folder() -> Path:
+    """Where embedkit keeps what it can make again."""
+    of_user = os.environ.get("XDG_CACHE_HOME")
+    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path(of_user or Path.home() / usual) / "embedkit"
 
 
 def sha256_of(path: Path) -> str:

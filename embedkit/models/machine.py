@@ -58,13 +58,6 @@ def sum_in_full(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def cache_folder() -> Path:
-    """Where embedkit keeps what it can make again."""
-    of_user = os.environ.get("XDG_CACHE_HOME")
-    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path(of_user or Path.home() / usual) / "embedkit"
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep big freed blocks for the next activation.
 

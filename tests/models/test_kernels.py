@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from embedkit.models.lean import kernels as built
+from embedkit.models.lean import building as built
 from embedkit.models.lean.dense import Products, Rows
 from embedkit.models.lean.kernels import Kernels, load_kernels
 from embedkit.models.lean.layer import FUNCTIONS, Norm

@@ -1,39 +1,23 @@
 """Compiled kernels for what lies between the matrix products of a layer: built once for this processor, and kept.
 
-`kernels.cpp` goes to the C++ compiler that is here, which takes half a second; the library stays in the user's
-cache, by the hash of all that it depends on. Without a compiler, torch's operations do the same one by one.
+Without a compiler, torch's operations do the same one by one; see building.py.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from embedkit.models.lean.building import library
 from embedkit.models.lean.dense import Products, Rows
 from embedkit.models.lean.layer import FUNCTIONS, Norm, attend
-from embedkit.models.machine import cache_folder
 from embedkit.records import Run
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-#: No -ffast-math: what is not finite has to stay so.
-_FLAGS = (
-    *("-O3", "-march=native", "-shared", "-fPIC"),
-    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-)
-_COMPILERS = ("c++", "g++", "clang++")
-_SECONDS = 60
 #: What the user is told where they cannot be built.
 NO_COMPILER = (
     "no C++ compiler is here (c++, g++ or clang++) that could make embedkit's kernels, so this takes up to twice "
@@ -135,70 +119,19 @@ class Kernels:
 @functools.cache
 def load_kernels() -> Kernels | None:
     """The kernels for this processor, built if they have not been; None where that cannot be done."""
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None or sys.platform == "win32":
-        return None
-    try:
-        folder = cache_folder() / "cpu-kernels"
-        path = folder / f"{_identity(compiler)}.so"
-        kernels = _loaded(path)
-        if kernels is None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                _build(compiler, Path(work) / "kernels.so")
-                (Path(work) / "kernels.so").replace(path)
-            kernels = _loaded(path)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return kernels
+    # A library that does not work may be the ruin of one.
+    return _loaded(library()) or _loaded(library(anew=True))
 
 
-def _loaded(path: Path) -> Kernels | None:
-    """The kernels of a library; None where it is not there, is not to be trusted, or gives wrong numbers."""
-    if not _is_ours(path):
+def _loaded(path: Path | None) -> Kernels | None:
+    """The kernels of a library; None where it is none, or gives wrong numbers."""
+    if path is None:
         return None
     try:
         kernels = Kernels(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError):  # a file that was cut off
+    except (OSError, AttributeError):
         return None
     return kernels if _are_right(kernels) else None
-
-
-def _identity(compiler: str) -> str:
-    """Hash of all that decides what the compiler gives; home folders are shared by machines of many kinds."""
-    found = Path(compiler).resolve()
-    facts = found.stat()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        processor = sorted(
-            {line for line in text.splitlines() if line.startswith(("flags", "model name", "Features"))}
-        )
-    except OSError:
-        processor = [platform.processor(), platform.node()]
-    told = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
-    return hashlib.sha256(_SOURCE.read_bytes() + repr(told).encode()).hexdigest()[:32]
-
-
-def _build(compiler: str, library: Path) -> None:
-    subprocess.run(  # noqa: S603 - the compiler that is on the PATH, on our own source
-        [compiler, *_FLAGS, "-o", str(library), str(_SOURCE), "-lm"],
-        check=True,
-        timeout=_SECONDS,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
-    # A library that a power cut left half written would end the process that loads it.
-    with library.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a library is there that nobody else could have written: loading it runs its code."""
-    try:
-        facts = [path.lstat(), path.parent.lstat()]
-    except OSError:
-        return False
-    return all(fact.st_uid == os.getuid() and not fact.st_mode & 0o022 for fact in facts)
 
 
 def _are_right(kernels: Kernels) -> bool:

@@ -2,7 +2,8 @@
 
     python -m tests.bench.texts OUT.jsonl [--rows N]
 
-Needs a Debian whose package lists are there (`apt-get update`). Rows are in an order that the ids' hashes decide.
+Needs a Debian whose package lists are there (`apt-get -o Acquire::Languages=en update`). Rows are in an order that
+the ids' hashes decide.
 """
 
 from __future__ import annotations
@@ -14,48 +15,50 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Packages asked for at once.
-_PACKAGES = 500
+_APT = ("apt-get", "-o", "Acquire::Languages=en", "indextargets", "--format", "$(FILENAME)")
 
 
-def descriptions(rows: int | None) -> Iterator[dict[str, str]]:
+def descriptions() -> list[dict[str, str]]:
     """A row a package, in the order of the hashes of their names."""
-    names = sorted(_apt("pkgnames"), key=lambda name: hashlib.sha256(name.encode()).digest())
-    found = 0
-    for start in range(0, len(names), _PACKAGES):
-        fields: dict[str, list[str]] = {}
-        name = ""
-        for line in [*_apt("--no-all-versions", "show", *names[start : start + _PACKAGES]), ""]:
-            if not line:
-                row = _row(fields)
-                fields = {}
-                found += row is not None
-                if row is not None:
-                    yield row
-                if found == rows:
-                    return
-            elif line[0] == " ":
-                fields[name].append("" if line == " ." else line[1:])
-            else:
-                name, _, value = line.partition(": ")
-                fields[name] = [value]
+    texts = {
+        of["Description-md5"]: of["Description-en"]
+        for of in _stanzas("Identifier: Translations")
+        if {"Description-md5", "Description-en"} <= of.keys()
+    }
+    rows = {
+        of["Package"]: {"id": of["Package"], "section": of["Section"], "text": _text(texts[of["Description-md5"]])}
+        for of in _stanzas("Identifier: Packages")
+        if "Section" in of and of.get("Description-md5") in texts
+    }
+    return [rows[name] for name in sorted(rows, key=lambda name: hashlib.sha256(name.encode()).digest())]
 
 
-def _apt(*arguments: str) -> list[str]:
-    command = ["apt-cache", "-o", "Acquire::Languages=en", *arguments]
+def _stanzas(lists: str) -> Iterator[dict[str, str]]:
+    """Fields of all entries of apt's lists of one kind; a value's further lines begin with a space."""
+    for name in _output(*_APT, lists).splitlines():
+        for stanza in _output("/usr/lib/apt/apt-helper", "cat-file", name).split("\n\n"):
+            fields: dict[str, str] = {}
+            field = ""
+            for line in stanza.splitlines():
+                if line.startswith(" "):
+                    fields[field] += f"\n{line}"
+                else:
+                    field, _, value = line.partition(":")
+                    fields[field] = value.removeprefix(" ")
+            yield fields
+
+
+def _text(description: str) -> str:
+    title, *body = description.split("\n")
+    return "\n".join([title, "", *("" if line == " ." else line[1:] for line in body)])
+
+
+def _output(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, check=True, text=True, errors="replace")
+        done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        raise SystemExit("error: apt-cache failed\nhint: this needs a Debian with package lists") from None
-    return done.stdout.split("\n")
-
-
-def _row(fields: dict[str, list[str]]) -> dict[str, str] | None:
-    title, *body = fields.get("Description-en") or [""]
-    if not (title and body and "Section" in fields):
-        return None
-    text = "\n".join([title, "", *body])
-    return {"id": fields["Package"][0], "section": fields["Section"][0], "text": text}
+        raise SystemExit(f"error: {command[0]} failed\nhint: this needs a Debian with package lists") from None
+    return done.stdout.decode(errors="replace")
 
 
 def main() -> None:
@@ -64,14 +67,12 @@ def main() -> None:
     options.add_argument("--rows", type=int)
     asked = options.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with asked.out.open("w", encoding="utf-8") as out:
-        for row in descriptions(asked.rows):
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    if not count:
+    rows = descriptions()[: asked.rows]
+    if not rows:
         raise SystemExit("error: apt knows no descriptions\nhint: apt-get -o Acquire::Languages=en update")
-    print(f"{count:,} texts in {asked.out}")
+    with asked.out.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    print(f"{len(rows):,} texts in {asked.out}")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def assemble(
     from embedkit.models.head import load_head, load_layer_weights, refuse_norm_behind
     from embedkit.models.selfcheck import SLOWER
     from embedkit.pooling.plan import PoolingPlan
+    from embedkit.transfer import transfer_for
 
     folder, shipped = request.folder, request.shipped
     pooling = settled_by(request.poolers, pooling)
@@ -156,6 +157,8 @@ def assemble(
         precision=pooling.precision,
         on_long=text.on_long,
         budget=TokenBudget(batch.batch_tokens or BATCH_TOKENS[encoder.device.type]),
+        transfer=transfer_for(encoder.device),
+        by_segments=encoder.device.type == "cuda",
         batch_size=batch.batch_size,
         level=units.unit,
         chunk_pool=text.chunk_pool or "mean",

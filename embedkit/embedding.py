@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from embedkit.batching import make_batches
-from embedkit.memory import TokenBudget, compute_halving
+from embedkit.flow import Flow
+from embedkit.memory import TokenBudget
 from embedkit.models.engine import AnyEncoder
 from embedkit.pooling.finish import Int8Range
 from embedkit.pooling.head import Head
-from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
-from embedkit.records import Batch, RawVectors, TokenizedTexts, Tokens, Variant
+from embedkit.pooling.layout import Layout
+from embedkit.pooling.plan import PoolingPlan
+from embedkit.records import Batch, RawVectors, TokenizedTexts, Variant
 from embedkit.tokenizer import TextTokenizer
+from embedkit.transfer import Transfer
 from embedkit.units.pooling import UnitPooler
 from embedkit.units.units import Units
 from embedkit.units.windows import combine
 
 #: Called after each batch with its texts, its tokens, and the cells computed for them (padding included).
 OnBatch = Callable[[int, int, int], None]
+W = TypeVar("W", bound="Embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Embedder:
         normalize, truncate_dim, precision: what is done to a finished vector.
         on_long: truncate, chunk or error.
         budget: tokens of a batch; shrinks where memory runs out.
+        transfer: how a batch gets to the device, and its vectors back.
+        by_segments: whether packed batches are pooled in one go; see Layout.
         batch_size: most texts in a batch; None = as many as the tokens allow.
         level: what a vector is of: text, chunk, word, token or span.
         chunk_pool: how the vectors of a text's windows are combined; see `combine`.
@@ -55,6 +61,8 @@ class Embedder:
     precision: str
     on_long: str
     budget: TokenBudget
+    transfer: Transfer
+    by_segments: bool
     batch_size: int | None
     level: str = "text"
     chunk_pool: str = "mean"
@@ -111,49 +119,195 @@ class Finisher(Protocol):
         """By variant."""
 
 
-@torch.inference_mode()
 def embed(
     tokenized: TokenizedTexts, embedder: Embedder, on_batch: OnBatch, units: Units | None = None
 ) -> RawVectors:
     """Vectors of the texts, or of their units where these are given."""
-    tokens = tokenized.tokens
-    # Notes are copied forward: what has the same tokens has the same vector, and is computed once.
-    alike = tokens.first_alike()
-    members = None if units is None else units.members
-    if units is not None and members is not None:
-        unit_pooler = UnitPooler(embedder.unit_poolings, members, len(units.texts), tokens, alike)
-        lost = _run(tokenized, alike, embedder, on_batch, unit_pooler.take)
-        nothing = {
-            of.name: np.full((len(units.texts), of.dims), np.nan, np.float32) for of in embedder.raw_variants
-        }
-        vectors: Mapping[str, Any] = {**nothing, **unit_pooler.vectors(lost)}
-        return RawVectors(units.texts, vectors, _texts_of(lost, alike, tokenized))
-    n_windows = len(tokens.lengths)
-    out: dict[str, Any] = {
-        variant.name: np.full((n_windows, variant.dims), np.nan, np.float32)
-        if embedder.pooling.poolings
-        else [np.full((1, variant.dims), np.nan, np.float32)] * n_windows
-        for variant in embedder.raw_variants
-    }
+    work = Embedding(tokenized, embedder, on_batch, units)
+    return next(embed_all((work,), embedder, lambda: True)).vectors()
 
-    def keep(windows: NDArray[np.int64], found: Mapping[str, Any]) -> None:
-        for name, vectors in found.items():
-            if embedder.pooling.poolings:
-                out[name][windows] = vectors.cpu().numpy()
-            else:
-                for window, states in zip(windows.tolist(), vectors, strict=True):
-                    out[name][window] = states.cpu().numpy()
 
-    lost = _run(tokenized, alike, embedder, on_batch, keep)
-    for window in np.flatnonzero(alike != np.arange(n_windows)).tolist():
-        for of_variant in out.values():
-            of_variant[window] = of_variant[alike[window]]
-    unfit = _texts_of(lost, alike, tokenized)
-    if units is not None or not embedder.pooling.poolings:
-        return RawVectors(tokenized.texts, out, unfit)
-    how = embedder.chunk_pool
-    combined = {name: combine(of, tokenized.texts, tokenized.added, how) for name, of in out.items()}
-    return RawVectors(np.unique(tokenized.texts), combined, unfit)
+def embed_all(works: Iterable[W], embedder: Embedder, is_ready: Callable[[], bool]) -> Iterator[W]:
+    """Do one Embedding after another, without a pause of the device between them; see Flow.finished.
+
+    Args:
+        works: what there is to do; all with this embedder.
+        embedder: what computes.
+        is_ready: whether the next work would come at once.
+    """
+    transfer = embedder.transfer
+    flow: Flow[W] = Flow(embedder.budget, ahead=transfer.ahead, late=transfer.late, make_room=transfer.free_memory)
+    return flow.finished(works, is_ready)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A batch before its turn.
+
+    Attributes:
+        staged: its numbers, on their way to the device.
+        for_model: of these, the names of those that the encoder asked for.
+        layout: how its tokens lie.
+        units: of it, by pooling; see UnitPooler.prepare.
+    """
+
+    staged: Any
+    for_model: tuple[str, ...]
+    layout: Layout
+    units: Mapping[str, NDArray[np.int64]]
+
+
+class Embedding:
+    """The vectors of some texts in the making: each distinct window goes through the model once. A Work of Flow.
+
+    Args:
+        tokenized: all windows.
+        embedder: what computes.
+        on_batch: told of each batch, and of its texts: of a text in several windows with its first one.
+        units: what vectors are asked of; None = the texts.
+        of: what the caller knows it by.
+    """
+
+    def __init__(
+        self,
+        tokenized: TokenizedTexts,
+        embedder: Embedder,
+        on_batch: OnBatch,
+        units: Units | None = None,
+        of: Any = None,
+    ) -> None:
+        self.of = of
+        self.tokenized = tokenized
+        self.embedder = embedder
+        self.on_batch = on_batch
+        self.units = units
+        tokens = tokenized.tokens
+        # Notes are copied forward: what has the same tokens has the same vector, and is computed once.
+        self.alike = tokens.first_alike()
+        self._opens_text = np.diff(tokenized.texts, prepend=-1) > 0
+        self._lost: list[int] = []
+        members = None if units is None else units.members
+        self._unit_pooler = None
+        if units is not None and members is not None:
+            n_units = len(units.texts)
+            self._unit_pooler = UnitPooler(embedder.unit_poolings, members, n_units, tokens, self.alike)
+        self._out: dict[str, Any] = {}
+        if self._unit_pooler is None:
+            n_windows = len(tokens.lengths)
+            for variant in embedder.raw_variants:
+                n_rows = n_windows if embedder.pooling.poolings else 1
+                nothing = np.full((n_rows, variant.dims), np.nan, np.float32)
+                self._out[variant.name] = nothing if embedder.pooling.poolings else [nothing] * n_windows
+
+    def batches(self) -> list[Batch]:
+        """See Work."""
+        encoder, distinct = self.embedder.encoder, np.unique(self.alike)
+        found = make_batches(
+            self.tokenized.tokens.lengths[distinct],
+            max_tokens=self.embedder.budget.tokens,
+            max_rows=self.embedder.batch_size,
+            padded=not encoder.packed,
+            equal_lengths=encoder.equal_lengths,
+        )
+        return [Batch(distinct[batch.texts], batch.lengths) for batch in found]
+
+    def cost(self, batch: Batch) -> int:
+        """See Work."""
+        return batch.tokens if self.embedder.encoder.packed else batch.padded_tokens
+
+    def prepare(self, batch: Batch) -> _Prepared:
+        """See Work; numpy alone."""
+        embedder, tokens = self.embedder, self.tokenized.tokens
+        # Units choose their tokens themselves.
+        leave_out = embedder.exclude_special and not embedder.unit_poolings
+        before, behind = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
+        layout = Layout(
+            batch,
+            packed=embedder.encoder.packed,
+            before=max(before, embedder.pooling.skipped),
+            behind=behind,
+            by_segments=embedder.by_segments,
+        )
+        ids = None
+        if embedder.pooling.poolers:
+            ids = tokens.input_ids[tokens.places(batch.texts)[0]].astype(np.int64)
+        of_model = embedder.encoder.prepare(tokens, batch)
+        arrays = {**of_model, **layout.arrays(embedder.pooling, ids)}
+        units: Mapping[str, NDArray[np.int64]] = {}
+        if self._unit_pooler is not None:
+            of_units, units = self._unit_pooler.prepare(batch.texts)
+            arrays |= of_units
+        return _Prepared(embedder.transfer.stage(arrays), tuple(of_model), layout, units)
+
+    @torch.inference_mode()
+    def start(self, batch: Batch, prepared: _Prepared) -> tuple[_Prepared, Any]:
+        """See Work."""
+        embedder, plan = self.embedder, self.embedder.pooling
+        given = embedder.transfer.receive(prepared.staged)
+        of_model = {name: given.pop(name) for name in prepared.for_model}
+        pooler = prepared.layout.pooler(plan, given, embedder.encoder.device)
+        pooled_by_model = embedder.encoder.forward(of_model, batch, pooler.take)
+        if "pooler" in plan.poolings and pooled_by_model is not None:
+            pooler.take_pooler_output(pooled_by_model)
+        vectors: Mapping[Any, torch.Tensor] = pooler.vectors() if plan.poolings else pooler.token_vectors()
+        if self._unit_pooler is not None:
+            vectors = self._unit_pooler.reduce(given, vectors)
+        return prepared, embedder.transfer.give_back(prepared.staged, vectors)
+
+    def collect(self, batch: Batch, started: tuple[_Prepared, Any]) -> None:
+        """See Work."""
+        prepared, returning = started
+
+        def keep(found: Mapping[Any, NDArray[np.float32]]) -> None:
+            if self._unit_pooler is not None:
+                self._unit_pooler.add(prepared.units, found)
+                return
+            for name, vectors in found.items():
+                if self.embedder.pooling.poolings:
+                    self._out[name][batch.texts] = vectors
+                    continue
+                stops = np.cumsum(prepared.layout.kept)
+                for window, stop, count in zip(
+                    batch.texts.tolist(), stops.tolist(), prepared.layout.kept.tolist(), strict=True
+                ):
+                    self._out[name][window] = vectors[stop - count : stop].copy()
+
+        self.embedder.transfer.collect(returning, keep)
+        self.on_batch(int(self._opens_text[batch.texts].sum()), batch.tokens, self.cost(batch))
+
+    def lose(self, text: int) -> None:
+        """See Work."""
+        self._lost.append(text)
+
+    def discard(self, prepared: _Prepared) -> None:
+        """See Work."""
+        self.embedder.transfer.discard(prepared.staged)
+
+    def drop(self, started: tuple[_Prepared, Any]) -> None:
+        """See Work."""
+        self.embedder.transfer.drop(started[1])
+
+    def vectors(self) -> RawVectors:
+        """What was made; once all batches are collected."""
+        tokenized, out, units = self.tokenized, self._out, self.units
+        again = np.flatnonzero(self.alike != np.arange(len(self.alike)))
+        self.on_batch(int(self._opens_text[again].sum()), 0, 0)
+        lost = np.isin(self.alike, self._lost)
+        unfit = frozenset(tokenized.texts[lost].tolist())
+        if units is not None and self._unit_pooler is not None:
+            nothing = {
+                of.name: np.full((len(units.texts), of.dims), np.nan, np.float32)
+                for of in self.embedder.raw_variants
+            }
+            return RawVectors(units.texts, {**nothing, **self._unit_pooler.vectors(self._lost)}, unfit)
+        for window in again.tolist():
+            for of_variant in out.values():
+                of_variant[window] = of_variant[self.alike[window]]
+        if units is not None or not self.embedder.pooling.poolings:
+            return RawVectors(tokenized.texts, out, unfit)
+        how = self.embedder.chunk_pool
+        combined = {name: combine(of, tokenized.texts, tokenized.added, how) for name, of in out.items()}
+        return RawVectors(np.unique(tokenized.texts), combined, unfit)
 
 
 @torch.inference_mode()
@@ -162,97 +316,3 @@ def first_broken_layer(tokenized: TokenizedTexts, text: int, embedder: Embedder)
     windows = np.flatnonzero(tokenized.texts == text).tolist()
     found = (embedder.encoder.first_non_finite_layer(tokenized.tokens, window) for window in windows)
     return min((layer for layer in found if layer is not None), default=None)
-
-
-def _run(
-    tokenized: TokenizedTexts,
-    alike: NDArray[np.int64],
-    embedder: Embedder,
-    on_batch: OnBatch,
-    take: Callable[[NDArray[np.int64], Mapping[str, Any]], None],
-) -> list[int]:
-    """Put each distinct window through the model once.
-
-    Args:
-        tokenized: all windows.
-        alike: int64 [W], for each window the first with the same tokens.
-        embedder: what computes.
-        on_batch: told of each batch, and of its texts: of a text in several windows with its first one.
-        take: given the windows of a batch, and what was computed for them by variant: [n, D] if the windows are
-            pooled; the states of all tokens laid end to end [T, D] for units; else a list of n [tokens, D].
-
-    Returns:
-        The windows that did not fit into memory even alone.
-    """
-    encoder, plan, tokens = embedder.encoder, embedder.pooling, tokenized.tokens
-    opens_text = np.diff(tokenized.texts, prepend=-1) > 0
-    distinct = np.unique(alike)
-    batches = [
-        Batch(distinct[batch.texts], batch.lengths)
-        for batch in make_batches(
-            tokens.lengths[distinct],
-            max_tokens=embedder.budget.tokens,
-            max_rows=embedder.batch_size,
-            padded=not encoder.packed,
-            equal_lengths=encoder.equal_lengths,
-        )
-    ]
-
-    def compute(batch: Batch) -> None:
-        pooler = BatchPooler(plan, _groups(tokens, batch, embedder))
-        pooled_by_model = encoder.run(tokens, batch, pooler.take)
-        if "pooler" in plan.poolings and pooled_by_model is not None:
-            pooler.take_pooler_output(pooled_by_model)
-        if plan.poolings:
-            take(batch.texts, pooler.vectors())
-        elif embedder.unit_poolings:
-            take(batch.texts, {name: torch.cat(states) for name, states in pooler.token_vectors().items()})
-        else:
-            take(batch.texts, pooler.token_vectors())
-        on_batch(int(opens_text[batch.texts].sum()), batch.tokens, cost(batch))
-
-    def cost(batch: Batch) -> int:
-        return batch.tokens if encoder.packed else batch.padded_tokens
-
-    lost = list(compute_halving(batches, compute, cost, embedder.budget))
-    on_batch(int(opens_text[alike != np.arange(len(alike))].sum()), 0, 0)
-    return lost
-
-
-def _texts_of(lost: list[int], alike: NDArray[np.int64], tokenized: TokenizedTexts) -> frozenset[int]:
-    return frozenset(tokenized.texts[np.isin(alike, lost)].tolist()) if lost else frozenset()
-
-
-def _groups(tokens: Tokens, batch: Batch, embedder: Embedder) -> list[TokenGroup]:
-    """The batch's texts as rectangles, each with the mask of what takes part in the pooling."""
-    device = embedder.encoder.device
-    # Units choose their tokens themselves.
-    leave_out = embedder.exclude_special and not embedder.unit_poolings
-    before, behind = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
-    before = max(before, embedder.pooling.skipped)
-    ids = _ids_of(tokens, batch, embedder)
-    if embedder.encoder.packed:
-        groups, text = [], 0
-        for run in batch.runs():
-            mask = None
-            if before or behind:
-                place = torch.arange(run.length, device=device)
-                mask = ((place >= before) & (place < run.length - behind)).expand(run.count, -1)
-            of_run = None if ids is None else ids[run.start :][: run.count * run.length].view(run.count, -1)
-            groups.append(TokenGroup(slice(text, text + run.count), run, mask, of_run))
-            text += run.count
-        return groups
-    place = torch.arange(int(batch.lengths[-1]), device=device)
-    lengths = torch.from_numpy(batch.lengths).to(device)[:, None]
-    mask = (place >= before) & (place < lengths - behind)
-    if ids is not None:
-        ids = torch.zeros(mask.shape, dtype=ids.dtype, device=device).masked_scatter(place < lengths, ids)
-    return [TokenGroup(slice(0, len(batch.texts)), None, mask, ids)]
-
-
-def _ids_of(tokens: Tokens, batch: Batch, embedder: Embedder) -> torch.Tensor | None:
-    """Token ids of the batch's texts laid end to end, int64 [T]; None where no pooler wants them."""
-    if not embedder.pooling.poolers:
-        return None
-    ids = tokens.input_ids[tokens.places(batch.texts)[0]].astype(np.int64)
-    return torch.from_numpy(ids).to(embedder.encoder.device)

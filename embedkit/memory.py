@@ -1,19 +1,31 @@
-"""When memory runs out: the batch that did not fit is halved, and the budget remembered.
+"""How many tokens a batch may have: what a device has room for, and what is remembered when memory ran out.
 
 Knows nothing of what a batch computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 
 from embedkit.records import Batch
 
+#: Tokens of a batch on a GPU that has room for them, and the fewest that are tried on a small one.
+_MOST, _FEWEST = 65_536, 1_024
+#: Of a device's memory, what is left for the activations of a batch beside the weights: CUDA itself, kernels' own
+#: memory, blocks of the wrong size, another process's.
+_SHARE = 0.6
+#: States as wide as the model that are alive at once: what goes into a layer, what is added to it, queries, keys,
+#: values, what attention gives, and two in float32 for the pooling or a norm (which count twice).
+_STATES = 6 + 2 * 2
+#: Copies of the scores of attention where they are made whole: as they are, with a bias or mask, as softmax.
+_SCORES = 3
+
 
 class TokenBudget:
     """Tokens that a batch may have; shrinks when memory runs out, and stays so for the rest of the run.
+
+    What is batched together depends on the shard and on this alone, so where memory ran out, it also depends on
+    what the process had computed before; the vectors then differ by rounding.
 
     Args:
         tokens: to begin with.
@@ -27,57 +39,50 @@ class TokenBudget:
         self.tokens = max(1, min(self.tokens, tokens // 2))
 
 
-def compute_halving(
-    batches: Sequence[Batch],
-    compute: Callable[[Batch], None],
-    cost: Callable[[Batch], int],
-    budget: TokenBudget,
-) -> list[int]:
-    """Compute all batches, in order, halving those that do not fit into memory.
+def bytes_per_token(
+    hidden_size: int, intermediate_size: int, n_heads: int, *, size: int, whole_scores: int | None
+) -> int:
+    """About the bytes that a forward pass without gradients needs for a token, at its widest.
 
     Args:
-        batches: what there is to do.
-        compute: does one; may be called again with parts of a batch that it failed on.
-        cost: tokens of a batch, as the budget counts them.
-        budget: shrinks where memory runs out.
-
-    Returns:
-        Numbers of the texts that do not fit even alone.
+        hidden_size: dimensions of a state.
+        intermediate_size: inner dimensions of the feed-forward part; before and behind its activation, and a gate.
+        n_heads: of the attention.
+        size: bytes of a number.
+        whole_scores: tokens of the longest text, where attention keeps all scores of one; else None.
     """
-    waiting = list(reversed(batches))
-    unfit: list[int] = []
-    while waiting:
-        batch = waiting.pop()
-        if cost(batch) > budget.tokens and len(batch.texts) > 1:
-            waiting += reversed(_halves(batch))
-        elif not _fits(batch, compute):
-            # Only here, outside the `except`, is the failed pass's memory free: its frames are gone.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            budget.shrink_below(cost(batch))
-            if len(batch.texts) > 1:
-                waiting += reversed(_halves(batch))
-            else:
-                unfit.append(int(batch.texts[0]))
-    return unfit
+    scores = 0 if whole_scores is None else _SCORES * n_heads * whole_scores
+    return size * (_STATES * hidden_size + 3 * intermediate_size + scores)
 
 
-def _fits(batch: Batch, compute: Callable[[Batch], None]) -> bool:
-    try:
-        compute(batch)
-    except (RuntimeError, MemoryError) as fault:
-        if not _is_out_of_memory(fault):
-            raise
-        return False
-    return True
+def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 1) -> int:
+    """Tokens for a batch, a power of two: 65,536 where they fit, fewer on a small card.
+
+    It is settled by the card's whole memory and not by what is free of it now, so that the same job is cut into
+    the same batches whenever it runs on such a card.
+
+    Args:
+        memory: bytes that the device has.
+        weights: bytes of the model's.
+        per_token: see `bytes_per_token`.
+        processes: how many share the device, each with weights of its own.
+    """
+    room = max(0.0, _SHARE * memory / processes - weights)
+    fits = int(room // per_token)
+    return max(_FEWEST, min(_MOST, 1 << max(0, fits.bit_length() - 1)))
 
 
-def _is_out_of_memory(fault: Exception) -> bool:
-    # On a CPU, torch raises a RuntimeError of its allocator's.
-    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether a fault says that memory ran out, on a CPU or a GPU."""
+    # On a CPU, torch raises a RuntimeError of its allocator's; CUDA's libraries have words of their own.
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(fault, RuntimeError) and any(word in str(fault) for word in words)
+    )
 
 
-def _halves(batch: Batch) -> tuple[Batch, Batch]:
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Two batches of half the texts each, the longer texts first, as batches are ordered."""
     middle = len(batch.texts) // 2
     return (
         Batch(batch.texts[middle:], batch.lengths[middle:]),

@@ -20,7 +20,7 @@ from embedkit.tokenizer import refuse_long
 from embedkit.units.units import COLUMNS, Units, units_of
 
 if TYPE_CHECKING:  # torch is imported when a model is loaded, and not before
-    from embedkit.embedding import Embedder, Finisher, OnBatch
+    from embedkit.embedding import Embedder, Embedding, Finisher, OnBatch
 
 #: Why a text has no vector although it has tokens: what an error says of it, and the way out.
 _NO_VECTOR = {
@@ -85,39 +85,28 @@ def tokenize_shard(read: ReadShard, embedder: Finisher) -> TokenizedShard:
     return TokenizedShard(read, texts, units)
 
 
-def embed_shard(
-    shard: TokenizedShard,
-    embedder: Embedder,
-    *,
-    keep: Sequence[str],
-    on_bad_row: str,
-    list_nulls: bool,
-    on_batch: OnBatch,
-) -> EncodedShard:
-    """Vectors and receipts of a shard's rows, in input order.
+def embedding_of(shard: TokenizedShard, embedder: Embedder, on_batch: OnBatch) -> Embedding:
+    """The vectors of a shard's units, to be computed."""
+    from embedkit.embedding import Embedding
+
+    return Embedding(shard.texts, embedder, on_batch, shard.units, of=shard)
+
+
+def broken_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) -> dict[int, int | None]:
+    """For each text with a vector that is not finite, the layer at which that begins; runs the model.
 
     Args:
         shard: its tokens.
-        embedder: what computes them.
-        keep: names of the kept columns.
-        on_bad_row: fail, null or skip, for a row whose vector is not finite.
-        list_nulls: whether rows without a vector are rejects too, because the output leaves them out.
-        on_batch: told of each batch.
-
-    Raises:
-        ModelError: a vector is not finite, and `on_bad_row` is fail.
-        OutputError: a vector does not fit the output's precision.
+        raw: its vectors.
+        embedder: what computed them.
     """
-    from embedkit.embedding import embed, first_broken_layer
+    from embedkit.embedding import first_broken_layer
 
-    raw = embed(shard.texts, embedder, on_batch, shard.units)
-
-    def broken_layer(text: int) -> int | None:
-        return first_broken_layer(shard.texts, text, embedder)
-
-    return finish_shard(
-        *(shard, raw, embedder, broken_layer), keep=keep, on_bad_row=on_bad_row, list_nulls=list_nulls
-    )
+    return {
+        text: first_broken_layer(shard.texts, text, embedder)
+        for text in _unsound(raw, shard)
+        if text not in raw.unfit
+    }
 
 
 def finish_shard(
@@ -130,7 +119,21 @@ def finish_shard(
     on_bad_row: str,
     list_nulls: bool,
 ) -> EncodedShard:
-    """The rows of a shard from the vectors of its units; see embed_shard."""
+    """Vectors and receipts of a shard's rows, in input order.
+
+    Args:
+        shard: its tokens.
+        raw: the vectors of its units.
+        finisher: what is done to them.
+        broken_layer: for a text with a vector that is not finite, the layer at which that begins, if known.
+        keep: names of the kept columns.
+        on_bad_row: fail, null or skip, for a row whose vector is not finite.
+        list_nulls: whether rows without a vector are rejects too, because the output leaves them out.
+
+    Raises:
+        ModelError: a vector is not finite, and `on_bad_row` is fail.
+        OutputError: a vector does not fit the output's precision.
+    """
     texts, records = shard.texts, shard.read.records
     status = _receipts(shard)
     faults = [*shard.read.faults, *_quarantine(raw, shard, status, broken_layer, on_bad_row)]
@@ -206,11 +209,8 @@ def _quarantine(
     on_bad_row: str,
 ) -> list[Fault]:
     """Faults of the texts that have a vector that cannot be used, whose status becomes the code."""
-    sound = _finite(raw.vectors, len(raw.texts))
-    if shard.units is not None:
-        sound |= shard.units.empty
     faults: list[Fault] = []
-    for text in dict.fromkeys(raw.texts[~sound].tolist()):
+    for text in _unsound(raw, shard):
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.unfit else "non_finite"
         layer = broken_layer(text) if code == "non_finite" else None
         if on_bad_row == "fail":
@@ -223,6 +223,14 @@ def _quarantine(
         status[text] = code
         faults.append(Fault(row, "", None, code, layer))
     return faults
+
+
+def _unsound(raw: RawVectors, shard: TokenizedShard) -> list[int]:
+    """Texts that have a vector that is not finite, of one of their units, though it has tokens."""
+    sound = _finite(raw.vectors, len(raw.texts))
+    if shard.units is not None:
+        sound |= shard.units.empty
+    return list(dict.fromkeys(raw.texts[~sound].tolist()))
 
 
 def _rows(texts: NDArray[np.int64], units: Units | None, status: Sequence[str]) -> _Rows:

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-STAGES = ("sources", "tokenizer", "batching", "models", "pooling", "units", "sinks", "commit", "memory")
+STAGES = (
+    *("sources", "tokenizer", "batching", "models", "pooling", "units", "sinks", "commit", "memory", "transfer"),
+)
 #: From the command line down; a unit imports what stands in the lines below its own, never beside or above.
 LEVELS = (
     ("cli",),
@@ -20,6 +22,7 @@ LEVELS = (
     ("assembly", "inspection", "results", "verification"),
     ("destination", "drafting", "pipeline"),
     ("embedding", "request"),
+    ("flow",),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
     ("disk", "leftovers", "norms", "seal"),

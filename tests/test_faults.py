@@ -326,13 +326,13 @@ def test_an_input_that_changes_under_a_run_is_an_input_error(
     output: str,
 ) -> None:
     changes = iter([change])
-    embed_shard = job.embed_shard
+    finish_shard = job.finish_shard
 
     def changing(*arguments: Any, **options: Any) -> Any:
         next(changes, lambda _: None)(table)
-        return embed_shard(*arguments, **options)
+        return finish_shard(*arguments, **options)
 
-    monkeypatch.setattr(job, "embed_shard", changing)
+    monkeypatch.setattr(job, "finish_shard", changing)
     arguments = (table, "-o", tmp_path / output, "--shard-rows", SHARD_ROWS)
     ran = encode(*arguments, "-q")
     assert ran.code == INPUT, ran.err
@@ -440,10 +440,10 @@ def test_a_row_that_got_lost_within_embedkit_is_noticed_before_the_output_is_cal
     embedkit_cli: Cli, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     """The stage that computes drops the last row of a shard, with its vector and its receipt."""
-    embed_shard = job.embed_shard
+    finish_shard = job.finish_shard
 
     def losing(*arguments: Any, **options: Any) -> Any:
-        shard = embed_shard(*arguments, **options)
+        shard = finish_shard(*arguments, **options)
         if shard.index == 0:
             return shard
         return replace(
@@ -457,7 +457,7 @@ def test_a_row_that_got_lost_within_embedkit_is_noticed_before_the_output_is_cal
             vectors={name: vectors[:-1] for name, vectors in shard.vectors.items()},
         )
 
-    monkeypatch.setattr(job, "embed_shard", losing)
+    monkeypatch.setattr(job, "finish_shard", losing)
     ran = embedkit_cli(*bench.arguments(output, tmp_path))
     assert ran.code == 1
     assert "not every row is accounted for in shard 1, rows 8 to 16" in in_two_lines(ran)[0]

@@ -5,58 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from embedkit import Encoder
-from embedkit.batching import make_batches
 from embedkit.errors import ModelError
-from embedkit.memory import TokenBudget, compute_halving
 from tests import tiny_models
-
-KINDS = [
-    MemoryError(),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried 9"),
-]
-
-
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=40),
-    st.integers(1, 400),
-    st.integers(1, 400),
-    st.sampled_from(KINDS),
-)
-def test_every_text_that_fits_alone_is_computed_once_and_the_budget_shrinks(sizes, asked, room, kind):
-    done: list[int] = []
-    failed = 0
-
-    def compute(batch):
-        nonlocal failed
-        if batch.tokens > room:
-            failed += 1
-            raise kind
-        done.extend(batch.texts.tolist())
-
-    budget = TokenBudget(asked)
-    batches = make_batches(sizes, max_tokens=asked, padded=False)
-    unfit = compute_halving(batches, compute, lambda batch: batch.tokens, budget)
-    assert sorted(done + unfit) == list(range(len(sizes)))
-    assert all(sizes[text] > room for text in unfit)
-    assert all(sizes[text] <= room for text in done)
-    assert budget.tokens <= asked
-    # Each failure that is not a single text's halves the budget: there are few, however many batches.
-    assert failed - len(unfit) <= np.log2(max(asked, *sizes)) + 1
-
-
-def test_another_fault_is_not_taken_for_a_want_of_memory():
-    def compute(_batch):
-        raise RuntimeError("shapes differ")
-
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        compute_halving(
-            make_batches([3], max_tokens=9, padded=False), compute, lambda batch: batch.tokens, TokenBudget(9)
-        )
 
 
 @pytest.fixture
@@ -65,15 +17,15 @@ def encoder(tmp_path, monkeypatch):
     made = Encoder(str(tiny_models.make("bert", tmp_path / "bert").folder), pool="mean", layers="all")
     expected = made.encode(tiny_models.TEXTS)
     inner = made._embedder.encoder
-    run = inner.run
+    forward = inner.forward
 
-    def small(tokens, batch, take):
+    def small(inputs, batch, take):
         if batch.tokens > made.room:
-            run(tokens, batch, lambda *_: None)
+            forward(inputs, batch, lambda *_: None)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(tokens, batch, take)
+        return forward(inputs, batch, take)
 
-    monkeypatch.setattr(inner, "run", small)
+    monkeypatch.setattr(inner, "forward", small)
     made.room, made.expected = 100, expected
     return made
 
@@ -100,13 +52,13 @@ def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(
     once = list(dict.fromkeys(tiny_models.TEXTS))
     expected = encoder.encode(once)
     inner = encoder._embedder.encoder
-    run, computed = inner.run, []
+    forward, computed = inner.forward, []
 
-    def counted(tokens, batch, take):
+    def counted(inputs, batch, take):
         computed.extend(batch.texts.tolist())
-        return run(tokens, batch, take)
+        return forward(inputs, batch, take)
 
-    monkeypatch.setattr(inner, "run", counted)
+    monkeypatch.setattr(inner, "forward", counted)
     found = encoder.encode(once + once[::-1])
     assert np.array_equal(found[: len(once)], expected)
     assert np.array_equal(found[len(once) :], expected[::-1])
@@ -118,20 +70,24 @@ def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(
 def test_a_row_that_does_not_fit_alone_goes_by_on_bad_row(tmp_path, monkeypatch, capsys, rule, code):
     import embedkit
     from embedkit.cli import run as run_command
+    from embedkit.engines.alone import Alone
     from embedkit.models.lean.encoder import LeanEncoder
 
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     texts = ["pain", "fever " * 50, "cough"]
     (tmp_path / "t.txt").write_text("\n".join(texts) + "\n")
-    real = LeanEncoder.run
+    real = LeanEncoder.forward
 
-    def small(self, tokens, batch, take):
+    def small(self, inputs, batch, take):
         # The check at load runs texts of its own; they fit.
-        if len(tokens.lengths) == 3 and batch.tokens > 20:
+        if loaded and batch.tokens > 20:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, tokens, batch, take)
+        return real(self, inputs, batch, take)
 
-    monkeypatch.setattr(LeanEncoder, "run", small)
+    monkeypatch.setattr(LeanEncoder, "forward", small)
+    loaded: list[bool] = []
+    load = Alone.load
+    monkeypatch.setattr(Alone, "load", lambda self: (load(self), loaded.append(True))[0])
     out = tmp_path / "out"
     command = ["encode", str(tmp_path / "t.txt"), "-m", str(folder), "-o", str(out), "--on-bad-row", rule, "-q"]
     assert run_command(command) == code

@@ -120,7 +120,7 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize("kind", [ValueError, UnicodeEncodeError, MemoryError, PanicException])
-@pytest.mark.parametrize("stage", ["tokenize_shard", "embed_shard", "_write"])
+@pytest.mark.parametrize("stage", ["tokenize_shard", "finish_shard", "_write"])
 def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
     encode: Cli,
     places: Places,
@@ -159,14 +159,14 @@ def test_an_input_that_changes_or_is_too_long_tells_no_text(
 ) -> None:
     ran = encode(*command(places, "--on-long", "error", "--max-length", "5"))
     assert (ran.code, places.hits(ran)) == (3, [])
-    embed_shard = job.embed_shard
+    finish_shard = job.finish_shard
 
     def changing(*arguments: Any, **options: Any) -> Any:
         with notes_table.open("a") as file:
             file.write(f'99,"{MARK}')
-        return embed_shard(*arguments, **options)
+        return finish_shard(*arguments, **options)
 
-    monkeypatch.setattr(job, "embed_shard", changing)
+    monkeypatch.setattr(job, "finish_shard", changing)
     ran = encode(*command(places))
     assert (ran.code, places.hits(ran)) == (3, [])
 
@@ -179,7 +179,7 @@ from embedkit.engines import job
 def crash(*_, **__):
     print("core", resource.getrlimit(resource.RLIMIT_CORE)[0], file=sys.stderr, flush=True)
     os.abort()
-job.embed_shard = crash
+job.finish_shard = crash
 sys.argv = ["embedkit", *sys.argv[1:]]
 main()
 """

@@ -328,7 +328,7 @@ def test_a_finished_output_is_not_replaced_unasked_and_resuming_it_does_nothing(
     arguments = (NOTES, "-o", tmp_path / output, "--shard-rows", 8, *options)
     assert encode(*arguments).code == 0
     before = tree(tmp_path)
-    monkeypatch.setattr("embedkit.engines.job.embed_shard", refuse)
+    monkeypatch.setattr("embedkit.engines.job.finish_shard", refuse)
     again = encode(*arguments)
     assert (again.code, "--on-exists resume" in again.err) == (5, True), again.err
     resumed = encode(*arguments, "--on-exists", "resume")

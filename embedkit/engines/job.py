@@ -1,8 +1,8 @@
 """The shards of one run on one device: reading, computing and writing side by side.
 
 A reader thread reads and tokenizes the next shards, the caller's thread runs the model, a writer thread
-commits the last ones. Each stage is at most two shards ahead of the next, so memory does not grow with
-the input.
+finishes the vectors of the last ones and commits them. Each stage is at most two shards ahead of the next, so
+memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -12,18 +12,26 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from embedkit.config import RunConfig
 from embedkit.destination import Destination
-from embedkit.embedding import Embedder, embed
+from embedkit.embedding import Embedder, Embedding, embed, embed_all
 from embedkit.engines.faults import unreadable_rows
 from embedkit.engines.lanes import Worker, prefetched
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import InputError, Stopped
-from embedkit.pipeline import ReadShard, TokenizedShard, embed_shard, int8_ranges, tokenize_shard
+from embedkit.pipeline import (
+    ReadShard,
+    broken_layers,
+    embedding_of,
+    finish_shard,
+    int8_ranges,
+    tokenize_shard,
+)
 from embedkit.plan import ShardCutter
 from embedkit.pooling.finish import Int8Range
 from embedkit.records import EncodedShard, Fault, Record
@@ -89,29 +97,38 @@ class Job:
             EmbedkitError: whatever ended a stage.
         """
         with (
-            Worker[EncodedShard](self._write, self.ahead, "embedkit-writer") as writer,
-            prefetched(self._tokenized(), self.ahead, "embedkit-reader", self._raise_if_stopped) as shards,
+            Worker[Callable[[], EncodedShard]](self._write, self.ahead, "embedkit-writer") as writer,
+            prefetched(self._embeddings(), self.ahead, "embedkit-reader", self._raise_if_stopped) as coming,
         ):
-            for shard in shards:
-                self._raise_if_stopped()
-                writer.put(
-                    embed_shard(
-                        shard,
-                        self.embedder,
-                        keep=self.config.input.keep,
-                        on_bad_row=self.config.output.on_bad_row,
-                        list_nulls=self.config.output.format == "npy",
-                        on_batch=self._on_batch,
-                    )
+            for embedding in embed_all(self._unless_stopped(coming), self.embedder, coming.is_ready):
+                shard, raw = embedding.of, embedding.vectors()
+                layers = broken_layers(shard, raw, self.embedder)
+                finished = partial(
+                    finish_shard,
+                    shard,
+                    raw,
+                    self.embedder,
+                    layers.get,
+                    keep=self.config.input.keep,
+                    on_bad_row=self.config.output.on_bad_row,
+                    list_nulls=self.config.output.format == "npy",
                 )
+                # A GPU would wait for what is done to the vectors, unless another thread does it.
+                writer.put(finished)
                 self.rows_computed += len(shard.read.records)
         return self.records
 
-    def _tokenized(self) -> Iterator[TokenizedShard]:
+    def _embeddings(self) -> Iterator[Embedding]:
         for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, self.wanted):
-            yield tokenize_shard(read, self.embedder)
+            yield embedding_of(tokenize_shard(read, self.embedder), self.embedder, self._on_batch)
 
-    def _write(self, shard: EncodedShard) -> None:
+    def _unless_stopped(self, coming: Iterable[Embedding]) -> Iterator[Embedding]:
+        for embedding in coming:
+            self._raise_if_stopped()
+            yield embedding
+
+    def _write(self, finished: Callable[[], EncodedShard]) -> None:
+        shard = finished()
         self.records[shard.index] = self.destination.write(shard, self.sink)
         self.watcher.shard_done(shard.stop - shard.start)
 

@@ -26,10 +26,38 @@ class _Done:
         self.failure = failure
 
 
+class Coming(Generic[T]):
+    """Items that another thread makes, in order: an iterator."""
+
+    def __init__(self, lane: queue.Queue[T | _Done], look: Callable[[], None]) -> None:
+        self._lane = lane
+        self._look = look
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            try:
+                item = self._lane.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                self._look()
+                continue
+            if not isinstance(item, _Done):
+                return item
+            # The end stays the end, however often it is asked for.
+            self._lane.put_nowait(_Done())
+            raise item.failure or StopIteration
+
+    def is_ready(self) -> bool:
+        """Whether the next one, or the end, is there without waiting."""
+        return not self._lane.empty()
+
+
 @contextlib.contextmanager
 def prefetched(
     items: Iterable[T], depth: int, name: str, look: Callable[[], None]
-) -> Generator[Iterator[T], None, None]:
+) -> Generator[Coming[T], None, None]:
     """Run an iterable in a thread of its own, at most `depth` items ahead.
 
     Args:
@@ -55,23 +83,10 @@ def prefetched(
             done = _Done(failure)
         _put(lane, done, stop)
 
-    def taken() -> Iterator[T]:
-        while True:
-            try:
-                item = lane.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                look()
-                continue
-            if isinstance(item, _Done):
-                if item.failure is not None:
-                    raise item.failure
-                return
-            yield item
-
     thread = threading.Thread(target=feed, name=name, daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield Coming(lane, look)
     finally:
         stop.set()
         thread.join(timeout=_LEAVE_SECONDS)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from embedkit.errors import ModelError
 from embedkit.pooling.poolers import LayerwisePooler, Pooler
+from embedkit.pooling.segments import Segments
 from embedkit.pooling.tokens import POOLINGS, Pooling, weightedmean
 from embedkit.records import Run, Variant
 
@@ -76,7 +77,11 @@ class PoolingPlan:
         if name == "weightedmean" and self.skipped:
             # What is left out keeps its weight's place: the weights go on from there.
             return partial(weightedmean, skipped=self.skipped)
-        return POOLINGS["lasttoken" if name == "cls" and self.cls_is_last else name]
+        return POOLINGS[self.pooling_name(name)]
+
+    def pooling_name(self, name: str) -> str:
+        """The pooling that a name means for this model."""
+        return "lasttoken" if name == "cls" and self.cls_is_last else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +110,27 @@ class TokenGroup:
 
 
 class BatchPooler:
-    """Takes the layers of one batch as they come, and has the batch's vectors at the end."""
+    """Takes the layers of one batch as they come, and has the batch's vectors at the end.
 
-    def __init__(self, plan: PoolingPlan, groups: Sequence[TokenGroup]) -> None:
+    Args:
+        plan: what is computed.
+        groups: the texts, in order; () where `segments` are all that is needed, and for token vectors.
+        segments: the texts of a packed batch; the poolings of `tokens.py` then need no groups.
+        places: int64 [T'], the tokens that take part, in the rows of states laid end to end; None = all. For token
+            vectors alone.
+    """
+
+    def __init__(
+        self,
+        plan: PoolingPlan,
+        groups: Sequence[TokenGroup],
+        segments: Segments | None = None,
+        places: Tensor | None = None,
+    ) -> None:
         self.plan = plan
         self.groups = groups
+        self.segments = segments
+        self.places = places
         self.joined: Tensor | None = None
         self.pooled: dict[tuple[str, int], list[Tensor]] = {}
         self.held: dict[int, list[Tensor]] = {}
@@ -164,15 +185,14 @@ class BatchPooler:
             vectors.append(found)
         return torch.cat(vectors)
 
-    def token_vectors(self) -> dict[str, list[Tensor]]:
-        """For each variant a list of n float32 [tokens that take part, D], texts in the batch's order."""
+    def token_vectors(self) -> dict[str, Tensor]:
+        """For each variant float32 [T', D]: the tokens that take part, end to end, texts in the batch's order."""
         layers = self._finish_layers()
         if self.plan.aggregation == "separate":
-            return {
-                variant: self.pooled["", layer] for layer, variant in zip(layers, self.plan.names(), strict=True)
-            }
-        texts = zip(*(self.pooled["", layer] for layer in layers), strict=True)
-        return {"": [torch.cat(states, dim=-1) for states in texts]}
+            of_layers = zip(layers, self.plan.names(), strict=True)
+            return {variant: self.pooled["", layer][0] for layer, variant in of_layers}
+        states = [self.pooled["", layer][0] for layer in layers]
+        return {"": states[0] if len(states) == 1 else torch.cat(states, dim=-1)}
 
     def _finish_layers(self) -> tuple[int, ...]:
         if self.joined is None:
@@ -186,28 +206,34 @@ class BatchPooler:
         return self.plan.layers[:1]
 
     def _pool(self, layer: int, hidden_states: Tensor) -> None:
+        if not self.plan.poolings:
+            self._keep_tokens(layer, hidden_states.flatten(0, 1))
+            return
+        if self.segments is not None:
+            for name in self._own_poolings():
+                vectors = self.segments.pool(self.plan.pooling_name(name), hidden_states[0])
+                self.pooled[name, layer] = [vectors]
         for group in self.groups:
             states = group.states(hidden_states)
-            if not self.plan.poolings:
-                self._keep_tokens(layer, states, group.mask)
             if any(not isinstance(pooler, LayerwisePooler) for pooler in self.plan.poolers.values()):
                 self.held.setdefault(layer, []).append(states.clone())
-            for name in self.plan.poolings:
-                if name == "pooler":
-                    continue
-                pooler = self.plan.poolers.get(name)
+            for name, pooler in self.plan.poolers.items():
                 if isinstance(pooler, LayerwisePooler):
                     vectors = pooler.of_layer(states, group.mask, _ids(group))
-                elif pooler is None:
-                    vectors = self.plan.pooling(name)(states, group.mask)
-                else:
-                    continue
+                    self.pooled.setdefault((name, layer), []).append(vectors)
+            for name in self._own_poolings() if self.segments is None else ():
+                vectors = self.plan.pooling(name)(states, group.mask)
                 self.pooled.setdefault((name, layer), []).append(vectors)
 
-    def _keep_tokens(self, layer: int, states: Tensor, mask: Tensor | None) -> None:
-        kept = self.pooled.setdefault(("", layer), [])
-        for text, of_text in enumerate(states):
-            kept.append((of_text if mask is None else of_text[mask[text]]).float().clone())
+    def _own_poolings(self) -> list[str]:
+        """Those of `tokens.py`."""
+        return [name for name in self.plan.poolings if name != "pooler" and name not in self.plan.poolers]
+
+    def _keep_tokens(self, layer: int, states: Tensor) -> None:
+        if self.places is None:
+            self.pooled["", layer] = [states.to(torch.float32, copy=True)]
+        else:
+            self.pooled["", layer] = [states.index_select(0, self.places).float()]
 
 
 def _ids(group: TokenGroup) -> Tensor:

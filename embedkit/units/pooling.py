@@ -49,23 +49,73 @@ class UnitPooler:
             self._parts[how] = (moved, order, computed[order])
         self._counts = np.bincount(members.unit, minlength=n_units)
 
-    def take(self, windows: NDArray[np.int64], states: Mapping[str, Tensor]) -> None:
-        """Use a batch.
+    def prepare(
+        self, windows: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+        """What `reduce` and `add` need of a batch. Numpy alone: one other thread may make it ahead.
 
         Args:
             windows: int64 [n], those in the batch.
-            states: variant → float32 [T, D], the states of all their tokens, laid end to end.
+
+        Returns:
+            Arrays for `reduce`, and by pooling the units that have tokens in the batch.
         """
         places, _ = self._tokens.places(windows)
         self._where[places] = np.arange(len(places))
+        arrays, found = {}, {}
         for how, (members, order, computed) in self._parts.items():
             inside = np.sort(np.concatenate([order[slice(*_range(computed, window))] for window in windows]))
             if not len(inside):
                 continue
-            rows = torch.from_numpy(self._where[members.place[inside]])
-            units, counts = np.unique(members.unit[inside], return_counts=True)
+            found[how], counts = np.unique(members.unit[inside], return_counts=True)
+            arrays[f"unit_rows_{how}"] = self._where[members.place[inside]]
+            if len(inside) > len(counts):
+                arrays[f"unit_lengths_{how}"] = counts
+        return arrays, found
+
+    def reduce(self, arrays: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        """The part of a batch in the units, on its device.
+
+        Args:
+            arrays: those of `prepare`, on the device.
+            states: variant → float32 [T, D], the states of all tokens of the batch, laid end to end.
+
+        Returns:
+            float32 [units of the batch, D] by variant and pooling.
+        """
+        parts = {}
+        for how in self.poolings:
+            rows, lengths = arrays.get(f"unit_rows_{how}"), arrays.get(f"unit_lengths_{how}")
+            if rows is None:
+                continue
             for name, of_variant in states.items():
-                self._add(name, how, units, counts, of_variant[rows.to(of_variant.device)])
+                part = of_variant.index_select(0, rows)
+                if lengths is not None:
+                    # By segments, not by scattered additions: these would come in another order each time on a
+                    # GPU. Unsafe: without checks that would wait for it.
+                    part = torch.segment_reduce(part, _kind(how), lengths=lengths, unsafe=True)
+                parts[name, how] = part
+        return parts
+
+    def add(
+        self, units: Mapping[str, NDArray[np.int64]], parts: Mapping[tuple[str, str], NDArray[np.float32]]
+    ) -> None:
+        """Add a batch's part, back from the device.
+
+        Args:
+            units: those of `prepare`.
+            parts: those of `reduce`.
+        """
+        for (name, how), found in parts.items():
+            kind = _kind(how)
+            start = {"max": -np.inf, "min": np.inf}.get(kind, 0.0)
+            if (name, how) not in self.sums:
+                self.sums[name, how] = np.full((self.n_units, found.shape[1]), start, np.float32)
+            sums, of = self.sums[name, how], units[how]
+            if kind == "sum":
+                sums[of] += found
+            else:
+                sums[of] = (np.maximum if kind == "max" else np.minimum)(sums[of], found)
 
     def vectors(self, lost: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Variant → float32 [U, D x poolings].
@@ -93,24 +143,10 @@ class UnitPooler:
                 self.sums.setdefault((name, how), np.full((self.n_units, width), np.nan, np.float32))
         return {name: np.concatenate([self.sums[name, how] for how in self.poolings], axis=1) for name in names}
 
-    def _add(
-        self, name: str, how: str, units: NDArray[np.int64], counts: NDArray[np.int64], states: Tensor
-    ) -> None:
-        kind = how if how in {"max", "min"} else "sum"
-        part = states
-        if len(states) > len(units):
-            # By segments, not by scattered additions: these would come in another order each time on a GPU.
-            lengths = torch.from_numpy(counts).to(states.device)
-            part = torch.segment_reduce(states, kind, lengths=lengths)
-        found = part.cpu().numpy()
-        start = {"max": -np.inf, "min": np.inf}.get(kind, 0.0)
-        if (name, how) not in self.sums:
-            self.sums[name, how] = np.full((self.n_units, found.shape[1]), start, np.float32)
-        sums = self.sums[name, how]
-        if kind == "sum":
-            sums[units] += found
-        else:
-            sums[units] = (np.maximum if kind == "max" else np.minimum)(sums[units], found)
+
+def _kind(how: str) -> str:
+    """What is done to the tokens of a unit, of `segment_reduce`."""
+    return how if how in {"max", "min"} else "sum"
 
 
 def _range(ordered: NDArray[np.int64], value: np.int64) -> tuple[int, int]:

@@ -305,7 +305,7 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     def fail(*_, **__):
         raise ValueError(f"cannot pool {MARK}")
 
-    monkeypatch.setattr("embedkit.engines.job.embed_shard", fail)
+    monkeypatch.setattr("embedkit.engines.job.finish_shard", fail)
     ran = encode(places["tables"] / "notes.csv", "-o", tmp_path / "out")
     assert ran.code == 1
     error, hint = ran.told

@@ -217,17 +217,17 @@ def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_pa
     """A second process does everything, from start to end, between two steps of the first."""
     from embedkit.engines import job
 
-    expected, ran, embed = whole(output), [], job.embed_shard
+    expected, ran, broken_layers = whole(output), [], job.broken_layers
 
-    def overtaken(shard, *arguments, **options):
+    def overtaken(shard, *arguments):
         if shard.read.index == 4 and not ran:
             ran.append(None)
             ran[0] = encode(
                 *(NOTES, "-o", tmp_path / "place" / output, "--shard-rows", 8, "--on-exists", "resume")
             )
-        return embed(shard, *arguments, **options)
+        return broken_layers(shard, *arguments)
 
-    monkeypatch.setattr(job, "embed_shard", overtaken)
+    monkeypatch.setattr(job, "broken_layers", overtaken)
     first = rank(0, 1, output)
     assert (first.code, ran[0].code) == (0, 0), first.err
     assert_same(tmp_path / "place", expected)

@@ -60,5 +60,5 @@ def failing(config, workers, link):
     def broken(*_, **__):
         raise ModelError("a vector is not finite", hint="use --dtype fp32")
 
-    job.embed_shard = broken
+    job.finish_shard = broken
     _work(config, workers, link)

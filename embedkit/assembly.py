@@ -21,12 +21,12 @@ from embedkit.request import Request
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.embedding import Embedder
-    from embedkit.models.engine import Loaded
+    from embedkit.models.engine import AnyEncoder, Loaded
     from embedkit.tokenizer import TextTokenizer
 
 #: Tokens in a batch where the user did not say. On 2 cores the activations of 4,096 tokens stay in the
-#: caches that they share; a GPU wants enough to be busy.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
+#: caches that they share; a GPU wants enough to be busy, and is asked how much it has room for.
+BATCH_TOKENS = {"cpu": 4096, "mps": 16384}
 #: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
 #: windows of models that see only near tokens; it is cut at the model's limit like any text.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
@@ -45,6 +45,7 @@ class Assembly:
         notices: what the user should know, a sentence each.
         device: where it runs.
         engine: whose code computes the states: lean (embedkit's own) or transformers.
+        batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
         source: where the model's files are from: the `name` that finds them again, and their `hub` id and
             `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
     """
@@ -56,6 +57,7 @@ class Assembly:
     device: str
     engine: str
     source: dict[str, str | None]
+    batch_tokens: int | None
 
 
 def assemble(
@@ -68,6 +70,7 @@ def assemble(
     groups: GroupConfig = _NO_GROUPS,
     *,
     plainly: bool = False,
+    processes: int = 1,
 ) -> Assembly:
     """Load the model and settle the rest.
 
@@ -80,6 +83,7 @@ def assemble(
         units: what a vector is of.
         groups: which rows make one vector.
         plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
+        processes: of this run that share the device.
 
     Raises:
         ModelError: it cannot be loaded, or lacks what is asked of it.
@@ -147,6 +151,7 @@ def assemble(
             head_width=shipped.out_features,
         )
         shipped.refuse_width(plan.pooled_width(encoder.hidden_size))
+    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, processes, batch)
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
@@ -156,7 +161,7 @@ def assemble(
         truncate_dim=request.truncate_dim,
         precision=pooling.precision,
         on_long=text.on_long,
-        budget=TokenBudget(batch.batch_tokens or BATCH_TOKENS[encoder.device.type]),
+        budget=TokenBudget(batch.batch_tokens or chosen_tokens or BATCH_TOKENS[encoder.device.type]),
         transfer=transfer_for(encoder.device),
         by_segments=encoder.device.type == "cuda",
         batch_size=batch.batch_size,
@@ -186,7 +191,26 @@ def assemble(
             "revision": folder.revision,
             **({"pool": spelled(request.poolings, request.poolers)} if request.poolers else {}),
         },
+        batch_tokens=chosen_tokens,
     )
+
+
+def _tokens_for(
+    encoder: AnyEncoder, loaded: Loaded, longest: int, processes: int, batch: BatchConfig
+) -> int | None:
+    """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU."""
+    from embedkit.memory import bytes_per_token, device_memory, tokens_that_fit
+    from embedkit.models.shape import inner_widths
+
+    if batch.batch_tokens is not None or encoder.device.type != "cuda":
+        return None
+    hidden_size = encoder.hidden_size
+    inner, n_heads = inner_widths(loaded.config, hidden_size)
+    # What is padded may add a bias or a mask to its scores, and then has them whole.
+    scores = None if encoder.packed else longest
+    size = 4 if loaded.dtype == "fp32" else 2
+    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, whole_scores=scores)
+    return tokens_that_fit(*device_memory(encoder.device), needed, processes)
 
 
 def _refuse_impossible(

@@ -55,6 +55,11 @@ def bytes_per_token(
     return size * (_STATES * hidden_size + 3 * intermediate_size + scores)
 
 
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that a CUDA device has, and those of the tensors that this process keeps there: the weights."""
+    return torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_allocated(device)
+
+
 def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 1) -> int:
     """Tokens for a batch, a power of two: 65,536 where they fit, fewer on a small card.
 

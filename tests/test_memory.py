@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedkit import Encoder
+from embedkit import Encoder, assembly, embedding, memory
+from embedkit.config import BatchConfig
 from embedkit.errors import ModelError
+from embedkit.memory import bytes_per_token, tokens_that_fit
 from tests import tiny_models
+from tests.conftest import NOTES
 
 
 @pytest.fixture
@@ -100,3 +108,77 @@ def test_a_row_that_does_not_fit_alone_goes_by_on_bad_row(tmp_path, monkeypatch,
     expected = ["ok", "out_of_memory", "ok"] if rule == "null" else ["ok", "ok"]
     assert found.table["status"].to_pylist() == expected
     assert '"row": 1' in (out / "rejects/part-00000.jsonl").read_text()
+
+
+# What a card has room for --------------------------------------------------------------------------------
+
+_GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "processes", "expected"),
+    [
+        (140, 1, 65_536),  # however large it is
+        (140, 2, 65_536),
+        (4, 1, 65_536),  # (0.6 x 4 GiB - 220 MB) / 33,792 = 69,755
+        (4, 2, 16_384),  # (0.3 x 4 GiB - 220 MB) / 33,792 = 31,622
+        (0.4, 1, 1_024),  # 1,116
+        (0.1, 4, 1_024),  # not even the weights fit: that is for the run to find out
+    ],
+)
+def test_a_card_gets_64k_tokens_where_they_fit(memory_gib, processes, expected):
+    # BERT-base in bf16: 2 x (10 x 768 + 3 x 3,072) bytes.
+    per_token = bytes_per_token(768, 3072, 12, size=2, whole_scores=None)
+    assert per_token == 33_792
+    assert tokens_that_fit(int(memory_gib * _GIB), 220_000_000, per_token, processes) == expected
+
+
+def test_scores_that_are_made_whole_count_by_the_longest_text():
+    plain = bytes_per_token(768, 3072, 12, size=4, whole_scores=None)
+    # Three copies, 12 heads, 512 tokens, 4 bytes.
+    assert bytes_per_token(768, 3072, 12, size=4, whole_scores=512) - plain == 3 * 12 * 512 * 4
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.integers(1, 1 << 20), st.integers(1, 8))
+def test_a_budget_is_a_power_of_two_that_fits_and_shrinks_with_each_process(total, weights, per_token, processes):
+    found = tokens_that_fit(total, weights, per_token, processes)
+    assert found & (found - 1) == 0
+    assert found == 1024 or found * per_token <= total / processes - weights
+    assert tokens_that_fit(total, weights, per_token, processes + 1) <= found
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "expected"), [(None, "cuda", 16_384), (77, "cuda", None), (None, "cpu", None)]
+)
+def test_the_budget_of_a_card_is_asked_for_on_a_card_and_where_the_user_did_not_say(
+    monkeypatch, said, device, expected
+):
+    monkeypatch.setattr(memory, "device_memory", lambda _: (4 * _GIB, 220_000_000))
+    encoder = SimpleNamespace(device=torch.device(device), hidden_size=768, packed=True)
+    loaded = SimpleNamespace(config=SimpleNamespace(intermediate_size=3072, num_attention_heads=12), dtype="bf16")
+    assert assembly._tokens_for(encoder, loaded, 512, 2, BatchConfig(said)) == expected
+
+
+def test_a_resumed_run_keeps_to_the_batches_of_its_plan(encode, tmp_path, monkeypatch):
+    """The first card had room for 96 tokens, and the run goes on on one that has room for 4,096."""
+    sizes, make_batches = [], embedding.make_batches
+
+    def counted(lengths, **limits):
+        sizes.append(limits["max_tokens"])
+        return make_batches(lengths, **limits)
+
+    monkeypatch.setattr(embedding, "make_batches", counted)
+    monkeypatch.setattr(assembly, "_tokens_for", lambda *_: 96)
+    out = tmp_path / "out"
+    assert encode(NOTES, "-o", out, "--shard-rows", 20).code == 0
+    plan = (out / "plan.json").read_bytes()
+    assert json.loads(plan)["batch_tokens"] == 96
+    before = (out / "embeddings/part-00001.parquet").read_bytes()
+    for gone in ("manifest.json", "commits/00001.json"):
+        (out / gone).unlink()
+    monkeypatch.setattr(assembly, "_tokens_for", lambda *_: 4096)
+    ran = encode(NOTES, "-o", out, "--shard-rows", 20, "--on-exists", "resume")
+    assert ran.code == 0, ran.err
+    assert set(sizes) == {96}
+    assert (out / "plan.json").read_bytes() == plan
+    assert (out / "embeddings/part-00001.parquet").read_bytes() == before

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
-from embedkit.cli.progress import MODES, make_watcher
+from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
 from embedkit.engines.signals import heed
 from embedkit.engines.summary import Summary
@@ -108,8 +108,12 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
     pace = max(summary.encoding_seconds, 1e-9)
     lines.append(
         f"{summary.seconds:.1f} s, of which {summary.encoding_seconds:.1f} s encoding: "
-        f"{summary.computed_rows / pace:,.0f} rows/s, {summary.computed_tokens / pace:,.0f} tokens/s"
+        f"{summary.computed_rows / pace:,.0f} rows/s, {summary.computed_tokens / pace:,.0f} tokens/s "
+        f"on {summary.device} in {summary.recipe['dtype']}"
     )
+    if summary.device_use is not None:
+        use = summary.device_use
+        lines.append(f"the device waited {use.waiting:.1%} of the time between batches; {told_memory(use)}")
     if verbose:
         lines.append(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}")
     return lines

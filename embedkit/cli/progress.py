@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from embedkit.engines.watcher import Watcher
+from embedkit.records import DeviceUse
 
 MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0
@@ -34,6 +35,7 @@ class _Progress:
         self.rows: int | None = None
         self.before = self.done = 0
         self.texts = self.tokens = self.cells = 0
+        self.use: DeviceUse | None = None
         self.began = self.said = time.monotonic()
         self.lock = threading.Lock()
 
@@ -53,6 +55,9 @@ class _Progress:
             self.cells += cells
         self.show(texts)
 
+    def device(self, use: DeviceUse) -> None:
+        self.use = use
+
     def shard_done(self, rows: int) -> None:
         with self.lock:
             self.done += rows
@@ -71,6 +76,14 @@ class _Progress:
     def padding(self) -> float:
         """Share of the computed cells that held no token, in per cent."""
         return 100 * (1 - self.tokens / self.cells) if self.cells else 0.0
+
+    @property
+    def pace(self) -> str:
+        """Tokens a second, what of the work was padding, and how the device was used where that is measured."""
+        told = f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding"
+        if self.use is None:
+            return told
+        return f"{told}, device waits {self.use.waiting:.1%}, {told_memory(self.use)}"
 
     @property
     def left(self) -> float | None:
@@ -102,8 +115,7 @@ class _Bar(_Progress):
         )
 
     def show(self, texts: int) -> None:
-        rate = self.tokens / self.seconds
-        self.bar.set_postfix_str(f"{rate:,.0f} tokens/s, {self.padding:.1f} % padding", refresh=False)
+        self.bar.set_postfix_str(self.pace, refresh=False)
         self.bar.update(texts)
 
     def shard_done(self, rows: int) -> None:
@@ -115,6 +127,9 @@ class _Bar(_Progress):
 
 
 class _Lines(_Progress):
+    def show_start(self, device: str, dtype: str) -> None:
+        self.where = f"on {device} in {dtype}"
+
     def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
         if not self.due(_LINE_SECONDS):
             return
@@ -122,7 +137,7 @@ class _Lines(_Progress):
         left = "" if self.left is None else f", {_span(self.left)} left"
         print(
             f"{self.before + self.texts:,}{total} rows, {self.texts / self.seconds:,.0f} rows/s, "
-            f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding{left}",
+            f"{self.pace} {self.where}{left}",
             file=sys.stderr,
             flush=True,
         )
@@ -146,6 +161,7 @@ class _JsonLines(_Progress):
                     "tokens_per_second": round(self.tokens / self.seconds),
                     "padding_percent": round(self.padding, 2),
                     "seconds_left": None if self.left is None else round(self.left),
+                    **_of_device(self.use),
                 }
             )
 
@@ -155,6 +171,21 @@ class _JsonLines(_Progress):
 
     def _say(self, event: dict[str, Any]) -> None:
         print(json.dumps(event), file=sys.stderr, flush=True)
+
+
+def told_memory(use: DeviceUse) -> str:
+    """Most memory that a process took from its device."""
+    return f"{use.allocated / 2**30:.1f} GiB at most, {use.reserved / 2**30:.1f} GiB reserved"
+
+
+def _of_device(use: DeviceUse | None) -> dict[str, Any]:
+    if use is None:
+        return {}
+    return {
+        "device_waiting_percent": round(100 * use.waiting, 2),
+        "memory_allocated": use.allocated,
+        "memory_reserved": use.reserved,
+    }
 
 
 def _span(seconds: float) -> str:

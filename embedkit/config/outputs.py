@@ -62,6 +62,7 @@ class ShareConfig:
         workers: local processes to start; None = one a device.
         place: its number among the processes of its machine, which picks its GPU; None = it is alone there.
         source: what in the environment says so; empty if the options do.
+        on_device: processes of this run that share its device.
     """
 
     rank: int = 0
@@ -69,6 +70,7 @@ class ShareConfig:
     workers: int | None = None
     place: int | None = None
     source: str = ""
+    on_device: int = 1
 
     def __post_init__(self) -> None:
         at_least("--num-shards", self.world_size, 1)

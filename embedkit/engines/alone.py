@@ -14,7 +14,7 @@ from embedkit.destination import Destination
 from embedkit.engines.planning import ModelFacts
 from embedkit.engines.ranks import device_for
 from embedkit.engines.watcher import Watcher
-from embedkit.records import Record
+from embedkit.records import DeviceUse, Record
 from embedkit.request import Request
 from embedkit.sinks import Sink
 from embedkit.sources import Table
@@ -59,9 +59,15 @@ class Alone:
             config = self.config
             model = _placed(config.model, config.share.place)
             self._assembly = assemble(
-                *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups)
+                *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups),
+                processes=config.share.on_device,
             )
         return self._assembly
+
+    @property
+    def device_use(self) -> DeviceUse | None:
+        """How the device was used; None where that is not measured."""
+        return self._job.embedder.transfer.used() if self._job else None
 
     @property
     def rows_computed(self) -> int:
@@ -112,12 +118,15 @@ class Alone:
             The records of these and of those that were done, by number.
         """
         from embedkit.engines.job import Job, with_int8_ranges
+        from embedkit.memory import TokenBudget
         from embedkit.models.engine import expect
 
         notice = expect(self.assembly.embedder.encoder, plan["rows"])
         if notice:
             self.watcher.notice(notice)
         embedder = with_int8_ranges(self.assembly.embedder, plan["int8_ranges"])
+        if "batch_tokens" in plan and self.config.batch.batch_tokens is None:
+            embedder = replace(embedder, budget=TokenBudget(plan["batch_tokens"]))
         self._job = Job(
             *(self.config, self.table, embedder, sink, destination, plan, self.watcher, self.stop),
             wanted=wanted,

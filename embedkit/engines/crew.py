@@ -26,7 +26,7 @@ from embedkit.engines.signals import held_back
 from embedkit.engines.watcher import Watcher
 from embedkit.engines.worker import work
 from embedkit.errors import EmbedkitError, Stopped, UsageError
-from embedkit.records import Variant
+from embedkit.records import DeviceUse, Variant
 from embedkit.sinks import Sink
 
 #: spawn: a process that has used threads, as all of these libraries do, cannot be forked safely.
@@ -48,6 +48,7 @@ class _Worker:
         link: what is said to it and by it.
         facts: what its model settles; None while it is loading.
         shards: those that it was given and has not committed, the oldest first.
+        use: how its device was used so far; None where that is not measured.
         ended: whether it has said that it is through.
     """
 
@@ -56,6 +57,7 @@ class _Worker:
     link: Connection
     facts: ModelFacts | None = None
     shards: deque[int] = field(default_factory=deque)
+    use: DeviceUse | None = None
     ended: bool = False
 
 
@@ -97,6 +99,19 @@ class Crew:
                 worker.process.kill()
             worker.process.join()
             worker.link.close()
+
+    @property
+    def device_use(self) -> DeviceUse | None:
+        """How all devices were used: seconds of all workers, and the memory of the one that took most."""
+        uses = [worker.use for worker in self._workers if worker.use is not None]
+        if not uses:
+            return None
+        return DeviceUse(
+            busy=sum(use.busy for use in uses),
+            waited=sum(use.waited for use in uses),
+            allocated=max(use.allocated for use in uses),
+            reserved=max(use.reserved for use in uses),
+        )
 
     def load(self) -> ModelFacts:
         """What the model settles, as soon as one worker has loaded it; the device is that of the first."""
@@ -233,6 +248,10 @@ class Crew:
             case {"batch": [texts, tokens, cells]}:
                 self.tokens_computed += tokens
                 self.watcher.batch(texts, tokens, cells)
+            case {"device": use}:
+                worker.use = DeviceUse(**use)
+                if self.device_use is not None:
+                    self.watcher.device(self.device_use)
             case {"done": rows}:
                 worker.shards.popleft()
                 self.shards_done = (self.shards_done or 0) + 1
@@ -260,11 +279,16 @@ class Crew:
 def _of_worker(config: RunConfig, number: int, workers: int) -> RunConfig:
     """What one worker is told: its device, and to join the plan that the crew has written."""
     devices = config.model.devices
+    device = devices[number % len(devices)]
+    # They take turns on the devices named, and a device may be named twice.
+    on_device = sum(devices[other % len(devices)] == device for other in range(workers))
     return replace(
         config,
-        model=replace(config.model, device=devices[number % len(devices)]),
+        model=replace(config.model, device=device),
         output=replace(config.output, on_exists="resume"),
-        share=replace(config.share, workers=1, place=(config.share.place or 0) * workers + number),
+        share=replace(
+            config.share, workers=1, place=(config.share.place or 0) * workers + number, on_device=on_device
+        ),
     )
 
 

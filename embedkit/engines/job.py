@@ -135,6 +135,9 @@ class Job:
     def _on_batch(self, texts: int, tokens: int, cells: int) -> None:
         self.tokens_computed += tokens
         self.watcher.batch(texts, tokens, cells)
+        use = self.embedder.transfer.used()
+        if use is not None:
+            self.watcher.device(use)
         self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:

@@ -136,7 +136,13 @@ def _carry_out(
             destination.abandon()
         raise
     table.refuse_changes()
-    computed: dict[str, Any] = {"computed_rows": engine.rows_computed, "computed_tokens": engine.tokens_computed}
+    use = engine.device_use
+    computed: dict[str, Any] = {
+        "computed_rows": engine.rows_computed,
+        "computed_tokens": engine.tokens_computed,
+        "device_use": use,
+        "device_waiting": None if use is None else round(use.waiting, 4),
+    }
     if config.share.several:
         records = destination.committed()
     if plan["shards"] is not None and len(records) < plan["shards"]:
@@ -198,8 +204,11 @@ def _planned(
 
 def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
     """Take over what only the plan that is there can say, if it is this run's in all else."""
-    refuse_changes({**stored, "int8_ranges": None}, {**plan, "int8_ranges": None})
+    apart = {"int8_ranges": None, "batch_tokens": None}
+    refuse_changes({**stored, **apart}, {**plan, **apart})
     plan["int8_ranges"] = stored["int8_ranges"]
+    if "batch_tokens" in stored:
+        plan["batch_tokens"] = stored["batch_tokens"]
 
 
 _NO_MODEL = ModelFacts(
@@ -214,9 +223,7 @@ def _summary_of_part(
     began: float,
     model: ModelFacts = _NO_MODEL,
     encoding_seconds: float = 0.0,
-    *,
-    computed_rows: int = 0,
-    computed_tokens: int = 0,
+    **computed: Any,
 ) -> Summary:
     """What one rank has done, and not the last; counts are over the shards that are there."""
     return Summary(
@@ -224,8 +231,7 @@ def _summary_of_part(
         **counts(records.values(), plan["rows"]),
         seconds=time.monotonic() - began,
         encoding_seconds=encoding_seconds,
-        computed_rows=computed_rows,
-        computed_tokens=computed_tokens,
+        **{"computed_rows": 0, "computed_tokens": 0, **computed},
         complete=False,
     )
 

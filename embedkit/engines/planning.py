@@ -32,6 +32,7 @@ class ModelFacts:
         variants: columns of the output.
         max_length: most tokens of a text.
         source: hub id and commit of the model's files, where they are from the hub.
+        batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
     """
 
     recipe: dict[str, Any]
@@ -42,6 +43,7 @@ class ModelFacts:
     variants: tuple[Variant, ...]
     max_length: int
     source: dict[str, str | None]
+    batch_tokens: int | None = None
 
     @classmethod
     def of(cls, assembly: Assembly) -> ModelFacts:
@@ -55,6 +57,7 @@ class ModelFacts:
             variants=assembly.embedder.variants,
             max_length=assembly.embedder.tokenizer.max_length,
             source=assembly.source,
+            batch_tokens=assembly.batch_tokens,
         )
 
 
@@ -160,6 +163,8 @@ def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
         "variants": [asdict(variant) for variant in model.variants],
         "on_bad_row": config.output.on_bad_row,
         "int8_ranges": None,
+        # What is batched together is the plan's: another card, or fewer workers on it, keeps to it.
+        **({} if model.batch_tokens is None else {"batch_tokens": model.batch_tokens}),
     }
 
 

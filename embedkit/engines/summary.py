@@ -8,6 +8,7 @@ from typing import Any
 from embedkit.config import RunConfig
 from embedkit.engines.planning import ModelFacts
 from embedkit.inspection import inspect_output
+from embedkit.records import DeviceUse
 
 #: Of an output that was there already, its files do not tell this.
 _UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}
@@ -37,6 +38,9 @@ class Summary:
         encoding_seconds: of these, since the model ran.
         computed_rows: rows computed now; the others were there from a former run.
         computed_tokens: tokens of these.
+        device: where it ran.
+        device_use: how that was used; None where it is not measured, as on a CPU.
+        device_waiting: share of the time that it waited between two batches, 0 to 1; None likewise.
         rank, world_size: which process of how many this was.
         complete: whether the output is whole; else shards of other ranks are still to come.
     """
@@ -60,6 +64,9 @@ class Summary:
     encoding_seconds: float
     computed_rows: int
     computed_tokens: int
+    device: str = ""
+    device_use: DeviceUse | None = None
+    device_waiting: float | None = None
     rank: int = 0
     world_size: int = 1
     complete: bool = True
@@ -73,6 +80,7 @@ def of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
         "max_length": model.max_length,
         "recipe": model.recipe,
         "fingerprint": model.fingerprint,
+        "device": model.device,
         "rank": config.share.rank,
         "world_size": config.share.world_size,
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from embedkit.records import DeviceUse
+
 
 class Watcher(Protocol):
     """Told how a run goes, from the thread that computes or the one that writes."""
@@ -16,6 +18,9 @@ class Watcher(Protocol):
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         """A batch went through: its texts, their tokens, and the cells computed (padding included)."""
+
+    def device(self, use: DeviceUse) -> None:
+        """How the device was used so far; after each batch, where that is measured."""
 
     def shard_done(self, rows: int) -> None:
         """A shard of so many input rows is written."""

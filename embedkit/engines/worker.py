@@ -26,6 +26,7 @@ from embedkit.engines.planning import input_facts, layout, table_of
 from embedkit.engines.signals import heed, let_through
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.plan import refuse_changes
+from embedkit.records import DeviceUse
 from embedkit.request import find_model
 from embedkit.sinks import make_sink
 
@@ -148,6 +149,10 @@ class Line:
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         """See Watcher."""
         self.say(batch=[texts, tokens, cells])
+
+    def device(self, use: DeviceUse) -> None:
+        """See Watcher."""
+        self.say(device=asdict(use))
 
     def shard_done(self, rows: int) -> None:
         """See Watcher."""

@@ -22,6 +22,7 @@ _INTERMEDIATE_SIZE = (
     "n_inner",
     "d_inner",
 )
+_N_HEADS = ("num_attention_heads", "encoder_attention_heads", "num_heads", "n_heads", "n_head")
 #: Kinds whose feed-forward part has a third matrix, a gate.
 _GATED = ("gemma", "gte", "granite", "llama", "mistral", "modernbert", "nomic_bert", "olmo", "phi3", "qwen")
 
@@ -45,6 +46,17 @@ class Shape:
     intermediate_size: int | None
     positions: int | None
     layer_weights: int | None
+
+
+def inner_widths(config: Any, hidden_size: int) -> tuple[int, int]:
+    """The inner dimensions of a model's feed-forward part, and its heads; the usual ones where it does not say.
+
+    Args:
+        config: with what config.json has, as attributes.
+        hidden_size: dimensions of a state.
+    """
+    told = {name: getattr(config, name, None) for name in (*_INTERMEDIATE_SIZE, *_N_HEADS)}
+    return _first(told, _INTERMEDIATE_SIZE) or 4 * hidden_size, _first(told, _N_HEADS) or max(1, hidden_size // 64)
 
 
 def architecture_of(folder: ModelFolder) -> Architecture:

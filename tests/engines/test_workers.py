@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedkit.config import InputConfig, OutputConfig, RunConfig
+from embedkit.config import InputConfig, ModelConfig, OutputConfig, RunConfig
 from embedkit.engines import crew, worker
 from tests.conftest import NOTES
 from tests.engines import unlucky
@@ -117,6 +117,38 @@ def test_a_fault_in_a_worker_is_told_by_its_place_without_its_words(monkeypatch)
     told = re.fullmatch(r"ValueError at test_workers\.py, line \d+, in broken", said[0]["fault"])
     assert told
     assert MARKER not in json.dumps(said)
+
+
+def test_workers_on_devices_make_the_same_bytes_and_tell_how_these_were_used(
+    workers, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew, "work", unlucky.on_fake_device)
+    ran = workers("out.parquet", "--progress", "json")
+    assert ran.code == 0, ran.err
+    done = json.loads(ran.err.splitlines()[-1])
+    use = done["device_use"]
+    # On the fake device a batch takes a second, and so does what is between two of one worker.
+    assert 0 <= use["busy"] - use["waited"] <= 2
+    assert done["device_waiting"] == pytest.approx(use["waited"] / (use["busy"] + use["waited"]), abs=1e-4)
+    assert use["allocated"] == 3 << 30
+    assert_same(tmp_path / "place", whole("out.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "expected"),
+    [
+        ("cuda:0", 2, [("cuda:0", 2)] * 2),
+        ("cuda:0,cuda:1", 2, [("cuda:0", 1), ("cuda:1", 1)]),
+        ("cuda:0,cuda:1", 3, [("cuda:0", 2), ("cuda:1", 1), ("cuda:0", 2)]),
+        ("cuda:0,cuda:0", 2, [("cuda:0", 2)] * 2),
+    ],
+)
+def test_workers_take_turns_on_the_devices_and_know_how_many_share_theirs(devices, workers, expected):
+    config = RunConfig(
+        InputConfig(("notes.csv",)), OutputConfig("out", "parquet"), model=ModelConfig(device=devices)
+    )
+    made = [crew._of_worker(config, number, workers) for number in range(workers)]
+    assert [(of.model.device, of.share.on_device) for of in made] == expected
 
 
 def test_fewer_workers_than_devices_are_refused(workers):

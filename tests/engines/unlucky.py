@@ -52,6 +52,15 @@ def stopping_all(config, workers, link):
     _work(config, workers, link)
 
 
+def on_fake_device(config, workers, link):
+    """The workers' batches go to a device that copies late, and whose events tell the time."""
+    import embedkit.transfer
+    from tests.transfer.fake import FakeDevice
+
+    embedkit.transfer.transfer_for = lambda _: embedkit.transfer.PinnedTransfer(FakeDevice())
+    _work(config, workers, link)
+
+
 def failing(config, workers, link):
     """The workers meet what ends a run."""
     from embedkit.engines import job

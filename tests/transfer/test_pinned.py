@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -161,4 +162,7 @@ def test_files_are_the_same_bytes_whichever_way_the_batches_went(encode, tmp_pat
     ran = encode(*arguments, "-o", tmp_path / "late.parquet")
     assert ran.code == 0, ran.err
     assert devices[0].put["out"] > 20
+    assert re.search(
+        r"tokens/s on cpu in fp32\nthe device waited \d\d\.\d% of the time .*; 3\.0 GiB at most", ran.err
+    )
     assert (tmp_path / "late.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()

@@ -45,10 +45,9 @@ INLINE float largest_of(vec x) {
     return found[0];
 }
 
-/* e^x to 2 units in the last place: 2^n times a polynomial in what is left (the coefficients are Cephes'). */
-INLINE vec exponential(vec x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
+/* e^x to 2 units in the last place, for x from -87 to 88: 2^n times a polynomial in what is left (the coefficients are
+ * Cephes'). */
+INLINE vec exponential_within(vec x) {
     /* Adding 1.5 * 2^23 leaves the nearest integer in the low bits. */
     vec shifted = x * 1.44269504f + 12582912.0f;
     vec n = shifted - 12582912.0f;
@@ -60,6 +59,12 @@ INLINE vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     return p * (vec)(((ints)shifted << 23) + 0x3f800000);
+}
+
+INLINE vec exponential(vec x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    x = x > 88.0f ? all(88.0f) : x;
+    return exponential_within(x);
 }
 
 /* erf(x) to 4e-7 of itself: x times the ratio of two polynomials in x^2, fitted to erf(x) / x on 0..3.9 for the
@@ -233,26 +238,28 @@ INLINE void attend_head(const float *queries, const float *keys, const float *va
         for (; k + 2 * LANES <= padded; k += 2 * LANES)
             score(queries + first * head, keys + k, padded, head, 2, scores + k);
         for (; k < padded; k += LANES) score(queries + first * head, keys + k, padded, head, 1, scores + k);
-        float totals[QUERIES];
-        for (int64_t q = 0; q < rows; q++) {
-            float *row = scores + q * padded;
-            if (near)
-                for (int64_t t = 0; t < length; t++) row[t] += near[(first + q) * length + t];
-            store(row + padded - LANES, load(row + padded - LANES) + last);
-            vec top = load(row);
-            for (int64_t t = LANES; t < padded; t += LANES) {
-                top = largest(load(row + t), top);
-            }
-            vec shift = all(largest_of(top)), total = {};
-            for (int64_t t = 0; t < padded; t += LANES) {
-                /* Far below the largest counts nothing; the padding is -inf. */
-                vec x = load(row + t) - shift, e = exponential(x);
-                e = x < -87.0f ? vec{} : e;
-                store(row + t, e);
-                total += e;
-            }
-            totals[q] = 1.0f / sum_of(total);
+        if (near)
+            for (int64_t q = 0; q < rows; q++)
+                for (int64_t t = 0; t < length; t++) scores[q * padded + t] += near[(first + q) * length + t];
+        /* All queries at once: none waits for what another one's last step gives. */
+        vec tops[QUERIES], totals[QUERIES] = {};
+        for (int q = 0; q < QUERIES; q++) {
+            float *end = scores + q * padded + padded - LANES;
+            tops[q] = load(end) + last;
+            store(end, tops[q]);
         }
+        for (int64_t t = 0; t < padded - LANES; t += LANES)
+            for (int q = 0; q < QUERIES; q++) tops[q] = largest(load(scores + q * padded + t), tops[q]);
+        for (int q = 0; q < QUERIES; q++) tops[q] = all(largest_of(tops[q]));
+        for (int64_t t = 0; t < padded; t += LANES)
+            for (int q = 0; q < QUERIES; q++) {
+                /* What is far below the largest, as the padding is, adds 1e-38: nothing, beside 1. */
+                vec x = load(scores + q * padded + t) - tops[q];
+                vec e = exponential_within(x < -87.0f ? all(-87.0f) : x);
+                store(scores + q * padded + t, e);
+                totals[q] += e;
+            }
+        for (int q = 0; q < QUERIES; q++) totals[q] = all(1.0f / sum_of(totals[q]));
         for (int64_t d = 0; d < head; d += WIDE * LANES) {
             vec sums[QUERIES][WIDE] = {};
             int count = head - d < WIDE * LANES ? 1 : WIDE;

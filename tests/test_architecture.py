@@ -26,10 +26,10 @@ LEVELS = (
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
     ("disk", "leftovers", "norms", "seal"),
-    ("records", "errors"),
+    ("records", "errors", "device_use"),
 )
 #: What a stage may know beside itself.
-COMMON = {"errors", "records", "config", "disk", "leftovers", "seal", "whole_files"}
+COMMON = {"errors", "records", "device_use", "config", "disk", "leftovers", "seal", "whole_files"}
 #: Imports that the rules above forbid, and why they are right all the same.
 EXCEPTIONS = {
     ("config", "embedkit.pooling.names"): "checks --pool and --layers before a model is found; names, no torch",

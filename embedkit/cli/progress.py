@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
+from embedkit.device_use import DeviceUse
 from embedkit.engines.watcher import Watcher
-from embedkit.records import DeviceUse
 
 MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 from embedkit.assembly import Assembly, assemble
 from embedkit.config import ModelConfig, RunConfig
 from embedkit.destination import Destination
+from embedkit.device_use import DeviceUse
 from embedkit.engines.planning import ModelFacts
 from embedkit.engines.ranks import device_for
 from embedkit.engines.watcher import Watcher
-from embedkit.records import DeviceUse, Record
+from embedkit.records import Record
 from embedkit.request import Request
 from embedkit.sinks import Sink
 from embedkit.sources import Table

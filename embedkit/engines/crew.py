@@ -21,12 +21,13 @@ from typing import Any, Self
 
 from embedkit.config import RunConfig
 from embedkit.destination import Destination, Overtaken
+from embedkit.device_use import DeviceUse
 from embedkit.engines.planning import ModelFacts
 from embedkit.engines.signals import held_back
 from embedkit.engines.watcher import Watcher
 from embedkit.engines.worker import work
 from embedkit.errors import EmbedkitError, Stopped, UsageError
-from embedkit.records import DeviceUse, Variant
+from embedkit.records import Variant
 from embedkit.sinks import Sink
 
 #: spawn: a process that has used threads, as all of these libraries do, cannot be forked safely.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.config import RunConfig
+from embedkit.device_use import DeviceUse
 from embedkit.engines.planning import ModelFacts
 from embedkit.inspection import inspect_output
-from embedkit.records import DeviceUse
 
 #: Of an output that was there already, its files do not tell this.
 _UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from embedkit.records import DeviceUse
+from embedkit.device_use import DeviceUse
 
 
 class Watcher(Protocol):

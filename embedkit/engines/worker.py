@@ -21,12 +21,12 @@ from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.destination import Overtaken, destination_of
+from embedkit.device_use import DeviceUse
 from embedkit.engines.alone import Alone
 from embedkit.engines.planning import input_facts, layout, table_of
 from embedkit.engines.signals import heed, let_through
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.plan import refuse_changes
-from embedkit.records import DeviceUse
 from embedkit.request import find_model
 from embedkit.sinks import make_sink
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedkit.records import DeviceUse
+from embedkit.device_use import DeviceUse
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 #: What is made of the vectors that came back; they are gone when it returns.

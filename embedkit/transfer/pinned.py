@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedkit.records import DeviceUse
+from embedkit.device_use import DeviceUse
 from embedkit.transfer.cuda import Device
 from embedkit.transfer.host import Arrays, Use
 

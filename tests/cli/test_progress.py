@@ -8,7 +8,7 @@ import pytest
 
 from embedkit.cli import progress
 from embedkit.cli.progress import make_watcher
-from embedkit.records import DeviceUse
+from embedkit.device_use import DeviceUse
 
 # A quarter of eight seconds between batches.
 USE = DeviceUse(busy=6.0, waited=2.0, allocated=3 << 30, reserved=5 << 30)

@@ -41,7 +41,7 @@ from tests.models.test_lean import (
     states,
     tokens_with_pads,
 )
-from tests.models.test_varlen import is_broken, leaks, one_by_one
+from tests.models.test_varlen import is_broken, leaks, one_by_one, waits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +167,11 @@ def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer
     assert seen[0].cu_seqlens.dtype == torch.int32
     assert seen[0].cu_seqlens.tolist() == [0, *np.cumsum(LENGTHS).tolist()]
     assert seen[0].max_length == 150
+
+
+def test_nothing_in_a_forward_pass_waits_for_the_device(tmp_path):
+    encoder = DeviceEncoder(opened(save("roberta", tmp_path), "bf16"), (0, 1, 2), for_pooler=True)
+    assert waits(encoder) == []
 
 
 def test_the_weights_are_kept_once_in_the_dtype_of_the_run_and_no_more_layers_than_wanted(tmp_path):

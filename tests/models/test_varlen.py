@@ -18,10 +18,11 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.attention import varlen as torchs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedkit.config import ModelConfig
 from embedkit.models import attention, load, varlen
-from embedkit.models.encoder import FrozenEncoder
+from embedkit.models.encoder import FrozenEncoder, tensors
 from embedkit.models.resolve import resolve_model
 from embedkit.models.varlen import BACKENDS, Packing, groups, usable
 from embedkit.records import Batch, Tokens
@@ -310,6 +311,40 @@ def test_a_model_of_transformers_goes_through_the_kernel_and_gives_what_it_gives
             expected = plain(ids).last_hidden_state[0]
             torch.testing.assert_close(found[stop - length : stop], expected, atol=1e-5, rtol=0)
     assert torch.equal(found, last_states(encoder, Batch(np.arange(6), LENGTHS)))
+
+
+class Waits(TorchDispatchMode):
+    """Keeps the operations for whose result a host would wait for its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operation, _, args=(), kwargs=None):
+        name = operation.name().split("::")[1].split(".")[0]
+        if name in {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2"}:
+            self.found.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+def waits(encoder: FrozenEncoder) -> list[str]:
+    """In a forward pass of all texts, once they are on the device."""
+    batch = Batch(np.arange(6), LENGTHS)
+    inputs = tensors(encoder.prepare(tokens(), batch), encoder.device)
+    with Waits() as found:
+        encoder.forward(inputs, batch, lambda *_: None)
+    return found.found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_nothing_in_a_packed_forward_pass_waits_for_the_device(kind, tmp_path):
+    model = loaded(kind, tmp_path)
+    encoder, _ = load.make_encoder(model, (model.n_layers,), tokens(), for_pooler=False)
+    assert encoder.packed
+    assert waits(encoder) == []
+    with Waits() as found:
+        assert torch.ones(1).item() == 1
+    assert found.found == ["_local_scalar_dense"]
 
 
 def leaks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:

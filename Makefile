@@ -110,8 +110,8 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentenc
 DEVICE ?= cuda
 
 .PHONY: bench-gpu
-bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda]
-	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m tests.bench.gpu --device $(DEVICE) -o $(BENCH)/gpu.json
+bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda] [OUT=file.json]
+	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m tests.bench.gpu --device $(DEVICE) -o $(or $(OUT),$(BENCH)/gpu.json)
 
 .PHONY: test-gpu
 test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cuda; cpu tries the tests themselves]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tests.bench.gpu import models, texts
+from tests.bench.gpu import models, needs, texts
 from tests.bench.gpu.clock import Clock
 from tests.bench.gpu.goals import Goal
 from tests.bench.gpu.kernels import covered, family
@@ -100,6 +100,21 @@ def test_the_goals_are_told_beside_what_was_found(found):
     # There is no GPU to wait, and nothing to pay for flash attention with: these are not measured, and said so.
     assert "flash attention" in " ".join(found["left_out"])
     assert found["machine"]["driver"] is None
+
+
+def test_a_python_that_lacks_something_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name in {"torch", "pytest"} else name)
+    with pytest.raises(SystemExit, match=r"^error: .* lacks torch, pytest\nhint: .*PYTHON=") as refused:
+        needs.refuse_without(("pytest",))
+    assert str(refused.value).count("\n") == 1
+
+
+def test_small_dependencies_are_stood_in_for_and_said(monkeypatch):
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name == "zstandard" else name)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert needs.refuse_without().startswith("zstandard: not installed")
+    # A real one is found before it.
+    assert Path(sys.path[-1], "zstandard.py").is_file()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -133,9 +135,25 @@ def test_a_forward_pass_never_waits_for_the_device(kind, cuda, tmp_path):
     batch = Batch(order, tokens.lengths[order])
     inputs = tensors(encoder.prepare(tokens, batch), encoder.device)
     encoder.forward(inputs, batch, lambda *_: None)
-    torch.cuda.synchronize(cuda)
+    with waiting_is_an_error(cuda):
+        encoder.forward(inputs, batch, lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2"])
+def test_from_tokens_to_vectors_the_host_waits_for_nothing_but_the_events_of_batches(kind, cuda, folder_of):
+    encoder = Encoder(folder_of(kind), device=str(cuda), pool="mean,max,lasttoken", batch_tokens=200)
+    expected = encoder.encode(tiny_models.TEXTS)
+    with waiting_is_an_error(cuda):
+        found = encoder.encode(tiny_models.TEXTS)
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+@contextmanager
+def waiting_is_an_error(device):
+    """What makes the host wait for the device unasked, such as a copy from memory that is not pinned, raises."""
+    torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        encoder.forward(inputs, batch, lambda *_: None)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

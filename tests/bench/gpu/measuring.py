@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tests.bench.gpu import models, peers, texts
-from tests.bench.gpu.clock import Clock, Timed, rate
+from tests.bench.gpu.clock import Clock, Timed, middle, rate
 from tests.bench.gpu.device import machine
 from tests.bench.gpu.goals import MODEL, goals, table
 from tests.bench.gpu.kernels import by_family
@@ -136,7 +136,9 @@ class Measuring:
         n_tokens: int,
     ) -> None:
         """Rates and shares from the seconds of the rounds."""
-        best = max((statistic for rates in limit.rates.values() for statistic in _middles(rates)), default=None)
+        # The first round was for caches.
+        reached = {name: middle(rates[1:]) for name, rates in limit.rates.items()}
+        best = max((of for of in reached.values() if of is not None), default=None)
         most = None if best is None else best / found["flop_a_token"]
         # The first encoding warmed up.
         counted = ours.summaries[1:] or ours.summaries
@@ -146,7 +148,7 @@ class Measuring:
         found["limit"] = {
             "tokens_per_second": most,
             "largest_flop_per_second": best,
-            "flop_per_second": {name: _middles(rates)[0] for name, rates in limit.rates.items()},
+            "flop_per_second": reached,
             "tokens_per_second_of_the_products": rate(limit.tokens, times["limit"]),
             "seconds": times["limit"],
         }
@@ -163,6 +165,8 @@ class Measuring:
             "tokens_per_second": end_to_end,
             "share_of_limit": _ratio(end_to_end, most),
             "share_of_forward": _ratio(end_to_end, alone),
+            # Of the device's events: between the end of a batch and the beginning of the next.
+            "wait_share": middle([of.device_waiting for of in counted if of.device_waiting is not None]),
             "seconds": times["end_to_end"],
             "seconds_with_loading": [summary.seconds for summary in counted],
             "memory": memory(self.device),
@@ -237,12 +241,6 @@ def _config(shape: dict[str, int]) -> dict[str, Any]:
     from transformers import BertConfig
 
     return dict(BertConfig(**shape).to_dict())
-
-
-def _middles(numbers: list[float]) -> list[float]:
-    """The median, as a list that is empty where there is nothing; the first number was for caches."""
-    counted = sorted(numbers[1:] or numbers)
-    return [counted[len(counted) // 2]] if counted else []
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

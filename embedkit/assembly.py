@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.models.engine import AnyEncoder, Loaded
     from embedkit.tokenizer import TextTokenizer
 
-#: Tokens in a batch where the user did not say. On a CPU embedkit's own forward takes them in parts that stay in its
-#: caches, and 8,192 are parts enough for 16 cores; a GPU is asked how much it has room for.
+#: Tokens in a batch where the user did not say. On a CPU embedkit's own forward takes them in parts that stay in
+#: its caches, and 8,192 are parts enough for 16 cores; a GPU is asked how much it has room for.
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
 #: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
 #: windows of models that see only near tokens; it is cut at the model's limit like any text.
@@ -151,7 +151,8 @@ def assemble(
             head_width=shipped.out_features,
         )
         shipped.refuse_width(plan.pooled_width(encoder.hidden_size))
-    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, processes, batch)
+    given_back = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
+    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, given_back, processes, batch)
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
@@ -196,9 +197,18 @@ def assemble(
 
 
 def _tokens_for(
-    encoder: AnyEncoder, loaded: Loaded, longest: int, processes: int, batch: BatchConfig
+    encoder: AnyEncoder, loaded: Loaded, longest: int, given_back: int, processes: int, batch: BatchConfig
 ) -> int | None:
-    """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU."""
+    """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU.
+
+    Args:
+        encoder: the model, on its device.
+        loaded: the same before that.
+        longest: most tokens of a text.
+        given_back: values in the vectors of a token, where these are wanted; else 0.
+        processes: of this run that share the device.
+        batch: what the user said.
+    """
     from embedkit.memory import bytes_per_token, device_memory, tokens_that_fit
     from embedkit.models.shape import inner_widths
 
@@ -209,8 +219,8 @@ def _tokens_for(
     # What is padded may add a bias or a mask to its scores, and then has them whole.
     scores = None if encoder.packed else longest
     size = 4 if loaded.dtype == "fp32" else 2
-    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, whole_scores=scores)
-    return tokens_that_fit(*device_memory(encoder.device), needed, processes)
+    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, whole_scores=scores, given_back=given_back)
+    return tokens_that_fit(*device_memory(encoder.device), needed, processes, given_back)
 
 
 def _refuse_impossible(

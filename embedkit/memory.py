@@ -17,6 +17,10 @@ _SHARE = 0.6
 #: States as wide as the model that are alive at once: what goes into a layer, what is added to it, queries, keys,
 #: values, what attention gives, and two in float32 for the pooling or a norm (which count twice).
 _STATES = 6 + 2 * 2
+#: Batches whose vectors are on their way back while the next one runs; and one that is being put together.
+_GIVEN_BACK = 4
+#: Bytes of vectors that a batch gives back at most: the host holds some of them, too, in memory that stays.
+_MOST_BACK = 1 << 30
 #: Copies of the scores of attention where they are made whole: as they are, with a bias or mask, as softmax.
 _SCORES = 3
 
@@ -40,7 +44,13 @@ class TokenBudget:
 
 
 def bytes_per_token(
-    hidden_size: int, intermediate_size: int, n_heads: int, *, size: int, whole_scores: int | None
+    hidden_size: int,
+    intermediate_size: int,
+    n_heads: int,
+    *,
+    size: int,
+    whole_scores: int | None,
+    given_back: int = 0,
 ) -> int:
     """About the bytes that a forward pass without gradients needs for a token, at its widest.
 
@@ -50,9 +60,10 @@ def bytes_per_token(
         n_heads: of the attention.
         size: bytes of a number.
         whole_scores: tokens of the longest text, where attention keeps all scores of one; else None.
+        given_back: values in the vectors of a token, where it is vectors of tokens that are wanted.
     """
     scores = 0 if whole_scores is None else _SCORES * n_heads * whole_scores
-    return size * (_STATES * hidden_size + 3 * intermediate_size + scores)
+    return size * (_STATES * hidden_size + 3 * intermediate_size + scores) + 4 * _GIVEN_BACK * given_back
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -60,7 +71,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_allocated(device)
 
 
-def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 1) -> int:
+def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 1, given_back: int = 0) -> int:
     """Tokens for a batch, a power of two: 65,536 where they fit, fewer on a small card.
 
     It is settled by the card's whole memory and not by what is free of it now, so that the same job is cut into
@@ -71,9 +82,10 @@ def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 
         weights: bytes of the model's.
         per_token: see `bytes_per_token`.
         processes: how many share the device, each with weights of its own.
+        given_back: see `bytes_per_token`.
     """
     room = max(0.0, _SHARE * memory / processes - weights)
-    fits = int(room // per_token)
+    fits = min(int(room // per_token), _MOST_BACK // max(1, 4 * given_back))
     return max(_FEWEST, min(_MOST, 1 << max(0, fits.bit_length() - 1)))
 
 

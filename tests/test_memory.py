@@ -139,6 +139,16 @@ def test_scores_that_are_made_whole_count_by_the_longest_text():
     assert bytes_per_token(768, 3072, 12, size=4, whole_scores=512) - plain == 3 * 12 * 512 * 4
 
 
+def test_vectors_of_tokens_are_held_to_a_gib_a_batch_and_count_four_times():
+    # Of 13 layers of 768 dimensions: 39,936 bytes a token.
+    wide = 13 * 768
+    plain = bytes_per_token(768, 3072, 12, size=2, whole_scores=None)
+    per_token = bytes_per_token(768, 3072, 12, size=2, whole_scores=None, given_back=wide)
+    assert per_token - plain == 4 * 39_936
+    # 2^30 / 39,936 = 26,886
+    assert tokens_that_fit(140 * _GIB, 0, per_token, given_back=wide) == 16_384
+
+
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.integers(1, 1 << 20), st.integers(1, 8))
 def test_a_budget_is_a_power_of_two_that_fits_and_shrinks_with_each_process(total, weights, per_token, processes):
     found = tokens_that_fit(total, weights, per_token, processes)
@@ -156,7 +166,7 @@ def test_the_budget_of_a_card_is_asked_for_on_a_card_and_where_the_user_did_not_
     monkeypatch.setattr(memory, "device_memory", lambda _: (4 * _GIB, 220_000_000))
     encoder = SimpleNamespace(device=torch.device(device), hidden_size=768, packed=True)
     loaded = SimpleNamespace(config=SimpleNamespace(intermediate_size=3072, num_attention_heads=12), dtype="bf16")
-    assert assembly._tokens_for(encoder, loaded, 512, 2, BatchConfig(said)) == expected
+    assert assembly._tokens_for(encoder, loaded, 512, 0, 2, BatchConfig(said)) == expected
 
 
 def test_a_resumed_run_keeps_to_the_batches_of_its_plan(encode, tmp_path, monkeypatch):

@@ -94,7 +94,8 @@ class PinnedTransfer:
     def __post_init__(self) -> None:
         # One more than may be under way each way, and one for what is being halved.
         self._going = _pool(self.ahead + 2)
-        self._coming = _pool(self.late + 2)
+        # The one that came back last is large enough, and used no more on the device.
+        self._coming: list[_Buffer] = [_Buffer() for _ in range(self.late + 2)]
 
     def stage(self, arrays: Arrays) -> _Staged:
         """See Transfer. Waits while all buffers are under way."""
@@ -135,7 +136,7 @@ class PinnedTransfer:
 
     def give_back(self, staged: _Staged, vectors: Mapping[Any, Tensor]) -> _Returning:
         """See Transfer."""
-        buffer = self._coming.get_nowait()
+        buffer = self._coming.pop()
         try:
             offsets, size = _offsets({name: of.numel() * 4 for name, of in vectors.items()})
             pinned = buffer.pinned = self._large_enough(buffer.pinned, size, self.device.pinned)
@@ -145,7 +146,7 @@ class PinnedTransfer:
                 self.device.copy("out", _part(pinned, offsets[name], of), of)
             buffer.copied = self.device.record("out")
         except BaseException:
-            self._coming.put(buffer)
+            self._coming.append(buffer)
             raise
         staged.buffer.used = ended
         self._going.put(staged.buffer)
@@ -162,7 +163,7 @@ class PinnedTransfer:
             self._read_clock(returning)
             use({name: _part(pinned, offsets[name], of).numpy() for name, of in returning.vectors.items()})
         finally:
-            self._coming.put(returning.buffer)
+            self._coming.append(returning.buffer)
 
     def discard(self, staged: _Staged) -> None:
         """See Transfer."""
@@ -174,7 +175,7 @@ class PinnedTransfer:
     def drop(self, returning: _Returning) -> None:
         """See Transfer."""
         self.device.finish(returning.buffer.copied)
-        self._coming.put(returning.buffer)
+        self._coming.append(returning.buffer)
 
     def free_memory(self) -> None:
         """See Transfer."""
@@ -196,8 +197,8 @@ class PinnedTransfer:
         clock.batches += 1
 
     def _large_enough(self, old: Tensor | None, size: int, make: Callable[[int], Tensor]) -> Tensor:
-        # By doubling: pinning memory takes milliseconds, and batches differ little in size.
-        return old if old is not None and len(old) >= size else make(1 << max(12, (size - 1).bit_length()))
+        # With room for a little more: pinning memory takes milliseconds, and batches differ little in size.
+        return old if old is not None and len(old) >= size else make(max(4096, size + size // 8))
 
 
 def _pool(size: int) -> queue.SimpleQueue[_Buffer]:

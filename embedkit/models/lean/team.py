@@ -18,8 +18,8 @@ from torch import Tensor
 
 from embedkit.records import Run
 
-#: More threads than this would wait for Python's lock: of a part's layer, 0.08 ms are Python's, and a millisecond or
-#: more is not. Cores beyond it work together within a thread's matrix products.
+#: More threads than this would wait for Python's lock: of a part's layer, 0.08 ms are Python's, and a millisecond
+#: or more is not. Cores beyond it work together within a thread's matrix products.
 _MOST_THREADS = 16
 #: Fewer tokens than this are not worth a thread; more are more than its caches hold.
 _FEWEST_TOKENS, _MOST_TOKENS = 128, 512

@@ -117,6 +117,10 @@ bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [
 test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cuda; cpu tries the tests themselves]
 	PYTHONPATH=.:$$PYTHONPATH EMBEDKIT_TEST_DEVICE=$(DEVICE) $(PYTHON) -m tests.gpu
 
+.PHONY: bench-host
+bench-host: $(VENV)/installed-dev $(TEXTS) ## reading, planning, tokenising, committing; with 100,000 shards, too [TEXTS=file.jsonl]
+	$(BIN)/python -m tests.bench.host $(TEXTS) -o $(BENCH)/host.json
+
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
 	rm -rf build dist $(VENV) $(READERS) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from embedkit.models.aliases import all_aliases
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture
 from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLER_KINDS, POOLING_NAMES, WHOLE_NAMES, resolve_layers
 from embedkit.records import STATUSES
+from tests.bench import scale
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -142,6 +143,10 @@ def test_the_exit_codes_are_those_of_the_errors():
     assert told == sorted(
         {0, EmbedkitError.exit_code, *(kind.exit_code for kind in EmbedkitError.__subclasses__())}
     )
+
+
+def test_what_a_job_is_said_to_take_follows_from_what_was_measured():
+    assert scale.written(README) == README
 
 
 # Names -----------------------------------------------------------------------------------------------

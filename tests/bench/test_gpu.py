@@ -17,6 +17,7 @@ from tests.bench.gpu.clock import Clock
 from tests.bench.gpu.goals import Goal
 from tests.bench.gpu.kernels import covered, family
 from tests.bench.gpu.limit import Shape
+from tests.bench.gpu.measuring import Measuring
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +74,8 @@ def test_rates_are_tokens_by_seconds_and_shares_are_rates_by_the_limit(found):
 
 def test_other_ways_to_run_the_forward_passes_are_told_beside_the_usual_one(found):
     told = found["models"]["bert-base"]["ways"]
-    assert list(told["tokens_per_second"]) == ["usual", "1024 tokens a batch"]
+    others = [f"{size} tokens a batch" for size in (1024, 4096) if size != told["batch_tokens"]]
+    assert list(told["tokens_per_second"]) == ["usual", *others]
     n_tokens = found["models"]["bert-base"]["forward"]["tokens"]
     for way, of in told["tokens_per_second"].items():
         assert near(of, n_tokens / np.median(told["seconds"][way]))
@@ -136,6 +138,18 @@ def test_what_there_is_no_time_for_is_left_out_and_named():
     assert not clock.allows(5, "the profile")
     assert clock.rounds({"work": lambda: pytest.fail("begun")}, rounds=5, budget=9, what="rounds") == {"work": []}
     assert clock.left_out == ["the profile: -0 s were left, and it wants about 5", "rounds: rounds 0 to 5 of 5"]
+
+
+@pytest.mark.parametrize("limit", [0.0, 600.0])
+def test_without_time_for_a_round_all_is_left_out_and_told(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "rounds", lambda *_, **__: {"end_to_end": [], "forward": []})
+    measuring = Measuring("cpu", tmp_path, limit, 5, small=True)
+    measuring.all()
+    assert measuring.results()["models"] == {}
+    assert {goal["verdict"] for goal in measuring.results()["goals"]} == {"not measured"}
+    assert measuring.table().count("| not measured |") == len(measuring.results()["goals"])
+    assert measuring.right()
+    assert ("bert-base, whole" in measuring.table()) == (limit == 0)
 
 
 def test_rounds_are_in_turn_and_the_first_is_for_caches():

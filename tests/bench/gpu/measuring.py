@@ -35,7 +35,12 @@ class Measuring:
     def __init__(self, device: str, work: Path, limit: float, rounds: int, *, small: bool) -> None:
         self.device, self.work, self.rounds, self.small = device, work, rounds, small
         self.clock = Clock(limit)
-        self.found: dict[str, Any] = {"machine": machine(device), "settings": {}, "texts": {}, "models": {}}
+        self.found: dict[str, Any] = {
+            "machine": machine(device),
+            "settings": {"device": device, "dtype": None},
+            "texts": {},
+            "models": {},
+        }
         # As many tokens as keep an H200 busy for some seconds at the goal's rate; fewer for the forward passes and
         # the peers, which read nothing and write nothing.
         self.rows = 160 if small else 131_072
@@ -86,14 +91,16 @@ class Measuring:
         of_shape = Shape.of(_config(shape))
         limit = Limit(of_shape, min(budget_tokens, n_tokens), round(seen), _DTYPES[dtype], self.device)
         found: dict[str, Any] = {"flop_a_token": of_shape.flop(seen), "engine": forward.assembly.engine}
-        self.found["models"][name] = found
         works: dict[str, Timed] = {"end_to_end": ours.timed_encode, "forward": forward.timed, "limit": limit.timed}
         theirs = self._peers(name, ours, _DTYPES[dtype], some, found)
         works |= {kind: (lambda peer=peer: peer.timed(some)) for kind, peer in theirs.items()}
         if torch.device(self.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         times = self.clock.rounds(works, rounds=self.rounds, budget=budget, what=f"{name}, in turn")
-        self._keep(found, ours, forward, limit, times, n_tokens)
+        # A model that no round was whole for is left out whole.
+        if all(times.values()):
+            self.found["models"][name] = found
+            self._keep(found, ours, forward, limit, times, n_tokens)
 
     def _peers(
         self, name: str, ours: Ours, dtype: torch.dtype, some: list[str], found: dict[str, Any]
@@ -141,7 +148,7 @@ class Measuring:
         best = max((of for of in reached.values() if of is not None), default=None)
         most = None if best is None else best / found["flop_a_token"]
         # The first encoding warmed up.
-        counted = ours.summaries[1:] or ours.summaries
+        counted = ours.summaries[1:]
         whole = counted[-1]
         end_to_end = rate(whole.computed_tokens, times["end_to_end"])
         alone = rate(n_tokens, times["forward"])
@@ -176,14 +183,15 @@ class Measuring:
             of["tokens_per_second"] = rate(n_tokens, times[kind])
             of["times"] = _ratio(end_to_end, of["tokens_per_second"])
             of["share_of_limit"] = _ratio(of["tokens_per_second"], most)
-        if len(ours.summaries) > 1:
-            found["same_bytes_twice"] = ours.same_bytes("out-0", "out-1")
+        found["same_bytes_twice"] = ours.same_bytes("out-0", "out-1")
 
     # Once ---------------------------------------------------------------------------------------------
 
     def _check(self, name: str, ours: Ours) -> None:
         """Cosine of the first rows to plain transformers in fp32 on the CPU."""
-        if not ours.summaries or not self.clock.allows(2 if self.small else 30, f"{name}, cosine to fp32"):
+        if name not in self.found["models"] or not self.clock.allows(
+            2 if self.small else 30, f"{name}, cosine to fp32"
+        ):
             return
         until = time.monotonic() + 40
         expected = plainly(ours.folder, first_texts(ours.texts, self.checked), until)
@@ -197,7 +205,9 @@ class Measuring:
 
     def _processes(self, ours: Ours) -> None:
         """Two processes on the device beside one; each pays for its own start, so there is one round."""
-        if not ours.summaries or not self.clock.allows(8 if self.small else 60, "two processes on the device"):
+        if not self.found["models"] or not self.clock.allows(
+            8 if self.small else 60, "two processes on the device"
+        ):
             return
         alone = ours.encode("alone")
         both = ours.encode("both", workers=2)

@@ -84,6 +84,7 @@ class Job:
         self.ahead = ahead
         self.records = dict(records)
         self.rows_computed = self.tokens_computed = 0
+        self._look: Callable[[], None] = lambda: None
 
     def run(self) -> dict[int, dict[str, Any]]:
         """Do them.
@@ -100,6 +101,7 @@ class Job:
             Worker[Callable[[], EncodedShard]](self._write, self.ahead, "embedkit-writer") as writer,
             prefetched(self._embeddings(), self.ahead, "embedkit-reader", self._raise_if_stopped) as coming,
         ):
+            self._look = writer.look
             for embedding in embed_all(self._unless_stopped(coming), self.embedder, coming.is_ready):
                 shard, raw = embedding.of, embedding.vectors()
                 layers = broken_layers(shard, raw, self.embedder)
@@ -138,6 +140,8 @@ class Job:
         use = self.embedder.transfer.used()
         if use is not None:
             self.watcher.device(use)
+        # A shard takes minutes on a CPU: what failed behind it is told before that.
+        self._look()
         self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:

@@ -96,7 +96,7 @@ class Worker(Generic[T]):
     """Handles items in a thread of its own, in order, at most `depth` of them waiting.
 
     Used as a context: leaving it normally waits until all is handled; leaving it by an exception drops
-    what still waits. A failure of the handler is raised at the next `put`, or on leaving.
+    what still waits. A failure of the handler is raised at the next `put` or `look`, or on leaving.
 
     Args:
         handle: called in the thread with each item.
@@ -114,7 +114,12 @@ class Worker(Generic[T]):
     def put(self, item: T) -> None:
         """Hand an item over; waits while `depth` of them wait."""
         if not _put(self._lane, item, self._stop):
-            self._raise()
+            self.look()
+
+    def look(self) -> None:
+        """Raise what the handler failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
 
     def __enter__(self) -> Worker[T]:
         self._thread.start()
@@ -126,11 +131,7 @@ class Worker(Generic[T]):
         _put(self._lane, _Done(), self._stop)
         self._thread.join()
         if kind is None:
-            self._raise()
-
-    def _raise(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+            self.look()
 
     def _work(self) -> None:
         while True:

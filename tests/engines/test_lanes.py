@@ -110,3 +110,19 @@ def test_an_exception_in_the_block_wins_and_waiting_items_are_dropped():
             worker.put(number)
         raise LookupError
     assert len(handled) <= 2
+
+
+def test_a_failure_is_seen_without_handing_anything_in():
+    def handle(item: int) -> None:
+        raise OSError(f"disk full at {item}")
+
+    def look_until_it_failed() -> None:
+        with Worker(handle, 5, "writer") as worker:
+            worker.look()
+            worker.put(1)
+            while True:
+                worker.look()
+                time.sleep(0.01)
+
+    with pytest.raises(OSError, match="disk full at 1"):
+        look_until_it_failed()

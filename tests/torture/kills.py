@@ -10,7 +10,9 @@ that has everything imported and the model loaded: a kill costs some 30 ms. Exit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -26,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from tests.torture.calls import watched
 
@@ -40,8 +43,18 @@ OUTPUTS = {
     "npy files": ("out.npy", (), "npy"),
     "jsonl file": ("out.jsonl", (), "jsonl"),
     "arrow file": ("out.arrow", (), "arrow"),
+    "folder of windows": ("chunks", ("--level", "chunk", "--max-length", "8"), "chunks"),
+    "file of groups": ("groups.parquet", ("--group-by", "patient"), "groups"),
 }
-FOLDERS = {"jsonl": ("--output-format", "jsonl"), "arrow": ("--output-format", "arrow")}
+FOLDERS = {
+    "jsonl": ("--output-format", "jsonl"),
+    "arrow": ("--output-format", "arrow"),
+    "groups": ("--group-by", "patient"),
+}
+#: The folder of rows that groups are made of, which is gone when they are.
+ROWS_OF_GROUPS = "groups.rows.partial"
+#: Rows of a group, which lie in several shards.
+GROUP_ROWS = 3
 
 
 class FaultError(AssertionError):
@@ -76,8 +89,10 @@ class Bench(NamedTuple):
         """Every file that may be there under its final name at some moment, and its bytes."""
         name, _, folder = OUTPUTS[output]
         parts = {} if name == folder else self.whole[folder]
+        rows = self.whole[ROWS_OF_GROUPS] if folder == "groups" else {}
         return {
             **self.whole[name],
+            **{f"{name}.rows.partial/{path}": content for path, content in rows.items()},
             **{f"{name}.partial{path.removeprefix(folder)}": content for path, content in parts.items()},
         }
 
@@ -135,7 +150,10 @@ def prepared(root: Path, n_rows: int, model: Path) -> Bench:
 
     table = root / "rows.jsonl"
     texts = ["" if row == SHARD_ROWS - 1 else TEXTS[row % len(TEXTS)] for row in range(n_rows)]
-    lines = (json.dumps({"id": f"{row:05d}", "text": text}) for row, text in enumerate(texts))
+    lines = (
+        json.dumps({"id": f"{row:05d}", "text": text, "patient": f"p{row // GROUP_ROWS:04d}"})
+        for row, text in enumerate(texts)
+    )
     table.write_text("".join(line + "\n" for line in lines))
     bench = Bench(root, table, model, {})
     folders = {name: options for name, options, _ in OUTPUTS.values()} | FOLDERS
@@ -145,7 +163,23 @@ def prepared(root: Path, n_rows: int, model: Path) -> Bench:
         if run(bench._arguments(place / name, options)) != 0:
             raise FaultError(f"{name}: an undisturbed run fails")
         bench.whole[name] = contents(place)
+    bench.whole[ROWS_OF_GROUPS] = rows_of_groups(bench)
     return bench
+
+
+def rows_of_groups(bench: Bench) -> dict[str, bytes]:
+    """The files of the rows, of a run that ends when groups would be made of them."""
+    from embedkit.engines import grouping
+
+    place = fresh(bench.root / "rows")
+    with (
+        patch.object(grouping, "last_rows", side_effect=ZeroDivisionError),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        code = run(bench._arguments(place / "groups", FOLDERS["groups"]))
+    if code != 1:
+        raise FaultError("groups: a run that is to end between rows and groups does not")
+    return contents(place / ROWS_OF_GROUPS)
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -300,8 +334,11 @@ def ids_of(bench: Bench, name: str) -> tuple[int, int, bool]:
     """Of an undisturbed output: rows lost, rows doubled, and whether they are in the input's order."""
     import embedkit
 
-    expected = [json.loads(line)["id"] for line in bench.table.read_text().splitlines()]
+    rows = [json.loads(line) for line in bench.table.read_text().splitlines()]
+    expected = list(dict.fromkeys(row["patient" if "groups" in name else "id"] for row in rows))
     found = embedkit.read(bench.root / "whole" / name / name).table["id"].to_pylist()
+    if name == "chunks":  # a text has several
+        found = list(dict.fromkeys(found))
     if "npy" in name:  # rows without a vector are not in it
         expected = [identity for identity in expected if identity != f"{SHARD_ROWS - 1:05d}"]
     return len(set(expected) - set(found)), len(found) - len(set(found)), found == expected
@@ -351,7 +388,7 @@ def main() -> int:
                 for facts in pool.imap(call, jobs, chunksize=1):
                     tell({"killed": work, **facts})
                     kills += facts["kills"]
-            for output in bench.whole:
+            for output in bench.whole.keys() - {ROWS_OF_GROUPS}:
                 lost, doubled, in_order = ids_of(bench, output)
                 if lost or doubled or not in_order:
                     raise FaultError(f"{output}: {lost} rows lost, {doubled} doubled, in order: {in_order}")

@@ -76,6 +76,7 @@ LIGHT = (
     "embedkit.models.shipped",
     "embedkit.models.tokenizing",
     "embedkit.pooling.names",
+    "embedkit.pooling.widths",
 )
 HEAVY = {"torch", "transformers", "huggingface_hub", "ray", "sklearn", "scipy", "matplotlib"}
 #: Libraries that one place alone may know, and where that is.

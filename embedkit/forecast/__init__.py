@@ -24,6 +24,7 @@ from embedkit.forecast.result import Forecast
 from embedkit.forecast.spelling import flipped
 from embedkit.models.shape import Shape, shape_of
 from embedkit.pooling.chosen import settled_by
+from embedkit.pooling.widths import variants
 from embedkit.records import Variant
 from embedkit.request import Request, find_model
 from embedkit.tokenizer.spelling import better_flipped, spelled
@@ -99,15 +100,12 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
 
 def _variants(request: Request, settled: Draft, shape: Shape) -> tuple[Variant, ...]:
     """Columns of the output before `truncate_dim`."""
-    from embedkit.pooling.plan import PoolingPlan
-
-    plan = PoolingPlan(
-        settled.layers,
-        settled.layer_agg,
-        request.poolings,
+    found = variants(
+        *(settled.layers, settled.layer_agg, request.poolings),
+        {name: chosen.pooler("cpu") for name, chosen in request.poolers.items()},
+        shape.hidden_size,
         told_as=settled.told_as,
         head_width=request.shipped.out_features if request.shipped else None,
-        poolers={name: chosen.pooler("cpu") for name, chosen in request.poolers.items()},
     )
     of_unit = max(1, len(request.unit_poolings))
-    return tuple(Variant(of.name, of.dims * of_unit) for of in plan.variants(shape.hidden_size))
+    return tuple(Variant(of.name, of.dims * of_unit) for of in found)

@@ -19,6 +19,7 @@ from embedkit.errors import ModelError
 from embedkit.pooling.poolers import LayerwisePooler, Pooler
 from embedkit.pooling.segments import Segments
 from embedkit.pooling.tokens import POOLINGS, Pooling, weightedmean
+from embedkit.pooling.widths import pooled_width, variant_names, variants
 from embedkit.records import Run, Variant
 
 
@@ -52,25 +53,19 @@ class PoolingPlan:
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
         """Columns of the output for a model whose states have `hidden_size` dimensions."""
-        width = self.head_width or self.pooled_width(hidden_size)
-        return tuple(Variant(name, width) for name in self.names())
+        return variants(
+            *(self.layers, self.aggregation, self.poolings, self.poolers, hidden_size),
+            told_as=self.told_as,
+            head_width=self.head_width,
+        )
 
     def names(self) -> tuple[str, ...]:
         """Names of the variants: one a layer under `separate`."""
-        if self.aggregation != "separate":
-            return ("",)
-        suffix = self.told_as or "_".join(self.poolings) or "tokens"
-        return tuple(f"L{layer:02d}_{suffix}" for layer in self.layers)
+        return variant_names(self.layers, self.aggregation, self.poolings, self.told_as)
 
     def pooled_width(self, hidden_size: int) -> int:
         """Dimensions of a pooled vector, before the head."""
-        n_layers = len(self.layers) if self.aggregation == "concat" else 1
-        if not self.poolings:
-            return n_layers * hidden_size
-        return sum(
-            self.poolers[name].dims(n_layers, hidden_size) if name in self.poolers else n_layers * hidden_size
-            for name in self.poolings
-        )
+        return pooled_width(self.layers, self.aggregation, self.poolings, self.poolers, hidden_size)
 
     def pooling(self, name: str) -> Pooling:
         """The function behind a pooling's name, for this model."""

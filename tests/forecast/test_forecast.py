@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from collections import Counter
 
@@ -35,6 +36,30 @@ def plan(embedkit_cli, bert):
 def of_files(out) -> int:
     records = [unsealed(path.read_bytes()) for path in (out / "commits").glob("*.json")]
     return sum(file["bytes"] for of in records for file in of["files"] if "rejects" not in file["path"])
+
+
+def test_neither_torch_nor_transformers_is_imported(bert):
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
+from embedkit import cli
+sys.exit(cli.run(sys.argv[1:]))
+"""
+    command = [
+        "plan",
+        str(NOTES),
+        "-m",
+        str(bert),
+        "--layers",
+        "all",
+        "--layer-agg",
+        "separate",
+        "--pool",
+        "cls,mean",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *command], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "L00_cls_mean: " in done.stdout
 
 
 # What it says is what comes --------------------------------------------------------------------------

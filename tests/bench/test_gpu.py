@@ -65,6 +65,7 @@ def test_rates_are_tokens_by_seconds_and_shares_are_rates_by_the_limit(found):
         ours = model["end_to_end"]
         assert ours["rows"] == found["texts"]["rows"]
         assert ours["memory"]["host_gib"] > 0.1
+        assert ours["memory"]["device_gib"] == 0  # there is none
         for loaded, encoded in zip(ours["seconds_with_loading"], ours["seconds"], strict=True):
             assert loaded > encoded
         assert math.isclose(sum(model["profile"]["share"].values()), 1)

@@ -15,7 +15,7 @@ from tests.bench.gpu.device import machine
 from tests.bench.gpu.goals import MODEL, goals, table
 from tests.bench.gpu.kernels import by_family
 from tests.bench.gpu.limit import Limit, Shape
-from tests.bench.gpu.ours import Forward, Ours, cosines, first_texts, memory, plainly
+from tests.bench.gpu.ours import Forward, Ours, cosines, first_texts, host_gib, plainly
 from tests.bench.gpu.ways import ways
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,8 +94,6 @@ class Measuring:
         works: dict[str, Timed] = {"end_to_end": ours.timed_encode, "forward": forward.timed, "limit": limit.timed}
         theirs = self._peers(name, ours, _DTYPES[dtype], some, found)
         works |= {kind: (lambda peer=peer: peer.timed(some)) for kind, peer in theirs.items()}
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         times = self.clock.rounds(works, rounds=self.rounds, budget=budget, what=f"{name}, in turn")
         # A model that no round was whole for is left out whole.
         if all(times.values()):
@@ -176,7 +174,7 @@ class Measuring:
             "wait_share": middle([of.device_waiting for of in counted if of.device_waiting is not None]),
             "seconds": times["end_to_end"],
             "seconds_with_loading": [summary.seconds for summary in counted],
-            "memory": memory(self.device),
+            "memory": {"host_gib": host_gib(), "device_gib": ours.peak_bytes / 2**30},
         }
         for kind, of in found.get("sentence_transformers", {}).items():
             of["seconds"] = times[kind]

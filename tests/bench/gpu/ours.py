@@ -56,6 +56,7 @@ class Ours:
     def __init__(self, folder: Path, texts: Path, device: str, work: Path) -> None:
         self.folder, self.texts, self.device, self.work = folder, texts, device, work
         self.summaries: list[Summary] = []
+        self.peak_bytes = 0
 
     def encode(
         self,
@@ -92,7 +93,14 @@ class Ours:
 
     def timed_encode(self) -> float:
         """Seconds from the model's first batch to the manifest."""
+        on_gpu = torch.device(self.device).type == "cuda"
+        # The others that take their turns keep memory, too.
+        before = torch.cuda.memory_allocated(self.device) if on_gpu else 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.summaries.append(self.encode(f"out-{len(self.summaries) % 2}"))
+        if on_gpu:
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(self.device) - before)
         return self.summaries[-1].encoding_seconds
 
     def load(self) -> Forward:
@@ -180,13 +188,9 @@ def cosines(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     }
 
 
-def memory(device: str) -> dict[str, float]:
-    """Peaks since the process began, or since they were reset: GiB."""
-    peaks = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    if torch.device(device).type == "cuda":
-        peaks["allocated_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        peaks["reserved_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
-    return peaks
+def host_gib() -> float:
+    """Most memory that this process has had on the host, with all that takes turns in it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _digests(output: Path) -> dict[str, str]:

@@ -119,17 +119,9 @@ class FrozenEncoder:
             The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
             it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
         """
-        length = int(tokens.lengths[text])
-        broken: list[int] = []
-
-        def look(layer: int, hidden_states: Tensor) -> None:
-            if not bool(hidden_states[0, :length].isfinite().all()):
-                broken.append(layer)
-
-        batch = Batch(np.array([text]), np.array([length]))
-        inputs = tensors(self.prepare(tokens, batch), self.device)
-        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
-        return min(broken, default=None)
+        batch = Batch(np.array([text]), tokens.lengths[[text]])
+        inputs, layers = tensors(self.prepare(tokens, batch), self.device), frozenset(range(max(self.layers) + 1))
+        return first_non_finite(lambda look: self._forward(inputs, batch, look, layers), int(batch.lengths[0]))
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
         width = batch.tokens if self.packed else int(batch.lengths[-1])
@@ -257,3 +249,20 @@ def _rectangle(mask: NDArray[np.bool_], flat: NDArray[np.int32], fill: int) -> N
     filled = np.full(mask.shape, fill, np.int64)
     filled[mask] = flat
     return filled
+
+
+def first_non_finite(run: Callable[[TakeLayer], object], length: int) -> int | None:
+    """The first layer with a NaN or infinite state; None where there is none.
+
+    Args:
+        run: a forward pass of one text alone; hands each layer's states [1, T, D] to what it is given.
+        length: tokens of the text; what follows them is padding, and may be anything.
+    """
+    broken: list[int] = []
+
+    def look(layer: int, hidden_states: Tensor) -> None:
+        if not bool(hidden_states[0, :length].isfinite().all()):
+            broken.append(layer)
+
+    run(look)
+    return min(broken, default=None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.architectures import ARCHITECTURES, Architecture
-from embedkit.models.encoder import Arrays, Inputs, TakeLayer, tensors
+from embedkit.models.encoder import Arrays, Inputs, TakeLayer, first_non_finite, tensors
 from embedkit.models.lean import fused, layer
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
 from embedkit.models.lean.dense import dense
@@ -182,16 +182,9 @@ class LeanEncoder:
             The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
             it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
         """
-        broken: list[int] = []
-
-        def look(layer: int, hidden_states: Tensor) -> None:
-            if not bool(hidden_states.isfinite().all()):
-                broken.append(layer)
-
         batch = Batch(np.array([text]), tokens.lengths[[text]])
-        inputs = tensors(self.prepare(tokens, batch), self.device)
-        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
-        return min(broken, default=None)
+        inputs, layers = tensors(self.prepare(tokens, batch), self.device), frozenset(range(max(self.layers) + 1))
+        return first_non_finite(lambda look: self._forward(inputs, batch, look, layers), int(batch.lengths[0]))
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         states = self._embed(inputs)

@@ -20,7 +20,7 @@ from embedkit.disk import cache_folder
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 #: No -ffast-math: what is not finite has to stay so.
 _FLAGS = (
-    *("-O3", "-march=native", "-shared", "-fPIC"),
+    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _COMPILERS = ("c++", "g++", "clang++")

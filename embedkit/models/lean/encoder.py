@@ -105,7 +105,7 @@ class LeanEncoder:
         self._shape = shape
         self._team = Team()
         kernels = load_kernels()
-        fits = kernels is not None and kernels.fit(shape.hidden_size, shape.intermediate_size, shape.n_heads)
+        fits = kernels is not None and kernels.fit(shape.hidden_size, shape.intermediate_size)
         self._kernels = kernels if fits else None
         # Their last bits differ, so a run keeps to one of them.
         self.engine = "fused" if fits else "lean"

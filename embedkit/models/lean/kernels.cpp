@@ -29,42 +29,70 @@ INLINE void store(float *at, vec x) { *(vec_at *)at = x; }
 INLINE vec all(float x) { return x - vec{}; }
 INLINE vec largest(vec a, vec b) { return a > b ? a : b; }
 
-INLINE float sum_of(vec x) {
-    float sums[LANES];
-    store(sums, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+/* Numbers of two vectors in another order: place j of the result is number f(s, j) of both, one behind the other. */
+#if LANES == 16
+#define EACH(f, s)                                                                                                   \
+    f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7), f(s, 8), f(s, 9), f(s, 10), f(s, 11),     \
+        f(s, 12), f(s, 13), f(s, 14), f(s, 15)
+#elif LANES == 8
+#define EACH(f, s) f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7)
+#else
+#define EACH(f, s) f(s, 0), f(s, 1), f(s, 2), f(s, 3)
+#endif
+#ifdef __clang__
+#define SHUFFLED(a, b, f, s) __builtin_shufflevector(a, b, EACH(f, s))
+#else
+#define SHUFFLED(a, b, f, s) __builtin_shuffle(a, b, ints{EACH(f, s)})
+#endif
+#define TURNED(s, j) ((j) + (s)) % LANES
+#define UPPER(s, j) ((j) & (s) ? LANES + (j) - (s) : (j))
+#define LOWER(s, j) ((j) & (s) ? LANES + (j) : (j) + (s))
+
+/* In all places: the sum of a vector. */
+template <int half = LANES / 2> INLINE vec sum_of(vec x) {
+    x += SHUFFLED(x, x, TURNED, half);
+    if constexpr (half == 1) return x;
+    else return sum_of<half / 2>(x);
 }
 
-INLINE float largest_of(vec x) {
-    float found[LANES];
-    store(found, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) found[i] = found[i] > found[i + half] ? found[i] : found[i + half];
-    return found[0];
+/* In all places: the largest of a vector. */
+template <int half = LANES / 2> INLINE vec largest_of(vec x) {
+    x = largest(x, SHUFFLED(x, x, TURNED, half));
+    if constexpr (half == 1) return x;
+    else return largest_of<half / 2>(x);
 }
 
-/* e^x to 2 units in the last place, for x from -87 to 88: 2^n times a polynomial in what is left (the coefficients are
- * Cephes'). */
-INLINE vec exponential_within(vec x) {
+/* Columns of a square as its rows: halves change places, then halves of these. */
+template <int half = LANES / 2> INLINE void transpose(vec rows[LANES]) {
+    for (int i = 0; i < LANES; i++)
+        if (!(i & half)) {
+            vec upper = SHUFFLED(rows[i], rows[i + half], UPPER, half);
+            rows[i + half] = SHUFFLED(rows[i], rows[i + half], LOWER, half);
+            rows[i] = upper;
+        }
+    if constexpr (half > 1) transpose<half / 2>(rows);
+}
+
+#define LOG2_E 1.44269504f
+
+/* 2^x to 2e-7 of itself, for x from -126 to 127: 2^n times a polynomial in what is left, which was fitted to 2^x on
+ * -0.5..0.5 for the least largest relative error. */
+INLINE vec power_of_two(vec x) {
     /* Adding 1.5 * 2^23 leaves the nearest integer in the low bits. */
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    vec shifted = x + 12582912.0f;
+    vec f = x - (shifted - 12582912.0f);
+    vec p = f * 0.0013276503887027502f + 0.009675542823970318f;
+    p = p * f + 0.05550713092088699f;
+    p = p * f + 0.24022120237350464f;
+    p = p * f + 0.6931469440460205f;
+    p = p * f + 1.0f;
     return p * (vec)(((ints)shifted << 23) + 0x3f800000);
 }
 
 INLINE vec exponential(vec x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
-    return exponential_within(x);
+    x = x * LOG2_E;
+    x = x < -126.0f ? all(-126.0f) : x;
+    return power_of_two(x > 127.0f ? all(127.0f) : x);
 }
 
 /* erf(x) to 4e-7 of itself: x times the ratio of two polynomials in x^2, fitted to erf(x) / x on 0..3.9 for the
@@ -178,11 +206,11 @@ extern "C" void embedkit_residual_norm(const float *rows, const float *scale, co
         for (int64_t i = 0; i < whole; i += CHAINS * LANES)
             for (int c = 0; c < CHAINS; c++) sums[c] += joined(row, by, bias, beside, to, i + c * LANES);
         for (int64_t i = whole; i < width; i += LANES) sums[0] += joined(row, by, bias, beside, to, i);
-        float mean = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) / width;
+        float mean = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]))[0] / width;
         for (int64_t i = 0; i < whole; i += CHAINS * LANES)
             for (int c = 0; c < CHAINS; c++) squares[c] += square(load(to + i + c * LANES) - mean);
         for (int64_t i = whole; i < width; i += LANES) squares[0] += square(load(to + i) - mean);
-        float inverse = 1.0f / sqrtf(sum_of((squares[0] + squares[1]) + (squares[2] + squares[3])) / width + eps);
+        float inverse = 1.0f / sqrtf(sum_of((squares[0] + squares[1]) + (squares[2] + squares[3]))[0] / width + eps);
         ints size = {};
         for (int64_t i = 0; i < width; i += LANES) {
             vec x = (load(to + i) - mean) * inverse * load(weight + i) + load(shift + i);
@@ -197,8 +225,6 @@ extern "C" void embedkit_residual_norm(const float *rows, const float *scale, co
 #define QUERIES 8
 #define KEYS 3
 #define WIDE 2
-/* The widest head. */
-#define MOST 512
 
 /* scores[q][k..] = queries[q] . keys[k..], of QUERIES queries and `count` vectors of keys. */
 INLINE void score(const float *queries, const float *keys, int64_t padded, int64_t head, int count, float *scores) {
@@ -250,16 +276,16 @@ INLINE void attend_head(const float *queries, const float *keys, const float *va
         }
         for (int64_t t = 0; t < padded - LANES; t += LANES)
             for (int q = 0; q < QUERIES; q++) tops[q] = largest(load(scores + q * padded + t), tops[q]);
-        for (int q = 0; q < QUERIES; q++) tops[q] = all(largest_of(tops[q]));
+        for (int q = 0; q < QUERIES; q++) tops[q] = largest_of(tops[q]) * LOG2_E;
         for (int64_t t = 0; t < padded; t += LANES)
             for (int q = 0; q < QUERIES; q++) {
                 /* What is far below the largest, as the padding is, adds 1e-38: nothing, beside 1. */
-                vec x = load(scores + q * padded + t) - tops[q];
-                vec e = exponential_within(x < -87.0f ? all(-87.0f) : x);
+                vec x = load(scores + q * padded + t) * LOG2_E - tops[q];
+                vec e = power_of_two(x < -126.0f ? all(-126.0f) : x);
                 store(scores + q * padded + t, e);
                 totals[q] += e;
             }
-        for (int q = 0; q < QUERIES; q++) totals[q] = all(1.0f / sum_of(totals[q]));
+        for (int q = 0; q < QUERIES; q++) totals[q] = 1.0f / sum_of(totals[q]);
         for (int64_t d = 0; d < head; d += WIDE * LANES) {
             vec sums[QUERIES][WIDE] = {};
             int count = head - d < WIDE * LANES ? 1 : WIDE;
@@ -295,7 +321,7 @@ extern "C" int64_t embedkit_lanes(void) { return LANES; }
 /* Numbers that embedkit_attend needs room for, for texts of up to `length` tokens. */
 extern "C" int64_t embedkit_attend_room(int64_t length, int64_t head_dim) {
     int64_t padded = rounded_up(length, LANES), head = rounded_up(head_dim, LANES);
-    return (3 * padded + QUERIES) * head + QUERIES * padded;
+    return (3 * padded + QUERIES + LANES) * head + QUERIES * padded;
 }
 
 /* Attention of texts that lie end to end, each to itself.
@@ -313,19 +339,31 @@ extern "C" void embedkit_attend(const float *products, const float *scale, const
     for (int64_t text = 0; text < count; text++) {
         int64_t length = lengths[text], padded = rounded_up(length, LANES);
         float *queries = room, *keys = queries + (padded + QUERIES) * head;
-        float *values = keys + padded * head, *scores = values + padded * head;
+        float *values = keys + padded * head, *tile = values + padded * head, *scores = tile + LANES * head;
         /* What pads a text stays zero for all of its heads. */
         if (!text || lengths[text - 1] != length)
             __builtin_memset(room, 0, sizeof(float) * embedkit_attend_room(length, head_dim));
         for (int64_t h = 0; h < heads; h++) {
             const float *at = products + h * head_dim, *add = bias ? bias + h * head_dim : nullptr;
-            for (int64_t t = 0; t < length; t++, at += 3 * width) {
-                const float *by = scale ? scale + t : nullptr;
-                lay(queries + t * head, at, by, add, head_dim);
-                lay(values + t * head, at + 2 * width, by, bias ? add + 2 * width : nullptr, head_dim);
-                float key[MOST];
-                lay(key, at + width, by, bias ? add + width : nullptr, head_dim);
-                for (int64_t d = 0; d < head_dim; d++) keys[d * padded + t] = key[d];
+            const float *add_key = bias ? add + width : nullptr, *add_value = bias ? add_key + width : nullptr;
+            for (int64_t first = 0; first < length; first += LANES) {
+                for (int64_t t = first; t < first + LANES; t++) {
+                    float *key = tile + (t - first) * head;
+                    if (t >= length) {
+                        __builtin_memset(key, 0, sizeof(float) * head);
+                        continue;
+                    }
+                    const float *token = at + t * 3 * width, *by = scale ? scale + t : nullptr;
+                    lay(queries + t * head, token, by, add, head_dim);
+                    lay(key, token + width, by, add_key, head_dim);
+                    lay(values + t * head, token + 2 * width, by, add_value, head_dim);
+                }
+                for (int64_t d = 0; d < head; d += LANES) {
+                    vec rows[LANES];
+                    for (int i = 0; i < LANES; i++) rows[i] = load(tile + i * head + d);
+                    transpose(rows);
+                    for (int i = 0; i < LANES; i++) store(keys + (d + i) * padded + first, rows[i]);
+                }
             }
             attend_head(queries, keys, values, near ? near[text] + h * length * length : nullptr, length, padded,
                         head, head_dim, width, scores, context + h * head_dim);

@@ -25,8 +25,6 @@ NO_COMPILER = (
 )
 #: In the order of the source's `Activation`.
 _ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
-#: The widest head that the source has room for.
-_WIDEST_HEAD = 512
 
 _Address, _Count, _Number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
@@ -56,10 +54,9 @@ class Kernels:
         #: Numbers that the processor works on at once.
         self.lanes: int = library.embedkit_lanes()
 
-    def fit(self, hidden_size: int, intermediate_size: int, n_heads: int) -> bool:
+    def fit(self, hidden_size: int, intermediate_size: int) -> bool:
         """Whether they compute a model of these widths: rows have to be whole vectors of the processor."""
-        in_vectors = hidden_size % self.lanes == 0 and intermediate_size % self.lanes == 0
-        return in_vectors and hidden_size // n_heads <= _WIDEST_HEAD
+        return hidden_size % self.lanes == 0 and intermediate_size % self.lanes == 0
 
     def rows(self, states: Tensor, *, quantise: bool) -> Rows:
         """States float32 [T, K] as they go into a linear layer."""

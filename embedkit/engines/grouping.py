@@ -21,7 +21,8 @@ import pyarrow as pa
 from embedkit.config import RunConfig
 from embedkit.destination import Destination, destination_of
 from embedkit.engines.planning import ModelFacts, counts, layout, manifest_of
-from embedkit.engines.summary import Summary, summary_of_whole
+from embedkit.engines.summary import Summary
+from embedkit.engines.summing import summary_of_whole
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import UsageError
 from embedkit.pipeline import as_stored

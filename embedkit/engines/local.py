@@ -28,7 +28,8 @@ from embedkit.engines.planning import (
     table_of,
 )
 from embedkit.engines.ranks import shards_of
-from embedkit.engines.summary import Summary, of_model, summary_of_whole
+from embedkit.engines.summary import Summary
+from embedkit.engines.summing import of_model, summary_of_whole
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.plan import refuse_changes

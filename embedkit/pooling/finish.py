@@ -63,7 +63,9 @@ def store(vectors: NDArray[np.float32], precision: str, ranges: Int8Range | None
         case "float32":
             return vectors
         case "float16":
-            return vectors.astype(np.float16)
+            # What does not fit becomes infinite, and is refused by whoever asked.
+            with np.errstate(over="ignore"):
+                return vectors.astype(np.float16)
         case "binary":
             return np.packbits(vectors > 0, axis=1)
         case _:

@@ -31,7 +31,7 @@ from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from tests.bench.peers.limit import products
 from tests.bench.peers.models import bert_base, minilm
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 8192
 _LENGTH = 256
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 Product = Callable[[int, int], object]
 #: Rows at once: all of a batch, or as many as stay in the caches.
 _BLOCKS = (1 << 30, 512)
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 8192
 
 
 def batch_tokens(lengths: np.ndarray) -> list[int]:

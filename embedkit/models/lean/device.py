@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from embedkit.models.encoder import Arrays, Inputs, TakeLayer
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
-from embedkit.models.lean.encoder import LeanEncoder, LeanModel
+from embedkit.models.lean.encoder import STARTS, LeanEncoder, LeanModel
 from embedkit.models.lean.layer import FUNCTIONS
 from embedkit.models.varlen import BACKENDS, CU_SEQLENS, Attend, Packing, cu_seqlens
 from embedkit.records import Batch, Tokens
@@ -159,7 +159,7 @@ class DeviceEncoder(LeanEncoder):
             states = layer(states, packing, attend, self.add_norm)
             if number in wanted:
                 take(number, states[None])
-        return None if self._pooler is None else torch.tanh(self._pooler(states[inputs["starts"]]))
+        return None if self._pooler is None else torch.tanh(self._pooler(states[inputs[STARTS]]))
 
     def _placed(self, weight: Tensor) -> Tensor:
         # A copy even where nothing changes: it may lie in the file.

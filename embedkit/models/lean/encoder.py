@@ -30,6 +30,8 @@ from embedkit.models.positions import after_pad
 from embedkit.records import Batch, Tokens
 
 _CPU = torch.device("cpu")
+#: Where each text of the batch begins, among what is prepared; the rest is of its tokens.
+STARTS = "starts"
 
 
 class LeanModel:
@@ -167,7 +169,7 @@ class LeanEncoder:
         if self._types is not None and tokens.token_type_ids is not None:
             arrays["token_type_ids"] = tokens.token_type_ids[places].astype(np.int64)
         if self._pooler is not None:
-            arrays["starts"] = np.cumsum(batch.lengths) - batch.lengths
+            arrays[STARTS] = np.cumsum(batch.lengths) - batch.lengths
         return arrays
 
     @torch.inference_mode()
@@ -187,24 +189,24 @@ class LeanEncoder:
         return first_non_finite(lambda look: self._forward(inputs, batch, look, layers), int(batch.lengths[0]))
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        states = self._embed(inputs)
         runs = tuple(batch.runs())
         biases = {}
         if self._nearness is not None:
             biases = {run.length: _bias(self._nearness, run.length) for run in runs}
-        if 0 in wanted:
-            take(0, states[None])
         parts = self._team.parts(runs)
-        pieces = [states[part.start : part.stop] for part in parts]
+        of_tokens = inputs.keys() - {STARTS}
+        given = [{name: inputs[name][part.start : part.stop] for name in of_tokens} for part in parts]
+        pieces = self._team.map(lambda of_part, _: self._embed(of_part), given, parts)
+        if 0 in wanted:
+            take(0, _joined(pieces)[None])
         done = 0
         for number in sorted(wanted - {0}):
             pieces = self._team.map(partial(self._run_layers, self._stack[done:number], biases), pieces, parts)
-            states = _joined(pieces)
-            take(number, states[None])
+            take(number, _joined(pieces)[None])
             done = number
         if self._pooler is None:
             return None
-        return torch.tanh(self._pooler(states[inputs["starts"]]))
+        return torch.tanh(self._pooler(_joined(pieces)[inputs[STARTS]]))
 
     def _embed(self, inputs: Inputs) -> Tensor:
         """hidden_states[0] of the batch's texts, laid end to end: fp32 [T, D]."""

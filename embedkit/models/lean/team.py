@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from embedkit.records import Run
+
+T = TypeVar("T")
 
 #: More threads than this would wait for Python's lock: of a part's layer, 0.08 ms are Python's, and a millisecond
 #: or more is not. Cores beyond it work together within a thread's matrix products.
@@ -55,15 +58,13 @@ class Team:
         wanted = at_once * rounds
         return list(_cut(runs, n_tokens / wanted))
 
-    def map(
-        self, work: Callable[[Tensor, Part], Tensor], states: Sequence[Tensor], parts: Sequence[Part]
-    ) -> list[Tensor]:
-        """`work` on each part's states, in order; a single part has all cores to itself."""
+    def map(self, work: Callable[[T, Part], Tensor], given: Sequence[T], parts: Sequence[Part]) -> list[Tensor]:
+        """`work` on what is given for each part, in order; a single part has all cores to itself."""
         if self.size == 1 or len(parts) == 1:
-            return list(map(work, states, parts))
+            return list(map(work, given, parts))
         if self._pool is None:
             self._pool = self._started()
-        return list(self._pool.map(torch.inference_mode()(work), states, parts))
+        return list(self._pool.map(torch.inference_mode()(work), given, parts))
 
     def _started(self) -> ThreadPoolExecutor:
         """The threads, all of them at work once, so that each has set how many cores it takes."""

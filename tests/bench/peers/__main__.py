@@ -92,7 +92,7 @@ def main() -> None:
     options.add_argument("texts", type=Path)
     options.add_argument("--onnx", required=True, help="python with sentence-transformers[onnx] and ctranslate2")
     options.add_argument("--rows", type=int, default=300)
-    options.add_argument("--base-rows", type=int, default=40)
+    options.add_argument("--base-rows", type=int, default=64)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()

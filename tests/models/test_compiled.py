@@ -20,7 +20,8 @@ from embedkit.models import engine
 from embedkit.models.engine import expect, load_model, make_encoder
 from embedkit.models.lean import compiled
 from embedkit.models.lean.compiled import compiled_add_norm, keep_kernels, pays
-from embedkit.models.lean.device import DeviceEncoder, DeviceNorm, add_norm
+from embedkit.models.lean.device import DeviceEncoder, add_norm
+from embedkit.models.lean.layer import Norm
 from embedkit.models.resolve import resolve_model
 from embedkit.records import Batch, Tokens
 from tests.conftest import NOTES
@@ -72,9 +73,9 @@ def pretend(monkeypatch, tmp_path) -> Callable[..., None]:
     return put
 
 
-def norm(dtype: torch.dtype) -> DeviceNorm:
+def norm(dtype: torch.dtype) -> Norm:
     torch.manual_seed(1)
-    return DeviceNorm(torch.randn(48).to(dtype), torch.randn(48).to(dtype), 1e-12)
+    return Norm(torch.randn(48).to(dtype), torch.randn(48).to(dtype), 1e-12)
 
 
 @torch.inference_mode()

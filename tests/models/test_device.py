@@ -144,7 +144,7 @@ def test_the_norms_take_mean_and_variance_in_fp32():
     """What torch does with 16-bit states, in the code that a layer calls: [2,048] of 1,000 + noise of 1."""
     torch.manual_seed(0)
     rows = (1000 + torch.randn(4, 2048)).half()
-    norm = lean_device.DeviceNorm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
+    norm = lean_device.Norm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
     exact = functional.layer_norm(rows.double(), (2048,), eps=1e-12)
     assert (norm(rows).double() - exact).abs().max() <= 5e-3  # half's step at 4 is 0.002 or 0.004
     assert rows.mean(dtype=torch.float64) > 999

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.lean.device import AddNorm, DeviceNorm
+from embedkit.models.lean.device import AddNorm
+from embedkit.models.lean.layer import Norm
 
 #: Rows of a run from which on compiling pays, whatever the card; see `pays`.
 _ROWS = 100_000_000
@@ -41,7 +42,7 @@ def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
     return device.type == "cuda" and has_triton and rows is not None and rows >= _ROWS
 
 
-def compiled_add_norm(norm: DeviceNorm, backend: str = "inductor") -> AddNorm:
+def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
     """`add_norm` as one kernel, for any number of rows, tried on a few.
 
     Args:
@@ -71,7 +72,7 @@ def compiled_add_norm(norm: DeviceNorm, backend: str = "inductor") -> AddNorm:
         if not float((found.double() - exact).abs().max()) <= allowed:
             raise ArithmeticError("the compiled kernel gives other numbers")
 
-    def through(update: Tensor, states: Tensor, norm: DeviceNorm) -> Tensor:
+    def through(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
         result: Tensor = kernel(update, states, norm.weight, norm.bias)
         return result
 

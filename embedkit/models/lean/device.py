@@ -21,7 +21,7 @@ from torch.nn import functional
 from embedkit.models.encoder import Arrays, Inputs, TakeLayer
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
 from embedkit.models.lean.encoder import STARTS, LeanEncoder, LeanModel
-from embedkit.models.lean.layer import FUNCTIONS
+from embedkit.models.lean.layer import FUNCTIONS, Norm
 from embedkit.models.varlen import BACKENDS, CU_SEQLENS, Attend, Packing, cu_seqlens
 from embedkit.records import Batch, Tokens
 
@@ -40,24 +40,11 @@ class Linear:
         return functional.linear(rows, self.weight, self.bias)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceNorm:
-    """A layer norm: [T, D] → the same. Torch takes mean and variance in fp32, whatever the states are in."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Each row to mean 0 and variance 1, then scaled and shifted."""
-        return functional.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 #: See `add_norm`.
-AddNorm: TypeAlias = Callable[[Tensor, Tensor, DeviceNorm], Tensor]
+AddNorm: TypeAlias = Callable[[Tensor, Tensor, Norm], Tensor]
 
 
-def add_norm(update: Tensor, states: Tensor, norm: DeviceNorm) -> Tensor:
+def add_norm(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
     """The norm of states and what is added to them, [T, D] each; `update` is not to be used after it."""
     return norm(update.add_(states))
 
@@ -77,11 +64,11 @@ class DeviceLayer:
 
     qkv: Linear
     out: Linear
-    norm: DeviceNorm
+    norm: Norm
     up: Linear
     activation: Callable[[Tensor], Tensor]
     down: Linear
-    last_norm: DeviceNorm
+    last_norm: Norm
     n_heads: int
 
     def __call__(self, states: Tensor, packing: Packing, attend: Attend, add_norm: AddNorm) -> Tensor:
@@ -168,9 +155,9 @@ class DeviceEncoder(LeanEncoder):
     def _linear(self, weight: Tensor, bias: Tensor) -> Linear:
         return Linear(self._placed(weight), self._placed(bias))
 
-    def _read_device_norm(self, checkpoint: Checkpoint, name: str) -> DeviceNorm:
+    def _read_device_norm(self, checkpoint: Checkpoint, name: str) -> Norm:
         weight, bias = checkpoint.pair(name)
-        return DeviceNorm(self._placed(weight), self._placed(bias), self._eps)
+        return Norm(self._placed(weight), self._placed(bias), self._eps)
 
     def _read_device_layer(self, checkpoint: Checkpoint, number: int) -> DeviceLayer:
         shape = self._shape

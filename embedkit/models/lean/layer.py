@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A layer norm: fp32 [..., D] → the same."""
+    """A layer norm: [..., D] → the same. Torch takes mean and variance in fp32, whatever the states are in."""
 
     weight: Tensor
     bias: Tensor

@@ -6,6 +6,7 @@ Takes token ids, gives states; knows nothing of texts, pooling or files. Runs pa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -27,7 +28,84 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 Inputs: TypeAlias = Mapping[str, Tensor]
 
 
-class FrozenEncoder:
+class LayerEncoder(ABC):
+    """A frozen encoder that hands out the layers wanted of it as they are computed.
+
+    Attributes:
+        layers: those wanted, resolved.
+        device: where its states are.
+    """
+
+    layers: tuple[int, ...]
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+        """
+
+    @abstractmethod
+    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
+        """The forward pass, up to the deepest of the layers wanted; see `forward`."""
+
+    @torch.inference_mode()
+    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+            take: is given each wanted layer once, in order of depth. Padded states are as wide as the longest
+                text; they carry a text's tokens at 0..length, and what stands behind is noise.
+
+        Returns:
+            What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
+            was wanted.
+        """
+        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Put a batch through the model that `prepare` has made ready; see `run`.
+
+        Args:
+            inputs: what `prepare` gave, as tensors on the encoder's device.
+            batch: the same.
+            take: see `run`.
+        """
+        return self._forward(inputs, batch, take, frozenset(self.layers))
+
+    @torch.inference_mode()
+    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
+        """Where the numbers of a text break, for the error that names it; runs the text alone.
+
+        Args:
+            tokens: the shard's texts.
+            text: which of them.
+
+        Returns:
+            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
+            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
+        """
+        length = int(tokens.lengths[text])
+        broken: list[int] = []
+
+        def look(layer: int, hidden_states: Tensor) -> None:
+            # What follows the text's tokens is padding, and may be anything.
+            if not bool(hidden_states[0, :length].isfinite().all()):
+                broken.append(layer)
+
+        batch = Batch(np.array([text]), tokens.lengths[[text]])
+        inputs = tensors(self.prepare(tokens, batch), self.device)
+        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
+        return min(broken, default=None)
+
+
+class FrozenEncoder(LayerEncoder):
     """A frozen encoder and the layers that are wanted of it.
 
     Args:
@@ -71,33 +149,6 @@ class FrozenEncoder:
             attention.register(backend)
             model.set_attn_implementation(attention.name_of(backend))
 
-    @torch.inference_mode()
-    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model.
-
-        Args:
-            tokens: the shard's texts.
-            batch: which of them.
-            take: is given each wanted layer once, in order of depth. Padded states are as wide as the longest
-                text; they carry a text's tokens at 0..length, and what stands behind is noise.
-
-        Returns:
-            What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
-            was wanted.
-        """
-        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
-
-    @torch.inference_mode()
-    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model that `prepare` has made ready; see `run`.
-
-        Args:
-            inputs: what `prepare` gave, as tensors on the encoder's device.
-            batch: the same.
-            take: see `run`.
-        """
-        return self._forward(inputs, batch, take, frozenset(self.layers))
-
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
 
@@ -107,23 +158,7 @@ class FrozenEncoder:
         """
         return self._packed(tokens, batch) if self.packed else self._padded(tokens, batch)
 
-    @torch.inference_mode()
-    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
-        """Where the numbers of a text break, for the error that names it; runs the text alone.
-
-        Args:
-            tokens: the shard's texts.
-            text: which of them.
-
-        Returns:
-            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
-            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
-        """
-        batch = Batch(np.array([text]), tokens.lengths[[text]])
-        inputs, layers = tensors(self.prepare(tokens, batch), self.device), frozenset(range(max(self.layers) + 1))
-        return first_non_finite(lambda look: self._forward(inputs, batch, look, layers), int(batch.lengths[0]))
-
-    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, layers: frozenset[int]) -> Tensor | None:
+    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         width = batch.tokens if self.packed else int(batch.lengths[-1])
         given: dict[str, Any] = dict(inputs)
         if self.packed:
@@ -136,11 +171,11 @@ class FrozenEncoder:
 
         if self._tap is None:
             output = self.model(**given, output_hidden_states=True)
-            for layer in sorted(layers):
+            for layer in sorted(wanted):
                 is_last = layer == self.n_layers
                 hand_out(layer, output.last_hidden_state if is_last else output.hidden_states[layer])
             return _pooler_output(output)
-        with self._tap.giving(hand_out, layers):
+        with self._tap.giving(hand_out, wanted):
             try:
                 output = self.model(**given)
             except _DeepEnough:
@@ -249,20 +284,3 @@ def _rectangle(mask: NDArray[np.bool_], flat: NDArray[np.int32], fill: int) -> N
     filled = np.full(mask.shape, fill, np.int64)
     filled[mask] = flat
     return filled
-
-
-def first_non_finite(run: Callable[[TakeLayer], object], length: int) -> int | None:
-    """The first layer with a NaN or infinite state; None where there is none.
-
-    Args:
-        run: a forward pass of one text alone; hands each layer's states [1, T, D] to what it is given.
-        length: tokens of the text; what follows them is padding, and may be anything.
-    """
-    broken: list[int] = []
-
-    def look(layer: int, hidden_states: Tensor) -> None:
-        if not bool(hidden_states[0, :length].isfinite().all()):
-            broken.append(layer)
-
-    run(look)
-    return min(broken, default=None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.architectures import ARCHITECTURES, Architecture
-from embedkit.models.encoder import Arrays, Inputs, TakeLayer, first_non_finite, tensors
+from embedkit.models.encoder import Arrays, Inputs, LayerEncoder, TakeLayer
 from embedkit.models.lean import fused, layer
 from embedkit.models.lean.checkpoint import NAMES, Checkpoint
 from embedkit.models.lean.dense import dense
@@ -81,7 +81,7 @@ class LeanModel:
         return self.shape
 
 
-class LeanEncoder:
+class LeanEncoder(LayerEncoder):
     """A frozen encoder and the layers that are wanted of it, on the CPU.
 
     Args:
@@ -129,31 +129,6 @@ class LeanEncoder:
         self._run_layers: Any = layer.through if self._kernels is None else fused.through
         checkpoint.close()
 
-    @torch.inference_mode()
-    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model.
-
-        Args:
-            tokens: the shard's texts.
-            batch: which of them.
-            take: is given each wanted layer once, in order of depth: [1, T, D].
-
-        Returns:
-            What the model's own pooling head gives, [n, D]; None where it is not wanted.
-        """
-        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
-
-    @torch.inference_mode()
-    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model that `prepare` has made ready; see `run`.
-
-        Args:
-            inputs: what `prepare` gave, as tensors on the encoder's device.
-            batch: the same.
-            take: see `run`.
-        """
-        return self._forward(inputs, batch, take, frozenset(self.layers))
-
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """What a forward pass needs of a batch: int64 [T]. Numpy alone: any thread may make it ahead.
 
@@ -171,22 +146,6 @@ class LeanEncoder:
         if self._pooler is not None:
             arrays[STARTS] = np.cumsum(batch.lengths) - batch.lengths
         return arrays
-
-    @torch.inference_mode()
-    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
-        """Where the numbers of a text break, for the error that names it; runs the text alone.
-
-        Args:
-            tokens: the shard's texts.
-            text: which of them.
-
-        Returns:
-            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
-            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
-        """
-        batch = Batch(np.array([text]), tokens.lengths[[text]])
-        inputs, layers = tensors(self.prepare(tokens, batch), self.device), frozenset(range(max(self.layers) + 1))
-        return first_non_finite(lambda look: self._forward(inputs, batch, look, layers), int(batch.lengths[0]))
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         runs = tuple(batch.runs())

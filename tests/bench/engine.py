@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from embedkit.assembly import BATCH_TOKENS
 from embedkit.batching import make_batches
 from embedkit.config import ModelConfig
 from embedkit.models import load
@@ -31,7 +32,6 @@ from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from tests.bench.peers.limit import products
 from tests.bench.peers.models import bert_base, minilm
 
-_BATCH_TOKENS = 8192
 _LENGTH = 256
 
 
@@ -65,7 +65,7 @@ def forward(encoder: AnyEncoder, tokens: Tokens, batches: list[Batch]) -> Callab
 
 def measured(name: str, folder: Path, texts: list[str], rounds: int) -> None:
     tokens = tokens_of(folder, texts)
-    batches = make_batches(tokens.lengths, max_tokens=_BATCH_TOKENS, padded=False)
+    batches = make_batches(tokens.lengths, max_tokens=BATCH_TOKENS["cpu"], padded=False)
     probe = tokens_of(folder, ["a cat", "a dog that we saw"])
     works = {kind: forward(encoder, tokens, batches) for kind, encoder in engines(folder, probe).items()}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -7,12 +7,12 @@ fuse. What fails leaves everything as it is.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedkit.disk import cache_folder
 from embedkit.models.lean.device import AddNorm
 from embedkit.models.lean.layer import Norm
 
@@ -81,5 +81,4 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
 
 def keep_kernels() -> None:
     """Let compiled kernels outlast the process, in the user's cache folder unless something else is set."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "embedkit" / "kernels"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels"))

@@ -19,14 +19,14 @@ from torch import Tensor
 Product = Callable[[int, int], object]
 #: Rows at once: all of a batch, or as many as stay in the caches.
 _BLOCKS = (1 << 30, 512)
-_BATCH_TOKENS = 8192
 
 
 def batch_tokens(lengths: np.ndarray) -> list[int]:
     """Tokens of each batch that embedkit makes of texts of these lengths, by its default."""
+    from embedkit.assembly import BATCH_TOKENS
     from embedkit.batching import make_batches
 
-    return [batch.tokens for batch in make_batches(lengths, max_tokens=_BATCH_TOKENS, padded=False)]
+    return [batch.tokens for batch in make_batches(lengths, max_tokens=BATCH_TOKENS["cpu"], padded=False)]
 
 
 def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tuple[Callable[[], None], str]:

@@ -44,7 +44,8 @@ class Assembly:
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
-        engine: whose code computes the states: lean (embedkit's own) or transformers.
+        engine: whose code computes the states: fused or lean (embedkit's own, with compiled kernels or
+            without them), or transformers.
         batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
         source: where the model's files are from: the `name` that finds them again, and their `hub` id and
             `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.

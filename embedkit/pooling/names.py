@@ -5,10 +5,10 @@ Imports no torch: a wrong name is found before a model is loaded.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 from embedkit.errors import UsageError
+from embedkit.suggest import did_you_mean
 
 #: The entry-point group in which a package declares its poolers.
 ENTRY_POINTS = "embedkit.poolers"
@@ -41,6 +41,17 @@ POOLER_KINDS: dict[str, str] = {
     "attention-tanh": "the same with Linear, Tanh, Linear, softmax",
     "multihead-attention": "a learned query attends to the tokens with several heads",
 }
+#: What other libraries call a pooling.
+_SYNONYMS = {
+    **dict.fromkeys(("average", "avg", "meanpooling", "mean_tokens", "mean_pooling"), "mean"),
+    **dict.fromkeys(("first", "cls_token", "bos", "first_token", "[CLS]"), "cls"),
+    **dict.fromkeys(("last", "eos", "last-token"), "lasttoken"),
+    **dict.fromkeys(("maximum", "max_tokens", "maxpool"), "max"),
+    **dict.fromkeys(("minimum", "minpool"), "min"),
+    **dict.fromkeys(("pooler_output", "pooled"), "pooler"),
+    **dict.fromkeys(("tokens", "token", "no"), "none"),
+    "weighted_mean": "weightedmean",
+}
 LAYER_AGGREGATIONS: dict[str, str] = {
     "concat": "the layers' states side by side",
     "mean": "their average",
@@ -64,10 +75,15 @@ def parse_poolings(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in known and not is_file(name) and not installed(name):
             own = sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
-            near = get_close_matches(name, [*known, *own], n=1)
             raise UsageError(
                 f"unknown pooling '{name}'; known: {', '.join([*known, *own])}, idf:FILE, FILE.safetensors",
-                hint=f"did you mean --pool {near[0]}?" if near else "choose one of these, or a comma list of them",
+                hint=did_you_mean(
+                    name,
+                    [*known, *own],
+                    "choose one of these, or a comma list of them",
+                    prefix="--pool ",
+                    synonyms=_SYNONYMS,
+                ),
             )
         if name in WHOLE_NAMES and len(names) > 1:
             raise UsageError(f"pooling '{name}' stands alone, not in a list", hint=f"--pool {name}")

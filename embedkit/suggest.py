@@ -1,4 +1,4 @@
-"""The one place that finds what a mistyped name was meant to be: options, columns, poolings, dtypes, keys, aliases.
+"""Finds what a mistyped name was meant to be: an option, a column, a pooling, a dtype, a key, an alias.
 
 Knows nothing of what the names are for. Names that come from a table are the caller's business: a header that
 may hold a patient's row is not to be given to it.

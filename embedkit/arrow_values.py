@@ -126,6 +126,13 @@ def is_nested(kind: pa.DataType) -> bool:
     return bool(pa.types.is_nested(kind) or (_is_extension(kind) and is_nested(kind.storage_type)))
 
 
+def holds(kind: pa.DataType, is_it: Callable[[pa.DataType], bool]) -> bool:
+    """Whether values are of a type that `is_it`, or have such ones inside."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds(kind.storage_type, is_it)
+    return is_it(kind) or any(holds(kind.field(at).type, is_it) for at in range(kind.num_fields))
+
+
 def is_exact(kind: pa.DataType) -> bool:
     """Whether each value has one text, as an id needs it: times, decimals, UUIDs."""
     types = pa.types
@@ -241,16 +248,18 @@ def _part(source: Any, places: list[int | None], kind: pa.DataType) -> Any:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """Kept values, or an Arrow array, as what JSON is made of; floats that JSON does not have stay as they are.
+    """Kept values, or a chunked array, as what JSON is made of; floats that JSON does not have stay as they are.
 
     Times and dates are ISO 8601 text (`+10000-01-01` behind the year 9999), durations such as `PT1.5S`, decimals
     and UUIDs text, bytes base64, maps lists of [key, value].
     """
     if isinstance(values, pa.ChunkedArray):
         return [value for chunk in values.chunks for value in json_values(chunk)]
-    if isinstance(values, pa.Array):
-        return json_values(values)
-    # Consecutive cells are of one array, which is turned into values once.
+    return _converted(values, json_values)
+
+
+def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> list[Any]:
+    """Kept values, those in an array by way of `convert`, once for all consecutive ones of the same array."""
     found: list[Any] = []
     source: Any = None
     converted: list[Any] = []
@@ -259,7 +268,7 @@ def plain_values(values: Any) -> list[Any]:
             found.append(value)
             continue
         if value.array is not source:
-            source, converted = value.array, json_values(value.array)
+            source, converted = value.array, convert(value.array)
         found.append(converted[value.place])
     return found
 
@@ -466,20 +475,17 @@ def number_in(text: str) -> decimal.Decimal | None:
         return None
 
 
-def order_keys(values: Any) -> tuple[list[Any], int]:
-    """What values are ordered by, and how many of them are the reason why they are ordered as text.
+def order_keys(values: Sequence[Any]) -> tuple[list[Any], int]:
+    """What kept values are ordered by, and how many of them are the reason why they are ordered as text.
 
     Times and numbers are compared exactly, texts that spell numbers too, where all of them do; else all values are
     compared as text.
-
-    Args:
-        values: an Arrow array, or kept values.
 
     Returns:
         A key a value, None for null, NaN and the empty text; and where some values are numbers and some are none,
         how many are none, else 0.
     """
-    found = _comparable(values)
+    found = _converted(values, _comparable)
     is_absent = [is_missing(value) for value in found]
     numbers = [None if gone else _number(value) for value, gone in zip(found, is_absent, strict=True)]
     others = sum(number is None and not gone for number, gone in zip(numbers, is_absent, strict=True))
@@ -489,15 +495,11 @@ def order_keys(values: Any) -> tuple[list[Any], int]:
     return as_text, others if any(number is not None for number in numbers) else 0
 
 
-def _comparable(values: Any) -> list[Any]:
-    if isinstance(values, pa.ChunkedArray):
-        return [value for chunk in values.chunks for value in _comparable(chunk)]
-    if isinstance(values, pa.Array):
-        if pa.types.is_temporal(values.type) and not pa.types.is_interval(values.type):
-            return counts(values)
-        if pa.types.is_decimal(values.type):
-            return list(values.to_pylist())
-    return plain_values(values)
+def _comparable(array: Any) -> list[Any]:
+    if pa.types.is_decimal(array.type):
+        return list(array.to_pylist())
+    is_count = pa.types.is_temporal(array.type) and not pa.types.is_interval(array.type)
+    return counts(array) if is_count else json_values(array)
 
 
 def _number(value: Any) -> Any:

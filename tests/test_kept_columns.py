@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedkit
-from embedkit.arrow_values import kept_values, plain_values
+from embedkit.arrow_values import json_values, kept_values
 from embedkit.sinks.values import kept_array
 
 #: The last second of the year 9999, and a moment of which the last nanosecond counts, both since 1970.
@@ -214,7 +214,7 @@ def test_json_lines_have_one_kind_of_value_a_type(encode, tmp_path, monkeypatch,
     rows = lines(ran.out if output == "-" else tmp_path / output)
     assert {name: [row[name] for row in rows] for name in TYPES} == {name: of for name, (_, of) in TYPES.items()}
     assert math.copysign(1, rows[2]["float16"]) == -1
-    assert "note: column float64 has NaN or an infinity in 2 rows" in ran.err
+    assert "note: column float64: NaN or infinite in 2 rows" in ran.err
 
 
 @pytest.mark.parametrize("output", ["out.parquet", "out.arrow"])
@@ -241,6 +241,31 @@ def test_a_type_that_parquet_lacks_is_json_there_and_itself_in_arrow(encode, tmp
     texts = ["P1M2DT0.000000003S", None, "P0M0DT0S"]
     assert [row["months"] for row in lines(tmp_path / "out.jsonl")] == texts
     assert [cell and json.loads(cell) for cell in read(tmp_path / "out.parquet")["months"].to_pylist()] == texts
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.npy"])
+def test_a_time_that_parquet_cannot_hold_is_told_without_its_value(encode, tmp_path, output):
+    path = write(tmp_path / "in.arrow", pa.table({"text": ["pain"], "k": pa.array([2**62], pa.timestamp("s"))}))
+    ran = encode(path, "--keep", "k", "-o", tmp_path / output)
+    assert ran.code == 5
+    assert "too far away for Parquet" in ran.err
+    assert str(2**62) not in ran.err
+    assert encode(path, "--keep", "k", "-o", tmp_path / "out.arrow").code == 0
+    assert same(read(tmp_path / "out.arrow")["k"], read(path)["k"])
+
+
+def test_a_string_inside_a_list_that_is_not_utf8_is_a_fault_of_its_row(encode, tmp_path):
+    offsets, data = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
+    cells = pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), cells)
+    path = write(tmp_path / "in.arrow", pa.table({"text": ["pain"] * 2, "k": lists}))
+    assert encode(path, "--keep", "k", "-o", tmp_path / "out.arrow").code == 3
+    ran = encode(path, "--keep", "k", "-o", tmp_path / "out.arrow", "--on-bad-row", "null")
+    assert ran.code == 0, ran.err
+    assert read(tmp_path / "out.arrow").select(["k", "status"]).to_pylist() == [
+        {"k": ["a"], "status": "ok"},
+        {"k": None, "status": "not_utf8"},
+    ]
 
 
 def test_a_run_that_was_killed_goes_on_with_the_types_of_its_plan(encode, tmp_path):
@@ -443,7 +468,7 @@ def test_kept_columns_of_groups_keep_their_types_and_a_column_of_nan_is_no_colum
     ran = encode(path, "--group-by", "patient", *keep(names), "-o", tmp_path / "out.jsonl")
     rows = lines(tmp_path / "out.jsonl")
     assert {name: [row[name] for row in rows] for name in names} == {name: TYPES[name][1] for name in names}
-    assert "column float64 has NaN or an infinity in 2 rows" in ran.err
+    assert "column float64: NaN or infinite in 2 rows" in ran.err
 
 
 def test_rows_whose_group_is_nan_are_in_no_group(encode, tmp_path):
@@ -496,7 +521,7 @@ def test_an_order_in_which_some_values_are_no_numbers_is_that_of_texts_and_said(
     more = ("--group-by", "key", "--group-pool", "last", "--order-by", "at")
     ran = encode(path, *more, "-o", tmp_path / "out.parquet")
     assert ran.code == 0, ran.err
-    assert "--order-by at: 1 values are no numbers, so all of them are ordered as text" in ran.err
+    assert "--order-by at: not a number in 1 row, so all are ordered as text" in ran.err
     assert encode(path, "-o", tmp_path / "rows.parquet").code == 0
     vectors = embedkit.read(tmp_path / "rows.parquet").vectors
     assert embedkit.read(tmp_path / "out.parquet").vectors[0] == pytest.approx(vectors[last], abs=1e-6)
@@ -533,7 +558,7 @@ def test_json_lines_are_read_back_with_their_numbers_to_the_digit(encode, tmp_pa
 
 @given(days=st.integers(-(2**31), 2**31 - 1))
 def test_a_date_of_any_year_is_the_one_that_numpy_has(days):
-    (text,) = plain_values(pa.array([days], pa.int32()).cast(pa.date32()))
+    (text,) = json_values(pa.array([days], pa.int32()).cast(pa.date32()))
     year, month, day = re.fullmatch(r"([+-]?\d{4,})-(\d\d)-(\d\d)", text).groups()
     expected = re.fullmatch(r"(-?\d+)-(\d\d)-(\d\d)", str(np.datetime64(days, "D"))).groups()
     assert (int(year), month, day) == (int(expected[0]), *expected[1:])
@@ -545,4 +570,4 @@ def test_a_date_of_any_year_is_the_one_that_numpy_has(days):
 )
 def test_a_moment_in_a_zone_is_the_one_that_python_has_where_it_has_one(seconds, zone):
     array = pa.array([seconds], pa.timestamp("s", zone))
-    assert plain_values(array) == [array.to_pylist()[0].isoformat()]
+    assert json_values(array) == [array.to_pylist()[0].isoformat()]

@@ -167,7 +167,7 @@ class _Fold:
     def write(self, summary: Summary) -> Summary:
         """Write the output, and remove the rows."""
         groups, how = self.config.groups, self.config.groups.pool or "mean"
-        facts = pa.concat_tables([piece.facts for piece in self.stored.pieces(())])
+        facts = [piece.facts for piece in self.stored.pieces(())]
         keys = _keys([self._values(facts, name) for name in groups.by])
         closes = last_rows((key for key in keys if key is not None), len(groups.by))
         self.kept = {name: self._values(facts, name) for name in self.keep}
@@ -243,16 +243,16 @@ class _Fold:
             ],
         )
 
-    def _values(self, facts: pa.Table, name: str) -> list[Any]:
-        return kept_values_of(facts[name], self.row_types[name])
+    def _values(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
+        return [value for table in facts for value in kept_values_of(table[name], self.row_types[name])]
 
-    def _order(self, facts: pa.Table, name: str) -> list[Any]:
+    def _order(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
         """What rows are ordered by; tells of a column that is ordered as text because some of it is no number."""
-        typed = self.row_types[name] not in {"json", "mixed"}
-        keys, others = order_keys(facts[name] if typed else self._values(facts, name))
+        keys, others = order_keys(self._values(facts, name))
         if others:
             self.watcher.notice(
-                f"--order-by {name}: {others:,} values are no numbers, so all of them are ordered as text"
+                f"--order-by {name}: not a number in {others:,} {'row' if others == 1 else 'rows'}, so all are"
+                " ordered as text"
             )
         return keys
 

@@ -168,8 +168,8 @@ def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[st
     for name, rows in found.items():
         if rows and name in config.input.keep:
             yield (
-                f"column {name} has NaN or an infinity in {rows:,} rows, for which JSON has no number: it is null"
-                " there; Parquet and Arrow keep it"
+                f"column {name}: NaN or infinite in {rows:,} {'row' if rows == 1 else 'rows'}, for which JSON has"
+                " no number: it is null there; Parquet and Arrow keep it"
             )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit.arrow_values import (
+    holds,
     is_binary,
     is_exact,
-    is_nested,
     is_string,
     json_values,
     kept_values,
@@ -63,7 +63,7 @@ def values(array: Any, unreadable: Unreadable) -> list[Any]:
     if is_string(plain.type):
         return strings(plain, unreadable)
     kept = kept_values(plain)
-    if is_nested(plain.type) or isinstance(plain.type, pa.BaseExtensionType):
+    if holds(plain.type, is_string):
         _look_for_bytes(plain, unreadable)
     return kept
 

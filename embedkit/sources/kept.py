@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedkit.arrow_values import Cell, has_non_finite, is_nested, is_string, named_type, plain_value
+from embedkit.arrow_values import Cell, has_non_finite, holds, is_nested, is_string, named_type, plain_value
 
 _NAMES = {type(None): "null", str: "string", bool: "bool", float: "double"}
 _INT64 = range(-(2**63), 2**63)
@@ -78,7 +78,8 @@ class KeptTypes:
         self._by_value = by_value
         self._seen: list[set[str]] = [set() for _ in keep]
         self._floats = [
-            any(_holds_floats(named_type(name)) for name in declared.get(column, ())) for column in keep
+            any(holds(named_type(name), pa.types.is_floating) for name in declared.get(column, ()))
+            for column in keep
         ]
 
     def add(self, kept: Sequence[Any]) -> None:
@@ -106,11 +107,3 @@ class KeptTypes:
             return unified(values)
         as_json = "json" if is_nested(named_type(declared_type(declared))) else "text"
         return unified((values - {"cell"}) | {as_json})
-
-
-def _holds_floats(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _holds_floats(kind.storage_type)
-    if kind.num_fields:
-        return any(_holds_floats(kind.field(at).type) for at in range(kind.num_fields))
-    return bool(pa.types.is_floating(kind))

@@ -25,11 +25,22 @@ LEVELS = (
     ("flow",),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
-    ("disk", "leftovers", "norms", "seal"),
+    ("arrow_values", "disk", "leftovers", "norms", "seal"),
     ("records", "errors", "device_use", "suggest"),
 )
 #: What a stage may know beside itself.
-COMMON = {"errors", "records", "device_use", "suggest", "config", "disk", "leftovers", "seal", "whole_files"}
+COMMON = {
+    "arrow_values",
+    "errors",
+    "records",
+    "device_use",
+    "suggest",
+    "config",
+    "disk",
+    "leftovers",
+    "seal",
+    "whole_files",
+}
 #: Imports that the rules above forbid, and why they are right all the same.
 EXCEPTIONS = {
     ("config", "embedkit.pooling.names"): "checks --pool and --layers before a model is found; names, no torch",

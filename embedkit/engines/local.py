@@ -23,6 +23,7 @@ from embedkit.engines.planning import (
     input_facts,
     layout,
     manifest_of,
+    non_finite_notes,
     output_facts,
     scan,
     table_of,
@@ -71,6 +72,8 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling, config.units)
     plan = _planned(table, spans, config, request, stored)
+    for sentence in non_finite_notes(config, table.non_finite):
+        watcher.notice(sentence)
     part = None if plan["shards"] is None else shards_of(share, plan["shards"])
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
@@ -137,6 +140,8 @@ def _carry_out(
             destination.abandon()
         raise
     table.refuse_changes()
+    for sentence in non_finite_notes(config, table.non_finite if table.streaming else {}):
+        watcher.notice(sentence)
     use = engine.device_use
     computed: dict[str, Any] = {
         "computed_rows": engine.rows_computed,

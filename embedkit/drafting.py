@@ -111,7 +111,7 @@ def draft(
         layer_agg=layer_agg,
         told_as=told_as,
         raw_tokenizer=raw_tokenizer,
-        notices=(casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
+        notices=(folder.notice, casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
     )
 
 

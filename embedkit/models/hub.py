@@ -35,6 +35,12 @@ _LOOK_SECONDS = 0.1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm", "tokenizer_config.json")
+#: Files beside the weights that decide numbers, in the folder of an encoder.
+_READ = (
+    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
+    *("*.model", "*.spm", "*.bpe", "*.codes"),
+)
 #: Files of a recipe that only a model with a modules.json has.
 _OF_RECIPE = (
     "config_sentence_transformers.json",
@@ -213,11 +219,8 @@ def _snapshot(repo: str, revision: str | None, wanted: Wanted) -> Snapshot | Non
         if not missing and not (folder / "modules.json").is_file():
             doubt = _doubt(repo, folder, commit)
         return Snapshot(repo, commit, folder, missing, doubt)
-    patterns = wanted(names)
-    expected = (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
-    return Snapshot(
-        repo, commit, folder, tuple(name for name in expected if not (folder / name).is_file()), listed=True
-    )
+    lacking = [name for name in _needed(names, wanted(names), folder) if not (folder / name).is_file()]
+    return Snapshot(repo, commit, folder, tuple(lacking), listed=True)
 
 
 def _cached_commit(repo: str, revision: str | None) -> str | None:
@@ -247,6 +250,25 @@ def _listed(repo: str, commit: str) -> list[str] | None:
     except (CachedRepoTreeNotFoundError, OSError, ValueError):
         return None
     return [file.path for file in tree]
+
+
+def _needed(names: Sequence[str], patterns: Sequence[str], folder: Path) -> list[str]:
+    """Of all files of a commit, those that a run reads: others, a plain `hf download` may have left out."""
+    modules = (*_modules_with_settings(folder), "")
+    encoder = next((path for path in modules if f"{path}/config.json".lstrip("/") in names), "")
+    index = next((name for name in WEIGHTS if f"{encoder}/{name}".lstrip("/") in names), WEIGHTS[0])
+    stem, suffix = index.partition(".")[0], index.removesuffix(".index.json").rpartition(".")[2]
+    in_use = (index, f"{stem}-*-of-*.{suffix}" if index.endswith(".index.json") else index)
+    needed = []
+    for name in names:
+        place, _, file = name.rpartition("/")
+        is_read = any(
+            fnmatch(file, pattern) for pattern in (*_READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
+        )
+        is_wanted = any(fnmatch(name, pattern) for pattern in patterns)
+        if is_wanted and place in modules and (is_read or place not in {"", encoder}):
+            needed.append(name)
+    return needed
 
 
 def _plainly_missing(folder: Path) -> Iterator[str]:
@@ -375,6 +397,8 @@ def _fetched(repo: str, revision: str | None, wanted: Wanted, observer: FetchObs
 
 def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> None:
     """Wait for the thread as long as bytes come, and tell of them."""
+    from huggingface_hub import constants
+
     blobs = _repo_folder(fetching.repo) / "blobs"
     before = here = _bytes_in(blobs)
     alive, sized = time.monotonic(), False
@@ -395,7 +419,8 @@ def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> 
             if observer is not None:
                 observer.received(max(0, here - before))
         # Resolving a name and connecting to several addresses take longer than the library's own limit.
-        limit = STALL_SECONDS if sized else 1.5 * patience
+        stall = max(STALL_SECONDS, 2.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        limit = stall if sized else 1.5 * patience
         if not done and time.monotonic() - alive > limit:
             raise _silent(limit, fetched=sized)
 

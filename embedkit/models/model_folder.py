@@ -25,7 +25,7 @@ WEIGHTS = (
 )
 #: Modules of sentence-transformers that are an encoder of transformers.
 ENCODER_MODULES = ("Transformer", "MLMTransformer")
-_OTHER_LIBRARY = "use sentence-transformers for it, or give an encoder, such as minilm"
+_OTHER_LIBRARY = "use sentence-transformers for it, or give --model an encoder, such as minilm"
 _STATIC = "a static model: one vector for each word piece, added up, and no layers"
 _MODULES = {
     "StaticEmbedding": _STATIC,
@@ -131,18 +131,18 @@ def file_not_folder(name: str, path: Path) -> ModelError:
 
 def missing_folder(name: str, path: Path) -> ModelError:
     """Say which part of a path is not there, and what is there that is spelled like it."""
-    if path.is_symlink():
+    if os.path.islink(path):  # noqa: PTH114 - never raises, as for a name that is too long
         return ModelError(
             f"folder '{name}' is a link to {path.readlink()}, which is not there",
             hint="mend the link, or give the folder itself",
         )
     there = path
-    while not there.is_dir() and there != there.parent:
+    while not os.path.isdir(there) and there != there.parent:  # noqa: PTH112
         there, lacks = there.parent, there
     # A path ends above at "." or "/", which are there; a folder that may not be entered hides what is in it.
     if not os.access(there, os.X_OK):
         return ModelError(f"folder '{name}' may not be read: '{there}' forbids it", hint="change its permissions")
-    if lacks.is_file():
+    if os.path.isfile(lacks):  # noqa: PTH113
         return ModelError(f"folder '{name}' is missing: '{lacks}' is a file", hint="give the folder of a model")
     try:
         siblings = [entry.name for entry in there.iterdir() if entry.is_dir()]
@@ -178,10 +178,12 @@ def refuse_other_kinds(name: str, root: Path, folder: Path, modules: Sequence[tu
                 raise _adapter(name, of_adapter)
     kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
     has_config = (folder / "config.json").is_file()
-    if kinds and not has_config and not set(kinds) & {*ENCODER_MODULES}:
-        told = next((_MODULES[kind] for kind in kinds if kind in _MODULES), None)
+    told = next((_MODULES[kind] for kind in kinds if kind in _MODULES), None)
+    if kinds and not set(kinds) & {*ENCODER_MODULES} and (told is not None or not has_config):
         inside = _models_inside(root)
         hint = f"give one of its encoders: --model {Path(name) / inside[0]}" if inside else _OTHER_LIBRARY
+        if told == _STATIC:
+            hint = _OTHER_LIBRARY.replace("use ", "use model2vec or ")
         own = next((kind for kind, _ in modules if not kind.startswith("sentence_transformers.")), None)
         if told is None and own is not None:
             told = f"made of code of its own ('{own}')"
@@ -212,7 +214,7 @@ def refuse_kind_of_config(name: str, config: Any) -> None:
     if kind == "model2vec" or "StaticModel" in (config.get("architectures") or ()):
         raise ModelError(
             f"model '{name}' is {_STATIC}: embedkit is for transformer encoders of text",
-            hint="use model2vec or sentence-transformers for it, or give an encoder, such as minilm",
+            hint="use model2vec or sentence-transformers for it, or give --model an encoder, such as minilm",
         )
     if not kind:
         raise ModelError(
@@ -223,7 +225,7 @@ def refuse_kind_of_config(name: str, config: Any) -> None:
     if reads is not None:
         raise ModelError(
             f"model '{name}' ({kind}) reads {reads}: embedkit is for transformer encoders of text",
-            hint="give an encoder of text, such as minilm"
+            hint="give --model an encoder of text, such as minilm"
             + ("; a folder with its text part alone (clip_text_model) can be used" if kind == "clip" else ""),
         )
 

@@ -1,4 +1,4 @@
-"""A model from the hub: the cache first, no wait without end, and each refusal by its name and with its way out."""
+"""A model from the hub: the cache first, no wait without end, and each refusal by its name with its way out."""
 
 from __future__ import annotations
 
@@ -89,6 +89,18 @@ def test_a_download_that_was_killed_is_completed_and_offline_told_as_incomplete(
     error = refusal("owner/name", offline=True)
     assert "in part only (commit 0123456 lacks model.safetensors), and --offline forbids" in error.message
     assert (found("owner/name").folder / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("file", ["training_state.json", "onnx/config.json", "generation_config.json"])
+def test_a_file_that_no_run_reads_may_be_missing(served, bert, tmp_path, file):
+    served.models["owner/more"] = tmp_path / "more"
+    shutil.copytree(bert, tmp_path / "more")
+    (tmp_path / "more" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "more" / file).write_text("{}")
+    (found("owner/more").folder / file).unlink()
+    served.requests.clear()
+    assert found("owner/more", offline=True).revision == found("owner/more").revision == COMMIT
+    assert served.requests == []
 
 
 def test_a_cache_without_the_recipe_of_its_authors_is_completed_and_offline_said(served, bert, tmp_path):

@@ -91,7 +91,8 @@ def command(places: Places, *options: object) -> list[object]:
 
 
 def asked(case: Case) -> list[str]:
-    return [word for name in case.options.get("text_columns", ()) for word in ("--text-column", name)]
+    quoting = ("--quoting", case.options["quoting"]) if "quoting" in case.options else ()
+    return [word for name in case.options.get("text_columns", ()) for word in ("--text-column", name)] + [*quoting]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])

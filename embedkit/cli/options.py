@@ -106,6 +106,12 @@ def run_config(
     id_column: Annotated[str | None, typer.Option(help="Default: id, else the row number.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Column passed through; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(help="First N rows.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What is between the cells of csv and tsv: a character, or tab.")
+    ] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in csv and tsv: auto, double (they hold cells together), none (letters).")
+    ] = "auto",
     max_expansion: Annotated[
         int, typer.Option(help="How many times its size a compressed file may grow to, beyond 64 MiB.")
     ] = 1000,
@@ -185,6 +191,8 @@ def run_config(
             id_column=id_column,
             keep=tuple(keep or ()),
             limit=limit,
+            delimiter=delimiter,
+            quoting=quoting,
             max_expansion=max_expansion,
             max_decompressed_gb=max_decompressed_gb,
         ),

@@ -36,6 +36,7 @@ from embedkit.request import find_model
 from embedkit.sinks import make_sink
 from embedkit.sinks.stored import Stored, open_stored, read_json
 from embedkit.sinks.values import kept_values_of
+from embedkit.sources.locate import check_not_read, expanded
 from embedkit.units.groups import Grouping, Item, last_rows
 from embedkit.whole_files import WholeFiles
 
@@ -70,6 +71,10 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
             hint="leave it out of --keep, or rename it in the input",
         )
     began = time.monotonic()
+    if "-" not in config.input.inputs:
+        names = [*expanded(config.input.inputs, []), *([config.units.spans] if config.units.spans else ())]
+        check_not_read([out, out.with_name(f"{out.stem}.rejects.jsonl")], names)
+        check_not_read([rows, *([] if out.is_file() else [out])], names, whole_folders=True)
     destination = destination_of(config.output)
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling)

@@ -19,6 +19,7 @@ from embedkit.engines.crew import Crew
 from embedkit.engines.grouping import run_grouped
 from embedkit.engines.planning import (
     ModelFacts,
+    check_inputs_are_safe,
     counts,
     cutter_of,
     input_facts,
@@ -69,12 +70,13 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         )
     table, spans = table_of(config)
     _refuse_second_reading(table, config)
+    check_inputs_are_safe(config.output.output, config.output.format, table, spans)
+    _tell_notes(config, table, watcher)
     destination = destination_of(config.output, share)
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling, config.units)
     plan = _planned(table, spans, config, request, stored)
-    for sentence in non_finite_notes(config, table.non_finite):
-        watcher.notice(sentence)
+    _tell_notes(config, table, watcher)
     part = None if plan["shards"] is None else shards_of(share, plan["shards"])
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
@@ -152,8 +154,8 @@ def _carry_out(
             destination.abandon()
         raise
     table.refuse_changes()
-    for sentence in non_finite_notes(config, table.non_finite if table.streaming else {}):
-        watcher.notice(sentence)
+    if table.streaming:  # of files, the first pass has told
+        _tell_notes(config, table, watcher)
     use = engine.device_use
     computed: dict[str, Any] = {
         "computed_rows": engine.rows_computed,
@@ -218,6 +220,11 @@ def _planned(
         if stored
         else scan(table, spans, config, cutter, scores)
     )
+
+
+def _tell_notes(config: RunConfig, table: Table, watcher: Watcher) -> None:
+    for sentence in (*table.take_notes(), *non_finite_notes(config, table.non_finite)):
+        watcher.notice(sentence)
 
 
 def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from embedkit.assembly import Assembly
@@ -16,8 +17,10 @@ from embedkit.records import Variant
 from embedkit.request import Request, rough_width
 from embedkit.sinks import Layout
 from embedkit.sinks.layout import RECEIPT
+from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.values import fits_parquet
-from embedkit.sources import SpanBook, SpanColumn, Table, open_table
+from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
+from embedkit.sources.locate import check_not_read
 from embedkit.units.units import COLUMNS
 
 
@@ -77,6 +80,31 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
         table.and_then(SpanColumn(table, config.units.spans_column).attach)
     table.refuse_nulls(config.groups.by)
     return table, book
+
+
+def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook | None) -> None:
+    """Refuse to write over a file that is read, before anything is touched.
+
+    Args:
+        output: as the user named it.
+        form: its format.
+        table: the input.
+        spans: the file of spans, which is read, too.
+
+    Raises:
+        UsageError: a file of the input would be replaced, by a file or as one of a folder's.
+    """
+    if output == "-":
+        return
+    names = [file.name for file in (*table.files, *(spans.table.files if spans else ())) if file.name != "-"]
+    path = Path(output)
+    if path.suffix != f".{form}" or path.is_dir():
+        check_not_read([path], names, whole_folders=True)
+        return
+    beside = [path.with_name(f"{path.stem}.rejects.jsonl")]
+    beside += [path.with_name(metadata_name(path.name))] if form == "npy" else []
+    check_not_read([path, *beside], names)
+    check_not_read([path.with_name(f"{path.name}.partial")], names, whole_folders=True)
 
 
 def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
@@ -176,14 +204,25 @@ def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[st
 def input_facts(table: Table, spans: SpanBook | None, config: InputConfig) -> dict[str, Any]:
     """The plan's `input`: the files as they are now, and what is read of them."""
     return {
-        **({} if spans is None else {"spans": [asdict(file) for file in spans.table.files]}),
-        "files": [asdict(file) for file in table.files],
+        **({} if spans is None else {"spans": [_file_facts(file) for file in spans.table.files]}),
+        "files": [_file_facts(file) for file in table.files],
         "columns": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(table.columns).items()
         },
         "limit": config.limit,
+        **dialect_of(config),
     }
+
+
+def _file_facts(file: SourceFile) -> dict[str, Any]:
+    return {**asdict(file), "name": file.shown}
+
+
+def dialect_of(config: InputConfig) -> dict[str, str]:
+    """How csv and tsv are read, where that is not the default: it decides what the rows are."""
+    told = {"delimiter": config.delimiter, "quoting": None if config.quoting == "auto" else config.quoting}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
@@ -275,6 +314,7 @@ def _read_of(plan: dict[str, Any]) -> dict[str, Any]:
     return {
         "columns": {name: read["columns"][name] for name in ("text", "template", "id")},
         "limit": read["limit"],
+        **{name: read[name] for name in ("delimiter", "quoting") if name in read},
         "on_bad_row": plan["on_bad_row"],
         "files_digest": files_digest(read["files"]),
     }

@@ -94,7 +94,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
             row_bytes=row_bytes,
             shard_bytes=passing.most_bytes,
         ),
-        notices=tuple(sentence for sentence in (*settled.notices, better) if sentence),
+        notices=tuple(sentence for sentence in (*table.take_notes(), *settled.notices, better) if sentence),
     )
 
 

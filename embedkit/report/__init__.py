@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedkit.disk import refuse_link
-from embedkit.errors import OutputError
+from embedkit.errors import OutputError, UsageError
 from embedkit.report.findings import find_out
 from embedkit.report.markup import element
 from embedkit.report.page import plotly_source, whole_page
@@ -31,6 +31,8 @@ def write_report(config: ReportConfig) -> int:
         OutputError: an output is not there, not finished or damaged, or the page cannot be written.
     """
     _see_place(config.page, config.on_exists)
+    if any(config.page.exists() and path.exists() and config.page.samefile(path) for path in config.paths):
+        raise UsageError(f"the page would replace {config.page}, which is read", hint="name another file with -o")
     plotly = plotly_source()
     outputs = [find_out(path, config) for path in config.paths if not is_sweep(path)]
     sweeps = [read_sweep(path) for path in config.paths if is_sweep(path)]

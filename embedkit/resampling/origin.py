@@ -27,6 +27,7 @@ class Origin:
         files_digest: one hash for the sizes and hashes of them all; None where the input was stdin.
         model: what was given as --model; None for a single file.
         revision: the hub's commit.
+        delimiter, quoting: how its csv and tsv were read; see `InputConfig`.
         pool: what finds the poolers again that are no part of embedkit; None where there are none.
     """
 
@@ -39,6 +40,8 @@ class Origin:
     model: str | None
     revision: str | None
     pool: str | None = None
+    delimiter: str | None = None
+    quoting: str = "auto"
 
 
 def origin_of(path: Path) -> Origin:
@@ -57,6 +60,8 @@ def origin_of(path: Path) -> Origin:
             model=source.get("name"),
             revision=source.get("revision"),
             pool=source.get("pool"),
+            delimiter=read.get("delimiter"),
+            quoting=read.get("quoting", "auto"),
         )
     told = json.loads(made_by(path).get("embedkit.read", "{}"))
     if not told or not stored.recipe:
@@ -69,4 +74,6 @@ def origin_of(path: Path) -> Origin:
         files_digest=told["files_digest"],
         model=None,
         revision=None,
+        delimiter=told.get("delimiter"),
+        quoting=told.get("quoting", "auto"),
     )

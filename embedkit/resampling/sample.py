@@ -78,6 +78,8 @@ def opened_input(origin: Origin, inputs: Sequence[str]) -> Table:
             template=template,
             id_column=columns["id"],
             limit=origin.limit,
+            delimiter=origin.delimiter,
+            quoting=origin.quoting,
             max_expansion=_ANY,
             max_decompressed_gb=_ANY,
         )

@@ -7,6 +7,7 @@ messages may quote cells, so none gets out of here: what it raises ends in `_att
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from embedkit.errors import InputError
 from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
-from embedkit.sources.columns import Column, Columns, Wanted, composer, every, shown
+from embedkit.sources.columns import Column, Columns, Wanted, composer, every
+from embedkit.sources.headers import shown
 from embedkit.sources.opening import Limits
 
 T = TypeVar("T")
@@ -56,7 +58,8 @@ class Columnar:
             raise self._damaged()
         schema, self._batches = opened
         self.columns = tuple(
-            Column(field.name, kind_of(field.type), str(field.type), kept_name(field.type)) for field in schema
+            Column(field.name, kind_of(field.type), _told_type(field.type), kept_name(field.type))
+            for field in schema
         )
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
@@ -104,7 +107,7 @@ class Columnar:
         cells = _attempt(lambda: convert(column, unreadable))
         if cells is None:
             raise InputError(
-                f"{self._file}: column {shown(name)}, of type {column.type}, cannot be read",
+                f"{self._file}: column {shown(name)}, of type {_told_type(column.type)}, cannot be read",
                 hint="cast it to a string, or leave it out of --keep",
             )
         return cells
@@ -114,6 +117,12 @@ class Columnar:
             f"{self._file}: cannot be read as {self._format}: cut off, damaged, or of another format",
             hint="write or copy it again; if it is of another format, say so with --format",
         )
+
+
+def _told_type(declared: Any) -> str:
+    """The type's name for messages, without the names of fields within it, which nobody typed."""
+    name = str(declared)
+    return name.partition("<")[0] if "struct<" in name or "union<" in name else name
 
 
 def _attempt(action: Callable[[], T]) -> T | None:
@@ -131,8 +140,17 @@ def _open_arrow_file(source: BinaryIO) -> _Opened:
 
 
 def _open_arrow_stream(source: BinaryIO) -> _Opened:
-    stream = pa.ipc.open_stream(_mapped(source))
-    return stream.schema, lambda _: _pieces(iter(stream))
+    mapped = _mapped(source)
+    stream = pa.ipc.open_stream(mapped)
+    return stream.schema, lambda _: _pieces(_to_the_end(stream, mapped))
+
+
+def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
+    """The batches of a stream, which is to be all that the source holds: two streams in one file are not one."""
+    yield from stream
+    # Reading on to the end is what checks the checksum of a compressed file, too.
+    if source.read(1):
+        raise pa.ArrowInvalid("something follows the end of the stream")
 
 
 def _file_batches(source: Any, fields: list[int]) -> Iterator[Any]:
@@ -150,7 +168,7 @@ def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
 def _mapped(source: BinaryIO) -> Any:
     """A file on disk is mapped, so that a batch larger than the memory can be read too."""
     name = getattr(source, "name", None)  # of a stream that is decompressed or held in memory there is none
-    return pa.memory_map(name) if isinstance(name, str) else source
+    return pa.memory_map(os.fsencode(name)) if isinstance(name, str) else source
 
 
 def _seekable(stream: io.BufferedReader) -> BinaryIO:

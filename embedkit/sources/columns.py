@@ -5,25 +5,24 @@ Knows column names and what their cells may be; never sees a file.
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
+from embedkit.sources.headers import hint_for, is_header, listed, lookalike, shown
 
 #: Where the text is looked for when no column is named, in this order.
 USUAL_TEXT = ("text", "note", "sentence", "content", "body")
 USUAL_ID = "id"
 
-#: Of a wide table, a message lists this many names. A name longer than the other number is more
-#: likely a row of a file without a header than a name, so only its length is told.
-LISTED, NAME_LENGTH = 50, 64
-
 #: Marks between cells. One of them in the name of a table's one column means that it was read by another.
-_SEPARATORS = ",;|\t"
+_SEPARATORS = {",": "','", ";": "';'", "|": "'|'", "\t": "tab"}
+#: Formats whose files have marks between cells.
+_DELIMITED = frozenset({"csv", "tsv"})
 
 #: What the cells of a column may be. `unknown`: each row says for itself (JSON).
 #: `exact`: each value has one text, such as a date, a decimal or a UUID.
@@ -93,7 +92,7 @@ def asked(config: InputConfig) -> Columns:
     return Columns(text, config.template, config.id_column, tuple(dict.fromkeys(config.keep)))
 
 
-def decide(asked_for: Columns, there: Sequence[Column], *, file: str) -> Columns:
+def decide(asked_for: Columns, there: Sequence[Column], *, file: str, file_format: str) -> Columns:
     """Fill in what the user left open, from the columns of the first file.
 
     Raises:
@@ -102,25 +101,49 @@ def decide(asked_for: Columns, there: Sequence[Column], *, file: str) -> Columns
     names = [column.name for column in there]
     identity = asked_for.id or (USUAL_ID if USUAL_ID in names else None)
     text = asked_for.text or _usual_text(there, identity)
-    if not asked_for.text and len(names) == 1 and any(mark in names[0] for mark in _SEPARATORS):
-        raise InputError(
-            f"{file}: the one column, {shown(names[0])}, looks like several with another mark between them",
-            hint="csv has commas and tsv has tabs; or name the column with --text-column, if it is one",
-        )
+    if not asked_for.text:
+        _check_delimiter(names, file=file, file_format=file_format)
     if not text:
+        for usual in USUAL_TEXT:
+            _check_lookalike(usual, names, file=file)
         raise InputError(
             f"{file}: no column is named {', '.join(USUAL_TEXT)}, and there is not just one column of"
-            f" strings; columns: {listed(names)}",
-            hint="name the column of the texts with --text-column",
+            f" strings under a header; columns: {listed(names, asked_for.named)}",
+            hint="name the column of the texts with --text-column"
+            if is_header(names, asked_for.named)
+            else hint_for("", names, asked_for.named),
         )
     return Columns(text, asked_for.template, identity, asked_for.keep)
 
 
-def check(columns: Columns, there: Sequence[Column], *, file: str) -> None:
+def remarks(asked_for: Columns, decided: Columns, there: Sequence[Column]) -> list[str]:
+    """What the user should know of a choice that they did not make, a sentence each."""
+    found = []
+    if not asked_for.text and decided.text != USUAL_TEXT[:1]:
+        found.append(f"the texts are those of the column {shown(decided.text[0])}; --text-column names another")
+    odd = None if decided.id else lookalike(USUAL_ID, [column.name for column in there])
+    if odd is not None:
+        found.append(
+            f"ids are row numbers: a column is named {USUAL_ID} but for what cannot be seen in its name ({odd[1]})"
+        )
+    return found
+
+
+def check(
+    columns: Columns, there: Sequence[Column], *, file: str, file_format: str, typed: Collection[str]
+) -> None:
     """Hold the decided columns against those of one file.
+
+    Args:
+        columns: decided.
+        there: the file's.
+        file: its name.
+        file_format: csv, tsv, jsonl, ….
+        typed: those of the columns that the user named.
 
     Raises:
         InputError: a column is missing, is there twice, or cannot be a text or an id.
+        UsageError: a field of the template is the name of no column, and asks for more than that.
     """
     by_name: dict[str, list[Column]] = {}
     for column in there:
@@ -128,9 +151,14 @@ def check(columns: Columns, there: Sequence[Column], *, file: str) -> None:
     for name in columns.named:
         found = by_name.get(name, [])
         if not found:
+            names = [column.name for column in there]
+            if columns.template is not None and name in columns.text:
+                _check_field(name, names)
+            _check_lookalike(name, names, file=file)
+            _check_delimiter(names, file=file, file_format=file_format)
             raise InputError(
-                f"{file}: there is no column {shown(name)}; columns: {listed(by_name)}",
-                hint=_nearest(name, by_name),
+                f"{file}: there is no column {shown(name)}; columns: {listed(names, typed)}",
+                hint=hint_for(name, names, typed),
             )
         if len(found) > 1:
             raise InputError(
@@ -159,33 +187,45 @@ def composer(columns: Columns) -> Callable[[Cells], str | None]:
     return _joined
 
 
-def shown(name: str) -> str:
-    """A column's name as a message may show it."""
-    if not name:
-        return "(no name)"
-    return name if len(name) <= NAME_LENGTH and name.isprintable() else f"({len(name)} characters)"
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names of a table's columns as a message may show them."""
-    every = [shown(name) for name in names]
-    more = f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
-    return ", ".join(every[:LISTED]) + more
-
-
 def _usual_text(there: Sequence[Column], identity: str | None) -> tuple[str, ...]:
-    names = {column.name for column in there}
+    names = [column.name for column in there]
     usual = [name for name in USUAL_TEXT if name in names]
     strings = [column.name for column in there if column.kind == "string" and column.name != identity]
     if usual:
         return (usual[0],)
-    return (strings[0],) if len(strings) == 1 else ()
+    # What nobody named is taken for a name only if it looks like one: plans and schemas will hold it.
+    return (strings[0],) if len(strings) == 1 and is_header(names) else ()
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """Say so where the name is right but for its case: clinical tables often shout (`TEXT`, `ROW_ID`)."""
-    same = [other for other in names if other.casefold() == name.casefold()]
-    return f"did you mean {shown(same[0])}?" if same else "name one of the columns that are there"
+def _check_delimiter(names: Sequence[str], *, file: str, file_format: str) -> None:
+    """Refuse a table of one column whose name holds another mark between cells."""
+    if len(names) != 1 or file_format not in _DELIMITED:
+        return
+    marks = [mark for mark in _SEPARATORS if mark in names[0]]
+    if not marks:
+        return
+    mark = max(marks, key=names[0].count)
+    told = f", {shown(names[0])}," if is_header(names[0].split(mark)) else ""
+    raise InputError(
+        f"{file}: the one column{told} looks like several with another mark between them: {_SEPARATORS[mark]}",
+        hint=f"say --delimiter {_SEPARATORS[mark]}; or name the column with --text-column, if it is one",
+    )
+
+
+def _check_lookalike(name: str, names: Sequence[str], *, file: str) -> None:
+    """Refuse a name that differs from a column's in what cannot be seen, and say in what."""
+    found = lookalike(name, names)
+    if found is None:
+        return
+    escaped = "".join(letter if letter.isprintable() else _escape(letter) for letter in found[0])
+    raise InputError(
+        f"{file}: there is no column {shown(name)}; one is named so but for what cannot be seen: {found[1]}",
+        hint=f"take it out of the header, or name the column with it: in bash, $'{escaped}'",
+    )
+
+
+def _escape(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if ord(letter) < 2**16 else f"\\U{ord(letter):08x}"
 
 
 def _joined(cells: Cells) -> str | None:
@@ -195,15 +235,24 @@ def _joined(cells: Cells) -> str | None:
 
 
 def _parsed(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the field after it; None after the last."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise _bad_template(str(error)) from None
-    for _, field, spec, conversion in parts:
-        if spec or conversion or field == "" or (field and set(field) & set(".[]{}")):
-            raise _bad_template("it has a field that is not a plain {name}")
-    return [(literal, field) for literal, field, _, _ in parts]
+    """Pairs of literal text and the field after it; None after the last.
+
+    A field is the name of a column as it stands between the braces, dots and colons too: nothing is looked up in
+    a cell, and nothing formatted.
+    """
+    parts: list[tuple[str, str | None]] = []
+    literal, end = "", 0
+    for match in re.finditer(r"\{\{|\}\}|\{([^{}]*)\}|[{}]", template):
+        literal += template[end : match.start()]
+        end = match.end()
+        if match[0] in {"{{", "}}"}:
+            literal += match[0][0]
+        elif not match[1]:
+            raise _bad_template("a brace stands alone" if match[0] in "{}" else "it has a field without a name")
+        else:
+            parts.append((literal, match[1]))
+            literal = ""
+    return [*parts, (literal + template[end:], None)]
 
 
 def _fields(template: str) -> tuple[str, ...]:
@@ -211,6 +260,13 @@ def _fields(template: str) -> tuple[str, ...]:
     if not fields:
         raise _bad_template("it names no column")
     return fields
+
+
+def _check_field(name: str, names: Sequence[str]) -> None:
+    """Refuse a field that no column is named like, if it reads as one of Python's with more than a name."""
+    plain = re.split(r"[.\[!:]", name)[0]
+    if plain != name and plain in names:
+        raise _bad_template(f"it has a field that is not a plain {{name}}, and no column is named {shown(name)}")
 
 
 def _bad_template(reason: str) -> UsageError:

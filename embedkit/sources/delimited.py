@@ -1,10 +1,15 @@
 """CSV and TSV, by Python's `csv` in strict mode: no sniffing, quoted newlines byte for byte.
 
-Knows UTF-8 and UTF-16 by their marks, LF, CRLF and lone CR. A row of another width is a fault; a file
-in which quotes do not close, or text follows a closing quote, cannot be split into rows and is an
-error. Blank lines are skipped, as `csv` does, but for tables of one column: there each is a row with
-an empty text, because many writers put an empty cell as nothing. NUL is kept in cells, as in JSON,
-but not in the header, where it means UTF-16 without a mark. `NA`, `null` and `nan` are texts.
+Knows UTF-8 and UTF-16 by their marks, LF, CRLF and lone CR. A row of another width is a fault, and so is one with
+bytes that are not UTF-8; a file in which quotes do not close, or text follows a closing quote, cannot be split
+into rows and is an error. Blank lines are skipped, as `csv` does, but for tables of one column: there each is a
+row with an empty text, because many writers put an empty cell as nothing. NUL is kept in cells, as in JSON, but
+not in the header, where it means UTF-16 without a mark. `NA`, `null` and `nan` are texts.
+
+Unless the user says how cells are quoted, two kinds of row are faults because they are more likely several rows or
+cells read as one than what they seem: a cell of a TSV file in quotes with lines and tabs in it (databases write
+TSV without quoting, and a text may begin with a quote), and a quote that opens inside one cell and closes inside a
+later one. Other quotes inside a cell (`6" tall`) are counted.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 
 from embedkit.errors import InputError
@@ -19,18 +25,53 @@ from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources import lines
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 
+#: A quote that opens something: not inches behind a digit, not a closing one.
+_OPENING = re.compile(r'(?<!\d)"\S')
+#: How an object begins, or an array of them, and no header.
+_JSON = re.compile(rb'\s*(\[\s*)?\{\s*("|\}\s*$)')
+_SNIFFED = 4096
+
 
 class Delimited:
     """One file of separated values, read once, header first."""
 
-    def __init__(self, stream: io.BufferedReader, file: str, *, delimiter: str) -> None:
+    def __init__(
+        self,
+        stream: io.BufferedReader,
+        file: str,
+        *,
+        delimiter: str | None = None,
+        quoting: str = "auto",
+        tabs: bool = False,
+    ) -> None:
+        """Read the header.
+
+        Args:
+            stream: the file.
+            file: its name, for errors and faults.
+            delimiter: what is between cells; None = by `tabs`.
+            quoting: auto, double or none: see `InputConfig`.
+            tabs: it is TSV.
+        """
+        _check_is_no_json(stream, file)
         self._stream = stream
         self._file = file
-        self._codec, self._position = _encoding(stream)
+        self._codec, self._position = _encoding(stream, file)
         self._start = self._position  # of the record being read
+        self._raw: list[str] = []  # its lines, if there is a quote in them
+        self._bad: int | None = None  # where the first byte of it is that is not of the encoding
+        self._quoting = quoting
+        self._delimiter = delimiter or ("\t" if tabs else ",")
+        self.stray_quotes = 0
+        self.first_stray: int | None = None
         # A process has one limit for all its csv readers; the bound on records below is the real one.
         csv.field_size_limit(max(csv.field_size_limit(), lines.MAX_RECORD_BYTES))
-        self._reader = csv.reader(self._lines(), strict=True, delimiter=delimiter)
+        self._reader = csv.reader(
+            self._lines(),
+            strict=True,
+            delimiter=self._delimiter,
+            quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
+        )
         self.columns = tuple(Column(name, "string", "string", "string") for name in self._header())
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
@@ -51,10 +92,8 @@ class Delimited:
                 cells = [""]
             elif not cells:
                 continue
-            if not wanted(row, row + 1):
-                yield Fault(row, self._file, self._start, UNREAD)
-            elif len(cells) != width:
-                code = "short_row" if len(cells) < width else "long_row"
+            code = self._fault(cells, width, row) if wanted(row, row + 1) else UNREAD
+            if code is not None:
                 yield Fault(row, self._file, self._start, code)
             else:
                 yield Record(
@@ -65,6 +104,26 @@ class Delimited:
                 )
             row += 1
 
+    def _fault(self, cells: list[str], width: int, row: int) -> str | None:
+        """The code of what is wrong with a record; None if it is sound."""
+        if self._bad is not None:
+            return "not_utf8" if self._codec == "utf-8" else "lone_surrogate"
+        quotes = self._raw and self._quoting != "none"
+        if quotes and self._quoting == "auto" and self._delimiter == "\t":
+            # In a table of one column there is no tab to tell that rows were merged.
+            marks = "\t" if width > 1 else ""
+            if any(marks in cell and ("\n" in cell or "\r" in cell) for cell in cells):
+                return "lines_and_tabs_in_quotes" if width > 1 else "lines_in_quotes"
+        if len(cells) != width:
+            return "short_row" if len(cells) < width else "long_row"
+        stray = _stray_quotes("".join(self._raw), cells) if quotes and any('"' in cell for cell in cells) else []
+        if stray and self._quoting == "auto" and _spans_cells(stray):
+            return "quote_across_cells"
+        if stray:
+            self.stray_quotes += 1
+            self.first_stray = row if self.first_stray is None else self.first_stray
+        return None
+
     def _header(self) -> list[str]:
         names: list[str] | None = []
         while not names:
@@ -74,6 +133,8 @@ class Delimited:
                     f"{self._file}: empty file, no header",
                     hint="the first line is to name the columns, such as: id,text",
                 )
+        if self._bad is not None:
+            raise lines.not_utf8(self._file, self._bad)
         if any("\0" in name for name in names):
             raise InputError(
                 f"{self._file}: NUL bytes in the header",
@@ -84,6 +145,8 @@ class Delimited:
     def _next(self, where: str) -> list[str] | None:
         """The next record's cells; None at the end of the file."""
         self._start = self._position
+        self._raw.clear()
+        self._bad = None
         try:
             return next(self._reader, None)
         except csv.Error as error:
@@ -91,37 +154,91 @@ class Delimited:
         what = "has a quote that is never closed" if unclosed else "has text after a closing quote"
         raise InputError(
             f"{self._file}: {where}, at byte {self._start}, {what}",
-            hint='a field with a quote in it is to be quoted, and the quote doubled: "a ""b"" c"',
+            hint='a field with a quote in it is to be quoted, and the quote doubled: "a ""b"" c"; '
+            "if quotes are mere letters in this file, say --quoting none",
         )
 
     def _lines(self) -> Iterator[str]:
         """Lines as `csv` wants them, ends and all; counts bytes, so that a fault can tell where it is."""
-        # `utf-8-sig` and `utf-16` take the mark away; an encoder of that name would write one again.
-        encoding = "utf-8-sig" if self._codec == "utf-8" else "utf-16"
-        text = io.TextIOWrapper(self._stream, encoding=encoding, newline="")
-        unit = 1 if self._codec == "utf-8" else 2
+        # `utf-8-sig` and `utf-16` take the mark away; an encoder of that name would write one again. Bytes that
+        # are not of the encoding become half characters, so that the row that has them can be told from others.
+        encoding, errors, unit = (
+            ("utf-8-sig", "surrogateescape", 1) if self._codec == "utf-8" else ("utf-16", "surrogatepass", 2)
+        )
+        text = io.TextIOWrapper(self._stream, encoding=encoding, errors=errors, newline="")
         limit = lines.MAX_RECORD_BYTES
         while True:
             try:
                 line = text.readline(limit + 1)
             except UnicodeDecodeError as error:
-                # The decoder was given all bytes up to where the stream now stands.
+                # Half a code unit at the end of a file of UTF-16. The decoder was given all bytes up to where the
+                # stream now stands.
                 bad = self._stream.tell() - len(error.object) + error.start
                 break
             if not line:
                 return
-            self._position += len(line) * unit if line.isascii() else len(line.encode(self._codec))
+            self._position += len(line) * unit if line.isascii() else self._length(line, errors)
             if self._position - self._start > limit:
                 raise lines.too_long(self._file, self._start)
+            if '"' in line or self._raw:
+                self._raw.append(line)
             yield line
         # Raised out here because an exception remembers the one in whose handler it was raised, and
         # that one holds the bytes it could not decode.
         raise lines.not_utf8(self._file, bad)
 
+    def _length(self, line: str, errors: str) -> int:
+        """The bytes of a line; notes where the first one is that is not of the encoding."""
+        try:
+            return len(line.encode(self._codec))
+        except UnicodeEncodeError as error:
+            if self._bad is None:
+                self._bad = self._position + len(line[: error.start].encode(self._codec))
+        return len(line.encode(self._codec, errors))
 
-def _encoding(stream: io.BufferedReader) -> tuple[str, int]:
+
+def _stray_quotes(raw: str, cells: list[str]) -> list[str]:
+    """The cells of a record that are not quoted and have a quote in them.
+
+    Args:
+        raw: the record as it stands in the file, from its first cell that has a quote or before it.
+        cells: what `csv` made of it.
+    """
+    found, place = [], 0
+    for cell in cells:
+        if raw.startswith('"', place):
+            place += 2 + len(cell) + cell.count('"') + 1
+            continue
+        if '"' in cell:
+            found.append(cell)
+        place += len(cell) + 1
+    return found
+
+
+def _spans_cells(stray: list[str]) -> bool:
+    """Check whether a quote opens inside a cell and closes at the end of a later one: once, that was one cell.
+
+    A quote behind a digit is taken for inches, one before a blank or at a cell's end for a closing one.
+    """
+    odd = [cell for cell in stray if cell.count('"') % 2]
+    opens = next((number for number, cell in enumerate(odd) if _OPENING.search(cell)), None)
+    return opens is not None and any(cell.rstrip().endswith('"') for cell in odd[opens + 1 :])
+
+
+def _check_is_no_json(stream: io.BufferedReader, file: str) -> None:
+    head = stream.peek(_SNIFFED)[:_SNIFFED].removeprefix(codecs.BOM_UTF8)
+    if _JSON.match(head):
+        raise InputError(
+            f"{file}: the first line is JSON, where a header is read",
+            hint="if it has an object a line, say --format jsonl",
+        )
+
+
+def _encoding(stream: io.BufferedReader, file: str) -> tuple[str, int]:
     """The encoding by the byte order mark, and the mark's length."""
-    head = stream.peek(3)
+    head = stream.peek(4)
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise InputError(f"{file}: UTF-32, which is not read", hint="convert it: iconv -f UTF-32 -t UTF-8")
     if head.startswith(lines.UTF16_MARKS):
         return ("utf-16-le" if head.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"), 2
     return "utf-8", 3 if head.startswith(codecs.BOM_UTF8) else 0

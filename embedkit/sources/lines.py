@@ -53,6 +53,8 @@ def not_utf8(file: str, offset: int) -> InputError:
 
 
 def _without_mark(line: bytes, file: str) -> tuple[bytes, int, int]:
+    if line.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise InputError(f"{file}: UTF-32, where UTF-8 is read", hint="convert it: iconv -f UTF-32 -t UTF-8")
     if line.startswith(UTF16_MARKS):
         raise InputError(f"{file}: UTF-16, where UTF-8 is read", hint="convert it: iconv -f UTF-16 -t UTF-8")
     bare = line.removeprefix(codecs.BOM_UTF8)

@@ -5,13 +5,19 @@ Knows names and sizes; reads a file's head and tail for their hash, and nothing 
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedkit.errors import InputError, UsageError
 
@@ -31,6 +37,13 @@ COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 
 #: A folder that holds one of these is a result of embedkit, not a table of texts.
 OWN_FILES = frozenset({"plan.json", "manifest.json"})
+
+#: A folder that holds all of these is a sweep's.
+_SWEEP_FILES, _SWEEP_FOLDER = frozenset({"results.parquet", "summary.json"}), "vectors"
+#: Keys of a row in an output of JSON Lines, and of one in its list of rejects.
+_OF_ROWS = frozenset({"id", "n_tokens", "n_used", "n_chunks", "status"})
+_OF_REJECTS = frozenset({"row", "file", "offset", "code"})
+_FIRST_LINE = 64 * 2**20
 
 _SAMPLED = 2**20
 
@@ -55,15 +68,43 @@ class SourceFile:
     mtime_ns: int | None
     sha256: str | None
 
+    @property
+    def shown(self) -> str:
+        """Its name as text that every output can hold."""
+        return shown_name(self.name)
 
-def locate(inputs: Sequence[str], file_format: str) -> tuple[SourceFile, ...]:
+
+def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[SourceFile, ...]:
     """All files, in the order typed; those of a glob or a folder sorted by name.
+
+    Args:
+        inputs: what the user typed.
+        file_format: as in `InputConfig`.
+        notes: gets a sentence for each thing that is left out, or read twice.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
         UsageError: a name does not tell the format, and `format` is `auto`.
     """
-    return tuple(described(name, file_format) for typed in inputs for name in _expanded(typed))
+    names = expanded(inputs, notes)
+    twice = len(names) - len({os.path.realpath(name) for name in names})
+    if twice:
+        notes.append(f"{_count(twice, 'file')} of the input {_are(twice)} named twice, and read twice")
+    return tuple(described(name, file_format) for name in names)
+
+
+def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
+    """The names of all files, as `locate` finds them.
+
+    Raises:
+        InputError: nothing is there, or a folder cannot be read.
+    """
+    return [name for typed in inputs for name in _expanded(typed, notes)]
+
+
+def shown_name(name: str) -> str:
+    """A file's name as text that can be written: what is not UTF-8 in it as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def canonical(file_format: str) -> str:
@@ -93,50 +134,220 @@ def described(name: str, file_format: str) -> SourceFile:
     except OSError as error:
         raise unreadable(name, error) from None
     if digest is None:
-        raise InputError(f"{name}: not a regular file, and it is read more than once", hint="pipe it in: -")
+        raise InputError(
+            f"{shown_name(name)}: not a regular file, and it is read more than once", hint="pipe it in: -"
+        )
     found, compression = by_name(name)
     found = found if file_format == "auto" else canonical(file_format)
     if found is None:
         raise UsageError(
-            f"{name}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
+            f"{shown_name(name)}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
             hint="say it with --format",
         )
     return SourceFile(name, found, compression, status.st_size, status.st_mtime_ns, digest)
 
 
-def unreadable(name: str, error: OSError) -> InputError:
+def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
+    """Refuse an output that is one of the inputs, by another name or through a link, too.
+
+    Args:
+        outputs: files that will be written or removed.
+        inputs: files that are read.
+        whole_folders: the outputs are folders, and what is inside counts.
+
+    Raises:
+        UsageError: an input is among them.
+    """
+    reads = {os.path.realpath(name): name for name in inputs}
+    for output in outputs:
+        place = os.path.realpath(output)
+        hit = reads.get(place)
+        if hit is None and whole_folders:
+            hit = next((name for read, name in reads.items() if read.startswith(place + os.sep)), None)
+        elif hit is None and output.exists():  # a hard link
+            hit = next((name for name in inputs if Path(name).exists() and output.samefile(name)), None)
+        if hit is not None:
+            raise UsageError(
+                f"the output would replace {shown_name(hit)}, which is read", hint="choose another place with -o"
+            )
+
+
+def unreadable(name: str, error: OSError | ValueError) -> InputError:
     """The error of a file that cannot be opened."""
-    return InputError(f"{name}: {error.strerror or 'cannot be read'}", hint="check the name and who may read it")
+    reason = getattr(error, "strerror", None) or "cannot be read"
+    return InputError(f"{shown_name(name)}: {reason}", hint="check the name and who may read it")
 
 
-def _expanded(typed: str) -> list[str]:
+def _expanded(typed: str, notes: list[str]) -> list[str]:
     if "://" in typed:
         raise UsageError(f"{typed}: only local files are read", hint="copy it here first, or pipe it in with -")
     path = Path(typed)
-    if path.is_dir():
-        names = sorted(_inside(typed))
-        what = f"holds no file that ends in {' '.join(SUFFIXES)}"
-    elif path.exists() or not glob.has_magic(typed):
+    if not path.is_dir() and (os.path.lexists(typed) or not glob.has_magic(typed)):
+        if is_own_output(typed):
+            notes.append(f"{shown_name(typed)} was written by embedkit; it is read because it is named")
         return [typed]
+    if path.is_dir():
+        names = _inside(typed, notes)
+        what = f"holds no file that ends in {' '.join(SUFFIXES)}"
     else:
-        names = sorted(name for name in glob.glob(typed, recursive=True) if Path(name).is_file())  # noqa: PTH207
+        names = _matching(typed, notes)
         what = "matches no file"
+    own = [name for name in names if is_own_output(name)]
+    if own:
+        notes.append(
+            f"{shown_name(typed)}: {_count(len(own), 'file')} that embedkit wrote {_are(len(own))} left out, "
+            f"first {shown_name(own[0])}"
+        )
+    names = sorted(set(names) - set(own))
     if not names:
-        raise InputError(f"{typed}: {what}", hint="check the name; hidden files and embedkit's own are left out")
+        raise InputError(
+            f"{shown_name(typed)}: {what}", hint="check the name; hidden files and embedkit's own are left out"
+        )
     return names
 
 
-def _inside(folder: str) -> Iterator[str]:
-    """Files of a known format, at any depth; nothing hidden, nothing that embedkit made."""
-    for root, folders, files in os.walk(folder):
-        if OWN_FILES & set(files):
+def _matching(pattern: str, notes: list[str]) -> list[str]:
+    """Files that a glob matches; of a folder that it matches, the files inside."""
+    _check_readable(os.path.dirname(pattern))  # noqa: PTH120 - names as typed
+    names: list[str] = []
+    for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
+        if not Path(name).is_dir():
+            names.append(name)
+        elif "**" not in pattern:  # which matches what is inside by itself
+            names += _inside(name, notes)
+    return names
+
+
+def _check_readable(pattern: str) -> None:
+    """Refuse a folder that may not be listed: `glob` passes over it."""
+    if glob.has_magic(pattern):
+        _check_readable(os.path.dirname(pattern))  # noqa: PTH120
+    for name in glob.glob(pattern, recursive=True) if pattern else ():  # noqa: PTH207
+        if Path(name).is_dir() and not os.access(name, os.R_OK | os.X_OK):
+            raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _inside(folder: str, notes: list[str]) -> list[str]:
+    """Files of a known format, at any depth, linked folders too; nothing hidden, nothing that embedkit made.
+
+    A folder is read once: a link to one that is read anyway, or to one that the link is in, is not followed. Nor
+    is a link to a file that is read anyway.
+    """
+    found = _Found()
+    waiting = [folder]
+    while waiting:
+        for top in waiting:
+            _walk(top, found)
+        waiting, found.links = [link for link in sorted(found.links) if not _is_around(link)], []
+    whole = {os.path.realpath(name) for name in found.names if not Path(name).is_symlink()}
+    doubled = {name for name in found.names if Path(name).is_symlink() and os.path.realpath(name) in whole}
+    place = shown_name(folder)
+    if doubled:
+        links = _count(len(doubled), "link")
+        notes.append(f"{place}: {links} to a file that is read anyway {_are(len(doubled))} left out")
+    if found.own:
+        folders = _count(len(found.own), "folder")
+        notes.append(
+            f"{place}: {folders} with an output of embedkit {_are(len(found.own))} left out, "
+            f"first {shown_name(found.own[0])}"
+        )
+    if found.others:
+        notes.append(
+            f"{place}: {_count(len(found.others), 'file')} {_are(len(found.others))} left out, "
+            f"whose names do not end in {' '.join(SUFFIXES)}"
+        )
+    return [name for name in found.names if name not in doubled]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What is below a folder.
+
+    Attributes:
+        names: files of a known format.
+        others: files of no known format.
+        own: folders that embedkit wrote.
+        links: links to folders, which are to be followed later.
+        seen: the folders that were listed, without links in their paths.
+    """
+
+    names: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+
+def _walk(top: str, found: _Found) -> None:
+    """Collect what is below a folder."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(str(error.filename), error)
+
+    for root, folders, files in os.walk(top, onerror=refuse):
+        place = os.path.realpath(root)
+        is_own = OWN_FILES & set(files) or (set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders)
+        if place in found.seen or is_own:
+            found.own += [root] if is_own else []
             folders.clear()
             continue
+        found.seen.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and by_name(name)[0] is not None:
-                yield os.path.join(root, name)  # noqa: PTH118 - names as typed
+        links = [path for name in folders if Path(path := os.path.join(root, name)).is_symlink()]  # noqa: PTH118
+        found.links += links
+        for name in sorted(files):
+            path = os.path.join(root, name)  # noqa: PTH118 - names as typed
+            if name.startswith("."):
+                continue
+            known = by_name(name)[0] is not None
+            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not Path(path).exists():
+                raise InputError(
+                    f"{shown_name(path)}: a link that leads nowhere", hint="mend it, or remove it from the folder"
+                )
+            (found.names if known else found.others).append(path)
+
+
+def _is_around(link: str) -> bool:
+    """Check whether a link leads to a folder that it is in."""
+    folder, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
+    return os.path.commonpath([folder, place]) == folder
+
+
+def is_own_output(name: str) -> bool:
+    """Check whether embedkit wrote a file: by its schema's metadata, or the keys of its first line.
+
+    A file that cannot be read is not one; the reader of rows will say what is wrong with it.
+    """
+    form, compression = by_name(name)
+    if compression is not None or not Path(name).is_file():
+        return False
+    try:
+        with open(name, "rb") as file:  # noqa: PTH123 - as os.stat above
+            if form == "parquet":
+                return _is_of_embedkit(pq.read_schema(file))
+            if form == "arrow":
+                return _is_of_embedkit(pa.ipc.open_file(file).schema)
+            if form == "jsonl":
+                first = json.loads(file.readline(_FIRST_LINE))
+                return isinstance(first, dict) and (
+                    first.keys() >= _OF_ROWS or first.keys() - {"layer"} == _OF_REJECTS
+                )
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        return False
+    return False
+
+
+def _is_of_embedkit(schema: Any) -> bool:
+    return any(key.startswith(b"embedkit.") for key in schema.metadata or {})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _digest(name: str, size: int) -> str:

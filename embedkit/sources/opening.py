@@ -5,30 +5,42 @@ Knows compressions, by name or by their first bytes; knows nothing of rows.
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import zstandard
-
 from embedkit.config import FORMATS
 from embedkit.errors import InputError, UsageError
+from embedkit.sources.compression import Decompressed
 from embedkit.sources.locate import STDIN, SourceFile, canonical, unreadable
 
-_MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"\xfd7zXZ\x00": "xz"}
-_BZ2_MAGIC, _BZ2_BLOCK = b"BZh", b"1AY&SY"  # with a digit between: a column may well be named BZh…
+#: First bytes → compression. zstd's skippable frames, with which `pzstd` begins, have 16 of them.
+_MAGIC = {
+    b"\x1f\x8b": "gz",
+    b"\x28\xb5\x2f\xfd": "zst",
+    b"\xfd7zXZ\x00": "xz",
+    **{bytes((0x50 + digit, 0x2A, 0x4D, 0x18)): "zst" for digit in range(16)},
+}
+_TOLD = {"gz": "gzip", "zst": "zstd", "xz": "xz", "bz2": "bzip2"}
+_BZ2_MAGIC, _BZ2_BLOCKS = b"BZh", (b"1AY&SY", b"\x17rE8P\x90")  # with a digit between: a column may be named BZh…
 _MAGIC_BYTES = 10
 
-#: zstd packs 128 KiB of zeros into 4 bytes, and its decoder hands out all that its input makes: fed
-#: 2 KiB at a time, it never makes more than 64 MiB at once.
-_ZSTD_INPUT = 2 * 2**10
+#: First bytes → what a file is that is no table of ours, and what to do with it.
+_OTHERS = {
+    b"PK\x03\x04": ("a ZIP file, as .xlsx is one", "unpack it, or save the sheet as CSV"),
+    b"\xd0\xcf\x11\xe0\xa1\xb1": ("an old Office file, such as .xls", "save the sheet as CSV"),
+    b"%PDF-": ("a PDF", "take the text out of it first"),
+    b"SQLite for": ("a SQLite database", "export the table as CSV"),
+    b"\x93NUMPY": ("an array of NumPy", "name a table of texts"),
+    b"\x89HDF\r\n": ("HDF5", "export the table as CSV or Parquet"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z file", "unpack it"),
+    b"\x04\x22\x4d\x18": ("lz4", "decompress it, and pipe it in: lz4 -dc NAME | embedkit encode - --format …"),
+    b"PAR1\x15": ("parquet", "say so: --format parquet"),
+    b"ARROW1\0\0": ("arrow", "say so: --format arrow"),
+}
 
 #: How far into stdin to look for the first byte that is not blank.
 _SNIFFED = 64 * 2**10
@@ -36,8 +48,6 @@ _SNIFFED = 64 * 2**10
 #: What a compressed file may grow to whatever its size: a small table of equal rows is no bomb.
 _HARMLESS = 64 * 2**20
 _GB = 10**9
-
-_BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +93,42 @@ def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
     except OSError as error:
         raise unreadable(file.name, error) from None
     with raw:
-        yield raw if file.compression is None else _decompressed(raw, file.compression, file.name, limits)
+        try:
+            stream = _stream_of(raw, file, limits)
+        except OSError as error:
+            raise unreadable(file.name, error) from None
+        yield stream
+
+
+def _stream_of(raw: io.BufferedReader, file: SourceFile, limits: Limits) -> io.BufferedReader:
+    if file.compression is None:
+        _check_content(raw, file)
+        return raw
+    found = _compression(raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES])
+    if found is not None and found != file.compression:
+        raise InputError(
+            f"{file.shown}: this is {_TOLD[found]}, and its name says .{file.compression}",
+            hint=f"name it so that it ends in .{found}",
+        )
+    stream = _decompressed(raw, file.compression, file.shown, limits)
+    _check_content(stream, file)
+    return stream
 
 
 def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
     """Stdin, decompressed as its first bytes tell; JSON Lines are known by their first `{`.
 
     Raises:
+        InputError: stdin cannot be read, or is no table.
         UsageError: the format is `auto`, and this is not JSON Lines.
     """
+    try:
+        return _opened_stdin(stdin, file_format, limits)
+    except (OSError, ValueError) as error:  # a folder, a descriptor that is for writing, a file that was closed
+        raise unreadable("stdin", error) from None
+
+
+def _opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
     head = b""
     while len(head) < _MAGIC_BYTES and (more := stdin.read(_MAGIC_BYTES - len(head))):
         head += more
@@ -101,28 +138,19 @@ def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[Sou
         stream = _decompressed(stream, compression, STDIN, limits)
     if file_format == "auto":
         stream, file_format = _sniffed(stream)
-    return SourceFile(STDIN, canonical(file_format), compression, None, None, None), stream
+    file = SourceFile(STDIN, canonical(file_format), compression, None, None, None)
+    _check_content(stream, file)
+    return file, stream
 
 
 class _Feed(io.RawIOBase):
-    """Bytes of `source` after those of `head`, as they come; where it is damaged, an InputError."""
+    """Bytes of `source` after those of `head`, as they come."""
 
-    def __init__(
-        self,
-        source: Any,
-        *,
-        head: bytes = b"",
-        file: str = STDIN,
-        compression: str = "",
-        check: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, source: Any, *, head: bytes) -> None:
         super().__init__()
         self._read = getattr(source, "read1", source.read)
         self._head = head
-        self._file = file
-        self._compression = compression
         self._delivered = 0
-        self._check = check
 
     def readable(self) -> bool:
         return True
@@ -132,63 +160,18 @@ class _Feed(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer)
-        data = self._head[: len(view)] or self._more(len(view))
+        data = self._head[: len(view)] or self._read(len(view))
         self._head = self._head[len(view) :]
         view[: len(data)] = data
         self._delivered += len(data)
-        if self._check is not None:
-            self._check(self._delivered)
         return len(data)
 
-    def _more(self, size: int) -> bytes:
-        try:
-            return bytes(self._read(size))
-        except _BROKEN as error:
-            if not self._compression:
-                raise
-            cut_off = isinstance(error, EOFError)
-        what = "is cut off" if cut_off else f"is damaged, or not {self._compression} at all"
-        raise InputError(
-            f"{self._file}: the {self._compression} file {what}", hint="copy it again and compare its size"
-        )
 
-
-class _ZstdReader:
-    """Frames of zstd, one after the other. zstandard's own stream takes a cut-off file for a whole one."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._rest = b""
-        self._made = memoryview(b"")
-        self._frame: Any = None
-
-    def read(self, size: int) -> memoryview:
-        while not self._made and (data := self._rest or self._source.read(_ZSTD_INPUT)):
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._made = memoryview(self._frame.decompress(data))
-            self._rest = b""
-            if self._frame.eof:
-                self._rest = self._frame.unused_data
-                self._frame = None
-        if not self._made and self._frame is not None:
-            raise EOFError
-        made, self._made = self._made[:size], self._made[size:]
-        return made
-
-
-def _decompressed(raw: BinaryIO, compression: str, file: str, limits: Limits) -> io.BufferedReader:
-    openers: dict[str, Any] = {
-        "gz": lambda: gzip.GzipFile(fileobj=raw, mode="rb"),
-        "bz2": lambda: bz2.BZ2File(raw),
-        "xz": lambda: lzma.LZMAFile(raw),  # noqa: SIM115 - closing `raw` is all there is to close
-        "zst": lambda: _ZstdReader(raw),
-    }
-
+def _decompressed(raw: io.BufferedReader, compression: str, file: str, limits: Limits) -> io.BufferedReader:
     def check(delivered: int) -> None:
         limits.check(delivered, raw.tell(), file)
 
-    feed = _Feed(openers[compression](), file=file, compression=compression, check=check)
-    return io.BufferedReader(feed, buffer_size=2**16)
+    return io.BufferedReader(Decompressed(raw, compression, file=file, check=check), buffer_size=2**16)
 
 
 def _joined(head: bytes, rest: BinaryIO) -> io.BufferedReader:
@@ -196,9 +179,26 @@ def _joined(head: bytes, rest: BinaryIO) -> io.BufferedReader:
 
 
 def _compression(head: bytes) -> str | None:
-    if head.startswith(_BZ2_MAGIC) and head[4:] == _BZ2_BLOCK:
+    if head.startswith(_BZ2_MAGIC) and head[4:] in _BZ2_BLOCKS:
         return "bz2"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _check_content(stream: io.BufferedReader, file: SourceFile) -> None:
+    """Refuse what its first bytes tell to be something else: its name or `--format` is wrong.
+
+    Raises:
+        InputError: it is compressed (once more), or of a format that embedkit does not read as this one.
+    """
+    head = stream.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
+    found = _compression(head)
+    if found is not None:
+        what = f"{_TOLD[found]} within {_TOLD[file.compression]}" if file.compression else _TOLD[found]
+        way = "decompress it once" if file.compression else f"name it so that it ends in .{file.format}.{found}"
+        raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=way)
+    for magic, (what, way) in _OTHERS.items():
+        if head.startswith(magic) and what != file.format:
+            raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=way)
 
 
 def _sniffed(stream: io.BufferedReader) -> tuple[io.BufferedReader, str]:

@@ -87,7 +87,7 @@ class SpanColumn:
 
 def place_of(table: Table) -> str:
     """How errors call the table."""
-    return table.files[0].name if len(table.files) == 1 else "the input"
+    return table.files[0].shown if len(table.files) == 1 else "the input"
 
 
 def _with_spans(record: Record, spans: tuple[Span, ...], place: str) -> Record | Fault:

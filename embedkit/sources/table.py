@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import BinaryIO, Protocol
 
@@ -19,8 +18,9 @@ from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.records import Fault, Record
 from embedkit.sources.columnar import Columnar
-from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, shown
+from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, remarks
 from embedkit.sources.delimited import Delimited
+from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept import KeptTypes, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
@@ -32,6 +32,7 @@ FAULTS_TOLD = 20
 
 #: Formats whose files declare the types of their columns.
 _TYPED = frozenset({"parquet", "arrow"})
+_DELIMITED = frozenset({"csv", "tsv"})
 
 
 class Reader(Protocol):
@@ -78,18 +79,20 @@ class Table:
         files: tuple[SourceFile, ...],
         columns: Columns,
         declared: Sequence[tuple[str, tuple[Column, ...]]],
-        limit: int | None,
-        limits: Limits,
+        config: InputConfig,
         reader: Reader | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.files = files
+        self._notes = list(notes)
         self.columns = columns
         self.streaming = reader is not None
         self.non_finite: Mapping[str, int] = {}
         self._declared = declared
-        self._limit = limit
-        self._limits = limits
+        self._config = config
         self._reader = reader
+        #: Of each file: rows with quotes that are no quotes, and the first of them.
+        self._stray: dict[str, tuple[int, int]] = {}
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
 
     def and_then(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
@@ -99,7 +102,7 @@ class Table:
     def refuse_nulls(self, columns: Sequence[str]) -> None:
         """Have rows with a null, empty or NaN cell in one of these kept columns read as faulty ones."""
         places = [self.columns.keep.index(name) for name in columns]
-        name = self.files[0].name if len(self.files) == 1 else "the input"
+        name = self.files[0].shown if len(self.files) == 1 else "the input"
 
         def change(item: Record | Fault) -> Record | Fault:
             if isinstance(item, Fault) or not any(is_missing(item.kept[place]) for place in places):
@@ -119,10 +122,10 @@ class Table:
             InputError: a file is damaged, or can no longer be split into rows.
             UsageError: stdin has been read already.
         """
-        rows = self._rows(wanted) if not self.streaming else self._streamed()
+        rows = self._streamed() if self.streaming else self._rows(wanted)
         for change in self._each:
             rows = map(change, rows)
-        return islice(rows, self._limit)
+        return islice(rows, self._config.limit)
 
     def scan(self, on_row: Callable[[int], None] | None = None) -> Scan:
         """Read everything once: count rows, collect faults, find the types of kept columns.
@@ -176,6 +179,20 @@ class Table:
         ]
         return {name: {column.kept for column in there if column.name == name} for name in self.columns.keep}
 
+    def take_notes(self) -> list[str]:
+        """What the user should know of how the input was found and is read, a sentence each, each given once."""
+        notes, self._notes = self._notes, []
+        if self._stray:
+            count = sum(rows for rows, _ in self._stray.values())
+            file, (_, first) = next(iter(self._stray.items()))
+            have = "row has" if count == 1 else "rows have"
+            notes.append(
+                f"{count:,} {have} a quote inside a cell that is not in quotes, first row {first} of {file}: "
+                "if it was to hold a cell together, the cells of the row are wrong"
+            )
+            self._stray.clear()
+        return notes
+
     def refuse_changes(self) -> None:
         """Hold the files against what they were when they were found: half of one and half of another is no table.
 
@@ -185,7 +202,7 @@ class Table:
         for file in self.files:
             if not self.streaming and described(file.name, file.format) != file:
                 raise InputError(
-                    f"{file.name} was changed while it was read",
+                    f"{file.shown} was changed while it was read",
                     hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
                 )
 
@@ -193,20 +210,34 @@ class Table:
         reader, self._reader = self._reader, None
         if reader is None:
             raise _read_once()
+        return self._told_rows(reader)
+
+    def _told_rows(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
         self.non_finite = found.non_finite
-        return map(partial(_told_to, found), reader.rows(self.columns, 0))
+        with _told(STDIN):
+            for item in reader.rows(self.columns, 0):
+                if isinstance(item, Record):
+                    found.add(item.kept)
+                yield item
+        self._count_stray(reader, STDIN)
 
     def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
         for file in self.files:
-            with opened(file, self._limits) as stream, _told(file.name):
-                reader = _reader(file, stream, frozenset(self.columns.named), self._limits)
+            with opened(file, _limits(self._config)) as stream, _told(file.shown):
+                reader = _reader(file, stream, frozenset(self.columns.named), self._config)
                 if reader.columns is not None:
-                    check(self.columns, reader.columns, file=file.name)
+                    typed = asked(self._config).named
+                    check(self.columns, reader.columns, file=file.shown, file_format=file.format, typed=typed)
                 for item in reader.rows(self.columns, row, wanted):
                     yield item
                     row = item.row + 1
+                self._count_stray(reader, file.shown)
+
+    def _count_stray(self, reader: Reader, file: str) -> None:
+        if isinstance(reader, Delimited) and reader.first_stray is not None:
+            self._stray[file] = (reader.stray_quotes, reader.first_stray)
 
 
 def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts: bool = True) -> Table:
@@ -221,40 +252,46 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         InputError: a file or a column is missing, or a file is not of its format.
         UsageError: the template is malformed, `-` is not alone.
     """
-    limits = Limits(config.max_expansion, config.max_decompressed_gb)
+    notes: list[str] = []
     if STDIN not in config.inputs:
-        files = locate(config.inputs, config.format)
-        return _checked(files, asked(config), config.limit, limits, decided=not has_texts)
+        files = locate(config.inputs, config.format, notes)
+        if config.delimiter and not any(file.format in _DELIMITED for file in files):
+            raise UsageError("--delimiter is for csv and tsv, and none is read", hint="leave it out")
+        return _checked(files, config, notes, decided=not has_texts)
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
+    if stdin is None and sys.stdin is None:
+        raise InputError("stdin is closed", hint="pipe the rows in, or name a file")
     columns = asked(config)
-    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format, limits)
-    reader = _reader(file, stream, frozenset(columns.named), limits)
-    there = reader.columns
+    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format, _limits(config))
+    with _told(STDIN):
+        reader = _reader(file, stream, frozenset(columns.named), config)
+        there = reader.columns
     if there is None:
-        return Table((file,), _undecided(columns), [], config.limit, limits, reader)
-    columns = decide(columns, there, file=STDIN)
-    check(columns, there, file=STDIN)
-    return Table((file,), columns, [(file.format, there)], config.limit, limits, reader)
+        return Table((file,), _undecided(columns), [], config, reader)
+    decided = decide(columns, there, file=STDIN, file_format=file.format)
+    check(decided, there, file=STDIN, file_format=file.format, typed=columns.named)
+    return Table((file,), decided, [(file.format, there)], config, reader, remarks(columns, decided, there))
 
 
-def _checked(
-    files: tuple[SourceFile, ...], columns: Columns, limit: int | None, limits: Limits, *, decided: bool
-) -> Table:
+def _checked(files: tuple[SourceFile, ...], config: InputConfig, notes: list[str], *, decided: bool) -> Table:
+    columns = asked(config)
     declared: list[tuple[str, tuple[Column, ...]]] = []
     typed: dict[str, Column] = {}
     for file in files:
-        with opened(file, limits) as stream, _told(file.name):
-            there = _reader(file, stream, frozenset(columns.named), limits).columns
+        with opened(file, _limits(config)) as stream, _told(file.shown):
+            there = _reader(file, stream, frozenset(columns.named), config).columns
         if there is None:
             continue
         if not decided:
-            columns, decided = decide(columns, there, file=file.name), True
-        check(columns, there, file=file.name)
+            before, decided = columns, True
+            columns = decide(columns, there, file=file.shown, file_format=file.format)
+            notes += remarks(before, columns, there)
+        check(columns, there, file=file.shown, file_format=file.format, typed=asked(config).named)
         if file.format in _TYPED:
-            _check_drift(columns, there, typed, file=file.name)
+            _check_drift(columns, there, typed, file=file.shown)
         declared.append((file.format, tuple(column for column in there if column.name in columns.keep)))
-    return Table(files, columns if decided else _undecided(columns), declared, limit, limits)
+    return Table(files, columns if decided else _undecided(columns), declared, config, notes=notes)
 
 
 def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
@@ -274,12 +311,6 @@ def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Col
             )
 
 
-def _told_to(found: KeptTypes, item: Record | Fault) -> Record | Fault:
-    if isinstance(item, Record):
-        found.add(item.kept)
-    return item
-
-
 def _undecided(columns: Columns) -> Columns:
     """Columns of a table without rows, which nobody will look for."""
     return replace(columns, text=columns.text or USUAL_TEXT[:1])
@@ -294,18 +325,25 @@ def _told(name: str) -> Iterator[None]:
         raise unreadable(name, error) from None
 
 
-def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str], limits: Limits) -> Reader:
+def _limits(config: InputConfig) -> Limits:
+    return Limits(config.max_expansion, config.max_decompressed_gb)
+
+
+def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str], config: InputConfig) -> Reader:
     match file.format:
-        case "csv":
-            return Delimited(stream, file.name, delimiter=",")
-        case "tsv":
-            return Delimited(stream, file.name, delimiter="\t")
+        case "csv" | "tsv":
+            return Delimited(
+                *(stream, file.shown),
+                delimiter=config.delimiter,
+                quoting=config.quoting,
+                tabs=file.format == "tsv",
+            )
         case "jsonl":
-            return JsonLines(stream, file.name, wanted=wanted)
+            return JsonLines(stream, file.shown, wanted=wanted)
         case "txt":
-            return PlainText(stream, file.name)
+            return PlainText(stream, file.shown)
         case _:
-            return Columnar(stream, file.name, file_format=file.format, limits=limits)
+            return Columnar(stream, file.shown, file_format=file.format, limits=_limits(config))
 
 
 def _read_once() -> UsageError:

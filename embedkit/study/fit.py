@@ -20,6 +20,7 @@ from embedkit.disk import refuse_link
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.files import pooler_bytes
+from embedkit.sources.locate import check_not_read, expanded
 from embedkit.study.encoding import encoded_states, first_pass, refuse_full_disk, states_config
 from embedkit.study.labels import Labels, read_labels
 from embedkit.study.split import Split, split_rows
@@ -85,13 +86,17 @@ def fit(
     _refuse_what_is_there(path, overwrite=config.overwrite)
     if "-" in asked.input.inputs and config.kind != "idf":
         raise UsageError("fit reads its input twice, and stdin can be read only once", hint="give a file")
+    # A model's folder is read as the input is: its model.safetensors is no place for a pooler.
+    model = [str(file) for file in Path(asked.model.model).glob("*")] if Path(asked.model.model).is_dir() else []
+    inputs = [] if "-" in asked.input.inputs else expanded(asked.input.inputs, [])
+    check_not_read([path], [*inputs, *model])
     began = time.monotonic()
     if config.kind == "idf":
         from embedkit.study.idf import count_frequencies
 
         # Under `auto` a model's own recipe may cut texts shorter than under a named pooling.
         named = replace(asked, pooling=replace(asked.pooling, pool="mean"))
-        made = _Made(*count_frequencies(named, stop))
+        made = _Made(*count_frequencies(named, stop, watcher.notice))
         return _written(path, made, 0.0, time.monotonic() - began)
     if config.kind not in WITHOUT_LABELS:
         _need_scikit_learn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _TEXTS_AT_ONCE = 4096
 
 
 def count_frequencies(
-    config: RunConfig, stop: threading.Event
+    config: RunConfig, stop: threading.Event, notice: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]]]:
     """In how many texts each token is; no model's weights are read.
 
@@ -30,6 +31,7 @@ def count_frequencies(
     Args:
         config: input, model and text; the rest has no say.
         stop: set from outside to end it.
+        notice: told what the user should know of the table, a sentence each.
 
     Returns:
         The recipe and the arrays of a pooler's file.
@@ -64,6 +66,8 @@ def count_frequencies(
                 raise Stopped("stopped by a signal; nothing is written", hint="run the same command again")
             count()
     count()
+    for sentence in table.take_notes():
+        notice(sentence)
     if not n_documents:
         raise InputError(f"none of {rows} rows has a text to count", hint="check --text-column")
     recipe = {

@@ -23,6 +23,7 @@ from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.models.architectures import ARCHITECTURES
 from embedkit.pooling.names import POOLING_NAMES, parse_poolings
 from embedkit.request import find_model
+from embedkit.sources.locate import check_not_read, expanded
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
 from embedkit.study.folds import Folds, make_folds, united
 from embedkit.study.labels import TASKS, Labels, read_labels
@@ -121,6 +122,9 @@ def sweep(
         EmbedkitError: any of its kinds; vectors that are committed stay.
     """
     _refuse_without_libraries()
+    inputs = expanded(config.run.input.inputs, [])
+    check_not_read([config.folder / name for name in NAMES], inputs)
+    check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
     _make_room(config)
     asked = _asked(config.run)
     columns = (config.label, config.group) if config.group else (config.label,)

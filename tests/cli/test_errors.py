@@ -250,7 +250,7 @@ CASES = [
     ),
     table("quote.csv", "quote.csv|row 12|never closed", "quoted"),
     table("behind_quote.csv", "behind_quote.csv|row 12|closing quote", "quoted"),
-    table("latin1.csv", "latin1.csv|UTF-8", ""),
+    table("latin1.csv", "latin1.csv|row 12|not_utf8", "iconv|--on-bad-row"),
     table("array.jsonl", "array.jsonl|array", "jq"),
     table("notes.csv --on-long error --max-length 5", "row 0|--on-long error|5", "truncate"),
     # The model

@@ -133,13 +133,15 @@ CASES: dict[str, list[Case]] = {
         refuses("t.txt", f"\ufeff{M}\n".encode("utf-16-be"), "UTF-16, where UTF-8 is read"),
     ],
     "Latin-1": [
-        refuses("t.csv", f"id,text\n1,{M} café\n".encode("latin-1"), "not UTF-8 at byte 24"),
+        reads("t.csv", f"id,text\n1,{M} café\n2,{M}\n".encode("latin-1"), "<not_utf8>", M),
+        refuses("t.csv", f"id,text,café\n1,{M},x\n".encode("latin-1"), "not UTF-8 at byte 11"),
         line(f'{{"text": "{M} café"}}'.encode("latin-1"), "<not_utf8>"),
         reads("t.txt", f"{M}\n{M} café\n{M}".encode("latin-1"), M, "<not_utf8>", M),
     ],
     "truncated UTF-8": [
-        refuses("t.csv", f"id,text\n1,{M} caf".encode() + b"\xc3", "not UTF-8 at byte"),
-        refuses("t.csv", f"id,text\n1,{M}".encode() + b"\xf0\x9f\x99\n2,b\n", "not UTF-8 at byte"),
+        reads("t.csv", f"id,text\n1,{M} caf".encode() + b"\xc3", "<not_utf8>"),
+        reads("t.csv", f"id,text\n1,{M}".encode() + b"\xf0\x9f\x99\n2,b\n", "<not_utf8>", "b"),
+        reads("t.csv", f'id,text\n1,"{M}\n'.encode() + b'\xc3"\n2,b\n', "<not_utf8>", "b"),
         line(f'{{"text": "{M}'.encode() + b'\xc3"}', "<not_utf8>"),
     ],
     "NUL": [
@@ -170,6 +172,26 @@ CASES: dict[str, list[Case]] = {
     "balanced stray quotes": [
         reads("t.csv", f'id,text\n1,he said "{M}" to me\n', f'he said "{M}" to me'),
         refuses("t.csv", f'id,text\n1,"{M}" he said "so"\n', _BAD_QUOTE),
+    ],
+    "quotes that are letters, or were to hold a cell together": [
+        reads(
+            "t.tsv",
+            f'id\ttext\n1\t"{M}\n2\t{M}\n3\t{M}"\n4\t{M}\n',
+            "<lines_and_tabs_in_quotes>",
+            M,
+        ),
+        reads("t.tsv", f'text\n"{M}\n{M}"\n{M}\n', "<lines_in_quotes>", M),
+        reads(
+            "t.tsv",
+            f'id\ttext\n1\t"{M}\n2\t{M}\n3\t{M}"\n',
+            *(f'"{M}', M, f'{M}"'),
+            ids=["1", "2", "3"],
+            quoting="none",
+        ),
+        reads("t.tsv", f'text\tb\n"{M}\n\t"\tx\n', f"{M}\n\t", quoting="double"),
+        reads("t.csv", f'id,kind,text,b\n1,lamp"{M}, blue",x\n2,a,{M},y\n', "<quote_across_cells>", M),
+        reads("t.csv", f'id,kind,text,b\n1,lamp"{M}, blue",x\n', ' blue"', quoting="double"),
+        reads("t.csv", f'id,text,b\n1,5\'10" {M},6"\n', f"5'10\" {M}"),
     ],
     "unescaped inner quotes": [refuses("t.csv", f'id,text\n1,"he said "{M}" to me"\n', _BAD_QUOTE)],
     "backslash escapes": [

@@ -39,7 +39,8 @@ def test_columns_are_decided_by_name_then_by_there_being_one(
         ("id,text", {"id_column": "key"}, "there is no column key"),
         ("id,text", {"keep": ("label",)}, "there is no column label"),
         (",".join(f"c{n}" for n in range(60)), {}, "c48, c49 and 10 more$"),
-        ("a," + "secret " * 20 + ",", {}, r"columns: a, \(140 characters\), \(no name\)$"),
+        ("id,Ann Example,", {}, r"columns: id, \(11 characters\), \(no name\)$"),
+        ("a," + "secret " * 20 + ",", {}, "columns: 3, not shown because the names do not look like a header$"),
     ],
 )
 def test_a_column_that_is_not_there_is_an_error_that_lists_those_that_are(
@@ -76,6 +77,12 @@ def test_several_columns_make_one_text(
     tmp_path: Path, options: dict[str, str], expected: list[str | None]
 ) -> None:
     assert texts(rows(tmp_path, "t.jsonl", ROWS, **options)) == expected
+
+
+@pytest.mark.parametrize("name", ["note.text", "a:b", "a!r", "note[0]", "two words", "x.__class__"])
+def test_a_field_of_a_template_is_the_name_of_a_column_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+    data = f"id,{name},note\n1,fine,other\n".encode()
+    assert texts(rows(tmp_path, "t.csv", data, template=f"<{{{name}}}>")) == ["<fine>"]
 
 
 @pytest.mark.parametrize("template", ["{a!r}", "{a:>9}", "{a.b}", "{a[0]}", "{}", "{a", "a}", "no field", ""])

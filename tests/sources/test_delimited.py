@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.errors import InputError
+from embedkit.errors import InputError, UsageError
 from embedkit.records import Fault, Record
 from embedkit.sources import lines
 from tests.sources.helpers import refused, rows, table, texts
@@ -38,7 +38,9 @@ def test_any_table_that_python_wrote_comes_back_cell_for_cell(
     writer.writerows(cells)
     with tempfile.TemporaryDirectory() as folder:
         names = ("text", "b", "c", "d")[:width]
-        found = rows(Path(folder), "t" + suffix, written.getvalue().encode(), keep=names)
+        # Lines and tabs in a quoted cell are doubtful, unless the user says that cells are quoted.
+        quoting = "auto" if suffix == ".csv" else "double"
+        found = rows(Path(folder), "t" + suffix, written.getvalue().encode(), keep=names, quoting=quoting)
     assert [item.kept for item in found if isinstance(item, Record)] == [tuple(row) for row in cells]
     assert texts(found) == [row[0] for row in cells]
     assert [item.row for item in found] == list(range(len(cells)))
@@ -94,8 +96,10 @@ def test_a_faults_offset_is_where_its_bytes_are_in_the_file(tmp_path: Path, mark
         (b"", "empty file, no header"),
         (b"\n\r\n", "empty file, no header"),
         (b"text,b,text\n1,2,3\n", "2 columns are named text"),
-        (b"id,text\n1,a\n2,caf\xe9 x\n", "not UTF-8 at byte 17"),
-        (b"id,text\n1,a\n2,caf\xc3", "not UTF-8 at byte 17"),
+        (b"id,text,caf\xe9\n1,a,b\n", "not UTF-8 at byte 11"),
+        ("\ufeffid,text\n1,a\n".encode("utf-16-le")[:-1], "not UTF-8 at byte 24"),
+        ("id,text\n1,a\n".encode("utf-32"), "UTF-32, which is not read"),
+        (b'{"id": 1, "text": "a"}\n', "the first line is JSON"),
         ("text,b\na,x\n".encode("utf-16-le"), "NUL bytes in the header"),
     ],
 )
@@ -105,11 +109,64 @@ def test_a_file_that_cannot_be_split_into_rows_is_an_error_that_tells_where(
     refused(tmp_path, "t.csv", data, kind=InputError, match=words)
 
 
-def test_bytes_that_are_not_utf8_are_told_by_their_place_in_a_long_file(tmp_path: Path) -> None:
-    good = "id,text\n" + "1,é and more\n" * 20_000
-    error = refused(tmp_path, "t.csv", good.encode() + b"2,\xff\n", kind=InputError, match="not UTF-8")
-    assert f"byte {len(good.encode()) + 2}" in error.message
-    assert "iconv" in error.hint
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_that_is_not_utf8_costs_its_row_alone_wherever_it_is(tmp_path: Path, mark: bytes) -> None:
+    before, after = "id,text\n" + "1,é and more\n" * 20_000, "3,ü\n" * 20_000
+    data = mark + before.encode() + b'2,"\xff\n"\n' + after.encode()
+    found = rows(tmp_path, "t.csv", data)
+    assert [item for item in found if isinstance(item, Fault)] == [
+        Fault(20_000, str(tmp_path / "t.csv"), len(mark) + len(before.encode()), "not_utf8")
+    ]
+    assert len(found) == 40_001
+    assert found[-1] == Record(40_000, "3", "ü")
+
+
+def test_half_a_character_of_utf16_costs_its_row_alone(tmp_path: Path) -> None:
+    data = b"\xff\xfe" + "id,text\n1,a\ud800\n2,b\n".encode("utf-16-le", "surrogatepass")
+    assert texts(rows(tmp_path, "t.csv", data)) == ["<lone_surrogate>", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "data"),
+    [
+        ("t.csv", ";", 'id;text\n1;"a;\nb, c"\n'),
+        ("t.csv", "|", 'id|text\n1|"a;\nb, c"\n'),
+        ("t.csv", "tab", 'id\ttext\n1\t"a;\nb, c"\n'),
+        ("t.tsv", ",", 'id,text\n1,"a;\nb, c"\n'),
+        ("t.csv", "\x01", 'id\x01text\n1\x01"a;\nb, c"\n'),
+    ],
+)
+def test_a_delimiter_that_is_said_is_used(tmp_path: Path, name: str, delimiter: str, data: str) -> None:
+    assert texts(rows(tmp_path, name, data.encode(), delimiter=delimiter)) == ["a;\nb, c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("t.csv", '"'), ("t.csv", "\n"), ("t.csv", "ab"), ("t.jsonl", ";")]
+)
+def test_a_delimiter_that_cannot_be_one_is_refused(tmp_path: Path, name: str, delimiter: str) -> None:
+    refused(tmp_path, name, b"", kind=UsageError, match="--delimiter", delimiter=delimiter)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cells=st.lists(st.tuples(FIELDS, FIELDS), max_size=5))
+def test_without_quoting_every_quote_is_a_letter(cells: list[tuple[str, str]]) -> None:
+    """What a database writes: cells with neither tabs nor line ends, joined as they are."""
+    plain = [tuple("".join(c for c in cell if c not in "\t\r\n") for cell in row) for row in cells]
+    data = "text\tb\n" + "".join("\t".join(row) + "\n" for row in plain)
+    with tempfile.TemporaryDirectory() as folder:
+        found = rows(Path(folder), "t.tsv", data.encode(), keep=("text", "b"), quoting="none")
+    assert [item.kept for item in found if isinstance(item, Record)] == plain
+
+
+def test_quotes_inside_cells_are_counted_and_their_first_row_told(tmp_path: Path) -> None:
+    data = 'id,text,b\n1,"he said ""so""",x\n2,6" tall,x\n3,"a, b",x\n4,say "x" now,5"\n'
+    found = table(tmp_path, "t.csv", data.encode())
+    assert found.scan().n_faults == 0
+    (note,) = found.take_notes()
+    assert note.startswith(
+        f"2 rows have a quote inside a cell that is not in quotes, first row 1 of {tmp_path}/t.csv"
+    )
+    assert found.take_notes() == []
 
 
 def test_a_column_that_is_there_twice_does_not_matter_unless_it_is_read(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedkit.config import InputConfig
 from embedkit.errors import EmbedkitError, InputError, UsageError
 from embedkit.sources import open_table
+from embedkit.sources.locate import SUFFIXES
 from tests.sources.helpers import table, texts
 
 
@@ -88,3 +93,111 @@ def test_a_file_is_known_by_its_head_and_tail(tmp_path: Path, size: int) -> None
     sampled = data if size <= 2 * 2**20 else data[: 2**20] + data[-(2**20) :]
     assert file.sha256 == hashlib.sha256(sampled).hexdigest()
     assert (file.size, file.format, file.compression) == (size, "csv", None)
+
+
+def _names(*typed: Path) -> list[str]:
+    found = open_table(InputConfig(tuple(map(str, typed))))
+    return sorted(text or "" for text in texts(list(found.records())))
+
+
+def test_linked_folders_are_read_once_and_links_in_circles_end(tmp_path: Path) -> None:
+    for name in ("data/a.csv", "data/2020/b.csv", "archive/c.csv", "archive/deep/d.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text\n{name}\n")
+    data = tmp_path / "data"
+    (data / "2019").symlink_to("../archive")
+    (tmp_path / "archive/back").symlink_to("../data")
+    (data / "again").symlink_to("2020")
+    (data / "up").symlink_to("..")
+    (data / ".hidden").symlink_to("/")
+    expected = ["archive/c.csv", "archive/deep/d.csv", "data/2020/b.csv", "data/a.csv"]
+    assert _names(data) == expected
+    assert _names(tmp_path / "da*") == expected
+
+
+def test_a_link_to_a_file_that_is_read_anyway_is_left_out_and_said(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "2024.csv").write_text("text\na\n")
+    (data / "latest.csv").symlink_to("2024.csv")
+    (tmp_path / "far.csv").write_text("text\nb\n")
+    (data / "far.csv").symlink_to("../far.csv")
+    found = open_table(InputConfig((str(data),)))
+    assert texts(list(found.records())) == ["a", "b"]
+    assert found.take_notes() == [f"{data}: 1 link to a file that is read anyway is left out"]
+
+
+@pytest.mark.parametrize("name", ["2019", "a.csv", "b.csv.gz"])
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.csv").write_text("text\na\n")
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(InputError, match=f"{name}: a link that leads nowhere"):
+        open_table(InputConfig((str(tmp_path),)))
+    with pytest.raises(InputError, match="No such file"):
+        open_table(InputConfig((f"{tmp_path}/{name[0]}*",)))
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tests may be root, who may list everything: so the refusals are made up."""
+    (tmp_path / "data/closed").mkdir(parents=True)
+    (tmp_path / "data/t.csv").write_text("text\na\n")
+    real_list, real_access = os.scandir, os.access
+
+    def listed(path: str = ".") -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_list(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path) and real_access(path, mode))
+    for typed in (tmp_path / "data", tmp_path / "*", tmp_path / "data/*/*.csv", tmp_path / "**/*.csv"):
+        with pytest.raises(InputError, match="closed: Permission denied"):
+            open_table(InputConfig((str(typed),)))
+
+
+def test_files_that_a_folder_holds_beside_its_tables_are_counted(tree: Path) -> None:
+    found = open_table(InputConfig((str(tree),)))
+    assert found.take_notes() == [
+        f"{tree}: 2 folders with an output of embedkit are left out, first {tree}/a.embeddings",
+        f"{tree}: 1 file is left out, whose names do not end in {' '.join(SUFFIXES)}",
+    ]
+
+
+def test_a_folder_that_a_glob_matches_is_read(tmp_path: Path) -> None:
+    """Spark writes a folder where others write a file."""
+    for name in ("a.csv", "b.csv/part-0.csv", "b.csv/part-1.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text\n{name}\n")
+    assert _names(tmp_path / "*.csv") == ["a.csv", "b.csv/part-0.csv", "b.csv/part-1.csv"]
+    assert _names(tmp_path / "**/*.csv") == ["a.csv", "b.csv/part-0.csv", "b.csv/part-1.csv"]
+
+
+def test_a_file_that_is_named_twice_is_said_to_be(tree: Path) -> None:
+    found = open_table(InputConfig((f"{tree}/a.csv", f"{tree}/*.csv")))
+    assert texts(list(found.records())) == ["a.csv", "a.csv", "b.csv"]
+    assert found.take_notes() == ["1 file of the input is named twice, and read twice"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl", ".parquet", ".arrow", ".txt"])
+def test_a_name_that_is_not_utf8_is_read_and_shown_with_escapes(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
+    plain = pa.table({"text": ["a"]})
+    with path.open("wb") as file:
+        if suffix == ".parquet":
+            pq.write_table(plain, file)
+        elif suffix == ".arrow":
+            with pa.ipc.new_file(file, plain.schema) as writer:
+                writer.write_table(plain)
+        else:
+            data = {".jsonl": b'{"text": "a"}\n', ".txt": b"a\n"}.get(suffix, b"text\na\n")
+            file.write(gzip.compress(data) if suffix.endswith(".gz") else data)
+    for typed in (path, tmp_path):
+        found = open_table(InputConfig((str(typed),)))
+        assert texts(list(found.records())) == ["a"]
+        assert found.files[0].shown == f"{tmp_path}/caf\\xe9{suffix}"
+    with pytest.raises(InputError, match=r"there is no column b") as caught:
+        list(open_table(InputConfig((str(path),), keep=("b",))).records())
+    assert f"caf\\xe9{suffix}" in caught.value.message
+    caught.value.message.encode()

@@ -1,0 +1,149 @@
+"""Judges whether the names of a table's columns are names, and shows those that are.
+
+The first row of a CSV file without a header is a patient's row, and a table that was converted from such a file
+has it as the names of its columns. So a name that nobody typed is shown, or chosen, only where the whole row of
+them looks like a header: every one is short and made like a name, and some are words that head columns. Knows no
+file and no row.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from string import ascii_lowercase
+
+from embedkit.suggest import closest_names
+
+#: Of a wide table, a message lists this many names. A longer name than the other number is not shown.
+LISTED, NAME_LENGTH = 50, 64
+
+#: Words that head columns and are hardly ever what stands in a cell. Names are taken apart into words.
+_HEADING = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    id ids uid uuid guid key index idx rowid row no number num nr text txt texts label labels target y category
+    class classes score value count date datetime time timestamp year month day age sex gender name names type kind
+    role status mrn pid hadm icustay subject patient patients encounter visit admission stay chart charttime
+    chartdate storetime storedate cgid iserror split fold group cluster author filename file path url source origin
+    lang language code codes icd start end begin stop offset length len embedding vector birth dob identifier
+    specimen sample span column field col var variable ref doi pmid pmcid version created updated weight rating
+        """,
+    )
+)
+#: Words that may head a column, and may be a value too (the kind of a document): one of them is no proof.
+_AMBIGUOUS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    note notes sentence sentences content contents body title abstract summary description desc comment comments
+    report reports document documents doc docs question answer query passage paragraph section review message
+    subject diagnosis discharge history findings impression narrative free clinical raw full main of the in for
+    from to by at per
+        """,
+    )
+)
+
+_NAME = re.compile(r"[^\W\d][\w.:/\-]*(?: [\w.:/\-]+){0,3}")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_NUMBERED = re.compile(r"(.*?)(\d+)")
+
+
+def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
+    """Judge whether a row of names is a header.
+
+    Args:
+        names: of all columns of a table.
+        typed: columns that the user named; one of them among the names settles it for the rest.
+    """
+    known = {name.casefold() for name in typed}
+    others = [name for name in names if name.casefold() not in known]
+    filled = [name for name in others if name]
+    if len(filled) < len(others) - 1 or len(set(filled)) < len(filled):
+        return False  # pandas leaves the name of its index empty, and repeats none
+    if not all(len(name) <= NAME_LENGTH and _NAME.fullmatch(name) for name in filled):
+        return False
+    if len(others) < len(names) or _is_numbered(filled):
+        return True
+    ranks = [_rank(name) for name in filled]
+    return 2 in ranks or ranks.count(1) > (len(names) > 1)
+
+
+def shown(name: str) -> str:
+    """A column's name that the user typed, or that is known to be one, as a message may show it."""
+    if not name:
+        return "(no name)"
+    return name if len(name) <= NAME_LENGTH and name.isprintable() else f"({len(name)} characters)"
+
+
+def listed(names: Iterable[str], typed: Collection[str] = ()) -> str:
+    """The columns of a table as a message may tell them: their names where they are a header, else how many."""
+    every = list(names)
+    if not is_header(every, typed):
+        return f"{len(every)}, not shown because the names do not look like a header"
+    told = [_shown_in_list(name, typed) for name in every]
+    more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
+    return ", ".join(told[:LISTED]) + more
+
+
+def hint_for(name: str, names: Sequence[str], typed: Collection[str] = ()) -> str:
+    """The hint of an error about a column that is not there."""
+    if not is_header(names, typed):
+        return (
+            "if there is a header, name its columns, as with --text-column; if a csv or tsv has none, add a first "
+            "line such as id,text; of parts that were cut from one file, only the first has it: join them"
+        )
+    near = [other for other in closest_names(name, names) if _shown_in_list(other, typed) == other]
+    if not near:
+        return "name one of the columns that are there"
+    return f"did you mean {' or '.join(_with_odd_letters(other) for other in near)}?"
+
+
+def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
+    """The column whose name differs from this one in nothing that can be seen, and what the difference is."""
+    for other in names:
+        if other != name and _visible(other) == _visible(name):
+            odd = [letter for letter in other if letter not in name]
+            named = ", ".join(dict.fromkeys(_character(letter) for letter in odd)) or "another spelling in Unicode"
+            return other, named
+    return None
+
+
+def _rank(name: str) -> int:
+    """2 for a name that heads columns, 1 for one that may, 0 for any other word."""
+    words = [word.casefold() for word in _WORDS.findall(name)]
+    if not words or not all(word in _HEADING or word in _AMBIGUOUS for word in words):
+        return 0
+    return 2 if any(word in _HEADING for word in words) else 1
+
+
+def _is_numbered(names: Sequence[str]) -> bool:
+    """Check for names that some program made: three or more that count up, such as c0, c1, c2 or a, b, c."""
+    if len(names) > 2 and "".join(names) in ascii_lowercase:
+        return True
+    parts = [(match[1], int(match[2])) for name in names if (match := _NUMBERED.fullmatch(name))]
+    runs = sum(after == (before[0], before[1] + 1) for before, after in pairwise(parts))
+    return runs >= max(2, len(names) // 2)
+
+
+def _shown_in_list(name: str, typed: Collection[str]) -> str:
+    """A name of several words may be a cell all the same, so it is shown only if they are words of headers."""
+    plain = name in typed or " " not in name or _rank(name)
+    return shown(name) if plain else f"({len(name)} characters)"
+
+
+def _visible(name: str) -> str:
+    """A name without what is not seen in it: marks of width zero, control characters, blanks at its ends."""
+    composed = unicodedata.normalize("NFKC", name)
+    return "".join(letter for letter in composed if unicodedata.category(letter) not in {"Cf", "Cc"}).strip()
+
+
+def _with_odd_letters(name: str) -> str:
+    odd = ", ".join(_character(letter) for letter in name if not letter.isascii())
+    return f"{shown(name)} (with {odd})" if odd else shown(name)
+
+
+def _character(letter: str) -> str:
+    return f"U+{ord(letter):04X} {unicodedata.name(letter, 'CONTROL')}"

@@ -73,7 +73,13 @@ def draft(
         UsageError: a layer, a length or a number of dimensions that it does not have.
     """
     from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
-    from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
+    from embedkit.tokenizer import (
+        TextTokenizer,
+        check_vocabulary,
+        load_tokenizer,
+        unspelled_notice,
+        usable_length,
+    )
 
     folder, shipped = request.folder, request.shipped
     lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
@@ -82,7 +88,10 @@ def draft(
         casing="auto" if lowers else model.lowercase,
         known_casing=folder.alias.stated_casing if folder.alias else None,
         states_casing=states_casing(folder),
+        code=request.own_tokenizer,
     )
+    n_embeddings = getattr(config, "vocab_size", None)
+    oversized = check_vocabulary(raw_tokenizer, n_embeddings)
     max_length = usable_length(
         text.max_length,
         positions=positions,
@@ -101,6 +110,7 @@ def draft(
         lowercase_first=by_us,
         overlap=(text.stride or 0) if text.on_long == "chunk" else None,
         locates=units.unit != "text",
+        n_embeddings=None if oversized is None else n_embeddings,
     )
     layers, layer_agg = _layers(shipped, pooling, n_layers)
     told_as = "" if units.unit == "token" else "_".join(request.unit_poolings)
@@ -111,7 +121,10 @@ def draft(
         layer_agg=layer_agg,
         told_as=told_as,
         raw_tokenizer=raw_tokenizer,
-        notices=(casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
+        notices=(
+            *(*request.notices, casing.notice, oversized, unspelled_notice(tokenizer)),
+            *_said_aloud(request, layers, layer_agg, max_length),
+        ),
     )
 
 

@@ -26,10 +26,22 @@ LEVELS = (
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
     ("disk", "leftovers", "norms", "seal"),
+    ("streams",),
     ("records", "errors", "device_use", "suggest"),
 )
 #: What a stage may know beside itself.
-COMMON = {"errors", "records", "device_use", "suggest", "config", "disk", "leftovers", "seal", "whole_files"}
+COMMON = {
+    "errors",
+    "streams",
+    "records",
+    "device_use",
+    "suggest",
+    "config",
+    "disk",
+    "leftovers",
+    "seal",
+    "whole_files",
+}
 #: Imports that the rules above forbid, and why they are right all the same.
 EXCEPTIONS = {
     ("config", "embedkit.pooling.names"): "checks --pool and --layers before a model is found; names, no torch",

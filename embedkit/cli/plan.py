@@ -10,6 +10,7 @@ import typer
 
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.errors import UsageError
+from embedkit.streams import kept_for_rows
 
 
 @takes_options_of(run_config)
@@ -35,7 +36,8 @@ def plan(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.forecast import forecast, lines
 
-    found = forecast(asked, rate)
+    with kept_for_rows():
+        found = forecast(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))
         return

@@ -14,6 +14,7 @@ from embedkit.cli.encode import stoppable, umask
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
+from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -99,7 +100,7 @@ def sweep(
         dedupe=dedupe,
     )
     repeated = _repeated(ctx)
-    with stoppable() as stop, umask(private=private):
+    with stoppable() as stop, umask(private=private), kept_for_rows():
         found = carry_out(
             asked,
             make_watcher(progress, quiet=quiet),

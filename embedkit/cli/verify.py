@@ -10,6 +10,7 @@ import typer
 
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
+from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.resampling import Again
@@ -71,7 +72,8 @@ def verify(
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
     from embedkit.resampling import resample
 
-    came = resample(out, rows, seed=seed, inputs=inputs, again=again)
+    with kept_for_rows():
+        came = resample(out, rows, seed=seed, inputs=inputs, again=again)
     for far in came.far[:_TOLD]:
         print(far)
     print(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")

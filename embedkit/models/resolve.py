@@ -53,6 +53,7 @@ class ModelFolder:
         config: the content of its config.json.
         root: where the recipe that its authors ship is, if there is one: `folder`, or the folder above it.
         hashed: SHA-256 of files, by their names from `root`, that were read for it already.
+        runs_code: whether code that is among its files decides numbers, too.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ModelFolder:
     config: dict[str, Any]
     root: Path
     hashed: Mapping[str, str] = field(default_factory=dict)
+    runs_code: bool = False
 
     @property
     def hub(self) -> str | None:
@@ -69,6 +71,11 @@ class ModelFolder:
         if self.alias is not None:
             return self.alias.hub
         return self.name if self.revision is not None else None
+
+    @property
+    def runs_own_encoder(self) -> bool:
+        """Whether code among its files computes the states: it may be of no type that anybody knows."""
+        return self.runs_code and "AutoModel" in (self.config.get("auto_map") or {})
 
     @property
     def model_type(self) -> str:
@@ -128,6 +135,9 @@ class ModelFolder:
         return {name: self.hashed.get(name) or _sha256(path) for name, path in names.items()}
 
     def _deciding(self) -> Iterator[Path]:
+        if self.runs_code:
+            # One file imports others, in folders of their own, too.
+            yield from (path for path in self.root.rglob("*.py") if path.is_file())
         yield from (path for path in self.root.glob("*.json") if self.root != self.folder)
         for _, module in self.modules():
             if self.root / module != self.folder:
@@ -137,7 +147,7 @@ class ModelFolder:
         for path in self.folder.iterdir():
             suffix = path.suffix
             weights_suffix = ".safetensors" if weights and "safetensors" in weights else ".bin"
-            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json", weights_suffix}:
+            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".tiktoken", ".json", weights_suffix}:
                 yield path
 
 
@@ -285,7 +295,7 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
             safe = (file.rfilename for file in files if file.rfilename.endswith(".safetensors"))
             has_safetensors = any(not any(fnmatch(name, kind) for kind in _OF_MODULES) for name in safe)
             wanted = [*_WANTED, *(f"{kind}.bin" for kind in _OF_MODULES), *(() if has_safetensors else _UNSAFE)]
-            code = ["*.py"] if config.trust_remote_code else []
+            code = ["*.py", "*.tiktoken"] if config.trust_remote_code else []
             found = snapshot_download(repo, revision=config.revision, allow_patterns=wanted + code)
         except Exception as fault:  # noqa: BLE001 - a dozen kinds from three libraries; all mean the same here
             where = f"cannot be fetched from the hub ({type(fault).__name__}), and is not on this machine"

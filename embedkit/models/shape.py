@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +66,8 @@ def architecture_of(folder: ModelFolder) -> Architecture:
         ModelError: it is known that it cannot be run exactly.
     """
     architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
+    if folder.runs_own_encoder:
+        return replace(architecture, loader="AutoModel", layers=None, batches=UNPROVEN.batches, refusals=())
     refusal = architecture.refusal(folder.config)
     if refusal is not None:
         raise ModelError(

@@ -6,7 +6,6 @@ Knows which reader is for which format, and numbers the rows over all files.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from embedkit.sources.kept import type_of, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain import PlainText
+from embedkit.streams import rows_in
 
 #: How many faults a scan tells one by one.
 FAULTS_TOLD = 20
@@ -211,7 +211,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
     columns = asked(config)
-    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format, limits)
+    file, stream = opened_stdin(stdin or rows_in(), config.format, limits)
     reader = _reader(file, stream, frozenset(columns.named), limits)
     there = reader.columns
     if there is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from embedkit.errors import ModelError
+from embedkit.tokenizer.checkpoint import held_to_files
 from embedkit.tokenizer.files import tokenizer_of_files
+from embedkit.tokenizer.missing import missing_package
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,20 @@ class Casing:
     notice: str | None = None
 
 
+class OwnTokenizer(Protocol):
+    """A tokenizer's class that is code of the model's own."""
+
+    @property
+    def named_in(self) -> str:
+        """The file that names it."""
+
+    @property
+    def reference(self) -> str:
+        """Its module and class."""
+
+
 def load_tokenizer(
-    folder: str, *, casing: str, known_casing: str | None, states_casing: bool
+    folder: str, *, casing: str, known_casing: str | None, states_casing: bool, code: OwnTokenizer | None = None
 ) -> tuple[Any, Casing]:
     """The tokenizer of a folder, as AutoTokenizer gives it, with its casing settled.
 
@@ -38,11 +53,31 @@ def load_tokenizer(
         casing: `--lowercase`: auto, yes or no.
         known_casing: cased or uncased, from the alias table; None = not known by name.
         states_casing: whether a file of the model states the casing.
+        code: the tokenizer's class, where it is one of the model's own and may run; None = one of transformers.
+
+    Returns:
+        The tokenizer, and its casing with what else the user should know of it.
 
     Raises:
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
     """
-    tokenizer = tokenizer_of_files(Path(folder)) or _by_transformers(folder)
+    tokenizer, told = _loaded(Path(folder), code)
+    tokenizer, decided = _cased(tokenizer, casing, known_casing, states_casing=states_casing)
+    notice = "; ".join(sentence for sentence in (*told, decided.notice) if sentence)
+    return tokenizer, replace(decided, notice=notice or None)
+
+
+def _loaded(folder: Path, code: OwnTokenizer | None) -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer, and what the user should know of how it came to be."""
+    plain = None if code is not None else tokenizer_of_files(folder)
+    if plain is not None:
+        return plain, ()
+    if code is not None:
+        return _by_transformers(folder, code), ()
+    return held_to_files(_by_transformers(folder, None), folder)
+
+
+def _cased(tokenizer: Any, casing: str, known_casing: str | None, *, states_casing: bool) -> tuple[Any, Casing]:
     normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
         return tokenizer, _casing_outside(tokenizer, casing)
@@ -54,18 +89,34 @@ def load_tokenizer(
     return tokenizer, decided
 
 
-def _by_transformers(folder: str) -> Any:
-    from transformers import AutoTokenizer
+def _by_transformers(folder: Path, code: OwnTokenizer | None) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # Said in every call: left out, transformers asks on stdin, and takes rows for answers.
+    options = {"local_files_only": True, "trust_remote_code": code is not None}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if code is not None and code.named_in == "config.json":
+            # transformers 5 reads it in tokenizer_config.json alone.
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+            own = get_class_from_dynamic_module(code.reference, str(folder), local_files_only=True)
+            tokenizer = own.from_pretrained(folder, **options)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as fault:  # noqa: BLE001 - the library raises anything here, and no row is involved
+        missing = missing_package(fault, folder)
+        if missing is not None:
+            raise missing from None
+        if code is None and (folder / "tokenizer.json").is_file():
+            # The declared class may not take the kind of tokenizer that the file holds.
+            with contextlib.suppress(Exception):
+                return PreTrainedTokenizerFast.from_pretrained(folder, **options)
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
             hint="check that tokenizer.json or the vocabulary's file is there and whole",
         ) from None
     files = {*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"}
-    if len(files) > 1 and not any((Path(folder) / name).is_file() for name in files):
+    if code is None and len(files) > 1 and not any((folder / name).is_file() for name in files):
         # transformers makes up a vocabulary of five entries in this case, and says nothing.
         raise ModelError(
             f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
@@ -99,11 +150,28 @@ def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab
 
 def _casing_outside(tokenizer: Any, casing: str) -> Casing:
     """Casing of a tokenizer without BERT's switch: it can be added before it, not taken out of it."""
-    probe = "Abc DEF"
-    lowers = tokenizer(probe)["input_ids"] == tokenizer(probe.lower())["input_ids"]
+    lowers = _lowercases(tokenizer)
     if casing == "no" and lowers:
         raise ModelError(
             "--lowercase no: this model's tokenizer lowercases in a way that cannot be switched off",
             hint="leave --lowercase out",
         )
     return Casing(lowers or casing == "yes", by_us=casing == "yes" and not lowers)
+
+
+def _lowercases(tokenizer: Any) -> bool:
+    """Whether a tokenizer does away with capitals.
+
+    Vocabularies of letters alone, such as those of proteins, know no probe in either casing: what is unknown in
+    both tells nothing.
+    """
+    probe = "Abc DEF"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return backend.normalizer is not None and backend.normalizer.normalize_str(probe).islower()
+    try:
+        texts = (probe, probe.lower())
+        as_is, lowered = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    except Exception:  # noqa: BLE001 - a tokenizer in Python may raise anything at a letter that it does not know
+        return False
+    return as_is == lowered and set(as_is) != {getattr(tokenizer, "unk_token_id", None)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
 from embedkit.models.resolve import ModelFolder
+from embedkit.models.shape import n_embeddings
 from embedkit.models.shipped import ShippedRecipe
 from embedkit.pooling.names import resolve_layers
 from embedkit.recipe import make_recipe
@@ -90,8 +91,8 @@ def draft(
         states_casing=states_casing(folder),
         code=request.own_tokenizer,
     )
-    n_embeddings = getattr(config, "vocab_size", None)
-    oversized = check_vocabulary(raw_tokenizer, n_embeddings)
+    embedded = n_embeddings(folder, config)
+    oversized = check_vocabulary(raw_tokenizer, embedded)
     max_length = usable_length(
         text.max_length,
         positions=positions,
@@ -110,7 +111,7 @@ def draft(
         lowercase_first=by_us,
         overlap=(text.stride or 0) if text.on_long == "chunk" else None,
         locates=units.unit != "text",
-        n_embeddings=None if oversized is None else n_embeddings,
+        n_embeddings=None if oversized is None else embedded,
     )
     layers, layer_agg = _layers(shipped, pooling, n_layers)
     told_as = "" if units.unit == "token" else "_".join(request.unit_poolings)

@@ -96,7 +96,7 @@ def _own(stream: TextIO | None, number: int, mode: str) -> BinaryIO | None:
 
 
 def _binary(stream: TextIO | None) -> BinaryIO | None:
-    return None if stream is None else stream.buffer
+    return getattr(stream, "buffer", None)
 
 
 def _duplicate(number: int) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from embedkit.errors import ModelError
-from embedkit.tokenizer.checkpoint import held_to_files
+from embedkit.tokenizer.checkpoint import held_to_files, stated_settings
 from embedkit.tokenizer.files import tokenizer_of_files
 from embedkit.tokenizer.missing import missing_package
 
@@ -62,7 +62,8 @@ def load_tokenizer(
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
     """
     tokenizer, told = _loaded(Path(folder), code)
-    tokenizer, decided = _cased(tokenizer, casing, known_casing, states_casing=states_casing)
+    stated = None if code is not None else stated_settings(Path(folder)).get("do_lower_case")
+    tokenizer, decided = _cased(tokenizer, casing, known_casing, stated, states_casing=states_casing)
     notice = "; ".join(sentence for sentence in (*told, decided.notice) if sentence)
     return tokenizer, replace(decided, notice=notice or None)
 
@@ -77,10 +78,12 @@ def _loaded(folder: Path, code: OwnTokenizer | None) -> tuple[Any, tuple[str, ..
     return held_to_files(_by_transformers(folder, None), folder)
 
 
-def _cased(tokenizer: Any, casing: str, known_casing: str | None, *, states_casing: bool) -> tuple[Any, Casing]:
+def _cased(
+    tokenizer: Any, casing: str, known_casing: str | None, stated: Any, *, states_casing: bool
+) -> tuple[Any, Casing]:
     normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
-        return tokenizer, _casing_outside(tokenizer, casing)
+        return tokenizer, _casing_outside(tokenizer, casing, stated)
     lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
     decided = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
     if decided.lowercase != normalizer.lowercase:
@@ -148,7 +151,7 @@ def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab
     return Casing(lowers)
 
 
-def _casing_outside(tokenizer: Any, casing: str) -> Casing:
+def _casing_outside(tokenizer: Any, casing: str, stated: Any) -> Casing:
     """Casing of a tokenizer without BERT's switch: it can be added before it, not taken out of it."""
     lowers = _lowercases(tokenizer)
     if casing == "no" and lowers:
@@ -156,7 +159,11 @@ def _casing_outside(tokenizer: Any, casing: str) -> Casing:
             "--lowercase no: this model's tokenizer lowercases in a way that cannot be switched off",
             hint="leave --lowercase out",
         )
-    return Casing(lowers or casing == "yes", by_us=casing == "yes" and not lowers)
+    notice = None
+    if casing == "auto" and isinstance(stated, bool) and stated != lowers:
+        done = "lowercases" if lowers else "keeps capitals (--lowercase yes changes that)"
+        notice = f"tokenizer_config.json has do_lower_case {str(stated).lower()}, and its tokenizer {done}"
+    return Casing(lowers or casing == "yes", by_us=casing == "yes" and not lowers, notice=notice)
 
 
 def _lowercases(tokenizer: Any) -> bool:

@@ -30,6 +30,10 @@ _PROBES = (
     "",
 )
 _FILE = "tokenizer.json"
+#: A text that vocabularies of sentencepiece for any language with these letters spell in one way.
+_PLAIN = "the patient was seen in the clinic today and went home"
+#: Classes that put <s> before a text unless they are told not to; transformers 5 does so by tokenizer.json alone.
+_OPEN_WITH_BOS = ("LlamaTokenizer", "GemmaTokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,14 @@ def held_to_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
         It, and what the user should know.
 
     Raises:
-        ModelError: tokenizer.json is no tokenizer.
+        ModelError: tokenizer.json is no tokenizer; or there is none, and transformers spells texts otherwise than
+            the vocabulary's own library.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer, ()
     _uncut(backend)
-    settings = _settings(folder)
+    settings = stated_settings(folder)
     notices: list[str] = []
     if (folder / _FILE).is_file():
         saved = read_tokenizer(folder / _FILE)
@@ -73,6 +78,10 @@ def held_to_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
                 f"{_FILE} differs from what transformers does where tokenizer_config.json says nothing: "
                 f"{' and '.join(readings)} are transformers' own; state them there to have them as saved"
             )
+    else:
+        _check_pieces(backend, folder)
+        if type(tokenizer).__name__ in _OPEN_WITH_BOS:
+            settings = {"add_bos_token": True, **settings}
     notices += _add_ends(backend, settings, tokenizer)
     _replace_backend(tokenizer, backend)
     return tokenizer, tuple(notices)
@@ -103,7 +112,8 @@ def _uncut(backend: Any) -> Any:
     return backend
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
+def stated_settings(folder: Path) -> Mapping[str, Any]:
+    """The settings in a model's tokenizer_config.json; {} where it has none."""
     try:
         found = json.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
@@ -232,6 +242,26 @@ def _set_prefix_space(reading: Any, value: bool) -> None:
     reading.pre_tokenizer = pre_tokenizer
 
 
+def _check_pieces(backend: Any, folder: Path) -> None:
+    """Hold a tokenizer that was built from a vocabulary of sentencepiece against that library."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in {".model", ".spm"}]
+    if len(files) != 1:
+        return
+    try:
+        from sentencepiece import SentencePieceProcessor
+
+        vocabulary = SentencePieceProcessor(model_file=str(files[0]))
+        ids = vocabulary.encode(_PLAIN)
+    except (ImportError, OSError, RuntimeError):  # it is of another library, such as tiktoken
+        return
+    encoded = backend.encode(_PLAIN, add_special_tokens=False)
+    if vocabulary.unk_id() not in ids and encoded.tokens != vocabulary.id_to_piece(ids):
+        raise ModelError(
+            f"transformers does not spell texts as {files[0].name} does, and {folder} has no {_FILE}",
+            hint=f"make one: load the tokenizer with transformers 4 and save_pretrained, then put {_FILE} there",
+        )
+
+
 # What is put around a text ---------------------------------------------------------------------------
 
 
@@ -254,8 +284,8 @@ def _add_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> Iter
     for name, place, token in (("bos", "before", bos), ("eos", "after", eos)):
         if token is not None:
             yield (
-                f"tokenizer_config.json asks for a token {place} each text (add_{name}_token), which transformers "
-                f"leaves out: {backend.id_to_token(token)} is added"
+                f"the tokenizer is to put a token {place} each text (add_{name}_token), which transformers leaves "
+                f"out: {backend.id_to_token(token)} is added"
             )
 
 

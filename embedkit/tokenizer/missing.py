@@ -33,9 +33,8 @@ def missing_package(fault: BaseException, folder: Path) -> ModelError | None:
     packages = dict.fromkeys(_of_sentencepiece(folder) or _named(fault, folder))
     if not packages:
         return None
-    what = "packages" if len(packages) > 1 else "package"
     return ModelError(
-        f"the tokenizer in {folder} needs the {what} {' and '.join(packages)}, not installed or not importable here",
+        f"the tokenizer in {folder} needs {' and '.join(packages)}, which cannot be imported here",
         hint=f"pip install {' '.join(packages)}",
     )
 

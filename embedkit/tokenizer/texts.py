@@ -115,6 +115,9 @@ class TextTokenizer:
 
         Args:
             texts: at least two.
+
+        Raises:
+            ModelError: it cannot spell these either.
         """
         found = self.tokenize(texts)
         if len(found.tokens.lengths) == len(texts):
@@ -123,7 +126,14 @@ class TextTokenizer:
         words = [self._spelled, *own]
         lengths = (len(text.split()) for text in texts)
         rotated = (islice(cycle(words), place, place + length) for place, length in enumerate(lengths))
-        return self.tokenize([" ".join(chosen) for chosen in rotated]).tokens
+        found = self.tokenize([" ".join(chosen) for chosen in rotated])
+        if len(found.tokens.lengths) == len(texts):
+            return found.tokens
+        lowered = " once they are lowercased" if self.lowercase_first else ""
+        raise ModelError(
+            f"the tokenizer makes no tokens of the entries of its own vocabulary{lowered}",
+            hint="use --lowercase no" if lowered else "check the tokenizer's files",
+        )
 
     def tokenize(self, texts: Sequence[str | None]) -> TokenizedTexts:
         """Token ids of a shard's texts.

@@ -9,7 +9,7 @@ from embedkit.tokenizer.texts import NO_EMBEDDING, UNKNOWN_CHARACTER, TextTokeni
 
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
-    """Refuse a vocabulary that is larger than the model's; tokens that were added may be, as long as no text has one.
+    """Refuse a vocabulary that is larger than the model's, unless what was added to it is all there is too much.
 
     Args:
         tokenizer: of transformers, or a FileTokenizer.
@@ -42,7 +42,7 @@ def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
 
 
 def unspelled_notice(tokenizer: TextTokenizer) -> str | None:
-    """What the user is told of characters that the vocabulary has no token for, nor one that stands for them all."""
+    """What the user is told of characters without a token, where no token stands for the unknown; else None."""
     if tokenizer.without_unknown is None:
         return None
     what = "the tokenizer has no token for unknown characters, and not all characters have a token:"
@@ -59,12 +59,11 @@ def _added(tokenizer: Any) -> set[int]:
 
 
 def _always(tokenizer: Any) -> set[int]:
-    """Ids that any text may come to: what goes around it, and what stands for the unknown."""
+    """Ids that go around every text."""
     try:
-        around = set(tokenizer("")["input_ids"])
+        return set(tokenizer("")["input_ids"])
     except Exception:  # noqa: BLE001 - a tokenizer in Python may take no empty text
-        around = set()
-    return {*around, getattr(tokenizer, "unk_token_id", None)} - {None}
+        return set()
 
 
 def _range(numbers: set[int]) -> str:

@@ -90,6 +90,7 @@ def draft(
         known_casing=folder.alias.stated_casing if folder.alias else None,
         states_casing=states_casing(folder),
         code=request.own_tokenizer,
+        trust_remote_code=folder.runs_code,
     )
     embedded = n_embeddings(folder, config)
     oversized = check_vocabulary(raw_tokenizer, embedded)

@@ -241,6 +241,7 @@ def _poolings(config: RunConfig) -> tuple[str, ...]:
         known_casing=None,
         states_casing=True,
         code=request.own_tokenizer,
+        trust_remote_code=request.folder.runs_code,
     )
     tokenizer = TextTokenizer(raw, max_length=512)
     architecture = ARCHITECTURES.get(request.folder.model_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +40,13 @@ class OwnTokenizer(Protocol):
 
 
 def load_tokenizer(
-    folder: str, *, casing: str, known_casing: str | None, states_casing: bool, code: OwnTokenizer | None = None
+    folder: str,
+    *,
+    casing: str,
+    known_casing: str | None,
+    states_casing: bool,
+    code: OwnTokenizer | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Casing]:
     """The tokenizer of a folder, as AutoTokenizer gives it, with its casing settled.
 
@@ -54,6 +59,7 @@ def load_tokenizer(
         known_casing: cased or uncased, from the alias table; None = not known by name.
         states_casing: whether a file of the model states the casing.
         code: the tokenizer's class, where it is one of the model's own and may run; None = one of transformers.
+        trust_remote_code: whether code of the model may run at all, such as its configuration's.
 
     Returns:
         The tokenizer, and its casing with what else the user should know of it.
@@ -61,21 +67,40 @@ def load_tokenizer(
     Raises:
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
     """
-    tokenizer, told = _loaded(Path(folder), code)
+    tokenizer, told = _loaded(Path(folder), code, trust=trust_remote_code)
     stated = None if code is not None else stated_settings(Path(folder)).get("do_lower_case")
     tokenizer, decided = _cased(tokenizer, casing, known_casing, stated, states_casing=states_casing)
     notice = "; ".join(sentence for sentence in (*told, decided.notice) if sentence)
     return tokenizer, replace(decided, notice=notice or None)
 
 
-def _loaded(folder: Path, code: OwnTokenizer | None) -> tuple[Any, tuple[str, ...]]:
+def _loaded(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
     """The tokenizer, and what the user should know of how it came to be."""
     plain = None if code is not None else tokenizer_of_files(folder)
     if plain is not None:
         return plain, ()
-    if code is not None:
-        return _by_transformers(folder, code), ()
-    return held_to_files(_by_transformers(folder, None), folder)
+    try:
+        tokenizer = _by_transformers(folder, code, trust=trust)
+    except ModelError:
+        # The declared class may not take the kind of tokenizer that the file holds.
+        found = None if code is not None else _of_file_alone(folder)
+        if found is None:
+            raise
+        return found, ("tokenizer.json is used as it was saved: the class declared for it cannot be made of it",)
+    return (tokenizer, ()) if code is not None else held_to_files(tokenizer, folder)
+
+
+def _of_file_alone(folder: Path) -> Any | None:
+    """The tokenizer in tokenizer.json, whatever class is declared for it; None where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - the library raises anything here; the first error is told
+        return None
+    return held_to_files(tokenizer, folder)[0]
 
 
 def _cased(
@@ -92,11 +117,13 @@ def _cased(
     return tokenizer, decided
 
 
-def _by_transformers(folder: Path, code: OwnTokenizer | None) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> Any:
+    from transformers import AutoTokenizer, logging
+
+    logging.set_verbosity_error()
 
     # Said in every call: left out, transformers asks on stdin, and takes rows for answers.
-    options = {"local_files_only": True, "trust_remote_code": code is not None}
+    options = {"local_files_only": True, "trust_remote_code": trust}
     try:
         if code is not None and code.named_in == "config.json":
             # transformers 5 reads it in tokenizer_config.json alone.
@@ -110,10 +137,6 @@ def _by_transformers(folder: Path, code: OwnTokenizer | None) -> Any:
         missing = missing_package(fault, folder)
         if missing is not None:
             raise missing from None
-        if code is None and (folder / "tokenizer.json").is_file():
-            # The declared class may not take the kind of tokenizer that the file holds.
-            with contextlib.suppress(Exception):
-                return PreTrainedTokenizerFast.from_pretrained(folder, **options)
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
             hint="check that tokenizer.json or the vocabulary's file is there and whole",

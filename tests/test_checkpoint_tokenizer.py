@@ -219,9 +219,9 @@ def test_padding_and_truncation_in_tokenizer_json_change_no_vector_and_no_prompt
 
 MISSING = {
     "No module named 'rjieba'": "rjieba",
-    "You need to install sacremoses to use XLMTokenizer. See https://pypi.org/project/sacremoses/": "sacremoses",
-    "You need to install fugashi to use MecabTokenizer. See https://pypi.org/project/fugashi/": "fugashi",
-    "The unidic_lite dictionary is not installed. See https://github.com/polm/unidic-lite": "unidic-lite",
+    "You need to install sacremoses to use XLMTokenizer.": "sacremoses",
+    "You need to install fugashi to use MecabTokenizer.": "fugashi",
+    "The unidic_lite dictionary is not installed.": "unidic-lite",
     "XTokenizer requires the sentencepiece library but it was not found in your environment.": "sentencepiece",
     "packages that were not found in your environment: einops. Run `pip install einops`": "einops",
 }

@@ -79,15 +79,11 @@ def _loaded(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[An
     plain = None if code is not None else tokenizer_of_files(folder)
     if plain is not None:
         return plain, ()
-    try:
-        tokenizer = _by_transformers(folder, code, trust=trust)
-    except ModelError:
-        # The declared class may not take the kind of tokenizer that the file holds.
-        found = None if code is not None else _of_file_alone(folder)
-        if found is None:
-            raise
-        return found, ("tokenizer.json is used as it was saved: the class declared for it cannot be made of it",)
-    return (tokenizer, ()) if code is not None else held_to_files(tokenizer, folder)
+    tokenizer, told = _by_transformers(folder, code, trust=trust)
+    if code is not None:
+        return tokenizer, ()
+    tokenizer, of_files = held_to_files(tokenizer, folder)
+    return tokenizer, (*told, *of_files)
 
 
 def _of_file_alone(folder: Path) -> Any | None:
@@ -97,10 +93,9 @@ def _of_file_alone(folder: Path) -> Any | None:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # noqa: BLE001 - the library raises anything here; the first error is told
         return None
-    return held_to_files(tokenizer, folder)[0]
 
 
 def _cased(
@@ -117,7 +112,7 @@ def _cased(
     return tokenizer, decided
 
 
-def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> Any:
+def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()
@@ -137,6 +132,12 @@ def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) ->
         missing = missing_package(fault, folder)
         if missing is not None:
             raise missing from None
+        # The declared class may not take the kind of tokenizer that the file holds.
+        alone = None if code is not None else _of_file_alone(folder)
+        if alone is not None:
+            return alone, (
+                "tokenizer.json is used as it was saved: the class declared for it cannot be built of it",
+            )
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
             hint="check that tokenizer.json or the vocabulary's file is there and whole",
@@ -148,7 +149,7 @@ def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) ->
             f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
             hint="put tokenizer.json, or the files that the model was trained with, into its folder",
         )
-    return tokenizer
+    return tokenizer, ()
 
 
 def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab: dict[str, int]) -> Casing:

@@ -120,14 +120,14 @@ class TextTokenizer:
             ModelError: it cannot spell these either.
         """
         found = self.tokenize(texts)
-        if len(found.tokens.lengths) == len(texts):
+        if found.n_chunks.all():
             return found.tokens
         own = islice((entry for entry in self._entries() if self.tokenize([entry]).n_chunks[0]), len(texts))
         words = [self._spelled, *own]
         lengths = (len(text.split()) for text in texts)
         rotated = (islice(cycle(words), place, place + length) for place, length in enumerate(lengths))
         found = self.tokenize([" ".join(chosen) for chosen in rotated])
-        if len(found.tokens.lengths) == len(texts):
+        if found.n_chunks.all():
             return found.tokens
         lowered = " once they are lowercased" if self.lowercase_first else ""
         raise ModelError(

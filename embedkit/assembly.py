@@ -115,7 +115,7 @@ def assemble(
         )
         tokenizer, layers = drafted.tokenizer, drafted.layers
         _refuse_impossible(request, loaded, tokenizer, layers)
-        probe = tokenizer.tokenize(_PROBES).tokens
+        probe = tokenizer.probe(_PROBES)
         if drafted.layer_agg == "weighted":
             refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
         for_pooler = "pooler" in request.poolings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.resolve import ModelFolder
+from embedkit.models.shape import n_embeddings
 from embedkit.models.shipped import ShippedRecipe
 from embedkit.pooling.names import resolve_layers
 from embedkit.recipe import make_recipe
@@ -76,7 +77,13 @@ def draft(
         UsageError: a layer, a length or a number of dimensions that it does not have.
     """
     from embedkit.models.tokenizing import lowercase_first, prompt_length, stated_length
-    from embedkit.tokenizer import TextTokenizer, load_tokenizer, usable_length
+    from embedkit.tokenizer import (
+        TextTokenizer,
+        check_vocabulary,
+        load_tokenizer,
+        unspelled_notice,
+        usable_length,
+    )
 
     folder, shipped = request.folder, request.shipped
     lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
@@ -85,9 +92,13 @@ def draft(
         casing="auto" if lowers else model.lowercase,
         known_casing=folder.alias.stated_casing if folder.alias else None,
         states_casing=states_casing(folder),
+        code=request.own_tokenizer,
+        trust_remote_code=folder.runs_code,
     )
     if text.max_length is None and (shipped is None or shipped.transformer.max_length is None):
         _refuse_stated_length(folder, raw_tokenizer, positions)
+    embedded = n_embeddings(folder, config)
+    oversized = check_vocabulary(raw_tokenizer, embedded)
     max_length = usable_length(
         text.max_length,
         positions=positions,
@@ -106,6 +117,7 @@ def draft(
         lowercase_first=by_us,
         overlap=(text.stride or 0) if text.on_long == "chunk" else None,
         locates=units.unit != "text",
+        n_embeddings=None if oversized is None else embedded,
     )
     layers, layer_agg = _layers(shipped, pooling, n_layers)
     told_as = "" if units.unit == "token" else "_".join(request.unit_poolings)
@@ -116,7 +128,10 @@ def draft(
         layer_agg=layer_agg,
         told_as=told_as,
         raw_tokenizer=raw_tokenizer,
-        notices=(folder.notice, casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
+        notices=(
+            *(folder.notice, *request.notices, casing.notice, oversized, unspelled_notice(tokenizer)),
+            *_said_aloud(request, layers, layer_agg, max_length),
+        ),
     )
 
 

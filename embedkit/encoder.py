@@ -149,6 +149,12 @@ class Encoder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise InputError("texts must be a list of str", hint="encode([text]) for a single text")
         tokenized = self._embedder.tokenizer.tokenize(texts)
+        if tokenized.faults:
+            text, code = min(tokenized.faults.items())
+            raise InputError(
+                f"texts[{text}] has a token or a character that the model does not know ({code})",
+                hint="change that text, or leave it out; encoder.notices tell what the model cannot take",
+            )
         if self._embedder.on_long == "error":
             refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(texts)))
         raw = embed(tokenized, self._embedder, lambda *_: None)

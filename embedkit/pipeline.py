@@ -27,6 +27,11 @@ _NO_VECTOR = {
     "non_finite": ("a vector is not finite (NaN or infinite)", "--dtype fp32"),
     "out_of_memory": ("a text does not fit into memory even alone", "a smaller --max-length"),
 }
+#: The same of a text that has no tokens that the model could take.
+_NO_TOKENS = {
+    "no_embedding": "a text has a token that the model has no embedding for",
+    "unknown_character": "a text has a character that the model's vocabulary has no token for",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +77,28 @@ class _Rows:
     status: Sequence[str]
 
 
-def tokenize_shard(read: ReadShard, embedder: Finisher) -> TokenizedShard:
+def tokenize_shard(read: ReadShard, embedder: Finisher, *, on_bad_row: str = "null") -> TokenizedShard:
     """Tokens, receipts and units of a shard's texts.
 
     Raises:
-        InputError: a text is too long, and `--on-long` is error.
+        InputError: a text is too long, and `--on-long` is error; or the model cannot take its tokens, and
+            `on_bad_row` is fail.
     """
     texts = embedder.tokenizer.tokenize([record.text for record in read.records])
+    if texts.faults and on_bad_row == "fail":
+        text, code = min(texts.faults.items())
+        raise InputError(
+            f"{_NO_TOKENS[code]}: row {read.records[text].row} ({code}){_and_more(len(texts.faults))}",
+            hint="change these texts, or use --on-bad-row null (kept without a vector) or skip (left out)",
+        )
     if embedder.on_long == "error":
         refuse_long(texts.n_tokens, embedder.tokenizer.max_length, [record.row for record in read.records])
     units = None if embedder.level == "text" else units_of(embedder.level, texts, read.records)
     return TokenizedShard(read, texts, units)
+
+
+def _and_more(count: int) -> str:
+    return f", and {count - 1} more of the rows near it" if count > 1 else ""
 
 
 def embedding_of(shard: TokenizedShard, embedder: Embedder, on_batch: OnBatch) -> Embedding:
@@ -136,14 +152,15 @@ def finish_shard(
     """
     texts, records = shard.texts, shard.read.records
     status = _receipts(shard)
-    faults = [*shard.read.faults, *_quarantine(raw, shard, status, broken_layer, on_bad_row)]
+    unspelled = [Fault(records[text].row, "", None, code) for text, code in sorted(texts.faults.items())]
+    faults = [*shard.read.faults, *unspelled, *_quarantine(raw, shard, status, broken_layer, on_bad_row)]
     rows = _rows(raw.texts, shard.units, status)
     if list_nulls:
         listed = {fault.row for fault in faults}
         without = zip(rows.record.tolist(), rows.status, rows.has_vector.tolist(), strict=True)
         numbered = ((records[record].row, word) for record, word, has_vector in without if not has_vector)
         faults += [Fault(row, "", None, word) for row, word in numbered if row not in listed]
-    skipped = _NO_VECTOR.keys() if on_bad_row == "skip" else ()
+    skipped = {*_NO_VECTOR, *_NO_TOKENS} if on_bad_row == "skip" else ()
     written = np.array([word not in skipped for word in rows.status], np.bool_)
     of_record = rows.record[written]
     used = rows.unit[rows.has_vector]
@@ -194,6 +211,8 @@ def _receipts(shard: TokenizedShard) -> list[str]:
     if shard.units is not None:
         for record in np.setdiff1d(texts.texts, shard.units.texts).tolist():
             status[record] = "no_unit"
+    for record, code in texts.faults.items():
+        status[record] = code
     codes = {fault.row: fault.code for fault in shard.read.faults}
     for place, record in enumerate(shard.read.records):
         if record.row in codes:

@@ -6,7 +6,7 @@ Knows nothing of files, tokenizers or models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,7 @@ class TokenizedTexts:
         places: where the tokens are from; None unless it was asked for.
         n_unknown: int32 [R], tokens before any cut that the vocabulary has no entry for; None where it spells
             every character.
+        faults: code by text, of the texts that the model cannot take: they have no window, like empty ones.
     """
 
     tokens: Tokens
@@ -154,6 +155,7 @@ class TokenizedTexts:
     n_chunks: NDArray[np.int32]
     places: TokenPlaces | None
     n_unknown: NDArray[np.int32] | None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def n_content(self) -> NDArray[np.int32]:

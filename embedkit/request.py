@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedkit.config import ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
+from embedkit.models.remote_code import RemoteClass, check_remote_code
 from embedkit.models.resolve import ModelFolder, resolve_model
 from embedkit.models.shipped import ShippedRecipe, shipped_recipe
 from embedkit.pooling.chosen import ChosenPooler, choose, head_of, settled_by
@@ -30,6 +31,8 @@ class Request:
         prompt: resolved.
         poolers: by the names that `poolings` has for them.
         head: what `--with-head` adds the scores of; None = nothing.
+        remote_classes: of the model's own code, those that run.
+        notices: what the user should know, a sentence each.
     """
 
     folder: ModelFolder
@@ -41,6 +44,13 @@ class Request:
     prompt: str
     poolers: Mapping[str, ChosenPooler]
     head: Head | None
+    remote_classes: tuple[RemoteClass, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def own_tokenizer(self) -> RemoteClass | None:
+        """The tokenizer's class, where it is code of the model's own that runs."""
+        return next((one for one in self.remote_classes if one.part == "tokenizer"), None)
 
     @property
     def many(self) -> bool:
@@ -54,10 +64,13 @@ def find_model(
     """Find the model and settle what its files alone decide; imports no torch.
 
     Raises:
-        ModelError: there is no such model, its own recipe cannot be carried out, or a pooler cannot be read.
+        ModelError: there is no such model, it needs code that may not run, its own recipe cannot be carried out,
+            or a pooler cannot be read.
         UsageError: a prompt or a head that it does not have.
     """
     folder = resolve_model(model)
+    remote_classes, told = check_remote_code(folder, trust=model.trust_remote_code)
+    folder = replace(folder, runs_code=bool(remote_classes))
     names, poolers = choose(parse_poolings(pooling.pool))
     head = head_of(names, poolers) if pooling.with_head else None
     unit_poolings = _unit_poolings(units, names)
@@ -71,7 +84,11 @@ def find_model(
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
     prompt = _prompt(folder, text, shipped)
-    return Request(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt, poolers, head)
+    return Request(
+        *(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt, poolers, head),
+        remote_classes=remote_classes,
+        notices=told,
+    )
 
 
 def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,12 +26,14 @@ LEVELS = (
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
     ("arrow_values", "disk", "leftovers", "norms", "seal"),
+    ("streams",),
     ("records", "errors", "device_use", "suggest"),
 )
 #: What a stage may know beside itself.
 COMMON = {
     "arrow_values",
     "errors",
+    "streams",
     "records",
     "device_use",
     "suggest",

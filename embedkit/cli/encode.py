@@ -20,6 +20,7 @@ from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
 from embedkit.engines.signals import heed
 from embedkit.engines.summary import Summary
+from embedkit.streams import kept_for_rows
 
 
 @takes_options_of(run_config)
@@ -43,7 +44,12 @@ def encode(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.engines.local import run
 
-    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
+    with (
+        stoppable() as stop,
+        umask(private=private),
+        kept_for_rows(),
+        shown_fetching(progress, quiet=quiet, stop=stop),
+    ):
         summary = run(asked, make_watcher(progress, quiet=quiet), stop)
     if progress == "json" and not quiet:
         print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)

@@ -14,6 +14,7 @@ from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
 from embedkit.config.fit import FitConfig
+from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.study.fit import FitSummary
@@ -109,7 +110,12 @@ def fit(
         if not quiet and progress != "none":
             _show_epoch(epoch, as_json=progress == "json")
 
-    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
+    with (
+        stoppable() as stop,
+        umask(private=private),
+        kept_for_rows(),
+        shown_fetching(progress, quiet=quiet, stop=stop),
+    ):
         summary = carry_out(wanted, asked, make_watcher(progress, quiet=quiet), on_epoch, stop)
     if quiet:
         return

@@ -11,6 +11,7 @@ import typer
 from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.errors import UsageError
+from embedkit.streams import kept_for_rows
 
 
 @takes_options_of(run_config)
@@ -36,7 +37,7 @@ def plan(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.forecast import forecast, lines
 
-    with shown_fetching():
+    with kept_for_rows(), shown_fetching():
         found = forecast(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))

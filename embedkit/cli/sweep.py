@@ -15,6 +15,7 @@ from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
+from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -100,7 +101,12 @@ def sweep(
         dedupe=dedupe,
     )
     repeated = _repeated(ctx)
-    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
+    with (
+        stoppable() as stop,
+        umask(private=private),
+        kept_for_rows(),
+        shown_fetching(progress, quiet=quiet, stop=stop),
+    ):
         found = carry_out(
             asked,
             make_watcher(progress, quiet=quiet),

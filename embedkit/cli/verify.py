@@ -11,6 +11,7 @@ import typer
 from embedkit.cli.fetching import shown_fetching
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
+from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.resampling import Again
@@ -72,7 +73,7 @@ def verify(
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
     from embedkit.resampling import resample
 
-    with shown_fetching():
+    with kept_for_rows(), shown_fetching():
         came = resample(out, rows, seed=seed, inputs=inputs, again=again)
     for far in came.far[:_TOLD]:
         print(far)

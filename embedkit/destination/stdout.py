@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from embedkit.destination.destination import facts_of
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, jsonl_lines
+from embedkit.streams import rows_out
 
 
 class Stdout:
@@ -42,8 +42,9 @@ class Stdout:
             OutputError: it goes to a disk that is full.
         """
         try:
-            sys.stdout.buffer.writelines(jsonl_lines(shard, sink.layout))
-            sys.stdout.buffer.flush()
+            stdout = rows_out()
+            stdout.writelines(jsonl_lines(shard, sink.layout))
+            stdout.flush()
         except BrokenPipeError:
             raise
         except OSError as fault:

@@ -112,6 +112,8 @@ class Passing:
         texts = shard.texts
         tally.rows += read.stop - read.start
         tally.add_faults(read.faults)
+        rows = read.records
+        tally.add_faults([Fault(rows[text].row, "", None, code) for text, code in sorted(texts.faults.items())])
         tally.add_texts(texts.n_tokens, texts.n_used)
         tally.add_windows(texts.tokens.lengths, texts.tokens.first_alike())
         tally.n_content += int(texts.n_content.sum())

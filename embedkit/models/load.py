@@ -213,6 +213,9 @@ def _from_pretrained(
             f"model '{folder.name}' ({folder.model_type}) cannot be loaded: {type(fault).__name__}: {reason}",
             hint="check that its files are whole and that this transformers knows the model type",
         ) from None
+    if trust:
+        # Else the next folder with the same configuration class would get this one's code.
+        loader._model_mapping._extra_content.pop(type(model.config), None)  # noqa: SLF001 - it has no other name
     if info["mismatched_keys"]:
         raise ModelError(
             f"weights of '{folder.name}' have other shapes than config.json says",

@@ -74,6 +74,7 @@ class ModelFolder:
         hashed: SHA-256 of files, by their names from `root`, that were read for it already.
         repo: its id on the hub, where it came from there; None for a folder or a package.
         notice: what the user should know of where it came from, or None.
+        runs_code: whether code that is among its files decides numbers, too.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ModelFolder:
     hashed: Mapping[str, str] = field(default_factory=dict)
     repo: str | None = None
     notice: str | None = None
+    runs_code: bool = False
 
     @property
     def hub(self) -> str | None:
@@ -92,6 +94,11 @@ class ModelFolder:
         if self.alias is not None:
             return self.alias.hub
         return (self.repo or self.name) if self.revision is not None else None
+
+    @property
+    def runs_own_encoder(self) -> bool:
+        """Whether code among its files computes the states: it may be of no type that anybody knows."""
+        return self.runs_code and "AutoModel" in (self.config.get("auto_map") or {})
 
     @property
     def model_type(self) -> str:
@@ -151,6 +158,9 @@ class ModelFolder:
         return {name: self.hashed.get(name) or _sha256(path) for name, path in names.items()}
 
     def _deciding(self) -> Iterator[Path]:
+        if self.runs_code:
+            # One file imports others, in folders of their own, too.
+            yield from (path for path in self.root.rglob("*.py") if path.is_file())
         yield from (path for path in self.root.glob("*.json") if self.root != self.folder)
         for _, module in self.modules():
             if self.root / module != self.folder:
@@ -160,7 +170,7 @@ class ModelFolder:
         for path in self.folder.iterdir():
             suffix = path.suffix
             weights_suffix = ".safetensors" if weights and "safetensors" in weights else ".bin"
-            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".json", weights_suffix}:
+            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".tiktoken", ".json", weights_suffix}:
                 yield path
 
 
@@ -397,7 +407,7 @@ def _wanted(names: Iterable[str], *, code: bool = False) -> list[str]:
     safe = (name for name in names if name.endswith(".safetensors"))
     has_safetensors = any(not any(fnmatch(name, kind) for kind in _OF_MODULES) for name in safe)
     wanted = [*_WANTED, *(f"{kind}.bin" for kind in _OF_MODULES), *(() if has_safetensors else _UNSAFE)]
-    return wanted + (["*.py"] if code else [])
+    return wanted + (["*.py", "*.tiktoken"] if code else [])
 
 
 def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:

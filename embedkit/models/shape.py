@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,8 @@ _INTERMEDIATE_SIZE = (
     "d_inner",
 )
 _N_HEADS = ("num_attention_heads", "encoder_attention_heads", "num_heads", "n_heads", "n_head")
+#: Kinds that hash a token's id, so that any has an embedding.
+_HASHES_TOKENS = ("canine",)
 #: Kinds whose feed-forward part has a third matrix, a gate.
 _GATED = ("gemma", "gte", "granite", "llama", "mistral", "modernbert", "nomic_bert", "olmo", "phi3", "qwen")
 
@@ -66,6 +68,8 @@ def architecture_of(folder: ModelFolder) -> Architecture:
         ModelError: it is known that it cannot be run exactly.
     """
     architecture = ARCHITECTURES.get(folder.model_type, UNPROVEN)
+    if folder.runs_own_encoder:
+        return replace(architecture, loader="AutoModel", layers=None, batches=UNPROVEN.batches, refusals=())
     refusal = architecture.refusal(folder.config)
     if refusal is not None:
         raise ModelError(
@@ -73,6 +77,17 @@ def architecture_of(folder: ModelFolder) -> Architecture:
             hint=refusal.way_out,
         )
     return architecture
+
+
+def n_embeddings(folder: ModelFolder, config: Any) -> int | None:
+    """Tokens that a model has an embedding for, from id 0; None = of any token, or nobody knows.
+
+    Args:
+        folder: the model.
+        config: the encoder's, with its keys as attributes.
+    """
+    stated = getattr(config, "vocab_size", None)
+    return stated if isinstance(stated, int) and folder.model_type not in _HASHES_TOKENS else None
 
 
 def shape_of(folder: ModelFolder, *, trust_remote_code: bool) -> Shape:

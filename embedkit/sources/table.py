@@ -6,7 +6,6 @@ Knows which reader is for which format, and numbers the rows over all files.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from embedkit.sources.kept import KeptTypes, declared_type, fit_together, unifie
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain import PlainText
+from embedkit.streams import rows_in
 
 #: How many faults a scan tells one by one.
 FAULTS_TOLD = 20
@@ -260,10 +260,8 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         return _checked(files, config, notes, decided=not has_texts)
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
-    if stdin is None and sys.stdin is None:
-        raise InputError("stdin is closed", hint="pipe the rows in, or name a file")
     columns = asked(config)
-    file, stream = opened_stdin(stdin or sys.stdin.buffer, config.format, _limits(config))
+    file, stream = opened_stdin(stdin or rows_in(), config.format, _limits(config))
     with _told(STDIN):
         reader = _reader(file, stream, frozenset(columns.named), config)
         there = reader.columns

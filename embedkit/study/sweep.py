@@ -239,8 +239,14 @@ def _poolings(config: RunConfig) -> tuple[str, ...]:
     request = find_model(config.model, config.text, config.pooling)
     if config.pooling.pool != "auto":
         return parse_poolings(config.pooling.pool)
-    folder = str(request.folder.folder)
-    raw, _ = load_tokenizer(folder, casing=config.model.lowercase, known_casing=None, states_casing=True)
+    raw, _ = load_tokenizer(
+        str(request.folder.folder),
+        casing=config.model.lowercase,
+        known_casing=None,
+        states_casing=True,
+        code=request.own_tokenizer,
+        trust_remote_code=request.folder.runs_code,
+    )
     tokenizer = TextTokenizer(raw, max_length=512)
     architecture = ARCHITECTURES.get(request.folder.model_type)
     causal = architecture is not None and architecture.causal

@@ -7,5 +7,14 @@ special tokens stay. Knows nothing of batches or tensors.
 from embedkit.tokenizer.casing import Casing, load_tokenizer
 from embedkit.tokenizer.lengths import refuse_long, usable_length
 from embedkit.tokenizer.texts import TextTokenizer
+from embedkit.tokenizer.vocabulary import check_vocabulary, unspelled_notice
 
-__all__ = ["Casing", "TextTokenizer", "load_tokenizer", "refuse_long", "usable_length"]
+__all__ = [
+    "Casing",
+    "TextTokenizer",
+    "check_vocabulary",
+    "load_tokenizer",
+    "refuse_long",
+    "unspelled_notice",
+    "usable_length",
+]

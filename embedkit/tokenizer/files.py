@@ -85,6 +85,9 @@ def tokenizer_of_files(folder: Path) -> FileTokenizer | None:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(text)
+    # Cutting and padding are the caller's: the tokenizer's own would hide how long a text was.
+    backend.no_truncation()
+    backend.no_padding()
     return FileTokenizer(backend, settings, model_type)
 
 

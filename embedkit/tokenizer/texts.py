@@ -5,8 +5,10 @@ Tokenizes in the Rust library, whole shards at a time, in all its threads and wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, cycle, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,11 @@ _CHARACTERS_AT_ONCE = 500_000
 #: Letters of scripts that no vocabulary has all of: Glagolitic's multiocular O, cuneiform, runes, Ugaritic. What
 #: makes tokens of them spells every character, by its bytes.
 _RARE = "\ua66e \U00012031 \u16a0 \U00010380"
+#: Codes of texts that the model cannot take: a token that it has no embedding for, and a character that the
+#: vocabulary has no token for, nor one that stands for all such characters.
+NO_EMBEDDING, UNKNOWN_CHARACTER = "no_embedding", "unknown_character"
+#: Entries of a vocabulary that are tried for a text that comes to a token, and how many texts are wanted.
+_ENTRIES_TRIED, _OWN_TEXTS = 300, 4
 
 
 class TextTokenizer:
@@ -34,6 +41,7 @@ class TextTokenizer:
         lowercase_first: lowercase texts before the tokenizer sees them.
         overlap: tokens that a window shares with the one before it; None = longer texts are cut, not windowed.
         locates: tell where each token is from.
+        n_embeddings: tokens that the model has an embedding for, from id 0; None = of every token.
 
     Raises:
         ModelError: the tokenizer takes texts apart, or cannot tell where its tokens are from and has to.
@@ -50,6 +58,7 @@ class TextTokenizer:
         lowercase_first: bool = False,
         overlap: int | None = None,
         locates: bool = False,
+        n_embeddings: int | None = None,
     ) -> None:
         self.max_length = max_length
         self.skipped = skipped
@@ -57,19 +66,21 @@ class TextTokenizer:
         self.prompt = prompt.lower() if lowercase_first else prompt
         self.overlap = overlap
         self.locates = locates
+        self.n_embeddings = n_embeddings
         self.takes_token_types = "token_type_ids" in tokenizer.model_input_names
         self._cuts_left = getattr(tokenizer, "truncation_side", "right") == "left"
         # A prompt goes into every window, so it has to be told from the text.
         self._needs_places = locates or (overlap is not None and prompt != "")
         self._encode = _encoder_of(tokenizer, with_places=self._needs_places)
+        self._entries = partial(_entries, tokenizer)
+        self._spelled = ""
         self._learn_special_tokens(tokenizer)
 
     def _learn_special_tokens(self, tokenizer: Any) -> None:
         """Find out what the tokenizer puts around a text, from a text of its own."""
-        probe = self._encode(["a b"])[0]
-        special = probe.special_tokens_mask
-        content = [place for place, mark in enumerate(special) if not mark]
-        if not content or any(special[content[0] : content[-1] + 1]):
+        probe, content = self._probe(tokenizer)
+        special = [] if probe is None else probe.special_tokens_mask
+        if probe is None or any(special[content[0] : content[-1] + 1]):
             raise ModelError(
                 "the tokenizer does not keep a plain text in one piece",
                 hint="embedkit cannot use this model; check the tokenizer's files",
@@ -78,9 +89,12 @@ class TextTokenizer:
         self.opens_with_cls = self.prefix > 0
         self.closes_with_cls = self.suffix > 0 and probe.ids[-1] == getattr(tokenizer, "cls_token_id", None)
         unknown = getattr(tokenizer, "unk_token_id", None)
-        rare = self._encode([_RARE])[0].ids
+        rare, fault = self._encoded_alone(_RARE)
+        content_of_rare = rare.ids[self.prefix : len(rare.ids) - self.suffix] if rare is not None else []
+        #: What becomes of a character that the vocabulary has no token for, where there is no token for that.
+        self.without_unknown: str | None = "refused" if fault else None if content_of_rare else "left out"
         #: The id of what the vocabulary has no entry for; None where it spells every character.
-        self.unknown_id: int | None = unknown if unknown in rare else None
+        self.unknown_id: int | None = unknown if unknown in content_of_rare else None
         n_special = self.prefix + self.suffix
         if self.max_length <= n_special:
             raise UsageError(
@@ -96,6 +110,31 @@ class TextTokenizer:
                 hint=f"use a --stride below {max(1, self.max_length - before)}, or a larger --max-length",
             )
 
+    def probe(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of some texts to try a model on; of entries of the vocabulary where it cannot spell the texts.
+
+        Args:
+            texts: at least two.
+
+        Raises:
+            ModelError: it cannot spell these either.
+        """
+        found = self.tokenize(texts)
+        if found.n_chunks.all():
+            return found.tokens
+        own = islice((entry for entry in self._entries() if self.tokenize([entry]).n_chunks[0]), len(texts))
+        words = [self._spelled, *own]
+        lengths = (len(text.split()) for text in texts)
+        rotated = (islice(cycle(words), place, place + length) for place, length in enumerate(lengths))
+        found = self.tokenize([" ".join(chosen) for chosen in rotated])
+        if found.n_chunks.all():
+            return found.tokens
+        lowered = " once they are lowercased" if self.lowercase_first else ""
+        raise ModelError(
+            f"the tokenizer makes no tokens of the entries of its own vocabulary{lowered}",
+            hint="use --lowercase no" if lowered else "check the tokenizer's files",
+        )
+
     def tokenize(self, texts: Sequence[str | None]) -> TokenizedTexts:
         """Token ids of a shard's texts.
 
@@ -108,9 +147,13 @@ class TextTokenizer:
         """
         found = _Found(len(texts))
         for numbers in _portions(texts):
-            encoded = self._encode([self._prepared(texts[number]) for number in numbers])
+            encoded = self._encoded([self._prepared(texts[number]) for number in numbers])
             for number, text in zip(numbers, encoded, strict=True):
-                if len(text.ids) > max(self.prefix + self.suffix, self.skipped):
+                if isinstance(text, str):
+                    found.faults[number] = text
+                elif self.n_embeddings is not None and max(text.ids, default=0) >= self.n_embeddings:
+                    found.faults[number] = NO_EMBEDDING
+                elif len(text.ids) > max(self.prefix + self.suffix, self.skipped):
                     self._take(number, texts[number] or "", text, found)
         tokens = Tokens(
             input_ids=_joined(found.ids),
@@ -127,7 +170,44 @@ class TextTokenizer:
             *(found.n_tokens, found.n_used, found.n_chunks),
             places,
             found.n_unknown if self.unknown_id is not None else None,
+            found.faults,
         )
+
+    def _encoded(self, texts: list[str]) -> Sequence[_Encoded | str]:
+        """Each text's tokens, or the code of why it has none."""
+        try:
+            return self._encode(texts)
+        except Exception:  # noqa: BLE001 - of the Rust library, and of tokenizers in Python; it does not say which
+            alone = [self._encoded_alone(text) for text in texts]
+            return [UNKNOWN_CHARACTER if encoded is None else encoded for encoded, _ in alone]
+
+    def _encoded_alone(self, text: str) -> tuple[_Encoded | None, bool]:
+        """A text's tokens, and whether it cannot be spelled."""
+        try:
+            return self._encode([text])[0], False
+        except Exception:  # noqa: BLE001 - as above
+            return None, True
+
+    def _probe(self, tokenizer: Any) -> tuple[_Encoded | None, list[int]]:
+        """A text that comes to tokens of its own, and where these are; None where there is none.
+
+        A vocabulary may have no plain letter: entries of its own are tried, too.
+        """
+        special_ids = set(getattr(tokenizer, "all_special_ids", ()))
+        unknown: tuple[_Encoded | None, list[int]] = (None, [])
+        for text in chain(("a b", "A B", "0 1"), self._entries()):
+            encoded, _ = self._encoded_alone(text)
+            if encoded is None:
+                continue
+            content = [place for place, mark in enumerate(encoded.special_tokens_mask) if not mark]
+            if not content:
+                continue
+            if not special_ids.intersection(encoded.ids[place] for place in content):
+                self._spelled = text
+                return encoded, content
+            if unknown[0] is None:
+                self._spelled, unknown = text, (encoded, content)
+        return unknown
 
     def _prepared(self, text: str | None) -> str:
         return self.prompt + ((text or "").lower() if self.lowercase_first else text or "")
@@ -201,6 +281,7 @@ class _Found:
 
     def __init__(self, n_texts: int) -> None:
         self.n_tokens, self.n_used, self.n_chunks, self.n_unknown = (np.zeros(n_texts, np.int32) for _ in range(4))
+        self.faults: dict[int, str] = {}
         self.texts: list[int] = []
         self.added: list[int] = []
         self.ids: list[NDArray[np.int32]] = []
@@ -290,6 +371,11 @@ def _portions(texts: Sequence[str | None]) -> Sequence[list[int]]:
         portions[-1].append(number)
         room -= len(text)
     return portions
+
+
+def _entries(tokenizer: Any) -> Iterator[str]:
+    """The first entries of a vocabulary, without the marks of pieces of words."""
+    yield from (entry.strip("#\u2581\u0120 ") for entry in islice(tokenizer.get_vocab(), _ENTRIES_TRIED))
 
 
 def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:

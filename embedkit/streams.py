@@ -1,0 +1,121 @@
+"""Stdin and stdout of the process, kept for rows while a model is in use.
+
+A library may ask a question on stdin and so eat rows, or print into the rows on stdout; code of a model's own may
+do either. Inside `kept_for_rows` both find nothing to read and print on stderr, be it Python or compiled code, and
+so do the processes that are started there. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, TextIO
+
+from embedkit.errors import InputError, OutputError
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    stdin: BinaryIO | None
+    stdout: BinaryIO | None
+
+
+#: The streams as they were, while `kept_for_rows` is in force.
+_kept: list[_Kept] = []
+
+
+def rows_in() -> BinaryIO:
+    """The stream that rows are read from where the input is `-`.
+
+    Raises:
+        InputError: stdin is closed.
+    """
+    stream = _kept[-1].stdin if _kept else _binary(sys.stdin)
+    if stream is None:
+        raise InputError("stdin is closed, so there are no rows to read", hint="pipe rows in, or name a file")
+    return stream
+
+
+def rows_out() -> BinaryIO:
+    """The stream that rows are written to with `-o -`.
+
+    Raises:
+        OutputError: stdout is closed.
+    """
+    stream = _kept[-1].stdout if _kept else _binary(sys.stdout)
+    if stream is None:
+        raise OutputError("stdout is closed, so no rows can be written to it", hint="write to a file with -o")
+    return stream
+
+
+@contextmanager
+def kept_for_rows() -> Generator[None, None, None]:
+    """Leave stdin and stdout to `rows_in` and `rows_out`; all else reads nothing and prints on stderr."""
+    stdin, stdout = sys.stdin, sys.stdout
+    _flush(stdout)
+    saved = {number: _duplicate(number) for number in (_STDIN, _STDOUT)}
+    _kept.append(_Kept(_own(stdin, _STDIN, "rb"), _own(stdout, _STDOUT, "wb")))
+    nothing = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - a device; closed below
+    try:
+        os.dup2(nothing.fileno(), _STDIN)
+        with contextlib.suppress(OSError):  # stderr is closed
+            os.dup2(_STDERR, _STDOUT)
+        sys.stdin, sys.stdout = nothing, sys.stderr
+        yield
+    finally:
+        rows = _kept.pop()
+        _flush(sys.stdout)
+        # What compiled code printed is still in the C library's buffer.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).fflush(None)
+        sys.stdin, sys.stdout = stdin, stdout
+        if rows.stdout is not None and rows.stdout is not _binary(stdout):
+            with contextlib.suppress(OSError):  # the reader is gone; whoever wrote has been told
+                rows.stdout.close()
+        nothing.close()
+        for number, duplicate in saved.items():
+            _restore(number, duplicate)
+
+
+def _own(stream: TextIO | None, number: int, mode: str) -> BinaryIO | None:
+    """The bytes of a standard stream: by a descriptor of its own, unless the stream stands for something else."""
+    try:
+        is_standard = stream is not None and stream.fileno() == number
+    except (OSError, ValueError):
+        is_standard = False
+    duplicate = _duplicate(number) if is_standard else None
+    # Never closed where it is read: a thread may still wait in it.
+    return _binary(stream) if duplicate is None else open(duplicate, mode)  # type: ignore[return-value]  # noqa: PTH123
+
+
+def _binary(stream: TextIO | None) -> BinaryIO | None:
+    return getattr(stream, "buffer", None)
+
+
+def _duplicate(number: int) -> int | None:
+    try:
+        return os.dup(number)
+    except OSError:  # it is closed
+        return None
+
+
+def _restore(number: int, duplicate: int | None) -> None:
+    if duplicate is None:
+        with contextlib.suppress(OSError):  # it was closed from the start
+            os.close(number)
+        return
+    os.dup2(duplicate, number)
+    os.close(duplicate)
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

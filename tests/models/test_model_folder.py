@@ -275,6 +275,9 @@ def test_a_folder_beside_the_one_meant_is_named_and_the_hub_not_asked(model):
     error = refusal("models/clincal")
     assert "there is no such folder in models/" in error.message
     assert error.hint.startswith("did you mean models/clinical?")
+    with pytest.raises(ModelError, match="forbids to fetch it, and there is no such folder in models/") as caught:
+        resolve_model(ModelConfig("models/clincal", offline=True))
+    assert caught.value.hint.startswith("did you mean models/clinical?")
     (model.parent / "models/clinical").rename(model.parent / "my_model")
     assert "did you mean my_model?" in refusal("my_modle").hint
 

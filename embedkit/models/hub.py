@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from embedkit.errors import Stopped
-from embedkit.models.model_folder import WEIGHTS
+from embedkit.models.model_folder import READ, WEIGHTS
 
 #: Seconds without a byte after which a download is given up. The library itself tries again five times meanwhile.
 STALL_SECONDS = 60.0
@@ -35,12 +35,6 @@ _LOOK_SECONDS = 0.1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm", "tokenizer_config.json")
-#: Files beside the weights that decide numbers, in the folder of an encoder.
-_READ = (
-    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("*.model", "*.spm", "*.bpe", "*.codes"),
-)
 #: Files of a recipe that only a model with a modules.json has.
 _OF_RECIPE = (
     "config_sentence_transformers.json",
@@ -264,7 +258,7 @@ def _needed(names: Sequence[str], patterns: Sequence[str], folder: Path) -> list
     for name in names:
         place, _, file = name.rpartition("/")
         is_read = any(
-            fnmatch(file, pattern) for pattern in (*_READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
+            fnmatch(file, pattern) for pattern in (*READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
         )
         is_wanted = any(fnmatch(name, pattern) for pattern in patterns)
         if is_wanted and place in modules and (is_read or place not in {"", encoder}):

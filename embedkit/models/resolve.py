@@ -239,12 +239,11 @@ def _opened(
 
 
 def _weight_files(model: ModelFolder) -> list[Path]:
-    """The files that weights are read from: the encoder's, or the parts that its index names, and its modules'."""
+    """The files that the encoder's weights are read from: one, or the parts that an index names."""
     weights = model.folder / model.weights
-    parts = [weights]
-    if weights.name.endswith(".index.json"):
-        parts = [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
-    return parts + [file for _, path in model.modules() for file in model.module_weights(path)]
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    return [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
 
 
 def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
@@ -275,6 +274,7 @@ def _read_json(name: str, path: Path) -> Any:
             hint=f"check the permissions of {path}",
         ) from None
     except (ValueError, RecursionError):
+        refuse_damaged(name, path.parent, [path])
         raise ModelError(
             f"{path.name} of model '{name}' is not valid JSON", hint=f"mend or fetch again {path}"
         ) from None
@@ -488,9 +488,12 @@ def _not_fetched(
 ) -> ModelError:
     name = config.model
     why, way_out = fault.why, fault.way_out
-    if fault.absent and "/" not in name and alias is None:
-        why = f"{why}, and is no folder and no alias"
-    elif not fault.final:
+    if "/" not in name and alias is None and name not in canonical_ids():
+        return ModelError(
+            f"no model '{name}': it is no folder and no alias, and as a hub id it {why}",
+            hint=did_you_mean(name, _known_names(name), f"`embedkit doctor` lists the aliases; {way_out}"),
+        )
+    if not fault.final:
         why += _no_folder(name)
     if not fault.absent and not fault.final:
         commits = hub.cached_commits(repos)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from embedkit.errors import Stopped
-from embedkit.models.model_folder import WEIGHTS
+from embedkit.models.model_folder import READ, WEIGHTS
 
 #: Seconds without a byte after which a download is given up. The library itself tries again five times meanwhile.
 STALL_SECONDS = 60.0
@@ -35,12 +35,6 @@ _LOOK_SECONDS = 0.1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm", "tokenizer_config.json")
-#: Files beside the weights that decide numbers, in the folder of an encoder.
-_READ = (
-    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("*.model", "*.spm", "*.bpe", "*.codes"),
-)
 #: Files of a recipe that only a model with a modules.json has.
 _OF_RECIPE = (
     "config_sentence_transformers.json",
@@ -157,7 +151,8 @@ def host() -> str:
     """Name the hub that is asked, such as huggingface.co."""
     from huggingface_hub import constants
 
-    return urlsplit(constants.ENDPOINT).netloc or str(constants.ENDPOINT)
+    # Without a login that may stand before it.
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or str(constants.ENDPOINT)
 
 
 def is_commit(revision: str | None) -> bool:
@@ -263,7 +258,7 @@ def _needed(names: Sequence[str], patterns: Sequence[str], folder: Path) -> list
     for name in names:
         place, _, file = name.rpartition("/")
         is_read = any(
-            fnmatch(file, pattern) for pattern in (*_READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
+            fnmatch(file, pattern) for pattern in (*READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
         )
         is_wanted = any(fnmatch(name, pattern) for pattern in patterns)
         if is_wanted and place in modules and (is_read or place not in {"", encoder}):
@@ -323,6 +318,8 @@ class _Fetch:
         size: bytes of them.
         found: the folder, when it is through without a fault.
         fault: what ended it.
+        status: of the last answer that the library met with another try, such as 429; None if there was none.
+        pause: seconds until that try, where the hub has asked for so many.
         done: set at the end.
     """
 
@@ -331,6 +328,8 @@ class _Fetch:
     size: int = 0
     found: Path = field(default_factory=Path)
     fault: BaseException | None = None
+    status: int | None = None
+    pause: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -389,7 +388,8 @@ def _fetched(repo: str, revision: str | None, wanted: Wanted, observer: FetchObs
     threading.Thread(
         target=_work, args=(fetching, revision, wanted, patience, observer is not None), daemon=True, name="hub"
     ).start()
-    _wait(fetching, patience, observer)
+    with _heard(fetching):
+        _wait(fetching, patience, observer)
     if fetching.fault is not None:
         raise _explained(fetching.fault, repo, revision, patience) from None
     return fetching.found
@@ -404,8 +404,14 @@ def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> 
     alive, sized = time.monotonic(), False
     done = False
     while not done:
-        done = fetching.done.wait(_LOOK_SECONDS)
-        if observer is not None and observer.stopped():
+        try:
+            done = fetching.done.wait(_LOOK_SECONDS)
+            stopped = observer is not None and observer.stopped()
+        except KeyboardInterrupt:
+            if observer is None:
+                raise
+            stopped = True
+        if stopped:
             raise Stopped(
                 f"stopped while '{fetching.repo}' was fetched", hint="the same command goes on with fetching it"
             )
@@ -422,7 +428,33 @@ def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> 
         stall = max(STALL_SECONDS, 2.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
         limit = stall if sized else 1.5 * patience
         if not done and time.monotonic() - alive > limit:
-            raise _silent(limit, fetched=sized)
+            raise _of_load(fetching.status, fetching.pause) or _silent(limit, fetched=sized)
+
+
+@contextmanager
+def _heard(fetching: _Fetch) -> Generator[None, None, None]:
+    """Note what the library says of answers that it meets with another try: it waits for minutes, untold."""
+    threads = set()
+
+    def note(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        answer = re.search(r"HTTP Error (\d{3})", said)
+        if answer and host() in said and f"/{fetching.repo}/" in said:
+            threads.add(record.thread)
+            fetching.status, fetching.pause = int(answer[1]), ""
+        elif record.thread in threads and (pause := re.search(r"Rate limited. Waiting (\d+)", said)):
+            fetching.pause = pause[1]
+        return False
+
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
 
 
 def _work(fetching: _Fetch, revision: str | None, wanted: Wanted, patience: float, silent: bool) -> None:
@@ -569,16 +601,24 @@ def _of_answer(fault: Any, kinds: set[str], repo: str, revision: str | None) -> 
             f"see {page} whether a licence is to be accepted, and "
             + ("whether your token may read it" if has_token else "set HF_TOKEN or run `hf auth login`"),
         )
-    if status == 429:
-        seconds = str(headers.get("Retry-After") or "")
-        wait = f"wait {seconds} s" if seconds.isdecimal() else "wait some minutes"
-        token = "" if has_token else "; with a token (HF_TOKEN, or `hf auth login`) more requests are allowed"
-        return Unavailable(f"cannot be fetched now: {host()} has had too many requests (HTTP 429)", wait + token)
-    if status >= 500:
-        return Unavailable(f"cannot be fetched now: {host()} is out of order (HTTP {status})", "try again later")
     if status == 407:
         return Unavailable("cannot be fetched: the proxy wants a login (HTTP 407)", "put it into HTTPS_PROXY")
-    return Unavailable(f"cannot be fetched: {host()} answers with HTTP {status}", f"see {page}")
+    return _of_load(status, str(headers.get("Retry-After") or "")) or Unavailable(
+        f"cannot be fetched: {host()} answers with HTTP {status}", f"see {page}"
+    )
+
+
+def _of_load(status: int | None, pause: str) -> Unavailable | None:
+    """A hub that has too much to do, or is down; None for all other answers."""
+    from huggingface_hub import get_token
+
+    if status == 429:
+        wait = f"wait {pause} s" if pause.isdecimal() else "wait some minutes"
+        token = "" if get_token() else "; with a token (HF_TOKEN, or `hf auth login`) more requests are allowed"
+        return Unavailable(f"cannot be fetched now: {host()} has had too many requests (HTTP 429)", wait + token)
+    if status is not None and status >= 500:
+        return Unavailable(f"cannot be fetched now: {host()} is out of order (HTTP {status})", "try again later")
+    return None
 
 
 def _of_network(chain: list[BaseException], kinds: set[str], patience: float) -> Unavailable:  # noqa: PLR0911

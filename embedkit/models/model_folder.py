@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+#: Files beside the weights that decide numbers, in the folder of an encoder.
+READ = (
+    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
+    *("*.model", "*.spm", "*.bpe", "*.codes"),
 )
 #: Modules of sentence-transformers that are an encoder of transformers.
 ENCODER_MODULES = ("Transformer", "MLMTransformer")
@@ -71,7 +78,6 @@ _FOREIGN = (
 )
 #: Files of a training run, which hold no model.
 _OF_TRAINING = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "adapter_", "trainer_state")
-_SMALL_FILES = (".json", ".txt", ".model", ".spm", ".bpe", ".codes", ".jinja")
 _LFS = b"version https://git-lfs.github.com/spec/"
 #: A pointer has three lines; the specification allows a kilobyte.
 _POINTER_BYTES = 1024
@@ -309,7 +315,8 @@ def parts_of(name: str, index: Path) -> list[str]:
 
 def small_files(folder: Path) -> list[Path]:
     """List the files of a folder that settings and tokenizers are read from, sorted."""
-    return sorted(path for path in folder.iterdir() if path.suffix in _SMALL_FILES and path.is_file())
+    files = (path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in READ))
+    return sorted(path for path in files if path.is_file())
 
 
 def _adapter(name: str, folder: Path) -> ModelError:
@@ -406,7 +413,7 @@ def _cut(path: Path, start: bytes) -> str | None:
     if size <= _SAFETENSORS_LENGTH or (is_header and _SAFETENSORS_LENGTH + length > size):
         return f"is cut: it has {size:,} bytes, fewer than its header alone"
     if not is_header:
-        return "is not a safetensors file"
+        return "is not a safetensors file, and cannot be read"
     with path.open("rb") as file:
         file.seek(_SAFETENSORS_LENGTH)
         header = file.read(length)
@@ -414,7 +421,7 @@ def _cut(path: Path, start: bytes) -> str | None:
         tensors = [entry for key, entry in json.loads(header).items() if key != "__metadata__"]
         whole = _SAFETENSORS_LENGTH + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "has a header that is not that of a safetensors file"
+        return "has a header that is not that of a safetensors file, and cannot be read"
     return f"is cut: it has {size:,} bytes of {whole:,}" if size < whole else None
 
 

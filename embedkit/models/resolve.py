@@ -249,12 +249,11 @@ def _opened(
 
 
 def _weight_files(model: ModelFolder) -> list[Path]:
-    """The files that weights are read from: the encoder's, or the parts that its index names, and its modules'."""
+    """The files that the encoder's weights are read from: one, or the parts that an index names."""
     weights = model.folder / model.weights
-    parts = [weights]
-    if weights.name.endswith(".index.json"):
-        parts = [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
-    return parts + [file for _, path in model.modules() for file in model.module_weights(path)]
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    return [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
 
 
 def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
@@ -285,6 +284,7 @@ def _read_json(name: str, path: Path) -> Any:
             hint=f"check the permissions of {path}",
         ) from None
     except (ValueError, RecursionError):
+        refuse_damaged(name, path.parent, [path])
         raise ModelError(
             f"{path.name} of model '{name}' is not valid JSON", hint=f"mend or fetch again {path}"
         ) from None
@@ -485,7 +485,8 @@ def _not_here(
         )
     if "/" not in config.model and alias is None and config.model not in canonical_ids():
         return _unknown(config.model)
-    return ModelError(f"{called} is not on this machine, {why}", hint=_hint(config, alias, _ways(alias)))
+    hint = _hint(config, alias, _ways(alias))
+    return ModelError(f"{called} is not on this machine, {why}{_no_folder(config.model)}", hint=hint)
 
 
 def _not_fetched(
@@ -497,24 +498,34 @@ def _not_fetched(
 ) -> ModelError:
     name = config.model
     why, way_out = fault.why, fault.way_out
-    if fault.absent and "/" not in name and alias is None:
-        why = f"{why}, and is no folder and no alias"
-    elif fault.absent and Path(name).parent.is_dir() and "/" in name:
-        why = f"{why}, and there is no such folder in {Path(name).parent}/"
+    if "/" not in name and alias is None and name not in canonical_ids():
+        return ModelError(
+            f"no model '{name}': it is no folder and no alias, and as a hub id it {why}",
+            hint=did_you_mean(name, _known_names(name), f"`embedkit doctor` lists the aliases; {way_out}"),
+        )
+    if not fault.final:
+        why += _no_folder(name)
     if not fault.absent and not fault.final:
         commits = hub.cached_commits(repos)
         if cached is None and commits:
             way_out += f"; or use a cached commit: --revision {commits[0]} --offline"
-    return ModelError(
-        f"{_called(config, repos)} {why}", hint=_hint(config, alias, f"{way_out}; or {_ways(alias)}")
-    )
+    otherwise = f"{way_out}; or {_ways(alias)}"
+    hint = _hint(config, alias, otherwise) if fault.absent else otherwise
+    return ModelError(f"{_called(config, repos)} {why}", hint=hint)
+
+
+def _no_folder(name: str) -> str:
+    """What to add for owner/name where a folder of that owner is here: a folder may have been meant."""
+    parent = Path(name).parent
+    return f", and there is no such folder in {parent}/" if "/" in name and parent.is_dir() else ""
 
 
 def _hint(config: ModelConfig, alias: Alias | None, otherwise: str) -> str:
     """The way out, after what is spelled alike, on this machine or among the aliases."""
     if alias is not None or config.model in canonical_ids():
         return otherwise
-    known = [*(one.hub for one in all_aliases().values()), *canonical_ids().values(), *hub.cached_ids()]
+    folders = _folders_here(Path(config.model).parent) if "/" in config.model else []
+    known = [*folders, *(one.hub for one in all_aliases().values()), *canonical_ids().values(), *hub.cached_ids()]
     near = closest_names(config.model, [one for one in known if one != config.model], most=1)
     return f"did you mean {near[0]}? Else {otherwise}" if near else otherwise
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedkit.errors import ModelError, UsageError
+from embedkit.models.model_folder import refuse_damaged
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.settings import TransformerSettings, transformer_settings
 
@@ -189,6 +190,7 @@ def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Shipp
     ]
     normalize = bool(behind) and behind[-1].kind == "Normalize"
     _refuse_misfit(model, behind)
+    _refuse_damaged_modules(model, paths)
     # Without this setting sentence-transformers hands out no layers, and leaves their weights aside in silence.
     weighted = weighted and transformer.gives_layers(model.config)
     return ShippedRecipe(
@@ -273,6 +275,15 @@ def _refuse_misfit(model: ModelFolder, modules: list[ShippedModule]) -> None:
             what = f"has a module '{module.kind}' of {module.in_features} dimensions behind one of {width}"
             raise _refusal(model, what)
         width = module.out_features or width
+
+
+def _refuse_damaged_modules(model: ModelFolder, paths: list[str]) -> None:
+    """Refuse weights of modules that are a pointer, a web page, empty or cut; of the encoder's, it is known."""
+    files = [file for path in paths if path for file in model.module_weights(path)]
+    try:
+        refuse_damaged(model.name, model.root, files)
+    except ModelError as error:
+        raise ModelError(error.message, hint=f"{error.hint}; or {_CHOOSE}") from None
 
 
 def _refusal(model: ModelFolder, what: str) -> ModelError:

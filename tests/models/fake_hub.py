@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -78,13 +77,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def trickle(self, body: bytes, seconds: float) -> None:
-        """Answer with a piece of the body, then nothing more for some time."""
+        """Answer with a byte each so many seconds."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2])
-        self.wfile.flush()
-        time.sleep(seconds)
+        with suppress(OSError):
+            for at in range(len(body)):
+                self.wfile.write(body[at : at + 1])
+                self.wfile.flush()
+                if self.server.over.wait(seconds):
+                    break
+        self.close_connection = True
 
     def _list(self, rest: str) -> None:
         repo, _, revision = rest.partition("/revision/") if "/revision/" in rest else rest.partition("/tree/")

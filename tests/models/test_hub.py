@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import embedkit.cli.fetching
 from embedkit.config import ModelConfig
-from embedkit.errors import ModelError
+from embedkit.errors import ModelError, Stopped
 from embedkit.models import hub
 from embedkit.models.resolve import resolve_model
 from tests.conftest import NOTES
@@ -36,7 +38,15 @@ def served(bert, tmp_path, monkeypatch):
         monkeypatch.setattr(hub, "STALL_SECONDS", 2.0)
         monkeypatch.chdir(tmp_path)
         server.models["owner/name"] = bert
+        # What the library waits before another try ends with the test, and so do threads that were given up.
+        clock = SimpleNamespace(**{**vars(time), "sleep": server.over.wait})
+        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
         yield server
+        monkeypatch.setattr(f"{constants}HF_HUB_OFFLINE", True)
+        server.over.set()
+        for thread in threading.enumerate():
+            if thread.name == "hub":
+                thread.join(timeout=5)
 
 
 def found(model, **options):
@@ -160,6 +170,13 @@ def test_a_name_without_an_owner_may_be_one_of_sentence_transformers(served, ber
     assert found("paraphrase-MiniLM-L3-v2").hub == "sentence-transformers/paraphrase-MiniLM-L3-v2"
 
 
+def test_doctor_tells_what_is_cached_under_an_old_name_and_asks_nobody(served, bert, tmp_path, embedkit_cli):
+    cached(bert, tmp_path / "cache", "bert-base-uncased")
+    lines = embedkit_cli("doctor").out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("* ")] == ["minilm", "bert-base-uncased"]
+    assert served.requests == []
+
+
 @pytest.mark.parametrize(("name", "meant"), [("minilmm", "minilm"), ("bert-base-uncase", "bert-base-uncased")])
 def test_a_mistyped_alias_is_not_asked_for(served, name, meant):
     assert f"did you mean {meant}?" in refusal(name).hint
@@ -193,6 +210,32 @@ def test_each_answer_of_the_hub_is_told_as_what_it_is(served, status, headers, s
     assert says in error.message
     assert way_out in error.hint
     assert len(served.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "says"),
+    [
+        (403, {"X_Error_Code": "GatedRepo"}, "is gated (HTTP 403)"),
+        (401, {"X_Error_Code": "GatedRepo"}, "is gated (HTTP 401)"),
+        (403, {}, "forbids it (HTTP 403)"),
+        (429, {"Retry_After": "40"}, "too many requests (HTTP 429)"),
+        (503, {}, "out of order (HTTP 503)"),
+    ],
+)
+def test_the_same_is_told_where_only_the_files_are_refused(served, status, headers, says):
+    # Anybody may read what a gated model consists of.
+    served.answer = lambda handler: "/resolve/" in handler.path and (handler.reply(status, **headers) or True)
+    assert says in refusal("owner/name").message
+
+
+def test_a_hub_that_falls_silent_later_is_given_up_too(served):
+    served.answer = lambda handler: len(served.requests) > 1 and (handler.hang() or True)
+    assert "stopped sending for 2 s" in refusal("owner/name").message
+
+
+def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(served):
+    served.answer = lambda handler: handler.trickle(b" " * 100, 0.3) or True
+    assert "does not answer within" in refusal("owner/name").message
 
 
 def test_a_hub_that_never_answers_is_given_up_and_never_holds_up_what_is_cached(served, bert, tmp_path):
@@ -328,10 +371,6 @@ def test_workers_are_given_the_commit_that_a_branch_was_found_to_be(served, embe
 
 
 def test_a_stop_ends_the_wait(served):
-    import threading
-
-    from embedkit.errors import Stopped
-
     served.answer = lambda handler: handler.hang() or True
     stop = threading.Event()
     stop.set()

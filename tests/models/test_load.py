@@ -122,7 +122,7 @@ def test_the_pooler_goes_with_the_last_layer_only(bert):
 
 def test_a_damaged_file_is_told_in_one_line(bert):
     (bert / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match="is not a safetensors file, and cannot be read") as caught:
         Encoder(str(bert), pool="mean")
     assert "\n" not in caught.value.message
 

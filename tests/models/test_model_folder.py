@@ -190,6 +190,29 @@ def test_a_git_lfs_pointer_is_called_one(model, file):
     assert "git lfs pull" in error.hint
 
 
+def test_a_file_that_no_run_reads_may_be_anything(model):
+    (model / "train_data.json").write_text(POINTER)
+    (model / "eval.json").touch()
+    (model / "pytorch_model.bin").write_text(POINTER)
+    assert resolve_model(ModelConfig(str(model))).model_type == "bert"
+
+
+def test_a_module_that_is_a_pointer_is_told_when_the_recipe_is_followed_and_only_then(encode, model, tmp_path):
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
+    recipe(model, *((path, MODULES + kind) for path, kind in kinds))
+    (model / "1_Pooling/config.json").write_text(POINTER)
+    dense = {"in_features": 32, "out_features": 2, "activation_function": "torch.nn.Tanh"}
+    (model / "2_Dense/config.json").write_text(json.dumps(dense))
+    (model / "2_Dense/model.safetensors").write_text(POINTER)
+    arguments = (NOTES, "--limit", "2", "-m", model, "-o", tmp_path / "a.parquet")
+    ran = encode(*arguments)
+    assert (ran.code, "is a Git LFS pointer" in ran.err, "config.json" in ran.err) == (4, True, True)
+    (model / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
+    ran = encode(*arguments)
+    assert (ran.code, "2_Dense/model.safetensors of model" in ran.err, "--pool mean" in ran.err) == (4, True, True)
+    assert encode(*arguments, "--pool", "mean").code == 0
+
+
 def test_a_web_page_instead_of_a_file_is_called_one(model):
     (model / "model.safetensors").write_text("\n<!DOCTYPE html>\n<html>")
     error = refusal(model)
@@ -275,6 +298,9 @@ def test_a_folder_beside_the_one_meant_is_named_and_the_hub_not_asked(model):
     error = refusal("models/clincal")
     assert "there is no such folder in models/" in error.message
     assert error.hint.startswith("did you mean models/clinical?")
+    with pytest.raises(ModelError, match="forbids to fetch it, and there is no such folder in models/") as caught:
+        resolve_model(ModelConfig("models/clincal", offline=True))
+    assert caught.value.hint.startswith("did you mean models/clinical?")
     (model.parent / "models/clinical").rename(model.parent / "my_model")
     assert "did you mean my_model?" in refusal("my_modle").hint
 

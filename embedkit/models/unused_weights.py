@@ -21,7 +21,7 @@ _BESIDE = re.compile(
     r"|seq_relationship|linear|proj|projection|.*_proj(ection)?|regress(ion|or).*|dense|fc\d*|mlp|crf|loss.*|criterion.*"
     r"|temperature|logit_scale|logit_bias|dropout|cosine.*|start_.*|end_.*|answer_class|contact_head|mask_predictions"
     r"|decoder|vision_(model|tower)|visual|audio_(model|tower)|multi_modal_projector|mtp(_.*)?|out|multi_choice.*"
-    r"|qa_.*|relation_.*|entity_predictions|lm_.*|mc_.*|multiple_choice.*|token_type_.*|colbert_linear|sparse_linear"
+    r"|qa_.*|relation_.*|entity_predictions|lm_.*|mc_.*|multiple_choice.*|token_type_.*|colbert_linear|sparse_linear|embed_out|splinter_qass"
 )
 #: Tables that are computed and that older versions saved, and causal masks; wherever they are in the model.
 _COMPUTED = re.compile(
@@ -47,8 +47,8 @@ def is_known_head(name: str, prefix: str, parts: Collection[str]) -> bool:
         return True
     inside = bool(prefix) and name.startswith(f"{prefix}.")
     first = (name.removeprefix(f"{prefix}.") if inside else name).split(".")[0]
-    if first == "pooler":
-        # A head, wherever it is; an encoder that has one uses it.
+    if first in {"pooler", "decoder"} and first not in parts:
+        # No part of an encoder, wherever they are.
         return not is_added(name)
     return not inside and first not in parts and bool(_BESIDE.fullmatch(first))
 

@@ -91,9 +91,7 @@ def draft(
     max_length = usable_length(
         text.max_length,
         positions=positions if trained is None else None,
-        stated=stated_length(raw_tokenizer, config, shipped_length)
-        if shipped
-        else raw_tokenizer.model_max_length,
+        stated=stated_length(raw_tokenizer, config, shipped_length) if shipped else raw_tokenizer.model_max_length,
         trained=trained if shipped_length is None else None,
     )
     beyond = _beyond(folder, config, max_length, trained)
@@ -201,8 +199,8 @@ def _beyond(folder: ModelFolder, config: Any, max_length: int, trained: int | No
         return None
     if rotates_by_history(config):
         raise UsageError(
-            f"{max_length} tokens are more than the {trained} positions of '{folder.name}', and its rotary positions "
-            "of type 'dynamic' change with the longest text that it has read",
+            f"{max_length} tokens are more than the {trained} positions of '{folder.name}', and its rotary "
+            "positions of type 'dynamic' change with the longest text that it has read",
             hint=f"use --max-length {trained}",
         )
     return (

@@ -22,7 +22,6 @@ _QUANTIZATION = frozenset(
 _REFUSED = {
     "adapters": "adapters, which embedkit does not apply",
     "fusion_config": "layers that are fused when the model is loaded",
-    "per_layer_config": "layers with settings of their own",
     "pruned_heads": "pruned attention heads, which transformers 5 does not cut out",
 }
 #: Of a model without a table of positions, what config.json may call them.
@@ -53,6 +52,9 @@ _HARMLESS = re.compile(
     r"|use_(fused_)?xentropy|fused_.*|pad_vocab_size_multiple|max_trained_positions|dense_seq_output"
     r"|gap_size|net_structure_type|num_memory_blocks|layers_to_keep|bi_data|max_window_layers|mtp_.*|num_nextn_.*"
     r"|decoder_.*|onnx_export|extra_pos_embeddings"
+    # Sizes that the shapes of the weights hold.
+    r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
+    r"|n(um)?_(hidden_)?layers?"
 )
 #: Keys that some classes no longer read, and the only values that mean what their code computes.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -99,8 +101,8 @@ def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str
     named = config.get("transformers_weights")
     if named is not None and [named] != list(weights):
         raise ModelError(
-            f"config.json of model '{model}' takes its weights from {str(named)[:80]!r} (transformers_weights), and "
-            f"embedkit reads {', '.join(weights)[:80]}",
+            f"config.json of model '{model}' takes its weights from {str(named)[:80]!r} (transformers_weights), "
+            f"and embedkit reads {', '.join(weights)[:80]}",
             hint="name that file model.safetensors, and take transformers_weights out of config.json",
         )
 
@@ -125,9 +127,9 @@ def check_positions(model: str, config: Mapping[str, Any]) -> None:
         allowed = _ROTARY if known.positions == "none" else ("absolute",)
     if kind not in allowed:
         raise ModelError(
-            f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which transformers 5 "
-            f"does not compute for '{model_type}'; it has {' and '.join(allowed)} positions only",
-            hint="use a checkpoint with such positions: the vectors would be others than the model was trained for "
+            f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which "
+            f"transformers 5 does not compute for '{model_type}'; it has {' and '.join(allowed)} positions only",
+            hint="use a checkpoint with such positions: the vectors would be others than it was trained for "
             "(transformers 4 still computes relative_key)",
         )
 
@@ -173,8 +175,8 @@ def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str 
         raise ModelError(
             f"config.json of model '{model}' sets '{numeric[0][:80]}' to {str(unread[numeric[0]])[:80]!r}, which "
             f"transformers' '{model_type}' does not know and would leave aside",
-            hint=f"if the model was trained without it, take {numeric[0][:80]} out of config.json; else its numbers "
-            "need the code that it was trained with",
+            hint=f"if the model was trained without it, take {numeric[0][:80]} out of config.json; else its "
+            "numbers need the code that it was trained with",
         )
     if not unread:
         return None
@@ -188,8 +190,8 @@ def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"config.json of model '{model}' says that its weights are quantised ({key}: "
                 f"{str(told or 'of an unnamed method')[:80]}); embedkit reads plain weights only",
-                hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained; if "
-                f"the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
+                hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained; "
+                f"if the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
             )
         if isinstance(value, Mapping):
             _check_quantization(model, value)

@@ -255,7 +255,8 @@ def _check_weights(folder: ModelFolder, model: Any) -> None:
     state, prefix = model.state_dict(), str(model.base_model_prefix)
     parts = {name.removeprefix(f"{prefix}.").split(".")[0] for name in state}
     hidden = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
-    unused, taken = [], {}
+    unused: list[str] = []
+    taken: dict[str, str] = {}
     for name, (target, converted) in _targets(model, list(stored), state).items():
         if target not in state:
             known = any(pattern.search(name) for pattern in hidden) and not is_added(name)
@@ -264,7 +265,8 @@ def _check_weights(folder: ModelFolder, model: Any) -> None:
             continue
         if state[target].is_floating_point() and stored[name].dtype not in PLAIN_DTYPES:
             raise ModelError(
-                f"the weight {name[:120]} of '{folder.name}' is stored as {stored[name].dtype}, not as plain numbers",
+                f"the weight {name[:120]} of '{folder.name}' is stored as {stored[name].dtype}, not as "
+                "plain numbers",
                 hint="it is quantised: use the checkpoint that it was made from, or dequantise it",
             )
         if not converted and taken.setdefault(target, name) != name:

@@ -1,6 +1,6 @@
 """The files that a model's weights are read from, and the tensors that these hold.
 
-Reads names, sizes and headers; no weight. torch and safetensors are imported where a file is opened.
+Reads names and headers; no weight. torch, transformers and safetensors are imported where a file is opened.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
         raise ModelError(
-            f"model '{model}' has no weights in {folder}", hint=f"put one of these there: {', '.join(WEIGHTS[::2])}"
+            f"model '{model}' has no weights in {folder}",
+            hint=f"put one of these there: {', '.join(WEIGHTS[::2])}",
         )
     if not name.endswith(".index.json"):
         return (folder / name,)
@@ -105,8 +106,8 @@ def check_no_others(model: str, folder: Path) -> None:
     if adapter is not None:
         raise ModelError(
             f"model '{model}' has an adapter beside its weights ({adapter}), which embedkit does not apply",
-            hint="merge it: peft's PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW); "
-            "or take the adapter's files out of the folder for the model without it",
+            hint="merge it: peft's PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)"
+            "; or take the adapter's files out of the folder for the model without it",
         )
     distributed = next((name for name in sorted(there) if _DISTRIBUTED.fullmatch(name)), None)
     if distributed is not None:
@@ -117,7 +118,8 @@ def check_no_others(model: str, folder: Path) -> None:
     quantized = next((name for name in _QUANTIZED if name in there), None)
     if quantized is not None:
         raise ModelError(
-            f"the weights of model '{model}' are quantised, says its {quantized}; embedkit reads plain weights only",
+            f"the weights of model '{model}' are quantised, says its {quantized}; embedkit reads plain "
+            "weights only",
             hint="use the checkpoint that it was made from; if the weights are plain, remove that file",
         )
 
@@ -174,11 +176,9 @@ def _of_safetensors(file: Path) -> dict[str, str]:
 def _of_pickle(file: Path) -> dict[str, str]:
     """Tensors alone are read from it, in a torch that does so safely: see `refuse_old_torch`."""
     import torch
+    from transformers.modeling_utils import load_state_dict
 
-    try:
-        found: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format from before torch 1.6 cannot be mapped
-        found = torch.load(file, map_location="cpu", weights_only=True)
+    found: Mapping[str, Any] = load_state_dict(file, map_location="meta", weights_only=True)
     return {
         str(name): str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else ""
         for name, value in found.items()

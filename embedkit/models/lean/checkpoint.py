@@ -87,8 +87,8 @@ class Checkpoint:
         shape: what config.json says.
 
     Raises:
-        NotLeanError: a weight is missing, of another shape or kind, or there is one that would not be used, or a file
-            cannot be read.
+        NotLeanError: a weight is missing, of another shape or kind, or there is one that would not be used, or a
+            file cannot be read.
     """
 
     def __init__(self, folder: ModelFolder, shape: LeanShape) -> None:
@@ -198,11 +198,7 @@ class Checkpoint:
             if path.name == "model.safetensors":
                 return self._of_safetensors(path)
             if path.name == "model.safetensors.index.json":
-                parts = [self._of_safetensors(part) for part in folder.weight_files()]
-                merged = {name: stored for part in parts for name, stored in part.items()}
-                if len(merged) < sum(map(len, parts)):
-                    raise NotLeanError("two of its files have the same weight")
-                return merged
+                return _merged([self._of_safetensors(part) for part in folder.weight_files()])
             if path.name == "pytorch_model.bin":
                 return _of_pickle(path)
         except NotLeanError:
@@ -230,6 +226,13 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
+
+
+def _merged(parts: list[Mapping[str, _Stored]]) -> Mapping[str, _Stored]:
+    merged = {name: stored for part in parts for name, stored in part.items()}
+    if len(merged) < sum(map(len, parts)):
+        raise NotLeanError("two of its files have the same weight")
+    return merged
 
 
 def _of_pickle(path: Path) -> Mapping[str, _Stored]:

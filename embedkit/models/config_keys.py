@@ -24,8 +24,9 @@ _REFUSED = {
     "fusion_config": "layers that are fused when the model is loaded",
     "pruned_heads": "pruned attention heads, which transformers 5 does not cut out",
 }
-#: Of a model without a table of positions, what config.json may call them.
-_ROTARY = ("rope", "rotary", "rotary_emb")
+#: Of a model without a table of positions, what config.json may call them; "absolute" is what older versions of
+#: transformers wrote for every model.
+_COMPUTED_POSITIONS = ("rope", "rotary", "absolute")
 #: Names of keys that may change what is computed. Only asked about keys that no code reads.
 _NUMERIC = re.compile(
     r"adapter|lora|peft|prefix_|prompt_tuning|quant|bits$|sparsity|prun"
@@ -52,6 +53,9 @@ _HARMLESS = re.compile(
     r"|use_(fused_)?xentropy|fused_.*|pad_vocab_size_multiple|max_trained_positions|dense_seq_output"
     r"|gap_size|net_structure_type|num_memory_blocks|layers_to_keep|bi_data|max_window_layers|mtp_.*|num_nextn_.*"
     r"|decoder_.*|onnx_export|extra_pos_embeddings"
+    r"|attention_softmax_in_fp32|bias_dropout_fusion|masked_softmax_fusion|offset_alibi|skip_bias_add|reorder_.*"
+    r"|max_vocab|group_by_size|clip_grad_norm|lg_sampling_factor|mlm_steps|.*batch_size|tokenizer_type"
+    r"|max_sequence_length|n_positions|prefix|bert_model_name|untie_r"
     # Sizes that the shapes of the weights hold.
     r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
     r"|n(um)?_(hidden_)?layers?"
@@ -60,7 +64,10 @@ _HARMLESS = re.compile(
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_mode": ("longformer",),
     "down_scale_factor": (1,),
-    "position_embedding_type": ("absolute",),
+    "linear_groups": (1,),
+    "position_embedding_type": ("absolute", "rope", "rotary"),
+    "rotary": (True,),
+    "scale_attn_weights": (True,),
     "sinusoidal_pos_embds": (True,),
 }
 #: The same for one type of model: what once chose between the kinds that are types of their own now.
@@ -70,13 +77,31 @@ _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
     "blenderbot-small": {"normalize_embedding": (True,), "do_blenderbot_90_layernorm": (True,)},
     "distilbert": {"layer_norm_eps": (1e-12,)},
     "esm": {"hidden_act": ("gelu",)},
+    "m2m_100": {"normalize_before": (True,), "add_final_layer_norm": (True,)},
     "marian": {"static_position_embeddings": (True,)},
     "mbart": {"normalize_before": (True,), "add_final_layer_norm": (True,), "normalize_embedding": (True,)},
+    "nllb-moe": {"normalize_before": (True,), "add_final_layer_norm": (True,)},
+    # The names in the files that its authors published; the class has these sizes by default.
+    "nomic_bert": {
+        "activation_function": ("swiglu",),
+        "layer_norm_epsilon": (1e-12,),
+        "n_embd": (768,),
+        "n_head": (12,),
+        "n_inner": (3072,),
+        "rotary_emb_base": (1000,),
+        "rotary_emb_fraction": (1.0,),
+    },
     "pegasus": {
         "normalize_before": (True,),
         "add_final_layer_norm": (True,),
         "static_position_embeddings": (True,),
     },
+}
+#: Keys of older versions that a file may have beside the one that is read.
+_SAME_AS = {
+    "hidden_act": "hidden_activation",
+    "layer_norm_eps": "norm_eps",
+    "sliding_window_size": "sliding_window",
 }
 
 
@@ -124,7 +149,7 @@ def check_positions(model: str, config: Mapping[str, Any]) -> None:
     if model_type == "esm":
         allowed: tuple[str, ...] = ("absolute", "rotary")
     else:
-        allowed = _ROTARY if known.positions == "none" else ("absolute",)
+        allowed = _COMPUTED_POSITIONS if known.positions == "none" else ("absolute",)
     if kind not in allowed:
         raise ModelError(
             f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which "
@@ -152,7 +177,7 @@ def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code:
         and key not in declared | words
         and _is_set(value)
         and not _HARMLESS.fullmatch(key)
-        and not _is_neutral(str(raw.get("model_type")), key, value)
+        and not _is_neutral(raw, key, value)
     }
 
 
@@ -190,15 +215,18 @@ def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"config.json of model '{model}' says that its weights are quantised ({key}: "
                 f"{str(told or 'of an unnamed method')[:80]}); embedkit reads plain weights only",
-                hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained; "
-                f"if the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
+                hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained"
+                f"; if the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
             )
         if isinstance(value, Mapping):
             _check_quantization(model, value)
 
 
-def _is_neutral(model_type: str, key: str, value: Any) -> bool:
-    return value in (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(model_type, {}).get(key, ()))
+def _is_neutral(raw: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Check that a key that nothing reads says what is computed all the same."""
+    if key in _SAME_AS and value == raw.get(_SAME_AS[key]):
+        return True
+    return value in (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
 
 
 def _is_set(value: Any) -> bool:

@@ -49,6 +49,11 @@ from embedkit.models.weight_files import PLAIN_DTYPES, stored_tensors
 from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Modules whose code is no model's own.
+_COMMON_CODE = (
+    *("builtins", "torch", "huggingface_hub", "typing", "transformers.modeling_", "transformers.configuration_"),
+    *("transformers.utils", "transformers.integrations", "transformers.generation", "transformers.heterogeneity"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +309,11 @@ def _check_settings(folder: ModelFolder, model: Any) -> str | None:
         ModelError: nothing reads one that may change numbers.
     """
     config = model.config
-    modules = {sys.modules[kind.__module__] for of in (config, model) for kind in type(of).__mro__[:-1]}
-    code = "\n".join(map(inspect.getsource, (module for module in modules if hasattr(module, "__file__"))))
+    parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
+    kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
+    # Not the libraries' common code: the words there are of all models.
+    modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
+    code = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
     declared = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
     return check_unread(folder.name, folder.model_type, unread_keys(folder.config, config, declared, code))
 

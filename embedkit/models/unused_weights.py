@@ -76,8 +76,8 @@ def check_unused(model: str, unused: Iterable[str], *, n_layers: int | None) -> 
     layers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
     if added:
         way_out = (
-            "they belong to an adapter or a quantisation: merge it (peft's merge_and_unload) or dequantise it, and "
-            "save the model with save_pretrained"
+            "they belong to an adapter or a quantisation: merge it (peft's merge_and_unload) or dequantise it, "
+            "and save the model with save_pretrained"
         )
     elif n_layers is not None and layers and min(layers) >= n_layers:
         way_out = f"config.json says {n_layers} layers and the weights have more: correct num_hidden_layers"

@@ -55,7 +55,7 @@ _HARMLESS = re.compile(
     r"|decoder_.*|onnx_export|extra_pos_embeddings"
     r"|attention_softmax_in_fp32|bias_dropout_fusion|masked_softmax_fusion|offset_alibi|skip_bias_add|reorder_.*"
     r"|max_vocab|group_by_size|clip_grad_norm|lg_sampling_factor|mlm_steps|.*batch_size|tokenizer_type"
-    r"|max_sequence_length|n_positions|prefix|bert_model_name|untie_r"
+    r"|max_sequence_length|max_position_embeddings|n_positions|prefix|bert_model_name|untie_r"
     # Sizes that the shapes of the weights hold.
     r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
     r"|n(um)?_(hidden_)?layers?"

@@ -179,7 +179,7 @@ def assemble(
             hint=f"use at most {widest}, or leave it out",
         )
     recipe = recipe_of(request, drafted, text, pooling, units, groups, files=files, dtype=loaded.dtype)
-    notices = (*drafted.notices, notice, _of_weights(folder))
+    notices = (*drafted.notices, notice, loaded.notice, _of_weights(folder))
     return Assembly(
         embedder=embedder,
         recipe=recipe,

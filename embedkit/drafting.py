@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import ModelError, UsageError
+from embedkit.models.architectures import has_position_table, rotates_by_history
 from embedkit.models.resolve import ModelFolder
-from embedkit.models.shape import n_embeddings
+from embedkit.models.shape import architecture_of, n_embeddings
 from embedkit.models.shipped import ShippedRecipe
 from embedkit.pooling.names import resolve_layers
 from embedkit.recipe import make_recipe
@@ -95,17 +96,20 @@ def draft(
         code=request.own_tokenizer,
         trust_remote_code=folder.runs_code,
     )
-    if text.max_length is None and (shipped is None or shipped.transformer.max_length is None):
+    shipped_length = shipped.transformer.max_length if shipped else None
+    if text.max_length is None and shipped_length is None:
         _refuse_stated_length(folder, raw_tokenizer, positions)
     embedded = n_embeddings(folder, config)
     oversized = check_vocabulary(raw_tokenizer, embedded)
+    architecture = architecture_of(folder)
+    trained = None if has_position_table(config, architecture) else positions
     max_length = usable_length(
         text.max_length,
-        positions=positions,
-        stated=stated_length(raw_tokenizer, config, shipped.transformer.max_length)
-        if shipped
-        else raw_tokenizer.model_max_length,
+        positions=positions if trained is None else None,
+        stated=stated_length(raw_tokenizer, config, shipped_length) if shipped else raw_tokenizer.model_max_length,
+        trained=trained if shipped_length is None else None,
     )
+    beyond = _beyond(folder, config, max_length, trained)
     by_us = casing.by_us or (lowers and not lowercase_first(raw_tokenizer))
     prompt_left_out = shipped is not None and not shipped.include_prompt
     skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
@@ -130,7 +134,7 @@ def draft(
         raw_tokenizer=raw_tokenizer,
         notices=(
             *(folder.notice, *request.notices, casing.notice, oversized, unspelled_notice(tokenizer)),
-            *_said_aloud(request, layers, layer_agg, max_length),
+            *(*_said_aloud(request, layers, layer_agg, max_length), beyond),
         ),
     )
 
@@ -215,6 +219,26 @@ def states_casing(folder: ModelFolder) -> bool:
     """Whether a file of the model says how it is cased; `vocab.txt` alone does not."""
     settings = folder.read_json("tokenizer_config.json") or {}
     return "do_lower_case" in settings or (folder.folder / "tokenizer.json").is_file()
+
+
+def _beyond(folder: ModelFolder, config: Any, max_length: int, trained: int | None) -> str | None:
+    """Say that texts may be longer than those that the model was trained on; its positions go on.
+
+    Raises:
+        UsageError: its positions would then depend on what else it has read.
+    """
+    if trained is None or max_length <= trained:
+        return None
+    if rotates_by_history(config):
+        raise UsageError(
+            f"{max_length} tokens are more than the {trained} positions of '{folder.name}', and its rotary "
+            "positions of type 'dynamic' change with the longest text that it has read",
+            hint=f"use --max-length {trained}",
+        )
+    return (
+        f"texts may have {max_length} tokens, and '{folder.name}' states {trained} positions "
+        "(max_position_embeddings): it computes more, but may not have been trained on them"
+    )
 
 
 def _said_aloud(

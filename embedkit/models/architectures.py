@@ -306,3 +306,23 @@ def max_positions(config: Any, architecture: Architecture) -> int | None:
         return None
     # RoBERTa's positions start behind the pad's: of 514, 512 are for tokens.
     return int(limit) - (config.pad_token_id + 1 if architecture.positions == "after_pad" else 0)
+
+
+def has_position_table(config: Any, architecture: Architecture) -> bool:
+    """Check whether a model looks positions up in a table, which ends, or computes them for any length.
+
+    Args:
+        config: the encoder's, with its keys as attributes.
+        architecture: what is known of its kind.
+    """
+    if architecture.position_limit != "max_position_embeddings":
+        return True
+    # ESM has both kinds.
+    return architecture.positions != "none" and getattr(config, "position_embedding_type", None) != "rotary"
+
+
+def rotates_by_history(config: Any) -> bool:
+    """Check whether rotary positions depend on the longest text that the model has seen ("dynamic")."""
+    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [told, *(of_layers for of_layers in told.values() if isinstance(of_layers, Mapping))]
+    return any("dynamic" in str(kind.get("rope_type") or kind.get("type")) for kind in kinds)

@@ -208,8 +208,6 @@ def _alone(encoder: LeanEncoder, probe: Tokens, dtype: str) -> list[dict[int, Te
 
 
 def _lean(folder: ModelFolder, dtype: str, device: torch.device) -> LeanModel:
-    if (folder.folder / "adapter_config.json").is_file():
-        raise NotLeanError("it has an adapter")
     if folder.runs_own_encoder:
         raise NotLeanError("it runs code of its own")
     shape = read_shape(folder.config)

@@ -19,6 +19,7 @@ from embedkit.models.lean.encoder import LeanModel
 from embedkit.models.machine import refuse_old_torch
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.shipped import ShippedModule, ShippedRecipe
+from embedkit.models.weight_files import PLAIN_DTYPES
 
 
 class Dense(nn.Module):
@@ -84,7 +85,13 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
     Raises:
         ModelError: there are none, or not one for each of these layers.
     """
-    found = _read(model, shipped.layer_weights_path).get("layer_weights")
+    read = _read(model, shipped.layer_weights_path)
+    if read.keys() > {"layer_weights"}:
+        raise ModelError(
+            f"{shipped.layer_weights_path} of model '{model.name}' holds more than the weights of its layers",
+            hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
+        )
+    found = read.get("layer_weights")
     wanted = n_layers + 1 - int(shipped.layer_start or 0)
     if found is None or found.shape != (wanted,):
         shape = "none" if found is None else f"{found.numel()}"
@@ -170,9 +177,17 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return {name: tensor.to(torch.float32) for name, tensor in load_state_dict(file).items()}
+            found = load_state_dict(file)
     except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet
         raise ModelError(
             f"{path}/{file.name} of model '{model.name}' cannot be read ({type(fault).__name__})",
             hint="fetch it again, or choose the pooling yourself, such as --pool mean",
         ) from None
+    for name, tensor in found.items():
+        if str(tensor.dtype).removeprefix("torch.") not in PLAIN_DTYPES:
+            raise ModelError(
+                f"{name[:120]} in {path}/{file.name} of model '{model.name}' is stored as {tensor.dtype}, not as "
+                "plain numbers",
+                hint="it is quantised: use the model that it was made from",
+            )
+    return {name: tensor.to(torch.float32) for name, tensor in found.items()}

@@ -27,7 +27,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from embedkit.errors import Stopped
-from embedkit.models.model_folder import READ, WEIGHTS
+from embedkit.models.model_folder import READ
+from embedkit.models.weight_files import WEIGHTS
 
 #: Seconds without a byte after which a download is given up. The library itself tries again five times meanwhile.
 STALL_SECONDS = 60.0

@@ -6,18 +6,31 @@ by a test on the loaded weights whether the fast ways of running the model are e
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
+import re
+import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
+from embedkit.models.config_keys import check_unread, unread_keys
 from embedkit.models.encoder import FrozenEncoder
 from embedkit.models.machine import (
     forget_shapes,
@@ -30,10 +43,17 @@ from embedkit.models.machine import (
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.selfcheck import SLOWER, States, agrees, states_alone, survey
 from embedkit.models.shape import architecture_of
+from embedkit.models.unused_weights import check_unused, is_added, is_known_head
 from embedkit.models.varlen import usable
+from embedkit.models.weight_files import PLAIN_DTYPES, stored_tensors
 from embedkit.records import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Modules whose code is no model's own.
+_COMMON_CODE = (
+    *("builtins", "torch", "huggingface_hub", "typing", "transformers.modeling_", "transformers.configuration_"),
+    *("transformers.utils", "transformers.integrations", "transformers.generation", "transformers.heterogeneity"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,7 @@ class LoadedModel:
         has_pooler: whether the checkpoint has weights for its pooling head.
         max_positions: most tokens it has positions for; None = any number.
         states: which hidden states it gives.
+        notice: what the user should know of its config.json; None = nothing.
     """
 
     model: Any
@@ -55,6 +76,7 @@ class LoadedModel:
     has_pooler: bool
     max_positions: int | None
     states: States
+    notice: str | None = None
 
     @property
     def n_layers(self) -> int:
@@ -71,8 +93,8 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     """Load the encoder of a model's folder onto its device.
 
     Raises:
-        ModelError: transformers does not know it, weights outside the pooling head are missing or of
-            another shape, or a file is damaged.
+        ModelError: transformers does not know it, weights outside the pooling head are missing, of another
+            shape or kind, or would be left unused, a setting would be left aside, or a file is damaged.
         UsageError: there is no such device.
     """
     refuse_old_torch(folder, Path(folder.weights))
@@ -97,6 +119,8 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
             f"the checkpoint of '{folder.name}' lacks {len(lost)} of the encoder's weights, such as {lost[0]}",
             hint="they would be random numbers; check that the weights belong to config.json",
         )
+    _check_weights(folder, model)
+    notice = _check_settings(folder, model)
     has_pooler = getattr(model, "pooler", None) is not None and not any(_in_pooler(key) for key in missing)
     if architecture.encoder:
         model = model.get_encoder()
@@ -112,6 +136,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
         has_pooler=has_pooler,
         max_positions=max_positions(model.config, architecture),
         states=survey(model, folder.name, architecture, dtype),
+        notice=notice,
     )
 
 
@@ -222,6 +247,78 @@ def _from_pretrained(
             hint="check that the weights belong to config.json",
         )
     return model, set(info["missing_keys"])
+
+
+def _check_weights(folder: ModelFolder, model: Any) -> None:
+    """Compare the tensors in the model's files with those that were loaded.
+
+    What transformers reports as unexpected is not enough: its classes leave names out of that, and of two tensors
+    for one weight it takes either.
+
+    Raises:
+        ModelError: a tensor that is no head was not used, was used in place of another, or is not stored as plain
+            numbers.
+    """
+    stored = stored_tensors(folder.name, folder.weight_files())
+    state, prefix = model.state_dict(), str(model.base_model_prefix)
+    parts = {name.removeprefix(f"{prefix}.").split(".")[0] for name in state}
+    hidden = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
+    unused: list[str] = []
+    taken: dict[str, str] = {}
+    for name, (target, converted) in _targets(model, list(stored), state).items():
+        if target not in state:
+            known = any(pattern.search(name) for pattern in hidden) and not is_added(name)
+            if not known and not is_known_head(name, prefix, parts):
+                unused.append(name)
+            continue
+        if state[target].is_floating_point() and stored[name].dtype not in PLAIN_DTYPES:
+            raise ModelError(
+                f"the weight {name[:120]} of '{folder.name}' is stored as {stored[name].dtype}, not as "
+                "plain numbers",
+                hint="it is quantised: use the checkpoint that it was made from, or dequantise it",
+            )
+        if not converted and taken.setdefault(target, name) != name:
+            raise ModelError(
+                f"the checkpoint of '{folder.name}' has two weights for one place: {taken[target][:120]} and "
+                f"{name[:120]}",
+                hint="save the model anew with save_pretrained",
+            )
+    check_unused(folder.name, unused, n_layers=getattr(model.config, "num_hidden_layers", None))
+
+
+def _targets(model: Any, names: list[str], state: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Which of the model's tensors each tensor of a file becomes, and whether it is a part of it only."""
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    prefix = model.base_model_prefix
+    found = {}
+    # In the order of transformers: some of its renamings depend on what came before.
+    for name in sorted(names, key=dot_natural_key):
+        target, source = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, source = rename_source_key(name, [], [], prefix, state)
+        found[name] = (target, source is not None)
+    return found
+
+
+def _check_settings(folder: ModelFolder, model: Any) -> str | None:
+    """Compare the keys of config.json with those that the code of the model reads.
+
+    Returns:
+        A sentence that names those that nothing reads; None where there are none.
+
+    Raises:
+        ModelError: nothing reads one that may change numbers.
+    """
+    config = model.config
+    parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
+    kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
+    # Not the libraries' common code: the words there are of all models.
+    modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
+    code = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
+    declared = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
+    return check_unread(folder.name, folder.model_type, unread_keys(folder.config, config, declared, code))
 
 
 def _in_pooler(key: str) -> bool:

@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.models.weight_files import WEIGHTS
 from embedkit.suggest import closest_names
 
-#: Where the weights of an encoder are looked for, the first first.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 #: Files beside the weights that decide numbers, in the folder of an encoder.
 READ = (
     *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
@@ -240,20 +234,13 @@ def refuse_missing_weights(name: str, folder: Path) -> None:
     """Refuse a folder without weights that are read, and say which others it has.
 
     Raises:
-        ModelError: there are none, only those of another library, or an index without its parts.
+        ModelError: there are none, only those of another library, or their index is damaged.
     """
     weights = next((one for one in WEIGHTS if (folder / one).is_file()), None)
     if weights is None:
         raise _no_weights(name, folder)
     if weights.endswith(".index.json"):
-        parts = parts_of(name, folder / weights)
-        lacking = [part for part in parts if not (folder / part).is_file()]
-        if lacking:
-            raise ModelError(
-                f"the weights of model '{name}' are in {len(parts)} files, by its {weights}, and {len(lacking)} "
-                f"of these are missing, the first is {lacking[0]}",
-                hint=f"put the missing files into {folder}, or fetch the model again",
-            )
+        refuse_damaged(name, folder, [folder / weights])
 
 
 def refuse_damaged(name: str, root: Path, paths: Iterable[Path]) -> None:
@@ -292,25 +279,6 @@ def refuse_damaged(name: str, root: Path, paths: Iterable[Path]) -> None:
                 raise ModelError(
                     f"{shown} of model '{name}' {fault}", hint="copy or fetch the file again, the whole of it"
                 )
-
-
-def parts_of(name: str, index: Path) -> list[str]:
-    """List the files that an index of weights names, sorted.
-
-    Raises:
-        ModelError: it is no such index.
-    """
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({str(part) for part in parts})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        start = _start(name, index)
-        if start.startswith(_LFS):
-            refuse_damaged(name, index.parent, [index])
-        raise ModelError(
-            f"{index.name} of model '{name}' does not say which file each weight is in (weight_map)",
-            hint="fetch it again",
-        ) from None
 
 
 def small_files(folder: Path) -> list[Path]:

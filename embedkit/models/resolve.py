@@ -24,22 +24,26 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
 from embedkit.models import hub
 from embedkit.models.aliases import Alias, all_aliases, canonical_ids, find_alias, hub_ids
+from embedkit.models.config_keys import check_config
 from embedkit.models.model_folder import (
     ENCODER_MODULES,
     file_not_folder,
     missing_folder,
     not_a_model,
-    parts_of,
     refuse_damaged,
     refuse_kind_of_config,
     refuse_missing_weights,
     refuse_other_kinds,
     small_files,
 )
+from embedkit.models.weight_files import WEIGHTS, check_no_others, is_inside, weight_files
 from embedkit.suggest import closest_names, did_you_mean
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
-_WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
+_WANTED = (
+    *("*.json", "*.txt", "*.model", "tokenizer.model.*", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors"),
+    *("*.tiktoken", "*.tokenizer"),
+)
 #: What a config may name as its attention. transformers fetches other names from the hub, as code to run, and
 #: a stand-in for the flash ones where their package is not installed.
 _ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -47,12 +51,8 @@ _FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 _UNSAFE = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*_Transformer/pytorch_model*.bin")
 #: Modules behind the pooling are small, and many have no other weights.
 _OF_MODULES = ("*_Dense/*", "*_LayerNorm/*", "*_WeightedLayerPooling/*")
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+#: Files of tokenizers and settings, by how their names end.
+_SETTINGS = frozenset({".txt", ".model", ".spm", ".bpe", ".codes", ".json", ".tiktoken", ".tokenizer", ".vocab"})
 _PACKAGED_WEIGHTS = "model.safetensors"
 #: How much alike an alias must be for a name to be taken for a slip of the pen, so that the hub is not asked.
 _ALL_BUT = 0.85
@@ -146,11 +146,16 @@ class ModelFolder:
     @property
     def weights(self) -> str:
         """The file that the weights are read from, or the index of its parts."""
-        return next(name for name in _WEIGHTS if (self.folder / name).is_file())
+        return next(name for name in WEIGHTS if (self.folder / name).is_file())
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights: one, or the parts that its index names."""
+        return weight_files(self.name, self.folder)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file that `hashes` reads."""
-        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in sorted(self._deciding())}
+        paths = sorted(set(self._deciding()))
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
@@ -166,11 +171,12 @@ class ModelFolder:
             if self.root / module != self.folder:
                 yield from (self.root / module).glob("*.json")
                 yield from self.module_weights(module)
-        weights = next((name for name in _WEIGHTS if (self.folder / name).is_file()), None)
+        # Wherever in the folder an index says that they are, and whatever they are called.
+        yield from self.weight_files()
+        weights_suffix = ".safetensors" if "safetensors" in self.weights else ".bin"
         for path in self.folder.iterdir():
-            suffix = path.suffix
-            weights_suffix = ".safetensors" if weights and "safetensors" in weights else ".bin"
-            if suffix in {".txt", ".model", ".spm", ".bpe", ".codes", ".tiktoken", ".json", weights_suffix}:
+            named = path.suffix in {*_SETTINGS, weights_suffix} or path.name.startswith("tokenizer.model.")
+            if named and path.is_file():
                 yield path
 
 
@@ -242,18 +248,14 @@ def _opened(
     config = _read_json(name, folder / "config.json")
     refuse_kind_of_config(name, config)
     refuse_missing_weights(name, folder)
+    used = weight_files(name, folder)
+    for place in dict.fromkeys((folder, root)):
+        check_no_others(name, place)
+    check_config(name, config, weights=[path.name for path in used])
+    _check_tokenizer_files(name, folder)
     _refuse_unknown_attention(name, config)
-    found = ModelFolder(name, folder, alias, revision, config, root, hashed or {}, repo, notice)
-    refuse_damaged(name, root, _weight_files(found))
-    return found
-
-
-def _weight_files(model: ModelFolder) -> list[Path]:
-    """The files that the encoder's weights are read from: one, or the parts that an index names."""
-    weights = model.folder / model.weights
-    if not weights.name.endswith(".index.json"):
-        return [weights]
-    return [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
+    refuse_damaged(name, root, used)
+    return ModelFolder(name, folder, alias, revision, config, root, hashed or {}, repo, notice)
 
 
 def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
@@ -264,13 +266,26 @@ def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
         raise ModelError(
             f"modules.json of model '{name}' is not a list of modules", hint="mend it, or fetch it again"
         ) from None
-    outside = next((path for _, path in modules if ".." in Path(path).parts or Path(path).is_absolute()), None)
+    outside = next((path for _, path in modules if path and not is_inside(path)), None)
     if outside is not None:
         raise ModelError(
             f"modules.json of model '{name}' names a folder outside of the model's: '{outside}'",
             hint="do not use this model, or mend its modules.json",
         )
     return modules
+
+
+def _check_tokenizer_files(name: str, folder: Path) -> None:
+    """Check that the tokenizer is read from the model's folder."""
+    settings = _read_json(name, folder / "tokenizer_config.json")
+    named = settings.get("fast_tokenizer_files") if isinstance(settings, dict) else None
+    outside = [one for one in named or () if not isinstance(one, str) or Path(one).name != one]
+    if outside:
+        raise ModelError(
+            f"tokenizer_config.json of model '{name}' names a file outside of the model's folder: "
+            f"'{str(outside[0])[:80]}'",
+            hint="do not use this model, or take fast_tokenizer_files out of its tokenizer_config.json",
+        )
 
 
 def _read_json(name: str, path: Path) -> Any:

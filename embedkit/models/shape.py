@@ -8,6 +8,7 @@ from typing import Any
 
 from embedkit.errors import ModelError
 from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
+from embedkit.models.config_keys import check_positions
 from embedkit.models.resolve import ModelFolder
 
 #: How the kinds of models spell it; transformers knows them all by the first.
@@ -76,6 +77,7 @@ def architecture_of(folder: ModelFolder) -> Architecture:
             f"embedkit does not run model '{folder.name}' ({folder.model_type}): {refusal.reason}",
             hint=refusal.way_out,
         )
+    check_positions(folder.name, folder.config)
     return architecture
 
 

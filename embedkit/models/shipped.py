@@ -33,6 +33,19 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+#: The settings of a module that are followed, or decide no number.
+_KNOWN = {
+    "Dense": {"in_features", "out_features", "bias", "activation_function", "use_residual"},
+    "LayerNorm": {"dimension"},
+    "Normalize": set[str](),
+    "Pooling": {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_FLAGS},
+    "WeightedLayerPooling": {
+        "word_embedding_dimension",
+        "embedding_dimension",
+        "layer_start",
+        "num_hidden_layers",
+    },
+}
 #: What may stand behind the pooling. Dropout does nothing once a model is trained.
 _BEHIND = ("Dense", "LayerNorm", "Normalize", "Dropout")
 #: The modules that are followed.
@@ -183,6 +196,7 @@ def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Shipp
     pooling = model.read_recipe(f"{paths[at]}/config.json")
     if not pooling:
         raise _refusal(model, f"has no {paths[at]}/config.json, which says how it pools")
+    _refuse_unknown(model, "Pooling", pooling)
     behind = [
         _module(model, kind, path)
         for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)
@@ -208,8 +222,19 @@ def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Shipp
     )
 
 
+def _refuse_unknown(model: ModelFolder, kind: str, config: Mapping[str, Any]) -> None:
+    ends = {"module_input_name", "module_output_name"}
+    for key, value in config.items():
+        if key not in _KNOWN[kind] | ends and value not in (None, False):
+            raise _refusal(
+                model, f"has a module '{kind}' with the setting '{key[:80]}', which embedkit does not know"
+            )
+
+
 def _layer_start(model: ModelFolder, path: str) -> int:
-    return int(model.read_recipe(f"{path}/config.json").get("layer_start", 4))
+    config = model.read_recipe(f"{path}/config.json")
+    _refuse_unknown(model, "WeightedLayerPooling", config)
+    return int(config.get("layer_start", 4))
 
 
 def _count(value: Any) -> int:
@@ -239,6 +264,7 @@ def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
     config = model.read_recipe(f"{path}/config.json")
+    _refuse_unknown(model, kind, config)
     for end in ("input", "output"):
         name = config.get(f"module_{end}_name") or "sentence_embedding"
         if name != "sentence_embedding":

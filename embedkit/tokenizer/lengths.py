@@ -48,7 +48,9 @@ def windows(content: int, room: int, overlap: int) -> Windows:
     return Windows(starts, stops, np.diff(stops, prepend=0))
 
 
-def usable_length(asked: int | None, *, positions: int | None, stated: int | None) -> int:
+def usable_length(
+    asked: int | None, *, positions: int | None, stated: int | None, trained: int | None = None
+) -> int:
     """Most tokens of a text, special tokens counted.
 
     Args:
@@ -56,6 +58,8 @@ def usable_length(asked: int | None, *, positions: int | None, stated: int | Non
         positions: how many positions the model has; None = any number.
         stated: the tokenizer's `model_max_length`, or the limit in the model's own recipe, where that is followed;
             a placeholder counts as none.
+        trained: how many positions a model was trained with that computes any number of them; None = unknown, or
+            of no matter because its authors' recipe states more.
 
     Raises:
         UsageError: more is asked than the model has positions.
@@ -67,7 +71,7 @@ def usable_length(asked: int | None, *, positions: int | None, stated: int | Non
                 hint=f"use at most {positions}, or auto",
             )
         return asked
-    limits = [limit for limit in (positions, stated) if limit is not None and limit < _NO_LIMIT]
+    limits = [limit for limit in (positions, stated, trained) if limit is not None and limit < _NO_LIMIT]
     return min(limits, default=_FALLBACK_LENGTH)
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from embedkit.models.lean.shape import LeanShape, NotLeanError
 from embedkit.models.resolve import ModelFolder
+from embedkit.models.unused_weights import is_known_head
+from embedkit.models.weight_files import PLAIN_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ NAMES = {
 #: What norms of checkpoints from before 2019 call their weight and bias.
 _OLD = {"weight": "gamma", "bias": "beta"}
 _WORDS = "embeddings.word_embeddings.weight"
+#: What the names of an encoder's own tensors begin with.
+_PARTS = ("embeddings", "embeddings_project", "encoder", "transformer")
 
 
 class Checkpoint:
@@ -83,7 +87,8 @@ class Checkpoint:
         shape: what config.json says.
 
     Raises:
-        NotLeanError: a weight is missing, of another shape or kind, or a file cannot be read.
+        NotLeanError: a weight is missing, of another shape or kind, or there is one that would not be used, or a
+            file cannot be read.
     """
 
     def __init__(self, folder: ModelFolder, shape: LeanShape) -> None:
@@ -94,8 +99,10 @@ class Checkpoint:
             self._tensors = self._opened(folder)
             self._prefix = self._found_prefix()
             self.has_pooler = self._has("pooler.dense.weight") and self._has("pooler.dense.bias")
-            for name, wanted in self._wanted().items():
-                self._check(name, wanted)
+            wanted = self._wanted()
+            for name, shape_of_it in wanted.items():
+                self._check(name, shape_of_it)
+            self._check_unused({self._found(name) for name in wanted})
         except BaseException:
             self.close()
             raise
@@ -159,8 +166,14 @@ class Checkpoint:
         stored = self._tensors[self._found(name)]
         if stored.shape != wanted:
             raise NotLeanError(f"{name} is {list(stored.shape)} where config.json says {list(wanted)}")
-        if stored.dtype not in {"F32", "F16", "BF16", "float32", "float16", "bfloat16"}:
+        if stored.dtype not in PLAIN_DTYPES - {"F64", "float64"}:
             raise NotLeanError(f"{name} is stored as {stored.dtype}")
+
+    def _check_unused(self, used: set[str]) -> None:
+        prefix = NAMES[self._shape.model_type].prefix.removesuffix(".")
+        for name in self._tensors.keys() - used:
+            if not is_known_head(name, prefix, _PARTS):
+                raise NotLeanError(f"its checkpoint has {name[:120]}, which it would not use")
 
     def _found_prefix(self) -> str:
         prefixes = {"", NAMES[self._shape.model_type].prefix}
@@ -185,9 +198,7 @@ class Checkpoint:
             if path.name == "model.safetensors":
                 return self._of_safetensors(path)
             if path.name == "model.safetensors.index.json":
-                index = folder.read_json(path.name)["weight_map"]
-                parts = {part: self._of_safetensors(folder.folder / part) for part in set(index.values())}
-                return {name: parts[part][name] for name, part in index.items()}
+                return _merged([self._of_safetensors(part) for part in folder.weight_files()])
             if path.name == "pytorch_model.bin":
                 return _of_pickle(path)
         except NotLeanError:
@@ -217,6 +228,13 @@ class _Stored:
     read: Callable[[], Tensor]
 
 
+def _merged(parts: list[Mapping[str, _Stored]]) -> Mapping[str, _Stored]:
+    merged = {name: stored for part in parts for name, stored in part.items()}
+    if len(merged) < sum(map(len, parts)):
+        raise NotLeanError("two of its files have the same weight")
+    return merged
+
+
 def _of_pickle(path: Path) -> Mapping[str, _Stored]:
     """Tensors alone are read from it, in a torch that does so safely: see `refuse_old_torch`."""
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -224,4 +242,6 @@ def _of_pickle(path: Path) -> Mapping[str, _Stored]:
     def stored(tensor: Tensor) -> _Stored:
         return _Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
-    return {name: stored(tensor) for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise NotLeanError("its checkpoint holds more than tensors")
+    return {name: stored(tensor) for name, tensor in found.items()}

@@ -51,6 +51,10 @@ class LeanModel:
         self.device = device
 
     @property
+    def notice(self) -> None:
+        """Nothing to tell of its config.json: every key of it is known."""
+
+    @property
     def architecture(self) -> Architecture:
         """What is known of its kind."""
         return ARCHITECTURES[self.shape.model_type]

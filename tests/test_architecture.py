@@ -25,7 +25,7 @@ LEVELS = (
     ("flow",),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
-    ("disk", "leftovers", "norms", "seal"),
+    ("arguments", "disk", "given_texts", "leftovers", "norms", "seal", "turns"),
     ("records", "errors", "device_use", "suggest"),
 )
 #: What a stage may know beside itself.
@@ -48,6 +48,7 @@ LIGHT = (
     "embedkit.destination",
     "embedkit.sources",
     "embedkit.sinks",
+    "embedkit.encoder",
     "embedkit.results",
     "embedkit.inspection",
     "embedkit.verification",

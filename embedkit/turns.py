@@ -6,7 +6,6 @@ warnings are put aside, and a model in 16 bits is built while that is torch's de
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import threading
@@ -23,8 +22,12 @@ class Turns:
 
     def __init__(self) -> None:
         # Where this is imported in the child, nobody has told of the fork: multiprocessing's own module has.
-        modules = {"torch", "multiprocessing.popen_fork"}
-        self.is_fork = modules <= sys.modules.keys() and multiprocessing.parent_process() is not None
+        process = sys.modules.get("multiprocessing.process")
+        self.is_fork = (
+            {"torch", "multiprocessing.popen_fork"} <= sys.modules.keys()
+            and process is not None
+            and process.parent_process() is not None
+        )
         self._begin()
 
     def _begin(self) -> None:

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
-from embedkit.sinks.columns import Piece, facts_table, matrix
+from embedkit.sinks.columns import Piece, facts_table, matrix, refuse_types
 from embedkit.sinks.layout import Create, Layout, shard_name
 from embedkit.sinks.parquet import row_groups, write_tables
 
@@ -73,7 +74,17 @@ class NpySink:
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[Piece]:
         """The rows of one shard in one piece, its arrays mapped."""
         facts = pq.read_table(files[-1], page_checksum_verification=True)
+        refuse_types(files[-1], facts.schema, self.layout, ())
         vectors = {v.name: map_array(files[self.layout.variants.index(v)]) for v in asked}
+        for variant in asked:
+            expected, found = (len(facts), self.layout.width(variant)), vectors[variant.name]
+            if found.shape != expected or found.dtype != self.layout.dtype or not found.flags.c_contiguous:
+                path = files[self.layout.variants.index(variant)]
+                raise OutputError(
+                    f"{path} is damaged: its header says {found.dtype}{list(found.shape)}, and "
+                    f"{self.layout.dtype}{list(expected)} is what belongs to its rows",
+                    hint="`embedkit verify` names everything in an output that is not as it was written",
+                )
         yield Piece(facts, np.ones(len(facts), np.bool_), vectors)
 
 

@@ -1,8 +1,8 @@
 """Parse a file in a child process first, and tell whether the parser survives it.
 
-A flipped bit in a Parquet or Arrow file can end the process that parses it: by a signal, or by asking for more memory
-than there is. Where a hash says that a file is as it was written, there is no need for this. One child serves all
-files of a process and ends when it has had none for some seconds; starting it takes 0.2 s.
+A flipped bit in a Parquet or Arrow file can end the process that parses it: by a signal, or by asking for more
+memory than there is. Where a hash says that a file is as it was written, there is no need for this. One child
+serves all files of a process and ends when it has had none for some seconds; starting it takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -55,16 +55,15 @@ class Prober:
         Returns:
             The type of the error, or the signal that ended the child: no content of the file.
         """
-        in_memory = isinstance(source, bytes | memoryview)
+        data = source if isinstance(source, bytes | memoryview) else None
         request = {
-            "path": None if in_memory else os.fspath(source),
-            "bytes": len(source) if isinstance(source, bytes | memoryview) else 0,
+            "path": None if data is not None else str(source),
+            "bytes": len(data or b""),
             "format": file_format,
             "part": part,
             "without": sorted(without),
         }
         line = json.dumps(request).encode() + b"\n"
-        data = source if isinstance(source, bytes | memoryview) else b""
         with self._lock:
             # A child that was idle may have ended just before it was asked.
             for _ in range(2):
@@ -72,7 +71,7 @@ class Prober:
                 if child is None:
                     return None
                 try:
-                    reply = _asked(child, line, data)
+                    reply = _asked(child, line, data or b"")
                 except BaseException:
                     # Stopped while it waited: the answer is still to come, and the next file's would be this one.
                     child.kill()
@@ -161,12 +160,16 @@ def fault_of(source: Any, file_format: str, *, part: int | str = "all", without:
     return _PROBER.fault_of(source, file_format, part=part, without=without)
 
 
+def _at_exit() -> None:
+    _PROBER.close()
+
+
 def _after_fork() -> None:
     # The child of the parent answers the parent.
     global _PROBER  # noqa: PLW0603 - one for each process
     _PROBER = Prober()
 
 
-atexit.register(lambda: _PROBER.close())
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

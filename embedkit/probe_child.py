@@ -1,7 +1,7 @@
 """Parses Parquet and Arrow files for another process, which learns whether the parser survives them; see probe.py.
 
-Run as a script, by its path and alone: it imports nothing of embedkit. Reads a request a line from stdin (JSON) and
-answers each with a line. Says nothing of what is in a file but the type of the error it ends with.
+Run as a script, by its path and alone: it imports nothing of embedkit. Reads a request a line from stdin (JSON)
+and answers each with a line. Says nothing of what is in a file but the type of the error it ends with.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 #: Seconds without a request after which this process ends: it has nothing to do while a model runs.
@@ -22,8 +23,8 @@ _SECONDS, _BYTES_PER_SECOND = 60, 1_000_000
 _ADDRESSES = 16 << 30
 _ARROW_FILE = b"ARROW1"
 
-#: An open file: how many parts it has (None: read from its start alone), its columns, and a function of the numbers
-#: of parts and the names of columns that reads these.
+#: An open file: how many parts it has (None: it is read from its start alone), its columns, and a function of the
+#: numbers of parts and the names of columns that reads these.
 _Opened = tuple[int | None, list[str], Callable[[Iterable[int], list[str]], Iterator[Any]]]
 
 
@@ -31,18 +32,19 @@ def main() -> None:
     """Answer requests until there are no more."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.path.extend(path for path in json.loads(requests.readline()) if path not in sys.path)
-    import pyarrow
-    import pyarrow.parquet  # noqa: F401 - before the first request, so that what cannot be imported is no finding
+    # Before the first request, so that what cannot be imported is no finding.
+    import pyarrow as pa
+    import pyarrow.parquet
 
     _leave_the_machine_alone()
     kept: tuple[object, _Opened] | None = None
-    _reply(replies, {"ready": pyarrow.__version__})
+    _reply(replies, {"ready": pa.__version__})
     while _comes(requests) and (line := requests.readline()):
         request = json.loads(line)
         fault = None
         try:
             data = requests.read(request["bytes"]) if request["path"] is None else None
-            _limit(len(data) if data is not None else os.stat(request["path"]).st_size)
+            _limit(len(data) if data is not None else Path(request["path"]).stat().st_size)
             key = _identity(request)
             if kept is None or kept[0] != key or data is not None:
                 kept = None
@@ -69,7 +71,7 @@ def _comes(requests: Any) -> bool:
 def _identity(request: dict[str, Any]) -> object:
     if request["path"] is None:
         return None
-    facts = os.stat(request["path"])
+    facts = Path(request["path"]).stat()
     return request["path"], request["format"], facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
@@ -103,18 +105,24 @@ def _open(source: Any, file_format: str) -> _Opened:
 
 
 def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
-    """Read what is asked for, and hold every offset and every character against what its column may have."""
+    """Read what is asked for, and hold every offset against what its column has."""
     n_parts, names, batches = opened
     if part == "none":
         return
     parts = range(n_parts or 0) if part == "all" else [int(part)]
     for batch in batches(parts, [name for name in names if name not in without]):
-        batch.validate(full=True)
+        for column in batch.columns:
+            try:
+                column.validate(full=True)
+            except ValueError as error:
+                # What is not UTF-8 is a bad row and no danger. Characters are looked at after the offsets.
+                if "UTF8" not in str(error):
+                    raise
 
 
 def _leave_the_machine_alone() -> None:
     """End this process before others where memory runs out, and leave no core file: it would hold texts."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+    with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
         score.write("1000")
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource

@@ -7,6 +7,7 @@ Rows without a vector are in neither. Knows nothing of commits.
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,16 @@ def metadata_name(name: str) -> str:
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """[V, width] the array, memory-mapped and read-only."""
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    """[V, width] the array, memory-mapped and read-only.
+
+    Raises:
+        ValueError: the header is damaged.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, SyntaxError, tokenize.TokenError):
+        # The header is an expression of Python, which numpy reads with Python's own parser.
+        raise ValueError("the header is damaged") from None
     return array
 
 

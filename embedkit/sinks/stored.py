@@ -116,6 +116,17 @@ class Stored:
                 refuse_unparsable(file, without=unasked)
                 self._harmless[file] = unasked
 
+    def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
+        """As `floats`, of vectors that are as they were committed: none of them with a NaN or an infinity.
+
+        Raises:
+            OutputError: a number is not finite; and see `floats`.
+        """
+        numbers = self.floats(vectors, variant)
+        if not np.isfinite(numbers).all():
+            raise OutputError(f"{variant.column} holds a number that is not finite: it is damaged", hint=_VERIFY)
+        return numbers
+
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
         """[V, width] as stored → float32 [V, D]: widened, de-quantised, or a bit a value.
 
@@ -214,10 +225,8 @@ def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of a shard's files by its record; {} where there is none."""
     if not record.exists():
         return {}
-    with readable(record):
-        by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
-        return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
-    return {}
+    by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
+    return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
 
 
 def made_by(path: Path) -> Mapping[str, str]:
@@ -303,6 +312,8 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     recipe, ranges = (
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
     )
+    if not isinstance(recipe, dict) or not isinstance(ranges, dict):
+        raise TypeError("the recipe and the ranges are objects")
     return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
 
 
@@ -323,7 +334,7 @@ def _own_layout(path: Path, form: str) -> Layout:
 #: What libraries raise over bytes that are not as they were written: pyarrow, numpy, orjson, json and zlib.
 _BROKEN = (
     *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(AttributeError, MemoryError, NotImplementedError, RecursionError, SystemError),
+    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError),
 )
 
 

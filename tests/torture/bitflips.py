@@ -1,7 +1,8 @@
 """Single bits flipped in finished outputs, one at a time.
 
 In a folder, `embedkit verify` finds each and names its file. In a single file, which has no hash, some are found
-and some are numbers. Over neither do `verify`, `inspect` and `embedkit.read` end by a signal or a fault of embedkit.
+and some are numbers. Over neither do `verify`, `inspect` and `embedkit.read` end by a signal or with a fault of
+embedkit.
 
     python -m tests.torture.bitflips [--flips 10000] [--seed 0]
 

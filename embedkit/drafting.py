@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
-from embedkit.errors import UsageError
+from embedkit.errors import ModelError, UsageError
 from embedkit.models.resolve import ModelFolder
 from embedkit.models.shipped import ShippedRecipe
 from embedkit.pooling.names import resolve_layers
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from embedkit.tokenizer import TextTokenizer
+
+
+_USUAL_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ def draft(
         known_casing=folder.alias.stated_casing if folder.alias else None,
         states_casing=states_casing(folder),
     )
+    if text.max_length is None and (shipped is None or shipped.transformer.max_length is None):
+        _refuse_stated_length(folder, raw_tokenizer, positions)
     max_length = usable_length(
         text.max_length,
         positions=positions,
@@ -111,7 +116,7 @@ def draft(
         layer_agg=layer_agg,
         told_as=told_as,
         raw_tokenizer=raw_tokenizer,
-        notices=(casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
+        notices=(folder.notice, casing.notice, *_said_aloud(request, layers, layer_agg, max_length)),
     )
 
 
@@ -176,6 +181,19 @@ def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int
             hint="leave them out, or choose the pooling yourself, such as --pool mean",
         )
     return weighted, "weighted"
+
+
+def _refuse_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: int | None) -> None:
+    """Refuse a model whose own files leave no room for a text: --max-length was not given, and is not at fault."""
+    stated = raw_tokenizer.model_max_length
+    counter = getattr(raw_tokenizer, "backend_tokenizer", None) or raw_tokenizer
+    n_special = int(counter.num_special_tokens_to_add(False))
+    if not isinstance(stated, int | float) or stated <= n_special:
+        raise ModelError(
+            f"tokenizer_config.json of model '{folder.name}' says model_max_length {str(stated)[:20]!r}, which "
+            f"leaves no room for a text beside {n_special} special tokens",
+            hint=f"give --max-length {positions or _USUAL_LENGTH}, or mend tokenizer_config.json",
+        )
 
 
 def states_casing(folder: ModelFolder) -> bool:

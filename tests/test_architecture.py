@@ -25,12 +25,25 @@ LEVELS = (
     ("flow",),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
-    ("arguments", "disk", "given_texts", "leftovers", "norms", "probe", "probe_child", "seal", "turns"),
+    (
+        *("arguments", "arrow_values", "disk", "given_texts", "leftovers", "norms"),
+        *("probe", "probe_child", "seal", "turns"),
+    ),
     ("records", "errors", "device_use", "suggest"),
 )
 #: What a stage may know beside itself.
 COMMON = {
-    *("errors", "records", "device_use", "suggest", "config", "disk", "leftovers", "probe", "seal", "whole_files"),
+    "arrow_values",
+    "errors",
+    "records",
+    "device_use",
+    "suggest",
+    "config",
+    "disk",
+    "leftovers",
+    "probe",
+    "seal",
+    "whole_files",
 }
 #: Imports that the rules above forbid, and why they are right all the same.
 EXCEPTIONS = {

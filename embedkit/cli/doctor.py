@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from embedkit.models.aliases import Alias, all_aliases
+from embedkit.models.aliases import all_aliases
+from embedkit.models.hub import cache_folder
+from embedkit.models.resolve import is_here
 
 _PACKAGES = (
     "embedkit-cli",
@@ -50,11 +52,11 @@ def doctor() -> None:
         print("\nmissing for the fast path:")
     for what, way_out in missing:
         print(f"- {what}\n  {way_out}")
-    cache = _hub_cache()
+    cache = cache_folder()
     print(f"\nhub cache  {cache}{'' if cache.is_dir() else ' (empty)'}\n")
     print("aliases (give one as --model; * = on this machine):")
     for alias in all_aliases().values():
-        print(f"{'*' if _is_here(alias, cache) else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")
+        print(f"{'*' if is_here(alias) else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")
 
 
 def _version(package: str) -> str | None:
@@ -214,16 +216,3 @@ def _has_code(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 def _number(told: str) -> tuple[int, ...]:
     return tuple(int(part) for part in told.split("."))
-
-
-# Models ----------------------------------------------------------------------------------------------
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-
-
-def _is_here(alias: Alias, cache: Path) -> bool:
-    packaged = alias.package is not None and _version(alias.package) is not None
-    return packaged or (cache / f"models--{alias.hub.replace('/', '--')}").is_dir()

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
@@ -42,7 +43,7 @@ def encode(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.engines.local import run
 
-    with stoppable() as stop, umask(private=private):
+    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
         summary = run(asked, make_watcher(progress, quiet=quiet), stop)
     if progress == "json" and not quiet:
         print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)

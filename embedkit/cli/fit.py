@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.encode import stoppable, umask
+from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
@@ -108,7 +109,7 @@ def fit(
         if not quiet and progress != "none":
             _show_epoch(epoch, as_json=progress == "json")
 
-    with stoppable() as stop, umask(private=private):
+    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
         summary = carry_out(wanted, asked, make_watcher(progress, quiet=quiet), on_epoch, stop)
     if quiet:
         return

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.errors import UsageError
 
@@ -35,7 +36,8 @@ def plan(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.forecast import forecast, lines
 
-    found = forecast(asked, rate)
+    with shown_fetching():
+        found = forecast(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedkit.cli.encode import stoppable, umask
+from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
@@ -99,7 +100,7 @@ def sweep(
         dedupe=dedupe,
     )
     repeated = _repeated(ctx)
-    with stoppable() as stop, umask(private=private):
+    with stoppable() as stop, umask(private=private), shown_fetching(progress, quiet=quiet, stop=stop):
         found = carry_out(
             asked,
             make_watcher(progress, quiet=quiet),

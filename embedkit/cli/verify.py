@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedkit.cli.fetching import shown_fetching
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
 
@@ -71,7 +72,8 @@ def verify(
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
     from embedkit.resampling import resample
 
-    came = resample(out, rows, seed=seed, inputs=inputs, again=again)
+    with shown_fetching():
+        came = resample(out, rows, seed=seed, inputs=inputs, again=again)
     for far in came.far[:_TOLD]:
         print(far)
     print(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")

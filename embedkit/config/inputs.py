@@ -36,6 +36,7 @@ class InputConfig:
     max_decompressed_gb: int = 1000
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))  # a column named twice is kept once
         one_of("--format", self.format, FORMATS)
         at_least("--limit", self.limit, 0)
         at_least("--max-expansion", self.max_expansion, 1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
 from embedkit.destination import Destination, destination_of
-from embedkit.engines.planning import ModelFacts, counts, layout, manifest_of
+from embedkit.engines.planning import ModelFacts, counts, layout, manifest_of, non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
 from embedkit.engines.watcher import Watcher
@@ -33,7 +35,8 @@ from embedkit.records import EncodedShard, Fault, Variant
 from embedkit.request import find_model
 from embedkit.sinks import make_sink
 from embedkit.sinks.stored import Stored, open_stored, read_json
-from embedkit.units.groups import Grouping, Item, key_of, last_rows
+from embedkit.sinks.values import kept_values_of
+from embedkit.units.groups import Grouping, Item, last_rows
 from embedkit.whole_files import WholeFiles
 
 Run = Callable[[RunConfig, Watcher, threading.Event], Summary]
@@ -106,7 +109,7 @@ def _plan_of_groups(config: RunConfig, plan: dict[str, Any], *, normalize: bool)
         "recipe": recipe,
         "fingerprint": fingerprint(recipe),
         "groups": recipe["groups"],
-        "kept_types": {**{name: plan["kept_types"][name] for name in config.input.keep}, **_COUNTS},
+        "kept_types": {**{name: _of_groups(plan["kept_types"][name]) for name in config.input.keep}, **_COUNTS},
         "format": config.output.format,
         "precision": config.pooling.precision,
         "variants": [
@@ -115,6 +118,11 @@ def _plan_of_groups(config: RunConfig, plan: dict[str, Any], *, normalize: bool)
         ],
         "on_bad_row": "null",
     }
+
+
+def _of_groups(kept: str) -> str:
+    """The type of a kept column of groups by that of their rows."""
+    return "text" if kept == "mixed" else kept
 
 
 def _variants(plan: dict[str, Any]) -> tuple[Variant, ...]:
@@ -151,27 +159,32 @@ class _Fold:
         self.keep = config.input.keep
         self.stored = open_stored(rows)
         self.variants = _variants(plan)
+        self.row_types: dict[str, str] = read_json(rows / "plan.json")["kept_types"]
+        self.kept: dict[str, list[Any]] = {}
+        self.non_finite = Counter[str]()
         self.varied: set[str] = set()
 
     def write(self, summary: Summary) -> Summary:
         """Write the output, and remove the rows."""
-        by, how = self.config.groups.by, self.config.groups.pool or "mean"
+        groups, how = self.config.groups, self.config.groups.pool or "mean"
         facts = [piece.facts for piece in self.stored.pieces(())]
-        keys = (key_of(values) for table in facts for values in _columns(table, by) if None not in values)
-        closes = last_rows(keys, len(by))
+        keys = _keys([self._values(facts, name) for name in groups.by])
+        closes = last_rows((key for key in keys if key is not None), len(groups.by))
+        self.kept = {name: self._values(facts, name) for name in self.keep}
+        alike = [first_alike(values) for values in self.kept.values()]
         shard_rows, n_groups = self.plan["shard_rows"], int(closes[-1].sum())
-        ordered = _order(facts, self.config.groups.order_by)
+        ordered = None if groups.order_by is None else self._order(facts, groups.order_by)
         starts = list(range(0, n_groups, shard_rows))
         plan = {**self.plan, "rows": n_groups, "starts": starts, "shards": len(starts)}
         sink = make_sink(self.config.output.format, layout(plan))
         destination = destination_of(replace(self.config.output, on_exists="overwrite", verify=False))
         destination.open()
         destination.begin(plan)
-        groups = Grouping(closes, how).groups(_items(self.stored, by, self.keep, ordered))
+        pooled = Grouping(closes, how).groups(_items(self.stored, keys, alike, ordered))
         records = [
             destination.write(self._shard(index, starts[index], members), sink)
             for index in range(len(starts))
-            for members in [tuple(islice(groups, shard_rows))]
+            for members in [tuple(islice(pooled, shard_rows))]
         ]
         # The groups' own texts are those of the rows.
         of_rows = {name: getattr(summary, name) for name in ("n_content", "n_unknown", "unknown_share")}
@@ -179,6 +192,8 @@ class _Fold:
         empty = [record["index"] for record in records if sink.suffix == ".npy" and not record["vectors"]]
         manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
         destination.finish(sink, manifest, [index for index in range(len(records)) if index not in set(empty)])
+        for sentence in non_finite_notes(self.config, self.non_finite):
+            self.watcher.notice(sentence)
         for name in sorted(self.varied):
             self.watcher.notice(f"column {name} has several values in some groups: it is null there")
         self._keep_rejects()
@@ -198,10 +213,14 @@ class _Fold:
         with_vector = [group for group in groups if group.vectors is not None]
         kept: dict[str, list[Any]] = {"n_rows": [], "n_pooled": []}
         for place, name in enumerate(self.keep):
-            values = [group.kept[place] for group in groups]
-            kept[name] = [of_group[0] if len(of_group) == 1 else None for of_group in values]
-            if any(len(of_group) > 1 for of_group in values):
+            first_rows = [group.kept[place] for group in groups]
+            values = self.kept[name]
+            kept[name] = [
+                values[rows[0]] if len(rows) == 1 and rows[0] is not None else None for rows in first_rows
+            ]
+            if any(len(rows) > 1 for rows in first_rows):
                 self.varied.add(name)
+            self.non_finite[name] += sum(map(has_non_finite, plain_values(kept[name])))
         kept["n_rows"] = [group.rows for group in groups]
         kept["n_pooled"] = [group.pooled for group in groups]
         nulls = self.config.output.format == "npy"
@@ -223,6 +242,19 @@ class _Fold:
                 if nulls and group.vectors is None
             ],
         )
+
+    def _values(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
+        return [value for table in facts for value in kept_values_of(table[name], self.row_types[name])]
+
+    def _order(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
+        """What rows are ordered by; tells of a column that is ordered as text because some of it is no number."""
+        keys, others = order_keys(self._values(facts, name))
+        if others:
+            self.watcher.notice(
+                f"--order-by {name}: not a number in {others:,} {'row' if others == 1 else 'rows'}, so all are"
+                " ordered as text"
+            )
+        return keys
 
     def _vectors(self, variant: Variant, groups: Sequence[Item]) -> Any:
         width = next(of.dims for of in self.stored.layout.variants if of.name == variant.name)
@@ -253,40 +285,42 @@ def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]
     return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
-def _order(facts: Sequence[pa.Table], name: str | None) -> Iterator[Any] | None:
-    """The values that rows are ordered by; as numbers, if all of them are."""
-    if name is None:
-        return None
-    values = [value for table in facts for value in table[name].to_pylist()]
-    try:
-        return iter([None if value in {None, ""} else float(value) for value in values])
-    except (TypeError, ValueError):
-        pass
-    if len({type(value) for value in values if value is not None}) > 1:
-        raise UsageError(
-            f"--order-by {name}: its values are of several types, which have no order", hint="make them one type"
-        )
-    return iter(values)
+def _keys(columns: Sequence[Sequence[Any]]) -> list[tuple[str, ...] | None]:
+    """For each row the values of its group columns as text; None for a row that is in no group.
+
+    That is a faulty row which is kept as null; it is among the rejects.
+    """
+    rows = zip(*(plain_values(values) for values in columns), strict=True)
+    return [None if any(map(is_missing, row)) else tuple(map(text_of, row)) for row in rows]
 
 
 def _items(
-    stored: Stored, by: Sequence[str], keep: Sequence[str], ordered: Iterator[Any] | None
+    stored: Stored,
+    keys: Iterable[tuple[str, ...] | None],
+    alike: Sequence[Sequence[int | None]],
+    ordered: Sequence[Any] | None,
 ) -> Iterator[Item]:
-    """The rows, one by one."""
+    """The rows, one by one.
+
+    Args:
+        stored: their vectors and receipts.
+        keys: [R] their groups.
+        alike: for each kept column [R] the first row with the same value; None for null.
+        ordered: [R] what they are ordered by.
+    """
+    coming = enumerate(keys)
     for piece in stored.pieces(stored.layout.variants):
         place = 0
         receipts = _columns(piece.facts, ("n_tokens", "n_used", "n_chunks", "status"))
-        keys, kept = _columns(piece.facts, by), _columns(piece.facts, keep) if keep else None
-        for has_vector, key, receipt in zip(piece.has_vector.tolist(), keys, receipts, strict=True):
+        for has_vector, receipt in zip(piece.has_vector.tolist(), receipts, strict=True):
+            row, key = next(coming)
             n_tokens, n_used, n_chunks, status = receipt
             vectors = {name: of[place] for name, of in piece.vectors.items()} if has_vector else None
             place += has_vector
-            values, order = next(kept) if kept else (), next(ordered) if ordered else None
-            if None in key:
-                # A faulty row that is kept as null; it is among the rejects.
+            if key is None:
                 continue
             yield Item(
-                key=key_of(key),
+                key=key,
                 vectors=vectors,
                 weight=n_used if has_vector else 0,
                 rows=1,
@@ -295,6 +329,6 @@ def _items(
                 n_used=n_used,
                 n_chunks=n_chunks,
                 statuses={status},
-                kept=tuple((value,) for value in values),
-                order=order,
+                kept=tuple([(of_column[row],) for of_column in alike]),
+                order=None if ordered is None else ordered[row],
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from embedkit.config import RunConfig
@@ -23,6 +24,7 @@ from embedkit.engines.planning import (
     input_facts,
     layout,
     manifest_of,
+    non_finite_notes,
     output_facts,
     scan,
     table_of,
@@ -71,11 +73,15 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling, config.units)
     plan = _planned(table, spans, config, request, stored)
+    for sentence in non_finite_notes(config, table.non_finite):
+        watcher.notice(sentence)
     part = None if plan["shards"] is None else shards_of(share, plan["shards"])
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
         return _summary_of_part(config, plan, {}, began)
     workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    if workers > 1:
+        config = _pinned(config, request, watcher)
     with (
         Crew(config, workers, watcher, stop) if workers > 1 else Alone(config, table, request, watcher, stop)
     ) as engine:
@@ -97,6 +103,15 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         except Overtaken:
             watcher.notice(f"another process has made {config.output.output} whole meanwhile")
             return summary_of_whole(config, model, time.monotonic() - began)
+
+
+def _pinned(config: RunConfig, request: Request, watcher: Watcher) -> RunConfig:
+    """The same with the commit that a branch was found to be: no worker asks the hub, and all take the same."""
+    if request.folder.notice:
+        watcher.notice(request.folder.notice)
+    if request.folder.revision is None:
+        return config
+    return replace(config, model=replace(config.model, revision=request.folder.revision))
 
 
 def _foreseen(config: RunConfig, watcher: Watcher, stop: threading.Event) -> tuple[dict[str, Any], ModelFacts]:
@@ -137,6 +152,8 @@ def _carry_out(
             destination.abandon()
         raise
     table.refuse_changes()
+    for sentence in non_finite_notes(config, table.non_finite if table.streaming else {}):
+        watcher.notice(sentence)
     use = engine.device_use
     computed: dict[str, Any] = {
         "computed_rows": engine.rows_computed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from embedkit.recipe import canonical_json, files_digest, fingerprint
 from embedkit.records import Variant
 from embedkit.request import Request, rough_width
 from embedkit.sinks import Layout
+from embedkit.sinks.layout import RECEIPT
+from embedkit.sinks.values import fits_parquet
 from embedkit.sources import SpanBook, SpanColumn, Table, open_table
 from embedkit.units.units import COLUMNS
 
@@ -127,7 +129,13 @@ def scan(
 def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
     """The types of the columns beside the receipt: those kept, those that tell of a unit, those of a head."""
     units = {**COLUMNS[config.units.unit], **scores}
-    kept = {name: kind for name, kind in found.items() if name in config.input.keep}
+    kept = {name: _kept_type(kind, config) for name, kind in found.items() if name in config.input.keep}
+    ours = next((name for name in kept if name in {"id", *RECEIPT, "embedding"}), None)
+    if ours is not None:
+        raise UsageError(
+            f"--keep {ours}: embedkit writes a column of that name",
+            hint="leave it out of --keep, or rename it in the input",
+        )
     taken = next((name for name in kept if name in units), None)
     if taken is not None:
         why = "with the scores of a head" if taken in scores else f"with vectors of a {config.units.unit}"
@@ -136,6 +144,33 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
             hint="leave it out of --keep, or rename it in the input",
         )
     return {**kept, **units}
+
+
+def _kept_type(found: str, config: RunConfig) -> str:
+    """The type of a kept column in the output."""
+    if config.groups.by and found == "text":
+        # Rows that are yet to be pooled are written so that they are read back as they were.
+        return "mixed"
+    if config.output.format in {"parquet", "npy"} and not fits_parquet(found):
+        return "json"
+    return found
+
+
+def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[str]:
+    """What the user should know of kept numbers that JSON Lines cannot hold.
+
+    Args:
+        config: what the user asked for.
+        found: for each kept column, the rows that hold NaN or an infinity.
+    """
+    if config.output.format != "jsonl":
+        return
+    for name, rows in found.items():
+        if rows and name in config.input.keep:
+            yield (
+                f"column {name}: NaN or infinite in {rows:,} {'row' if rows == 1 else 'rows'}, for which JSON has"
+                " no number: it is null there; Parquet and Arrow keep it"
+            )
 
 
 def input_facts(table: Table, spans: SpanBook | None, config: InputConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,16 @@ class Alias:
 @cache
 def all_aliases() -> Mapping[str, Alias]:
     """Every alias by its own name, in the data file's order."""
-    data = tomllib.loads(files("embedkit.models").joinpath("aliases.toml").read_text(encoding="utf-8"))
     return {
         name: Alias(**{"name": name, **entry, "also": tuple(entry.get("also", ()))})
-        for name, entry in data["alias"].items()
+        for name, entry in _data()["alias"].items()
     }
+
+
+@cache
+def canonical_ids() -> Mapping[str, str]:
+    """Map the names that the hub once had without an owner, such as gpt2, to their ids of today."""
+    return {name: f"{owner}/{name}" for owner, names in _data()["canonical"].items() for name in names}
 
 
 def find_alias(name: str) -> Alias | None:
@@ -57,6 +63,34 @@ def find_alias(name: str) -> Alias | None:
     A hub id that an alias stands for finds it too, so that its casing is known.
     """
     return _by_spelling().get(_fold(name))
+
+
+def hub_ids(name: str) -> tuple[str, ...]:
+    """List the hub ids that mean the same model as `name`, the one of today first.
+
+    A cache may hold it by any of them: `AutoModel.from_pretrained("gpt2")` leaves a folder of that name,
+    `SentenceTransformer("all-MiniLM-L6-v2")` one with sentence-transformers as owner.
+    """
+    alias, canonical = find_alias(name), canonical_ids()
+    if alias is not None:
+        ids = (alias.hub, *(also for also in alias.also if "/" in also))
+    elif name in canonical:
+        ids = (canonical[name],)
+    elif "/" in name:
+        ids = (name,)
+    else:
+        # What sentence-transformers makes of a name without an owner.
+        return (name, f"sentence-transformers/{name}")
+    short = ids[0].rpartition("/")[2]
+    return (*ids, short) if canonical.get(short) == ids[0] else ids
+
+
+@cache
+def _data() -> Mapping[str, Any]:
+    data: Mapping[str, Any] = tomllib.loads(
+        files("embedkit.models").joinpath("aliases.toml").read_text(encoding="utf-8")
+    )
+    return data
 
 
 @cache

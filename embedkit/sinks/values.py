@@ -1,58 +1,78 @@
-"""The values of kept columns, as Arrow arrays and as JSON.
+"""The values of kept columns, as Arrow arrays and as JSON text.
 
-Knows nothing of vectors. A value never appears in an error: it may be a patient's.
+A column has an Arrow type, or is `json` or `text`: text of any values, by JSON, where strings have quotes in
+`json` and stand as they are in `text`. Rows that are yet to be pooled into groups have `mixed` columns:
+written like `json`, so that nothing is lost, for what will be `text`. Knows nothing of vectors. A value never
+appears in an error: it may be a patient's.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from embedkit.errors import OutputError, UsageError
-
-_ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]")
+from embedkit.arrow_values import kept_values, named_type, plain_values, stored, typed_array
+from embedkit.errors import OutputError
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """The Arrow type that `name` stands for; `json` is text.
+    """The Arrow type that `name` stands for; `json`, `text` and `mixed` are strings.
 
     Raises:
         UsageError: Arrow knows no such type.
     """
-    if name == "json":
-        return pa.string()
-    if zoned := _ZONED.fullmatch(name):  # pyarrow prints these types, yet has no alias for them
-        return pa.timestamp(zoned[1], tz=zoned[2])
+    return pa.string() if name in _WRITERS else named_type(name)
+
+
+@cache
+def fits_parquet(name: str) -> bool:
+    """Whether Parquet can hold a column of this type."""
+    schema = pa.schema([("", arrow_type(name))])
     try:
-        return pa.type_for_alias(name)
-    except ValueError:
-        raise UsageError(
-            f"a kept column cannot have the type {name!r}",
-            hint="use string, json, or an Arrow type such as int64, double, bool, timestamp[ms]",
-        ) from None
+        pq.write_table(schema.empty_table(), io.BytesIO())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
     """The values of kept column `name` as Arrow's type for `kept`; None is null.
 
+    Args:
+        name: of the column.
+        values: kept values.
+        kept: see the module.
+
     Raises:
         OutputError: a value is not of that type; says where, not what.
     """
-    if kept == "json":
-        values = [None if value is None else json_text(value) for value in values]
+    write = _WRITERS.get(kept)
+    if write is not None:
+        values = [None if value is None else write(value) for value in plain_values(values)]
     array = _try_array(values, arrow_type(kept))
     if array is not None:
         return array
-    culprit = next((i for i, value in enumerate(values) if _try_array([value], arrow_type(kept)) is None), 0)
+    culprit = next(
+        (at for at in range(len(values)) if _try_array(values[at : at + 1], arrow_type(kept)) is None), 0
+    )
     raise OutputError(
-        f"column {name!r}: the value at position {culprit} of the shard is not of the type {kept}",
+        f"column {name!r}: the value at position {culprit} of the shard is not of the type {_shown(kept)}",
         hint=f"make the values of {name!r} one type in the input, or leave it out of --keep",
     )
+
+
+def kept_values_of(column: pa.ChunkedArray, kept: str) -> list[Any]:
+    """The kept values of a column that was written by `kept_array`; JSON is read again, but for `text`."""
+    if kept in {"json", "mixed"}:
+        return [None if text is None else json.loads(text) for text in column.to_pylist()]
+    return [value for chunk in column.chunks for value in kept_values(stored(chunk))]
 
 
 def json_text(value: Any) -> str:
@@ -77,9 +97,20 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def _shown(kept: str) -> str:
+    return kept if kept in _WRITERS else str(named_type(kept))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json_text(value)
+
+
 def _try_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array | None:
     """The array, or None. The cause is dropped here, not chained: pyarrow quotes the value in it."""
     try:
-        return pa.array(values, type=kind)
+        return typed_array(values, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
+
+
+_WRITERS: Mapping[str, Callable[[Any], str]] = {"json": json_text, "mixed": json_text, "text": _text}

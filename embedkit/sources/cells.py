@@ -1,109 +1,91 @@
-"""Arrow arrays → lists of Python values: texts, ids, kept columns. Knows no file and no record.
-
-Kept values are Python's own: `str`, `int`, `float`, `bool`, `bytes`, `datetime`, …. Times in nanoseconds
-that `datetime` cannot hold are left as integers, which pyarrow takes back as such; the values of a
-`json` column are such that `json.dumps` writes them (times in ISO form, decimals as strings, bytes in
-base64).
-"""
+"""Arrow arrays → lists of values: texts, ids, kept columns. Knows no file and no record."""
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import decimal
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from embedkit.arrow_values import (
+    holds,
+    is_binary,
+    is_exact,
+    is_string,
+    json_values,
+    kept_values,
+    stored,
+    stored_type,
+    texts,
+    type_name,
+)
 from embedkit.sources.columns import Kind
 
 #: Positions in a batch of rows with bytes that are not UTF-8.
 Unreadable = set[int]
 
-_MICROSECONDS = {"timestamp[ns]": "timestamp[us]", "duration[ns]": "duration[us]", "time64[ns]": "time64[us]"}
-
 
 def kind_of(declared: Any) -> Kind:
     """What cells of this Arrow type may be."""
-    plain = _plain_type(declared)
-    if _is_string(plain):
+    kind = stored_type(declared)
+    if is_exact(kind):
+        return "exact"
+    plain = _storage_type(kind)
+    if is_string(plain):
         return "string"
-    if _is_binary(plain):
+    if is_binary(plain):
         return "binary"
-    if pa.types.is_integer(plain):
+    if pa.types.is_integer(plain) and plain == kind:
         return "integer"
     return "null" if pa.types.is_null(plain) else "other"
 
 
 def kept_name(declared: Any) -> str:
-    """The type's name as a kept column's: one that `pyarrow.type_for_alias` takes back, or `json`."""
-    plain = _plain_type(declared)
-    if _is_string(plain):
-        return "string"
-    try:
-        return str(plain) if pa.type_for_alias(str(plain)) == plain else "json"
-    except ValueError:
-        return "json"
+    """The name of the type in which a column of this Arrow type is kept."""
+    return type_name(stored_type(declared))
 
 
 def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
-    """Cells as text: strings as they are, bytes decoded, integers in decimal."""
-    plain = _plain(array)
-    if not (_is_string(plain.type) or _is_binary(plain.type)):
-        return [None if cell is None else str(cell) for cell in plain.to_pylist()]
-    if _is_string(plain.type):
-        try:
-            return list(plain.to_pylist())
-        except UnicodeDecodeError:  # pyarrow takes a file's word for what is UTF-8
-            pass
+    """Cells as text: strings as they are, bytes decoded, numbers and times as `texts` has them."""
+    plain = stored(array)
+    if not is_exact(plain.type):
+        plain = _storage(plain)
+    try:
+        if not is_binary(plain.type):
+            return texts(plain)
+    except UnicodeDecodeError:  # pyarrow takes a file's word for what is UTF-8
+        pass
     return [_decoded(cell, at, unreadable) for at, cell in enumerate(plain)]
 
 
 def values(array: Any, unreadable: Unreadable) -> list[Any]:
-    """Cells as kept."""
-    plain = _plain(array)
-    name = kept_name(array.type)
-    if name == "string":
+    """Cells as kept: see `arrow_values.kept_values`."""
+    plain = stored(array)
+    if is_string(plain.type):
         return strings(plain, unreadable)
-    if name == "json":
-        return [_jsonable(cell) for cell in plain.to_pylist()]
-    if name in _MICROSECONDS:
-        counts = plain.cast(pa.int64())
-        coarse = plain.cast(pa.type_for_alias(_MICROSECONDS[name]), safe=False).to_pylist()
-        return [
-            count if count is not None and count % 1_000 else cell
-            for count, cell in zip(counts.to_pylist(), coarse, strict=True)
-        ]
-    return list(plain.to_pylist())
+    kept = kept_values(plain)
+    if holds(plain.type, is_string):
+        _look_for_bytes(plain, unreadable)
+    return kept
 
 
-def _plain_type(declared: Any) -> Any:
-    """The type of the values under a dictionary or an extension."""
-    if pa.types.is_dictionary(declared):
-        return _plain_type(declared.value_type)
-    return _plain_type(declared.storage_type) if isinstance(declared, pa.BaseExtensionType) else declared
+def _look_for_bytes(array: Any, unreadable: Unreadable) -> None:
+    """Find the rows with a string inside that is not UTF-8."""
+    try:
+        json_values(array)
+    except UnicodeDecodeError:
+        for at in range(len(array)):
+            try:
+                json_values(array.slice(at, 1))
+            except UnicodeDecodeError:
+                unreadable.add(at)
 
 
-def _plain(array: Any) -> Any:
-    if pa.types.is_dictionary(array.type):
-        return _plain(array.dictionary_decode())
-    return _plain(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
+def _storage_type(kind: Any) -> Any:
+    return _storage_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _is_string(declared: Any) -> bool:
-    types = pa.types
-    return bool(types.is_string(declared) or types.is_large_string(declared) or types.is_string_view(declared))
-
-
-def _is_binary(declared: Any) -> bool:
-    types = pa.types
-    return bool(
-        types.is_binary(declared)
-        or types.is_large_binary(declared)
-        or types.is_binary_view(declared)
-        or types.is_fixed_size_binary(declared)
-    )
+def _storage(array: Any) -> Any:
+    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
 
 
 def _decoded(cell: Any, at: int, unreadable: Unreadable) -> str | None:
@@ -114,17 +96,3 @@ def _decoded(cell: Any, at: int, unreadable: Unreadable) -> str | None:
     except UnicodeDecodeError:
         unreadable.add(at)
         return None
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    if isinstance(value, dt.date | dt.time):  # a datetime is a date
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal | dt.timedelta):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value

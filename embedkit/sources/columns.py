@@ -26,9 +26,10 @@ LISTED, NAME_LENGTH = 50, 64
 _SEPARATORS = ",;|\t"
 
 #: What the cells of a column may be. `unknown`: each row says for itself (JSON).
-Kind = Literal["string", "binary", "integer", "null", "other", "unknown"]
+#: `exact`: each value has one text, such as a date, a decimal or a UUID.
+Kind = Literal["string", "binary", "integer", "exact", "null", "other", "unknown"]
 _TEXT_KINDS = frozenset({"string", "binary", "null", "unknown"})
-_ID_KINDS = _TEXT_KINDS | {"integer"}
+_ID_KINDS = _TEXT_KINDS | {"integer", "exact"}
 
 Cells = Sequence[str | None]
 #: Whether any of the rows [first, stop) is wanted.
@@ -143,7 +144,8 @@ def check(columns: Columns, there: Sequence[Column], *, file: str) -> None:
             )
         if name == columns.id and found[0].kind not in _ID_KINDS:
             raise InputError(
-                f"{file}: column {shown(name)} has type {found[0].type}; an id is a string or an integer",
+                f"{file}: column {shown(name)} has type {found[0].type}; an id is a string or an integer"
+                " (or a decimal, a date, a time, a UUID)",
                 hint="name another column with --id-column, or cast this one",
             )
 

@@ -149,7 +149,7 @@ def _record(
 
 
 def _column(name: str, value: Any) -> Column:
-    return Column(name, "string" if isinstance(value, str) else "unknown", type(value).__name__, "json")
+    return Column(name, "string" if isinstance(value, str) else "unknown", type(value).__name__, "text")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

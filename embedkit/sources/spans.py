@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from embedkit.arrow_values import plain_value
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
 from embedkit.records import Fault, Record, Span
@@ -76,7 +77,7 @@ class SpanColumn:
         if isinstance(item, Fault):
             return item
         try:
-            cell = item.kept[self.column]
+            cell = plain_value(item.kept[self.column])
             listed = cell if not isinstance(cell, str) else json.loads(cell) if cell.strip() else None
             spans = _listed(listed)
         except (LookupError, TypeError, ValueError, RecursionError):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import BinaryIO, Protocol
 
+from embedkit.arrow_values import is_missing
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.records import Fault, Record
@@ -20,7 +22,7 @@ from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, shown
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.jsonl import JsonLines
-from embedkit.sources.kept import type_of, unified
+from embedkit.sources.kept import KeptTypes, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain import PlainText
@@ -67,13 +69,15 @@ class Table:
         files: what is read.
         columns: the columns that were decided on.
         streaming: it is stdin, and can be read only once.
+        non_finite: for each kept column that has any, the rows that hold NaN or an infinity; filled by `scan`, or
+            while a stream is read.
     """
 
     def __init__(
         self,
         files: tuple[SourceFile, ...],
         columns: Columns,
-        declared: Sequence[tuple[Column, ...]],
+        declared: Sequence[tuple[str, tuple[Column, ...]]],
         limit: int | None,
         limits: Limits,
         reader: Reader | None = None,
@@ -81,6 +85,7 @@ class Table:
         self.files = files
         self.columns = columns
         self.streaming = reader is not None
+        self.non_finite: Mapping[str, int] = {}
         self._declared = declared
         self._limit = limit
         self._limits = limits
@@ -92,12 +97,12 @@ class Table:
         self._each.append(change)
 
     def refuse_nulls(self, columns: Sequence[str]) -> None:
-        """Have rows with a null or empty cell in one of these kept columns read as faulty ones."""
+        """Have rows with a null, empty or NaN cell in one of these kept columns read as faulty ones."""
         places = [self.columns.keep.index(name) for name in columns]
         name = self.files[0].name if len(self.files) == 1 else "the input"
 
         def change(item: Record | Fault) -> Record | Fault:
-            if isinstance(item, Fault) or not any(item.kept[place] in (None, "") for place in places):
+            if isinstance(item, Fault) or not any(is_missing(item.kept[place]) for place in places):
                 return item
             return Fault(item.row, name, None, "no_group")
 
@@ -133,7 +138,7 @@ class Table:
             raise _read_once()
         rows = n_faults = 0
         faults: list[Fault] = []
-        seen: list[set[str]] = [set() for _ in self.columns.keep]
+        found = self._kept_types()
         for item in self.records():
             rows += 1
             if isinstance(item, Fault):
@@ -141,25 +146,35 @@ class Table:
                 if n_faults <= FAULTS_TOLD:
                     faults.append(item)
             else:
-                for types, value in zip(seen, item.kept, strict=True):
-                    types.add(type_of(value))
+                found.add(item.kept)
             if on_row is not None:
                 on_row(0 if isinstance(item, Fault) else len(item.text or ""))
-        names = self.kept_types()
-        if all(file.format == "jsonl" for file in self.files):
-            names = {name: unified(types) for name, types in zip(self.columns.keep, seen, strict=True)}
-        return Scan(rows, tuple(faults), n_faults, names)
+        self.non_finite = found.non_finite
+        return Scan(rows, tuple(faults), n_faults, found.names())
 
     def kept_types(self) -> dict[str, str]:
-        """The type of each kept column as the files declare it: `string` for text formats, `json` for JSON.
+        """The type of each kept column as the files declare it: `string` for csv and txt, `text` for JSON.
 
-        For streaming tables, of which there is no scan. A scan tells more of JSON Lines, unless there
-        are files of other formats beside them.
+        For streaming tables, of which there is no scan. A scan tells more of JSON Lines, and of files of several
+        formats.
         """
-        return {
-            name: unified({column.kept for there in self._declared for column in there if column.name == name})
-            for name in self.columns.keep
-        }
+        typed = all(file.format in _TYPED for file in self.files)
+        find = declared_type if typed else unified
+        return {name: find(names) for name, names in self._declared_types().items()}
+
+    def _kept_types(self) -> KeptTypes:
+        by_value = any(file.format not in _TYPED for file in self.files)
+        return KeptTypes(self.columns.keep, self._declared_types(_TYPED), by_value=by_value)
+
+    def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
+        """For each kept column, the types that files of these formats declare; None = all files."""
+        there = [
+            column
+            for file_format, columns in self._declared
+            if formats is None or file_format in formats
+            for column in columns
+        ]
+        return {name: {column.kept for column in there if column.name == name} for name in self.columns.keep}
 
     def refuse_changes(self) -> None:
         """Hold the files against what they were when they were found: half of one and half of another is no table.
@@ -178,7 +193,9 @@ class Table:
         reader, self._reader = self._reader, None
         if reader is None:
             raise _read_once()
-        return reader.rows(self.columns, 0)
+        found = self._kept_types()
+        self.non_finite = found.non_finite
+        return map(partial(_told_to, found), reader.rows(self.columns, 0))
 
     def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
@@ -218,13 +235,13 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         return Table((file,), _undecided(columns), [], config.limit, limits, reader)
     columns = decide(columns, there, file=STDIN)
     check(columns, there, file=STDIN)
-    return Table((file,), columns, [there], config.limit, limits, reader)
+    return Table((file,), columns, [(file.format, there)], config.limit, limits, reader)
 
 
 def _checked(
     files: tuple[SourceFile, ...], columns: Columns, limit: int | None, limits: Limits, *, decided: bool
 ) -> Table:
-    declared: list[tuple[Column, ...]] = []
+    declared: list[tuple[str, tuple[Column, ...]]] = []
     typed: dict[str, Column] = {}
     for file in files:
         with opened(file, limits) as stream, _told(file.name):
@@ -236,7 +253,7 @@ def _checked(
         check(columns, there, file=file.name)
         if file.format in _TYPED:
             _check_drift(columns, there, typed, file=file.name)
-        declared.append(tuple(column for column in there if column.name in columns.keep))
+        declared.append((file.format, tuple(column for column in there if column.name in columns.keep)))
     return Table(files, columns if decided else _undecided(columns), declared, limit, limits)
 
 
@@ -246,12 +263,21 @@ def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Col
         if column.name not in columns.named or column.kind == "null":
             continue
         before = typed.setdefault(column.name, column)
-        differs = before.kept != column.kept if column.name in columns.keep else before.kind != column.kind
-        if differs:
+        if column.name in columns.keep:
+            agrees = fit_together(before.kept, column.kept)
+        else:
+            agrees = before.kind == column.kind
+        if not agrees:
             raise InputError(
                 f"{file}: column {shown(column.name)} is {column.type}, and {before.type} in an earlier file",
                 hint="cast it to one type in all files",
             )
+
+
+def _told_to(found: KeptTypes, item: Record | Fault) -> Record | Fault:
+    if isinstance(item, Record):
+        found.add(item.kept)
+    return item
 
 
 def _undecided(columns: Columns) -> Columns:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from embedkit.arrow_values import array_of, plain_values
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit import OF_VECTORS, OVER_LAYERS, FitConfig
 from embedkit.engines.local import run
@@ -213,6 +214,6 @@ def _remove(folder: Path) -> None:
 def _column(values: list[object]) -> pa.Array:
     """The values as one Arrow type, or their texts: labels of mixed kinds are told apart by name anyhow."""
     try:
-        return pa.array(values)
-    except pa.ArrowException:
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return array_of(values)
+    except (pa.ArrowException, TypeError, OverflowError):
+        return pa.array([None if value is None else str(value) for value in plain_values(values)], pa.string())

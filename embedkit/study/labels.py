@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import number_in, plain_values
 from embedkit.errors import InputError, UsageError
 
 TASKS = ("auto", "classification", "regression")
@@ -55,8 +56,8 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
         UsageError: regression is asked for, and a label is no number.
         InputError: fewer than two rows have a label, all have the same one, or nearly each has its own class.
     """
-    cells = [_cell(value) for value in table[label].to_pylist()]
-    members = None if group is None else [_cell(value) for value in table[group].to_pylist()]
+    cells = [_cell(value) for value in plain_values(table[label])]
+    members = None if group is None else [_cell(value) for value in plain_values(table[group])]
     rows = [
         row for row, cell in enumerate(cells) if cell is not None and (members is None or members[row] is not None)
     ]
@@ -102,10 +103,18 @@ def _numbers(cells: list[Any]) -> NDArray[np.float64] | None:
     if any(isinstance(cell, bool) for cell in cells):
         return None
     try:
-        numbers = np.array([float(cell) for cell in cells], np.float64)
+        numbers = np.array([_number(cell) for cell in cells], np.float64)
     except (TypeError, ValueError, OverflowError):
         return None
     return numbers if np.isfinite(numbers).all() else None
+
+
+def _number(cell: Any) -> float:
+    """The number that a cell is or spells; `1_0` spells none."""
+    found = number_in(cell) if isinstance(cell, str) else cell
+    if found is None:
+        raise ValueError("not a number")
+    return float(found)
 
 
 def _are_classes(numbers: NDArray[np.float64]) -> bool:
@@ -116,7 +125,7 @@ def _name(cell: Any) -> str:
     """A class's name: 1 and 1.0 are one class, true is not "True"."""
     if isinstance(cell, bool):
         return str(cell).lower()
-    return f"{cell:g}" if isinstance(cell, float) and cell == int(cell) else str(cell)
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def _numbered(members: list[Any]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import array_of, plain_values
 from embedkit.config import InputConfig
 from embedkit.records import Record
 from embedkit.sinks.values import json_text
@@ -70,6 +71,6 @@ def read_rows(config: InputConfig, columns: tuple[str, ...]) -> InputRows:
 def _array(values: list[Any]) -> pa.Array:
     """The values of a column as they are; as text where they are of several types."""
     try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else json_text(value) for value in values])
+        return array_of(values)
+    except (pa.ArrowException, TypeError, OverflowError):
+        return pa.array([None if value is None else json_text(value) for value in plain_values(values)])

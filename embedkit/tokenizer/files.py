@@ -46,7 +46,8 @@ class FileTokenizer:
 
     def __init__(self, backend: Any, settings: Mapping[str, Any], model_type: str) -> None:
         self.backend_tokenizer = backend
-        self.model_max_length: int = settings.get("model_max_length") or _NO_LIMIT
+        stated = settings.get("model_max_length")
+        self.model_max_length: int = _NO_LIMIT if stated is None else stated
         types = [] if model_type == "distilbert" else ["token_type_ids"]
         self.model_input_names = ["input_ids", *types, "attention_mask"]
         self.truncation_side: str = settings.get("truncation_side", "right")

@@ -28,7 +28,8 @@ class Item:
         rows, pooled: rows in it, and those of them that have a vector.
         n_tokens, n_used, n_chunks: sums of the rows' receipts.
         statuses: those of its rows.
-        kept: for each kept column, the values of its rows as far as they differ: at most two.
+        kept: for each kept column, the values of its rows as far as they differ: at most two. Numbers or texts of
+            the caller's that stand for values.
         order: what says which item is the last.
     """
 
@@ -121,11 +122,6 @@ class _Group:
             sums = self.item_so_far.vectors
             self.item_so_far.vectors = {name: of / self.divisor for name, of in sums.items()}
         return self.item_so_far
-
-
-def key_of(values: Sequence[Any]) -> tuple[str, ...]:
-    """The values of the group columns of a row, as text."""
-    return tuple(value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
 
 
 def last_rows(keys: Iterable[tuple[str, ...]], levels: int) -> list[NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from embedkit.arrow_values import plain_values, type_name
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
 from embedkit.records import Fault, Record
@@ -99,21 +100,26 @@ def test_bytes_that_are_not_utf8_are_a_fault_of_their_row(tmp_path: Path, layout
     ("values", "declared", "name", "expected"),
     [
         ([1], pa.int32(), "int32", [1]),
-        (["a"], pa.large_string(), "string", ["a"]),
+        (["a"], pa.large_string(), "large_string", ["a"]),
         (["a"], pa.dictionary(pa.int8(), pa.string()), "string", ["a"]),
         ([True, None], pa.bool_(), "bool", [True, None]),
-        ([dt.date(2020, 1, 2)], pa.date32(), "date32[day]", [dt.date(2020, 1, 2)]),
+        ([dt.date(2020, 1, 2)], pa.date32(), "date32[day]", ["2020-01-02"]),
         (
             [1_000, 1_001],
             pa.timestamp("ns"),
             "timestamp[ns]",
-            [dt.datetime.fromisoformat("1970-01-01T00:00:00.000001"), 1_001],
+            ["1970-01-01T00:00:00.000001000", "1970-01-01T00:00:00.000001001"],
         ),
-        ([0], pa.timestamp("us", "UTC"), "json", ["1970-01-01T00:00:00+00:00"]),
-        ([Decimal("1.50")], pa.decimal128(5, 2), "json", ["1.50"]),
-        ([[1, 2]], pa.list_(pa.int64()), "json", [[1, 2]]),
-        ([{"a": b"\xff"}], pa.struct({"a": pa.binary()}), "json", [{"a": "/w=="}]),
-        ([None], pa.null(), "string", [None]),
+        ([0], pa.timestamp("us", "UTC"), "timestamp[us, tz=UTC]", ["1970-01-01T00:00:00+00:00"]),
+        ([Decimal("1.50")], pa.decimal128(5, 2), type_name(pa.decimal128(5, 2)), ["1.50"]),
+        ([[1, 2]], pa.list_(pa.int64()), type_name(pa.list_(pa.field("element", pa.int64()))), [[1, 2]]),
+        (
+            [{"a": b"\xff"}],
+            pa.struct({"a": pa.binary()}),
+            type_name(pa.struct({"a": pa.binary()})),
+            [{"a": "/w=="}],
+        ),
+        ([None], pa.null(), "null", [None]),
     ],
 )
 def test_kept_columns_come_with_the_name_of_their_type(
@@ -121,7 +127,8 @@ def test_kept_columns_come_with_the_name_of_their_type(
 ) -> None:
     content = pa.table({"text": ["t"] * len(values), "k": pa.array(values, declared)})
     found = table(tmp_path, "t.parquet", parquet(content), keep=("k",))
-    assert [item.kept[0] for item in found.records() if isinstance(item, Record)] == expected
+    kept = [item.kept[0] for item in found.records() if isinstance(item, Record)]
+    assert plain_values(kept) == expected
     assert found.kept_types() == found.scan().kept_types == {"k": name}
 
 

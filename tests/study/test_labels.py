@@ -27,6 +27,22 @@ def test_groups_are_numbered_as_they_come_and_a_row_without_one_is_left_out():
     assert labels.groups.tolist() == [0, 1, 0]
 
 
+def test_large_numbers_name_groups_and_classes_to_the_last_digit():
+    numbers = [1_234_567.0, 1_234_568.0, 1e22, float("inf")] * 2
+    labels = read_labels(of(["a", "b"] * 4, patient=numbers), "label", group="patient")
+    assert labels.groups.tolist() == [0, 1, 2, 3] * 2
+    assert read_labels(of(numbers), "label").classes == ("10000000000000000000000", "1234567", "1234568", "inf")
+
+
+def test_times_that_python_does_not_have_are_classes_by_their_text():
+    far = pa.array([253_402_300_800, 0] * 2, pa.timestamp("s"))
+    assert read_labels(of(far), "label").classes == ("+10000-01-01T00:00:00", "1970-01-01T00:00:00")
+
+
+def test_digits_parted_by_underscores_are_no_number():
+    assert read_labels(of(["1_0", "10"] * 2), "label").classes == ("10", "1_0")
+
+
 @pytest.mark.parametrize(
     ("cells", "task"),
     [

@@ -201,6 +201,14 @@ def test_a_folder_of_groups_that_lacks_a_shard_is_made_anew(bert, notes, tmp_pat
     assert part.read_bytes() == before
 
 
+def test_a_table_without_rows_has_no_groups(bert, tmp_path):
+    table = tmp_path / "notes.csv"
+    table.write_text("text,patient\n")
+    asked = (table, "-m", bert, "--group-by", "patient", "--keep", "text", "-o", tmp_path / "out.parquet")
+    assert ran(*asked) == 0
+    assert len(embedkit.read(tmp_path / "out.parquet").table) == 0
+
+
 @pytest.mark.parametrize(("on_bad_row", "code"), [("fail", 3), ("null", 0), ("skip", 0)])
 def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_row, code):
     table = tmp_path / "notes.csv"

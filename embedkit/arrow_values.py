@@ -1,0 +1,521 @@
+"""Values of kept columns, ids and groups: as Arrow has them, as JSON Lines has them, as text, and in order.
+
+A kept value is Python's own where Python holds it exactly (None, str, bool, int, float); every other value stays
+in its Arrow array and is named by a `Cell`, so that nothing is rounded, cut, or bound to the years of `datetime`.
+Knows no file, no record and no format.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedkit.errors import UsageError
+
+_ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]")
+#: Between a type as it is read and the same type as a machine takes it back, in the name of a type.
+_ENCODED = " arrow:"
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+#: The Gregorian calendar repeats after 400 years, its weekdays too, and so do the rules of time zones.
+_CYCLE_YEARS, _CYCLE_DAYS = 400, 146_097
+_DAY_SECONDS = 86_400
+#: The day before 0001-01-01 as days since 1970-01-01.
+_ORDINAL_ZERO = -719_163
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+class Cell(NamedTuple):
+    """A value in the Arrow array that it was read into; never null.
+
+    Attributes:
+        array: of a stored type: see `stored`.
+        place: position in it, from 0.
+    """
+
+    array: Any
+    place: int
+
+
+# Types ---------------------------------------------------------------------------------------------------
+
+
+def type_name(kind: pa.DataType) -> str:
+    """The name of a stored type, which `named_type` takes back; `string`, `int64`, `timestamp[us, tz=UTC]`."""
+    name = str(kind)
+    try:
+        if named_type(name) == kind:
+            return name
+    except UsageError:
+        pass
+    encoded = base64.b64encode(pa.schema([pa.field("", kind)]).serialize().to_pybytes()).decode("ascii")
+    return f"{name}{_ENCODED}{encoded}"
+
+
+def named_type(name: str) -> pa.DataType:
+    """The Arrow type of a name by `type_name`, or of an alias of pyarrow's.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if zoned := _ZONED.fullmatch(name):  # pyarrow prints these types, yet has no alias for them
+        return pa.timestamp(zoned[1], tz=zoned[2])
+    _, mark, encoded = name.rpartition(_ENCODED)
+    try:
+        if mark:
+            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).field(0).type
+        return pa.type_for_alias(name)
+    except (pa.ArrowException, OSError, ValueError):
+        raise UsageError(
+            f"a kept column cannot have the type {name!r}",
+            hint="use string, json, or an Arrow type such as int64, double, bool, timestamp[ms]",
+        ) from None
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type in which values are kept: that of the values of a dictionary or of runs, strings without views.
+
+    Dictionaries may differ from batch to batch, which one Arrow file cannot hold; and pyarrow 26 can neither
+    filter nor take from views.
+    """
+    make = next((make for is_it, make in _STORED if is_it(kind)), None)
+    return kind if make is None else make(kind)
+
+
+def stored(array: Any) -> Any:
+    """The array in its stored type.
+
+    Raises:
+        pa.ArrowException: pyarrow cannot turn it into that.
+    """
+    if pa.types.is_run_end_encoded(array.type):
+        return stored(pc.run_end_decode(array))
+    kind = stored_type(array.type)
+    return array if array.type == kind else array.cast(kind)
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Whether values are strings."""
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether values are bytes."""
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    )
+
+
+def is_nested(kind: pa.DataType) -> bool:
+    """Whether values are lists, structs or maps."""
+    return bool(pa.types.is_nested(kind) or (_is_extension(kind) and is_nested(kind.storage_type)))
+
+
+def holds(kind: pa.DataType, is_it: Callable[[pa.DataType], bool]) -> bool:
+    """Whether values are of a type that `is_it`, or have such ones inside."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds(kind.storage_type, is_it)
+    return is_it(kind) or any(holds(kind.field(at).type, is_it) for at in range(kind.num_fields))
+
+
+def is_exact(kind: pa.DataType) -> bool:
+    """Whether each value has one text, as an id needs it: times, decimals, UUIDs."""
+    types = pa.types
+    return bool(types.is_temporal(kind) or types.is_decimal(kind) or _is_uuid(kind))
+
+
+def _stored_field(field: pa.Field) -> pa.Field:
+    return field.with_type(stored_type(field.type))
+
+
+def _stored_struct(kind: pa.DataType) -> pa.DataType:
+    return pa.struct([_stored_field(kind.field(at)) for at in range(kind.num_fields)])
+
+
+def _stored_map(kind: pa.DataType) -> pa.DataType:
+    return pa.map_(_stored_field(kind.key_field), _stored_field(kind.item_field), kind.keys_sorted)
+
+
+_Is = Callable[[pa.DataType], bool]
+#: What stands for the types that are not stored as they are, or whose values may not be.
+_STORED: tuple[tuple[_Is, Callable[[pa.DataType], pa.DataType]], ...] = (
+    (pa.types.is_dictionary, lambda kind: stored_type(kind.value_type)),
+    (pa.types.is_run_end_encoded, lambda kind: stored_type(kind.value_type)),
+    (pa.types.is_string_view, lambda _: pa.string()),
+    (pa.types.is_binary_view, lambda _: pa.binary()),
+    (pa.types.is_struct, _stored_struct),
+    (pa.types.is_map, _stored_map),
+    (pa.types.is_list, lambda kind: pa.list_(_stored_field(kind.value_field))),
+    (pa.types.is_large_list, lambda kind: pa.large_list(_stored_field(kind.value_field))),
+    (pa.types.is_list_view, lambda kind: pa.list_view(_stored_field(kind.value_field))),
+    (pa.types.is_large_list_view, lambda kind: pa.large_list_view(_stored_field(kind.value_field))),
+    (pa.types.is_fixed_size_list, lambda kind: pa.list_(_stored_field(kind.value_field), kind.list_size)),
+)
+
+
+def _is_extension(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.BaseExtensionType)
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.UuidType)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Python's own values are exact, and JSON's too."""
+    types = pa.types
+    return bool(
+        types.is_null(kind)
+        or types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or is_string(kind)
+    )
+
+
+# Arrays to values and back -------------------------------------------------------------------------------
+
+
+def kept_values(array: Any) -> list[Any]:
+    """The kept values of an array of a stored type; None is null."""
+    if _is_plain(array.type):
+        return list(array.to_pylist())
+    valid = array.is_valid().to_pylist()
+    return [Cell(array, place) if is_valid else None for place, is_valid in enumerate(valid)]
+
+
+def array_of(values: Sequence[Any]) -> Any:
+    """The array of kept values whose cells, where there are any, are of one type.
+
+    Raises:
+        pa.ArrowException, OverflowError: they have no type in common.
+    """
+    first = next((value for value in values if isinstance(value, Cell)), None)
+    return pa.array(values) if first is None else typed_array(values, first.array.type)
+
+
+def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
+    """The array of kept values of one type.
+
+    Raises:
+        pa.ArrowException, ValueError, TypeError, OverflowError: a value is not of that type.
+    """
+    if not any(isinstance(value, Cell) for value in values):
+        return pa.array(values, kind)
+    parts = [_part(source, places, kind) for source, places in _by_array(values)]
+    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
+    """Arrays, and the places of the consecutive values that are in each; None for null."""
+    source: Any = None
+    places: list[int | None] = []
+    for value in values:
+        if value is None:
+            places.append(None)
+            continue
+        if not isinstance(value, Cell):
+            raise TypeError("a value in an array stands beside one that is in none")
+        if source is not None and value.array is not source:
+            yield source, places
+            places = []
+        source = value.array
+        places.append(value.place)
+    yield source, places
+
+
+def _part(source: Any, places: list[int | None], kind: pa.DataType) -> Any:
+    taken = source.take(pa.array(places, pa.int64()))
+    return taken if taken.type == kind else taken.cast(kind)
+
+
+# As JSON -------------------------------------------------------------------------------------------------
+
+
+def plain_values(values: Any) -> list[Any]:
+    """Kept values, or a chunked array, as what JSON is made of; floats that JSON does not have stay as they are.
+
+    Times and dates are ISO 8601 text (`+10000-01-01` behind the year 9999), durations such as `PT1.5S`, decimals
+    and UUIDs text, bytes base64, maps lists of [key, value].
+    """
+    if isinstance(values, pa.ChunkedArray):
+        return [value for chunk in values.chunks for value in json_values(chunk)]
+    return _converted(values, json_values)
+
+
+def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> list[Any]:
+    """Kept values, those in an array by way of `convert`, once for all consecutive ones of the same array."""
+    found: list[Any] = []
+    source: Any = None
+    converted: list[Any] = []
+    for value in values:
+        if not isinstance(value, Cell):
+            found.append(value)
+            continue
+        if value.array is not source:
+            source, converted = value.array, convert(value.array)
+        found.append(converted[value.place])
+    return found
+
+
+def plain_value(value: Any) -> Any:
+    """One kept value as what JSON is made of."""
+    return json_values(value.array.slice(value.place, 1))[0] if isinstance(value, Cell) else value
+
+
+def json_values(array: Any) -> list[Any]:
+    """The values of an array as `plain_values` has them."""
+    return next((convert for is_it, convert in _CONVERTERS if is_it(array.type)), _scalar_values)(array)
+
+
+def counts(array: Any) -> list[Any]:
+    """Times as whole numbers of their unit since their zero; intervals as (months, days, nanoseconds)."""
+    kind = array.type
+    if pa.types.is_interval(kind):
+        return list(array.to_pylist())
+    return list(array.view(pa.int32() if kind.bit_width == 32 else pa.int64()).to_pylist())
+
+
+def _each(values: list[Any], write: Callable[[Any], Any]) -> list[Any]:
+    return [None if value is None else write(value) for value in values]
+
+
+def _extension_values(array: Any) -> list[Any]:
+    if _is_uuid(array.type):
+        return _each(array.storage.to_pylist(), lambda value: str(uuid.UUID(bytes=value)))
+    if isinstance(array.type, pa.Bool8Type):
+        return _each(array.storage.to_pylist(), bool)
+    return json_values(array.storage)
+
+
+def _struct_values(array: Any) -> list[Any]:
+    names = [array.type.field(at).name for at in range(array.type.num_fields)]
+    columns = [json_values(child) for child in array.flatten()]
+    valid = array.is_valid().to_pylist()
+    rows = zip(*columns, strict=True) if columns else iter([()] * len(array))
+    unique = len(set(names)) == len(names)
+    pairs = ([[name, value] for name, value in zip(names, row, strict=True)] for row in rows)
+    made = [dict(row) if unique else row for row in pairs]
+    return [row if is_valid else None for row, is_valid in zip(made, valid, strict=True)]
+
+
+def _map_values(array: Any) -> list[Any]:
+    ends = array.offsets.to_pylist()
+    start, count = ends[0], ends[-1] - ends[0]
+    keys, items = (json_values(child.slice(start, count)) for child in (array.keys, array.items))
+    valid = array.is_valid().to_pylist()
+    return [
+        [[keys[at], items[at]] for at in range(first - start, stop - start)] if is_valid else None
+        for (first, stop), is_valid in zip(pairwise(ends), valid, strict=True)
+    ]
+
+
+def _list_values(array: Any) -> list[Any]:
+    flat = iter(json_values(array.flatten()))
+    return _each(pc.list_value_length(array).to_pylist(), lambda length: list(islice(flat, length)))
+
+
+def _scalar_values(array: Any) -> list[Any]:
+    """Those of a union, one by one."""
+    return [json_values(pa.array([scalar.value]))[0] if scalar.is_valid else None for scalar in array]
+
+
+_CONVERTERS: tuple[tuple[_Is, Callable[[Any], list[Any]]], ...] = (
+    (_is_extension, _extension_values),
+    (_is_plain, lambda array: list(array.to_pylist())),
+    (pa.types.is_dictionary, lambda array: json_values(stored(array))),
+    (pa.types.is_run_end_encoded, lambda array: json_values(stored(array))),
+    (is_binary, lambda array: _each(array.to_pylist(), lambda value: base64.b64encode(value).decode("ascii"))),
+    (pa.types.is_decimal, lambda array: _each(array.to_pylist(), lambda value: format(value, "f"))),
+    (pa.types.is_temporal, lambda array: _each(counts(array), _writer(array.type))),
+    (pa.types.is_struct, _struct_values),
+    (pa.types.is_map, _map_values),
+    (lambda kind: is_nested(kind) and not pa.types.is_union(kind), _list_values),
+)
+
+
+def _writer(kind: pa.DataType) -> Callable[[Any], str]:
+    """The function that writes a count of a temporal type, or an interval, by ISO 8601."""
+    types = pa.types
+    if types.is_interval(kind):
+        return lambda value: f"P{value.months}M{value.days}DT{_seconds(value.nanoseconds, 9)}"
+    if types.is_date32(kind):
+        return _date
+    if types.is_date64(kind):
+        return lambda value: _date(value // (_DAY_SECONDS * 1_000))
+    digits = _DIGITS[kind.unit]
+    if types.is_duration(kind):
+        return lambda value: f"{'-' if value < 0 else ''}PT{_seconds(abs(value), digits)}"
+    if types.is_time(kind):
+        return lambda value: _time(value, digits)
+    zone = _zone(kind)
+    return lambda value: _timestamp(value, digits, zone)
+
+
+def _zone(kind: pa.DataType) -> dt.tzinfo | None:
+    """The time zone of timestamps; UTC for one that this machine does not know."""
+    if kind.tz is None:
+        return None
+    try:
+        zone: dt.tzinfo | None = pa.scalar(0, kind).as_py().tzinfo
+    except (pa.ArrowException, LookupError, ValueError, OSError):
+        return dt.UTC
+    return zone
+
+
+def _seconds(value: int, digits: int) -> str:
+    """`1.5S` of a number of units of 10^-digits seconds."""
+    sign, value = ("-" if value < 0 else ""), abs(value)
+    whole, rest = divmod(value, 10**digits)
+    fraction = f".{rest:0{digits}d}".rstrip("0") if rest else ""
+    return f"{sign}{whole}{fraction}S"
+
+
+def _cycles(days: int) -> tuple[int, int]:
+    """Whole calendar cycles to go, and the days since 1970-01-01 of the same day from 2000 to 2399."""
+    cycles, day = divmod(days - 10_957, _CYCLE_DAYS)  # 2000-01-01 is day 10,957
+    return cycles, day + 10_957
+
+
+def _date(days: int) -> str:
+    in_years = 0 < days - _ORDINAL_ZERO <= dt.date.max.toordinal()
+    cycles, day = (0, days) if in_years else _cycles(days)
+    date = dt.date.fromordinal(day - _ORDINAL_ZERO)
+    year = date.year + cycles * _CYCLE_YEARS
+    sign = "+" if year > 9_999 else "-" if year < 0 else ""
+    return f"{sign}{abs(year):04d}-{date.month:02d}-{date.day:02d}"
+
+
+def _time(value: int, digits: int) -> str:
+    seconds, rest = divmod(value, 10**digits)
+    minutes, second = divmod(seconds, 60)
+    fraction = f".{rest:0{digits}d}" if rest else ""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{fraction}"
+
+
+def _timestamp(value: int, digits: int, zone: dt.tzinfo | None) -> str:
+    seconds, rest = divmod(value, 10**digits)
+    offset = dt.timedelta() if zone is None else _offset(seconds, zone)
+    days, second = divmod(seconds + offset // dt.timedelta(seconds=1), _DAY_SECONDS)
+    return f"{_date(days)}T{_time(second * 10**digits + rest, digits)}{'' if zone is None else _signed(offset)}"
+
+
+def _offset(seconds: int, zone: dt.tzinfo) -> dt.timedelta:
+    """A zone's offset at a moment given in seconds since 1970 UTC."""
+    days, second = divmod(seconds, _DAY_SECONDS)
+    # The first and the last days of `datetime` would leave it, so that they too are moved by whole cycles.
+    inside = 2 < days - _ORDINAL_ZERO < dt.date.max.toordinal() - 2
+    # They go far enough before there were zones, or behind all known changes, where only rules go on.
+    day = days if inside else _cycles(days)[1] + (_CYCLE_DAYS if days > 0 else -4 * _CYCLE_DAYS)
+    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=day, seconds=second)
+    return moment.astimezone(zone).utcoffset() or dt.timedelta()
+
+
+def _signed(offset: dt.timedelta) -> str:
+    """`+09:00`; zones of before 1900 have seconds, too."""
+    seconds = offset // dt.timedelta(seconds=1)
+    sign, seconds = ("-" if seconds < 0 else "+"), abs(seconds)
+    text = f"{sign}{seconds // 3_600:02d}:{seconds // 60 % 60:02d}"
+    return f"{text}:{seconds % 60:02d}" if seconds % 60 else text
+
+
+def has_non_finite(value: Any) -> bool:
+    """Whether what JSON is made of holds NaN or an infinity, for which JSON has no number."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(has_non_finite(inner) for inner in value.values())
+    return isinstance(value, list) and any(has_non_finite(inner) for inner in value)
+
+
+# As text, and in order -----------------------------------------------------------------------------------
+
+
+def texts(array: Any) -> list[str | None]:
+    """Values as ids and groups have them: strings as they are, all else as JSON writes it, without quotes.
+
+    Raises:
+        UnicodeDecodeError: a string is not UTF-8.
+    """
+    return [None if value is None else text_of(value) for value in json_values(array)]
+
+
+def text_of(value: Any) -> str:
+    """The text of one value that JSON is made of; a number as its digits, a string as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a kept value is null, NaN, or the empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def number_in(text: str) -> decimal.Decimal | None:
+    """The number that a text spells in ASCII digits, exact; None if it spells none. `nan` and `1_0` are none."""
+    if not _NUMBER.fullmatch(text.strip()):
+        return None
+    try:
+        return decimal.Decimal(text.strip())
+    except decimal.InvalidOperation:  # an exponent beyond all bounds
+        return None
+
+
+def order_keys(values: Sequence[Any]) -> tuple[list[Any], int]:
+    """What kept values are ordered by, and how many of them are the reason why they are ordered as text.
+
+    Times and numbers are compared exactly, texts that spell numbers too, where all of them do; else all values are
+    compared as text.
+
+    Returns:
+        A key a value, None for null, NaN and the empty text; and where some values are numbers and some are none,
+        how many are none, else 0.
+    """
+    found = _converted(values, _comparable)
+    is_absent = [is_missing(value) for value in found]
+    numbers = [None if gone else _number(value) for value, gone in zip(found, is_absent, strict=True)]
+    others = sum(number is None and not gone for number, gone in zip(numbers, is_absent, strict=True))
+    if not others:
+        return numbers, 0
+    as_text = [None if gone else text_of(value) for value, gone in zip(found, is_absent, strict=True)]
+    return as_text, others if any(number is not None for number in numbers) else 0
+
+
+def _comparable(array: Any) -> list[Any]:
+    if pa.types.is_decimal(array.type):
+        return list(array.to_pylist())
+    is_count = pa.types.is_temporal(array.type) and not pa.types.is_interval(array.type)
+    return counts(array) if is_count else json_values(array)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        return number_in(value)
+    return value if isinstance(value, int | float | decimal.Decimal) else None
+
+
+def first_alike(values: Sequence[Any]) -> list[int | None]:
+    """For each kept value the place of the first one that is the same, NaN too; None for null."""
+    first: dict[Any, int] = {}
+    return [
+        None if value is None else first.setdefault(_key(value), place)
+        for place, value in enumerate(plain_values(values))
+    ]
+
+
+def _key(value: Any) -> tuple[type, Any]:
+    return type(value), value if isinstance(value, str | int) else json.dumps(value, sort_keys=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import embedkit.turns  # noqa: F401 - before any fork, so that a child knows that it is one
+
 if TYPE_CHECKING:
     from embedkit.encoder import Encoder
     from embedkit.errors import EmbedkitError

@@ -14,9 +14,14 @@ byte offsets, column names and codes are what an error may tell.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class EmbedkitError(Exception):
     """The root: a failure that has a cause the user can act on.
+
+    `str(error)` is both sentences, "MESSAGE (hint: HINT)".
 
     Args:
         message: what is wrong, in one line: the value, and what is allowed.
@@ -29,6 +34,14 @@ class EmbedkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} (hint: {self.hint})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is rebuilt from its positional arguments alone, and the hint is none: without this, a worker
+        # process that raises one hangs the pool it belongs to.
+        return partial(type(self), hint=self.hint), (self.message,), self.__dict__
 
 
 class UsageError(EmbedkitError):

@@ -158,7 +158,7 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[str]:
             continue
         weights = [name for name in value["files"] if name.endswith((".safetensors", ".bin"))]
         hashes = ", ".join(f"{name} {value['files'][name]}" for name in weights)
-        yield f"{key}: {value['type']}, {len(value['files'])} files; {hashes}"
+        yield f"{key}: {value.get('type')}, {len(value['files'])} files; {hashes}"
 
 
 def _unfinished(path: Path) -> Inspection:
@@ -231,7 +231,7 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, Norms]]:
             held = piece.vectors[variant.name]
             if not isinstance(held, np.ndarray):
                 held = np.concatenate(held) if held else np.empty((0, variant.dims), np.float32)
-            tallies[variant.name].add(stored.floats(held, variant))
+            tallies[variant.name].add(stored.finite_floats(held, variant))
     receipts = Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
     return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
 

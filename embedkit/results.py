@@ -5,6 +5,7 @@ Knows files alone: no model is needed, and none is imported.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,22 +17,31 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.errors import OutputError
+from embedkit.errors import OutputError, UsageError
 from embedkit.records import Variant
 from embedkit.sinks.columns import Vectors
 from embedkit.sinks.stored import Stored, open_stored
 from embedkit.sinks.values import json_text
 
 
-def read(path: str | Path) -> Embeddings:
+def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
     """Open an output of `embedkit encode`: a folder, or a .parquet, .arrow, .npy or .jsonl file.
 
     Nothing but its description is read here; vectors are when they are asked for.
 
+    Args:
+        path: of the output.
+        check: before a file is read, hold it against the SHA-256 of its record; one that has none is parsed by a
+            child process first, as a damaged file may end the process that parses it. False reads each file once:
+            for large outputs that `embedkit verify` has passed.
+
     Raises:
+        UsageError: `path` is no path.
         OutputError: there is nothing, it is not finished, or embedkit did not write it.
     """
-    return Embeddings(open_stored(Path(path)))
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the output's path as a str or Path")
+    return Embeddings(open_stored(Path(path), checks=check))
 
 
 class Embeddings:

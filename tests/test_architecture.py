@@ -25,7 +25,10 @@ LEVELS = (
     ("flow",),
     STAGES,
     ("config", "plan", "recipe", "whole_files"),
-    ("arrow_values", "disk", "leftovers", "norms", "seal"),
+    (
+        *("arguments", "arrow_values", "disk", "given_texts", "leftovers", "norms"),
+        *("probe", "probe_child", "seal", "turns"),
+    ),
     ("streams",),
     ("records", "errors", "device_use", "suggest"),
 )
@@ -40,6 +43,7 @@ COMMON = {
     "config",
     "disk",
     "leftovers",
+    "probe",
     "seal",
     "whole_files",
 }
@@ -61,6 +65,7 @@ LIGHT = (
     "embedkit.destination",
     "embedkit.sources",
     "embedkit.sinks",
+    "embedkit.encoder",
     "embedkit.results",
     "embedkit.inspection",
     "embedkit.verification",

@@ -84,8 +84,8 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     lost = [part for part in parts if not (folder / part).is_file()]
     if lost:
         raise ModelError(
-            f"the weights of model '{model}' are in {len(parts)} files, by its {name}, and {len(lost)} of these are "
-            f"missing, the first is {lost[0]}",
+            f"the weights of model '{model}' are in {len(parts)} files, by its {name}, and {len(lost)} of these "
+            f"are missing, the first is {lost[0]}",
             hint=f"put the missing files into {folder}, or fetch the model again",
         )
     return tuple(folder / part for part in parts)

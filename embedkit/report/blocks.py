@@ -87,12 +87,12 @@ def blocks(stored: Stored, variant: Variant) -> Iterator[Block]:
 
 def _floats(stored: Stored, variant: Variant, held: Vectors) -> NDArray[np.float32]:
     if isinstance(held, np.ndarray):
-        vectors = stored.floats(held, variant)
+        vectors = stored.finite_floats(held, variant)
     else:
         vectors = np.zeros((len(held), variant.dims), np.float32)
         for row, tokens in enumerate(held):
             if len(tokens):
-                vectors[row] = stored.floats(tokens, variant).mean(axis=0)
+                vectors[row] = stored.finite_floats(tokens, variant).mean(axis=0)
     if stored.layout.precision == "binary":
         vectors = 2 * vectors - 1
     return np.ascontiguousarray(vectors)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from embedkit.records import EncodedShard, Variant
-from embedkit.sinks.columns import Piece, full_table, split
+from embedkit.sinks.columns import Piece, full_table, refuse_types, split
 from embedkit.sinks.layout import Create
 from embedkit.sinks.sink import OneFile
 
@@ -40,7 +40,11 @@ class ArrowSink(OneFile):
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[Piece]:
         """The rows of one file, mapped, a batch at a time."""
         columns = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
-        table = map_table(files[0]).drop_columns(list(columns))
+        whole = map_table(files[0])
+        refuse_types(files[0], whole.schema, self.layout, asked)
+        table = whole.drop_columns([name for name in whole.column_names if name in columns])
+        # There is no checksum, and an offset that points beyond a column ends the process that follows it.
+        table.validate(full=True)
         for batch in table.to_batches() or [None]:
             yield split(table if batch is None else pa.Table.from_batches([batch]), asked)
 

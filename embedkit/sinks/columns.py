@@ -7,16 +7,20 @@ slower and made doubles of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
 from embedkit.sinks.layout import RECEIPT, Layout
 from embedkit.sinks.values import kept_array
+
+_WRITTEN = "`embedkit verify` names everything in an output that is not as it was written"
 
 #: What the rows of one variant hold: [V, width], or V arrays [n, width] of token vectors.
 Vectors = NDArray[Any] | Sequence[NDArray[Any]]
@@ -88,6 +92,41 @@ def split(table: pa.Table, asked: Sequence[Variant]) -> Piece:
     valid = next((column.is_valid().to_numpy() for column in columns.values()), None)
     vectors = {name: _vectors(column) for name, column in columns.items()}
     return Piece(facts, np.zeros(len(facts), np.bool_) if valid is None else valid, vectors)
+
+
+def refuse_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
+    """Hold the types of the columns that embedkit wrote against those that it writes.
+
+    Args:
+        path: of a file that is read.
+        schema: the file's own.
+        layout: of the output; its kept types mean nothing.
+        asked: the variants that are wanted.
+
+    Raises:
+        OutputError: a column is not there, is there twice, or is of another type.
+    """
+    expected = {field.name: field.type for field in replace(layout, kept_types={}).facts_schema()}
+    expected |= {variant.column: layout.cell_type(variant) for variant in asked}
+    for name, kind in expected.items():
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1:
+            raise OutputError(f"{path} is damaged: its schema has {len(places)} columns '{name}'", hint=_WRITTEN)
+        found = schema.field(places[0]).type
+        if not _same(found, kind):
+            raise OutputError(
+                f"{path} is damaged: its column '{name}' is {found}, and {kind} is written", hint=_WRITTEN
+            )
+
+
+def _same(found: pa.DataType, written: pa.DataType) -> bool:
+    """Whether types are the same, whatever the items of their lists are called: Parquet calls them otherwise."""
+    if pa.types.is_fixed_size_list(written):
+        sizes_fit = pa.types.is_fixed_size_list(found) and found.list_size == written.list_size
+        return sizes_fit and _same(found.value_type, written.value_type)
+    if pa.types.is_list(written):
+        return pa.types.is_list(found) and _same(found.value_type, written.value_type)
+    return bool(found == written)
 
 
 def _stored(vectors: NDArray[Any], variant: Variant, layout: Layout) -> NDArray[Any]:

@@ -7,6 +7,7 @@ Rows without a vector are in neither. Knows nothing of commits.
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
-from embedkit.sinks.columns import Piece, facts_table, matrix
+from embedkit.sinks.columns import Piece, facts_table, matrix, refuse_types
 from embedkit.sinks.layout import Create, Layout, shard_name
 from embedkit.sinks.parquet import row_groups, write_tables
 
@@ -73,7 +75,17 @@ class NpySink:
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[Piece]:
         """The rows of one shard in one piece, its arrays mapped."""
         facts = pq.read_table(files[-1], page_checksum_verification=True)
+        refuse_types(files[-1], facts.schema, self.layout, ())
         vectors = {v.name: map_array(files[self.layout.variants.index(v)]) for v in asked}
+        for variant in asked:
+            expected, found = (len(facts), self.layout.width(variant)), vectors[variant.name]
+            if found.shape != expected or found.dtype != self.layout.dtype or not found.flags.c_contiguous:
+                path = files[self.layout.variants.index(variant)]
+                raise OutputError(
+                    f"{path} is damaged: its header says {found.dtype}{list(found.shape)}, and "
+                    f"{self.layout.dtype}{list(expected)} is what belongs to its rows",
+                    hint="`embedkit verify` names everything in an output that is not as it was written",
+                )
         yield Piece(facts, np.ones(len(facts), np.bool_), vectors)
 
 
@@ -83,8 +95,16 @@ def metadata_name(name: str) -> str:
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """[V, width] the array, memory-mapped and read-only."""
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    """[V, width] the array, memory-mapped and read-only.
+
+    Raises:
+        ValueError: the header is damaged.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, SyntaxError, tokenize.TokenError):
+        # The header is an expression of Python, which numpy reads with Python's own parser.
+        raise ValueError("the header is damaged") from None
     return array
 
 

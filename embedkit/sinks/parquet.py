@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
-from embedkit.sinks.columns import Piece, full_table, split
+from embedkit.sinks.columns import Piece, full_table, refuse_types, split
 from embedkit.sinks.layout import Create
 from embedkit.sinks.sink import OneFile
 
@@ -47,6 +47,7 @@ class ParquetSink(OneFile):
         """The rows of one file, a row group at a time, page checksums verified."""
         unasked = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
         schema = pq.read_schema(files[0])
+        refuse_types(files[0], schema, self.layout, asked)
         columns = [name for name in schema.names if name not in unasked]
         pieces = 0
         for table in row_groups(files, columns):

@@ -1,5 +1,8 @@
 """A finished output, opened: which files it has, what its columns are, its vectors as numbers.
 
+No file is parsed here before it is known to be harmless: by its SHA-256 where a record holds one, else by a child
+process that parses it first.
+
 An output explains itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema
 metadata, an array by the file of facts beside it, JSON Lines by their keys. Knows nothing of
 models, and does not need the run's options.
@@ -8,9 +11,11 @@ models, and does not need the run's options.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedkit.disk import sha256_of
 from embedkit.errors import EmbedkitError, OutputError
+from embedkit.probe import fault_of
 from embedkit.records import Variant
 from embedkit.seal import unsealed_if_sealed
 from embedkit.sinks import FORMATS, make_sink
@@ -29,8 +36,12 @@ from embedkit.sinks.jsonl import sniff
 from embedkit.sinks.layout import LAYOUT_KEY, Layout
 from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.sink import Sink
+from embedkit.suggest import closest_names
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
+_WHERE = "check the path given to `embedkit encode -o`"
+#: Files beside a missing one that are looked through for what was meant.
+_SIBLINGS = 10_000
 _VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 
@@ -45,6 +56,8 @@ class Stored:
         fingerprint: of the recipe, or None.
         int8_ranges: variant's name → {"min": [D], "max": [D]}; for int8 alone.
         rows, vectors: what the manifest counts; None without a manifest.
+        records: of the shards of a folder, in the order of `parts`; () for a single file.
+        checks: whether files are held against their hashes, or parsed by a child process, before they are read.
     """
 
     format: str
@@ -55,6 +68,10 @@ class Stored:
     int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
     rows: int | None = None
     vectors: int | None = None
+    records: tuple[Path, ...] = ()
+    checks: bool = True
+    #: Files that were found harmless, and the columns that were left out there.
+    _harmless: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> Layout:
@@ -67,9 +84,48 @@ class Stored:
         Raises:
             OutputError: a file is missing or damaged.
         """
-        for files in self.parts:
+        for place, files in enumerate(self.parts):
             with readable(files[0]):
+                self.refuse_damaged(place, asked)
                 yield from self.sink.read(files, asked)
+
+    def refuse_damaged(self, place: int, asked: Sequence[Variant]) -> None:
+        """See that the files of one part can be parsed; each is looked at once.
+
+        Args:
+            place: of the part among `parts`.
+            asked: the variants that will be read.
+
+        Raises:
+            OutputError: a file is missing, is not what its record says, or cannot be parsed.
+        """
+        if not self.checks:
+            return
+        files, variants = self.parts[place], self.layout.variants
+        unasked = frozenset(variant.column for variant in variants if variant not in asked)
+        if self.format == "npy":
+            files = (*(files[variants.index(variant)] for variant in asked), files[-1])
+        new = [file for file in files if not self._harmless.get(file, unasked | {""}) <= unasked]
+        hashes = _recorded(self.records[place], self.parts[place]) if self.records and new else {}
+        for file in new:
+            if hashes.get(file):
+                if sha256_of(file) != hashes[file]:
+                    raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=_VERIFY)
+                self._harmless[file] = frozenset()
+            else:
+                refuse_unparsable(file, without=unasked)
+                self._harmless[file] = unasked
+
+    def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
+        """As `floats`, of vectors that are as they were committed: none of them with a NaN or an infinity.
+
+        Raises:
+            OutputError: a number is not finite; and see `floats`.
+        """
+        numbers = self.floats(vectors, variant)
+        if not np.isfinite(numbers).all():
+            raise OutputError(f"{variant.column} holds a number that is not finite: it is damaged", hint=_VERIFY)
+        return numbers
 
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
         """[V, width] as stored → float32 [V, D]: widened, de-quantised, or a bit a value.
@@ -93,14 +149,19 @@ class Stored:
                 return vectors.astype(np.float32, copy=False)
 
 
-def open_stored(path: Path) -> Stored:
+def open_stored(path: Path, *, checks: bool = True) -> Stored:
     """Open a folder, or a .parquet, .arrow, .npy or .jsonl file.
+
+    Args:
+        path: of the output.
+        checks: see Stored.
 
     Raises:
         OutputError: there is nothing, it is not finished, or embedkit did not write it.
     """
+    refuse_missing(path)
     if path.is_dir():
-        return _open_folder(path)
+        return replace(_open_folder(path), checks=checks)
     form = path.suffix.removeprefix(".")
     if form not in FORMATS:
         raise OutputError(
@@ -109,10 +170,63 @@ def open_stored(path: Path) -> Stored:
         )
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
     if not explains.exists():
-        needs = f"{explains}, which goes with {path.name}, does" if explains != path else f"{path} does"
-        raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
+        raise OutputError(
+            f"{explains}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
+        )
     with readable(explains):
-        return _open_file(path, form, _own_layout(explains, form))
+        if checks:
+            refuse_unparsable(explains, part="none")
+        return replace(_open_file(path, form, _own_layout(explains, form)), checks=checks)
+
+
+def refuse_missing(path: Path) -> None:
+    """See that there is something where an output is looked for.
+
+    Raises:
+        OutputError: there is nothing, or it cannot be looked at.
+    """
+    # Arrays of several variants have names of their own; the file of facts is there whatever they are.
+    if path.suffix == ".npy" and path.with_name(metadata_name(path.name)).exists():
+        return
+    with readable(path):
+        if os.path.lexists(path):
+            if path.exists():
+                return
+            raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist", hint=_WHERE)
+        near: tuple[str, ...] = ()
+        with suppress(OSError):
+            near = closest_names(path.name, sorted(it.name for it in islice(path.parent.iterdir(), _SIBLINGS)))
+    if near:
+        hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
+    elif not path.parent.is_dir():
+        hint = f"there is no folder {path.parent} either: check the path"
+    else:
+        hint = _WHERE
+    raise OutputError(f"{path} does not exist", hint=hint)
+
+
+def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str] = ()) -> None:
+    """See that a Parquet or Arrow file does not end the process that parses it; others cannot.
+
+    Args:
+        path: of the file.
+        part: all, or none: what describes the file alone.
+        without: columns that will not be read.
+
+    Raises:
+        OutputError: a child process that parsed it came to an error or to its end.
+    """
+    form = path.suffix.removeprefix(".")
+    if form in {"parquet", "arrow"} and (fault := fault_of(path, form, part=part, without=without)) is not None:
+        raise _damaged(path, fault)
+
+
+def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of a shard's files by its record; {} where there is none."""
+    if not record.exists():
+        return {}
+    by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
+    return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
 
 
 def made_by(path: Path) -> Mapping[str, str]:
@@ -126,6 +240,7 @@ def made_by(path: Path) -> Mapping[str, str]:
         return {}
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
     with readable(explains):
+        refuse_unparsable(explains, part="none")
         schema = pa.ipc.open_file(explains).schema if form == "arrow" else pq.read_schema(explains)
         return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
@@ -175,6 +290,7 @@ def _open_folder(path: Path) -> Stored:
         layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
         sink = make_sink(form, layout)
         if "token_vectors" not in manifest and shards and form != "npy":
+            refuse_unparsable(path / sink.files(shards[0])[0], part="none")
             own = _own_layout(path / sink.files(shards[0])[0], form)
             sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
         return Stored(
@@ -186,6 +302,7 @@ def _open_folder(path: Path) -> Stored:
             manifest.get("int8_ranges") or {},
             manifest["rows"],
             manifest["vectors"],
+            tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
 
 
@@ -195,6 +312,8 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     recipe, ranges = (
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
     )
+    if not isinstance(recipe, dict) or not isinstance(ranges, dict):
+        raise TypeError("the recipe and the ranges are objects")
     return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
 
 
@@ -212,6 +331,13 @@ def _own_layout(path: Path, form: str) -> Layout:
     return Layout(variants, described["precision"], described["token_vectors"], {}, metadata)
 
 
+#: What libraries raise over bytes that are not as they were written: pyarrow, numpy, orjson, json and zlib.
+_BROKEN = (
+    *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError),
+)
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """What goes wrong inside is told as a file that cannot be read."""
@@ -221,6 +347,19 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise OutputError(f"{error.filename or path} is missing", hint=_VERIFY) from None
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
-        raise OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY) from None
+        raise _damaged(path, cause) from None
+
+
+def _damaged(path: Path, cause: str) -> OutputError:
+    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY)
+
+
+def _unreadable(path: Path, error: OSError) -> OutputError:
+    """A file that the system does not hand out is no damaged one."""
+    return OutputError(
+        f"{path} cannot be read: {os.strerror(error.errno or 0)}", hint="check its permissions and its disk"
+    )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import InputError
+from embedkit.probe import fault_of
 from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
@@ -50,9 +51,12 @@ class Columnar:
         if file_format == "parquet":
             source, opener = _seekable(stream), self._open_parquet
         elif stream.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC):
-            source, opener = _seekable(stream), _open_arrow_file
+            source, opener = _seekable(stream), self._open_arrow_file
         else:
-            source, opener = stream, _open_arrow_stream
+            source, opener = stream, self._open_arrow_stream
+        # A pipe can be read only once: what comes through it is not looked at first.
+        self._probed = None if source is stream and not stream.seekable() else _probed(source)
+        self._refuse_unparsable("none", ())
         opened = _attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
@@ -86,11 +90,61 @@ class Columnar:
                     yield Record(row, identity, text, tuple([cells[at] for cells in keeps]))
                 row += 1
 
+    def _refuse_unparsable(self, part: int | str, without: Collection[str]) -> None:
+        """See that the parser survives a file, or a part of it: a damaged one may end the process that parses it.
+
+        Args:
+            part: number of a row group or a record batch; all; or none: what describes the file alone.
+            without: columns that are not read.
+        """
+        if (
+            self._probed is not None
+            and fault_of(self._probed, self._format, part=part, without=without) is not None
+        ):
+            raise self._damaged()
+
+    def _parts(self, count: int, names: tuple[str, ...]) -> Iterator[int]:
+        """Numbers of the parts of a file, each when it is known to be harmless: a limit may leave most of them."""
+        without = {column.name for column in self.columns} - set(names)
+        if not isinstance(self._probed, str):
+            self._refuse_unparsable("all", without)
+            yield from range(count)
+            return
+        for part in range(count):
+            self._refuse_unparsable(part, without)
+            yield part
+
     def _open_parquet(self, source: BinaryIO) -> _Opened:
         file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
         groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
         self._limits.check(sum(group.total_byte_size for group in groups), source.seek(0, io.SEEK_END), self._file)
-        return file.schema_arrow, lambda names: file.iter_batches(BATCH_ROWS, columns=list(names))
+
+        def batches(names: tuple[str, ...]) -> Iterator[Any]:
+            for part in self._parts(file.metadata.num_row_groups, names):
+                yield from file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(names))
+
+        return file.schema_arrow, batches
+
+    def _open_arrow_file(self, source: BinaryIO) -> _Opened:
+        mapped = _mapped(source)
+        schema = pa.ipc.open_file(mapped).schema
+
+        def batches(names: tuple[str, ...]) -> Iterator[Any]:
+            fields = [schema.get_field_index(name) for name in names]
+            reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
+            return _pieces(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
+
+        return schema, batches
+
+    def _open_arrow_stream(self, source: BinaryIO) -> _Opened:
+        mapped = _mapped(source)
+        stream = pa.ipc.open_stream(mapped)
+
+        def batches(names: tuple[str, ...]) -> Iterator[Any]:
+            self._refuse_unparsable("all", ())
+            return _pieces(_sound(batch, names) for batch in _to_the_end(stream, mapped))
+
+        return stream.schema, batches
 
     def _next(self, batches: Iterator[Any] | None) -> Any:
         """The next batch, or None after the last."""
@@ -133,18 +187,6 @@ def _attempt(action: Callable[[], T]) -> T | None:
         return None
 
 
-def _open_arrow_file(source: BinaryIO) -> _Opened:
-    mapped = _mapped(source)
-    schema = pa.ipc.open_file(mapped).schema
-    return schema, lambda names: _file_batches(mapped, [schema.get_field_index(name) for name in names])
-
-
-def _open_arrow_stream(source: BinaryIO) -> _Opened:
-    mapped = _mapped(source)
-    stream = pa.ipc.open_stream(mapped)
-    return stream.schema, lambda _: _pieces(_to_the_end(stream, mapped))
-
-
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
     """The batches of a stream, which is to be all that the source holds: two streams in one file are not one."""
     yield from stream
@@ -153,9 +195,16 @@ def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
         raise pa.ArrowInvalid("something follows the end of the stream")
 
 
-def _file_batches(source: Any, fields: list[int]) -> Iterator[Any]:
-    reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
-    return _pieces(reader.get_batch(at) for at in range(reader.num_record_batches))
+def _sound(batch: Any, names: tuple[str, ...]) -> Any:
+    """A batch that came through a pipe, every offset of the columns that are read held against what they have."""
+    for name in names:
+        try:
+            batch.column(name).validate(full=True)
+        except pa.ArrowInvalid as error:
+            # What is not UTF-8 is a bad row and no danger. Characters are looked at after the offsets.
+            if "UTF8" not in str(error):
+                raise
+    return batch
 
 
 def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
@@ -169,6 +218,14 @@ def _mapped(source: BinaryIO) -> Any:
     """A file on disk is mapped, so that a batch larger than the memory can be read too."""
     name = getattr(source, "name", None)  # of a stream that is decompressed or held in memory there is none
     return pa.memory_map(os.fsencode(name)) if isinstance(name, str) else source
+
+
+def _probed(source: BinaryIO) -> str | memoryview | None:
+    """The path of a file on disk, or the bytes of one in memory."""
+    name = getattr(source, "name", None)
+    if isinstance(name, str):
+        return name
+    return source.getbuffer() if isinstance(source, io.BytesIO) else None
 
 
 def _seekable(stream: io.BufferedReader) -> BinaryIO:

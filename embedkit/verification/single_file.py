@@ -9,7 +9,7 @@ from embedkit.errors import OutputError
 from embedkit.recipe import fingerprint
 from embedkit.sinks import FORMATS
 from embedkit.sinks.contents import contents_of
-from embedkit.sinks.stored import open_stored
+from embedkit.sinks.stored import open_stored, refuse_missing
 from embedkit.verification.found import Finding, Verification
 
 
@@ -20,7 +20,8 @@ def verify_file(path: Path) -> Verification:
         OutputError: there is no such file, or its name is none of an output.
     """
     found = Verification(way_out="encode again with --on-exists overwrite")
-    if path.suffix.removeprefix(".") not in FORMATS or not path.exists():
+    refuse_missing(path)
+    if path.suffix.removeprefix(".") not in FORMATS:
         open_stored(path)  # which says what is wrong
     if path.suffix != ".parquet":
         what = (
@@ -32,6 +33,7 @@ def verify_file(path: Path) -> Verification:
         found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
     try:
         stored = open_stored(path)
+        stored.refuse_damaged(0, stored.layout.variants)
         contents = contents_of(stored.sink, stored.parts[0])
         if stored.fingerprint is not None and fingerprint(stored.recipe) != stored.fingerprint:
             found.problems.append(Finding(path.name, "its fingerprint is not that of its recipe"))

@@ -195,7 +195,7 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, tab
         (("out", "--sample", "0"), 2, "--sample 0: the map needs at least one row"),
         (("out", "--seed", "-1"), 2, "--seed -1: a seed is 0 or more"),
         (("out", "--on-exists", "resume"), 2, "--on-exists cannot be 'resume' (error, overwrite)"),
-        (("nothing",), 5, "an output is a folder or a file"),
+        (("nothing",), 5, "nothing does not exist"),
         (("out", "-o", "out"), 5, "out is a folder"),
         (("out", "-o", "there.html"), 5, "there.html exists"),
         (("out", "-o", "link.html"), 5, "link.html is a symbolic link"),

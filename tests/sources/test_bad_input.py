@@ -54,8 +54,9 @@ def test_a_table_gives_the_right_rows_or_one_clear_error(tmp_path: Path, case: C
         (tmp_path / name).write_bytes(data)
     config = InputConfig((str(tmp_path),), **case.options)
     if case.texts is None:
-        with pytest.raises(InputError, match=case.error) as caught:
+        with pytest.raises(InputError) as caught:
             list(open_table(config).records())
+        assert re.search(case.error, caught.value.message)
         assert "\n" not in caught.value.message
         assert caught.value.hint
         return

@@ -1,15 +1,20 @@
-"""Single bits flipped in finished folders, one at a time: `embedkit verify` finds each and names its file.
+"""Single bits flipped in finished outputs, one at a time.
+
+In a folder, `embedkit verify` finds each and names its file. In a single file, which has no hash, some are found
+and some are numbers. Over neither do `verify`, `inspect` and `embedkit.read` end by a signal or with a fault of
+embedkit.
 
     python -m tests.torture.bitflips [--flips 10000] [--seed 0]
 
 Half of the bits are drawn from all bytes alike, half from a file drawn first, so that small files (plan, records,
-manifest, rejects) have their share. Exits with 1 if a bit was not found.
+manifest, rejects) have their share. Exits with 1 if a bit was not found, or ended the process that read it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,6 +59,72 @@ def misses(folder: Path, flips: int, seed: int) -> Iterator[tuple[str, int, int]
         path.write_bytes(content)
 
 
+#: Opens each path on its stdin in three ways, and answers with the ways that went wrong: a process of its own,
+#: since what is looked for would be its end.
+_OPENS = """
+import contextlib, io, sys
+import embedkit
+from embedkit.cli import run
+for line in sys.stdin:
+    wrong = []
+    for command in ("verify", "inspect"):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            code = run([command, line.strip()])
+        if code not in (0, 3, 5):
+            wrong.append(f"{command} exits with {code}")
+    try:
+        found = embedkit.read(line.strip())
+        found.vectors, found.ids, found.table.to_pylist()
+    except embedkit.EmbedkitError as error:
+        wrong += [] if error.exit_code == 5 else [f"read raises {error!r}"]
+    except BaseException as error:
+        wrong.append(f"read raises {type(error).__name__}")
+    print(", ".join(wrong), flush=True)
+"""
+
+
+class _Opens:
+    """The process that opens outputs, started again when it has died."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def wrong(self, path: Path) -> str:
+        """What goes wrong when an output is opened; "" = nothing."""
+        if self.process is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self.process = subprocess.Popen([sys.executable, "-c", _OPENS], text=True, **pipes)
+        self.process.stdin.write(f"{path}\n")
+        self.process.stdin.flush()
+        told = self.process.stdout.readline()
+        if told:
+            return told.strip()
+        code, self.process = self.process.wait(), None
+        return f"the process ends with {code}"
+
+
+def deaths(given: Path, files: list[Path], flips: int, seed: int) -> Iterator[tuple[str, int, int, str]]:
+    """Flip so many bits in these files; yield (file, byte, bit, what) where opening `given` does not end well."""
+    pick, opens = random.Random(seed), _Opens()
+    for _ in range(flips):
+        path = pick.choice(files)
+        content = path.read_bytes()
+        place, bit = pick.randrange(len(content)), pick.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        if wrong := opens.wrong(given):
+            yield path.name, place, bit, wrong
+        path.write_bytes(content)
+
+
+def single(model: Path, folder: Path, form: str) -> Path:
+    """One file of three shards; returns it."""
+    folder.mkdir()
+    options = ("--limit", 20, "--shard-rows", 7, "--keep", "label", "--pool", "mean", "-q")
+    arguments = ("encode", NOTES, "-m", model, "-o", folder / f"o.{form}", *options)
+    assert run([str(argument) for argument in arguments]) == 0
+    return folder / f"o.{form}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--flips", type=int, default=10_000)
@@ -74,6 +145,12 @@ def main() -> int:
                 print(f"NOT FOUND {form}: {file}, byte {place}, bit {bit}", file=sys.stderr)
             assert not verify_output(folder).problems
             print(f"{form}: {flips:,} bits flipped, {missed[form]} not found, {time.monotonic() - began:.1f} s")
+            file = single(model, Path(name) / f"single-{form}", form)
+            for given, files in ((file, sorted(file.parent.iterdir())), (folder, sorted(folder.glob("*/part-*")))):
+                for where, place, bit, wrong in deaths(given, files, flips // 5, asked.seed):
+                    missed[form] += 1
+                    print(f"NOT OPENED {form}: {where}, byte {place}, bit {bit}: {wrong}", file=sys.stderr)
+            print(f"{form}: {2 * (flips // 5):,} more bits, opened; {time.monotonic() - began:.1f} s")
     return 1 if missed else 0
 
 

@@ -81,7 +81,9 @@ class Kernels:
         rows = _rows(products.values.new_empty(n_tokens, width), quantise=quantise)
         in_texts = int(lengths.sum())
         rows.states[in_texts:] = 0
-        room = torch.empty(self._library.embedkit_attend_room(int(lengths.max()), width // n_heads))
+        n_numbers = self._library.embedkit_attend_room(int(lengths.max()), width // n_heads)
+        # Named: torch's default is another while a thread loads a model in 16 bits, and the kernel writes fp32.
+        room = torch.empty(n_numbers, dtype=torch.float32)
         addresses = (_Address * len(near))(*(bias.data_ptr() for bias in near)) if near else None
         self._library.embedkit_attend(
             *(_at(products.values), _at(products.steps), _at(products.bias)),
@@ -162,7 +164,8 @@ def _is_near(rows: Rows, expected: Tensor) -> bool:
 def _rows(states: Tensor, *, quantise: bool) -> Rows:
     if not quantise:
         return Rows(states)
-    return Rows(states, torch.empty(states.shape, dtype=torch.uint8), torch.empty(len(states)))
+    steps = torch.empty(len(states), dtype=torch.float32)
+    return Rows(states, torch.empty(states.shape, dtype=torch.uint8), steps)
 
 
 def _at(tensor: Tensor | None) -> int | None:

@@ -1,0 +1,190 @@
+"""The arguments of `Encoder` in the spelling of the options: numbers of numpy, lists, devices and dtypes of torch.
+
+Imports neither numpy's friends nor torch: what they hand over is known by its name. Checks types alone; whether a
+value is one that can be used is checked where the option is.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from embedkit.errors import UsageError
+
+#: `--layers`: its text, a layer's number, several of them, or a slice of Python.
+Layers: TypeAlias = "str | int | slice | Iterable[int]"
+#: `--pool`: its text, the path of a pooler's file, or several of these.
+Pool: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
+
+#: What torch and numpy call the formats of `--dtype`.
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
+
+
+def model_name(model: object) -> str:
+    """The folder, alias or hub id of a model.
+
+    Raises:
+        UsageError: it is none of these, such as a model of transformers that has been loaded already.
+    """
+    if isinstance(model, str) or (isinstance(model, os.PathLike) and isinstance(os.fspath(model), str)):
+        return os.fspath(model)
+    raise UsageError(
+        f"model cannot be {_kind(model)}",
+        hint="give a folder, an alias or a hub id; a model in memory can be saved to a folder by its "
+        "save_pretrained, its tokenizer beside it",
+    )
+
+
+def layers_text(layers: object) -> str:
+    """`--layers` of a text, a number, several numbers or a slice.
+
+    Raises:
+        UsageError: it is none of these, or names no layer.
+    """
+    hint = 'give a number (-1 is the last), a list such as [-1, -2], a slice such as slice(-4, None), or "all"'
+    if isinstance(layers, str):
+        return layers
+    if isinstance(layers, slice):
+        bounds = [
+            "" if of is None else _whole("layers", of, hint) for of in (layers.start, layers.stop, layers.step)
+        ]
+        if bounds[2] not in {"", "1"}:
+            raise UsageError(f"layers cannot be a slice with a step of {bounds[2]}", hint=hint)
+        return f"{bounds[0]}:{bounds[1]}"
+    if not _has_items(layers):
+        return _whole("layers", layers, hint)
+    parts = [item if isinstance(item, str) else _whole("layers", item, hint) for item in _items(layers)]
+    if not parts:
+        raise UsageError("layers names no layer", hint=hint)
+    return ",".join(parts)
+
+
+def pool_text(pool: object) -> str:
+    """`--pool` of a text, a path, or several of these.
+
+    Raises:
+        UsageError: it is none of these, or names no pooling.
+    """
+    hint = (
+        'give a name, a file of `embedkit fit`, or a list such as ["cls", "mean"]; pool="none" for token vectors'
+    )
+    parts: list[Any] = [pool] if isinstance(pool, str | os.PathLike) or not _has_items(pool) else _items(pool)
+    wrong = [part for part in parts if not isinstance(part, str | os.PathLike)]
+    if wrong:
+        raise UsageError(f"pool cannot be {_kind(wrong[0])}", hint=hint)
+    if not parts:
+        raise UsageError("pool names no pooling", hint=hint)
+    return ",".join(str(os.fspath(part)) for part in parts)
+
+
+def device_name(device: object) -> str:
+    """`--device` of its text or a torch.device.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(device, str):
+        return device
+    if _is_of(device, "torch", "device"):
+        return str(device)
+    raise UsageError(
+        f"device cannot be {_kind(device)}", hint='use "auto", "cpu", "cuda", "cuda:0", "mps" or a torch.device'
+    )
+
+
+def dtype_name(dtype: object) -> str:
+    """`--dtype` of its text, or a dtype of torch or numpy.
+
+    Raises:
+        UsageError: it is neither, or one that no model computes in.
+    """
+    if isinstance(dtype, str):
+        return dtype
+    of_numpy = _is_of(dtype, "numpy", "dtype") or (isinstance(dtype, type) and dtype.__module__ == "numpy")
+    if of_numpy or _is_of(dtype, "torch", "dtype"):
+        name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+        return _DTYPES.get(name, name)
+    raise UsageError(f"dtype cannot be {_kind(dtype)}", hint='use "auto", "fp32", "bf16", "fp16", "int8"')
+
+
+def whole_number(name: str, value: object) -> int | None:
+    """A whole number, of numpy's too; None stays None.
+
+    Raises:
+        UsageError: it is none; 1.0 and True are none.
+    """
+    return None if value is None else int(_whole(name, value, "give a whole number, or leave it out"))
+
+
+def yes_or_no(name: str, value: object) -> bool:
+    """True or False, of numpy's too.
+
+    Raises:
+        UsageError: it is neither: a text such as "no" would count as True.
+    """
+    if isinstance(value, bool) or _is_of(value, "numpy", "bool"):
+        return bool(value)
+    raise UsageError(f"{name} cannot be {_kind(value)}", hint="use True or False")
+
+
+def text_or_none(name: str, value: object) -> str | None:
+    """A text; None stays None.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    raise UsageError(f"{name} cannot be {_kind(value)}", hint="give a str, or leave it out")
+
+
+def text(name: str, value: object) -> str:
+    """A text.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(value, str):
+        return value
+    raise UsageError(f"{name} cannot be {_kind(value)}", hint="give a str, or leave it out")
+
+
+def _whole(name: str, value: object, hint: str) -> str:
+    is_bool = isinstance(value, bool) or _is_of(value, "numpy", "bool")
+    if not is_bool and hasattr(value, "__index__"):
+        return str(operator.index(value))
+    raise UsageError(f"{name} cannot be {_kind(value)}", hint=hint)
+
+
+def _has_items(value: object) -> bool:
+    """Whether a value is several: not an array of no dimensions, which is one number."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
+def _items(values: Any) -> list[Any]:
+    # An order is what a list of layers or poolings has: the vectors are concatenated in it.
+    if isinstance(values, set | frozenset | dict):
+        raise UsageError(f"a {type(values).__name__} has no order to put vectors in", hint="give a list")
+    return list(values)
+
+
+def _is_of(value: object, package: str, name: str) -> bool:
+    """Whether a value is of a class, which is not imported for the question."""
+    return any(
+        of.__module__.partition(".")[0] == package and of.__name__.rstrip("_") == name
+        for of in type(value).__mro__
+    )
+
+
+def _kind(value: object) -> str:
+    """A value as an error tells it: numbers and texts as they are, all else by its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    kind = type(value)
+    return (
+        f"a {kind.__name__} of {kind.__module__.partition('.')[0]}"
+        if kind.__module__ != "builtins"
+        else (f"a {kind.__name__}")
+    )

@@ -1,0 +1,147 @@
+"""Parses Parquet and Arrow files for another process, which learns whether the parser survives them; see probe.py.
+
+Run as a script, by its path and alone: it imports nothing of embedkit. Reads a request a line from stdin (JSON)
+and answers each with a line. Says nothing of what is in a file but the type of the error it ends with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+#: Seconds without a request after which this process ends: it has nothing to do while a model runs.
+_IDLE = 20
+#: Seconds of the processor for any file, and bytes for which there is a second more.
+_SECONDS, _BYTES_PER_SECOND = 60, 1_000_000
+#: Address space beside the machine's memory and the file's own: stacks and arenas of the libraries' threads.
+_ADDRESSES = 16 << 30
+_ARROW_FILE = b"ARROW1"
+
+#: An open file: how many parts it has (None: it is read from its start alone), its columns, and a function of the
+#: numbers of parts and the names of columns that reads these.
+_Opened = tuple[int | None, list[str], Callable[[Iterable[int], list[str]], Iterator[Any]]]
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    sys.path.extend(path for path in json.loads(requests.readline()) if path not in sys.path)
+    # Before the first request, so that what cannot be imported is no finding.
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    _leave_the_machine_alone()
+    kept: tuple[object, _Opened] | None = None
+    _reply(replies, {"ready": pa.__version__})
+    while _comes(requests) and (line := requests.readline()):
+        request = json.loads(line)
+        fault = None
+        try:
+            data = requests.read(request["bytes"]) if request["path"] is None else None
+            _limit(len(data) if data is not None else Path(request["path"]).stat().st_size)
+            key = _identity(request)
+            if kept is None or kept[0] != key or data is not None:
+                kept = None
+                kept = (key, _open(request["path"] if data is None else data, request["format"]))
+            _parse(kept[1], request["part"], frozenset(request["without"]))
+        except BaseException as error:  # noqa: BLE001 - panics of a library too: whatever it is, it is the answer
+            fault = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
+            # A file that cannot be read is no damaged one: the other process finds that out itself.
+            fault = None if isinstance(error, OSError) and error.errno is not None else fault
+            kept = None
+        _reply(replies, {"fault": fault})
+
+
+def _reply(replies: Any, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message).encode() + b"\n")
+    replies.flush()
+
+
+def _comes(requests: Any) -> bool:
+    """Whether a request comes in time. Windows cannot wait for a pipe, and waits for the end."""
+    return os.name == "nt" or bool(select.select([requests], [], [], _IDLE)[0])
+
+
+def _identity(request: dict[str, Any]) -> object:
+    if request["path"] is None:
+        return None
+    facts = Path(request["path"]).stat()
+    return request["path"], request["format"], facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _open(source: Any, file_format: str) -> _Opened:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # As bytes, so that a name that is not UTF-8 is found, too.
+    mapped = pa.memory_map(os.fsencode(source)) if isinstance(source, str) else pa.BufferReader(source)
+    if file_format == "parquet":
+        file = pq.ParquetFile(mapped, page_checksum_verification=True)
+
+        def of_groups(parts: Iterable[int], columns: list[str]) -> Iterator[Any]:
+            for part in parts:
+                yield from file.iter_batches(row_groups=[part], columns=columns)
+
+        return file.num_row_groups, list(file.schema_arrow.names), of_groups
+    if mapped.read(len(_ARROW_FILE)) != _ARROW_FILE:
+        mapped.seek(0)
+        stream = pa.ipc.open_stream(mapped)
+        return None, list(stream.schema.names), lambda _parts, _columns: iter(stream)
+    whole = pa.ipc.open_file(mapped)
+    names = list(whole.schema.names)
+
+    def of_file(parts: Iterable[int], columns: list[str]) -> Iterator[Any]:
+        fields = [place for place, name in enumerate(names) if name in columns]
+        reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
+        return (reader.get_batch(part) for part in parts)
+
+    return whole.num_record_batches, names, of_file
+
+
+def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
+    """Read what is asked for, and hold every offset against what its column has."""
+    n_parts, names, batches = opened
+    if part == "none":
+        return
+    parts = range(n_parts or 0) if part == "all" else [int(part)]
+    for batch in batches(parts, [name for name in names if name not in without]):
+        for column in batch.columns:
+            try:
+                column.validate(full=True)
+            except ValueError as error:
+                # What is not UTF-8 is a bad row and no danger. Characters are looked at after the offsets.
+                if "UTF8" not in str(error):
+                    raise
+
+
+def _leave_the_machine_alone() -> None:
+    """End this process before others where memory runs out, and leave no core file: it would hold texts."""
+    with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
+        score.write("1000")
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit(size: int) -> None:
+    """Limit what a file of so many bytes may take: a flipped bit asks for terabytes, or for a loop without end."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + _SECONDS + size // _BYTES_PER_SECOND
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _ADDRESSES + size
+        for kind, wanted in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
+            _, most = resource.getrlimit(kind)
+            resource.setrlimit(kind, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+
+if __name__ == "__main__":
+    main()

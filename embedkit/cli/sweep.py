@@ -12,6 +12,7 @@ import typer
 
 from embedkit.cli.encode import stoppable, umask
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.outputs import check_name
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
 
@@ -38,7 +39,7 @@ def sweep(
     ctx: typer.Context,
     *,
     label: Annotated[str, typer.Option(help="Column of labels: classes, or values.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
     group: Annotated[
         str | None,
         typer.Option(help="Column, such as patient_id: rows of one value are never in training and test both."),
@@ -71,6 +72,7 @@ def sweep(
     Example: embedkit sweep notes.csv --label label --group patient_id -o sweep
     """
     one_of("--progress", progress, MODES)
+    check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
     from embedkit.study.sweep import SHARD_ROWS, VECTORS, SweepConfig
     from embedkit.study.sweep import sweep as carry_out
@@ -79,7 +81,7 @@ def sweep(
     asked = SweepConfig(
         run=run_config(
             **options,
-            output=str(output / VECTORS),
+            output=str(Path(output) / VECTORS),
             output_format="arrow",
             layers=layers,
             layer_agg="separate",
@@ -88,7 +90,7 @@ def sweep(
             shard_id=0,
             num_shards=1,
         ),
-        folder=output,
+        folder=Path(output),
         label=label,
         group=group,
         task=task,
@@ -116,7 +118,7 @@ def sweep(
         )
     for line in _table(found.verdict):
         print(line)
-    print(f"\n{(output / 'summary.txt').read_text(encoding='utf-8')}", end="")
+    print(f"\n{(Path(output) / 'summary.txt').read_text(encoding='utf-8')}", end="")
 
 
 class _Told:

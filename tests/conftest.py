@@ -89,10 +89,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
-    """`embedkit encode ARGUMENTS... -m BERT`; a model among the arguments wins."""
+    """`embedkit encode ARGUMENTS... -m BERT`, without the BERT where a model is among the arguments."""
 
     def ran(*arguments: object) -> Ran:
-        return embedkit_cli("encode", "-m", bert, *arguments)
+        model = () if "-m" in arguments or "--model" in arguments else ("-m", bert)
+        return embedkit_cli("encode", *model, *arguments)
 
     return ran
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, fit, inspect, plan, report, streams, sweep, verify
+from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
 from embedkit.cli.commands import WRONG_USAGE, Command, Group, explained
 from embedkit.errors import EmbedkitError, ReaderGone
 
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done, 1 a fault of embedkit, 2 usage, 3 input, 4 model, 5 output, 75 stopped.
     """
-    with streams.forgiving_streams():
+    with printing.forgiving_streams():
         code = _ended(lambda: _carry_out(arguments))
         # What stdout still holds may not fit where it goes; an error that was told already stays the one.
         return _ended(sys.stdout.flush) or code
@@ -88,8 +88,8 @@ def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way ou
         if type(wrong).__name__ == "NoArgsIsHelpError":
             print(wrong, file=sys.stderr)
             return 2
-        error = explained(wrong)
-        return _say(error.message, error.hint, error.exit_code)
+        told = explained(wrong)
+        return _say(told.message, told.hint, told.exit_code)
     # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
     # cannot.
     except BaseException as fault:  # noqa: BLE001
@@ -104,7 +104,7 @@ def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way ou
 
 def main() -> NoReturn:
     """The command `embedkit`."""
-    streams.hold_descriptors()
+    printing.hold_descriptors()
     _leave_no_core_files()
     code = run(sys.argv[1:])
     # A reader thread may still wait for stdin, and taking torch down costs time that nobody gains from.

@@ -24,7 +24,7 @@ JOINED = ("pool", "layers", "device")
 #: Options and arguments whose values name files: any bytes may be in a file's name.
 _PATHS = frozenset({"inputs", "input", "out", "outs", "output", "model", "config", "spans"})
 #: Dashes that word processors and web pages make of `--`.
-_LONG_DASHES = "‐‑‒–—―−"
+_LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _GIVEN = "embedkit.given"
 
 #: What other tools call an option: its name there → what it is here. Where there are several, the first that the
@@ -187,33 +187,43 @@ def _given(parameters: list[Any], args: list[str]) -> list[_Given]:
     while place < len(args) and args[place] != "--":
         argument = args[place]
         _check_dashes(argument, options)
-        for option, value, is_known in _split(argument, options):
+        for option, tied, is_known in _split(argument, options):
             if not is_known:
                 return found
             parameter = options[option]
-            if len(option) == 2 and (value or "").startswith("="):
-                raise UsageError(
-                    f"'{argument}': a one-letter option takes its value without =",
-                    hint=f"write {option} {str(value)[1:]}, or {parameter.opts[-1]}{value}",
-                )
-            places: tuple[int, ...] = (place,)
-            if not parameter.is_flag and value is None:
-                if place + 1 == len(args):
-                    return found
-                value, places = args[place + 1], (place, place + 1)
-                if value in options:
-                    raise UsageError(
-                        f"{option} is followed by the option {value}, not by a value",
-                        hint=f"give {option} its value, or write {parameter.opts[-1]}={value} if that is the value",
-                    )
-            found.append(_Given(parameter, option, value, places))
-            place = places[-1]
+            if parameter.is_flag or tied is not None:
+                _check_tied(argument, option, tied, parameter)
+                found.append(_Given(parameter, option, tied, (place,)))
+            elif place + 1 == len(args):
+                return found
+            else:
+                _check_value(option, args[place + 1], parameter, options)
+                found.append(_Given(parameter, option, args[place + 1], (place, place + 1)))
+                place += 1
         place += 1
     return found
 
 
+def _check_tied(argument: str, option: str, tied: str | None, parameter: Any) -> None:
+    """Refuse `-o=out`, which is a file called `=out` by the rules."""
+    if len(option) == len("-o") and tied is not None and tied.startswith("="):
+        raise UsageError(
+            f"'{argument}': an option of one letter takes its value without =",
+            hint=f"write {option} {tied[1:]}, or {parameter.opts[-1]}{tied}",
+        )
+
+
+def _check_value(option: str, value: str, parameter: Any, options: Mapping[str, Any]) -> None:
+    """Refuse `-o --quiet`, which is a folder called `--quiet` by the rules."""
+    if value in options:
+        raise UsageError(
+            f"{option} is followed by the option {value}, not by a value",
+            hint=f"give {option} its value, or write {parameter.opts[-1]}={value} if that is the value",
+        )
+
+
 def _split(argument: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str | None, bool]]:
-    """The options in one argument, what is tied to them, and whether they are known: `--pool=cls`, `-qv`, `-mX`."""
+    """The options in one argument (`--pool=cls`, `-qv`, `-mX`), what is tied to them, whether they are known."""
     if argument.startswith("--"):
         name, tied, value = argument.partition("=")
         yield name, value if tied else None, name in options
@@ -297,13 +307,11 @@ def explained(wrong: Any) -> UsageError:
             f"there is no option {name} of `{path}`", hint=_hint_for_option(str(name), context, lists)
         )
     sentence = " ".join(wrong.format_message().split()).rstrip(".")
-    value = (
-        context.meta.get(_GIVEN, {}).get(parameter.name) if context is not None and parameter is not None else None
-    )
-    if value is not None and type(wrong).__name__ == "BadParameter":
-        sentence = (
-            f"{parameter.opts[-1]} cannot be '{value}': {wrong.message[:1].lower()}{wrong.message[1:].rstrip('.')}"
-        )
+    if type(wrong).__name__ == "BadParameter" and context is not None and parameter is not None:
+        value = context.meta.get(_GIVEN, {}).get(parameter.name)
+        if value is not None:
+            reason = wrong.message.rstrip(".")
+            sentence = f"{parameter.opts[-1]} cannot be '{value}': {reason[:1].lower()}{reason[1:]}"
     return UsageError(sentence, hint=lists)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.printing import check_stdin, check_stdout
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
 from embedkit.engines.signals import heed
@@ -39,6 +40,9 @@ def encode(
     """
     one_of("--progress", progress, MODES)
     asked = run_config(**options)
+    check_stdin(asked.input.inputs)
+    if asked.output.is_stdout:
+        check_stdout()
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.engines.local import run
 

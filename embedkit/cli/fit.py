@@ -10,6 +10,7 @@ import typer
 
 from embedkit.cli.encode import stoppable, umask
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, make_watcher
 from embedkit.config import one_of
 from embedkit.config.fit import FitConfig
@@ -102,6 +103,7 @@ def fit(
         overwrite=overwrite,
     )
     asked = run_config(**options, output=f"{output}.states")
+    check_stdin(asked.input.inputs)
     from embedkit.study.fit import fit as carry_out
 
     def on_epoch(epoch: Epoch) -> None:

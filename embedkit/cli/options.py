@@ -263,52 +263,47 @@ def _from_toml(path: Path, key: str, value: Any, option: Any, command: str) -> A
     Raises:
         UsageError: it is of a type that the option has no use for; names the key, both types and the value.
     """
-    is_list = option.multiple or option.nargs == -1
-    wanted: type = bool if option.is_flag else option.type_descriptor.annotation
-
-    def refused(needed: str) -> UsageError:
-        there = _TOML_TYPES.get(type(value), "a date or time")
+    taken: Any
+    if option.multiple or option.nargs == -1:
+        needed, taken = "a list of strings", _as_strings(value)
+    elif option.is_flag:
+        needed, taken = "a boolean, true or false,", value if isinstance(value, bool) else None
+    elif option.type_descriptor.annotation in (int, float):
+        is_integer = option.type_descriptor.annotation is int
+        needed = "an integer" if is_integer else "a number"
+        taken = _as_number(value, is_integer=is_integer)
+    else:
+        needed, taken = "a string", _as_string(value, option.name)
+    if taken is None:
+        there = _TOML_TYPES.get(type(value), "a date or a time")
         flag = option.opts[-1] if option.opts[-1].startswith("-") else option.metavar
-        return UsageError(
+        raise UsageError(
             f"--config {path} sets {key} ({flag}) to {there}, {str(value)[:80]!r}, and {needed} is needed",
             hint=f"`embedkit {command} --help` lists what each option takes",
         )
-
-    def text(one: Any) -> str:
-        if isinstance(one, bool) or not isinstance(one, (str, int, float)):
-            raise refused("a list of strings" if is_list else "a string")
-        return str(one)
-
-    if is_list:
-        if not isinstance(value, (list, str)) or not all(isinstance(one, str) for one in value):
-            raise refused("a list of strings")
-        return [value] if isinstance(value, str) else value
-    if option.name in JOINED and isinstance(value, list):
-        return ",".join(map(text, value))
-    if wanted is bool:
-        if not isinstance(value, bool):
-            raise refused("a boolean (true or false)")
-        return value
-    if wanted in (int, float):
-        number = _as_number(value, wanted)
-        if number is None:
-            raise refused("an integer" if wanted is int else "a number")
-        return number
-    if option.name == "lowercase" and isinstance(value, bool):
-        return "yes" if value else "no"
-    return text(value)
+    return taken
 
 
-def _as_number(value: Any, kind: type) -> int | float | None:
+def _as_strings(value: Any) -> list[str] | None:
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(one, str) for one in values) else None
+
+
+def _as_string(value: Any, name: str) -> str | None:
+    if isinstance(value, list) and name in JOINED:
+        parts = [_as_string(one, "") for one in value]
+        return ",".join(map(str, parts)) if parts and None not in parts else None
+    if isinstance(value, bool):
+        return {True: "yes", False: "no"}[value] if name == "lowercase" else None
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def _as_number(value: Any, *, is_integer: bool) -> int | float | None:
     """An integer or a float; a string of one, too; None if it is none."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, str))
-        or (kind is int and isinstance(value, float))
-    ):
+    if isinstance(value, bool) or not isinstance(value, (str, int) if is_integer else (str, int, float)):
         return None
     try:
-        return int(value) if kind is int else float(value)
+        return int(value) if is_integer else float(value)
     except ValueError:
         return None
 

@@ -67,7 +67,7 @@ def default_output(inputs: list[str]) -> str:
 
 
 def without_suffixes(name: str) -> str:
-    """A file's name without the suffixes of tables and of compressed files: `2024.01.notes.csv.gz`: `2024.01.notes`."""
+    """A file's name without the suffixes of tables and of compressed files: `2024.01` of `2024.01.csv.gz`."""
     for suffixes in (_COMPRESSED, _TABLES):
         stem, dot, suffix = name.rpartition(".")
         if dot and stem and suffix.lower() in suffixes:

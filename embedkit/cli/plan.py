@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
 
 
@@ -32,6 +33,7 @@ def plan(
     if options["inputs"] == ["-"]:
         options["output"] = options["output"] or "stdin.embeddings"
     asked = run_config(**options)
+    check_stdin(asked.input.inputs)
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.forecast import forecast, lines
 

@@ -73,7 +73,7 @@ def value_hint(option: str, value: str, allowed: tuple[str, ...], every: str = "
         every: what may be given, where that is more than a list of `allowed`.
 
     Returns:
-        "did you mean --dtype fp16? use one of: auto, fp32", without its first half where nothing is like the value.
+        "did you mean --dtype fp16? use one of: auto, fp32"; without its first half if nothing is like the value.
     """
     usual: dict[str, str] = {}
     for word, meant in _USUAL:

@@ -16,6 +16,7 @@ from embedkit.engines.account import account_for_rows
 from embedkit.engines.alone import Alone
 from embedkit.engines.crew import Crew
 from embedkit.engines.grouping import run_grouped
+from embedkit.engines.occupied import other_outputs_spared
 from embedkit.engines.planning import (
     ModelFacts,
     counts,
@@ -52,9 +53,10 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     Raises:
         EmbedkitError: any of its kinds; what is committed stays.
     """
-    if config.groups.by:
-        return run_grouped(config, watcher, stop, _run, _foreseen)
-    return _run(config, watcher, stop)
+    with other_outputs_spared(config):
+        if config.groups.by:
+            return run_grouped(config, watcher, stop, _run, _foreseen)
+        return _run(config, watcher, stop)
 
 
 def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
@@ -63,8 +65,11 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     share = config.share
     if share.source:
         watcher.notice(
-            f"rank {share.rank} of {share.world_size}, as {share.source} say; --num-shards 1 would do all of it"
+            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process does a part, and the "
+            "output is complete when all ranks are done; --num-shards 1 would do all of it"
         )
+    elif share.note:
+        watcher.notice(share.note)
     table, spans = table_of(config)
     _refuse_second_reading(table, config)
     destination = destination_of(config.output, share)

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.config import RunConfig, at_least, one_of
+from embedkit.config import RunConfig, at_least, one_of, value_hint
 from embedkit.disk import refuse_link
 from embedkit.engines.local import run
+from embedkit.engines.occupied import other_outputs_spared
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.models.architectures import ARCHITECTURES
@@ -84,7 +85,10 @@ class SweepConfig:
             )
         for name in parse_poolings(self.run.pooling.pool):
             if name not in {*_STATIC, "auto"}:
-                raise UsageError(f"a sweep cannot compare '{name}'", hint=f"use any of: {', '.join(_STATIC)}")
+                raise UsageError(
+                    f"a sweep cannot compare '{name}'",
+                    hint=value_hint("--pool", name, _STATIC, f"use any of: {', '.join(_STATIC)}"),
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,8 @@ def sweep(
         EmbedkitError: any of its kinds; vectors that are committed stay.
     """
     _refuse_without_libraries()
-    _make_room(config)
+    with other_outputs_spared(config.run):
+        _make_room(config)
     asked = _asked(config.run)
     columns = (config.label, config.group) if config.group else (config.label,)
     rows = read_rows(config.run.input, columns)

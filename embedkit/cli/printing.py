@@ -23,7 +23,7 @@ _closed: set[int] = set()
 def hold_descriptors() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file that is opened gets its number, and what is printed lands in that file. The two ends are
+    Otherwise the next file that is opened gets its number, and what is printed lands in that file. The ends are
     the wrong way round, so that reading from and writing to a closed stream still fails.
     """
     for number, mode in ((_STDIN, os.O_WRONLY), (_STDOUT, os.O_RDONLY), (_STDERR, os.O_WRONLY)):
@@ -36,9 +36,9 @@ def hold_descriptors() -> None:
                 os.dup2(null, number)
                 os.close(null)
     if _STDOUT in _closed:
-        sys.stdout = io.TextIOWrapper(io.FileIO(_STDOUT, "r+", closefd=False), encoding="utf-8")  # type: ignore[type-var]
+        sys.stdout = io.TextIOWrapper(io.FileIO(_STDOUT, "r+", closefd=False), encoding="utf-8")
     if _STDERR in _closed:
-        sys.stderr = io.TextIOWrapper(io.FileIO(_STDERR, "w", closefd=False), encoding="utf-8", write_through=True)  # type: ignore[type-var]
+        sys.stderr = io.TextIOWrapper(io.FileIO(_STDERR, "w", closefd=False), encoding="utf-8", write_through=True)
 
 
 def check_stdin(inputs: Iterable[str]) -> None:
@@ -57,7 +57,7 @@ def check_stdout() -> None:
 def forgiving_streams() -> Generator[None, None, None]:
     """Have stderr swallow what cannot be written, and stdout tell it as an error of embedkit's own."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stdout(before[0]), _Stderr(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Stdout(before[0]), _Stderr(before[1])
     try:
         yield
     finally:

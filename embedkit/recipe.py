@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -94,6 +95,11 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 def fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def as_text(name: str) -> str:
+    """The name of a file as text that JSON and schemas take: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def files_digest(files: Iterable[Mapping[str, Any]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -110,8 +111,8 @@ def fit(
         if not quiet and progress != "none":
             _show_epoch(epoch, as_json=progress == "json")
 
-    with stoppable() as stop, umask(private=private):
-        summary = carry_out(wanted, asked, make_watcher(progress, quiet=quiet), on_epoch, stop)
+    with stoppable() as stop, umask(private=private), closing(make_watcher(progress, quiet=quiet)) as watcher:
+        summary = carry_out(wanted, asked, watcher, on_epoch, stop)
     if quiet:
         return
     if progress == "json":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,10 +102,10 @@ def sweep(
         dedupe=dedupe,
     )
     repeated = _repeated(ctx)
-    with stoppable() as stop, umask(private=private):
+    with stoppable() as stop, umask(private=private), closing(make_watcher(progress, quiet=quiet)) as watcher:
         found = carry_out(
             asked,
-            make_watcher(progress, quiet=quiet),
+            watcher,
             stop,
             command=lambda winner: _command(options["inputs"], winner, repeated),
             on_judged=_Told(silent=quiet or progress == "none"),

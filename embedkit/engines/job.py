@@ -122,7 +122,9 @@ class Job:
 
     def _embeddings(self) -> Iterator[Embedding]:
         for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, self.wanted):
-            yield embedding_of(tokenize_shard(read, self.embedder), self.embedder, self._on_batch)
+            embedding = embedding_of(tokenize_shard(read, self.embedder), self.embedder, self._on_batch)
+            self.watcher.tokenized(read.index, embedding.tokens)
+            yield embedding
 
     def _unless_stopped(self, coming: Iterable[Embedding]) -> Iterator[Embedding]:
         for embedding in coming:

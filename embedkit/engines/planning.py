@@ -16,7 +16,11 @@ from embedkit.records import Variant
 from embedkit.request import Request, rough_width
 from embedkit.sinks import Layout
 from embedkit.sources import SpanBook, SpanColumn, Table, open_table
+from embedkit.sources.columns import USUAL_TEXT, Columns
 from embedkit.units.units import COLUMNS
+
+#: Of English text in most vocabularies; only the time that is left depends on it.
+_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,24 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
     return table, book
 
 
+def chosen_columns(config: InputConfig, columns: Columns) -> list[str]:
+    """Say which columns are the text and the id where the user named none, in one sentence or none.
+
+    A name is told only if it is one of those that are looked for: another may be a row of a file without a header.
+    """
+    if config.format == "txt":
+        return []
+    told = []
+    if not config.text_columns and config.template is None:
+        name = columns.text[0]
+        told.append(
+            f"the texts are those of {name!r}" if name in USUAL_TEXT else "the texts are in the one column"
+        )
+    if config.id_column is None:
+        told.append("the ids are row numbers" if columns.id is None else f"the ids are those of {columns.id!r}")
+    return [f"columns: {', '.join(told)}"] if told else []
+
+
 def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
     """What cuts the input into shards.
 
@@ -90,7 +112,18 @@ def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None
     return ShardCutter(
         default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
         default_shard_characters(width) if request.many else SHARD_CHARACTERS,
+        _longest(request, config),
     )
+
+
+def _longest(request: Request, config: RunConfig) -> int | None:
+    """Characters of a text that a model reads of it, about; None where it reads all, or nobody knows."""
+    if config.text.on_long != "truncate":
+        return None
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    there = (request.folder.config.get(key) for key in keys)
+    length = config.text.max_length or next((of for of in there if isinstance(of, int)), None)
+    return None if length is None else _CHARACTERS_A_TOKEN * length
 
 
 def scan(
@@ -113,6 +146,7 @@ def scan(
             "rows": None,
             "shards": None,
             "starts": None,
+            "characters": None,
             "kept_types": planned_kept_types(table.kept_types(), config, scores),
         }
     found = table.scan(cutter.count)
@@ -121,7 +155,13 @@ def scan(
     if spans is not None and config.input.limit is None:
         spans.refuse_strangers()
     kept = planned_kept_types(found.kept_types, config, scores)
-    return {"rows": found.rows, "shards": len(cutter.starts), "starts": cutter.starts, "kept_types": kept}
+    return {
+        "rows": found.rows,
+        "shards": len(cutter.starts),
+        "starts": cutter.starts,
+        "characters": cutter.characters,
+        "kept_types": kept,
+    }
 
 
 def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:

@@ -250,6 +250,8 @@ def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
     apart = {"int8_ranges": None, "batch_tokens": None}
     refuse_changes({**stored, **apart}, {**plan, **apart})
     plan["int8_ranges"] = stored["int8_ranges"]
+    # Whatever the model is called now: what it was called first is in the shards that are there.
+    plan["source"] = stored["source"]
     if "batch_tokens" in stored:
         plan["batch_tokens"] = stored["batch_tokens"]
 

@@ -218,6 +218,7 @@ def layout(plan: dict[str, Any]) -> Layout:
         metadata={
             "embedkit.recipe": canonical_json(plan["recipe"]),
             "embedkit.fingerprint": plan["fingerprint"],
+            "embedkit.model": canonical_json(_model_of(plan["source"])),
             "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
             "embedkit.read": canonical_json(_read_of(plan)),
             **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
@@ -283,6 +284,11 @@ def _read_of(plan: dict[str, Any]) -> dict[str, Any]:
         "on_bad_row": plan["on_bad_row"],
         "files_digest": files_digest(read["files"]),
     }
+
+
+def _model_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a single file tells of its model: what people call it, no path."""
+    return {name: source.get(name) for name in ("model", "hub", "revision")}
 
 
 def _has_token_vectors(plan: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from embedkit.errors import UsageError
 from embedkit.inspection import Receipts, recorded_receipts
+from embedkit.recipe import told_model
 from embedkit.records import Variant
 from embedkit.report.blocks import Block, blocks, chosen_variant
 from embedkit.report.charts import CATEGORIES, category
@@ -46,7 +47,7 @@ class Findings:
     Attributes:
         path: the folder or file.
         variant: the column of vectors that the rest is about.
-        source: hub id and commit of the model, where the output says so.
+        model: what the model is called; None where the output does not say.
         receipts: counts over all rows, those without a vector too.
         color: the column that colours the map, or None.
         shown: columns whose cells are told of the points of the map.
@@ -60,7 +61,7 @@ class Findings:
     path: Path
     stored: Stored
     variant: Variant
-    source: Mapping[str, str | None]
+    model: str | None
     receipts: Receipts
     survey: Survey
     color: str | None
@@ -101,7 +102,7 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
         path=path,
         stored=stored,
         variant=variant,
-        source=manifest.get("source") or {},
+        model=told_model(stored.source),
         receipts=recorded_receipts(path) or _receipts(seen),
         survey=seen,
         color=color,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Stored:
         fingerprint: of the recipe, or None.
         int8_ranges: variant's name → {"min": [D], "max": [D]}; for int8 alone.
         rows, vectors: what the manifest counts; None without a manifest.
+        source: what the model is called, and where it is from; {} where the format has no place for it.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Stored:
     int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
     rows: int | None = None
     vectors: int | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -186,16 +188,18 @@ def _open_folder(path: Path) -> Stored:
             manifest.get("int8_ranges") or {},
             manifest["rows"],
             manifest["vectors"],
+            manifest.get("source") or {},
         )
 
 
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
-    recipe, ranges = (
-        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
+    recipe, ranges, source = (
+        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges", "model")
     )
-    return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
+    fingerprint = layout.metadata.get("embedkit.fingerprint")
+    return Stored(form, sink, (files,), recipe, fingerprint, ranges, source=source)
 
 
 def _own_layout(path: Path, form: str) -> Layout:

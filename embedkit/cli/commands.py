@@ -21,8 +21,10 @@ from embedkit.suggest import closest_names
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
 #: Options whose value is a comma list: given twice, they are one list.
 JOINED = ("pool", "layers", "device")
-#: Options and arguments whose values name files: any bytes may be in a file's name.
-_PATHS = frozenset({"inputs", "input", "out", "outs", "output", "model", "config", "spans"})
+#: Options and arguments whose values name files that embedkit opens itself: any bytes may be in such a name.
+_PATHS = frozenset({"inputs", "input", "config", "spans"})
+#: Those that name what pyarrow, safetensors and tokenizers open: they take UTF-8 alone.
+_OF_LIBRARIES = frozenset({"out", "outs", "output", "model"})
 #: Dashes that word processors and web pages make of `--`.
 _LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _GIVEN = "embedkit.given"
@@ -275,14 +277,19 @@ def _check_dashes(argument: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_texts(parameters: list[Any], values: Mapping[str, Any]) -> None:
-    """Refuse bytes that are no text where a text is needed; a file's name may have any."""
+    """Refuse bytes that are no text where a text is needed."""
     for parameter in parameters:
         value = values.get(parameter.name)
         texts = value if isinstance(value, (list, tuple)) else (value,)
-        if parameter.name not in _PATHS and any(isinstance(text, str) and not _is_utf8(text) for text in texts):
+        if parameter.name in _PATHS or all(_is_utf8(str(text)) for text in texts):
+            continue
+        what = parameter.opts[-1] if parameter.opts[-1].startswith("-") else parameter.metavar
+        if parameter.name in _OF_LIBRARIES:
             raise UsageError(
-                f"the value of {parameter.opts[-1]} is not UTF-8", hint="see the locale of the shell (`locale`)"
+                f"the name that {what} gives is not UTF-8, and the libraries that open such files need it to be",
+                hint="rename it, or give a link to it: ln -s OLD NEW; see the locale of the shell (`locale`)",
             )
+        raise UsageError(f"the value of {what} is not UTF-8", hint="see the locale of the shell (`locale`)")
 
 
 def _is_utf8(text: str) -> bool:

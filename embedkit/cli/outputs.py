@@ -63,6 +63,12 @@ def default_output(inputs: list[str]) -> str:
             f"there is no name to make the output's from in '{inputs[0]}'",
             hint="say where the vectors go with -o OUT, or -o - for JSON Lines on stdout",
         )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            "the input's name is not UTF-8, so no output can be named after it", hint="name the output with -o"
+        ) from None
     return f"{without_suffixes(name)}.embeddings"
 
 

@@ -64,6 +64,13 @@ def forgiving_streams() -> Generator[None, None, None]:
         sys.stdout, sys.stderr = before
 
 
+def show(lines: Iterable[str]) -> None:
+    """Print lines of a result, as many as whoever reads stdout wants: the verdict that follows is not theirs."""
+    with contextlib.suppress(ReaderGone):
+        for line in lines:
+            print(line)
+
+
 class _Stream:
     """A text stream that does all but writing as the one that it stands for."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
 
@@ -53,8 +54,7 @@ def verify(
     found = verify_output(Path(out))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    for problem in found.problems:
-        print(problem)
+    show(found.problems)
     if found.problems:
         raise OutputError(f"{out} is not as it was written: {_faults(len(found.problems))}", hint=found.way_out)
     print(
@@ -72,17 +72,16 @@ def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: A
     from embedkit.resampling import resample
 
     came = resample(out, rows, seed=seed, inputs=inputs, again=again)
-    for far in came.far[:_TOLD]:
-        print(far)
-    print(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
+    told = [str(far) for far in came.far[:_TOLD]]
+    told.append(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
     if came.cosines:
-        print(
+        told.append(
             f"max |Δ| {came.max_difference:.2e}, cosine min {min(came.cosines):.7f}, "
             f"mean {sum(came.cosines) / len(came.cosines):.7f}"
         )
     if came.bits:
-        print(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
-    print(f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}")
+        told.append(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
+    show([*told, f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}"])
     if not came.passed:
         raise OutputError(
             f"{out} does not hold what the model gives for these texts: {len(came.far):,} of {came.rows:,} rows",

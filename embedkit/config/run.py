@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from embedkit.config.checks import value_hint
 from embedkit.config.inputs import InputConfig
 from embedkit.config.models import BatchConfig, ModelConfig
 from embedkit.config.outputs import OutputConfig, ShareConfig
@@ -79,7 +80,8 @@ class RunConfig:
         unit, poolings = self.units.unit, self.pooling.pool.split(",")
         if unit == "span" and not set(poolings) <= {"auto", *SPAN_POOLINGS}:
             raise UsageError(
-                f"--pool {self.pooling.pool} is not for spans", hint=f"use one of: {', '.join(SPAN_POOLINGS)}"
+                f"--pool {self.pooling.pool} is not for spans",
+                hint=value_hint("--pool", self.pooling.pool, SPAN_POOLINGS),
             )
         if unit in {"word", "token"} and self.pooling.pool not in {"auto", "none"}:
             raise UsageError(

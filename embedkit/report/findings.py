@@ -25,6 +25,7 @@ from embedkit.report.settings import ReportConfig
 from embedkit.report.survey import Sample, Survey, shortened, survey
 from embedkit.sinks.layout import RECEIPT
 from embedkit.sinks.stored import Stored, open_stored, read_json
+from embedkit.suggest import did_you_mean
 
 _QUERIES = 5
 _NEIGHBOURS = 10
@@ -135,7 +136,7 @@ def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
         if name not in kept:
             raise UsageError(
                 f"{option} {name}: {path.name} has no kept column of this name",
-                hint=f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one",
+                hint=f"{did_you_mean(name, kept, '', prefix=f'{option} ')} it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one".strip(),
             )
 
 

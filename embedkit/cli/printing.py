@@ -64,7 +64,7 @@ def forgiving_streams() -> Generator[None, None, None]:
         sys.stdout, sys.stderr = before
 
 
-def show(lines: Iterable[str]) -> None:
+def show(lines: Iterable[object]) -> None:
     """Print lines of a result, as many as whoever reads stdout wants: the verdict that follows is not theirs."""
     with contextlib.suppress(ReaderGone):
         for line in lines:

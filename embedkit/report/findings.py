@@ -134,9 +134,10 @@ def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
     asked = [*([("--color", config.color)] if config.color else []), *(("--show", name) for name in config.show)]
     for option, name in asked:
         if name not in kept:
+            near = did_you_mean(name, kept, "", prefix=f"{option} ")
+            there = f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one"
             raise UsageError(
-                f"{option} {name}: {path.name} has no kept column of this name",
-                hint=f"{did_you_mean(name, kept, '', prefix=f'{option} ')} it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one".strip(),
+                f"{option} {name}: {path.name} has no kept column of this name", hint=f"{near} {there}".lstrip()
             )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -16,6 +18,8 @@ MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0
 _JSON_SECONDS = 1.0
 _BAR_SECONDS = 0.2
+#: More than any bar needs: tqdm shows none on a terminal that says it has no rows.
+_ROWS = 100
 
 
 def make_watcher(mode: str, *, quiet: bool) -> _Progress:
@@ -147,13 +151,15 @@ class _Bar(_Progress):
             initial=self.before,
             bar_format=f"{counted}{{postfix}}",
             file=sys.stderr,
-            dynamic_ncols=True,
+            ncols=_columns(),
+            nrows=_ROWS,
             mininterval=_BAR_SECONDS,
         )
 
     def show(self, texts: int) -> None:
         if self.bar is None:
             return
+        self.bar.ncols = _columns()
         # The last is what a narrow terminal cuts off.
         left = [] if self.left is None else [f"{_span(self.left)} left"]
         self.bar.set_postfix_str(
@@ -237,6 +243,14 @@ def _of_device(use: DeviceUse | None) -> dict[str, Any]:
         "memory_allocated": use.allocated,
         "memory_reserved": use.reserved,
     }
+
+
+def _columns() -> int:
+    """Columns that a bar may take: one less than the terminal has, or it wraps; 79 where it does not say."""
+    columns = 0
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return (columns or 80) - 1
 
 
 def _span(seconds: float) -> str:

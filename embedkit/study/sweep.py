@@ -129,6 +129,7 @@ def sweep(
         _make_room(config)
     asked = _asked(config.run)
     columns = (config.label, config.group) if config.group else (config.label,)
+    watcher.notice("reading the labels")
     rows = read_rows(config.run.input, columns)
     # What the labels alone rule out is told before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)

@@ -61,7 +61,6 @@ def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatc
     terminal = Terminal()
     monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
     watcher = make_watcher("auto", quiet=False)
     watcher.started(rows=rows, done=0, device=device, dtype="bf16", characters={0: 4_000, 1: 400_000_000})
     watcher.tokenized(0, 1_000)

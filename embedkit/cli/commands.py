@@ -300,6 +300,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+def given_on(ctx: typer.Context) -> frozenset[str]:
+    """Names of the parameters that were given on the command line, whatever their values."""
+    return frozenset(ctx.meta.get(_GIVEN, {}))
+
+
 # Errors ----------------------------------------------------------------------------------------------
 
 

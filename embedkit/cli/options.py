@@ -177,6 +177,12 @@ def run_config(
     for typed, what in ((output, "-o"), *((one, "INPUT") for one in inputs)):
         if typed is not None and not typed.strip():
             raise UsageError(f"{what} is empty", hint="name a file or a folder; a shell variable may be unset")
+    if template is not None and text_column:
+        raise UsageError("--template and --text-column exclude each other", hint="give one of the two")
+    if revision is not None and not trust_remote_code and (Path(model) / "config.json").is_file():
+        raise UsageError(
+            f"--revision is of a model on the hub, and '{model}' is a folder", hint="leave out --revision"
+        )
     out = default_output(inputs) if output is None else output
     return RunConfig(
         input=InputConfig(

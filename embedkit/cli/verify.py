@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedkit.cli.commands import given_on
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 _TOLD = 20
 
 
+#: Options that say how rows are computed again.
+_OF_RESAMPLING = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
+
+
 def verify(
+    ctx: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")],
     *,
     resample: Annotated[
@@ -44,9 +50,10 @@ def verify(
     With --resample N, N random rows are computed again from the input, each alone, unbatched and in fp32.
     """
     at_least("--resample", resample, 1)
-    if resample is None and (input or model or revision):
+    unused = [name for name in _OF_RESAMPLING if name in given_on(ctx)]
+    if resample is None and unused:
         raise UsageError(
-            "--input, --model and --revision are for --resample", hint="add --resample 100, or leave them out"
+            f"--{unused[0].replace('_', '-')} is for --resample", hint="add --resample 100, or leave it out"
         )
     # pyarrow is imported here, so that `--help` does not wait for it.
     from embedkit.verification import verify_output

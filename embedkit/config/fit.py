@@ -26,6 +26,10 @@ _USUAL_KINDS = {
 WITHOUT_LABELS = ("idf", "pca", "whiten")
 #: Kinds that look at the vectors of several layers, one behind the other.
 OVER_LAYERS = ("weighted-layers", "lstm")
+#: All kinds, without their numbers; those that are trained on labels; those that look at one vector a layer.
+KINDS = tuple(name.partition(":")[0] for name in POOLER_KINDS)
+TRAINED = tuple(kind for kind in KINDS if kind not in WITHOUT_LABELS)
+WITH_LAYER_POOL = (*OVER_LAYERS, "pca", "whiten")
 #: Kinds that look at vectors of layers, not at tokens.
 OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
 
@@ -91,9 +95,8 @@ class FitConfig:
         return int(number) if number else None
 
     def __post_init__(self) -> None:
-        known = {name.partition(":")[0] for name in POOLER_KINDS}
-        if self.kind not in known or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
-            kind = closest_names(self.kind, known, synonyms=_USUAL_KINDS, most=1)
+        if self.kind not in KINDS or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
+            kind = closest_names(self.kind, KINDS, synonyms=_USUAL_KINDS, most=1)
             near = tuple(name for name in POOLER_KINDS if name.partition(":")[0] in kind)
             raise UsageError(
                 f"--pooler cannot be '{self.pooler}'",

@@ -50,6 +50,11 @@ class RunConfig:
         self._refuse_sharing()
         self._refuse_units()
         self._refuse_groups()
+        if self.output.is_stdout and self.output.on_exists == "resume":
+            raise UsageError(
+                "what is written to stdout cannot be resumed: nobody knows which rows arrived",
+                hint="leave out --on-exists, or write to a file or a folder with -o",
+            )
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(

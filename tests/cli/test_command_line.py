@@ -106,6 +106,23 @@ def test_what_would_be_read_as_something_else_is_refused(embedkit_cli, arguments
     assert way_out in hint
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("encode a.csv -o - --on-exists resume", "stdout cannot be resumed"),
+        ("encode a.csv --template {a} --text-column b", "--template and --text-column"),
+        ("encode a.csv -m $bert --revision main", "--revision is of a model on the hub"),
+        ("verify out --seed 3", "--seed is for --resample"),
+        ("verify out --device cuda", "--device is for --resample"),
+        ("fit a.csv --pooler pca:2 --epochs 3 -o p.safetensors", "--epochs is not for --pooler pca"),
+        ("fit a.csv --pooler idf --class-weight none -o p.safetensors", "--class-weight is not for"),
+        ("fit a.csv --pooler attention --label x --layer-pool cls -o p.safetensors", "--layer-pool is not for"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, command, told):
+    assert told in refused(embedkit_cli(*(word.replace("$bert", str(bert)) for word in command.split())))[0]
+
+
 # What was meant ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from embedkit.models.lean.building import build_ahead
 from embedkit.models.lean.shape import LEAN_TYPES
 from embedkit.models.resolve import ModelFolder
 from embedkit.pooling.chosen import settled_by, spelled
-from embedkit.recipe import fingerprint
+from embedkit.recipe import as_text, fingerprint, model_name
 from embedkit.request import Request
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
@@ -188,7 +188,8 @@ def assemble(
         device=str(encoder.device),
         engine=encoder.engine,
         source={
-            "name": folder.name if folder.hub else str(folder.folder),
+            "name": as_text(folder.name if folder.hub else str(folder.folder)),
+            "model": model_name(folder.name, folder.root, folder.hub),
             "hub": folder.hub,
             "revision": folder.revision,
             **({"pool": spelled(request.poolings, request.poolers)} if request.poolers else {}),

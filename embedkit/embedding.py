@@ -199,6 +199,11 @@ class Embedding:
                 nothing = np.full((n_rows, variant.dims), np.nan, np.float32)
                 self._out[variant.name] = nothing if embedder.pooling.poolings else [nothing] * n_windows
 
+    @property
+    def tokens(self) -> int:
+        """How many go through the model: those of windows that are alike count once."""
+        return int(self.tokenized.tokens.lengths[np.unique(self.alike)].sum())
+
     def batches(self) -> list[Batch]:
         """See Work."""
         encoder, distinct = self.embedder.encoder, np.unique(self.alike)

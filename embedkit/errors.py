@@ -72,3 +72,7 @@ class Stopped(EmbedkitError):  # noqa: N818 - a signal is no error
     """A signal asked the run to stop. Committed shards stay and can be resumed."""
 
     exit_code = 75
+
+
+class ReaderGone(Exception):  # noqa: N818 - nothing is wrong
+    """Whoever read stdout has had enough, as `head` does: the command ends quietly."""

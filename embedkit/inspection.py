@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.norms import Norms, NormTally
+from embedkit.recipe import told_model
 from embedkit.records import STATUSES
 from embedkit.sinks.stored import Stored, open_stored, read_json
 from embedkit.units.units import COLUMNS
@@ -67,6 +68,7 @@ class Inspection:
         format, precision: None where an unfinished output does not say yet.
         dims: variant's name → D.
         norms: variant's name → lengths; only of finished outputs whose numbers are floats.
+        model: what it is called; None where the output does not say.
         files, bytes: of the vectors and facts, without the records.
     """
 
@@ -84,6 +86,7 @@ class Inspection:
     norms: Mapping[str, Norms]
     files: int
     bytes: int
+    model: str | None = None
 
     @property
     def vectors(self) -> int:
@@ -120,6 +123,7 @@ def inspect_output(path: str | Path) -> Inspection:
         norms=norms,
         files=len(files),
         bytes=sum(file.stat().st_size for file in files),
+        model=told_model(stored.source),
     )
 
 
@@ -146,6 +150,8 @@ def lines(inspection: Inspection) -> list[str]:
         f"{receipts.truncated_rows:.1%} of rows truncated, {receipts.lost_tokens:.1%} of tokens lost"
     )
     told.append(f"files      {it.files:,} ({it.format or 'format not known yet'}), {it.bytes / 1e6:,.1f} MB")
+    if it.model is not None:
+        told.append(f"model      {it.model}")
     told.append(f"recipe     {it.fingerprint or 'not in this file; a folder or a .parquet file carries it'}")
     return told + [f"           {line}" for line in _recipe_lines(it.recipe)]
 
@@ -179,6 +185,7 @@ def _unfinished(path: Path) -> Inspection:
         norms={},
         files=len(files),
         bytes=sum(file["bytes"] for file in files),
+        model=told_model(plan.get("source") or {}),
     )
 
 

@@ -26,13 +26,19 @@ class ShardCutter:
     Args:
         shard_rows: most rows in a shard.
         shard_characters: most characters of text, where a shard has more than one row.
+        longest: characters of a text that can go through the model, about; None = all of them.
     """
 
-    def __init__(self, shard_rows: int, shard_characters: int = SHARD_CHARACTERS) -> None:
+    def __init__(
+        self, shard_rows: int, shard_characters: int = SHARD_CHARACTERS, longest: int | None = None
+    ) -> None:
         self.shard_rows = shard_rows
         self.shard_characters = shard_characters
+        self.longest = longest
         self.rows = 0
         self.starts: list[int] = []
+        #: Characters of each shard that go through the model, about: how long it will take.
+        self.characters: list[int] = []
         self._characters = 0
 
     def count(self, characters: int) -> None:
@@ -49,8 +55,10 @@ class ShardCutter:
         )
         if opens:
             self.starts.append(self.rows)
+            self.characters.append(0)
             self._characters = 0
         self._characters += characters
+        self.characters[-1] += characters if self.longest is None else min(characters, self.longest)
         self.rows += 1
         return opens
 

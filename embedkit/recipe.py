@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -94,6 +96,38 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 def fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def as_text(name: str) -> str:
+    """The name of a file as text that JSON and schemas take: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def model_name(typed: str, folder: Path, hub: str | None) -> str:
+    """What a model is called wherever an output tells of it; for people, and no part of the recipe.
+
+    Args:
+        typed: what was given as --model.
+        folder: where its files are.
+        hub: its id on the hub, if it has one.
+
+    Returns:
+        An alias or a hub id as typed; of a folder its own name alone, for paths tell of people and machines.
+    """
+    if hub is not None and not Path(typed).is_dir():
+        return as_text(typed)
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return cached.removeprefix("models--").replace("--", "/", 1) if cached else as_text(folder.name)
+
+
+def told_model(source: Mapping[str, Any]) -> str | None:
+    """The model of an output in one line, by what its plan says of it; None where that says nothing."""
+    name, hub, revision = (source.get(key) for key in ("model", "hub", "revision"))
+    name = name or (hub and source.get("name")) or (source.get("name") and Path(source["name"]).name) or hub
+    if not name:
+        return None
+    commit = f" at {revision}" if revision else ""
+    return f"{name} ({hub}{commit})" if hub and hub != name else f"{name}{commit}"
 
 
 def files_digest(files: Iterable[Mapping[str, Any]]) -> str | None:

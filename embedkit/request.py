@@ -13,6 +13,7 @@ from embedkit.models.shipped import ShippedRecipe, shipped_recipe
 from embedkit.pooling.chosen import ChosenPooler, choose, head_of, settled_by
 from embedkit.pooling.head import Head
 from embedkit.pooling.names import parse_poolings, resolve_layers
+from embedkit.suggest import did_you_mean
 
 _TEXTS = UnitConfig()
 
@@ -127,7 +128,12 @@ def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None
             known = ", ".join(prompts) or "none"
             raise UsageError(
                 f"model '{folder.name}' has no prompt '{text.prompt_name}'; it has: {known}",
-                hint="choose one of these, or give the text itself with --prompt",
+                hint=did_you_mean(
+                    text.prompt_name,
+                    prompts,
+                    "choose one of these, or give the text itself with --prompt",
+                    prefix="--prompt-name ",
+                ),
             )
         return prompts[text.prompt_name]
     return prompts.get(shipped.default_prompt or "", "") if shipped else ""

@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import typer
 from numpy.typing import NDArray
 
 NOTES = Path(__file__).parent / "data" / "notes.csv"
@@ -53,6 +54,21 @@ class Notes:
         return [row["text"] for row in self.rows]
 
 
+def last_counts(command: str, *arguments: object) -> list[str]:
+    """Arguments without what is given again behind it: a test's own options win over those that it starts from.
+
+    The command itself refuses an option that is given twice.
+    """
+    from embedkit.cli import app
+
+    options = [of for of in typer.main.get_command(app).commands[command].params if hasattr(of, "is_flag")]
+    single = {name: of.name for of in options if not (of.multiple or of.is_flag) for name in of.opts}
+    words = [str(argument) for argument in arguments]
+    last = {single[word]: place for place, word in enumerate(words) if word in single}
+    again = [place for place, word in enumerate(words) if word in single and last[single[word]] != place]
+    return [word for place, word in enumerate(words) if place not in again and place - 1 not in again]
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models in one thread: more of them wait for each other longer than they work."""
@@ -89,10 +105,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
-    """`embedkit encode ARGUMENTS... -m BERT`; a model among the arguments wins."""
+    """`embedkit encode ARGUMENTS... -m BERT`; of an option with one value that is given again, the last counts."""
 
     def ran(*arguments: object) -> Ran:
-        return embedkit_cli("encode", "-m", bert, *arguments)
+        return embedkit_cli("encode", *last_counts("encode", "-m", bert, *arguments))
 
     return ran
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 import embedkit
-from tests.conftest import NOTES
+from tests.conftest import NOTES, last_counts
 
 SHARDS = 9  # of 8 rows: 67 notes
 NPY = ("--output-format", "npy")
@@ -273,7 +273,9 @@ def test_resume_with_another_option_is_refused_by_the_name_of_what_changed(
 
         change = ("-m", make("bert", unfinished / "model", seed=1).folder)
     before = tree(unfinished)
-    ran = embedkit_cli(*arguments_of(bert, unfinished / output, "--on-exists", "resume", *change))
+    ran = embedkit_cli(
+        *last_counts("encode", *arguments_of(bert, unfinished / output, "--on-exists", "resume", *change))
+    )
     assert ran.code == 5
     refused = re.match(r"error: cannot resume: (\S+) was .* when the run was planned and is .* now\n", ran.err)
     assert field in refused[1], ran.err

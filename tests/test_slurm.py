@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import embedkit
 from tests.conftest import NOTES
 from tests.test_resume import assert_same
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 SRUN = """#!/bin/bash
 tasks=()
 for ((task = 0; task < SLURM_NTASKS; task++)); do
-    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
     tasks+=($!)
 done
 trap 'kill -USR1 "${tasks[@]}" 2>/dev/null' USR1
@@ -89,6 +90,16 @@ def test_the_tasks_of_an_array_make_one_output_between_them(slurm, encode, bert,
     assert all("of 2, as the numbers of the Slurm array say" in words for words in said)
     assert encode(*arguments_of(bert, NOTES, tmp_path / "whole/out")).code == 0
     assert_same(tmp_path / "place", tmp_path / "whole")
+
+
+def test_a_batch_script_that_calls_the_command_without_srun_does_all_of_it(encode, tmp_path, monkeypatch):
+    allocation = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in allocation.items():
+        monkeypatch.setenv(name, value)
+    ran = encode(NOTES, "-o", tmp_path / "out", "--shard-rows", 8)
+    assert ran.code == 0
+    assert "note: the Slurm allocation has 3 tasks, and srun did not start this process" in ran.err
+    assert len(embedkit.read(tmp_path / "out").table) == 67
 
 
 def test_a_job_that_is_told_to_end_requeues_itself_and_goes_on(slurm, encode, bert, tmp_path):

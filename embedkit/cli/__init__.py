@@ -9,17 +9,19 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, fit, inspect, plan, report, sweep, verify
-from embedkit.errors import EmbedkitError
+from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
+from embedkit.cli.commands import WRONG_USAGE, Command, Group, explained
+from embedkit.errors import EmbedkitError, ReaderGone
 
 app = typer.Typer(
     name="embedkit",
+    cls=Group,
     help="Exact embeddings of tables of texts from frozen transformer encoders.",
     # Plain help and plain errors: rich's tracebacks show local variables, and texts are among them.
     rich_markup_mode=None,
@@ -28,14 +30,14 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command("encode")(encode.encode)
-app.command("plan")(plan.plan)
-app.command("sweep")(sweep.sweep)
-app.command("fit")(fit.fit)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("report")(report.report)
-app.command("doctor")(doctor.doctor)
+app.command("encode", cls=Command)(encode.encode)
+app.command("plan", cls=Command)(plan.plan)
+app.command("sweep", cls=Command)(sweep.sweep)
+app.command("fit", cls=Command)(fit.fit)
+app.command("inspect", cls=Command)(inspect.inspect)
+app.command("verify", cls=Command)(verify.verify)
+app.command("report", cls=Command)(report.report)
+app.command("doctor", cls=Command)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -49,34 +51,45 @@ def _root(
         raise typer.Exit
 
 
-#: What Typer raises for a wrong command line, whichever click it carries.
-_WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
-
-
-def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each kind of failure
+def run(arguments: Sequence[str]) -> int:
     """Carry out a command line.
 
     Returns:
         The exit code: 0 done, 1 a fault of embedkit, 2 usage, 3 input, 4 model, 5 output, 75 stopped.
     """
+    with printing.forgiving_streams():
+        code = _ended(lambda: _carry_out(arguments))
+        # What stdout still holds may not fit where it goes; an error that was told already stays the one.
+        return _ended(sys.stdout.flush) or code
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    # Not `app(...)`: that ends the process with 1 at any broken pipe, be it stderr's or a worker's.
+    command = typer.main.get_command(app)
     try:
-        code = app(list(arguments), standalone_mode=False)
+        with command.make_context("embedkit", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way out for each kind of failure
+    """Do something, and tell how it ended as an exit code."""
+    try:
+        return action() or 0
     except EmbedkitError as error:
         return _say(error.message, error.hint, error.exit_code)
-    except (BrokenPipeError, SystemExit):
-        # Whoever read our output has had enough, as `head` does; that is no failure. Typer makes a SystemExit
-        # of a broken pipe, and of nothing else here.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - nothing left to flush
+    except ReaderGone:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return _say("stopped", "the same command with --on-exists resume goes on", 75)
-    except _WRONG_USAGE as wrong:
+    except WRONG_USAGE as wrong:
         if type(wrong).__name__ == "NoArgsIsHelpError":
             print(wrong, file=sys.stderr)
             return 2
-        told = wrong.format_message() if hasattr(wrong, "format_message") else str(wrong)
-        sentence = " ".join(told.split()).rstrip(".")
-        return _say(sentence, "`embedkit --help` and `embedkit COMMAND --help` list what there is", 2)
+        told = explained(wrong)
+        return _say(told.message, told.hint, told.exit_code)
     # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
     # cannot.
     except BaseException as fault:  # noqa: BLE001
@@ -87,15 +100,13 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - a way out for each 
             "please report this line with your versions (`embedkit doctor`)",
             1,
         )
-    return code if isinstance(code, int) else 0
 
 
 def main() -> NoReturn:
     """The command `embedkit`."""
+    printing.hold_descriptors()
     _leave_no_core_files()
     code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
     # A reader thread may still wait for stdin, and taking torch down costs time that nobody gains from.
     os._exit(code)
 

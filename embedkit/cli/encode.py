@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,10 +16,12 @@ import typer
 
 from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.printing import check_stdin, check_stdout
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
 from embedkit.engines.signals import heed
 from embedkit.engines.summary import Summary
+from embedkit.engines.watcher import Watcher
 from embedkit.streams import kept_for_rows
 
 
@@ -41,21 +43,34 @@ def encode(
     """
     one_of("--progress", progress, MODES)
     asked = run_config(**options)
+    check_stdin(asked.input.inputs)
+    if asked.output.is_stdout:
+        check_stdout()
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.engines.local import run
 
-    with (
-        stoppable() as stop,
-        umask(private=private),
-        kept_for_rows(),
-        shown_fetching(progress, quiet=quiet, stop=stop),
-    ):
-        summary = run(asked, make_watcher(progress, quiet=quiet), stop)
+    with running(progress, quiet=quiet, private=private) as (stop, watcher):
+        summary = run(asked, watcher, stop)
     if progress == "json" and not quiet:
         print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)
     elif not quiet:
         for line in _told(summary, verbose=verbose):
             print(line, file=sys.stderr)
+
+
+@contextmanager
+def running(
+    progress: str, *, quiet: bool, private: bool
+) -> Generator[tuple[threading.Event, Watcher], None, None]:
+    """Carry out a command that runs a model: signals stop it, progress is told, stdin and stdout are for rows."""
+    with (
+        stoppable() as stop,
+        umask(private=private),
+        kept_for_rows(),
+        shown_fetching(progress, quiet=quiet, stop=stop),
+        closing(make_watcher(progress, quiet=quiet)) as watcher,
+    ):
+        yield stop, watcher
 
 
 @contextmanager
@@ -97,33 +112,41 @@ def _told(summary: Summary, *, verbose: bool) -> list[str]:
         lines.append(f"without a vector: {words or 'none'}; rejects listed: {summary.rejects:,}")
     chunked, cut = (summary.statuses.get(word, 0) for word in ("chunked", "truncated"))
     lost = summary.n_tokens - summary.n_used
-    if summary.recipe.get("text", {}).get("on_long") == "chunk":
+    if chunked:
         lines.append(
             f"chunked: {chunked:,} texts ({_percent(chunked, summary.input_rows)}) were read in windows of at "
             f"most {summary.max_length} tokens; no token was lost"
         )
-    else:
+    if cut:
         lines.append(
             f"truncated: {cut:,} rows ({_percent(cut, summary.input_rows)}), {lost:,} tokens lost "
             f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
         )
+        if 2 * lost >= summary.n_tokens:
+            lines.append("note: half of the tokens or more were cut; --on-long chunk reads long texts in windows")
     if summary.n_unknown:
         lines.append(f"unknown tokens: {summary.n_unknown:,} ({_percent(summary.n_unknown, summary.n_content)})")
+    lines += _told_of_time(summary)
+    if verbose:
+        lines.append(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}")
+    return lines
+
+
+def _told_of_time(summary: Summary) -> list[str]:
+    """How long it took, and how fast it was."""
     if not summary.computed_rows:
-        lines.append(f"{summary.seconds:.1f} s; nothing was left to compute")
-        return lines
+        return [f"{summary.seconds:.1f} s; nothing was left to compute"]
     pace = max(summary.encoding_seconds, 1e-9)
-    lines.append(
+    told = (
         f"{summary.seconds:.1f} s, of which {summary.encoding_seconds:.1f} s encoding: "
         f"{summary.computed_rows / pace:,.0f} rows/s, {summary.computed_tokens / pace:,.0f} tokens/s "
         f"on {summary.device} in {summary.recipe['dtype']}"
     )
     if summary.device_use is not None:
         use = summary.device_use
-        lines.append(f"the device waited {use.waiting:.1%} of the time between batches; {told_memory(use)}")
-    if verbose:
-        lines.append(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}")
-    return lines
+        waited = f"the device waited {use.waiting:.1%} of the time between batches; {told_memory(use)}"
+        return [told, waited]
+    return [told]
 
 
 def _told_of_part(summary: Summary) -> list[str]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.encode import stoppable, umask
-from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.commands import given_on
+from embedkit.cli.encode import running
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
-from embedkit.cli.progress import MODES, make_watcher
+from embedkit.cli.printing import check_stdin
+from embedkit.cli.progress import MODES
 from embedkit.config import one_of
-from embedkit.config.fit import FitConfig
-from embedkit.streams import kept_for_rows
+from embedkit.config.fit import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
+from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
     from embedkit.study.fit import FitSummary
@@ -26,10 +27,13 @@ _NOT_FOR_FIT = (
     *("verify", "keep", "shard_id", "num_shards", "with_head", "stride", "chunk_pool"),
     *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
 )
+#: Options of the training, which poolers that are counted have none of.
+_OF_TRAINING = ("task", "epochs", "lr", "batch_size", "class_weight", "validation", "test", "patience")
 
 
 @takes_options_of(run_config, leave_out=_NOT_FOR_FIT)
 def fit(
+    ctx: typer.Context,
     *,
     pooler: Annotated[
         str,
@@ -81,6 +85,7 @@ def fit(
     Example: embedkit fit notes.csv --label label --pooler attention -o attention.safetensors
     """
     one_of("--progress", progress, MODES)
+    _check_kind(pooler.partition(":")[0], given_on(ctx))
     wanted = FitConfig(
         pooler=pooler,
         output=output,
@@ -104,19 +109,15 @@ def fit(
         overwrite=overwrite,
     )
     asked = run_config(**options, output=f"{output}.states")
+    check_stdin(asked.input.inputs)
     from embedkit.study.fit import fit as carry_out
 
     def on_epoch(epoch: Epoch) -> None:
         if not quiet and progress != "none":
             _show_epoch(epoch, as_json=progress == "json")
 
-    with (
-        stoppable() as stop,
-        umask(private=private),
-        kept_for_rows(),
-        shown_fetching(progress, quiet=quiet, stop=stop),
-    ):
-        summary = carry_out(wanted, asked, make_watcher(progress, quiet=quiet), on_epoch, stop)
+    with running(progress, quiet=quiet, private=private) as (stop, watcher):
+        summary = carry_out(wanted, asked, watcher, on_epoch, stop)
     if quiet:
         return
     if progress == "json":
@@ -125,6 +126,17 @@ def fit(
         return
     for line in _told(summary):
         print(line, file=sys.stderr)
+
+
+def _check_kind(kind: str, given: frozenset[str]) -> None:
+    """Refuse options that the kind of pooler has no use for."""
+    for names, kinds in ((_OF_TRAINING, TRAINED), (("layer_pool",), WITH_LAYER_POOL)):
+        unused = [name for name in names if name in given]
+        if unused and kind in KINDS and kind not in kinds:
+            raise UsageError(
+                f"--{unused[0].replace('_', '-')} is not for --pooler {kind}",
+                hint=f"leave it out; it is for {', '.join(kinds)}",
+            )
 
 
 def _show_epoch(epoch: Epoch, *, as_json: bool) -> None:

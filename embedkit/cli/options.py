@@ -15,8 +15,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from embedkit.cli.commands import JOINED, closest_options
+from embedkit.cli.outputs import default_output
+from embedkit.cli.outputs import output_format as format_of
 from embedkit.config import (
-    OUTPUT_FORMATS,
     BatchConfig,
     GroupConfig,
     InputConfig,
@@ -31,9 +33,6 @@ from embedkit.engines.ranks import share_of
 from embedkit.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., None])
-
-#: What is surely meant to be a file; any other name is a folder's.
-_OTHER_FILES = ("csv", "tsv", "txt", "json", "ndjson", "feather", "npz", "pt", "pkl", "h5", "gz", "zst")
 
 
 def takes_options_of(
@@ -181,7 +180,16 @@ def run_config(
     Raises:
         UsageError: a value that cannot be used, or two that exclude each other.
     """
-    out = output or _default_output(inputs)
+    for typed, what in ((output, "-o"), *((one, "INPUT") for one in inputs)):
+        if typed is not None and not typed.strip():
+            raise UsageError(f"{what} is empty", hint="name a file or a folder; a shell variable may be unset")
+    if template is not None and text_column:
+        raise UsageError("--template and --text-column exclude each other", hint="give one of the two")
+    if revision is not None and not trust_remote_code and (Path(model) / "config.json").is_file():
+        raise UsageError(
+            f"--revision is of a model on the hub, and '{model}' is a folder", hint="leave out --revision"
+        )
+    out = default_output(inputs) if output is None else output
     return RunConfig(
         input=InputConfig(
             inputs=tuple(inputs),
@@ -196,7 +204,7 @@ def run_config(
             max_expansion=max_expansion,
             max_decompressed_gb=max_decompressed_gb,
         ),
-        output=OutputConfig(out, _output_format(out, output_format), shard_rows, on_exists, on_bad_row, verify),
+        output=OutputConfig(out, format_of(out, output_format), shard_rows, on_exists, on_bad_row, verify),
         model=ModelConfig(model, revision, offline, trust_remote_code, lowercase, device, dtype),
         text=TextConfig(
             _number_or_auto("--max-length", max_length), on_long, stride, chunk_pool, prompt, prompt_name
@@ -216,22 +224,102 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as fault:
         raise UsageError(f"--config {path}: {os.strerror(fault.errno or 0)}", hint="check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         where = str(fault).rpartition(" (")[2].rstrip(")")
         raise UsageError(f"--config {path} is not valid TOML ({where})", hint="mend it there") from None
-    known = {option.name: option for option in ctx.command.params if option.name not in {"config", "help"}}
-    renamed = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = next((name for name in renamed if name not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"--config {path} sets '{unknown}', which is no option of {ctx.info_name}",
-            hint=f"it may set: {', '.join(sorted(str(name).replace('_', '-') for name in known))}",
-        )
-    ctx.default_map = {**(ctx.default_map or {}), **renamed}
+    known = {str(one.name): one for one in ctx.command.params if one.name not in {"config", "help"}}
+    read: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise _unknown_key(path, key, value, known, str(ctx.info_name))
+        if name in read:
+            raise UsageError(
+                f"--config {path} sets {key} twice, with - and with _", hint="leave out one of the two"
+            )
+        read[name] = _from_toml(path, key, value, known[name], str(ctx.info_name))
+    ctx.default_map = {**(ctx.default_map or {}), **read}
     return path
+
+
+def _unknown_key(path: Path, key: str, value: Any, known: dict[str, Any], command: str) -> UsageError:
+    if isinstance(value, dict):
+        return UsageError(
+            f"--config {path} has a section [{key}], and options stand in none",
+            hint=f'write them without a section, such as pool = "mean", and leave out the line [{key}]',
+        )
+    keys = sorted(name.replace("_", "-") for name in known)
+    near = [f"'{option.lstrip('-')}'" for option in closest_options(key, list(known.values()))]
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return UsageError(
+        f"--config {path} sets '{key}', which is no option of {command}",
+        hint=f"{meant}it may set: {', '.join(keys)}",
+    )
+
+
+#: TOML's types, as messages call them.
+_TOML_TYPES = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _from_toml(path: Path, key: str, value: Any, option: Any, command: str) -> Any:
+    """A value of a config file as the option takes it.
+
+    Raises:
+        UsageError: it is of a type that the option has no use for; names the key, both types and the value.
+    """
+    taken: Any
+    if option.multiple or option.nargs == -1:
+        needed, taken = "a list of strings", _as_strings(value)
+    elif option.is_flag:
+        needed, taken = "a boolean, true or false,", value if isinstance(value, bool) else None
+    elif option.type_descriptor.annotation in (int, float):
+        is_integer = option.type_descriptor.annotation is int
+        needed = "an integer" if is_integer else "a number"
+        taken = _as_number(value, is_integer=is_integer)
+    else:
+        needed, taken = "a string", _as_string(value, option.name)
+    if taken is None:
+        there = _TOML_TYPES.get(type(value), "a date or a time")
+        flag = option.opts[-1] if option.opts[-1].startswith("-") else option.metavar
+        raise UsageError(
+            f"--config {path} sets {key} ({flag}) to {there}, {str(value)[:80]!r}, and {needed} is needed",
+            hint=f"`embedkit {command} --help` lists what each option takes",
+        )
+    return taken
+
+
+def _as_strings(value: Any) -> list[str] | None:
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(one, str) for one in values) else None
+
+
+def _as_string(value: Any, name: str) -> str | None:
+    if isinstance(value, list) and name in JOINED:
+        parts = [_as_string(one, "") for one in value]
+        return ",".join(map(str, parts)) if parts and None not in parts else None
+    if isinstance(value, bool):
+        return {True: "yes", False: "no"}[value] if name == "lowercase" else None
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def _as_number(value: Any, *, is_integer: bool) -> int | float | None:
+    """An integer or a float; a string of one, too; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (str, int) if is_integer else (str, int, float)):
+        return None
+    try:
+        return int(value) if is_integer else float(value)
+    except ValueError:
+        return None
 
 
 #: TOML file of the options of the command that it is given to.
@@ -241,32 +329,6 @@ ConfigFile = Annotated[
         "--config", help="TOML file with the same names; flags win.", is_eager=True, callback=_read_config
     ),
 ]
-
-
-def _default_output(inputs: list[str]) -> str:
-    name = Path(inputs[0].rstrip("/")).name
-    if inputs[0] == "-" or not name or any(letter in name for letter in "*?["):
-        raise UsageError(
-            f"there is no name to make the output's from in '{inputs[0]}'",
-            hint="say where the vectors go with -o OUT, or -o - for JSON Lines on stdout",
-        )
-    return f"{name.split('.')[0] or name}.embeddings"
-
-
-def _output_format(output: str, asked: str | None) -> str:
-    named = "jsonl" if output == "-" else Path(output).suffix.removeprefix(".")
-    if named not in OUTPUT_FORMATS:
-        if named.lower() in (*OUTPUT_FORMATS, *_OTHER_FILES):
-            raise UsageError(
-                f"-o {output}: embedkit writes no .{named} files",
-                hint=f"name a folder, or a file that ends in .{', .'.join(OUTPUT_FORMATS)}",
-            )
-        return asked or "parquet"
-    if asked is not None and asked != named:
-        raise UsageError(
-            f"-o {output} is {named}, and --output-format says {asked}", hint="leave out one of the two"
-        )
-    return named
 
 
 def _number_or_auto(option: str, text: str | int) -> int | None:

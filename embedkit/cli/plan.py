@@ -10,6 +10,7 @@ import typer
 
 from embedkit.cli.fetching import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
 from embedkit.streams import kept_for_rows
 
@@ -34,6 +35,7 @@ def plan(
     if options["inputs"] == ["-"]:
         options["output"] = options["output"] or "stdin.embeddings"
     asked = run_config(**options)
+    check_stdin(asked.input.inputs)
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.forecast import forecast, lines
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from embedkit.device_use import DeviceUse
-from embedkit.engines.watcher import Watcher
+from embedkit.engines.remaining import TokensLeft
 
 MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0
 _JSON_SECONDS = 1.0
+_BAR_SECONDS = 0.2
+#: More than any bar needs: tqdm shows none on a terminal that says it has no rows.
+_ROWS = 100
 
 
-def make_watcher(mode: str, *, quiet: bool) -> Watcher:
+def make_watcher(mode: str, *, quiet: bool) -> _Progress:
     """The watcher for `--progress`; auto is a bar on a terminal and a line every 30 s otherwise."""
     if quiet or mode == "none":
         return _Progress(silent=quiet)
@@ -28,7 +34,7 @@ def make_watcher(mode: str, *, quiet: bool) -> Watcher:
 
 
 class _Progress:
-    """Counts what went through; says notices and nothing else."""
+    """Counts what went through; says notices and nothing else. A Watcher."""
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
@@ -36,6 +42,8 @@ class _Progress:
         self.before = self.done = 0
         self.texts = self.tokens = self.cells = 0
         self.use: DeviceUse | None = None
+        self.tokens_left = TokensLeft({})
+        self.counts_characters = False
         self.began = self.said = time.monotonic()
         self.lock = threading.Lock()
 
@@ -43,16 +51,30 @@ class _Progress:
         if not self.silent:
             print(f"note: {sentence}", file=sys.stderr)
 
-    def started(self, *, rows: int | None, done: int, device: str, dtype: str) -> None:
+    def started(
+        self,
+        *,
+        rows: int | None,
+        done: int,
+        device: str,
+        dtype: str,
+        characters: Mapping[int, int] | None = None,
+    ) -> None:
         self.rows, self.before, self.done = rows, done, done
+        self.tokens_left = TokensLeft(characters or {})
+        self.counts_characters = characters is not None
         self.began = self.said = time.monotonic()
         self.show_start(device, dtype)
+
+    def tokenized(self, shard: int, tokens: int) -> None:
+        self.tokens_left.tokenized(shard, tokens)
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         with self.lock:
             self.texts += texts
             self.tokens += tokens
             self.cells += cells
+        self.tokens_left.done(tokens)
         self.show(texts)
 
     def device(self, use: DeviceUse) -> None:
@@ -61,6 +83,9 @@ class _Progress:
     def shard_done(self, rows: int) -> None:
         with self.lock:
             self.done += rows
+
+    def close(self) -> None:
+        """Leave what was shown as it is."""
 
     def show_start(self, device: str, dtype: str) -> None:
         """Say where it runs."""
@@ -87,10 +112,13 @@ class _Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds to go, by the rows' pace so far; None if unknown."""
-        if self.rows is None or not self.texts:
+        """Seconds to go, by the pace of the tokens so far; None if unknown."""
+        if self.rows is None or not self.tokens:
             return None
-        return (self.rows - self.before - self.texts) / self.texts * self.seconds
+        if not self.counts_characters:
+            return (self.rows - self.before - self.texts) / max(1, self.texts) * self.seconds
+        tokens = self.tokens_left.left
+        return None if tokens is None else tokens / self.tokens * self.seconds
 
     def due(self, every: float) -> bool:
         now = time.monotonic()
@@ -101,29 +129,58 @@ class _Progress:
 
 
 class _Bar(_Progress):
+    """A bar of one line, however narrow the terminal; what it has no room for is said when it is full."""
+
+    bar: Any = None
+    where = ""
+
+    def notice(self, sentence: str) -> None:
+        if self.bar is not None:
+            self.bar.clear()
+        super().notice(sentence)
+        if self.bar is not None:
+            self.bar.refresh()
+
     def show_start(self, device: str, dtype: str) -> None:
         from tqdm import tqdm
 
-        self.bar: Any = tqdm(
+        self.where = f"{device} {dtype}"
+        counted = "{n:,} rows" if self.rows is None else "{percentage:3.0f}%|{bar}| {n:,}/{total:,} rows"
+        self.bar = tqdm(
             total=self.rows,
             initial=self.before,
-            desc=f"{device} {dtype}",
-            unit=" rows",
+            bar_format=f"{counted}{{postfix}}",
             file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.2,
+            ncols=_columns(),
+            nrows=_ROWS,
+            mininterval=_BAR_SECONDS,
         )
 
     def show(self, texts: int) -> None:
-        self.bar.set_postfix_str(self.pace, refresh=False)
+        if self.bar is None:
+            return
+        self.bar.ncols = _columns()
+        # The last is what a narrow terminal cuts off.
+        left = [] if self.left is None else [f"{_span(self.left)} left"]
+        self.bar.set_postfix_str(
+            ", ".join([*left, f"{_short(self.tokens / self.seconds)} tokens/s"]), refresh=False
+        )
         self.bar.update(texts)
 
     def shard_done(self, rows: int) -> None:
         super().shard_done(rows)
-        if self.done == self.rows:
+        if self.done == self.rows and self.bar is not None:
             # Empty texts go through no batch; a finished bar is full all the same.
+            self.bar.set_postfix_str(f"{_short(self.tokens / self.seconds)} tokens/s", refresh=False)
             self.bar.update(self.rows - self.bar.n)
+            self.close()
+            print(f"{self.where}: {self.pace}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the line of the bar, so that what is said next has one of its own."""
+        if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
 
 class _Lines(_Progress):
@@ -188,6 +245,20 @@ def _of_device(use: DeviceUse | None) -> dict[str, Any]:
     }
 
 
+def _columns() -> int:
+    """Columns that a bar may take: one less than the terminal has, or it wraps; 79 where it does not say."""
+    columns = 0
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return (columns or 80) - 1
+
+
 def _span(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _short(count: float) -> str:
+    return f"{count:,.0f}" if count < 10_000 else f"{count / 1000:,.0f}k"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit.cli.outputs import check_name, without_suffixes
+
 
 def report(
     outs: Annotated[
@@ -41,7 +43,10 @@ def report(
     # numpy and pyarrow are imported here, so that `--help` does not wait for them.
     from embedkit.report import ReportConfig, write_report
 
-    page = output or Path(f"{Path(outs[0]).name.split('.')[0] or 'embedkit'}.report.html")
+    if output is not None:
+        check_name(str(output), ("html", "htm"), or_folder=False)
+    name = without_suffixes(Path(outs[0]).name.removesuffix(".embeddings"))
+    page = output or Path(f"{name or 'embedkit'}.report.html")
     config = ReportConfig(
         paths=tuple(map(Path, outs)),
         page=page,

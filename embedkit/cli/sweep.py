@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.encode import stoppable, umask
-from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.encode import running
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
-from embedkit.cli.progress import MODES, make_watcher
+from embedkit.cli.outputs import check_name
+from embedkit.cli.progress import MODES
 from embedkit.config import one_of
-from embedkit.streams import kept_for_rows
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -40,7 +39,7 @@ def sweep(
     ctx: typer.Context,
     *,
     label: Annotated[str, typer.Option(help="Column of labels: classes, or values.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
     group: Annotated[
         str | None,
         typer.Option(help="Column, such as patient_id: rows of one value are never in training and test both."),
@@ -73,6 +72,7 @@ def sweep(
     Example: embedkit sweep notes.csv --label label --group patient_id -o sweep
     """
     one_of("--progress", progress, MODES)
+    check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
     from embedkit.study.sweep import SHARD_ROWS, VECTORS, SweepConfig
     from embedkit.study.sweep import sweep as carry_out
@@ -81,7 +81,7 @@ def sweep(
     asked = SweepConfig(
         run=run_config(
             **options,
-            output=str(output / VECTORS),
+            output=str(Path(output) / VECTORS),
             output_format="arrow",
             layers=layers,
             layer_agg="separate",
@@ -90,7 +90,7 @@ def sweep(
             shard_id=0,
             num_shards=1,
         ),
-        folder=output,
+        folder=Path(output),
         label=label,
         group=group,
         task=task,
@@ -101,15 +101,10 @@ def sweep(
         dedupe=dedupe,
     )
     repeated = _repeated(ctx)
-    with (
-        stoppable() as stop,
-        umask(private=private),
-        kept_for_rows(),
-        shown_fetching(progress, quiet=quiet, stop=stop),
-    ):
+    with running(progress, quiet=quiet, private=private) as (stop, watcher):
         found = carry_out(
             asked,
-            make_watcher(progress, quiet=quiet),
+            watcher,
             stop,
             command=lambda winner: _command(options["inputs"], winner, repeated),
             on_judged=_Told(silent=quiet or progress == "none"),
@@ -123,7 +118,7 @@ def sweep(
         )
     for line in _table(found.verdict):
         print(line)
-    print(f"\n{(output / 'summary.txt').read_text(encoding='utf-8')}", end="")
+    print(f"\n{(Path(output) / 'summary.txt').read_text(encoding='utf-8')}", end="")
 
 
 class _Told:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedkit.cli.commands import given_on
 from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
 from embedkit.streams import kept_for_rows
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 _TOLD = 20
 
 
+#: Options that say how rows are computed again.
+_OF_RESAMPLING = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
+
+
 def verify(
+    ctx: typer.Context,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")],
     *,
     resample: Annotated[
@@ -45,9 +52,10 @@ def verify(
     With --resample N, N random rows are computed again from the input, each alone, unbatched and in fp32.
     """
     at_least("--resample", resample, 1)
-    if resample is None and (input or model or revision):
+    unused = [name for name in _OF_RESAMPLING if name in given_on(ctx)]
+    if resample is None and unused:
         raise UsageError(
-            "--input, --model and --revision are for --resample", hint="add --resample 100, or leave them out"
+            f"--{unused[0].replace('_', '-')} is for --resample", hint="add --resample 100, or leave it out"
         )
     # pyarrow is imported here, so that `--help` does not wait for it.
     from embedkit.verification import verify_output
@@ -55,8 +63,7 @@ def verify(
     found = verify_output(Path(out))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    for problem in found.problems:
-        print(problem)
+    show(found.problems)
     if found.problems:
         raise OutputError(f"{out} is not as it was written: {_faults(len(found.problems))}", hint=found.way_out)
     print(
@@ -75,17 +82,16 @@ def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: A
 
     with kept_for_rows(), shown_fetching():
         came = resample(out, rows, seed=seed, inputs=inputs, again=again)
-    for far in came.far[:_TOLD]:
-        print(far)
-    print(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
+    told = [str(far) for far in came.far[:_TOLD]]
+    told.append(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
     if came.cosines:
-        print(
+        told.append(
             f"max |Δ| {came.max_difference:.2e}, cosine min {min(came.cosines):.7f}, "
             f"mean {sum(came.cosines) / len(came.cosines):.7f}"
         )
     if came.bits:
-        print(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
-    print(f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}")
+        told.append(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
+    show([*told, f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}"])
     if not came.passed:
         raise OutputError(
             f"{out} does not hold what the model gives for these texts: {len(came.far):,} of {came.rows:,} rows",

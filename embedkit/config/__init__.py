@@ -3,7 +3,7 @@
 Values are checked where they are made; nothing here opens a file or imports a model.
 """
 
-from embedkit.config.checks import at_least, one_of
+from embedkit.config.checks import at_least, one_of, value_hint
 from embedkit.config.inputs import FORMATS, InputConfig
 from embedkit.config.models import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.outputs import OUTPUT_FORMATS, OutputConfig, ShareConfig
@@ -27,4 +27,5 @@ __all__ = [
     "UnitConfig",
     "at_least",
     "one_of",
+    "value_hint",
 ]

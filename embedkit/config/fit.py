@@ -5,14 +5,31 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from embedkit.config.checks import at_least, one_of
+from embedkit.config.checks import at_least, one_of, value_hint
 from embedkit.errors import UsageError
 from embedkit.pooling.names import POOLER_KINDS
+from embedkit.suggest import closest_names
 
+#: What other tools call a kind.
+_USUAL_KINDS = {
+    **dict.fromkeys(("attn", "attention pooling", "self attention", "gated attention"), "attention"),
+    **dict.fromkeys(("tanh", "attn tanh", "additive attention"), "attention-tanh"),
+    **dict.fromkeys(("mha", "multi head attention", "multihead", "transformer"), "multihead-attention"),
+    **dict.fromkeys(("elmo", "scalar mix", "layer weights", "weighted", "weighted layer"), "weighted-layers"),
+    **dict.fromkeys(("rnn", "bilstm", "gru"), "lstm"),
+    **dict.fromkeys(("tfidf", "tf-idf", "bm25", "sif"), "idf"),
+    **dict.fromkeys(("svd", "components"), "pca"),
+    **dict.fromkeys(("whitening", "zca"), "whiten"),
+    **dict.fromkeys(("average", "avg"), "mean"),
+}
 #: Kinds that are made without labels.
 WITHOUT_LABELS = ("idf", "pca", "whiten")
 #: Kinds that look at the vectors of several layers, one behind the other.
 OVER_LAYERS = ("weighted-layers", "lstm")
+#: All kinds, without their numbers; those that are trained on labels; those that look at one vector a layer.
+KINDS = tuple(name.partition(":")[0] for name in POOLER_KINDS)
+TRAINED = tuple(kind for kind in KINDS if kind not in WITHOUT_LABELS)
+WITH_LAYER_POOL = (*OVER_LAYERS, "pca", "whiten")
 #: Kinds that look at vectors of layers, not at tokens.
 OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
 
@@ -78,9 +95,13 @@ class FitConfig:
         return int(number) if number else None
 
     def __post_init__(self) -> None:
-        known = {name.partition(":")[0] for name in POOLER_KINDS}
-        if self.kind not in known or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
-            raise UsageError(f"--pooler cannot be '{self.pooler}'", hint=f"use one of: {', '.join(POOLER_KINDS)}")
+        if self.kind not in KINDS or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
+            kind = closest_names(self.kind, KINDS, synonyms=_USUAL_KINDS, most=1)
+            near = tuple(name for name in POOLER_KINDS if name.partition(":")[0] in kind)
+            raise UsageError(
+                f"--pooler cannot be '{self.pooler}'",
+                hint=value_hint("--pooler", near[0] if near else self.pooler, tuple(POOLER_KINDS)),
+            )
         if self.pooler == "pca":
             raise UsageError("--pooler pca does not say how many dimensions", hint="such as --pooler pca:128")
         if not self.output.endswith(".safetensors"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from embedkit.config.checks import at_least, one_of
+from embedkit.config.checks import at_least, one_of, value_hint
 from embedkit.errors import UsageError
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
@@ -36,11 +37,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one_of("--lowercase", self.lowercase, ("auto", "yes", "no"))
         one_of("--dtype", self.dtype, DTYPES)
-        if not all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) for device in self.devices):
-            raise UsageError(
-                f"--device cannot be '{self.device}'",
-                hint="use auto, cpu, cuda, cuda:N, mps, or a comma list such as cuda:0,cuda:1",
-            )
+        for device in self.devices:
+            if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+                every = "use auto, cpu, cuda, cuda:N, mps, or a comma list such as cuda:0,cuda:1"
+                raise UsageError(
+                    f"--device cannot be '{self.device}'", hint=value_hint("--device", device, DEVICES, every)
+                )
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise UsageError(
                 "--trust-remote-code runs code that somebody else can change, so it needs a fixed commit",

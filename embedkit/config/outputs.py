@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedkit.config.checks import at_least, one_of
 from embedkit.errors import UsageError
@@ -48,8 +50,8 @@ class OutputConfig:
 
     @property
     def is_single_file(self) -> bool:
-        """Whether the output's name is that of a file of its format."""
-        return self.output.endswith(f".{self.format}")
+        """Whether the output's name is that of a file of its format; with a slash at its end, it is a folder's."""
+        return Path(self.output).suffix == f".{self.format}" and not self.output.endswith(("/", os.sep))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class ShareConfig:
         place: its number among the processes of its machine, which picks its GPU; None = it is alone there.
         source: what in the environment says so; empty if the options do.
         on_device: processes of this run that share its device.
+        note: what the user should know of numbers in the environment that are not this process's.
     """
 
     rank: int = 0
@@ -71,6 +74,7 @@ class ShareConfig:
     place: int | None = None
     source: str = ""
     on_device: int = 1
+    note: str = ""
 
     def __post_init__(self) -> None:
         at_least("--num-shards", self.world_size, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from embedkit.config.checks import value_hint
 from embedkit.config.inputs import InputConfig
 from embedkit.config.models import BatchConfig, ModelConfig
 from embedkit.config.outputs import OutputConfig, ShareConfig
@@ -49,6 +50,11 @@ class RunConfig:
         self._refuse_sharing()
         self._refuse_units()
         self._refuse_groups()
+        if self.output.is_stdout and self.output.on_exists == "resume":
+            raise UsageError(
+                "what is written to stdout cannot be resumed: nobody knows which rows arrived",
+                hint="leave out --on-exists, or write to a file or a folder with -o",
+            )
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
@@ -79,7 +85,8 @@ class RunConfig:
         unit, poolings = self.units.unit, self.pooling.pool.split(",")
         if unit == "span" and not set(poolings) <= {"auto", *SPAN_POOLINGS}:
             raise UsageError(
-                f"--pool {self.pooling.pool} is not for spans", hint=f"use one of: {', '.join(SPAN_POOLINGS)}"
+                f"--pool {self.pooling.pool} is not for spans",
+                hint=value_hint("--pool", self.pooling.pool, SPAN_POOLINGS),
             )
         if unit in {"word", "token"} and self.pooling.pool not in {"auto", "none"}:
             raise UsageError(

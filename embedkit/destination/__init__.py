@@ -27,6 +27,6 @@ def destination_of(config: OutputConfig, share: ShareConfig = _ALONE) -> Destina
     if config.is_stdout:
         return Stdout()
     path = Path(config.output)
-    if path.suffix == f".{config.format}" and not path.is_dir():
+    if config.is_single_file and not path.is_dir():
         return SingleFile(path, config.on_exists, verify=config.verify, several=share.several)
     return Folder(path, config.on_exists, verify=config.verify, several=share.several)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedkit.destination.destination import facts_of
-from embedkit.errors import OutputError
+from embedkit.errors import OutputError, ReaderGone
 from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, jsonl_lines
 from embedkit.streams import rows_out
@@ -38,7 +38,7 @@ class Stdout:
         """See Destination.
 
         Raises:
-            BrokenPipeError: whoever read has gone.
+            ReaderGone: whoever read has had enough.
             OutputError: it goes to a disk that is full.
         """
         try:
@@ -46,7 +46,7 @@ class Stdout:
             stdout.writelines(jsonl_lines(shard, sink.layout))
             stdout.flush()
         except BrokenPipeError:
-            raise
+            raise ReaderGone from None
         except OSError as fault:
             raise OutputError(
                 f"cannot write to stdout: {os.strerror(fault.errno or 0)}",

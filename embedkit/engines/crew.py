@@ -249,6 +249,8 @@ class Crew:
             case {"batch": [texts, tokens, cells]}:
                 self.tokens_computed += tokens
                 self.watcher.batch(texts, tokens, cells)
+            case {"tokenized": [shard, tokens]}:
+                self.watcher.tokenized(shard, tokens)
             case {"device": use}:
                 worker.use = DeviceUse(**use)
                 if self.device_use is not None:

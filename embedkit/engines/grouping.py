@@ -110,7 +110,7 @@ def _plan_of_groups(config: RunConfig, plan: dict[str, Any], *, normalize: bool)
         "precision": config.pooling.precision,
     }
     return {
-        **plan,
+        **{name: of for name, of in plan.items() if name != "characters"},
         "recipe": recipe,
         "fingerprint": fingerprint(recipe),
         "groups": recipe["groups"],

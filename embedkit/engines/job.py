@@ -123,7 +123,9 @@ class Job:
     def _embeddings(self) -> Iterator[Embedding]:
         for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, self.wanted):
             shard = tokenize_shard(read, self.embedder, on_bad_row=self.config.output.on_bad_row)
-            yield embedding_of(shard, self.embedder, self._on_batch)
+            embedding = embedding_of(shard, self.embedder, self._on_batch)
+            self.watcher.tokenized(read.index, embedding.tokens)
+            yield embedding
 
     def _unless_stopped(self, coming: Iterable[Embedding]) -> Iterator[Embedding]:
         for embedding in coming:

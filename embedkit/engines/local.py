@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from embedkit.config import RunConfig
+from embedkit.config import RunConfig, ShareConfig
 from embedkit.destination import Destination, Overtaken, destination_of
 from embedkit.engines.account import account_for_rows
 from embedkit.engines.alone import Alone
 from embedkit.engines.crew import Crew
 from embedkit.engines.grouping import run_grouped
+from embedkit.engines.occupied import other_outputs_spared
 from embedkit.engines.planning import (
     ModelFacts,
     check_inputs_are_safe,
@@ -35,13 +37,16 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.summing import of_model, summary_of_whole
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
-from embedkit.plan import refuse_changes
+from embedkit.plan import planned_ranges, refuse_changes
+from embedkit.recipe import as_text
 from embedkit.request import Request, find_model
 from embedkit.sinks import make_sink
 from embedkit.sources import SpanBook, Table
 
 #: A share of unknown tokens that is worth a word.
 _MANY_UNKNOWN = 0.05
+#: What a pass over the table finds, for the plan.
+_SCANNED = ("rows", "shards", "starts", "characters", "kept_types")
 
 
 def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
@@ -55,19 +60,18 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     Raises:
         EmbedkitError: any of its kinds; what is committed stays.
     """
-    if config.groups.by:
-        return run_grouped(config, watcher, stop, _run, _foreseen)
-    return _run(config, watcher, stop)
+    with other_outputs_spared(config):
+        if config.groups.by:
+            return run_grouped(config, watcher, stop, _run, _foreseen)
+        return _run(config, watcher, stop)
 
 
 def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     """The same, of rows: what becomes of groups of them is not seen to here."""
     began = time.monotonic()
     share = config.share
-    if share.source:
-        watcher.notice(
-            f"rank {share.rank} of {share.world_size}, as {share.source} say; --num-shards 1 would do all of it"
-        )
+    _tell_share(share, watcher)
+    watcher.notice(f"reading {_told(config.input.inputs)}")
     table, spans = table_of(config)
     _refuse_second_reading(table, config)
     check_inputs_are_safe(config.output.output, config.output.format, table, spans)
@@ -81,6 +85,7 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
         return _summary_of_part(config, plan, {}, began)
+    watcher.notice(f"{_rows(plan)}; loading the model {as_text(request.folder.name)}")
     workers = 1 if part is None else max(1, min(config.workers, len(part)))
     if workers > 1:
         config = _pinned(config, request, watcher)
@@ -141,10 +146,9 @@ def _carry_out(
     """Do the shards of this part that are not done, and finish if that was all."""
     sink = make_sink(config.output.format, layout(plan))
     done = destination.committed()
-    rows_done = sum(record["stop"] - record["start"] for record in done.values())
     computing = time.monotonic()
-    watcher.started(rows=plan["rows"], done=rows_done, device=model.device, dtype=model.recipe["dtype"])
     wanted = None if part is None else [index for index in part if index not in done]
+    watcher.started(**_ahead(plan, part, done), device=model.device, dtype=model.recipe["dtype"])
     try:
         records = engine.run(plan, destination, sink, done, wanted)
     except Stopped:
@@ -196,6 +200,41 @@ def _carry_out(
     )
 
 
+def _told(inputs: tuple[str, ...]) -> str:
+    """The input, as a note calls it."""
+    first = "stdin" if inputs[0] == "-" else as_text(inputs[0])
+    return first if len(inputs) == 1 else f"{first} and {len(inputs) - 1:,} more"
+
+
+def _tell_share(share: ShareConfig, watcher: Watcher) -> None:
+    """Say aloud that this process does a part of the work only, or that it does all of it all the same."""
+    if share.source:
+        watcher.notice(
+            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process does a part, and the "
+            "output is complete when all ranks are done; --num-shards 1 would do all of it"
+        )
+    elif share.note:
+        watcher.notice(share.note)
+
+
+def _rows(plan: Mapping[str, Any]) -> str:
+    return "rows as they come" if plan["rows"] is None else f"{plan['rows']:,} rows"
+
+
+def _ahead(plan: dict[str, Any], part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
+    """What a watcher is told of this process's part: its rows, those that are done, and the text of the rest."""
+    ranges = planned_ranges(plan)
+    if ranges is None or part is None:
+        return {"rows": None, "done": 0}
+    rows = {index: stop - start for index, (start, stop) in ranges.items() if index in part}
+    characters = plan.get("characters")
+    return {
+        "rows": sum(rows.values()),
+        "done": sum(of for index, of in rows.items() if index in done),
+        "characters": characters and {index: characters[index] for index in rows if index not in done},
+    }
+
+
 def _planned(
     table: Table,
     spans: SpanBook | None,
@@ -216,7 +255,7 @@ def _planned(
         plan["scores"] = list(scores)
     # A plan that is there has been through this table already; that it is the same table is checked later.
     return plan | (
-        {key: stored[key] for key in ("rows", "shards", "starts", "kept_types")}
+        {key: stored.get(key) for key in _SCANNED if key in stored}
         if stored
         else scan(table, spans, config, cutter, scores)
     )
@@ -232,6 +271,8 @@ def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
     apart = {"int8_ranges": None, "batch_tokens": None}
     refuse_changes({**stored, **apart}, {**plan, **apart})
     plan["int8_ranges"] = stored["int8_ranges"]
+    # Whatever the model is called now: what it was called first is in the shards that are there.
+    plan["source"] = stored["source"]
     if "batch_tokens" in stored:
         plan["batch_tokens"] = stored["batch_tokens"]
 

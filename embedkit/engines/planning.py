@@ -23,6 +23,9 @@ from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
 from embedkit.sources.locate import check_not_read
 from embedkit.units.units import COLUMNS
 
+#: Of English text in most vocabularies; only the time that is left depends on it.
+_CHARACTERS_A_TOKEN = 4
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -120,7 +123,18 @@ def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None
     return ShardCutter(
         default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
         default_shard_characters(width) if request.many else SHARD_CHARACTERS,
+        _longest(request, config),
     )
+
+
+def _longest(request: Request, config: RunConfig) -> int | None:
+    """Characters of a text that a model reads of it, about; None where it reads all, or nobody knows."""
+    if config.text.on_long != "truncate":
+        return None
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    there = (request.folder.config.get(key) for key in keys)
+    length = config.text.max_length or next((of for of in there if isinstance(of, int)), None)
+    return None if length is None else _CHARACTERS_A_TOKEN * length
 
 
 def scan(
@@ -143,6 +157,7 @@ def scan(
             "rows": None,
             "shards": None,
             "starts": None,
+            "characters": None,
             "kept_types": planned_kept_types(table.kept_types(), config, scores),
         }
     found = table.scan(cutter.count)
@@ -151,7 +166,13 @@ def scan(
     if spans is not None and config.input.limit is None:
         spans.refuse_strangers()
     kept = planned_kept_types(found.kept_types, config, scores)
-    return {"rows": found.rows, "shards": len(cutter.starts), "starts": cutter.starts, "kept_types": kept}
+    return {
+        "rows": found.rows,
+        "shards": len(cutter.starts),
+        "starts": cutter.starts,
+        "characters": cutter.characters,
+        "kept_types": kept,
+    }
 
 
 def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
@@ -252,6 +273,7 @@ def layout(plan: dict[str, Any]) -> Layout:
         metadata={
             "embedkit.recipe": canonical_json(plan["recipe"]),
             "embedkit.fingerprint": plan["fingerprint"],
+            "embedkit.model": canonical_json(_model_of(plan["source"])),
             "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
             "embedkit.read": canonical_json(_read_of(plan)),
             **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
@@ -318,6 +340,11 @@ def _read_of(plan: dict[str, Any]) -> dict[str, Any]:
         "on_bad_row": plan["on_bad_row"],
         "files_digest": files_digest(read["files"]),
     }
+
+
+def _model_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a single file tells of its model: what people call it, no path."""
+    return {name: source.get(name) for name in ("model", "hub", "revision")}
 
 
 def _has_token_vectors(plan: dict[str, Any]) -> bool:

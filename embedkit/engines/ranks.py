@@ -12,7 +12,9 @@ from embedkit.config import ShareConfig
 from embedkit.errors import UsageError
 
 #: Who says which process this is: (its number, how many there are), in the order in which they are asked.
-_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("SLURM_PROCID", "SLURM_NTASKS"))
+#: Steps from this number on are none of srun's tasks: a batch script, an interactive shell.
+_FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP")
 #: This process's number among those of its machine, by who started it.
 _LOCAL = {"RANK": "LOCAL_RANK", "SLURM_PROCID": "SLURM_LOCALID"}
@@ -22,6 +24,9 @@ def share_of(
     shard_id: int | None, num_shards: int | None, workers: int | None, environ: Mapping[str, str]
 ) -> ShareConfig:
     """This process's part of a run: by the options, else by torchrun, Slurm's tasks, or a Slurm array.
+
+    A batch script has SLURM_PROCID 0 and the SLURM_NTASKS of its allocation whether it starts that many tasks or
+    not: they are a task's numbers only in a step that srun made, which has a SLURM_STEP_ID.
 
     Args:
         shard_id: `--shard-id`.
@@ -39,7 +44,10 @@ def share_of(
                 "--shard-id and --num-shards belong together", hint="give both: --shard-id 0 --num-shards 4"
             )
         return ShareConfig(shard_id or 0, num_shards, workers, place)
+    in_step = _is_in_step(environ)
     for name_of_rank, name_of_size in _RANKS:
+        if name_of_rank == "SLURM_PROCID" and not in_step:
+            continue
         if name_of_rank in environ and name_of_size in environ and _number(environ, name_of_size) > 1:
             rank, world_size = _number(environ, name_of_rank), _number(environ, name_of_size)
             local = _LOCAL[name_of_rank]
@@ -51,7 +59,7 @@ def share_of(
         first, step = (_number(environ, name, default) for name, default in zip(_ARRAY[2:], (0, 1), strict=True))
         rank, between = divmod(task - first, max(1, step))
         return _checked(-1 if between else rank, count, workers, place, "the numbers of the Slurm array")
-    return ShareConfig(workers=workers, place=place)
+    return ShareConfig(workers=workers, place=place, note="" if in_step else _of_allocation(environ))
 
 
 def shards_of(share: ShareConfig, shards: int) -> range:
@@ -70,6 +78,20 @@ def device_for(name: str, place: int | None, gpus: int) -> str:
     if place is None or gpus == 0 or name not in {"auto", "cuda"}:
         return name
     return f"cuda:{place % gpus}"
+
+
+def _is_in_step(environ: Mapping[str, str]) -> bool:
+    """Whether this process is a task of a step that srun made."""
+    step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID", ""))
+    return step.isascii() and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def _of_allocation(environ: Mapping[str, str]) -> str:
+    """What the user is told where an allocation has several tasks, and this process is none of them."""
+    tasks = environ.get("SLURM_NTASKS", "")
+    if not (tasks.isascii() and tasks.isdigit()) or int(tasks) == 1:
+        return ""
+    return f"the Slurm allocation has {tasks} tasks, and srun did not start this process: it does all of the work"
 
 
 def _checked(rank: int, world_size: int, workers: int | None, place: int | None, source: str) -> ShareConfig:

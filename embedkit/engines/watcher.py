@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from embedkit.device_use import DeviceUse
@@ -13,8 +14,27 @@ class Watcher(Protocol):
     def notice(self, sentence: str) -> None:
         """Something the user should know before using the numbers."""
 
-    def started(self, *, rows: int | None, done: int, device: str, dtype: str) -> None:
-        """The model runs from now on: `rows` in the input (None: a stream), `done` of them already."""
+    def started(
+        self,
+        *,
+        rows: int | None,
+        done: int,
+        device: str,
+        dtype: str,
+        characters: Mapping[int, int] | None = None,
+    ) -> None:
+        """The model runs from now on.
+
+        Args:
+            rows: of this process's part of the input; None for a stream.
+            done: of these, done already.
+            device: where it runs.
+            dtype: what it computes in.
+            characters: by the shards that are still to do, how much text they have; None if nobody has counted.
+        """
+
+    def tokenized(self, shard: int, tokens: int) -> None:
+        """A shard was tokenized: so many of its tokens will go through the model."""
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         """A batch went through: its texts, their tokens, and the cells computed (padding included)."""

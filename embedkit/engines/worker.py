@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -143,8 +143,20 @@ class Line:
         """See Watcher."""
         self.say(notice=sentence)
 
-    def started(self, *, rows: int | None, done: int, device: str, dtype: str) -> None:
+    def started(
+        self,
+        *,
+        rows: int | None,
+        done: int,
+        device: str,
+        dtype: str,
+        characters: Mapping[int, int] | None = None,
+    ) -> None:
         """See Watcher; the crew says it once for all."""
+
+    def tokenized(self, shard: int, tokens: int) -> None:
+        """See Watcher."""
+        self.say(tokenized=[shard, tokens])
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         """See Watcher."""

@@ -55,6 +55,8 @@ def _of_tokens(it: Forecast) -> Iterator[str]:
                 f"truncated  {tally.truncated:,} texts ({tally.truncated / tally.texts:.1%}), "
                 f"{lost:,} tokens lost ({lost / tally.n_tokens:.1%})"
             )
+            if 2 * lost >= tally.n_tokens:
+                yield "           half of the tokens or more: --on-long chunk reads long texts in windows"
     if tally.repeated:
         share = tally.repeated / tally.windows
         yield f"repeated   {tally.repeated:,} ({share:.1%}) are like another of their shard, and computed with it"

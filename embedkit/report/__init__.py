@@ -11,13 +11,16 @@ from embedkit.disk import refuse_link
 from embedkit.errors import OutputError, UsageError
 from embedkit.report.findings import find_out
 from embedkit.report.markup import element
-from embedkit.report.page import plotly_source, whole_page
+from embedkit.report.page import outputs_mark, plotly_source, whole_page
 from embedkit.report.sections import output_section, overview
 from embedkit.report.settings import ReportConfig
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.whole_files import WholeFiles, as_output_error
 
 __all__ = ["ReportConfig", "write_report"]
+
+#: Bytes of a page in which it says what it is of.
+_HEAD = 4096
 
 
 def write_report(config: ReportConfig) -> int:
@@ -30,7 +33,8 @@ def write_report(config: ReportConfig) -> int:
         UsageError: an output has no such variant, column or id, or plotly is not installed.
         OutputError: an output is not there, not finished or damaged, or the page cannot be written.
     """
-    _see_place(config.page, config.on_exists)
+    mark = outputs_mark([str(path.absolute()) for path in config.paths])
+    _see_place(config.page, config.on_exists, mark)
     if any(config.page.exists() and path.exists() and config.page.samefile(path) for path in config.paths):
         raise UsageError(f"the page would replace {config.page}, which is read", hint="name another file with -o")
     plotly = plotly_source()
@@ -43,7 +47,7 @@ def write_report(config: ReportConfig) -> int:
     links = [element("a", name, href=f"#{place}") for place, name in names.items()]
     if len(outputs) > 1:
         sections.insert(0, overview(outputs))
-    content = whole_page(config.title, sections, links, plotly).encode("utf-8", "replace")
+    content = whole_page(config.title, sections, links, plotly, mark).encode("utf-8", "replace")
     page = WholeFiles(config.page.absolute().parent)
     try:
         with as_output_error(config.page), page.create(config.page.name) as file:
@@ -54,11 +58,16 @@ def write_report(config: ReportConfig) -> int:
     return len(content)
 
 
-def _see_place(page: Path, on_exists: str) -> None:
+def _see_place(page: Path, on_exists: str, mark: str) -> None:
     if not page.absolute().parent.is_dir():
         raise OutputError(f"there is no folder {page.parent}", hint="make it, or choose another with -o")
     refuse_link(page)
     if page.is_dir():
         raise OutputError(f"{page} is a folder", hint="name a file with -o")
     if page.exists() and on_exists == "error":
-        raise OutputError(f"{page} exists", hint="use --on-exists overwrite, or another name with -o")
+        with as_output_error(page), page.open("rb") as file:
+            is_of_these = mark.encode() in file.read(_HEAD)
+        hint = (
+            "use --on-exists overwrite, or another name with -o" if is_of_these else "choose another name with -o"
+        )
+        raise OutputError(f"{page} exists{'' if is_of_these else ', and is no page of these outputs'}", hint=hint)

@@ -16,6 +16,7 @@ import numpy as np
 
 from embedkit.errors import UsageError
 from embedkit.inspection import Receipts, recorded_receipts
+from embedkit.recipe import told_model
 from embedkit.records import Variant
 from embedkit.report.blocks import Block, blocks, chosen_variant
 from embedkit.report.charts import CATEGORIES, category
@@ -24,6 +25,7 @@ from embedkit.report.settings import ReportConfig
 from embedkit.report.survey import Sample, Survey, shortened, survey
 from embedkit.sinks.layout import RECEIPT
 from embedkit.sinks.stored import Stored, open_stored, read_json
+from embedkit.suggest import did_you_mean
 
 _QUERIES = 5
 _NEIGHBOURS = 10
@@ -46,7 +48,7 @@ class Findings:
     Attributes:
         path: the folder or file.
         variant: the column of vectors that the rest is about.
-        source: hub id and commit of the model, where the output says so.
+        model: what the model is called; None where the output does not say.
         receipts: counts over all rows, those without a vector too.
         color: the column that colours the map, or None.
         shown: columns whose cells are told of the points of the map.
@@ -60,7 +62,7 @@ class Findings:
     path: Path
     stored: Stored
     variant: Variant
-    source: Mapping[str, str | None]
+    model: str | None
     receipts: Receipts
     survey: Survey
     color: str | None
@@ -101,7 +103,7 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
         path=path,
         stored=stored,
         variant=variant,
-        source=manifest.get("source") or {},
+        model=told_model(stored.source),
         receipts=recorded_receipts(path) or _receipts(seen),
         survey=seen,
         color=color,
@@ -132,9 +134,10 @@ def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
     asked = [*([("--color", config.color)] if config.color else []), *(("--show", name) for name in config.show)]
     for option, name in asked:
         if name not in kept:
+            near = did_you_mean(name, kept, "", prefix=f"{option} ")
+            there = f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one"
             raise UsageError(
-                f"{option} {name}: {path.name} has no kept column of this name",
-                hint=f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one",
+                f"{option} {name}: {path.name} has no kept column of this name", hint=f"{near} {there}".lstrip()
             )
 
 

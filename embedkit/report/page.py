@@ -33,7 +33,15 @@ def plotly_source() -> str:
     return source
 
 
-def whole_page(title: str, sections: Sequence[Markup], links: Sequence[Markup], plotly: str) -> str:
+def outputs_mark(places: Sequence[str]) -> str:
+    """What a page says of the outputs that it is of, so that the page of others is not taken for it."""
+    digest = hashlib.sha256("\n".join(places).encode("utf-8", "surrogateescape")).hexdigest()
+    return f'<meta name="embedkit-outputs" content="{digest}">'
+
+
+def whole_page(
+    title: str, sections: Sequence[Markup], links: Sequence[Markup], plotly: str, mark: str = ""
+) -> str:
     """The page as HTML; equal arguments give an equal page."""
     assets = files("embedkit.report")
     style = assets.joinpath("page.css").read_text(encoding="utf-8")
@@ -58,6 +66,7 @@ def whole_page(title: str, sections: Sequence[Markup], links: Sequence[Markup], 
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup('<meta name="referrer" content="no-referrer">'),
+        Markup(mark),
         Markup('<link rel="icon" href="data:,">'),
         element("title", title),
         Markup(f"<style>{style}</style>"),

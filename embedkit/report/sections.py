@@ -45,11 +45,12 @@ def overview(all_found: list[Findings]) -> Markup:
             it.variant.dims,
             _percent(it.receipts.truncated_rows),
             _percent(it.receipts.lost_tokens),
+            it.model or "not in this file",
             element("code", it.stored.fingerprint[:12]) if it.stored.fingerprint else "not in this file",
         )
         for number, it in enumerate(all_found, 1)
     ]
-    headers = ("output", "rows", "vectors", "dimensions", "truncated", "tokens lost", "recipe")
+    headers = ("output", "rows", "vectors", "dimensions", "truncated", "tokens lost", "model", "recipe")
     return joined([element("h2", "Outputs"), table(headers, rows)])
 
 
@@ -80,7 +81,7 @@ def _recipe(it: Findings) -> Iterator[Markup]:
         yield element("p", "This file has no place for a recipe; a folder or a .parquet file carries it.")
         return
     rows: list[tuple[object, object]] = [("fingerprint", element("code", it.stored.fingerprint))]
-    rows += [(f"model: {key}", value) for key, value in it.source.items() if value]
+    rows += [("model", it.model)] if it.model else []
     rows += [(key, value) for key, value in _flat(it.stored.recipe) if key != "version"]
     yield table((), rows)
     files = it.stored.recipe.get("model", {}).get("files", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedkit.config import one_of
 from embedkit.errors import UsageError
 
 
@@ -40,10 +41,7 @@ class ReportConfig:
     title: str = "embedkit report"
 
     def __post_init__(self) -> None:
-        if self.on_exists not in {"error", "overwrite"}:
-            raise UsageError(
-                f"--on-exists cannot be {self.on_exists!r} (error, overwrite)", hint="choose one of them"
-            )
+        one_of("--on-exists", self.on_exists, ("error", "overwrite"))
         if self.sample < 1:
             raise UsageError(
                 f"--sample {self.sample}: the map needs at least one row", hint="the default is 20000"

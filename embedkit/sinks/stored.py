@@ -58,6 +58,7 @@ class Stored:
         rows, vectors: what the manifest counts; None without a manifest.
         records: of the shards of a folder, in the order of `parts`; () for a single file.
         checks: whether files are held against their hashes, or parsed by a child process, before they are read.
+        source: what the model is called, and where it is from; {} where the format has no place for it.
     """
 
     format: str
@@ -68,6 +69,7 @@ class Stored:
     int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
     rows: int | None = None
     vectors: int | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
     records: tuple[Path, ...] = ()
     checks: bool = True
     #: Files that were found harmless, and the columns that were left out there.
@@ -302,19 +304,21 @@ def _open_folder(path: Path) -> Stored:
             manifest.get("int8_ranges") or {},
             manifest["rows"],
             manifest["vectors"],
-            tuple(path / "commits" / f"{index:05d}.json" for index in shards),
+            source=manifest.get("source") or {},
+            records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
 
 
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
-    recipe, ranges = (
-        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
+    recipe, ranges, source = (
+        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges", "model")
     )
-    if not isinstance(recipe, dict) or not isinstance(ranges, dict):
-        raise TypeError("the recipe and the ranges are objects")
-    return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
+    if not all(isinstance(told, dict) for told in (recipe, ranges, source)):
+        raise TypeError("the recipe, the ranges and the model are objects")
+    fingerprint = layout.metadata.get("embedkit.fingerprint")
+    return Stored(form, sink, (files,), recipe, fingerprint, ranges, source=source)
 
 
 def _own_layout(path: Path, form: str) -> Layout:

@@ -116,11 +116,19 @@ def decide(asked_for: Columns, there: Sequence[Column], *, file: str, file_forma
     return Columns(text, asked_for.template, identity, asked_for.keep)
 
 
-def remarks(asked_for: Columns, decided: Columns, there: Sequence[Column]) -> list[str]:
-    """What the user should know of a choice that they did not make, a sentence each."""
-    found = []
-    if not asked_for.text and decided.text != USUAL_TEXT[:1]:
-        found.append(f"the texts are those of the column {shown(decided.text[0])}; --text-column names another")
+def remarks(asked_for: Columns, decided: Columns, there: Sequence[Column], *, file_format: str) -> list[str]:
+    """Say which columns are the text and the id where the user named none, and what was nearly taken for one.
+
+    A name is shown only where the names look like a header: no other would have been chosen.
+    """
+    if file_format == "txt":  # it has lines, and no columns to choose among
+        return []
+    told = []
+    if not asked_for.text:
+        told.append(f"the texts are those of {shown(decided.text[0])!r}")
+    if asked_for.id is None:
+        told.append("the ids are row numbers" if decided.id is None else f"the ids are those of {decided.id!r}")
+    found = [f"columns: {', '.join(told)}"] if told else []
     odd = None if decided.id else lookalike(USUAL_ID, [column.name for column in there])
     if odd is not None:
         found.append(

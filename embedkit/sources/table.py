@@ -269,7 +269,8 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         return Table((file,), _undecided(columns), [], config, reader)
     decided = decide(columns, there, file=STDIN, file_format=file.format)
     check(decided, there, file=STDIN, file_format=file.format, typed=columns.named)
-    return Table((file,), decided, [(file.format, there)], config, reader, remarks(columns, decided, there))
+    notes = remarks(columns, decided, there, file_format=file.format)
+    return Table((file,), decided, [(file.format, there)], config, reader, notes)
 
 
 def _checked(files: tuple[SourceFile, ...], config: InputConfig, notes: list[str], *, decided: bool) -> Table:
@@ -284,7 +285,7 @@ def _checked(files: tuple[SourceFile, ...], config: InputConfig, notes: list[str
         if not decided:
             before, decided = columns, True
             columns = decide(columns, there, file=file.shown, file_format=file.format)
-            notes += remarks(before, columns, there)
+            notes += remarks(before, columns, there, file_format=file.format)
         check(columns, there, file=file.shown, file_format=file.format, typed=asked(config).named)
         if file.format in _TYPED:
             _check_drift(columns, there, typed, file=file.shown)

@@ -247,7 +247,9 @@ def _refuse_what_is_there(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}", hint="make it, or choose another place with -o")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} is there already", hint="use --overwrite, or another name with -o")
+        raise OutputError(
+            f"{path} is there already", hint="choose another name with -o; or --overwrite, if that pooler may go"
+        )
 
 
 def _need_scikit_learn() -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.config import RunConfig, at_least, one_of
+from embedkit.config import RunConfig, at_least, one_of, value_hint
 from embedkit.disk import refuse_link
 from embedkit.engines.local import run
+from embedkit.engines.occupied import other_outputs_spared
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.models.architectures import ARCHITECTURES
@@ -85,7 +86,10 @@ class SweepConfig:
             )
         for name in parse_poolings(self.run.pooling.pool):
             if name not in {*_STATIC, "auto"}:
-                raise UsageError(f"a sweep cannot compare '{name}'", hint=f"use any of: {', '.join(_STATIC)}")
+                raise UsageError(
+                    f"a sweep cannot compare '{name}'",
+                    hint=value_hint("--pool", name, _STATIC, f"use any of: {', '.join(_STATIC)}"),
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,11 @@ def sweep(
     inputs = expanded(config.run.input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
-    _make_room(config)
+    with other_outputs_spared(config.run):
+        _make_room(config)
     asked = _asked(config.run)
     columns = (config.label, config.group) if config.group else (config.label,)
+    watcher.notice("reading the labels")
     rows = read_rows(config.run.input, columns)
     # What the labels alone rule out is told before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)

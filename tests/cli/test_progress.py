@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 
 import pytest
 
@@ -45,3 +47,80 @@ def test_programs_are_told_the_same_in_numbers(monkeypatch, capsys):
         "memory_reserved": 5 << 30,
     }
     assert "device_waiting_percent" not in shown("json", monkeypatch, capsys, None)
+
+
+class Terminal(io.StringIO):
+    """A terminal of 80 columns."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("rows", "device"), [(10_000_000, "4 workers, cuda:0"), (67, "cpu"), (None, "cpu")])
+def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatch, rows, device):
+    terminal = Terminal()
+    monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr", terminal)
+    watcher = make_watcher("auto", quiet=False)
+    watcher.started(rows=rows, done=0, device=device, dtype="bf16", characters={0: 4_000, 1: 400_000_000})
+    watcher.tokenized(0, 1_000)
+    clock = watcher.began
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock + 0.01)
+    watcher.notice("two layers")
+    watcher.batch(20, 500, 520)
+    watcher.close()
+    lines = [line for line in re.split(r"[\r\n]+", terminal.getvalue()) if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert "note: two layers" in lines
+    assert any(("min left" in line) == (rows is not None) and "50k tokens/s" in line for line in lines), lines
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_the_time_that_is_left_is_that_of_the_tokens_left_and_does_not_jump(monkeypatch):
+    """Ten short shards, then ten whose texts are a hundred times as long; tokens go by at one pace."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tokens = {shard: 1_000 if shard < 10 else 100_000 for shard in range(20)}
+    watcher = make_watcher("none", quiet=False)
+    characters = {shard: 4 * count for shard, count in tokens.items()}
+    watcher.started(rows=200, done=0, device="cpu", dtype="fp32", characters=characters)
+    ends = []
+    for shard, count in tokens.items():
+        watcher.tokenized(shard, count)
+        for _ in range(10):
+            clock[0] += count / 10 / 1_000
+            watcher.batch(1, count // 10, count // 10)
+            ends.append(clock[0] + watcher.left)
+    assert ends == pytest.approx([sum(tokens.values()) / 1_000] * len(ends))
+
+
+@pytest.mark.parametrize("progress_mode", ["auto", "json"])
+def test_what_is_read_and_which_columns_is_told_before_the_model_is_loaded(encode, tmp_path, progress_mode):
+    table = tmp_path / "in.jsonl"
+    table.write_text('{"note": "pain", "label": "x"}\n')
+    ran = encode(table, "-o", tmp_path / "out", "--progress", progress_mode)
+    said = ran.err.splitlines()
+    if progress_mode == "json":
+        said = [f"note: {json.loads(line).get('message')}" for line in said]
+    assert said[0] == f"note: reading {table}"
+    assert said[1] == "note: columns: the texts are those of 'note', the ids are row numbers"
+    assert said[2].startswith("note: 1 rows; loading the model ")
+    named = encode(table, "-o", tmp_path / "named", "--text-column", "note", "--id-column", "label")
+    assert "columns:" not in named.err
+    assert encode(table, "-o", tmp_path / "quiet", "-q").err == ""
+
+
+def test_nothing_that_was_cut_is_not_told_and_half_of_it_names_the_way_out(encode, tmp_path):
+    (tmp_path / "short.jsonl").write_text('{"text": "pain"}\n')
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "pain " * 126}) + "\n")  # 128 tokens, of which 64 fit
+    (tmp_path / "less.jsonl").write_text(json.dumps({"text": "pain " * 125}) + "\n")
+    told = {
+        name: encode(tmp_path / f"{name}.jsonl", "-o", tmp_path / name).err for name in ("short", "long", "less")
+    }
+    assert "truncated" not in told["short"]
+    assert "truncated: 1 rows" in told["long"]
+    assert {name: "--on-long chunk" in err for name, err in told.items()} == {
+        "short": False,
+        "long": True,
+        "less": False,
+    }

@@ -27,8 +27,11 @@ def test_every_shard_is_the_part_of_exactly_one_rank(shards, world_size):
 
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
-ONE_TASK = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+ONE_TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+#: A batch script, whose allocation has four tasks, before any srun; and a shell that salloc opened on a node.
+BATCH = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+SALLOC = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_COUNT": "5", "SLURM_ARRAY_TASK_MIN": "10"}
 STEPS = ARRAY | {"SLURM_ARRAY_TASK_ID": "16", "SLURM_ARRAY_TASK_STEP": "2"}
 
@@ -41,6 +44,11 @@ STEPS = ARRAY | {"SLURM_ARRAY_TASK_ID": "16", "SLURM_ARRAY_TASK_STEP": "2"}
         (TORCHRUN | SRUN | ARRAY, 2, 8, 1),
         (SRUN | ARRAY, 3, 4, 1),
         (ONE_TASK, 0, 1, None),
+        (BATCH, 0, 1, None),
+        (SALLOC, 0, 1, None),
+        (BATCH | ARRAY, 2, 5, None),
+        (SRUN | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4"}, 3, 4, 1),  # srun -n 4 in an allocation of 8
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0, 1, None),
         (ONE_TASK | ARRAY, 2, 5, None),
         (STEPS, 3, 5, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | ARRAY, 2, 5, 0),
@@ -52,6 +60,11 @@ def test_the_environment_says_which_part_this_is(environ, rank, world_size, plac
     share = share_of(None, None, None, environ)
     assert (share.rank, share.world_size, share.place) == (rank, world_size, place)
     assert bool(share.source) == (world_size > 1)
+
+
+@pytest.mark.parametrize(("environ", "is_told"), [(BATCH, True), (SALLOC, True), (ONE_TASK, False), ({}, False)])
+def test_tasks_that_srun_did_not_start_are_told(environ, is_told):
+    assert ("has 4 tasks" in share_of(None, None, None, environ).note) == is_told
 
 
 def test_options_win_over_the_environment():

@@ -152,12 +152,15 @@ def test_another_delimiter_is_named_with_the_option_for_it(tmp_path: Path, heade
 @pytest.mark.parametrize(
     ("header", "notes"),
     [
-        ("id,text", []),
-        ("id,note", ["the texts are those of the column note; --text-column names another"]),
-        ("id,befund", ["the texts are those of the column befund; --text-column names another"]),
+        ("id,text", ["columns: the texts are those of 'text', the ids are those of 'id'"]),
+        ("nr,note", ["columns: the texts are those of 'note', the ids are row numbers"]),
+        ("id,befund", ["columns: the texts are those of 'befund', the ids are those of 'id'"]),
         (
             "id\u200b,text",
-            [f"ids are row numbers: {_ALIKE} (U+200B ZERO WIDTH SPACE)"],
+            [
+                "columns: the texts are those of 'text', the ids are row numbers",
+                f"ids are row numbers: {_ALIKE} (U+200B ZERO WIDTH SPACE)",
+            ],
         ),
     ],
 )

@@ -21,7 +21,7 @@ from embedkit.errors import Stopped
 from embedkit.leftovers import temporary_name
 from embedkit.pooling.chosen import choose
 from tests import tiny_models
-from tests.conftest import NOTES
+from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle
 
 KINDS = {
@@ -63,7 +63,8 @@ def fit(embedkit_cli, bert, table, tmp_path):
     def ran(kind, *arguments, name="p.safetensors", code=0, left=frozenset()):
         path = tmp_path / name
         labelled = ("--label", "label", *SHORT) if kind in LABELLED else ()
-        said = embedkit_cli("fit", table, "-m", bert, "--pooler", kind, *labelled, *arguments, "-o", path)
+        asked = last_counts("fit", table, "-m", bert, "--pooler", kind, *labelled, *arguments, "-o", path)
+        said = embedkit_cli("fit", *asked)
         assert said.code == code, said.err
         assert {path.name for path in tmp_path.glob(".*")} <= left, "states are left behind"
         return SimpleNamespace(path=path, said=said)

@@ -1,0 +1,131 @@
+"""Streams as shells leave them: a stderr that nobody reads ends no run, a stdout that is full is an error."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import embedkit
+from tests.conftest import NOTES
+
+INPUT, OUTPUT = 3, 5
+FULL = Path("/dev/full")
+full = pytest.mark.skipif(not FULL.exists(), reason="a device that is always full")
+
+
+class Broken(io.TextIOBase):
+    """A stream that takes nothing."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def write(self, text):
+        raise self.fault
+
+    def flush(self):
+        raise self.fault
+
+
+@pytest.mark.parametrize("progress", ["auto", "bar", "json"])
+@pytest.mark.parametrize(
+    "fault", [BrokenPipeError(), OSError(28, "full"), OSError(5, "gone"), ValueError("closed")]
+)
+def test_a_note_that_cannot_be_written_ends_no_run(bert, one_thread, tmp_path, monkeypatch, progress, fault):
+    from embedkit.cli import run
+
+    monkeypatch.setattr(sys, "stderr", Broken(fault))
+    options = ("--shard-rows", "8", "--progress", progress, "--layers", "2,3")
+    assert run(["encode", str(NOTES), "-m", str(bert), "-o", str(tmp_path / "out"), *options]) == 0
+    assert len(embedkit.read(tmp_path / "out").table) == 67
+    # An error keeps its code, whoever reads it.
+    assert run(["encode", str(NOTES), "-m", str(bert), "-o", str(tmp_path / "out")]) == OUTPUT
+
+
+def test_the_reader_of_stderr_may_go_at_any_moment(bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["--shard-rows", "2", "--progress", "json", "--offline"]
+    command = [sys.executable, "-m", "embedkit", "encode", str(NOTES), "-m", str(bert), "-o", "out", *options]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path)
+    run.stderr.readline()
+    run.stderr.close()
+    assert run.wait(timeout=100) == 0
+    assert len(embedkit.read(tmp_path / "out").table) == 67
+
+
+@full
+@pytest.mark.parametrize("command", ["inspect", "verify", "doctor", "--version", "encode --help"])
+def test_a_result_that_does_not_fit_is_an_output_error(embedkit_cli, encode, tmp_path, monkeypatch, command):
+    words = command.split()
+    if command in {"inspect", "verify"}:
+        assert encode(NOTES, "--limit", 2, "-o", tmp_path / "out").code == 0
+        words.append(tmp_path / "out")
+    with FULL.open("wb", buffering=0) as device, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(device)))
+        ran = embedkit_cli(*words)
+        patched.undo()
+    assert ran.code == OUTPUT
+    assert ran.told[0] == "error: cannot write to stdout: No space left on device"
+
+
+def test_a_reader_of_results_who_has_had_enough_is_no_failure(embedkit_cli, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Broken(BrokenPipeError()))
+        ran = embedkit_cli("encode", "--help")
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_reader_who_goes_does_not_make_a_damaged_output_a_good_one(embedkit_cli, encode, tmp_path, monkeypatch):
+    assert encode(NOTES, "--limit", 2, "-o", tmp_path / "out").code == 0
+    (tmp_path / "out/manifest.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Broken(BrokenPipeError()))
+        assert embedkit_cli("verify", tmp_path / "out").code == OUTPUT
+
+
+def shell(bert, folder, script):
+    """A script that calls `$EK` on `$NOTES`; its exit code and what it said."""
+    environ = os.environ | {
+        "EK": f"{sys.executable} -m embedkit",
+        "NOTES": str(NOTES),
+        "M": str(bert),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(["bash", "-c", script], env=environ, cwd=folder, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("$EK encode - -m $M -o out <&-", INPUT, b"error: stdin is closed"),
+        ("$EK encode $NOTES -m $M -o - >&-", OUTPUT, b"error: stdout is closed"),
+        ("$EK doctor --help >&-", OUTPUT, b"error: cannot write to stdout"),
+    ],
+)
+def test_a_closed_stream_that_is_needed_is_told_before_anything_runs(bert, tmp_path, script, code, told):
+    ran = shell(bert, tmp_path, script)
+    assert ran.returncode == code
+    assert told in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_said_into_closed_streams_lands_in_no_file(bert, tmp_path):
+    ran = shell(bert, tmp_path, "$EK encode $NOTES -m $M -o out.parquet <&- >&- 2>&-")
+    assert ran.returncode == 0
+    assert len(embedkit.read(tmp_path / "out.parquet").table) == 67
+    ran = shell(bert, tmp_path, "$EK encode $NOTES -m $M -o - --limit 3 2>&-")
+    assert ran.returncode == 0
+    assert [json.loads(line)["id"] for line in ran.stdout.splitlines()] == ["00101", "00102", "00103"]
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(embedkit_cli, encode, tmp_path, monkeypatch):
+    assert encode(NOTES, "--limit", 2, "-o", tmp_path / "é").code == 0
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert embedkit_cli("inspect", tmp_path / "é").code == 0
+    assert b"\\xe9: complete" in ascii_only.buffer.getvalue()

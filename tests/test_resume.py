@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -121,11 +120,14 @@ def send_at(call, times, signals):
             while signals:
                 os.kill(os.getpid(), signals.pop())
 
-    rename, unlink = pathlib.Path.replace, os.unlink
+    unlink = os.unlink
 
-    def counted_rename(*arguments):
-        count()
-        return rename(*arguments)
+    def counted(rename):
+        def call(*arguments, **within):
+            count()
+            return rename(*arguments, **within)
+
+        return call
 
     def counted_unlink(*arguments, dir_fd=None):
         unlink(*arguments, dir_fd=dir_fd)
@@ -133,7 +135,7 @@ def send_at(call, times, signals):
             count()
 
     if call == "rename":
-        pathlib.Path.replace = counted_rename
+        os.replace, os.link = counted(os.replace), counted(os.link)
     else:
         next(left)  # counted after it is done
         os.unlink = counted_unlink

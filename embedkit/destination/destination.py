@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from embedkit.records import EncodedShard, TextCounts
@@ -28,8 +28,12 @@ class Destination(Protocol):
             OutputError: something is there, and the user did not say what to do with it.
         """
 
-    def is_whole(self, sink: Sink) -> bool:
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
         """Whether all of it is there already, by the same recipe from the same input.
+
+        Args:
+            sink: of this run.
+            inputs: what an output may say of its input, if it is this run's: each version of embedkit in its way.
 
         Raises:
             OutputError: it is there by another recipe, or from another input; or it was there before several
@@ -52,8 +56,11 @@ class Destination(Protocol):
             Overtaken: another process has finished the output.
         """
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:
         """Make the output whole, now that every row is accounted for; `shards` are those that have files.
+
+        Returns:
+            What the user should know of former files that stay, a sentence each.
 
         Raises:
             Overtaken: another process has done so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from embedkit.destination.destination import facts_of
@@ -19,7 +19,7 @@ class Stdout:
     def open(self) -> None:
         """See Destination."""
 
-    def is_whole(self, sink: Sink) -> bool:  # noqa: ARG002
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
         """See Destination."""
         return False
 
@@ -53,5 +53,6 @@ class Stdout:
             ) from None
         return {"index": shard.index, **facts_of(shard)}
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:
         """See Destination."""
+        return ()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedkit.disk import is_there, sha256_of
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.records import Variant
 from embedkit.seal import unsealed_if_sealed
@@ -26,11 +27,15 @@ from embedkit.sinks import FORMATS, make_sink
 from embedkit.sinks.arrow import map_table
 from embedkit.sinks.columns import Piece
 from embedkit.sinks.jsonl import sniff
-from embedkit.sinks.layout import LAYOUT_KEY, Layout
-from embedkit.sinks.npy import metadata_name
+from embedkit.sinks.layout import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
+from embedkit.sinks.npy import metadata_name, sampled
 from embedkit.sinks.sink import Sink
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
+_MIXED = (
+    "a run was stopped while it replaced them: the same command with --on-exists resume goes on, "
+    "or encode again with --on-exists overwrite"
+)
 _VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 
@@ -192,10 +197,38 @@ def _open_folder(path: Path) -> Stored:
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
+    for problem in mixed_files(files, layout, whole=False):
+        raise OutputError(problem, hint=_MIXED)
     recipe, ranges = (
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges")
     )
     return Stored(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges)
+
+
+def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
+    """Which of a single-file output's files are not those that were written with the others, a sentence each.
+
+    Args:
+        files: of the output; the last one tells of the others.
+        layout: as that one tells it. What embedkit wrote before it named the others is taken as it is.
+        whole: compare hashes of whole files and the list of rejects too, and not sizes and samples of arrays alone.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    arrays = json.loads(layout.metadata.get(ARRAYS_KEY, "{}"))
+    for variant, path in zip(layout.variants, files, strict=False):
+        if variant.name not in arrays:
+            continue
+        of = arrays[variant.name]
+        is_same = path.stat().st_size == of["bytes"] and sampled(path) == of["sampled"]
+        if not is_same or (whole and sha256_of(path) != of["sha256"]):
+            yield f"{path.name} is not the array that {files[-1].name} was written with"
+    if whole and layout.metadata.get(REJECTS_KEY):
+        stem = files[-1].name.removesuffix(".metadata.parquet" if arrays else files[-1].suffix)
+        rejects = files[-1].with_name(f"{stem}.rejects.jsonl")
+        if is_there(rejects) and sha256_of(rejects) != layout.metadata[REJECTS_KEY]:
+            yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
 
 
 def _own_layout(path: Path, form: str) -> Layout:

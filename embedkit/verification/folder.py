@@ -42,6 +42,7 @@ class FolderCheck:
         self.path = path
         self.there = there
         self.known = {PLAN, MANIFEST}
+        self.plan_sha256 = ""
         self.found = Verification(
             way_out="the command of the first run with --on-exists resume --verify makes damaged shards again; "
             "a damaged plan.json needs --on-exists overwrite",
@@ -54,6 +55,7 @@ class FolderCheck:
         plan = self._sealed(PLAN, "is missing")
         records = self._records()
         if plan is not None:
+            self.plan_sha256 = sha256_of(self.path / PLAN)
             if fingerprint(plan["recipe"]) != plan["fingerprint"]:
                 self.tell(PLAN, "its fingerprint is not that of its recipe")
             self._check_ranges(plan, records)
@@ -130,6 +132,8 @@ class FolderCheck:
 
     def _check_shard(self, index: int, record: Mapping[str, Any], plan: Mapping[str, Any], sink: Sink) -> None:
         name = f"{COMMITS}/{index:05d}.json"
+        if record.get("plan_sha256", self.plan_sha256) != self.plan_sha256:
+            self.tell(name, "is of another run: it names another plan")
         for what in wrong_counts(record, plan):
             self.tell(name, what)
         data = sink.files(index) if plan["format"] != "npy" or record["vectors"] else ()

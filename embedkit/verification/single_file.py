@@ -9,7 +9,7 @@ from embedkit.errors import OutputError
 from embedkit.recipe import fingerprint
 from embedkit.sinks import FORMATS
 from embedkit.sinks.contents import contents_of
-from embedkit.sinks.stored import open_stored
+from embedkit.sinks.stored import mixed_files, open_stored
 from embedkit.verification.found import Finding, Verification
 
 
@@ -38,6 +38,9 @@ def verify_file(path: Path) -> Verification:
         if not contents.finite:
             found.problems.append(Finding(path.name, "holds a number that is not finite"))
         files: Sequence[Path] = stored.parts[0]
+        found.problems += [
+            Finding(path.name, problem) for problem in mixed_files(files, stored.layout, whole=True)
+        ]
         found.rows, found.vectors = contents.rows, contents.vectors
         found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
     except OutputError as error:

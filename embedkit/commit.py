@@ -93,7 +93,7 @@ class OutputFolder:
             plan = unsealed(data)
         except ValueError:
             raise OutputError(
-                f"{path} cannot be read: it is not as it was written; nothing was changed",
+                f"{path} cannot be read, or is not as it was written; nothing was changed",
                 hint="put plan.json back if there is a copy of it; else start again with --on-exists overwrite",
             ) from None
         self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen

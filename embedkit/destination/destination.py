@@ -21,6 +21,10 @@ class Overtaken(Exception):  # noqa: N818 - nothing is wrong
 class Destination(Protocol):
     """Where finished shards go."""
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """What the user should know of former files that stay though they are of no more use, a sentence each."""
+
     def open(self) -> dict[str, Any] | None:
         """Look what is there: the plan of a run that is to be resumed, or None to begin.
 
@@ -56,11 +60,8 @@ class Destination(Protocol):
             Overtaken: another process has finished the output.
         """
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
         """Make the output whole, now that every row is accounted for; `shards` are those that have files.
-
-        Returns:
-            What the user should know of former files that stay, a sentence each.
 
         Raises:
             Overtaken: another process has done so.

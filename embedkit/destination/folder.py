@@ -40,7 +40,7 @@ class Folder:
         #: Where this run writes: the folder itself, or one beside it that replaces it when it is whole.
         self.output = OutputFolder(path)
         self.was_whole = False
-        self._told: list[str] = []
+        self.notices: list[str] = []
 
     @property
     def replaces(self) -> bool:
@@ -57,7 +57,7 @@ class Folder:
         beside = OutputFolder(self.replacement.next)
         beside.refuse_links()
         with as_read_error(self.path):
-            self._told += self.replacement.recover()
+            self.notices += self.replacement.recover()
             is_there_now, is_beside = is_there(self.path), is_there(beside.path)
             if is_there_now and not is_folder(self.path):
                 raise OutputError(f"{self.path} is a file, not a folder", hint="choose another place with -o")
@@ -150,21 +150,15 @@ class Folder:
             write_rejects(shard, writer.create)
             return writer.commit(facts_of(shard))
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:  # noqa: ARG002
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
         """See Destination."""
         self.output.remove_leftovers()
         self.output.write_manifest(manifest)
         if self.replaces:
-            self._told += self.replacement.finish()
-        return self._told
+            self.notices += self.replacement.finish()
 
-    def remove(self) -> list[str]:
-        """Remove all of it, unfinished as it may be: what was made of it is whole.
-
-        Returns:
-            What the user should know of files that stay, a sentence each.
-        """
-        told = list(self._told)
+    def remove(self) -> None:
+        """Remove all of it, unfinished as it may be: what was made of it is whole."""
         for folder in (self.path, self.replacement.next):
             try:
                 # The plan goes first: who does not find it any more knows that the output is whole.
@@ -173,7 +167,6 @@ class Folder:
             except FileNotFoundError:
                 continue
             except OSError as fault:
-                told.append(
+                self.notices.append(
                     f"{folder} is of no more use, and could not be removed ({os.strerror(fault.errno or 0)}): remove it"
                 )
-        return told

@@ -44,6 +44,11 @@ class SingleFile:
         self._inputs: Collection[str] = ()
         self._first: Mapping[str, Any] | None = None
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """See Destination."""
+        return self.parts.notices
+
     def open(self) -> dict[str, Any] | None:
         """See Destination."""
         with as_read_error(self.path):
@@ -133,7 +138,7 @@ class SingleFile:
         self._look()
         return record
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:  # noqa: ARG002
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
         """See Destination."""
         with as_read_error(self.path):
             former = {self.rejects, *self._former_files()}
@@ -153,16 +158,15 @@ class SingleFile:
             raise
         finally:
             files.discard()
-        told = []
         for name in sorted(former - {of["path"] for of in facts}):
             try:
                 self.path.with_name(name).unlink(missing_ok=True)
             except OSError as fault:
-                told.append(
+                self.parts.notices.append(
                     f"{self.path.with_name(name)} is of the output that was replaced, and could not be removed "
                     f"({os.strerror(fault.errno or 0)}): remove it"
                 )
-        return [*told, *self.parts.remove()]
+        self.parts.remove()
 
     def _former_files(self) -> Sequence[str]:
         """The files that the output which is there consists of."""

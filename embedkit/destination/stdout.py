@@ -16,6 +16,8 @@ from embedkit.sinks import Sink, jsonl_lines
 class Stdout:
     """JSON Lines on stdout, shard by shard. Nothing stays, so nothing can be resumed."""
 
+    notices: Sequence[str] = ()
+
     def open(self) -> None:
         """See Destination."""
 
@@ -53,6 +55,5 @@ class Stdout:
             ) from None
         return {"index": shard.index, **facts_of(shard)}
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> Sequence[str]:
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
         """See Destination."""
-        return ()

@@ -180,13 +180,13 @@ class _Fold:
         total = {**counts(records, n_groups), **of_rows, "input_rows": n_groups}
         empty = [record["index"] for record in records if sink.suffix == ".npy" and not record["vectors"]]
         manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
-        whole = [index for index in range(len(records)) if index not in set(empty)]
-        for sentence in destination.finish(sink, manifest, whole):
-            self.watcher.notice(sentence)
+        destination.finish(sink, manifest, [index for index in range(len(records)) if index not in set(empty)])
         for name in sorted(self.varied):
             self.watcher.notice(f"column {name} has several values in some groups: it is null there")
         self._keep_rejects()
-        for sentence in Folder(self.rows, "overwrite").remove():
+        rows = Folder(self.rows, "overwrite")
+        rows.remove()
+        for sentence in (*destination.notices, *rows.notices):
             self.watcher.notice(sentence)
         dims = {variant.name: variant.dims for variant in self.variants}
         return replace(

@@ -166,7 +166,8 @@ def _carry_out(
     # A shard of empty texts has no npy files.
     empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
     manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
-    for sentence in destination.finish(sink, manifest, [of for of in sorted(records) if of not in set(empty)]):
+    destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
+    for sentence in destination.notices:
         watcher.notice(sentence)
     ended = time.monotonic()
     return Summary(

@@ -5,7 +5,7 @@ then the shard's record is made the same way. The record is the only truth: file
 and are written again, and since the same shard gives the same bytes, writing it twice does no harm. So
 there are no locks. Plan, records and manifest are sealed (`seal.py`), so that a changed one is not believed.
 A record names its plan by the plan's SHA-256, and a run whose plan is no longer in place commits nothing more.
-What cannot be read is not absent: a disk that refuses ends the run, and nothing is removed or written again for it.
+What cannot be read is not absent: a disk that refuses ends the run, and nothing is removed or written again.
 Nothing is written through a symbolic link. Knows nothing of what is in the files.
 """
 
@@ -38,6 +38,10 @@ _OWN_FILE = re.compile(
 _RECORD = re.compile(r"\d{5,}\.json")
 
 Create = Callable[[str], BinaryIO]
+
+
+class DamagedPlanError(OutputError):
+    """A plan that was read, and is not as it was written."""
 
 
 class OutputFolder:
@@ -80,6 +84,7 @@ class OutputFolder:
         """The plan of a run that was started here, or None; the one that this process works by from now on.
 
         Raises:
+            DamagedPlanError: there is one that is not as it was written.
             OutputError: there is one that cannot be read.
         """
         path = self.path / PLAN
@@ -92,7 +97,7 @@ class OutputFolder:
         try:
             plan = unsealed(data)
         except ValueError:
-            raise OutputError(
+            raise DamagedPlanError(
                 f"{path} cannot be read, or is not as it was written; nothing was changed",
                 hint="put plan.json back if there is a copy of it; else start again with --on-exists overwrite",
             ) from None
@@ -317,7 +322,7 @@ class OutputFolder:
         replace: bool = True,
         check: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Write one of embedkit's own files. Returns whether it has its name, and not another one that was first."""
+        """Write one of embedkit's own files. Returns whether it has the name, and no other was first."""
         files = WholeFiles(self.path, sweep=False)
         try:
             with as_output_error(self.path / name), files.create(name) as file:

@@ -97,7 +97,7 @@ def listed(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int | No
 
 @contextmanager
 def as_read_error(path: Path | str) -> Iterator[None]:
-    """Tell what the disk refuses as an output that cannot be read: it may be whole, so nothing of it is touched."""
+    """Tell what the disk refuses as an output that cannot be read: it may be whole, and is not touched."""
     try:
         yield
     except OSError as fault:

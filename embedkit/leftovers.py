@@ -32,7 +32,7 @@ def is_temporary(name: str) -> bool:
 
 
 def former_mark() -> str:
-    """What a file is called that says of the folder it is in: this is an old output, whose place is being taken."""
+    """What a file is called that says of the folder it is in: it is an old output, whose place is being taken."""
     return temporary_name("former")
 
 

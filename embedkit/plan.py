@@ -75,6 +75,10 @@ def planned_ranges(plan: Mapping[str, Any]) -> dict[int, tuple[int, int]] | None
     return {index: (ends[index], ends[index + 1]) for index in range(len(plan["starts"]))}
 
 
+class AnotherPlanError(OutputError):
+    """A run that is to be resumed is of another recipe or of another input."""
+
+
 def by_content(read: Mapping[str, Any]) -> dict[str, Any]:
     """The plan's `input` without what a copy of the files, in another place or at another time, has another of."""
     return {
@@ -91,7 +95,7 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     Files are the same if their content is; what they are called, and when they were changed, is a remark.
 
     Raises:
-        OutputError: they differ; names the first field that does, and both values.
+        AnotherPlanError: they differ; names the first field that does, and both values.
     """
     # The fingerprint follows from the recipe, whose fields say more; the same files from elsewhere are the same.
     told_elsewhere = {"fingerprint": None, "source": None}
@@ -101,14 +105,14 @@ def refuse_changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     difference = first_difference(before, after)
     if difference is not None:
         name, was, now = difference
-        raise OutputError(
+        raise AnotherPlanError(
             f"cannot resume: {name} was {was} when the run was planned and is {now} now",
             hint="resume with the options and the input of the first run, or use --on-exists overwrite",
         )
 
 
 def _comparable(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two plans' `input` by content; hashes of whole files only where both have them, which older plans have not."""
+    """Two plans' `input` by content; hashes of whole files where both have them, which older plans have not."""
     one, other = by_content(stored), by_content(asked)
     for key in ("files", "spans"):
         for first, second in zip(one.get(key, ()), other.get(key, ()), strict=False):

@@ -1,8 +1,8 @@
 """A folder that takes the place of another one when it is whole, and not before.
 
 The new folder is made beside the old one, as `OUT.next`. When it is whole the two change places in one step, where
-the system can do that (Linux), else in two, and the old one goes. A run that is killed at any moment leaves the old
-folder or the new one whole, and the next run finishes what was begun. Knows nothing of what is in the folders.
+the system can do that (Linux), else in two, and the old one goes. A run that is killed at any moment leaves the
+old folder or the new one whole, and the next run finishes what was begun. Knows nothing of what is in the folders.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ class Replacement:
             )
         if reason:
             raise OutputError(
-                f"{self.path} is {reason}, and the new output is made beside the old one, which it replaces when whole",
+                f"{self.path} is {reason}, and a new output is made beside the old one, to replace it when it is whole",
                 hint="name a folder inside of it with -o, or remove the old output yourself first",
             )
 
     def start(self) -> None:
         """Make a new, empty folder for what is to come.
 
-        One that an overwrite left unfinished goes. It is moved away first, so that a run that may still write there
+        One that an overwrite left unfinished goes. It is moved away first, so that a run that still writes there
         does not find its way into the new one.
 
         Raises:
@@ -142,7 +142,7 @@ class Replacement:
         except FileNotFoundError:  # another process was faster
             return []
         except (OSError, OutputError):
-            return [f"{old} holds what is left of the output that was replaced, and could not be removed: remove it"]
+            return [f"{old} is left of the output that was replaced, and could not be removed: remove it"]
         return []
 
 
@@ -170,7 +170,7 @@ def _renameat2() -> Callable[..., int] | None:
     except (AttributeError, OSError, TypeError):
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _exchanged(one: Path, other: Path) -> bool:

@@ -19,7 +19,6 @@ from embedkit.disk import is_there, refuse_link
 from embedkit.errors import OutputError
 from embedkit.leftovers import is_leftover, temporary_name
 
-
 #: What a file system without links answers when one is asked for.
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
@@ -137,7 +136,7 @@ class WholeFiles:
             else:
                 temporary.unlink()
                 return True
-        os.replace(*names, src_dir_fd=within, dst_dir_fd=within)  # noqa: PTH105 - Path knows no descriptors
+        os.replace(*names, src_dir_fd=within, dst_dir_fd=within)
         return True
 
     def _sync(self, folder: Path) -> None:

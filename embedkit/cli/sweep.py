@@ -107,6 +107,9 @@ def sweep(
             command=lambda winner: _command(options["inputs"], winner, repeated),
             on_judged=_Told(silent=quiet or progress == "none"),
         )
+    if found is None:
+        print((output / "summary.txt").read_text(encoding="utf-8"), end="")
+        return
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
         print(

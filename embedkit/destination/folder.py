@@ -168,5 +168,6 @@ class Folder:
                 continue
             except OSError as fault:
                 self.notices.append(
-                    f"{folder} is of no more use, and could not be removed ({os.strerror(fault.errno or 0)}): remove it"
+                    f"{folder} is of no more use, and could not be removed "
+                    f"({os.strerror(fault.errno or 0)}): remove it"
                 )

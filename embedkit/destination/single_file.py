@@ -216,7 +216,7 @@ class SingleFile:
             return False
         part = next(of for of in self._first["files"] if of["path"].startswith("embeddings/"))
         with as_read_error(self.path), self.path.open("rb") as file:
-            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == part["sha256"]
+            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
 
     def _merge_rejects(self, files: WholeFiles) -> str:
         """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
-from embedkit.engines.faults import unreadable_rows
 from embedkit.disk import sha256_of
+from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
 from embedkit.plan import SHARD_CHARACTERS, ShardCutter, by_content, default_shard_characters, default_shard_rows
 from embedkit.recipe import canonical_json, files_digest, fingerprint

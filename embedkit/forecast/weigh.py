@@ -44,7 +44,9 @@ class Weights:
     """
 
     def __init__(self, layout: Layout, form: str, single: bool) -> None:
-        self.layout = replace(layout, metadata={**layout.metadata, **_of_single(layout, form)}) if single else layout
+        self.layout = (
+            replace(layout, metadata={**layout.metadata, **_of_single(layout, form)}) if single else layout
+        )
         self.form = form
         self.single = single
         self._bytes = self._rows = self._shards = self._of_none = 0

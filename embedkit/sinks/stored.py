@@ -8,6 +8,7 @@ models, and does not need the run's options.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedkit.disk import is_there, sha256_of
+from embedkit.disk import as_read_error, is_folder, is_there, sha256_of
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.records import Variant
 from embedkit.seal import unsealed_if_sealed
@@ -104,8 +105,9 @@ def open_stored(path: Path) -> Stored:
     Raises:
         OutputError: there is nothing, it is not finished, or embedkit did not write it.
     """
-    if path.is_dir():
-        return _open_folder(path)
+    with as_read_error(path):
+        if is_folder(path):
+            return _open_folder(path)
     form = path.suffix.removeprefix(".")
     if form not in FORMATS:
         raise OutputError(
@@ -113,7 +115,9 @@ def open_stored(path: Path) -> Stored:
             hint=_NOT_OURS,
         )
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
-    if not explains.exists():
+    with as_read_error(explains):
+        explained = is_there(explains)
+    if not explained:
         needs = f"{explains}, which goes with {path.name}, does" if explains != path else f"{path} does"
         raise OutputError(f"{needs} not exist", hint="check the path given to `embedkit encode -o`")
     with readable(explains):
@@ -164,8 +168,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_folder(path: Path) -> Stored:
     manifest_path = path / "manifest.json"
-    if not manifest_path.exists():
-        if (path / "plan.json").exists() or (path / "commits").is_dir():
+    if not is_there(manifest_path):
+        if is_there(path / "plan.json") or is_folder(path / "commits"):
             raise OutputError(
                 f"{path} is not finished: it has no manifest.json",
                 hint="run the same `embedkit encode` again with --on-exists resume; "
@@ -211,7 +215,7 @@ def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterat
     Args:
         files: of the output; the last one tells of the others.
         layout: as that one tells it. What embedkit wrote before it named the others is taken as it is.
-        whole: compare hashes of whole files and the list of rejects too, and not sizes and samples of arrays alone.
+        whole: compare hashes of whole files, and the list of rejects; else sizes and samples of arrays alone.
 
     Raises:
         OSError: one of them cannot be read.
@@ -254,6 +258,17 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise OutputError(f"{error.filename or path} is missing", hint=_VERIFY) from None
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-        cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
-        raise OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY) from None
+    except OSError as error:
+        if error.errno is None:  # as pyarrow tells of damage
+            raise _damaged(path, error) from None
+        raise OutputError(
+            f"{error.filename or path} cannot be read: {os.strerror(error.errno)}",
+            hint="fix the disk or the permissions, then run the same command again",
+        ) from None
+    except (pa.ArrowException, ValueError, TypeError, LookupError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> OutputError:
+    cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
+    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY)

@@ -6,6 +6,7 @@ manifest binds them together.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -91,7 +92,10 @@ class FolderCheck:
             return None
         try:
             return unsealed((self.path / name).read_bytes())
-        except (OSError, ValueError):
+        except OSError as fault:
+            self.tell(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
+            return None
+        except ValueError:
             self.tell(name, "is damaged: the SHA-256 in its last line is not that of the rest")
             return None
 
@@ -157,9 +161,16 @@ class FolderCheck:
                 self.tell(file["path"], "is missing")
             elif size != file["bytes"]:
                 self.tell(file["path"], f"has {size:,} bytes, and its record says {file['bytes']:,}")
-            elif sha256_of(self.path / file["path"]) != file["sha256"]:
-                self.tell(file["path"], "is damaged: its SHA-256 is not that of its record")
+            else:
+                self._check_hash(file)
         return len(self.found.problems) == before
+
+    def _check_hash(self, file: Mapping[str, Any]) -> None:
+        try:
+            if sha256_of(self.path / file["path"]) != file["sha256"]:
+                self.tell(file["path"], "is damaged: its SHA-256 is not that of its record")
+        except OSError as fault:
+            self.tell(file["path"], f"cannot be read: {os.strerror(fault.errno or 0)}")
 
     def _check_rows(self, index: int, record: Mapping[str, Any], plan: Mapping[str, Any], sink: Sink) -> None:
         files = [self.path / name for name in sink.files(index)]

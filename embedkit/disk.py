@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 
@@ -25,8 +25,12 @@ def cache_folder() -> Path:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes: 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as fault:
+        fault.filename = str(path)  # which a read does not know
+        raise
 
 
 def read_small(path: Path | str) -> bytes:
@@ -37,6 +41,9 @@ def read_small(path: Path | str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return b"".join(iter(lambda: os.read(descriptor, 2**20), b""))
+    except OSError as fault:
+        fault.filename = str(path)  # which a read does not know
+        raise
     finally:
         os.close(descriptor)
 
@@ -106,6 +113,13 @@ def as_read_error(path: Path | str) -> Iterator[None]:
             f"{where} cannot be read: {os.strerror(fault.errno or 0)}; nothing was changed",
             hint="fix the disk or the permissions, then run the same command again",
         ) from None
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder, if there are no files in it nor in the folders that it holds."""
+    for root, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            Path(root).rmdir()
 
 
 def refuse_link(path: Path) -> None:

@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from embedkit.disk import as_read_error, is_folder, is_there
@@ -51,6 +52,9 @@ class Replacement:
         with as_read_error(self.path):
             told: list[str] = []
             for old in (self._former, self.next):
+                if is_folder(old) and not any(old.iterdir()):
+                    with suppress(OSError):  # all but the folder itself was removed
+                        old.rmdir()
                 if not _is_marked(old):
                     continue
                 if not is_there(self.path):
@@ -80,7 +84,7 @@ class Replacement:
             )
         if reason:
             raise OutputError(
-                f"{self.path} is {reason}, and a new output is made beside the old one, to replace it when it is whole",
+                f"{self.path} is {reason}, and a new output is made beside the old one until it is whole",
                 hint="name a folder inside of it with -o, or remove the old output yourself first",
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from embedkit.destination.destination import SHARED_WAYS, WAYS, Overtaken
 from embedkit.destination.folder import Folder
-from embedkit.disk import as_read_error, is_folder, is_there, listed, refuse_link
+from embedkit.disk import as_read_error, is_folder, is_there, listed, refuse_link, remove_empty
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, make_sink
@@ -43,6 +43,7 @@ class SingleFile:
         self._sink: Sink | None = None
         self._inputs: Collection[str] = ()
         self._first: Mapping[str, Any] | None = None
+        self._was_there = False
 
     @property
     def notices(self) -> Sequence[str]:
@@ -58,7 +59,7 @@ class SingleFile:
                 )
             refuse_link(self.path)
             is_last_there = is_there(self.last)
-            there = is_last_there or is_there(self.path)
+            there = self._was_there = is_last_there or is_there(self.path)
         if there and self.on_exists == "error" and not self.several:
             raise OutputError(f"{self.path} exists", hint=f"use {WAYS}")
         if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
@@ -119,7 +120,16 @@ class SingleFile:
 
     def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """See Destination."""
-        return self.parts.begin(plan)
+        found = self.parts.begin(plan)
+        with as_read_error(self.path):
+            appeared = not self._was_there and is_there(self.last)
+        if appeared and self.on_exists != "overwrite":
+            is_own = self._is_this_runs()
+            self.parts.abandon()
+            if is_own:
+                raise Overtaken
+            raise OutputError(f"another run has written {self.path} meanwhile", hint=f"use {SHARED_WAYS}")
+        return found
 
     def abandon(self) -> None:
         """See Destination."""
@@ -200,6 +210,7 @@ class SingleFile:
             if not is_there(self.last) or self.parts.output.has_plan():
                 return
         if not self._is_this_runs():
+            remove_empty(self.parts.output.path)
             raise OutputError(
                 f"another run has written {self.path} meanwhile, and what this one had computed is gone",
                 hint="what is there is the other run's alone; start this one again with another place for -o",

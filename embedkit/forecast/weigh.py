@@ -44,9 +44,7 @@ class Weights:
     """
 
     def __init__(self, layout: Layout, form: str, single: bool) -> None:
-        self.layout = (
-            replace(layout, metadata={**layout.metadata, **_of_single(layout, form)}) if single else layout
-        )
+        self.layout = _of_single(layout, form) if single else layout
         self.form = form
         self.single = single
         self._bytes = self._rows = self._shards = self._of_none = 0
@@ -82,12 +80,12 @@ class Weights:
         return {form: size * rows // max(1, self._tried_rows) for form, size in self._others.items()}
 
 
-def _of_single(layout: Layout, form: str) -> dict[str, str]:
-    """What a single file says beside: which other files belong to it, in as many bytes as the real hashes take."""
+def _of_single(layout: Layout, form: str) -> Layout:
+    """With what a single file says beside: which files belong to it, in as many bytes as real hashes take."""
     digest = "0" * 64
     of = {"bytes": 0, "sha256": digest, "sampled": digest}
     arrays = {ARRAYS_KEY: json.dumps({variant.name: of for variant in layout.variants})} if form == "npy" else {}
-    return {REJECTS_KEY: digest, **arrays}
+    return replace(layout, metadata={**layout.metadata, REJECTS_KEY: digest, **arrays})
 
 
 def weigh(form: str, layout: Layout, shard: EncodedShard) -> int:

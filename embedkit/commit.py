@@ -190,7 +190,10 @@ class OutputFolder:
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
         """The number and the place of every record, in any order."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path / COMMITS) as entries:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self.path / COMMITS) as entries,
+        ):
             for entry in entries:
                 if _RECORD.fullmatch(entry.name):
                     yield int(entry.name.partition(".")[0]), entry.path

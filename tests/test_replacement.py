@@ -1,4 +1,4 @@
-"""A folder that replaces another one: at every moment the old one is whole, or the new one, and the rest is mended."""
+"""A folder that replaces another one: at every moment the old one is whole, or the new one."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def test_what_cannot_be_removed_is_told_and_the_new_output_is_in_its_place(
     assert contents(place) == {**NEW, **MINE}
 
 
-def test_a_mount_point_is_refused_before_anything_is_computed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_point_is_refused_before_anything_is_computed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os.path, "ismount", lambda _: True)
     with pytest.raises(OutputError, match="a mount point"):
         Replacement(place, clear).refuse_unmovable()

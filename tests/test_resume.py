@@ -406,6 +406,9 @@ def test_an_overwrite_that_was_killed_can_be_repeated(embedkit_cli, bert, whole,
     assert code == -signal.SIGKILL
     if kill.output == "out.parquet":
         assert (left / kill.output).read_bytes() == (whole[kill.output, ()] / kill.output).read_bytes()
+    else:
+        found = {name: data for name, data in tree(left / "out").items() if not name.startswith(".former")}
+        assert found in [tree(whole["out", options] / "out") for options in ((), FEWER)]
     shutil.copytree(left, tmp_path / "place")
     ran = embedkit_cli(*arguments_of(bert, tmp_path / "place" / kill.output, *FEWER))
     assert ran.code == 0, ran.err

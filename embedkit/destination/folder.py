@@ -53,15 +53,18 @@ class Folder:
 
     def open(self) -> dict[str, Any] | None:
         """See Destination."""
+        with as_read_error(self.path):
+            return self._opened()
+
+    def _opened(self) -> dict[str, Any] | None:
         self.output.refuse_links()
         beside = OutputFolder(self.replacement.next)
         beside.refuse_links()
-        with as_read_error(self.path):
-            self.notices += self.replacement.recover()
-            is_there_now, is_beside = is_there(self.path), is_there(beside.path)
-            if is_there_now and not is_folder(self.path):
-                raise OutputError(f"{self.path} is a file, not a folder", hint="choose another place with -o")
-            ours = is_there_now and (self.output.has_plan() or is_there(self.path / MANIFEST))
+        self.notices += self.replacement.recover()
+        is_there_now, is_beside = is_there(self.path), is_there(beside.path)
+        if is_there_now and not is_folder(self.path):
+            raise OutputError(f"{self.path} is a file, not a folder", hint="choose another place with -o")
+        ours = is_there_now and (self.output.has_plan() or is_there(self.path / MANIFEST))
         if is_there_now and not ours and self.output.has_foreign_files():
             raise OutputError(
                 f"{self.path} holds files that are not embedkit's", hint="choose an empty or new folder with -o"

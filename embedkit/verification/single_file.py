@@ -19,7 +19,8 @@ def verify_file(path: Path) -> Verification:
     Raises:
         OutputError: there is no such file, or its name is none of an output.
     """
-    found = Verification(way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
+    found = Verification(
+        way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
         "--on-exists overwrite"
     )
     if path.suffix.removeprefix(".") not in FORMATS or not path.exists():

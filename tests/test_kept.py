@@ -83,10 +83,14 @@ def refusing(root: Path, number: int, allowed: int) -> Iterator[None]:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells paths of open files by /proc")
 @pytest.mark.parametrize(
-    ("output", "code", "step"),
-    [("folder", "EIO", 3), ("folder", "EACCES", 7), ("parquet file", "ESTALE", 5), ("npy files", "EMFILE", 9)],
+    ("output", "code", "step", "verify"),
+    [
+        ("folder", "EIO", 5, ()),
+        ("folder", "EACCES", 17, ("--verify",)),
+        ("parquet file", "ESTALE", 13, ()),
+        ("npy files", "EMFILE", 23, ("--verify",)),
+    ],
 )
-@pytest.mark.parametrize("verify", [(), ("--verify",)], ids=["", "verify"])
 def test_a_disk_that_cannot_be_read_at_any_moment_of_a_resume_costs_nothing(
     embedkit_cli: Cli, bench: Bench, tmp_path: Path, output: str, code: str, step: int, verify: tuple[str, ...]
 ) -> None:

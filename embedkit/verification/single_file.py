@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedkit.disk import is_there
 from embedkit.errors import OutputError
 from embedkit.recipe import fingerprint
 from embedkit.sinks import FORMATS
 from embedkit.sinks.contents import contents_of
+from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.stored import mixed_files, open_stored
 from embedkit.verification.found import Finding, Verification
 
@@ -23,7 +25,8 @@ def verify_file(path: Path) -> Verification:
         way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
         "--on-exists overwrite"
     )
-    if path.suffix.removeprefix(".") not in FORMATS or not path.exists():
+    explains = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
+    if path.suffix.removeprefix(".") not in FORMATS or not is_there(explains):
         open_stored(path)  # which says what is wrong
     if path.suffix != ".parquet":
         what = (
@@ -31,7 +34,7 @@ def verify_file(path: Path) -> Verification:
         )
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
-    if partial.exists():
+    if is_there(partial):
         found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
     try:
         stored = open_stored(path)

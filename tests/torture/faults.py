@@ -5,7 +5,8 @@
 Encodes (a folder, single files of four formats, groups), overwrites and resumes of them, a sweep and a fit run
 with faults.c preloaded, which makes one call of libc fail, or all from that one on. After each: an exit code with
 an `error:` line, or 0 and the whole output; whatever was committed before is there, byte for byte; and the same
-command ends, undisturbed, with the bytes of a run that nothing disturbed. Exits with 1 if one of these did not hold.
+command ends, undisturbed, with the bytes of a run that nothing disturbed. Exits with 1 if one of these did
+not hold.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def bench(
 ) -> Bench:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(alone, "assemble", loaded)
-        return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert)
+        only = ("out", "npy", "out.parquet", "out.npy")
+        return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert, only)
 
 
 # A disk that refuses to be read -------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedkit.commit import OutputFolder
+from embedkit.disk import as_read_error, is_there
 from embedkit.norms import Norms, NormTally
 from embedkit.recipe import told_model
 from embedkit.records import STATUSES
@@ -101,7 +103,9 @@ def inspect_output(path: str | Path) -> Inspection:
         OutputError: there is nothing, a file is damaged, or embedkit did not write it.
     """
     path = Path(path)
-    if (path / "plan.json").exists() and not (path / "manifest.json").exists():
+    with as_read_error(path):
+        is_unfinished = is_there(path / "plan.json") and not is_there(path / "manifest.json")
+    if is_unfinished:
         return _unfinished(path)
     stored = open_stored(path)
     seen, norms = _walk(stored)
@@ -191,7 +195,9 @@ def _unfinished(path: Path) -> Inspection:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """The records of committed shards, in order; none for a single file."""
-    return [read_json(record) for record in sorted((path / "commits").glob("*.json"))]
+    with as_read_error(path):
+        names = [Path(record) for _, record in sorted(OutputFolder(path).record_paths())]
+    return [read_json(record) for record in names]
 
 
 def recorded_receipts(path: Path) -> Receipts | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 _NAME = re.compile(r"\..+\.(?P<here>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 #: After so long a temporary file of another machine is taken for a leftover: writing one takes minutes.
 _OLD_SECONDS = 24 * 3600
+_MARK_DOTS = 3
 
 
 def temporary_name(name: str) -> str:
@@ -28,6 +29,16 @@ def temporary_name(name: str) -> str:
 def is_temporary(name: str) -> bool:
     """Whether a file is called like one that is being written."""
     return _NAME.fullmatch(name) is not None
+
+
+def former_mark() -> str:
+    """What a file is called that says of the folder it is in: it is an old output, whose place is being taken."""
+    return temporary_name("former")
+
+
+def is_former_mark(name: str) -> bool:
+    """Whether a file is called like one that says so."""
+    return is_temporary(name) and name.startswith(".former.") and name.count(".") == _MARK_DOTS
 
 
 def is_leftover(path: Path) -> bool:

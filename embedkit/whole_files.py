@@ -1,6 +1,7 @@
 """Files that appear under their names once they are whole and on disk, and not before.
 
-Knows nothing of shards, nor of what is in the files.
+A file gets its name in the folder that was opened for it: if another run puts a folder of its own in that place
+meanwhile, nothing of this one appears among its files. Knows nothing of shards, nor of what is in the files.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ import errno
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedkit.disk import refuse_link
+from embedkit.disk import is_there, refuse_link
 from embedkit.errors import OutputError
 from embedkit.leftovers import is_leftover, temporary_name
+
+#: What a file system without links answers when one is asked for.
+_NO_LINKS = frozenset(
+    {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+)
+#: Whether names can be given within a folder that is open, wherever that has been moved to.
+_BY_DESCRIPTOR = os.rename in os.supports_dir_fd
 
 
 class WholeFiles:
@@ -32,6 +40,10 @@ class WholeFiles:
         self.root = root
         self.sweep = sweep
         self.made: dict[str, Path] = {}
+        #: Names that were given already, and left to whom they were given.
+        self.taken: set[str] = set()
+        #: Descriptors of the folders that the files are in.
+        self._folders: dict[Path, int] = {}
 
     def create(self, name: str) -> BinaryIO:
         """Open a new file under a temporary name beside its final one.
@@ -45,6 +57,7 @@ class WholeFiles:
             refuse_link(folder)
         with as_output_error(final):
             final.parent.mkdir(parents=True, exist_ok=True)
+            self._open_folder(final.parent)
             names = f".{glob.escape(final.name)}.*.tmp"
             for leftover in final.parent.glob(names) if self.sweep else ():
                 if is_leftover(leftover):
@@ -52,12 +65,19 @@ class WholeFiles:
             self.made[name] = temporary
             return temporary.open("wb")
 
-    def publish(self, *, last: str | None = None, replace: bool = True) -> list[dict[str, Any]]:
+    def publish(
+        self,
+        *,
+        last: str | None = None,
+        replace: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
         """Sync the files, give them their names, sync their folders.
 
         Args:
             last: the name of the file that is published last: once it is there, all are.
             replace: False leaves a file alone that has the name already: the first of several processes wins.
+            check: raises if the files may not get their names after all; called when all of them are on disk.
 
         Returns:
             For each file its `path`, `bytes` and `sha256`.
@@ -66,18 +86,22 @@ class WholeFiles:
             OutputError: the disk refuses.
         """
         facts: list[dict[str, Any]] = []
-        for name, temporary in sorted(self.made.items(), key=lambda item: item[0] == last):
+        in_order = sorted(self.made.items(), key=lambda item: item[0] == last)
+        for name, temporary in in_order:
+            with as_output_error(self.root / name), temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                facts.append({"path": name, "bytes": file.tell(), "sha256": digest})
+        check()
+        for name, temporary in in_order:
             with as_output_error(self.root / name):
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    facts.append({"path": name, "bytes": file.tell(), "sha256": digest})
-                if replace or not _linked(temporary, self.root / name):
-                    temporary.replace(self.root / name)
+                if not self._name(temporary, self.root / name, replace=replace):
+                    self.taken.add(name)
         for folder in sorted({(self.root / name).parent for name in self.made}):
             with as_output_error(folder):
-                _sync_folder(folder)
+                self._sync(folder)
         self.made.clear()
+        self._close_folders()
         return facts
 
     def discard(self) -> None:
@@ -86,20 +110,48 @@ class WholeFiles:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         self.made.clear()
+        self._close_folders()
+
+    def _open_folder(self, folder: Path) -> None:
+        if _BY_DESCRIPTOR and folder not in self._folders:
+            self._folders[folder] = os.open(folder, os.O_RDONLY)
+
+    def _close_folders(self) -> None:
+        while self._folders:
+            os.close(self._folders.popitem()[1])
+
+    def _name(self, temporary: Path, final: Path, *, replace: bool) -> bool:
+        """Give a file its name; False where there is one that may not be replaced."""
+        within = self._folders.get(final.parent)
+        names = (temporary, final) if within is None else (temporary.name, final.name)
+        if not replace:
+            try:
+                os.link(*names, src_dir_fd=within, dst_dir_fd=within)
+            except OSError as fault:
+                if fault.errno == errno.EEXIST or (fault.errno in _NO_LINKS and is_there(final)):
+                    temporary.unlink()
+                    return False
+                if fault.errno not in _NO_LINKS:
+                    raise
+            else:
+                temporary.unlink()
+                return True
+        os.replace(*names, src_dir_fd=within, dst_dir_fd=within)
+        return True
+
+    def _sync(self, folder: Path) -> None:
+        if folder in self._folders:
+            os.fsync(self._folders[folder])
+        else:
+            sync_folder(folder)
 
 
-def _linked(temporary: Path, final: Path) -> bool:
-    """Give a file its name unless one has it; False where the file system knows no links."""
-    try:
-        os.link(temporary, final)
-    except OSError:
-        if not final.exists():
-            return False
-    temporary.unlink()
-    return True
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk.
 
-
-def _sync_folder(folder: Path) -> None:
+    Raises:
+        OSError: the disk refuses.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = (
     *("sources", "tokenizer", "batching", "models", "pooling", "units", "sinks", "commit", "memory", "transfer"),
+    "replacement",
 )
 #: From the command line down; a unit imports what stands in the lines below its own, never beside or above.
 LEVELS = (

@@ -38,6 +38,7 @@ def test_a_record_names_every_file_with_its_size_and_hash(folder):
     assert record == {
         "index": 3,
         "rows": 5,
+        "plan_sha256": hashlib.sha256((folder.path / "plan.json").read_bytes()).hexdigest(),
         "files": [
             {
                 "path": "embeddings/part-00003.npy",
@@ -91,18 +92,18 @@ def test_a_damaged_record_does_not_count(folder):
 
 def test_files_are_synced_before_they_get_their_names_and_the_record_comes_last(folder, monkeypatch):
     done = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def noted_fsync(descriptor):
         done.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
         fsync(descriptor)
 
-    def noted_replace(path, target):
+    def noted_replace(path, target, **within):
         done.append(("name", Path(target).name))
-        return replace(path, target)
+        return replace(path, target, **within)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
+    monkeypatch.setattr(os, "replace", noted_replace)
     write(folder, 0, b"vectors")
     temporary = temporary_name("part-00000.npy")
     record = temporary_name("00000.json")

@@ -344,7 +344,9 @@ def test_an_input_that_changes_under_a_run_is_an_input_error(
     # What was committed is of an input that is no more; where the reader was first, nothing was.
     nothing_left = not any(there.name.startswith("out") for there in tmp_path.iterdir())
     again = encode(*arguments, "--on-exists", "resume")
-    assert again.code in {INPUT, OUTPUT} or (nothing_left and again.code == 0), again.err
+    # A file that was only touched has the content that it had.
+    goes_on = nothing_left or change is Path.touch
+    assert again.code in {INPUT, OUTPUT} or (goes_on and again.code == 0), again.err
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -121,11 +120,14 @@ def send_at(call, times, signals):
             while signals:
                 os.kill(os.getpid(), signals.pop())
 
-    rename, unlink = pathlib.Path.replace, os.unlink
+    unlink = os.unlink
 
-    def counted_rename(*arguments):
-        count()
-        return rename(*arguments)
+    def counted(rename):
+        def call(*arguments, **within):
+            count()
+            return rename(*arguments, **within)
+
+        return call
 
     def counted_unlink(*arguments, dir_fd=None):
         unlink(*arguments, dir_fd=dir_fd)
@@ -133,7 +135,7 @@ def send_at(call, times, signals):
             count()
 
     if call == "rename":
-        pathlib.Path.replace = counted_rename
+        os.replace, os.link = counted(os.replace), counted(os.link)
     else:
         next(left)  # counted after it is done
         os.unlink = counted_unlink
@@ -406,6 +408,9 @@ def test_an_overwrite_that_was_killed_can_be_repeated(embedkit_cli, bert, whole,
     assert code == -signal.SIGKILL
     if kill.output == "out.parquet":
         assert (left / kill.output).read_bytes() == (whole[kill.output, ()] / kill.output).read_bytes()
+    else:
+        found = {name: data for name, data in tree(left / "out").items() if not name.startswith(".former")}
+        assert found in [tree(whole["out", options] / "out") for options in ((), FEWER)]
     shutil.copytree(left, tmp_path / "place")
     ran = embedkit_cli(*arguments_of(bert, tmp_path / "place" / kill.output, *FEWER))
     assert ran.code == 0, ran.err

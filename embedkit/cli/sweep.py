@@ -15,6 +15,7 @@ from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.outputs import check_name
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
+from embedkit.disk import as_read_error
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -109,6 +110,12 @@ def sweep(
             command=lambda winner: _command(options["inputs"], winner, repeated),
             on_judged=_Told(silent=quiet or progress == "none"),
         )
+    summary = asked.folder / "summary.txt"
+    with as_read_error(summary):
+        told = summary.read_text(encoding="utf-8")
+    if found is None:
+        print(told, end="")
+        return
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
         print(
@@ -118,7 +125,7 @@ def sweep(
         )
     for line in _table(found.verdict):
         print(line)
-    print(f"\n{(Path(output) / 'summary.txt').read_text(encoding='utf-8')}", end="")
+    print(f"\n{told}", end="")
 
 
 class _Told:

@@ -16,8 +16,9 @@ from embedkit.destination.destination import Destination, Overtaken
 from embedkit.destination.folder import Folder
 from embedkit.destination.single_file import SingleFile
 from embedkit.destination.stdout import Stdout
+from embedkit.disk import as_read_error, is_folder
 
-__all__ = ["Destination", "Overtaken", "destination_of"]
+__all__ = ["Destination", "Folder", "Overtaken", "destination_of"]
 
 _ALONE = ShareConfig()
 
@@ -27,6 +28,8 @@ def destination_of(config: OutputConfig, share: ShareConfig = _ALONE) -> Destina
     if config.is_stdout:
         return Stdout()
     path = Path(config.output)
-    if config.is_single_file and not path.is_dir():
+    with as_read_error(path):
+        is_file = config.is_single_file and not is_folder(path)
+    if is_file:
         return SingleFile(path, config.on_exists, verify=config.verify, several=share.several)
     return Folder(path, config.on_exists, verify=config.verify, several=share.several)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from embedkit.records import EncodedShard, TextCounts
@@ -21,6 +21,10 @@ class Overtaken(Exception):  # noqa: N818 - nothing is wrong
 class Destination(Protocol):
     """Where finished shards go."""
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """What the user should know of former files that stay though they are of no more use, a sentence each."""
+
     def open(self) -> dict[str, Any] | None:
         """Look what is there: the plan of a run that is to be resumed, or None to begin.
 
@@ -28,8 +32,12 @@ class Destination(Protocol):
             OutputError: something is there, and the user did not say what to do with it.
         """
 
-    def is_whole(self, sink: Sink) -> bool:
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
         """Whether all of it is there already, by the same recipe from the same input.
+
+        Args:
+            sink: of this run.
+            inputs: what an output may say of its input, if it is this run's: each version of embedkit in its way.
 
         Raises:
             OutputError: it is there by another recipe, or from another input; or it was there before several

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedkit.commit import PLAN
 from embedkit.destination.destination import SHARED_WAYS, WAYS, Overtaken
 from embedkit.destination.folder import Folder
-from embedkit.disk import refuse_link
+from embedkit.disk import as_read_error, is_folder, is_there, listed, refuse_link, remove_empty
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard
-from embedkit.sinks import Sink
+from embedkit.sinks import Sink, make_sink
+from embedkit.sinks.layout import REJECTS_KEY
 from embedkit.sinks.npy import metadata_name
-from embedkit.sinks.stored import former_files, made_by
+from embedkit.sinks.stored import former_files, made_by, open_stored
 from embedkit.whole_files import WholeFiles, as_output_error
 
 
@@ -37,46 +39,73 @@ class SingleFile:
         #: The file that is published last: once it is there, the output is whole.
         self.last = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
         self.rejects = f"{path.stem}.rejects.jsonl"
+        #: What tells that a file which appeared meanwhile is this run's, made by another process.
+        self._sink: Sink | None = None
+        self._inputs: Collection[str] = ()
+        self._first: Mapping[str, Any] | None = None
+        self._was_there = False
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """See Destination."""
+        return self.parts.notices
 
     def open(self) -> dict[str, Any] | None:
         """See Destination."""
-        if not self.path.parent.is_dir():
-            raise OutputError(f"there is no folder {self.path.parent}", hint="make it, or choose another with -o")
-        refuse_link(self.path)
-        there = self.path.exists() or self.last.exists()
+        with as_read_error(self.path):
+            if not is_folder(self.path.parent):
+                raise OutputError(
+                    f"there is no folder {self.path.parent}", hint="make it, or choose another with -o"
+                )
+            refuse_link(self.path)
+            is_last_there = is_there(self.last)
+            there = self._was_there = is_last_there or is_there(self.path)
         if there and self.on_exists == "error" and not self.several:
             raise OutputError(f"{self.path} exists", hint=f"use {WAYS}")
+        if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
+            # Parts without a plan are what a run left that was killed when the file was whole.
+            self.was_whole = True
+            return None
         plan = self.parts.open()
         self.was_whole = there and plan is None
         return plan
 
-    def is_whole(self, sink: Sink) -> bool:
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
         """See Destination."""
+        self._sink, self._inputs = sink, inputs
         if self.was_whole and self.on_exists == "error":
             raise OutputError(f"{self.path} exists", hint=f"use {SHARED_WAYS}")
-        if self.on_exists != "resume" or not self.last.exists():
+        with as_read_error(self.path):
+            if self.on_exists != "resume" or not is_there(self.last):
+                return False
+        difference = self._difference(sink, inputs)
+        if difference is None:
+            self.parts.remove()
+            return True
+        if self.parts.has_plan():
+            # What is there is a former output, or half of one, that this run is about to replace.
             return False
+        raise OutputError(
+            f"{self.path} is whole and {difference}",
+            hint="use --on-exists overwrite to replace it, or another place with -o",
+        )
+
+    def _difference(self, sink: Sink, inputs: Collection[str]) -> str | None:
+        """What tells the file that is there from this run's, or None if it is by this recipe from this input."""
         try:
             found = made_by(self.path)
+            if found:
+                open_stored(self.path)  # all of its files belong together
         except OutputError:
-            found = {}
-        unfinished = (self.parts.path / PLAN).exists()
-        if not unfinished:
-            # A run that was killed at the very end left them.
-            shutil.rmtree(self.parts.path, ignore_errors=True)
-        for name, what in (("embedkit.fingerprint", "recipe"), ("embedkit.input", "input")):
-            if found.get(name) != sink.layout.metadata[name]:
-                if unfinished:
-                    # What is there is a former output, or half of one, that this run is about to replace.
-                    return False
-                difference = f"is from another {what}" if name in found else f"does not say from what {what}"
-                raise OutputError(
-                    f"{self.path} is whole and {difference}",
-                    hint="use --on-exists overwrite to replace it, or another place with -o",
-                )
-        # A run that was killed at the very end left them.
-        shutil.rmtree(self.parts.path, ignore_errors=True)
-        return True
+            return "cannot be read, or its files do not belong together"
+        recipe = sink.layout.metadata["embedkit.fingerprint"]
+        for name, what, allowed in (
+            ("embedkit.fingerprint", "recipe", {recipe}),
+            ("embedkit.input", "input", {*inputs, sink.layout.metadata["embedkit.input"]}),
+        ):
+            if found.get(name) not in allowed:
+                return f"is from another {what}" if name in found else f"does not say from what {what}"
+        return None
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """See Destination.
@@ -86,11 +115,21 @@ class SingleFile:
         """
         records = self.parts.committed()
         self._look()
+        self._first = records.get(0, self._first)
         return records
 
     def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """See Destination."""
-        return self.parts.begin(plan)
+        found = self.parts.begin(plan)
+        with as_read_error(self.path):
+            appeared = not self._was_there and is_there(self.last)
+        if appeared and self.on_exists != "overwrite":
+            is_own = self._is_this_runs()
+            self.parts.abandon()
+            if is_own:
+                raise Overtaken
+            raise OutputError(f"another run has written {self.path} meanwhile", hint=f"use {SHARED_WAYS}")
+        return found
 
     def abandon(self) -> None:
         """See Destination."""
@@ -98,35 +137,55 @@ class SingleFile:
 
     def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
         """See Destination."""
+        self._sink = sink
         try:
             record = self.parts.write(shard, sink)
         except (OutputError, OSError):
             self._look()
             raise
+        if shard.index == 0:
+            self._first = record
         self._look()
         return record
 
     def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
         """See Destination."""
-        former = {self.rejects, *(former_files(self.path) if self.last.exists() else ())}
+        with as_read_error(self.path):
+            former = {self.rejects, *self._former_files()}
         self._refuse_damage(shards)
         files = WholeFiles(self.path.parent)
+        parts = self.parts.output
         try:
             with as_output_error(self.path):
-                sink.merge(self.parts.path, shards, self.path.name, files.create)
-                self._merge_rejects(files)
-            made = {facts["path"] for facts in files.publish(last=self.last.name)}
+                digest = self._merge_rejects(files)
+                # The file names the list of rejects that belongs to it.
+                layout = replace(sink.layout, metadata={**sink.layout.metadata, REJECTS_KEY: digest})
+                own = make_sink(sink.suffix.removeprefix("."), layout)
+                own.merge(parts.path, shards, self.path.name, files.create)
+            facts = files.publish(last=self.last.name, check=parts.refuse_another_plan)
         except (OutputError, OSError):
             self._look()
             raise
         finally:
             files.discard()
-        with as_output_error(self.path):
-            for name in former - made:
+        for name in sorted(former - {of["path"] for of in facts}):
+            try:
                 self.path.with_name(name).unlink(missing_ok=True)
-            # The plan goes first: who does not find it any more knows that the file is whole.
-            (self.parts.path / PLAN).unlink(missing_ok=True)
-        shutil.rmtree(self.parts.path, ignore_errors=True)
+            except OSError as fault:
+                self.parts.notices.append(
+                    f"{self.path.with_name(name)} is of the output that was replaced, and could not be removed "
+                    f"({os.strerror(fault.errno or 0)}): remove it"
+                )
+        self.parts.remove()
+
+    def _former_files(self) -> Sequence[str]:
+        """The files that the output which is there consists of."""
+        if not is_there(self.last):
+            return ()
+        try:
+            return former_files(self.path)
+        except OutputError:  # damaged: its own name is all that is known of it
+            return (self.path.name,)
 
     def _refuse_damage(self, shards: Sequence[int]) -> None:
         """Hold the parts against their hashes: in the one file that is made of them nobody could any more."""
@@ -135,19 +194,52 @@ class SingleFile:
         if damaged:
             self._look()
             raise OutputError(
-                f"{self.parts.path}: the files of {len(damaged)} shards are damaged, first those of {damaged[0]}",
+                f"{self.parts.output.path}: the files of {len(damaged)} shards are damaged, first those of "
+                f"{damaged[0]}",
                 hint="the same command with --on-exists resume --verify makes them again",
             )
 
     def _look(self) -> None:
-        """See whether another process has made the file whole; if so, leave nothing beside it."""
-        if self.last.exists() and not (self.parts.path / PLAN).exists():
-            shutil.rmtree(self.parts.path, ignore_errors=True)
-            raise Overtaken
+        """See whether another process has made the file whole; if so, leave nothing beside it.
 
-    def _merge_rejects(self, files: WholeFiles) -> None:
-        parts = sorted((self.parts.path / "rejects").glob("*.jsonl"))
-        if parts:
-            with files.create(self.rejects) as out:
-                for part in parts:
-                    out.write(part.read_bytes())
+        Raises:
+            Overtaken: it has, and the file is this run's.
+            OutputError: the file is another run's, which has taken this one's parts away.
+        """
+        with as_read_error(self.path):
+            if not is_there(self.last) or self.parts.output.has_plan():
+                return
+        if not self._is_this_runs():
+            remove_empty(self.parts.output.path)
+            raise OutputError(
+                f"another run has written {self.path} meanwhile, and what this one had computed is gone",
+                hint="what is there is the other run's alone; start this one again with another place for -o",
+            )
+        self.parts.remove()
+        raise Overtaken
+
+    def _is_this_runs(self) -> bool:
+        """Whether the file that is there is what this run would have made."""
+        if self.path.suffix != ".jsonl":
+            return self._sink is not None and self._difference(self._sink, self._inputs) is None
+        # JSON Lines do not say what made them; they open with the bytes of the first part.
+        if self._first is None:
+            return False
+        part = next(of for of in self._first["files"] if of["path"].startswith("embeddings/"))
+        with as_read_error(self.path), self.path.open("rb") as file:
+            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
+
+    def _merge_rejects(self, files: WholeFiles) -> str:
+        """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""
+        folder = self.parts.output.path
+        names = (name for name, _ in listed(folder / "rejects") if name.endswith(".jsonl"))
+        parts = sorted(names, key=lambda name: (len(name), name))  # by number, of more than 100,000 too
+        if not parts:
+            return ""
+        digest = hashlib.sha256()
+        with files.create(self.rejects) as out:
+            for part in parts:
+                data = (folder / "rejects" / part).read_bytes()
+                digest.update(data)
+                out.write(data)
+        return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from embedkit.destination.destination import facts_of
@@ -16,10 +16,12 @@ from embedkit.streams import rows_out
 class Stdout:
     """JSON Lines on stdout, shard by shard. Nothing stays, so nothing can be resumed."""
 
+    notices: Sequence[str] = ()
+
     def open(self) -> None:
         """See Destination."""
 
-    def is_whole(self, sink: Sink) -> bool:  # noqa: ARG002
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
         """See Destination."""
         return False
 

@@ -35,7 +35,9 @@ _CONTEXT = multiprocessing.get_context("spawn")
 _LOOK_SECONDS = 0.1
 #: How long workers may take to leave when a signal came, and when another of them failed; then they are killed.
 _STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
-_KINDS: dict[str, type[EmbedkitError]] = {kind.__name__: kind for kind in EmbedkitError.__subclasses__()}
+_KINDS: dict[str, type[EmbedkitError]] = {
+    kind.__name__: kind for of in EmbedkitError.__subclasses__() for kind in (of, *of.__subclasses__())
+}
 _RESUME = "what is committed stays; the same command with --on-exists resume goes on"
 
 

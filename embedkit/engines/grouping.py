@@ -6,7 +6,6 @@ cheap, and is begun anew after a kill. The folder of rows goes when the output i
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections import Counter
@@ -21,8 +20,9 @@ import pyarrow as pa
 
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
-from embedkit.destination import Destination, destination_of
-from embedkit.engines.planning import ModelFacts, counts, layout, manifest_of, non_finite_notes
+from embedkit.destination import Destination, Folder, destination_of
+from embedkit.disk import as_read_error, is_there, listed
+from embedkit.engines.planning import ModelFacts, counts, input_digests, layout, manifest_of, non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
 from embedkit.engines.watcher import Watcher
@@ -38,7 +38,7 @@ from embedkit.sinks.stored import Stored, open_stored, read_json
 from embedkit.sinks.values import kept_values_of
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.units.groups import Grouping, Item, last_rows
-from embedkit.whole_files import WholeFiles
+from embedkit.whole_files import WholeFiles, as_output_error
 
 Run = Callable[[RunConfig, Watcher, threading.Event], Summary]
 Foresee = Callable[[RunConfig, Watcher, threading.Event], tuple[dict[str, Any], ModelFacts]]
@@ -89,7 +89,9 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
         output=replace(config.output, output=str(rows), format="parquet"),
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
-    if config.output.on_exists == "resume" and out.exists() and not rows.exists():
+    with as_read_error(out):
+        is_all_there = config.output.on_exists == "resume" and is_there(out) and not is_there(rows)
+    if is_all_there:
         plan, model = foresee(of_rows, watcher, stop)
         plan = _plan_of_groups(config, plan, normalize=request.normalize)
         if _is_whole(destination, stored, plan):
@@ -141,7 +143,7 @@ def _is_whole(destination: Destination, stored: dict[str, Any] | None, plan: dic
         OutputError: they are of another recipe, or of another input.
     """
     if stored is None:
-        return destination.is_whole(make_sink(plan["format"], layout(plan)))
+        return destination.is_whole(make_sink(plan["format"], layout(plan)), input_digests(plan))
     refuse_changes(*({name: of[name] for name in _DECIDING} for of in (stored, plan)))
     return len(destination.committed()) == len(stored["starts"])
 
@@ -202,7 +204,10 @@ class _Fold:
         for name in sorted(self.varied):
             self.watcher.notice(f"column {name} has several values in some groups: it is null there")
         self._keep_rejects()
-        shutil.rmtree(self.rows, ignore_errors=True)
+        rows = Folder(self.rows, "overwrite")
+        rows.remove()
+        for sentence in (*destination.notices, *rows.notices):
+            self.watcher.notice(sentence)
         dims = {variant.name: variant.dims for variant in self.variants}
         return replace(
             summary,
@@ -272,18 +277,20 @@ class _Fold:
 
     def _keep_rejects(self) -> None:
         """Rows that could not be read stay listed, beside the output."""
-        parts = sorted((self.rows / "rejects").glob("*.jsonl"))
+        with as_read_error(self.rows):
+            names = (name for name, _ in listed(self.rows / "rejects") if name.endswith(".jsonl"))
+            parts = [self.rows / "rejects" / name for name in sorted(names, key=lambda of: (len(of), of))]
         if parts:
             out = Path(self.config.output.output)
-            listed = f"{out.name}.rows.rejects.jsonl"
+            told = f"{out.name}.rows.rejects.jsonl"
             files = WholeFiles(out.parent)
             try:
-                with files.create(listed) as file:
+                with as_output_error(out), files.create(told) as file:
                     file.writelines(part.read_bytes() for part in parts)
                 files.publish()
             finally:
                 files.discard()
-            self.watcher.notice(f"rows that are in no group are listed in {out.with_name(listed)}")
+            self.watcher.notice(f"rows that are in no group are listed in {out.with_name(told)}")
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -24,6 +24,7 @@ from embedkit.engines.planning import (
     check_inputs_are_safe,
     counts,
     cutter_of,
+    input_digests,
     input_facts,
     layout,
     manifest_of,
@@ -101,7 +102,7 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         elif config.pooling.precision == "int8":
             plan["int8_ranges"] = engine.calibrate()
         try:
-            if destination.is_whole(make_sink(config.output.format, layout(plan))):
+            if destination.is_whole(make_sink(config.output.format, layout(plan)), input_digests(plan)):
                 watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
                 return summary_of_whole(config, model, time.monotonic() - began)
             if not stored:
@@ -154,8 +155,7 @@ def _carry_out(
     except Stopped:
         raise
     except EmbedkitError:
-        if not destination.committed():
-            destination.abandon()
+        destination.abandon()
         raise
     table.refuse_changes()
     if table.streaming:  # of files, the first pass has told
@@ -190,6 +190,8 @@ def _carry_out(
     empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
     manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
     destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
+    for sentence in destination.notices:
+        watcher.notice(sentence)
     ended = time.monotonic()
     return Summary(
         **of_model(config, model),
@@ -248,7 +250,7 @@ def _planned(
         "version": 1,
         "shard_rows": cutter.shard_rows,
         "shard_characters": cutter.shard_characters,
-        "input": input_facts(table, spans, config.input),
+        "input": input_facts(table, spans, config.input, None if stored is None else stored["input"]),
     }
     scores = request.head.columns if request.head else {}
     if scores:
@@ -270,6 +272,8 @@ def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
     """Take over what only the plan that is there can say, if it is this run's in all else."""
     apart = {"int8_ranges": None, "batch_tokens": None}
     refuse_changes({**stored, **apart}, {**plan, **apart})
+    # The same content: where it lay when it was planned is what the plan and all that repeats it say.
+    plan["input"] = stored["input"]
     plan["int8_ranges"] = stored["int8_ranges"]
     # Whatever the model is called now: what it was called first is in the shards that are there.
     plan["source"] = stored["source"]

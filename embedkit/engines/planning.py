@@ -9,9 +9,10 @@ from typing import Any
 
 from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
+from embedkit.disk import sha256_of
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
-from embedkit.plan import SHARD_CHARACTERS, ShardCutter, default_shard_characters, default_shard_rows
+from embedkit.plan import SHARD_CHARACTERS, ShardCutter, by_content, default_shard_characters, default_shard_rows
 from embedkit.recipe import canonical_json, files_digest, fingerprint
 from embedkit.records import Variant
 from embedkit.request import Request, rough_width
@@ -20,11 +21,14 @@ from embedkit.sinks.layout import RECEIPT
 from embedkit.sinks.npy import metadata_name
 from embedkit.sinks.values import fits_parquet
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
-from embedkit.sources.locate import check_not_read
+from embedkit.sources.locate import check_not_read, unreadable
 from embedkit.units.units import COLUMNS
 
 #: Of English text in most vocabularies; only the time that is left depends on it.
 _CHARACTERS_A_TOKEN = 4
+#: Files of more bytes than this are hashed from end to end when they are planned, and after that only if their
+#: name or time has changed: on 2 cores 1 GiB takes about a second.
+_LARGE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +226,42 @@ def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[st
             )
 
 
-def input_facts(table: Table, spans: SpanBook | None, config: InputConfig) -> dict[str, Any]:
-    """The plan's `input`: the files as they are now, and what is read of them."""
+def input_facts(
+    table: Table,
+    spans: SpanBook | None,
+    config: InputConfig,
+    stored: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = True,
+) -> dict[str, Any]:
+    """The plan's `input`: the files as they are now, and what is read of them.
+
+    Args:
+        table: the input.
+        spans: the file of spans, if there is one.
+        config: how it is read.
+        stored: the `input` of the plan that is there. Files that look unchanged by it, and are large, are not
+            hashed from end to end again.
+        whole: False hashes none from end to end: another process of this run has, or nobody will compare them.
+    """
+    known = {of["name"]: of for of in _files(stored) if of.get("content_sha256")} if stored and whole else {}
+
+    def facts(file: SourceFile) -> dict[str, Any]:
+        of = asdict(file) | {"name": file.shown}
+        if not whole or file.sha256 is None or (stored and not known):
+            return of  # not asked for; stdin; a plan of an older version, which has nothing to compare it with
+        before = known.get(file.shown, {})
+        looks_same = all(before.get(name) == of[name] for name in ("size", "mtime_ns", "sha256"))
+        if looks_same and (file.size or 0) > _LARGE:
+            return of | {"content_sha256": before["content_sha256"]}
+        try:
+            return of | {"content_sha256": sha256_of(Path(file.name))}
+        except OSError as error:
+            raise unreadable(file.shown, error) from None
+
     return {
-        **({} if spans is None else {"spans": [_file_facts(file) for file in spans.table.files]}),
-        "files": [_file_facts(file) for file in table.files],
+        **({} if spans is None else {"spans": [facts(file) for file in spans.table.files]}),
+        "files": [facts(file) for file in table.files],
         "columns": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(table.columns).items()
@@ -236,14 +271,30 @@ def input_facts(table: Table, spans: SpanBook | None, config: InputConfig) -> di
     }
 
 
-def _file_facts(file: SourceFile) -> dict[str, Any]:
-    return {**asdict(file), "name": file.shown}
-
-
 def dialect_of(config: InputConfig) -> dict[str, str]:
     """How csv and tsv are read, where that is not the default: it decides what the rows are."""
     told = {"delimiter": config.delimiter, "quoting": None if config.quoting == "auto" else config.quoting}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def input_digests(plan: Mapping[str, Any]) -> tuple[str, str]:
+    """What a single file says of its input: by content alone, and as embedkit said it before 0.2, by names too."""
+    by_name = {
+        key: [{name: value for name, value in of.items() if name != "content_sha256"} for of in value]
+        if key in {"files", "spans"}
+        else value
+        for key, value in plan["input"].items()
+    }
+    apart = {key: plan[key] for key in ("on_bad_row", "kept_types")}
+    return (
+        fingerprint({"input": by_content(plan["input"]), **apart}),
+        fingerprint({"input": by_name, **apart}),
+    )
+
+
+def _files(stored: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from stored["files"]
+    yield from stored.get("spans", ())
 
 
 def output_facts(model: ModelFacts, config: RunConfig) -> dict[str, Any]:
@@ -274,7 +325,7 @@ def layout(plan: dict[str, Any]) -> Layout:
             "embedkit.recipe": canonical_json(plan["recipe"]),
             "embedkit.fingerprint": plan["fingerprint"],
             "embedkit.model": canonical_json(_model_of(plan["source"])),
-            "embedkit.input": fingerprint({key: plan[key] for key in ("input", "on_bad_row", "kept_types")}),
+            "embedkit.input": input_digests(plan)[0],
             "embedkit.read": canonical_json(_read_of(plan)),
             **({"embedkit.int8_ranges": canonical_json(ranges)} if (ranges := plan["int8_ranges"]) else {}),
         },

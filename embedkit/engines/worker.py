@@ -67,7 +67,8 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
             line.order()
         destination = destination_of(config.output, config.share)
         plan = destination.open() or {"input": None}
-        refuse_changes({"input": plan["input"]}, {"input": input_facts(table, spans, config.input)})
+        now = input_facts(table, spans, config.input, whole=False)
+        refuse_changes({"input": plan["input"]}, {"input": now})
         sink = make_sink(config.output.format, layout(plan))
         engine.run(plan, destination, sink, {}, line.shards(), ahead=1)
         line.say(end=True)

@@ -170,7 +170,7 @@ class Passing:
         source: dict[str, str | None] = {"name": None, "hub": None, "revision": None}
         facts = ModelFacts(recipe, fingerprint(recipe), (), "", "lean", self.variants, 0, source)
         plan = {
-            "input": input_facts(self.table, None, config.input),
+            "input": input_facts(self.table, None, config.input, whole=False),
             "kept_types": planned_kept_types(
                 self.table.kept_types(), config, request.head.columns if request.head else {}
             ),

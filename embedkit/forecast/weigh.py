@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from typing import Any
 
 from embedkit.records import EncodedShard
 from embedkit.sinks import FORMATS, Layout, make_sink
+from embedkit.sinks.layout import ARRAYS_KEY, REJECTS_KEY
 
 #: Rows that the other formats are tried on.
 _TRIED = 512
@@ -42,7 +44,7 @@ class Weights:
     """
 
     def __init__(self, layout: Layout, form: str, single: bool) -> None:
-        self.layout = layout
+        self.layout = _of_single(layout, form) if single else layout
         self.form = form
         self.single = single
         self._bytes = self._rows = self._shards = self._of_none = 0
@@ -76,6 +78,14 @@ class Weights:
     def of_others(self, rows: int) -> dict[str, int]:
         """Format → about how many bytes so many rows take in it."""
         return {form: size * rows // max(1, self._tried_rows) for form, size in self._others.items()}
+
+
+def _of_single(layout: Layout, form: str) -> Layout:
+    """With what a single file says beside: which files belong to it, in as many bytes as real hashes take."""
+    digest = "0" * 64
+    of = {"bytes": 0, "sha256": digest, "sampled": digest}
+    arrays = {ARRAYS_KEY: json.dumps({variant.name: of for variant in layout.variants})} if form == "npy" else {}
+    return replace(layout, metadata={**layout.metadata, REJECTS_KEY: digest, **arrays})
 
 
 def weigh(form: str, layout: Layout, shard: EncodedShard) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from embedkit.disk import sha256_of
 from embedkit.errors import OutputError
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
@@ -61,6 +62,11 @@ def read_sweep(path: Path) -> Sweep:
         )
     summary = read_json(path / _SUMMARY)
     with readable(path / _RESULTS):
+        if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of(path / _RESULTS)}:
+            raise OutputError(
+                f"{path}: {_SUMMARY} and {_RESULTS} are not of one sweep",
+                hint="run the same `embedkit sweep` again with --on-exists resume",
+            )
         found = pq.read_table(path / _RESULTS, page_checksum_verification=True)
         names = set(found.column_names)
         metrics = [

@@ -23,6 +23,10 @@ Create = Callable[[str], BinaryIO]
 #: The key of the schema metadata that says what the vector columns are, so that a single file
 #: explains itself: {"precision", "token_vectors", "variants": [{"name", "dims"}]}.
 LAYOUT_KEY = "embedkit.layout"
+#: Of a single file: SHA-256 of the list of rejects beside it, "" where there is none.
+REJECTS_KEY = "embedkit.rejects_sha256"
+#: Of the facts beside .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
+ARRAYS_KEY = "embedkit.arrays"
 
 RECEIPT = ("n_tokens", "n_used", "n_chunks", "status")
 

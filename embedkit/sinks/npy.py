@@ -7,6 +7,8 @@ Rows without a vector are in neither. Knows nothing of commits.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ from numpy.typing import NDArray
 from embedkit.errors import OutputError
 from embedkit.records import EncodedShard, Variant
 from embedkit.sinks.columns import Piece, facts_table, matrix, refuse_types
-from embedkit.sinks.layout import Create, Layout, shard_name
+from embedkit.sinks.layout import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.sinks.parquet import row_groups, write_tables
+
+_SAMPLED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +59,21 @@ class NpySink:
         """Join shards into one array a variant and one file of facts."""
         shards = [self.files(index) for index in indices]
         *arrays, metadata = self.merged_files(name)
+        made: dict[str, dict[str, int | str]] = {}
         for k, (variant, path) in enumerate(zip(self.layout.variants, arrays, strict=True)):
             parts = [folder / files[k] for files in shards]
             rows = sum(map_array(part).shape[0] for part in parts)
             with create(path) as file:
-                _write_header(file, self.layout.dtype, (rows, self.layout.width(variant)))
+                into = _Hashed(file)
+                _write_header(into, self.layout.dtype, (rows, self.layout.width(variant)))
                 for part in parts:
-                    file.write(_bytes(np.load(part, allow_pickle=False)))
+                    into.write(_bytes(np.load(part, allow_pickle=False)))
+                made[variant.name] = into.facts()
+        schema = self.layout.facts_schema()
+        named = {**(schema.metadata or {}), ARRAYS_KEY.encode(): json.dumps(made, ensure_ascii=False).encode()}
         with create(metadata) as file:
             facts = row_groups(folder / files[-1] for files in shards)
-            write_tables(file, self.layout.facts_schema(), facts)
+            write_tables(file, schema.with_metadata(named), facts)
 
     def merged_files(self, name: str) -> tuple[str, ...]:
         """`x.npy` (`x.L09_mean.npy` for several variants) and `x.metadata.parquet`."""
@@ -108,7 +117,41 @@ def map_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def sampled(path: Path) -> str:
+    """SHA-256 of a file's first and last MiB together: enough to tell an array from another one, and soon done."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_SAMPLED))
+        file.seek(max(_SAMPLED, path.stat().st_size - _SAMPLED))
+        digest.update(file.read(_SAMPLED))
+    return digest.hexdigest()
+
+
+class _Hashed:
+    """A file that is being written, and what tells it from another one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest, self._head = hashlib.sha256(), hashlib.sha256()
+        self._tail = b""
+        self._bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        self._digest.update(view)
+        in_head = max(0, min(len(view), _SAMPLED - self._bytes))
+        self._head.update(view[:in_head])
+        # The head and the tail do not overlap in a file that is shorter than both.
+        self._tail = (self._tail + bytes(view[in_head:][-_SAMPLED:]))[-_SAMPLED:]
+        self._bytes += len(view)
+        return len(view)
+
+    def facts(self) -> dict[str, int | str]:
+        self._head.update(self._tail)
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest(), "sampled": self._head.hexdigest()}
+
+
+def _write_header(file: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """The header of format 1.0, whose first line is all that embedding-reader looks at."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedkit.disk import sha256_of
+from embedkit.disk import as_read_error, is_folder, is_there, sha256_of
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.probe import fault_of
 from embedkit.records import Variant
@@ -33,8 +33,8 @@ from embedkit.sinks import FORMATS, make_sink
 from embedkit.sinks.arrow import map_table
 from embedkit.sinks.columns import Piece
 from embedkit.sinks.jsonl import sniff
-from embedkit.sinks.layout import LAYOUT_KEY, Layout
-from embedkit.sinks.npy import metadata_name
+from embedkit.sinks.layout import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
+from embedkit.sinks.npy import metadata_name, sampled
 from embedkit.sinks.sink import Sink
 from embedkit.suggest import closest_names
 
@@ -42,6 +42,10 @@ _NOT_OURS = "give a file or folder made by `embedkit encode`"
 _WHERE = "check the path given to `embedkit encode -o`"
 #: Files beside a missing one that are looked through for what was meant.
 _SIBLINGS = 10_000
+_MIXED = (
+    "a run was stopped while it replaced them: the same command with --on-exists resume goes on, "
+    "or encode again with --on-exists overwrite"
+)
 _VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 
@@ -162,8 +166,9 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
         OutputError: there is nothing, it is not finished, or embedkit did not write it.
     """
     refuse_missing(path)
-    if path.is_dir():
-        return replace(_open_folder(path), checks=checks)
+    with as_read_error(path):
+        if is_folder(path):
+            return replace(_open_folder(path), checks=checks)
     form = path.suffix.removeprefix(".")
     if form not in FORMATS:
         raise OutputError(
@@ -171,7 +176,9 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
             hint=_NOT_OURS,
         )
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
-    if not explains.exists():
+    with as_read_error(explains):
+        explained = is_there(explains)
+    if not explained:
         raise OutputError(
             f"{explains}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
         )
@@ -191,7 +198,7 @@ def refuse_missing(path: Path) -> None:
     if path.suffix == ".npy" and path.with_name(metadata_name(path.name)).exists():
         return
     with readable(path):
-        if os.path.lexists(path):
+        if is_there(path):
             if path.exists():
                 return
             raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist", hint=_WHERE)
@@ -276,8 +283,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_folder(path: Path) -> Stored:
     manifest_path = path / "manifest.json"
-    if not manifest_path.exists():
-        if (path / "plan.json").exists() or (path / "commits").is_dir():
+    if not is_there(manifest_path):
+        if is_there(path / "plan.json") or is_folder(path / "commits"):
             raise OutputError(
                 f"{path} is not finished: it has no manifest.json",
                 hint="run the same `embedkit encode` again with --on-exists resume; "
@@ -312,6 +319,8 @@ def _open_folder(path: Path) -> Stored:
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
+    for problem in mixed_files(files, layout, whole=False):
+        raise OutputError(problem, hint=_MIXED)
     recipe, ranges, source = (
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges", "model")
     )
@@ -319,6 +328,32 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
         raise TypeError("the recipe, the ranges and the model are objects")
     fingerprint = layout.metadata.get("embedkit.fingerprint")
     return Stored(form, sink, (files,), recipe, fingerprint, ranges, source=source)
+
+
+def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
+    """Which of a single-file output's files are not those that were written with the others, a sentence each.
+
+    Args:
+        files: of the output; the last one tells of the others.
+        layout: as that one tells it. What embedkit wrote before it named the others is taken as it is.
+        whole: compare hashes of whole files, and the list of rejects; else sizes and samples of arrays alone.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    arrays = json.loads(layout.metadata.get(ARRAYS_KEY, "{}"))
+    for variant, path in zip(layout.variants, files, strict=False):
+        if variant.name not in arrays:
+            continue
+        of = arrays[variant.name]
+        is_same = path.stat().st_size == of["bytes"] and sampled(path) == of["sampled"]
+        if not is_same or (whole and sha256_of(path) != of["sha256"]):
+            yield f"{path.name} is not the array that {files[-1].name} was written with"
+    if whole and layout.metadata.get(REJECTS_KEY):
+        stem = files[-1].name.removesuffix(".metadata.parquet" if arrays else files[-1].suffix)
+        rejects = files[-1].with_name(f"{stem}.rejects.jsonl")
+        if is_there(rejects) and sha256_of(rejects) != layout.metadata[REJECTS_KEY]:
+            yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
 
 
 def _own_layout(path: Path, form: str) -> Layout:
@@ -365,5 +400,6 @@ def _damaged(path: Path, cause: str) -> OutputError:
 def _unreadable(path: Path, error: OSError) -> OutputError:
     """A file that the system does not hand out is no damaged one."""
     return OutputError(
-        f"{path} cannot be read: {os.strerror(error.errno or 0)}", hint="check its permissions and its disk"
+        f"{error.filename or path} cannot be read: {os.strerror(error.errno or 0)}",
+        hint="fix the disk or the permissions, then run the same command again",
     )

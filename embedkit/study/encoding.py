@@ -8,23 +8,27 @@ If it is never run again, the next fit in that place says that they are there.
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from embedkit.arrow_values import array_of, plain_values
+from embedkit.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit import OF_VECTORS, OVER_LAYERS, FitConfig
+from embedkit.disk import as_read_error, is_there
 from embedkit.engines.local import run
 from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
-from embedkit.leftovers import is_leftover, temporary_name
+from embedkit.leftovers import is_leftover, is_temporary, temporary_name
+from embedkit.plan import AnotherPlanError
 from embedkit.records import Record
 from embedkit.sources import open_table
 from embedkit.study.tokens import drafted
@@ -160,42 +164,75 @@ def refuse_full_disk(config: RunConfig, found: FirstPass) -> None:
 
 @contextmanager
 def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
-    """The folder of the states, and what came of computing them; gone afterwards, unless a signal ended it.
+    """The folder of the states, and what came of computing them; gone afterwards.
+
+    It stays where a signal or the disk ended the run: what is committed is used again by the same command.
 
     Raises:
+        OutputError: another fit into the same file is under way, or the disk refuses.
         EmbedkitError: as `run`.
     """
     folder = Path(config.output.output)
-    was_there = folder.exists()
-    for other in _left_by_others(folder):
-        watcher.notice(
-            f"{other} holds what another fit computed from its texts and did not get to remove: run that fit "
-            "again, or remove the folder"
-        )
+    with as_read_error(folder):
+        _refuse_another_fit(folder)
+        for other in _left_by_others(folder):
+            watcher.notice(
+                f"{other} holds what another fit computed from its texts and did not get to remove: run that fit "
+                "again, or remove the folder"
+            )
     in_use = folder.with_name(temporary_name(folder.name.removeprefix(".")))
     with as_output_error(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         in_use.touch(mode=0o600)
     try:
-        try:
-            summary = run(config, watcher, stop)
-        except OutputError:
-            if not was_there:
-                raise
-            # Of another fit into the same file, or damaged: nothing in it is anybody's work.
-            _remove(folder)
-            folder.mkdir(mode=0o700)
-            summary = run(config, watcher, stop)
-        yield folder, summary
-    except (Stopped, KeyboardInterrupt):
+        yield folder, _encoded(config, folder, watcher, stop)
+    except (Stopped, KeyboardInterrupt, OutputError, OSError):
+        if _is_begun(folder):
+            watcher.notice(f"{folder} keeps the states that are computed: the same command goes on with them")
+        else:
+            _remove(folder, watcher)
         raise
     except BaseException:
-        _remove(folder)
+        _remove(folder, watcher)
         raise
     else:
-        _remove(folder)
+        _remove(folder, watcher)
     finally:
-        in_use.unlink(missing_ok=True)
+        with suppress(OSError):  # a file without content, which the next fit in this place removes
+            in_use.unlink(missing_ok=True)
+
+
+def _encoded(config: RunConfig, folder: Path, watcher: Watcher, stop: threading.Event) -> Summary:
+    """Compute the states that are not there. Those of another fit, which is over, make room for them."""
+    output = OutputFolder(folder)
+    if output.has_plan():
+        try:
+            return run(config, watcher, stop)
+        except (AnotherPlanError, DamagedPlanError):
+            output.clear()
+    elif output.has_shards():  # nobody can say of what any more
+        output.clear()
+    return run(config, watcher, stop)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there may be states in a folder; a disk that does not say so may hold them."""
+    try:
+        return is_there(folder / PLAN)
+    except OSError:
+        return True
+
+
+def _refuse_another_fit(folder: Path) -> None:
+    """See that no live process computes states in this place."""
+    for user in folder.parent.glob(f"{glob.escape(folder.name)}.*.tmp"):
+        if is_temporary(user.name) and user.name != temporary_name(folder.name.removeprefix(".")):
+            if not is_leftover(user):
+                raise OutputError(
+                    f"another fit into the same file is under way: {user} is its own",
+                    hint="wait for it, or name another file with -o",
+                )
+            user.unlink(missing_ok=True)
 
 
 def _left_by_others(folder: Path) -> Iterator[Path]:
@@ -206,9 +243,17 @@ def _left_by_others(folder: Path) -> Iterator[Path]:
             yield other
 
 
-def _remove(folder: Path) -> None:
-    with as_output_error(folder):
+def _remove(folder: Path, watcher: Watcher) -> None:
+    """Remove the states; where that fails, whoever may read them is told, and what came of them stays."""
+    try:
         shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as fault:
+        watcher.notice(
+            f"{folder} holds what was computed from the texts, and could not be removed "
+            f"({os.strerror(fault.errno or 0)}): remove it"
+        )
 
 
 def _column(values: list[object]) -> pa.Array:

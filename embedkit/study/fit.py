@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
 from embedkit.config.fit import OF_VECTORS, WITHOUT_LABELS, FitConfig
-from embedkit.disk import refuse_link
+from embedkit.disk import as_read_error, is_there, refuse_link
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.files import pooler_bytes
@@ -24,7 +24,7 @@ from embedkit.sources.locate import check_not_read, expanded
 from embedkit.study.encoding import encoded_states, first_pass, refuse_full_disk, states_config
 from embedkit.study.labels import Labels, read_labels
 from embedkit.study.split import Split, split_rows
-from embedkit.whole_files import WholeFiles
+from embedkit.whole_files import WholeFiles, as_output_error
 
 if TYPE_CHECKING:  # torch is imported when states are there to be learned from
     from embedkit.pooling.trained import PoolerShape
@@ -233,7 +233,7 @@ def _written(path: Path, made: _Made, seconds_encoding: float, seconds_fitting: 
     }
     files = WholeFiles(path.parent)
     try:
-        with files.create(path.name) as file:
+        with as_output_error(path), files.create(path.name) as file:
             file.write(pooler_bytes(recipe, made.tensors))
         facts = files.publish()
     except BaseException:
@@ -246,7 +246,9 @@ def _refuse_what_is_there(path: Path, *, overwrite: bool) -> None:
     refuse_link(path)
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}", hint="make it, or choose another place with -o")
-    if path.exists() and not overwrite:
+    with as_read_error(path):
+        there = is_there(path)
+    if there and not overwrite:
         raise OutputError(
             f"{path} is there already", hint="choose another name with -o; or --overwrite, if that pooler may go"
         )

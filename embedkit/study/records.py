@@ -1,10 +1,12 @@
 """The files that a sweep leaves: results.parquet, summary.json, summary.txt and the heat map.
 
-Holds no text, no label and no name of a class.
+The summary names the others by their SHA-256, so that files of two sweeps are not taken for one. Holds no text, no
+label and no name of a class.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from io import BytesIO
@@ -14,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.disk import as_read_error, is_there, sha256_of
+from embedkit.errors import OutputError
 from embedkit.study import heatmap
 from embedkit.study.intervals import Interval
 from embedkit.study.verdict import Row, Verdict
@@ -39,13 +43,14 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     """
     table = BytesIO()
     pq.write_table(results_table(verdict), table, write_page_checksum=True)
-    summary = {**facts, **summary_of(verdict), "command": command}
     contents = {
         "results.parquet": table.getvalue(),
-        SUMMARY: json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n",
         "summary.txt": "".join(f"{line}\n" for line in lines(verdict, facts, command)).encode(),
         **{f"heatmap.{form}": drawn for form, drawn in heatmap.draw(verdict, title).items()},
     }
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
+    summary = {**facts, **summary_of(verdict), "command": command, "files": hashes}
+    contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n"
     files = WholeFiles(folder)
     try:
         for name, content in contents.items():
@@ -54,6 +59,34 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
         files.publish(last=SUMMARY)
     finally:
         files.discard()
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished sweep; None where there is none.
+
+    Raises:
+        OutputError: it cannot be read, or one of the files that it names is another sweep's.
+    """
+    path = folder / SUMMARY
+    with as_read_error(path):
+        if not is_there(path):
+            return None
+        try:
+            found = json.loads(path.read_bytes())
+            named = dict(found.get("files", {}))
+        except (ValueError, TypeError, AttributeError):
+            raise _not_one(folder) from None
+        for name, digest in named.items():
+            if name not in NAMES or not is_there(folder / name) or sha256_of(folder / name) != digest:
+                raise _not_one(folder)
+        return dict(found)
+
+
+def _not_one(folder: Path) -> OutputError:
+    return OutputError(
+        f"{folder}: {SUMMARY} and the files beside it are not of one sweep",
+        hint="the same `embedkit sweep` with --on-exists resume writes them again, from its vectors",
+    )
 
 
 def results_table(verdict: Verdict) -> pa.Table:

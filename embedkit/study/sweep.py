@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -15,14 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedkit.commit import OutputFolder
 from embedkit.config import RunConfig, at_least, one_of, value_hint
-from embedkit.disk import refuse_link
+from embedkit.disk import as_read_error, is_folder, is_there, refuse_link
 from embedkit.engines.local import run
 from embedkit.engines.occupied import other_outputs_spared
+from embedkit.engines.summary import Summary
 from embedkit.engines.watcher import Watcher
-from embedkit.errors import OutputError, Stopped, UsageError
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.leftovers import is_former_mark, is_temporary
 from embedkit.models.architectures import ARCHITECTURES
 from embedkit.pooling.names import POOLING_NAMES, parse_poolings
+from embedkit.replacement import Replacement
 from embedkit.request import find_model
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
@@ -30,11 +34,12 @@ from embedkit.study.folds import Folds, make_folds, united
 from embedkit.study.labels import TASKS, Labels, read_labels
 from embedkit.study.near import clusters, pairs_across
 from embedkit.study.probe import PROBES, Judged, judge_all
-from embedkit.study.records import NAMES, write_files
+from embedkit.study.records import NAMES, SUMMARY, read_summary, write_files
 from embedkit.study.rows import InputRows, read_rows
 from embedkit.study.scores import METRICS
 from embedkit.study.verdict import Verdict, decide
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
+from embedkit.whole_files import as_output_error
 
 #: The folder of vectors inside of a sweep's.
 VECTORS = "vectors"
@@ -112,7 +117,7 @@ def sweep(
     *,
     command: Callable[[dict[str, str]], str],
     on_judged: Callable[[int, int], None],
-) -> Found:
+) -> Found | None:
     """Carry out one `embedkit sweep`.
 
     Args:
@@ -122,6 +127,9 @@ def sweep(
         command: makes the command line of `encode` from the winner's options.
         on_judged: told after each candidate how many are done, and of how many.
 
+    Returns:
+        What came of it; None where a former sweep has found the same already.
+
     Raises:
         EmbedkitError: any of its kinds; vectors that are committed stay.
     """
@@ -129,17 +137,30 @@ def sweep(
     inputs = expanded(config.run.input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
+    replacement = Replacement(config.folder, _clear)
     with other_outputs_spared(config.run):
-        _make_room(config)
-    asked = _asked(config.run)
+        folder = _make_room(config, replacement)
+    asked = _asked(config.run, folder)
     columns = (config.label, config.group) if config.group else (config.label,)
     watcher.notice("reading the labels")
     rows = read_rows(config.run.input, columns)
     # What the labels alone rule out is told before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
-    summary = run(asked, watcher, stop)
+    if folder != config.folder and config.run.output.on_exists == "overwrite":
+        replacement.start()
+    try:
+        summary = run(asked, watcher, stop)
+    except EmbedkitError:
+        with suppress(OSError):  # it holds what is committed
+            replacement.next.rmdir()
+        raise
     rows.table.refuse_changes()
-    vectors = PooledVectors(config.folder / VECTORS)
+    former = _former_summary(folder)
+    if former is not None and all(former.get(name) == value for name, value in _asked_of(config, summary).items()):
+        _finish(config, folder, replacement, watcher)
+        watcher.notice(f"{config.folder} is whole already: the same rows, judged in the same way")
+        return None
+    vectors = PooledVectors(folder / VECTORS)
     labels, cluster, folds = _divide(rows, vectors.has_vector, config)
     candidates = all_candidates(vectors.layers, vectors.poolings)
     if config.run.text.chunk_pool == "max":
@@ -173,6 +194,7 @@ def sweep(
         "folds": folds.count,
         "seed": config.seed,
         "dedupe": config.dedupe,
+        "asked": _asked_of(config, summary)["asked"],
         "rows": {
             "input": summary.input_rows,
             "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
@@ -189,13 +211,46 @@ def sweep(
         "poolings": list(vectors.poolings),
     }
     write_files(
-        config.folder,
+        folder,
         verdict,
         facts,
         command=command(verdict.winner.candidate.options),
         title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
     )
+    _finish(config, folder, replacement, watcher)
     return Found(verdict, facts)
+
+
+def _asked_of(config: SweepConfig, summary: Summary) -> dict[str, Any]:
+    """What two sweeps must have in common, if their results are the same; the vectors' plan sees to the rest."""
+    return {
+        "label": config.label,
+        "group": config.group,
+        "probe": config.probe,
+        "folds": config.folds,
+        "seed": config.seed,
+        "dedupe": config.dedupe,
+        "asked": {"task": config.task, "metric": config.metric},
+        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
+    }
+
+
+def _former_summary(folder: Path) -> dict[str, Any] | None:
+    """What a finished sweep says of itself; None where it is not whole, and is to be written again."""
+    with as_read_error(folder):
+        if not is_there(folder / SUMMARY):
+            return None
+    try:
+        return read_summary(folder)
+    except OutputError:
+        return None
+
+
+def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher: Watcher) -> None:
+    """Put a sweep that was made beside another one in its place."""
+    if folder != config.folder:
+        for sentence in replacement.finish():
+            watcher.notice(sentence)
 
 
 def _divide(
@@ -233,11 +288,12 @@ def _targets(labels: Labels) -> NDArray[np.float64]:
     return np.asarray((values - values.mean()) / values.std())
 
 
-def _asked(config: RunConfig) -> RunConfig:
-    """What is encoded: the poolings by name, and a row of the output for each of the input."""
+def _asked(config: RunConfig, folder: Path) -> RunConfig:
+    """What is encoded, into a sweep's folder: poolings by name, and a row of the output for each of the input."""
     pooling = replace(config.pooling, pool=",".join(_poolings(config)))
     on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
-    return replace(config, pooling=pooling, output=replace(config.output, on_bad_row=on_bad_row))
+    output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
+    return replace(config, pooling=pooling, output=output)
 
 
 def _poolings(config: RunConfig) -> tuple[str, ...]:
@@ -272,25 +328,62 @@ def _refuse_without_libraries() -> None:
         )
 
 
-def _make_room(config: SweepConfig) -> None:
-    """See that the folder is free, or holds a former sweep that may be gone on with or replaced."""
+def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
+    """See that the folder is free, or holds a former sweep that may be gone on with or replaced.
+
+    Nothing of a former sweep is touched: its results stay until those that replace them are whole.
+
+    Returns:
+        Where this sweep is made: the folder, or one beside it that replaces it when it is whole.
+
+    Raises:
+        OutputError: something is there, and the user did not say what to do with it.
+    """
     folder, on_exists = config.folder, config.run.output.on_exists
     refuse_link(folder)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    foreign = sorted(there - {VECTORS, *NAMES})
-    if foreign:
-        raise OutputError(
-            f"{folder} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
-        )
-    if there and on_exists == "error":
+    refuse_link(replacement.next)
+    replacement.recover()
+    there, beside = _names(folder), _names(replacement.next)
+    for place, names in ((folder, there), (replacement.next, beside)):
+        if names - {VECTORS, f"{VECTORS}.next", *NAMES} and (place == folder or on_exists == "overwrite"):
+            raise OutputError(
+                f"{place} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
+            )
+    for name in there & set(NAMES):
+        refuse_link(folder / name)
+    if (there or VECTORS in beside) and on_exists == "error":
         raise OutputError(
             f"{folder} holds another sweep",
             hint="use --on-exists resume (its vectors are used again) or overwrite, or another -o",
         )
-    for name in there & set(NAMES):
-        refuse_link(folder / name)
-        (folder / name).unlink()
+    if on_exists == "resume" and VECTORS in beside:
+        return replacement.next
+    if on_exists == "overwrite" and (there or beside):
+        replacement.refuse_unmovable()
+        return replacement.next
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder, hidden files left out; nothing where there is no folder."""
+    with as_read_error(folder):
+        if not is_there(folder):
+            return set()
+        if not is_folder(folder):
+            raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
+        return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a sweep's own files from a folder."""
+    with as_output_error(folder):
+        for name in (SUMMARY, *NAMES):
+            (folder / name).unlink(missing_ok=True)
+        for left in folder.glob(".*.tmp"):
+            if is_temporary(left.name) and not is_former_mark(left.name):
+                left.unlink(missing_ok=True)
+        for vectors in (folder / VECTORS, folder / f"{VECTORS}.next"):
+            if is_there(vectors):
+                OutputFolder(vectors).clear()
+                with suppress(OSError):  # somebody else's files are in it
+                    vectors.rmdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedkit.commit import COMMITS, MANIFEST, PLAN
-from embedkit.disk import listed
+from embedkit.disk import as_read_error, is_folder, listed
 from embedkit.errors import OutputError
 from embedkit.verification.folder import FolderCheck
 from embedkit.verification.found import Finding, Verification
@@ -24,17 +24,20 @@ def verify_output(path: Path) -> Verification:
     Raises:
         OutputError: there is nothing, or embedkit did not write it.
     """
-    if not path.is_dir():
-        return verify_file(path)
-    there = dict(listed(path))
-    if PLAN not in there and MANIFEST not in there and not (path / COMMITS).is_dir():
+    with as_read_error(path):
+        if not is_folder(path):
+            return verify_file(path)
+        there = dict(listed(path))
+        has_records = is_folder(path / COMMITS)
+    if PLAN not in there and MANIFEST not in there and not has_records:
         raise OutputError(
             f"{path} is not an output of embedkit: it has neither plan.json nor manifest.json",
             hint="give a file or folder made by `embedkit encode`",
         )
     check = FolderCheck(path, there)
     try:
-        check.run()
+        with as_read_error(path):
+            check.run()
     except (LookupError, TypeError, ValueError):
         check.tell(PLAN, "and its records are sealed, yet not what this version of embedkit writes")
     return check.found

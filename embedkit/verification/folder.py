@@ -6,6 +6,7 @@ manifest binds them together.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -42,6 +43,7 @@ class FolderCheck:
         self.path = path
         self.there = there
         self.known = {PLAN, MANIFEST}
+        self.plan_sha256 = ""
         self.found = Verification(
             way_out="the command of the first run with --on-exists resume --verify makes damaged shards again; "
             "a damaged plan.json needs --on-exists overwrite",
@@ -54,6 +56,7 @@ class FolderCheck:
         plan = self._sealed(PLAN, "is missing")
         records = self._records()
         if plan is not None:
+            self.plan_sha256 = sha256_of(self.path / PLAN)
             if fingerprint(plan["recipe"]) != plan["fingerprint"]:
                 self.tell(PLAN, "its fingerprint is not that of its recipe")
             self._check_ranges(plan, records)
@@ -89,7 +92,10 @@ class FolderCheck:
             return None
         try:
             return unsealed((self.path / name).read_bytes())
-        except (OSError, ValueError):
+        except OSError as fault:
+            self.tell(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
+            return None
+        except ValueError:
             self.tell(name, "is damaged: the SHA-256 in its last line is not that of the rest")
             return None
 
@@ -130,6 +136,8 @@ class FolderCheck:
 
     def _check_shard(self, index: int, record: Mapping[str, Any], plan: Mapping[str, Any], sink: Sink) -> None:
         name = f"{COMMITS}/{index:05d}.json"
+        if record.get("plan_sha256", self.plan_sha256) != self.plan_sha256:
+            self.tell(name, "is of another run: it names another plan")
         for what in wrong_counts(record, plan):
             self.tell(name, what)
         data = sink.files(index) if plan["format"] != "npy" or record["vectors"] else ()
@@ -153,9 +161,16 @@ class FolderCheck:
                 self.tell(file["path"], "is missing")
             elif size != file["bytes"]:
                 self.tell(file["path"], f"has {size:,} bytes, and its record says {file['bytes']:,}")
-            elif sha256_of(self.path / file["path"]) != file["sha256"]:
-                self.tell(file["path"], "is damaged: its SHA-256 is not that of its record")
+            else:
+                self._check_hash(file)
         return len(self.found.problems) == before
+
+    def _check_hash(self, file: Mapping[str, Any]) -> None:
+        try:
+            if sha256_of(self.path / file["path"]) != file["sha256"]:
+                self.tell(file["path"], "is damaged: its SHA-256 is not that of its record")
+        except OSError as fault:
+            self.tell(file["path"], f"cannot be read: {os.strerror(fault.errno or 0)}")
 
     def _check_rows(self, index: int, record: Mapping[str, Any], plan: Mapping[str, Any], sink: Sink) -> None:
         files = [self.path / name for name in sink.files(index)]

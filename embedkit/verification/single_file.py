@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedkit.disk import is_there
 from embedkit.errors import OutputError
 from embedkit.recipe import fingerprint
 from embedkit.sinks import FORMATS
 from embedkit.sinks.contents import contents_of
-from embedkit.sinks.stored import open_stored, refuse_missing
+from embedkit.sinks.npy import metadata_name
+from embedkit.sinks.stored import mixed_files, open_stored, refuse_missing
 from embedkit.verification.found import Finding, Verification
 
 
@@ -19,9 +21,13 @@ def verify_file(path: Path) -> Verification:
     Raises:
         OutputError: there is no such file, or its name is none of an output.
     """
-    found = Verification(way_out="encode again with --on-exists overwrite")
     refuse_missing(path)
-    if path.suffix.removeprefix(".") not in FORMATS:
+    found = Verification(
+        way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
+        "--on-exists overwrite"
+    )
+    explains = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
+    if path.suffix.removeprefix(".") not in FORMATS or not is_there(explains):
         open_stored(path)  # which says what is wrong
     if path.suffix != ".parquet":
         what = (
@@ -29,7 +35,7 @@ def verify_file(path: Path) -> Verification:
         )
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
-    if partial.exists():
+    if is_there(partial):
         found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
     try:
         stored = open_stored(path)
@@ -40,6 +46,9 @@ def verify_file(path: Path) -> Verification:
         if not contents.finite:
             found.problems.append(Finding(path.name, "holds a number that is not finite"))
         files: Sequence[Path] = stored.parts[0]
+        found.problems += [
+            Finding(path.name, problem) for problem in mixed_files(files, stored.layout, whole=True)
+        ]
         found.rows, found.vectors = contents.rows, contents.vectors
         found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
     except OutputError as error:

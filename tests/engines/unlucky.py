@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
 import time
 
 
 def _at_third_rename(then):
     """A shard is committed, and the file of the next one is about to get its name."""
-    made, rename = iter(range(1000)), pathlib.Path.replace
+    made, rename = iter(range(1000)), os.replace
 
-    def counted(*arguments):
+    def counted(*arguments, **within):
         if next(made) == 2:
             then()
-        return rename(*arguments)
+        return rename(*arguments, **within)
 
-    pathlib.Path.replace = counted
+    os.replace = counted
 
 
 def _stall():

@@ -325,6 +325,33 @@ def test_states_that_a_killed_fit_left_are_named_by_the_next_one_and_those_in_us
     assert ".running.safetensors.states" not in said
 
 
+def test_states_stay_when_the_disk_refuses_and_the_same_command_goes_on(fit, embedkit_cli, bert, table, tmp_path):
+    command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT, "-o")
+    path = tmp_path / "p.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        from embedkit.study import fit as module
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(module, "pooler_bytes", full)
+        assert embedkit_cli(*command, path).code == 5
+    assert list((tmp_path / ".p.safetensors.states/commits").iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedkit.pipeline.embed", lambda *_, **__: pytest.fail("was computed again"), raising=False)
+        assert embedkit_cli(*command, path).code == 0
+    assert not (tmp_path / ".p.safetensors.states").exists()
+
+
+def test_a_fit_into_a_file_that_another_one_is_at_is_refused(embedkit_cli, bert, table, tmp_path):
+    alive = tmp_path / temporary_name("p.safetensors.states").replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
+    alive.touch()
+    command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
+    ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
+    assert (ran.code, "another fit into the same file is under way" in ran.err) == (5, True), ran.err
+    assert [path.name for path in tmp_path.glob(".*")] == [alive.name]
+
+
 # IDF -------------------------------------------------------------------------------------------------
 
 

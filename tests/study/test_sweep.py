@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +263,70 @@ def test_a_folder_that_holds_something_is_left_alone(swept, embedkit_cli, bert, 
     ran = embedkit_cli(*common, swept.folder)
     assert (ran.code, "holds another sweep" in ran.err) == (5, True)
     assert embedkit_cli("sweep", "-", "-m", bert, "--label", "kind", "-o", tmp_path / "out").code == 2
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def again(swept, embedkit_cli, tmp_path):
+    """A function that runs the finished sweep's command into a copy of it, a word replaced by another."""
+    shutil.copytree(swept.folder, tmp_path / "out")
+
+    def again(*options, **replaced):
+        words = [replaced.get(word, word) for word in swept.arguments]
+        return embedkit_cli(*words, "-o", tmp_path / "out", *options)
+
+    return again
+
+
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+@pytest.mark.parametrize(
+    ("options", "replaced", "code"),
+    [((), {"value": "vallue"}, 3), (("-m", "nowhere/at-all", "--offline"), {}, 4), (("--layers", "7"), {}, 2)],
+)
+def test_a_sweep_that_cannot_be_gone_on_with_leaves_the_finished_one_as_it_was(
+    again, tmp_path, way, options, replaced, code
+):
+    before = tree(tmp_path)
+    ran = again("--on-exists", way, *options, **replaced)
+    assert ran.code == code, ran.err
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_told_as_such(again, tmp_path):
+    before = tree(tmp_path)
+    other = again("--on-exists", "resume", "--layers", "0,1")
+    assert (other.code, "cannot resume" in other.err) == (5, True), other.err
+    assert tree(tmp_path) == before
+    same = again("--on-exists", "resume")
+    assert (same.code, "is whole already" in same.err) == (0, True), same.err
+    assert tree(tmp_path) == before
+
+
+def test_an_overwritten_sweep_stays_until_the_new_one_is_whole(again, swept, tmp_path, monkeypatch):
+    before = tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "embedkit.study.sweep.write_files", lambda *_, **__: (_ for _ in ()).throw(Stopped("", hint=""))
+        )
+        assert again("--on-exists", "overwrite", "--seed", "4").code == 75
+    assert before.items() <= tree(tmp_path).items()
+    assert again("--on-exists", "resume", "--seed", "4").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert summary["seed"] == 4
+
+
+def test_results_of_two_sweeps_are_not_taken_for_one(again, embedkit_cli, tmp_path):
+    table = pq.read_table(tmp_path / "out/results.parquet")
+    pq.write_table(table.slice(0, 5), tmp_path / "out/results.parquet")
+    ran = embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html")
+    assert (ran.code, "are not of one sweep" in ran.err) == (5, True), ran.err
+    assert again("--on-exists", "resume").code == 0
+    assert embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html").code == 0
 
 
 def test_missing_libraries_are_told_with_the_command_that_installs_them(

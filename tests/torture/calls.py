@@ -40,8 +40,8 @@ def _os_functions(root: Path, on_call: OnCall) -> dict[str, Any]:
         real = getattr(os, name)
 
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
-            # What shutil.rmtree removes is named within a folder that it has open.
-            where = _path(path, options.get("dir_fd"))
+            # What shutil.rmtree removes is named within a folder that it has open, as is what gets its final name.
+            where = _path(path, options.get("dir_fd", options.get("src_dir_fd")))
             if _is_under(where, root):
                 on_call(kind, where)
             return real(path, *arguments, **options)

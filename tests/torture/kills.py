@@ -93,7 +93,11 @@ class Bench(NamedTuple):
         return {
             **self.whole[name],
             **{f"{name}.rows.partial/{path}": content for path, content in rows.items()},
-            **{f"{name}.partial{path.removeprefix(folder)}": content for path, content in parts.items()},
+            **{
+                f"{name}{beside}{path.removeprefix(folder)}": content
+                for path, content in parts.items()
+                for beside in (".partial", ".partial.next")
+            },
         }
 
 
@@ -144,8 +148,8 @@ def warm_up(root: Path, n_rows: int) -> Bench:
     return prepared(root, n_rows, make("bert", root / "model").folder)
 
 
-def prepared(root: Path, n_rows: int, model: Path) -> Bench:
-    """Make a table, one text of it empty, and see what undisturbed runs leave."""
+def prepared(root: Path, n_rows: int, model: Path, only: Sequence[str] = ()) -> Bench:
+    """Make a table, one text of it empty, and see what undisturbed runs leave; of some outputs, or of all."""
     from tests.tiny_models import TEXTS
 
     table = root / "rows.jsonl"
@@ -158,12 +162,15 @@ def prepared(root: Path, n_rows: int, model: Path) -> Bench:
     bench = Bench(root, table, model, {})
     folders = {name: options for name, options, _ in OUTPUTS.values()} | FOLDERS
     for name, options in folders.items():
+        if only and name not in only:
+            continue
         place = root / "whole" / name
         place.mkdir(parents=True)
         if run(bench._arguments(place / name, options)) != 0:
             raise FaultError(f"{name}: an undisturbed run fails")
         bench.whole[name] = contents(place)
-    bench.whole[ROWS_OF_GROUPS] = rows_of_groups(bench)
+    if not only:
+        bench.whole[ROWS_OF_GROUPS] = rows_of_groups(bench)
     return bench
 
 

@@ -72,6 +72,7 @@ def sweep(
     """
     one_of("--progress", progress, MODES)
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
+    from embedkit.disk import as_read_error
     from embedkit.study.sweep import SHARD_ROWS, VECTORS, SweepConfig
     from embedkit.study.sweep import sweep as carry_out
 
@@ -107,8 +108,10 @@ def sweep(
             command=lambda winner: _command(options["inputs"], winner, repeated),
             on_judged=_Told(silent=quiet or progress == "none"),
         )
+    with as_read_error(output):
+        told = (output / "summary.txt").read_text(encoding="utf-8")
     if found is None:
-        print((output / "summary.txt").read_text(encoding="utf-8"), end="")
+        print(told, end="")
         return
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
@@ -119,7 +122,7 @@ def sweep(
         )
     for line in _table(found.verdict):
         print(line)
-    print(f"\n{(output / 'summary.txt').read_text(encoding='utf-8')}", end="")
+    print(f"\n{told}", end="")
 
 
 class _Told:

@@ -75,6 +75,7 @@ def sweep(
     one_of("--progress", progress, MODES)
     check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
+    from embedkit.disk import as_read_error
     from embedkit.study.sweep import SHARD_ROWS, VECTORS, SweepConfig
     from embedkit.study.sweep import sweep as carry_out
 

@@ -90,12 +90,16 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
     with as_read_error(out):
-        is_all_there = config.output.on_exists == "resume" and is_there(out) and not is_there(rows)
+        # Rows without a plan are what a run left that was killed when the groups were whole.
+        left = Folder(rows, "overwrite")
+        is_all_there = config.output.on_exists == "resume" and is_there(out) and not left.has_plan()
     if is_all_there:
         plan, model = foresee(of_rows, watcher, stop)
         plan = _plan_of_groups(config, plan, normalize=request.normalize)
         if _is_whole(destination, stored, plan):
-            watcher.notice(f"{out} is whole already: made by this recipe from this input")
+            left.remove()
+            for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
+                watcher.notice(sentence)
             told = replace(model, recipe=plan["recipe"], fingerprint=plan["fingerprint"], variants=_variants(plan))
             return summary_of_whole(config, told, time.monotonic() - began)
     summary = run(of_rows, watcher, stop)

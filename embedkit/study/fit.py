@@ -112,7 +112,8 @@ def fit(
         from embedkit.study.states import open_states
 
         layers = summary.recipe["layers"] if states.pooling.layer_agg == "concat" else [0]
-        opened = open_states(folder, n_layers=len(layers))
+        with as_read_error(folder):
+            opened = open_states(folder, n_layers=len(layers))
         if config.kind in WITHOUT_LABELS:
             made = _rotated(config, opened, states.pooling.pool)
         else:

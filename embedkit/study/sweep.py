@@ -160,7 +160,8 @@ def sweep(
         _finish(config, folder, replacement, watcher)
         watcher.notice(f"{config.folder} is whole already: the same rows, judged in the same way")
         return None
-    vectors = PooledVectors(folder / VECTORS)
+    with as_read_error(folder):
+        vectors = PooledVectors(folder / VECTORS)
     labels, cluster, folds = _divide(rows, vectors.has_vector, config)
     candidates = all_candidates(vectors.layers, vectors.poolings)
     if config.run.text.chunk_pool == "max":

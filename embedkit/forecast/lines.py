@@ -56,7 +56,7 @@ def _of_tokens(it: Forecast) -> Iterator[str]:
                 f"{lost:,} tokens lost ({lost / tally.n_tokens:.1%})"
             )
             if 2 * lost >= tally.n_tokens:
-                yield "           half of the tokens or more: --on-long chunk reads long texts in windows"
+                yield "           half of the tokens or more: --on-long chunk loses none"
     if tally.repeated:
         share = tally.repeated / tally.windows
         yield f"repeated   {tally.repeated:,} ({share:.1%}) are like another of their shard, and computed with it"

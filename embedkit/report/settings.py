@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedkit.config import one_of
+from embedkit.config import value_hint
 from embedkit.errors import UsageError
+
+#: What may become of a page that is there.
+_WAYS = ("error", "overwrite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,11 @@ class ReportConfig:
     title: str = "embedkit report"
 
     def __post_init__(self) -> None:
-        one_of("--on-exists", self.on_exists, ("error", "overwrite"))
+        if self.on_exists not in _WAYS:
+            raise UsageError(
+                f"--on-exists cannot be {self.on_exists!r} ({', '.join(_WAYS)})",
+                hint=value_hint("--on-exists", self.on_exists, _WAYS),
+            )
         if self.sample < 1:
             raise UsageError(
                 f"--sample {self.sample}: the map needs at least one row", hint="the default is 20000"

@@ -15,7 +15,6 @@ from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.outputs import check_name
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
-from embedkit.disk import as_read_error
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict

@@ -74,7 +74,7 @@ def test_of_two_plans_the_first_one_counts_for_both(tmp_path):
 
 
 def test_ranks_join_a_plan_where_there_are_no_links_too(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError
 
     monkeypatch.setattr(os, "link", refuse)

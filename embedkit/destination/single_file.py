@@ -107,8 +107,8 @@ class SingleFile:
             if found.get(name) not in allowed:
                 if what == "input" and _same_files(found, sink.layout.metadata):
                     return (
-                        "is of the same files, but not of the same columns, --limit or --on-bad-row, or of an "
-                        "embedkit before 0.2 and they were touched since"
+                        "is of the same files with other columns, another --limit or --on-bad-row; or an older "
+                        "embedkit wrote it, and they were touched since"
                     )
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None

@@ -73,6 +73,20 @@ def default_output(inputs: list[str]) -> str:
     return f"{without_suffixes(name)}.embeddings"
 
 
+def named(output: str) -> str:
+    """An output's name, written out where it ends in no name: `.` and `..` are folders that have one.
+
+    Raises:
+        UsageError: it is the root of all folders, beside which nothing can be made.
+    """
+    if Path(output).name not in {"", ".."}:
+        return output
+    whole = os.path.abspath(output)  # noqa: PTH100 - as typed but for the dots: no link is followed
+    if not Path(whole).name:
+        raise UsageError(f"-o {output} is the root of all folders", hint="name a file or a folder in it")
+    return whole
+
+
 def without_suffixes(name: str) -> str:
     """A file's name without the suffixes of tables and of compressed files: `2024.01` of `2024.01.csv.gz`."""
     for suffixes in (_COMPRESSED, _TABLES):

@@ -39,7 +39,8 @@ def other_outputs_spared(config: RunConfig) -> Generator[None, None, None]:
         if same:
             raise
         if same is None:
-            hint = f"if what is there is of this input, {error.hint}; else choose another place with -o"
+            ways = error.hint.removesuffix(", or another place with -o")
+            hint = f"choose another place with -o; or, if what is there is of this input, {ways}"
             raise OutputError(error.message, hint=hint) from None
         raise OutputError(
             f"{error.message}; it is of another input than this one",

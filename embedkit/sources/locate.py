@@ -36,7 +36,7 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 
-#: A folder that holds one of these is a result of embedkit, not a table of texts.
+#: A folder that holds one of these, written by embedkit, is a result and not a table of texts.
 OWN_FILES = frozenset({"plan.json", "manifest.json"})
 
 #: A folder that holds all of these is a sweep's.
@@ -44,6 +44,8 @@ _SWEEP_FILES, _SWEEP_FOLDER = frozenset({"results.parquet", "summary.json"}), "v
 #: Keys of a row in an output of JSON Lines, and of one in its list of rejects.
 _OF_ROWS = frozenset({"id", "n_tokens", "n_used", "n_chunks", "status"})
 _OF_REJECTS = frozenset({"row", "file", "offset", "code"})
+#: Keys of plans and manifests.
+_OF_A_RUN = frozenset({"version", "recipe", "fingerprint", "variants"})
 _FIRST_LINE = 64 * 2**20
 
 _SAMPLED = 2**20
@@ -210,14 +212,48 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
 
 def _matching(pattern: str, notes: list[str]) -> list[str]:
     """Files that a glob matches; of a folder that it matches, the files inside."""
-    _check_readable(os.path.dirname(pattern))  # noqa: PTH120 - names as typed
     names: list[str] = []
-    for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
-        if not seems_folder(name):
-            names.append(name)
-        elif "**" not in pattern:  # which matches what is inside by itself
-            names += _inside(name, notes)
+    for part in _without_any_depth(pattern):
+        _check_readable(os.path.dirname(part))  # noqa: PTH120 - names as typed
+        for name in glob.glob(part):  # noqa: PTH207
+            if not seems_folder(name):
+                names.append(name)
+            elif part == pattern:  # what is inside is matched by another part else
+                names += _inside(name, notes)
     return names
+
+
+def _without_any_depth(pattern: str) -> list[str]:
+    """One pattern a folder for a pattern with `**`, each folder once: `glob` follows links round in circles."""
+    before, mark, after = f"{os.sep}{pattern}".partition(f"{os.sep}**{os.sep}")
+    if not mark and before.endswith(f"{os.sep}**"):
+        before, mark, after = before.removesuffix(f"{os.sep}**"), "**", "*"
+    if not mark:
+        return [pattern]
+    tops = glob.glob(before[1:]) if before else [""]  # noqa: PTH207
+    below = [glob.escape(folder) for top in tops for folder in _folders(top)]
+    return [part for folder in below for part in _without_any_depth(os.path.join(folder, after or "*"))]  # noqa: PTH118
+
+
+def _folders(top: str) -> list[str]:
+    """A folder and those below it, linked ones too, each of them once; none hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(str(error.filename), error)
+
+    found: dict[str, str] = {}
+    waiting = [top]
+    while waiting:
+        links: list[str] = []
+        for start in waiting:
+            for root, folders, _ in os.walk(start or ".", onerror=refuse):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                if found.setdefault(os.path.realpath(root), root) != root:
+                    folders.clear()
+                paths = [os.path.join(root, name) for name in folders]  # noqa: PTH118 - names as typed
+                links += [path for path in paths if Path(path).is_symlink()]
+        waiting = [link for link in sorted(links) if os.path.realpath(link) not in found]
+    return [root if top else os.path.relpath(root) for root in found.values()]
 
 
 def _check_readable(pattern: str) -> None:
@@ -229,7 +265,7 @@ def _check_readable(pattern: str) -> None:
             is_there(pattern)
         except OSError as error:
             raise unreadable(pattern, error) from None
-    for name in glob.glob(pattern, recursive=True) if pattern else ():  # noqa: PTH207
+    for name in glob.glob(pattern) if pattern else ():  # noqa: PTH207
         if seems_folder(name) and not os.access(name, os.R_OK | os.X_OK):
             raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
@@ -293,7 +329,9 @@ def _walk(top: str, found: _Found) -> None:
 
     for root, folders, files in os.walk(top, onerror=refuse):
         place = os.path.realpath(root)
-        is_own = OWN_FILES & set(files) or (set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders)
+        is_own = any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)) or (
+            set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
+        )
         if place in found.seen or is_own:
             found.own += [root] if is_own else []
             folders.clear()
@@ -318,6 +356,18 @@ def _is_around(link: str) -> bool:
     """Check whether a link leads to a folder that it is in."""
     folder, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
     return os.path.commonpath([folder, place]) == folder
+
+
+def _is_of_a_run(folder: str, name: str) -> bool:
+    """Check whether a plan or a manifest is embedkit's: other programs write files of these names, too.
+
+    One that cannot be read counts as such where its folder looks like an output.
+    """
+    try:
+        value = json.loads((Path(folder) / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return (Path(folder) / "commits").is_dir()
+    return isinstance(value, dict) and value.keys() >= _OF_A_RUN
 
 
 def is_own_output(name: str) -> bool:

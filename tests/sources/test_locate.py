@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def tree(tmp_path: Path) -> Path:
     for name in ("a.embeddings/plan.json", "deep/x/manifest.json"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text(json.dumps({"version": 1, "recipe": {}, "fingerprint": "", "variants": []}))
         (path.parent / "rejects").mkdir()
         (path.parent / "rejects" / "part-00000.jsonl").write_text('{"row": 1}')
     return tmp_path
@@ -206,3 +207,29 @@ def test_a_name_that_is_not_utf8_is_read_and_shown_with_escapes(tmp_path: Path, 
         list(open_table(InputConfig((str(path),), keep=("b",))).records())
     assert f"caf\\xe9{suffix}" in caught.value.message
     caught.value.message.encode()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{}", '{"version": 1, "files": ["a.csv"]}', "[1]", "no JSON"])
+def test_a_folder_with_a_manifest_of_another_program_is_read(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "a.csv").write_text(f"text\n{(folder / 'a.csv').relative_to(tmp_path)}\n")
+        (folder / name).write_text(content)
+    assert _names(tmp_path) == ["a.csv", "sub/a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["**/*.csv", "**", "**/", "*/**/*.csv", "**/**/*.csv"])
+def test_a_glob_of_any_depth_follows_each_link_once(tmp_path: Path, pattern: str) -> None:
+    data = tmp_path / "in/data"
+    data.mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (data / "a.csv").write_text("text\na\n")
+    (tmp_path / "out/b.csv").write_text("text\nb\n")
+    for name, target in {"self": ".", "up": "..", "root": tmp_path / "in", "out": tmp_path / "out"}.items():
+        (data / name).symlink_to(target)
+    found = open_table(InputConfig((str(tmp_path / "in" / pattern),)))
+    assert sorted(os.path.realpath(file.name) for file in found.files) == [
+        str(data / "a.csv"),
+        str(tmp_path / "out/b.csv"),
+    ]

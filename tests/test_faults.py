@@ -520,6 +520,18 @@ def test_a_row_that_got_lost_within_embedkit_is_noticed_before_the_output_is_cal
     assert not {"out/manifest.json", "out.parquet", "out.npy"} & contents(tmp_path).keys()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_a_manifest_or_a_plan_of_another_run_is_not_believed(
+    embedkit_cli: Cli, bench: Bench, tmp_path: Path, name: str
+) -> None:
+    for place, layer in (("one", "2"), ("other", "1")):
+        ran = embedkit_cli(*bench.arguments("folder", tmp_path / place), "--layers", layer)
+        assert ran.code == 0, ran.err
+    shutil.copy(tmp_path / "other" / "out" / name, tmp_path / "one" / "out" / name)
+    with pytest.raises(EmbedkitError, match="not of one run"):
+        embedkit.read(tmp_path / "one" / "out")
+
+
 # Killed --------------------------------------------------------------------------------------------------
 
 

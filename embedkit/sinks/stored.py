@@ -293,6 +293,10 @@ def _open_folder(path: Path) -> Stored:
         raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
     manifest = read_json(manifest_path)
     with readable(manifest_path):
+        plan = path / "plan.json"
+        # A copy may be without the plan, and a manifest of an older embedkit does not name it.
+        if "plan_sha256" in manifest and is_there(plan) and sha256_of(plan) != manifest["plan_sha256"]:
+            raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
         form = manifest["format"]
         shards = [index for index in range(manifest["shards"]) if index not in manifest.get("empty_shards", ())]

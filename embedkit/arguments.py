@@ -118,6 +118,11 @@ def whole_number(name: str, value: object) -> int | None:
     return None if value is None else int(_whole(name, value, "give a whole number, or leave it out"))
 
 
+def none_if_auto(value: object) -> object:
+    """None for "auto", which some options take beside numbers; all else as it is."""
+    return None if isinstance(value, str) and value == "auto" else value
+
+
 def yes_or_no(name: str, value: object) -> bool:
     """True or False, of numpy's too.
 
@@ -160,7 +165,8 @@ def _whole(name: str, value: object, hint: str) -> str:
 
 def _has_items(value: object) -> bool:
     """Whether a value is several: not an array of no dimensions, which is one number."""
-    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+    is_bytes = isinstance(value, bytes | bytearray | memoryview)  # whose items are numbers that nobody meant
+    return isinstance(value, Iterable) and not is_bytes and getattr(value, "ndim", 1) != 0
 
 
 def _items(values: Any) -> list[Any]:

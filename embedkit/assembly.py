@@ -18,6 +18,7 @@ from embedkit.models.resolve import ModelFolder
 from embedkit.pooling.chosen import settled_by, spelled
 from embedkit.recipe import as_text, fingerprint, model_name
 from embedkit.request import Request
+from embedkit.turns import TURNS
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.embedding import Embedder
@@ -30,6 +31,11 @@ BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
 #: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
 #: windows of models that see only near tokens; it is cut at the model's limit like any text.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+#: What the user is told of a model that computes in a fork.
+_ONE_THREAD = (
+    "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
+    "compute in all"
+)
 _TEXTS = UnitConfig()
 _NO_GROUPS = GroupConfig()
 
@@ -90,6 +96,7 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
+    of_fork = _ready_after_fork(model.device)
     if request.folder.model_type in LEAN_TYPES and not plainly:
         # The compiler has it done before torch is imported.
         build_ahead()
@@ -179,7 +186,7 @@ def assemble(
             hint=f"use at most {widest}, or leave it out",
         )
     recipe = recipe_of(request, drafted, text, pooling, units, groups, files=files, dtype=loaded.dtype)
-    notices = (*drafted.notices, notice, loaded.notice, _of_weights(folder))
+    notices = (*drafted.notices, notice, loaded.notice, _of_weights(folder), of_fork)
     return Assembly(
         embedder=embedder,
         recipe=recipe,
@@ -196,6 +203,31 @@ def assemble(
         },
         batch_tokens=chosen_tokens,
     )
+
+
+def _ready_after_fork(device: str) -> str | None:
+    """Make torch work in a fork of a process that had it.
+
+    The threads of OpenMP are not in the child, and its first parallel loop waits for them for ever: it computes in
+    one thread. CUDA does not work in it at all.
+
+    Returns:
+        What the user should know, in a sentence; None where this is no fork.
+
+    Raises:
+        UsageError: CUDA is wanted, and was in use before the fork.
+    """
+    if not TURNS.is_fork:
+        return None
+    import torch
+
+    if device != "cpu" and getattr(torch._C, "_cuda_isInBadFork", bool)():  # noqa: SLF001 - its only name
+        raise UsageError(
+            f"--device {device}: this process is a fork of one that has used CUDA, which does not work in forks",
+            hint='start it with multiprocessing.get_context("spawn"), or use device="cpu"',
+        )
+    torch.set_num_threads(1)
+    return _ONE_THREAD
 
 
 def _tokens_for(

@@ -25,11 +25,6 @@ from embedkit.turns import TURNS
 if TYPE_CHECKING:
     from embedkit.records import RawVectors
 
-#: What the user is told of an Encoder that computes in a fork.
-_ONE_THREAD = (
-    "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
-    "compute in all"
-)
 _SPAWN = 'make the Encoder in the child process, or start it with multiprocessing.get_context("spawn")'
 
 
@@ -59,7 +54,7 @@ class Encoder:
         exclude_special: leave special tokens out of the pooling.
         normalize: scale to length 1; None = as the model's recipe says under `auto`, else not.
         truncate_dim: keep the first dimensions.
-        batch_tokens: tokens in a batch.
+        batch_tokens: tokens in a batch; None or auto = what fits.
         batch_size: most texts in a batch.
 
     Raises:
@@ -89,14 +84,14 @@ class Encoder:
         exclude_special: bool = False,
         normalize: bool | None = None,
         truncate_dim: int | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: int | Literal["auto"] | None = None,
         batch_size: int | None = None,
     ) -> None:
         numbers = {
-            "max_length": None if isinstance(max_length, str) and max_length == "auto" else max_length,
+            "max_length": arguments.none_if_auto(max_length),
             "stride": stride,
             "truncate_dim": truncate_dim,
-            "batch_tokens": batch_tokens,
+            "batch_tokens": arguments.none_if_auto(batch_tokens),
             "batch_size": batch_size,
         }
         whole = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
@@ -133,7 +128,6 @@ class Encoder:
         models, texts, pooling, batch = self._configs
         in_full = models.dtype == "fp32" or (models.dtype == "auto" and models.device == "cpu")
         with TURNS.loading(alone=not in_full):
-            notices = _ready_after_fork(models.device)
             request = find_model(models, texts, pooling)
             assembly = assemble(request, models, texts, pooling, batch)
         self._embedder = assembly.embedder
@@ -141,7 +135,7 @@ class Encoder:
         self._made_in = os.getpid()
         self.recipe: dict[str, Any] = assembly.recipe
         self.fingerprint: str = assembly.fingerprint
-        self.notices: tuple[str, ...] = (*assembly.notices, *notices)
+        self.notices: tuple[str, ...] = assembly.notices
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, and no weights."""
@@ -263,28 +257,3 @@ def _rebuilt(kind: type[Encoder], configs: Any, fingerprint: str) -> Encoder:
             "everywhere",
         )
     return encoder
-
-
-def _ready_after_fork(device: str) -> tuple[str, ...]:
-    """Make torch work in a fork of a process that had it.
-
-    The threads of OpenMP are not in the child, and its first parallel loop waits for them for ever: it computes in
-    one thread. CUDA does not work in it at all.
-
-    Returns:
-        What the user should know, a sentence each.
-
-    Raises:
-        UsageError: CUDA is wanted, and was in use before the fork.
-    """
-    if not TURNS.is_fork:
-        return ()
-    import torch
-
-    if device != "cpu" and getattr(torch._C, "_cuda_isInBadFork", bool)():  # noqa: SLF001 - its only name
-        raise UsageError(
-            f"--device {device}: this process is a fork of one that has used CUDA, which does not work in forks",
-            hint='start it with multiprocessing.get_context("spawn"), or use device="cpu"',
-        )
-    torch.set_num_threads(1)
-    return (_ONE_THREAD,)

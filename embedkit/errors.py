@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unicodedata import category
 
 
 class EmbedkitError(Exception):
@@ -32,8 +33,8 @@ class EmbedkitError(Exception):
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _in_one_line(message)
+        self.hint = _in_one_line(hint)
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})"
@@ -42,6 +43,14 @@ class EmbedkitError(Exception):
         # An exception is rebuilt from its positional arguments alone, and the hint is none: without this, a worker
         # process that raises one hangs the pool it belongs to.
         return partial(type(self), hint=self.hint), (self.message,), self.__dict__
+
+
+def _in_one_line(sentence: str) -> str:
+    """A sentence with the line ends and control characters of a name that it tells written as escapes."""
+    if sentence.isprintable():
+        return sentence
+    controls = ("Cc", "Zl", "Zp")
+    return "".join(of.encode("unicode_escape").decode() if category(of) in controls else of for of in sentence)
 
 
 class UsageError(EmbedkitError):

@@ -6,9 +6,11 @@ text ever gets into an error: the place in the list and the type do.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -60,9 +62,21 @@ def _items(given: Any) -> Iterable[Any]:
         if callable(getattr(given, name, None)) and not isinstance(given, list | tuple):
             given = getattr(given, name)()
             break
-    if not isinstance(given, Iterable):
+    if _is_sequence(given):
+        return (given[place] for place in range(len(given)))
+    items: Iterable[Any] | None = None
+    # Some have the method and refuse it; the error below is raised without theirs, which may quote a text.
+    with contextlib.suppress(TypeError):
+        items = iter(given)
+    if items is None:
         raise InputError(f"texts is {_a(given)}, not a list of str", hint="encode([text]) for a single text")
-    return given
+    return items
+
+
+def _is_sequence(given: Any) -> bool:
+    """Whether it has a length and items and is no Iterable, such as a Dataset of torch."""
+    kind = type(given)
+    return not isinstance(given, Iterable) and hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
 
 
 def _refuse_array(given: Any) -> None:
@@ -73,11 +87,16 @@ def _refuse_array(given: Any) -> None:
             f"texts is an array of shape {tuple(shape)}, and one dimension is what a column has",
             hint="encode([text]) for a single text" if ndim == 0 else "give one column, such as texts[:, 0]",
         )
-    if isinstance(given, np.ndarray) and given.dtype.kind not in "UOT":
+    # An array of nothing, or of NaN alone, has the type of numbers: numpy knows no other for these.
+    if isinstance(given, np.ndarray) and given.dtype.kind not in "UOT" and not _is_missing_alone(given):
         raise InputError(
             f"texts is an array of {given.dtype}, not of str",
             hint="decode it with np.char.decode(texts)" if given.dtype.kind == "S" else "give the column of texts",
         )
+
+
+def _is_missing_alone(array: Any) -> bool:
+    return not array.size or (array.dtype.kind in "fMm" and bool((array != array).all()))  # noqa: PLR0124 - NaN, NaT
 
 
 def _refuse_table(given: Any) -> None:
@@ -85,7 +104,7 @@ def _refuse_table(given: Any) -> None:
     dtype_names = getattr(getattr(given, "dtype", None), "names", None)
     if isinstance(given, Mapping):
         names: Any = given.keys()
-    elif dtype_names:
+    elif isinstance(dtype_names, tuple):
         names = dtype_names
     elif callable(getattr(given, "collect_schema", None)):
         # Of polars: a lazy frame warns where it is asked for its columns.
@@ -99,6 +118,13 @@ def _refuse_table(given: Any) -> None:
     known = {str(name).lower(): name for name in islice(names, _MOST_COLUMNS) if isinstance(name, str)}
     likely = next((known[name] for name in _LIKELY if name in known), None)
     name = likely if likely is not None else "COLUMN"
+    if (
+        likely is None
+        and isinstance(given, Mapping)
+        and given
+        and all(isinstance(of, str) for of in given.values())
+    ):
+        raise InputError(f"texts is a {kind}, not a list of str", hint="encode(list(texts.values()))")
     raise InputError(
         f"texts is a table ({kind}), and one column of it is what is embedded",
         hint=f'give the column of texts: encode(table["{name}"])'
@@ -157,7 +183,7 @@ def _is_missing(item: Any) -> bool:
     """Whether an item says that there is no text: None, a NaN of any kind, pandas's NA and NaT."""
     if item is None:
         return True
-    if isinstance(item, float | np.floating):
+    if isinstance(item, float | np.floating | Decimal):
         return math.isnan(item)
     if isinstance(item, np.datetime64 | np.timedelta64):
         return bool(np.isnat(item))

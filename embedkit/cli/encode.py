@@ -58,12 +58,17 @@ def encode(
             print(line, file=sys.stderr)
 
 
+#: Who runs a model changes what is of the whole process (stdin, stdout, umask, signals): threads take turns.
+_TURN = threading.RLock()
+
+
 @contextmanager
 def running(
     progress: str, *, quiet: bool, private: bool
 ) -> Generator[tuple[threading.Event, Watcher], None, None]:
     """Carry out a command that runs a model: signals stop it, progress is told, stdin and stdout are for rows."""
     with (
+        _TURN,
         stoppable() as stop,
         umask(private=private),
         kept_for_rows(),

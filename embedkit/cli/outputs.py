@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from embedkit.config import FORMATS, OUTPUT_FORMATS
+from embedkit.disk import seems_folder
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
@@ -144,7 +145,7 @@ def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -
 
 def is_folder(output: str) -> bool:
     """Whether a name is a folder's whatever its suffix: it ends in a slash, or the folder is there."""
-    return output.endswith(("/", os.sep)) or Path(output).is_dir()
+    return output.endswith(("/", os.sep)) or seems_folder(output)
 
 
 def _suffix(output: str) -> str:

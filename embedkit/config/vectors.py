@@ -49,6 +49,8 @@ class TextConfig:
         at_least("--max-length", self.max_length, 1)
         if self.prompt is not None and self.prompt_name is not None:
             raise UsageError("--prompt and --prompt-name exclude each other", hint="give one of the two")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.prompt or ""):
+            raise UsageError("--prompt is not UTF-8, which no tokenizer takes", hint="give it in UTF-8")
 
 
 @dataclass(frozen=True, slots=True)

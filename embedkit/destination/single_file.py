@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,11 @@ class SingleFile:
             ("embedkit.input", "input", {*inputs, sink.layout.metadata["embedkit.input"]}),
         ):
             if found.get(name) not in allowed:
+                if what == "input" and _same_files(found, sink.layout.metadata):
+                    return (
+                        "is of the same files with other columns, another --limit or --on-bad-row; or an older "
+                        "embedkit wrote it, and they were touched since"
+                    )
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None
 
@@ -253,3 +259,9 @@ class SingleFile:
                 digest.update(data)
                 out.write(data)
         return digest.hexdigest()
+
+
+def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two outputs say that they are of files with the same content."""
+    said = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
+    return said[0] is not None and said[0] == said[1]

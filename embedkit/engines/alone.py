@@ -20,6 +20,7 @@ from embedkit.request import Request
 from embedkit.sinks import Sink
 from embedkit.sources import Table
 from embedkit.tokenizer.spelling import SPELLED_TEXTS, better_flipped, spelled
+from embedkit.turns import TURNS
 
 if TYPE_CHECKING:
     from embedkit.engines.job import Job
@@ -59,10 +60,11 @@ class Alone:
         if self._assembly is None:
             config = self.config
             model = _placed(config.model, config.share.place)
-            self._assembly = assemble(
-                *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups),
-                processes=config.share.on_device,
-            )
+            with TURNS.loading(alone=model.dtype != "fp32"):
+                self._assembly = assemble(
+                    *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups),
+                    processes=config.share.on_device,
+                )
         return self._assembly
 
     @property

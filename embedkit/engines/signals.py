@@ -18,9 +18,13 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "
 def heed(stop: threading.Event) -> dict[int, Any]:
     """Let the first signal set `stop`, and the second end the process.
 
+    Only the main thread may say what signals do: in another, they do what they did.
+
     Returns:
         The handlers before, by signal.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
 
     def asked(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

@@ -46,11 +46,11 @@ _AMBIGUOUS = frozenset(
     re.findall(
         r"\w+",
         """
-    note notes sentence sentences content contents body title abstract summary description desc comment
-    comments report reports document documents doc docs question answer query passage paragraph section
-    review message subject patient encounter visit admission stay chart start end begin stop month day
-    weight sample specimen group row no y diagnosis discharge history findings impression narrative free
-    clinical raw full main of the in for from to by at per
+    note notes sentence sentences content contents body title abstract summary description desc comment comments
+    report reports document documents doc docs question answer query passage paragraph section review
+    message subject patient encounter visit admission stay chart start end begin stop month day weight sample
+    specimen group row no y diagnosis discharge history findings impression narrative free clinical raw full
+    main of the in for from to by at per
         """,
     )
 )

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.disk import is_there, seems_file, seems_folder, seems_there
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 
@@ -170,8 +171,8 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
         hit = reads.get(place)
         if hit is None and whole_folders:
             hit = next((name for read, name in reads.items() if read.startswith(place + os.sep)), None)
-        elif hit is None and output.exists():  # a hard link
-            hit = next((name for name in inputs if Path(name).exists() and output.samefile(name)), None)
+        elif hit is None and seems_there(output):  # a hard link
+            hit = next((name for name in inputs if seems_there(name) and output.samefile(name)), None)
         if hit is not None:
             raise UsageError(
                 f"the output would replace {shown_name(hit)}, which is read", hint="choose another place with -o"
@@ -188,11 +189,11 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
     if "://" in typed:
         raise UsageError(f"{typed}: only local files are read", hint="copy it here first, or pipe it in with -")
     path = Path(typed)
-    if not path.is_dir() and (os.path.lexists(typed) or not glob.has_magic(typed)):
+    if not seems_folder(path) and (os.path.lexists(typed) or not glob.has_magic(typed)):
         if is_own_output(typed):
             notes.append(f"{shown_name(typed)} was written by embedkit; it is read because it is named")
         return [typed]
-    if path.is_dir():
+    if seems_folder(path):
         names = _inside(typed, notes)
         what = f"holds no file that ends in {' '.join(SUFFIXES)}"
     else:
@@ -218,7 +219,7 @@ def _matching(pattern: str, notes: list[str]) -> list[str]:
     for part in _without_any_depth(pattern):
         _check_readable(os.path.dirname(part))  # noqa: PTH120 - names as typed
         for name in glob.glob(part):  # noqa: PTH207
-            if not Path(name).is_dir():
+            if not seems_folder(name):
                 names.append(name)
             elif part == pattern:  # what is inside is matched by another part else
                 names += _inside(name, notes)
@@ -262,8 +263,13 @@ def _check_readable(pattern: str) -> None:
     """Refuse a folder that may not be listed: `glob` passes over it."""
     if glob.has_magic(pattern):
         _check_readable(os.path.dirname(pattern))  # noqa: PTH120
+    elif pattern:
+        try:
+            is_there(pattern)
+        except OSError as error:
+            raise unreadable(pattern, error) from None
     for name in glob.glob(pattern) if pattern else ():  # noqa: PTH207
-        if Path(name).is_dir() and not os.access(name, os.R_OK | os.X_OK):
+        if seems_folder(name) and not os.access(name, os.R_OK | os.X_OK):
             raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
@@ -342,7 +348,7 @@ def _walk(top: str, found: _Found) -> None:
             if name.startswith("."):
                 continue
             known = by_name(name)[0] is not None
-            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not Path(path).exists():
+            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not seems_there(path):
                 raise InputError(
                     f"{shown_name(path)}: a link that leads nowhere", hint="mend it, or remove it from the folder"
                 )
@@ -373,7 +379,7 @@ def is_own_output(name: str) -> bool:
     A file that cannot be read is not one; the reader of rows will say what is wrong with it.
     """
     form, compression = by_name(name)
-    if (compression is not None and form != "jsonl") or not Path(name).is_file():
+    if (compression is not None and form != "jsonl") or not seems_file(name):
         return False
     try:
         with open(name, "rb") as raw:  # noqa: PTH123 - as os.stat above

@@ -25,6 +25,9 @@ Vector = NDArray[np.float64]
 PROBES = ("ridge", "logistic")
 #: A dimension varies if its variance is more than this share of its square: less is rounding in float32.
 _NEVER_VARIES = 1e-12
+#: The same among the rows of a training, as a share of the variance among all rows: less is rounding in a Gram
+#: matrix, and dividing by it would leave one that has no Cholesky decomposition.
+_BARELY_VARIES = 1e-9
 
 
 class Probe(Protocol):
@@ -150,7 +153,7 @@ class RidgeProbe:
         self.sums = np.stack([part.sum(axis=0, dtype=np.float64) for part in self.parts])
         self.squares = np.stack([np.square(part).sum(axis=0, dtype=np.float64) for part in self.parts])
         if not self.by_rows:
-            self.grams = [part.T @ part for part in self.parts]
+            self.grams = [part.T.astype(np.float64) @ part for part in self.parts]
             self.gram = np.sum(self.grams, axis=0, dtype=np.float64)
             pairs = zip(self.parts, self.targets, strict=True)
             self.cross = np.stack([part.T.astype(np.float64) @ of_fold for part, of_fold in pairs])
@@ -161,7 +164,7 @@ class RidgeProbe:
         n = self.n[kept].sum()
         mean = self.sums[kept].sum(axis=0) / n
         variance = self.squares[kept].sum(axis=0) / n - mean**2
-        deviation = np.where(variance > _NEVER_VARIES, np.sqrt(np.maximum(variance, 0)), 1)
+        deviation = np.where(variance > _BARELY_VARIES, np.sqrt(np.maximum(variance, 0)), 1)
         target_mean = np.concatenate([self.targets[fold] for fold in kept]).mean(axis=0)
         fit = self._by_rows if self.by_rows else self._by_dimensions
         weights = np.concatenate(fit(kept, n, mean, deviation, target_mean), axis=1) / deviation[:, None]
@@ -238,6 +241,12 @@ class LogisticProbe:
 
         kept = ~np.isin(self.folds.of_row, held)
         trained = self.vectors[kept]
+        if len(left := np.unique(self.classes[kept])) == 1:
+            # There is nothing to tell apart: whatever the strength, the one class that is left is predicted.
+            n_tested = int((~kept).sum())
+            alone = np.full((len(self.strengths), n_tested, self.n_classes), -np.inf, np.float32)
+            alone[..., left] = 0
+            return alone
         mean, deviation = _mean_and_deviation(trained)
         trained = (trained - mean) / deviation
         tested = np.concatenate([self.vectors[self.folds.of_row == fold] for fold in held])

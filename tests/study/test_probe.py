@@ -96,3 +96,22 @@ def test_the_metrics_are_scikit_learns():
     ):
         assert r2 == pytest.approx(metrics.r2_score(values[:, 0], of[:, 0]))
         assert rho == pytest.approx(spearmanr(values[:, 0], of[:, 0]).statistic)
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
+def test_a_fold_of_outliers_leaves_dimensions_that_barely_vary_and_the_probe_is_solved_all_the_same(noise):
+    """Rounding in the sums over all rows is more than what varies among the rows of a training."""
+    vectors, targets, folds = data(60, 16, signal=1.0)
+    vectors = 3 + noise * vectors
+    vectors[folds.of_row == 0] += 100 * np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
+    judged = judge(vectors, targets, folds, ("accuracy",), "ridge")
+    assert np.isfinite(judged.scores["accuracy"]).all()
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_class_of_one_row_leaves_one_class_to_train_on_and_that_one_is_predicted(probe):
+    vectors, _, folds = data(40, 8, signal=1.0)
+    targets = np.eye(2)[(np.arange(40) == 0).astype(int)]
+    judged = judge(vectors, targets, folds, ("accuracy",), probe)
+    alone = folds.of_row == folds.of_row[0]
+    assert judged.scores["accuracy"][folds.of_row[0]] == pytest.approx(1 - 1 / alone.sum())

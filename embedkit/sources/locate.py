@@ -5,22 +5,25 @@ Knows names and sizes; reads a file's head and tail for their hash, and nothing 
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.disk import is_there, seems_file, seems_folder, seems_there
 from embedkit.errors import InputError, UsageError
+from embedkit.sources.compression import Decompressed
 
 STDIN = "-"
 
@@ -376,20 +379,23 @@ def is_own_output(name: str) -> bool:
     A file that cannot be read is not one; the reader of rows will say what is wrong with it.
     """
     form, compression = by_name(name)
-    if compression is not None or not seems_file(name):
+    if (compression is not None and form != "jsonl") or not seems_file(name):
         return False
     try:
-        with open(name, "rb") as file:  # noqa: PTH123 - as os.stat above
+        with open(name, "rb") as raw:  # noqa: PTH123 - as os.stat above
+            file: BinaryIO = raw
+            if compression is not None:
+                file = io.BufferedReader(Decompressed(raw, compression, file=name, check=lambda _: None))
             if form == "parquet":
                 return _is_of_embedkit(pq.read_schema(file))
             if form == "arrow":
                 return _is_of_embedkit(pa.ipc.open_file(file).schema)
             if form == "jsonl":
-                first = json.loads(file.readline(_FIRST_LINE))
+                first = json.loads(file.readline(_FIRST_LINE).removeprefix(codecs.BOM_UTF8))
                 return isinstance(first, dict) and (
                     first.keys() >= _OF_ROWS or first.keys() - {"layer"} == _OF_REJECTS
                 )
-    except (pa.ArrowException, OSError, ValueError, RecursionError):
+    except (InputError, pa.ArrowException, OSError, ValueError, RecursionError):
         return False
     return False
 

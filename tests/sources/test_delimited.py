@@ -97,7 +97,7 @@ def test_a_faults_offset_is_where_its_bytes_are_in_the_file(tmp_path: Path, mark
         (b"\n\r\n", "empty file, no header"),
         (b"text,b,text\n1,2,3\n", "2 columns are named text"),
         (b"id,text,caf\xe9\n1,a,b\n", "not UTF-8 at byte 11"),
-        ("\ufeffid,text\n1,a\n".encode("utf-16-le")[:-1], "not UTF-8 at byte 24"),
+        ("\ufeffid,text\n1,a\n".encode("utf-16-le")[:-1], "not UTF-16, as its first bytes say, at byte 24"),
         ("id,text\n1,a\n".encode("utf-32"), "UTF-32, which is not read"),
         (b'{"id": 1, "text": "a"}\n', "the first line is JSON"),
         ("text,b\na,x\n".encode("utf-16-le"), "NUL bytes in the header"),

@@ -233,3 +233,11 @@ def test_a_glob_of_any_depth_follows_each_link_once(tmp_path: Path, pattern: str
         str(data / "a.csv"),
         str(tmp_path / "out/b.csv"),
     ]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_compressed_output_of_json_lines_is_left_out(tmp_path: Path, mark: bytes) -> None:
+    own = {"id": "1", "text": "b", "n_tokens": 1, "n_used": 1, "n_chunks": 1, "status": "ok", "embedding": [1]}
+    (tmp_path / "a.csv").write_text("text\na.csv\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(mark + json.dumps(own).encode() + b"\n"))
+    assert _names(tmp_path) == ["a.csv"]

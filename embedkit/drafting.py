@@ -207,10 +207,12 @@ def _refuse_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: in
     stated = raw_tokenizer.model_max_length
     counter = getattr(raw_tokenizer, "backend_tokenizer", None) or raw_tokenizer
     n_special = int(counter.num_special_tokens_to_add(False))
-    if not isinstance(stated, int | float) or stated <= n_special:
+    is_number = isinstance(stated, int | float)
+    if not is_number or stated <= n_special:
+        fault = f"leaves no room for a text beside {n_special} special tokens" if is_number else "is no number"
         raise ModelError(
-            f"tokenizer_config.json of model '{folder.name}' says model_max_length {str(stated)[:20]!r}, which "
-            f"leaves no room for a text beside {n_special} special tokens",
+            f"tokenizer_config.json of model '{folder.name}' says model_max_length {str(stated)[:20]!r}, "
+            f"which {fault}",
             hint=f"give --max-length {positions or _USUAL_LENGTH}, or mend tokenizer_config.json",
         )
 

@@ -172,6 +172,29 @@ def ends_with_eos(backend: Tokenizer) -> None:
     backend.post_processor = processors.Sequence([processors.ByteLevel(), template])
 
 
+def starts_with_bos(backend: Tokenizer) -> None:
+    start = backend.token_to_id("<|endoftext|>")
+    template = processors.TemplateProcessing(
+        single="<|endoftext|> $A", pair="$A $B:1", special_tokens=[("<|endoftext|>", start)]
+    )
+    backend.post_processor = processors.Sequence([processors.ByteLevel(), template])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_llamas_class_goes_by_its_settings_for_the_tokens_around_a_text(wanted, copied):
+    folder = copied("gpt2", starts_with_bos, add_bos_token=wanted, tokenizer_class="LlamaTokenizerFast")
+    backend, notice = loaded(folder)
+    plain = as_saved(folder).encode(TEXT).ids
+    assert backend.encode(TEXT).ids == (plain if wanted else plain[1:])
+    assert ("is left out" in notice) == (not wanted)
+
+
+def test_a_class_that_is_code_and_spells_otherwise_than_tokenizer_json_is_told(copied):
+    folder = copied("bert", tokenizer_class="ByT5Tokenizer")
+    _, casing = load_tokenizer(str(folder), casing="auto", known_casing=None, states_casing=True)
+    assert "tokenizer.json is not used: code of the tokenizer's class, ByT5Tokenizer" in (casing.notice or "")
+
+
 def test_an_end_that_tokenizer_json_puts_there_stays_where_other_settings_are_stated(copied):
     """As in Qwen3-Embedding: add_bos_token is false, and the end comes from the file."""
     folder = copied("gpt2", ends_with_eos, add_bos_token=False, tokenizer_class="Qwen2Tokenizer")

@@ -68,7 +68,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", "rope", "rotary"),
     "rotary": (True,),
     "scale_attn_weights": (True,),
-    "sinusoidal_pos_embds": (True,),
+    "sinusoidal_pos_embds": (True, False),
 }
 #: The same for one type of model: what once chose between the kinds that are types of their own now.
 _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -97,6 +97,8 @@ _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
         "static_position_embeddings": (True,),
     },
 }
+#: Kinds of rotary positions by older names, as transformers reads them.
+_ROTATIONS = {"su": "longrope", "mrope": "default"}
 #: Keys of older versions that a file may have beside the one that is read.
 _SAME_AS = {
     "hidden_act": "hidden_activation",
@@ -170,15 +172,38 @@ def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code:
     """
     kept, declared = vars(config), set(known)
     words = set(re.findall(r"\w+", code))
-    return {
+    unread = {
         key: value
         for key, value in raw.items()
         if key in kept
         and key not in declared | words
-        and _is_set(value)
+        and (_is_set(value) or (value is False and True in _neutral(raw, key)))
         and not _HARMLESS.fullmatch(key)
         and not _is_neutral(raw, key, value)
     }
+    return {**unread, **_lost_rotation(raw, config, declared, words)}
+
+
+def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], words: set[str]) -> dict[str, Any]:
+    """The settings of rotary positions that transformers did not take over, or that no code reads.
+
+    It takes them out of config.json, so that they are no attributes of the configuration.
+    """
+    told = getattr(config, "rope_parameters", None) or {}
+    held = [told, *(of_layers for of_layers in told.values() if isinstance(of_layers, Mapping))]
+    lost = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        stated = raw.get(key)
+        kind = stated.get("rope_type", stated.get("type")) if isinstance(stated, Mapping) else None
+        kind = _ROTATIONS.get(str(kind), kind)
+        followed = "rope_parameters" in words and kind in [one.get("rope_type") for one in held]
+        if kind not in (None, "default") and not followed:
+            lost[key] = stated
+    bases = [one["rope_theta"] for one in held if "rope_theta" in one]
+    base = raw.get("rope_theta")
+    if _is_set(base) and "rope_theta" not in declared and bases and base not in bases:
+        lost["rope_theta"] = base
+    return lost
 
 
 def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str | None:
@@ -226,7 +251,12 @@ def _is_neutral(raw: Mapping[str, Any], key: str, value: Any) -> bool:
     """Check that a key that nothing reads says what is computed all the same."""
     if key in _SAME_AS and value == raw.get(_SAME_AS[key]):
         return True
-    return value in (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
+    return value in _neutral(raw, key)
+
+
+def _neutral(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """The values of a key that nothing reads that mean what is computed."""
+    return (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
 
 
 def _is_set(value: Any) -> bool:

@@ -129,6 +129,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     # Decoders keep what the next token would need, in every layer; there is none.
     model.config.use_cache = False
     model = model.to(device)
+    _check_direction(folder, model)
     return LoadedModel(
         model=model,
         architecture=architecture,
@@ -316,9 +317,36 @@ def _check_settings(folder: ModelFolder, model: Any) -> str | None:
     kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
     # Not the libraries' common code: the words there are of all models.
     modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
+    # Code that a model brings along may read its configuration in any of its files.
+    packages = tuple(
+        {f"{name.rpartition('.')[0]}." for name in modules if name.startswith("transformers_modules.")}
+    )
+    modules |= {name for name in sys.modules if packages and name.startswith(packages)}
     code = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
     declared = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
     return check_unread(folder.name, folder.model_type, unread_keys(folder.config, config, declared, code))
+
+
+def _check_direction(folder: ModelFolder, model: Any) -> None:
+    """Check that a model whose config.json sets is_causal to false sees what stands after a token.
+
+    Many classes follow it, and some of those that see one side only do not read it.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if folder.config.get("is_causal") is not False:
+        return
+    texts = torch.tensor([[0, 1, 0], [0, 1, 1]], device=model.device)
+    with torch.inference_mode():
+        first, second = (model(input_ids=text[None])[0][0, 0] for text in texts)
+    if torch.equal(first, second):
+        raise ModelError(
+            f"config.json of model '{folder.name}' sets is_causal to false, and transformers' "
+            f"'{folder.model_type}' sees only what stands before a token all the same",
+            hint="if the model was trained so, take is_causal out of config.json; else its numbers need the code "
+            "that it was trained with",
+        )
 
 
 def _in_pooler(key: str) -> bool:

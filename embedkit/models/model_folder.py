@@ -344,6 +344,7 @@ def _no_weights(name: str, folder: Path) -> ModelError:
         path.name
         for path in sorted(folder.iterdir())
         if path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+        and path.is_file()
         and not path.name.startswith(_OF_TRAINING)
     ]
     if others:

@@ -87,7 +87,8 @@ def check_remote_code(folder: ModelFolder, *, trust: bool) -> tuple[tuple[Remote
     if not named:
         return (), ()
     if not trust:
-        needed = [one for one in named if _is_needed(folder, one)]
+        # A head's code is named where nothing else of the model's own is.
+        needed = [one for one in found or named if _is_needed(folder, one)]
         if needed:
             raise ModelError(
                 f"model '{folder.name}' needs code of its own, which is not run: {', '.join(map(str, needed))}",

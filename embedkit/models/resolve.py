@@ -315,7 +315,7 @@ def _refuse_unknown_attention(name: str, config: dict[str, Any]) -> None:
             if unknown:
                 raise ModelError(
                     f"config.json of model '{name}' sets {key} to {str(unknown[0])[:80]!r}, which would be "
-                    f"fetched as code; allowed are {', '.join(allowed)}",
+                    f"fetched as code or is not there; allowed are {', '.join(allowed)}",
                     hint=f"take {key} out of config.json, or put one of these there",
                 )
         elif isinstance(value, dict):

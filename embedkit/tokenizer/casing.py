@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from embedkit.errors import ModelError
-from embedkit.tokenizer.checkpoint import held_to_files, stated_settings
+from embedkit.tokenizer.checkpoint import against_code, held_to_files, stated_settings
 from embedkit.tokenizer.files import tokenizer_of_files
 from embedkit.tokenizer.missing import missing_package
 
@@ -81,7 +81,7 @@ def _loaded(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[An
         return plain, ()
     tokenizer, told = _by_transformers(folder, code, trust=trust)
     if code is not None:
-        return tokenizer, ()
+        return tokenizer, against_code(tokenizer, folder)
     tokenizer, of_files = held_to_files(tokenizer, folder)
     return tokenizer, (*told, *of_files)
 

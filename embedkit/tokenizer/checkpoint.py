@@ -32,7 +32,8 @@ _PROBES = (
 _FILE = "tokenizer.json"
 #: A text that vocabularies of sentencepiece for any language with these letters spell in one way.
 _PLAIN = "the patient was seen in the clinic today and went home"
-#: Classes that put <s> before a text unless they are told not to; transformers 5 does so by tokenizer.json alone.
+#: Classes that put <s> before a text unless they are told not to, whatever tokenizer.json does; transformers 5
+#: goes by that file alone.
 _OPEN_WITH_BOS = ("LlamaTokenizer", "GemmaTokenizer")
 
 
@@ -58,9 +59,9 @@ def held_to_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
         ModelError: tokenizer.json is no tokenizer; or there is none, and transformers spells texts otherwise than
             the vocabulary's own library.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = _backend(tokenizer)
     if backend is None:
-        return tokenizer, ()
+        return tokenizer, against_code(tokenizer, folder)
     _uncut(backend)
     settings = stated_settings(folder)
     notices: list[str] = []
@@ -83,6 +84,9 @@ def held_to_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
         if type(tokenizer).__name__ in _OPEN_WITH_BOS:
             settings = {"add_bos_token": True, **settings}
     notices += _add_ends(backend, settings, tokenizer)
+    declared = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if {declared, type(tokenizer).__name__} & {*_OPEN_WITH_BOS}:
+        notices += _leave_out_ends(backend, settings, tokenizer)
     _replace_backend(tokenizer, backend)
     return tokenizer, tuple(notices)
 
@@ -124,6 +128,30 @@ def stated_settings(folder: Path) -> Mapping[str, Any]:
 def _replace_backend(tokenizer: Any, backend: Any) -> None:
     if tokenizer.backend_tokenizer is not backend:
         tokenizer._tokenizer = backend  # noqa: SLF001 - transformers has no public way
+
+
+def against_code(tokenizer: Any, folder: Path) -> tuple[str, ...]:
+    """Say that a tokenizer that is code of its own, which is used, spells texts otherwise than tokenizer.json."""
+    if not (folder / _FILE).is_file():
+        return ()
+    saved = read_tokenizer(folder / _FILE)
+
+    def spelled(text: str) -> Any:
+        try:
+            return tokenizer(text)["input_ids"]
+        except Exception as fault:  # noqa: BLE001 - code of anybody's; a text that it cannot spell is told later
+            return type(fault)
+
+    if all(spelled(text) == saved.encode(text).ids for text in _PROBES if text):
+        return ()
+    kind, held = (type(getattr(one, "model", None)).__name__ for one in (_backend(tokenizer), saved))
+    built = f", as {kind} where the file has {held}" if kind not in {held, "NoneType"} else ""
+    name = type(tokenizer).__name__
+    return (f"{_FILE} is not used: code of the tokenizer's class, {name}, gives other tokens{built}",)
+
+
+def _backend(tokenizer: Any) -> Any:
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 # Are the two the same? -------------------------------------------------------------------------------
@@ -286,6 +314,22 @@ def _add_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> Iter
             yield (
                 f"the tokenizer is to put a token {place} each text (add_{name}_token), which transformers leaves "
                 f"out: {backend.id_to_token(token)} is added"
+            )
+
+
+def _leave_out_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> Iterator[str]:
+    """Leave the tokens around a text out that tokenizer_config.json does not want and that are there."""
+    before = _ends(backend)
+    _take_ends_away(backend, settings, tokenizer)
+    after = _ends(backend)
+    for name, place, had, has in (
+        ("bos", "before", before.prefix, after.prefix),
+        ("eos", "after", before.suffix, after.suffix),
+    ):
+        if had != has:
+            yield (
+                f"the tokenizer is to put no token {place} each text (add_{name}_token), which transformers puts "
+                f"there: {backend.id_to_token(had[0][0])} is left out"
             )
 
 

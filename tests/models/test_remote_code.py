@@ -165,6 +165,25 @@ def test_an_encoder_of_the_models_own_is_used_where_it_may_run(model_type, folde
     assert any("code of the model is run" in notice for notice in own.notices)
 
 
+def test_a_setting_that_any_file_of_its_code_reads_is_followed_and_others_are_refused(folder, ran):
+    own_model(folder, ran, model_type="bert")
+    (folder / "deeper.py").write_text("def scale(config): return getattr(config, 'output_scale_factor', 1.0)\n")
+    code = (folder / "modeling_own.py").read_text()
+    code = code.replace("import FACTOR", "import FACTOR\nfrom .deeper import scale").replace(
+        "* FACTOR", "* scale(self.config)"
+    )
+    (folder / "modeling_own.py").write_text(code)
+
+    def encoded(factor: float):
+        edit(folder / "config.json", output_scale_factor=factor)
+        return Encoder(str(folder), pool="mean", trust_remote_code=True, revision=COMMIT).encode(TEXTS)
+
+    np.testing.assert_allclose(encoded(3.0), 3 * encoded(1.0), atol=1e-4)
+    edit(folder / "config.json", rotary_scale_factor=2.0)
+    with pytest.raises(ModelError, match="rotary_scale_factor"):
+        encoded(1.0)
+
+
 @pytest.mark.parametrize("changed", ["modeling_own.py", "part.py", "tokenization_own.py", "deep/er.py"])
 def test_every_file_of_code_is_in_the_fingerprint(changed, folder, ran):
     own_tokenizer(own_model(folder, ran), ran)

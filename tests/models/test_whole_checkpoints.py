@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.config_keys import check_unread
+from embedkit.models.config_keys import check_unread, unread_keys
 from embedkit.models.engine import load_model
 from embedkit.models.lean.encoder import LeanModel
 from embedkit.models.resolve import resolve_model
@@ -181,6 +181,8 @@ def test_more_layers_than_config_says_are_told_as_that(bert):
         ({"position_embedding_type": "relative_key_query"}, "relative_key_query"),
         ({"position_embedding_type": "alibi"}, "alibi"),
         ({"rope_theta": 10000.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters"),
         ({"use_rms_norm": True}, "use_rms_norm"),
         ({"logit_softcap": 30.0}, "logit_softcap"),
         ({"attention_window": 12}, "attention_window"),
@@ -223,6 +225,54 @@ def test_the_same_setting_with_another_value_than_the_code_has_is_refused(bases,
     edit_json(folder / "config.json", layer_norm_eps=1e-5)
     with pytest.raises(ModelError, match="layer_norm_eps"):
         vector(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, None),
+        ({"rope_scaling": {"rope_type": "default"}}, None),
+        # Transformers reads the older name "type" for other models only.
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_theta": 50.0}, "rope_theta"),
+    ],
+    ids=str,
+)
+def test_settings_of_rotary_positions_are_followed_or_refused(bases, tmp_path, settings, says):
+    folder = Path(shutil.copytree(bases("modernbert"), tmp_path / "m"))
+    if says is None:
+        before = vector(folder)
+    edit_json(folder / "config.json", **settings)
+    if says is None:
+        scaled = "factor" in settings["rope_scaling"]
+        assert (np.abs(vector(folder) - before).max() > 1e-3) == scaled
+        return
+    with pytest.raises(ModelError, match=says):
+        vector(folder)
+
+
+@pytest.mark.parametrize(("kind", "is_followed"), [("gpt2", True), ("openai-gpt", False)])
+def test_a_decoder_that_is_to_read_both_ways_does_or_is_refused(bases, tmp_path, kind, is_followed):
+    folder = Path(shutil.copytree(bases("gpt2"), tmp_path / kind))
+    if kind != "gpt2":
+        config = transformers.OpenAIGPTConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        transformers.OpenAIGPTModel(config).save_pretrained(folder)
+    edit_json(folder / "config.json", is_causal=False)
+    if not is_followed:
+        with pytest.raises(ModelError, match="is_causal"):
+            vector(folder)
+        return
+    both_ways = vector(folder)
+    edit_json(folder / "config.json", is_causal=True)
+    assert np.abs(both_ways - vector(folder)).max() > 1e-3
+
+
+def test_a_setting_that_is_switched_off_is_refused_where_the_code_has_it_switched_on():
+    config = transformers.PegasusConfig(normalize_before=False)
+    raw = {"model_type": "pegasus", "normalize_before": False, "scale_embedding": False}
+    assert unread_keys(raw, config, ["scale_embedding"], "") == {"normalize_before": False}
+    raw["normalize_before"] = True
+    assert unread_keys(raw, config, ["scale_embedding"], "") == {}
 
 
 def test_a_key_that_nobody_knows_and_that_names_no_number_is_told(bert):

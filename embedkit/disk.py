@@ -5,6 +5,7 @@ Knows nothing of what is in the files, nor of how they are written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from embedkit.errors import OutputError
+
+#: The way out where a name is longer than the disk takes.
+SHORTER = "choose a shorter name; what is made beside an output has one that is some 40 characters longer"
 
 
 def cache_folder() -> Path:
@@ -75,6 +79,21 @@ def is_folder(path: Path | str) -> bool:
         return False
 
 
+def seems_folder(path: Path | str) -> bool:
+    """Whether this is a folder as far as can be known; for what is looked at again, and told, where it is used."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a name is too long or may not be looked at
+
+
+def seems_file(path: Path | str) -> bool:
+    """Whether this is a plain file as far as can be known; see `seems_folder`."""
+    return os.path.isfile(path)  # noqa: PTH113 - see above
+
+
+def seems_there(path: Path | str) -> bool:
+    """Whether there is something, no link to nothing, as far as can be known; see `seems_folder`."""
+    return os.path.exists(path)  # noqa: PTH110 - see above
+
+
 def listed(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int | None]]:
     """Every file under a folder: `prefix` and its path in there, and its size; None for a link or a device.
 
@@ -111,7 +130,9 @@ def as_read_error(path: Path | str) -> Iterator[None]:
         where = fault.filename if isinstance(fault.filename, str) else path
         raise OutputError(
             f"{where} cannot be read: {os.strerror(fault.errno or 0)}; nothing was changed",
-            hint="fix the disk or the permissions, then run the same command again",
+            hint=SHORTER
+            if fault.errno == errno.ENAMETOOLONG
+            else "fix the disk or the permissions, then run the same command again",
         ) from None
 
 

@@ -65,7 +65,7 @@ def _items(given: Any) -> Iterable[Any]:
     if _is_sequence(given):
         return (given[place] for place in range(len(given)))
     items: Iterable[Any] | None = None
-    # Some have the method and refuse it; the error below is told without the library's own, which may quote a text.
+    # Some have the method and refuse it; the error below is raised without theirs, which may quote a text.
     with contextlib.suppress(TypeError):
         items = iter(given)
     if items is None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedkit.disk import seems_folder
+
 
 def make_recipe(
     *,
@@ -114,7 +116,7 @@ def model_name(typed: str, folder: Path, hub: str | None) -> str:
     Returns:
         An alias or a hub id as typed; of a folder its own name alone, for paths tell of people and machines.
     """
-    if hub is not None and not Path(typed).is_dir():
+    if hub is not None and not seems_folder(typed):
         return as_text(typed)
     cached = next((part for part in folder.parts if part.startswith("models--")), None)
     return cached.removeprefix("models--").replace("--", "/", 1) if cached else as_text(folder.name)

@@ -78,6 +78,8 @@ class Replacement:
                 if self.path.is_symlink()
                 else "a mount point"
                 if os.path.ismount(self.path)
+                else "the folder that this command runs in"
+                if is_folder(self.path) and self.path.samefile(Path.cwd())
                 else ""
                 if os.access(self.path.absolute().parent, os.W_OK | os.X_OK)
                 else "in a folder that may not be written to"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedkit.disk import is_there, refuse_link
+from embedkit.disk import SHORTER, is_there, refuse_link
 from embedkit.errors import OutputError
 from embedkit.leftovers import is_leftover, temporary_name
 
@@ -170,5 +170,7 @@ def as_output_error(path: Path) -> Iterator[None]:
             f"cannot write {path}: {os.strerror(fault.errno) if fault.errno else 'the disk refuses'}",
             hint="free some space, then run the same command again; an encode with --on-exists resume"
             if full
+            else SHORTER
+            if fault.errno == errno.ENAMETOOLONG
             else "choose another place with -o, or mend its permissions",
         ) from None

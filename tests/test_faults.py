@@ -7,10 +7,13 @@ of which the short form runs here.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +160,57 @@ def test_an_output_that_became_read_only_ends_the_run_with_5_and_resume_goes_on(
         assert again.code == 0, again.err
         look_after_end(bench, output, place)
     assert 10 <= allowed < 99
+
+
+@LINUX
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("encode ROWS -m MODEL -o closed/out", OUTPUT),
+        ("encode ROWS -m MODEL -o closed/out --on-exists overwrite", OUTPUT),
+        ("encode ROWS -m MODEL -o closed/out.npy", OUTPUT),
+        ("encode ROWS -m MODEL -o closed/out.parquet --group-by patient", OUTPUT),
+        ("fit ROWS -m MODEL --pooler idf -o closed/p.safetensors", OUTPUT),
+        ("sweep ROWS -m MODEL --label patient -o closed/sw", OUTPUT),
+        ("verify closed/out", OUTPUT),
+        ("inspect closed/out.npy", OUTPUT),
+        ("report closed/out", OUTPUT),
+        ("report closed/out -o closed/page.html", OUTPUT),
+        ("encode closed/rows.jsonl -m MODEL -o new", INPUT),
+        ("encode closed -m MODEL -o new", INPUT),
+        ("encode closed/*.jsonl -m MODEL -o new", INPUT),
+    ],
+)
+def test_a_place_that_may_not_be_looked_at_is_named_with_the_reason(
+    embedkit_cli: Cli,
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    code: int,
+    number: int,
+) -> None:
+    """Another user's folder, or one on a server that was started anew: all that is asked of it is refused."""
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if "closed" in str(path).split("/"):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    for of, name in ((os, "stat"), (os, "lstat"), (os, "open"), (os, "scandir"), (os, "listdir"), (io, "open")):
+        monkeypatch.setattr(of, name, refusing(getattr(of, name)))
+    monkeypatch.setattr(builtins, "open", refusing(open))
+    monkeypatch.chdir(tmp_path)
+    given = {"ROWS": bench.table, "MODEL": bench.model}
+    ran = embedkit_cli(*(given.get(word, word) for word in words.split()))
+    assert ran.code == code, ran.err
+    assert ran.told[-2].startswith("error: ")
+    assert re.search(f"closed.*{os.strerror(number)}", ran.told[-2]), ran.err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

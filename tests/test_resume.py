@@ -357,6 +357,7 @@ def test_a_finished_file_of_another_recipe_or_input_is_not_taken_for_this_one(en
     ran = encode(NOTES, "-o", tmp_path / output, *change, "--on-exists", "resume")
     assert ran.code == 5
     assert "--on-exists overwrite" in ran.err
+    assert "another input" not in ran.err, "all are of the same file"
     assert tree(tmp_path) == before
 
 

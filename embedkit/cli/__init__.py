@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -18,6 +19,14 @@ import typer
 from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
 from embedkit.cli.commands import WRONG_USAGE, Command, Group, explained
 from embedkit.errors import EmbedkitError, ReaderGone
+
+#: What a disk or a system answers, whatever it is asked; no fault of embedkit.
+_OF_THE_SYSTEM = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
 
 app = typer.Typer(
     name="embedkit",
@@ -93,6 +102,13 @@ def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way ou
     # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
     # cannot.
     except BaseException as fault:  # noqa: BLE001
+        if isinstance(fault, OSError) and fault.errno in _OF_THE_SYSTEM:
+            where = f"{fault.filename}: " if isinstance(fault.filename, str) else ""
+            return _say(
+                f"{where}{os.strerror(fault.errno)}",
+                "mend the disk, the names or the permissions, then run the same command again",
+                5,
+            )
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
         return _say(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from embedkit.disk import seems_there
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
@@ -374,4 +374,4 @@ def _options_of(parameters: list[Any]) -> list[str]:
 
 
 def _looks_like_input(name: str) -> bool:
-    return name == "-" or Path(name).exists() or bool(re.search(r"\.\w+$|[/*]", name))
+    return name == "-" or seems_there(name) or bool(re.search(r"\.\w+$|[/*]", name))

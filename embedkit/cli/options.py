@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from embedkit.cli.commands import JOINED, closest_options
-from embedkit.cli.outputs import default_output
+from embedkit.cli.outputs import default_output, named
 from embedkit.cli.outputs import output_format as format_of
 from embedkit.config import (
     BatchConfig,
@@ -189,7 +189,7 @@ def run_config(
         raise UsageError(
             f"--revision is of a model on the hub, and '{model}' is a folder", hint="leave out --revision"
         )
-    out = default_output(inputs) if output is None else output
+    out = default_output(inputs) if output is None else named(output)
     return RunConfig(
         input=InputConfig(
             inputs=tuple(inputs),

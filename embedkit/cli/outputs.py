@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from embedkit.config import FORMATS, OUTPUT_FORMATS
+from embedkit.disk import seems_folder
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
@@ -72,6 +73,20 @@ def default_output(inputs: list[str]) -> str:
     return f"{without_suffixes(name)}.embeddings"
 
 
+def named(output: str) -> str:
+    """An output's name, written out where it ends in no name: `.` and `..` are folders that have one.
+
+    Raises:
+        UsageError: it is the root of all folders, beside which nothing can be made.
+    """
+    if Path(output).name not in {"", ".."}:
+        return output
+    whole = os.path.abspath(output)  # noqa: PTH100 - as typed but for the dots: no link is followed
+    if not Path(whole).name:
+        raise UsageError(f"-o {output} is the root of all folders", hint="name a file or a folder in it")
+    return whole
+
+
 def without_suffixes(name: str) -> str:
     """A file's name without the suffixes of tables and of compressed files: `2024.01` of `2024.01.csv.gz`."""
     for suffixes in (_COMPRESSED, _TABLES):
@@ -130,7 +145,7 @@ def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -
 
 def is_folder(output: str) -> bool:
     """Whether a name is a folder's whatever its suffix: it ends in a slash, or the folder is there."""
-    return output.endswith(("/", os.sep)) or Path(output).is_dir()
+    return output.endswith(("/", os.sep)) or seems_folder(output)
 
 
 def _suffix(output: str) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from embedkit.cli.encode import running
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
-from embedkit.cli.outputs import check_name
+from embedkit.cli.outputs import check_name, named
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
 
@@ -79,6 +79,7 @@ def sweep(
     from embedkit.study.sweep import sweep as carry_out
 
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
+    output = named(output)
     asked = SweepConfig(
         run=run_config(
             **options,

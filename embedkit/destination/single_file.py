@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedkit.records import EncodedShard
 from embedkit.sinks import Sink, make_sink
 from embedkit.sinks.layout import REJECTS_KEY
 from embedkit.sinks.npy import metadata_name
+from embedkit.sinks.rejects import lists_rejects
 from embedkit.sinks.stored import former_files, made_by, open_stored
 from embedkit.whole_files import WholeFiles, as_output_error
 
@@ -44,6 +46,7 @@ class SingleFile:
         self._inputs: Collection[str] = ()
         self._first: Mapping[str, Any] | None = None
         self._was_there = False
+        self._has_former_rejects = False
 
     @property
     def notices(self) -> Sequence[str]:
@@ -60,8 +63,16 @@ class SingleFile:
             refuse_link(self.path)
             is_last_there = is_there(self.last)
             there = self._was_there = is_last_there or is_there(self.path)
+            rejects = self.path.with_name(self.rejects)
+            self._has_former_rejects = is_there(rejects) and (there or self.parts.has_plan())
+            if is_there(rejects) and not lists_rejects(rejects):
+                raise OutputError(
+                    f"{rejects} is where the list of rejects goes, and embedkit did not write what is there",
+                    hint="rename or move it, or choose another place with -o",
+                )
         if there and self.on_exists == "error" and not self.several:
-            raise OutputError(f"{self.path} exists", hint=f"use {WAYS}")
+            name = self.path if is_there(self.path) else self.last
+            raise OutputError(f"{name} exists", hint=f"use {WAYS}")
         if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
             # Parts without a plan are what a run left that was killed when the file was whole.
             self.was_whole = True
@@ -104,6 +115,11 @@ class SingleFile:
             ("embedkit.input", "input", {*inputs, sink.layout.metadata["embedkit.input"]}),
         ):
             if found.get(name) not in allowed:
+                if what == "input" and _same_files(found, sink.layout.metadata):
+                    return (
+                        "is of the same files with other columns, another --limit or --on-bad-row; or an older "
+                        "embedkit wrote it, and they were touched since"
+                    )
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None
 
@@ -151,7 +167,7 @@ class SingleFile:
     def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
         """See Destination."""
         with as_read_error(self.path):
-            former = {self.rejects, *self._former_files()}
+            former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
         self._refuse_damage(shards)
         files = WholeFiles(self.path.parent)
         parts = self.parts.output
@@ -243,3 +259,9 @@ class SingleFile:
                 digest.update(data)
                 out.write(data)
         return digest.hexdigest()
+
+
+def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two outputs say that they are of files with the same content."""
+    said = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
+    return said[0] is not None and said[0] == said[1]

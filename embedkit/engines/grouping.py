@@ -21,7 +21,7 @@ import pyarrow as pa
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
 from embedkit.destination import Destination, Folder, destination_of
-from embedkit.disk import as_read_error, is_there, listed
+from embedkit.disk import as_read_error, is_there, listed, seems_file
 from embedkit.engines.planning import ModelFacts, counts, input_digests, layout, manifest_of, non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
@@ -74,7 +74,7 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
     if "-" not in config.input.inputs:
         names = [*expanded(config.input.inputs, []), *([config.units.spans] if config.units.spans else ())]
         check_not_read([out, out.with_name(f"{out.stem}.rejects.jsonl")], names)
-        check_not_read([rows, *([] if out.is_file() else [out])], names, whole_folders=True)
+        check_not_read([rows, *([] if seems_file(out) else [out])], names, whole_folders=True)
     destination = destination_of(config.output)
     stored = destination.open()
     request = find_model(config.model, config.text, config.pooling)

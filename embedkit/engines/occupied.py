@@ -14,6 +14,7 @@ from typing import Any
 
 from embedkit.commit import PLAN
 from embedkit.config import RunConfig
+from embedkit.disk import seems_file, seems_there
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.recipe import files_digest
 from embedkit.sinks.stored import made_by, read_json
@@ -38,7 +39,8 @@ def other_outputs_spared(config: RunConfig) -> Generator[None, None, None]:
         if same:
             raise
         if same is None:
-            hint = f"choose another place with -o; or, if what is there is of this input, {error.hint}"
+            ways = error.hint.removesuffix(", or another place with -o")
+            hint = f"choose another place with -o; or, if what is there is of this input, {ways}"
             raise OutputError(error.message, hint=hint) from None
         raise OutputError(
             f"{error.message}; it is of another input than this one",
@@ -62,9 +64,9 @@ def _digests(path: Path) -> set[Any]:
     found: set[Any] = set()
     for plan in plans:
         with suppress(EmbedkitError, LookupError, TypeError):
-            if plan.exists():
+            if seems_there(plan):
                 found.add(files_digest(read_json(plan)["input"]["files"]))
-    if path.is_file():
+    if seems_file(path):
         with suppress(EmbedkitError):
             found.add(loads(made_by(path).get("embedkit.read", "{}")).get("files_digest"))
     return found - {None}

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
-from embedkit.disk import sha256_of
+from embedkit.disk import seems_folder, sha256_of
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
 from embedkit.plan import SHARD_CHARACTERS, ShardCutter, by_content, default_shard_characters, default_shard_rows
@@ -105,7 +105,7 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
         return
     names = [file.name for file in (*table.files, *(spans.table.files if spans else ())) if file.name != "-"]
     path = Path(output)
-    if path.suffix != f".{form}" or path.is_dir():
+    if path.suffix != f".{form}" or seems_folder(path):
         check_not_read([path], names, whole_folders=True)
         return
     beside = [path.with_name(f"{path.stem}.rejects.jsonl")]

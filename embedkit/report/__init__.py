@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedkit.disk import refuse_link
+from embedkit.disk import as_read_error, is_folder, is_there, refuse_link
 from embedkit.errors import OutputError, UsageError
 from embedkit.report.findings import find_out
 from embedkit.report.markup import element
@@ -35,8 +35,11 @@ def write_report(config: ReportConfig) -> int:
     """
     mark = outputs_mark([str(path.absolute()) for path in config.paths])
     _see_place(config.page, config.on_exists, mark)
-    if any(config.page.exists() and path.exists() and config.page.samefile(path) for path in config.paths):
-        raise UsageError(f"the page would replace {config.page}, which is read", hint="name another file with -o")
+    with as_read_error(config.page):
+        if any(config.page.exists() and path.exists() and config.page.samefile(path) for path in config.paths):
+            raise UsageError(
+                f"the page would replace {config.page}, which is read", hint="name another file with -o"
+            )
     plotly = plotly_source()
     outputs = [find_out(path, config) for path in config.paths if not is_sweep(path)]
     sweeps = [read_sweep(path) for path in config.paths if is_sweep(path)]
@@ -59,12 +62,14 @@ def write_report(config: ReportConfig) -> int:
 
 
 def _see_place(page: Path, on_exists: str, mark: str) -> None:
-    if not page.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder {page.parent}", hint="make it, or choose another with -o")
     refuse_link(page)
-    if page.is_dir():
-        raise OutputError(f"{page} is a folder", hint="name a file with -o")
-    if page.exists() and on_exists == "error":
+    with as_read_error(page):
+        if not is_folder(page.absolute().parent):
+            raise OutputError(f"there is no folder {page.parent}", hint="make it, or choose another with -o")
+        if is_folder(page):
+            raise OutputError(f"{page} is a folder", hint="name a file with -o")
+        exists = is_there(page)
+    if exists and on_exists == "error":
         with as_output_error(page), page.open("rb") as file:
             is_of_these = mark.encode() in file.read(_HEAD)
         hint = (

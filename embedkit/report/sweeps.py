@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from embedkit.disk import sha256_of
+from embedkit.disk import as_read_error, is_there, sha256_of
 from embedkit.errors import OutputError
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
@@ -43,10 +43,15 @@ class Sweep:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether this is the folder of a sweep, finished or not."""
-    if (path / "manifest.json").exists() or (path / "plan.json").exists():
-        return False
-    return (path / _RESULTS).exists() or (path / _SUMMARY).exists() or (path / _VECTORS / "plan.json").exists()
+    """Whether this is the folder of a sweep, finished or not.
+
+    Raises:
+        OutputError: that cannot be known.
+    """
+    with as_read_error(path):
+        if is_there(path / "manifest.json") or is_there(path / "plan.json"):
+            return False
+        return any(is_there(path / name) for name in (_RESULTS, _SUMMARY, f"{_VECTORS}/plan.json"))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -55,7 +60,9 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         OutputError: it is not finished, or a file is not as a sweep writes it.
     """
-    if not (path / _SUMMARY).exists():
+    with as_read_error(path):
+        is_finished = is_there(path / _SUMMARY)
+    if not is_finished:
         raise OutputError(
             f"{path} is a sweep that is not finished: it has no {_SUMMARY}",
             hint="run the same `embedkit sweep` again with --on-exists resume",

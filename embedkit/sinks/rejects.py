@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from embedkit.records import EncodedShard
 from embedkit.sinks.layout import Create, shard_name
+
+_KEYS = frozenset({"row", "file", "offset", "code"})
+_FIRST_LINE = 2**20
+
+
+def lists_rejects(path: Path) -> bool:
+    """Check whether a file is a list of rejects, by the keys of its first line.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        line = file.readline(_FIRST_LINE)
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.keys() - {"layer"} == _KEYS
 
 
 def write_rejects(shard: EncodedShard, create: Create) -> None:

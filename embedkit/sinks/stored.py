@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedkit.disk import as_read_error, is_folder, is_there, sha256_of
+from embedkit.disk import as_read_error, is_folder, is_there, seems_folder, seems_there, sha256_of
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.probe import fault_of
 from embedkit.records import Variant
@@ -195,7 +195,7 @@ def refuse_missing(path: Path) -> None:
         OutputError: there is nothing, or it cannot be looked at.
     """
     # Arrays of several variants have names of their own; the file of facts is there whatever they are.
-    if path.suffix == ".npy" and path.with_name(metadata_name(path.name)).exists():
+    if path.suffix == ".npy" and seems_there(path.with_name(metadata_name(path.name))):
         return
     with readable(path):
         if is_there(path):
@@ -207,7 +207,7 @@ def refuse_missing(path: Path) -> None:
             near = closest_names(path.name, sorted(it.name for it in islice(path.parent.iterdir(), _SIBLINGS)))
     if near:
         hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
-    elif not path.parent.is_dir():
+    elif not seems_folder(path.parent):
         hint = f"there is no folder {path.parent} either: check the path"
     else:
         hint = _WHERE

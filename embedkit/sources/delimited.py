@@ -185,7 +185,10 @@ class Delimited:
             yield line
         # Raised out here because an exception remembers the one in whose handler it was raised, and
         # that one holds the bytes it could not decode.
-        raise lines.not_utf8(self._file, bad)
+        raise InputError(
+            f"{self._file}: not UTF-16, as its first bytes say, at byte {bad}",
+            hint="it may be cut off: copy it again and compare its size",
+        )
 
     def _length(self, line: str, errors: str) -> int:
         """The bytes of a line; notes where the first one is that is not of the encoding."""

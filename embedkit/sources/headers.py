@@ -19,17 +19,25 @@ from embedkit.suggest import closest_names
 #: Of a wide table, a message lists this many names. A longer name than the other number is not shown.
 LISTED, NAME_LENGTH = 50, 64
 
-#: Words that head columns and are hardly ever what stands in a cell. Names are taken apart into words.
+#: Words that stand in no cell: one of them makes a header. Names are taken apart into words.
+_SURE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    id ids uid uuid guid idx rowid txt text texts label labels mrn pid hadm icustay charttime chartdate storetime
+    storedate cgid iserror filename doi pmid pmcid
+        """,
+    )
+)
+#: Words that head columns and are seldom what stands in a cell: they make a header where they are half of it.
 _HEADING = frozenset(
     re.findall(
         r"\w+",
         """
-    id ids uid uuid guid key index idx rowid row no number num nr text txt texts label labels target y category
-    class classes score value count date datetime time timestamp year month day age sex gender name names type kind
-    role status mrn pid hadm icustay subject patient patients encounter visit admission stay chart charttime
-    chartdate storetime storedate cgid iserror split fold group cluster author filename file path url source origin
-    lang language code codes icd start end begin stop offset length len embedding vector birth dob identifier
-    specimen sample span column field col var variable ref doi pmid pmcid version created updated weight rating
+    key index number num nr target category class classes score value count date datetime time timestamp year age
+    sex gender name names type kind role status patients split fold cluster author file path url source origin lang
+    language code codes icd offset length len embedding vector birth dob identifier span column field col var
+    variable ref version created updated rating
         """,
     )
 )
@@ -39,9 +47,10 @@ _AMBIGUOUS = frozenset(
         r"\w+",
         """
     note notes sentence sentences content contents body title abstract summary description desc comment comments
-    report reports document documents doc docs question answer query passage paragraph section review message
-    subject diagnosis discharge history findings impression narrative free clinical raw full main of the in for
-    from to by at per
+    report reports document documents doc docs question answer query passage paragraph section review
+    message subject patient encounter visit admission stay chart start end begin stop month day weight sample
+    specimen group row no y diagnosis discharge history findings impression narrative free clinical raw full
+    main of the in for from to by at per
         """,
     )
 )
@@ -65,10 +74,14 @@ def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
         return False  # pandas leaves the name of its index empty, and repeats none
     if not all(len(name) <= NAME_LENGTH and _NAME.fullmatch(name) for name in filled):
         return False
-    if len(others) < len(names) or _is_numbered(filled):
+    if len(others) < len(names):
         return True
     ranks = [_rank(name) for name in filled]
-    return 2 in ranks or ranks.count(1) > (len(names) > 1)
+    if _is_numbered([name for name, rank in zip(filled, ranks, strict=True) if not rank]):
+        return True
+    if max(ranks) == 1:
+        return 0 not in ranks
+    return 3 in ranks or (2 in ranks and ranks.count(0) <= len(ranks) // 2)
 
 
 def shown(name: str) -> str:
@@ -112,11 +125,12 @@ def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _rank(name: str) -> int:
-    """2 for a name that heads columns, 1 for one that may, 0 for any other word."""
+    """3 for a name that is surely one, 2 for one that heads columns, 1 for one that may, 0 for any other word."""
     words = [word.casefold() for word in _WORDS.findall(name)]
-    if not words or not all(word in _HEADING or word in _AMBIGUOUS for word in words):
-        return 0
-    return 2 if any(word in _HEADING for word in words) else 1
+    if words and words[-1] in _SURE and " " not in name:
+        return 3  # tweet_id, commentText
+    ranks = [3 if word in _SURE else 2 if word in _HEADING else int(word in _AMBIGUOUS) for word in words]
+    return max(ranks) if ranks and 0 not in ranks else 0
 
 
 def _is_numbered(names: Sequence[str]) -> bool:
@@ -125,7 +139,7 @@ def _is_numbered(names: Sequence[str]) -> bool:
         return True
     parts = [(match[1], int(match[2])) for name in names if (match := _NUMBERED.fullmatch(name))]
     runs = sum(after == (before[0], before[1] + 1) for before, after in pairwise(parts))
-    return runs >= max(2, len(names) // 2)
+    return runs >= 2 and runs == len(names) - 1
 
 
 def _shown_in_list(name: str, typed: Collection[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.disk import is_there, seems_file, seems_folder, seems_there
 from embedkit.errors import InputError, UsageError
 
 STDIN = "-"
@@ -35,7 +36,7 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 
-#: A folder that holds one of these is a result of embedkit, not a table of texts.
+#: A folder that holds one of these, written by embedkit, is a result and not a table of texts.
 OWN_FILES = frozenset({"plan.json", "manifest.json"})
 
 #: A folder that holds all of these is a sweep's.
@@ -43,6 +44,8 @@ _SWEEP_FILES, _SWEEP_FOLDER = frozenset({"results.parquet", "summary.json"}), "v
 #: Keys of a row in an output of JSON Lines, and of one in its list of rejects.
 _OF_ROWS = frozenset({"id", "n_tokens", "n_used", "n_chunks", "status"})
 _OF_REJECTS = frozenset({"row", "file", "offset", "code"})
+#: Keys of plans and manifests.
+_OF_A_RUN = frozenset({"version", "recipe", "fingerprint", "variants"})
 _FIRST_LINE = 64 * 2**20
 
 _SAMPLED = 2**20
@@ -165,8 +168,8 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
         hit = reads.get(place)
         if hit is None and whole_folders:
             hit = next((name for read, name in reads.items() if read.startswith(place + os.sep)), None)
-        elif hit is None and output.exists():  # a hard link
-            hit = next((name for name in inputs if Path(name).exists() and output.samefile(name)), None)
+        elif hit is None and seems_there(output):  # a hard link
+            hit = next((name for name in inputs if seems_there(name) and output.samefile(name)), None)
         if hit is not None:
             raise UsageError(
                 f"the output would replace {shown_name(hit)}, which is read", hint="choose another place with -o"
@@ -183,11 +186,11 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
     if "://" in typed:
         raise UsageError(f"{typed}: only local files are read", hint="copy it here first, or pipe it in with -")
     path = Path(typed)
-    if not path.is_dir() and (os.path.lexists(typed) or not glob.has_magic(typed)):
+    if not seems_folder(path) and (os.path.lexists(typed) or not glob.has_magic(typed)):
         if is_own_output(typed):
             notes.append(f"{shown_name(typed)} was written by embedkit; it is read because it is named")
         return [typed]
-    if path.is_dir():
+    if seems_folder(path):
         names = _inside(typed, notes)
         what = f"holds no file that ends in {' '.join(SUFFIXES)}"
     else:
@@ -209,22 +212,61 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
 
 def _matching(pattern: str, notes: list[str]) -> list[str]:
     """Files that a glob matches; of a folder that it matches, the files inside."""
-    _check_readable(os.path.dirname(pattern))  # noqa: PTH120 - names as typed
     names: list[str] = []
-    for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
-        if not Path(name).is_dir():
-            names.append(name)
-        elif "**" not in pattern:  # which matches what is inside by itself
-            names += _inside(name, notes)
+    for part in _without_any_depth(pattern):
+        _check_readable(os.path.dirname(part))  # noqa: PTH120 - names as typed
+        for name in glob.glob(part):  # noqa: PTH207
+            if not seems_folder(name):
+                names.append(name)
+            elif part == pattern:  # what is inside is matched by another part else
+                names += _inside(name, notes)
     return names
+
+
+def _without_any_depth(pattern: str) -> list[str]:
+    """One pattern a folder for a pattern with `**`, each folder once: `glob` follows links round in circles."""
+    before, mark, after = f"{os.sep}{pattern}".partition(f"{os.sep}**{os.sep}")
+    if not mark and before.endswith(f"{os.sep}**"):
+        before, mark, after = before.removesuffix(f"{os.sep}**"), "**", "*"
+    if not mark:
+        return [pattern]
+    tops = glob.glob(before[1:]) if before else [""]  # noqa: PTH207
+    below = [glob.escape(folder) for top in tops for folder in _folders(top)]
+    return [part for folder in below for part in _without_any_depth(os.path.join(folder, after or "*"))]  # noqa: PTH118
+
+
+def _folders(top: str) -> list[str]:
+    """A folder and those below it, linked ones too, each of them once; none hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(str(error.filename), error)
+
+    found: dict[str, str] = {}
+    waiting = [top]
+    while waiting:
+        links: list[str] = []
+        for start in waiting:
+            for root, folders, _ in os.walk(start or ".", onerror=refuse):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                if found.setdefault(os.path.realpath(root), root) != root:
+                    folders.clear()
+                paths = [os.path.join(root, name) for name in folders]  # noqa: PTH118 - names as typed
+                links += [path for path in paths if Path(path).is_symlink()]
+        waiting = [link for link in sorted(links) if os.path.realpath(link) not in found]
+    return [root if top else os.path.relpath(root) for root in found.values()]
 
 
 def _check_readable(pattern: str) -> None:
     """Refuse a folder that may not be listed: `glob` passes over it."""
     if glob.has_magic(pattern):
         _check_readable(os.path.dirname(pattern))  # noqa: PTH120
-    for name in glob.glob(pattern, recursive=True) if pattern else ():  # noqa: PTH207
-        if Path(name).is_dir() and not os.access(name, os.R_OK | os.X_OK):
+    elif pattern:
+        try:
+            is_there(pattern)
+        except OSError as error:
+            raise unreadable(pattern, error) from None
+    for name in glob.glob(pattern) if pattern else ():  # noqa: PTH207
+        if seems_folder(name) and not os.access(name, os.R_OK | os.X_OK):
             raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
@@ -287,7 +329,9 @@ def _walk(top: str, found: _Found) -> None:
 
     for root, folders, files in os.walk(top, onerror=refuse):
         place = os.path.realpath(root)
-        is_own = OWN_FILES & set(files) or (set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders)
+        is_own = any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)) or (
+            set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
+        )
         if place in found.seen or is_own:
             found.own += [root] if is_own else []
             folders.clear()
@@ -301,7 +345,7 @@ def _walk(top: str, found: _Found) -> None:
             if name.startswith("."):
                 continue
             known = by_name(name)[0] is not None
-            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not Path(path).exists():
+            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not seems_there(path):
                 raise InputError(
                     f"{shown_name(path)}: a link that leads nowhere", hint="mend it, or remove it from the folder"
                 )
@@ -314,13 +358,25 @@ def _is_around(link: str) -> bool:
     return os.path.commonpath([folder, place]) == folder
 
 
+def _is_of_a_run(folder: str, name: str) -> bool:
+    """Check whether a plan or a manifest is embedkit's: other programs write files of these names, too.
+
+    One that cannot be read counts as such where its folder looks like an output.
+    """
+    try:
+        value = json.loads((Path(folder) / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return (Path(folder) / "commits").is_dir()
+    return isinstance(value, dict) and value.keys() >= _OF_A_RUN
+
+
 def is_own_output(name: str) -> bool:
     """Check whether embedkit wrote a file: by its schema's metadata, or the keys of its first line.
 
     A file that cannot be read is not one; the reader of rows will say what is wrong with it.
     """
     form, compression = by_name(name)
-    if compression is not None or not Path(name).is_file():
+    if compression is not None or not seems_file(name):
         return False
     try:
         with open(name, "rb") as file:  # noqa: PTH123 - as os.stat above

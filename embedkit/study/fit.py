@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
 from embedkit.config.fit import OF_VECTORS, WITHOUT_LABELS, FitConfig
-from embedkit.disk import as_read_error, is_there, refuse_link
+from embedkit.disk import as_read_error, is_folder, is_there, refuse_link, seems_folder
 from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.files import pooler_bytes
@@ -87,7 +87,7 @@ def fit(
     if "-" in asked.input.inputs and config.kind != "idf":
         raise UsageError("fit reads its input twice, and stdin can be read only once", hint="give a file")
     # A model's folder is read as the input is: its model.safetensors is no place for a pooler.
-    model = [str(file) for file in Path(asked.model.model).glob("*")] if Path(asked.model.model).is_dir() else []
+    model = [str(file) for file in Path(asked.model.model).glob("*")] if seems_folder(asked.model.model) else []
     inputs = [] if "-" in asked.input.inputs else expanded(asked.input.inputs, [])
     check_not_read([path], [*inputs, *model])
     began = time.monotonic()
@@ -245,9 +245,9 @@ def _written(path: Path, made: _Made, seconds_encoding: float, seconds_fitting: 
 
 def _refuse_what_is_there(path: Path, *, overwrite: bool) -> None:
     refuse_link(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent}", hint="make it, or choose another place with -o")
     with as_read_error(path):
+        if not is_folder(path.parent):
+            raise OutputError(f"there is no folder {path.parent}", hint="make it, or choose another place with -o")
         there = is_there(path)
     if there and not overwrite:
         raise OutputError(

@@ -148,7 +148,7 @@ def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, comm
         ("fit a.csv --pool attention -o p.safetensors", "--pooler"),
         ("fit a.csv --pooler attn -o p.safetensors", "--pooler attention?"),
         ("fit a.csv --pooler pca64 -o p.safetensors", "--pooler pca:N?"),
-        ("fit a.csv --pooler idf --task classif -o p.safetensors", "--task classification?"),
+        ("fit a.csv --pooler attention --label x --task classif -o p.safetensors", "--task classification?"),
         ("report out --colour x", "--color"),
         ("notes.csv", "`embedkit encode notes.csv`"),
         ("embed notes.csv", "`embedkit encode`"),

@@ -348,3 +348,49 @@ def test_a_reader_that_has_had_enough_ends_the_run_quietly(bert, monkeypatch):
     said = run.stderr.read()
     assert (run.wait(timeout=60), said) == (0, b"")
     run.stderr.close()
+
+
+@pytest.mark.parametrize("on_exists", ["error", "resume", "overwrite"])
+@pytest.mark.parametrize("rows", ['{"text": "a"}\n', '{"text": 5}\n{"text": "b"}\n'])
+def test_a_file_of_the_user_in_the_place_of_the_list_of_rejects_stays(encode, tmp_path, on_exists, rows):
+    mine, source = tmp_path / "out.rejects.jsonl", tmp_path / "in.jsonl"
+    mine.write_text('{"patient": 1}\n')
+    source.write_text(rows)
+    options = ("--on-bad-row", "skip", "--on-exists", on_exists)
+    ran = encode(source, "-o", tmp_path / "out.parquet", *options)
+    assert (ran.code, mine.read_text()) == (5, '{"patient": 1}\n')
+    assert "rename or move it" in ran.err
+
+
+def test_the_rejects_of_an_output_of_another_format_stay(encode, tmp_path):
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    bad.write_text('{"text": 5}\n{"text": "b"}\n')
+    good.write_text('{"text": "b"}\n')
+    assert encode(bad, "-o", tmp_path / "out.parquet", "--on-bad-row", "skip").code == 0
+    listed = (tmp_path / "out.rejects.jsonl").read_text()
+    assert encode(good, "-o", tmp_path / "out.jsonl").code == 0
+    assert (tmp_path / "out.rejects.jsonl").read_text() == listed
+    assert encode(good, "-o", tmp_path / "out.parquet", "--on-exists", "overwrite").code == 0
+    assert not (tmp_path / "out.rejects.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [("encode",), ("sweep", "--label", "label", "--layers", "-1", "--pool", "mean")]
+)
+def test_an_output_may_be_the_folder_that_this_is(
+    embedkit_cli,
+    bert,
+    tmp_path,
+    monkeypatch,
+    command,
+):
+    source = tmp_path / "in.csv"
+    source.write_text("label,text\n" + "".join(f"{'ab'[row % 2]},text {row}\n" for row in range(12)))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    ran = embedkit_cli(*command, source, "-m", bert, "-o", ".")
+    assert ran.code == 0, ran.err
+    again = embedkit_cli(*command, source, "-m", bert, "-o", ".", "--on-exists", "overwrite")
+    assert again.code == 5
+    assert "the folder that this command runs in" in again.err
+    assert embedkit_cli(*command, source, "-m", bert, "-o", "/").code == 2

@@ -21,6 +21,7 @@ from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAME
 
 MARK = "xyzzyplugh"
 USAGE, INPUT, MODEL, OUTPUT = 2, 3, 4, 5
+LONG = "n" * 300
 
 
 def write_tables(folder):
@@ -279,6 +280,21 @@ CASES = [
     output("no_plan --on-exists resume", "plan.json|cannot be read", "overwrite"),
     output("no_folder/out.parquet", "no_folder", "-o"),
     output("a_file/out", "a_file", "-o"),
+    *(
+        pytest.param(
+            f"{words} {LONG}{suffix}", OUTPUT, "File name too long", "shorter name", id=f"{words} LONG{suffix}"
+        )
+        for words, suffix in [
+            ("encode $tables/notes.csv -m $bert -o", ""),
+            ("encode $tables/notes.csv -m $bert -o", ".parquet"),
+            ("encode $tables/notes.csv -m $bert --group-by label -o", ".parquet"),
+            ("fit $tables/notes.csv -m $bert --pooler idf -o", ".safetensors"),
+            ("sweep $tables/notes.csv -m $bert --label label -o", ""),
+            ("verify", ".npy"),
+            ("inspect", ""),
+        ]
+    ),
+    pytest.param(f"encode {LONG}.csv {NEW}", INPUT, "File name too long", "name", id="input LONG"),
     pytest.param("inspect $outputs/none", OUTPUT, "none", "", id="inspect nothing"),
     pytest.param(
         "inspect $outputs/foreign", OUTPUT, "foreign|manifest.json", "embedkit encode", id="inspect other"

@@ -31,6 +31,12 @@ ROWS = [
     ["Pt fell; fever"],
     ["Patient refused care"],
     ["", "flu"],
+    ["Miller", "y", "HIV"],
+    ["Miller", "admission", "HIV"],
+    ["Miller", "clinical note", "admission"],
+    ["Jones", "age", "HIV"],
+    ["bed1", "bed2", "bed3", "Miller"],
+    ["female", "HIV", "positive", "date", "x1"],
 ]
 
 _ALIKE = "a column is named id but for what cannot be seen in its name"
@@ -88,6 +94,9 @@ def _told(path: Path, options: dict[str, Any]) -> str:
         ["note_text"],
         ["Date of Birth", "befund"],
         ["c0", "c1", "c2", "c3"],
+        ["f1", "f2", "f3", "target"],
+        ["tweet_id", "tweet"],
+        ["Name", "Age", "Klasse"],
         ["note.text", "a:b", "id"],
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from embedkit.config import InputConfig
 from embedkit.errors import EmbedkitError, InputError, UsageError
-from embedkit.sources import open_table
+from embedkit.sources import Table, open_table
 from embedkit.sources.locate import SUFFIXES
 from tests.sources.helpers import table, texts
 
@@ -26,10 +27,15 @@ def tree(tmp_path: Path) -> Path:
     for name in ("a.embeddings/plan.json", "deep/x/manifest.json"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text(json.dumps({"version": 1, "recipe": {}, "fingerprint": "", "variants": []}))
         (path.parent / "rejects").mkdir()
         (path.parent / "rejects" / "part-00000.jsonl").write_text('{"row": 1}')
     return tmp_path
+
+
+def notes_on_files(found: Table) -> list[str]:
+    """What is told of the files; that a column was chosen is another subject."""
+    return [note for note in found.take_notes() if not note.startswith("columns: ")]
 
 
 def test_a_folder_is_all_its_tables_sorted_without_hidden_files_and_own_results(tree: Path) -> None:
@@ -124,7 +130,7 @@ def test_a_link_to_a_file_that_is_read_anyway_is_left_out_and_said(tmp_path: Pat
     (data / "far.csv").symlink_to("../far.csv")
     found = open_table(InputConfig((str(data),)))
     assert texts(list(found.records())) == ["a", "b"]
-    assert found.take_notes() == [f"{data}: 1 link to a file that is read anyway is left out"]
+    assert notes_on_files(found) == [f"{data}: 1 link to a file that is read anyway is left out"]
 
 
 @pytest.mark.parametrize("name", ["2019", "a.csv", "b.csv.gz"])
@@ -159,7 +165,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error_and_not_passed_over(
 
 def test_files_that_a_folder_holds_beside_its_tables_are_counted(tree: Path) -> None:
     found = open_table(InputConfig((str(tree),)))
-    assert found.take_notes() == [
+    assert notes_on_files(found) == [
         f"{tree}: 2 folders with an output of embedkit are left out, first {tree}/a.embeddings",
         f"{tree}: 1 file is left out, whose names do not end in {' '.join(SUFFIXES)}",
     ]
@@ -177,7 +183,7 @@ def test_a_folder_that_a_glob_matches_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_named_twice_is_said_to_be(tree: Path) -> None:
     found = open_table(InputConfig((f"{tree}/a.csv", f"{tree}/*.csv")))
     assert texts(list(found.records())) == ["a.csv", "a.csv", "b.csv"]
-    assert found.take_notes() == ["1 file of the input is named twice, and read twice"]
+    assert notes_on_files(found) == ["1 file of the input is named twice, and read twice"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl", ".parquet", ".arrow", ".txt"])
@@ -201,3 +207,29 @@ def test_a_name_that_is_not_utf8_is_read_and_shown_with_escapes(tmp_path: Path, 
         list(open_table(InputConfig((str(path),), keep=("b",))).records())
     assert f"caf\\xe9{suffix}" in caught.value.message
     caught.value.message.encode()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{}", '{"version": 1, "files": ["a.csv"]}', "[1]", "no JSON"])
+def test_a_folder_with_a_manifest_of_another_program_is_read(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "a.csv").write_text(f"text\n{(folder / 'a.csv').relative_to(tmp_path)}\n")
+        (folder / name).write_text(content)
+    assert _names(tmp_path) == ["a.csv", "sub/a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["**/*.csv", "**", "**/", "*/**/*.csv", "**/**/*.csv"])
+def test_a_glob_of_any_depth_follows_each_link_once(tmp_path: Path, pattern: str) -> None:
+    data = tmp_path / "in/data"
+    data.mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (data / "a.csv").write_text("text\na\n")
+    (tmp_path / "out/b.csv").write_text("text\nb\n")
+    for name, target in {"self": ".", "up": "..", "root": tmp_path / "in", "out": tmp_path / "out"}.items():
+        (data / name).symlink_to(target)
+    found = open_table(InputConfig((str(tmp_path / "in" / pattern),)))
+    assert sorted(os.path.realpath(file.name) for file in found.files) == [
+        str(data / "a.csv"),
+        str(tmp_path / "out/b.csv"),
+    ]

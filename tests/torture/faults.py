@@ -61,7 +61,7 @@ SWEEP = ("sweep", "--label", "label", "--folds", "3", "--layers", "0,1", "--pool
 FIT = ("fit", "--pooler", "pca:3")
 SCENARIOS = {
     "folder": Scenario("out", ENCODE),
-    "folder, resumed": Scenario("out", (*ENCODE, "--on-exists", "resume"), ENCODE, LEFT),
+    "folder, resumed": Scenario("out", (*ENCODE, "--on-exists", "resume"), ENCODE, LEFT, again=()),
     "folder, overwritten": Scenario("out", OVERWRITE, ENCODE, again=()),
     **{f"{form} file": Scenario(f"out.{form}", ENCODE) for form in ("parquet", "npy", "jsonl", "arrow")},
     **{
@@ -148,7 +148,7 @@ def look(name: str, place: Path, before: dict[str, bytes], whole: dict[str, byte
 def gone_on_with(bench: Bench, scenario: Scenario, place: Path, whole: dict[str, bytes]) -> None:
     """See that the same command ends well when nothing disturbs it, with the bytes of a run that nothing did."""
     words = (*scenario.words, *scenario.again)
-    if words[0] == "fit" and (place / scenario.output).exists():
+    if words[0] == "fit" and "--overwrite" not in words and (place / scenario.output).exists():
         words = (*words, "--overwrite")
     said = place.with_suffix(".after")
     code = ended(forked(functools.partial(run, bench.command(scenario, words, place)), said))

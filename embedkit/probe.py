@@ -70,13 +70,7 @@ class Prober:
                 child = self._started()
                 if child is None:
                     return None
-                try:
-                    reply = _asked(child, line, data or b"")
-                except BaseException:
-                    # Stopped while it waited: the answer is still to come, and the next file's would be this one.
-                    child.kill()
-                    self._end()
-                    raise
+                reply = self._answer(child, line, data or b"")
                 if reply is not None:
                     fault: str | None = json.loads(reply)["fault"]
                     return fault
@@ -100,6 +94,16 @@ class Prober:
         _pipe(child.stdout).close()
         return child.wait()
 
+    def _answer(self, child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
+        """See `_asked`; a child whose answer nobody waited for is ended."""
+        try:
+            return _asked(child, line, data)
+        except BaseException:
+            # Stopped while it waited: the answer is still to come, and would be taken for the next file's.
+            child.kill()
+            self._end()
+            raise
+
     def _started(self) -> subprocess.Popen[bytes] | None:
         if self._child is not None or not self._usable:
             return self._child
@@ -117,7 +121,7 @@ class Prober:
             return None
         # Where the libraries of this process are from: PYTHONPATH counts for nothing in an isolated Python.
         self._child = child
-        if _asked(child, json.dumps(sys.path).encode() + b"\n", b"") is None:
+        if self._answer(child, json.dumps(sys.path).encode() + b"\n", b"") is None:
             self._usable = False
             self._end()
         return self._child

@@ -11,6 +11,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,12 +22,14 @@ import pytest
 import torch
 
 import embedkit
+from embedkit.cli import run
 from embedkit.config.checks import one_of
 from embedkit.errors import EmbedkitError, InputError, ModelError, OutputError, Stopped, UsageError
 from embedkit.given_texts import texts_of
 from embedkit.models.engine import NotExactError
 from embedkit.turns import Turns
 from tests import tiny_models
+from tests.conftest import NOTES
 
 TEXTS = ["chest pain", "", "fever and cough", "pain"]
 
@@ -44,6 +48,16 @@ class Column:
 
     def __iter__(self) -> Iterator[str]:
         return iter(TEXTS)
+
+
+class Dataset:
+    """A Dataset as torch has it: a length and items, and no way to go through it."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def __getitem__(self, place: int) -> str:
+        return TEXTS[place]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +95,7 @@ def modernbert(tmp_path_factory):
         pa.array(TEXTS).dictionary_encode(),
         list(pa.array(TEXTS, pa.large_string())),
         Column(),
+        Dataset(),
     ],
     ids=lambda given: type(given).__name__,
 )
@@ -110,6 +125,11 @@ def test_a_missing_text_is_an_empty_one(given, encoder):
     assert vectors.shape == (9, 32)
 
 
+@pytest.mark.parametrize("given", [np.array([]), np.array([], int), np.array([np.nan] * 2), [Decimal("NaN")] * 2])
+def test_an_array_of_nothing_or_of_nan_alone_is_of_missing_texts_whatever_its_type(given):
+    assert texts_of(given) == [None] * len(given)
+
+
 def test_a_member_of_an_enumeration_is_the_text_it_holds():
     assert texts_of([Word.PAIN]) == ["pain"]
 
@@ -125,6 +145,8 @@ FRAME = {"id": [1, 2], "Note": ["Jane", "Doe"]}
         (None, "None, not a list", "encode([text])"),
         (7, "an int, not a list", "encode([text])"),
         ({"Jane"}, "no order", "sorted(texts)"),
+        ({"p1": "Jane"}, "a dict, not a list", "encode(list(texts.values()))"),
+        (pd.Series(["Jane"]).str, "a StringMethods, not a list", "encode([text])"),
         (pd.DataFrame(FRAME), "a table (DataFrame)", 'encode(table["Note"])'),
         (pl.DataFrame(FRAME), "a table (DataFrame)", 'encode(table["Note"])'),
         (pl.LazyFrame(FRAME), "a table (LazyFrame)", 'encode(table["Note"])'),
@@ -191,6 +213,7 @@ def test_no_texts_give_arrays_of_the_right_width(bert, pool):
         ({"dtype": np.dtype("float32")}, {"dtype": "fp32"}),
         ({"max_length": np.int32(9)}, {"max_length": 9}),
         ({"max_length": "auto"}, {}),
+        ({"batch_tokens": "auto"}, {}),
         ({"normalize": np.True_}, {"normalize": True}),
         ({"batch_size": np.int64(3), "batch_tokens": np.uint8(200)}, {}),
     ],
@@ -220,6 +243,8 @@ def test_dtypes_of_torch_and_numpy_are_those_of_the_option():
         ({"layers": []}, "names no layer"),
         ({"layers": {-1, -2}}, "no order"),
         ({"layers": slice(0, 3, 2)}, "a step of 2"),
+        ({"layers": b"-1"}, "layers cannot be a bytes"),
+        ({"prompt": "a\udce9"}, "--prompt is not UTF-8"),
         ({"pool": []}, "names no pooling"),
         ({"pool": None}, "pool cannot be None"),
         ({"pool": ["mean", 1]}, "pool cannot be 1"),
@@ -382,6 +407,32 @@ def test_a_fork_can_make_an_encoder_of_its_own(kind, bert, modernbert):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_command_in_a_fork_ends_too(bert, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("text\n" + f"{'pain and fever ' * 20}\n" * 50, encoding="utf-8")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    embedkit.Encoder(bert, pool="mean").encode(["pain and fever " * 20] * 50)
+    told = of_child(lambda: run(["encode", str(table), "-m", str(bert), "-o", f"{tmp_path}/o.parquet", "-q"]))
+    torch.set_num_threads(before)
+    assert told == "0"
+    assert embedkit.read(tmp_path / "o.parquet").vectors.shape == (50, 32)
+
+
+def test_commands_in_threads_take_turns(bert, tmp_path, one_thread):
+    outputs = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+
+    def work(output: Path) -> int:
+        return run(["encode", str(NOTES), "-m", str(bert), "-o", str(output), "--limit", "9", "-q"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, outputs)) == [0, 0]
+    one, other = (embedkit.read(output).vectors for output in outputs)
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_of_a_process_that_used_cuda_is_told_that_it_has_no_gpu(bert, monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_isInBadFork", lambda: True, raising=False)
     told = of_child(lambda: embedkit.Encoder(bert, device="auto"))
@@ -409,6 +460,8 @@ def test_a_pickled_encoder_is_refused_where_its_model_is_another(tmp_path):
 def test_an_error_shows_its_hint_and_survives_the_way_out_of_a_process(kind):
     error = kind("the number is wrong", hint="use another")
     assert str(error) == "the number is wrong (hint: use another)"
+    assert kind("no 'a\nb\x1b'", hint="a\u2028b").args == ("no 'a\nb\x1b'",)
+    assert str(kind("no 'a\nb\x1bé'", hint="a\u2028b")) == r"no 'a\nb\x1bé' (hint: a\u2028b)"
     assert (error.message, error.hint) == ("the number is wrong", "use another")
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - pickled here
         assert type(again) is kind

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
-from embedkit import probe_child
+from embedkit import probe, probe_child
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, OutputError, UsageError
 from embedkit.inspection import inspect_output
@@ -198,6 +198,29 @@ def test_a_child_that_ended_for_want_of_work_is_started_again(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
     assert prober.fault_of(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
     assert prober._child is not first
+    prober.close()
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["it starts", "it parses"])
+def test_who_is_stopped_while_the_child_answers_leaves_no_answer_for_the_next_file(place, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
+    prober, asked, calls = Prober(), probe._asked, []
+
+    def stopped(child, line, data):
+        calls.append(line)
+        if len(calls) <= place:
+            return asked(child, line, data)
+        child.stdin.write(line)
+        child.stdin.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(probe, "_asked", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prober.fault_of(tmp_path / "b.parquet", "parquet")
+    assert prober.fault_of(tmp_path / "a.parquet", "parquet") is None
+    assert prober.fault_of(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
     prober.close()
 
 

@@ -32,6 +32,9 @@ _CYCLE_YEARS, _CYCLE_DAYS = 400, 146_097
 _DAY_SECONDS = 86_400
 #: The day before 0001-01-01 as days since 1970-01-01.
 _ORDINAL_ZERO = -719_163
+_DATE = re.compile(
+    r"(\d{4}-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)?)?)(?:Z|[+-]\d\d:?\d\d)?", re.ASCII
+)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -475,24 +478,33 @@ def number_in(text: str) -> decimal.Decimal | None:
         return None
 
 
-def order_keys(values: Sequence[Any]) -> tuple[list[Any], int]:
+def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
     """What kept values are ordered by, and how many of them are the reason why they are ordered as text.
 
     Times and numbers are compared exactly, texts that spell numbers too, where all of them do; else all values are
     compared as text.
 
     Returns:
-        A key a value, None for null, NaN and the empty text; and where some values are numbers and some are none,
-        how many are none, else 0.
+        A key a value, None for null, NaN and the empty text; where some values are numbers and some are none, how
+        many are none, else 0; and whether the order is of text that may not be that of times: any but dates by
+        ISO 8601, all in one form and of one time zone.
     """
     found = _converted(values, _comparable)
     is_absent = [is_missing(value) for value in found]
     numbers = [None if gone else _number(value) for value, gone in zip(found, is_absent, strict=True)]
     others = sum(number is None and not gone for number, gone in zip(numbers, is_absent, strict=True))
     if not others:
-        return numbers, 0
+        return numbers, 0, False
     as_text = [None if gone else text_of(value) for value, gone in zip(found, is_absent, strict=True)]
-    return as_text, others if any(number is not None for number in numbers) else 0
+    forms = {_date_form(text) for text in as_text if text is not None}
+    is_doubtful = len(forms) > 1 or "" in forms
+    return as_text, others if any(number is not None for number in numbers) else 0, is_doubtful
+
+
+def _date_form(text: str) -> str:
+    """The form of a date by ISO 8601, with its time zone; in one form, the order of text is that of time."""
+    found = _DATE.fullmatch(text)
+    return "" if found is None else re.sub(r"\d", "0", found[1]) + text[len(found[1]) :]
 
 
 def _comparable(array: Any) -> list[Any]:

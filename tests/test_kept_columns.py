@@ -347,6 +347,43 @@ MIXED = [
         ["a", "b"],
     ),
     ([("1.csv", ["1"]), ("2.csv", ["007"])], pa.array(["1", "007"]), ["1", "007"]),
+    # Files that declare several types.
+    (
+        [("1.parquet", pa.array([7], pa.int32())), ("2.arrow", pa.array([2**53 + 1]))],
+        pa.array([7, 2**53 + 1]),
+        [7, 2**53 + 1],
+    ),
+    (
+        [("1.parquet", pa.array([255], pa.uint8())), ("2.parquet", pa.array([-1], pa.int8()))],
+        pa.array([255, -1], pa.int16()),
+        [255, -1],
+    ),
+    ([("1.parquet", [1]), ("2.parquet", [1.5, None])], pa.array([1.0, 1.5, None]), [1, 1.5, None]),
+    (
+        [("1.parquet", [2**53 + 1]), ("2.parquet", [1.5])],
+        pa.array(["9007199254740993", "1.5"]),
+        [2**53 + 1, 1.5],
+    ),
+    (
+        [("1.parquet", pa.nulls(1)), ("2.parquet", pa.array([0.5], pa.float32())), ("3.parquet", [0.25])],
+        pa.array([None, 0.5, 0.25]),
+        [None, 0.5, 0.25],
+    ),
+    (
+        [("1.parquet", pa.array([1], pa.timestamp("us"))), ("2.arrow", pa.array([NANO], pa.timestamp("ns")))],
+        pa.array([1_000, NANO], pa.timestamp("ns")),
+        ["1970-01-01T00:00:00.000001", "2023-11-14T22:13:20.000000001"],
+    ),
+    (
+        [("1.arrow", pa.array([LAST + 1], pa.timestamp("s"))), ("2.arrow", pa.array([1], pa.timestamp("ns")))],
+        pa.array(["+10000-01-01T00:00:00", "1970-01-01T00:00:00.000000001"]),
+        ["+10000-01-01T00:00:00", "1970-01-01T00:00:00.000000001"],
+    ),
+    (
+        [("1.parquet", pa.array([Decimal("1.5")])), ("2.parquet", pa.array([Decimal("20.25")]))],
+        pa.array([Decimal("1.50"), Decimal("20.25")], pa.decimal128(4, 2)),
+        ["1.5", "20.25"],
+    ),
 ]
 
 
@@ -471,6 +508,45 @@ def test_kept_columns_of_groups_keep_their_types_and_a_column_of_nan_is_no_colum
     assert "column float64: NaN or infinite in 2 rows" in ran.err
 
 
+def test_a_group_has_one_name_in_files_of_several_types_or_is_refused(encode, tmp_path):
+    def files(*values):
+        for at, of in enumerate(values):
+            form = "csv" if isinstance(of[0], str) else "parquet"
+            yield write(tmp_path / f"{at}.{form}", pa.table({"text": ["pain"] * len(of), "key": of}))
+
+    out = tmp_path / "out.parquet"
+    for values, names in [
+        (([1], [1.0, 2.0]), ["1.0", "2.0"]),
+        ((["1"], [1, 2]), ["1", "2"]),
+        (([Decimal("1.5")], [Decimal("1.50")]), ["1.50"]),
+    ]:
+        ran = encode(*files(*values), "--group-by", "key", "-o", out, "--on-exists", "overwrite")
+        assert ran.code == 0, ran.err
+        assert read(out)["id"].to_pylist() == names
+    for values in [(["1"], [1.0]), (["True"], [True]), ([2**53 + 1], [1.0])]:
+        ran = encode(*files(*values), "--group-by", "key", "-o", out, "--on-exists", "overwrite")
+        assert (ran.code, "the same value may be two groups" in ran.err) == (3, True), ran.err
+
+
+def test_rows_are_grouped_and_ordered_by_their_id(encode, embedkit_cli, bert, tmp_path):
+    path = write(tmp_path / "in.csv", pa.table({"id": ["7", "10", "7"], "text": ["a", "b", "c"], "w": ["x"] * 3}))
+    out = tmp_path / "out.parquet"
+    assert encode(path, "--group-by", "id", "-o", out).code == 0
+    assert read(out).select(["id", "n_rows"]).to_pydict() == {"id": ["10", "7"], "n_rows": [1, 2]}
+    more = ("--group-by", "w", "--group-pool", "last", "--order-by", "id")
+    assert encode(path, *more, "-o", tmp_path / "last.parquet").code == 0
+    assert encode(path, "-o", tmp_path / "rows.parquet").code == 0
+    rows = embedkit.read(tmp_path / "rows.parquet").vectors
+    assert embedkit.read(tmp_path / "last.parquet").vectors[0] == pytest.approx(rows[1], abs=1e-6)
+    for options in (("--group-by", "id"), more):
+        assert embedkit_cli("plan", path, "-m", bert, *options).code == 0
+    ran = encode(path, "--group-by", "id", "--id-column", "w", "-o", tmp_path / "other.parquet")
+    assert (ran.code, "error: --group-by id: embedkit writes a column of that name" in ran.err) == (2, True)
+    nulls = write(tmp_path / "nulls.jsonl", pa.table({"id": ["a", None], "text": ["a", "b"]}))
+    ran = encode(nulls, "--group-by", "id", "-o", tmp_path / "nulls.parquet")
+    assert (ran.code, "row 1 of" in ran.err and "no_group" in ran.err) == (3, True), ran.err
+
+
 def test_rows_whose_group_is_nan_are_in_no_group(encode, tmp_path):
     path = write(tmp_path / "in.parquet", pa.table({"text": ["a", "b"], "key": pa.array([NAN, 2.0])}))
     assert encode(path, "--group-by", "key", "-o", tmp_path / "out.parquet").code == 3
@@ -525,6 +601,27 @@ def test_an_order_in_which_some_values_are_no_numbers_is_that_of_texts_and_said(
     assert encode(path, "-o", tmp_path / "rows.parquet").code == 0
     vectors = embedkit.read(tmp_path / "rows.parquet").vectors
     assert embedkit.read(tmp_path / "out.parquet").vectors[0] == pytest.approx(vectors[last], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [
+        (["2020-01-09", "2020-01-10"], False),
+        (["2020-01-09T23:00:00Z", "2020-01-10T00:00:00Z"], False),
+        (["2020-01-09 23:00:00", "2020-01-10T00:00:00"], True),
+        (["2020-1-9", "2020-1-10"], True),
+        (["09/01/2020", "10/01/2019"], True),
+        (["2020-01-01T00:00:00+09:00", "2019-12-31T20:00:00+00:00"], True),
+        (["9:00", "10:00"], True),
+    ],
+)
+def test_an_order_of_texts_that_may_not_be_that_of_times_is_said(encode, tmp_path, values, is_told):
+    path = write(tmp_path / "in.csv", pa.table({"text": ["fever", "cough"], "key": ["k"] * 2, "at": values}))
+    more = ("--group-by", "key", "--group-pool", "last", "--order-by", "at")
+    ran = encode(path, *more, "-o", tmp_path / "out.parquet")
+    assert ran.code == 0, ran.err
+    assert ("--order-by at: ordered as text" in ran.err) == is_told
+    assert not any(value in ran.err for value in values)
 
 
 # Options and reading back --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from embedkit.config import FORMATS, OUTPUT_FORMATS
@@ -10,6 +11,8 @@ from embedkit.disk import seems_folder
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
+#: A `Path` has one slash of two. Of one letter, it is a drive of Windows.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 #: Suffixes of tables and of compressed files, in any case: what a name loses that an output is called after.
 _TABLES = (*FORMATS[1:], "feather", "npy")
 _COMPRESSED = ("gz", "zst", "bz2", "xz")
@@ -100,11 +103,19 @@ def output_format(output: str, asked: str | None) -> str:
     """The format that is written, by the name of the output and `--output-format`.
 
     Raises:
-        UsageError: the two contradict each other, or the name is that of a file which embedkit does not write.
+        UsageError: the two contradict each other, or the name is that of a file which embedkit does not write, or
+            a URI.
     """
     named = "jsonl" if output == "-" else _suffix(output)
+    _refuse_uri(output)
     if is_folder(output):
         return asked or (named if named in OUTPUT_FORMATS else "parquet")
+    if Path(output).name.removeprefix(".") in OUTPUT_FORMATS and Path(output).name.startswith("."):
+        name = Path(output).name
+        raise UsageError(
+            f"-o {output}: the file has no name before its suffix",
+            hint=f"such as -o {output.removesuffix(name)}vectors{name}; -o {output}/ is a folder of that name",
+        )
     if named not in OUTPUT_FORMATS:
         check_name(output, OUTPUT_FORMATS)
         return asked or "parquet"
@@ -126,6 +137,7 @@ def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -
     Raises:
         UsageError: it is one; names what is written.
     """
+    _refuse_uri(output)
     suffix = _suffix(output)
     stem = output.removesuffix(suffix)
     if or_folder and is_folder(output):
@@ -146,6 +158,20 @@ def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -
 def is_folder(output: str) -> bool:
     """Whether a name is a folder's whatever its suffix: it ends in a slash, or the folder is there."""
     return output.endswith(("/", os.sep)) or seems_folder(output)
+
+
+def _refuse_uri(output: str) -> None:
+    """Refuse a URI, which would be a folder `s3:` here."""
+    scheme = _URI.match(output)
+    if scheme is None:
+        return
+    is_here = scheme[1].lower() == "file"
+    raise UsageError(
+        f"-o {output}: outputs are written to paths of this machine, and this is a URI",
+        hint=f"use -o {output[scheme.end() :]}"
+        if is_here
+        else "write to a path here, and copy the output from there",
+    )
 
 
 def _suffix(output: str) -> str:

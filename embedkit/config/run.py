@@ -37,6 +37,18 @@ class RunConfig:
         return (*self.groups.by, *((self.groups.order_by,) if self.groups.order_by else ()))
 
     @property
+    def input_of_rows(self) -> InputConfig:
+        """What is read of rows that become groups: their columns are kept beside those that the user keeps.
+
+        A group column `id` is the id, which rows have anyway.
+        """
+        names = (*self.input.keep, *self.group_columns)
+        if "id" not in self.group_columns or self.input.id_column not in {None, "id"}:
+            return replace(self.input, keep=tuple(dict.fromkeys(names)))
+        kept = tuple(dict.fromkeys(name for name in names if name != "id" or name in self.input.keep))
+        return replace(self.input, keep=kept, id_column="id")
+
+    @property
     def hidden_columns(self) -> tuple[str, ...]:
         """Columns that are read beside those that are kept."""
         return () if self.units.spans_column is None else (self.units.spans_column,)

@@ -85,7 +85,7 @@ def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run:
         )
     of_rows = replace(
         config,
-        input=replace(config.input, keep=tuple(dict.fromkeys((*config.input.keep, *config.group_columns)))),
+        input=config.input_of_rows,
         output=replace(config.output, output=str(rows), format="parquet"),
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
@@ -258,15 +258,22 @@ class _Fold:
         )
 
     def _values(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
-        return [value for table in facts for value in kept_values_of(table[name], self.row_types[name])]
+        return [
+            value for table in facts for value in kept_values_of(table[name], self.row_types.get(name, "string"))
+        ]
 
     def _order(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
         """What rows are ordered by; tells of a column that is ordered as text because some of it is no number."""
-        keys, others = order_keys(self._values(facts, name))
+        keys, others, is_doubtful = order_keys(self._values(facts, name))
         if others:
             self.watcher.notice(
                 f"--order-by {name}: not a number in {others:,} {'row' if others == 1 else 'rows'}, so all are"
                 " ordered as text"
+            )
+        elif is_doubtful:
+            self.watcher.notice(
+                f"--order-by {name}: ordered as text, letter by letter, where 9 is behind 10: neither numbers nor"
+                " dates such as 2020-01-31, all in one form and of one time zone"
             )
         return keys
 

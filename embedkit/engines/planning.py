@@ -184,6 +184,12 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
     units = {**COLUMNS[config.units.unit], **scores}
     kept = {name: _kept_type(kind, config) for name, kind in found.items() if name in config.input.keep}
     ours = next((name for name in kept if name in {"id", *RECEIPT, "embedding"}), None)
+    if ours is not None and ours in config.group_columns:
+        option = "--group-by" if ours in config.groups.by else "--order-by"
+        raise UsageError(
+            f"{option} {ours}: embedkit writes a column of that name",
+            hint="rename it in the input" + (", or use --id-column id" if ours == "id" else ""),
+        )
     if ours is not None:
         raise UsageError(
             f"--keep {ours}: embedkit writes a column of that name",

@@ -43,6 +43,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
         EmbedkitError: of any kind that `encode` would raise before its model is loaded, but for rows that cannot
             be read and texts that are too long: these are counted.
     """
+    config = replace(config, input=config.input_of_rows)
     table, _ = table_of(config)
     request = find_model(config.model, config.text, config.pooling, config.units)
     config = replace(config, pooling=settled_by(request.poolers, config.pooling))

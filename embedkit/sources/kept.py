@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from embedkit.arrow_values import Cell, has_non_finite, holds, is_nested, is_string, named_type, plain_value
+from embedkit.arrow_values import (
+    Cell,
+    has_non_finite,
+    holds,
+    is_nested,
+    is_string,
+    named_type,
+    plain_value,
+    type_name,
+)
 
 _NAMES = {type(None): "null", str: "string", bool: "bool", float: "double"}
 _INT64 = range(-(2**63), 2**63)
@@ -49,14 +58,75 @@ def unified(types: Collection[str]) -> str:
 
 
 def declared_type(names: Collection[str]) -> str:
-    """The one type of a column in files that declare it; those of nulls alone fit any."""
-    return unified(names) if set(names) - {"null"} else "null" if names else "string"
+    """The one type of a column in files that declare it; those of nulls alone fit any.
+
+    Files that declare several types which no one type holds exactly, by their names alone, give `text`.
+    """
+    there = sorted(set(names) - {"null"})
+    if not there:
+        return "null" if names else "string"
+    joined: str | None = there[0]
+    for name in there[1:]:
+        joined = None if joined is None else common_type(joined, name)
+    return joined or "text"
+
+
+def common_type(one: str, other: str) -> str | None:
+    """The type that holds the values of two declared types exactly; None where there is none.
+
+    A finer unit holds fewer years: whether times fit is seen by looking at them.
+    """
+    if one == other:
+        return one
+    kinds = (named_type(one), named_type(other))
+    found = next((join(*kinds) for is_it, join in _JOINS if all(is_it(kind) for kind in kinds)), None)
+    return None if found is None else type_name(found)
 
 
 def fit_together(one: str, other: str) -> bool:
-    """Whether two declared types are the same, or strings of two layouts."""
+    """Whether columns of two declared types can be one: a type holds both exactly, or all are numbers."""
     kinds = (named_type(one), named_type(other))
-    return kinds[0] == kinds[1] or all(is_string(kind) for kind in kinds)
+    return common_type(one, other) is not None or all(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds
+    )
+
+
+def _join_integers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other):
+        return max(one, other, key=lambda kind: kind.bit_width)
+    signed, unsigned = (one, other) if pa.types.is_signed_integer(one) else (other, one)
+    bits = max(signed.bit_width, 2 * unsigned.bit_width)
+    return named_type(f"int{bits}") if bits <= 64 else None
+
+
+def _join_decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    scale = max(one.scale, other.scale)
+    precision = scale + max(one.precision - one.scale, other.precision - other.scale)
+    if precision > 76 or scale < 0:
+        return None
+    is_wide = precision > 38 or pa.types.is_decimal256(one) or pa.types.is_decimal256(other)
+    return (pa.decimal256 if is_wide else pa.decimal128)(precision, scale)
+
+
+def _join_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    finer = max(one, other, key=lambda kind: _UNITS.index(kind.unit))
+    is_stamp = pa.types.is_timestamp(one)
+    return finer if not is_stamp or one.tz == other.tz else None
+
+
+_UNITS = ("s", "ms", "us", "ns")
+#: Kinds of types of which two have a third, and what it is.
+_JOINS: tuple[tuple[Callable[[pa.DataType], bool], Callable[..., pa.DataType | None]], ...] = (
+    (is_string, lambda *_: pa.large_string()),
+    (pa.types.is_integer, _join_integers),
+    (pa.types.is_floating, lambda *kinds: max(kinds, key=lambda kind: kind.bit_width)),
+    (pa.types.is_decimal, _join_decimals),
+    (pa.types.is_timestamp, _join_times),
+    (pa.types.is_duration, _join_times),
+    (pa.types.is_time, _join_times),
+    (pa.types.is_date, lambda *_: pa.date64()),
+    (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), lambda *_: pa.large_binary()),
+)
 
 
 class KeptTypes:
@@ -65,7 +135,8 @@ class KeptTypes:
     Args:
         keep: names of the columns.
         declared: for each of them, the types that Parquet and Arrow files declare.
-        by_value: whether there are files of other formats, too.
+        by_value: whether there are files of other formats, too. What files declare that no one type holds
+            exactly, such as integers beside doubles, is looked at by value, too.
 
     Attributes:
         non_finite: for each column that has any, the rows that hold NaN or an infinity.
@@ -75,7 +146,17 @@ class KeptTypes:
         self.keep = keep
         self.non_finite = Counter[str]()
         self._declared = declared
-        self._by_value = by_value
+        types = {column: declared_type(names) for column, names in declared.items()}
+        self._by_value = [by_value or types.get(column) == "text" for column in keep]
+        #: Of columns that files declare in several types: the one that holds all, until a value does not fit.
+        self._joined = [
+            named_type(types[column])
+            if len(set(declared.get(column, ())) - {"null"}) > 1 and types[column] != "text"
+            else None
+            for column in keep
+        ]
+        self._unfit = [False] * len(keep)
+        self._last: list[Any] = [None] * len(keep)
         self._seen: list[set[str]] = [set() for _ in keep]
         self._floats = [
             any(holds(named_type(name), pa.types.is_floating) for name in declared.get(column, ()))
@@ -85,8 +166,10 @@ class KeptTypes:
     def add(self, kept: Sequence[Any]) -> None:
         """Take in the kept values of a row."""
         for place, value in enumerate(kept):
-            if self._by_value:
+            if self._by_value[place]:
                 self._seen[place].add(type_of(value))
+            if isinstance(value, Cell) and self._joined[place] is not None:
+                self._try(place, value.array)
             if isinstance(value, float):
                 is_hole = not math.isfinite(value)
             else:
@@ -96,12 +179,30 @@ class KeptTypes:
 
     def names(self) -> dict[str, str]:
         """For each column, the name of its type."""
-        return {name: self._name(name, seen) for name, seen in zip(self.keep, self._seen, strict=True)}
+        return {name: self._name(place, name) for place, name in enumerate(self.keep)}
 
-    def _name(self, column: str, seen: set[str]) -> str:
-        declared = self._declared.get(column, ())
+    def splits(self, column: str) -> bool:
+        """Whether equal values may have several texts, such as `1` and `1.0`, for lack of one type."""
+        values = self._seen[self.keep.index(column)] - {"null"}
+        is_plain = len(values) < 2 or values <= {"string", "int64", "wide"}
+        return not is_plain and unified(values) in {"text", "json"}
+
+    def _try(self, place: int, array: Any) -> None:
+        """See whether the values of an array fit the type that is to hold all, once an array."""
+        if self._unfit[place] or array is self._last[place]:
+            return
+        self._last[place] = array
+        try:
+            array.cast(self._joined[place])
+        except pa.ArrowException:
+            self._unfit[place] = True
+
+    def _name(self, place: int, column: str) -> str:
+        declared, seen = self._declared.get(column, ()), self._seen[place]
         values = seen - {"null"}
-        if not self._by_value or (declared and values <= {"cell"}):
+        if self._unfit[place]:
+            return "text"
+        if not self._by_value[place] or (declared and values <= {"cell"}):
             return declared_type(declared)
         if "cell" not in values:
             return unified(values)

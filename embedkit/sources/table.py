@@ -21,7 +21,7 @@ from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked,
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
-from embedkit.sources.kept import KeptTypes, declared_type, fit_together, unified
+from embedkit.sources.kept import KeptTypes, common_type, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain import PlainText
@@ -93,6 +93,7 @@ class Table:
         self._reader = reader
         #: Of each file: rows with quotes that are no quotes, and the first of them.
         self._stray: dict[str, tuple[int, int]] = {}
+        self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
 
     def and_then(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
@@ -100,12 +101,16 @@ class Table:
         self._each.append(change)
 
     def refuse_nulls(self, columns: Sequence[str]) -> None:
-        """Have rows with a null, empty or NaN cell in one of these kept columns read as faulty ones."""
-        places = [self.columns.keep.index(name) for name in columns]
+        """Have rows with a null, empty or NaN cell in one of these columns (kept, or the id) read as faulty."""
+        places = [self.columns.keep.index(name) for name in columns if name in self.columns.keep]
+        is_by_id = len(places) < len(columns)
+        self._groups = tuple(name for name in columns if name in self.columns.keep)
         name = self.files[0].shown if len(self.files) == 1 else "the input"
 
         def change(item: Record | Fault) -> Record | Fault:
-            if isinstance(item, Fault) or not any(is_missing(item.kept[place]) for place in places):
+            if isinstance(item, Fault):
+                return item
+            if not (any(is_missing(item.kept[place]) for place in places) or (is_by_id and is_missing(item.id))):
                 return item
             return Fault(item.row, name, None, "no_group")
 
@@ -153,7 +158,22 @@ class Table:
             if on_row is not None:
                 on_row(0 if isinstance(item, Fault) else len(item.text or ""))
         self.non_finite = found.non_finite
+        self._refuse_split_groups(found)
         return Scan(rows, tuple(faults), n_faults, found.names())
+
+    def _refuse_split_groups(self, found: KeptTypes) -> None:
+        """Refuse groups by a column of several types, where one patient would be `1` here and `1.0` there.
+
+        Raises:
+            InputError: a group column is such a one.
+        """
+        for name, types in self._declared_types().items():
+            if name in self._groups and len(types) > 1 and found.splits(name):
+                raise InputError(
+                    f"column {shown(name)}, by which rows are grouped, is of several types"
+                    f" ({', '.join(sorted(types))}): the same value may be two groups, as 1 and 1.0 are",
+                    hint="cast it to one type in all files; integers beside text are fine",
+                )
 
     def kept_types(self) -> dict[str, str]:
         """The type of each kept column as the files declare it: `string` for csv and txt, `text` for JSON.
@@ -301,11 +321,13 @@ def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Col
         before = typed.setdefault(column.name, column)
         if column.name in columns.keep:
             agrees = fit_together(before.kept, column.kept)
+            typed[column.name] = replace(column, kept=common_type(before.kept, column.kept) or column.kept)
         else:
             agrees = before.kind == column.kind
         if not agrees:
+            earlier = "of other fields" if before.type == column.type else before.type
             raise InputError(
-                f"{file}: column {shown(column.name)} is {column.type}, and {before.type} in an earlier file",
+                f"{file}: column {shown(column.name)} is {column.type}, and {earlier} in an earlier file",
                 hint="cast it to one type in all files",
             )
 

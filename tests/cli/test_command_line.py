@@ -198,6 +198,22 @@ def test_the_name_of_a_file_that_embedkit_does_not_write_makes_no_folder(encode,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("s3://bucket/vectors", "write to a path here"),
+        ("gs://bucket/vectors.parquet", "write to a path here"),
+        ("file:///data/vectors.npy", "-o /data/vectors.npy"),
+        (".parquet", "vectors.parquet"),
+        ("out/.npy", "out/vectors.npy"),
+    ],
+)
+def test_a_uri_or_a_suffix_without_a_name_makes_no_folder(encode, tmp_path, monkeypatch, name, way_out):
+    monkeypatch.chdir(tmp_path)
+    assert way_out in refused(encode(NOTES, "-o", name))[1]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["v1.2", "run.2024", "notes.embeddings", "out.final", "out.db/", "out.parquet/"])
 def test_a_name_with_a_dot_or_a_slash_at_its_end_is_a_folders(encode, tmp_path, name):
     assert encode(NOTES, "--limit", 1, "-o", f"{tmp_path}/{name}").code == 0
@@ -208,6 +224,8 @@ def test_a_name_with_a_dot_or_a_slash_at_its_end_is_a_folders(encode, tmp_path, 
     "command",
     [
         "sweep a.csv --label x -o sweep.parquet",
+        "sweep a.csv --label x -o s3://bucket/sweep",
+        "report out -o s3://bucket/page.html",
         "report out -o page.pdf",
         "fit a.csv --pooler idf -o pooler.pt",
         "encode a.csv -o out.parquet --output-format npy",

@@ -49,7 +49,13 @@ STEPS = ARRAY | {"SLURM_ARRAY_TASK_ID": "16", "SLURM_ARRAY_TASK_STEP": "2"}
         (BATCH | ARRAY, 2, 5, None),
         (SRUN | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4"}, 3, 4, 1),  # srun -n 4 in an allocation of 8
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0, 1, None),
+        # srun -n 1 in an allocation of 4, whose number a batch script has exported
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 0, 1, None),
+        (SRUN | TORCHRUN | {"SLURM_STEP_NUM_TASKS": "4"}, 2, 8, 1),  # torchrun, started by srun on each node
+        (SRUN | {"RANK": "3", "WORLD_SIZE": "4"}, 3, 4, None),
         (ONE_TASK | ARRAY, 2, 5, None),
+        (ARRAY | {"SLURM_ARRAY_TASK_MAX": "14"}, 2, 5, None),
+        (STEPS | {"SLURM_ARRAY_TASK_MAX": "18"}, 3, 5, None),
         (STEPS, 3, 5, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | ARRAY, 2, 5, 0),
         ({"RANK": "2"}, 0, 1, None),
@@ -84,7 +90,10 @@ def test_options_win_over_the_environment():
         (None, None, {"RANK": "zero", "WORLD_SIZE": "4"}),
         (None, None, {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "²"}),
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_ID": "15"}),  # --array=10-13,15 has a hole
+        (None, None, ARRAY | {"SLURM_ARRAY_TASK_MAX": "15"}),  # and its other tasks are told, too
         (None, None, STEPS | {"SLURM_ARRAY_TASK_ID": "13"}),
+        (None, None, SRUN | {"RANK": "0", "WORLD_SIZE": "4"}),  # left in the environment: four would be rank 0
+        (None, None, SRUN | {"SLURM_STEP_NUM_TASKS": "1"}),  # a part of a job of several kinds of nodes
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_ID": "9"}),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from embedkit.config import FORMATS, OUTPUT_FORMATS
+from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
@@ -87,6 +87,8 @@ def output_format(output: str, asked: str | None) -> str:
     Raises:
         UsageError: the two contradict each other, or the name is that of a file which embedkit does not write.
     """
+    if asked is not None:
+        one_of("--output-format", asked, OUTPUT_FORMATS)
     named = "jsonl" if output == "-" else _suffix(output)
     if is_folder(output):
         return asked or (named if named in OUTPUT_FORMATS else "parquet")

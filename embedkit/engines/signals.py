@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 from embedkit.errors import Stopped
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+#: How long a command may take to let itself be interrupted.
+_LEAVE_SECONDS = 2.0
 
 
 def heed(stop: threading.Event) -> dict[int, Any]:
@@ -29,6 +32,30 @@ def heed(stop: threading.Event) -> dict[int, Any]:
         stop.set()
 
     return {number: signal.signal(number, asked) for number in _SIGNALS}
+
+
+def leave_on_signal(say: Callable[[], object]) -> None:
+    """Let the first signal interrupt whatever runs, and see that the process ends: for what has nothing to save.
+
+    Args:
+        say: tells that it is stopped, where what runs does not let itself be interrupted.
+    """
+
+    def leave() -> None:
+        say()
+        os._exit(Stopped.exit_code)
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        if timer.is_alive():
+            leave()
+        timer.start()
+        # Libraries may swallow it: then the timer ends the process.
+        raise KeyboardInterrupt
+
+    timer = threading.Timer(_LEAVE_SECONDS, leave)
+    timer.daemon = True
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, asked)
 
 
 @contextmanager

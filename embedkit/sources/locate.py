@@ -173,10 +173,17 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
             )
 
 
+_WAYS_OUT = {
+    errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
+    errno.EBADF: "see how it was opened: it cannot be read from",
+}
+
+
 def unreadable(name: str, error: OSError | ValueError) -> InputError:
     """The error of a file that cannot be opened."""
     reason = getattr(error, "strerror", None) or "cannot be read"
-    return InputError(f"{shown_name(name)}: {reason}", hint="check the name and who may read it")
+    hint = _WAYS_OUT.get(getattr(error, "errno", None) or 0, "check the name and who may read it")
+    return InputError(f"{shown_name(name)}: {reason}", hint=hint)
 
 
 def _expanded(typed: str, notes: list[str]) -> list[str]:

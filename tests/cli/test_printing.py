@@ -71,6 +71,7 @@ def test_a_result_that_does_not_fit_is_an_output_error(embedkit_cli, encode, tmp
         patched.undo()
     assert ran.code == OUTPUT
     assert ran.told[0] == "error: cannot write to stdout: No space left on device"
+    assert len(ran.told) == 2
 
 
 def test_a_reader_of_results_who_has_had_enough_is_no_failure(embedkit_cli, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -18,8 +18,12 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "
 _LEAVE_SECONDS = 2.0
 
 
-def heed(stop: threading.Event) -> dict[int, Any]:
+def heed(stop: threading.Event, *, said: bytes = b"") -> dict[int, Any]:
     """Let the first signal set `stop`, and the second end the process.
+
+    Args:
+        stop: is set.
+        said: goes to stderr at the second.
 
     Returns:
         The handlers before, by signal.
@@ -28,6 +32,8 @@ def heed(stop: threading.Event) -> dict[int, Any]:
     def asked(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             # Safe at any moment: nothing under its final name is ever half written.
+            with suppress(OSError):
+                os.write(2, said)
             os._exit(Stopped.exit_code)
         stop.set()
 

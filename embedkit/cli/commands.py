@@ -337,9 +337,9 @@ def explained(wrong: Any) -> UsageError:
         if value is not None:
             reason = wrong.message.rstrip(".")
             sentence = f"{parameter.opts[-1]} cannot be '{value}'"
-            needed = {int: "a whole number", float: "a number"}.get(annotation_of(parameter))
+            needed = {int: "an integer", float: "a number"}.get(annotation_of(parameter))
             if needed is not None:
-                return UsageError(sentence, hint=f"use {needed}; {lists}")
+                return UsageError(f"{sentence}: it takes {needed}", hint=f"give {needed}; {lists}")
             sentence += f": {reason[:1].lower()}{reason[1:]}"
     return UsageError(sentence, hint=lists)
 

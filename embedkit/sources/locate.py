@@ -140,10 +140,11 @@ def described(name: str, file_format: str) -> SourceFile:
     found, compression = by_name(name)
     found = found if file_format == "auto" else canonical(file_format)
     if found is None:
+        suffix = Path(name).suffix.lower()
         raise UsageError(
             f"{shown_name(name)}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
-            hint="say it with --format",
+            hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "say it with --format",
         )
     return SourceFile(name, found, compression, status.st_size, status.st_mtime_ns, digest)
 
@@ -173,6 +174,15 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
             )
 
 
+#: Suffixes of files that no --format reads.
+_NOT_TABLES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "odt", "rtf", "pdf", "htm", "html", "xml", "yaml"),
+        *("sav", "dta", "sas7bdat", "xpt", "rds", "rdata", "pkl", "pickle", "h5", "db", "sqlite", "orc", "avro"),
+        *("zip", "tar", "7z", "npy", "npz"),
+    )
+)
 _WAYS_OUT = {
     errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
     errno.EBADF: "see how it was opened: it cannot be read from",

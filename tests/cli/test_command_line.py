@@ -189,8 +189,8 @@ def test_an_option_that_is_like_none_is_told_no_other(embedkit_cli, command):
 @pytest.mark.parametrize(
     ("command", "option", "way_out"),
     [
-        ("encode a.csv --limit abc", "--limit", "a whole number"),
-        ("encode a.csv --limit 1e3", "--limit", "a whole number"),
+        ("encode a.csv --limit abc", "--limit", "an integer"),
+        ("encode a.csv --limit 1e3", "--limit", "an integer"),
         ("plan a.csv --rate fast", "--rate", "a number"),
         ("plan a.csv --rate nan", "--rate", "tokens a second"),
         *(

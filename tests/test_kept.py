@@ -24,7 +24,7 @@ from embedkit.engines import alone, job
 from embedkit.errors import OutputError
 from embedkit.seal import sealed, unsealed
 from embedkit.verification import verify_output
-from tests.conftest import Ran
+from tests.conftest import Ran, last_counts
 from tests.torture.kills import SHARD_ROWS, Bench, contents, loaded_once, look_after_end, prepared
 
 Cli = Callable[..., Ran]
@@ -131,7 +131,7 @@ def test_shards_whose_plan_is_gone_are_left_alone(
     shutil.copytree(bench.root / "whole" / "out", tmp_path / "place")
     (tmp_path / "place/out/plan.json").unlink()
     before = contents(tmp_path)
-    ran = embedkit_cli(*bench.arguments("folder", tmp_path / "place"), "--on-exists", way)
+    ran = embedkit_cli(*last_counts("encode", *bench.arguments("folder", tmp_path / "place"), "--on-exists", way))
     assert (ran.code, "without its plan" in ran.err) == (5, True), ran.err
     assert contents(tmp_path) == before
 

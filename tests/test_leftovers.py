@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -74,8 +75,8 @@ def test_of_two_plans_the_first_one_counts_for_both(tmp_path):
 
 
 def test_ranks_join_a_plan_where_there_are_no_links_too(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as of FAT
 
     monkeypatch.setattr(os, "link", refuse)
     one, other = OutputFolder(tmp_path / "out"), OutputFolder(tmp_path / "out")

@@ -90,7 +90,7 @@ def test_the_shape_that_an_array_states_is_held_against_its_rows(outputs, tmp_pa
     array = np.load(tmp_path / "one.npy")
     for wrong in (array.view(np.int32), array[:-1], np.asfortranarray(array), array[:, :7]):
         np.save(tmp_path / "one.npy", wrong)
-        with pytest.raises(OutputError, match=r"one\.npy is damaged: its header says"):
+        with pytest.raises(OutputError, match=r"one\.npy is (damaged: its header says|not the array that)"):
             _ = embedkit.read(tmp_path / "one.npy").vectors
 
 

@@ -22,7 +22,7 @@ NOT_OF_ENCODER = {
     "output",
     *("output_format", "shard_rows", "on_exists", "on_bad_row"),
     *("format", "text_column", "template", "id_column", "keep", "limit"),
-    *("max_expansion", "max_decompressed_gb", "verify", "private"),
+    *("delimiter", "quoting", "max_expansion", "max_decompressed_gb", "verify", "private"),
     *("shard_id", "num_shards", "workers"),
     # Encoder gives one vector a text; rows of units and groups are for tables.
     *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),

@@ -46,7 +46,7 @@ def test_closed_streams_are_told_by_name():
         "with kept_for_rows():\n"
         "    for of in (rows_in, rows_out):\n"
         "        try: of()\n"
-        "        except Exception as fault: print(type(fault).__name__, fault)\n"
+        "        except Exception as fault: print(type(fault).__name__, fault.message)\n"
     )
     command = f"exec {sys.executable} -c '{source}' <&- >&-"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)

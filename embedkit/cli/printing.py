@@ -44,7 +44,7 @@ def hold_descriptors() -> None:
 def check_stdin(inputs: Iterable[str]) -> None:
     """Refuse to read rows from a stdin that is closed, with InputError."""
     if "-" in inputs and (_STDIN in _closed or sys.stdin is None):
-        raise InputError("stdin is closed, so there are no rows in it", hint="pipe the rows in, or name a file")
+        raise InputError("stdin is closed, so there are no rows to read", hint="pipe the rows in, or name a file")
 
 
 def check_stdout() -> None:

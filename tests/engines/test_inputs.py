@@ -261,17 +261,14 @@ def test_a_patient_s_row_in_the_place_of_a_header_reaches_nothing(
 def test_a_closed_stdin_is_an_input_error(encode: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = encode("-", "--format", "jsonl", "-o", "o.parquet")
-    assert (ran.code, ran.told[0]) == (3, "error: stdin is closed")
+    assert (ran.code, ran.told[0]) == (3, "error: stdin is closed, so there are no rows to read")
 
 
-@pytest.mark.parametrize("mode", ["w", "gone"])
 def test_a_stdin_that_cannot_be_read_is_an_input_error(
-    encode: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    encode: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descriptor = os.open(here / "t", os.O_CREAT | (os.O_WRONLY if mode == "w" else os.O_RDONLY))
-    with open(descriptor, "rb", closefd=mode == "w") as binary, io.TextIOWrapper(binary) as stdin:
-        if mode == "gone":
-            os.close(descriptor)
+    descriptor = os.open(here / "t", os.O_CREAT | os.O_WRONLY)
+    with os.fdopen(descriptor, "rb") as binary, io.TextIOWrapper(binary) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         ran = encode("-", "--format", "jsonl", "-o", "o.parquet")
     assert (ran.code, ran.told[0]) == (3, "error: stdin: Bad file descriptor")

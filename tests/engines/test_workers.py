@@ -62,7 +62,9 @@ def test_a_killed_worker_is_told_with_its_shard_and_resuming_ends_with_the_same_
     monkeypatch.setattr(crew, "_FAIL_SECONDS", 1.0)
     ran = workers("out")
     assert ran.code == 1, ran.err
-    told = re.match(r"error: worker 1 of 2 \(cpu\) was killed by SIGKILL at shard (\d+)\nhint: (.*)", ran.err)
+    told = re.match(
+        r"error: worker 1 of 2 \(cpu\) was killed by SIGKILL at shard (\d+)\nhint: (.*)", "\n".join(ran.told)
+    )
     assert told, ran.err
     assert "--on-exists resume" in told[2]
     committed = {int(path.stem) for path in (tmp_path / "place/out/commits").glob("[0-9]*.json")}
@@ -102,7 +104,7 @@ def test_a_signal_stops_all_workers_and_resume_goes_on(workers, encode, whole, t
 def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch):
     monkeypatch.setattr(crew, "work", unlucky.failing)
     ran = workers("out")
-    assert (ran.code, ran.err) == (4, "error: a vector is not finite\nhint: use --dtype fp32\n")
+    assert (ran.code, ran.told) == (4, ["error: a vector is not finite", "hint: use --dtype fp32"])
 
 
 def test_a_fault_in_a_worker_is_told_by_its_place_without_its_words(monkeypatch):

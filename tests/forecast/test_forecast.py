@@ -11,6 +11,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from embedkit.forecast.cost import operations
@@ -152,7 +154,8 @@ def test_stdin_is_read_once_and_faults_are_counted_without_an_end(embedkit_cli, 
 
 def test_nothing_is_written_and_no_weight_is_read(embedkit_cli, tmp_path, monkeypatch):
     model = make("bert", tmp_path / "model").folder
-    (model / "model.safetensors").write_bytes(b"no weights at all")
+    # A file of weights by its header alone, and none of the model's: whoever read them would say so.
+    save_file({"nothing": torch.zeros(1)}, model / "model.safetensors")
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

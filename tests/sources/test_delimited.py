@@ -162,7 +162,8 @@ def test_quotes_inside_cells_are_counted_and_their_first_row_told(tmp_path: Path
     data = 'id,text,b\n1,"he said ""so""",x\n2,6" tall,x\n3,"a, b",x\n4,say "x" now,5"\n'
     found = table(tmp_path, "t.csv", data.encode())
     assert found.scan().n_faults == 0
-    (note,) = found.take_notes()
+    columns, note = found.take_notes()
+    assert columns.startswith("columns: ")
     assert note.startswith(
         f"2 rows have a quote inside a cell that is not in quotes, first row 1 of {tmp_path}/t.csv"
     )

@@ -22,7 +22,7 @@ from embedkit.cli.options import run_config
 from embedkit.errors import Stopped
 from embedkit.study.candidates import PooledVectors, all_candidates
 from embedkit.study.sweep import SweepConfig, sweep
-from tests.conftest import NOTES
+from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle, pool
 from tests.tiny_models import CORPUS
 
@@ -278,7 +278,7 @@ def again(swept, embedkit_cli, tmp_path):
 
     def again(*options, **replaced):
         words = [replaced.get(word, word) for word in swept.arguments]
-        return embedkit_cli(*words, "-o", tmp_path / "out", *options)
+        return embedkit_cli(*last_counts("sweep", *words, "-o", tmp_path / "out", *options))
 
     return again
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+#: How alike two names are that are taken for one, of 0 to 1.
+LIKENESS = 0.6
 _NO_SYNONYMS: Mapping[str, str] = {}
 
 
 def closest_names(
-    word: str, names: Iterable[str], *, synonyms: Mapping[str, str] = _NO_SYNONYMS, most: int = 3
+    word: str,
+    names: Iterable[str],
+    *,
+    synonyms: Mapping[str, str] = _NO_SYNONYMS,
+    most: int = 3,
+    likeness: float = LIKENESS,
 ) -> tuple[str, ...]:
     """Find the known names that a mistyped word is most like.
 
@@ -25,6 +32,7 @@ def closest_names(
         names: what is known.
         synonyms: usual words of the field → the known name.
         most: most names to return.
+        likeness: how alike a name has to be.
 
     Returns:
         At most `most` names, the likeliest first; () if none is like it.
@@ -39,7 +47,7 @@ def closest_names(
         by_plain.setdefault(_plain(name), name)
     if plain in by_plain:
         return (by_plain[plain],)
-    return tuple(by_plain[match] for match in get_close_matches(plain, by_plain, n=most, cutoff=0.6))
+    return tuple(by_plain[match] for match in get_close_matches(plain, by_plain, n=most, cutoff=likeness))
 
 
 def did_you_mean(

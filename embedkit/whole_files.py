@@ -159,18 +159,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_SPACE = "free some space, then run the same command again; an encode with --on-exists resume"
+_WAYS_OUT = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "see `ulimit -f`, or choose a place with -o whose file system takes larger files",
+    errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
+    errno.EROFS: "choose another place with -o: nothing can be written there",
+    errno.ENAMETOOLONG: SHORTER,
+}
+
+
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
     """Tell what the disk refuses as an error of the output at this path."""
     try:
         yield
     except OSError as fault:
-        full = fault.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = _WAYS_OUT.get(fault.errno or 0, "choose another place with -o, or mend its permissions")
         raise OutputError(
             f"cannot write {path}: {os.strerror(fault.errno) if fault.errno else 'the disk refuses'}",
-            hint="free some space, then run the same command again; an encode with --on-exists resume"
-            if full
-            else SHORTER
-            if fault.errno == errno.ENAMETOOLONG
-            else "choose another place with -o, or mend its permissions",
+            hint=hint,
         ) from None

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,15 +18,9 @@ import typer
 
 from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
 from embedkit.cli.commands import WRONG_USAGE, Command, Group, explained
-from embedkit.errors import EmbedkitError, ReaderGone
-
-#: What a disk or a system answers, whatever it is asked; no fault of embedkit.
-_OF_THE_SYSTEM = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    }
-)
+from embedkit.cli.machine import refusal_of_machine
+from embedkit.engines.signals import leave_on_signal
+from embedkit.errors import EmbedkitError, ReaderGone, Stopped
 
 app = typer.Typer(
     name="embedkit",
@@ -67,9 +61,22 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0 done, 1 a fault of embedkit, 2 usage, 3 input, 4 model, 5 output, 75 stopped.
     """
     with printing.forgiving_streams():
-        code = _ended(lambda: _carry_out(arguments))
-        # What stdout still holds may not fit where it goes; an error that was told already stays the one.
-        return _ended(sys.stdout.flush) or code
+        code = _ended(lambda: _carry_out(arguments), resumable=_is_resumable(arguments))
+        if code:
+            # What stdout still holds may not fit where it goes; an error that was told already stays the one.
+            with contextlib.suppress(EmbedkitError, ReaderGone):
+                sys.stdout.flush()
+            return code
+        return _ended(sys.stdout.flush)
+
+
+_TO_STDOUT = (("-o", "-"), ("--output", "-"))
+
+
+def _is_resumable(arguments: Sequence[str]) -> bool:
+    """Whether a command takes --on-exists resume: what is written to stdout cannot be resumed."""
+    to_stdout = "--output=-" in arguments or any(pair in _TO_STDOUT for pair in pairwise(arguments))
+    return list(arguments[:1]) in (["encode"], ["sweep"]) and not to_stdout
 
 
 def _carry_out(arguments: Sequence[str]) -> int:
@@ -83,7 +90,7 @@ def _carry_out(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way out for each kind of failure
+def _ended(action: Callable[[], int | None], *, resumable: bool = False) -> int:  # noqa: PLR0911 - a way out for each kind of failure
     """Do something, and tell how it ended as an exit code."""
     try:
         return action() or 0
@@ -92,37 +99,30 @@ def _ended(action: Callable[[], int | None]) -> int:  # noqa: PLR0911 - a way ou
     except ReaderGone:
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _say("stopped", "the same command with --on-exists resume goes on", 75)
+        return _say_stopped(resumable=resumable)
     except WRONG_USAGE as wrong:
         if type(wrong).__name__ == "NoArgsIsHelpError":
             print(wrong, file=sys.stderr)
             return 2
         told = explained(wrong)
         return _say(told.message, told.hint, told.exit_code)
+    except (MemoryError, OSError, RuntimeError) as fault:
+        refused = refusal_of_machine(fault)
+        return _say(refused.message, refused.hint, refused.exit_code) if refused else _say_fault(fault)
     # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
     # cannot.
     except BaseException as fault:  # noqa: BLE001
-        if isinstance(fault, OSError) and fault.errno in _OF_THE_SYSTEM:
-            where = f"{fault.filename}: " if isinstance(fault.filename, str) else ""
-            return _say(
-                f"{where}{os.strerror(fault.errno)}",
-                "mend the disk, the names or the permissions, then run the same command again",
-                5,
-            )
-        frame = traceback.extract_tb(fault.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-        return _say(
-            f"a fault of embedkit: {type(fault).__name__} at {place}",
-            "please report this line with your versions (`embedkit doctor`)",
-            1,
-        )
+        return _say_fault(fault)
 
 
 def main() -> NoReturn:
     """The command `embedkit`."""
     printing.hold_descriptors()
     _leave_no_core_files()
-    code = run(sys.argv[1:])
+    arguments = sys.argv[1:]
+    # A command that has work to save has handlers of its own while it runs.
+    leave_on_signal(lambda: _say_stopped(resumable=_is_resumable(arguments)))
+    code = run(arguments)
     # A reader thread may still wait for stdin, and taking torch down costs time that nobody gains from.
     os._exit(code)
 
@@ -133,6 +133,21 @@ def _leave_no_core_files() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _say_fault(fault: BaseException) -> int:
+    frame = traceback.extract_tb(fault.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    return _say(
+        f"a fault of embedkit: {type(fault).__name__} at {place}",
+        "please report this line with your versions (`embedkit doctor`)",
+        1,
+    )
+
+
+def _say_stopped(*, resumable: bool) -> int:
+    hint = "the same command with --on-exists resume goes on" if resumable else "run the command again"
+    return _say("stopped by a signal", hint, Stopped.exit_code)
 
 
 def _say(message: str, hint: str, code: int) -> int:

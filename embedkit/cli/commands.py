@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from embedkit.disk import seems_there
 from embedkit.errors import UsageError
-from embedkit.suggest import closest_names
+from embedkit.suggest import LIKENESS, closest_names
 
 #: What Typer raises for a wrong command line, whichever click it carries.
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
@@ -82,6 +82,8 @@ _MEANT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lower", "lower-case", "do-lower-case", "uncased"), ("--lowercase yes",)),
     "cased": ("--lowercase no",),
     **dict.fromkeys(("input-format", "file-format", "file-type"), ("--format",)),
+    **dict.fromkeys(("sep", "separator", "delim", "field-separator"), ("--delimiter",)),
+    **dict.fromkeys(("quote", "quotes", "quote-char", "quotechar"), ("--quoting",)),
     **dict.fromkeys(("n-rows", "nrows", "max-rows", "head", "max-samples", "num-rows"), ("--limit",)),
     **dict.fromkeys(("token-embeddings", "tokens"), ("--level token",)),
     **dict.fromkeys(("skip-bad-rows", "skip-errors", "ignore-errors"), ("--on-bad-row skip",)),
@@ -133,7 +135,7 @@ class Group(TyperGroup):
             raise UsageError(
                 f"'{name}' is no command of embedkit", hint=f"did you mean `embedkit encode {name}`? {lists}"
             )
-        meant = " or ".join(f"`embedkit {command}`" for command in near)
+        meant = "`embedkit --version`" if name == "version" else " or ".join(f"`embedkit {it}`" for it in near)
         raise UsageError(
             f"'{name}' is no command of embedkit", hint=f"did you mean {meant}? {lists}" if near else lists
         )
@@ -150,6 +152,8 @@ class Command(TyperCommand):
         """
         given = _given(self.params, args)
         ctx.meta[_GIVEN] = {one.parameter.name: one.value for one in given}
+        for one in given:
+            _check_not_empty(one.parameter, one.value)
         joined = _joined(given)
         if joined:
             again = {place for one in given if one.parameter.name in joined for place in one.places}
@@ -276,11 +280,20 @@ def _check_dashes(argument: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"'{argument}' is no option", hint=f"did you mean {option}, with two hyphens?")
 
 
+def _check_not_empty(parameter: Any, value: Any) -> None:
+    """Refuse '' for a file: that is the folder where the command runs, by the rules of paths."""
+    if isinstance(value, str) and not value.strip() and parameter.name in _PATHS | _OF_LIBRARIES:
+        what = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar.removesuffix("...")
+        raise UsageError(f"{what} is empty", hint="name a file or a folder; a shell variable may be unset")
+
+
 def _check_texts(parameters: list[Any], values: Mapping[str, Any]) -> None:
     """Refuse bytes that are no text where a text is needed."""
     for parameter in parameters:
         value = values.get(parameter.name)
         texts = value if isinstance(value, (list, tuple)) else (value,)
+        for text in texts:
+            _check_not_empty(parameter, text)
         if parameter.name in _PATHS or all(_is_utf8(str(text)) for text in texts):
             continue
         what = parameter.opts[-1] if parameter.opts[-1].startswith("-") else parameter.metavar
@@ -323,7 +336,11 @@ def explained(wrong: Any) -> UsageError:
         value = context.meta.get(_GIVEN, {}).get(parameter.name)
         if value is not None:
             reason = wrong.message.rstrip(".")
-            sentence = f"{parameter.opts[-1]} cannot be '{value}': {reason[:1].lower()}{reason[1:]}"
+            sentence = f"{parameter.opts[-1]} cannot be '{value}'"
+            needed = {int: "an integer", float: "a number"}.get(annotation_of(parameter))
+            if needed is not None:
+                return UsageError(f"{sentence}: it takes {needed}", hint=f"give {needed}; {lists}")
+            sentence += f": {reason[:1].lower()}{reason[1:]}"
     return UsageError(sentence, hint=lists)
 
 
@@ -356,11 +373,22 @@ def closest_options(word: str, parameters: list[Any]) -> tuple[str, ...]:
         Options, some with a value, such as `--on-exists resume`; the likeliest first.
     """
     options = {option.lstrip("-"): option for option in _options_of(parameters)}
-    for usual, phrases in _MEANT.items():
+    usual: dict[str, str] = {}
+    for name, phrases in _MEANT.items():
         known = next((phrase for phrase in phrases if phrase.split()[0] in options.values()), None)
-        if known is not None:
-            options.setdefault(usual, known)
-    return tuple(dict.fromkeys(options[name] for name in closest_names(word, options)))
+        if known is not None and name not in options:
+            usual[name] = known
+    # A name of another tool has to be spelled nearly right: --seed is not like --uncased.
+    for names, likeness in (({**options, **usual}, 0.9), (options, LIKENESS), (usual, 0.8)):
+        near = tuple(dict.fromkeys(names[name] for name in closest_names(word, names, likeness=likeness)))
+        if near:
+            return near
+    return ()
+
+
+def annotation_of(parameter: Any) -> Any:
+    """The type that an option or argument has in Python."""
+    return getattr(parameter.type_descriptor, "annotation", None)
 
 
 def _is_option(word: str, parameters: list[Any]) -> bool:
@@ -374,4 +402,4 @@ def _options_of(parameters: list[Any]) -> list[str]:
 
 
 def _looks_like_input(name: str) -> bool:
-    return name == "-" or seems_there(name) or bool(re.search(r"\.\w+$|[/*]", name))
+    return name == "-" or (name != "" and seems_there(name)) or bool(re.search(r"\.\w+$|[/*]", name))

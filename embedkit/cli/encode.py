@@ -78,11 +78,17 @@ def running(
         yield stop, watcher
 
 
+_AT_ONCE = (
+    b"error: stopped at once by a second signal\n"
+    b"hint: what is committed stays; run the command again, an encode or a sweep with --on-exists resume\n"
+)
+
+
 @contextmanager
 def stoppable() -> Generator[threading.Event, None, None]:
     """Turn the first signal into a request to stop, and the second into leaving at once."""
     stop = threading.Event()
-    before = heed(stop)
+    before = heed(stop, said=_AT_ONCE)
     try:
         yield stop
     finally:

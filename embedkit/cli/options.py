@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from embedkit.cli.commands import JOINED, closest_options
+from embedkit.cli.commands import JOINED, annotation_of, closest_options
 from embedkit.cli.outputs import default_output, named
 from embedkit.cli.outputs import output_format as format_of
 from embedkit.config import (
@@ -31,6 +31,7 @@ from embedkit.config import (
 )
 from embedkit.engines.ranks import share_of
 from embedkit.errors import UsageError
+from embedkit.suggest import closest_names
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -180,9 +181,6 @@ def run_config(
     Raises:
         UsageError: a value that cannot be used, or two that exclude each other.
     """
-    for typed, what in ((output, "-o"), *((one, "INPUT") for one in inputs)):
-        if typed is not None and not typed.strip():
-            raise UsageError(f"{what} is empty", hint="name a file or a folder; a shell variable may be unset")
     if template is not None and text_column:
         raise UsageError("--template and --text-column exclude each other", hint="give one of the two")
     if revision is not None and not trust_remote_code and (Path(model) / "config.json").is_file():
@@ -228,8 +226,9 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     except OSError as fault:
         raise UsageError(f"--config {path}: {os.strerror(fault.errno or 0)}", hint="check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        where = str(fault).rpartition(" (")[2].rstrip(")")
-        raise UsageError(f"--config {path} is not valid TOML ({where})", hint="mend it there") from None
+        raise UsageError(
+            f"--config {path} is not valid TOML ({_where_broken(fault)})", hint="mend it there"
+        ) from None
     known = {str(one.name): one for one in ctx.command.params if one.name not in {"config", "help"}}
     read: dict[str, Any] = {}
     for key, value in values.items():
@@ -245,6 +244,13 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _where_broken(fault: tomllib.TOMLDecodeError | UnicodeDecodeError) -> str:
+    if isinstance(fault, UnicodeDecodeError):
+        return f"byte {fault.start} is not UTF-8"
+    what, _, where = str(fault).rpartition(" (")
+    return f"{'a key is there twice, ' * what.startswith('Cannot overwrite')}{where.rstrip(')')}"
+
+
 def _unknown_key(path: Path, key: str, value: Any, known: dict[str, Any], command: str) -> UsageError:
     if isinstance(value, dict):
         return UsageError(
@@ -252,12 +258,26 @@ def _unknown_key(path: Path, key: str, value: Any, known: dict[str, Any], comman
             hint=f'write them without a section, such as pool = "mean", and leave out the line [{key}]',
         )
     keys = sorted(name.replace("_", "-") for name in known)
-    near = [f"'{option.lstrip('-')}'" for option in closest_options(key, list(known.values()))]
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    short = next((one for one in known.values() if f"-{key}" in one.opts), None)
+    near = [f"-{key}"] if short else closest_options(key, list(known.values()))
+    lines = dict.fromkeys(_as_toml(option, known) for option in near or closest_names(key, keys))
+    meant = f"did you mean {' or '.join(lines)}? " if lines else ""
     return UsageError(
         f"--config {path} sets '{key}', which is no option of {command}",
         hint=f"{meant}it may set: {', '.join(keys)}",
     )
+
+
+def _as_toml(phrase: str, known: dict[str, Any]) -> str:
+    """What stands in a config file for an option: `pool` for --pool, `dtype = "fp16"` for --dtype fp16."""
+    option, _, value = phrase.partition(" ")
+    one = next((one for one in known.values() if option in (*one.opts, *one.secondary_opts)), None)
+    if one is None:
+        return f"'{phrase}'"
+    name = str(one.name).replace("_", "-")
+    if option in one.secondary_opts:
+        return f"{name} = false"
+    return f'{name} = "{value}"' if value else f"'{name}'"
 
 
 #: TOML's types, as messages call them.
@@ -282,12 +302,13 @@ def _from_toml(path: Path, key: str, value: Any, option: Any, command: str) -> A
         needed, taken = "a list of strings", _as_strings(value)
     elif option.is_flag:
         needed, taken = "a boolean, true or false,", value if isinstance(value, bool) else None
-    elif option.type_descriptor.annotation in (int, float):
-        is_integer = option.type_descriptor.annotation is int
+    elif annotation_of(option) in (int, float):
+        is_integer = annotation_of(option) is int
         needed = "an integer" if is_integer else "a number"
         taken = _as_number(value, is_integer=is_integer)
     else:
-        needed, taken = "a string", _as_string(value, option.name)
+        needed = "a string or a list of them" if option.name in JOINED else "a string"
+        taken = _as_string(value, option.name)
     if taken is None:
         there = _TOML_TYPES.get(type(value), "a date or a time")
         flag = option.opts[-1] if option.opts[-1].startswith("-") else option.metavar

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from embedkit.config import FORMATS, OUTPUT_FORMATS
+from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
 from embedkit.disk import seems_folder
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
@@ -106,6 +106,8 @@ def output_format(output: str, asked: str | None) -> str:
         UsageError: the two contradict each other, or the name is that of a file which embedkit does not write, or
             a URI.
     """
+    if asked is not None:
+        one_of("--output-format", asked, OUTPUT_FORMATS)
     named = "jsonl" if output == "-" else _suffix(output)
     _refuse_uri(output)
     if is_folder(output):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ def plan(
 
     Rows and faults, lengths of the texts, what is cut, unknown tokens and casing, bytes on disk, time, memory.
     """
-    if rate is not None and rate <= 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"--rate cannot be {rate:g}", hint="give tokens a second, such as 8000")
     if options["inputs"] == ["-"]:
         options["output"] = options["output"] or "stdin.embeddings"

@@ -15,6 +15,7 @@ from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.outputs import check_name, named
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
+from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -72,6 +73,8 @@ def sweep(
     Example: embedkit sweep notes.csv --label label --group patient_id -o sweep
     """
     one_of("--progress", progress, MODES)
+    if output == "-":
+        raise UsageError("a sweep writes a folder of files, not to stdout", hint="name a folder with -o")
     check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
     from embedkit.disk import as_read_error
@@ -113,7 +116,7 @@ def sweep(
         )
     summary = asked.folder / "summary.txt"
     with as_read_error(summary):
-        told = summary.read_text(encoding="utf-8")
+        told = summary.read_text(encoding="utf-8", errors="surrogateescape")
     if found is None:
         print(told, end="")
         return

@@ -68,7 +68,7 @@ def verify(
         raise OutputError(f"{out} is not as it was written: {_faults(len(found.problems))}", hint=found.way_out)
     print(
         f"{out}: as it was written: {found.rows:,} rows, {found.vectors:,} vectors, "
-        f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
+        f"{found.files:,} file{'s' * (found.files != 1)}, {found.bytes / 1e6:,.1f} MB"
     )
     if resample is not None:
         from embedkit.resampling import Again

@@ -3,7 +3,7 @@
 Values are checked where they are made; nothing here opens a file or imports a model.
 """
 
-from embedkit.config.checks import at_least, one_of, value_hint
+from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
 from embedkit.config.inputs import FORMATS, InputConfig
 from embedkit.config.models import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.outputs import OUTPUT_FORMATS, OutputConfig, ShareConfig
@@ -13,6 +13,7 @@ from embedkit.config.vectors import PRECISIONS, GroupConfig, PoolingConfig, Text
 __all__ = [
     "DTYPES",
     "FORMATS",
+    "MOST_SEED",
     "OUTPUT_FORMATS",
     "PRECISIONS",
     "BatchConfig",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from embedkit.errors import UsageError
 from embedkit.suggest import did_you_mean
 
+#: What Python, pyarrow and JSON readers take for a number of rows or tokens.
+_MOST = 2**63 - 1
+#: What numpy takes for a seed.
+MOST_SEED = 2**32 - 1
 #: What other tools call a value, and what it is here; of one word, the first that an option allows.
 _USUAL: tuple[tuple[str, str], ...] = (
     *((word, "fp16") for word in ("float16", "half", "f16", "16bit")),
@@ -83,7 +87,8 @@ def value_hint(option: str, value: str, allowed: tuple[str, ...], every: str = "
     return " ".join(part for part in (near, every or f"use one of: {', '.join(allowed)}") if part)
 
 
-def at_least(option: str, value: int | None, least: int) -> None:
-    """Refuse a number below `least`, with UsageError; None passes."""
-    if value is not None and value < least:
-        raise UsageError(f"{option} cannot be {value}", hint=f"use a whole number from {least}")
+def at_least(option: str, value: int | None, least: int, *, most: int = _MOST) -> None:
+    """Refuse a number below `least` or above `most`, with UsageError; None passes."""
+    if value is not None and not least <= value <= most:
+        limit = f" to {most}" if value > most else ""
+        raise UsageError(f"{option} cannot be {value}", hint=f"use a whole number from {least}{limit}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from embedkit.config.checks import at_least, one_of, value_hint
+from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
 from embedkit.errors import UsageError
 from embedkit.pooling.names import POOLER_KINDS
 from embedkit.suggest import closest_names
@@ -115,6 +115,7 @@ class FitConfig:
         for option in ("project", "hidden_size", "heads", "epochs", "patience"):
             at_least(f"--{option.replace('_', '-')}", getattr(self, option), 1)
         at_least("--batch-size", self.batch_size, 2)
+        at_least("--seed", self.seed, 0, most=MOST_SEED)
         for option in ("validation", "test"):
             if not 0 < getattr(self, option) < 0.5 and (option == "validation" or self.test != 0):
                 raise UsageError(
@@ -129,7 +130,7 @@ class FitConfig:
     def _refuse_what_does_not_belong(self) -> None:
         if self.kind not in WITHOUT_LABELS and self.label is None:
             raise UsageError(f"--pooler {self.pooler} is trained on labels", hint="name their column with --label")
-        if self.kind in WITHOUT_LABELS and (self.label or self.group):
+        if self.kind in WITHOUT_LABELS and (self.label is not None or self.group is not None):
             raise UsageError(f"--pooler {self.pooler} needs no labels", hint="leave out --label and --group")
         belongs = {
             "project": ("mean", "cls"),

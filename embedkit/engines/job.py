@@ -149,6 +149,8 @@ class Job:
 
     def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
+            if self.config.output.is_stdout:
+                raise Stopped("stopped by a signal", hint="what went to stdout is not whole: run it again")
             raise Stopped(
                 f"stopped by a signal; {len(self.records)} shards are committed",
                 hint="the same command with --on-exists resume goes on from there",

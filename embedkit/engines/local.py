@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,15 @@ def run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         return _run(config, watcher, stop)
 
 
+def _refuse_missing_devices(names: Sequence[str]) -> None:
+    """See that devices are there which this run has no shard for: the next one would stop at them."""
+    if names:
+        from embedkit.models.machine import pick_device
+
+        for name in names:
+            pick_device(name)
+
+
 def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
     """The same, of rows: what becomes of groups of them is not seen to here."""
     began = time.monotonic()
@@ -88,6 +97,7 @@ def _run(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Summary:
         return _summary_of_part(config, plan, {}, began)
     watcher.notice(f"{_rows(plan)}; loading the model {as_text(request.folder.name)}")
     workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    _refuse_missing_devices(config.model.devices[workers:])
     if workers > 1:
         config = _pinned(config, request, watcher)
     with (

@@ -99,7 +99,9 @@ def decide(asked_for: Columns, there: Sequence[Column], *, file: str, file_forma
         InputError: no column is the text beyond doubt, or cells have another mark between them.
     """
     names = [column.name for column in there]
-    identity = asked_for.id or (USUAL_ID if USUAL_ID in names else None)
+    identity = asked_for.id
+    if identity is None and USUAL_ID in names:
+        identity = USUAL_ID
     text = asked_for.text or _usual_text(there, identity)
     if not asked_for.text:
         _check_delimiter(names, file=file, file_format=file_format)

@@ -146,10 +146,11 @@ def described(name: str, file_format: str) -> SourceFile:
     found, compression = by_name(name)
     found = found if file_format == "auto" else canonical(file_format)
     if found is None:
+        suffix = Path(name).suffix.lower()
         raise UsageError(
             f"{shown_name(name)}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
-            hint="say it with --format",
+            hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "say it with --format",
         )
     return SourceFile(name, found, compression, status.st_size, status.st_mtime_ns, digest)
 
@@ -179,10 +180,26 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
             )
 
 
+#: Suffixes of files that no --format reads.
+_NOT_TABLES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "odt", "rtf", "pdf", "htm", "html", "xml", "yaml"),
+        *("sav", "dta", "sas7bdat", "xpt", "rds", "rdata", "pkl", "pickle", "h5", "db", "sqlite", "orc", "avro"),
+        *("zip", "tar", "7z", "npy", "npz"),
+    )
+)
+_WAYS_OUT = {
+    errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
+    errno.EBADF: "see how it was opened: it cannot be read from",
+}
+
+
 def unreadable(name: str, error: OSError | ValueError) -> InputError:
     """The error of a file that cannot be opened."""
     reason = getattr(error, "strerror", None) or "cannot be read"
-    return InputError(f"{shown_name(name)}: {reason}", hint="check the name and who may read it")
+    hint = _WAYS_OUT.get(getattr(error, "errno", None) or 0, "check the name and who may read it")
+    return InputError(f"{shown_name(name)}: {reason}", hint=hint)
 
 
 def _expanded(typed: str, notes: list[str]) -> list[str]:

@@ -210,7 +210,7 @@ def _sniffed(stream: io.BufferedReader) -> tuple[io.BufferedReader, str]:
         head += more
     if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         raise UsageError(
-            "stdin does not tell its format, unless it is JSON Lines",
+            f"stdin does not tell its format, {'unless it is JSON Lines' if head else 'for it is empty'}",
             hint=f"say it with --format: {', '.join(FORMATS[1:])}",
         )
     return _joined(head, stream), "jsonl"

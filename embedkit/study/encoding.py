@@ -73,7 +73,7 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
     path = Path(config.output)
     return replace(
         asked,
-        input=replace(asked.input, keep=tuple(name for name in (config.label, config.group) if name)),
+        input=replace(asked.input, keep=tuple(name for name in (config.label, config.group) if name is not None)),
         pooling=replace(
             asked.pooling,
             pool=pool,
@@ -205,14 +205,18 @@ def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -
 def _encoded(config: RunConfig, folder: Path, watcher: Watcher, stop: threading.Event) -> Summary:
     """Compute the states that are not there. Those of another fit, which is over, make room for them."""
     output = OutputFolder(folder)
-    if output.has_plan():
-        try:
-            return run(config, watcher, stop)
-        except (AnotherPlanError, DamagedPlanError):
+    try:
+        if output.has_plan():
+            with suppress(AnotherPlanError, DamagedPlanError):
+                return run(config, watcher, stop)
             output.clear()
-    elif output.has_shards():  # nobody can say of what any more
-        output.clear()
-    return run(config, watcher, stop)
+        elif output.has_shards():  # nobody can say of what any more
+            output.clear()
+        return run(config, watcher, stop)
+    except Stopped:
+        raise Stopped(
+            "stopped by a signal while the states were computed", hint="the same command goes on from there"
+        ) from None
 
 
 def _is_begun(folder: Path) -> bool:

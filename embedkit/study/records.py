@@ -45,12 +45,14 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     pq.write_table(results_table(verdict), table, write_page_checksum=True)
     contents = {
         "results.parquet": table.getvalue(),
-        "summary.txt": "".join(f"{line}\n" for line in lines(verdict, facts, command)).encode(),
+        "summary.txt": "".join(f"{line}\n" for line in lines(verdict, facts, command)).encode(
+            errors="surrogateescape"
+        ),
         **{f"heatmap.{form}": drawn for form, drawn in heatmap.draw(verdict, title).items()},
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
     summary = {**facts, **summary_of(verdict), "command": command, "files": hashes}
-    contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n"
+    contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
     files = WholeFiles(folder)
     try:
         for name, content in contents.items():

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.commit import OutputFolder
-from embedkit.config import RunConfig, at_least, one_of, value_hint
+from embedkit.config import MOST_SEED, RunConfig, at_least, one_of, value_hint
 from embedkit.disk import as_read_error, is_folder, is_there, refuse_link
 from embedkit.engines.local import run
 from embedkit.engines.occupied import other_outputs_spared
@@ -83,7 +83,7 @@ class SweepConfig:
         if self.metric is not None:
             one_of("--metric", self.metric, tuple(known))
         at_least("--folds", self.folds, 3)
-        at_least("--seed", self.seed, 0)
+        at_least("--seed", self.seed, 0, most=MOST_SEED)
         if "-" in self.run.input.inputs:
             raise UsageError(
                 "a sweep reads its input twice, and stdin can be read only once",
@@ -141,7 +141,7 @@ def sweep(
     with other_outputs_spared(config.run):
         folder = _make_room(config, replacement)
     asked = _asked(config.run, folder)
-    columns = (config.label, config.group) if config.group else (config.label,)
+    columns = (config.label,) if config.group is None else (config.label, config.group)
     watcher.notice("reading the labels")
     rows = read_rows(config.run.input, columns)
     # What the labels alone rule out is told before a model runs for hours.

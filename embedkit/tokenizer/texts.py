@@ -101,7 +101,12 @@ class TextTokenizer:
                 f"--max-length {self.max_length} leaves no room beside {n_special} special tokens",
                 hint=f"use at least {n_special + 1}",
             )
-        before = len(self._encode([self.prompt])[0].ids) if self.prompt and self.overlap is not None else n_special
+        before = len(self._encode([self.prompt])[0].ids) if self.prompt else n_special
+        if self.overlap is None and before >= self.max_length:
+            raise UsageError(
+                f"the prompt has {before} tokens, and leaves no room for a text in {self.max_length}",
+                hint="give a shorter --prompt, or a larger --max-length",
+            )
         if self.overlap is not None and self.max_length - before <= self.overlap:
             what = "special tokens and the prompt" if self.prompt else "special tokens"
             raise UsageError(

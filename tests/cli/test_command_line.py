@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -130,6 +131,11 @@ def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, comm
     ("command", "meant"),
     [
         ("encode a.csv --resume", "--on-exists resume"),
+        ("encode a.csv --sep ;", "--delimiter?"),
+        ("encode a.csv --progess bar", "--progress? `"),
+        ("encode a.csv --max-seq-lenght 4", "--max-length?"),
+        ("version", "`embedkit --version`"),
+        ("encode a.csv -o a.arrow --output-format arow", "--output-format arrow?"),
         ("encode a.csv --overwrite", "--on-exists overwrite"),
         ("encode a.csv --fp16", "--dtype fp16"),
         ("encode a.csv --gpu", "--device cuda"),
@@ -172,6 +178,71 @@ def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, comm
 def test_a_mistyped_option_command_or_value_is_told_what_it_was_meant_to_be(embedkit_cli, command, meant):
     _, hint = refused(embedkit_cli(*command.split()))
     assert meant in hint
+
+
+@pytest.mark.parametrize("command", ["encode a.csv --seed 3", "encode a.csv --cache-dir x"])
+def test_an_option_that_is_like_none_is_told_no_other(embedkit_cli, command):
+    _, hint = refused(embedkit_cli(*command.split()))
+    assert hint == "hint: `embedkit encode --help` lists all options"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "way_out"),
+    [
+        ("encode a.csv --limit abc", "--limit", "an integer"),
+        ("encode a.csv --limit 1e3", "--limit", "an integer"),
+        ("plan a.csv --rate fast", "--rate", "a number"),
+        ("plan a.csv --rate nan", "--rate", "tokens a second"),
+        *(
+            (f"encode a.csv --{option} {10**26}", f"--{option}", str(2**63 - 1))
+            for option in ("limit", "shard-rows", "batch-tokens", "batch-size")
+        ),
+        (f"sweep a.csv --label x -o out --seed {2**32}", "--seed", str(2**32 - 1)),
+        (f"fit a.csv --pooler pca:2 -o p.safetensors --seed {2**32}", "--seed", str(2**32 - 1)),
+        ("fit a.csv --pooler pca:2 -o p.safetensors --seed -1", "--seed", "from 0"),
+    ],
+)
+def test_a_number_that_cannot_be_used_is_told_what_can(embedkit_cli, command, option, way_out):
+    error, hint = refused(embedkit_cli(*command.split()))
+    assert error.startswith(f"error: {option} cannot be ")
+    assert way_out in hint
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"{command} ''" for command in ("encode", "inspect", "verify", "report")),
+        *(f"encode a.csv {option}=" for option in ("--output", "--model", "--config", "--spans")),
+        *("sweep a.csv --label x -o ''", "report out -o ''", "verify out --resample 1 --input ''"),
+    ],
+)
+def test_an_empty_name_of_a_file_is_told_as_that(embedkit_cli, command):
+    error, hint = refused(embedkit_cli(*shlex.split(command)))
+    assert error.endswith(" is empty")
+    assert "a shell variable may be unset" in hint
+
+
+@pytest.mark.parametrize("option", ["--id-column", "--keep", "--group-by"])
+def test_an_empty_name_of_a_column_is_no_default(encode, tmp_path, option):
+    error, _ = refused(encode(NOTES, option, "", "-o", tmp_path / "out"), code=3)
+    assert "there is no column (no name)" in error
+
+
+def test_a_sweep_by_an_empty_group_is_refused_and_so_is_one_to_stdout(embedkit_cli, bert, tmp_path):
+    swept = ("sweep", NOTES, "-m", bert, "--label", "label")
+    assert "(no name)" in refused(embedkit_cli(*swept, "--group", "", "-o", tmp_path / "out"), code=3)[0]
+    assert "not to stdout" in refused(embedkit_cli(*swept, "-o", "-"))[0]
+
+
+def test_a_device_that_is_not_there_is_refused_though_no_shard_is_left_for_it(encode, tmp_path):
+    error, _ = refused(encode(NOTES, "--limit", 2, "--device", "cpu,cuda:99", "-o", tmp_path / "out"))
+    assert error == "error: there is no device 'cuda:99' here"
+
+
+def test_a_prompt_that_fills_the_window_is_refused(encode, tmp_path):
+    error, hint = refused(encode(NOTES, "--limit", 2, "--prompt", "a " * 100, "-o", tmp_path / "out"))
+    assert "leaves no room for a text in 64" in error
+    assert "--prompt" in hint
 
 
 # What an output may be called --------------------------------------------------------------------------
@@ -317,7 +388,13 @@ def test_a_config_file_may_name_the_input(config_of, tmp_path):
         ('[encode]\npool = "mean"', "a section [encode]", "without a section"),
         ('pooling = "mean"', "'pooling'", "did you mean 'pool'?"),
         ("max_len = 3", "'max_len'", "did you mean 'max-length'?"),
-        ("resume = true", "'resume'", "did you mean 'on-exists resume'?"),
+        ("resume = true", "'resume'", 'did you mean on-exists = "resume"?'),
+        ("no-normalize = true", "'no-normalize'", "did you mean normalize = false?"),
+        ('m = "minilm"', "'m'", "did you mean 'model'?"),
+        ('input = "a.csv"', "'input'", "did you mean 'inputs'?"),
+        ("pool = []", "pool (--pool) to a list, '[]', and a string or a list of them", "encode --help"),
+        ('pool = "cls"\npool = "mean"', "a key is there twice", "mend it there"),
+        ('spans = ""', "--spans is empty", "a shell variable may be unset"),
         ("max-length = 3\nmax_length = 4", "max_length twice", "one of the two"),
     ],
 )

@@ -5,6 +5,7 @@ Every text of every table here holds MARK, which stands for what a patient would
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -328,6 +329,38 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     assert error.startswith("error: a fault of embedkit: ValueError at test_errors.py, line ")
     assert hint.startswith("hint: please report")
     assert MARK not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        (MemoryError(MARK), MODEL, "not enough memory"),
+        (OSError(errno.EMFILE, MARK), OUTPUT, "no more files"),
+        (OSError(errno.EAGAIN, MARK), OUTPUT, "another process or thread"),
+        (RuntimeError("can't start new thread"), OUTPUT, "another process or thread"),
+        (OSError(errno.ENOSPC, MARK), OUTPUT, "a disk is full"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_fault_of_embedkit(embedkit_cli, monkeypatch, fault, code, told):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("embedkit.verification.verify_output", fail)
+    ran = embedkit_cli("verify", "out")
+    assert ran.code == code
+    assert told in ran.told[0]
+    assert ran.told[1].startswith("hint: ")
+    assert MARK not in ran.err
+
+
+def test_a_folder_that_is_gone_is_told_as_that(embedkit_cli, places, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    ran = embedkit_cli("encode", "notes.csv")
+    assert ran.code == USAGE
+    assert "the folder that the command runs in is gone" in ran.told[0]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

@@ -71,6 +71,7 @@ def test_a_result_that_does_not_fit_is_an_output_error(embedkit_cli, encode, tmp
         patched.undo()
     assert ran.code == OUTPUT
     assert ran.told[0] == "error: cannot write to stdout: No space left on device"
+    assert len(ran.told) == 2
 
 
 def test_a_reader_of_results_who_has_had_enough_is_no_failure(embedkit_cli, monkeypatch):
@@ -129,3 +130,61 @@ def test_characters_that_the_terminal_lacks_are_escaped(embedkit_cli, encode, tm
     monkeypatch.setattr(sys, "stdout", ascii_only)
     assert embedkit_cli("inspect", tmp_path / "é").code == 0
     assert b"\\xe9: complete" in ascii_only.buffer.getvalue()
+
+
+# Signals -----------------------------------------------------------------------------------------------
+
+SWALLOWS = """
+import os, signal, sys, time
+from embedkit.engines import signals
+signals._LEAVE_SECONDS = 0.05
+signals.leave_on_signal(lambda: print("told", flush=True))
+for _ in range(int(sys.argv[2])):
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(30)
+    except KeyboardInterrupt:
+        pass
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(("name", "times"), [("SIGINT", 1), ("SIGTERM", 1), ("SIGINT", 2)])
+def test_a_signal_ends_a_command_though_a_library_swallows_the_interrupt(name, times):
+    ran = subprocess.run([sys.executable, "-c", SWALLOWS, name, str(times)], capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (75, b"told")
+
+
+def test_an_interrupt_while_modules_are_imported_is_told_in_two_lines(monkeypatch, capsys):
+    from embedkit import __main__ as entry
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "leave_on_signal", lambda _: None)
+    monkeypatch.setattr("embedkit.cli.main", interrupted)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    assert end.value.code == 75
+    assert capsys.readouterr().err == "error: stopped by a signal\nhint: run the command again\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        (["encode", "a.csv", "-o", "out"], "--on-exists resume goes on"),
+        (["encode", "a.csv", "-o", "-"], "run the command again"),
+        (["plan", "a.csv"], "run the command again"),
+    ],
+)
+def test_an_interrupted_command_is_told_to_go_on_only_where_it_can(embedkit_cli, monkeypatch, arguments, way_out):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("embedkit.cli._carry_out", interrupted)
+    ran = embedkit_cli(*arguments)
+    assert ran.code == 75
+    assert ran.told[0] == "error: stopped by a signal"
+    assert way_out in ran.told[1]

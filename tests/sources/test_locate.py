@@ -62,6 +62,14 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     assert table(tmp_path, "a[1].csv", b"text\n").files[0].name.endswith("a[1].csv")
 
 
+@pytest.mark.parametrize(("name", "way_out"), [("a.xlsx", "save it as .csv"), ("a.dat", "--format")])
+def test_a_file_of_another_kind_is_told_what_helps(tmp_path: Path, name: str, way_out: str) -> None:
+    (tmp_path / name).write_text("text\na\n")
+    with pytest.raises(UsageError, match="the name does not tell the format") as caught:
+        open_table(InputConfig((str(tmp_path / name),)))
+    assert way_out in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("typed", "kind", "words"),
     [

@@ -104,3 +104,8 @@ def test_a_limit_reads_no_further_than_it_must(suffix: str, pack: Callable[[byte
     assert len(list(found.records())) == 3
     # Buffers are of 64 KiB; only bz2 has blocks that are larger, of 900 kB before they are packed.
     assert stdin.taken <= (600_000 if suffix == "bz2" else 150_000)
+
+
+def test_a_stdin_without_a_byte_is_told_to_be_empty() -> None:
+    with pytest.raises(UsageError, match="for it is empty"):
+        piped(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from embedkit.cli.options import run_config
 from embedkit.errors import Stopped
 from embedkit.study.candidates import PooledVectors, all_candidates
 from embedkit.study.sweep import SweepConfig, sweep
-from tests.conftest import last_counts
+from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle, pool
 from tests.tiny_models import CORPUS
 
@@ -337,3 +338,14 @@ def test_missing_libraries_are_told_with_the_command_that_installs_them(
     ran = embedkit_cli("sweep", swept.input, "--label", "kind", "-o", tmp_path / "out")
     assert ran.code == 2
     assert "hint: pip install scikit-learn matplotlib" in ran.err
+
+
+def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cli, bert, tmp_path):
+    notes = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    shutil.copy(NOTES, notes)
+    ran = embedkit_cli(
+        *("sweep", notes, "-m", bert, "--label", "label", "--layers=-1", "--pool=mean", "-o", tmp_path / "out")
+    )
+    assert ran.code == 0, ran.err
+    assert b"caf\xe9.csv" in (tmp_path / "out/summary.txt").read_bytes()
+    json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))

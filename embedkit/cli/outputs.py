@@ -23,14 +23,15 @@ _NEAREST = {
     **dict.fromkeys(("ndjson", "json", "jsonlines", "ldjson"), "jsonl"),
     **dict.fromkeys(("np", "npz", "numpy", "memmap", "mmap", "fvecs", "bvecs", "f32"), "npy"),
 }
-#: Suffixes that are surely meant to be a file's.
+#: Suffixes that are surely meant to be a file's. Not among them: what folders are called, too (`run.out`),
+#: and names made from that of a file of weights.
 _OTHER_FILES = frozenset(
     {
         *_NEAREST,
         *_TABLES,
         *_COMPRESSED,
         *("zip", "tar", "tgz", "7z", "lz4", "snappy", "br", "zstd", "bgz"),
-        *("pt", "pth", "bin", "ckpt", "onnx", "safetensors", "gguf", "tfrecord", "tfrecords", "pb"),
+        *("pt", "pth", "bin", "ckpt", "onnx", "gguf", "tfrecord", "tfrecords", "pb"),
         *(
             "pkl",
             "pickle",
@@ -46,11 +47,11 @@ _OTHER_FILES = frozenset(
             "sas7bdat",
             "por",
         ),
-        *("h5", "hdf5", "hdf", "h5ad", "nc", "zarr", "root", "fits"),
+        *("h5", "hdf5", "hdf", "h5ad", "nc", "zarr"),
         *("db", "db3", "sqlite", "sqlite3", "duckdb", "ddb", "lmdb", "mdb", "sql", "rocksdb", "leveldb"),
-        *("faiss", "index", "ann", "annoy", "hnsw", "usearch", "vec", "w2v", "word2vec", "kv", "glove"),
+        *("faiss", "annoy", "hnsw", "usearch", "w2v", "word2vec"),
         *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "pdf", "html", "htm", "xml", "yaml", "yml", "toml", "ini"),
-        *("md", "rst", "log", "dat", "data", "svm", "libsvm", "arff", "psv", "out", "png", "svg", "py", "ipynb"),
+        *("md", "rst", "svm", "libsvm", "arff", "psv", "png", "svg", "py", "ipynb"),
     }
 )
 

@@ -33,8 +33,8 @@ def plan(
     """
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"--rate cannot be {rate:g}", hint="give tokens a second, such as 8000")
-    if options["inputs"] == ["-"]:
-        options["output"] = options["output"] or "stdin.embeddings"
+    # Nothing is written, so the input need not give the output a name.
+    options["output"] = options["output"] or "planned.embeddings"
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.

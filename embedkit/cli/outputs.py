@@ -171,7 +171,7 @@ def _refuse_uri(output: str) -> None:
     is_here = scheme[1].lower() == "file"
     raise UsageError(
         f"-o {output}: outputs are written to paths of this machine, and this is a URI",
-        hint=f"use -o {output[scheme.end() :]}"
+        hint=f"use -o /{output[scheme.end() :]}"
         if is_here
         else "write to a path here, and copy the output from there",
     )

@@ -117,8 +117,8 @@ class SingleFile:
             if found.get(name) not in allowed:
                 if what == "input" and _same_files(found, sink.layout.metadata):
                     return (
-                        "is of the same files with other columns, another --limit or --on-bad-row; or an older "
-                        "embedkit wrote it, and they were touched since"
+                        "was made with other columns, another --limit or --on-bad-row, or its input has changed; or an "
+                        "older embedkit wrote it, and the input was touched since"
                     )
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None
@@ -262,6 +262,6 @@ class SingleFile:
 
 
 def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two outputs say that they are of files with the same content."""
+    """Whether two outputs say that they are of files with the same sizes, beginnings and ends."""
     said = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
     return said[0] is not None and said[0] == said[1]

@@ -255,10 +255,7 @@ def test_a_prompt_that_fills_the_window_is_refused(encode, tmp_path):
         *((f"out.{suffix}", "out.arrow?") for suffix in ("lance", "feather", "ipc")),
         *((f"out.{suffix}", "out.jsonl?") for suffix in ("json", "ndjson")),
         ("out.npz", "out.npy?"),
-        *(
-            (f"out.{suffix}", "folder of that name")
-            for suffix in ("db", "h5", "pt", "safetensors", "csv", "faiss")
-        ),
+        *((f"out.{suffix}", "folder of that name") for suffix in ("db", "h5", "pt", "gguf", "csv", "faiss")),
         ("out.parquet.gz", "folder of that name"),
     ],
 )

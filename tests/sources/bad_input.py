@@ -236,7 +236,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "10,000 columns": [
         reads("t.csv", f"{_WIDE},text\n{',' * 9_999}{M}\n", M),
-        refuses("t.csv", f"{_WIDE},other\n{',' * 9_999}{M}\n", "c48, c49 and 9950 more$"),
+        refuses("t.csv", f"{_WIDE},label\n{',' * 9_999}{M}\n", "c48, c49 and 9950 more$"),
     ],
     "`00123` ids": [
         reads("t.csv", f"id,text\n00123,{M}\n1e5,{M}\n 7 ,{M}\n", M, M, M, ids=["00123", "1e5", " 7 "]),

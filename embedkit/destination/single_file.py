@@ -117,8 +117,8 @@ class SingleFile:
             if found.get(name) not in allowed:
                 if what == "input" and _same_files(found, sink.layout.metadata):
                     return (
-                        "was made with other columns, another --limit or --on-bad-row, or its input has changed; or an "
-                        "older embedkit wrote it, and the input was touched since"
+                        "was made with other columns, another --limit or --on-bad-row, or its input has changed; "
+                        "or an older embedkit wrote it, and the input was touched since"
                     )
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None

@@ -104,15 +104,6 @@ class OutputFolder:
         self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen
         return plan
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Write the plan; the first thing to be in the folder.
-
-        Raises:
-            OutputError: the folder cannot be made or written.
-        """
-        self._write_plan(plan, replace=True)
-        self.read_plan()
-
     def join_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """Write the plan unless another process was first.
 
@@ -122,16 +113,13 @@ class OutputFolder:
         Raises:
             OutputError: the folder cannot be made or written.
         """
-        self.began = self._write_plan(plan, replace=False)
+        with as_output_error(self.path):
+            (self.path / COMMITS).mkdir(parents=True, exist_ok=True)
+        self.began = self._write_json(PLAN, plan, indent=None, replace=False)
         found = self.read_plan()
         if found is None:
             raise self._taken()
         return found
-
-    def _write_plan(self, plan: Mapping[str, Any], *, replace: bool) -> bool:
-        with as_output_error(self.path):
-            (self.path / COMMITS).mkdir(parents=True, exist_ok=True)
-        return self._write_json(PLAN, plan, indent=None, replace=replace)
 
     def refuse_another_plan(self) -> None:
         """See that the plan in place is the one that this process works by.

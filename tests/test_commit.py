@@ -18,7 +18,7 @@ from embedkit.whole_files import WholeFiles
 @pytest.fixture
 def folder(tmp_path) -> OutputFolder:
     output = OutputFolder(tmp_path / "out")
-    output.write_plan({"rows": 10})
+    output.join_plan({"rows": 10})
     return output
 
 

@@ -140,7 +140,7 @@ def test_a_link_that_appears_between_two_shards_is_not_followed(tmp_path):
     from embedkit.commit import OutputFolder
 
     output = OutputFolder(tmp_path / "out")
-    output.write_plan({"rows": 1})
+    output.join_plan({"rows": 1})
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out/embeddings").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(embedkit.EmbedkitError, match="symbolic link"), output.shard(0) as shard:

@@ -139,7 +139,7 @@ def many_shards(work: Path, shards: int) -> dict[str, float]:
     output = OutputFolder(work / f"shards-{shards}")
     starts = list(range(0, shards * _SHARD_ROWS, _SHARD_ROWS))
     plan = {"starts": starts, "rows": shards * _SHARD_ROWS, "shards": shards}
-    took = {"plan": cpu_seconds(lambda: output.write_plan(plan)) + cpu_seconds(output.read_plan)}
+    took = {"plan": cpu_seconds(lambda: output.join_plan(plan)) + cpu_seconds(output.read_plan)}
     (output.path / "embeddings").mkdir()
     for index, start in enumerate(starts):
         name = f"embeddings/part-{index:05d}.parquet"

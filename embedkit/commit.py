@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedkit.disk import as_read_error, is_folder, is_there, listed, read_small, refuse_link, sha256_of
+from embedkit.disk import (
+    as_read_error,
+    is_folder,
+    is_there,
+    listed,
+    read_small,
+    refuse_link,
+    sha256_of,
+    sha256_of_small,
+)
 from embedkit.errors import OutputError
 from embedkit.leftovers import is_former_mark, is_leftover, is_temporary
 from embedkit.seal import sealed, unsealed
@@ -134,7 +143,7 @@ class OutputFolder:
             try:
                 seen = _told(path)
                 if seen != self._plan_seen:
-                    if hashlib.sha256(read_small(path)).hexdigest() != self.plan_sha256:
+                    if sha256_of_small(path) != self.plan_sha256:
                         raise self._taken()
                     self._plan_seen = seen
             except FileNotFoundError:
@@ -215,7 +224,7 @@ class OutputFolder:
 
     def _sha256_in_place(self) -> str | None:
         try:
-            return hashlib.sha256(read_small(self.path / PLAN)).hexdigest()
+            return sha256_of_small(self.path / PLAN)
         except FileNotFoundError:
             return None
 

@@ -37,6 +37,11 @@ def sha256_of(path: Path) -> str:
         raise
 
 
+def sha256_of_small(path: Path | str) -> str:
+    """SHA-256 of a small file's bytes, such as a plan's, read as `read_small` does: 64 hexadecimal digits."""
+    return hashlib.sha256(read_small(path)).hexdigest()
+
+
 def read_small(path: Path | str) -> bytes:
     """A file's bytes, by four calls of the system where `Path.read_bytes` needs eight.
 

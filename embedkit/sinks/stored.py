@@ -10,7 +10,6 @@ models, and does not need the run's options.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedkit.disk import as_read_error, is_folder, is_there, read_small, seems_folder, seems_there, sha256_of
+from embedkit.disk import (
+    as_read_error,
+    is_folder,
+    is_there,
+    seems_folder,
+    seems_there,
+    sha256_of,
+    sha256_of_small,
+)
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.probe import fault_of
 from embedkit.records import Variant
@@ -296,7 +303,7 @@ def _open_folder(path: Path) -> Stored:
     with readable(manifest_path):
         plan = path / "plan.json"
         # A copy may be without the plan, and a manifest of an older embedkit does not name it.
-        if "plan_sha256" in manifest and is_there(plan) and _sha256(plan) != manifest["plan_sha256"]:
+        if "plan_sha256" in manifest and is_there(plan) and sha256_of_small(plan) != manifest["plan_sha256"]:
             raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
         form = manifest["format"]
@@ -319,11 +326,6 @@ def _open_folder(path: Path) -> Stored:
             source=manifest.get("source") or {},
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
-
-
-def _sha256(path: Path) -> str:
-    """Of a small file; a large one is hashed piece by piece, and only where files are checked."""
-    return hashlib.sha256(read_small(path)).hexdigest()
 
 
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:

@@ -47,18 +47,6 @@ ALONE = ("gpt2", "xlnet")
 Ship = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root, made = tmp_path_factory.mktemp("bases"), {}
-
-    def base(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tiny_models.make(kind, root / kind).folder
-        return made[kind]
-
-    return base
-
-
 @pytest.fixture
 def ship(bases, tmp_path) -> Ship:
     """Save a model as its authors would: `ship(Pooling(...), Dense(...), kind="bert", prompts=...)`."""

@@ -31,18 +31,6 @@ TEXT = ["The patient was discharged home in stable condition."]
 QUERY = "encoder.layer.1.attention.self.query"
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> Callable[[str], Path]:
-    root, made = tmp_path_factory.mktemp("bases"), {}
-
-    def base(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tiny_models.make(kind, root / kind).folder
-        return made[kind]
-
-    return base
-
-
 @pytest.fixture
 def bert(bases, tmp_path) -> Path:
     return Path(shutil.copytree(bases("bert"), tmp_path / "bert"))

@@ -55,7 +55,7 @@ $(PEERS)/installed: Makefile
 	@touch $@
 
 $(BENCH)/texts.jsonl: $(VENV)/installed-dev
-	$(BIN)/python -m tests.bench.texts $@
+	$(BIN)/python -m benchmarks.texts $@
 
 .PHONY: install
 install: $(VENV)/installed ## make .venv and install embedkit in it, with the default model
@@ -77,9 +77,10 @@ demo: install ## embed 67 sample notes, show what came out and how to read it
 
 .PHONY: lint
 lint: $(VENV)/installed-dev ## ruff and mypy
-	$(BIN)/ruff check embedkit tests
-	$(BIN)/ruff format --check embedkit tests README.md
+	$(BIN)/ruff check embedkit tests benchmarks
+	$(BIN)/ruff format --check embedkit tests benchmarks README.md
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # A process a core, so each is to have one thread.
 .PHONY: test
@@ -88,40 +89,40 @@ test: lint ## lint, then all tests
 
 .PHONY: torture
 torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits
-	$(BIN)/python -m tests.torture
+	$(BIN)/python -m benchmarks.torture
 
 .PHONY: bench-readers
 bench-readers: install $(READERS)/installed ## read an output with Hugging Face datasets and embedding-reader
 	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/parquet --on-exists overwrite -q
 	$(BIN)/embedkit encode tests/data/notes.csv --shard-rows 20 -o $(READ)/npy --output-format npy \
 		--on-exists overwrite -q
-	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(READERS)/bin/python tests/bench/readers.py $(READ)/parquet $(READ)/npy
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(READERS)/bin/python benchmarks/readers.py $(READ)/parquet $(READ)/npy
 
 .PHONY: check-real
 check-real: $(VENV)/installed-dev $(TEXTS) ## hold it against real texts [TEXTS=file.jsonl] [PEER=python with sentence-transformers]
-	$(BIN)/python -m tests.bench.real $(TEXTS) $(if $(PEER),--peer $(PEER))
+	$(BIN)/python -m benchmarks.real $(TEXTS) $(if $(PEER),--peer $(PEER))
 
 .PHONY: bench
 bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
-	$(BIN)/python -m tests.bench.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
-	$(BIN)/python -m tests.bench.costs $(TEXTS) -o $(BENCH)/costs.json
+	$(BIN)/python -m benchmarks.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
+	$(BIN)/python -m benchmarks.costs $(TEXTS) -o $(BENCH)/costs.json
 
 # With whatever Python has torch and transformers: none is installed, and no network is needed.
 DEVICE ?= cuda
 
 .PHONY: bench-gpu
 bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda] [OUT=file.json]
-	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m tests.bench.gpu --device $(DEVICE) -o $(or $(OUT),$(BENCH)/gpu.json)
+	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --device $(DEVICE) -o $(or $(OUT),$(BENCH)/gpu.json)
 
 .PHONY: test-gpu
 test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cuda; cpu tries the tests themselves]
-	PYTHONPATH=.:$$PYTHONPATH EMBEDKIT_TEST_DEVICE=$(DEVICE) $(PYTHON) -m tests.gpu
+	PYTHONPATH=.:$$PYTHONPATH EMBEDKIT_TEST_DEVICE=$(DEVICE) $(PYTHON) -m benchmarks.gpu_exactness
 
 .PHONY: bench-host
 bench-host: $(VENV)/installed-dev $(TEXTS) ## reading, planning, tokenising, committing; with 100,000 shards, too [TEXTS=file.jsonl]
-	$(BIN)/python -m tests.bench.host $(TEXTS) -o $(BENCH)/host.json
+	$(BIN)/python -m benchmarks.host $(TEXTS) -o $(BENCH)/host.json
 
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
 	rm -rf build dist $(VENV) $(READERS) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find embedkit tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find embedkit tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import embedkit.turns  # noqa: F401 - before any fork, so that a child knows that it is one
+import embedkit.models.load_lock  # noqa: F401 - before any fork, so that a child knows that it is one
 
 if TYPE_CHECKING:
-    from embedkit.encoder import Encoder
     from embedkit.errors import EmbedkitError
-    from embedkit.results import read
+    from embedkit.inference.encoder import Encoder
+    from embedkit.output.read import read
 
 __all__ = ["EmbedkitError", "Encoder", "__version__", "read"]
 
-_HOMES = {"EmbedkitError": "embedkit.errors", "Encoder": "embedkit.encoder", "read": "embedkit.results"}
+_HOMES = {
+    "EmbedkitError": "embedkit.errors",
+    "Encoder": "embedkit.inference.encoder",
+    "read": "embedkit.output.read",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from embedkit import cli
 from embedkit.config import RunConfig
 from embedkit.errors import Stopped
-from embedkit.models.aliases import find_alias
+from embedkit.models.repository.aliases import find_alias
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "configs").glob("*.toml"))
@@ -31,7 +31,7 @@ def config_of(monkeypatch):
         assert cli.run(["encode", *arguments]) == Stopped.exit_code
         return made[0]
 
-    monkeypatch.setattr("embedkit.engines.local.run", run)
+    monkeypatch.setattr("embedkit.engines.run.run", run)
     return config_of
 
 

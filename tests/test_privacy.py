@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from embedkit.engines import alone, job
+from benchmarks.torture.calls import watched
+from benchmarks.torture.kills import loaded_once
+from embedkit.engines import in_process, shard_loop
 from tests.conftest import Ran
+from tests.engines.test_faults import failing
 from tests.sources.bad_input import CASES, MARK, Case
-from tests.test_faults import failing
-from tests.torture.calls import watched
-from tests.torture.kills import loaded_once
 
 Cli = Callable[..., Ran]
 #: Reading these is tried elsewhere; computing their texts of 128 KiB and more would take too long here.
@@ -35,7 +35,7 @@ NEEDLES = [MARK.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-
 
 @pytest.fixture(scope="module")
 def loaded() -> Callable[..., Any]:
-    return loaded_once(alone.assemble)
+    return loaded_once(in_process.assemble)
 
 
 class Places:
@@ -64,7 +64,7 @@ def places(loaded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monke
     for variable, name in (("TMPDIR", "tmp"), ("HF_HOME", "hf"), ("XDG_CACHE_HOME", "cache"), ("HOME", "cache")):
         monkeypatch.setenv(variable, str(root / name))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(alone, "assemble", loaded)
+    monkeypatch.setattr(in_process, "assemble", loaded)
     monkeypatch.chdir(root / "here")
     handler = logging.FileHandler(log)
     logging.getLogger().addHandler(handler)
@@ -135,7 +135,7 @@ def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
         arguments = ("utf-8", text, 0, 1, text) if kind is UnicodeEncodeError else (text,)
         raise kind(*arguments) from LookupError(text)
 
-    monkeypatch.setattr(job.Job if stage == "_write" else job, stage, fail)
+    monkeypatch.setattr(shard_loop.Job if stage == "_write" else shard_loop, stage, fail)
     ran = encode(*command(places, "--shard-rows", 8))
     assert ran.code == 1 or (kind is MemoryError and ran.code == 4), ran.err
     assert "error: " in ran.err
@@ -160,14 +160,14 @@ def test_an_input_that_changes_or_is_too_long_tells_no_text(
 ) -> None:
     ran = encode(*command(places, "--on-long", "error", "--max-length", "5"))
     assert (ran.code, places.hits(ran)) == (3, [])
-    finish_shard = job.finish_shard
+    finish_shard = shard_loop.finish_shard
 
     def changing(*arguments: Any, **options: Any) -> Any:
         with notes_table.open("a") as file:
             file.write(f'99,"{MARK}')
         return finish_shard(*arguments, **options)
 
-    monkeypatch.setattr(job, "finish_shard", changing)
+    monkeypatch.setattr(shard_loop, "finish_shard", changing)
     ran = encode(*command(places))
     assert (ran.code, places.hits(ran)) == (3, [])
 
@@ -176,11 +176,11 @@ CRASH = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 from embedkit.cli import main
-from embedkit.engines import job
+from embedkit.engines import shard_loop
 def crash(*_, **__):
     print("core", resource.getrlimit(resource.RLIMIT_CORE)[0], file=sys.stderr, flush=True)
     os.abort()
-job.finish_shard = crash
+shard_loop.finish_shard = crash
 sys.argv = ["embedkit", *sys.argv[1:]]
 main()
 """

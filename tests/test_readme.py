@@ -13,13 +13,13 @@ import pytest
 import typer
 
 import embedkit
+from benchmarks import scale
 from embedkit import cli
+from embedkit.config.poolings import LAYER_AGGREGATIONS, POOLER_KINDS, POOLING_NAMES, WHOLE_NAMES, resolve_layers
 from embedkit.errors import EmbedkitError, Stopped
-from embedkit.models.aliases import all_aliases
-from embedkit.models.architectures import ARCHITECTURES, UNPROVEN, Architecture
-from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLER_KINDS, POOLING_NAMES, WHOLE_NAMES, resolve_layers
-from embedkit.records import STATUSES
-from tests.bench import scale
+from embedkit.models.repository.aliases import all_aliases
+from embedkit.models.repository.architectures import ARCHITECTURES, UNPROVEN, Architecture
+from embedkit.types import STATUSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def test_a_command_is_taken_as_it_stands(command, monkeypatch):
         raise Stopped("far enough", hint="none")
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("embedkit.engines.local.run", run)
+    monkeypatch.setattr("embedkit.engines.run.run", run)
     assert cli.run(shlex.split(command)[1:]) == Stopped.exit_code
     assert len(asked) == 1
 

@@ -137,7 +137,7 @@ def test_nothing_is_written_through_a_symbolic_link(encode, tmp_path, output, li
 
 
 def test_a_link_that_appears_between_two_shards_is_not_followed(tmp_path):
-    from embedkit.commit import OutputFolder
+    from embedkit.output.commit import OutputFolder
 
     output = OutputFolder(tmp_path / "out")
     output.join_plan({"rows": 1})

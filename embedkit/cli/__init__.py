@@ -17,8 +17,8 @@ from typing import NoReturn
 import typer
 
 from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
-from embedkit.cli.commands import WRONG_USAGE, Command, Group, explained
-from embedkit.cli.machine import refusal_of_machine
+from embedkit.cli.machine_errors import refusal_of_machine
+from embedkit.cli.parsing import WRONG_USAGE, Command, Group, explained
 from embedkit.engines.signals import leave_on_signal
 from embedkit.errors import EmbedkitError, ReaderGone, Stopped
 

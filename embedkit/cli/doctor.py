@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from embedkit.models.aliases import all_aliases
-from embedkit.models.hub import cache_folder
-from embedkit.models.resolve import is_here
+from embedkit.models.repository.aliases import all_aliases
+from embedkit.models.repository.hub import cache_folder
+from embedkit.models.repository.resolve import is_here
 
 _PACKAGES = (
     "embedkit-cli",
@@ -72,8 +72,8 @@ def _version(package: str) -> str | None:
 def _cpu() -> Iterator[str]:
     import torch
 
-    from embedkit.models.lean.dense import has_int8_dot_products
-    from embedkit.models.lean.kernels import NO_COMPILER, load_kernels
+    from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+    from embedkit.models.native.linear import has_int8_dot_products
 
     # torch has no public names for these.
     has = {
@@ -114,7 +114,7 @@ def _backends(number: int) -> tuple[str, ...]:
     """What is tried for attention on a card in 16 bits, the first first; see varlen.usable."""
     import torch
 
-    from embedkit.models.varlen import usable
+    from embedkit.models.varlen_attention import usable
 
     return usable(torch.device("cuda", number), torch.float16, None)
 

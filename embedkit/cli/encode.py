@@ -14,15 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.download_progress import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin, check_stdout
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
-from embedkit.engines.signals import heed
+from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.signals import install_handlers
 from embedkit.engines.summary import Summary
-from embedkit.engines.watcher import Watcher
-from embedkit.streams import kept_for_rows
+from embedkit.storage.standard_streams import kept_for_rows
 
 
 @takes_options_of(run_config)
@@ -47,7 +47,7 @@ def encode(
     if asked.output.is_stdout:
         check_stdout()
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
-    from embedkit.engines.local import run
+    from embedkit.engines.run import run
 
     with running(progress, quiet=quiet, private=private) as (stop, watcher):
         summary = run(asked, watcher, stop)
@@ -65,7 +65,7 @@ _TURN = threading.RLock()
 @contextmanager
 def running(
     progress: str, *, quiet: bool, private: bool
-) -> Generator[tuple[threading.Event, Watcher], None, None]:
+) -> Generator[tuple[threading.Event, Callbacks], None, None]:
     """Carry out a command that runs a model: signals stop it, progress is told, stdin and stdout are for rows."""
     with (
         _TURN,
@@ -88,7 +88,7 @@ _AT_ONCE = (
 def stoppable() -> Generator[threading.Event, None, None]:
     """Turn the first signal into a request to stop, and the second into leaving at once."""
     stop = threading.Event()
-    before = heed(stop, said=_AT_ONCE)
+    before = install_handlers(stop, said=_AT_ONCE)
     try:
         yield stop
     finally:
@@ -155,7 +155,7 @@ def _told_of_time(summary: Summary) -> list[str]:
     )
     if summary.device_use is not None:
         use = summary.device_use
-        waited = f"the device waited {use.waiting:.1%} of the time between batches; {told_memory(use)}"
+        waited = f"the device waited {use.idle_fraction:.1%} of the time between batches; {told_memory(use)}"
         return [told, waited]
     return [told]
 

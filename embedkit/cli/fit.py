@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit.cli.commands import given_on
 from embedkit.cli.encode import running
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
-from embedkit.config.fit import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
+from embedkit.config.fit_config import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
 from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from embedkit.study.fit import FitSummary
+    from embedkit.study.fit_pooler import FitSummary
     from embedkit.study.training import Epoch
 
 #: Options of encode that say how vectors are written, or what else they may be of.
@@ -110,7 +110,7 @@ def fit(
     )
     asked = run_config(**options, output=f"{output}.states")
     check_stdin(asked.input.inputs)
-    from embedkit.study.fit import fit as carry_out
+    from embedkit.study.fit_pooler import fit as carry_out
 
     def on_epoch(epoch: Epoch) -> None:
         if not quiet and progress != "none":

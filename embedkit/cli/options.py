@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from embedkit.cli.commands import JOINED, annotation_of, closest_options
-from embedkit.cli.outputs import default_output, named
-from embedkit.cli.outputs import output_format as format_of
+from embedkit.cli.output_names import default_output, named
+from embedkit.cli.output_names import output_format as format_of
+from embedkit.cli.parsing import JOINED, annotation_of, closest_options
 from embedkit.config import (
     BatchConfig,
     GroupConfig,

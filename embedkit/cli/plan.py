@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.download_progress import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
-from embedkit.streams import kept_for_rows
+from embedkit.storage.standard_streams import kept_for_rows
 
 
 @takes_options_of(run_config)
@@ -38,7 +38,7 @@ def plan(
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
-    from embedkit.forecast import forecast, lines
+    from embedkit.estimate import forecast, lines
 
     with kept_for_rows(), shown_fetching():
         found = forecast(asked, rate)

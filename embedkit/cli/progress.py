@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from embedkit.device_use import DeviceUse
-from embedkit.engines.remaining import TokensLeft
+from embedkit.engines.remaining_tokens import TokensLeft
+from embedkit.types import DeviceStats
 
 MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0
@@ -34,14 +34,14 @@ def make_watcher(mode: str, *, quiet: bool) -> _Progress:
 
 
 class _Progress:
-    """Counts what went through; says notices and nothing else. A Watcher."""
+    """Counts what went through; says notices and nothing else. A Callbacks."""
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
         self.rows: int | None = None
         self.before = self.done = 0
         self.texts = self.tokens = self.cells = 0
-        self.use: DeviceUse | None = None
+        self.use: DeviceStats | None = None
         self.tokens_left = TokensLeft({})
         self.counts_characters = False
         self.began = self.said = time.monotonic()
@@ -77,7 +77,7 @@ class _Progress:
         self.tokens_left.done(tokens)
         self.show(texts)
 
-    def device(self, use: DeviceUse) -> None:
+    def device(self, use: DeviceStats) -> None:
         self.use = use
 
     def shard_done(self, rows: int) -> None:
@@ -108,7 +108,7 @@ class _Progress:
         told = f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding"
         if self.use is None:
             return told
-        return f"{told}, device waits {self.use.waiting:.1%}, {told_memory(self.use)}"
+        return f"{told}, device waits {self.use.idle_fraction:.1%}, {told_memory(self.use)}"
 
     @property
     def left(self) -> float | None:
@@ -230,16 +230,16 @@ class _JsonLines(_Progress):
         print(json.dumps(event), file=sys.stderr, flush=True)
 
 
-def told_memory(use: DeviceUse) -> str:
+def told_memory(use: DeviceStats) -> str:
     """Most memory that a process took from its device."""
     return f"{use.allocated / 2**30:.1f} GiB at most, {use.reserved / 2**30:.1f} GiB reserved"
 
 
-def _of_device(use: DeviceUse | None) -> dict[str, Any]:
+def _of_device(use: DeviceStats | None) -> dict[str, Any]:
     if use is None:
         return {}
     return {
-        "device_waiting_percent": round(100 * use.waiting, 2),
+        "device_waiting_percent": round(100 * use.idle_fraction, 2),
         "memory_allocated": use.allocated,
         "memory_reserved": use.reserved,
     }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.outputs import check_name, without_suffixes
+from embedkit.cli.output_names import check_name, without_suffixes
 
 
 def report(

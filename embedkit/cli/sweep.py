@@ -12,7 +12,7 @@ import typer
 
 from embedkit.cli.encode import running
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
-from embedkit.cli.outputs import check_name, named
+from embedkit.cli.output_names import check_name, named
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
 from embedkit.errors import UsageError
@@ -77,9 +77,9 @@ def sweep(
         raise UsageError("a sweep writes a folder of files, not to stdout", hint="name a folder with -o")
     check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
-    from embedkit.disk import as_read_error
-    from embedkit.study.sweep import SHARD_ROWS, VECTORS, SweepConfig
-    from embedkit.study.sweep import sweep as carry_out
+    from embedkit.storage.files import as_read_error
+    from embedkit.study.run_sweep import SHARD_ROWS, VECTORS, SweepConfig
+    from embedkit.study.run_sweep import sweep as carry_out
 
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
     output = named(output)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit.cli.commands import given_on
-from embedkit.cli.fetching import shown_fetching
+from embedkit.cli.download_progress import shown_fetching
+from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
-from embedkit.streams import kept_for_rows
+from embedkit.storage.standard_streams import kept_for_rows
 
 if TYPE_CHECKING:
-    from embedkit.resampling import Again
+    from embedkit.verify.resample import Again
 
 #: Rows told one by one.
 _TOLD = 20
@@ -58,7 +58,7 @@ def verify(
             f"--{unused[0].replace('_', '-')} is for --resample", hint="add --resample 100, or leave it out"
         )
     # pyarrow is imported here, so that `--help` does not wait for it.
-    from embedkit.verification import verify_output
+    from embedkit.verify import verify_output
 
     found = verify_output(Path(out))
     for note in found.notes:
@@ -71,14 +71,14 @@ def verify(
         f"{found.files:,} file{'s' * (found.files != 1)}, {found.bytes / 1e6:,.1f} MB"
     )
     if resample is not None:
-        from embedkit.resampling import Again
+        from embedkit.verify.resample import Again
 
         again = Again(model, revision, offline, trust_remote_code, device)
         _resample(Path(out), resample, seed, tuple(input or ()), again)
 
 
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
-    from embedkit.resampling import resample
+    from embedkit.verify.resample import resample
 
     with kept_for_rows(), shown_fetching():
         came = resample(out, rows, seed=seed, inputs=inputs, again=again)

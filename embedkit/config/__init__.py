@@ -4,11 +4,11 @@ Values are checked where they are made; nothing here opens a file or imports a m
 """
 
 from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
-from embedkit.config.inputs import FORMATS, InputConfig
-from embedkit.config.models import DTYPES, BatchConfig, ModelConfig
-from embedkit.config.outputs import OUTPUT_FORMATS, OutputConfig, ShareConfig
-from embedkit.config.run import RunConfig
-from embedkit.config.vectors import PRECISIONS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.config.input_config import FORMATS, InputConfig
+from embedkit.config.model_config import DTYPES, BatchConfig, ModelConfig
+from embedkit.config.output_config import OUTPUT_FORMATS, OutputConfig, ShareConfig
+from embedkit.config.run_config import RunConfig
+from embedkit.config.vector_config import PRECISIONS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 
 __all__ = [
     "DTYPES",

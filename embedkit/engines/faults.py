@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from embedkit.errors import InputError
-from embedkit.records import Fault
+from embedkit.types import Fault
 
 
 def unreadable_rows(faults: Sequence[Fault], count: int) -> InputError:

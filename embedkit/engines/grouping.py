@@ -20,28 +20,28 @@ import pyarrow as pa
 
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
-from embedkit.destination import Destination, Folder, destination_of
-from embedkit.disk import as_read_error, is_there, listed, seems_file
+from embedkit.engines.callbacks import Callbacks
 from embedkit.engines.planning import ModelFacts, counts, input_digests, layout, manifest_of, non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
-from embedkit.engines.watcher import Watcher
 from embedkit.errors import UsageError
-from embedkit.pipeline import as_stored
-from embedkit.plan import refuse_changes
-from embedkit.pooling.finish import finish
-from embedkit.recipe import fingerprint
-from embedkit.records import EncodedShard, Fault, Variant
-from embedkit.request import find_model
-from embedkit.sinks import make_sink
-from embedkit.sinks.stored import Stored, open_stored, read_json
-from embedkit.sinks.values import kept_values_of
+from embedkit.inference.model_spec import find_model
+from embedkit.inference.pipeline import as_stored
+from embedkit.manifest.recipe import fingerprint
+from embedkit.manifest.shards import refuse_changes
+from embedkit.output.destination import Destination, Folder, destination_of
+from embedkit.output.formats import make_sink
+from embedkit.output.formats.values import kept_values_of
+from embedkit.output.open import Stored, open_stored, read_json
+from embedkit.pooling.groups import Grouping, Item, last_rows
+from embedkit.pooling.postprocess import finish
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.units.groups import Grouping, Item, last_rows
-from embedkit.whole_files import WholeFiles, as_output_error
+from embedkit.storage.atomic import WholeFiles, as_output_error
+from embedkit.storage.files import as_read_error, is_there, listed, seems_file
+from embedkit.types import EncodedShard, Fault, Variant
 
-Run = Callable[[RunConfig, Watcher, threading.Event], Summary]
-Foresee = Callable[[RunConfig, Watcher, threading.Event], tuple[dict[str, Any], ModelFacts]]
+LengthGroup = Callable[[RunConfig, Callbacks, threading.Event], Summary]
+Foresee = Callable[[RunConfig, Callbacks, threading.Event], tuple[dict[str, Any], ModelFacts]]
 _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 
 
@@ -49,7 +49,9 @@ _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 _DECIDING = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
 
-def run_grouped(config: RunConfig, watcher: Watcher, stop: threading.Event, run: Run, foresee: Foresee) -> Summary:
+def run_grouped(
+    config: RunConfig, watcher: Callbacks, stop: threading.Event, run: LengthGroup, foresee: Foresee
+) -> Summary:
     """Carry out one `embedkit encode --group-by`.
 
     Args:
@@ -162,7 +164,7 @@ class _Fold:
         watcher: is told of what is lost.
     """
 
-    def __init__(self, config: RunConfig, rows: Path, plan: dict[str, Any], watcher: Watcher) -> None:
+    def __init__(self, config: RunConfig, rows: Path, plan: dict[str, Any], watcher: Callbacks) -> None:
         self.config = config
         self.rows = rows
         self.plan = plan

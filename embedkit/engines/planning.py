@@ -7,22 +7,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embedkit.assembly import Assembly
 from embedkit.config import InputConfig, RunConfig
-from embedkit.disk import seems_folder, sha256_of
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
-from embedkit.plan import SHARD_CHARACTERS, ShardCutter, by_content, default_shard_characters, default_shard_rows
-from embedkit.recipe import canonical_json, files_digest, fingerprint
-from embedkit.records import Variant
-from embedkit.request import Request, rough_width
-from embedkit.sinks import Layout
-from embedkit.sinks.layout import RECEIPT
-from embedkit.sinks.npy import metadata_name
-from embedkit.sinks.values import fits_parquet
+from embedkit.inference.build import Assembly
+from embedkit.inference.model_spec import ModelSpec, rough_width
+from embedkit.manifest.recipe import canonical_json, files_digest, fingerprint
+from embedkit.manifest.shards import (
+    SHARD_CHARACTERS,
+    ShardCutter,
+    by_content,
+    default_shard_characters,
+    default_shard_rows,
+)
+from embedkit.output.formats import Layout
+from embedkit.output.formats.npy_format import metadata_name
+from embedkit.output.formats.schema import RECEIPT
+from embedkit.output.formats.values import fits_parquet
+from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
 from embedkit.sources.locate import check_not_read, unreadable
-from embedkit.units.units import COLUMNS
+from embedkit.storage.files import seems_folder, sha256_of
+from embedkit.types import Variant
 
 #: Of English text in most vocabularies; only the time that is left depends on it.
 _CHARACTERS_A_TOKEN = 4
@@ -82,9 +88,9 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
     table = open_table(config.table)
     book = None if config.units.spans is None else SpanBook(config.units.spans, table)
     if book is not None:
-        table.and_then(book.attach)
+        table.map_rows(book.attach)
     if config.units.spans_column is not None:
-        table.and_then(SpanColumn(table, config.units.spans_column).attach)
+        table.map_rows(SpanColumn(table, config.units.spans_column).attach)
     table.refuse_nulls(config.groups.by)
     return table, book
 
@@ -114,7 +120,7 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     check_not_read([path.with_name(f"{path.name}.partial")], names, whole_folders=True)
 
 
-def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
+def cutter_of(request: ModelSpec, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
     """What cuts the input into shards.
 
     Args:
@@ -131,7 +137,7 @@ def cutter_of(request: Request, config: RunConfig, shard_rows: int | None = None
     )
 
 
-def _longest(request: Request, config: RunConfig) -> int | None:
+def _longest(request: ModelSpec, config: RunConfig) -> int | None:
     """Characters of a text that a model reads of it, about; None where it reads all, or nobody knows."""
     if config.text.on_long != "truncate":
         return None

@@ -18,7 +18,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "
 _LEAVE_SECONDS = 2.0
 
 
-def heed(stop: threading.Event, *, said: bytes = b"") -> dict[int, Any]:
+def install_handlers(stop: threading.Event, *, said: bytes = b"") -> dict[int, Any]:
     """Let the first signal set `stop`, and the second end the process.
 
     Only the main thread may say what signals do: in another, they do what they did.
@@ -69,8 +69,8 @@ def leave_on_signal(say: Callable[[], object]) -> None:
 
 
 @contextmanager
-def held_back() -> Generator[None, None, None]:
-    """Let signals wait, here and in processes that are started meanwhile, until they call `let_through`."""
+def blocked() -> Generator[None, None, None]:
+    """Let signals wait, here and in processes that are started meanwhile, until they call `unblocked`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -81,7 +81,7 @@ def held_back() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def let_through() -> None:
+def unblocked() -> None:
     """Take the signals that have waited, and those to come."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

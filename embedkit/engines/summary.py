@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from embedkit.device_use import DeviceUse
+from embedkit.types import DeviceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Summary:
     computed_rows: int
     computed_tokens: int
     device: str = ""
-    device_use: DeviceUse | None = None
+    device_use: DeviceStats | None = None
     device_waiting: float | None = None
     rank: int = 0
     world_size: int = 1

@@ -7,7 +7,7 @@ from typing import Any
 from embedkit.config import RunConfig
 from embedkit.engines.planning import ModelFacts
 from embedkit.engines.summary import Summary
-from embedkit.inspection import inspect_output
+from embedkit.output.inspect import inspect_output
 
 #: Of an output that was there already, its files do not tell this.
 _UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}

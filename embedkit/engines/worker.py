@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.config import RunConfig
-from embedkit.destination import Overtaken, destination_of
-from embedkit.device_use import DeviceUse
-from embedkit.engines.alone import Alone
+from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import input_facts, layout, table_of
-from embedkit.engines.signals import heed, let_through
+from embedkit.engines.signals import install_handlers, unblocked
 from embedkit.errors import EmbedkitError, Stopped
-from embedkit.plan import refuse_changes
-from embedkit.request import find_model
-from embedkit.sinks import make_sink
+from embedkit.inference.model_spec import find_model
+from embedkit.manifest.shards import refuse_changes
+from embedkit.output.destination import AlreadyCompleted, destination_of
+from embedkit.output.formats import make_sink
+from embedkit.types import DeviceStats
 
 _LOOK_SECONDS = 0.1
 #: How long a worker whose crew is gone may take to notice between two batches.
@@ -44,8 +44,8 @@ def work(config: RunConfig, workers: int, link: Connection) -> None:
         link: to the crew.
     """
     line = Line(link)
-    heed(line.stop)
-    let_through()
+    install_handlers(line.stop)
+    unblocked()
     line.listen()
     try:
         with contextlib.suppress(BrokenPipeError):  # the crew is gone
@@ -58,7 +58,7 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
     try:
         _limit_threads(workers)
         table, spans = table_of(config)
-        engine = Alone(
+        engine = InProcessEngine(
             config, table, find_model(config.model, config.text, config.pooling, config.units), line, line.stop
         )
         line.say(ready=asdict(engine.load()))
@@ -74,7 +74,7 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
         line.say(end=True)
     except BrokenPipeError:
         raise
-    except Overtaken:
+    except AlreadyCompleted:
         line.say(overtaken=True)
     except EmbedkitError as error:
         line.say(error=type(error).__name__, message=error.message, hint=error.hint)
@@ -141,7 +141,7 @@ class Line:
             yield shard
 
     def notice(self, sentence: str) -> None:
-        """See Watcher."""
+        """See Callbacks."""
         self.say(notice=sentence)
 
     def started(
@@ -153,22 +153,22 @@ class Line:
         dtype: str,
         characters: Mapping[int, int] | None = None,
     ) -> None:
-        """See Watcher; the crew says it once for all."""
+        """See Callbacks; the crew says it once for all."""
 
     def tokenized(self, shard: int, tokens: int) -> None:
-        """See Watcher."""
+        """See Callbacks."""
         self.say(tokenized=[shard, tokens])
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
-        """See Watcher."""
+        """See Callbacks."""
         self.say(batch=[texts, tokens, cells])
 
-    def device(self, use: DeviceUse) -> None:
-        """See Watcher."""
+    def device(self, use: DeviceStats) -> None:
+        """See Callbacks."""
         self.say(device=asdict(use))
 
     def shard_done(self, rows: int) -> None:
-        """See Watcher."""
+        """See Callbacks."""
         self.say(done=rows)
 
     def _listen(self) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.architectures import UNPROVEN, Architecture
-from embedkit.models.encoder import FrozenEncoder
-from embedkit.models.lean.encoder import LeanEncoder
-from embedkit.records import Batch, Tokens
+from embedkit.models.native.cpu_encoder import CpuEncoder
+from embedkit.models.repository.architectures import UNPROVEN, Architecture
+from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.types import Batch, Tokens
 
 #: Largest difference between two right ways to compute the states of a text: root mean square, each dimension
 #: measured by its own size, or one that is a thousand times larger than the rest would hide them. In MiniLM, texts
@@ -136,7 +136,9 @@ def _inputs(
     }
 
 
-def agrees(encoder: FrozenEncoder | LeanEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
+def matches_reference(
+    encoder: FrozenEncoder | CpuEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens
+) -> bool:
     """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
     order = np.argsort(probe.lengths, kind="stable")
     # Texts of one length stand together, so where each batch may have but one length, that is where to cut.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.errors import UsageError
+from embedkit.pooling.functions import POOLINGS
 from embedkit.pooling.poolers import LayerwisePooler, side_by_side
-from embedkit.pooling.tokens import POOLINGS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from embedkit.records import Variant
+from embedkit.types import Variant
 
 
 class Wide(Protocol):
@@ -22,21 +22,21 @@ def variants(
     poolers: Mapping[str, Wide],
     hidden_size: int,
     *,
-    told_as: str,
+    variant_suffix: str,
     head_width: int | None,
 ) -> tuple[Variant, ...]:
     """Columns of the output for a model whose states have `hidden_size` dimensions; see `PoolingPlan`."""
     width = head_width or pooled_width(layers, aggregation, poolings, poolers, hidden_size)
-    return tuple(Variant(name, width) for name in variant_names(layers, aggregation, poolings, told_as))
+    return tuple(Variant(name, width) for name in variant_names(layers, aggregation, poolings, variant_suffix))
 
 
 def variant_names(
-    layers: Sequence[int], aggregation: str, poolings: Sequence[str], told_as: str
+    layers: Sequence[int], aggregation: str, poolings: Sequence[str], variant_suffix: str
 ) -> tuple[str, ...]:
     """Names of the variants: one a layer under `separate`."""
     if aggregation != "separate":
         return ("",)
-    suffix = told_as or "_".join(poolings) or "tokens"
+    suffix = variant_suffix or "_".join(poolings) or "tokens"
     return tuple(f"L{layer:02d}_{suffix}" for layer in layers)
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedkit.disk import as_read_error, is_folder, is_there, refuse_link
 from embedkit.errors import OutputError, UsageError
-from embedkit.report.findings import find_out
 from embedkit.report.markup import element
 from embedkit.report.page import outputs_mark, plotly_source, whole_page
+from embedkit.report.remarks import find_out
+from embedkit.report.report_config import ReportConfig
 from embedkit.report.sections import output_section, overview
-from embedkit.report.settings import ReportConfig
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
-from embedkit.whole_files import WholeFiles, as_output_error
+from embedkit.storage.atomic import WholeFiles, as_output_error
+from embedkit.storage.files import as_read_error, is_folder, is_there, refuse_link
 
 __all__ = ["ReportConfig", "write_report"]
 

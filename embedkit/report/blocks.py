@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from embedkit.arrow_values import plain_values
 from embedkit.errors import UsageError
-from embedkit.records import Variant
-from embedkit.sinks.columns import Vectors
-from embedkit.sinks.stored import Stored
+from embedkit.output.formats.columns import Vectors
+from embedkit.output.open import Stored
+from embedkit.types import Variant
 
 _ROWS = 4096
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embedkit.records import STATUSES
 from embedkit.report.charts import length_bins, lengths_figure, map_figure, norms_figure
-from embedkit.report.findings import Findings, Told, name_of
 from embedkit.report.geometry import THRESHOLDS
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
+from embedkit.report.remarks import Findings, Told, name_of
+from embedkit.types import STATUSES
 
 _BINS = 40
 #: Norms that differ by less are one length: what is left is rounding.
@@ -134,7 +134,7 @@ def _receipts(it: Findings, name: str) -> Iterator[Markup]:
 
 
 def _norms(it: Findings, name: str) -> Iterator[Markup]:
-    yield element("h3", "Norms")
+    yield element("h3", "VectorNorms")
     if it.stored.layout.precision == "binary":
         yield element("p", "Vectors of bits all have the same length.")
         return

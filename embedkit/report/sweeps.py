@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from embedkit.disk import as_read_error, is_there, sha256_of
 from embedkit.errors import OutputError
+from embedkit.output.open import read_json, readable
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
-from embedkit.sinks.stored import read_json, readable
+from embedkit.storage.files import as_read_error, is_there, sha256_of
 
 _RESULTS, _SUMMARY, _VECTORS = "results.parquet", "summary.json", "vectors"
 #: Scores that are shares, told in per cent.

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import InputError
-from embedkit.probe import fault_of
-from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 from embedkit.sources.headers import shown
 from embedkit.sources.opening import Limits
+from embedkit.storage.parser_probe import fault_of
+from embedkit.types import UNREAD, Fault, Record
 
 T = TypeVar("T")
 

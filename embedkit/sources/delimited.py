@@ -21,9 +21,9 @@ import re
 from collections.abc import Iterator
 
 from embedkit.errors import InputError
-from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources import lines
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
+from embedkit.types import UNREAD, Fault, Record
 
 #: A quote that opens something: not inches behind a digit, not a closing one.
 _OPENING = re.compile(r'(?<!\d)"\S')

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from embedkit.errors import InputError
-from embedkit.records import UNREAD, Fault, Record
 from embedkit.sources.columns import Cells, Column, Columns, Wanted, composer, every
 from embedkit.sources.lines import bounded_lines
+from embedkit.types import UNREAD, Fault, Record
 
 #: Python's parser gives up near 1,000 levels, but where exactly hangs on who called it; a bound of
 #: our own refuses the same rows every time, and leaves `json.dumps` room to write them again.

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.disk import is_there, seems_file, seems_folder, seems_there
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
+from embedkit.storage.files import is_there, seems_file, seems_folder, seems_there
 
 STDIN = "-"
 

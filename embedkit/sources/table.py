@@ -15,7 +15,6 @@ from typing import BinaryIO, Protocol
 from embedkit.arrow_values import is_missing
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
-from embedkit.records import Fault, Record
 from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, remarks
 from embedkit.sources.delimited import Delimited
@@ -24,8 +23,9 @@ from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept import KeptTypes, common_type, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
-from embedkit.sources.plain import PlainText
-from embedkit.streams import rows_in
+from embedkit.sources.plain_text import PlainText
+from embedkit.storage.standard_streams import rows_in
+from embedkit.types import Fault, Record
 
 #: How many faults a scan tells one by one.
 FAULTS_TOLD = 20
@@ -96,7 +96,7 @@ class Table:
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
 
-    def and_then(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
+    def map_rows(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
         """Have every row go through `change` when it has been read; it may make a fault of a record."""
         self._each.append(change)
 
@@ -114,7 +114,7 @@ class Table:
                 return item
             return Fault(item.row, name, None, "no_group")
 
-        self.and_then(change)
+        self.map_rows(change)
 
     def records(self, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
@@ -320,11 +320,11 @@ def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Col
             continue
         before = typed.setdefault(column.name, column)
         if column.name in columns.keep:
-            agrees = fit_together(before.kept, column.kept)
+            matches_reference = fit_together(before.kept, column.kept)
             typed[column.name] = replace(column, kept=common_type(before.kept, column.kept) or column.kept)
         else:
-            agrees = before.kind == column.kind
-        if not agrees:
+            matches_reference = before.kind == column.kind
+        if not matches_reference:
             earlier = "of other fields" if before.type == column.type else before.type
             raise InputError(
                 f"{file}: column {shown(column.name)} is {column.type}, and {earlier} in an earlier file",

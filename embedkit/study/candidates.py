@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.sinks.stored import open_stored
+from embedkit.output.open import open_stored
 
 #: Poolings for which the vector of the layers' mean is the mean of the layers' vectors. The largest and the
 #: smallest value of a mean are not the mean of those: `max` and `min` are compared at single and joined layers.

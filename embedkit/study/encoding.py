@@ -19,20 +19,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedkit.arrow_values import array_of, plain_values
-from embedkit.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.config import OutputConfig, RunConfig
-from embedkit.config.fit import OF_VECTORS, OVER_LAYERS, FitConfig
-from embedkit.disk import as_read_error, is_there
-from embedkit.engines.local import run
+from embedkit.config.fit_config import OF_VECTORS, OVER_LAYERS, FitConfig
+from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
-from embedkit.engines.watcher import Watcher
 from embedkit.errors import OutputError, Stopped, UsageError
-from embedkit.leftovers import is_leftover, is_temporary, temporary_name
-from embedkit.plan import AnotherPlanError
-from embedkit.records import Record
+from embedkit.manifest.shards import AnotherPlanError
+from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
-from embedkit.study.tokens import drafted
-from embedkit.whole_files import as_output_error
+from embedkit.storage.atomic import as_output_error
+from embedkit.storage.files import as_read_error, is_there
+from embedkit.storage.tempfiles import is_leftover, is_temporary, temporary_name
+from embedkit.study.model_facts import setup
+from embedkit.types import Record
 
 _STATES = ".states"
 #: Texts that are tokenized at once where they are only counted.
@@ -115,7 +115,7 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         InputError: the input cannot be read as asked.
     """
     table = open_table(config.input)
-    settled, shape = drafted(config)
+    settled, shape = setup(config)
     tokenizer = settled.tokenizer if count_tokens else None
     rows = tokens = 0
     texts: list[str] = []
@@ -163,7 +163,7 @@ def refuse_full_disk(config: RunConfig, found: FirstPass) -> None:
 
 
 @contextmanager
-def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
+def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
     """The folder of the states, and what came of computing them; gone afterwards.
 
     It stays where a signal or the disk ended the run: what is committed is used again by the same command.
@@ -202,7 +202,7 @@ def encoded_states(config: RunConfig, watcher: Watcher, stop: threading.Event) -
             in_use.unlink(missing_ok=True)
 
 
-def _encoded(config: RunConfig, folder: Path, watcher: Watcher, stop: threading.Event) -> Summary:
+def _encoded(config: RunConfig, folder: Path, watcher: Callbacks, stop: threading.Event) -> Summary:
     """Compute the states that are not there. Those of another fit, which is over, make room for them."""
     output = OutputFolder(folder)
     try:
@@ -247,7 +247,7 @@ def _left_by_others(folder: Path) -> Iterator[Path]:
             yield other
 
 
-def _remove(folder: Path, watcher: Watcher) -> None:
+def _remove(folder: Path, watcher: Callbacks) -> None:
     """Remove the states; where that fails, whoever may read them is told, and what came of them stays."""
     try:
         shutil.rmtree(folder)

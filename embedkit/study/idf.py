@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from embedkit.config import RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import InputError, Stopped
-from embedkit.records import Record, TokenizedTexts
 from embedkit.sources import open_table
-from embedkit.study.tokens import drafted
+from embedkit.study.model_facts import setup
+from embedkit.types import Record, TokenizedTexts
 
 #: Texts that are tokenized at once.
 _TEXTS_AT_ONCE = 4096
@@ -43,7 +43,7 @@ def count_frequencies(
     table = open_table(config.input)
     from embedkit.pooling.idf import vocabulary_hash
 
-    settled, _ = drafted(config)
+    settled, _ = setup(config)
     tokenizer, entries = settled.tokenizer, settled.raw_tokenizer.get_vocab()
     frequencies = np.zeros(max(entries.values()) + 1, np.int64)
     n_documents = rows = 0

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedkit.config.fit import FitConfig
+from embedkit.config.fit_config import FitConfig
 from embedkit.errors import ModelError, Stopped
-from embedkit.pooling.head import Head
+from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
+from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
 from embedkit.study.split import Split
-from embedkit.study.states import States
 
 #: Rows in a step that computes no gradients.
 _ROWS = 256

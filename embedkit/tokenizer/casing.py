@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from embedkit.errors import ModelError
-from embedkit.tokenizer.checkpoint import against_code, held_to_files, stated_settings
-from embedkit.tokenizer.files import tokenizer_of_files
-from embedkit.tokenizer.missing import missing_package
+from embedkit.tokenizer.consistency import against_code, held_to_files, stated_settings
+from embedkit.tokenizer.missing_package import missing_package
+from embedkit.tokenizer.tokenizer_files import tokenizer_of_files
 
 
 @dataclass(frozen=True, slots=True)

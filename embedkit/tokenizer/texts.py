@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.errors import ModelError, UsageError
-from embedkit.records import TokenizedTexts, TokenPlaces, Tokens
 from embedkit.tokenizer.lengths import windows
+from embedkit.types import TokenizedTexts, TokenPlaces, Tokens
 
 #: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
 _CHARACTERS_AT_ONCE = 500_000

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from embedkit.cli.outputs import default_output
+from embedkit.cli.output_names import default_output
 from embedkit.errors import Stopped
 from tests.conftest import NOTES
 
@@ -29,7 +29,7 @@ def config_of(embedkit_cli, monkeypatch):
         assert ran.code == Stopped.exit_code, ran.err
         return made[0]
 
-    monkeypatch.setattr("embedkit.engines.local.run", run)
+    monkeypatch.setattr("embedkit.engines.run.run", run)
     return config_of
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embedkit.cli import doctor
-from embedkit.models import varlen
+from embedkit.models import varlen_attention
 
 ALL = {"torch.nn.attention.varlen", "flash_attn", "triton"}
 CODE = ("sm_80", "sm_90", "compute_90")
@@ -39,7 +39,7 @@ def machine(monkeypatch, embedkit_cli):
         monkeypatch.setattr(doctor, "_driver", lambda: driver)
         monkeypatch.setattr(doctor, "_NVIDIA", SimpleNamespace(exists=lambda: False))
         monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-        for module in (doctor, varlen):
+        for module in (doctor, varlen_attention):
             monkeypatch.setattr(module, "find_spec", lambda name: name in there or None)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if shown is not None:
@@ -116,7 +116,7 @@ def test_a_machine_tells_what_its_processor_has(machine, monkeypatch):
     assert ": no VNNI, " in has
     assert ", AMX\n" in has
     assert "--dtype int8: no, this cpu has no AVX-512 VNNI" in has
-    monkeypatch.setattr("embedkit.models.lean.kernels.load_kernels", lambda: None)
+    monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
     assert "kernels    none: no C++ compiler is here" in machine(cuda=None, driver=None)[0]
-    monkeypatch.setattr("embedkit.models.lean.kernels.load_kernels", object)
+    monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", object)
     assert "kernels    compiled for this cpu" in machine(cuda=None, driver=None)[0]

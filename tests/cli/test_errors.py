@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from embedkit.pooling.names import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAMES
+from embedkit.config.poolings import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAMES
 
 MARK = "xyzzyplugh"
 USAGE, INPUT, MODEL, OUTPUT = 2, 3, 4, 5
@@ -322,7 +322,7 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     def fail(*_, **__):
         raise ValueError(f"cannot pool {MARK}")
 
-    monkeypatch.setattr("embedkit.engines.job.finish_shard", fail)
+    monkeypatch.setattr("embedkit.engines.shard_loop.finish_shard", fail)
     ran = encode(places["tables"] / "notes.csv", "-o", tmp_path / "out")
     assert ran.code == 1
     error, hint = ran.told
@@ -345,7 +345,7 @@ def test_what_the_machine_refuses_is_no_fault_of_embedkit(embedkit_cli, monkeypa
     def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr("embedkit.verification.verify_output", fail)
+    monkeypatch.setattr("embedkit.verify.verify_output", fail)
     ran = embedkit_cli("verify", "out")
     assert ran.code == code
     assert told in ran.told[0]

@@ -10,10 +10,10 @@ import pytest
 
 from embedkit.cli import progress
 from embedkit.cli.progress import make_watcher
-from embedkit.device_use import DeviceUse
+from embedkit.types import DeviceStats
 
 # A quarter of eight seconds between batches.
-USE = DeviceUse(busy=6.0, waited=2.0, allocated=3 << 30, reserved=5 << 30)
+USE = DeviceStats(busy=6.0, waited=2.0, allocated=3 << 30, reserved=5 << 30)
 
 
 def shown(mode, monkeypatch, capsys, use):

@@ -14,7 +14,7 @@ from embedkit.config import ShareConfig
 from embedkit.engines.ranks import device_for, shards_of, share_of
 from embedkit.errors import UsageError
 from tests.conftest import NOTES
-from tests.test_resume import SHARDS, assert_same, tree
+from tests.engines.test_resume import SHARDS, assert_same, tree
 
 # Whose part -------------------------------------------------------------------------------------------
 
@@ -237,9 +237,9 @@ def test_what_several_processes_cannot_share_is_refused(encode, tmp_path, monkey
 @pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy", "out.jsonl"])
 def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_path, monkeypatch, output):
     """A second process does everything, from start to end, between two steps of the first."""
-    from embedkit.engines import job
+    from embedkit.engines import shard_loop
 
-    expected, ran, broken_layers = whole(output), [], job.broken_layers
+    expected, ran, broken_layers = whole(output), [], shard_loop.broken_layers
 
     def overtaken(shard, *arguments):
         if shard.read.index == 4 and not ran:
@@ -249,7 +249,7 @@ def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_pa
             )
         return broken_layers(shard, *arguments)
 
-    monkeypatch.setattr(job, "broken_layers", overtaken)
+    monkeypatch.setattr(shard_loop, "broken_layers", overtaken)
     first = rank(0, 1, output)
     assert (first.code, ran[0].code) == (0, 0), first.err
     assert_same(tmp_path / "place", expected)
@@ -257,7 +257,7 @@ def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_pa
 
 @pytest.mark.parametrize("output", ["out.parquet", "out.npy", "out.jsonl"])
 def test_two_processes_that_finish_the_same_file_do_no_harm(rank, encode, whole, tmp_path, monkeypatch, output):
-    from embedkit.destination.single_file import SingleFile
+    from embedkit.output.destination.single_file import SingleFile
 
     expected, finish, ran = whole(output), SingleFile.finish, []
 
@@ -280,9 +280,9 @@ def test_a_run_that_another_one_came_before_does_not_remove_its_work(
     rank, encode, whole, tmp_path, monkeypatch, on_exists
 ):
     """The other one does all of it while this one loads its model."""
-    from embedkit.engines.alone import Alone
+    from embedkit.engines.in_process import InProcessEngine
 
-    load, ran = Alone.load, []
+    load, ran = InProcessEngine.load, []
 
     def slow(self):
         if not ran:
@@ -291,7 +291,7 @@ def test_a_run_that_another_one_came_before_does_not_remove_its_work(
         return load(self)
 
     expected = whole()
-    monkeypatch.setattr(Alone, "load", slow)
+    monkeypatch.setattr(InProcessEngine, "load", slow)
     second = encode(NOTES, "-o", tmp_path / "place/out", "--shard-rows", 8, "--on-exists", on_exists)
     assert (ran[0].code, second.code) == (0, 5 if on_exists == "error" else 0), second.err
     assert_same(tmp_path / "place", expected)

@@ -53,20 +53,20 @@ def stopping_all(config, workers, link):
 
 def on_fake_device(config, workers, link):
     """The workers' batches go to a device that copies late, and whose events tell the time."""
-    import embedkit.transfer
-    from tests.transfer.fake import FakeDevice
+    import embedkit.inference.transfer
+    from tests.inference.transfer.fake_device import FakeDevice
 
-    embedkit.transfer.transfer_for = lambda _: embedkit.transfer.PinnedTransfer(FakeDevice())
+    embedkit.inference.transfer.transfer_for = lambda _: embedkit.inference.transfer.PinnedTransfer(FakeDevice())
     _work(config, workers, link)
 
 
 def failing(config, workers, link):
     """The workers meet what ends a run."""
-    from embedkit.engines import job
+    from embedkit.engines import shard_loop
     from embedkit.errors import ModelError
 
     def broken(*_, **__):
         raise ModelError("a vector is not finite", hint="use --dtype fp32")
 
-    job.finish_shard = broken
+    shard_loop.finish_shard = broken
     _work(config, workers, link)

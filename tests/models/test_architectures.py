@@ -21,15 +21,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from embedkit.batching import make_batches
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.architectures import ARCHITECTURES
-from embedkit.models.encoder import FrozenEncoder
-from embedkit.models.load import LoadedModel, load_model, make_encoder
-from embedkit.models.resolve import resolve_model
-from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
-from embedkit.records import Batch, Tokens
+from embedkit.inference.batching import make_batches
+from embedkit.models.repository.architectures import ARCHITECTURES
+from embedkit.models.repository.resolve import resolve_model
+from embedkit.models.transformers.load import LoadedModel, load_model, make_encoder
+from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.types import Batch, Tokens
 from tests.models.kinds import CONFIGS, FEWEST, FUNNEL, HEADS, SHORTENED
 from tests.oracle import pool
 

@@ -1,292 +1,49 @@
-"""embedkit's own forward for GPUs, run on a CPU and held against plain transformers.
-
-Nothing in it is particular to a GPU but the attention kernel; one that computes what it should, text by text and
-head by head, stands in for that.
-"""
+"""What a machine computes in, by what torch says of its card; no card is needed."""
 
 from __future__ import annotations
 
-import gc
-import weakref
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from embedkit import Encoder
-from embedkit.batching import make_batches
-from embedkit.config import ModelConfig
-from embedkit.errors import ModelError
-from embedkit.models import engine
-from embedkit.models.engine import NotExactError, load_model, make_encoder
-from embedkit.models.lean import device as lean_device
-from embedkit.models.lean.checkpoint import Checkpoint
-from embedkit.models.lean.device import DeviceEncoder
-from embedkit.models.lean.encoder import LeanModel
-from embedkit.models.lean.shape import LEAN_TYPES, read_shape
-from embedkit.models.resolve import resolve_model
-from embedkit.models.varlen import BACKENDS, Packing, usable
-from embedkit.records import Batch, Tokens
-from tests import tiny_models
-from tests.models.test_lean import (
-    LENGTHS,
-    assert_same,
-    by_transformers,
-    rewritten,
-    save,
-    states,
-    tokens_with_pads,
-)
-from tests.models.test_varlen import is_broken, leaks, one_by_one, waits
+from embedkit.models.device import disable_reduced_precision, pick_dtype
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-KINDS = tuple(kind for kind in LEAN_TYPES if kind != "mpnet")
-GPU = torch.device("cuda:0")
-CPU = torch.device("cpu")
+GPU = torch.device("cuda:1")
 
 
-def kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **wanted: Any) -> Tensor:
-    assert wanted == {}
-    return one_by_one(query, key, value, packing.cu_seqlens, None, (-1, -1))
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_a_gpu_computes_in_16_bits_and_in_bf16_where_it_is_not_emulated(capability, expected, monkeypatch):
+    cards = {torch.device("cuda:0"): (8, 0), GPU: capability}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cards.__getitem__)
+    # What it says of a T4, in which bf16 is emulated.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_dtype("auto", GPU) == expected
+    assert pick_dtype("fp32", GPU) == "fp32"
+    assert pick_dtype("auto", torch.device("cpu")) == "fp32"
 
 
 @pytest.fixture
-def backends(monkeypatch) -> pytest.MonkeyPatch:
-    """Kernels as on a GPU, with `kernel` in the place of torch's."""
-    monkeypatch.setitem(BACKENDS, "torch_varlen", kernel)
-    monkeypatch.setattr(engine, "usable", lambda *_: ("torch_varlen", "groups"))
-    return monkeypatch
+def backends() -> Iterator[object]:
+    """torch's switches, as they were before once the test is over."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = [getattr(products, name) for name in names], convolutions.allow_tf32, products.allow_tf32
+    yield torch.backends
+    for name, value in zip(names, before[0], strict=True):
+        setattr(products, name, value)
+    convolutions.allow_tf32, products.allow_tf32 = before[1:]
 
 
-def opened(folder: Path, dtype: str) -> LeanModel:
-    """A model as `load_model` opens it for a GPU, to be put on the CPU."""
-    config = ModelConfig(str(folder))
-    model = resolve_model(config)
-    shape = read_shape(model.config)
-    return LeanModel(shape, Checkpoint(model, shape), dtype, CPU)
-
-
-def settled(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[DeviceEncoder, str | None]:
-    model = opened(folder, dtype)
-    layers = tuple(range(model.n_layers + 1))
-    return engine._on_device(model, layers, tokens, for_pooler=model.has_pooler)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_in_fp32_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(kind, backends, tmp_path):
-    folder = save(kind, tmp_path)
-    tokens = tokens_with_pads(types=kind in {"bert", "electra"})
-    encoder, notice = settled(folder, tokens)
-    assert (encoder.engine, encoder.backend, notice) == ("lean", "torch_varlen", None)
-    expected = by_transformers(folder, tokens)
-    for max_tokens in (1, 200, 10_000):
-        assert_same(states(encoder, tokens, max_tokens), expected)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("bert", {"hidden_act": "gelu_new"}),
-        ("bert", {"layer_norm_eps": 0.3}),
-        ("roberta", {"pad_token_id": 0}),
-        ("electra", {"embedding_size": 24}),
-        ("distilbert", {"activation": "relu"}),
-    ],
-    ids=str,
-)
-def test_settings_that_change_the_numbers_are_followed(kind, settings, backends, tmp_path):
-    folder = save(kind, tmp_path, **settings)
-    tokens = tokens_with_pads(types=False)
-    assert_same(states(settled(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
-
-
-def vectors(encoder: DeviceEncoder, tokens: Tokens, max_tokens: int) -> np.ndarray:
-    """The mean of each text's last states, [N, D]."""
-    out = np.zeros((len(tokens.lengths), encoder.hidden_size), np.float32)
-    for batch in make_batches(tokens.lengths, max_tokens=max_tokens, padded=False):
-        kept: dict[int, Tensor] = {}
-        encoder.run(tokens, batch, kept.__setitem__)
-        last = kept[encoder.n_layers][0]
-        assert last.dtype == encoder.dtype
-        for text, of_text in zip(batch.texts, last.float().split(batch.lengths.tolist()), strict=True):
-            out[text] = of_text.mean(dim=0).numpy()
-    return out
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_in_16_bits_a_vector_stays_near_to_transformers_in_fp32_and_to_itself_alone(
-    kind, dtype, backends, tmp_path
-):
-    folder = save(kind, tmp_path)
-    tokens = tokens_with_pads(types=False)
-    encoder, notice = settled(folder, tokens, dtype)
-    assert (encoder.backend, notice) == ("torch_varlen", None)
-    exact = np.array([text.layers[-1].mean(axis=0) for text in by_transformers(folder, tokens)])
-    together, alone = vectors(encoder, tokens, 10_000), vectors(encoder, tokens, 1)
-    assert cosines(together, exact).min() >= 0.999
-    assert cosines(together, alone).min() >= 0.999
-    assert np.array_equal(together, vectors(encoder, tokens, 10_000))
-    encoder.backend = "groups"
-    assert cosines(vectors(encoder, tokens, 10_000), together).min() >= 0.999
-
-
-def test_the_norms_take_mean_and_variance_in_fp32():
-    """What torch does with 16-bit states, in the code that a layer calls: [2,048] of 1,000 + noise of 1."""
-    torch.manual_seed(0)
-    rows = (1000 + torch.randn(4, 2048)).half()
-    norm = lean_device.Norm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
-    exact = functional.layer_norm(rows.double(), (2048,), eps=1e-12)
-    assert (norm(rows).double() - exact).abs().max() <= 5e-3  # half's step at 4 is 0.002 or 0.004
-    assert rows.mean(dtype=torch.float64) > 999
-
-
-def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer(backends, tmp_path):
-    seen: list[Packing] = []
-
-    def keep(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:
-        seen.append(packing)
-        assert query.shape == (sum(LENGTHS), 3, 16)
-        return kernel(query, key, value, packing)
-
-    tokens = tokens_with_pads(types=False)
-    encoder, _ = settled(save("bert", tmp_path), tokens)
-    backends.setitem(BACKENDS, "torch_varlen", keep)
-    encoder.run(tokens, Batch(np.arange(len(LENGTHS)), np.array(LENGTHS)), lambda *_: None)
-    assert len(seen) == 2
-    assert seen[0] is seen[1]
-    assert seen[0].cu_seqlens.dtype == torch.int32
-    assert seen[0].cu_seqlens.tolist() == [0, *np.cumsum(LENGTHS).tolist()]
-    assert seen[0].max_length == 150
-
-
-def test_nothing_in_a_forward_pass_waits_for_the_device(tmp_path):
-    encoder = DeviceEncoder(opened(save("roberta", tmp_path), "bf16"), (0, 1, 2), for_pooler=True)
-    assert waits(encoder) == []
-
-
-def test_the_weights_are_kept_once_in_the_dtype_of_the_run_and_no_more_layers_than_wanted(tmp_path):
-    encoder = DeviceEncoder(opened(save("bert", tmp_path), "bf16"), (1,), for_pooler=False)
-    gc.collect()
-    (layer,) = encoder.through
-    held = [
-        encoder._words,
-        encoder._places,
-        encoder._types,
-        *(getattr(encoder._norm, n) for n in ("weight", "bias")),
-    ]
-    held += [
-        getattr(getattr(layer, part), name)
-        for part in ("qkv", "out", "norm", "up", "down", "last_norm")
-        for name in ("weight", "bias")
-    ]
-    assert {tensor.dtype for tensor in held} == {torch.bfloat16}
-    assert encoder._pooler is None
-
-
-def test_a_file_that_is_written_to_does_not_change_the_weights(tmp_path):
-    folder = save("bert", tmp_path)
-    tokens = tokens_with_pads(types=False)
-    encoder = DeviceEncoder(opened(folder, "fp32"), (2,), for_pooler=False)
-    before = vectors(encoder, tokens, 10_000)
-    path = folder / "model.safetensors"
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        file.write(bytes(path.stat().st_size // 2))
-    assert np.array_equal(vectors(encoder, tokens, 10_000), before)
-
-
-# --- which one is used --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", [leaks, is_broken])
-def test_a_kernel_that_is_wrong_or_fails_is_left_for_the_next_and_the_user_told(fault, backends, tmp_path):
-    backends.setitem(BACKENDS, "torch_varlen", fault)
-    folder, tokens = save("bert", tmp_path), tokens_with_pads(types=False)
-    encoder, notice = settled(folder, tokens, "bf16")
-    assert encoder.backend == "groups"
-    assert "'torch_varlen' does not work here" in notice
-    assert_same(states(settled(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
-
-
-def test_where_no_kernel_is_exact_the_model_is_left_to_transformers_and_its_weights_are_gone(backends, tmp_path):
-    # Each text alone goes through `groups` first, for what is right; then the batch does.
-    plain = BACKENDS["groups"]
-
-    def wrong(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:
-        alone = len(packing.cu_seqlens) == 2
-        return plain(query, key, value, packing) if alone else leaks(query, key, value, packing)
-
-    backends.setitem(BACKENDS, "torch_varlen", leaks)
-    backends.setitem(BACKENDS, "groups", wrong)
-    made: list[weakref.ref[DeviceEncoder]] = []
-    backends.setattr(
-        DeviceEncoder, "prepare", lambda self, *args: made.append(weakref.ref(self)) or prepare(self, *args)
-    )
-    with pytest.raises(NotExactError) as caught:
-        settled(save("bert", tmp_path), tokens_with_pads(types=False))
-    gc.collect()
-    assert made
-    assert {of() for of in made} == {None}, caught
-
-
-prepare = DeviceEncoder.prepare
-
-
-def test_states_that_overflow_in_fp16_are_refused_with_the_way_out(backends, tmp_path):
-    folder = save("bert", tmp_path)
-    rewritten(
-        folder, lambda weights: {n: t * 3e4 if "1.output.LayerNorm.w" in n else t for n, t in weights.items()}
-    )
-    tokens = tokens_with_pads(types=False)
-    with pytest.raises(ModelError, match=r"not finite .* from layer 2 on") as caught:
-        settled(folder, tokens, "fp16")
-    assert "--dtype fp32" in caught.value.hint
-    assert settled(folder, tokens, "bf16")[1] is None
-
-
-@pytest.mark.parametrize("dtype", ["auto", "fp32", "fp16"])
-@pytest.mark.parametrize("kind", LEAN_TYPES)
-def test_on_a_gpu_these_types_run_by_embedkits_own_code_but_mpnet(kind, dtype, monkeypatch, tmp_path):
-    asked: list[torch.device] = []
-    monkeypatch.setattr(engine, "pick_device", lambda _: GPU)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))
-    monkeypatch.setattr(engine, "sum_in_full", asked.append)
-    monkeypatch.setattr("embedkit.models.load.load_model", lambda *_: "transformers")
-    config = ModelConfig(str(save(kind, tmp_path)), dtype=dtype)
-    found = load_model(resolve_model(config), config)
-    if kind == "mpnet":
-        assert found == "transformers"
-        return
-    assert isinstance(found, LeanModel)
-    assert (found.device, found.dtype) == (GPU, {"auto": "bf16"}.get(dtype, dtype))
-    assert asked == [GPU]
-    # Its weights would be put there.
-    monkeypatch.setattr(engine, "DeviceEncoder", lambda model, *_, **__: pytest.fail(str(model.device)))
-    with pytest.raises(pytest.fail.Exception, match="cuda:0"):
-        make_encoder(found, (2,), tokens_with_pads(types=False), for_pooler=False)
-    assert usable(GPU, torch.bfloat16, 16)[-1] == "groups"
-
-
-def test_vectors_of_texts_come_out_in_fp32_pooled_from_states_in_bf16(monkeypatch, tmp_path):
-    folder = tiny_models.make("bert", tmp_path / "bert").folder
-    exact = Encoder(str(folder), pool="mean", device="cpu").encode(tiny_models.TEXTS)
-    monkeypatch.setattr(engine, "_lean", lambda *_: opened(folder, "bf16"))
-    monkeypatch.setattr(engine, "LeanEncoder", DeviceEncoder)
-    loaded = Encoder(str(folder), pool="mean", device="cpu")
-    found = loaded.encode(tiny_models.TEXTS)
-    assert isinstance(loaded._embedder.encoder, DeviceEncoder)
-    assert found.dtype == np.float32
-    assert loaded.recipe["dtype"] == "bf16"
-    assert cosines(found, exact).min() >= 0.999
-    # Numbers of bf16 have 8 bits; means of several do not.
-    assert not torch.equal(torch.from_numpy(found).bfloat16().float(), torch.from_numpy(found))
+@pytest.mark.parametrize("tf32", [False, True])
+def test_sums_are_in_full_on_a_gpu_and_what_the_user_has_set_for_products_stays(tf32, backends):
+    products = backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = True
+    products.allow_tf32 = tf32
+    disable_reduced_precision(torch.device("cpu"))
+    assert products.allow_bf16_reduced_precision_reduction
+    disable_reduced_precision(GPU)
+    assert not products.allow_bf16_reduced_precision_reduction
+    assert not products.allow_fp16_reduced_precision_reduction
+    assert not backends.cudnn.allow_tf32
+    assert products.allow_tf32 == tf32

@@ -13,9 +13,9 @@ from transformers import AttentionInterface
 
 from embedkit import Encoder
 from embedkit.errors import ModelError
-from embedkit.models import attention, encoder, load
-from embedkit.models.architectures import ARCHITECTURES
-from embedkit.models.lean.shape import NotLeanError
+from embedkit.models.native.config import NotNativeError
+from embedkit.models.repository.architectures import ARCHITECTURES
+from embedkit.models.transformers import attention, load, transformers_encoder
 from tests import tiny_models
 from tests.oracle import Oracle, pool
 
@@ -25,9 +25,9 @@ def by_transformers(monkeypatch) -> None:
     """embedkit's own code for BERT has a check of its own."""
 
     def leave(*_):
-        raise NotLeanError("transformers is to compute it")
+        raise NotNativeError("transformers is to compute it")
 
-    monkeypatch.setattr("embedkit.models.engine._lean", leave)
+    monkeypatch.setattr("embedkit.models.select_backend._lean", leave)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def leaky(monkeypatch) -> None:
 @pytest.fixture
 def late(monkeypatch) -> None:
     """A tap that hands out the states of the layer behind the one that was asked for."""
-    plain = encoder._LayerTap._before
+    plain = transformers_encoder._LayerTap._before
 
     def before(self, module, args, kwargs):
         self.calls += self.calls == 0
         plain(self, module, args, kwargs)
 
-    monkeypatch.setattr(encoder._LayerTap, "_before", before)
+    monkeypatch.setattr(transformers_encoder._LayerTap, "_before", before)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -127,7 +127,7 @@ def test_padding_that_is_seen_is_noticed_and_lengths_are_not_mixed(tmp_path, mon
 
 
 def test_a_model_that_no_way_of_batching_leaves_as_it_is_alone_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(load, "agrees", lambda *_: False)
+    monkeypatch.setattr(load, "matches_reference", lambda *_: False)
     with pytest.raises(ModelError, match="gives other vectors in a batch"):
         Encoder(str(folder), pool="mean")
 

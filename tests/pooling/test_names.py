@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedkit.config.poolings import parse_poolings, resolve_layers
 from embedkit.errors import UsageError
-from embedkit.pooling.names import parse_poolings, resolve_layers
 
 
 @pytest.mark.parametrize(

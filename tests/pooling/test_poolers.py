@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from embedkit.errors import ModelError
-from embedkit.pooling.chosen import choose
-from embedkit.pooling.files import pooler_bytes, read_pooler
-from embedkit.pooling.head import Head
+from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.idf import IdfPooler, inverse_document_frequencies, vocabulary_hash
-from embedkit.pooling.plan import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.pooling.pooler_files import pooler_bytes, read_pooler
 from embedkit.pooling.poolers import LayerwisePooler
+from embedkit.pooling.select import choose
 from embedkit.pooling.trained import PoolerShape, make_pooler
-from embedkit.records import Run
+from embedkit.types import LengthGroup
 
 SHAPES = [
     PoolerShape("attention", 2, 8, width=6),
@@ -164,8 +164,8 @@ def test_a_pooler_gets_what_the_layers_give_packed_or_padded(aggregation, packed
     )
     if packed:
         groups = [
-            TokenGroup(slice(0, 2), Run(0, 2, 2), None, ids[:4].view(2, 2)),
-            TokenGroup(slice(2, 3), Run(4, 1, 4), None, ids[4:].view(1, 4)),
+            TokenGroup(slice(0, 2), LengthGroup(0, 2, 2), None, ids[:4].view(2, 2)),
+            TokenGroup(slice(2, 3), LengthGroup(4, 1, 4), None, ids[4:].view(1, 4)),
         ]
         states = hidden[:, None]
     else:

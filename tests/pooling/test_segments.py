@@ -8,10 +8,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embedkit.pooling.layout import Layout
-from embedkit.pooling.plan import PoolingPlan
-from embedkit.pooling.tokens import POOLINGS
-from embedkit.records import Batch
+from embedkit.pooling.batch_pooler import PoolingPlan
+from embedkit.pooling.functions import POOLINGS
+from embedkit.pooling.token_layout import Layout
+from embedkit.types import Batch
 
 ODD = [0.0, 1e6, -1e6, 3e38, float("inf"), float("-inf"), float("nan")]
 

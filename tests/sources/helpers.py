@@ -12,8 +12,8 @@ import pytest
 
 from embedkit.config import InputConfig
 from embedkit.errors import EmbedkitError
-from embedkit.records import Fault, Record
 from embedkit.sources import Table, open_table
+from embedkit.types import Fault, Record
 
 
 def table(folder: Path, name: str, data: bytes, **options: Any) -> Table:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
 from embedkit.sources import open_table
+from embedkit.types import Fault, Record
 from tests.sources.bad_input import CASES, Case
 from tests.sources.helpers import rows, texts
 

@@ -15,8 +15,8 @@ import pytest
 from embedkit.arrow_values import plain_values, type_name
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
 from embedkit.sources import open_table
+from embedkit.types import Fault, Record
 from tests.sources.helpers import piped, refused, rows, table, texts
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError, UsageError
-from embedkit.records import Fault, Record
 from embedkit.sources import lines
+from embedkit.types import Fault, Record
 from tests.sources.helpers import refused, rows, table, texts
 
 FIELDS = st.text(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
 from embedkit.sources import lines
+from embedkit.types import Fault, Record
 from tests.sources.helpers import refused, rows, table, texts
 
 TEXTS = st.text(st.one_of(st.sampled_from('"\\\n\r\u2028\x85\0{['), st.characters(codec="utf-8")), max_size=12)

@@ -46,7 +46,9 @@ def oracle(bert: Path) -> Oracle:
 
 
 @pytest.fixture(scope="module")
-def made(bert: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> embedkit.results.Embeddings:
+def made(
+    bert: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> embedkit.output.read.Embeddings:
     """All of these in one table."""
     from embedkit.cli import run
 
@@ -70,7 +72,7 @@ def made(bert: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("row", range(len(EVERY)), ids=lambda row: f"{EVERY[row][0]}, {row}")
 def test_an_odd_text_has_the_vector_that_the_model_gives_it_alone(
-    made: embedkit.results.Embeddings, oracle: Oracle, row: int
+    made: embedkit.output.read.Embeddings, oracle: Oracle, row: int
 ) -> None:
     _, text, status = EVERY[row]
     found = made.table.slice(row, 1).to_pylist()[0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedkit.records import Record
+from embedkit.types import Record
 from tests.sources.helpers import rows, texts
 
 

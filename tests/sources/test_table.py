@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import embedkit.sources
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.records import Fault, Record
 from embedkit.sources import Scan, open_table
+from embedkit.types import Fault, Record
 from tests.sources.helpers import piped, rows, table, texts
 
 FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=12)

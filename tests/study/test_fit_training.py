@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from embedkit.config.fit import FitConfig
+from embedkit.config.fit_config import FitConfig
 from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.pooling.trained import PoolerShape
+from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
 from embedkit.study.rotation import fit_rotation
 from embedkit.study.split import split_rows
-from embedkit.study.states import States
 from embedkit.study.training import fit_pooler
 
 N_LAYERS, SIZE = 2, 6

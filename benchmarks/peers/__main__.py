@@ -1,0 +1,255 @@
+"""embedkit beside its peers on a CPU, interleaved: make bench [TEXTS=file.jsonl].
+
+    python -m benchmarks.peers TEXTS.jsonl --onnx PYTHON [--rows N] [--rounds N] [-o RESULTS.json]
+
+Every contender has loaded its model before the first round; in each round each encodes the same texts once, one
+after another, and so are the matrix products of the same shapes computed, which are the machine's own limit
+(limit.py). Ratios are of the same round; what is told is their median. Vectors are held against embedkit's in
+fp32, and those against plain transformers, one text at a time. Never fails for a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.models import bert_base, minilm
+from embedkit.models.native.linear import has_int8_dot_products
+
+ROOT = Path(__file__).parents[2]
+CONTENDER = "benchmarks.peers.contender"
+BATCH, ALONE = 32, 20
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "onnxruntime",
+    "optimum",
+    "ctranslate2",
+)
+
+
+@dataclass
+class Contender:
+    """A library with a type of number, in its own process."""
+
+    kind: str
+    dtype: str
+    python: str
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+    way: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.dtype}"
+
+    def start(self, folder: Path) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+        self.process = subprocess.Popen(
+            [self.python, "-m", CONTENDER, self.kind, str(folder), self.dtype],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        if not self._answer():
+            raise SystemExit(f"error: {self.name} did not start\nhint: run {CONTENDER} by hand to see why")
+
+    def encode(self, texts: Path, out: Path | None = None) -> float:
+        print(json.dumps({"texts": str(texts), "out": out and str(out)}), file=self.process.stdin, flush=True)
+        answer = self._answer()
+        self.peak_mib, self.way = answer["peak_mib"], answer["way"]
+        return float(answer["seconds"])
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        return dict(json.loads(line)) if line else {}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("texts", type=Path)
+    options.add_argument("--onnx", required=True, help="python with sentence-transformers[onnx] and ctranslate2")
+    options.add_argument("--rows", type=int, default=300)
+    options.add_argument("--base-rows", type=int, default=64)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("-o", "--out", type=Path)
+    asked = options.parse_args()
+    with asked.texts.open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, max(asked.rows, asked.base_rows, 2000))]
+    with tempfile.TemporaryDirectory() as name:
+        found = {
+            "machine": machine(),
+            "versions": {"embedkit": versions(sys.executable), "onnx and ctranslate2": versions(asked.onnx)},
+            "minilm": measure(minilm(Path(name)), texts, asked.rows, asked, Path(name)),
+            "bert_base": measure(bert_base(Path(name)), texts, asked.base_rows, asked, Path(name)),
+        }
+    for model in ("minilm", "bert_base"):
+        of = found[model]
+        print(f"\n{model}, {of['rows']} texts, {of['rounds']} rounds, medians\n{table(of)}")
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(
+    folder: Path, texts: Sequence[str], rows: int, asked: argparse.Namespace, work: Path
+) -> dict[str, Any]:
+    """All contenders on one model."""
+    dtypes = ("fp32", "int8") if has_int8_dot_products() else ("fp32",)
+    ours = [Contender("embedkit", dtype, sys.executable) for dtype in dtypes]
+    theirs = [
+        Contender("sentence-transformers", "fp32", sys.executable),
+        *(Contender(kind, dtype, asked.onnx) for kind in ("onnx", "ctranslate2") for dtype in dtypes),
+    ]
+    limits = [Contender("gemm", dtype, sys.executable) for dtype in dtypes]
+    contenders = [*ours, *theirs, *limits]
+    timed, few = work / "timed.json", work / "few.json"
+    timed.write_text(json.dumps(list(texts[:rows])), encoding="utf-8")
+    few.write_text(json.dumps(list(texts[:BATCH])), encoding="utf-8")
+    for contender in contenders:
+        contender.start(folder)
+        contender.encode(few)  # what is made at the first call is not timed
+    vectors: dict[str, np.ndarray] = {}
+    for contender in contenders:
+        contender.encode(timed, work / "vectors.npy")
+        vectors[contender.name] = np.load(work / "vectors.npy", allow_pickle=False)
+    for _ in range(asked.rounds):
+        for contender in contenders:
+            contender.seconds.append(contender.encode(timed))
+    for contender in contenders:
+        contender.stop()
+    lengths = token_lengths(folder, texts[:rows])
+    exact, plain = vectors["embedkit fp32"], alone(folder, texts[: min(ALONE, rows)])
+
+    def paces(contender: Contender) -> dict[str, float]:
+        middle = statistics.median(contender.seconds)
+        return {
+            "rows_per_second": round(rows / middle, 1),
+            "tokens_per_second": round(float(lengths.sum()) / middle),
+        }
+
+    return {
+        "rows": rows,
+        "rounds": asked.rounds,
+        "tokens": int(lengths.sum()),
+        "largest_difference_to_plain_transformers": float(np.abs(exact[: len(plain)] - plain).max()),
+        "contenders": {
+            contender.name: {
+                **paces(contender),
+                "embedkit_is_faster_by": median_ratio(contender, of_kind(ours, contender.dtype)),
+                **{
+                    f"share_of_{limit.dtype}_gemm": median_ratio(limit, contender)
+                    for limit in limits
+                    if limit.dtype in {"fp32", contender.dtype}
+                },
+                **cosines(vectors[contender.name], exact),
+                "peak_mib": round(contender.peak_mib),
+                "padding_share": 0.0 if contender.kind == "embedkit" else round(padding(lengths), 3),
+            }
+            for contender in (*ours, *theirs)
+        },
+        "limits": {limit.name: {**paces(limit), "way": limit.way} for limit in limits},
+    }
+
+
+def of_kind(contenders: Sequence[Contender], dtype: str) -> Contender:
+    return next(contender for contender in contenders if contender.dtype == dtype)
+
+
+def median_ratio(one: Contender, other: Contender) -> float:
+    """The seconds of one in those of the other, of the same round."""
+    return round(statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True)), 2)
+
+
+def cosines(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Least and mean cosine; all vectors have length 1."""
+    of_rows = np.einsum("nd,nd->n", found.astype(np.float64), exact.astype(np.float64))
+    return {"min_cosine": round(float(of_rows.min()), 6), "mean_cosine": round(float(of_rows.mean()), 6)}
+
+
+def token_lengths(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    return np.array([len(encoded.ids) for encoded in tokenizer.encode_batch(list(texts))])
+
+
+def padding(lengths: np.ndarray) -> float:
+    """The share of cells that hold no token, in batches sorted by length."""
+    ordered = np.sort(lengths)[::-1]
+    cells = sum(len(batch) * batch[0] for batch in np.split(ordered, range(BATCH, len(ordered), BATCH)))
+    return 1 - float(lengths.sum()) / float(cells)
+
+
+def alone(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Plain transformers, one text at a time: mean, scaled to length 1."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    pooled = []
+    with torch.no_grad():
+        for text in texts:
+            encoded = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+            pooled.append(model(**encoded).last_hidden_state[0].mean(dim=0).numpy())
+    return np.stack([vector / np.linalg.norm(vector) for vector in pooled])
+
+
+def table(found: dict[str, Any]) -> str:
+    """As GitHub shows it."""
+    rows = {**found["contenders"], **{f"limit: {name}": of for name, of in found["limits"].items()}}
+    # The row that has most to tell says in which order.
+    heads = list(dict.fromkeys(head for of in sorted(rows.values(), key=len, reverse=True) for head in of))
+    lines = [f"| | {' | '.join(head.replace('_', ' ') for head in heads)} |", "| --- |" + " ---: |" * len(heads)]
+    lines += [f"| {name} | {' | '.join(str(of.get(head, '')) for head in heads)} |" for name, of in rows.items()]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, object]:
+    import torch
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def versions(python: str) -> dict[str, str]:
+    code = (
+        "import json; from importlib.metadata import distributions as d;"
+        f"print(json.dumps({{x.metadata['Name']: x.version for x in d() if x.metadata['Name'] in {LIBRARIES}}}))"
+    )
+    return dict(
+        json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The matrix products of a model's linear layers and nothing else: what this machine could do at most.
+
+Of the same shapes and batches as the forward passes. There are several ways to compute a product, and which one is
+the fastest depends on the processor: all are tried, and the fastest is taken. Knows nothing of texts but lengths.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Computes the product of rows [start, stop) of made-up activations.
+Product = Callable[[int, int], object]
+#: Rows at once: all of a batch, or as many as stay in the caches.
+_BLOCKS = (1 << 30, 512)
+
+
+def batch_tokens(lengths: np.ndarray) -> list[int]:
+    """Tokens of each batch that embedkit makes of texts of these lengths, by its default."""
+    from embedkit.inference.batching import make_batches
+    from embedkit.inference.build import BATCH_TOKENS
+
+    return [batch.tokens for batch in make_batches(lengths, max_tokens=BATCH_TOKENS["cpu"], padded=False)]
+
+
+def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tuple[Callable[[], None], str]:
+    """The products of all layers and batches, in the way that is the fastest here.
+
+    Args:
+        config: of the model: `hidden_size`, `intermediate_size`, `num_hidden_layers`.
+        batches: tokens of each.
+        dtype: fp32 or int8.
+
+    Returns:
+        What computes them, and the name of the way.
+    """
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
+    made = {name: [make(max(batches), *shape) for shape in shapes] for name, make in _ways(dtype).items()}
+
+    def run(name: str, rows_at_once: int, which: Sequence[int], layers: int) -> None:
+        with torch.inference_mode():
+            for tokens in which:
+                for _ in range(layers):
+                    for start in range(0, tokens, rows_at_once):
+                        for product in made[name]:
+                            product(start, min(tokens, start + rows_at_once))
+
+    def seconds(name: str, rows_at_once: int) -> float:
+        times = []
+        for _ in range(3):  # the first is for caches
+            began = time.perf_counter()
+            run(name, rows_at_once, batches[:2], 1)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    name, block = min(((name, block) for name in made for block in _BLOCKS), key=lambda way: seconds(*way))
+    at_once = "all rows" if block == _BLOCKS[0] else f"{block} rows"
+    return lambda: run(name, block, batches, config["num_hidden_layers"]), f"{name}, {at_once} at once"
+
+
+def _ways(dtype: str) -> dict[str, Callable[[int, int, int], Product]]:
+    if dtype == "int8":
+        return {"torch._int_mm": _int_mm, "onednn.qlinear_pointwise": _qlinear}
+    has_onednn = torch.backends.mkldnn.is_available() and platform.machine() in {"x86_64", "AMD64"}
+    return {"torch.mm": _mm, **({"mkldnn._linear_pointwise": _linear} if has_onednn else {})}
+
+
+def _mm(rows: int, k: int, n: int) -> Product:
+    values, weight, out = torch.randn(rows, k), torch.randn(n, k).t(), torch.empty(rows, n)
+    return lambda start, stop: torch.mm(values[start:stop], weight, out=out[start:stop])
+
+
+def _linear(rows: int, k: int, n: int) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k), 512)
+    values, bias = torch.randn(rows, k), torch.zeros(n)
+    return lambda start, stop: torch.ops.mkldnn._linear_pointwise(values[start:stop], packed, bias, "none", [], "")
+
+
+def _int_mm(rows: int, k: int, n: int) -> Product:
+    values, weight = _bytes(rows, k), _bytes(n, k).t()
+    return lambda start, stop: torch._int_mm(values[start:stop], weight)
+
+
+def _qlinear(rows: int, k: int, n: int) -> Product:
+    packed = torch.ops.onednn.qlinear_prepack(_bytes(n, k), [512, k])
+    values, scale, zeros = _bytes(rows, k).view(torch.uint8), torch.ones(n), torch.zeros(n, dtype=torch.int64)
+    return lambda start, stop: torch.ops.onednn.qlinear_pointwise(
+        *(values[start:stop], 1.0, 128, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "none")
+    )
+
+
+def _bytes(rows: int, columns: int) -> Tensor:
+    return torch.randint(-127, 127, (rows, columns), dtype=torch.int8)

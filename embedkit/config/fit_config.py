@@ -1,0 +1,146 @@
+"""What `embedkit fit` is told beside the options that it shares with `encode`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
+from embedkit.config.poolings import POOLER_KINDS
+from embedkit.errors import UsageError
+from embedkit.suggest import closest_names
+
+#: What other tools call a kind.
+_USUAL_KINDS = {
+    **dict.fromkeys(("attn", "attention pooling", "self attention", "gated attention"), "attention"),
+    **dict.fromkeys(("tanh", "attn tanh", "additive attention"), "attention-tanh"),
+    **dict.fromkeys(("mha", "multi head attention", "multihead", "transformer"), "multihead-attention"),
+    **dict.fromkeys(("elmo", "scalar mix", "layer weights", "weighted", "weighted layer"), "weighted-layers"),
+    **dict.fromkeys(("rnn", "bilstm", "gru"), "lstm"),
+    **dict.fromkeys(("tfidf", "tf-idf", "bm25", "sif"), "idf"),
+    **dict.fromkeys(("svd", "components"), "pca"),
+    **dict.fromkeys(("whitening", "zca"), "whiten"),
+    **dict.fromkeys(("average", "avg"), "mean"),
+}
+#: Kinds that are made without labels.
+WITHOUT_LABELS = ("idf", "pca", "whiten")
+#: Kinds that look at the vectors of several layers, one behind the other.
+OVER_LAYERS = ("weighted-layers", "lstm")
+#: All kinds, without their numbers; those that are trained on labels; those that look at one vector a layer.
+KINDS = tuple(name.partition(":")[0] for name in POOLER_KINDS)
+TRAINED = tuple(kind for kind in KINDS if kind not in WITHOUT_LABELS)
+WITH_LAYER_POOL = (*OVER_LAYERS, "pca", "whiten")
+#: Kinds that look at vectors of layers, not at tokens.
+OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """One `embedkit fit`, beside its RunConfig.
+
+    Attributes:
+        pooler: one of POOLER_KINDS.
+        output: the file that is written.
+        label: column of labels; None for the kinds that need none.
+        group: column whose rows with one value stay on one side of each split; None = every row for itself.
+        task: auto, classification or regression.
+        layer_start: first of the layers that weighted-layers and lstm look at; None = as `--layers` says, and the
+            first encoder layer where that says nothing.
+        layer_pool: mean or cls, the vector of a layer for the kinds that look at such.
+        project: width of a learned projection behind mean and cls; None = none.
+        hidden_size: width inside: of attention's network, of the LSTM's state; None = the kind's own.
+        heads: of multihead-attention; None = 8, or fewer where 8 do not divide the dimensions.
+        epochs: at most so many.
+        lr: learning rate of AdamW.
+        batch_size: rows in a step.
+        class_weight: balanced or none.
+        validation: share of the rows that decide when to stop.
+        test: share of the rows that are looked at once, at the end.
+        patience: epochs without a lower validation loss before it stops.
+        states: float16 or float32, what token states are kept in on disk meanwhile.
+        seed: decides the split, the first weights and the order of rows.
+        overwrite: replace a file that is there.
+    """
+
+    pooler: str
+    output: str
+    label: str | None = None
+    group: str | None = None
+    task: str = "auto"
+    layer_start: int | None = None
+    layer_pool: str = "mean"
+    project: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    epochs: int = 30
+    lr: float = 1e-3
+    batch_size: int = 32
+    class_weight: str = "none"
+    validation: float = 0.15
+    test: float = 0.15
+    patience: int = 4
+    states: str = "float16"
+    seed: int = 0
+    overwrite: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The pooler's kind without its number: `pca` of `pca:64`."""
+        return self.pooler.partition(":")[0]
+
+    @property
+    def kept_dims(self) -> int | None:
+        """N of `pca:N` or `whiten:N`; None = as many as there are."""
+        number = self.pooler.partition(":")[2]
+        return int(number) if number else None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
+            kind = closest_names(self.kind, KINDS, synonyms=_USUAL_KINDS, most=1)
+            near = tuple(name for name in POOLER_KINDS if name.partition(":")[0] in kind)
+            raise UsageError(
+                f"--pooler cannot be '{self.pooler}'",
+                hint=value_hint("--pooler", near[0] if near else self.pooler, tuple(POOLER_KINDS)),
+            )
+        if self.pooler == "pca":
+            raise UsageError("--pooler pca does not say how many dimensions", hint="such as --pooler pca:128")
+        if not self.output.endswith(".safetensors"):
+            raise UsageError(
+                f"-o {self.output}: a pooler is a .safetensors file", hint="such as -o pooler.safetensors"
+            )
+        one_of("--task", self.task, ("auto", "classification", "regression"))
+        one_of("--layer-pool", self.layer_pool, ("mean", "cls"))
+        one_of("--class-weight", self.class_weight, ("none", "balanced"))
+        one_of("--states", self.states, ("float16", "float32"))
+        for option in ("project", "hidden_size", "heads", "epochs", "patience"):
+            at_least(f"--{option.replace('_', '-')}", getattr(self, option), 1)
+        at_least("--batch-size", self.batch_size, 2)
+        at_least("--seed", self.seed, 0, most=MOST_SEED)
+        for option in ("validation", "test"):
+            if not 0 < getattr(self, option) < 0.5 and (option == "validation" or self.test != 0):
+                raise UsageError(
+                    f"--{option} cannot be {getattr(self, option)}",
+                    hint="use a share of the rows below 0.5, such as 0.15"
+                    + ("; --test may be 0" * (option == "test")),
+                )
+        if not 0 < self.lr < 1000:
+            raise UsageError(f"--lr cannot be {self.lr}", hint="use a number such as 0.001")
+        self._refuse_what_does_not_belong()
+
+    def _refuse_what_does_not_belong(self) -> None:
+        if self.kind not in WITHOUT_LABELS and self.label is None:
+            raise UsageError(f"--pooler {self.pooler} is trained on labels", hint="name their column with --label")
+        if self.kind in WITHOUT_LABELS and (self.label is not None or self.group is not None):
+            raise UsageError(f"--pooler {self.pooler} needs no labels", hint="leave out --label and --group")
+        belongs = {
+            "project": ("mean", "cls"),
+            "hidden_size": ("attention", "attention-tanh", "lstm"),
+            "heads": ("multihead-attention",),
+            "layer_start": OVER_LAYERS,
+        }
+        for option, kinds in belongs.items():
+            if getattr(self, option) is not None and self.kind not in kinds:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} is not for --pooler {self.pooler}",
+                    hint=f"it is for {', '.join(kinds)}",
+                )

@@ -1,0 +1,143 @@
+"""One run, whole: the parts, and what they rule out together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from embedkit.config.checks import value_hint
+from embedkit.config.input_config import InputConfig
+from embedkit.config.model_config import BatchConfig, ModelConfig
+from embedkit.config.output_config import OutputConfig, ShareConfig
+from embedkit.config.vector_config import SPAN_POOLINGS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One `embedkit encode`."""
+
+    input: InputConfig
+    output: OutputConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    share: ShareConfig = field(default_factory=ShareConfig)
+    units: UnitConfig = field(default_factory=UnitConfig)
+    groups: GroupConfig = field(default_factory=GroupConfig)
+
+    @property
+    def workers(self) -> int:
+        """How many processes compute: more than one are started for it."""
+        return self.share.workers or len(self.model.devices)
+
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """Columns that say which group a row is in, and what its place is there."""
+        return (*self.groups.by, *((self.groups.order_by,) if self.groups.order_by else ()))
+
+    @property
+    def input_of_rows(self) -> InputConfig:
+        """What is read of rows that become groups: their columns are kept beside those that the user keeps.
+
+        A group column `id` is the id, which rows have anyway.
+        """
+        names = (*self.input.keep, *self.group_columns)
+        if "id" not in self.group_columns or self.input.id_column not in {None, "id"}:
+            return replace(self.input, keep=tuple(dict.fromkeys(names)))
+        kept = tuple(dict.fromkeys(name for name in names if name != "id" or name in self.input.keep))
+        return replace(self.input, keep=kept, id_column="id")
+
+    @property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that are read beside those that are kept."""
+        return () if self.units.spans_column is None else (self.units.spans_column,)
+
+    @property
+    def table(self) -> InputConfig:
+        """What is read: the input, and the hidden columns behind the kept ones."""
+        return replace(self.input, keep=(*self.input.keep, *self.hidden_columns))
+
+    def __post_init__(self) -> None:
+        self._refuse_sharing()
+        self._refuse_units()
+        self._refuse_groups()
+        if self.output.is_stdout and self.output.on_exists == "resume":
+            raise UsageError(
+                "what is written to stdout cannot be resumed: nobody knows which rows arrived",
+                hint="leave out --on-exists, or write to a file or a folder with -o",
+            )
+        alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
+        if alone and self.pooling.precision in {"int8", "binary"}:
+            raise UsageError(
+                f"JSON Lines alone have no place for what turns {self.pooling.precision} into numbers again",
+                hint="use --precision float32 or float16, or write to a folder or a .parquet file",
+            )
+
+    def _refuse_sharing(self) -> None:
+        if self.workers < len(self.model.devices):
+            raise UsageError(
+                f"--workers {self.workers} is fewer than the {len(self.model.devices)} devices of --device",
+                hint="name as many devices as there are workers, or leave --workers out",
+            )
+        if not self.share.several and self.workers == 1:
+            return
+        if "-" in self.input.inputs or self.output.is_stdout:
+            raise UsageError(
+                "several processes can neither read stdin nor write to stdout",
+                hint="name files for INPUT and -o; --num-shards 1 --workers 1 and one --device is one process",
+            )
+        if self.share.several and self.output.on_exists == "overwrite":
+            raise UsageError(
+                "--on-exists overwrite with several ranks: each would remove what the others have done",
+                hint="remove the old output first, or use --on-exists resume",
+            )
+
+    def _refuse_units(self) -> None:
+        unit, poolings = self.units.unit, self.pooling.pool.split(",")
+        if unit == "span" and not set(poolings) <= {"auto", *SPAN_POOLINGS}:
+            raise UsageError(
+                f"--pool {self.pooling.pool} is not for spans",
+                hint=value_hint("--pool", self.pooling.pool, SPAN_POOLINGS),
+            )
+        if unit in {"word", "token"} and self.pooling.pool not in {"auto", "none"}:
+            raise UsageError(
+                f"--pool makes one vector of many tokens, and --level is {unit}",
+                hint="leave --pool out; --subtoken-pooling says what becomes of the tokens of a word",
+            )
+        if unit in {"text", "chunk"} and self.pooling.pool == "none" and self.text.on_long == "chunk":
+            raise UsageError(
+                "--pool none gives all tokens of one text, and --on-long chunk reads it in several windows",
+                hint="use --level token: each token has its vector from the window where it has most context",
+            )
+        if unit == "chunk" and self.text.chunk_pool is not None:
+            raise UsageError(
+                "--chunk-pool makes one vector of the windows, and --level chunk writes each",
+                hint="leave out one of the two",
+            )
+        if unit == "span" and self.units.spans is not None and "-" in self.input.inputs:
+            raise UsageError(
+                "--spans FILE is held against the ids of the input, and stdin can be read only once",
+                hint="put the spans into a column (--spans-column), or give a file for INPUT",
+            )
+
+    def _refuse_groups(self) -> None:
+        if not self.groups.by:
+            return
+        if self.pooling.with_head:
+            raise UsageError("--with-head scores rows, and --group-by makes one of several", hint="leave one out")
+        if self.units.unit != "text" or self.pooling.pool == "none":
+            raise UsageError(
+                "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
+            )
+        if self.output.is_stdout or self.share.several:
+            what = "is written to stdout" if self.output.is_stdout else "several ranks work on"
+            raise UsageError(
+                f"--group-by makes groups of rows when all of them are there, and nothing of that {what}",
+                hint="name a file or folder with -o; --workers does it with several processes, on one machine",
+            )
+        if self.pooling.precision == "int8":
+            raise UsageError(
+                "--precision int8 is calibrated on the first vectors, and those of groups come last",
+                hint="use --precision float16",
+            )

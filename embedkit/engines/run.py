@@ -1,0 +1,334 @@
+"""One `embedkit encode`, from what was asked to a finished output.
+
+Checks everything that can be checked before a model is loaded, plans, has the shards done by this process or by
+several workers, and makes the output whole when every shard is there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from embedkit.config import RunConfig, ShareConfig
+from embedkit.engines.accounting import account_for_rows
+from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.existing_output import other_outputs_spared
+from embedkit.engines.grouping import run_grouped
+from embedkit.engines.in_process import InProcessEngine
+from embedkit.engines.planning import (
+    ModelFacts,
+    check_inputs_are_safe,
+    counts,
+    cutter_of,
+    input_digests,
+    input_facts,
+    layout,
+    manifest_of,
+    non_finite_notes,
+    output_facts,
+    scan,
+    table_of,
+)
+from embedkit.engines.ranks import shards_of
+from embedkit.engines.summary import Summary
+from embedkit.engines.summing import of_model, summary_of_whole
+from embedkit.engines.worker_pool import WorkerPool
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.inference.model_spec import ModelSpec, find_model
+from embedkit.manifest.recipe import as_text
+from embedkit.manifest.shards import planned_ranges, refuse_changes
+from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
+from embedkit.output.formats import make_sink
+from embedkit.sources import SpanBook, Table
+
+#: A share of unknown tokens that is worth a word.
+_MANY_UNKNOWN = 0.05
+#: What a pass over the table finds, for the plan.
+_SCANNED = ("rows", "shards", "starts", "characters", "kept_types")
+
+
+def run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summary:
+    """Carry out one `embedkit encode`.
+
+    Args:
+        config: what the user asked for.
+        watcher: is told how it goes.
+        stop: set from outside (a signal) to end the run between two batches.
+
+    Raises:
+        EmbedkitError: any of its kinds; what is committed stays.
+    """
+    with other_outputs_spared(config):
+        if config.groups.by:
+            return run_grouped(config, watcher, stop, _run, _foreseen)
+        return _run(config, watcher, stop)
+
+
+def _refuse_missing_devices(names: Sequence[str]) -> None:
+    """See that devices are there which this run has no shard for: the next one would stop at them."""
+    if names:
+        from embedkit.models.device import pick_device
+
+        for name in names:
+            pick_device(name)
+
+
+def _run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summary:
+    """The same, of rows: what becomes of groups of them is not seen to here."""
+    began = time.monotonic()
+    share = config.share
+    _tell_share(share, watcher)
+    watcher.notice(f"reading {_told(config.input.inputs)}")
+    table, spans = table_of(config)
+    _refuse_second_reading(table, config)
+    check_inputs_are_safe(config.output.output, config.output.format, table, spans)
+    _tell_notes(config, table, watcher)
+    destination = destination_of(config.output, share)
+    stored = destination.open()
+    request = find_model(config.model, config.text, config.pooling, config.units)
+    plan = _planned(table, spans, config, request, stored)
+    _tell_notes(config, table, watcher)
+    part = None if plan["shards"] is None else shards_of(share, plan["shards"])
+    if share.rank and not part:
+        # Its fellows may be through already, so what is there is no matter to a rank without a shard.
+        return _summary_of_part(config, plan, {}, began)
+    watcher.notice(f"{_rows(plan)}; loading the model {as_text(request.folder.name)}")
+    workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    _refuse_missing_devices(config.model.devices[workers:])
+    if workers > 1:
+        config = _pinned(config, request, watcher)
+    with (
+        WorkerPool(config, workers, watcher, stop)
+        if workers > 1
+        else InProcessEngine(config, table, request, watcher, stop)
+    ) as engine:
+        model = engine.load()
+        for sentence in model.notices:
+            watcher.notice(sentence)
+        plan |= output_facts(model, config)
+        if stored:
+            _adopt(stored, plan)
+        elif config.pooling.precision == "int8":
+            plan["int8_ranges"] = engine.calibrate()
+        try:
+            if destination.is_whole(make_sink(config.output.format, layout(plan)), input_digests(plan)):
+                watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
+                return summary_of_whole(config, model, time.monotonic() - began)
+            if not stored:
+                _adopt(destination.begin(plan), plan)
+            return _carry_out(config, table, engine, model, plan, part, destination, watcher, began)
+        except AlreadyCompleted:
+            watcher.notice(f"another process has made {config.output.output} whole meanwhile")
+            return summary_of_whole(config, model, time.monotonic() - began)
+
+
+def _pinned(config: RunConfig, request: ModelSpec, watcher: Callbacks) -> RunConfig:
+    """The same with the commit that a branch was found to be: no worker asks the hub, and all take the same."""
+    if request.folder.notice:
+        watcher.notice(request.folder.notice)
+    if request.folder.revision is None:
+        return config
+    return replace(config, model=replace(config.model, revision=request.folder.revision))
+
+
+def _foreseen(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> tuple[dict[str, Any], ModelFacts]:
+    """The plan that a run from the start would have, and the model that it would load; encodes nothing."""
+    table, spans = table_of(config)
+    _refuse_second_reading(table, config)
+    request = find_model(config.model, config.text, config.pooling, config.units)
+    plan = _planned(table, spans, config, request, None)
+    with InProcessEngine(config, table, request, watcher, stop) as engine:
+        model = engine.load()
+    return plan | output_facts(model, config), model
+
+
+def _carry_out(
+    config: RunConfig,
+    table: Table,
+    engine: InProcessEngine | WorkerPool,
+    model: ModelFacts,
+    plan: dict[str, Any],
+    part: range | None,
+    destination: Destination,
+    watcher: Callbacks,
+    began: float,
+) -> Summary:
+    """Do the shards of this part that are not done, and finish if that was all."""
+    sink = make_sink(config.output.format, layout(plan))
+    done = destination.committed()
+    computing = time.monotonic()
+    wanted = None if part is None else [index for index in part if index not in done]
+    watcher.started(**_ahead(plan, part, done), device=model.device, dtype=model.recipe["dtype"])
+    try:
+        records = engine.run(plan, destination, sink, done, wanted)
+    except Stopped:
+        raise
+    except EmbedkitError:
+        destination.abandon()
+        raise
+    table.refuse_changes()
+    if table.streaming:  # of files, the first pass has told
+        _tell_notes(config, table, watcher)
+    use = engine.device_stats
+    computed: dict[str, Any] = {
+        "computed_rows": engine.rows_computed,
+        "computed_tokens": engine.tokens_computed,
+        "device_use": use,
+        "device_waiting": None if use is None else round(use.idle_fraction, 4),
+    }
+    if config.share.several:
+        records = destination.committed()
+    if plan["shards"] is not None and len(records) < plan["shards"]:
+        if not config.share.several:
+            raise OutputError(
+                f"{plan['shards'] - len(records)} shards are gone that were committed",
+                hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
+            )
+        return _summary_of_part(config, plan, records, began, model, time.monotonic() - computing, **computed)
+    in_order = [records[index] for index in sorted(records)]
+    account_for_rows(
+        in_order, plan["rows"], on_bad_row=plan["on_bad_row"], lists_empty=config.output.format == "npy"
+    )
+    total = counts(in_order, plan["rows"])
+    if (total["unknown_share"] or 0) > _MANY_UNKNOWN:
+        watcher.notice(
+            f"{total['unknown_share']:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
+            "tells whether --lowercase changes that; else use a model for this language"
+        )
+    # A shard of empty texts has no npy files.
+    empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
+    manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
+    destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
+    for sentence in destination.notices:
+        watcher.notice(sentence)
+    ended = time.monotonic()
+    return Summary(
+        **of_model(config, model),
+        **total,
+        **computed,
+        seconds=ended - began,
+        encoding_seconds=ended - computing,
+    )
+
+
+def _told(inputs: tuple[str, ...]) -> str:
+    """The input, as a note calls it."""
+    first = "stdin" if inputs[0] == "-" else as_text(inputs[0])
+    return first if len(inputs) == 1 else f"{first} and {len(inputs) - 1:,} more"
+
+
+def _tell_share(share: ShareConfig, watcher: Callbacks) -> None:
+    """Say aloud that this process does a part of the work only, or that it does all of it all the same."""
+    if share.source:
+        watcher.notice(
+            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process does a part, and the "
+            "output is complete when all ranks are done; --num-shards 1 would do all of it"
+        )
+    elif share.note:
+        watcher.notice(share.note)
+
+
+def _rows(plan: Mapping[str, Any]) -> str:
+    return "rows as they come" if plan["rows"] is None else f"{plan['rows']:,} rows"
+
+
+def _ahead(plan: dict[str, Any], part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
+    """What a watcher is told of this process's part: its rows, those that are done, and the text of the rest."""
+    ranges = planned_ranges(plan)
+    if ranges is None or part is None:
+        return {"rows": None, "done": 0}
+    rows = {index: stop - start for index, (start, stop) in ranges.items() if index in part}
+    characters = plan.get("characters")
+    return {
+        "rows": sum(rows.values()),
+        "done": sum(of for index, of in rows.items() if index in done),
+        "characters": characters and {index: characters[index] for index in rows if index not in done},
+    }
+
+
+def _planned(
+    table: Table,
+    spans: SpanBook | None,
+    config: RunConfig,
+    request: ModelSpec,
+    stored: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The plan as far as the input alone decides it."""
+    cutter = cutter_of(request, config, (stored or {}).get("shard_rows"))
+    plan: dict[str, Any] = {
+        "version": 1,
+        "shard_rows": cutter.shard_rows,
+        "shard_characters": cutter.shard_characters,
+        "input": input_facts(table, spans, config.input, None if stored is None else stored["input"]),
+    }
+    scores = request.head.columns if request.head else {}
+    if scores:
+        plan["scores"] = list(scores)
+    # A plan that is there has been through this table already; that it is the same table is checked later.
+    return plan | (
+        {key: stored.get(key) for key in _SCANNED if key in stored}
+        if stored
+        else scan(table, spans, config, cutter, scores)
+    )
+
+
+def _tell_notes(config: RunConfig, table: Table, watcher: Callbacks) -> None:
+    for sentence in (*table.take_notes(), *non_finite_notes(config, table.non_finite)):
+        watcher.notice(sentence)
+
+
+def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Take over what only the plan that is there can say, if it is this run's in all else."""
+    apart = {"int8_ranges": None, "batch_tokens": None}
+    refuse_changes({**stored, **apart}, {**plan, **apart})
+    # The same content: where it lay when it was planned is what the plan and all that repeats it say.
+    plan["input"] = stored["input"]
+    plan["int8_ranges"] = stored["int8_ranges"]
+    # Whatever the model is called now: what it was called first is in the shards that are there.
+    plan["source"] = stored["source"]
+    if "batch_tokens" in stored:
+        plan["batch_tokens"] = stored["batch_tokens"]
+
+
+_NO_MODEL = ModelFacts(
+    recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source={}
+)
+
+
+def _summary_of_part(
+    config: RunConfig,
+    plan: dict[str, Any],
+    records: dict[int, dict[str, Any]],
+    began: float,
+    model: ModelFacts = _NO_MODEL,
+    encoding_seconds: float = 0.0,
+    **computed: Any,
+) -> Summary:
+    """What one rank has done, and not the last; counts are over the shards that are there."""
+    return Summary(
+        **of_model(config, model),
+        **counts(records.values(), plan["rows"]),
+        seconds=time.monotonic() - began,
+        encoding_seconds=encoding_seconds,
+        **{"computed_rows": 0, "computed_tokens": 0, **computed},
+        complete=False,
+    )
+
+
+def _refuse_second_reading(table: Table, config: RunConfig) -> None:
+    """Stdin can be read once: what needs a second look at it is refused at the start."""
+    if not table.streaming:
+        return
+    if config.pooling.precision == "int8":
+        raise UsageError(
+            "--precision int8 reads the first rows twice, and stdin can be read only once",
+            hint="give a file, or use --precision float16",
+        )
+    if config.output.on_exists == "resume":
+        raise UsageError(
+            "a run that reads stdin cannot be resumed: its rows are gone",
+            hint="write the rows to a file and encode that",
+        )

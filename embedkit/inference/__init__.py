@@ -1,0 +1,1 @@
+"""Turns texts into vectors: model specification, building, batching, scheduling, and `Encoder`."""

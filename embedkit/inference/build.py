@@ -1,0 +1,288 @@
+"""From what the user asked for to what will run: model found, loaded and checked, everything resolved.
+
+Both the command line and the Python class come through here, so that they mean the same by the same names.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.errors import ModelError, UsageError
+from embedkit.inference.model_spec import ModelSpec
+from embedkit.inference.tokenizer_setup import draft, recipe_of
+from embedkit.manifest.recipe import as_text, fingerprint, model_name
+from embedkit.models.load_lock import TURNS
+from embedkit.models.native.compile_kernels import build_ahead
+from embedkit.models.native.config import LEAN_TYPES
+from embedkit.models.repository.resolve import ModelFolder
+from embedkit.pooling.select import settled_by, spelled
+
+if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
+    from embedkit.inference.embedder import Embedder
+    from embedkit.models.select_backend import AnyEncoder, Loaded
+    from embedkit.tokenizer import TextTokenizer
+
+#: Tokens in a batch where the user did not say. On a CPU embedkit's own forward takes them in parts that stay in
+#: its caches, and 8,192 are parts enough for 16 cores; a GPU is asked how much it has room for.
+BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
+#: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
+#: windows of models that see only near tokens; it is cut at the model's limit like any text.
+_PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+#: What the user is told of a model that computes in a fork.
+_ONE_THREAD = (
+    "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
+    "compute in all"
+)
+_TEXTS = UnitConfig()
+_NO_GROUPS = GroupConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model ready to run.
+
+    Attributes:
+        embedder: texts → vectors.
+        recipe: all that decides the numbers.
+        fingerprint: SHA-256 of the recipe.
+        notices: what the user should know, a sentence each.
+        device: where it runs.
+        engine: whose code computes the states: fused or lean (embedkit's own, with compiled kernels or
+            without them), or transformers.
+        batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
+        source: where the model's files are from: the `name` that finds them again, and their `hub` id and
+            `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
+    """
+
+    embedder: Embedder
+    recipe: dict[str, Any]
+    fingerprint: str
+    notices: tuple[str, ...]
+    device: str
+    engine: str
+    source: dict[str, str | None]
+    batch_tokens: int | None
+
+
+def assemble(
+    request: ModelSpec,
+    model: ModelConfig,
+    text: TextConfig,
+    pooling: PoolingConfig,
+    batch: BatchConfig,
+    units: UnitConfig = _TEXTS,
+    groups: GroupConfig = _NO_GROUPS,
+    *,
+    plainly: bool = False,
+    processes: int = 1,
+) -> Assembly:
+    """Load the model and settle the rest.
+
+    Args:
+        request: the model, found.
+        model: how it is loaded.
+        text: how a text becomes tokens.
+        pooling: what is made of its states.
+        batch: what one forward pass holds.
+        units: what a vector is of.
+        groups: which rows make one vector.
+        plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
+        processes: of this run that share the device.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks what is asked of it.
+        UsageError: a layer, a length or a device that it does not have.
+    """
+    of_fork = _ready_after_fork(model.device)
+    if request.folder.model_type in LEAN_TYPES and not plainly:
+        # The compiler has it done before torch is imported.
+        build_ahead()
+    from embedkit.inference.embedder import Embedder
+    from embedkit.inference.memory import TokenBudget
+    from embedkit.inference.transfer import transfer_for
+    from embedkit.models.dense_head import load_head, load_layer_weights, refuse_norm_behind
+    from embedkit.models.select_backend import NotExactError, load_model, make_encoder
+    from embedkit.models.selfcheck import SLOWER
+    from embedkit.pooling.batch_pooler import PoolingPlan
+
+    folder, shipped = request.folder, request.shipped
+    pooling = settled_by(request.poolers, pooling)
+    with ThreadPoolExecutor(1) as hasher:
+        # Reading the weights for their hash warms the cache that loading them reads from.
+        hashes = hasher.submit(folder.hashes)
+        loaded = load_model(folder, model, plainly=plainly)
+        setup = draft(
+            *(request, model, text, pooling, units),
+            config=loaded.config,
+            positions=loaded.max_positions,
+            n_layers=loaded.n_layers,
+        )
+        tokenizer, layers = setup.tokenizer, setup.layers
+        _refuse_impossible(request, loaded, tokenizer, layers)
+        probe = tokenizer.probe(_PROBES)
+        if setup.layer_agg == "weighted":
+            refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
+        for_pooler = "pooler" in request.poolings
+        try:
+            encoder, notice = make_encoder(loaded, layers, probe, for_pooler=for_pooler, plainly=plainly)
+        except NotExactError:
+            loaded = load_model(folder, model, plainly=True)
+            encoder, _ = make_encoder(loaded, layers, probe, for_pooler=for_pooler)
+            notice = SLOWER
+        files = hashes.result()
+    for chosen in request.poolers.values():
+        chosen.refuse_other_model(
+            {"type": folder.model_type, "files": files},
+            setup.raw_tokenizer.get_vocab(),
+            lowercase=setup.lowercase,
+        )
+    plan = PoolingPlan(
+        layers,
+        setup.layer_agg,
+        request.poolings,
+        cls_is_last=tokenizer.closes_with_cls and not shipped,
+        variant_suffix=setup.variant_suffix,
+        poolers={name: chosen.pooler(encoder.device) for name, chosen in request.poolers.items()},
+    )
+    if shipped is not None:
+        head = load_head(folder, shipped)
+        plan = replace(
+            plan,
+            layer_weights=load_layer_weights(folder, shipped, loaded.n_layers)
+            if setup.layer_agg == "weighted"
+            else (),
+            skipped=tokenizer.skipped,
+            head=head.to(encoder.device) if head else None,
+            head_width=shipped.out_features,
+        )
+        shipped.refuse_width(plan.pooled_width(encoder.hidden_size))
+    given_back = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
+    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, given_back, processes, batch)
+    embedder = Embedder(
+        tokenizer=tokenizer,
+        encoder=encoder,
+        pooling=plan,
+        exclude_special=pooling.exclude_special,
+        normalize=request.normalize,
+        truncate_dim=request.truncate_dim,
+        precision=pooling.precision,
+        on_long=text.on_long,
+        budget=TokenBudget(batch.batch_tokens or chosen_tokens or BATCH_TOKENS[encoder.device.type]),
+        transfer=transfer_for(encoder.device),
+        by_segments=encoder.device.type == "cuda",
+        batch_size=batch.batch_size,
+        level=units.unit,
+        chunk_pool=text.chunk_pool or "mean",
+        unit_poolings=request.unit_poolings,
+        head=request.head,
+    )
+    widest = max(variant.dims for variant in embedder.raw_variants)
+    if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
+        raise UsageError(
+            f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions that there are",
+            hint=f"use at most {widest}, or leave it out",
+        )
+    recipe = recipe_of(request, setup, text, pooling, units, groups, files=files, dtype=loaded.dtype)
+    notices = (*setup.notices, notice, loaded.notice, _of_weights(folder), of_fork)
+    return Assembly(
+        embedder=embedder,
+        recipe=recipe,
+        fingerprint=fingerprint(recipe),
+        notices=tuple(sentence for sentence in notices if sentence),
+        device=str(encoder.device),
+        engine=encoder.engine,
+        source={
+            "name": as_text(folder.name if folder.hub else str(folder.folder)),
+            "model": model_name(folder.name, folder.root, folder.hub),
+            "hub": folder.hub,
+            "revision": folder.revision,
+            **({"pool": spelled(request.poolings, request.poolers)} if request.poolers else {}),
+        },
+        batch_tokens=chosen_tokens,
+    )
+
+
+def _ready_after_fork(device: str) -> str | None:
+    """Make torch work in a fork of a process that had it.
+
+    The threads of OpenMP are not in the child, and its first parallel loop waits for them for ever: it computes in
+    one thread. CUDA does not work in it at all.
+
+    Returns:
+        What the user should know, in a sentence; None where this is no fork.
+
+    Raises:
+        UsageError: CUDA is wanted, and was in use before the fork.
+    """
+    if not TURNS.is_fork:
+        return None
+    import torch
+
+    if device != "cpu" and getattr(torch._C, "_cuda_isInBadFork", bool)():  # noqa: SLF001 - its only name
+        raise UsageError(
+            f"--device {device}: this process is a fork of one that has used CUDA, which does not work in forks",
+            hint='start it with multiprocessing.get_context("spawn"), or use device="cpu"',
+        )
+    torch.set_num_threads(1)
+    return _ONE_THREAD
+
+
+def _tokens_for(
+    encoder: AnyEncoder, loaded: Loaded, longest: int, given_back: int, processes: int, batch: BatchConfig
+) -> int | None:
+    """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU.
+
+    Args:
+        encoder: the model, on its device.
+        loaded: the same before that.
+        longest: most tokens of a text.
+        given_back: values in the vectors of a token, where these are wanted; else 0.
+        processes: of this run that share the device.
+        batch: what the user said.
+    """
+    from embedkit.inference.memory import bytes_per_token, device_memory, tokens_that_fit
+    from embedkit.models.repository.config import inner_widths
+
+    if batch.batch_tokens is not None or encoder.device.type != "cuda":
+        return None
+    hidden_size = encoder.hidden_size
+    inner, n_heads = inner_widths(loaded.config, hidden_size)
+    # What is padded may add a bias or a mask to its scores, and then has them whole.
+    scores = None if encoder.packed else longest
+    size = 4 if loaded.dtype == "fp32" else 2
+    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, whole_scores=scores, given_back=given_back)
+    return tokens_that_fit(*device_memory(encoder.device), needed, processes, given_back)
+
+
+def _refuse_impossible(
+    request: ModelSpec, loaded: Loaded, tokenizer: TextTokenizer, layers: tuple[int, ...]
+) -> None:
+    if "pooler" in request.poolings:
+        if not loaded.has_pooler:
+            raise ModelError(
+                f"--pool pooler: the checkpoint of '{request.folder.name}' has no weights for a pooling head",
+                hint="its numbers would be random; use --pool cls or --pool mean",
+            )
+        if layers != (loaded.n_layers,):
+            raise UsageError(
+                "--pool pooler is computed from the last layer only",
+                hint="leave --layers out, or leave pooler out of --pool",
+            )
+    has_cls = tokenizer.opens_with_cls or tokenizer.closes_with_cls
+    if "cls" in request.poolings and not has_cls and request.shipped is None:
+        raise ModelError(
+            f"--pool cls: the tokenizer of '{request.folder.name}' puts no [CLS] or <s> before a text",
+            hint="use --pool lasttoken" if loaded.architecture.causal else "use --pool mean",
+        )
+
+
+def _of_weights(folder: ModelFolder) -> str | None:
+    if not folder.pickles():
+        return None
+    return (
+        f"weights of '{folder.name}' are a pickle ({', '.join(folder.pickles())}): tensors alone are read from "
+        "it, no code; a model.safetensors cannot hold any"
+    )

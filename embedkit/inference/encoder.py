@@ -1,0 +1,258 @@
+"""`embedkit.Encoder`: texts in memory to vectors in memory, by the options of `embedkit encode`.
+
+Threads may share an Encoder, and make several at once. Processes that are forked from one that has an Encoder
+cannot use it: torch's threads are not in them, and what waits for these would wait for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, arguments
+from embedkit.config.arguments import Layers, Pool
+from embedkit.errors import InputError, ModelError, UsageError
+from embedkit.inference.build import assemble
+from embedkit.inference.model_spec import find_model
+from embedkit.models.load_lock import TURNS
+from embedkit.sources.in_memory import Texts, texts_of
+
+if TYPE_CHECKING:
+    from embedkit.types import RawVectors
+
+_SPAWN = 'make the Encoder in the child process, or start it with multiprocessing.get_context("spawn")'
+
+
+class Encoder:
+    """A frozen encoder with a pooling. Its arguments are the options of `embedkit encode`, by the same names.
+
+    Several threads may use one Encoder: they take turns. It is pickled and copied by its arguments: whoever gets
+    it loads the model again.
+
+    Args:
+        model: folder, alias or hub id.
+        revision: branch, tag or commit on the hub.
+        offline: open no socket.
+        trust_remote_code: run code that comes with the model; needs a commit as revision.
+        lowercase: auto, yes or no.
+        device: auto, cpu, cuda, cuda:N or mps, or a torch.device.
+        dtype: auto, fp32, bf16, fp16 or int8, or a dtype of torch or numpy.
+        max_length: most tokens of a text, special tokens counted; None or auto = what the model can take.
+        on_long: truncate, chunk or error.
+        stride: tokens that a window shares with the one before it.
+        chunk_pool: mean, max or first: one vector of all windows.
+        prompt: put before each text.
+        prompt_name: a name among the model's own prompts.
+        layers: such as `-1`, `-4:`, `9:13`, `all`; or a number, a list of numbers, a range or a slice.
+        layer_agg: concat, mean, sum, max or separate.
+        pool: a pooling, a file of `embedkit fit`, the name of an installed pooler, or a list of these.
+        exclude_special: leave special tokens out of the pooling.
+        normalize: scale to length 1; None = as the model's recipe says under `auto`, else not.
+        truncate_dim: keep the first dimensions.
+        batch_tokens: tokens in a batch; None or auto = what fits.
+        batch_size: most texts in a batch.
+
+    Raises:
+        UsageError: a value that cannot be used.
+        ModelError: the model cannot be had, or lacks what is asked of it.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "minilm",
+        *,
+        revision: str | None = None,
+        offline: bool = False,
+        trust_remote_code: bool = False,
+        lowercase: str = "auto",
+        device: str | object = "auto",
+        dtype: str | object = "auto",
+        max_length: int | Literal["auto"] | None = None,
+        on_long: str = "truncate",
+        stride: int | None = None,
+        chunk_pool: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        layers: Layers = "-1",
+        layer_agg: str = "concat",
+        pool: Pool = "auto",
+        exclude_special: bool = False,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        batch_tokens: int | Literal["auto"] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        numbers = {
+            "max_length": arguments.none_if_auto(max_length),
+            "stride": stride,
+            "truncate_dim": truncate_dim,
+            "batch_tokens": arguments.none_if_auto(batch_tokens),
+            "batch_size": batch_size,
+        }
+        whole = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
+        models = ModelConfig(
+            arguments.model_name(model),
+            arguments.text_or_none("revision", revision),
+            arguments.yes_or_no("offline", offline),
+            arguments.yes_or_no("trust_remote_code", trust_remote_code),
+            arguments.text("lowercase", lowercase),
+            arguments.device_name(device),
+            arguments.dtype_name(dtype),
+        )
+        texts = TextConfig(
+            whole["max_length"],
+            arguments.text("on_long", on_long),
+            whole["stride"],
+            arguments.text_or_none("chunk_pool", chunk_pool),
+            arguments.text_or_none("prompt", prompt),
+            arguments.text_or_none("prompt_name", prompt_name),
+        )
+        pooling = PoolingConfig(
+            arguments.layers_text(layers),
+            arguments.text("layer_agg", layer_agg),
+            arguments.pool_text(pool),
+            arguments.yes_or_no("exclude_special", exclude_special),
+            None if normalize is None else arguments.yes_or_no("normalize", normalize),
+            whole["truncate_dim"],
+        )
+        self._configs = (models, texts, pooling, BatchConfig(whole["batch_tokens"], whole["batch_size"]))
+        self._load()
+
+    def _load(self) -> None:
+        """Load the model that the configs name."""
+        models, texts, pooling, batch = self._configs
+        in_full = models.dtype == "fp32" or (models.dtype == "auto" and models.device == "cpu")
+        with TURNS.loading(alone=not in_full):
+            request = find_model(models, texts, pooling)
+            assembly = assemble(request, models, texts, pooling, batch)
+        self._embedder = assembly.embedder
+        self._turn = threading.Lock()
+        self._made_in = os.getpid()
+        self.recipe: dict[str, Any] = assembly.recipe
+        self.fingerprint: str = assembly.fingerprint
+        self.notices: tuple[str, ...] = assembly.notices
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments, and no weights."""
+        return _rebuilt, (type(self), self._configs, self.fingerprint)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Dimensions of each variant; one with the name "" unless layers are kept separate."""
+        return {variant.name: variant.dims for variant in self._embedder.variants}
+
+    def encode(self, texts: Texts) -> NDArray[np.float32]:
+        """One vector a text: float32 [N, D]. An empty, blank or missing text has none: its row is NaN.
+
+        Args:
+            texts: a list, generator, array or column (of pandas, polars, pyarrow, datasets) of str, taken by
+                position; None and NaN are missing texts.
+
+        Raises:
+            UsageError: several vectors a text were asked for (`encode_variants` and `encode_tokens` give them), or
+                this is a fork of the process that made the Encoder.
+            InputError: it is a table, or holds something else than texts.
+            ModelError: a vector is not finite, or a text does not fit into memory.
+        """
+        variants = self.encode_variants(texts)
+        if len(variants) > 1:
+            raise UsageError(
+                f"layer_agg='separate' gives {len(variants)} vectors a text", hint="use encode_variants(texts)"
+            )
+        return next(iter(variants.values()))
+
+    def encode_variants(self, texts: Texts) -> dict[str, NDArray[np.float32]]:
+        """For each variant float32 [N, D]; NaN where the text is empty.
+
+        Args:
+            texts: see `encode`.
+
+        Raises:
+            UsageError: pool='none' was asked for, or this is a fork of the process that made the Encoder.
+            InputError: see `encode`.
+            ModelError: see `encode`.
+        """
+        from embedkit.pooling.postprocess import finish
+
+        if not self._embedder.pooling.poolings:
+            raise UsageError("pool='none' gives a vector a token", hint="use encode_tokens(texts)")
+        n_texts, raw = self._embed(texts)
+        out: dict[str, NDArray[np.float32]] = {}
+        for name, vectors in raw.vectors.items():
+            broken = raw.texts[~np.isfinite(vectors).all(axis=1)]
+            if len(broken):
+                raise ModelError(
+                    f"a vector is not finite (NaN or infinite): texts[{broken[0]}]", hint="use dtype='fp32'"
+                )
+            done = finish(vectors, normalize=self._embedder.normalize, truncate_dim=self._embedder.truncate_dim)
+            out[name] = np.full((n_texts, done.shape[1]), np.nan, np.float32)
+            out[name][raw.texts] = done
+        return out
+
+    def encode_tokens(self, texts: Texts) -> list[NDArray[np.float32]]:
+        """Token vectors: N arrays float32 [tokens that take part, D]; [0, D] where the text is empty.
+
+        Args:
+            texts: see `encode`.
+
+        Raises:
+            UsageError: pool is not 'none', layers are kept separate, or this is a fork of the process that made
+                the Encoder.
+            InputError: see `encode`.
+            ModelError: see `encode`.
+        """
+        if self._embedder.pooling.poolings or len(self.dims) > 1:
+            raise UsageError("encode_tokens needs pool='none' and one vector a token", hint="pool='none'")
+        n_texts, raw = self._embed(texts)
+        out = [np.zeros((0, self.dims[""]), np.float32) for _ in range(n_texts)]
+        for text, states in zip(raw.texts.tolist(), raw.vectors[""], strict=True):
+            out[text] = states
+        return out
+
+    def _embed(self, texts: Texts) -> tuple[int, RawVectors]:
+        """How many texts there are, and the vectors of those that have one."""
+        from embedkit.inference.embedder import embed
+        from embedkit.tokenizer import refuse_long
+
+        if os.getpid() != self._made_in:
+            raise UsageError("this Encoder was made in a process that this one is a fork of", hint=_SPAWN)
+        # Before the turn is taken: a generator may call this Encoder itself.
+        whole = texts_of(texts)
+        with self._turn, TURNS.encoding():
+            tokenized = self._embedder.tokenizer.tokenize(whole)
+            if tokenized.faults:
+                text, code = min(tokenized.faults.items())
+                raise InputError(
+                    f"texts[{text}] has a token or a character that the model does not know ({code})",
+                    hint="change that text, or leave it out; encoder.notices tell what the model cannot take",
+                )
+            if self._embedder.on_long == "error":
+                refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(whole)))
+            raw = embed(tokenized, self._embedder, lambda *_: None)
+        if raw.unfit:
+            raise ModelError(
+                f"text {min(raw.unfit)} does not fit into memory even alone", hint="use a smaller max_length"
+            )
+        return len(whole), raw
+
+
+def _rebuilt(kind: type[Encoder], configs: Any, fingerprint: str) -> Encoder:
+    """The Encoder that was pickled, its model loaded again.
+
+    Raises:
+        ModelError: the model is another one here.
+    """
+    encoder = kind.__new__(kind)
+    encoder._configs = configs  # noqa: SLF001 - of the class this module is about
+    encoder._load()  # noqa: SLF001
+    if encoder.fingerprint != fingerprint:
+        raise ModelError(
+            f"model '{configs[0].model}' is not that of the pickled Encoder: its files or its --dtype differ",
+            hint="make the Encoder where it is used; a folder or a --revision, and a --dtype, name one model "
+            "everywhere",
+        )
+    return encoder

@@ -1,0 +1,139 @@
+"""What is asked of which model: found and read from its files, nothing loaded yet. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from embedkit.config import ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.config.poolings import parse_poolings, resolve_layers
+from embedkit.errors import UsageError
+from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
+from embedkit.models.repository.resolve import ModelFolder, resolve_model
+from embedkit.models.repository.sentence_transformers import ShippedRecipe, shipped_recipe
+from embedkit.pooling.classifier_head import Head
+from embedkit.pooling.select import ChosenPooler, choose, head_of, settled_by
+from embedkit.suggest import did_you_mean
+
+_TEXTS = UnitConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that was found, and what is asked of it; nothing is loaded yet.
+
+    Attributes:
+        folder: the model's files.
+        shipped: the recipe of its authors, where `--pool auto` follows it; else None.
+        poolings: resolved names; () = token vectors.
+        unit_poolings: how the vectors of tokens become those of units; () where units are texts or windows.
+        normalize: resolved.
+        truncate_dim: resolved.
+        prompt: resolved.
+        poolers: by the names that `poolings` has for them.
+        head: what `--with-head` adds the scores of; None = nothing.
+        remote_classes: of the model's own code, those that run.
+        notices: what the user should know, a sentence each.
+    """
+
+    folder: ModelFolder
+    shipped: ShippedRecipe | None
+    poolings: tuple[str, ...]
+    unit_poolings: tuple[str, ...]
+    normalize: bool
+    truncate_dim: int | None
+    prompt: str
+    poolers: Mapping[str, ChosenPooler]
+    head: Head | None
+    remote_classes: tuple[RemoteClass, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def own_tokenizer(self) -> RemoteClass | None:
+        """The tokenizer's class, where it is code of the model's own that runs."""
+        return next((one for one in self.remote_classes if one.part == "tokenizer"), None)
+
+    @property
+    def many(self) -> bool:
+        """Whether a text has a vector for each of its tokens, words or spans."""
+        return not self.poolings
+
+
+def find_model(
+    model: ModelConfig, text: TextConfig, pooling: PoolingConfig, units: UnitConfig = _TEXTS
+) -> ModelSpec:
+    """Find the model and settle what its files alone decide; imports no torch.
+
+    Raises:
+        ModelError: there is no such model, it needs code that may not run, its own recipe cannot be carried out,
+            or a pooler cannot be read.
+        UsageError: a prompt or a head that it does not have.
+    """
+    folder = resolve_model(model)
+    remote_classes, told = check_remote_code(folder, trust=model.trust_remote_code)
+    folder = replace(folder, runs_code=bool(remote_classes))
+    names, poolers = choose(parse_poolings(pooling.pool))
+    head = head_of(names, poolers) if pooling.with_head else None
+    unit_poolings = _unit_poolings(units, names)
+    if unit_poolings:
+        names = ("none",)
+    shipped = shipped_recipe(folder) if names == ("auto",) else None
+    if names == ("auto",):
+        poolings = shipped.poolings if shipped else ("mean",)
+    else:
+        poolings = () if names == ("none",) else names
+    normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
+    truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
+    prompt = _prompt(folder, text, shipped)
+    return ModelSpec(
+        *(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt, poolers, head),
+        remote_classes=remote_classes,
+        notices=told,
+    )
+
+
+def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    match units.unit:
+        case "token":
+            return ("first",)
+        case "word":
+            return (units.subtoken_pooling or "mean",)
+        case "span":
+            return ("mean",) if names == ("auto",) else tuple(name.replace("lasttoken", "last") for name in names)
+        case _:
+            return ()
+
+
+def rough_width(request: ModelSpec, pooling: PoolingConfig) -> int:
+    """About how many values the vectors of a text have, from config.json; for cutting shards only."""
+    if request.shipped and request.shipped.out_features:
+        return request.shipped.out_features
+    config = request.folder.config
+    hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
+    keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+    n_layers = next((config[key] for key in keys if key in config), 12)
+    pooling = settled_by(request.poolers, pooling)
+    keeps_all = pooling.layer_agg in {"concat", "separate"}
+    layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
+    # Vectors of tokens, words and maybe spans: about a hundred a text.
+    return int(hidden_size) * layers * (len(request.poolings) or 100 * max(1, len(request.unit_poolings)))
+
+
+def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:
+    if text.prompt is not None:
+        return text.prompt
+    prompts = folder.prompts()
+    if text.prompt_name is not None:
+        if text.prompt_name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise UsageError(
+                f"model '{folder.name}' has no prompt '{text.prompt_name}'; it has: {known}",
+                hint=did_you_mean(
+                    text.prompt_name,
+                    prompts,
+                    "choose one of these, or give the text itself with --prompt",
+                    prefix="--prompt-name ",
+                ),
+            )
+        return prompts[text.prompt_name]
+    return prompts.get(shipped.default_prompt or "", "") if shipped else ""

@@ -1,0 +1,145 @@
+"""All that decides the numbers of a run, as one JSON object, and its fingerprint.
+
+Devices, workers, batch budgets and progress are not in it: they change the speed, not the vectors. Nor are
+names and places: the same files under another path are the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from embedkit.storage.files import seems_folder
+
+
+def make_recipe(
+    *,
+    model_type: str,
+    files: Mapping[str, str],
+    lowercase: bool,
+    max_length: int,
+    on_long: str,
+    stride: int,
+    chunk_pool: str,
+    prompt: str,
+    level: str,
+    groups: Mapping[str, Any] | None,
+    layers: tuple[int, ...],
+    layer_agg: str,
+    pool: tuple[str, ...],
+    poolers: Mapping[str, Mapping[str, str]],
+    exclude_special: bool,
+    normalize: bool,
+    truncate_dim: int | None,
+    precision: str,
+    dtype: str,
+    shipped: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The recipe of a run, everything resolved: no `auto`, no negative layer, no default left open.
+
+    Args:
+        model_type: architecture's name in transformers.
+        files: SHA-256 of each of the model's files, by name.
+        lowercase: whether texts are lowercased.
+        max_length: most tokens of a text, special tokens counted.
+        on_long: truncate, chunk or error.
+        stride: tokens that two windows share; counts only with chunk.
+        chunk_pool: how the vectors of windows are combined; counts only with chunk.
+        prompt: put before each text.
+        level: what a vector is of: text, chunk, word, token or span.
+        groups: how rows become one vector a group, or None.
+        layers: resolved layer numbers, in order.
+        layer_agg: how they are aggregated.
+        pool: poolings, in order: of texts and windows, or of the tokens of words and spans; () = token vectors.
+        exclude_special: whether special tokens are left out of the pooling.
+        normalize: whether vectors are scaled to length 1.
+        truncate_dim: dimensions kept; None = all.
+        precision: how vectors are stored.
+        dtype: what the model computes in.
+        poolers: what each pooler among `pool` is exactly, by its name there.
+        shipped: the modules of the recipe that the model ships, in order, and the similarity that it names (which
+            decides no number); None where it is not followed.
+    """
+    windows = {"stride": stride, "chunk_pool": None if level == "chunk" else chunk_pool}
+    return {
+        "version": 1,
+        "model": {"type": model_type, "files": dict(files)},
+        "text": {
+            "lowercase": lowercase,
+            "prompt": prompt,
+            "max_length": max_length,
+            "on_long": on_long,
+            **(windows if on_long == "chunk" else {}),
+        },
+        "level": level,
+        **({"groups": dict(groups)} if groups else {}),
+        "layers": list(layers),
+        "layer_agg": layer_agg,
+        "pool": list(pool) or ["none"],
+        "exclude_special": exclude_special,
+        "normalize": normalize,
+        "truncate_dim": truncate_dim,
+        "precision": precision,
+        "dtype": dtype,
+        **({"poolers": {name: dict(identity) for name, identity in poolers.items()}} if poolers else {}),
+        "shipped": dict(shipped) if shipped else None,
+    }
+
+
+def canonical_json(content: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: one text for one content."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def as_text(name: str) -> str:
+    """The name of a file as text that JSON and schemas take: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def model_name(typed: str, folder: Path, hub: str | None) -> str:
+    """What a model is called wherever an output tells of it; for people, and no part of the recipe.
+
+    Args:
+        typed: what was given as --model.
+        folder: where its files are.
+        hub: its id on the hub, if it has one.
+
+    Returns:
+        An alias or a hub id as typed; of a folder its own name alone, for paths tell of people and machines.
+    """
+    if hub is not None and not seems_folder(typed):
+        return as_text(typed)
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return cached.removeprefix("models--").replace("--", "/", 1) if cached else as_text(folder.name)
+
+
+def told_model(source: Mapping[str, Any]) -> str | None:
+    """The model of an output in one line, by what its plan says of it; None where that says nothing."""
+    name, hub, revision = (source.get(key) for key in ("model", "hub", "revision"))
+    name = name or (hub and source.get("name")) or (source.get("name") and Path(source["name"]).name) or hub
+    if not name:
+        return None
+    commit = f" at {revision}" if revision else ""
+    return f"{name} ({hub}{commit})" if hub and hub != name else f"{name}{commit}"
+
+
+def files_digest(files: Iterable[Mapping[str, Any]]) -> str | None:
+    """One hash of the input's files, in order, by their sizes and hashes: wherever they are, they are the same.
+
+    Args:
+        files: with `size` and `sha256`, as plan.json has them.
+
+    Returns:
+        64 hexadecimal digits; None if one of them was stdin.
+    """
+    told = [[file["size"], file["sha256"]] for file in files]
+    return None if any(size is None for size, _ in told) else hashlib.sha256(json.dumps(told).encode()).hexdigest()

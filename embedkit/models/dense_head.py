@@ -1,0 +1,193 @@
+"""The modules that a model ships for behind its pooling, with their weights: Dense, LayerNorm, Normalize.
+
+Vectors in, vectors out, in float32; knows nothing of tokens or texts. Files are read as transformers reads
+weights: safetensors, or the tensors alone of a pickle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from embedkit.errors import ModelError
+from embedkit.models.device import refuse_old_torch
+from embedkit.models.native.cpu_encoder import NativeModel
+from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.sentence_transformers import ShippedModule, ShippedRecipe
+from embedkit.models.repository.weight_files import PLAIN_DTYPES
+from embedkit.models.select_backend import Loaded
+
+
+class Dense(nn.Module):
+    """activation(W x + b), plus x (or its projection) where there is a residual: [N, in] → [N, out].
+
+    The names of the parts are those in sentence-transformers' files.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, activation: nn.Module, use_residual: bool
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation_function = activation
+        self.use_residual = use_residual
+        if use_residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float32 [N, in] → [N, out]."""
+        found: Tensor = self.activation_function(self.linear(vectors))
+        if not self.use_residual:
+            return found
+        return found + (self.residual(vectors) if hasattr(self, "residual") else vectors)
+
+
+class LayerNorm(nn.Module):
+    """torch's LayerNorm under the name that sentence-transformers saves it by: [N, D] → [N, D]."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dimension)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float32 [N, D] → [N, D]."""
+        found: Tensor = self.norm(vectors)
+        return found
+
+
+class Normalize(nn.Module):
+    """Each vector to length 1; zero stays zero: [N, D] → [N, D]."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float32 [N, D] → [N, D]."""
+        return nn.functional.normalize(vectors, dim=-1)
+
+
+def load_head(model: ModelFolder, shipped: ShippedRecipe) -> nn.Sequential | None:
+    """The modules behind the pooling, in float32 and eval mode; None where there are none.
+
+    Raises:
+        ModelError: weights are missing, damaged, or of another shape than their config.json says.
+    """
+    if not shipped.modules:
+        return None
+    modules = [_with_weights(model, module) for module in shipped.modules]
+    return nn.Sequential(*modules).float().eval().requires_grad_(requires_grad=False)
+
+
+def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int) -> tuple[float, ...]:
+    """The weight of each layer from `layer_start` to the last.
+
+    Raises:
+        ModelError: there are none, or not one for each of these layers.
+    """
+    read = _read(model, shipped.layer_weights_path)
+    if read.keys() > {"layer_weights"}:
+        raise ModelError(
+            f"{shipped.layer_weights_path} of model '{model.name}' holds more than the weights of its layers",
+            hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
+        )
+    found = read.get("layer_weights")
+    wanted = n_layers + 1 - int(shipped.layer_start or 0)
+    if found is None or found.shape != (wanted,):
+        shape = "none" if found is None else f"{found.numel()}"
+        raise ModelError(
+            f"{shipped.layer_weights_path} of model '{model.name}' weighs {shape} of its {wanted} layers",
+            hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
+        )
+    return tuple(found.float().tolist())
+
+
+@torch.inference_mode()
+def refuse_norm_behind(loaded: Loaded, input_ids: list[int]) -> None:
+    """Refuse to weigh the layers of a model that puts a norm behind the last of them.
+
+    sentence-transformers weighs the state before that norm, and embedkit's last layer is the one behind it.
+
+    Args:
+        loaded: the model.
+        input_ids: [T], any text.
+
+    Raises:
+        ModelError: its last hidden state is not what it hands out last.
+    """
+    if isinstance(loaded, NativeModel):
+        return  # BERT and its kin have none
+    ids = torch.tensor([input_ids], device=loaded.model.device)
+    output = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
+        raise ModelError(
+            "the model's recipe weighs its layers before the norm behind the last one, which embedkit does not",
+            hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
+        )
+
+
+def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:
+    if shipped.kind == "Normalize":
+        return Normalize()
+    weights = _read(model, shipped.path)
+    # No memory is taken before the weights are known to have the shapes that config.json says.
+    with torch.device("meta"):
+        if shipped.kind == "LayerNorm":
+            module: nn.Module = LayerNorm(**shipped.settings)
+        else:
+            settings = dict(shipped.settings)
+            module = Dense(activation=_activation(model, settings.pop("activation")), **settings)
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError:
+        raise ModelError(
+            f"the weights in {shipped.path} of model '{model.name}' are not those that its config.json says",
+            hint="check that the files are whole, or choose the pooling yourself, such as --pool mean",
+        ) from None
+    return module
+
+
+def _activation(model: ModelFolder, name: str) -> nn.Module:
+    kind = getattr(nn, name, None)
+    if inspect.isclass(kind) and issubclass(kind, nn.Module):
+        try:
+            made: nn.Module = kind()
+        except TypeError:
+            pass
+        else:
+            return made
+    raise ModelError(
+        f"the recipe that model '{model.name}' ships has a Dense with the activation '{name}', "
+        "which torch.nn does not have, or not without arguments",
+        hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
+    )
+
+
+def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
+    file = next(iter(model.module_weights(path)), None)
+    if file is None:
+        raise ModelError(
+            f"model '{model.name}' has no weights in {path}",
+            hint="put model.safetensors or pytorch_model.bin there, or choose the pooling yourself",
+        )
+    refuse_old_torch(model, Path(path) / file.name)
+    # Imported here: transformers takes seconds to import, and most recipes have no weights of their own.
+    from transformers.modeling_utils import load_state_dict
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = load_state_dict(file)
+    except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet
+        raise ModelError(
+            f"{path}/{file.name} of model '{model.name}' cannot be read ({type(fault).__name__})",
+            hint="fetch it again, or choose the pooling yourself, such as --pool mean",
+        ) from None
+    for name, tensor in found.items():
+        if str(tensor.dtype).removeprefix("torch.") not in PLAIN_DTYPES:
+            raise ModelError(
+                f"{name[:120]} in {path}/{file.name} of model '{model.name}' is stored as {tensor.dtype}, not as "
+                "plain numbers",
+                hint="it is quantised: use the model that it was made from",
+            )
+    return {name: tensor.to(torch.float32) for name, tensor in found.items()}

@@ -1,0 +1,264 @@
+"""Which keys of config.json change what is computed, and which of them are followed.
+
+Two checks. `check_config` refuses what no code here follows, by the file alone. `unread_keys` compares the file
+with the configuration class and the code that transformers runs: a key that neither of them knows is not
+followed, so one that may change numbers is refused and any other is told. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from embedkit.errors import ModelError
+from embedkit.models.repository.architectures import ARCHITECTURES
+
+#: Settings of a quantisation, by the tools that write them. They need code that this project does not run.
+_QUANTIZATION = frozenset(
+    ("quantization_config", "compression_config", "quantization", "quant_config", "quantize_config", "bnb_config")
+)
+#: Keys that change the model itself when they are set to anything.
+_REFUSED = {
+    "adapters": "adapters, which embedkit does not apply",
+    "fusion_config": "layers that are fused when the model is loaded",
+    "pruned_heads": "pruned attention heads, which transformers 5 does not cut out",
+}
+#: Of a model without a table of positions, what config.json may call them; "absolute" is what older versions of
+#: transformers wrote for every model.
+_COMPUTED_POSITIONS = ("rope", "rotary", "absolute")
+#: Names of keys that may change what is computed. Only asked about keys that no code reads.
+_NUMERIC = re.compile(
+    r"adapter|lora|peft|prefix_|prompt_tuning|quant|bits$|sparsity|prun"
+    r"|position|rope|rotary|relative|alibi|sinusoid"
+    r"|attention|attn|window|mask_type|causal|bidirectional|is_decoder|cross"
+    r"|scal(e|ing)|softcap|temperature|multiplier|factor|alpha|clip|residual|skip"
+    r"|norm|eps(ilon)?$|bias|_act$|act_fn|activation|gelu|glu|gate"
+    r"|layer|block|depth|head|expert|moe|router|group|kernel|conv|embed|hidden|intermediate|ffn|mlp|kv_|vocab"
+)
+#: Names of keys that decide no number of an encoder whoever reads them: training, heads, generation, bookkeeping.
+_HARMLESS = re.compile(
+    r"_name_or_path|name_or_path|model_type|architectures|auto_map|transformers_version|(torch_)?dtype|.*_version"
+    r"|.*drop(out)?(_.*)?|.*_pdrop|layerdrop|initializer_.*|.*_init|init_.*|.*_token_ids?|.*_index|.*token_type_id"
+    r"|gradient_checkpointing|output_.*|use_cache|return_dict|torchscript|use_bfloat16|tie_.*|id2label|label2id"
+    r"|num_labels|_num_labels|problem_type|finetuning_task|task_specific_params|language|languages?|directionality"
+    r"|pooler_.*|classif.*|summary_.*|qa_.*|head_(type|hidden_size)|num_(label|class)s?.*|loss.*|.*_loss(_.*)?"
+    r"|(_?attn|_?experts)_implementation(_.*)?|_flash_attn_2_enabled|use_(flash|memory_efficient)_attn"
+    r"|use_memory_efficient_attention|unpad_inputs|pack_qkv|deterministic_.*|cache_implementation|pretraining_tp"
+    r"|chunk_size_feed_forward|model_max_length|max_length|min_length|n_ctx|xla_device|total_flos|author|seed"
+    r"|sentence_transformers|unsloth.*|keys_to_ignore_.*|is_composition|sub_configs|tokenizer_class|vocab_list"
+    r"|bos_index|eos_index|pad_index|unk_index|mask_index|force_bos_token_to_be_generated|num_beams|do_sample"
+    r"|(no_)?repeat.*|length_penalty|early_stopping|bad_words_ids|temperature|top_[kp]|diversity_penalty"
+    # Of no effect in transformers for as long as the class exists: memory, speed, or how the tables were made.
+    r"|use_(fused_)?xentropy|fused_.*|pad_vocab_size_multiple|max_trained_positions|dense_seq_output"
+    r"|gap_size|net_structure_type|num_memory_blocks|layers_to_keep|bi_data|max_window_layers|mtp_.*|num_nextn_.*"
+    r"|decoder_.*|onnx_export|extra_pos_embeddings"
+    r"|attention_softmax_in_fp32|bias_dropout_fusion|masked_softmax_fusion|offset_alibi|skip_bias_add|reorder_.*"
+    r"|max_vocab|group_by_size|clip_grad_norm|lg_sampling_factor|mlm_steps|.*batch_size|tokenizer_type"
+    r"|max_sequence_length|max_position_embeddings|n_positions|prefix|bert_model_name|untie_r"
+    # Sizes that the shapes of the weights hold.
+    r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
+    r"|n(um)?_(hidden_)?layers?"
+)
+#: Keys that some classes no longer read, and the only values that mean what their code computes.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention_mode": ("longformer",),
+    "down_scale_factor": (1,),
+    "linear_groups": (1,),
+    "position_embedding_type": ("absolute", "rope", "rotary"),
+    "rotary": (True,),
+    "scale_attn_weights": (True,),
+    "sinusoidal_pos_embds": (True, False),
+}
+#: The same for one type of model: what once chose between the kinds that are types of their own now.
+_NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "bart": {"normalize_embedding": (True,)},
+    "blenderbot": {"normalize_before": (True,), "add_final_layer_norm": (True,), "normalize_embedding": (False,)},
+    "blenderbot-small": {"normalize_embedding": (True,), "do_blenderbot_90_layernorm": (True,)},
+    "distilbert": {"layer_norm_eps": (1e-12,)},
+    "esm": {"hidden_act": ("gelu",)},
+    "m2m_100": {"normalize_before": (True,), "add_final_layer_norm": (True,)},
+    "marian": {"static_position_embeddings": (True,)},
+    "mbart": {"normalize_before": (True,), "add_final_layer_norm": (True,), "normalize_embedding": (True,)},
+    "nllb-moe": {"normalize_before": (True,), "add_final_layer_norm": (True,)},
+    # The names in the files that its authors published; the class has these sizes by default.
+    "nomic_bert": {
+        "activation_function": ("swiglu",),
+        "layer_norm_epsilon": (1e-12,),
+        "n_embd": (768,),
+        "n_head": (12,),
+        "n_inner": (3072,),
+        "rotary_emb_base": (1000,),
+        "rotary_emb_fraction": (1.0,),
+    },
+    "pegasus": {
+        "normalize_before": (True,),
+        "add_final_layer_norm": (True,),
+        "static_position_embeddings": (True,),
+    },
+}
+#: Kinds of rotary positions by older names, as transformers reads them.
+_ROTATIONS = {"su": "longrope", "mrope": "default"}
+#: Keys of older versions that a file may have beside the one that is read.
+_SAME_AS = {
+    "hidden_act": "hidden_activation",
+    "layer_norm_eps": "norm_eps",
+    "sliding_window_size": "sliding_window",
+}
+
+
+def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str]) -> None:
+    """Check that a config.json asks for nothing that changes numbers and is not followed.
+
+    Args:
+        model: its name, for errors.
+        config: the content of its config.json.
+        weights: names of the files that are read.
+
+    Raises:
+        ModelError: it says that the weights are quantised or in another file, or has adapters or the like.
+    """
+    _check_quantization(model, config)
+    for key, meaning in _REFUSED.items():
+        if _is_set(config.get(key)):
+            raise ModelError(
+                f"config.json of model '{model}' sets {key}: {meaning}",
+                hint="save the model as plain weights, or use the checkpoint that it was made from",
+            )
+    named = config.get("transformers_weights")
+    if named is not None and [named] != list(weights):
+        raise ModelError(
+            f"config.json of model '{model}' takes its weights from {str(named)[:80]!r} (transformers_weights), "
+            f"and embedkit reads {', '.join(weights)[:80]}",
+            hint="name that file model.safetensors, and take transformers_weights out of config.json",
+        )
+
+
+def check_positions(model: str, config: Mapping[str, Any]) -> None:
+    """Check the kind of positions, which transformers 5 ignores where the code of a type has one kind only.
+
+    Args:
+        model: its name, for errors.
+        config: the content of its config.json.
+
+    Raises:
+        ModelError: the code of its type does not have such positions.
+    """
+    kind, model_type = config.get("position_embedding_type"), str(config.get("model_type"))
+    known = ARCHITECTURES.get(model_type)
+    if kind is None or known is None:
+        return
+    if model_type == "esm":
+        allowed: tuple[str, ...] = ("absolute", "rotary")
+    else:
+        allowed = _COMPUTED_POSITIONS if known.positions == "none" else ("absolute",)
+    if kind not in allowed:
+        raise ModelError(
+            f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which "
+            f"transformers 5 does not compute for '{model_type}'; it has {' and '.join(allowed)} positions only",
+            hint="use a checkpoint with such positions: the vectors would be others than it was trained for "
+            "(transformers 4 still computes relative_key)",
+        )
+
+
+def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code: str) -> dict[str, Any]:
+    """The keys of a config.json that neither transformers' class nor the model's code reads, with their values.
+
+    Args:
+        raw: the content of config.json.
+        config: the same as transformers holds it; a key that its class does not know becomes an attribute.
+        known: what its class knows.
+        code: source of the configuration and of the model.
+    """
+    kept, declared = vars(config), set(known)
+    words = set(re.findall(r"\w+", code))
+    unread = {
+        key: value
+        for key, value in raw.items()
+        if key in kept
+        and key not in declared | words
+        and (_is_set(value) or (value is False and True in _neutral(raw, key)))
+        and not _HARMLESS.fullmatch(key)
+        and not _is_neutral(raw, key, value)
+    }
+    return {**unread, **_lost_rotation(raw, config, declared, words)}
+
+
+def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], words: set[str]) -> dict[str, Any]:
+    """The settings of rotary positions that transformers did not take over, or that no code reads.
+
+    It takes them out of config.json, so that they are no attributes of the configuration.
+    """
+    told = getattr(config, "rope_parameters", None) or {}
+    held = [told, *(of_layers for of_layers in told.values() if isinstance(of_layers, Mapping))]
+    lost = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        stated = raw.get(key)
+        kind = stated.get("rope_type", stated.get("type")) if isinstance(stated, Mapping) else None
+        kind = _ROTATIONS.get(str(kind), kind)
+        followed = "rope_parameters" in words and kind in [one.get("rope_type") for one in held]
+        if kind not in (None, "default") and not followed:
+            lost[key] = stated
+    bases = [one["rope_theta"] for one in held if "rope_theta" in one]
+    base = raw.get("rope_theta")
+    if _is_set(base) and "rope_theta" not in declared and bases and base not in bases:
+        lost["rope_theta"] = base
+    return lost
+
+
+def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str | None:
+    """Refuse keys that nobody reads and that may change numbers; tell the others.
+
+    Args:
+        model: its name.
+        model_type: as in config.json.
+        unread: of `unread_keys`.
+
+    Returns:
+        A sentence that names those that are left aside; None where there are none.
+
+    Raises:
+        ModelError: one of them may change numbers.
+    """
+    numeric = sorted(key for key in unread if _NUMERIC.search(key))
+    if numeric:
+        raise ModelError(
+            f"config.json of model '{model}' sets '{numeric[0][:80]}' to {str(unread[numeric[0]])[:80]!r}, which "
+            f"transformers' '{model_type}' does not know and would leave aside",
+            hint=f"if the model was trained without it, take {numeric[0][:80]} out of config.json; else its "
+            "numbers need the code that it was trained with",
+        )
+    if not unread:
+        return None
+    return f"config.json of '{model}' has keys that nothing reads: {', '.join(sorted(unread))[:200]}"
+
+
+def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if key in _QUANTIZATION and _is_set(value):
+            told = value.get("quant_method") or value.get("method") if isinstance(value, Mapping) else value
+            raise ModelError(
+                f"config.json of model '{model}' says that its weights are quantised ({key}: "
+                f"{str(told or 'of an unnamed method')[:80]}); embedkit reads plain weights only",
+                hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained"
+                f"; if the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
+            )
+        if isinstance(value, Mapping):
+            _check_quantization(model, value)
+
+
+def _is_neutral(raw: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Check that a key that nothing reads says what is computed all the same."""
+    if key in _SAME_AS and value == raw.get(_SAME_AS[key]):
+        return True
+    return value in _neutral(raw, key)
+
+
+def _neutral(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """The values of a key that nothing reads that mean what is computed."""
+    return (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a value asks for something: neither null nor false, nor empty."""
+    return value not in (None, False, "", [], {})

@@ -1,0 +1,1 @@
+"""Runs models by the code of the transformers library."""

@@ -1,0 +1,396 @@
+"""A model's folder → a FrozenEncoder that has been checked against transformers' own code.
+
+Finds the device, loads the weights without a word from the library, says what is missing, and settles
+by a test on the loaded weights whether the fast ways of running the model are exact for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from embedkit.config import ModelConfig
+from embedkit.errors import ModelError
+from embedkit.models.device import (
+    disable_reduced_precision,
+    limit_onednn_cache,
+    pick_device,
+    pick_dtype,
+    refuse_old_torch,
+    tune_malloc,
+)
+from embedkit.models.repository.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
+from embedkit.models.repository.config import architecture_of
+from embedkit.models.repository.config_keys import check_unread, unread_keys
+from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.unused_weights import check_unused, is_added, is_known_head
+from embedkit.models.repository.weight_files import PLAIN_DTYPES, stored_tensors
+from embedkit.models.selfcheck import SLOWER, States, matches_reference, states_alone, survey
+from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.models.varlen_attention import usable
+from embedkit.types import Tokens
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Modules whose code is no model's own.
+_COMMON_CODE = (
+    *("builtins", "torch", "huggingface_hub", "typing", "transformers.modeling_", "transformers.configuration_"),
+    *("transformers.utils", "transformers.integrations", "transformers.generation", "transformers.heterogeneity"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A transformers model on its device, before it is known which layers are wanted.
+
+    Attributes:
+        model: the module, in eval mode.
+        architecture: what is known of its kind.
+        dtype: fp32, bf16 or fp16, resolved.
+        has_pooler: whether the checkpoint has weights for its pooling head.
+        max_positions: most tokens it has positions for; None = any number.
+        states: which hidden states it gives.
+        notice: what the user should know of its config.json; None = nothing.
+    """
+
+    model: Any
+    architecture: Architecture
+    dtype: str
+    has_pooler: bool
+    max_positions: int | None
+    states: States
+    notice: str | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """Hidden states are numbered 0..n_layers."""
+        return self.states.n_layers
+
+    @property
+    def config(self) -> Any:
+        """Its configuration, by transformers."""
+        return self.model.config
+
+
+def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
+    """Load the encoder of a model's folder onto its device.
+
+    Raises:
+        ModelError: transformers does not know it, weights outside the pooling head are missing, of another
+            shape or kind, or would be left unused, a setting would be left aside, or a file is damaged.
+        UsageError: there is no such device.
+    """
+    refuse_old_torch(folder, Path(folder.weights))
+    architecture = architecture_of(folder)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"embedkit does not know which part of a '{folder.model_type}' model encodes",
+            hint=f"known ones: {', '.join(_with_decoders())}; or a model that is an encoder alone",
+        )
+    if device.type == "cpu":
+        tune_malloc()
+        limit_onednn_cache(1)
+    disable_reduced_precision(device)
+    # Some models would fetch compiled code as soon as the package `kernels` is there. Read when they are imported.
+    os.environ["USE_HUB_KERNELS"] = "NO"
+    model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)
+    lost = sorted(key for key in missing if not _in_pooler(key))
+    if lost:
+        raise ModelError(
+            f"the checkpoint of '{folder.name}' lacks {len(lost)} of the encoder's weights, such as {lost[0]}",
+            hint="they would be random numbers; check that the weights belong to config.json",
+        )
+    _check_weights(folder, model)
+    notice = _check_settings(folder, model)
+    has_pooler = getattr(model, "pooler", None) is not None and not any(_in_pooler(key) for key in missing)
+    if architecture.encoder:
+        model = model.get_encoder()
+    model.eval().requires_grad_(requires_grad=False)
+    _undo_attention_switch(model)
+    # Decoders keep what the next token would need, in every layer; there is none.
+    model.config.use_cache = False
+    model = model.to(device)
+    _check_direction(folder, model)
+    return LoadedModel(
+        model=model,
+        architecture=architecture,
+        dtype=dtype,
+        has_pooler=has_pooler,
+        max_positions=max_positions(model.config, architecture),
+        states=survey(model, folder.name, architecture, dtype),
+        notice=notice,
+    )
+
+
+def make_encoder(
+    loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+) -> tuple[FrozenEncoder, str | None]:
+    """The fastest way to run a model that gives the same states as transformers, one text at a time.
+
+    Args:
+        loaded: the model.
+        layers: those wanted.
+        probe: at least two short texts of different length.
+        for_pooler: whether the model's own pooling head is wanted. It reads the first token of each row,
+            and a packed batch is one row.
+
+    Returns:
+        The encoder, and a notice for the user where a way that should have worked does not.
+
+    Raises:
+        ModelError: no way to batch texts gives what they give alone.
+        UsageError: a layer that does not have a state for each token, or layers of different width.
+    """
+    loaded.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
+    expected = states_alone(loaded.model, loaded.architecture, layers, probe)
+    every = ("packed", "padded", "equal")
+    fastest = "equal" if _rescales_by_length(loaded.model.config) else loaded.architecture.batches
+    kinds = every[every.index(fastest) :]
+    taps = (True, False) if loaded.architecture.layers is not None else (False,)
+    backends = usable(loaded.model.device, loaded.model.dtype, _head_dim(loaded.model.config))
+    ways = [
+        (kind, tap, backend)
+        for kind in kinds
+        for tap in taps
+        for backend in (backends if kind == "packed" else ("groups",))
+        if not (kind == "packed" and for_pooler)
+    ]
+    own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
+    notice = None
+    for batches, tapped, backend in ways:
+        if batches != "packed":
+            loaded.model.set_attn_implementation(own_attention)
+        try:
+            encoder = _encoder(loaded, layers, batches=batches, tapped=tapped, backend=backend)
+            exact = matches_reference(encoder, expected, probe)
+        except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            exact = False
+        if exact:
+            encoder.drop_unused_layers()
+            return encoder, notice
+        notice = SLOWER
+    raise ModelError(
+        "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
+        hint="please report the model's config.json",
+    )
+
+
+def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder:
+    """The way to run a model that has least of embedkit in it, to be given one text at a time."""
+    return _encoder(loaded, layers, batches="padded", tapped=False)
+
+
+def _encoder(
+    loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool, backend: str = "groups"
+) -> FrozenEncoder:
+    return FrozenEncoder(
+        loaded.model,
+        loaded.architecture,
+        layers,
+        n_layers=loaded.n_layers,
+        hidden_size=loaded.states.width(layers),
+        batches=batches,
+        tapped=tapped,
+        backend=backend,
+    )
+
+
+def _from_pretrained(
+    folder: ModelFolder, architecture: Architecture, dtype: torch.dtype, *, trust: bool
+) -> tuple[Any, set[str]]:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    loader = getattr(transformers, architecture.loader)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = loader.from_pretrained(
+                folder.folder,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=dtype,
+                weights_only=True,
+                # Not to load them, but to be told which they are instead of a report on stderr.
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust,
+            )
+    except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet
+        reason = str(fault).strip().split("\n", 1)[0][:200]
+        raise ModelError(
+            f"model '{folder.name}' ({folder.model_type}) cannot be loaded: {type(fault).__name__}: {reason}",
+            hint="check that its files are whole and that this transformers knows the model type",
+        ) from None
+    if trust:
+        # Else the next folder with the same configuration class would get this one's code.
+        loader._model_mapping._extra_content.pop(type(model.config), None)  # noqa: SLF001 - it has no other name
+    if info["mismatched_keys"]:
+        raise ModelError(
+            f"weights of '{folder.name}' have other shapes than config.json says",
+            hint="check that the weights belong to config.json",
+        )
+    return model, set(info["missing_keys"])
+
+
+def _check_weights(folder: ModelFolder, model: Any) -> None:
+    """Compare the tensors in the model's files with those that were loaded.
+
+    What transformers reports as unexpected is not enough: its classes leave names out of that, and of two tensors
+    for one weight it takes either.
+
+    Raises:
+        ModelError: a tensor that is no head was not used, was used in place of another, or is not stored as plain
+            numbers.
+    """
+    stored = stored_tensors(folder.name, folder.weight_files())
+    state, prefix = model.state_dict(), str(model.base_model_prefix)
+    parts = {name.removeprefix(f"{prefix}.").split(".")[0] for name in state}
+    hidden = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
+    unused: list[str] = []
+    taken: dict[str, str] = {}
+    for name, (target, converted) in _targets(model, list(stored), state).items():
+        if target not in state:
+            known = any(pattern.search(name) for pattern in hidden) and not is_added(name)
+            if not known and not is_known_head(name, prefix, parts):
+                unused.append(name)
+            continue
+        if state[target].is_floating_point() and stored[name].dtype not in PLAIN_DTYPES:
+            raise ModelError(
+                f"the weight {name[:120]} of '{folder.name}' is stored as {stored[name].dtype}, not as "
+                "plain numbers",
+                hint="it is quantised: use the checkpoint that it was made from, or dequantise it",
+            )
+        if not converted and taken.setdefault(target, name) != name:
+            raise ModelError(
+                f"the checkpoint of '{folder.name}' has two weights for one place: {taken[target][:120]} and "
+                f"{name[:120]}",
+                hint="save the model anew with save_pretrained",
+            )
+    check_unused(folder.name, unused, n_layers=getattr(model.config, "num_hidden_layers", None))
+
+
+def _targets(model: Any, names: list[str], state: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Which of the model's tensors each tensor of a file becomes, and whether it is a part of it only."""
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    prefix = model.base_model_prefix
+    found = {}
+    # In the order of transformers: some of its renamings depend on what came before.
+    for name in sorted(names, key=dot_natural_key):
+        target, source = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, source = rename_source_key(name, [], [], prefix, state)
+        found[name] = (target, source is not None)
+    return found
+
+
+def _check_settings(folder: ModelFolder, model: Any) -> str | None:
+    """Compare the keys of config.json with those that the code of the model reads.
+
+    Returns:
+        A sentence that names those that nothing reads; None where there are none.
+
+    Raises:
+        ModelError: nothing reads one that may change numbers.
+    """
+    config = model.config
+    parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
+    kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
+    # Not the libraries' common code: the words there are of all models.
+    modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
+    # Code that a model brings along may read its configuration in any of its files.
+    packages = tuple(
+        {f"{name.rpartition('.')[0]}." for name in modules if name.startswith("transformers_modules.")}
+    )
+    modules |= {name for name in sys.modules if packages and name.startswith(packages)}
+    code = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
+    declared = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
+    return check_unread(folder.name, folder.model_type, unread_keys(folder.config, config, declared, code))
+
+
+def _check_direction(folder: ModelFolder, model: Any) -> None:
+    """Check that a model whose config.json sets is_causal to false sees what stands after a token.
+
+    Many classes follow it, and some of those that see one side only do not read it.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if folder.config.get("is_causal") is not False:
+        return
+    texts = torch.tensor([[0, 1, 0], [0, 1, 1]], device=model.device)
+    with torch.inference_mode():
+        first, second = (model(input_ids=text[None])[0][0, 0] for text in texts)
+    if torch.equal(first, second):
+        raise ModelError(
+            f"config.json of model '{folder.name}' sets is_causal to false, and transformers' "
+            f"'{folder.model_type}' sees only what stands before a token all the same",
+            hint="if the model was trained so, take is_causal out of config.json; else its numbers need the code "
+            "that it was trained with",
+        )
+
+
+def _in_pooler(key: str) -> bool:
+    return "pooler" in key.split(".")
+
+
+def _head_dim(config: Any) -> int | None:
+    """Of a model's attention heads; None where its configuration does not tell, or has one for each layer."""
+    try:
+        stated = getattr(config, "head_dim", None)
+        width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    except RuntimeError:
+        return None
+    if isinstance(stated, int):
+        return stated
+    return width // heads if isinstance(width, int) and isinstance(heads, int) else None
+
+
+def _with_decoders() -> list[str]:
+    """Types of encoder-decoders of which the encoder is known."""
+    return [name for name, known in ARCHITECTURES.items() if known.encoder or known.loader != "AutoModel"]
+
+
+def _undo_attention_switch(model: Any) -> None:
+    """Let BigBird read a long text in blocks although it had a short one before.
+
+    A short text makes transformers' code go over to full attention for good, so that the states of a long one
+    depend on what the model saw before it.
+    """
+    kind = getattr(model, "attention_type", None)
+    if kind != "block_sparse":
+        return
+    # The length up to which the code itself goes over to full attention.
+    short = (5 + 2 * model.config.num_random_blocks) * model.config.block_size
+
+    def restore(module: Any, _args: object, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > short:
+            module.set_attention_type(kind)
+
+    model.register_forward_pre_hook(restore, with_kwargs=True)
+
+
+def _rescales_by_length(config: Any) -> bool:
+    """Whether rotary positions are scaled by the longest text of a batch (LongRoPE)."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(of_layers for of_layers in parameters.values() if isinstance(of_layers, dict))]
+    return any(kind.get("rope_type") == "longrope" for kind in kinds)

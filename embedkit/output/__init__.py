@@ -1,0 +1,1 @@
+"""Writes vectors as shards or single files, commits them, and reads them back."""

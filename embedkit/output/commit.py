@@ -1,0 +1,381 @@
+"""A shard is done or it is not: files appear under their names only when whole, records after files.
+
+Data goes to a temporary name in the folder where it will stay, is synced, renamed, and the folder synced;
+then the shard's record is made the same way. The record is the only truth: files without one do not count
+and are written again, and since the same shard gives the same bytes, writing it twice does no harm. So
+there are no locks. Plan, records and manifest are sealed (`seal.py`), so that a changed one is not believed.
+A record names its plan by the plan's SHA-256, and a run whose plan is no longer in place commits nothing more.
+What cannot be read is not absent: a disk that refuses ends the run, and nothing is removed or written again.
+Nothing is written through a symbolic link. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from embedkit.errors import OutputError
+from embedkit.storage.atomic import WholeFiles, as_output_error
+from embedkit.storage.checksummed_json import sealed, unsealed
+from embedkit.storage.files import (
+    as_read_error,
+    is_folder,
+    is_there,
+    listed,
+    read_small,
+    refuse_link,
+    sha256_of,
+    sha256_of_small,
+)
+from embedkit.storage.tempfiles import is_former_mark, is_leftover, is_temporary
+
+PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
+_DATA = ("embeddings", "metadata", "rejects")
+#: Everything that embedkit writes into an output folder; nothing else is ever removed from it.
+_OURS = (MANIFEST, COMMITS, PLAN, *_DATA)
+_OWN_FILE = re.compile(
+    r"(plan|manifest)\.json|commits/\d{5,}\.json|(embeddings(/[^/]+)?|metadata|rejects)/part-\d{5,}\.\w+"
+)
+_RECORD = re.compile(r"\d{5,}\.json")
+
+Create = Callable[[str], BinaryIO]
+
+
+class DamagedPlanError(OutputError):
+    """A plan that was read, and is not as it was written."""
+
+
+class OutputFolder:
+    """A folder of shards: plan, commits, files, manifest.
+
+    Args:
+        path: of the folder; made when the plan is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: SHA-256 of the plan that this process works by, once it has read or written one.
+        self.plan_sha256: str | None = None
+        #: Whether this process wrote the plan that is there.
+        self.began = False
+        #: What tells that plan.json is still the same file, so that it is not read for every shard.
+        self._plan_seen: tuple[int, ...] = ()
+        #: Temporary files by the first part of their names; None until they are looked for.
+        self._temporary: defaultdict[str, list[Path]] | None = None
+
+    def has_foreign_files(self) -> bool:
+        """Whether anything is there that embedkit did not write, in folders of its names too."""
+        with as_read_error(self.path):
+            if any(path.name not in _OURS and not is_temporary(path.name) for path in self.path.iterdir()):
+                return True
+            return any(not _is_own(name) for name, _ in listed(self.path))
+
+    def has_plan(self) -> bool:
+        """Whether a run was begun here."""
+        with as_read_error(self.path):
+            return is_there(self.path / PLAN)
+
+    def has_shards(self) -> bool:
+        """Whether anything of a shard is here: a record, or a file under its final name."""
+        with as_read_error(self.path):
+            names = (name for of in (COMMITS, *_DATA) for name, _ in listed(self.path / of))
+            return any(not is_temporary(Path(name).name) for name in names)
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """The plan of a run that was started here, or None; the one that this process works by from now on.
+
+        Raises:
+            DamagedPlanError: there is one that is not as it was written.
+            OutputError: there is one that cannot be read.
+        """
+        path = self.path / PLAN
+        with as_read_error(path):
+            try:
+                seen = _told(path)
+                data = read_small(path)
+            except FileNotFoundError:
+                return None
+        try:
+            plan = unsealed(data)
+        except ValueError:
+            raise DamagedPlanError(
+                f"{path} cannot be read, or is not as it was written; nothing was changed",
+                hint="put plan.json back if there is a copy of it; else start again with --on-exists overwrite",
+            ) from None
+        self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen
+        return plan
+
+    def join_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the plan unless another process was first.
+
+        Returns:
+            The plan that is there now, this one's or the other's; whoever calls compares them.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        with as_output_error(self.path):
+            (self.path / COMMITS).mkdir(parents=True, exist_ok=True)
+        self.began = self._write_json(PLAN, plan, indent=None, replace=False)
+        found = self.read_plan()
+        if found is None:
+            raise self._taken()
+        return found
+
+    def refuse_another_plan(self) -> None:
+        """See that the plan in place is the one that this process works by.
+
+        Raises:
+            OutputError: another run has put its own there, or taken this one's away.
+        """
+        if self.plan_sha256 is None:
+            return
+        path = self.path / PLAN
+        with as_read_error(path):
+            try:
+                seen = _told(path)
+                if seen != self._plan_seen:
+                    if sha256_of_small(path) != self.plan_sha256:
+                        raise self._taken()
+                    self._plan_seen = seen
+            except FileNotFoundError:
+                raise self._taken() from None
+
+    def _taken(self) -> OutputError:
+        return OutputError(
+            f"another run has taken the place of this one in {self.path}: the plan there is no longer this run's",
+            hint="what is there is the other run's alone; start this one again with another place for -o",
+        )
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of processes that are gone, whichever shard they were for.
+
+        One that cannot be removed stays; `verify` names it.
+        """
+        with contextlib.suppress(OSError):
+            for path in self.path.glob("**/.*.tmp"):
+                if is_leftover(path):
+                    path.unlink(missing_ok=True)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest; the last thing, when every row is accounted for.
+
+        The hashes of the plan and of all records go with it.
+        """
+        with as_read_error(self.path):
+            hashes = self.hashes()
+        self._write_json(MANIFEST, {**manifest, **hashes}, indent=2, check=self.refuse_another_plan)
+
+    def hashes(self) -> dict[str, str]:
+        """What the manifest says of the plan and the records.
+
+        Returns:
+            `plan_sha256` of plan.json, and `records_sha256` of all records one behind the other, by number.
+        """
+        plan, records = hashlib.sha256((self.path / PLAN).read_bytes()), hashlib.sha256()
+        for _, path in sorted(self.record_paths()):
+            records.update(read_small(path))
+        return {"plan_sha256": plan.hexdigest(), "records_sha256": records.hexdigest()}
+
+    def record_paths(self) -> Iterator[tuple[int, str]]:
+        """The number and the place of every record, in any order."""
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self.path / COMMITS) as entries,
+        ):
+            for entry in entries:
+                if _RECORD.fullmatch(entry.name):
+                    yield int(entry.name.partition(".")[0]), entry.path
+
+    def committed(self, *, verify: bool = False) -> dict[int, dict[str, Any]]:
+        """Records of the shards that are done: by this plan, and their files are there with the recorded sizes.
+
+        100,000 shards take 2 s: folders are listed, not asked for one file after another.
+
+        Args:
+            verify: hold the files against the recorded hashes, too.
+
+        Raises:
+            OutputError: a record or a file cannot be read. One that is read and found damaged does not count.
+        """
+        records: dict[int, dict[str, Any]] = {}
+        with as_read_error(self.path):
+            sizes = {name: size for folder in _DATA for name, size in listed(self.path / folder, f"{folder}/")}
+            plans = {None, self._sha256_in_place()}
+            for index, path in sorted(self.record_paths()):
+                record = _record(path)
+                with contextlib.suppress(LookupError, TypeError):  # sealed, and not what a record is
+                    if (
+                        record is not None
+                        and record["index"] == index
+                        and (record.get("plan_sha256") in plans or plans == {None})
+                        and self._is_whole(record, sizes, verify)
+                    ):
+                        records[index] = record
+        return records
+
+    def _sha256_in_place(self) -> str | None:
+        try:
+            return sha256_of_small(self.path / PLAN)
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def shard(self, index: int) -> Iterator[ShardWriter]:
+        """Write a shard: files through `create`, then `commit`. What is not committed is removed.
+
+        Raises:
+            OutputError: the disk refuses, here or while the block writes its files.
+        """
+        files = WholeFiles(self.path, sweep=False)
+        self.refuse_another_plan()
+        with as_output_error(self.path):
+            self._sweep(index)
+            try:
+                yield ShardWriter(self, index, files)
+            finally:
+                files.discard()
+
+    def _sweep(self, index: int) -> None:
+        """Remove what processes that are gone left of a shard.
+
+        The folder is listed once: for each of 100,000 shards anew, that took 0.5 s a shard.
+        """
+        if self._temporary is None:
+            self._temporary = defaultdict(list)
+            for path in self.path.glob("**/.*.tmp"):
+                self._temporary[path.name.split(".")[1]].append(path)
+        for name in (f"part-{index:05d}", f"{index:05d}"):
+            for path in self._temporary.pop(name, ()):
+                if is_leftover(path):
+                    path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove a former run: its records first, so that no moment looks like a finished shard.
+
+        What somebody else put among its files stays.
+
+        Raises:
+            OutputError: something cannot be removed.
+        """
+        with as_output_error(self.path):
+            for name in _OURS:
+                path = self.path / name
+                if not is_folder(path) or path.is_symlink():
+                    path.unlink(missing_ok=True)
+                elif all(_is_own(f"{name}/{inside}") for inside, _ in listed(path)):
+                    shutil.rmtree(path)
+                else:
+                    for inside, _ in listed(path):
+                        if _is_own(f"{name}/{inside}"):
+                            (path / inside).unlink(missing_ok=True)
+            for path in self.path.glob(".*.tmp"):
+                if is_temporary(path.name) and not is_former_mark(path.name):
+                    path.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Leave nothing behind of a run that this process began and that committed nothing.
+
+        Where anybody has committed a shard by its plan, or that cannot be known, all of it stays.
+        """
+        if not self.began:
+            return
+        with contextlib.suppress(OutputError, OSError):
+            self.refuse_another_plan()
+            if not any(True for _ in self.record_paths()):
+                self.clear()
+                self.path.rmdir()
+
+    def refuse_links(self) -> None:
+        """See that nothing would be written through a symbolic link.
+
+        Raises:
+            OutputError: the folder is one, or what embedkit writes into is.
+        """
+        for path in (self.path, *(self.path / name for name in _OURS)):
+            refuse_link(path)
+
+    def _is_whole(self, record: Mapping[str, Any], sizes: Mapping[str, int | None], verify: bool) -> bool:
+        try:
+            return all(
+                sizes.get(file["path"]) == file["bytes"]
+                and (not verify or sha256_of(self.path / file["path"]) == file["sha256"])
+                for file in record["files"]
+            )
+        except FileNotFoundError:  # it has gone since the folders were listed
+            return False
+
+    def _write_json(
+        self,
+        name: str,
+        content: Mapping[str, Any],
+        *,
+        indent: int | None,
+        replace: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Write one of embedkit's own files. Returns whether it has the name, and no other was first."""
+        files = WholeFiles(self.path, sweep=False)
+        try:
+            with as_output_error(self.path / name), files.create(name) as file:
+                file.write(sealed(content, indent=indent))
+            files.publish(replace=replace, check=check)
+        finally:
+            files.discard()
+        return not files.taken
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWriter:
+    """One shard being written."""
+
+    folder: OutputFolder
+    index: int
+    files: WholeFiles
+
+    def create(self, name: str) -> BinaryIO:
+        """A new file for a path in the output folder; nobody sees it before `commit`."""
+        return self.files.create(name)
+
+    def commit(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the files in place, then the record with these facts and the files' sizes and hashes.
+
+        Returns:
+            The record.
+
+        Raises:
+            OutputError: the disk is full, the folder cannot be written, or another run has taken its place.
+        """
+        folder = self.folder
+        files = self.files.publish(check=folder.refuse_another_plan)
+        plan = {} if folder.plan_sha256 is None else {"plan_sha256": folder.plan_sha256}
+        record = {"index": self.index, **facts, **plan, "files": files}
+        name = f"{COMMITS}/{self.index:05d}.json"
+        folder._write_json(name, record, indent=None, check=folder.refuse_another_plan)  # noqa: SLF001
+        return record
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is one that embedkit writes, or wrote and did not get to name, by its path in the folder."""
+    return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)
+
+
+def _told(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _record(path: str) -> dict[str, Any] | None:
+    """A record, or None where it is gone or damaged; an error of the disk is neither, and goes on."""
+    try:
+        return unsealed(read_small(path))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,93 @@
+"""What the files of a shard (or of a single-file output) hold, counted by reading all of it.
+
+A piece is in memory at a time. Knows nothing of records and plans: others compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from embedkit.errors import OutputError
+from embedkit.output.formats.base import Sink
+from embedkit.output.open import readable
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Counts over all rows of some files.
+
+    Attributes:
+        rows: rows.
+        vectors: rows that have a vector, in every variant.
+        statuses: word → rows.
+        tokens: `n_tokens` and `n_used`, summed.
+        finite: no number is NaN or infinite.
+        ids: [rows], in order.
+    """
+
+    rows: int
+    vectors: int
+    statuses: Mapping[str, int]
+    tokens: Mapping[str, int]
+    finite: bool
+    ids: Sequence[str | None]
+
+    def ids_as_numbers(self) -> list[int] | None:
+        """The ids as row numbers, nulls left out; None if one of them is not a number as embedkit writes it.
+
+        A row that could not be read and was kept as null has no id.
+        """
+        ids = [identity for identity in self.ids if identity is not None]
+        try:
+            numbers = [int(identity) for identity in ids]
+        except ValueError:
+            return None
+        return numbers if [str(number) for number in numbers] == ids else None
+
+
+def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
+    """Read everything in the files of one shard or one output, page checksums and all.
+
+    Raises:
+        OutputError: they cannot be read, or two of them do not have the same rows.
+    """
+    rows = vectors = 0
+    statuses, tokens = Counter[str](), Counter[str](n_tokens=0, n_used=0)
+    finite = True
+    ids: list[str | None] = []
+    with readable(files[0]):
+        for piece in sink.read(files, sink.layout.variants):
+            rows += len(piece.facts)
+            vectors += int(piece.has_vector.sum())
+            statuses.update(piece.facts["status"].to_pylist())
+            tokens.update({name: pc.sum(piece.facts[name]).as_py() or 0 for name in tokens})
+            ids += piece.facts["id"].to_pylist()
+            for held in piece.vectors.values():
+                if len(held) != piece.has_vector.sum():
+                    raise OutputError(
+                        f"holds {len(held):,} vectors beside {int(piece.has_vector.sum()):,} rows that have one",
+                        hint="encode again with --on-exists overwrite",
+                    )
+                arrays = [held] if isinstance(held, np.ndarray) else held
+                finite &= all(bool(np.isfinite(array).all()) for array in arrays)
+    return Contents(rows, vectors, dict(sorted(statuses.items())), dict(tokens), finite, ids)
+
+
+def damaged_rejects(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a list of rejects is other than its record says: so many rows of the shard, in their order."""
+    try:
+        rows = [json.loads(line)["row"] for line in path.read_bytes().splitlines()]
+        ordered = all(before <= after for before, after in pairwise(rows))
+        inside = all(record["start"] <= row < record["stop"] for row in rows)
+    except (ValueError, TypeError, LookupError):
+        return True
+    return not (len(rows) == record["rejects"] and ordered and inside)

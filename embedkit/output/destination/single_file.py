@@ -1,0 +1,267 @@
+"""One file, made of a folder of parts beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from json import loads
+from pathlib import Path
+from typing import Any
+
+from embedkit.errors import OutputError
+from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
+from embedkit.output.destination.folder import Folder
+from embedkit.output.formats import Sink, make_sink
+from embedkit.output.formats.npy_format import metadata_name
+from embedkit.output.formats.schema import REJECTS_KEY
+from embedkit.output.open import former_files, made_by, open_stored
+from embedkit.output.rejects import lists_rejects
+from embedkit.storage.atomic import WholeFiles, as_output_error
+from embedkit.storage.files import as_read_error, is_folder, is_there, listed, refuse_link, remove_empty
+from embedkit.types import EncodedShard
+
+
+class SingleFile:
+    """One file, which is there when it is whole.
+
+    Args:
+        path: of the file.
+        on_exists: error, resume or overwrite.
+        verify, several: see Folder.
+    """
+
+    def __init__(self, path: Path, on_exists: str, *, verify: bool = False, several: bool = False) -> None:
+        self.path = path
+        self.on_exists = on_exists
+        self.several = several
+        self.parts = Folder(path.with_name(f"{path.name}.partial"), on_exists, verify=verify, several=several)
+        self.was_whole = False
+        #: The file that is published last: once it is there, the output is whole.
+        self.last = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
+        self.rejects = f"{path.stem}.rejects.jsonl"
+        #: What tells that a file which appeared meanwhile is this run's, made by another process.
+        self._sink: Sink | None = None
+        self._inputs: Collection[str] = ()
+        self._first: Mapping[str, Any] | None = None
+        self._was_there = False
+        self._has_former_rejects = False
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """See Destination."""
+        return self.parts.notices
+
+    def open(self) -> dict[str, Any] | None:
+        """See Destination."""
+        with as_read_error(self.path):
+            if not is_folder(self.path.parent):
+                raise OutputError(
+                    f"there is no folder {self.path.parent}", hint="make it, or choose another with -o"
+                )
+            refuse_link(self.path)
+            is_last_there = is_there(self.last)
+            there = self._was_there = is_last_there or is_there(self.path)
+            rejects = self.path.with_name(self.rejects)
+            self._has_former_rejects = is_there(rejects) and (there or self.parts.has_plan())
+            if is_there(rejects) and not lists_rejects(rejects):
+                raise OutputError(
+                    f"{rejects} is where the list of rejects goes, and embedkit did not write what is there",
+                    hint="rename or move it, or choose another place with -o",
+                )
+        if there and self.on_exists == "error" and not self.several:
+            name = self.path if is_there(self.path) else self.last
+            raise OutputError(f"{name} exists", hint=f"use {WAYS}")
+        if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
+            # Parts without a plan are what a run left that was killed when the file was whole.
+            self.was_whole = True
+            return None
+        plan = self.parts.open()
+        self.was_whole = there and plan is None
+        return plan
+
+    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
+        """See Destination."""
+        self._sink, self._inputs = sink, inputs
+        if self.was_whole and self.on_exists == "error":
+            raise OutputError(f"{self.path} exists", hint=f"use {SHARED_WAYS}")
+        with as_read_error(self.path):
+            if self.on_exists != "resume" or not is_there(self.last):
+                return False
+        difference = self._difference(sink, inputs)
+        if difference is None:
+            self.parts.remove()
+            return True
+        if self.parts.has_plan():
+            # What is there is a former output, or half of one, that this run is about to replace.
+            return False
+        raise OutputError(
+            f"{self.path} is whole and {difference}",
+            hint="use --on-exists overwrite to replace it, or another place with -o",
+        )
+
+    def _difference(self, sink: Sink, inputs: Collection[str]) -> str | None:
+        """What tells the file that is there from this run's, or None if it is by this recipe from this input."""
+        try:
+            found = made_by(self.path)
+            if found:
+                open_stored(self.path)  # all of its files belong together
+        except OutputError:
+            return "cannot be read, or its files do not belong together"
+        recipe = sink.layout.metadata["embedkit.fingerprint"]
+        for name, what, allowed in (
+            ("embedkit.fingerprint", "recipe", {recipe}),
+            ("embedkit.input", "input", {*inputs, sink.layout.metadata["embedkit.input"]}),
+        ):
+            if found.get(name) not in allowed:
+                if what == "input" and _same_files(found, sink.layout.metadata):
+                    return (
+                        "was made with other columns, another --limit or --on-bad-row, or its input has changed; "
+                        "or an older embedkit wrote it, and the input was touched since"
+                    )
+                return f"is from another {what}" if name in found else f"does not say from what {what}"
+        return None
+
+    def committed(self) -> dict[int, dict[str, Any]]:
+        """See Destination.
+
+        Raises:
+            AlreadyCompleted: another process has finished the file, and removed the records.
+        """
+        records = self.parts.committed()
+        self._look()
+        self._first = records.get(0, self._first)
+        return records
+
+    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """See Destination."""
+        found = self.parts.begin(plan)
+        with as_read_error(self.path):
+            appeared = not self._was_there and is_there(self.last)
+        if appeared and self.on_exists != "overwrite":
+            is_own = self._is_this_runs()
+            self.parts.abandon()
+            if is_own:
+                raise AlreadyCompleted
+            raise OutputError(f"another run has written {self.path} meanwhile", hint=f"use {SHARED_WAYS}")
+        return found
+
+    def abandon(self) -> None:
+        """See Destination."""
+        self.parts.abandon()
+
+    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+        """See Destination."""
+        self._sink = sink
+        try:
+            record = self.parts.write(shard, sink)
+        except (OutputError, OSError):
+            self._look()
+            raise
+        if shard.index == 0:
+            self._first = record
+        self._look()
+        return record
+
+    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
+        """See Destination."""
+        with as_read_error(self.path):
+            former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
+        self._refuse_damage(shards)
+        files = WholeFiles(self.path.parent)
+        parts = self.parts.output
+        try:
+            with as_output_error(self.path):
+                digest = self._merge_rejects(files)
+                # The file names the list of rejects that belongs to it.
+                layout = replace(sink.layout, metadata={**sink.layout.metadata, REJECTS_KEY: digest})
+                own = make_sink(sink.suffix.removeprefix("."), layout)
+                own.merge(parts.path, shards, self.path.name, files.create)
+            facts = files.publish(last=self.last.name, check=parts.refuse_another_plan)
+        except (OutputError, OSError):
+            self._look()
+            raise
+        finally:
+            files.discard()
+        for name in sorted(former - {of["path"] for of in facts}):
+            try:
+                self.path.with_name(name).unlink(missing_ok=True)
+            except OSError as fault:
+                self.parts.notices.append(
+                    f"{self.path.with_name(name)} is of the output that was replaced, and could not be removed "
+                    f"({os.strerror(fault.errno or 0)}): remove it"
+                )
+        self.parts.remove()
+
+    def _former_files(self) -> Sequence[str]:
+        """The files that the output which is there consists of."""
+        if not is_there(self.last):
+            return ()
+        try:
+            return former_files(self.path)
+        except OutputError:  # damaged: its own name is all that is known of it
+            return (self.path.name,)
+
+    def _refuse_damage(self, shards: Sequence[int]) -> None:
+        """Hold the parts against their hashes: in the one file that is made of them nobody could any more."""
+        whole = self.parts.output.committed(verify=True)
+        damaged = [index for index in shards if index not in whole]
+        if damaged:
+            self._look()
+            raise OutputError(
+                f"{self.parts.output.path}: the files of {len(damaged)} shards are damaged, first those of "
+                f"{damaged[0]}",
+                hint="the same command with --on-exists resume --verify makes them again",
+            )
+
+    def _look(self) -> None:
+        """See whether another process has made the file whole; if so, leave nothing beside it.
+
+        Raises:
+            AlreadyCompleted: it has, and the file is this run's.
+            OutputError: the file is another run's, which has taken this one's parts away.
+        """
+        with as_read_error(self.path):
+            if not is_there(self.last) or self.parts.output.has_plan():
+                return
+        if not self._is_this_runs():
+            remove_empty(self.parts.output.path)
+            raise OutputError(
+                f"another run has written {self.path} meanwhile, and what this one had computed is gone",
+                hint="what is there is the other run's alone; start this one again with another place for -o",
+            )
+        self.parts.remove()
+        raise AlreadyCompleted
+
+    def _is_this_runs(self) -> bool:
+        """Whether the file that is there is what this run would have made."""
+        if self.path.suffix != ".jsonl":
+            return self._sink is not None and self._difference(self._sink, self._inputs) is None
+        # JSON Lines do not say what made them; they open with the bytes of the first part.
+        if self._first is None:
+            return False
+        part = next(of for of in self._first["files"] if of["path"].startswith("embeddings/"))
+        with as_read_error(self.path), self.path.open("rb") as file:
+            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
+
+    def _merge_rejects(self, files: WholeFiles) -> str:
+        """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""
+        folder = self.parts.output.path
+        names = (name for name, _ in listed(folder / "rejects") if name.endswith(".jsonl"))
+        parts = sorted(names, key=lambda name: (len(name), name))  # by number, of more than 100,000 too
+        if not parts:
+            return ""
+        digest = hashlib.sha256()
+        with files.create(self.rejects) as out:
+            for part in parts:
+                data = (folder / "rejects" / part).read_bytes()
+                digest.update(data)
+                out.write(data)
+        return digest.hexdigest()
+
+
+def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two outputs say that they are of files with the same sizes, beginnings and ends."""
+    said = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
+    return said[0] is not None and said[0] == said[1]

@@ -1,0 +1,174 @@
+"""A finished shard → Arrow columns, and back.
+
+Knows nothing of files. Vectors go in and out through their flat buffer: `.tolist()` was 10 times
+slower and made doubles of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedkit.errors import OutputError
+from embedkit.output.formats.schema import RECEIPT, Layout
+from embedkit.output.formats.values import kept_array
+from embedkit.types import EncodedShard, Variant
+
+_WRITTEN = "`embedkit verify` names everything in an output that is not as it was written"
+
+#: What the rows of one variant hold: [V, width], or V arrays [n, width] of token vectors.
+Vectors = NDArray[Any] | Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Some consecutive rows of an output, as they are stored.
+
+    Attributes:
+        facts: [R] id, kept columns and receipt.
+        has_vector: bool [R]; means nothing where no variant was asked for.
+        vectors: for each variant that was asked for, V = has_vector.sum() vectors in the stored precision.
+    """
+
+    facts: pa.Table
+    has_vector: NDArray[np.bool_]
+    vectors: Mapping[str, Vectors]
+
+
+def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
+    """[R] id, kept columns and receipt of every row.
+
+    Raises:
+        OutputError: a kept value is not of its column's type.
+    """
+    kept = [kept_array(name, shard.kept[name], kind) for name, kind in layout.kept_types.items()]
+    counts = [pa.array(getattr(shard, name), pa.int32()) for name in RECEIPT[:3]]
+    columns = [kept_array("id", shard.ids, "string"), *kept, *counts, pa.array(shard.status, pa.string())]
+    return pa.Table.from_arrays(columns, schema=layout.facts_schema())
+
+
+def full_table(shard: EncodedShard, layout: Layout) -> pa.Table:
+    """[R] the facts and a column of vectors for each variant, null where a row has none."""
+    facts = facts_table(shard, layout)
+    columns = [_cells(shard, variant, layout) for variant in layout.variants]
+    return pa.Table.from_arrays([*facts.columns, *columns], schema=layout.schema())
+
+
+def matrix(shard: EncodedShard, variant: Variant, layout: Layout) -> NDArray[Any]:
+    """[V, width] the shard's vectors as they are stored: little-endian, C order.
+
+    Raises:
+        ValueError: shape or type differ from the layout; a fault of embedkit, never of the user.
+    """
+    expected = (int(shard.has_vector.sum()), layout.width(variant))
+    vectors = shard.vectors[variant.name]
+    if not isinstance(vectors, np.ndarray) or vectors.shape != expected:
+        raise ValueError(f"{variant.column} of shard {shard.index} is not an array of shape {expected}")
+    return _stored(vectors, variant, layout)
+
+
+def token_arrays(shard: EncodedShard, variant: Variant, layout: Layout) -> list[NDArray[Any]]:
+    """V arrays [n, width] of token vectors as they are stored.
+
+    Raises:
+        ValueError: a shape or type differs from the layout; a fault of embedkit, never of the user.
+    """
+    vectors, width = shard.vectors[variant.name], layout.width(variant)
+    if len(vectors) != shard.has_vector.sum() or any(tokens.shape[1:] != (width,) for tokens in vectors):
+        raise ValueError(f"{variant.column} of shard {shard.index} is not an array [n, {width}] for each vector")
+    return [_stored(tokens, variant, layout) for tokens in vectors]
+
+
+def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
+    """Facts and vectors of a table that was read; its vector columns are those of `asked`."""
+    columns = {variant.name: table[variant.column] for variant in asked}
+    facts = table.drop_columns([variant.column for variant in asked])
+    valid = next((column.is_valid().to_numpy() for column in columns.values()), None)
+    vectors = {name: _vectors(column) for name, column in columns.items()}
+    return RecordBatch(facts, np.zeros(len(facts), np.bool_) if valid is None else valid, vectors)
+
+
+def refuse_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
+    """Hold the types of the columns that embedkit wrote against those that it writes.
+
+    Args:
+        path: of a file that is read.
+        schema: the file's own.
+        layout: of the output; its kept types mean nothing.
+        asked: the variants that are wanted.
+
+    Raises:
+        OutputError: a column is not there, is there twice, or is of another type.
+    """
+    expected = {field.name: field.type for field in replace(layout, kept_types={}).facts_schema()}
+    expected |= {variant.column: layout.cell_type(variant) for variant in asked}
+    for name, kind in expected.items():
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1:
+            raise OutputError(f"{path} is damaged: its schema has {len(places)} columns '{name}'", hint=_WRITTEN)
+        found = schema.field(places[0]).type
+        if not _same(found, kind):
+            raise OutputError(
+                f"{path} is damaged: its column '{name}' is {found}, and {kind} is written", hint=_WRITTEN
+            )
+
+
+def _same(found: pa.DataType, written: pa.DataType) -> bool:
+    """Whether types are the same, whatever the items of their lists are called: Parquet calls them otherwise."""
+    if pa.types.is_fixed_size_list(written):
+        sizes_fit = pa.types.is_fixed_size_list(found) and found.list_size == written.list_size
+        return sizes_fit and _same(found.value_type, written.value_type)
+    if pa.types.is_list(written):
+        return pa.types.is_list(found) and _same(found.value_type, written.value_type)
+    return bool(found == written)
+
+
+def _stored(vectors: NDArray[Any], variant: Variant, layout: Layout) -> NDArray[Any]:
+    if vectors.dtype.newbyteorder("<") != layout.dtype:
+        raise ValueError(f"{variant.column} holds {vectors.dtype}, and {layout.precision} is what it should hold")
+    return np.ascontiguousarray(vectors, dtype=layout.dtype)
+
+
+def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
+    """[R] what the rows hold, built from the flat buffer of all vectors."""
+    absent = pa.array(~shard.has_vector)
+    if layout.token_vectors:
+        arrays = token_arrays(shard, variant, layout)
+        ends = np.zeros(len(shard.ids) + 1, np.int32)
+        ends[1:][shard.has_vector] = [len(tokens) for tokens in arrays]
+        np.cumsum(ends, out=ends)
+        flat = np.concatenate([np.empty((0, layout.width(variant)), layout.dtype), *arrays])
+        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=layout.vector_type(variant))
+        return pa.ListArray.from_arrays(pa.array(ends), tokens, type=layout.cell_type(variant), mask=absent)
+    vectors = matrix(shard, variant, layout)
+    if not shard.has_vector.all():
+        # A null of a FixedSizeList has its D slots in the child all the same; zeros keep the bytes equal.
+        slots = np.zeros((len(shard.ids), layout.width(variant)), layout.dtype)
+        slots[shard.has_vector] = vectors
+        vectors = slots
+    flat_values = pa.array(vectors.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat_values, type=layout.cell_type(variant), mask=absent)
+
+
+def _vectors(column: pa.ChunkedArray) -> Vectors:
+    """The rows of a column that are not null; no copy where there is one chunk without nulls."""
+    if pa.types.is_fixed_size_list(column.type):
+        parts = [_flat(chunk) for chunk in column.chunks] or [_flat(pa.array([], column.type))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    arrays: list[NDArray[Any]] = []
+    for chunk in column.chunks:
+        tokens, lengths = _flat(chunk.flatten()), chunk.drop_null().value_lengths().to_numpy()
+        arrays.extend(np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else [])
+    return arrays
+
+
+def _flat(array: pa.FixedSizeListArray) -> NDArray[Any]:
+    """[V, width] the lists that are not null: `flatten` leaves out the slots of nulls."""
+    values: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(-1, array.type.list_size)

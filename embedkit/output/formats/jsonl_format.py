@@ -1,0 +1,204 @@
+r"""Shards as JSON Lines: an object a row, float32 as the shortest text that reads back the same.
+
+Knows nothing of commits. Lines are bytes, parted by \n alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from embedkit.arrow_values import plain_values
+from embedkit.errors import OutputError
+from embedkit.output.formats.base import OneFile
+from embedkit.output.formats.columns import RecordBatch, Vectors, matrix, token_arrays
+from embedkit.output.formats.schema import RECEIPT, Create, Layout
+from embedkit.output.formats.values import json_text, kept_array
+from embedkit.types import EncodedShard, Variant
+
+#: Lines read at a time: about 17 MB of text at 384 values a line.
+_LINES = 4096
+_WIDE = 2.0**63
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlSink(OneFile):
+    """`embeddings/part-00000.jsonl`."""
+
+    suffix: ClassVar[str] = ".jsonl"
+
+    def write(self, shard: EncodedShard, create: Create) -> None:
+        """Write the shard's file."""
+        with create(self.files(shard.index)[0]) as file:
+            file.writelines(jsonl_lines(shard, self.layout))
+
+    def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
+        """Join shards into the one file `name`, byte for byte."""
+        with create(name) as file:
+            for index in indices:
+                with (folder / self.files(index)[0]).open("rb") as part:
+                    shutil.copyfileobj(part, file, 1 << 20)
+
+    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+        """The rows of one file, some thousand lines at a time."""
+        start = 0
+        with files[0].open("rb") as file:
+            while lines := list(islice(file, _LINES)):
+                rows = [parse_line(line, files[0], start + i) for i, line in enumerate(lines)]
+                yield self._piece(rows, asked, files[0])
+                start += len(lines)
+
+    def _piece(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: Path) -> RecordBatch:
+        vectors: dict[str, Vectors] = {}
+        has_vector = np.zeros(len(rows), np.bool_)
+        for variant in asked:
+            cells = [row.get(variant.column) for row in rows]
+            has_vector = np.array([cell is not None for cell in cells], np.bool_)
+            cells = [cell for cell in cells if cell is not None]
+            vectors[variant.name] = _vectors(cells, self.layout, variant, path)
+        ours = {variant.column for variant in self.layout.variants}
+        names = [name for name in rows[0] if name not in ours]
+        facts = pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+        return RecordBatch(facts, has_vector, vectors)
+
+
+def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
+    """The R lines of a shard, each with its line feed.
+
+    Raises:
+        OutputError: a kept value has no place in UTF-8 text; says where, not what.
+    """
+    read = token_arrays if layout.token_vectors else matrix
+    vectors = [(f'"{v.column}":'.encode(), read(shard, v, layout)) for v in layout.variants]
+    nth = np.cumsum(shard.has_vector) - 1  # the row's place among those with a vector
+    kept = {name: plain_values(shard.kept[name]) for name in layout.kept_types}
+    for row, has_vector in enumerate(shard.has_vector):
+        facts = _encode(_facts(shard, kept, row))
+        if facts is None:
+            raise OutputError(
+                f"the kept values at position {row} of shard {shard.index} cannot be written as UTF-8 JSON",
+                hint="leave the column that holds half a character out of --keep",
+            )
+        cells = (
+            key + (orjson.dumps(values[nth[row]], option=orjson.OPT_SERIALIZE_NUMPY) if has_vector else b"null")
+            for key, values in vectors
+        )
+        yield b",".join((facts[:-1], *cells)) + b"}\n"
+
+
+def sniff(path: Path) -> Layout:
+    """The layout of a file that nothing else tells about, from its keys and its first vectors.
+
+    Numbers are taken as float32: the text does not say which precision it was.
+
+    Raises:
+        OutputError: a line is not one of embedkit's.
+    """
+    columns: dict[str, Any] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            row = parse_line(line, path, number)
+            names = ["embedding"] if "embedding" in row else [k for k in row if k.startswith("embedding_")]
+            if not names:
+                raise _not_ours(path, number)
+            columns = {name: columns.get(name) or row[name] for name in names}
+            if all(columns.values()):
+                break
+    token_vectors = any(cell and isinstance(cell[0], list) for cell in columns.values())
+    variants = (
+        Variant(name.removeprefix("embedding").removeprefix("_"), _dims(cell))
+        for name, cell in (columns or {"embedding": None}).items()
+    )
+    return Layout(tuple(variants), "float32", token_vectors, {}, {})
+
+
+def _dims(cell: list[Any] | None) -> int:
+    if not cell:
+        return 0
+    return len(cell[0]) if isinstance(cell[0], list) else len(cell)
+
+
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The object on a line.
+
+    Raises:
+        OutputError: it is none, or not one of embedkit's.
+    """
+    try:
+        row = orjson.loads(line)
+        if isinstance(row, dict) and _may_be_wide({k: v for k, v in row.items() if not k.startswith("embedding")}):
+            row = json.loads(line)  # orjson makes a double of an integer of more than 64 bits
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"id", *RECEIPT} <= row.keys():
+        raise _not_ours(path, number)
+    return row
+
+
+def _may_be_wide(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_may_be_wide, value.values()))
+    return (
+        any(map(_may_be_wide, value))
+        if isinstance(value, list)
+        else (isinstance(value, float) and abs(value) >= _WIDE)
+    )
+
+
+def _not_ours(path: Path, number: int) -> OutputError:
+    return OutputError(
+        f"{path}: line {number + 1} is not a row that embedkit wrote",
+        hint="give a file or folder made by `embedkit encode`",
+    )
+
+
+def _facts(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
+    return {
+        "id": shard.ids[row],
+        **{name: values[row] for name, values in kept.items()},
+        "n_tokens": int(shard.n_tokens[row]),
+        "n_used": int(shard.n_used[row]),
+        "n_chunks": int(shard.n_chunks[row]),
+        "status": shard.status[row],
+    }
+
+
+def _encode(facts: dict[str, Any]) -> bytes | None:
+    """The text, or None. The cause is dropped here, not chained: it holds the text."""
+    try:
+        return json_text(facts).encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: Path) -> Vectors:
+    width = layout.width(variant)
+    try:
+        if layout.token_vectors:
+            return [np.array(cell, layout.dtype).reshape(len(cell), width) for cell in cells]
+        return np.array(cells, layout.dtype).reshape(len(cells), width)
+    except (ValueError, TypeError, OverflowError):
+        problem = f"{path}: {variant.column!r} has cells that are not vectors of {width} values"
+    raise OutputError(problem, hint="`embedkit verify` tells which shard differs from what was written")
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Values as one Arrow type; nested and mixed ones as JSON text, beside which strings stand as they are."""
+    if name == "id" or name in RECEIPT:
+        return pa.array(values, pa.int32() if name in RECEIPT[:3] else pa.string())
+    if not any(isinstance(value, dict | list) for value in values):
+        for kind in (None, pa.uint64()):
+            with suppress(pa.ArrowException, OverflowError):
+                return pa.array(values, kind)
+    mixed = any(isinstance(value, str) for value in values)
+    return kept_array(name, values, "text" if mixed else "json")

@@ -1,0 +1,138 @@
+"""What every shard of an output looks like: its columns, their types, the names of its files.
+
+Knows nothing of files or of how a format lays out its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit.errors import UsageError
+from embedkit.output.formats.values import arrow_type
+from embedkit.types import Variant
+
+#: Opens a new binary file for a path relative to the output folder; the sink closes it.
+Create = Callable[[str], BinaryIO]
+
+#: The key of the schema metadata that says what the vector columns are, so that a single file
+#: explains itself: {"precision", "token_vectors", "variants": [{"name", "dims"}]}.
+LAYOUT_KEY = "embedkit.layout"
+#: Of a single file: SHA-256 of the list of rejects beside it, "" where there is none.
+REJECTS_KEY = "embedkit.rejects_sha256"
+#: Of the facts beside .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
+ARRAYS_KEY = "embedkit.arrays"
+
+RECEIPT = ("n_tokens", "n_used", "n_chunks", "status")
+
+#: precision → (Arrow type of one stored value, NumPy type of the same).
+_ELEMENTS: Mapping[str, tuple[pa.DataType, str]] = {
+    "float32": (pa.float32(), "<f4"),
+    "float16": (pa.float16(), "<f2"),
+    "int8": (pa.int8(), "|i1"),
+    "binary": (pa.uint8(), "|u1"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns that every shard of one output has.
+
+    Attributes:
+        variants: the columns of vectors, in their order.
+        precision: float32, float16, int8 or binary.
+        token_vectors: a row holds [n, D], a vector a token, instead of [D].
+        kept_types: kept column → an Arrow type such as `int64`, `timestamp[ms]`, or `json`, `text`: see
+            `values.py`.
+        metadata: goes to the schema metadata of Parquet and Arrow files as it is.
+
+    Raises:
+        UsageError: two columns would have one name, or a type or precision is unknown.
+    """
+
+    variants: tuple[Variant, ...]
+    precision: str
+    token_vectors: bool
+    kept_types: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.precision not in _ELEMENTS:
+            raise UsageError(
+                f"precision {self.precision!r} is none of {', '.join(_ELEMENTS)}",
+                hint="choose one of them with --precision",
+            )
+        ours = ["id", *RECEIPT, *(variant.column for variant in self.variants)]
+        if len(set(ours)) < len(ours):
+            raise UsageError(
+                f"two columns of vectors have one name: {', '.join(v.column for v in self.variants)}",
+                hint="ask for each layer and pooling once",
+            )
+        taken = [name for name in self.kept_types if name in ours]
+        if taken:
+            raise UsageError(
+                f"--keep {taken[0]}: embedkit writes a column of that name (of these: {', '.join(ours)})",
+                hint="leave it out of --keep, or rename it in the input",
+            )
+        for kept in self.kept_types.values():
+            arrow_type(kept)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of one stored value, little-endian."""
+        return np.dtype(_ELEMENTS[self.precision][1])
+
+    def width(self, variant: Variant) -> int:
+        """Stored values in a vector: D, or the ceil(D/8) bytes of D bits."""
+        return -(-variant.dims // 8) if self.precision == "binary" else variant.dims
+
+    def vector_type(self, variant: Variant) -> pa.DataType:
+        """Arrow type of one vector: FixedSizeList<item: value not null>[width]."""
+        item = pa.field("item", _ELEMENTS[self.precision][0], nullable=False)
+        return pa.list_(item, self.width(variant))
+
+    def cell_type(self, variant: Variant) -> pa.DataType:
+        """Arrow type of what a row holds: one vector, or a list of a vector a token."""
+        vector = self.vector_type(variant)
+        return pa.list_(pa.field("item", vector, nullable=False)) if self.token_vectors else vector
+
+    def facts_schema(self) -> pa.Schema:
+        """Everything but the vectors: id, kept columns, receipt."""
+        counts = [pa.field(name, pa.int32(), nullable=False) for name in RECEIPT[:3]]
+        fields = [
+            pa.field("id", pa.string()),
+            *(pa.field(name, arrow_type(kept)) for name, kept in self.kept_types.items()),
+            *counts,
+            pa.field("status", pa.string(), nullable=False),
+        ]
+        return pa.schema(fields, metadata={**self.metadata, LAYOUT_KEY: self._describe()})
+
+    def schema(self) -> pa.Schema:
+        """The facts, then a column of vectors for each variant, null where a row has none."""
+        facts = self.facts_schema()
+        vectors = [pa.field(variant.column, self.cell_type(variant)) for variant in self.variants]
+        return pa.schema([*facts, *vectors], metadata=facts.metadata)
+
+    def _describe(self) -> str:
+        variants = [{"name": variant.name, "dims": variant.dims} for variant in self.variants]
+        described = {
+            "precision": self.precision,
+            "token_vectors": self.token_vectors,
+            "variants": variants,
+        }
+        return json.dumps(described, ensure_ascii=False, separators=(",", ":"))
+
+
+def shard_name(index: int, suffix: str) -> str:
+    """The file name of a shard: `part-00003.parquet`.
+
+    From shard 100,000 on the number is wider, and a sort by name puts those before 99,999.
+    embedkit goes by number; a reader that sorts by name gets another row order, yet the same
+    one in `embeddings/` and `metadata/`, so that pairs stay pairs.
+    """
+    return f"part-{index:05d}{suffix}"

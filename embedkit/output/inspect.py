@@ -1,0 +1,293 @@
+"""What is in an output: rows, vectors, receipts, norms, files; finished or not.
+
+Knows nothing of the command line: `lines` makes text, someone else shows it. A shard at a time is
+in memory, however large the output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedkit.manifest.recipe import told_model
+from embedkit.output.commit import OutputFolder
+from embedkit.output.norms import NormTally, VectorNorms
+from embedkit.output.open import Stored, open_stored, read_json
+from embedkit.pooling.units import COLUMNS
+from embedkit.storage.files import as_read_error, is_there
+from embedkit.types import STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What happened to the texts, over all rows that are accounted for.
+
+    Attributes:
+        rows: rows counted.
+        vectors: rows that have a vector.
+        status: word → texts; a text has a row, or one for each of its units.
+        n_tokens: tokens of all texts before any cut.
+        n_used: tokens that went through the model.
+    """
+
+    rows: int = 0
+    vectors: int = 0
+    status: Mapping[str, int] = field(default_factory=dict)
+    n_tokens: int = 0
+    n_used: int = 0
+
+    @property
+    def truncated_rows(self) -> float:
+        """Share of texts that were cut, 0 to 1."""
+        texts = sum(self.status.values())
+        return self.status.get("truncated", 0) / texts if texts else 0.0
+
+    @property
+    def lost_tokens(self) -> float:
+        """Share of tokens that no vector has seen, 0 to 1."""
+        return max(0.0, 1 - self.n_used / self.n_tokens) if self.n_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `embedkit inspect` tells.
+
+    Attributes:
+        path: the folder or file.
+        complete: every row is accounted for.
+        rows: rows of the whole output; of an unfinished one, rows planned.
+        shards: (done, planned).
+        done: row ranges [start, stop) that are committed, joined where they touch.
+        format, precision: None where an unfinished output does not say yet.
+        dims: variant's name → D.
+        norms: variant's name → lengths; only of finished outputs whose numbers are floats.
+        model: what it is called; None where the output does not say.
+        files, bytes: of the vectors and facts, without the records.
+    """
+
+    path: Path
+    complete: bool
+    rows: int
+    shards: tuple[int, int]
+    done: tuple[tuple[int, int], ...]
+    receipts: Receipts
+    format: str | None
+    precision: str | None
+    dims: Mapping[str, int]
+    recipe: Mapping[str, Any]
+    fingerprint: str | None
+    norms: Mapping[str, VectorNorms]
+    files: int
+    bytes: int
+    model: str | None = None
+
+    @property
+    def vectors(self) -> int:
+        """Rows that have a vector."""
+        return self.receipts.vectors
+
+
+def inspect_output(path: str | Path) -> Inspection:
+    """Look at a folder, finished or not, or at a .parquet, .arrow, .npy or .jsonl file.
+
+    Raises:
+        OutputError: there is nothing, a file is damaged, or embedkit did not write it.
+    """
+    path = Path(path)
+    with as_read_error(path):
+        is_unfinished = is_there(path / "plan.json") and not is_there(path / "manifest.json")
+    if is_unfinished:
+        return _unfinished(path)
+    stored = open_stored(path)
+    seen, norms = _walk(stored)
+    receipts = recorded_receipts(path) or seen
+    rows = receipts.rows if stored.rows is None else stored.rows
+    files = [file for part in stored.parts for file in part]
+    return Inspection(
+        path=path,
+        complete=True,
+        rows=rows,
+        shards=(len(stored.parts), len(stored.parts)),
+        done=((0, rows),) if rows else (),
+        receipts=receipts,
+        format=stored.format,
+        precision=stored.layout.precision,
+        dims={variant.name: variant.dims for variant in stored.layout.variants},
+        recipe=stored.recipe,
+        fingerprint=stored.fingerprint,
+        norms=norms,
+        files=len(files),
+        bytes=sum(file.stat().st_size for file in files),
+        model=told_model(stored.source),
+    )
+
+
+def lines(inspection: Inspection) -> list[str]:
+    """What a person reads; no content of any row is in it."""
+    it, receipts = inspection, inspection.receipts
+    shards_done, shards = it.shards
+    told = [
+        f"{it.path}: {'complete' if it.complete else f'NOT FINISHED, {shards_done} of {shards} shards done'}",
+        f"rows       {it.rows:,}, {receipts.vectors:,} with a vector",
+    ]
+    if not it.complete:
+        ranges = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in it.done) or "none"
+        told.append(f"done       {receipts.rows:,} rows: {ranges}")
+    told += [f"vectors    {name or 'embedding'}: {dims} x {it.precision}" for name, dims in it.dims.items()]
+    told += [
+        f"norms      {name or 'embedding'}: min {n.minimum:.4g}, median {n.median:.4g}, max {n.maximum:.4g}"
+        for name, n in it.norms.items()
+    ]
+    words = sorted(receipts.status, key=lambda word: (_rank(word), word))
+    told.append("status     " + (", ".join(f"{word} {receipts.status[word]:,}" for word in words) or "none"))
+    told.append(
+        f"tokens     {receipts.n_tokens:,}, {receipts.n_used:,} used; "
+        f"{receipts.truncated_rows:.1%} of rows truncated, {receipts.lost_tokens:.1%} of tokens lost"
+    )
+    told.append(f"files      {it.files:,} ({it.format or 'format not known yet'}), {it.bytes / 1e6:,.1f} MB")
+    if it.model is not None:
+        told.append(f"model      {it.model}")
+    told.append(f"recipe     {it.fingerprint or 'not in this file; a folder or a .parquet file carries it'}")
+    return told + [f"           {line}" for line in _recipe_lines(it.recipe)]
+
+
+def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """A line a field, as JSON; of the model's files the weights alone, since the others are many."""
+    for key, value in recipe.items():
+        if not (isinstance(value, dict) and "files" in value):
+            yield f"{key}: {json.dumps(value, ensure_ascii=False)}"
+            continue
+        weights = [name for name in value["files"] if name.endswith((".safetensors", ".bin"))]
+        hashes = ", ".join(f"{name} {value['files'][name]}" for name in weights)
+        yield f"{key}: {value.get('type')}, {len(value['files'])} files; {hashes}"
+
+
+def _unfinished(path: Path) -> Inspection:
+    plan, records = read_json(path / "plan.json"), _records(path)
+    files = [file for record in records for file in record["files"]]
+    return Inspection(
+        path=path,
+        complete=False,
+        rows=plan["rows"] or sum(record["rows"] for record in records),
+        shards=(len(records), plan["shards"] or len(records)),
+        done=_joined((record["start"], record["stop"]) for record in records),
+        receipts=_sum(records),
+        format=plan.get("format"),
+        precision=plan.get("precision"),
+        dims={variant["name"]: variant["dims"] for variant in plan.get("variants", ())},
+        recipe=plan.get("recipe", {}),
+        fingerprint=plan.get("fingerprint"),
+        norms={},
+        files=len(files),
+        bytes=sum(file["bytes"] for file in files),
+        model=told_model(plan.get("source") or {}),
+    )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The records of committed shards, in order; none for a single file."""
+    with as_read_error(path):
+        names = [Path(record) for _, record in sorted(OutputFolder(path).record_paths())]
+    return [read_json(record) for record in names]
+
+
+def recorded_receipts(path: Path) -> Receipts | None:
+    """Receipts of a folder by its records; None for a single file, which has none."""
+    records = _records(path)
+    return _sum(records) if records else None
+
+
+def _sum(records: Iterable[Mapping[str, Any]]) -> Receipts:
+    """Receipts by the records: they count rows without a vector too, which .npy does not hold."""
+    total, status = Counter[str](), Counter[str]()
+    for record in records:
+        texts = record.get("texts", record)
+        total.update(rows=record["rows"], vectors=record["vectors"], **texts["tokens"])
+        status.update(texts["status_counts"])
+    return Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        touches = bool(joined) and joined[-1][1] == start
+        joined.append((joined.pop()[0] if touches else start, stop))
+    return tuple(joined)
+
+
+def _rank(word: str) -> int:
+    return STATUSES.index(word) if word in STATUSES else len(STATUSES)
+
+
+def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, VectorNorms]]:
+    """Receipts and norms by the files themselves, a piece at a time."""
+    variants = stored.layout.variants
+    has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
+    tallies = {variant.name: NormTally() for variant in variants if has_floats}
+    total, status = Counter[str](), Counter[str]()
+    in_texts = _Texts(stored.recipe.get("level"))
+    for piece in stored.pieces(variants):
+        total.update(rows=len(piece.facts), vectors=int(piece.has_vector.sum()))
+        texts = in_texts.of(piece.facts)
+        total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
+        status.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
+        for variant in variants if has_floats else ():
+            held = piece.vectors[variant.name]
+            if not isinstance(held, np.ndarray):
+                held = np.concatenate(held) if held else np.empty((0, variant.dims), np.float32)
+            tallies[variant.name].add(stored.finite_floats(held, variant))
+    receipts = Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
+    return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
+
+
+class _Texts:
+    """Finds the rows that open a text, where a text has a row for each of its units.
+
+    Args:
+        level: of the output; None = its columns tell.
+    """
+
+    def __init__(self, level: str | None) -> None:
+        self.level = level
+        self.before: tuple[str | None, int] | None = None
+
+    def of(self, facts: pa.Table) -> pa.Table:
+        """The rows of a piece that open a text: the id changes there, or the units' number does not go up."""
+        level = self.level or _level_told(facts)
+        if level == "text" or not len(facts):
+            return facts
+        ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
+        rows = list(zip(ids, numbers, strict=True))
+        before = self.before or (None, numbers[0])
+        opens = [row[0] != last[0] or row[1] <= last[1] for last, row in pairwise([before, *rows])]
+        self.before = rows[-1]
+        return facts.filter(pa.array(opens))
+
+
+def _level_told(facts: pa.Table) -> str:
+    """The level by the columns that only its units have; JSON Lines say nothing else of it."""
+    types = dict(zip(facts.column_names, facts.schema.types, strict=True))
+    return next(
+        (
+            level
+            for level, columns in COLUMNS.items()
+            if columns and columns.keys() <= types.keys() and pa.types.is_integer(types[level])
+        ),
+        "text",
+    )
+
+
+def _of_text(row: Mapping[str, Any]) -> str:
+    """The status of a text by the row that opens it; that of a span which was cut away is the span's own."""
+    if row["status"] == "outside":
+        return "truncated" if row["n_used"] < row["n_tokens"] else "ok"
+    return str(row["status"])

@@ -1,0 +1,417 @@
+"""A finished output, opened: which files it has, what its columns are, its vectors as numbers.
+
+No file is parsed here before it is known to be harmless: by its SHA-256 where a record holds one, else by a child
+process that parses it first.
+
+An output explains itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema
+metadata, an array by the file of facts beside it, JSON Lines by their keys. Knows nothing of
+models, and does not need the run's options.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedkit.errors import EmbedkitError, OutputError
+from embedkit.output.formats import FORMATS, make_sink
+from embedkit.output.formats.arrow_format import map_table
+from embedkit.output.formats.base import Sink
+from embedkit.output.formats.columns import RecordBatch
+from embedkit.output.formats.jsonl_format import sniff
+from embedkit.output.formats.npy_format import metadata_name, sampled
+from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
+from embedkit.storage.checksummed_json import unsealed_if_sealed
+from embedkit.storage.files import (
+    as_read_error,
+    is_folder,
+    is_there,
+    seems_folder,
+    seems_there,
+    sha256_of,
+    sha256_of_small,
+)
+from embedkit.storage.parser_probe import fault_of
+from embedkit.suggest import closest_names
+from embedkit.types import Variant
+
+_NOT_OURS = "give a file or folder made by `embedkit encode`"
+_WHERE = "check the path given to `embedkit encode -o`"
+#: Files beside a missing one that are looked through for what was meant.
+_SIBLINGS = 10_000
+_MIXED = (
+    "a run was stopped while it replaced them: the same command with --on-exists resume goes on, "
+    "or encode again with --on-exists overwrite"
+)
+_VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An output that is whole.
+
+    Attributes:
+        format: parquet, npy, jsonl or arrow.
+        parts: the files of each shard, in order; of a single-file output, its files alone.
+        recipe: what decided the numbers; {} where the format has no place for it.
+        fingerprint: of the recipe, or None.
+        int8_ranges: variant's name → {"min": [D], "max": [D]}; for int8 alone.
+        rows, vectors: what the manifest counts; None without a manifest.
+        records: of the shards of a folder, in the order of `parts`; () for a single file.
+        checks: whether files are held against their hashes, or parsed by a child process, before they are read.
+        source: what the model is called, and where it is from; {} where the format has no place for it.
+    """
+
+    format: str
+    sink: Sink
+    parts: tuple[tuple[Path, ...], ...]
+    recipe: Mapping[str, Any]
+    fingerprint: str | None
+    int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
+    rows: int | None = None
+    vectors: int | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    records: tuple[Path, ...] = ()
+    checks: bool = True
+    #: Files that were found harmless, and the columns that were left out there.
+    _harmless: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
+
+    @property
+    def layout(self) -> Layout:
+        """The columns; its kept types are not known, and not needed to read."""
+        return self.sink.layout
+
+    def pieces(self, asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+        """All rows in order, with the vectors of the variants `asked`, in the stored precision.
+
+        Raises:
+            OutputError: a file is missing or damaged.
+        """
+        for place, files in enumerate(self.parts):
+            with readable(files[0]):
+                self.refuse_damaged(place, asked)
+                yield from self.sink.read(files, asked)
+
+    def refuse_damaged(self, place: int, asked: Sequence[Variant]) -> None:
+        """See that the files of one part can be parsed; each is looked at once.
+
+        Args:
+            place: of the part among `parts`.
+            asked: the variants that will be read.
+
+        Raises:
+            OutputError: a file is missing, is not what its record says, or cannot be parsed.
+        """
+        if not self.checks:
+            return
+        files, variants = self.parts[place], self.layout.variants
+        unasked = frozenset(variant.column for variant in variants if variant not in asked)
+        if self.format == "npy":
+            files = (*(files[variants.index(variant)] for variant in asked), files[-1])
+        new = [file for file in files if not self._harmless.get(file, unasked | {""}) <= unasked]
+        hashes = _recorded(self.records[place], self.parts[place]) if self.records and new else {}
+        for file in new:
+            if hashes.get(file):
+                if sha256_of(file) != hashes[file]:
+                    raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=_VERIFY)
+                self._harmless[file] = frozenset()
+            else:
+                refuse_unparsable(file, without=unasked)
+                self._harmless[file] = unasked
+
+    def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
+        """As `floats`, of vectors that are as they were committed: none of them with a NaN or an infinity.
+
+        Raises:
+            OutputError: a number is not finite; and see `floats`.
+        """
+        numbers = self.floats(vectors, variant)
+        if not np.isfinite(numbers).all():
+            raise OutputError(f"{variant.column} holds a number that is not finite: it is damaged", hint=_VERIFY)
+        return numbers
+
+    def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
+        """[V, width] as stored → float32 [V, D]: widened, de-quantised, or a bit a value.
+
+        Raises:
+            OutputError: int8 without the ranges that it was quantised with.
+        """
+        match self.layout.precision:
+            case "binary":
+                return np.unpackbits(vectors, axis=-1, count=variant.dims).astype(np.float32)
+            case "int8":
+                if variant.name not in self.int8_ranges:
+                    raise OutputError(
+                        f"{variant.column} is int8, and the ranges to turn it into floats are not with it",
+                        hint="read the folder that has the manifest.json with `int8_ranges`",
+                    )
+                low, high = (np.array(self.int8_ranges[variant.name][end], np.float32) for end in ("min", "max"))
+                share = (vectors.astype(np.float32) + 128) / np.float32(255)
+                return low + share * (high - low)
+            case _:
+                return vectors.astype(np.float32, copy=False)
+
+
+def open_stored(path: Path, *, checks: bool = True) -> Stored:
+    """Open a folder, or a .parquet, .arrow, .npy or .jsonl file.
+
+    Args:
+        path: of the output.
+        checks: see Stored.
+
+    Raises:
+        OutputError: there is nothing, it is not finished, or embedkit did not write it.
+    """
+    refuse_missing(path)
+    with as_read_error(path):
+        if is_folder(path):
+            return replace(_open_folder(path), checks=checks)
+    form = path.suffix.removeprefix(".")
+    if form not in FORMATS:
+        raise OutputError(
+            f"{path}: an output is a folder or a file that ends in {', '.join('.' + f for f in FORMATS)}",
+            hint=_NOT_OURS,
+        )
+    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
+    with as_read_error(explains):
+        explained = is_there(explains)
+    if not explained:
+        raise OutputError(
+            f"{explains}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
+        )
+    with readable(explains):
+        if checks:
+            refuse_unparsable(explains, part="none")
+        return replace(_open_file(path, form, _own_layout(explains, form)), checks=checks)
+
+
+def refuse_missing(path: Path) -> None:
+    """See that there is something where an output is looked for.
+
+    Raises:
+        OutputError: there is nothing, or it cannot be looked at.
+    """
+    # Arrays of several variants have names of their own; the file of facts is there whatever they are.
+    if path.suffix == ".npy" and seems_there(path.with_name(metadata_name(path.name))):
+        return
+    with readable(path):
+        if is_there(path):
+            if path.exists():
+                return
+            raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist", hint=_WHERE)
+        near: tuple[str, ...] = ()
+        with suppress(OSError):
+            near = closest_names(path.name, sorted(it.name for it in islice(path.parent.iterdir(), _SIBLINGS)))
+    if near:
+        hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
+    elif not seems_folder(path.parent):
+        hint = f"there is no folder {path.parent} either: check the path"
+    else:
+        hint = _WHERE
+    raise OutputError(f"{path} does not exist", hint=hint)
+
+
+def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str] = ()) -> None:
+    """See that a Parquet or Arrow file does not end the process that parses it; others cannot.
+
+    Args:
+        path: of the file.
+        part: all, or none: what describes the file alone.
+        without: columns that will not be read.
+
+    Raises:
+        OutputError: a child process that parsed it came to an error or to its end.
+    """
+    form = path.suffix.removeprefix(".")
+    if form in {"parquet", "arrow"} and (fault := fault_of(path, form, part=part, without=without)) is not None:
+        raise _damaged(path, fault)
+
+
+def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of a shard's files by its record; {} where there is none."""
+    if not record.exists():
+        return {}
+    by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
+    return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
+
+
+def made_by(path: Path) -> Mapping[str, str]:
+    """What a single-file output says of its making: recipe, fingerprint, input; {} for JSON Lines.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    form = path.suffix.removeprefix(".")
+    if form == "jsonl":
+        return {}
+    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
+    with readable(explains):
+        refuse_unparsable(explains, part="none")
+        schema = pa.ipc.open_file(explains).schema if form == "arrow" else pq.read_schema(explains)
+        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
+
+def former_files(path: Path) -> tuple[str, ...]:
+    """Names of the files that a single-file output consists of; its own alone if it does not say.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    described = json.loads(made_by(path).get(LAYOUT_KEY, "{}"))
+    if path.suffix != ".npy" or not described:
+        return (path.name,)
+    variants = tuple(Variant(**variant) for variant in described["variants"])
+    layout = Layout(variants, described["precision"], described["token_vectors"], {}, {})
+    return make_sink("npy", layout).merged_files(path.name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of the output's own JSON files.
+
+    Raises:
+        OutputError: it cannot be read as one.
+    """
+    with readable(path):
+        value = unsealed_if_sealed(path.read_bytes())
+        if isinstance(value, dict):
+            return value
+    raise OutputError(f"{path} is not a JSON object", hint=_VERIFY)
+
+
+def _open_folder(path: Path) -> Stored:
+    manifest_path = path / "manifest.json"
+    if not is_there(manifest_path):
+        if is_there(path / "plan.json") or is_folder(path / "commits"):
+            raise OutputError(
+                f"{path} is not finished: it has no manifest.json",
+                hint="run the same `embedkit encode` again with --on-exists resume; "
+                "`embedkit inspect` tells which rows are done",
+            )
+        raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
+    manifest = read_json(manifest_path)
+    with readable(manifest_path):
+        plan = path / "plan.json"
+        # A copy may be without the plan, and a manifest of an older embedkit does not name it.
+        if "plan_sha256" in manifest and is_there(plan) and sha256_of_small(plan) != manifest["plan_sha256"]:
+            raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
+        variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
+        form = manifest["format"]
+        shards = [index for index in range(manifest["shards"]) if index not in manifest.get("empty_shards", ())]
+        layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
+        sink = make_sink(form, layout)
+        if "token_vectors" not in manifest and shards and form != "npy":
+            refuse_unparsable(path / sink.files(shards[0])[0], part="none")
+            own = _own_layout(path / sink.files(shards[0])[0], form)
+            sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
+        return Stored(
+            form,
+            sink,
+            tuple(tuple(path / file for file in sink.files(index)) for index in shards),
+            manifest["recipe"],
+            manifest["fingerprint"],
+            manifest.get("int8_ranges") or {},
+            manifest["rows"],
+            manifest["vectors"],
+            source=manifest.get("source") or {},
+            records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
+        )
+
+
+def _open_file(path: Path, form: str, layout: Layout) -> Stored:
+    sink = make_sink(form, layout)
+    files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
+    for problem in mixed_files(files, layout, whole=False):
+        raise OutputError(problem, hint=_MIXED)
+    recipe, ranges, source = (
+        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges", "model")
+    )
+    if not all(isinstance(told, dict) for told in (recipe, ranges, source)):
+        raise TypeError("the recipe, the ranges and the model are objects")
+    fingerprint = layout.metadata.get("embedkit.fingerprint")
+    return Stored(form, sink, (files,), recipe, fingerprint, ranges, source=source)
+
+
+def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
+    """Which of a single-file output's files are not those that were written with the others, a sentence each.
+
+    Args:
+        files: of the output; the last one tells of the others.
+        layout: as that one tells it. What embedkit wrote before it named the others is taken as it is.
+        whole: compare hashes of whole files, and the list of rejects; else sizes and samples of arrays alone.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    arrays = json.loads(layout.metadata.get(ARRAYS_KEY, "{}"))
+    for variant, path in zip(layout.variants, files, strict=False):
+        if variant.name not in arrays:
+            continue
+        of = arrays[variant.name]
+        is_same = path.stat().st_size == of["bytes"] and sampled(path) == of["sampled"]
+        if not is_same or (whole and sha256_of(path) != of["sha256"]):
+            yield f"{path.name} is not the array that {files[-1].name} was written with"
+    if whole and layout.metadata.get(REJECTS_KEY):
+        stem = files[-1].name.removesuffix(".metadata.parquet" if arrays else files[-1].suffix)
+        rejects = files[-1].with_name(f"{stem}.rejects.jsonl")
+        if is_there(rejects) and sha256_of(rejects) != layout.metadata[REJECTS_KEY]:
+            yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
+
+
+def _own_layout(path: Path, form: str) -> Layout:
+    """The layout that a file tells itself: in its schema's metadata, or by its keys."""
+    if form == "jsonl":
+        return sniff(path)
+    schema = map_table(path).schema if form == "arrow" else pq.read_schema(path)
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    described = json.loads(metadata.get(LAYOUT_KEY, "{}"))
+    variants = tuple(Variant(**variant) for variant in described.get("variants", ()))
+    has_columns = form == "npy" or {variant.column for variant in variants} <= set(schema.names)
+    if not described or not has_columns:
+        raise OutputError(f"{path} is not an output of embedkit: its schema names no vectors", hint=_NOT_OURS)
+    return Layout(variants, described["precision"], described["token_vectors"], {}, metadata)
+
+
+#: What libraries raise over bytes that are not as they were written: pyarrow, numpy, orjson, json and zlib.
+_BROKEN = (
+    *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError),
+)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong inside is told as a file that cannot be read."""
+    try:
+        yield
+    except EmbedkitError:
+        raise
+    except FileNotFoundError as error:
+        raise OutputError(f"{error.filename or path} is missing", hint=_VERIFY) from None
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
+        cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
+        raise _damaged(path, cause) from None
+
+
+def _damaged(path: Path, cause: str) -> OutputError:
+    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY)
+
+
+def _unreadable(path: Path, error: OSError) -> OutputError:
+    """A file that the system does not hand out is no damaged one."""
+    return OutputError(
+        f"{error.filename or path} cannot be read: {os.strerror(error.errno or 0)}",
+        hint="fix the disk or the permissions, then run the same command again",
+    )

@@ -1,0 +1,47 @@
+"""Rows that a reader of the output would miss: where they are and why. No content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from embedkit.output.formats.schema import Create, shard_name
+from embedkit.types import EncodedShard
+
+_KEYS = frozenset({"row", "file", "offset", "code"})
+_FIRST_LINE = 2**20
+
+
+def lists_rejects(path: Path) -> bool:
+    """Check whether a file is a list of rejects, by the keys of its first line.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        line = file.readline(_FIRST_LINE)
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.keys() - {"layer"} == _KEYS
+
+
+def write_rejects(shard: EncodedShard, create: Create) -> None:
+    """Write `rejects/part-00000.jsonl`, {row, file, offset, code} a line, if there is anything to list.
+
+    A row whose vector is not finite also tells the `layer` from which on its states are not.
+    """
+    if not shard.rejects:
+        return
+    with create(f"rejects/{shard_name(shard.index, '.jsonl')}") as file:
+        for fault in sorted(shard.rejects, key=lambda fault: fault.row):
+            line: dict[str, Any] = {
+                "row": fault.row,
+                "file": fault.file or None,
+                "offset": fault.offset,
+                "code": fault.code,
+            }
+            line |= {} if fault.layer is None else {"layer": fault.layer}
+            file.write(json.dumps(line).encode() + b"\n")

@@ -1,0 +1,154 @@
+"""States of tokens to vectors of units, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedkit.pooling.units import Members
+from embedkit.types import Tokens
+
+#: How the tokens of a unit become one vector; `mean_sqrt_len` is their sum over the square root of their number.
+UNIT_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "first", "last")
+
+
+class UnitPooler:
+    """Takes the token states of one batch after another, and has the units' vectors at the end.
+
+    The tokens of a unit may be in several windows, and these in several batches.
+
+    Args:
+        poolings: of UNIT_POOLINGS; several are put side by side.
+        members: the tokens of the units.
+        n_units: how many units there are.
+        tokens: those of the shard.
+        alike: int64 [W], for each window the one that is computed for it.
+    """
+
+    def __init__(
+        self, poolings: Sequence[str], members: Members, n_units: int, tokens: Tokens, alike: NDArray[np.int64]
+    ) -> None:
+        self.poolings = poolings
+        self.n_units = n_units
+        self.sums: dict[tuple[str, str], NDArray[np.float32]] = {}
+        lengths = tokens.lengths
+        opens = np.cumsum(lengths) - lengths
+        self._tokens = tokens
+        self._where = np.full(len(tokens.input_ids), -1, np.int64)
+        self._parts: dict[str, tuple[Members, NDArray[np.int64], NDArray[np.int64]]] = {}
+        for how in poolings:
+            of_how = members.only(how) if how in {"first", "last"} else members
+            window = np.searchsorted(opens, of_how.place, side="right") - 1
+            computed = alike[window]
+            moved = Members(of_how.unit, of_how.place - opens[window] + opens[computed])
+            order = np.argsort(computed, kind="stable")
+            self._parts[how] = (moved, order, computed[order])
+        self._counts = np.bincount(members.unit, minlength=n_units)
+
+    def prepare(
+        self, windows: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+        """What `reduce` and `add` need of a batch. Numpy alone: one other thread may make it ahead.
+
+        Args:
+            windows: int64 [n], those in the batch.
+
+        Returns:
+            Arrays for `reduce`, and by pooling the units that have tokens in the batch.
+        """
+        places, _ = self._tokens.places(windows)
+        self._where[places] = np.arange(len(places))
+        arrays, found = {}, {}
+        for how, (members, order, computed) in self._parts.items():
+            inside = np.sort(np.concatenate([order[slice(*_range(computed, window))] for window in windows]))
+            if not len(inside):
+                continue
+            found[how], counts = np.unique(members.unit[inside], return_counts=True)
+            arrays[f"unit_rows_{how}"] = self._where[members.place[inside]]
+            if len(inside) > len(counts):
+                arrays[f"unit_lengths_{how}"] = counts
+        return arrays, found
+
+    def reduce(self, arrays: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        """The part of a batch in the units, on its device.
+
+        Args:
+            arrays: those of `prepare`, on the device.
+            states: variant → float32 [T, D], the states of all tokens of the batch, laid end to end.
+
+        Returns:
+            float32 [units of the batch, D] by variant and pooling.
+        """
+        parts = {}
+        for how in self.poolings:
+            rows, lengths = arrays.get(f"unit_rows_{how}"), arrays.get(f"unit_lengths_{how}")
+            if rows is None:
+                continue
+            for name, of_variant in states.items():
+                part = of_variant.index_select(0, rows)
+                if lengths is not None:
+                    # By segments, not by scattered additions: these would come in another order each time on a
+                    # GPU. Unsafe: without checks that would wait for it.
+                    part = torch.segment_reduce(part, _kind(how), lengths=lengths, unsafe=True)
+                parts[name, how] = part
+        return parts
+
+    def add(
+        self, units: Mapping[str, NDArray[np.int64]], parts: Mapping[tuple[str, str], NDArray[np.float32]]
+    ) -> None:
+        """Add a batch's part, back from the device.
+
+        Args:
+            units: those of `prepare`.
+            parts: those of `reduce`.
+        """
+        for (name, how), found in parts.items():
+            kind = _kind(how)
+            start = {"max": -np.inf, "min": np.inf}.get(kind, 0.0)
+            if (name, how) not in self.sums:
+                self.sums[name, how] = np.full((self.n_units, found.shape[1]), start, np.float32)
+            sums, of = self.sums[name, how], units[how]
+            if kind == "sum":
+                sums[of] += found
+            else:
+                sums[of] = (np.maximum if kind == "max" else np.minimum)(sums[of], found)
+
+    def vectors(self, lost: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        """Variant → float32 [U, D x poolings].
+
+        Args:
+            lost: windows that could not be computed; units with a token in one of them are NaN, as are those
+                without tokens.
+        """
+        gone = set(lost)
+        for how, (members, order, computed) in self._parts.items():
+            units = members.unit[order[np.isin(computed, list(gone))]]
+            for (_, of), sums in self.sums.items():
+                if of == how:
+                    sums[units] = np.nan
+        counts = np.maximum(self._counts, 1).astype(np.float32)[:, None]
+        by = {"mean": counts, "mean_sqrt_len": np.sqrt(counts)}
+        for (name, how), sums in self.sums.items():
+            self.sums[name, how] = sums / by[how] if how in by else sums
+            self.sums[name, how][self._counts == 0] = np.nan
+        names = dict.fromkeys(name for name, _ in self.sums)
+        for name in names:
+            # Where memory ran out, a pooling may have seen none of its tokens.
+            width = next(sums.shape[1] for (of, _), sums in self.sums.items() if of == name)
+            for how in self.poolings:
+                self.sums.setdefault((name, how), np.full((self.n_units, width), np.nan, np.float32))
+        return {name: np.concatenate([self.sums[name, how] for how in self.poolings], axis=1) for name in names}
+
+
+def _kind(how: str) -> str:
+    """What is done to the tokens of a unit, of `segment_reduce`."""
+    return how if how in {"max", "min"} else "sum"
+
+
+def _range(ordered: NDArray[np.int64], value: np.int64) -> tuple[int, int]:
+    """Where `value` stands in an ordered array."""
+    return int(np.searchsorted(ordered, value)), int(np.searchsorted(ordered, value, side="right"))

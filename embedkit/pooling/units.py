@@ -1,0 +1,244 @@
+"""Which units a shard's texts have, and which tokens are in each.
+
+A unit of characters (a word, a span) has the tokens that overlap it. A token that is in several windows counts in
+the one where it has most context: the most tokens to its nearer side, where the text's own ends are no loss.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.types import Record, Span, TokenizedTexts, TokenPlaces
+
+#: What follows a letter or a symbol and belongs to it, beside combining marks: joiners of Indic and Persian
+#: letters in words, skin tones behind emoji.
+_NON_JOINERS, _SKIN_TONES = "\u200c\u200d", "\U0001f3fb-\U0001f3ff"
+#: More than the characters of any text: (text, character) as one number.
+_TEXT = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The tokens of units: M pairs, ordered by unit, then by place in the text.
+
+    Attributes:
+        unit: int64 [M].
+        place: int64 [M], where the token is among the shard's tokens.
+    """
+
+    unit: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    def only(self, how: str) -> Members:
+        """The `first` or the `last` token of each unit alone."""
+        if how == "first":
+            keep = np.flatnonzero(np.diff(self.unit, prepend=-1))
+        else:
+            keep = np.flatnonzero(np.diff(self.unit, append=-1))
+        return Members(self.unit[keep], self.place[keep])
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units of a shard, in the order of the texts and within them.
+
+    Attributes:
+        texts: int64 [U], the text that each is of, ascending.
+        columns: name → [U] values, what the output tells of each.
+        members: their tokens; None if they are windows.
+    """
+
+    texts: NDArray[np.int64]
+    columns: Mapping[str, NDArray[Any] | list[str | None]]
+    members: Members | None
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """Which units have no token: bool [U]."""
+        if self.members is None:
+            return np.zeros(len(self.texts), np.bool_)
+        empty: NDArray[np.bool_] = np.bincount(self.members.unit, minlength=len(self.texts)) == 0
+        return empty
+
+
+#: level → the columns that tell of a unit, and their types.
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "text": {},
+    "chunk": {"chunk": "int32", "start": "int32", "end": "int32"},
+    "word": {"word": "int32", "start": "int32", "end": "int32"},
+    "token": {"token": "int32", "token_id": "int32", "start": "int32", "end": "int32"},
+    "span": {"span": "int32", "start": "int32", "end": "int32", "label": "string"},
+}
+
+
+def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -> Units:
+    """The units of a shard's texts.
+
+    Args:
+        level: chunk, word, token or span.
+        tokenized: with the places of its tokens.
+        records: [R] rows that the texts are of; spans are taken from them.
+    """
+    places = tokenized.places
+    if places is None:
+        raise ValueError("units need the places of the tokens")
+    if level == "chunk":
+        return _windows(tokenized, places)
+    table = _one_of_each(tokenized, places)
+    if level == "token":
+        return _tokens(tokenized, places, table)
+    with_tokens = np.unique(tokenized.texts).tolist()
+    if level == "word":
+        found = _spans((text, words_of(records[text].text or "")) for text in with_tokens)
+    else:
+        found = _spans((text, records[text].spans) for text in with_tokens)
+    members = _overlapping(found, places, table)
+    if level == "word":
+        # What the tokenizer drops, or the cut took away, has no row; the others keep their numbers in the text, so
+        # that a word has the same number whatever the model.
+        found, members = _without_empty(found, members)
+        return Units(found.texts, {"word": found.number, "start": found.start, "end": found.stop}, members)
+    columns: dict[str, NDArray[Any] | list[str | None]]
+    columns = {"span": found.number, "start": found.start, "end": found.stop, "label": found.labels}
+    return Units(found.texts, columns, members)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Every token of the texts' own, once: arrays [T], ordered by text and place in it."""
+
+    text: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """Character ranges of texts: arrays [U], in the order of the texts."""
+
+    texts: NDArray[np.int64]
+    number: NDArray[np.int32]
+    start: NDArray[np.int32]
+    stop: NDArray[np.int32]
+    labels: list[str | None]
+
+
+def _windows(tokenized: TokenizedTexts, places: TokenPlaces) -> Units:
+    lengths = tokenized.tokens.lengths
+    opens = np.cumsum(lengths) - lengths
+    own = places.number >= 0
+    far = np.iinfo(np.int32).max
+    start = np.minimum.reduceat(np.where(own, places.start, far), opens) if len(opens) else opens
+    stop = np.maximum.reduceat(np.where(own, places.stop, 0), opens) if len(opens) else opens
+    columns: dict[str, NDArray[Any] | list[str | None]] = {
+        "chunk": _numbers(tokenized.texts),
+        "start": np.minimum(start, stop).astype(np.int32),
+        "end": stop.astype(np.int32),
+    }
+    return Units(tokenized.texts, columns, None)
+
+
+def _tokens(tokenized: TokenizedTexts, places: TokenPlaces, table: _Table) -> Units:
+    columns: dict[str, NDArray[Any] | list[str | None]] = {
+        "token": places.number[table.place],
+        "token_id": tokenized.tokens.input_ids[table.place],
+        "start": places.start[table.place],
+        "end": places.stop[table.place],
+    }
+    return Units(table.text, columns, Members(np.arange(len(table.place)), table.place))
+
+
+def _one_of_each(tokenized: TokenizedTexts, places: TokenPlaces) -> _Table:
+    """Each of the texts' own tokens, from the window where it has most context."""
+    lengths = tokenized.tokens.lengths
+    window = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.flatnonzero(places.number >= 0)
+    window, number = window[place], places.number[place].astype(np.int64)
+    text = tokenized.texts[window]
+    if not len(place) or len(np.unique(tokenized.texts)) == len(tokenized.texts):
+        return _Table(text, place)
+    opens = np.flatnonzero(np.diff(window, prepend=-1))
+    of_window = np.cumsum(np.diff(window, prepend=-1) != 0) - 1
+    first, last = number[opens][of_window], number[np.append(opens[1:], len(number)) - 1][of_window]
+    ends = np.zeros(int(text[-1]) + 1, np.int64)
+    np.maximum.at(ends, text, number)
+    unbounded = np.iinfo(np.int64).max
+    left = np.where(first == 0, unbounded, number - first)
+    right = np.where(last == ends[text], unbounded, last - number)
+    order = np.lexsort((window, -np.minimum(left, right), number, text))
+    best = order[np.flatnonzero(np.diff(text[order] * _TEXT + number[order], prepend=-1))]
+    return _Table(text[best], place[best])
+
+
+def words_of(text: str) -> Iterator[Span]:
+    """The words of a text: numbers with their points, letters with inner hyphens and apostrophes, else one mark.
+
+    By characters, not by the tokenizer, so that all models agree on the words. Combining marks stay with the
+    letter before them (to Python's `re` they are no letters), and an emoji is one word with all its joined parts.
+    """
+    return (Span(*found.span()) for found in _word_pattern().finditer(text))
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    # Every combining mark of Unicode is in the first two planes, or among the variation selectors of the last.
+    planes = (*range(0x20000), *range(0xE0100, 0xE01F0))
+    marks = "".join(map(chr, filter(lambda code: unicodedata.category(chr(code))[0] == "M", planes)))
+    letters = rf"\w[\w{marks}{_NON_JOINERS}]*"
+    symbol = rf"[^\w\s][{marks}{_SKIN_TONES}]*"
+    return re.compile(
+        rf"\d+(?:[.,:/]\d+)+(?![{marks}])|{letters}(?:['\u2019-]{letters})*|{symbol}(?:\u200d{symbol})*"
+    )
+
+
+def _spans(spans: Iterable[tuple[int, Iterable[Span]]]) -> _Ranges:
+    flat = [(text, span) for text, of_text in spans for span in of_text]
+    texts = np.array([text for text, _ in flat], np.int64)
+    return _Ranges(
+        texts,
+        _numbers(texts),
+        np.array([span.start for _, span in flat], np.int32),
+        np.array([span.stop for _, span in flat], np.int32),
+        [span.label for _, span in flat],
+    )
+
+
+def _overlapping(ranges: _Ranges, places: TokenPlaces, table: _Table) -> Members:
+    """The tokens that share a character with each range."""
+    opens = table.text * _TEXT + places.start[table.place]
+    closes = table.text * _TEXT + places.stop[table.place]
+    # Tokens follow each other in nearly every tokenizer; where one reaches back, its neighbours are looked at too.
+    first = np.searchsorted(np.maximum.accumulate(closes), ranges.texts * _TEXT + ranges.start, side="right")
+    ordered = np.minimum.accumulate(opens[::-1])[::-1]
+    last = np.searchsorted(ordered, ranges.texts * _TEXT + ranges.stop, side="left")
+    counts = np.maximum(last - first, 0)
+    unit = np.repeat(np.arange(len(counts)), counts)
+    near = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    base = ranges.texts[unit] * _TEXT
+    # Of both, the later start is before the earlier end: a token of no characters shares none.
+    shares = np.maximum(opens[near], base + ranges.start[unit]) < np.minimum(
+        closes[near], base + ranges.stop[unit]
+    )
+    return Members(unit[shares], table.place[near[shares]])
+
+
+def _without_empty(ranges: _Ranges, members: Members) -> tuple[_Ranges, Members]:
+    there = np.bincount(members.unit, minlength=len(ranges.texts)) > 0
+    renumbered = np.cumsum(there) - 1
+    kept = _Ranges(ranges.texts[there], ranges.number[there], ranges.start[there], ranges.stop[there], [])
+    return kept, Members(renumbered[members.unit], members.place)
+
+
+def _numbers(texts: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The number of each unit within its text, from 0."""
+    opens = np.flatnonzero(np.diff(texts, prepend=-1))
+    counts = np.diff(opens, append=len(texts))
+    numbers: NDArray[np.int32] = (np.arange(len(texts)) - np.repeat(opens, counts)).astype(np.int32)
+    return numbers

@@ -1,0 +1,1 @@
+"""Reads and writes files: atomic writes, checksums, temporary files, standard streams."""

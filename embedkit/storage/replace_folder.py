@@ -1,0 +1,192 @@
+"""A folder that takes the place of another one when it is whole, and not before.
+
+The new folder is made beside the old one, as `OUT.next`. When it is whole the two change places in one step, where
+the system can do that (Linux), else in two, and the old one goes. A run that is killed at any moment leaves the
+old folder or the new one whole, and the next run finishes what was begun. Knows nothing of what is in the folders.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from embedkit.errors import OutputError
+from embedkit.storage.atomic import as_output_error, sync_folder
+from embedkit.storage.files import as_read_error, is_folder, is_there
+from embedkit.storage.tempfiles import former_mark, is_former_mark, temporary_name
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+#: What a system or a disk answers that cannot let two names change places.
+_CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
+
+
+class Replacement:
+    """The place of a new folder, until it is whole.
+
+    Args:
+        path: of the folder that is replaced.
+        clear: removes from a folder what embedkit wrote into it, and nothing else.
+    """
+
+    def __init__(self, path: Path, clear: Callable[[Path], None]) -> None:
+        self.path = path
+        self.clear = clear
+        self.next = path.with_name(f"{path.name}.next")
+        #: Where the old folder goes if the two cannot change places in one step.
+        self._former = path.with_name(f"{path.name}.former")
+
+    def recover(self) -> list[str]:
+        """Finish what a run that was killed left to do: between two renames, or while it removed the old folder.
+
+        Returns:
+            What the user should know of old files that stay, a sentence each.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with as_read_error(self.path):
+            told: list[str] = []
+            for old in (self._former, self.next):
+                if is_folder(old) and not any(old.iterdir()):
+                    with suppress(OSError):  # all but the folder itself was removed
+                        old.rmdir()
+                if not _is_marked(old):
+                    continue
+                if not is_there(self.path):
+                    new = self.next if old == self._former and is_folder(self.next) else old
+                    with as_output_error(self.path):
+                        new.rename(self.path)
+                    if new == old:
+                        continue
+                told += self._remove(old)
+            return told
+
+    def refuse_unmovable(self) -> None:
+        """See that a folder can be made beside the old one and take its place, before hours are spent on it.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        with as_read_error(self.path):
+            reason = (
+                "a link"
+                if self.path.is_symlink()
+                else "a mount point"
+                if os.path.ismount(self.path)
+                else "the folder that this command runs in"
+                if is_folder(self.path) and self.path.samefile(Path.cwd())
+                else ""
+                if os.access(self.path.absolute().parent, os.W_OK | os.X_OK)
+                else "in a folder that may not be written to"
+            )
+        if reason:
+            raise OutputError(
+                f"{self.path} is {reason}, and a new output is made beside the old one until it is whole",
+                hint="name a folder inside of it with -o, or remove the old output yourself first",
+            )
+
+    def start(self) -> None:
+        """Make a new, empty folder for what is to come.
+
+        One that an overwrite left unfinished goes. It is moved away first, so that a run that still writes there
+        does not find its way into the new one.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with as_output_error(self.next):
+            if is_there(self.next):
+                gone = self.next.with_name(temporary_name(self.next.name))
+                self.next.rename(gone)
+                self.clear(gone)
+                gone.rmdir()
+            self.next.mkdir(parents=True, exist_ok=True)
+            if is_folder(self.path):
+                made, old = (folder.stat().st_mode & 0o7777 for folder in (self.next, self.path))
+                # `--private` is kept to whatever the old folder's mode was.
+                self.next.chmod(old if made & 0o077 else old & 0o700)
+
+    def finish(self) -> list[str]:
+        """Put the new folder, which is whole, in the place of the old one, and remove that.
+
+        Returns:
+            What the user should know of old files that stay, a sentence each.
+
+        Raises:
+            OutputError: the disk refuses before the new folder is in its place.
+        """
+        with as_output_error(self.path):
+            sync_folder(self.next)
+            if not is_there(self.path):
+                self.next.rename(self.path)
+                old = None
+            else:
+                (self.path / former_mark()).touch()
+                sync_folder(self.path)
+                old = self.next
+                if not _exchanged(self.next, self.path):
+                    old = self._former
+                    self.path.rename(old)
+                    self.next.rename(self.path)
+            sync_folder(self.path.absolute().parent)
+        return [] if old is None else self._remove(old)
+
+    def _remove(self, old: Path) -> list[str]:
+        """Remove the old folder; what is not embedkit's own in it moves to the new one."""
+        try:
+            self.clear(old)
+            _move(old, self.path)
+            for entry in list(old.iterdir()):
+                if is_former_mark(entry.name):
+                    entry.unlink(missing_ok=True)
+            old.rmdir()
+        except FileNotFoundError:  # another process was faster
+            return []
+        except (OSError, OutputError):
+            return [f"{old} is left of the output that was replaced, and could not be removed: remove it"]
+        return []
+
+
+def _is_marked(folder: Path) -> bool:
+    return is_folder(folder) and any(is_former_mark(entry.name) for entry in folder.iterdir())
+
+
+def _move(old: Path, new: Path) -> None:
+    """Move what is in one folder to another, but for marks; what is there in both stays in the old one."""
+    for entry in list(old.iterdir()):
+        if is_former_mark(entry.name):
+            continue
+        target = new / entry.name
+        if not is_there(target):
+            entry.rename(target)
+        elif is_folder(entry) and not entry.is_symlink() and is_folder(target):
+            _move(entry, target)
+            entry.rmdir()
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return function
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Have two folders change places in one step; False where the system or the disk cannot."""
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))

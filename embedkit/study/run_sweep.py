@@ -1,0 +1,390 @@
+"""`embedkit sweep` on one page: one forward pass, then every layer and pooling judged on the user's labels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedkit.config import MOST_SEED, RunConfig, at_least, one_of, value_hint
+from embedkit.config.poolings import POOLING_NAMES, parse_poolings
+from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.existing_output import other_outputs_spared
+from embedkit.engines.run import run
+from embedkit.engines.summary import Summary
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.inference.model_spec import find_model
+from embedkit.models.repository.architectures import ARCHITECTURES
+from embedkit.output.commit import OutputFolder
+from embedkit.sources.locate import check_not_read, expanded
+from embedkit.storage.atomic import as_output_error
+from embedkit.storage.files import as_read_error, is_folder, is_there, refuse_link
+from embedkit.storage.replace_folder import Replacement
+from embedkit.storage.tempfiles import is_former_mark, is_temporary
+from embedkit.study.candidates import PooledVectors, all_candidates, baselines
+from embedkit.study.folds import Folds, make_folds, united
+from embedkit.study.labelled_rows import InputRows, read_rows
+from embedkit.study.labels import TASKS, Labels, read_labels
+from embedkit.study.near_duplicates import clusters, pairs_across
+from embedkit.study.probe import PROBES, Judged, judge_all
+from embedkit.study.scores import METRICS
+from embedkit.study.sweep_files import NAMES, SUMMARY, read_summary, write_files
+from embedkit.study.verdict import Verdict, decide
+from embedkit.tokenizer import TextTokenizer, load_tokenizer
+
+#: The folder of vectors inside of a sweep's.
+VECTORS = "vectors"
+#: Rows that are computed again at most when a sweep was stopped.
+SHARD_ROWS = 1024
+_STATIC = tuple(name for name in POOLING_NAMES if name != "pooler")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """One `embedkit sweep`.
+
+    Attributes:
+        run: what is encoded and how; layers and poolings are those to compare.
+        folder: where the results go, and the vectors.
+        label: column of labels.
+        group: column whose rows with one value are never in training and test both; None = none.
+        task: one of TASKS.
+        metric: chooses; None = the first of the task's.
+        probe: one of PROBES.
+        folds: of the cross-validation.
+        seed: of the folds.
+        dedupe: keep texts that are nearly the same in one fold.
+    """
+
+    run: RunConfig
+    folder: Path
+    label: str
+    group: str | None = None
+    task: str = "auto"
+    metric: str | None = None
+    probe: str = "ridge"
+    folds: int = 5
+    seed: int = 0
+    dedupe: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("--task", self.task, TASKS)
+        one_of("--probe", self.probe, PROBES)
+        known = [name for task, names in METRICS.items() if self.task in {"auto", task} for name in names]
+        if self.metric is not None:
+            one_of("--metric", self.metric, tuple(known))
+        at_least("--folds", self.folds, 3)
+        at_least("--seed", self.seed, 0, most=MOST_SEED)
+        if "-" in self.run.input.inputs:
+            raise UsageError(
+                "a sweep reads its input twice, and stdin can be read only once",
+                hint="save it to a file first, and name the file",
+            )
+        for name in parse_poolings(self.run.pooling.pool):
+            if name not in {*_STATIC, "auto"}:
+                raise UsageError(
+                    f"a sweep cannot compare '{name}'",
+                    hint=value_hint("--pool", name, _STATIC, f"use any of: {', '.join(_STATIC)}"),
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a sweep.
+
+    Attributes:
+        verdict: what the scores say.
+        facts: how they were found, as in summary.json.
+    """
+
+    verdict: Verdict
+    facts: dict[str, Any]
+
+
+def sweep(
+    config: SweepConfig,
+    watcher: Callbacks,
+    stop: threading.Event,
+    *,
+    command: Callable[[dict[str, str]], str],
+    on_judged: Callable[[int, int], None],
+) -> Found | None:
+    """Carry out one `embedkit sweep`.
+
+    Args:
+        config: what is asked for.
+        watcher: is told how the encoding goes.
+        stop: set from outside to end it between two batches or two candidates.
+        command: makes the command line of `encode` from the winner's options.
+        on_judged: told after each candidate how many are done, and of how many.
+
+    Returns:
+        What came of it; None where a former sweep has found the same already.
+
+    Raises:
+        EmbedkitError: any of its kinds; vectors that are committed stay.
+    """
+    _refuse_without_libraries()
+    inputs = expanded(config.run.input.inputs, [])
+    check_not_read([config.folder / name for name in NAMES], inputs)
+    check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
+    replacement = Replacement(config.folder, _clear)
+    with other_outputs_spared(config.run):
+        folder = _make_room(config, replacement)
+    asked = _asked(config.run, folder)
+    columns = (config.label,) if config.group is None else (config.label, config.group)
+    watcher.notice("reading the labels")
+    rows = read_rows(config.run.input, columns)
+    # What the labels alone rule out is told before a model runs for hours.
+    metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
+    if folder != config.folder and config.run.output.on_exists == "overwrite":
+        replacement.start()
+    try:
+        summary = run(asked, watcher, stop)
+    except EmbedkitError:
+        with suppress(OSError):  # it holds what is committed
+            replacement.next.rmdir()
+        raise
+    rows.table.refuse_changes()
+    former = _former_summary(folder)
+    if former is not None and all(former.get(name) == value for name, value in _asked_of(config, summary).items()):
+        _finish(config, folder, replacement, watcher)
+        watcher.notice(f"{config.folder} is whole already: the same rows, judged in the same way")
+        return None
+    with as_read_error(folder):
+        vectors = PooledVectors(folder / VECTORS)
+    labels, cluster, folds = _divide(rows, vectors.has_vector, config)
+    candidates = all_candidates(vectors.layers, vectors.poolings)
+    if config.run.text.chunk_pool == "max":
+        # The largest value over windows of a mean of layers is not the mean of the layers' largest values.
+        candidates = [candidate for candidate in candidates if candidate.layer_agg != "mean"]
+    judged: list[Judged] = []
+    makers = [partial(vectors.of, candidate, labels.rows) for candidate in candidates]
+    with closing(judge_all(makers, _targets(labels), folds, metrics, config.probe)) as coming:
+        for of_candidate in coming:
+            judged.append(of_candidate)
+            on_judged(len(judged), len(candidates))
+            if stop.is_set():
+                raise Stopped(
+                    "stopped by a signal while the probes were fitted; all vectors are committed",
+                    hint="the same command with --on-exists resume goes on from the vectors",
+                )
+    verdict = decide(
+        candidates,
+        judged,
+        [candidate.dims(vectors.hidden_size) for candidate in candidates],
+        baselines(vectors.layers, vectors.poolings),
+        metric=metrics[0],
+        test_share=folds.test_share,
+    )
+    facts = {
+        "version": 1,
+        "label": config.label,
+        "group": config.group,
+        "task": labels.task,
+        "probe": config.probe,
+        "folds": folds.count,
+        "seed": config.seed,
+        "dedupe": config.dedupe,
+        "asked": _asked_of(config, summary)["asked"],
+        "rows": {
+            "input": summary.input_rows,
+            "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
+            "without_label": int(vectors.has_vector.sum()) - len(labels.rows),
+            "judged": len(labels.rows),
+        },
+        "classes": len(labels.classes),
+        "near_duplicates": {
+            "texts": int((np.bincount(cluster)[cluster] > 1).sum()),
+            "pairs_across_folds": pairs_across(cluster, folds.of_row),
+        },
+        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
+        "layers": list(vectors.layers),
+        "poolings": list(vectors.poolings),
+    }
+    write_files(
+        folder,
+        verdict,
+        facts,
+        command=command(verdict.winner.candidate.options),
+        title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
+    )
+    _finish(config, folder, replacement, watcher)
+    return Found(verdict, facts)
+
+
+def _asked_of(config: SweepConfig, summary: Summary) -> dict[str, Any]:
+    """What two sweeps must have in common, if their results are the same; the vectors' plan sees to the rest."""
+    return {
+        "label": config.label,
+        "group": config.group,
+        "probe": config.probe,
+        "folds": config.folds,
+        "seed": config.seed,
+        "dedupe": config.dedupe,
+        "asked": {"task": config.task, "metric": config.metric},
+        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
+    }
+
+
+def _former_summary(folder: Path) -> dict[str, Any] | None:
+    """What a finished sweep says of itself; None where it is not whole, and is to be written again."""
+    with as_read_error(folder):
+        if not is_there(folder / SUMMARY):
+            return None
+    try:
+        return read_summary(folder)
+    except OutputError:
+        return None
+
+
+def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher: Callbacks) -> None:
+    """Put a sweep that was made beside another one in its place."""
+    if folder != config.folder:
+        for sentence in replacement.finish():
+            watcher.notice(sentence)
+
+
+def _divide(
+    rows: InputRows, has_vector: NDArray[np.bool_], config: SweepConfig
+) -> tuple[Labels, NDArray[np.int64], Folds]:
+    """Labels of rows that have a vector, the clusters of their texts, and their folds."""
+    if len(has_vector) != len(rows.has_text):
+        raise OutputError(
+            f"the vectors are of {len(has_vector)} rows, and the input has {len(rows.has_text)}",
+            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+        )
+    there = rows.labels.filter(pa.array(has_vector))
+    labels = read_labels(there, config.label, group=config.group, task=config.task)
+    cluster = clusters(rows.signed[has_vector][labels.rows])
+    groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
+    groups = united(*groupings) if groupings else None
+    return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.seed)
+
+
+def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
+    """The task's metrics, the one that chooses first."""
+    names = METRICS[labels.task]
+    chosen = config.metric or names[0]
+    one_of("--metric", chosen, names)
+    if labels.task == "regression" and config.probe == "logistic":
+        raise UsageError("--probe logistic is for classes, and these labels are values", hint="use --probe ridge")
+    return (chosen, *(name for name in names if name != chosen))
+
+
+def _targets(labels: Labels) -> NDArray[np.float64]:
+    """float64 [N, K], a column a class; or [N, 1] values, scaled so that penalties mean the same for all units."""
+    if labels.task == "classification":
+        return np.eye(len(labels.classes))[labels.targets.astype(np.int64)]
+    values = labels.targets.astype(np.float64)[:, None]
+    return np.asarray((values - values.mean()) / values.std())
+
+
+def _asked(config: RunConfig, folder: Path) -> RunConfig:
+    """What is encoded, into a sweep's folder: poolings by name, and a row of the output for each of the input."""
+    pooling = replace(config.pooling, pool=",".join(_poolings(config)))
+    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
+    output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
+    return replace(config, pooling=pooling, output=output)
+
+
+def _poolings(config: RunConfig) -> tuple[str, ...]:
+    """The poolings to compare: those asked for, or all that say something about this kind of model."""
+    request = find_model(config.model, config.text, config.pooling)
+    if config.pooling.pool != "auto":
+        return parse_poolings(config.pooling.pool)
+    raw, _ = load_tokenizer(
+        str(request.folder.folder),
+        casing=config.model.lowercase,
+        known_casing=None,
+        states_casing=True,
+        code=request.own_tokenizer,
+        trust_remote_code=request.folder.runs_code,
+    )
+    tokenizer = TextTokenizer(raw, max_length=512)
+    architecture = ARCHITECTURES.get(request.folder.model_type)
+    causal = architecture is not None and architecture.causal
+    # What opens a text has seen nothing of it in a causal model; later tokens have seen more in no other.
+    unfit = set() if causal else {"weightedmean"}
+    if causal or not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
+        unfit.add("cls")
+    return tuple(name for name in _STATIC if name not in unfit)
+
+
+def _refuse_without_libraries() -> None:
+    missing = [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"sweep needs scikit-learn and matplotlib, and there is no {' nor '.join(missing)}",
+            hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
+        )
+
+
+def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
+    """See that the folder is free, or holds a former sweep that may be gone on with or replaced.
+
+    Nothing of a former sweep is touched: its results stay until those that replace them are whole.
+
+    Returns:
+        Where this sweep is made: the folder, or one beside it that replaces it when it is whole.
+
+    Raises:
+        OutputError: something is there, and the user did not say what to do with it.
+    """
+    folder, on_exists = config.folder, config.run.output.on_exists
+    refuse_link(folder)
+    refuse_link(replacement.next)
+    replacement.recover()
+    there, beside = _names(folder), _names(replacement.next)
+    for place, names in ((folder, there), (replacement.next, beside)):
+        if names - {VECTORS, f"{VECTORS}.next", *NAMES} and (place == folder or on_exists == "overwrite"):
+            raise OutputError(
+                f"{place} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
+            )
+    for name in there & set(NAMES):
+        refuse_link(folder / name)
+    if (there or VECTORS in beside) and on_exists == "error":
+        raise OutputError(
+            f"{folder} holds another sweep",
+            hint="use --on-exists resume (its vectors are used again) or overwrite, or another -o",
+        )
+    if on_exists == "resume" and VECTORS in beside:
+        return replacement.next
+    if on_exists == "overwrite" and (there or beside):
+        replacement.refuse_unmovable()
+        return replacement.next
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder, hidden files left out; nothing where there is no folder."""
+    with as_read_error(folder):
+        if not is_there(folder):
+            return set()
+        if not is_folder(folder):
+            raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
+        return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a sweep's own files from a folder."""
+    with as_output_error(folder):
+        for name in (SUMMARY, *NAMES):
+            (folder / name).unlink(missing_ok=True)
+        for left in folder.glob(".*.tmp"):
+            if is_temporary(left.name) and not is_former_mark(left.name):
+                left.unlink(missing_ok=True)
+        for vectors in (folder / VECTORS, folder / f"{VECTORS}.next"):
+            if is_there(vectors):
+                OutputFolder(vectors).clear()
+                with suppress(OSError):  # somebody else's files are in it
+                    vectors.rmdir()

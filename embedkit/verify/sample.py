@@ -1,0 +1,226 @@
+"""Which rows are computed again, what the output holds for them, and their texts.
+
+A shard's vectors are in memory at a time; of the input nothing but the chosen texts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.config import InputConfig
+from embedkit.errors import InputError, OutputError
+from embedkit.manifest.recipe import files_digest
+from embedkit.output.commit import OutputFolder
+from embedkit.output.open import readable
+from embedkit.sources import Table, open_table
+from embedkit.types import Record
+from embedkit.verify.provenance import Origin
+
+#: The input's head and tail are those that were read once, so no bomb is in between that was not there then.
+_ANY = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row of the output that has a vector.
+
+    Attributes:
+        row: its number in the input.
+        id: as stored.
+        n_tokens, n_used: of its receipt.
+        vectors: for each variant what is stored, as floats: [1, D], or of token vectors [n, D].
+    """
+
+    row: int
+    id: str | None
+    n_tokens: int
+    n_used: int
+    vectors: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Files with the rows that they hold, and how many of these have a vector; None = not counted."""
+
+    files: Sequence[Path]
+    rows: Sequence[int] | None
+    vectors: int
+
+
+def opened_input(origin: Origin, inputs: Sequence[str]) -> Table:
+    """The table that the output was made of, if it is still that.
+
+    Raises:
+        InputError: it is not; or nobody says where it is.
+    """
+    names = tuple(inputs) or tuple(str(file["name"]) for file in origin.files)
+    if not names or "-" in names:
+        what = "was stdin" if names else "is not recorded in a single file"
+        raise InputError(
+            f"the input {what}, and its texts are needed", hint="say where they are with --input FILE"
+        )
+    formats = {str(file["format"]) for file in origin.files}
+    columns = origin.columns
+    template = columns["template"]
+    table = open_table(
+        InputConfig(
+            names,
+            format=formats.pop() if len(formats) == 1 else "auto",
+            text_columns=() if template else tuple(columns["text"]),
+            template=template,
+            id_column=columns["id"],
+            limit=origin.limit,
+            delimiter=origin.delimiter,
+            quoting=origin.quoting,
+            max_expansion=_ANY,
+            max_decompressed_gb=_ANY,
+        )
+    )
+    if (
+        origin.files_digest is not None
+        and files_digest([_plain(file) for file in table.files]) != origin.files_digest
+    ):
+        raise InputError(
+            f"the input is not what it was: {_first_changed(origin, table)}",
+            hint="say with --input where the files are that were encoded, in their order",
+        )
+    return table
+
+
+def choose(path: Path, origin: Origin, rows: int, seed: int) -> list[Sampled]:
+    """Random rows that have a vector, in their order; every one is as likely, whichever shard it is in.
+
+    Raises:
+        OutputError: a file is damaged, or the output's rows are not those of the input.
+    """
+    shards = list(_of_folder(path, origin) if path.is_dir() else _of_file(path, origin))
+    total = sum(shard.vectors for shard in shards)
+    wanted = sorted(random.Random(seed).sample(range(total), min(rows, total)))  # noqa: S311 - a sample, no secret
+    sampled: list[Sampled] = []
+    before = 0
+    for shard in shards:
+        inside = [place - before for place in wanted if before <= place < before + shard.vectors]
+        before += shard.vectors
+        if inside:
+            sampled += _picked(origin, shard, inside)
+    return sampled
+
+
+def texts_of(sampled: Sequence[Sampled], table: Table) -> dict[int, str]:
+    """The texts of the sampled rows, by row.
+
+    Raises:
+        InputError: a row is not there, or has another id.
+    """
+    ids = {one.row: one.id for one in sampled}
+    texts: dict[int, str] = {}
+    last = max(ids, default=-1)
+    for item in table.records() if ids else ():
+        if item.row in ids and isinstance(item, Record) and item.id == ids[item.row]:
+            texts[item.row] = item.text or ""
+        if item.row == last:
+            break
+    lost = [row for row in ids if row not in texts]
+    if lost:
+        raise InputError(
+            f"row {lost[0]} of the input is not the one that the output has a vector of",
+            hint="say with --input where the files are that were encoded, in their order",
+        )
+    return texts
+
+
+def _of_folder(path: Path, origin: Origin) -> Iterator[_Shard]:
+    sink = origin.stored.sink
+    for index, record in OutputFolder(path).committed().items():
+        if record["vectors"]:
+            rejects = [path / file["path"] for file in record["files"] if file["path"].startswith("rejects/")]
+            rows = _rows(range(record["start"], record["stop"]), rejects, origin)
+            yield _Shard([path / name for name in sink.files(index)], rows, record["vectors"])
+
+
+def _of_file(path: Path, origin: Origin) -> Iterator[_Shard]:
+    stored = origin.stored
+    n_rows = n_vectors = 0
+    for piece in stored.pieces(stored.layout.variants[:1]):
+        n_rows += len(piece.facts)
+        n_vectors += int(piece.has_vector.sum())
+    rejects = path.with_name(f"{path.stem}.rejects.jsonl")
+    there = [rejects] if rejects.exists() else []
+    gone = len(_listed(there)) if _leaves_out(origin) else 0
+    yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, origin), n_vectors)
+
+
+def _leaves_out(origin: Origin) -> bool:
+    """Whether rows that are listed as rejects are not stored."""
+    return origin.stored.format == "npy" or origin.on_bad_row == "skip"
+
+
+def _rows(span: range, rejects: Sequence[Path], origin: Origin) -> Sequence[int]:
+    if not rejects or not _leaves_out(origin):
+        return span
+    gone = _listed(rejects)
+    return [row for row in span if row not in gone]
+
+
+def _listed(rejects: Sequence[Path]) -> set[int]:
+    rows: set[int] = set()
+    for path in rejects:
+        with readable(path):
+            rows.update(json.loads(line)["row"] for line in path.read_bytes().splitlines())
+    return rows
+
+
+def _picked(origin: Origin, shard: _Shard, inside: Sequence[int]) -> Iterator[Sampled]:
+    """The `inside`-th vectors of a shard."""
+    stored, variants = origin.stored, origin.stored.layout.variants
+    row = vector = 0
+    wanted = set(inside)
+    with readable(shard.files[0]):
+        for piece in stored.sink.read(shard.files, variants):
+            with_vector = np.flatnonzero(piece.has_vector).tolist()
+            facts = piece.facts.select(["id", "n_tokens", "n_used"])
+            for place, of_piece in enumerate(with_vector):
+                if vector + place in wanted:
+                    held = {v.name: np.asarray(piece.vectors[v.name][place]) for v in variants}
+                    told = facts.slice(of_piece, 1).to_pylist()[0]
+                    yield Sampled(
+                        row=_row(shard, row + of_piece),
+                        **told,
+                        vectors={v.name: np.atleast_2d(stored.floats(held[v.name], v)) for v in variants},
+                    )
+            row += len(piece.facts)
+            vector += len(with_vector)
+
+
+def _row(shard: _Shard, place: int) -> int:
+    if shard.rows is None or place >= len(shard.rows):
+        raise OutputError(
+            f"{shard.files[0]} has more rows than the input has for it",
+            hint="`embedkit verify` without --resample names what is not as it was written",
+        )
+    return shard.rows[place]
+
+
+def _plain(file: Any) -> Mapping[str, Any]:
+    return {"name": file.name, "size": file.size, "sha256": file.sha256}
+
+
+def _first_changed(origin: Origin, table: Table) -> str:
+    if len(origin.files) != len(table.files):
+        return (
+            "other files" if not origin.files else f"{len(table.files)} files, and {len(origin.files)} were read"
+        )
+    for was, now in zip(origin.files, table.files, strict=True):
+        if was["size"] != now.size:
+            return f"{now.name} has {now.size:,} bytes and had {was['size']:,}"
+        if was["sha256"] != now.sha256:
+            return f"the content of {now.name} has changed"
+    return "other files"

@@ -1,0 +1,277 @@
+"""`embedkit plan` says beforehand what the manifest of encode says afterwards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from embedkit.estimate.cost import operations
+from embedkit.estimate.counts import Bar, Tally
+from embedkit.models.repository.config import Shape
+from embedkit.storage.checksummed_json import unsealed
+from tests.conftest import NOTES
+from tests.tiny_models import make, make_bio_clinicalbert_layout
+
+
+@pytest.fixture
+def plan(embedkit_cli, bert):
+    """`embedkit plan ARGUMENTS --json`, as an object."""
+
+    def ran(*arguments, model=bert):
+        out = embedkit_cli("plan", "-m", model, *arguments, "--json")
+        assert out.code == 0, out.err
+        return json.loads(out.out)
+
+    return ran
+
+
+def of_files(out) -> int:
+    records = [unsealed(path.read_bytes()) for path in (out / "commits").glob("*.json")]
+    return sum(file["bytes"] for of in records for file in of["files"] if "rejects" not in file["path"])
+
+
+def test_neither_torch_nor_transformers_is_imported(bert):
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
+from embedkit import cli
+sys.exit(cli.run(sys.argv[1:]))
+"""
+    command = [
+        "plan",
+        str(NOTES),
+        "-m",
+        str(bert),
+        "--layers",
+        "all",
+        "--layer-agg",
+        "separate",
+        "--pool",
+        "cls,mean",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *command], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "L00_cls_mean: " in done.stdout
+
+
+# What it says is what comes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--shard-rows", "7", "--keep", "label"),
+        ("--layers", "1,2", "--layer-agg", "separate", "--pool", "cls,mean", "--output-format", "arrow"),
+        ("--output-format", "npy", "--normalize", "--truncate-dim", "8"),
+        ("--output-format", "jsonl"),
+        ("--precision", "float16", "--max-length", "20"),
+        ("--precision", "int8"),
+        ("--precision", "binary", "--pool", "cls,mean,max,min,lasttoken"),
+        ("--pool", "none"),
+        ("--on-long", "chunk", "--stride", "5"),
+        ("--level", "chunk", "--on-long", "chunk"),
+        ("--level", "word"),
+        ("--level", "token", "--output-format", "npy"),
+        ("--lowercase", "no", "--prompt", "note: "),
+    ],
+    ids=" ".join,
+)
+def test_rows_tokens_shards_and_bytes_are_those_of_the_manifest(encode, plan, tmp_path, options):
+    told = plan(NOTES, *options)
+    assert encode(NOTES, "-o", tmp_path / "out", *options).code == 0
+    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    assert {name: told[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")} == {
+        name: manifest[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")
+    }
+    assert told["truncated"] == manifest["statuses"].get("truncated", 0)
+    assert told["dims"] == {variant["name"]: variant["dims"] for variant in manifest["variants"]}
+    left_out = manifest["rows"] - manifest["vectors"] if "npy" in options else 0
+    assert (told["input_rows"], told["rows"]) == (manifest["input_rows"], manifest["rows"] - left_out)
+    # The bits of noise pack worse than those of vectors do.
+    near = 0.1 if "binary" in options else 0.02
+    assert told["bytes"] == pytest.approx(of_files(tmp_path / "out"), rel=near)
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy", "jsonl", "arrow"])
+def test_the_bytes_of_a_single_file_are_told_too(encode, plan, tmp_path, form):
+    out = tmp_path / f"out.{form}"
+    told = plan(NOTES, "-o", out)
+    assert encode(NOTES, "-o", out).code == 0
+    there = sum(path.stat().st_size for path in tmp_path.glob("out.*") if "rejects" not in path.name)
+    assert told["bytes"] == pytest.approx(there, rel=0.02)
+
+
+def test_more_shards_than_are_weighed_count_by_the_row(encode, plan, tmp_path):
+    told = plan(NOTES, "--shard-rows", "5")
+    assert encode(NOTES, "-o", tmp_path / "out", "--shard-rows", "5").code == 0
+    assert told["shards"] == 14
+    assert told["bytes"] == pytest.approx(of_files(tmp_path / "out"), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "xlnet", "t5", "gpt2", "modernbert"])
+def test_other_kinds_of_models_are_known_by_their_config_alone(embedkit_cli, plan, tmp_path, kind):
+    model = make(kind, tmp_path / kind).folder
+    told = plan(NOTES, "--pool", "mean", model=model)
+    assert embedkit_cli("encode", "-m", model, NOTES, "--pool", "mean", "-o", tmp_path / "out").code == 0
+    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    recipe = manifest["recipe"]
+    assert (told["fits"], told["layers"], told["lowercase"]) == (
+        recipe["text"]["max_length"],
+        recipe["layers"],
+        recipe["text"]["lowercase"],
+    )
+    assert (told["n_tokens"], told["n_unknown"]) == (manifest["n_tokens"], manifest["n_unknown"])
+
+
+def test_lengths_are_those_that_transformers_counts(plan, bert):
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    with NOTES.open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    lengths = Counter(len(tokenizer(text)["input_ids"]) for text in texts if text.strip())
+    assert dict(plan(NOTES)["lengths"]) == lengths
+
+
+def test_stdin_is_read_once_and_faults_are_counted_without_an_end(embedkit_cli, bert, monkeypatch):
+    lines = b'{"text": "pain"}\n{"text": 7}\n{"text": ""}\n{"text": "pain"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    ran = embedkit_cli("plan", "-", "-m", bert)
+    assert ran.code == 0, ran.err
+    assert "rows       4: 2 with a text, 1 empty, 1 unreadable" in ran.out
+    assert "row 1 of -: " in ran.out
+    assert "repeated   1 " in ran.out
+
+
+def test_nothing_is_written_and_no_weight_is_read(embedkit_cli, tmp_path, monkeypatch):
+    model = make("bert", tmp_path / "model").folder
+    # A file of weights by its header alone, and none of the model's: whoever read them would say so.
+    save_file({"nothing": torch.zeros(1)}, model / "model.safetensors")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    ran = embedkit_cli("plan", NOTES, "-m", model)
+    assert ran.code == 0, ran.err
+    assert list(work.iterdir()) == []
+    assert all(len(line) <= 80 for line in ran.out.splitlines()[1:]), ran.out
+
+
+def test_the_time_is_by_the_rate_that_is_given_or_says_what_it_rests_on(plan):
+    told = plan(NOTES, "--rate", "1000")
+    assert told["duration"]["seconds"] == pytest.approx(told["computed"] / 1000)
+    told = plan(NOTES)["duration"]
+    assert told["products_only"]
+    assert "GFLOP/s" in told["basis"]
+    assert plan(NOTES, "--device", "cuda")["duration"]["seconds"] is None
+
+
+@pytest.mark.parametrize("rate", ["0", "-3"])
+def test_a_rate_that_is_none_is_refused(embedkit_cli, rate):
+    assert embedkit_cli("plan", NOTES, "--rate", rate).code == 2
+
+
+def test_no_text_is_in_what_is_said(embedkit_cli, bert, tmp_path):
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"id": "name", "text": "secret"}\n{"id": "name", "text": 7, "more": "secret"}\n')
+    ran = embedkit_cli("plan", table, "-m", bert)
+    assert ran.code == 0
+    assert "secret" not in ran.out + ran.err
+    assert "name" not in ran.out + ran.err
+
+
+# Unknown tokens and casing ---------------------------------------------------------------------------
+
+
+def test_unknown_tokens_are_counted_in_plan_record_manifest_and_summary(encode, embedkit_cli, plan, tmp_path):
+    table = tmp_path / "table.jsonl"
+    # The vocabulary of the tiny model has no Greek: 2 words of 5 are unknown, and 1 of 1, and 0 of 2.
+    texts = ["pain αβγ and δ ,", "λόγος", "the patient"]
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    told = plan(table)
+    ran = encode(table, "-o", tmp_path / "out", "--shard-rows", "2")
+    assert ran.code == 0
+    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    record = unsealed((tmp_path / "out/commits/00000.json").read_bytes())
+    assert (told["n_unknown"], manifest["n_unknown"], record["vocabulary"]["n_unknown"]) == (3, 3, 3)
+    assert manifest["unknown_share"] == pytest.approx(3 / manifest["n_content"], abs=1e-6)
+    assert f"unknown tokens: 3 ({300 / manifest['n_content']:.1f} %)" in ran.err
+    assert "of the tokens are unknown to the model's vocabulary" in ran.err
+
+
+def test_few_unknown_tokens_are_no_matter_for_a_note(encode, tmp_path):
+    ran = encode(NOTES, "-o", tmp_path / "out")
+    assert ran.code == 0
+    assert "unknown to the model's vocabulary" not in ran.err
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "modernbert"])
+def test_where_characters_are_spelled_by_bytes_none_is_unknown(embedkit_cli, plan, tmp_path, kind):
+    model = make(kind, tmp_path / kind).folder
+    told = plan(NOTES, model=model)
+    assert (told["n_unknown"], told["spelled"]["unknown_share"]) == (None, None)
+    assert "none can be" in embedkit_cli("plan", NOTES, "-m", model).out
+    assert embedkit_cli("encode", "-m", model, NOTES, "-o", tmp_path / "out").code == 0
+    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    assert (manifest["n_unknown"], manifest["unknown_share"]) == (None, None)
+
+
+def test_a_casing_that_the_vocabulary_does_not_know_is_told_by_both(embedkit_cli, plan, bert, tmp_path):
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps({"text": "THE PATIENT WAS DISCHARGED HOME"}) + "\n")
+    told = plan(table, "--lowercase", "no")
+    assert told["spelled"]["unknown_share"] == 1.0
+    assert told["flipped"]["unknown_share"] == 0.0
+    for command in ("plan", "encode"):
+        out = () if command == "plan" else ("-o", tmp_path / "out")
+        ran = embedkit_cli(command, table, "-m", bert, "--lowercase", "no", *out)
+        assert ran.code == 0
+        assert "100.0% of the tokens in the first 1 texts are unknown" in ran.err
+        assert "0.0% would be with --lowercase yes" in ran.err
+
+
+def test_capitals_that_inflate_a_cased_vocabulary_show_in_tokens_a_word(plan, tmp_path):
+    model = make_bio_clinicalbert_layout(tmp_path / "model")
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps({"text": "THE PATIENT WAS DISCHARGED HOME"}) + "\n")
+    told = plan(table, model=model)
+    assert not told["lowercase"]
+    assert told["spelled"]["tokens_per_word"] > 1.5 * told["flipped"]["tokens_per_word"]
+
+
+# The arithmetic --------------------------------------------------------------------------------------
+
+
+def test_bars_double_and_part_at_the_limit():
+    tally = Tally()
+    tally.add_texts(np.int32([3, 8, 9, 20, 21, 40, 0]), np.int32([3, 8, 9, 20, 20, 20, 0]))
+    assert list(tally.bars(20)) == [
+        Bar(1, 8, 2, cut=False),
+        Bar(9, 16, 1, cut=False),
+        Bar(17, 20, 1, cut=False),
+        Bar(21, 32, 1, cut=True),
+        Bar(33, 40, 1, cut=True),
+    ]
+    assert (tally.texts, tally.n_tokens, tally.truncated) == (6, 101, 2)
+    assert [tally.at(share) for share in (0.5, 0.99)] == [9, 40]
+
+
+def test_windows_with_equal_tokens_are_computed_once():
+    tally = Tally()
+    tally.add_windows(np.int64([5, 3, 5]), np.int64([0, 1, 0]))
+    assert (tally.windows, tally.repeated, tally.computed, tally.squares) == (3, 1, 8, 25 + 9)
+
+
+def test_operations_are_two_a_weight_and_token_and_the_square_of_the_length_in_attention():
+    tally = Tally(computed=10, squares=60)
+    shape = Shape(None, hidden_size=2, n_layers=3, intermediate_size=8, positions=None, layer_weights=48)
+    # a layer: 2 x 10 x 48 = 960, and 4 x 60 x 2 = 480
+    assert operations(tally, shape, deepest=2) == 2 * (960 + 480)

@@ -1,0 +1,475 @@
+"""embedkit's own forward of BERT and its kin, held against plain transformers on every way to load a model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from embedkit import Encoder
+from embedkit.config import ModelConfig
+from embedkit.errors import ModelError, OutputError
+from embedkit.inference.batching import make_batches
+from embedkit.models.native.config import LEAN_TYPES, NotNativeError, read_shape
+from embedkit.models.native.cpu_encoder import CpuEncoder, NativeModel, buckets
+from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.thread_pool import ThreadPool
+from embedkit.models.repository.resolve import resolve_model
+from embedkit.models.select_backend import load_model, make_encoder
+from embedkit.types import Batch, Tokens
+from tests import tiny_models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+#: What runs a model of BERT's kin here.
+ENGINE = "fused" if load_kernels() else "lean"
+needs_vnni = pytest.mark.skipif(not has_int8_dot_products(), reason="this processor multiplies no bytes (VNNI)")
+
+SIZES = {
+    "vocab_size": 120,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 80,
+    "max_position_embeddings": 180,
+}
+DISTILBERT = dict(zip(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), SIZES.values(), strict=False))
+#: Texts around the borders: MPNet's buckets at 8 and 128, a run of several texts, more rows than one block.
+LENGTHS = (2, 3, 3, 9, 9, 9, 17, 130, 150, 150, 150)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What transformers gives for a text alone: layers [n_layers + 1][T, D], and the pooling head's [D]."""
+
+    layers: list[np.ndarray]
+    pooler: np.ndarray | None
+
+
+def save(kind: str, folder: Path, **settings: object) -> Path:
+    """A random model of this type and these settings; every weight matters, see tests/tiny_models.py."""
+    sizes = {**DISTILBERT, "max_position_embeddings": 180} if kind == "distilbert" else SIZES
+    config = AutoConfig.for_model(kind, **{**sizes, **settings})
+    model = AutoModel.from_config(config)
+    tiny_models._randomise(model, seed=1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tokens_with_pads(*, types: bool) -> Tokens:
+    """Random texts; the pads' ids 0 and 1 are among their content."""
+    rng = np.random.default_rng(3)
+    n = sum(LENGTHS)
+    ids = rng.integers(2, 120, n)
+    ids[rng.random(n) < 0.1] = 1
+    ids[rng.random(n) < 0.1] = 0
+    token_types = rng.integers(0, 2, n).astype(np.int32) if types else None
+    return Tokens(ids.astype(np.int32), token_types, np.array(LENGTHS), 1, 1)
+
+
+@torch.no_grad()
+def by_transformers(folder: Path, tokens: Tokens) -> list[Expected]:
+    transformers.logging.set_verbosity_error()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = []
+    for text in range(len(tokens.lengths)):
+        places, _ = tokens.places(np.array([text]))
+        inputs = {"input_ids": torch.from_numpy(tokens.input_ids[places].astype(np.int64))[None]}
+        if tokens.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.from_numpy(tokens.token_type_ids[places].astype(np.int64))[None]
+        output = model(**inputs, output_hidden_states=True)
+        pooler = getattr(output, "pooler_output", None)
+        expected.append(
+            Expected([s[0].numpy() for s in output.hidden_states], None if pooler is None else pooler[0].numpy())
+        )
+    return expected
+
+
+def loaded(folder: Path, **settings: str) -> Any:
+    config = ModelConfig(str(folder), **settings)
+    return load_model(resolve_model(config), config)
+
+
+def lean_encoder(folder: Path, tokens: Tokens, layers: tuple[int, ...] | None = None, **settings: str):
+    model = loaded(folder, **settings)
+    assert isinstance(model, NativeModel)
+    wanted = tuple(range(model.n_layers + 1)) if layers is None else layers
+    encoder, notice = make_encoder(model, wanted, tokens, for_pooler=model.has_pooler)
+    assert isinstance(encoder, CpuEncoder)
+    assert notice == (NO_COMPILER if encoder.engine == "lean" else None)
+    return encoder
+
+
+def states(encoder: CpuEncoder, tokens: Tokens, max_tokens: int) -> list[Expected]:
+    """The encoder's states of each text, batched by this budget."""
+    found: dict[int, Expected] = {}
+    for batch in make_batches(tokens.lengths, max_tokens=max_tokens, padded=False):
+        layers: list[np.ndarray] = []
+        pooled = encoder.run(tokens, batch, lambda _, state, layers=layers: layers.append(state[0].numpy()))
+        stops = np.cumsum(batch.lengths)
+        for place, (text, stop, length) in enumerate(zip(batch.texts, stops, batch.lengths, strict=True)):
+            pooler = None if pooled is None else pooled[place].numpy()
+            found[int(text)] = Expected([layer[stop - length : stop] for layer in layers], pooler)
+    return [found[text] for text in range(len(tokens.lengths))]
+
+
+def assert_same(found: list[Expected], expected: list[Expected]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours.layers) == len(theirs.layers)
+        assert (ours.pooler is None) == (theirs.pooler is None)
+        pairs = [*zip(ours.layers, theirs.layers, strict=True)]
+        pairs += [] if ours.pooler is None else [(ours.pooler, theirs.pooler)]
+        for a, b in pairs:
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() <= 1e-5 * max(1.0, np.abs(b).max())
+
+
+# --- the numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch alone"])
+@pytest.mark.parametrize("kind", LEAN_TYPES)
+def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(
+    kind, compiled, tmp_path, monkeypatch
+):
+    if not compiled:
+        for module in ("embedkit.models.native.cpu_encoder", "embedkit.models.select_backend"):
+            monkeypatch.setattr(f"{module}.load_kernels", lambda: None)
+    folder = save(kind, tmp_path)
+    tokens = tokens_with_pads(types=kind in {"bert", "electra"})
+    expected = by_transformers(folder, tokens)
+    encoder = lean_encoder(folder, tokens)
+    assert encoder.engine == ("fused" if compiled and load_kernels() else "lean")
+    for max_tokens in (1, 200, 10_000):
+        assert_same(states(encoder, tokens, max_tokens), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *(("bert", {"hidden_act": name}) for name in ("gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")),
+        ("bert", {"layer_norm_eps": 0.3}),
+        ("bert", {"type_vocab_size": 1}),
+        ("bert", {"pad_token_id": 7}),
+        ("bert", {"tie_word_embeddings": False, "output_hidden_states": True}),
+        ("roberta", {"pad_token_id": 0, "layer_norm_eps": 1e-5}),
+        ("mpnet", {"pad_token_id": 5}),
+        ("electra", {"embedding_size": 24}),
+        ("distilbert", {"activation": "relu"}),
+        ("distilbert", {"sinusoidal_pos_embds": True}),
+    ],
+    ids=str,
+)
+def test_settings_that_change_the_numbers_are_followed(kind, settings, tmp_path):
+    folder = save(kind, tmp_path, **settings)
+    tokens = tokens_with_pads(types=False)
+    assert_same(states(lean_encoder(folder, tokens), tokens, 10_000), by_transformers(folder, tokens))
+
+
+def test_the_real_model_gives_what_transformers_gives():
+    folder = resolve_model(ModelConfig("minilm")).folder
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 40, 40, 97])
+    tokens = Tokens(rng.integers(1000, 30000, lengths.sum()).astype(np.int32), None, lengths, 1, 1)
+    assert_same(states(lean_encoder(folder, tokens), tokens, 4096), by_transformers(folder, tokens))
+
+
+def test_mpnets_buckets_are_those_of_transformers_at_every_distance():
+    offsets = torch.arange(-600, 601)
+    theirs = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket(offsets)
+    assert torch.equal(buckets(offsets), theirs)
+
+
+def test_only_the_layers_that_are_wanted_are_read_and_run(tmp_path):
+    tokens = tokens_with_pads(types=False)
+    encoder = lean_encoder(save("bert", tmp_path), tokens, layers=(1,))
+    assert len(encoder._stack) == 1
+    seen: list[int] = []
+    encoder.run(
+        tokens, next(iter(make_batches(tokens.lengths, max_tokens=50, padded=False))), lambda k, _: seen.append(k)
+    )
+    assert seen == [1]
+
+
+def test_a_long_text_goes_through_attention_whose_memory_does_not_grow_with_the_square(tmp_path):
+    folder = save("bert", tmp_path, max_position_embeddings=1100)
+    ids = np.random.default_rng(0).integers(0, 120, 1100 + 4).astype(np.int32)
+    tokens = Tokens(ids, None, np.array([1100, 4]), 1, 1)
+    assert_same(states(lean_encoder(folder, tokens), tokens, 10_000), by_transformers(folder, tokens))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_a_batch_change_nothing(threads, tmp_path):
+    folder = save("mpnet", tmp_path)
+    tokens = tokens_with_pads(types=False)
+    alone, shared = (lean_encoder(folder, tokens) for _ in range(2))
+    shared._team.size = threads
+    assert_same(states(shared, tokens, 10_000), states(alone, tokens, 10_000))
+    assert shared._team._pool is not None
+    assert alone._team._pool is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, unique_by=lambda run: run[0]),
+    st.integers(1, 8),
+)
+def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
+    team = ThreadPool()
+    team.size = threads
+    lengths = sorted(length for length, count in runs for _ in range(count))
+    batch = Batch(np.arange(len(lengths)), np.array(lengths))
+    parts = team.parts(tuple(batch.runs()))
+    # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
+    assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
+    assert max(part.stop - part.start for part in parts) <= 512 + 2 * max(lengths)
+    assert [length for part in parts for run in part.runs for length in [run.length] * run.count] == lengths
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    for part in parts:
+        ends = [run.start + run.count * run.length for run in part.runs]
+        assert [run.start for run in part.runs] == [0, *ends[:-1]]
+        assert ends[-1] == part.stop - part.start
+
+
+# --- ways in which a model can lie in its folder ------------------------------------------------------------
+
+
+def rewritten(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_prefix(folder: Path) -> None:
+    rewritten(
+        folder,
+        lambda weights: (
+            {f"bert.{name}": tensor for name, tensor in weights.items()}
+            | {"cls.predictions.bias": torch.zeros(120)}
+        ),
+    )
+
+
+def with_old_names(folder: Path) -> None:
+    def old(name: str) -> str:
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    rewritten(folder, lambda weights: {old(name): tensor for name, tensor in weights.items()})
+
+
+def in_half(folder: Path) -> None:
+    rewritten(folder, lambda weights: {name: tensor.half() for name, tensor in weights.items()})
+
+
+def in_bf16(folder: Path) -> None:
+    rewritten(folder, lambda weights: {name: tensor.bfloat16() for name, tensor in weights.items()})
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def in_parts(folder: Path) -> None:
+    AutoModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def with_weights_that_nobody_needs(folder: Path) -> None:
+    extra = {"embeddings.position_ids": torch.arange(180)[None], "classifier.weight": torch.zeros(2, 48)}
+    rewritten(folder, lambda weights: weights | extra)
+
+
+@pytest.mark.parametrize(
+    "change", [with_prefix, with_old_names, in_half, in_bf16, pickled, in_parts, with_weights_that_nobody_needs]
+)
+def test_a_checkpoint_is_read_as_transformers_reads_it(change, tmp_path):
+    folder = save("bert", tmp_path)
+    change(folder)
+    tokens = tokens_with_pads(types=False)
+    assert_same(states(lean_encoder(folder, tokens), tokens, 10_000), by_transformers(folder, tokens))
+
+
+def test_without_a_trained_pooling_head_there_is_none(tmp_path):
+    folder = save("bert", tmp_path)
+    rewritten(folder, lambda weights: {k: v for k, v in weights.items() if k != "pooler.dense.bias"})
+    assert loaded(folder).has_pooler is False
+
+
+# --- what is left to transformers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("albert", {}),
+        ("bert", {"position_embedding_type": "relative_key"}),
+        ("bert", {"is_decoder": True}),
+        ("bert", {"add_cross_attention": True}),
+        ("bert", {"hidden_act": "gelu_10"}),
+        ("bert", {"pruned_heads": {"0": [1]}}),
+        ("bert", {"quantization_config": {}}),
+        ("bert", {"auto_map": {}}),
+        ("bert", {"layer_norm_eps": 0}),
+        ("bert", {"num_hidden_layers": True}),
+        ("bert", {"num_attention_heads": 5}),
+        ("bert", {"vocab_size": None}),
+        ("bert", {"dim": 48}),
+        ("roberta", {"pad_token_id": None}),
+        ("roberta", {"pad_token_id": 179}),
+        ("mpnet", {"relative_attention_num_buckets": 16}),
+        ("mpnet", {"type_vocab_size": 2}),
+        ("distilbert", {"hidden_size": 48}),
+        ("distilbert", {"layer_norm_eps": 1e-5}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_not_followed_is_seen(kind, setting):
+    sizes = {**DISTILBERT, "max_position_embeddings": 180} if kind == "distilbert" else SIZES
+    if kind != "albert":
+        assert read_shape({"model_type": kind, **sizes}).n_layers == 2
+    with pytest.raises(NotNativeError):
+        read_shape({"model_type": kind, **sizes, **setting})
+
+
+def test_a_model_with_such_a_setting_is_left_to_transformers(tmp_path):
+    folder = save("bert", tmp_path)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "a_setting_of_next_year": 1}))
+    model = loaded(folder)
+    assert not isinstance(model, NativeModel)
+    encoder, _ = make_encoder(model, (2,), tokens_with_pads(types=False), for_pooler=False)
+    assert encoder.engine == "transformers"
+
+
+def test_weights_of_another_framework_are_left_to_transformers(tmp_path):
+    other = save("bert", tmp_path / "b")
+    save_file(load_file(other / "model.safetensors"), other / "model.safetensors", metadata={"format": "mlx"})
+    with pytest.raises(ModelError, match=r"int8: .* not of torch"):
+        loaded(other, dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (
+            lambda w: {k: v for k, v in w.items() if "layer.1.output.dense.bias" not in k},
+            "lacks .*output.dense.bias",
+        ),
+        (lambda w: w | {"embeddings.LayerNorm.bias": torch.zeros(47)}, "other shapes"),
+    ],
+    ids=["missing", "misshapen"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_as_ever(change, word, tmp_path):
+    folder = save("bert", tmp_path)
+    rewritten(folder, change)
+    with pytest.raises(ModelError, match=word):
+        loaded(folder)
+
+
+def test_a_model_whose_weights_are_no_numbers_is_refused(tmp_path):
+    folder = save("bert", tmp_path)
+    rewritten(folder, lambda weights: {name: tensor * float("nan") for name, tensor in weights.items()})
+    tokens = tokens_with_pads(types=False)
+    with pytest.raises(ModelError, match=r"not finite .* from layer 2 on"):
+        make_encoder(loaded(folder), (2,), tokens, for_pooler=False)
+
+
+def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tmp_path):
+    tokens = Tokens(np.array([5, 6, 7, 5, 8, 9, 9], np.int32), None, np.array([3, 2, 2]), 0, 0)
+    encoder = lean_encoder(save("bert", tmp_path), tokens, layers=(0, 2))
+    assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [None, None, None]
+    with torch.inference_mode():
+        encoder._words[8] = torch.inf
+    assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [None, 0, None]
+    with torch.inference_mode():
+        encoder._stack[1].norm.weight[3] = torch.nan
+    assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [2, 0, 2]
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------
+
+
+@needs_vnni
+@pytest.mark.parametrize("kind", LEAN_TYPES)
+def test_in_int8_a_vector_is_near_and_its_batch_mates_do_not_move_it(kind, tmp_path):
+    folder = save(kind, tmp_path)
+    tokens = tokens_with_pads(types=False)
+    exact = by_transformers(folder, tokens)
+    encoder = lean_encoder(folder, tokens, dtype="int8")
+    alone, together = states(encoder, tokens, 1), states(encoder, tokens, 10_000)
+    assert_same(together, alone)
+    for ours, theirs in zip(together, exact, strict=True):
+        a, b = ours.layers[-1].mean(axis=0), theirs.layers[-1].mean(axis=0)
+        # Random weights are the hard case: their columns have no structure that rounding could spare.
+        assert 0.98 < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1
+
+
+@needs_vnni
+def test_int8_is_in_the_recipe_and_a_model_of_another_kind_is_refused_by_name(tmp_path, bert):
+    quantised, plain = (Encoder(str(bert), pool="mean", dtype=dtype) for dtype in ("int8", "auto"))
+    assert (quantised.recipe["dtype"], plain.recipe["dtype"]) == ("int8", "fp32")
+    assert quantised.fingerprint != plain.fingerprint
+    found, exact = quantised.encode(tiny_models.TEXTS[:4]), plain.encode(tiny_models.TEXTS[:4])
+    assert 1e-4 < np.abs(found - exact).max() < 0.5
+    other = tiny_models.make("albert", tmp_path).folder
+    with pytest.raises(ModelError, match="its type is 'albert'") as caught:
+        Encoder(str(other), pool="mean", dtype="int8")
+    assert "distilbert" in caught.value.hint
+
+
+# --- a run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch):
+    out = tmp_path / "out"
+    assert encode("tests/data/notes.csv", "-o", out).code == 0
+    (out / "manifest.json").unlink()
+    (out / "commits/00000.json").unlink()
+
+    def leave(*_: object) -> None:
+        raise NotNativeError
+
+    monkeypatch.setattr("embedkit.models.select_backend._lean", leave)
+    ran = encode("tests/data/notes.csv", "-o", out, "--on-exists", "resume")
+    assert ran.code == OutputError.exit_code
+    assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
+
+
+def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said_once(bert, monkeypatch):
+    right = Encoder(bert, pool="mean")
+    run = CpuEncoder.run
+
+    def wrong(self, tokens, batch, take):
+        """In a batch of several texts, the states of each are those of another."""
+        shift = 1 if len(batch.texts) > 1 else 0
+        return run(self, tokens, batch, lambda layer, states: take(layer, states.roll(shift, dims=1)))
+
+    monkeypatch.setattr(CpuEncoder, "run", wrong)
+    found = Encoder(bert, pool="mean")
+    assert (right._embedder.encoder.engine, found._embedder.encoder.engine) == (ENGINE, "transformers")
+    assert [said for said in found.notices if "fast path" in said and said not in right.notices] != []
+    assert len(found.notices) == len(right.notices) + 1
+    texts = list(tiny_models.TEXTS)
+    assert np.abs(found.encode(texts) - right.encode(texts)).max() > 0  # `right` is wrong by now
+    alone = np.concatenate([right.encode([text]) for text in texts])
+    assert np.abs(found.encode(texts) - alone).max() <= 1e-5
+
+
+def test_neither_transformers_nor_the_hub_is_imported_for_a_model_that_needs_neither():
+    code = (
+        "import sys, embedkit; embedkit.Encoder('minilm').encode(['a line']); "
+        "print(sorted({'transformers', 'huggingface_hub'} & sys.modules.keys()))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

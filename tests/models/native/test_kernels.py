@@ -1,0 +1,283 @@
+"""The compiled kernels against torch in float64, and that nothing but what this user built is ever loaded."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from embedkit.models.native import compile_kernels as built
+from embedkit.models.native.kernels import Kernels, load_kernels
+from embedkit.models.native.layer import FUNCTIONS, Norm
+from embedkit.models.native.linear import Products, Rows
+
+KERNELS = load_kernels()
+needs_compiler = pytest.mark.skipif(KERNELS is None, reason="no C++ compiler is here")
+WIDTH = 48
+NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
+
+
+def kernels() -> Kernels:
+    assert KERNELS is not None
+    return KERNELS
+
+
+def normal(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
+    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(products: torch.Tensor, lengths: list[int], n_heads: int, near: list[torch.Tensor]) -> torch.Tensor:
+    """Torch's own attention in float64, a text at a time: [T, D]."""
+    found = []
+    for text, of_text in enumerate(products.double().split(lengths)):
+        query, key, value = (
+            part.view(len(of_text), n_heads, -1).transpose(0, 1) for part in of_text.chunk(3, dim=1)
+        )
+        bias = near[text].double() if near else None
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        found.append(seen.transpose(0, 1).reshape(len(of_text), -1))
+    return torch.cat(found)
+
+
+def raw(meant: torch.Tensor) -> Products:
+    """The same products as an int8 layer hands them over: unscaled, without their bias."""
+    steps, bias = normal(len(meant), seed=8).exp(), normal(meant.shape[1], seed=9)
+    return Products((meant - bias) / steps[:, None], steps, bias)
+
+
+def assert_quantised(rows: Rows) -> None:
+    assert rows.bytes is not None
+    assert rows.steps is not None
+    largest = rows.states.abs().amax(dim=1)
+    assert torch.allclose(rows.steps, largest.clamp_min(1e-36) / 127)
+    meant = (rows.bytes.double() - 128) * rows.steps.double()[:, None]
+    assert ((meant - rows.states).abs() <= 0.5001 * rows.steps[:, None]).all()
+
+
+@needs_compiler
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    head_dim=st.sampled_from([1, 7, 16, 24, 32, 64, 72]),
+    biased=st.booleans(),
+    in_bytes=st.booleans(),
+    size=st.sampled_from([1e-3, 1.0, 30.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_bytes, size):
+    # As many heads as make whole vectors of any width.
+    n_heads, n_tokens = 16, sum(lengths)
+    products = normal(n_tokens, 3 * n_heads * head_dim, size=size)
+    products[:, : n_heads * head_dim] *= head_dim**-0.5
+    near = [normal(n_heads, length, length, seed=length) for length in lengths] if biased else []
+    given_products = raw(products) if in_bytes else Products(products)
+    meant = products
+    if in_bytes:
+        meant = given_products.values * given_products.steps[:, None] + given_products.bias
+    found = kernels().attend(given_products, torch.tensor(lengths), near, n_heads, quantise=in_bytes)
+    expected = attention(meant, lengths, n_heads, near)
+    # A score of some thousands has no more digits behind its point.
+    assert (found.states - expected).abs().max() <= 2e-6 * max(1.0, size**3)
+    if in_bytes:
+        assert_quantised(found)
+
+
+@needs_compiler
+def test_rows_behind_the_texts_are_zeros():
+    found = kernels().attend(Products(normal(9, 48)), torch.tensor([2, 3]), [], 2, quantise=True)
+    assert found.states[5:].eq(0).all()
+    assert_quantised(Rows(found.states[:5], found.bytes[:5], found.steps[:5]))
+    assert found.bytes[5:].eq(128).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_activation_is_torchs_in_float64(name, in_bytes):
+    # Every hundredth where it bends, and far out.
+    meant = torch.cat([torch.arange(-12, 12, 0.01), torch.tensor([-1e4, -60.0, 60.0, 1e4])])[: 50 * WIDTH]
+    meant = meant[: len(meant) // WIDTH * WIDTH].view(-1, WIDTH)
+    products = raw(meant) if in_bytes else Products(meant.clone())
+    if in_bytes:
+        meant = products.values * products.steps[:, None] + products.bias
+    exact = FUNCTIONS[name](meant.double())
+    found = kernels().activate(products, name, quantise=in_bytes)
+    assert ((found.states - exact).abs() <= 2e-6 + 1e-6 * exact.abs()).all()
+    if in_bytes:
+        assert_quantised(found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [16, 48, 64, 384, 400])
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
+def test_a_residual_and_its_norm_are_torchs_in_float64(width, in_bytes):
+    meant, residual = normal(11, width, size=3), 5 + normal(11, width, seed=1)
+    products = raw(meant) if in_bytes else Products(meant.clone())
+    norm = Norm(normal(width, seed=2), normal(width, seed=3), 1e-5)
+    exact = functional.layer_norm(
+        meant.double() + residual.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps
+    )
+    found = kernels().residual_norm(products, residual, norm, quantise=in_bytes)
+    assert (found.states - exact).abs().max() <= 1e-5
+    if in_bytes:
+        assert_quantised(found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("broken", NOT_FINITE, ids=str)
+def test_what_is_not_finite_stays_so_and_stays_in_its_text(broken):
+    lengths, n_heads = [3, 20, 5], 2
+    products, residual = normal(28, 3 * WIDTH), normal(28, WIDTH, seed=1)
+    norm = Norm(torch.ones(WIDTH), torch.zeros(WIDTH), 1e-5)
+    products[7, 2 * WIDTH + 3] = residual[9, 5] = broken
+    sound = kernels().attend(Products(normal(28, 3 * WIDTH)), torch.tensor(lengths), [], n_heads, quantise=True)
+    found = kernels().attend(Products(products), torch.tensor(lengths), [], n_heads, quantise=True)
+    in_text = torch.arange(28).sub(3).div(20, rounding_mode="floor").eq(0)
+    # A value that every token of the text weighs: its scale says so, which is what the bytes stand for.
+    assert not found.states[in_text].isfinite().all(dim=1).any()
+    assert not found.steps[in_text].isfinite().any()
+    for of_found, of_sound in (
+        (found.states, sound.states),
+        (found.bytes, sound.bytes),
+        (found.steps, sound.steps),
+    ):
+        assert torch.equal(of_found[~in_text], of_sound[~in_text])
+    normed = kernels().residual_norm(Products(normal(28, WIDTH)), residual, norm, quantise=True)
+    assert normed.states.isfinite().all(dim=1).tolist() == [row != 9 for row in range(28)]
+    assert normed.steps.isfinite().tolist() == [row != 9 for row in range(28)]
+    activated = kernels().activate(Products(residual.clone()), "gelu", quantise=True)
+    # GELU of minus infinity is 0 times infinity: NaN, as torch has it.
+    assert activated.steps.isfinite().tolist() == [row != 9 for row in range(28)]
+
+
+@needs_compiler
+@given(st.integers(1, 40), st.integers(0, 39))
+@settings(deadline=None, max_examples=30)
+def test_a_row_depends_on_no_other_to_the_bit(n_rows, row):
+    row %= n_rows
+    rows = normal(n_rows, WIDTH)
+    together = kernels().rows(rows, quantise=True)
+    alone = kernels().rows(rows[row : row + 1].contiguous(), quantise=True)
+    assert torch.equal(together.bytes[row], alone.bytes[0])
+    assert torch.equal(together.steps[row], alone.steps[0])
+    gelu = kernels().activate(Products(rows.clone()), "gelu", quantise=True)
+    of_row = kernels().activate(Products(rows[row : row + 1].clone()), "gelu", quantise=True)
+    assert torch.equal(gelu.states[row], of_row.states[0])
+    assert torch.equal(gelu.bytes[row], of_row.bytes[0])
+
+
+@needs_compiler
+def test_rows_of_zeros_and_of_the_smallest_numbers_are_quantised():
+    rows = torch.stack([torch.zeros(WIDTH), torch.full((WIDTH,), 1e-40), torch.full((WIDTH,), -1e38)])
+    found = kernels().rows(rows, quantise=True)
+    assert found.bytes[:2].eq(128).all()
+    assert found.bytes[2].eq(1).all()
+    assert found.steps.isfinite().all()
+
+
+# --- building and loading ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "embedkit/cpu-kernels"
+
+
+def loaded_anew() -> Kernels | None:
+    return load_kernels.__wrapped__()
+
+
+@needs_compiler
+def test_a_library_is_built_once_and_only_this_user_can_write_it(empty_cache, monkeypatch):
+    assert loaded_anew() is not None
+    (library,) = empty_cache.iterdir()
+    assert not stat.S_IMODE(library.stat().st_mode) & 0o022
+    assert stat.S_IMODE(empty_cache.stat().st_mode) == 0o700
+    monkeypatch.setattr(built, "_build", lambda *_: pytest.fail("it was built already"))
+    assert loaded_anew() is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize("who", ["library", "folder"])
+def test_what_others_can_write_is_not_loaded(who, empty_cache):
+    assert loaded_anew() is not None
+    (library,) = empty_cache.iterdir()
+    library.unlink()
+    library.write_bytes(b"someone else's code")
+    (library if who == "library" else empty_cache).chmod(0o777)
+    if who == "folder":
+        assert loaded_anew() is None
+    else:
+        assert loaded_anew() is not None
+        assert not stat.S_IMODE(library.stat().st_mode) & 0o022
+
+
+@needs_compiler
+def test_a_library_that_is_none_is_built_anew(empty_cache, tmp_path, monkeypatch):
+    assert loaded_anew() is not None
+    (whole,) = empty_cache.iterdir()
+    # Elsewhere: what is loaded already is not looked at again.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    library = tmp_path / "elsewhere/embedkit/cpu-kernels" / whole.name
+    library.parent.mkdir(mode=0o700, parents=True)
+    library.write_bytes(b"")
+    assert loaded_anew() is not None
+    assert library.stat().st_size > 0
+
+
+@needs_compiler
+def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_path, monkeypatch):
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    identity = built._identity(compiler)
+    assert identity == built._identity(compiler)
+    changed = tmp_path / "kernels.cpp"
+    changed.write_bytes(built._SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(built, "_SOURCE", changed)
+    assert built._identity(compiler) != identity
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("x > 127.0f", "x > 0.5f"),
+        ("1.1283791065216064f", "1.1293791065216064f"),
+        ("row[i] * steps + 128.5f", "row[i] * steps + 127.5f"),
+        ("/ width + eps", "/ width + 2 * eps + 0.01f"),
+        ("int main", "int main"),
+    ],
+)
+def test_kernels_that_compute_something_else_are_not_used(right, wrong, empty_cache, tmp_path, monkeypatch):
+    source = built._SOURCE.read_text()
+    changed = tmp_path / "kernels.cpp"
+    changed.write_text(source.replace(right, wrong) if right in source else "this does not compile")
+    assert changed.read_text() != source
+    monkeypatch.setattr(built, "_SOURCE", changed)
+    assert loaded_anew() is None
+
+
+def test_without_a_compiler_or_a_cache_there_are_none(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert loaded_anew() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert loaded_anew() is None
+    assert not Path(tmp_path / "embedkit").exists()
+
+
+def test_models_of_other_widths_are_left_to_torch():
+    if KERNELS is not None:
+        lanes = KERNELS.lanes
+        assert KERNELS.fit(4 * lanes, 8 * lanes)
+        assert not KERNELS.fit(4 * lanes + 1, 8 * lanes)
+        assert not KERNELS.fit(4 * lanes, 8 * lanes - 1)
+        assert np.log2(lanes) in {2, 3, 4}

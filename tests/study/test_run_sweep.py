@@ -1,0 +1,351 @@
+"""A sweep from the command line, on a tiny model and on labels that depend on the states of one of its layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import embedkit
+from embedkit.cli import run as command_line
+from embedkit.cli.options import run_config
+from embedkit.errors import Stopped
+from embedkit.study.candidates import PooledVectors, all_candidates
+from embedkit.study.run_sweep import SweepConfig, sweep
+from tests.conftest import NOTES, last_counts
+from tests.oracle import Oracle, pool
+from tests.tiny_models import CORPUS
+
+FILES = {"vectors", "results.parquet", "summary.json", "summary.txt", "heatmap.png", "heatmap.svg"}
+PLANTED = 2  # of layers 0 to 3
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep.
+
+    Attributes:
+        rows: of the input.
+        input: its file.
+        arguments: of the command, but the output.
+        folder: the output.
+        told: stdout.
+    """
+
+    rows: list[dict]
+    input: Path
+    arguments: list[str]
+    folder: Path
+    told: str
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(bert, one_thread, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    random = np.random.default_rng(0)
+    words = " ".join(CORPUS).split()
+    texts = [" ".join(random.choice(words, random.integers(4, 16))) for _ in range(160)]
+    oracle = Oracle(bert, max_length=64)
+    direction = random.normal(size=32)
+    values = [direction @ pool("mean", oracle.states(text).layers[PLANTED]) for text in texts]
+    rows = [
+        {
+            "id": f"r{number}",
+            "text": text,
+            "value": value,
+            "kind": f"KIND{int(value > np.median(values))}",
+            "shuffled": f"s{random.integers(2)}",
+            "patient": f"PATIENT{number // 4}",
+        }
+        for number, (text, value) in enumerate(zip(texts, values, strict=True))
+    ]
+    rows += [{**rows[0], "id": "empty", "text": " "}, {**rows[0], "id": "unlabelled", "value": None}]
+    path = write_rows(folder / "in put.jsonl", rows)
+    arguments = [
+        *("sweep", str(path), "--label", "value", "--group", "patient", "-m", str(bert), "--exclude-special"),
+        *("--shard-rows", "50", "--seed", "3", "--batch-tokens", "512"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        told = []
+        patch.setattr("builtins.print", lambda *what, file=None, **_: file or told.append(" ".join(what)))
+        assert command_line([*arguments, "-o", str(folder / "out")]) == 0
+    return Swept(rows, path, arguments, folder / "out", "\n".join(told))
+
+
+def test_the_layer_in_which_the_signal_was_planted_wins(swept):
+    summary = swept.summary
+    assert summary["winner"]["options"] == {"layers": str(PLANTED), "pool": "mean"}
+    assert summary["winner"]["r2"] > 0.95
+    assert summary["nested"]["r2"]["mean"] > 0.95
+    assert summary["sentence"].startswith(f"layer {PLANTED} mean beats last-layer CLS by ")
+    assert summary["rows"] == {"input": 162, "without_vector": 1, "without_label": 1, "judged": 160}
+    assert summary["task"] == "regression"
+    assert {path.name for path in swept.folder.iterdir()} == FILES
+    text = (swept.folder / "summary.txt").read_text(encoding="utf-8")
+    assert summary["sentence"] in text
+    assert text in swept.told + "\n"
+
+
+def test_results_have_a_row_a_candidate_with_its_folds_and_differences(swept):
+    table = pq.read_table(swept.folder / "results.parquet").to_pylist()
+    assert len(table) == len(all_candidates(range(4), ["cls", "mean", "max", "min", "mean_sqrt_len", "lasttoken"]))
+    winner = next(row for row in table if row["is_winner"])
+    baseline = next(row for row in table if row["is_baseline"] and row["pool"] == "cls")
+    assert (winner["layers"], winner["dims"], winner["distinguishable"]) == ([PLANTED], 32, False)
+    assert baseline["layers"] == [3]
+    assert baseline["distinguishable"]
+    assert winner["r2"] == pytest.approx(np.mean(winner["r2_folds"]))
+    assert winner["versus_last_layer_cls"] == pytest.approx(winner["r2"] - baseline["r2"])
+    assert winner["r2_low"] < winner["r2"] < winner["r2_high"]
+
+
+def test_the_command_that_it_prints_makes_the_vectors_that_won(swept, tmp_path):
+    command = swept.summary["command"]
+    assert shlex.quote(str(swept.input)) in command
+    assert command in swept.told
+    assert command_line([*shlex.split(command)[1:], "-o", str(tmp_path / "out.npy"), "-q"]) == 0
+    vectors = PooledVectors(swept.folder / "vectors")
+    winner = next(of for of in all_candidates(vectors.layers, vectors.poolings) if of.name == "layer 2 mean")
+    rows = np.flatnonzero(vectors.has_vector)
+    ours = vectors.of(winner, np.arange(len(rows)))
+    np.testing.assert_allclose(embedkit.read(tmp_path / "out.npy").vectors, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer 1 mean+max+min",
+        "layers 0-3 joined max",
+        "mean of layers 0-3 cls",
+        "mean of layers 0-3 mean_sqrt_len",
+    ],
+)
+def test_a_candidate_is_what_encode_makes_by_its_options(swept, bert, name):
+    vectors = PooledVectors(swept.folder / "vectors")
+    candidate = next(of for of in all_candidates(vectors.layers, vectors.poolings) if of.name == name)
+    rows = np.array([0, 3, 49, 50, 99, 140])  # over the bounds of shards
+    expected = embedkit.Encoder(str(bert), exclude_special=True, **candidate.options).encode(
+        [swept.rows[row]["text"] for row in rows]
+    )
+    np.testing.assert_allclose(vectors.of(candidate, rows), expected, rtol=0, atol=1e-5)
+
+
+def test_the_heat_map_is_there_twice_with_a_number_in_each_cell(swept):
+    assert (swept.folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    drawing = ET.parse(swept.folder / "heatmap.svg")  # noqa: S314 - our own file
+    texts = ["".join(element.itertext()) for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    table = pq.read_table(swept.folder / "results.parquet").to_pylist()
+    assert sorted(text for text in texts if re.fullmatch(r"-?\d\.\d{3}", text)) == sorted(
+        f"{row['r2']:.3f}" for row in table
+    )
+    assert {"layer 0", "layer 3", "mean+max+min"} <= set(texts)
+
+
+def test_nothing_of_texts_labels_and_groups_is_in_the_folder(swept):
+    for path in swept.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [word for word in (b"PATIENT", b"KIND", b"metoprolol") if word in content], path
+
+
+def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same_bytes(swept, tmp_path, bert):
+    class StopsAfterAShard:
+        def __init__(self):
+            self.stop = threading.Event()
+
+        def notice(self, sentence): ...
+        def started(self, **facts): ...
+        def tokenized(self, shard, tokens): ...
+        def batch(self, *counts): ...
+
+        def shard_done(self, rows):
+            self.stop.set()
+
+    folder = tmp_path / "out"
+    watcher = StopsAfterAShard()
+    config = SweepConfig(
+        run=run_config(
+            [str(swept.input)],
+            output=str(folder / "vectors"),
+            output_format="arrow",
+            layers="all",
+            layer_agg="separate",
+            normalize=False,
+            model=str(bert),
+            exclude_special=True,
+            shard_rows=50,
+            batch_tokens="512",
+        ),
+        folder=folder,
+        label="value",
+        group="patient",
+        seed=3,
+    )
+    with pytest.raises(Stopped):
+        sweep(config, watcher, watcher.stop, command=lambda _: "", on_judged=lambda *_: None)
+    committed = {path: path.stat().st_mtime_ns for path in (folder / "vectors/embeddings").iterdir()}
+    assert 1 <= len(committed) < 4
+    assert command_line([*swept.arguments, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
+    assert committed.items() <= {path: path.stat().st_mtime_ns for path in committed}.items()
+    for name in FILES - {"vectors"}:
+        assert (folder / name).read_bytes() == (swept.folder / name).read_bytes(), name
+    # Another label needs no other vectors.
+    again = [word if word != "value" else "kind" for word in swept.arguments]
+    assert command_line([*again, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["task"], summary["classes"], summary["winner"]["layers"]) == ("classification", 2, [PLANTED])
+    assert committed.items() <= {path: path.stat().st_mtime_ns for path in committed}.items()
+
+
+def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_kept_together(
+    swept, embedkit_cli, tmp_path, bert
+):
+    rows = [{**row, "id": f"{row['id']}{copy}"} for copy in "ab" for row in swept.rows[:100]]
+    path = write_rows(tmp_path / "copies.jsonl", rows)
+    common = ("sweep", path, "--label", "shuffled", "-m", bert, "-o", tmp_path / "out", "--pool", "cls,mean")
+    leaking = embedkit_cli(*common)
+    assert leaking.code == 0, leaking.err
+    near = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert near["near_duplicates"]["texts"] == 200
+    assert near["near_duplicates"]["pairs_across_folds"] > 50
+    assert "--dedupe keeps such texts together" in leaking.err
+    apart = embedkit_cli(*common, "--dedupe", "--on-exists", "resume")
+    far = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert far["near_duplicates"] == {"texts": 200, "pairs_across_folds": 0}
+    assert "warning" not in apart.err
+    # The copy of a text gives its label away. Without it, 100 coins: 0.5 and three standard errors of 0.05.
+    assert near["nested"]["accuracy"]["mean"] > 0.75
+    assert abs(far["nested"]["accuracy"]["mean"] - 0.5) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--label", "nowhere"), 3, "nowhere"),
+        (("--label", "kind", "--metric", "r2"), 2, "--metric cannot be 'r2'"),
+        (("--label", "value", "--probe", "logistic"), 2, "--probe logistic is for classes"),
+        (("--label", "kind", "--pool", "cls,none"), 2, "stands alone"),
+        (("--label", "kind", "--pool", "pooler"), 2, "cannot compare 'pooler'"),
+        (("--label", "kind", "--folds", "2"), 2, "--folds cannot be 2"),
+        (("--label", "kind", "--group", "shuffled"), 3, "2 groups, fewer than the 5 folds"),
+    ],
+)
+def test_what_cannot_be_swept_is_told_before_a_model_runs(
+    swept, embedkit_cli, bert, tmp_path, options, code, told
+):
+    ran = embedkit_cli("sweep", swept.input, "-m", bert, "-o", tmp_path / "out", *options)
+    assert (ran.code, ran.out) == (code, "")
+    assert told in ran.err
+    assert not (tmp_path / "out/vectors").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(swept, embedkit_cli, bert, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    common = ("sweep", swept.input, "-m", bert, "--label", "kind", "-o")
+    assert embedkit_cli(*common, tmp_path, "--on-exists", "overwrite").code == 5
+    ran = embedkit_cli(*common, swept.folder)
+    assert (ran.code, "holds another sweep" in ran.err) == (5, True)
+    assert embedkit_cli("sweep", "-", "-m", bert, "--label", "kind", "-o", tmp_path / "out").code == 2
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def again(swept, embedkit_cli, tmp_path):
+    """A function that runs the finished sweep's command into a copy of it, a word replaced by another."""
+    shutil.copytree(swept.folder, tmp_path / "out")
+
+    def again(*options, **replaced):
+        words = [replaced.get(word, word) for word in swept.arguments]
+        return embedkit_cli(*last_counts("sweep", *words, "-o", tmp_path / "out", *options))
+
+    return again
+
+
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+@pytest.mark.parametrize(
+    ("options", "replaced", "code"),
+    [((), {"value": "vallue"}, 3), (("-m", "nowhere/at-all", "--offline"), {}, 4), (("--layers", "7"), {}, 2)],
+)
+def test_a_sweep_that_cannot_be_gone_on_with_leaves_the_finished_one_as_it_was(
+    again, tmp_path, way, options, replaced, code
+):
+    before = tree(tmp_path)
+    ran = again("--on-exists", way, *options, **replaced)
+    assert ran.code == code, ran.err
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_told_as_such(again, tmp_path):
+    before = tree(tmp_path)
+    other = again("--on-exists", "resume", "--layers", "0,1")
+    assert (other.code, "cannot resume" in other.err) == (5, True), other.err
+    assert tree(tmp_path) == before
+    same = again("--on-exists", "resume")
+    assert (same.code, "is whole already" in same.err) == (0, True), same.err
+    assert tree(tmp_path) == before
+
+
+def test_an_overwritten_sweep_stays_until_the_new_one_is_whole(again, swept, tmp_path, monkeypatch):
+    before = tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "embedkit.study.run_sweep.write_files", lambda *_, **__: (_ for _ in ()).throw(Stopped("", hint=""))
+        )
+        assert again("--on-exists", "overwrite", "--seed", "4").code == 75
+    assert before.items() <= tree(tmp_path).items()
+    assert again("--on-exists", "resume", "--seed", "4").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert summary["seed"] == 4
+
+
+def test_results_of_two_sweeps_are_not_taken_for_one(again, embedkit_cli, tmp_path):
+    table = pq.read_table(tmp_path / "out/results.parquet")
+    pq.write_table(table.slice(0, 5), tmp_path / "out/results.parquet")
+    ran = embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html")
+    assert (ran.code, "are not of one sweep" in ran.err) == (5, True), ran.err
+    assert again("--on-exists", "resume").code == 0
+    assert embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html").code == 0
+
+
+def test_missing_libraries_are_told_with_the_command_that_installs_them(
+    swept, embedkit_cli, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("embedkit.study.run_sweep.find_spec", lambda name: None)
+    ran = embedkit_cli("sweep", swept.input, "--label", "kind", "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert "hint: pip install scikit-learn matplotlib" in ran.err
+
+
+def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cli, bert, tmp_path):
+    notes = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    shutil.copy(NOTES, notes)
+    ran = embedkit_cli(
+        *("sweep", notes, "-m", bert, "--label", "label", "--layers=-1", "--pool=mean", "-o", tmp_path / "out")
+    )
+    assert ran.code == 0, ran.err
+    assert b"caf\xe9.csv" in (tmp_path / "out/summary.txt").read_bytes()
+    json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))

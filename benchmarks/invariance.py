@@ -28,7 +28,7 @@ from embedkit.models import select_backend
 from embedkit.models.native.cpu_encoder import CpuEncoder, NativeModel
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import load_model
-from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from embedkit.types import Batch, Tokens
@@ -116,10 +116,10 @@ def lean_encoder() -> CpuEncoder:
     return CpuEncoder(loaded, (loaded.n_layers,), for_pooler=False)
 
 
-def encoder_of_transformers(dtype: str, batches: str, hidden_size: int) -> FrozenEncoder:
+def encoder_of_transformers(dtype: str, batches: str, hidden_size: int) -> TransformersEncoder:
     config = ModelConfig("minilm", device="cpu", dtype=dtype)
     loaded = load_model(resolve_model(config), config)
-    return FrozenEncoder(
+    return TransformersEncoder(
         loaded.model,
         loaded.architecture,
         (loaded.n_layers,),
@@ -145,7 +145,7 @@ def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, 
 
 
 @torch.inference_mode()
-def vectors_of(encoder: FrozenEncoder | CpuEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
+def vectors_of(encoder: TransformersEncoder | CpuEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
     if encoder.packed:
         groups, text = [], 0
         for run in batch.runs():

@@ -19,7 +19,7 @@ LIGHT = (
     "embedkit.inference.build",
     "embedkit.inference.encoder",
     "embedkit.inference.pipeline",
-    "embedkit.models.repository.sentence_transformers",
+    "embedkit.models.repository.shipped_recipe",
     "embedkit.output.inspect",
     "embedkit.output.read",
     "embedkit.report",

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from embedkit.models.repository.aliases import all_aliases
-from embedkit.models.repository.hub import cache_folder
+from embedkit.models.repository.hub_cache import cache_folder
 from embedkit.models.repository.resolve import is_here
 
 _PACKAGES = (

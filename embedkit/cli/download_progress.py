@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from embedkit.models.repository.hub import observed_by
+from embedkit.models.repository.hub_fetch import observed_by
 
 _LINE_SECONDS = 30.0
 _JSON_SECONDS = 1.0

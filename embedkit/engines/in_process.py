@@ -18,7 +18,7 @@ from embedkit.models.load_lock import TURNS
 from embedkit.output.destination import Destination
 from embedkit.output.formats import Sink
 from embedkit.sources import Table
-from embedkit.tokenizer.coverage import SPELLED_TEXTS, better_flipped, spelled
+from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS, measure_coverage, suggest_other_casing
 from embedkit.types import DeviceStats, Record
 
 if TYPE_CHECKING:
@@ -94,9 +94,11 @@ class InProcessEngine:
         if self.table.streaming or tokenizer.unknown_id is None or lowercased:
             return None
         of_rows = (item.text for item in self.table.records() if isinstance(item, Record))
-        texts = list(islice((text for text in of_rows if text), SPELLED_TEXTS))
+        texts = list(islice((text for text in of_rows if text), COVERAGE_TEXTS))
         lowered = [text.lower() for text in texts]
-        return better_flipped(spelled(tokenizer, texts), spelled(tokenizer, lowered), "--lowercase yes")
+        return suggest_other_casing(
+            measure_coverage(tokenizer, texts), measure_coverage(tokenizer, lowered), "--lowercase yes"
+        )
 
     def calibrate(self) -> dict[str, dict[str, list[float]]]:
         """Ranges for int8, for the plan."""

@@ -23,10 +23,10 @@ from embedkit.estimate.scan import InputScan
 from embedkit.inference.build import BATCH_TOKENS
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.tokenizer_setup import TokenizerSetup, draft
-from embedkit.models.repository.config import Shape, shape_of
+from embedkit.models.repository.config_facts import ConfigFacts, read_config_facts
 from embedkit.pooling.select import settled_by
 from embedkit.pooling.widths import variants
-from embedkit.tokenizer.coverage import better_flipped, spelled
+from embedkit.tokenizer.vocabulary import measure_coverage, suggest_other_casing
 from embedkit.types import Variant
 
 __all__ = ["Forecast", "forecast", "lines"]
@@ -47,7 +47,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
     table, _ = table_of(config)
     request = find_model(config.model, config.text, config.pooling, config.units)
     config = replace(config, pooling=settled_by(request.poolers, config.pooling))
-    shape = shape_of(request.folder, trust_remote_code=config.model.trust_remote_code)
+    shape = read_config_facts(request.folder, trust_remote_code=config.model.trust_remote_code)
 
     def setup(model: ModelConfig) -> TokenizerSetup:
         return draft(
@@ -62,10 +62,10 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
     passing = InputScan(config, request, settled, _variants(request, settled, shape), table)
     passing.read_all(cutter)
     tally, first = passing.tally, passing.first_texts
-    as_is = spelled(settled.tokenizer, first)
+    as_is = measure_coverage(settled.tokenizer, first)
     other = other_casing(setup, config.model, first, lowercase=settled.lowercase)
     option = f"--lowercase {'no' if settled.lowercase else 'yes'}"
-    better = None if other is None else better_flipped(as_is, other, option)
+    better = None if other is None else suggest_other_casing(as_is, other, option)
     files = request.folder.sizes()
     row_bytes = sum(4 * of.dims for of in passing.variants)
     return Forecast(
@@ -99,7 +99,7 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
     )
 
 
-def _variants(request: ModelSpec, settled: TokenizerSetup, shape: Shape) -> tuple[Variant, ...]:
+def _variants(request: ModelSpec, settled: TokenizerSetup, shape: ConfigFacts) -> tuple[Variant, ...]:
     """Columns of the output before `truncate_dim`."""
     found = variants(
         *(settled.layers, settled.layer_agg, request.poolings),

@@ -8,12 +8,12 @@ from dataclasses import replace
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
 from embedkit.inference.tokenizer_setup import TokenizerSetup
-from embedkit.tokenizer.coverage import Spelled, spelled
+from embedkit.tokenizer.vocabulary import VocabularyCoverage, measure_coverage
 
 
 def other_casing(
     setup: Callable[[ModelConfig], TokenizerSetup], model: ModelConfig, texts: Sequence[str], *, lowercase: bool
-) -> Spelled | None:
+) -> VocabularyCoverage | None:
     """Spell texts in the other casing; None where the tokenizer cannot be switched.
 
     Args:
@@ -26,4 +26,4 @@ def other_casing(
         other = setup(replace(model, lowercase="no" if lowercase else "yes"))
     except ModelError:
         return None
-    return spelled(other.tokenizer, texts)
+    return measure_coverage(other.tokenizer, texts)

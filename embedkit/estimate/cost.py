@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedkit.estimate.counts import Tally
-from embedkit.models.repository.config import Shape
+from embedkit.models.repository.config_facts import ConfigFacts
 
 _TRIED_SECONDS = 0.3
 _MIB = 2**20
@@ -36,7 +36,7 @@ class Duration:
     basis: str
 
 
-def duration(tally: Tally, shape: Shape, deepest: int, rate: float | None, device: str) -> Duration:
+def duration(tally: Tally, shape: ConfigFacts, deepest: int, rate: float | None, device: str) -> Duration:
     """How long the model runs over all windows.
 
     Args:
@@ -67,7 +67,7 @@ def duration(tally: Tally, shape: Shape, deepest: int, rate: float | None, devic
     )
 
 
-def operations(tally: Tally, shape: Shape, deepest: int) -> float:
+def operations(tally: Tally, shape: ConfigFacts, deepest: int) -> float:
     """Floating-point operations of the matrix products: two a weight and token, and attention's 4 n² D a layer.
 
     Kaplan et al. 2020 (arXiv 2001.08361, table 1) count the same, a text of n tokens at a time.
@@ -78,7 +78,7 @@ def operations(tally: Tally, shape: Shape, deepest: int) -> float:
 
 
 def memory(
-    shape: Shape, weights: int, batch_tokens: int, shard_rows: int, row_bytes: int, shard_bytes: int
+    shape: ConfigFacts, weights: int, batch_tokens: int, shard_rows: int, row_bytes: int, shard_bytes: int
 ) -> int:
     """About the bytes that a run holds on a CPU: libraries, weights, a batch's activations, shards of vectors.
 
@@ -95,7 +95,7 @@ def memory(
     return _LIBRARIES + weights + activations + _SHARDS_HELD * shard_rows * row_bytes + 3 * shard_bytes
 
 
-def _pace(shape: Shape) -> float:
+def _pace(shape: ConfigFacts) -> float:
     """Operations a second in the best of some products of the model's shapes, as numpy does them here."""
     rows, inner = 1024, shape.hidden_size
     a = np.ones((rows, inner), np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from embedkit.estimate.result import Forecast
-from embedkit.tokenizer.coverage import Spelled
+from embedkit.tokenizer.vocabulary import VocabularyCoverage
 
 _BAR = 32
 
@@ -79,7 +79,7 @@ def _of_vocabulary(it: Forecast) -> Iterator[str]:
         yield f"           {other:<17}{_spelling(it.other_casing)}"
 
 
-def _spelling(spelled: Spelled) -> str:
+def _spelling(spelled: VocabularyCoverage) -> str:
     unknown = "" if spelled.unknown_share is None else f"{spelled.unknown_share:.2%} unknown, "
     return f"{unknown}{spelled.tokens_per_word:.2f} tokens a word"
 

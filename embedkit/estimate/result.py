@@ -8,7 +8,7 @@ from typing import Any
 
 from embedkit.estimate.cost import Duration
 from embedkit.estimate.counts import Tally
-from embedkit.tokenizer.coverage import Spelled
+from embedkit.tokenizer.vocabulary import VocabularyCoverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Forecast:
     format: str
     shard_rows: int
     tally: Tally
-    spelled: Spelled
-    other_casing: Spelled | None
+    spelled: VocabularyCoverage
+    other_casing: VocabularyCoverage | None
     dims: Mapping[str, int]
     rows: int
     bytes: int | None

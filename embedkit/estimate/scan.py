@@ -22,7 +22,7 @@ from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.sources import Table
 from embedkit.tokenizer import TextTokenizer
-from embedkit.tokenizer.coverage import SPELLED_TEXTS
+from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS
 from embedkit.types import Fault, RawVectors, Record, Variant
 
 #: Shards that are weighed; later ones count as these do, by the row.
@@ -105,7 +105,7 @@ class InputScan:
         return {} if self.why_no_bytes else self._weights.of_others(self.rows)
 
     def _add(self, read: ReadShard) -> None:
-        tally, room = self.tally, SPELLED_TEXTS - len(self.first_texts)
+        tally, room = self.tally, COVERAGE_TEXTS - len(self.first_texts)
         if room > 0:
             self.first_texts += [of.text for of in read.records if of.text and of.text.strip()][:room]
         shard = tokenize_shard(read, self._made_up)

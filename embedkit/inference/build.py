@@ -17,7 +17,7 @@ from embedkit.manifest.recipe import as_text, fingerprint, model_name
 from embedkit.models.load_lock import TURNS
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.config import LEAN_TYPES
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.pooling.select import settled_by, spelled
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
@@ -244,7 +244,7 @@ def _tokens_for(
         batch: what the user said.
     """
     from embedkit.inference.memory import bytes_per_token, device_memory, tokens_that_fit
-    from embedkit.models.repository.config import inner_widths
+    from embedkit.models.repository.config_facts import inner_widths
 
     if batch.batch_tokens is not None or encoder.device.type != "cuda":
         return None

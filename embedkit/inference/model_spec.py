@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from embedkit.config import ModelConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.config.poolings import parse_poolings, resolve_layers
 from embedkit.errors import UsageError
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
-from embedkit.models.repository.resolve import ModelFolder, resolve_model
-from embedkit.models.repository.sentence_transformers import ShippedRecipe, shipped_recipe
+from embedkit.models.repository.resolve import resolve_model
+from embedkit.models.repository.shipped_recipe import ShippedRecipe, shipped_recipe
 from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.select import ChosenPooler, choose, head_of, settled_by
 from embedkit.suggest import did_you_mean

@@ -14,9 +14,9 @@ from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.recipe import make_recipe
 from embedkit.models.repository.architectures import has_position_table, rotates_by_history
-from embedkit.models.repository.config import architecture_of, n_embeddings
-from embedkit.models.repository.resolve import ModelFolder
-from embedkit.models.repository.sentence_transformers import ShippedRecipe
+from embedkit.models.repository.config_facts import architecture_of, n_embeddings
+from embedkit.models.repository.model_folder import ModelFolder
+from embedkit.models.repository.shipped_recipe import ShippedRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,10 +81,11 @@ def draft(
         TextTokenizer,
         check_vocabulary,
         load_tokenizer,
-        unspelled_notice,
+        unknown_characters_notice,
         usable_length,
     )
-    from embedkit.tokenizer.sentence_transformers import lowercase_first, prompt_length, stated_length
+    from embedkit.tokenizer.casing import prepend_lowercase
+    from embedkit.tokenizer.lengths import prompt_length, stated_length
 
     folder, shipped = request.folder, request.shipped
     lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
@@ -110,7 +111,7 @@ def draft(
         trained=trained if shipped_length is None else None,
     )
     beyond = _beyond(folder, config, max_length, trained)
-    by_us = casing.by_us or (lowers and not lowercase_first(raw_tokenizer))
+    by_us = casing.by_us or (lowers and not prepend_lowercase(raw_tokenizer))
     prompt_left_out = shipped is not None and not shipped.include_prompt
     skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
     tokenizer = TextTokenizer(
@@ -133,7 +134,7 @@ def draft(
         variant_suffix=variant_suffix,
         raw_tokenizer=raw_tokenizer,
         notices=(
-            *(folder.notice, *request.notices, casing.notice, oversized, unspelled_notice(tokenizer)),
+            *(folder.notice, *request.notices, casing.notice, oversized, unknown_characters_notice(tokenizer)),
             *(*_said_aloud(request, layers, layer_agg, max_length), beyond),
         ),
     )

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from embedkit.errors import ModelError
 from embedkit.models.device import refuse_old_torch
 from embedkit.models.native.cpu_encoder import NativeModel
-from embedkit.models.repository.resolve import ModelFolder
-from embedkit.models.repository.sentence_transformers import ShippedModule, ShippedRecipe
+from embedkit.models.repository.model_folder import ModelFolder
+from embedkit.models.repository.shipped_recipe import ShippedModule, ShippedRecipe
 from embedkit.models.repository.weight_files import PLAIN_DTYPES
 from embedkit.models.select_backend import Loaded
 

@@ -11,7 +11,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 
 _SAFE_TORCH = "2.10"
 

@@ -31,18 +31,18 @@ from embedkit.models.native.gpu_encoder import GpuEncoder
 from embedkit.models.native.kernels import NO_COMPILER, load_kernels
 from embedkit.models.native.linear import has_int8_dot_products
 from embedkit.models.native.torch_compile import compiled_add_norm, pays
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.selfcheck import matches_reference
 from embedkit.models.varlen_attention import usable
 from embedkit.types import Batch, Tokens
 
 if TYPE_CHECKING:
     from embedkit.models.transformers.load import LoadedModel
-    from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+    from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 
 #: A model before it is known which layers are wanted, and the same when it is.
 Loaded: TypeAlias = "LoadedModel | NativeModel"
-AnyEncoder: TypeAlias = "FrozenEncoder | CpuEncoder"
+AnyEncoder: TypeAlias = "TransformersEncoder | CpuEncoder"
 #: Shapes that a batch of the lean forward goes through: four linear layers and GELU, in whole blocks and the rest.
 _SHAPES = 16
 #: The same where kernels are compiled: four linear layers, rows in grains of 16 up to two parts of a batch.

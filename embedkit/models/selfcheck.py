@@ -16,7 +16,7 @@ from torch import Tensor
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.native.cpu_encoder import CpuEncoder
 from embedkit.models.repository.architectures import UNPROVEN, Architecture
-from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.types import Batch, Tokens
 
 #: Largest difference between two right ways to compute the states of a text: root mean square, each dimension
@@ -137,7 +137,7 @@ def _inputs(
 
 
 def matches_reference(
-    encoder: FrozenEncoder | CpuEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens
+    encoder: TransformersEncoder | CpuEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens
 ) -> bool:
     """Whether the probe texts, batched as the encoder wants them, give the states that they have alone."""
     order = np.argsort(probe.lengths, kind="stable")

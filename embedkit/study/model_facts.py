@@ -5,10 +5,10 @@ from __future__ import annotations
 from embedkit.config import RunConfig
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import TokenizerSetup, draft
-from embedkit.models.repository.config import Shape, shape_of
+from embedkit.models.repository.config_facts import ConfigFacts, read_config_facts
 
 
-def setup(config: RunConfig) -> tuple[TokenizerSetup, Shape]:
+def setup(config: RunConfig) -> tuple[TokenizerSetup, ConfigFacts]:
     """What the small files of the model settle for a run.
 
     Raises:
@@ -16,7 +16,7 @@ def setup(config: RunConfig) -> tuple[TokenizerSetup, Shape]:
         UsageError: a layer or a length that it does not have.
     """
     request = find_model(config.model, config.text, config.pooling)
-    shape = shape_of(request.folder, trust_remote_code=config.model.trust_remote_code)
+    shape = read_config_facts(request.folder, trust_remote_code=config.model.trust_remote_code)
     settled = draft(
         *(request, config.model, config.text, config.pooling, config.units),
         config=shape.config,

@@ -4,10 +4,11 @@ Settles the casing and the length limit of a model, and cuts long texts, or read
 special tokens stay. Knows nothing of batches or tensors.
 """
 
-from embedkit.tokenizer.casing import Casing, load_tokenizer
+from embedkit.tokenizer.casing import Casing
 from embedkit.tokenizer.lengths import refuse_long, usable_length
-from embedkit.tokenizer.texts import TextTokenizer
-from embedkit.tokenizer.vocabulary import check_vocabulary, unspelled_notice
+from embedkit.tokenizer.loading import load_tokenizer
+from embedkit.tokenizer.text_tokenizer import TextTokenizer
+from embedkit.tokenizer.vocabulary import check_vocabulary, unknown_characters_notice
 
 __all__ = [
     "Casing",
@@ -15,6 +16,6 @@ __all__ = [
     "check_vocabulary",
     "load_tokenizer",
     "refuse_long",
-    "unspelled_notice",
+    "unknown_characters_notice",
     "usable_length",
 ]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.tokenizer.consistency import against_code, held_to_files, stated_settings
-from embedkit.tokenizer.missing_package import missing_package
-from embedkit.tokenizer.tokenizer_files import tokenizer_of_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,129 +23,30 @@ class Casing:
     notice: str | None = None
 
 
-class OwnTokenizer(Protocol):
-    """A tokenizer's class that is code of the model's own."""
-
-    @property
-    def named_in(self) -> str:
-        """The file that names it."""
-
-    @property
-    def reference(self) -> str:
-        """Its module and class."""
-
-
-def load_tokenizer(
-    folder: str,
-    *,
-    casing: str,
-    known_casing: str | None,
-    states_casing: bool,
-    code: OwnTokenizer | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[Any, Casing]:
-    """The tokenizer of a folder, as AutoTokenizer gives it, with its casing settled.
-
-    A checkpoint of `vocab.txt` alone is lowercased by transformers whatever its vocabulary holds
-    (transformers issues 343 and 3823); here the vocabulary decides.
+def settle_casing(
+    tokenizer: Any, casing: str, known_casing: str | None, stated: Any, *, states_casing: bool
+) -> Casing:
+    """Decides on the casing and sets BERT's switch accordingly.
 
     Args:
-        folder: of the model.
+        tokenizer: of transformers; its normalizer is changed in place.
         casing: `--lowercase`: auto, yes or no.
-        known_casing: cased or uncased, from the alias table; None = not known by name.
+        known_casing: cased or uncased, from the alias table; None if not listed.
+        stated: `do_lower_case` of tokenizer_config.json, if it is there.
         states_casing: whether a file of the model states the casing.
-        code: the tokenizer's class, where it is one of the model's own and may run; None = one of transformers.
-        trust_remote_code: whether code of the model may run at all, such as its configuration's.
-
-    Returns:
-        The tokenizer, and its casing with what else the user should know of it.
 
     Raises:
-        ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
+        ModelError: the tokenizer lowercases, cannot be stopped from it, and `casing` is no.
     """
-    tokenizer, told = _loaded(Path(folder), code, trust=trust_remote_code)
-    stated = None if code is not None else stated_settings(Path(folder)).get("do_lower_case")
-    tokenizer, decided = _cased(tokenizer, casing, known_casing, stated, states_casing=states_casing)
-    notice = "; ".join(sentence for sentence in (*told, decided.notice) if sentence)
-    return tokenizer, replace(decided, notice=notice or None)
-
-
-def _loaded(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    """The tokenizer, and what the user should know of how it came to be."""
-    plain = None if code is not None else tokenizer_of_files(folder)
-    if plain is not None:
-        return plain, ()
-    tokenizer, told = _by_transformers(folder, code, trust=trust)
-    if code is not None:
-        return tokenizer, against_code(tokenizer, folder)
-    tokenizer, of_files = held_to_files(tokenizer, folder)
-    return tokenizer, (*told, *of_files)
-
-
-def _of_file_alone(folder: Path) -> Any | None:
-    """The tokenizer in tokenizer.json, whatever class is declared for it; None where there is none."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - the library raises anything here; the first error is told
-        return None
-
-
-def _cased(
-    tokenizer: Any, casing: str, known_casing: str | None, stated: Any, *, states_casing: bool
-) -> tuple[Any, Casing]:
     normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
-        return tokenizer, _casing_outside(tokenizer, casing, stated)
+        return _casing_outside(tokenizer, casing, stated)
     lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
     decided = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
     if decided.lowercase != normalizer.lowercase:
         normalizer.lowercase = decided.lowercase
         tokenizer.backend_tokenizer.normalizer = normalizer
-    return tokenizer, decided
-
-
-def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    from transformers import AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-
-    # Said in every call: left out, transformers asks on stdin, and takes rows for answers.
-    options = {"local_files_only": True, "trust_remote_code": trust}
-    try:
-        if code is not None and code.named_in == "config.json":
-            # transformers 5 reads it in tokenizer_config.json alone.
-            from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-            own = get_class_from_dynamic_module(code.reference, str(folder), local_files_only=True)
-            tokenizer = own.from_pretrained(folder, **options)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except Exception as fault:  # noqa: BLE001 - the library raises anything here, and no row is involved
-        missing = missing_package(fault, folder)
-        if missing is not None:
-            raise missing from None
-        # The declared class may not take the kind of tokenizer that the file holds.
-        alone = None if code is not None else _of_file_alone(folder)
-        if alone is not None:
-            return alone, (
-                "tokenizer.json is used as it was saved: the class declared for it cannot be built of it",
-            )
-        raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
-            hint="check that tokenizer.json or the vocabulary's file is there and whole",
-        ) from None
-    files = {*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"}
-    if code is None and len(files) > 1 and not any((folder / name).is_file() for name in files):
-        # transformers makes up a vocabulary of five entries in this case, and says nothing.
-        raise ModelError(
-            f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
-            hint="put tokenizer.json, or the files that the model was trained with, into its folder",
-        )
-    return tokenizer, ()
+    return decided
 
 
 def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab: dict[str, int]) -> Casing:
@@ -206,3 +103,21 @@ def _lowercases(tokenizer: Any) -> bool:
     except Exception:  # noqa: BLE001 - a tokenizer in Python may raise anything at a letter that it does not know
         return False
     return as_is == lowered and set(as_is) != {getattr(tokenizer, "unk_token_id", None)}
+
+
+def prepend_lowercase(tokenizer: Any) -> bool:
+    """Put `do_lower_case` before all else that the tokenizer does to a text.
+
+    Special tokens that a text spells out keep their letters so, and lowercasing is the Rust library's.
+
+    Returns:
+        Whether this tokenizer has a place for it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    from tokenizers import normalizers
+
+    steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer is not None else [])
+    backend.normalizer = normalizers.Sequence(steps)
+    return True

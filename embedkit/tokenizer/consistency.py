@@ -136,13 +136,13 @@ def against_code(tokenizer: Any, folder: Path) -> tuple[str, ...]:
         return ()
     saved = read_tokenizer(folder / _FILE)
 
-    def spelled(text: str) -> Any:
+    def measure_coverage(text: str) -> Any:
         try:
             return tokenizer(text)["input_ids"]
         except Exception as fault:  # noqa: BLE001 - code of anybody's; a text that it cannot spell is told later
             return type(fault)
 
-    if all(spelled(text) == saved.encode(text).ids for text in _PROBES if text):
+    if all(measure_coverage(text) == saved.encode(text).ids for text in _PROBES if text):
         return ()
     kind, held = (type(getattr(one, "model", None)).__name__ for one in (_backend(tokenizer), saved))
     built = f", as {kind} where the file has {held}" if kind not in {held, "NoneType"} else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,3 +88,33 @@ def refuse_long(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int
             f"row {rows[long[0]]} has {n_tokens[long[0]]} tokens; --on-long error allows {max_length}",
             hint="use --on-long truncate, or a model that takes longer texts",
         )
+
+
+def stated_length(tokenizer: Any, config: Any, shipped: int | None) -> int:
+    """Most tokens of a text, by the recipe or else by the tokenizer and the encoder's configuration."""
+    if shipped is not None:
+        return shipped
+    positions = getattr(config, "max_position_embeddings", None)
+    stated = int(tokenizer.model_max_length)
+    return stated if positions is None or positions <= 0 else min(stated, int(positions))
+
+
+def prompt_length(tokenizer: Any, prompt: str, max_length: int) -> int:
+    """How many tokens of each text are the prompt's, for a pooling that leaves them out.
+
+    Counted as sentence-transformers does: those of the prompt alone, without a special token at its end. Where the
+    last word of the prompt and the first of a text make one token, it is counted as if they did not.
+
+    Raises:
+        UsageError: the prompt leaves no room for a text.
+    """
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    count = len(ids) - bool(ids and ids[-1] in tokenizer.all_special_ids)
+    if len(ids) >= max_length:
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens, and leaves no room for a text in {max_length}",
+            hint="give a shorter --prompt, or a larger --max-length",
+        )
+    return count

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.tokenizer.texts import NO_EMBEDDING, UNKNOWN_CHARACTER, TextTokenizer
+from embedkit.tokenizer.text_tokenizer import NO_EMBEDDING, UNKNOWN_CHARACTER, TextTokenizer
+
+#: Texts on which casings are compared.
+COVERAGE_TEXTS = 1000
+#: How much smaller the share of unknown tokens has to be in the other casing to be worth a word.
+_WORTH = 0.05
 
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
@@ -41,7 +48,7 @@ def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
     )
 
 
-def unspelled_notice(tokenizer: TextTokenizer) -> str | None:
+def unknown_characters_notice(tokenizer: TextTokenizer) -> str | None:
     """What the user is told of characters without a token, where no token stands for the unknown; else None."""
     if tokenizer.without_unknown is None:
         return None
@@ -69,3 +76,44 @@ def _always(tokenizer: Any) -> set[int]:
 def _range(numbers: set[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"id {low}" if low == high else f"ids {low} to {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyCoverage:
+    """How the vocabulary spells the first texts of the input, in one casing.
+
+    Attributes:
+        texts: tried.
+        unknown_share: of their content tokens, 0 to 1; None where none can be unknown.
+        tokens_per_word: content tokens by words, which blanks part.
+    """
+
+    texts: int
+    unknown_share: float | None
+    tokens_per_word: float
+
+
+def measure_coverage(tokenizer: TextTokenizer, texts: Sequence[str]) -> VocabularyCoverage:
+    """Spell texts as they are read."""
+    found = tokenizer.tokenize(texts)
+    content = int(found.n_content.sum())
+    words = sum(len(text.split()) for text in texts)
+    share = None if found.n_unknown is None else int(found.n_unknown.sum()) / max(1, content)
+    return VocabularyCoverage(len(texts), share, content / max(1, words))
+
+
+def suggest_other_casing(as_is: VocabularyCoverage, other: VocabularyCoverage, option: str) -> str | None:
+    """What the user is told where the other casing knows many more tokens; else None.
+
+    Args:
+        as_is: the first texts as they are read.
+        other: the same in the other casing.
+        option: what switches to it.
+    """
+    here, there = as_is.unknown_share or 0.0, other.unknown_share or 0.0
+    if here - there <= _WORTH:
+        return None
+    return (
+        f"{here:.1%} of the tokens in the first {as_is.texts:,} texts are unknown to the model's vocabulary, "
+        f"and {there:.1%} would be with {option}"
+    )

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from embedkit.estimate.cost import operations
 from embedkit.estimate.counts import Bar, Tally
-from embedkit.models.repository.config import Shape
+from embedkit.models.repository.config_facts import ConfigFacts
 from embedkit.storage.checksummed_json import unsealed
 from tests.conftest import NOTES
 from tests.tiny_models import make, make_bio_clinicalbert_layout
@@ -272,6 +272,6 @@ def test_windows_with_equal_tokens_are_computed_once():
 
 def test_operations_are_two_a_weight_and_token_and_the_square_of_the_length_in_attention():
     tally = Tally(computed=10, squares=60)
-    shape = Shape(None, hidden_size=2, n_layers=3, intermediate_size=8, positions=None, layer_weights=48)
+    shape = ConfigFacts(None, hidden_size=2, n_layers=3, intermediate_size=8, positions=None, layer_weights=48)
     # a layer: 2 x 10 x 48 = 960, and 4 x 60 x 2 = 480
     assert operations(tally, shape, deepest=2) == 2 * (960 + 480)

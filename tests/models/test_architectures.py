@@ -27,7 +27,7 @@ from embedkit.inference.batching import make_batches
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import LoadedModel, load_model, make_encoder
-from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
 from embedkit.types import Batch, Tokens
 from tests.models.kinds import CONFIGS, FEWEST, FUNNEL, HEADS, SHORTENED
@@ -123,7 +123,7 @@ def every_way(settled: Settled, expected: list[list[np.ndarray]]) -> Iterator[Wa
 
 
 def measured(
-    encoder: FrozenEncoder,
+    encoder: TransformersEncoder,
     batches: str,
     tokens: Tokens,
     expected: list[list[np.ndarray]],
@@ -157,7 +157,7 @@ def measured(
 
 
 def run(
-    encoder: FrozenEncoder, tokens: Tokens, batch: Batch
+    encoder: TransformersEncoder, tokens: Tokens, batch: Batch
 ) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray]]:
     """States of a batch by layer, and its pooled vectors."""
     if encoder.packed:
@@ -190,7 +190,7 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
 @dataclass(frozen=True)
 class Settled:
     loaded: LoadedModel
-    encoder: FrozenEncoder
+    encoder: TransformersEncoder
     notice: str | None
     tokens: Tokens
     own_attention: str
@@ -199,11 +199,11 @@ class Settled:
     def batches(self) -> str:
         return "packed" if self.encoder.packed else "equal" if self.encoder.equal_lengths else "padded"
 
-    def other(self, batches: str, *, tapped: bool) -> FrozenEncoder:
+    def other(self, batches: str, *, tapped: bool) -> TransformersEncoder:
         """The same model run in another way; the encoder settled on must not be used after it."""
         if batches != "packed":
             self.loaded.model.set_attn_implementation(self.own_attention)
-        return FrozenEncoder(
+        return TransformersEncoder(
             self.loaded.model,
             self.loaded.architecture,
             self.encoder.layers,
@@ -307,7 +307,7 @@ def test_layers_of_different_width_are_not_put_together(tmp_path):
     config = transformers.OPTConfig(**CONFIGS["opt"] | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
     transformers.OPTModel(config).save_pretrained(tmp_path)
 
-    def made(*layers: int) -> FrozenEncoder:
+    def made(*layers: int) -> TransformersEncoder:
         loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
         return make_encoder(loaded, layers, random_tokens(1, seed=2), for_pooler=False)[0]
 

@@ -15,7 +15,7 @@ from embedkit import Encoder
 from embedkit.errors import ModelError
 from embedkit.models.native.config import NotNativeError
 from embedkit.models.repository.architectures import ARCHITECTURES
-from embedkit.models.transformers import attention, load, transformers_encoder
+from embedkit.models.transformers import load, packed_attention, transformers_encoder
 from tests import tiny_models
 from tests.oracle import Oracle, pool
 
@@ -53,8 +53,8 @@ def leaky(monkeypatch) -> None:
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
         return seen.transpose(1, 2), None
 
-    attention.register("groups")
-    monkeypatch.setitem(AttentionInterface._global_mapping, attention.name_of("groups"), attend)
+    packed_attention.register("groups")
+    monkeypatch.setitem(AttentionInterface._global_mapping, packed_attention.name_of("groups"), attend)
 
 
 @pytest.fixture

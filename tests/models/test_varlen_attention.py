@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embedkit.config import ModelConfig
 from embedkit.models import varlen_attention
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.transformers import attention, load
-from embedkit.models.transformers.transformers_encoder import FrozenEncoder, tensors
+from embedkit.models.transformers import load, packed_attention
+from embedkit.models.transformers.transformers_encoder import TransformersEncoder, tensors
 from embedkit.models.varlen_attention import BACKENDS, Packing, groups, usable
 from embedkit.types import Batch, Tokens
 
@@ -285,7 +285,7 @@ def loaded(kind: str, folder: Any) -> load.LoadedModel:
     return load.load_model(resolve_model(asked), asked)
 
 
-def last_states(encoder: FrozenEncoder, batch: Batch) -> Tensor:
+def last_states(encoder: TransformersEncoder, batch: Batch) -> Tensor:
     kept: list[Tensor] = []
     encoder.run(tokens(), batch, lambda _, found: kept.append(found[0].clone()))
     return kept[-1]
@@ -330,7 +330,7 @@ class Waits(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def waits(encoder: FrozenEncoder) -> list[str]:
+def waits(encoder: TransformersEncoder) -> list[str]:
     """In a forward pass of all texts, once they are on the device."""
     batch = Batch(np.arange(6), LENGTHS)
     inputs = tensors(encoder.prepare(tokens(), batch), encoder.device)
@@ -367,9 +367,9 @@ def is_broken(*_: Any, **__: Any) -> Tensor:
 def test_a_kernel_that_fails_or_is_wrong_is_left_for_the_next_and_the_user_told(fault, monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "broken", fault)
     monkeypatch.setattr(load, "usable", lambda *_: ("broken", "groups"))
-    attention.register.cache_clear()
+    packed_attention.register.cache_clear()
     model = loaded("bert", tmp_path)
     encoder, notice = load.make_encoder(model, (2,), tokens(), for_pooler=False)
     assert encoder.packed
-    assert model.model.config._attn_implementation == attention.name_of("groups")
+    assert model.model.config._attn_implementation == packed_attention.name_of("groups")
     assert "a slower one is used" in notice

@@ -267,7 +267,7 @@ def test_a_package_that_the_tokenizer_lacks_is_named(said, copied, monkeypatch):
     "missing", [("sentencepiece",), ("google.protobuf",), ("sentencepiece", "google.protobuf")]
 )
 def test_a_vocabulary_of_sentencepiece_alone_names_what_reads_it(missing, copied, monkeypatch):
-    from embedkit.tokenizer import missing_package as module
+    from embedkit.tokenizer import loading as module
 
     folder = copied("deberta-v2")
     (folder / "tokenizer.json").unlink()
@@ -280,7 +280,7 @@ def test_a_vocabulary_of_sentencepiece_alone_names_what_reads_it(missing, copied
 
 
 def test_a_damaged_vocabulary_of_sentencepiece_is_not_told_as_a_missing_package(copied, monkeypatch):
-    from embedkit.tokenizer import missing_package as module
+    from embedkit.tokenizer import loading as module
 
     folder = copied("deberta-v2")
     (folder / "tokenizer.json").unlink()

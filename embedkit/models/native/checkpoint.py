@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from embedkit.models.native.config import NativeConfig, NotNativeError
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.unused_weights import is_known_head
 from embedkit.models.repository.weight_files import PLAIN_DTYPES
 

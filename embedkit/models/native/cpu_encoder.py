@@ -1,6 +1,6 @@
 """BERT and its kin without transformers: token ids → hidden states, layer by layer.
 
-Has the interface of `models/encoder.py`'s FrozenEncoder, and runs packed. Reads no weights of layers that
+Has the interface of `models/encoder.py`'s TransformersEncoder, and runs packed. Reads no weights of layers that
 nobody asked for.
 """
 

@@ -1,398 +1,265 @@
-"""Says what a folder is that is given as a model: a model whose files are whole, or something else, by its name.
-
-Looks at names, sizes and the first bytes of files; knows neither aliases nor the hub, and loads no weights.
-"""
+"""A model's folder: the files that decide its numbers, and what its JSON files hold."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import zipfile
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.models.repository.weight_files import WEIGHTS
-from embedkit.suggest import closest_names
-
-#: Files beside the weights that decide numbers, in the folder of an encoder.
-READ = (
-    *("config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("*.model", "*.spm", "*.bpe", "*.codes"),
+from embedkit.models.repository.aliases import Alias
+from embedkit.models.repository.config_keys import check_config
+from embedkit.models.repository.folder_checks import (
+    ENCODER_MODULES,
+    refuse_damaged,
+    refuse_kind_of_config,
+    refuse_missing_weights,
+    refuse_other_kinds,
+    small_files,
 )
-#: Modules of sentence-transformers that are an encoder of transformers.
-ENCODER_MODULES = ("Transformer", "MLMTransformer")
-_OTHER_LIBRARY = "use sentence-transformers for it, or give --model an encoder, such as minilm"
-_STATIC = "a static model: one vector for each word piece, added up, and no layers"
-_MODULES = {
-    "StaticEmbedding": _STATIC,
-    "SparseStaticEmbedding": _STATIC,
-    "WordEmbeddings": "word vectors (WordEmbeddings), and no transformer",
-    "BoW": "a bag of words (BoW), and no transformer",
-    "CLIPModel": "a model of images and texts (CLIPModel)",
-    "Router": "a Router, which has a model for queries and one for documents",
-    "Asym": "a Router (Asym), which has a model for queries and one for documents",
-}
-_IMAGES = (
-    "beit bit clip_vision_model convnext convnextv2 cvt data2vec-vision deit detr dinov2 dinov2_with_registers "
-    "dinov3_convnext dinov3_vit dpt efficientnet hiera ijepa levit mobilenet_v1 mobilenet_v2 mobilevit poolformer "
-    "pvt regnet resnet sam segformer siglip_vision_model swin swinv2 timm_wrapper vit vit_mae vit_msn yolos"
-)
-_SOUND = (
-    "audio-spectrogram-transformer data2vec-audio encodec hubert mimi moonshine sew sew-d speech_to_text "
-    "unispeech unispeech-sat wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm whisper"
-)
-_BOTH = (
-    "align altclip blip blip-2 bridgetower chinese_clip clap clip clipseg flava groupvit owlvit siglip siglip2 "
-    "vilt vision-text-dual-encoder x-clip"
-)
-#: What models of other kinds than text read, by their `model_type`.
-_READS = {
-    **dict.fromkeys(_IMAGES.split(), "images"),
-    **dict.fromkeys(_SOUND.split(), "sound"),
-    **dict.fromkeys(_BOTH.split(), "texts together with images or sound"),
-}
-#: Weights that are not read: a pattern, and whose they are.
-_FOREIGN = (
-    ("**/*.gguf", "GGUF (llama.cpp)"),
-    ("**/*.onnx", "ONNX"),
-    ("tf_model*.h5", "TensorFlow"),
-    ("*.ckpt.index", "TensorFlow"),
-    ("*.ckpt-*.index", "TensorFlow"),
-    ("flax_model*.msgpack", "Flax"),
-    ("**/openvino_model.xml", "OpenVINO"),
-    ("rust_model.ot", "Rust"),
-    ("**/*.mlmodel", "Core ML"),
-    ("*.tflite", "TensorFlow Lite"),
-    ("*.nemo", "NeMo"),
-)
-#: Files of a training run, which hold no model.
-_OF_TRAINING = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "adapter_", "trainer_state")
-_LFS = b"version https://git-lfs.github.com/spec/"
-#: A pointer has three lines; the specification allows a kilobyte.
-_POINTER_BYTES = 1024
-_SAFETENSORS_LENGTH = 8
-_SHOWN = 3
+from embedkit.models.repository.weight_files import WEIGHTS, check_no_others, is_inside, weight_files
+from embedkit.storage.files import sha256_of
+
+#: What a config may name as its attention. transformers fetches other names from the hub, as code to run, and
+#: a stand-in for the flash ones where their package is not installed.
+_ATTENTION = ("eager", "sdpa", "flex_attention")
+_FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
+#: Files of tokenizers and settings, by how their names end.
+_SUFFIXES = frozenset({".txt", ".model", ".spm", ".bpe", ".codes", ".json", ".tiktoken", ".tokenizer", ".vocab"})
 
 
-def not_a_model(name: str, folder: Path) -> ModelError:  # noqa: PLR0911 - a way out for each kind of folder
-    """Say what a folder without config.json and modules.json is instead of a model's."""
-    if (folder / "adapter_config.json").is_file():
-        return _adapter(name, folder)
-    if (folder / "manifest.json").is_file() or (folder / "plan.json").is_file():
-        return ModelError(
-            f"folder '{name}' is an output of embedkit, not a model",
-            hint="give it to `embedkit inspect`; --model takes the folder of an encoder",
-        )
-    if (folder / "snapshots").is_dir():
-        commits = sorted((folder / "snapshots").iterdir())
-        hub_id = folder.name.removeprefix("models--").replace("--", "/")
-        return ModelError(
-            f"folder '{name}' is a model's place in the hub's cache, which has a folder for each commit in it",
-            hint=f"use --model {hub_id}" + (f", or --model {commits[-1]}" if commits else ""),
-        )
-    inside = _models_inside(folder)
-    if inside:
-        return ModelError(
-            f"folder '{name}' has no config.json, so it is not a model's",
-            hint=f"the model may be in the folder below: --model {Path(name) / inside[0]}",
-        )
-    foreign = _foreign(folder)
-    if foreign is not None:
-        return _foreign_weights(name, *foreign)
-    # os.access says it of folders that may not be listed, in which every file seems to be missing.
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return ModelError(f"folder '{name}' may not be read", hint="change its permissions, or give another one")
-    empty = "; it is empty" if next(folder.iterdir(), None) is None else ""
-    return ModelError(
-        f"folder '{name}' has no config.json, so it is not a model's{empty}",
-        hint="give the folder that holds config.json, the weights and the tokenizer's files",
-    )
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model on this disk.
 
-
-def file_not_folder(name: str, path: Path) -> ModelError:
-    """Say what to give instead of a file: its folder, or another option."""
-    if any((path.parent / file).is_file() for file in ("config.json", "modules.json")):
-        hint = f"give its folder: --model {path.parent}"
-    elif path.suffix == ".safetensors":
-        hint = "give the folder that holds config.json and weights; a pooler made by `embedkit fit` is for --pool"
-    elif path.suffix in {".gguf", ".onnx"}:
-        hint = (
-            "embedkit reads model.safetensors or pytorch_model.bin, in a folder with config.json and the tokenizer"
-        )
-    else:
-        hint = "give the folder that holds config.json, the weights and the tokenizer's files"
-    return ModelError(f"--model '{name}' is a file; a model is a folder", hint=hint)
-
-
-def missing_folder(name: str, path: Path) -> ModelError:
-    """Say which part of a path is not there, and what is there that is spelled like it."""
-    if os.path.islink(path):  # noqa: PTH114 - never raises, as for a name that is too long
-        return ModelError(
-            f"folder '{name}' is a link to {path.readlink()}, which is not there",
-            hint="mend the link, or give the folder itself",
-        )
-    there = path
-    while not os.path.isdir(there) and there != there.parent:  # noqa: PTH112
-        there, lacks = there.parent, there
-    # A path ends above at "." or "/", which are there; a folder that may not be entered hides what is in it.
-    if not os.access(there, os.X_OK):
-        return ModelError(f"folder '{name}' may not be read: '{there}' forbids it", hint="change its permissions")
-    if os.path.isfile(lacks):  # noqa: PTH113
-        return ModelError(f"folder '{name}' is missing: '{lacks}' is a file", hint="give the folder of a model")
-    try:
-        siblings = [entry.name for entry in there.iterdir() if entry.is_dir()]
-    except OSError:
-        siblings = []
-    near = [there / one / path.relative_to(lacks) for one in closest_names(lacks.name, siblings)]
-    which = "" if lacks == path else f": there is no '{lacks}'"
-    otherwise = "check its spelling" if lacks == path else f"'{there}' is there"
-    return ModelError(
-        f"folder '{name}' is missing{which}",
-        hint=f"did you mean --model {' or '.join(map(str, near))}?"
-        if near
-        else f"{otherwise}; a hub id has another form: owner/name",
-    )
-
-
-def refuse_other_kinds(name: str, root: Path, folder: Path, modules: Sequence[tuple[str, str]]) -> None:
-    """Refuse a folder that is no text encoder's, and say what it is.
-
-    Args:
-        name: of the model, as the user gave it.
-        root: the model's folder.
-        folder: of its encoder.
-        modules: class and folder of the modules of its recipe.
-
-    Raises:
-        ModelError: it is an adapter, a model without layers or of something else than text.
+    Attributes:
+        name: as the user gave it.
+        folder: where its files are.
+        alias: what is known of it by name, or None.
+        revision: the hub's commit, or None for a folder or a package.
+        config: the content of its config.json.
+        root: where the recipe that its authors ship is, if there is one: `folder`, or the folder above it.
+        hashed: SHA-256 of files, by their names from `root`, that were read for it already.
+        repo: its id on the hub, where it came from there; None for a folder or a package.
+        notice: what the user should know of where it came from, or None.
+        runs_code: whether code that is among its files decides numbers, too.
     """
-    has_weights = any((folder / weights).is_file() for weights in WEIGHTS)
-    if not has_weights:
-        for of_adapter in (folder, root):
-            if (of_adapter / "adapter_config.json").is_file():
-                raise _adapter(name, of_adapter)
-    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
-    has_config = (folder / "config.json").is_file()
-    told = next((_MODULES[kind] for kind in kinds if kind in _MODULES), None)
-    if kinds and not set(kinds) & {*ENCODER_MODULES} and (told is not None or not has_config):
-        inside = _models_inside(root)
-        hint = f"give one of its encoders: --model {Path(name) / inside[0]}" if inside else _OTHER_LIBRARY
-        if told == _STATIC:
-            hint = _OTHER_LIBRARY.replace("use ", "use model2vec or ")
-        own = next((kind for kind, _ in modules if not kind.startswith("sentence_transformers.")), None)
-        if told is None and own is not None:
-            told = f"made of code of its own ('{own}')"
-        raise ModelError(
-            f"model '{name}' is {told or 'made of ' + ', '.join(kinds) + ', and no transformer'}: "
-            "embedkit is for transformer encoders of text",
-            hint=hint,
-        )
-    if not has_config:
-        place = "" if folder == root else f" in {folder.name}, where its modules.json has the encoder"
-        raise ModelError(
-            f"model '{name}' has no config.json{place}",
-            hint="put the config.json of the encoder there, or fetch the model again",
-        )
 
+    name: str
+    folder: Path
+    alias: Alias | None
+    revision: str | None
+    config: dict[str, Any]
+    root: Path
+    hashed: Mapping[str, str] = field(default_factory=dict)
+    repo: str | None = None
+    notice: str | None = None
+    runs_code: bool = False
 
-def refuse_kind_of_config(name: str, config: Any) -> None:
-    """Refuse what config.json says is no encoder of text.
+    @property
+    def hub(self) -> str | None:
+        """Its id on the hub; None for a folder that no alias knows."""
+        if self.alias is not None:
+            return self.alias.hub
+        return (self.repo or self.name) if self.revision is not None else None
 
-    Raises:
-        ModelError: it says nothing of what it is, or that it is something else.
-    """
-    if not isinstance(config, dict):
-        raise ModelError(
-            f"config.json of model '{name}' is not a JSON object", hint="mend it, or fetch the model again"
-        )
-    kind = config.get("model_type")
-    if kind == "model2vec" or "StaticModel" in (config.get("architectures") or ()):
-        raise ModelError(
-            f"model '{name}' is {_STATIC}: embedkit is for transformer encoders of text",
-            hint="use model2vec or sentence-transformers for it, or give --model an encoder, such as minilm",
-        )
-    if not kind:
-        raise ModelError(
-            f"config.json of model '{name}' does not say its model_type",
-            hint='add "model_type": "bert" (or what it is) to config.json',
-        )
-    reads = _READS.get(str(kind))
-    if reads is not None:
-        raise ModelError(
-            f"model '{name}' ({kind}) reads {reads}: embedkit is for transformer encoders of text",
-            hint="give --model an encoder of text, such as minilm"
-            + ("; a folder with its text part alone (clip_text_model) can be used" if kind == "clip" else ""),
-        )
+    @property
+    def runs_own_encoder(self) -> bool:
+        """Whether code among its files computes the states: it may be of no type that anybody knows."""
+        return self.runs_code and "AutoModel" in (self.config.get("auto_map") or {})
 
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in transformers."""
+        return str(self.config.get("model_type", ""))
 
-def refuse_missing_weights(name: str, folder: Path) -> None:
-    """Refuse a folder without weights that are read, and say which others it has.
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the model, or None where it has no such file."""
+        return read_json(self.name, self.folder / name)
 
-    Raises:
-        ModelError: there are none, only those of another library, or their index is damaged.
-    """
-    weights = next((one for one in WEIGHTS if (folder / one).is_file()), None)
-    if weights is None:
-        raise _no_weights(name, folder)
-    if weights.endswith(".index.json"):
-        refuse_damaged(name, folder, [folder / weights])
-
-
-def refuse_damaged(name: str, root: Path, paths: Iterable[Path]) -> None:
-    """Refuse files that are a pointer, a web page, empty or cut, by their first bytes and their size.
-
-    Args:
-        name: of the model, as the user gave it.
-        root: the model's folder.
-        paths: files of it, those that are read.
-
-    Raises:
-        ModelError: a file is not what its name says.
-    """
-    paths = list(paths)
-    starts = {path: _start(name, path) for path in paths}
-    pointers = [path for path, start in starts.items() if start.startswith(_LFS)]
-    if pointers:
-        others = f", and so are {len(pointers) - 1} more" if len(pointers) > 1 else ""
-        raise ModelError(
-            f"{_inside(pointers[0], root)} of model '{name}' is a Git LFS pointer, not the file itself{others}",
-            hint=f"run `git lfs pull` in {root}, or fetch the model again",
-        )
-    for path, start in starts.items():
-        shown = _inside(path, root)
-        if re.match(rb"\s*<(!doctype\s+)?html", start, re.IGNORECASE):
+    def read_recipe(self, name: str) -> dict[str, Any]:
+        """The settings in a JSON file of the recipe that it ships; {} where it has no such file."""
+        found = read_json(self.name, self.root / name) or {}
+        if not isinstance(found, dict):
             raise ModelError(
-                f"{shown} of model '{name}' is a web page, not the file itself",
-                hint="fetch the file again: on the hub its address has /resolve/ where the page's has /blob/",
+                f"{name} of model '{self.name}' is not a JSON object", hint="mend it, or fetch the model again"
             )
-        is_weights = path.suffix in {".safetensors", ".bin"}
-        if not start and (is_weights or path.suffix == ".json"):
-            raise ModelError(f"{shown} of model '{name}' is empty (0 bytes)", hint="fetch the model again")
-        if is_weights:
-            fault = _cut(path, start)
-            if fault is not None:
-                raise ModelError(
-                    f"{shown} of model '{name}' {fault}", hint="copy or fetch the file again, the whole of it"
-                )
+        return found
+
+    def modules(self) -> tuple[tuple[str, str], ...]:
+        """The class and the folder (from `root`) of each module of that recipe; () where there is none."""
+        return _modules(self.name, self.root)
+
+    def module_weights(self, path: str) -> tuple[Path, ...]:
+        """The file with the weights of a module in the folder `path`; () where it has none."""
+        files = (self.root / path / name for name in ("model.safetensors", "pytorch_model.bin"))
+        return tuple(file for file in files if file.is_file())[:1]
+
+    def prompts(self) -> dict[str, str]:
+        """The prompts that it ships, by name."""
+        prompts = self.read_recipe("config_sentence_transformers.json").get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+            raise ModelError(
+                f"the prompts of model '{self.name}' are not texts by name",
+                hint="mend its config_sentence_transformers.json, or fetch the model again",
+            )
+        return {name: text or "" for name, text in prompts.items()}
+
+    def pickles(self) -> tuple[str, ...]:
+        """Those of the files with its weights, and its modules' weights, that are pickles."""
+        of_modules = (file for _, path in self.modules() for file in self.module_weights(path))
+        names = [self.weights, *(file.relative_to(self.root).as_posix() for file in of_modules)]
+        return tuple(dict.fromkeys(name for name in names if "pytorch_model.bin" in name))
+
+    @property
+    def weights(self) -> str:
+        """The file that the weights are read from, or the index of its parts."""
+        return next(name for name in WEIGHTS if (self.folder / name).is_file())
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights: one, or the parts that its index names."""
+        return weight_files(self.name, self.folder)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file that `hashes` reads."""
+        paths = sorted(set(self._deciding()))
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
+        names = {path.relative_to(self.root).as_posix(): path for path in sorted(set(self._deciding()))}
+        return {name: self.hashed.get(name) or sha256_of(path) for name, path in names.items()}
+
+    def _deciding(self) -> Iterator[Path]:
+        if self.runs_code:
+            # One file imports others, in folders of their own, too.
+            yield from (path for path in self.root.rglob("*.py") if path.is_file())
+        yield from (path for path in self.root.glob("*.json") if self.root != self.folder)
+        for _, module in self.modules():
+            if self.root / module != self.folder:
+                yield from (self.root / module).glob("*.json")
+                yield from self.module_weights(module)
+        # Wherever in the folder an index says that they are, and whatever they are called.
+        yield from self.weight_files()
+        weights_suffix = ".safetensors" if "safetensors" in self.weights else ".bin"
+        for path in self.folder.iterdir():
+            named = path.suffix in {*_SUFFIXES, weights_suffix} or path.name.startswith("tokenizer.model.")
+            if named and path.is_file():
+                yield path
 
 
-def small_files(folder: Path) -> list[Path]:
-    """List the files of a folder that settings and tokenizers are read from, sorted."""
-    files = (path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in READ))
-    return sorted(path for path in files if path.is_file())
+def open_model_folder(
+    name: str,
+    folder: Path,
+    alias: Alias | None,
+    revision: str | None,
+    hashed: Mapping[str, str] | None = None,
+    *,
+    repo: str | None = None,
+    notice: str | None = None,
+) -> ModelFolder:
+    """Opens a folder after checking that its files are complete and that nothing in them would be ignored.
+
+    Args:
+        name: the model, as the user gave it.
+        folder: where its files are.
+        alias: its entry in the alias table, if it has one.
+        revision: the hub's commit; None for a folder or a package.
+        hashed: SHA-256 of files that were already read, by name.
+        repo: its id on the hub, if it came from there.
+        notice: what the user should know of where it came from.
+
+    Raises:
+        ModelError: it is not a model's folder, or embedkit cannot follow all that its files ask for.
+    """
+    root = folder.resolve()
+    refuse_damaged(name, root, [root / "modules.json"] if (root / "modules.json").is_file() else [])
+    modules = _modules(name, root)
+    # Older versions of sentence-transformers put the encoder into a folder of its own, such as 0_Transformer.
+    inside = next((path for kind, path in modules if kind.rsplit(".", 1)[-1] in ENCODER_MODULES), "")
+    folder = root / inside
+    refuse_other_kinds(name, root, folder, modules)
+    refuse_damaged(name, root, small_files(folder))
+    config = read_json(name, folder / "config.json")
+    refuse_kind_of_config(name, config)
+    refuse_missing_weights(name, folder)
+    used = weight_files(name, folder)
+    for place in dict.fromkeys((folder, root)):
+        check_no_others(name, place)
+    check_config(name, config, weights=[path.name for path in used])
+    _check_tokenizer_files(name, folder)
+    _refuse_unknown_attention(name, config)
+    refuse_damaged(name, root, used)
+    return ModelFolder(name, folder, alias, revision, config, root, hashed or {}, repo, notice)
 
 
-def _adapter(name: str, folder: Path) -> ModelError:
+def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
+    entries = read_json(name, root / "modules.json") or []
     try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = str(settings.get("base_model_name_or_path") or settings.get("model_name") or "")
-    except (OSError, ValueError, AttributeError):
-        base = ""
-    return ModelError(
-        f"model '{name}' is an adapter (adapter_config.json) without the model that it changes"
-        + (f": '{base}'" if base else ""),
-        hint="merge it into its model with peft (merge_and_unload, then save_pretrained), and give that folder",
-    )
-
-
-def _models_inside(folder: Path) -> list[str]:
-    found = []
-    for config in sorted(folder.glob("*/config.json")):
-        try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(settings, dict) and settings.get("model_type"):
-            found.append(config.parent.name)
-    return found
-
-
-def _foreign(folder: Path) -> tuple[str, str] | None:
-    for pattern, whose in _FOREIGN:
-        path = next(iter(sorted(folder.glob(pattern))), None)
-        if path is not None:
-            return path.relative_to(folder).as_posix(), whose
-    return None
-
-
-def _foreign_weights(name: str, file: str, whose: str) -> ModelError:
-    return ModelError(
-        f"model '{name}' has weights for {whose} only: {file}",
-        hint=f"embedkit reads {' or '.join(WEIGHTS[::2])}: fetch these, or convert the model with transformers",
-    )
-
-
-def _no_weights(name: str, folder: Path) -> ModelError:
-    foreign = _foreign(folder)
-    if foreign is not None:
-        return _foreign_weights(name, *foreign)
-    numbered = sorted(
-        path.name for path in folder.iterdir() if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", path.name)
-    )
-    if numbered:
-        stem = re.sub(r"-\d+-of-\d+", "", numbered[0])
-        return ModelError(
-            f"model '{name}' has its weights in parts, such as {numbered[0]}, without {stem}.index.json",
-            hint="fetch the index, too: it says which weight is in which part",
+        modules = tuple((str(entry["type"]), str(entry.get("path") or "").strip("/")) for entry in entries)
+    except (AttributeError, KeyError, TypeError):
+        raise ModelError(
+            f"modules.json of model '{name}' is not a list of modules", hint="mend it, or fetch it again"
+        ) from None
+    outside = next((path for _, path in modules if path and not is_inside(path)), None)
+    if outside is not None:
+        raise ModelError(
+            f"modules.json of model '{name}' names a folder outside of the model's: '{outside}'",
+            hint="do not use this model, or mend its modules.json",
         )
-    others = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
-        and path.is_file()
-        and not path.name.startswith(_OF_TRAINING)
-    ]
-    if others:
-        shown = ", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else "")
-        return ModelError(
-            f"model '{name}' has no weights under a name that is read, but {shown}",
-            hint=f"if that is the encoder, name it {' or '.join(WEIGHTS[::2])}",
+    return modules
+
+
+def _check_tokenizer_files(name: str, folder: Path) -> None:
+    """Check that the tokenizer is read from the model's folder."""
+    settings = read_json(name, folder / "tokenizer_config.json")
+    named = settings.get("fast_tokenizer_files") if isinstance(settings, dict) else None
+    outside = [one for one in named or () if not isinstance(one, str) or Path(one).name != one]
+    if outside:
+        raise ModelError(
+            f"tokenizer_config.json of model '{name}' names a file outside of the model's folder: "
+            f"'{str(outside[0])[:80]}'",
+            hint="do not use this model, or take fast_tokenizer_files out of its tokenizer_config.json",
         )
-    return ModelError(
-        f"model '{name}' has no weights in {folder}",
-        hint=f"put one of these there: {', '.join(WEIGHTS[::2])}",
-    )
 
 
-def _start(name: str, path: Path) -> bytes:
+def read_json(name: str, path: Path) -> Any:
+    """Reads a JSON file of the model called `name`; None if there is no such file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if not path.is_file():
+        return None
     try:
-        with path.open("rb") as file:
-            return file.read(_POINTER_BYTES)
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise ModelError(
             f"{path.name} of model '{name}' cannot be read: {fault.strerror}",
-            hint=f"check the permissions of {path}, and its disk",
+            hint=f"check the permissions of {path}",
+        ) from None
+    except (ValueError, RecursionError):
+        refuse_damaged(name, path.parent, [path])
+        raise ModelError(
+            f"{path.name} of model '{name}' is not valid JSON", hint=f"mend or fetch again {path}"
         ) from None
 
 
-def _cut(path: Path, start: bytes) -> str | None:
-    """Say how a file of weights is shorter than its own header says; None if it is not."""
-    size = path.stat().st_size
-    if path.suffix == ".bin":
-        # Since torch 1.6 it is a zip archive, whose list of contents is at its end.
-        cut = start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path)
-        return "is cut: its end is missing" if cut else None
-    length = int.from_bytes(start[:_SAFETENSORS_LENGTH], "little")
-    is_header = start[_SAFETENSORS_LENGTH : _SAFETENSORS_LENGTH + 1] == b"{"
-    if size <= _SAFETENSORS_LENGTH or (is_header and _SAFETENSORS_LENGTH + length > size):
-        return f"is cut: it has {size:,} bytes, fewer than its header alone"
-    if not is_header:
-        return "is not a safetensors file, and cannot be read"
-    with path.open("rb") as file:
-        file.seek(_SAFETENSORS_LENGTH)
-        header = file.read(length)
-    try:
-        tensors = [entry for key, entry in json.loads(header).items() if key != "__metadata__"]
-        whole = _SAFETENSORS_LENGTH + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "has a header that is not that of a safetensors file, and cannot be read"
-    return f"is cut: it has {size:,} bytes of {whole:,}" if size < whole else None
-
-
-def _inside(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+def _refuse_unknown_attention(name: str, config: dict[str, Any]) -> None:
+    """Refuse what would make transformers fetch and run a kernel, in the config or in a part of it."""
+    allowed = (*_ATTENTION, *(_FLASH_ATTENTION if find_spec("flash_attn") else ()))
+    for key, value in config.items():
+        if key.lstrip("_").startswith("attn_implementation"):
+            named = value.values() if isinstance(value, dict) else [value]
+            unknown = [one for one in named if one not in (None, False, True, *allowed)]
+            if unknown:
+                raise ModelError(
+                    f"config.json of model '{name}' sets {key} to {str(unknown[0])[:80]!r}, which would be "
+                    f"fetched as code or is not there; allowed are {', '.join(allowed)}",
+                    hint=f"take {key} out of config.json, or put one of these there",
+                )
+        elif isinstance(value, dict):
+            _refuse_unknown_attention(name, value)

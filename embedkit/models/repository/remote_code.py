@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 
 _PARTS = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}
 #: Classes that a text's way to its states goes through; others are heads, and readers of pictures and sounds.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 
 #: Where the settings may be, in the order in which sentence-transformers looks for them.
 _FILES = tuple(

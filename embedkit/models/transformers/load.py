@@ -1,4 +1,4 @@
-"""A model's folder → a FrozenEncoder that has been checked against transformers' own code.
+"""A model's folder → a TransformersEncoder that has been checked against transformers' own code.
 
 Finds the device, loads the weights without a word from the library, says what is missing, and settles
 by a test on the loaded weights whether the fast ways of running the model are exact for it.
@@ -38,13 +38,13 @@ from embedkit.models.device import (
     tune_malloc,
 )
 from embedkit.models.repository.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
-from embedkit.models.repository.config import architecture_of
+from embedkit.models.repository.config_facts import architecture_of
 from embedkit.models.repository.config_keys import check_unread, unread_keys
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.unused_weights import check_unused, is_added, is_known_head
 from embedkit.models.repository.weight_files import PLAIN_DTYPES, stored_tensors
 from embedkit.models.selfcheck import SLOWER, States, matches_reference, states_alone, survey
-from embedkit.models.transformers.transformers_encoder import FrozenEncoder
+from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.models.varlen_attention import usable
 from embedkit.types import Tokens
 
@@ -143,7 +143,7 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
 
 def make_encoder(
     loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
-) -> tuple[FrozenEncoder, str | None]:
+) -> tuple[TransformersEncoder, str | None]:
     """The fastest way to run a model that gives the same states as transformers, one text at a time.
 
     Args:
@@ -194,15 +194,15 @@ def make_encoder(
     )
 
 
-def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> FrozenEncoder:
+def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> TransformersEncoder:
     """The way to run a model that has least of embedkit in it, to be given one text at a time."""
     return _encoder(loaded, layers, batches="padded", tapped=False)
 
 
 def _encoder(
     loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool, backend: str = "groups"
-) -> FrozenEncoder:
-    return FrozenEncoder(
+) -> TransformersEncoder:
+    return TransformersEncoder(
         loaded.model,
         loaded.architecture,
         layers,

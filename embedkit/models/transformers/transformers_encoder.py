@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embedkit.models.positions import after_pad
 from embedkit.models.repository.architectures import Architecture
-from embedkit.models.transformers import attention
+from embedkit.models.transformers import packed_attention
 from embedkit.models.varlen_attention import CU_SEQLENS, Packing, cu_seqlens
 from embedkit.types import Batch, Tokens
 
@@ -105,7 +105,7 @@ class LayerEncoder(ABC):
         return min(broken, default=None)
 
 
-class FrozenEncoder(LayerEncoder):
+class TransformersEncoder(LayerEncoder):
     """A frozen encoder and the layers that are wanted of it.
 
     Args:
@@ -146,8 +146,8 @@ class FrozenEncoder(LayerEncoder):
         self._least_tokens = architecture.least_tokens(model.config)
         self._tap = _LayerTap(_modules(model, architecture)) if tapped else None
         if self.packed:
-            attention.register(backend)
-            model.set_attn_implementation(attention.name_of(backend))
+            packed_attention.register(backend)
+            model.set_attn_implementation(packed_attention.name_of(backend))
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
@@ -163,7 +163,7 @@ class FrozenEncoder(LayerEncoder):
         given: dict[str, Any] = dict(inputs)
         if self.packed:
             # Worked out once a batch, on the host: no layer does it again, or waits for the device.
-            given[attention.PACKING] = Packing.of(batch, given.pop(CU_SEQLENS))
+            given[packed_attention.PACKING] = Packing.of(batch, given.pop(CU_SEQLENS))
 
         def hand_out(layer: int, hidden_states: Tensor) -> None:
             # Some models pad to whole windows, and do not take that away again inside.

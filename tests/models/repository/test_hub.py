@@ -13,7 +13,7 @@ import pytest
 import embedkit.cli.download_progress
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, Stopped
-from embedkit.models.repository import hub
+from embedkit.models.repository import hub_fetch
 from embedkit.models.repository.resolve import resolve_model
 from tests.conftest import NOTES
 from tests.models.fake_hub import COMMIT, fake_hub
@@ -35,7 +35,7 @@ def served(bert, tmp_path, monkeypatch):
         monkeypatch.setattr(f"{constants}HF_HUB_OFFLINE", False)
         monkeypatch.setattr(f"{constants}HF_HUB_ETAG_TIMEOUT", 1)
         monkeypatch.setattr(f"{constants}HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        monkeypatch.setattr(hub, "STALL_SECONDS", 2.0)
+        monkeypatch.setattr(hub_fetch, "STALL_SECONDS", 2.0)
         monkeypatch.chdir(tmp_path)
         server.models["owner/name"] = bert
         # What the library waits before another try ends with the test, and so do threads that were given up.
@@ -298,7 +298,7 @@ def test_a_certificate_that_is_not_trusted_is_told(served, monkeypatch):
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(served, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(hub_fetch.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     error = refusal("owner/name")
     assert "has room for 0 MB" in error.message
     assert "HF_HOME" in error.hint
@@ -361,11 +361,11 @@ def test_one_command_takes_one_commit_of_a_branch(served):
 def test_workers_are_given_the_commit_that_a_branch_was_found_to_be(served, embedkit_cli, tmp_path, monkeypatch):
     given = []
 
-    def crew(config, *_):
+    def pool(config, *_):
         given.append(config.model.revision)
         raise ModelError("enough", hint="none")
 
-    monkeypatch.setattr("embedkit.engines.run.Crew", crew)
+    monkeypatch.setattr("embedkit.engines.run.WorkerPool", pool)
     arguments = ("--shard-rows", "2", "--limit", "8", "--workers", "2", "-m", "owner/name", "--revision", "main")
     assert embedkit_cli("encode", NOTES, *arguments, "-o", tmp_path / "out").code == 4
     assert given == [COMMIT]

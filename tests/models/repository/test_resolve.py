@@ -11,9 +11,11 @@ import pytest
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.repository import resolve
+from embedkit.models.repository import model_folder, resolve
 from embedkit.models.repository.aliases import all_aliases, find_alias
+from embedkit.models.repository.model_folder import open_model_folder
 from embedkit.models.repository.resolve import resolve_model
+from embedkit.storage.files import sha256_of
 from tests import tiny_models
 
 
@@ -37,8 +39,8 @@ def test_minilm_is_the_installed_package_with_the_original_weights_which_are_rea
     monkeypatch,
 ):
     read = []
-    sha256 = resolve._sha256
-    monkeypatch.setattr(resolve, "_sha256", lambda path: read.append(path.name) or sha256(path))
+    for module in (model_folder, resolve):
+        monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
     found = resolve_model(offline("minilm"))
     assert found.model_type == "bert"
     assert found.hashes()["model.safetensors"] == all_aliases()["minilm"].sha256
@@ -129,7 +131,6 @@ def test_remote_code_needs_a_commit(revision):
 
 def test_the_plan_and_the_manifest_say_which_commit_of_which_model_it_was(bert, tmp_path, monkeypatch):
     from embedkit.cli import run
-    from embedkit.models.repository import resolve
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     # The hub's cache, as a download leaves it.
@@ -140,7 +141,7 @@ def test_the_plan_and_the_manifest_say_which_commit_of_which_model_it_was(bert, 
     monkeypatch.setattr(
         resolve,
         "_from_hub",
-        lambda config, alias: resolve._opened(config.model, cached / "snapshots" / commit, alias, commit),
+        lambda config, alias: open_model_folder(config.model, cached / "snapshots" / commit, alias, commit),
     )
     (tmp_path / "t.txt").write_text("pain\n")
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What a FrozenEncoder says of a text whose numbers break."""
+"""What a TransformersEncoder says of a text whose numbers break."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.repository.model_folder import refuse_damaged
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.folder_checks import refuse_damaged
+from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.transformer_settings import TransformerSettings, transformer_settings
 
 #: sentence-transformers' pooling modes by our names.

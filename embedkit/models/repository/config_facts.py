@@ -9,7 +9,7 @@ from typing import Any
 from embedkit.errors import ModelError
 from embedkit.models.repository.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
 from embedkit.models.repository.config_keys import check_positions
-from embedkit.models.repository.resolve import ModelFolder
+from embedkit.models.repository.model_folder import ModelFolder
 
 #: How the kinds of models spell it; transformers knows them all by the first.
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd", "emb_dim")
@@ -31,7 +31,7 @@ _GATED = ("gemma", "gte", "granite", "llama", "mistral", "modernbert", "nomic_be
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ConfigFacts:
     """How large a model is.
 
     Attributes:
@@ -92,7 +92,7 @@ def n_embeddings(folder: ModelFolder, config: Any) -> int | None:
     return stated if isinstance(stated, int) and folder.model_type not in _HASHES_TOKENS else None
 
 
-def shape_of(folder: ModelFolder, *, trust_remote_code: bool) -> Shape:
+def read_config_facts(folder: ModelFolder, *, trust_remote_code: bool) -> ConfigFacts:
     """The shape of a model, by its config.json alone; where that leaves something out, by transformers' defaults.
 
     Raises:
@@ -108,7 +108,7 @@ def shape_of(folder: ModelFolder, *, trust_remote_code: bool) -> Shape:
         config = _by_transformers(folder, trust_remote_code=trust_remote_code)
     hidden = int(config.hidden_size)
     width = _first(raw, _INTERMEDIATE_SIZE)
-    return Shape(
+    return ConfigFacts(
         config=config,
         hidden_size=hidden,
         n_layers=int(config.num_hidden_layers),

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from embedkit.config import ModelConfig
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.tokenizer.tokenizer_files import tokenizer_of_files
+from embedkit.tokenizer.bert_tokenizer import read_bert_tokenizer
 from tests import tiny_models
 
 FOREIGN = [
@@ -28,7 +28,7 @@ def bert(tmp_path) -> Path:
 
 
 def assert_same(folder: Path) -> None:
-    ours, theirs = tokenizer_of_files(folder), AutoTokenizer.from_pretrained(folder)
+    ours, theirs = read_bert_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert ours is not None
     for name in ("model_input_names", "model_max_length", "truncation_side", "cls_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -89,7 +89,7 @@ def test_settings_that_are_followed(change, bert):
 )
 def test_other_settings_leave_it_to_transformers(change, bert):
     edit(bert / "tokenizer_config.json", change)
-    assert tokenizer_of_files(bert) is None
+    assert read_bert_tokenizer(bert) is None
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_other_settings_leave_it_to_transformers(change, bert):
 )
 def test_a_tokenizer_file_that_is_not_berts_leaves_it_to_transformers(change, bert):
     edit(bert / "tokenizer.json", change)
-    assert tokenizer_of_files(bert) is None
+    assert read_bert_tokenizer(bert) is None
 
 
 def test_without_a_tokenizer_file_or_with_more_files_it_is_left_to_transformers(bert):
     (bert / "added_tokens.json").write_text("{}")
-    assert tokenizer_of_files(bert) is None
+    assert read_bert_tokenizer(bert) is None
     (bert / "added_tokens.json").unlink()
     (bert / "tokenizer.json").unlink()
-    assert tokenizer_of_files(bert) is None
+    assert read_bert_tokenizer(bert) is None

@@ -65,7 +65,7 @@ class FileTokenizer:
         return {"input_ids": self.backend_tokenizer.encode(text).ids}
 
 
-def tokenizer_of_files(folder: Path) -> FileTokenizer | None:
+def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
     """The tokenizer of a folder, or None where transformers is to load it."""
     try:
         model_type = json.loads((folder / "config.json").read_bytes())["model_type"]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
-from embedkit.models.repository import resolve
+from embedkit.models.repository import hub_fetch
 from embedkit.models.repository.resolve import resolve_model
 from tests.conftest import NOTES
 
@@ -27,7 +27,7 @@ def _no_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(resolve.hub, "fetch", asked)
+    monkeypatch.setattr(hub_fetch, "fetch", asked)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 

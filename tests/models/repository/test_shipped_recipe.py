@@ -29,7 +29,7 @@ from embedkit.config import ModelConfig
 from embedkit.errors import EmbedkitError, ModelError, UsageError
 from embedkit.models.dense_head import refuse_norm_behind
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.repository.sentence_transformers import shipped_recipe
+from embedkit.models.repository.shipped_recipe import shipped_recipe
 from embedkit.models.transformers.load import load_model
 from embedkit.pooling.postprocess import Int8Range, store
 from tests import tiny_models
@@ -307,7 +307,7 @@ def test_a_model_without_a_recipe_is_pooled_as_sentence_transformers_pools_it(ba
 
 
 def test_the_readme_lists_the_modules_that_are_followed():
-    from embedkit.models.repository.sentence_transformers import MODULES
+    from embedkit.models.repository.shipped_recipe import MODULES
 
     section = README.read_text(encoding="utf-8").split("### Recipes that models ship")[1].split("\n###")[0]
     assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(MODULES)

@@ -85,12 +85,12 @@ class Measuring:
         n_tokens = int(lengths.sum())
         # Tokens that a token sees, on average.
         seen = float((lengths**2).sum() / n_tokens)
-        dtype = forward.assembly.recipe["dtype"]
-        budget_tokens = forward.assembly.embedder.budget.tokens
+        dtype = forward.model.facts.recipe["dtype"]
+        budget_tokens = forward.model.embedder.budget.tokens
         self.found["settings"] = {"device": self.device, "dtype": dtype, "batch_tokens": budget_tokens}
         of_shape = Shape.of(_config(shape))
         limit = Limit(of_shape, min(budget_tokens, n_tokens), round(seen), _DTYPES[dtype], self.device)
-        found: dict[str, Any] = {"flop_a_token": of_shape.flop(seen), "engine": forward.assembly.engine}
+        found: dict[str, Any] = {"flop_a_token": of_shape.flop(seen), "engine": forward.model.facts.engine}
         works: dict[str, Timed] = {"end_to_end": ours.timed_encode, "forward": forward.timed, "limit": limit.timed}
         theirs = self._peers(name, ours, _DTYPES[dtype], some, found)
         works |= {kind: (lambda peer=peer: peer.timed(some)) for kind, peer in theirs.items()}

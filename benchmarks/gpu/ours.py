@@ -19,19 +19,18 @@ from numpy.typing import NDArray
 import embedkit
 from embedkit.cli.progress import make_watcher
 from embedkit.config import (
-    BatchConfig,
     InputConfig,
     ModelConfig,
     OutputConfig,
     PoolingConfig,
     RunConfig,
     ShareConfig,
-    TextConfig,
+    VectorConfig,
 )
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.inference.batching import make_batches
-from embedkit.inference.build import Assembly, assemble
+from embedkit.inference.build import ReadyModel, build
 from embedkit.inference.model_spec import find_model
 from embedkit.models.transformers.transformers_encoder import Inputs, tensors
 from embedkit.types import Batch
@@ -105,10 +104,9 @@ class Ours:
 
     def load(self) -> Forward:
         """The model as `encode` loads it, for forward passes alone."""
-        model, text = ModelConfig(str(self.folder), device=self.device), TextConfig()
-        pooling = PoolingConfig(pool="mean")
-        request = find_model(model, text, pooling)
-        return Forward(assemble(request, model, text, pooling, BatchConfig()), self.device)
+        model = ModelConfig(str(self.folder), device=self.device)
+        config = VectorConfig(model=model, pooling=PoolingConfig(pool="mean"))
+        return Forward(build(find_model(config)), self.device)
 
     def same_bytes(self, one: str, other: str) -> bool:
         """Whether two outputs have the same files of vectors."""
@@ -122,24 +120,24 @@ class Ours:
 class Forward:
     """A loaded model, and batches for it that are on the device already."""
 
-    def __init__(self, assembly: Assembly, device: str) -> None:
-        self.assembly, self.device = assembly, device
+    def __init__(self, ready: ReadyModel, device: str) -> None:
+        self.model, self.device = ready, device
 
     def take(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokenize texts and batch them, as a shard is; tells their lengths in tokens."""
-        self.ready = self.batched(texts, self.assembly.embedder.budget.tokens)
+        self.ready = self.batched(texts, self.model.embedder.budget.tokens)
         return np.concatenate([batch.lengths for _, batch in self.ready])
 
     def batched(self, texts: Sequence[str], max_tokens: int) -> list[tuple[Inputs, Batch]]:
         """Batches of so many tokens, on the device."""
-        encoder = self.assembly.embedder.encoder
-        tokens = self.assembly.embedder.tokenizer.tokenize(texts).tokens
+        encoder = self.model.embedder.encoder
+        tokens = self.model.embedder.tokenizer.tokenize(texts).tokens
         batches = make_batches(tokens.lengths, max_tokens=max_tokens, padded=not encoder.packed)
         return [(tensors(encoder.prepare(tokens, batch), encoder.device), batch) for batch in batches]
 
     def timed(self, ready: list[tuple[Inputs, Batch]] | None = None) -> float:
         """Seconds of all forward passes; of those that `take` made ready, unless others are given."""
-        encoder = self.assembly.embedder.encoder
+        encoder = self.model.embedder.encoder
         wait(self.device)
         began = time.perf_counter()
         for inputs, batch in ready or self.ready:

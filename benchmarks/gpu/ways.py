@@ -25,14 +25,14 @@ def ways(
     forward: Forward, texts: Sequence[str], sizes: Sequence[int], clock: Clock, budget: float
 ) -> dict[str, Any]:
     """Tokens a second of each way, three rounds in turn; the usual way is the first."""
-    usual = forward.assembly.embedder.budget.tokens
+    usual = forward.model.embedder.budget.tokens
     lengths = forward.take(texts)
     works: dict[str, Timed] = {"usual": forward.timed}
     for size in sizes:
         if size != usual:
             ready = forward.batched(texts, size)
             works[f"{size} tokens a batch"] = lambda ready=ready: _unless_too_big(forward, ready)
-    encoder = forward.assembly.embedder.encoder
+    encoder = forward.model.embedder.encoder
     if isinstance(encoder, GpuEncoder):
         taken = encoder.backend
         for name in usable(encoder.device, encoder.dtype, encoder.head_dim):

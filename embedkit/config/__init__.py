@@ -7,7 +7,7 @@ from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
 from embedkit.config.input_config import FORMATS, InputConfig
 from embedkit.config.model_config import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.output_config import OUTPUT_FORMATS, OutputConfig, ShareConfig
-from embedkit.config.run_config import RunConfig
+from embedkit.config.run_config import RunConfig, VectorConfig
 from embedkit.config.vector_config import PRECISIONS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ShareConfig",
     "TextConfig",
     "UnitConfig",
+    "VectorConfig",
     "at_least",
     "one_of",
     "value_hint",

@@ -12,19 +12,25 @@ from embedkit.config.vector_config import SPAN_POOLINGS, GroupConfig, PoolingCon
 from embedkit.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """One `embedkit encode`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorConfig:
+    """Everything that says which vectors a text gets, whatever the texts and wherever the vectors go."""
 
-    input: InputConfig
-    output: OutputConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     text: TextConfig = field(default_factory=TextConfig)
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
-    share: ShareConfig = field(default_factory=ShareConfig)
     units: UnitConfig = field(default_factory=UnitConfig)
     groups: GroupConfig = field(default_factory=GroupConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig(VectorConfig):
+    """One `embedkit encode`."""
+
+    input: InputConfig
+    output: OutputConfig
+    share: ShareConfig = field(default_factory=ShareConfig)
 
     @property
     def workers(self) -> int:

@@ -21,10 +21,11 @@ import pyarrow as pa
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.planning import ModelFacts, counts, input_digests, layout, manifest_of, non_finite_notes
+from embedkit.engines.planning import counts, input_digests, layout, manifest_of, non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
 from embedkit.errors import UsageError
+from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.pipeline import as_stored
 from embedkit.manifest.recipe import fingerprint
@@ -79,7 +80,7 @@ def run_grouped(
         check_not_read([rows, *([] if seems_file(out) else [out])], names, whole_folders=True)
     destination = destination_of(config.output)
     stored = destination.open()
-    request = find_model(config.model, config.text, config.pooling)
+    request = find_model(config)
     if request.truncate_dim is not None and config.pooling.truncate_dim is None and request.normalize:
         raise UsageError(
             "the recipe of the model cuts its vectors, and those of groups are scaled after that",

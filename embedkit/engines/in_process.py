@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from embedkit.config import ModelConfig, RunConfig
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.planning import ModelFacts
 from embedkit.engines.ranks import device_for
-from embedkit.inference.build import Assembly, assemble
+from embedkit.inference.build import ModelFacts, ReadyModel, build
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.models.load_lock import TURNS
 from embedkit.output.destination import Destination
@@ -31,20 +30,20 @@ class InProcessEngine:
     Args:
         config: what the user asked for.
         table: where the rows come from.
-        request: the model, found.
+        spec: the model, found.
         watcher: is told how it goes.
         stop: set from outside to end the run between two batches.
     """
 
     def __init__(
-        self, config: RunConfig, table: Table, request: ModelSpec, watcher: Callbacks, stop: threading.Event
+        self, config: RunConfig, table: Table, spec: ModelSpec, watcher: Callbacks, stop: threading.Event
     ) -> None:
         self.config = config
         self.table = table
-        self.request = request
+        self.spec = spec
         self.watcher = watcher
         self.stop = stop
-        self._assembly: Assembly | None = None
+        self._ready: ReadyModel | None = None
         self._job: Job | None = None
 
     def __enter__(self) -> Self:
@@ -54,17 +53,15 @@ class InProcessEngine:
         """Nothing was started."""
 
     @property
-    def assembly(self) -> Assembly:
-        """The model, loaded when it is first asked for."""
-        if self._assembly is None:
-            config = self.config
-            model = _placed(config.model, config.share.place)
+    def ready(self) -> ReadyModel:
+        """The model, loaded at the first call."""
+        if self._ready is None:
+            share = self.config.share
+            model = _placed(self.config.model, share.place)
+            spec = replace(self.spec, config=replace(self.spec.config, model=model))
             with TURNS.loading(alone=model.dtype != "fp32"):
-                self._assembly = assemble(
-                    *(self.request, model, config.text, config.pooling, config.batch, config.units, config.groups),
-                    processes=config.share.on_device,
-                )
-        return self._assembly
+                self._ready = build(spec, processes=share.on_device)
+        return self._ready
 
     @property
     def device_stats(self) -> DeviceStats | None:
@@ -83,14 +80,14 @@ class InProcessEngine:
 
     def load(self) -> ModelFacts:
         """Load the model, and say what it settles."""
-        facts = ModelFacts.of(self.assembly)
+        facts = self.ready.facts
         casing = self._casing()
         return replace(facts, notices=(*facts.notices, casing)) if casing else facts
 
     def _casing(self) -> str | None:
         """What the user is told if the first texts, lowercased, have far fewer unknown tokens."""
-        tokenizer = self.assembly.embedder.tokenizer
-        lowercased = self.assembly.recipe["text"]["lowercase"]
+        tokenizer = self.ready.embedder.tokenizer
+        lowercased = self.ready.facts.recipe["text"]["lowercase"]
         if self.table.streaming or tokenizer.unknown_id is None or lowercased:
             return None
         of_rows = (item.text for item in self.table.records() if isinstance(item, Record))
@@ -104,7 +101,7 @@ class InProcessEngine:
         """Ranges for int8, for the plan."""
         from embedkit.engines.shard_loop import calibrate
 
-        return calibrate(self.table, self.assembly.embedder)
+        return calibrate(self.table, self.ready.embedder)
 
     def run(
         self,
@@ -125,10 +122,10 @@ class InProcessEngine:
         from embedkit.inference.memory import TokenBudget
         from embedkit.models.select_backend import compile_if_worthwhile
 
-        notice = compile_if_worthwhile(self.assembly.embedder.encoder, plan["rows"])
+        notice = compile_if_worthwhile(self.ready.embedder.encoder, plan["rows"])
         if notice:
             self.watcher.notice(notice)
-        embedder = with_int8_ranges(self.assembly.embedder, plan["int8_ranges"])
+        embedder = with_int8_ranges(self.ready.embedder, plan["int8_ranges"])
         if "batch_tokens" in plan and self.config.batch.batch_tokens is None:
             embedder = replace(embedder, budget=TokenBudget(plan["batch_tokens"]))
         self._job = Job(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import UsageError
-from embedkit.inference.build import Assembly
+from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, rough_width
 from embedkit.manifest.recipe import canonical_json, files_digest, fingerprint
 from embedkit.manifest.shards import (
@@ -35,48 +35,6 @@ _CHARACTERS_A_TOKEN = 4
 #: Files of more bytes than this are hashed from end to end when they are planned, and after that only if their
 #: name or time has changed: on 2 cores 1 GiB takes about a second.
 _LARGE = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What a loaded model settles, in plain values: it may have been loaded in another process.
-
-    Attributes:
-        recipe: all that decides the numbers.
-        fingerprint: SHA-256 of the recipe.
-        notices: what the user should know, a sentence each.
-        device: where it runs.
-        engine: whose code computes the states; their last bits differ, so a run keeps to one.
-        variants: columns of the output.
-        max_length: most tokens of a text.
-        source: hub id and commit of the model's files, where they are from the hub.
-        batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
-    """
-
-    recipe: dict[str, Any]
-    fingerprint: str
-    notices: tuple[str, ...]
-    device: str
-    engine: str
-    variants: tuple[Variant, ...]
-    max_length: int
-    source: dict[str, str | None]
-    batch_tokens: int | None = None
-
-    @classmethod
-    def of(cls, assembly: Assembly) -> ModelFacts:
-        """Those of a model that is loaded here."""
-        return cls(
-            recipe=assembly.recipe,
-            fingerprint=assembly.fingerprint,
-            notices=assembly.notices,
-            device=assembly.device,
-            engine=assembly.engine,
-            variants=assembly.embedder.variants,
-            max_length=assembly.embedder.tokenizer.max_length,
-            source=assembly.source,
-            batch_tokens=assembly.batch_tokens,
-        )
 
 
 def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
@@ -120,29 +78,29 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     check_not_read([path.with_name(f"{path.name}.partial")], names, whole_folders=True)
 
 
-def cutter_of(request: ModelSpec, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
+def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
     """What cuts the input into shards.
 
     Args:
-        request: the model, found.
+        spec: the model, found.
         config: what the user asked for.
         shard_rows: what a plan that is there says; counts where the user does not.
     """
-    width = rough_width(request, config.pooling)
+    width = rough_width(spec)
     rows = config.output.shard_rows or shard_rows
     return ShardCutter(
         default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
-        default_shard_characters(width) if request.many else SHARD_CHARACTERS,
-        _longest(request, config),
+        default_shard_characters(width) if spec.many else SHARD_CHARACTERS,
+        _longest(spec, config),
     )
 
 
-def _longest(request: ModelSpec, config: RunConfig) -> int | None:
+def _longest(spec: ModelSpec, config: RunConfig) -> int | None:
     """Characters of a text that a model reads of it, about; None where it reads all, or nobody knows."""
     if config.text.on_long != "truncate":
         return None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    there = (request.folder.config.get(key) for key in keys)
+    there = (spec.folder.config.get(key) for key in keys)
     length = config.text.max_length or next((of for of in there if isinstance(of, int)), None)
     return None if length is None else _CHARACTERS_A_TOKEN * length
 

@@ -19,7 +19,6 @@ from embedkit.engines.existing_output import other_outputs_spared
 from embedkit.engines.grouping import run_grouped
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import (
-    ModelFacts,
     check_inputs_are_safe,
     counts,
     cutter_of,
@@ -37,6 +36,7 @@ from embedkit.engines.summary import Summary
 from embedkit.engines.summing import of_model, summary_of_whole
 from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.manifest.recipe import as_text
 from embedkit.manifest.shards import planned_ranges, refuse_changes
@@ -88,7 +88,7 @@ def _run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summar
     _tell_notes(config, table, watcher)
     destination = destination_of(config.output, share)
     stored = destination.open()
-    request = find_model(config.model, config.text, config.pooling, config.units)
+    request = find_model(config)
     plan = _planned(table, spans, config, request, stored)
     _tell_notes(config, table, watcher)
     part = None if plan["shards"] is None else shards_of(share, plan["shards"])
@@ -138,7 +138,7 @@ def _foreseen(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> t
     """The plan that a run from the start would have, and the model that it would load; encodes nothing."""
     table, spans = table_of(config)
     _refuse_second_reading(table, config)
-    request = find_model(config.model, config.text, config.pooling, config.units)
+    request = find_model(config)
     plan = _planned(table, spans, config, request, None)
     with InProcessEngine(config, table, request, watcher, stop) as engine:
         model = engine.load()

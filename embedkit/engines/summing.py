@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import ModelFacts
 from embedkit.engines.summary import Summary
+from embedkit.inference.build import ModelFacts
 from embedkit.output.inspect import inspect_output
 
 #: Of an output that was there already, its files do not tell this.

@@ -58,9 +58,7 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
     try:
         _limit_threads(workers)
         table, spans = table_of(config)
-        engine = InProcessEngine(
-            config, table, find_model(config.model, config.text, config.pooling, config.units), line, line.stop
-        )
+        engine = InProcessEngine(config, table, find_model(config), line, line.stop)
         line.say(ready=asdict(engine.load()))
         if line.order() == "calibrate":
             line.say(ranges=engine.calibrate())

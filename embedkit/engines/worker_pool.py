@@ -21,10 +21,10 @@ from typing import Any, Self
 
 from embedkit.config import RunConfig
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.planning import ModelFacts
 from embedkit.engines.signals import blocked
 from embedkit.engines.worker import work
 from embedkit.errors import EmbedkitError, Stopped, UsageError
+from embedkit.inference.build import ModelFacts
 from embedkit.output.destination import AlreadyCompleted, Destination
 from embedkit.output.formats import Sink
 from embedkit.types import DeviceStats, Variant

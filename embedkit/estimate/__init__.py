@@ -22,9 +22,8 @@ from embedkit.estimate.result import Forecast
 from embedkit.estimate.scan import InputScan
 from embedkit.inference.build import BATCH_TOKENS
 from embedkit.inference.model_spec import ModelSpec, find_model
-from embedkit.inference.tokenizer_setup import TokenizerSetup, draft
-from embedkit.models.repository.config_facts import ConfigFacts, read_config_facts
-from embedkit.pooling.select import settled_by
+from embedkit.inference.tokenizer_setup import TokenizerSetup, set_up_without_weights
+from embedkit.models.repository.config_facts import ConfigFacts
 from embedkit.pooling.widths import variants
 from embedkit.tokenizer.vocabulary import measure_coverage, suggest_other_casing
 from embedkit.types import Variant
@@ -45,19 +44,13 @@ def forecast(config: RunConfig, rate: float | None) -> Forecast:
     """
     config = replace(config, input=config.input_of_rows)
     table, _ = table_of(config)
-    request = find_model(config.model, config.text, config.pooling, config.units)
-    config = replace(config, pooling=settled_by(request.poolers, config.pooling))
-    shape = read_config_facts(request.folder, trust_remote_code=config.model.trust_remote_code)
+    request = find_model(config)
+    config = replace(config, pooling=request.config.pooling)
+    settled, shape = set_up_without_weights(request)
 
     def setup(model: ModelConfig) -> TokenizerSetup:
-        return draft(
-            *(request, model, config.text, config.pooling, config.units),
-            config=shape.config,
-            positions=shape.positions,
-            n_layers=shape.n_layers,
-        )
+        return set_up_without_weights(replace(request, config=replace(request.config, model=model)))[0]
 
-    settled = setup(config.model)
     cutter = cutter_of(request, config)
     passing = InputScan(config, request, settled, _variants(request, settled, shape), table)
     passing.read_all(cutter)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import ModelFacts, input_facts, layout, output_facts, planned_kept_types
+from embedkit.engines.planning import input_facts, layout, output_facts, planned_kept_types
 from embedkit.estimate.counts import Tally
 from embedkit.estimate.disk_size import Weights
+from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.pipeline import ReadShard, TokenizedShard, finish_shard, tokenize_shard
 from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
@@ -163,7 +164,8 @@ class InputScan:
         """The plan of such a run, with hashes of nothing."""
         config = self.config
         recipe = recipe_of(
-            *(request, self.settled, config.text, config.pooling, config.units, config.groups),
+            request,
+            self.settled,
             files=dict.fromkeys(request.folder.sizes(), _HASH),
             dtype="fp32" if config.model.dtype == "auto" else config.model.dtype,
         )

@@ -1,6 +1,6 @@
-"""From what the user asked for to what will run: model found, loaded and checked, everything resolved.
+"""Loads a model that was found, checks it, and puts together what turns texts into vectors.
 
-Both the command line and the Python class come through here, so that they mean the same by the same names.
+The command line and the Python class both come through here, so that one option means the same in both.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from embedkit.config import BatchConfig, GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.config import BatchConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.inference.tokenizer_setup import draft, recipe_of
+from embedkit.inference.tokenizer_setup import recipe_of, set_up_tokenizer
 from embedkit.manifest.recipe import as_text, fingerprint, model_name
 from embedkit.models.load_lock import TURNS
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.config import LEAN_TYPES
 from embedkit.models.repository.model_folder import ModelFolder
-from embedkit.pooling.select import settled_by, spelled
+from embedkit.pooling.select import spelled
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.inference.embedder import Embedder
     from embedkit.models.select_backend import AnyEncoder, Loaded
     from embedkit.tokenizer import TextTokenizer
+    from embedkit.types import Variant
 
 #: Tokens in a batch where the user did not say. On a CPU embedkit's own forward takes them in parts that stay in
 #: its caches, and 8,192 are parts enough for 16 cores; a GPU is asked how much it has room for.
@@ -36,59 +37,50 @@ _ONE_THREAD = (
     "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
     "compute in all"
 )
-_TEXTS = UnitConfig()
-_NO_GROUPS = GroupConfig()
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
-    """A model ready to run.
+class ModelFacts:
+    """What is known once a model is loaded, in plain values: it may have been loaded in another process.
 
     Attributes:
-        embedder: texts → vectors.
         recipe: all that decides the numbers.
         fingerprint: SHA-256 of the recipe.
         notices: what the user should know, a sentence each.
         device: where it runs.
-        engine: whose code computes the states: fused or lean (embedkit's own, with compiled kernels or
-            without them), or transformers.
-        batch_tokens: tokens of a batch, where they were chosen by a GPU's memory; else None.
+        engine: the backend that computes the states: fused or lean (embedkit's own, with compiled kernels or
+            without them), or transformers. Their last bits differ, so a run keeps to one.
+        variants: columns of the output.
+        max_length: most tokens of a text.
         source: where the model's files are from: the `name` that finds them again, and their `hub` id and
             `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
+        batch_tokens: tokens of a batch, if they were chosen by a GPU's memory; else None.
     """
 
-    embedder: Embedder
     recipe: dict[str, Any]
     fingerprint: str
     notices: tuple[str, ...]
     device: str
     engine: str
+    variants: tuple[Variant, ...]
+    max_length: int
     source: dict[str, str | None]
-    batch_tokens: int | None
+    batch_tokens: int | None = None
 
 
-def assemble(
-    request: ModelSpec,
-    model: ModelConfig,
-    text: TextConfig,
-    pooling: PoolingConfig,
-    batch: BatchConfig,
-    units: UnitConfig = _TEXTS,
-    groups: GroupConfig = _NO_GROUPS,
-    *,
-    plainly: bool = False,
-    processes: int = 1,
-) -> Assembly:
-    """Load the model and settle the rest.
+@dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """A loaded model: what turns texts into vectors, and the facts about it."""
+
+    embedder: Embedder
+    facts: ModelFacts
+
+
+def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> ReadyModel:
+    """Load the model and put everything around it.
 
     Args:
-        request: the model, found.
-        model: how it is loaded.
-        text: how a text becomes tokens.
-        pooling: what is made of its states.
-        batch: what one forward pass holds.
-        units: what a vector is of.
-        groups: which rows make one vector.
+        spec: the model, found.
         plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
         processes: of this run that share the device.
 
@@ -96,8 +88,9 @@ def assemble(
         ModelError: it cannot be loaded, or lacks what is asked of it.
         UsageError: a layer, a length or a device that it does not have.
     """
+    model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
     of_fork = _ready_after_fork(model.device)
-    if request.folder.model_type in LEAN_TYPES and not plainly:
+    if spec.folder.model_type in LEAN_TYPES and not plainly:
         # The compiler has it done before torch is imported.
         build_ahead()
     from embedkit.inference.embedder import Embedder
@@ -108,24 +101,20 @@ def assemble(
     from embedkit.models.selfcheck import SLOWER
     from embedkit.pooling.batch_pooler import PoolingPlan
 
-    folder, shipped = request.folder, request.shipped
-    pooling = settled_by(request.poolers, pooling)
+    folder, shipped = spec.folder, spec.shipped
     with ThreadPoolExecutor(1) as hasher:
         # Reading the weights for their hash warms the cache that loading them reads from.
         hashes = hasher.submit(folder.hashes)
         loaded = load_model(folder, model, plainly=plainly)
-        setup = draft(
-            *(request, model, text, pooling, units),
-            config=loaded.config,
-            positions=loaded.max_positions,
-            n_layers=loaded.n_layers,
+        setup = set_up_tokenizer(
+            spec, config=loaded.config, positions=loaded.max_positions, n_layers=loaded.n_layers
         )
         tokenizer, layers = setup.tokenizer, setup.layers
-        _refuse_impossible(request, loaded, tokenizer, layers)
+        _refuse_impossible(spec, loaded, tokenizer, layers)
         probe = tokenizer.probe(_PROBES)
         if setup.layer_agg == "weighted":
             refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
-        for_pooler = "pooler" in request.poolings
+        for_pooler = "pooler" in spec.poolings
         try:
             encoder, notice = make_encoder(loaded, layers, probe, for_pooler=for_pooler, plainly=plainly)
         except NotExactError:
@@ -133,7 +122,7 @@ def assemble(
             encoder, _ = make_encoder(loaded, layers, probe, for_pooler=for_pooler)
             notice = SLOWER
         files = hashes.result()
-    for chosen in request.poolers.values():
+    for chosen in spec.poolers.values():
         chosen.refuse_other_model(
             {"type": folder.model_type, "files": files},
             setup.raw_tokenizer.get_vocab(),
@@ -142,10 +131,10 @@ def assemble(
     plan = PoolingPlan(
         layers,
         setup.layer_agg,
-        request.poolings,
+        spec.poolings,
         cls_is_last=tokenizer.closes_with_cls and not shipped,
         variant_suffix=setup.variant_suffix,
-        poolers={name: chosen.pooler(encoder.device) for name, chosen in request.poolers.items()},
+        poolers={name: chosen.pooler(encoder.device) for name, chosen in spec.poolers.items()},
     )
     if shipped is not None:
         head = load_head(folder, shipped)
@@ -166,18 +155,18 @@ def assemble(
         encoder=encoder,
         pooling=plan,
         exclude_special=pooling.exclude_special,
-        normalize=request.normalize,
-        truncate_dim=request.truncate_dim,
+        normalize=spec.normalize,
+        truncate_dim=spec.truncate_dim,
         precision=pooling.precision,
-        on_long=text.on_long,
+        on_long=spec.config.text.on_long,
         budget=TokenBudget(batch.batch_tokens or chosen_tokens or BATCH_TOKENS[encoder.device.type]),
         transfer=transfer_for(encoder.device),
         by_segments=encoder.device.type == "cuda",
         batch_size=batch.batch_size,
-        level=units.unit,
-        chunk_pool=text.chunk_pool or "mean",
-        unit_poolings=request.unit_poolings,
-        head=request.head,
+        level=spec.config.units.unit,
+        chunk_pool=spec.config.text.chunk_pool or "mean",
+        unit_poolings=spec.unit_poolings,
+        head=spec.head,
     )
     widest = max(variant.dims for variant in embedder.raw_variants)
     if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
@@ -185,24 +174,26 @@ def assemble(
             f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions that there are",
             hint=f"use at most {widest}, or leave it out",
         )
-    recipe = recipe_of(request, setup, text, pooling, units, groups, files=files, dtype=loaded.dtype)
+    recipe = recipe_of(spec, setup, files=files, dtype=loaded.dtype)
     notices = (*setup.notices, notice, loaded.notice, _of_weights(folder), of_fork)
-    return Assembly(
-        embedder=embedder,
+    facts = ModelFacts(
         recipe=recipe,
         fingerprint=fingerprint(recipe),
         notices=tuple(sentence for sentence in notices if sentence),
         device=str(encoder.device),
         engine=encoder.engine,
+        variants=embedder.variants,
+        max_length=tokenizer.max_length,
         source={
             "name": as_text(folder.name if folder.hub else str(folder.folder)),
             "model": model_name(folder.name, folder.root, folder.hub),
             "hub": folder.hub,
             "revision": folder.revision,
-            **({"pool": spelled(request.poolings, request.poolers)} if request.poolers else {}),
+            **({"pool": spelled(spec.poolings, spec.poolers)} if spec.poolers else {}),
         },
         batch_tokens=chosen_tokens,
     )
+    return ReadyModel(embedder, facts)
 
 
 def _ready_after_fork(device: str) -> str | None:
@@ -257,13 +248,11 @@ def _tokens_for(
     return tokens_that_fit(*device_memory(encoder.device), needed, processes, given_back)
 
 
-def _refuse_impossible(
-    request: ModelSpec, loaded: Loaded, tokenizer: TextTokenizer, layers: tuple[int, ...]
-) -> None:
-    if "pooler" in request.poolings:
+def _refuse_impossible(spec: ModelSpec, loaded: Loaded, tokenizer: TextTokenizer, layers: tuple[int, ...]) -> None:
+    if "pooler" in spec.poolings:
         if not loaded.has_pooler:
             raise ModelError(
-                f"--pool pooler: the checkpoint of '{request.folder.name}' has no weights for a pooling head",
+                f"--pool pooler: the checkpoint of '{spec.folder.name}' has no weights for a pooling head",
                 hint="its numbers would be random; use --pool cls or --pool mean",
             )
         if layers != (loaded.n_layers,):
@@ -272,9 +261,9 @@ def _refuse_impossible(
                 hint="leave --layers out, or leave pooler out of --pool",
             )
     has_cls = tokenizer.opens_with_cls or tokenizer.closes_with_cls
-    if "cls" in request.poolings and not has_cls and request.shipped is None:
+    if "cls" in spec.poolings and not has_cls and spec.shipped is None:
         raise ModelError(
-            f"--pool cls: the tokenizer of '{request.folder.name}' puts no [CLS] or <s> before a text",
+            f"--pool cls: the tokenizer of '{spec.folder.name}' puts no [CLS] or <s> before a text",
             hint="use --pool lasttoken" if loaded.architecture.causal else "use --pool mean",
         )
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, arguments
+from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, VectorConfig, arguments
 from embedkit.config.arguments import Layers, Pool
 from embedkit.errors import InputError, ModelError, UsageError
-from embedkit.inference.build import assemble
+from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
 from embedkit.models.load_lock import TURNS
 from embedkit.sources.in_memory import Texts, texts_of
@@ -94,7 +94,7 @@ class Encoder:
             "batch_size": batch_size,
         }
         whole = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
-        models = ModelConfig(
+        model_config = ModelConfig(
             arguments.model_name(model),
             arguments.text_or_none("revision", revision),
             arguments.yes_or_no("offline", offline),
@@ -119,26 +119,25 @@ class Encoder:
             None if normalize is None else arguments.yes_or_no("normalize", normalize),
             whole["truncate_dim"],
         )
-        self._configs = (models, texts, pooling, BatchConfig(whole["batch_tokens"], whole["batch_size"]))
+        batch = BatchConfig(whole["batch_tokens"], whole["batch_size"])
+        self._config = VectorConfig(model=model_config, text=texts, pooling=pooling, batch=batch)
         self._load()
 
     def _load(self) -> None:
-        """Load the model that the configs name."""
-        models, texts, pooling, batch = self._configs
-        in_full = models.dtype == "fp32" or (models.dtype == "auto" and models.device == "cpu")
+        model = self._config.model
+        in_full = model.dtype == "fp32" or (model.dtype == "auto" and model.device == "cpu")
         with TURNS.loading(alone=not in_full):
-            request = find_model(models, texts, pooling)
-            assembly = assemble(request, models, texts, pooling, batch)
-        self._embedder = assembly.embedder
+            ready = build(find_model(self._config))
+        self._embedder = ready.embedder
         self._turn = threading.Lock()
         self._made_in = os.getpid()
-        self.recipe: dict[str, Any] = assembly.recipe
-        self.fingerprint: str = assembly.fingerprint
-        self.notices: tuple[str, ...] = assembly.notices
+        self.recipe: dict[str, Any] = ready.facts.recipe
+        self.fingerprint: str = ready.facts.fingerprint
+        self.notices: tuple[str, ...] = ready.facts.notices
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, and no weights."""
-        return _rebuilt, (type(self), self._configs, self.fingerprint)
+        return _rebuilt, (type(self), self._config, self.fingerprint)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -240,18 +239,18 @@ class Encoder:
         return len(whole), raw
 
 
-def _rebuilt(kind: type[Encoder], configs: Any, fingerprint: str) -> Encoder:
+def _rebuilt(kind: type[Encoder], config: VectorConfig, fingerprint: str) -> Encoder:
     """The Encoder that was pickled, its model loaded again.
 
     Raises:
         ModelError: the model is another one here.
     """
     encoder = kind.__new__(kind)
-    encoder._configs = configs  # noqa: SLF001 - of the class this module is about
+    encoder._config = config  # noqa: SLF001 - of the class this module is about
     encoder._load()  # noqa: SLF001
     if encoder.fingerprint != fingerprint:
         raise ModelError(
-            f"model '{configs[0].model}' is not that of the pickled Encoder: its files or its --dtype differ",
+            f"model '{config.model.model}' is not that of the pickled Encoder: its files or its --dtype differ",
             hint="make the Encoder where it is used; a folder or a --revision, and a --dtype, name one model "
             "everywhere",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from embedkit.config import ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.config import TextConfig, UnitConfig, VectorConfig
 from embedkit.config.poolings import parse_poolings, resolve_layers
 from embedkit.errors import UsageError
 from embedkit.models.repository.model_folder import ModelFolder
@@ -16,14 +16,13 @@ from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.select import ChosenPooler, choose, head_of, settled_by
 from embedkit.suggest import did_you_mean
 
-_TEXTS = UnitConfig()
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model that was found, and what is asked of it; nothing is loaded yet.
+    """A model that was found, and what is asked of it; nothing is loaded yet. Can be pickled.
 
     Attributes:
+        config: what the user asked for; layers and special tokens as trained poolers need them.
         folder: the model's files.
         shipped: the recipe of its authors, where `--pool auto` follows it; else None.
         poolings: resolved names; () = token vectors.
@@ -37,6 +36,7 @@ class ModelSpec:
         notices: what the user should know, a sentence each.
     """
 
+    config: VectorConfig
     folder: ModelFolder
     shipped: ShippedRecipe | None
     poolings: tuple[str, ...]
@@ -60,22 +60,25 @@ class ModelSpec:
         return not self.poolings
 
 
-def find_model(
-    model: ModelConfig, text: TextConfig, pooling: PoolingConfig, units: UnitConfig = _TEXTS
-) -> ModelSpec:
-    """Find the model and settle what its files alone decide; imports no torch.
+def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> ModelSpec:
+    """Find the model and resolve what its files alone decide; imports no torch. Called once a command.
+
+    Args:
+        config: what the user asked for.
+        folder: the model's files, if another spec of the same model has found them.
 
     Raises:
         ModelError: there is no such model, it needs code that may not run, its own recipe cannot be carried out,
             or a pooler cannot be read.
         UsageError: a prompt or a head that it does not have.
     """
-    folder = resolve_model(model)
-    remote_classes, told = check_remote_code(folder, trust=model.trust_remote_code)
+    folder = folder or resolve_model(config.model)
+    remote_classes, notices = check_remote_code(folder, trust=config.model.trust_remote_code)
     folder = replace(folder, runs_code=bool(remote_classes))
-    names, poolers = choose(parse_poolings(pooling.pool))
+    names, poolers = choose(parse_poolings(config.pooling.pool))
+    pooling = settled_by(poolers, config.pooling)
     head = head_of(names, poolers) if pooling.with_head else None
-    unit_poolings = _unit_poolings(units, names)
+    unit_poolings = _unit_poolings(config.units, names)
     if unit_poolings:
         names = ("none",)
     shipped = shipped_recipe(folder) if names == ("auto",) else None
@@ -85,11 +88,19 @@ def find_model(
         poolings = () if names == ("none",) else names
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
-    prompt = _prompt(folder, text, shipped)
     return ModelSpec(
-        *(folder, shipped, poolings, unit_poolings, normalize, truncate_dim, prompt, poolers, head),
+        config=replace(config, pooling=pooling),
+        folder=folder,
+        shipped=shipped,
+        poolings=poolings,
+        unit_poolings=unit_poolings,
+        normalize=normalize,
+        truncate_dim=truncate_dim,
+        prompt=_prompt(folder, config.text, shipped),
+        poolers=poolers,
+        head=head,
         remote_classes=remote_classes,
-        notices=told,
+        notices=notices,
     )
 
 
@@ -105,19 +116,18 @@ def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]
             return ()
 
 
-def rough_width(request: ModelSpec, pooling: PoolingConfig) -> int:
+def rough_width(spec: ModelSpec) -> int:
     """About how many values the vectors of a text have, from config.json; for cutting shards only."""
-    if request.shipped and request.shipped.out_features:
-        return request.shipped.out_features
-    config = request.folder.config
+    if spec.shipped and spec.shipped.out_features:
+        return spec.shipped.out_features
+    config, pooling = spec.folder.config, spec.config.pooling
     hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
     keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
     n_layers = next((config[key] for key in keys if key in config), 12)
-    pooling = settled_by(request.poolers, pooling)
     keeps_all = pooling.layer_agg in {"concat", "separate"}
     layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
     # Vectors of tokens, words and maybe spans: about a hundred a text.
-    return int(hidden_size) * layers * (len(request.poolings) or 100 * max(1, len(request.unit_poolings)))
+    return int(hidden_size) * layers * (len(spec.poolings) or 100 * max(1, len(spec.unit_poolings)))
 
 
 def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:

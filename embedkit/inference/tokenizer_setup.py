@@ -1,6 +1,6 @@
-"""What a model's small files and the options decide together, before any weight is read.
+"""Tokenizer, layers and recipe of a run: what a model's small files and the options decide without its weights.
 
-`assemble` goes on from here with the weights, `embedkit plan` does without them. Imports no torch.
+`build` goes on from here with the weights; `plan`, `fit` and `sweep` do without them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedkit.config import GroupConfig, ModelConfig, PoolingConfig, TextConfig, UnitConfig
+from embedkit.config import PoolingConfig
 from embedkit.config.poolings import resolve_layers
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.recipe import make_recipe
 from embedkit.models.repository.architectures import has_position_table, rotates_by_history
-from embedkit.models.repository.config_facts import architecture_of, n_embeddings
+from embedkit.models.repository.config_facts import ConfigFacts, architecture_of, n_embeddings, read_config_facts
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.shipped_recipe import ShippedRecipe
 
@@ -50,25 +50,23 @@ class TokenizerSetup:
     notices: tuple[str | None, ...]
 
 
-def draft(
-    request: ModelSpec,
-    model: ModelConfig,
-    text: TextConfig,
-    pooling: PoolingConfig,
-    units: UnitConfig,
-    *,
-    config: Any,
-    positions: int | None,
-    n_layers: int,
-) -> TokenizerSetup:
-    """Settle what takes no weights.
+def set_up_without_weights(spec: ModelSpec) -> tuple[TokenizerSetup, ConfigFacts]:
+    """Set up the tokenizer by the model's small files alone.
+
+    Raises:
+        ModelError: there is no tokenizer that can be used.
+        UsageError: a layer or a length that the model does not have.
+    """
+    facts = read_config_facts(spec.folder, trust_remote_code=spec.config.model.trust_remote_code)
+    setup = set_up_tokenizer(spec, config=facts.config, positions=facts.positions, n_layers=facts.n_layers)
+    return setup, facts
+
+
+def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_layers: int) -> TokenizerSetup:
+    """Resolve what takes no weights.
 
     Args:
-        request: the model, found.
-        model: how it is loaded.
-        text: how a text becomes tokens.
-        pooling: what is made of its states.
-        units: what a vector is of.
+        spec: the model, found.
         config: the encoder's, with its keys as attributes.
         positions: most tokens that the model has positions for; None = any number.
         n_layers: encoder layers.
@@ -87,14 +85,15 @@ def draft(
     from embedkit.tokenizer.casing import prepend_lowercase
     from embedkit.tokenizer.lengths import prompt_length, stated_length
 
-    folder, shipped = request.folder, request.shipped
+    folder, shipped, text = spec.folder, spec.shipped, spec.config.text
+    model, unit = spec.config.model, spec.config.units.unit
     lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
     raw_tokenizer, casing = load_tokenizer(
         str(folder.folder),
         casing="auto" if lowers else model.lowercase,
         known_casing=folder.alias.stated_casing if folder.alias else None,
         states_casing=states_casing(folder),
-        code=request.own_tokenizer,
+        code=spec.own_tokenizer,
         trust_remote_code=folder.runs_code,
     )
     shipped_length = shipped.transformer.max_length if shipped else None
@@ -113,19 +112,19 @@ def draft(
     beyond = _beyond(folder, config, max_length, trained)
     by_us = casing.by_us or (lowers and not prepend_lowercase(raw_tokenizer))
     prompt_left_out = shipped is not None and not shipped.include_prompt
-    skipped = prompt_length(raw_tokenizer, request.prompt, max_length) if prompt_left_out else 0
+    skipped = prompt_length(raw_tokenizer, spec.prompt, max_length) if prompt_left_out else 0
     tokenizer = TextTokenizer(
         raw_tokenizer,
         max_length=max_length,
-        prompt=request.prompt,
+        prompt=spec.prompt,
         skipped=skipped,
         lowercase_first=by_us,
         overlap=(text.stride or 0) if text.on_long == "chunk" else None,
-        locates=units.unit != "text",
+        locates=unit != "text",
         n_embeddings=None if oversized is None else embedded,
     )
-    layers, layer_agg = _layers(shipped, pooling, n_layers)
-    variant_suffix = "" if units.unit == "token" else "_".join(request.unit_poolings)
+    layers, layer_agg = _layers(shipped, spec.config.pooling, n_layers)
+    variant_suffix = "" if unit == "token" else "_".join(spec.unit_poolings)
     return TokenizerSetup(
         tokenizer=tokenizer,
         lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
@@ -134,57 +133,43 @@ def draft(
         variant_suffix=variant_suffix,
         raw_tokenizer=raw_tokenizer,
         notices=(
-            *(folder.notice, *request.notices, casing.notice, oversized, unknown_characters_notice(tokenizer)),
-            *(*_said_aloud(request, layers, layer_agg, max_length), beyond),
+            *(folder.notice, *spec.notices, casing.notice, oversized, unknown_characters_notice(tokenizer)),
+            *(*_said_aloud(spec, layers, layer_agg, max_length), beyond),
         ),
     )
 
 
-def recipe_of(
-    request: ModelSpec,
-    setup: TokenizerSetup,
-    text: TextConfig,
-    pooling: PoolingConfig,
-    units: UnitConfig,
-    groups: GroupConfig,
-    *,
-    files: Mapping[str, str],
-    dtype: str,
-) -> dict[str, Any]:
-    """The recipe of a run; see make_recipe.
+def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str], dtype: str) -> dict[str, Any]:
+    """Returns the recipe of a run; see make_recipe.
 
     Args:
-        request: the model, found.
-        setup: what was settled.
-        text: how a text becomes tokens.
-        pooling: what is made of its states.
-        units: what a vector is of.
-        groups: which rows make one vector.
+        spec: the model, found.
+        setup: tokenizer and layers.
         files: SHA-256 of each of the model's files, by name.
-        dtype: what it computes in.
+        dtype: what the model computes in.
     """
-    shipped = request.shipped
+    shipped, text, groups = spec.shipped, spec.config.text, spec.config.groups
     return make_recipe(
-        model_type=request.folder.model_type,
+        model_type=spec.folder.model_type,
         files=files,
         lowercase=setup.lowercase,
         max_length=setup.tokenizer.max_length,
         on_long=text.on_long,
         stride=text.stride or 0,
         chunk_pool=text.chunk_pool or "mean",
-        prompt=request.prompt,
-        level=units.unit,
+        prompt=spec.prompt,
+        level=spec.config.units.unit,
         groups={"by": list(groups.by), "pool": groups.pool or "mean", "order_by": groups.order_by}
         if groups.by
         else None,
         layers=setup.layers,
         layer_agg=setup.layer_agg,
-        pool=("token",) if units.unit == "token" else request.unit_poolings or request.poolings,
-        poolers={name: chosen.identity for name, chosen in request.poolers.items()},
-        exclude_special=pooling.exclude_special,
-        normalize=request.normalize,
-        truncate_dim=request.truncate_dim,
-        precision=pooling.precision,
+        pool=("token",) if spec.config.units.unit == "token" else spec.unit_poolings or spec.poolings,
+        poolers={name: chosen.identity for name, chosen in spec.poolers.items()},
+        exclude_special=spec.config.pooling.exclude_special,
+        normalize=spec.normalize,
+        truncate_dim=spec.truncate_dim,
+        precision=spec.config.pooling.precision,
         dtype=dtype,
         shipped={"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
     )
@@ -245,17 +230,17 @@ def _beyond(folder: ModelFolder, config: Any, max_length: int, trained: int | No
 
 
 def _said_aloud(
-    request: ModelSpec, layers: tuple[int, ...], layer_agg: str, max_length: int
+    spec: ModelSpec, layers: tuple[int, ...], layer_agg: str, max_length: int
 ) -> tuple[str | None, str | None]:
     followed = joined = None
-    if request.shipped is not None:
-        shipped = request.shipped
+    if spec.shipped is not None:
+        shipped = spec.shipped
         steps = [",".join(shipped.poolings), *(module.kind for module in shipped.modules)]
         if shipped.layer_start is not None:
             steps.insert(0, f"layers {shipped.layer_start} to {layers[-1]} by weights")
-        if request.normalize:
+        if spec.normalize:
             steps.append("scaled to length 1")
-        if request.prompt and not shipped.include_prompt:
+        if spec.prompt and not shipped.include_prompt:
             steps.append("the prompt's tokens left out")
         followed = f"--pool auto follows the recipe of the model: {', '.join(steps)}, at most {max_length} tokens"
     if layer_agg == "concat" and len(layers) > 1:

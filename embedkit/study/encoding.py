@@ -25,13 +25,14 @@ from embedkit.engines.callbacks import Callbacks
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, Stopped, UsageError
+from embedkit.inference.model_spec import find_model
+from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.shards import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
 from embedkit.storage.atomic import as_output_error
 from embedkit.storage.files import as_read_error, is_there
 from embedkit.storage.tempfiles import is_leftover, is_temporary, temporary_name
-from embedkit.study.model_facts import setup
 from embedkit.types import Record
 
 _STATES = ".states"
@@ -115,7 +116,7 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         InputError: the input cannot be read as asked.
     """
     table = open_table(config.input)
-    settled, shape = setup(config)
+    settled, shape = set_up_without_weights(find_model(config))
     tokenizer = settled.tokenizer if count_tokens else None
     rows = tokens = 0
     texts: list[str] = []

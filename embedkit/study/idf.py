@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from embedkit.config import RunConfig
 from embedkit.engines.faults import unreadable_rows
 from embedkit.errors import InputError, Stopped
+from embedkit.inference.model_spec import find_model
+from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.sources import open_table
-from embedkit.study.model_facts import setup
 from embedkit.types import Record, TokenizedTexts
 
 #: Texts that are tokenized at once.
@@ -43,7 +44,7 @@ def count_frequencies(
     table = open_table(config.input)
     from embedkit.pooling.idf import vocabulary_hash
 
-    settled, _ = setup(config)
+    settled, _ = set_up_without_weights(find_model(config))
     tokenizer, entries = settled.tokenizer, settled.raw_tokenizer.get_vocab()
     frequencies = np.zeros(max(entries.values()) + 1, np.int64)
     n_documents = rows = 0

@@ -299,7 +299,7 @@ def _asked(config: RunConfig, folder: Path) -> RunConfig:
 
 def _poolings(config: RunConfig) -> tuple[str, ...]:
     """The poolings to compare: those asked for, or all that say something about this kind of model."""
-    request = find_model(config.model, config.text, config.pooling)
+    request = find_model(config)
     if config.pooling.pool != "auto":
         return parse_poolings(config.pooling.pool)
     raw, _ = load_tokenizer(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig
+from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, VectorConfig
 from embedkit.errors import EmbedkitError, ModelError, OutputError
-from embedkit.inference.build import assemble
+from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
 from embedkit.manifest.shards import first_difference
 from embedkit.pooling.postprocess import Int8Range, finish
@@ -97,12 +97,14 @@ class Again:
             raise OutputError(
                 "a single file does not say where its poolers are", hint="encode to a folder to resample it later"
             )
+        folder = None
         for text, pooling in _ways(recipe, origin.pool):
-            request = find_model(model, text, pooling)
-            assembly = assemble(request, model, text, pooling, BatchConfig(batch_size=1), plainly=True)
-            found = first_difference({**recipe, "dtype": "fp32"}, assembly.recipe)
+            config = VectorConfig(model=model, text=text, pooling=pooling, batch=BatchConfig(batch_size=1))
+            spec = find_model(config, folder)
+            folder, ready = spec.folder, build(spec, plainly=True)
+            found = first_difference({**recipe, "dtype": "fp32"}, ready.facts.recipe)
             if found is None:
-                return assembly.embedder
+                return ready.embedder
             told = _other_recipe(name, *found)
         raise told or OutputError("the recipe asks for nothing", hint="encode again")
 

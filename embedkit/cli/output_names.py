@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
 from embedkit.errors import UsageError
-from embedkit.storage.files import seems_folder
+from embedkit.storage.filesystem import seems_folder
 from embedkit.suggest import closest_names
 
 #: A `Path` has one slash of two. Of one letter, it is a drive of Windows.

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from embedkit.errors import UsageError
-from embedkit.storage.files import seems_there
+from embedkit.storage.filesystem import seems_there
 from embedkit.suggest import LIKENESS, closest_names
 
 #: What Typer raises for a wrong command line, whichever click it carries.

@@ -77,7 +77,7 @@ def sweep(
         raise UsageError("a sweep writes a folder of files, not to stdout", hint="name a folder with -o")
     check_name(output, ())
     # numpy and what builds on it are imported from here on: `--help` waits for none of them.
-    from embedkit.storage.files import as_read_error
+    from embedkit.storage.disk_errors import as_read_error
     from embedkit.study.run_sweep import SHARD_ROWS, VECTORS, SweepConfig
     from embedkit.study.run_sweep import sweep as carry_out
 

@@ -18,7 +18,7 @@ from embedkit.manifest.recipe import files_digest
 from embedkit.output.commit import PLAN
 from embedkit.output.open import made_by, read_json
 from embedkit.sources import open_table
-from embedkit.storage.files import seems_file, seems_there
+from embedkit.storage.filesystem import seems_file, seems_there
 
 #: Folders beside an output that hold a run of it which is not finished.
 _BEGUN = ("{}.partial", "{}.rows.partial", "{}.next", "{}.partial.next")

@@ -37,8 +37,8 @@ from embedkit.output.open import Stored, open_stored, read_json
 from embedkit.pooling.groups import Grouping, Item, last_rows
 from embedkit.pooling.postprocess import finish
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.storage.atomic import WholeFiles, as_output_error
-from embedkit.storage.files import as_read_error, is_there, listed, seems_file
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, list_files, read_file, seems_file, write_file
 from embedkit.types import EncodedShard, Fault, Variant
 
 LengthGroup = Callable[[RunConfig, Callbacks, threading.Event], Summary]
@@ -95,7 +95,7 @@ def run_grouped(
     with as_read_error(out):
         # Rows without a plan are what a run left that was killed when the groups were whole.
         left = Folder(rows, "overwrite")
-        is_all_there = config.output.on_exists == "resume" and is_there(out) and not left.has_plan()
+        is_all_there = config.output.on_exists == "resume" and exists(out) and not left.has_plan()
     if is_all_there:
         plan, model = foresee(of_rows, watcher, stop)
         plan = _plan_of_groups(config, plan, normalize=request.normalize)
@@ -292,18 +292,13 @@ class _Fold:
     def _keep_rejects(self) -> None:
         """Rows that could not be read stay listed, beside the output."""
         with as_read_error(self.rows):
-            names = (name for name, _ in listed(self.rows / "rejects") if name.endswith(".jsonl"))
-            parts = [self.rows / "rejects" / name for name in sorted(names, key=lambda of: (len(of), of))]
-        if parts:
+            names = (name for name, _ in list_files(self.rows / "rejects") if name.endswith(".jsonl"))
+            by_number = sorted(names, key=lambda of: (len(of), of))
+            content = b"".join(read_file(self.rows / "rejects" / name) for name in by_number)
+        if content:
             out = Path(self.config.output.output)
             told = f"{out.name}.rows.rejects.jsonl"
-            files = WholeFiles(out.parent)
-            try:
-                with as_output_error(out), files.create(told) as file:
-                    file.writelines(part.read_bytes() for part in parts)
-                files.publish()
-            finally:
-                files.discard()
+            write_file(out.parent, told, content)
             self.watcher.notice(f"rows that are in no group are listed in {out.with_name(told)}")
 
 

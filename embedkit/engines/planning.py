@@ -27,7 +27,7 @@ from embedkit.output.formats.values import fits_parquet
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
 from embedkit.sources.locate import check_not_read, unreadable
-from embedkit.storage.files import seems_folder, sha256_of
+from embedkit.storage.filesystem import seems_folder, sha256_of_file
 from embedkit.types import Variant
 
 #: Of English text in most vocabularies; only the time that is left depends on it.
@@ -225,7 +225,7 @@ def input_facts(
         if looks_same and (file.size or 0) > _LARGE:
             return of | {"content_sha256": before["content_sha256"]}
         try:
-            return of | {"content_sha256": sha256_of(Path(file.name))}
+            return of | {"content_sha256": sha256_of_file(Path(file.name))}
         except OSError as error:
             raise unreadable(file.shown, error) from None
 

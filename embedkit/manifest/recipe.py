@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.storage.files import seems_folder
+from embedkit.storage.filesystem import seems_folder
 
 
 def make_recipe(

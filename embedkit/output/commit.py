@@ -23,19 +23,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from embedkit.errors import OutputError
-from embedkit.storage.atomic import WholeFiles, as_output_error
+from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary
 from embedkit.storage.checksummed_json import sealed, unsealed
-from embedkit.storage.files import (
-    as_read_error,
+from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
+from embedkit.storage.filesystem import (
+    AtomicFiles,
+    exists,
     is_folder,
-    is_there,
-    listed,
-    read_small,
-    refuse_link,
-    sha256_of,
-    sha256_of_small,
+    list_files,
+    new_files,
+    read_file,
+    sha256_of_file,
 )
-from embedkit.storage.tempfiles import is_former_mark, is_leftover, is_temporary
 
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
 _DATA = ("embeddings", "metadata", "rejects")
@@ -76,17 +75,17 @@ class OutputFolder:
         with as_read_error(self.path):
             if any(path.name not in _OURS and not is_temporary(path.name) for path in self.path.iterdir()):
                 return True
-            return any(not _is_own(name) for name, _ in listed(self.path))
+            return any(not _is_own(name) for name, _ in list_files(self.path))
 
     def has_plan(self) -> bool:
         """Whether a run was begun here."""
         with as_read_error(self.path):
-            return is_there(self.path / PLAN)
+            return exists(self.path / PLAN)
 
     def has_shards(self) -> bool:
         """Whether anything of a shard is here: a record, or a file under its final name."""
         with as_read_error(self.path):
-            names = (name for of in (COMMITS, *_DATA) for name, _ in listed(self.path / of))
+            names = (name for of in (COMMITS, *_DATA) for name, _ in list_files(self.path / of))
             return any(not is_temporary(Path(name).name) for name in names)
 
     def read_plan(self) -> dict[str, Any] | None:
@@ -100,7 +99,7 @@ class OutputFolder:
         with as_read_error(path):
             try:
                 seen = _told(path)
-                data = read_small(path)
+                data = read_file(path)
             except FileNotFoundError:
                 return None
         try:
@@ -143,7 +142,7 @@ class OutputFolder:
             try:
                 seen = _told(path)
                 if seen != self._plan_seen:
-                    if sha256_of_small(path) != self.plan_sha256:
+                    if sha256_of_file(path) != self.plan_sha256:
                         raise self._taken()
                     self._plan_seen = seen
             except FileNotFoundError:
@@ -182,7 +181,7 @@ class OutputFolder:
         """
         plan, records = hashlib.sha256((self.path / PLAN).read_bytes()), hashlib.sha256()
         for _, path in sorted(self.record_paths()):
-            records.update(read_small(path))
+            records.update(read_file(path))
         return {"plan_sha256": plan.hexdigest(), "records_sha256": records.hexdigest()}
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
@@ -208,7 +207,7 @@ class OutputFolder:
         """
         records: dict[int, dict[str, Any]] = {}
         with as_read_error(self.path):
-            sizes = {name: size for folder in _DATA for name, size in listed(self.path / folder, f"{folder}/")}
+            sizes = {name: size for folder in _DATA for name, size in list_files(self.path / folder, f"{folder}/")}
             plans = {None, self._sha256_in_place()}
             for index, path in sorted(self.record_paths()):
                 record = _record(path)
@@ -224,7 +223,7 @@ class OutputFolder:
 
     def _sha256_in_place(self) -> str | None:
         try:
-            return sha256_of_small(self.path / PLAN)
+            return sha256_of_file(self.path / PLAN)
         except FileNotFoundError:
             return None
 
@@ -235,7 +234,7 @@ class OutputFolder:
         Raises:
             OutputError: the disk refuses, here or while the block writes its files.
         """
-        files = WholeFiles(self.path, sweep=False)
+        files = new_files(self.path, sweep=False)
         self.refuse_another_plan()
         with as_output_error(self.path):
             self._sweep(index)
@@ -271,10 +270,10 @@ class OutputFolder:
                 path = self.path / name
                 if not is_folder(path) or path.is_symlink():
                     path.unlink(missing_ok=True)
-                elif all(_is_own(f"{name}/{inside}") for inside, _ in listed(path)):
+                elif all(_is_own(f"{name}/{inside}") for inside, _ in list_files(path)):
                     shutil.rmtree(path)
                 else:
-                    for inside, _ in listed(path):
+                    for inside, _ in list_files(path):
                         if _is_own(f"{name}/{inside}"):
                             (path / inside).unlink(missing_ok=True)
             for path in self.path.glob(".*.tmp"):
@@ -301,13 +300,13 @@ class OutputFolder:
             OutputError: the folder is one, or what embedkit writes into is.
         """
         for path in (self.path, *(self.path / name for name in _OURS)):
-            refuse_link(path)
+            check_no_link(path)
 
     def _is_whole(self, record: Mapping[str, Any], sizes: Mapping[str, int | None], verify: bool) -> bool:
         try:
             return all(
                 sizes.get(file["path"]) == file["bytes"]
-                and (not verify or sha256_of(self.path / file["path"]) == file["sha256"])
+                and (not verify or sha256_of_file(self.path / file["path"]) == file["sha256"])
                 for file in record["files"]
             )
         except FileNotFoundError:  # it has gone since the folders were listed
@@ -323,7 +322,7 @@ class OutputFolder:
         check: Callable[[], None] = lambda: None,
     ) -> bool:
         """Write one of embedkit's own files. Returns whether it has the name, and no other was first."""
-        files = WholeFiles(self.path, sweep=False)
+        files = new_files(self.path, sweep=False)
         try:
             with as_output_error(self.path / name), files.create(name) as file:
                 file.write(sealed(content, indent=indent))
@@ -339,7 +338,7 @@ class ShardWriter:
 
     folder: OutputFolder
     index: int
-    files: WholeFiles
+    files: AtomicFiles
 
     def create(self, name: str) -> BinaryIO:
         """A new file for a path in the output folder; nobody sees it before `commit`."""
@@ -376,6 +375,6 @@ def _told(path: Path) -> tuple[int, ...]:
 def _record(path: str) -> dict[str, Any] | None:
     """A record, or None where it is gone or damaged; an error of the disk is neither, and goes on."""
     try:
-        return unsealed(read_small(path))
+        return unsealed(read_file(path))
     except (FileNotFoundError, ValueError):
         return None

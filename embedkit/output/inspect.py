@@ -23,7 +23,8 @@ from embedkit.output.commit import OutputFolder
 from embedkit.output.norms import NormTally, VectorNorms
 from embedkit.output.open import Stored, open_stored, read_json
 from embedkit.pooling.units import COLUMNS
-from embedkit.storage.files import as_read_error, is_there
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists
 from embedkit.types import STATUSES
 
 
@@ -104,7 +105,7 @@ def inspect_output(path: str | Path) -> Inspection:
     """
     path = Path(path)
     with as_read_error(path):
-        is_unfinished = is_there(path / "plan.json") and not is_there(path / "manifest.json")
+        is_unfinished = exists(path / "plan.json") and not exists(path / "manifest.json")
     if is_unfinished:
         return _unfinished(path)
     stored = open_stored(path)

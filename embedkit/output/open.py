@@ -33,15 +33,8 @@ from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.npy_format import metadata_name, sampled
 from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
 from embedkit.storage.checksummed_json import unsealed_if_sealed
-from embedkit.storage.files import (
-    as_read_error,
-    is_folder,
-    is_there,
-    seems_folder,
-    seems_there,
-    sha256_of,
-    sha256_of_small,
-)
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, is_folder, seems_folder, seems_there, sha256_of_file
 from embedkit.storage.parser_probe import fault_of
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
@@ -123,7 +116,7 @@ class Stored:
         hashes = _recorded(self.records[place], self.parts[place]) if self.records and new else {}
         for file in new:
             if hashes.get(file):
-                if sha256_of(file) != hashes[file]:
+                if sha256_of_file(file) != hashes[file]:
                     raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=_VERIFY)
                 self._harmless[file] = frozenset()
             else:
@@ -185,7 +178,7 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
         )
     explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
     with as_read_error(explains):
-        explained = is_there(explains)
+        explained = exists(explains)
     if not explained:
         raise OutputError(
             f"{explains}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
@@ -206,7 +199,7 @@ def refuse_missing(path: Path) -> None:
     if path.suffix == ".npy" and seems_there(path.with_name(metadata_name(path.name))):
         return
     with readable(path):
-        if is_there(path):
+        if exists(path):
             if path.exists():
                 return
             raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist", hint=_WHERE)
@@ -291,8 +284,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_folder(path: Path) -> Stored:
     manifest_path = path / "manifest.json"
-    if not is_there(manifest_path):
-        if is_there(path / "plan.json") or is_folder(path / "commits"):
+    if not exists(manifest_path):
+        if exists(path / "plan.json") or is_folder(path / "commits"):
             raise OutputError(
                 f"{path} is not finished: it has no manifest.json",
                 hint="run the same `embedkit encode` again with --on-exists resume; "
@@ -303,7 +296,7 @@ def _open_folder(path: Path) -> Stored:
     with readable(manifest_path):
         plan = path / "plan.json"
         # A copy may be without the plan, and a manifest of an older embedkit does not name it.
-        if "plan_sha256" in manifest and is_there(plan) and sha256_of_small(plan) != manifest["plan_sha256"]:
+        if "plan_sha256" in manifest and exists(plan) and sha256_of_file(plan) != manifest["plan_sha256"]:
             raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
         variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
         form = manifest["format"]
@@ -359,12 +352,12 @@ def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterat
             continue
         of = arrays[variant.name]
         is_same = path.stat().st_size == of["bytes"] and sampled(path) == of["sampled"]
-        if not is_same or (whole and sha256_of(path) != of["sha256"]):
+        if not is_same or (whole and sha256_of_file(path) != of["sha256"]):
             yield f"{path.name} is not the array that {files[-1].name} was written with"
     if whole and layout.metadata.get(REJECTS_KEY):
         stem = files[-1].name.removesuffix(".metadata.parquet" if arrays else files[-1].suffix)
         rejects = files[-1].with_name(f"{stem}.rejects.jsonl")
-        if is_there(rejects) and sha256_of(rejects) != layout.metadata[REJECTS_KEY]:
+        if exists(rejects) and sha256_of_file(rejects) != layout.metadata[REJECTS_KEY]:
             yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
 
 

@@ -14,8 +14,8 @@ from embedkit.report.remarks import find_out
 from embedkit.report.report_config import ReportConfig
 from embedkit.report.sections import output_section, overview
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
-from embedkit.storage.atomic import WholeFiles, as_output_error
-from embedkit.storage.files import as_read_error, is_folder, is_there, refuse_link
+from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
+from embedkit.storage.filesystem import exists, is_folder, open_file, write_file
 
 __all__ = ["ReportConfig", "write_report"]
 
@@ -51,26 +51,20 @@ def write_report(config: ReportConfig) -> int:
     if len(outputs) > 1:
         sections.insert(0, overview(outputs))
     content = whole_page(config.title, sections, links, plotly, mark).encode("utf-8", "replace")
-    page = WholeFiles(config.page.absolute().parent)
-    try:
-        with as_output_error(config.page), page.create(config.page.name) as file:
-            file.write(content)
-        page.publish()
-    finally:
-        page.discard()
+    write_file(config.page.absolute().parent, config.page.name, content)
     return len(content)
 
 
 def _see_place(page: Path, on_exists: str, mark: str) -> None:
-    refuse_link(page)
+    check_no_link(page)
     with as_read_error(page):
         if not is_folder(page.absolute().parent):
             raise OutputError(f"there is no folder {page.parent}", hint="make it, or choose another with -o")
         if is_folder(page):
             raise OutputError(f"{page} is a folder", hint="name a file with -o")
-        exists = is_there(page)
-    if exists and on_exists == "error":
-        with as_output_error(page), page.open("rb") as file:
+        is_taken = exists(page)
+    if is_taken and on_exists == "error":
+        with as_output_error(page), open_file(page) as file:
             is_of_these = mark.encode() in file.read(_HEAD)
         hint = (
             "use --on-exists overwrite, or another name with -o" if is_of_these else "choose another name with -o"

@@ -18,7 +18,8 @@ from embedkit.errors import OutputError
 from embedkit.output.open import read_json, readable
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
-from embedkit.storage.files import as_read_error, is_there, sha256_of
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, sha256_of_file
 
 _RESULTS, _SUMMARY, _VECTORS = "results.parquet", "summary.json", "vectors"
 #: Scores that are shares, told in per cent.
@@ -49,9 +50,9 @@ def is_sweep(path: Path) -> bool:
         OutputError: that cannot be known.
     """
     with as_read_error(path):
-        if is_there(path / "manifest.json") or is_there(path / "plan.json"):
+        if exists(path / "manifest.json") or exists(path / "plan.json"):
             return False
-        return any(is_there(path / name) for name in (_RESULTS, _SUMMARY, f"{_VECTORS}/plan.json"))
+        return any(exists(path / name) for name in (_RESULTS, _SUMMARY, f"{_VECTORS}/plan.json"))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -61,7 +62,7 @@ def read_sweep(path: Path) -> Sweep:
         OutputError: it is not finished, or a file is not as a sweep writes it.
     """
     with as_read_error(path):
-        is_finished = is_there(path / _SUMMARY)
+        is_finished = exists(path / _SUMMARY)
     if not is_finished:
         raise OutputError(
             f"{path} is a sweep that is not finished: it has no {_SUMMARY}",
@@ -69,7 +70,7 @@ def read_sweep(path: Path) -> Sweep:
         )
     summary = read_json(path / _SUMMARY)
     with readable(path / _RESULTS):
-        if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of(path / _RESULTS)}:
+        if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of_file(path / _RESULTS)}:
             raise OutputError(
                 f"{path}: {_SUMMARY} and {_RESULTS} are not of one sweep",
                 hint="run the same `embedkit sweep` again with --on-exists resume",

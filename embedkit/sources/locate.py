@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
-from embedkit.storage.files import is_there, seems_file, seems_folder, seems_there
+from embedkit.storage.filesystem import exists, seems_file, seems_folder, seems_there
 
 STDIN = "-"
 
@@ -282,7 +282,7 @@ def _check_readable(pattern: str) -> None:
         _check_readable(os.path.dirname(pattern))  # noqa: PTH120
     elif pattern:
         try:
-            is_there(pattern)
+            exists(pattern)
         except OSError as error:
             raise unreadable(pattern, error) from None
     for name in glob.glob(pattern) if pattern else ():  # noqa: PTH207

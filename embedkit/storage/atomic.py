@@ -1,134 +1,108 @@
-"""Files that appear under their names once they are whole and on disk, and not before.
+"""Local files that get their names when they are complete and on disk, and the temporary names before.
 
-A file gets its name in the folder that was opened for it: if another run puts a folder of its own in that place
-meanwhile, nothing of this one appears among its files. Knows nothing of shards, nor of what is in the files.
+A file gets its name in the folder that was opened for it: if another run replaces that folder meanwhile, no file
+of this one appears in the new one. A temporary name carries the machine and the process, as in
+`.part-00003.parquet.5f0c33ab-4242.tmp`, so that leftovers of dead processes differ from files being written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import os
+import platform
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedkit.errors import OutputError
-from embedkit.storage.files import SHORTER, is_there, refuse_link
-from embedkit.storage.tempfiles import is_leftover, temporary_name
+from embedkit.storage.disk_errors import as_output_error, check_no_link
 
-#: What a file system without links answers when one is asked for.
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
+_FORMER = re.compile(r"\.former\.[^.]+\.tmp")
+#: Temporary files of other machines count as leftovers after this time: writing one takes minutes.
+_LEFTOVER_SECONDS = 24 * 3600
+#: Errors of file systems without hard links.
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )
-#: Whether names can be given within a folder that is open, wherever that has been moved to.
 _BY_DESCRIPTOR = os.rename in os.supports_dir_fd
 
 
-class WholeFiles:
-    """Files that appear together under their names once they are whole and on disk.
+class LocalAtomicFiles:
+    """See `AtomicFiles`; the arguments are those of `new_files`."""
 
-    Args:
-        root: folder that the names are relative to.
-        sweep: remove what processes that are gone left of the same files. It lists the folder for each file, so
-            where there are 100,000, whoever calls has done it.
-    """
-
-    def __init__(self, root: Path, *, sweep: bool = True) -> None:
-        self.root = root
-        self.sweep = sweep
-        self.made: dict[str, Path] = {}
-        #: Names that were given already, and left to whom they were given.
+    def __init__(self, root: Path, *, sweep: bool) -> None:
+        self._root = root
+        self._sweep = sweep
+        self._temporary: dict[str, Path] = {}
+        self._folders: dict[Path, int] = {}  # descriptors
         self.taken: set[str] = set()
-        #: Descriptors of the folders that the files are in.
-        self._folders: dict[Path, int] = {}
 
     def create(self, name: str) -> BinaryIO:
-        """Open a new file under a temporary name beside its final one.
-
-        Raises:
-            OutputError: it cannot be made.
-        """
-        final = self.root / name
+        """See AtomicFiles."""
+        final = self._root / name
         temporary = final.with_name(temporary_name(final.name))
         for folder in list(final.parents)[: len(Path(name).parts) - 1]:
-            refuse_link(folder)
+            check_no_link(folder)
         with as_output_error(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            self._open_folder(final.parent)
-            names = f".{glob.escape(final.name)}.*.tmp"
-            for leftover in final.parent.glob(names) if self.sweep else ():
-                if is_leftover(leftover):
-                    leftover.unlink(missing_ok=True)
-            self.made[name] = temporary
+            if _BY_DESCRIPTOR and final.parent not in self._folders:
+                self._folders[final.parent] = os.open(final.parent, os.O_RDONLY)
+            if self._sweep:
+                for leftover in temporary_files(final.parent, final.name):
+                    if is_leftover(leftover):
+                        leftover.unlink(missing_ok=True)
+            self._temporary[name] = temporary
             return temporary.open("wb")
 
     def publish(
-        self,
-        *,
-        last: str | None = None,
-        replace: bool = True,
-        check: Callable[[], None] = lambda: None,
+        self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
     ) -> list[dict[str, Any]]:
-        """Sync the files, give them their names, sync their folders.
-
-        Args:
-            last: the name of the file that is published last: once it is there, all are.
-            replace: False leaves a file alone that has the name already: the first of several processes wins.
-            check: raises if the files may not get their names after all; called when all of them are on disk.
-
-        Returns:
-            For each file its `path`, `bytes` and `sha256`.
-
-        Raises:
-            OutputError: the disk refuses.
-        """
+        """See AtomicFiles."""
         facts: list[dict[str, Any]] = []
-        in_order = sorted(self.made.items(), key=lambda item: item[0] == last)
+        in_order = sorted(self._temporary.items(), key=lambda item: item[0] == last)
         for name, temporary in in_order:
-            with as_output_error(self.root / name), temporary.open("rb+") as file:
+            with as_output_error(self._root / name), temporary.open("rb+") as file:
                 os.fsync(file.fileno())
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 facts.append({"path": name, "bytes": file.tell(), "sha256": digest})
         check()
         for name, temporary in in_order:
-            with as_output_error(self.root / name):
-                if not self._name(temporary, self.root / name, replace=replace):
+            with as_output_error(self._root / name):
+                if not self._publish(temporary, self._root / name, replace=replace):
                     self.taken.add(name)
-        for folder in sorted({(self.root / name).parent for name in self.made}):
+        for folder in sorted({(self._root / name).parent for name in self._temporary}):
             with as_output_error(folder):
-                self._sync(folder)
-        self.made.clear()
-        self._close_folders()
+                sync_folder(folder, self._folders.get(folder))
+        self._close()
         return facts
 
     def discard(self) -> None:
-        """Remove what was not published."""
-        for temporary in self.made.values():
+        """See AtomicFiles."""
+        for temporary in self._temporary.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        self.made.clear()
-        self._close_folders()
+        self._close()
 
-    def _open_folder(self, folder: Path) -> None:
-        if _BY_DESCRIPTOR and folder not in self._folders:
-            self._folders[folder] = os.open(folder, os.O_RDONLY)
-
-    def _close_folders(self) -> None:
+    def _close(self) -> None:
+        self._temporary.clear()
         while self._folders:
             os.close(self._folders.popitem()[1])
 
-    def _name(self, temporary: Path, final: Path, *, replace: bool) -> bool:
-        """Give a file its name; False where there is one that may not be replaced."""
+    def _publish(self, temporary: Path, final: Path, *, replace: bool) -> bool:
+        """Give a file its name; False if the name is in use and must not be replaced."""
         within = self._folders.get(final.parent)
         names = (temporary, final) if within is None else (temporary.name, final.name)
         if not replace:
             try:
                 os.link(*names, src_dir_fd=within, dst_dir_fd=within)
             except OSError as fault:
-                if fault.errno == errno.EEXIST or (fault.errno in _NO_LINKS and is_there(final)):
+                if fault.errno == errno.EEXIST or (fault.errno in _NO_LINKS and os.path.lexists(final)):
                     temporary.unlink()
                     return False
                 if fault.errno not in _NO_LINKS:
@@ -139,45 +113,89 @@ class WholeFiles:
         os.replace(*names, src_dir_fd=within, dst_dir_fd=within)
         return True
 
-    def _sync(self, folder: Path) -> None:
-        if folder in self._folders:
-            os.fsync(self._folders[folder])
-        else:
-            sync_folder(folder)
 
+def sync_folder(folder: Path, descriptor: int | None = None) -> None:
+    """Write the names in a folder to disk.
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk.
+    Args:
+        folder: its path.
+        descriptor: of the folder if it is open: it may have been moved.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk fails.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    opened = os.open(folder, os.O_RDONLY) if descriptor is None else descriptor
     try:
-        os.fsync(descriptor)
+        os.fsync(opened)
     finally:
-        os.close(descriptor)
+        if descriptor is None:
+            os.close(opened)
 
 
-_SPACE = "free some space, then run the same command again; an encode with --on-exists resume"
-_WAYS_OUT = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "see `ulimit -f`, or choose a place with -o whose file system takes larger files",
-    errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
-    errno.EROFS: "choose another place with -o: nothing can be written there",
-    errno.ENAMETOOLONG: SHORTER,
-}
+def temporary_name(name: str) -> str:
+    """Return the name of a file while this process writes it."""
+    return f".{name}.{_machine()}-{os.getpid()}.tmp"
 
 
-@contextlib.contextmanager
-def as_output_error(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses as an error of the output at this path."""
+def is_temporary(name: str) -> bool:
+    """Check for a name by `temporary_name`, of any process."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def temporary_files(folder: Path, name: str | None = None, *, recursive: bool = False) -> Iterator[Path]:
+    """List files with a temporary name in a folder; those of one file, if it is named."""
+    pattern = ".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    return (path for path in found if is_temporary(path.name))
+
+
+def former_mark() -> str:
+    """Return the name of the file that marks a folder as an old output which is being replaced."""
+    return temporary_name("former")
+
+
+def is_former_mark(name: str) -> bool:
+    """Check for a name by `former_mark`, of any process."""
+    return is_temporary(name) and _FORMER.fullmatch(name) is not None
+
+
+def is_leftover(path: Path) -> bool:
+    """Check for a temporary file that no process is writing any more.
+
+    Its process ran on this machine and has ended; or it was written elsewhere (or before the last start of this
+    machine), where processes cannot be asked for, and has not changed for a day.
+    """
+    name = _TEMPORARY.fullmatch(path.name)
+    if name is None:
+        return False
+    if name["machine"] == _machine():
+        return not _is_running(int(name["pid"]))
     try:
-        yield
-    except OSError as fault:
-        hint = _WAYS_OUT.get(fault.errno or 0, "choose another place with -o, or mend its permissions")
-        raise OutputError(
-            f"cannot write {path}: {os.strerror(fault.errno) if fault.errno else 'the disk refuses'}",
-            hint=hint,
-        ) from None
+        return time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
+    except OSError:
+        return False
+
+
+@functools.cache
+def _machine() -> str:
+    """Identify this machine since its last start, and its process namespace, by 8 hexadecimal digits.
+
+    The host's name is not enough: containers on several machines may share it, and process 1 is in all of them.
+    """
+    known = [platform.node()]
+    with contextlib.suppress(OSError):
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # `os.kill` would end it there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.storage.atomic import as_output_error, sync_folder
-from embedkit.storage.files import as_read_error, is_folder, is_there
-from embedkit.storage.tempfiles import former_mark, is_former_mark, temporary_name
+from embedkit.storage.atomic import former_mark, is_former_mark, sync_folder, temporary_name
+from embedkit.storage.disk_errors import as_output_error, as_read_error
+from embedkit.storage.filesystem import exists, is_folder
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 #: What a system or a disk answers that cannot let two names change places.
@@ -57,7 +57,7 @@ class Replacement:
                         old.rmdir()
                 if not _is_marked(old):
                     continue
-                if not is_there(self.path):
+                if not exists(self.path):
                     new = self.next if old == self._former and is_folder(self.next) else old
                     with as_output_error(self.path):
                         new.rename(self.path)
@@ -100,7 +100,7 @@ class Replacement:
             OutputError: the disk refuses.
         """
         with as_output_error(self.next):
-            if is_there(self.next):
+            if exists(self.next):
                 gone = self.next.with_name(temporary_name(self.next.name))
                 self.next.rename(gone)
                 self.clear(gone)
@@ -122,7 +122,7 @@ class Replacement:
         """
         with as_output_error(self.path):
             sync_folder(self.next)
-            if not is_there(self.path):
+            if not exists(self.path):
                 self.next.rename(self.path)
                 old = None
             else:
@@ -162,7 +162,7 @@ def _move(old: Path, new: Path) -> None:
         if is_former_mark(entry.name):
             continue
         target = new / entry.name
-        if not is_there(target):
+        if not exists(target):
             entry.rename(target)
         elif is_folder(entry) and not entry.is_symlink() and is_folder(target):
             _move(entry, target)

@@ -30,9 +30,9 @@ from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.shards import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
-from embedkit.storage.atomic import as_output_error
-from embedkit.storage.files import as_read_error, is_there
-from embedkit.storage.tempfiles import is_leftover, is_temporary, temporary_name
+from embedkit.storage.atomic import is_leftover, is_temporary, temporary_name
+from embedkit.storage.disk_errors import as_output_error, as_read_error
+from embedkit.storage.filesystem import exists
 from embedkit.types import Record
 
 _STATES = ".states"
@@ -223,7 +223,7 @@ def _encoded(config: RunConfig, folder: Path, watcher: Callbacks, stop: threadin
 def _is_begun(folder: Path) -> bool:
     """Whether there may be states in a folder; a disk that does not say so may hold them."""
     try:
-        return is_there(folder / PLAN)
+        return exists(folder / PLAN)
     except OSError:
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import threading
 import time
@@ -20,8 +21,8 @@ from embedkit.engines.callbacks import Callbacks
 from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.storage.atomic import WholeFiles, as_output_error
-from embedkit.storage.files import as_read_error, is_folder, is_there, refuse_link, seems_folder
+from embedkit.storage.disk_errors import as_read_error, check_no_link
+from embedkit.storage.filesystem import exists, is_folder, seems_folder, write_file
 from embedkit.study.encoding import encoded_states, first_pass, refuse_full_disk, states_config
 from embedkit.study.labels import Labels, read_labels
 from embedkit.study.split import Split, split_rows
@@ -232,23 +233,18 @@ def _written(path: Path, made: _Made, seconds_encoding: float, seconds_fitting: 
             **{name: version(name) for name in used},
         },
     }
-    files = WholeFiles(path.parent)
-    try:
-        with as_output_error(path), files.create(path.name) as file:
-            file.write(pooler_bytes(recipe, made.tensors))
-        facts = files.publish()
-    except BaseException:
-        files.discard()
-        raise
-    return FitSummary(str(path), facts[0]["sha256"], recipe, seconds_encoding, seconds_fitting)
+    content = pooler_bytes(recipe, made.tensors)
+    write_file(path.parent, path.name, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return FitSummary(str(path), digest, recipe, seconds_encoding, seconds_fitting)
 
 
 def _refuse_what_is_there(path: Path, *, overwrite: bool) -> None:
-    refuse_link(path)
+    check_no_link(path)
     with as_read_error(path):
         if not is_folder(path.parent):
             raise OutputError(f"there is no folder {path.parent}", hint="make it, or choose another place with -o")
-        there = is_there(path)
+        there = exists(path)
     if there and not overwrite:
         raise OutputError(
             f"{path} is there already", hint="choose another name with -o; or --overwrite, if that pooler may go"

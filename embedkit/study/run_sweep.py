@@ -26,10 +26,10 @@ from embedkit.inference.model_spec import find_model
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.output.commit import OutputFolder
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.storage.atomic import as_output_error
-from embedkit.storage.files import as_read_error, is_folder, is_there, refuse_link
+from embedkit.storage.atomic import is_former_mark, is_temporary
+from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
+from embedkit.storage.filesystem import exists, is_folder
 from embedkit.storage.replace_folder import Replacement
-from embedkit.storage.tempfiles import is_former_mark, is_temporary
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
 from embedkit.study.folds import Folds, make_folds, united
 from embedkit.study.labelled_rows import InputRows, read_rows
@@ -239,7 +239,7 @@ def _asked_of(config: SweepConfig, summary: Summary) -> dict[str, Any]:
 def _former_summary(folder: Path) -> dict[str, Any] | None:
     """What a finished sweep says of itself; None where it is not whole, and is to be written again."""
     with as_read_error(folder):
-        if not is_there(folder / SUMMARY):
+        if not exists(folder / SUMMARY):
             return None
     try:
         return read_summary(folder)
@@ -341,8 +341,8 @@ def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
         OutputError: something is there, and the user did not say what to do with it.
     """
     folder, on_exists = config.folder, config.run.output.on_exists
-    refuse_link(folder)
-    refuse_link(replacement.next)
+    check_no_link(folder)
+    check_no_link(replacement.next)
     replacement.recover()
     there, beside = _names(folder), _names(replacement.next)
     for place, names in ((folder, there), (replacement.next, beside)):
@@ -351,7 +351,7 @@ def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
                 f"{place} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
             )
     for name in there & set(NAMES):
-        refuse_link(folder / name)
+        check_no_link(folder / name)
     if (there or VECTORS in beside) and on_exists == "error":
         raise OutputError(
             f"{folder} holds another sweep",
@@ -368,7 +368,7 @@ def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
 def _names(folder: Path) -> set[str]:
     """What is in a folder, hidden files left out; nothing where there is no folder."""
     with as_read_error(folder):
-        if not is_there(folder):
+        if not exists(folder):
             return set()
         if not is_folder(folder):
             raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
@@ -384,7 +384,7 @@ def _clear(folder: Path) -> None:
             if is_temporary(left.name) and not is_former_mark(left.name):
                 left.unlink(missing_ok=True)
         for vectors in (folder / VECTORS, folder / f"{VECTORS}.next"):
-            if is_there(vectors):
+            if exists(vectors):
                 OutputFolder(vectors).clear()
                 with suppress(OSError):  # somebody else's files are in it
                     vectors.rmdir()

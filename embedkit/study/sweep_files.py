@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
-from embedkit.storage.atomic import WholeFiles, as_output_error
-from embedkit.storage.files import as_read_error, is_there, sha256_of
+from embedkit.storage.disk_errors import as_output_error, as_read_error
+from embedkit.storage.filesystem import exists, new_files, sha256_of_file
 from embedkit.study import heatmap
 from embedkit.study.intervals import Interval
 from embedkit.study.verdict import Row, Verdict
@@ -53,7 +53,7 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
     summary = {**facts, **summary_of(verdict), "command": command, "files": hashes}
     contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-    files = WholeFiles(folder)
+    files = new_files(folder)
     try:
         for name, content in contents.items():
             with files.create(name) as file, as_output_error(folder / name):
@@ -71,7 +71,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / SUMMARY
     with as_read_error(path):
-        if not is_there(path):
+        if not exists(path):
             return None
         try:
             found = json.loads(path.read_bytes())
@@ -79,7 +79,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError, AttributeError):
             raise _not_one(folder) from None
         for name, digest in named.items():
-            if name not in NAMES or not is_there(folder / name) or sha256_of(folder / name) != digest:
+            if name not in NAMES or not exists(folder / name) or sha256_of_file(folder / name) != digest:
                 raise _not_one(folder)
         return dict(found)
 

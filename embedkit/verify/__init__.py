@@ -10,7 +10,8 @@ from pathlib import Path
 
 from embedkit.errors import OutputError
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN
-from embedkit.storage.files import as_read_error, is_folder, listed
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import is_folder, list_files
 from embedkit.verify.check_folder import FolderCheck
 from embedkit.verify.check_single_file import verify_file
 from embedkit.verify.findings import Finding, Verification
@@ -27,7 +28,7 @@ def verify_output(path: Path) -> Verification:
     with as_read_error(path):
         if not is_folder(path):
             return verify_file(path)
-        there = dict(listed(path))
+        there = dict(list_files(path))
         has_records = is_folder(path / COMMITS)
     if PLAN not in there and MANIFEST not in there and not has_records:
         raise OutputError(

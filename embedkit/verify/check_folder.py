@@ -20,9 +20,9 @@ from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder
 from embedkit.output.contents import contents_of, damaged_rejects
 from embedkit.output.formats import Layout, Sink, make_sink, shard_name
 from embedkit.output.open import made_by
+from embedkit.storage.atomic import is_temporary
 from embedkit.storage.checksummed_json import unsealed
-from embedkit.storage.files import sha256_of
-from embedkit.storage.tempfiles import is_temporary
+from embedkit.storage.filesystem import sha256_of_file
 from embedkit.types import Variant
 from embedkit.verify.check_rows import wrong_counts, wrong_rows
 from embedkit.verify.findings import Finding, Verification
@@ -56,7 +56,7 @@ class FolderCheck:
         plan = self._sealed(PLAN, "is missing")
         records = self._records()
         if plan is not None:
-            self.plan_sha256 = sha256_of(self.path / PLAN)
+            self.plan_sha256 = sha256_of_file(self.path / PLAN)
             if fingerprint(plan["recipe"]) != plan["fingerprint"]:
                 self.tell(PLAN, "its fingerprint is not that of its recipe")
             self._check_ranges(plan, records)
@@ -167,7 +167,7 @@ class FolderCheck:
 
     def _check_hash(self, file: Mapping[str, Any]) -> None:
         try:
-            if sha256_of(self.path / file["path"]) != file["sha256"]:
+            if sha256_of_file(self.path / file["path"]) != file["sha256"]:
                 self.tell(file["path"], "is damaged: its SHA-256 is not that of its record")
         except OSError as fault:
             self.tell(file["path"], f"cannot be read: {os.strerror(fault.errno or 0)}")

@@ -11,7 +11,7 @@ from embedkit.output.contents import contents_of
 from embedkit.output.formats import FORMATS
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.open import mixed_files, open_stored, refuse_missing
-from embedkit.storage.files import is_there
+from embedkit.storage.filesystem import exists
 from embedkit.verify.findings import Finding, Verification
 
 
@@ -27,7 +27,7 @@ def verify_file(path: Path) -> Verification:
         "--on-exists overwrite"
     )
     explains = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
-    if path.suffix.removeprefix(".") not in FORMATS or not is_there(explains):
+    if path.suffix.removeprefix(".") not in FORMATS or not exists(explains):
         open_stored(path)  # which says what is wrong
     if path.suffix != ".parquet":
         what = (
@@ -35,7 +35,7 @@ def verify_file(path: Path) -> Verification:
         )
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
-    if is_there(partial):
+    if exists(partial):
         found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
     try:
         stored = open_stored(path)

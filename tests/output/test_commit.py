@@ -11,8 +11,8 @@ import pytest
 
 from embedkit.errors import OutputError
 from embedkit.output.commit import OutputFolder
-from embedkit.storage.atomic import WholeFiles
-from embedkit.storage.tempfiles import temporary_name
+from embedkit.storage.atomic import temporary_name
+from embedkit.storage.filesystem import new_files
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_clearing_removes_what_is_embedkits_and_nothing_else(folder):
 
 
 def test_files_that_belong_together_appear_together(tmp_path):
-    files = WholeFiles(tmp_path)
+    files = new_files(tmp_path)
     for name in ("x.npy", "x.metadata.parquet"):
         with files.create(name) as file:
             file.write(b"1")

@@ -18,7 +18,6 @@ from embedkit.engines import grouping
 from embedkit.engines import run as local
 from embedkit.errors import OutputError
 from embedkit.pooling.groups import Grouping, Item, last_rows
-from embedkit.storage.atomic import WholeFiles
 from tests import tiny_models
 
 ROWS = st.lists(
@@ -232,15 +231,12 @@ def test_the_list_of_rows_without_a_group_is_there_whole_or_not_at_all(bert, tmp
     table = tmp_path / "notes.csv"
     table.write_text("text,patient\none note,p1\nanother,\n")
     asked = (table, "-m", bert, "--group-by", "patient", "--on-bad-row", "skip", "-o", tmp_path / "out")
-    publish = WholeFiles.publish
 
-    def failing(files, **options):
-        if any("rejects" in name for name in files.made) and files.root == tmp_path:
-            raise OutputError("no space is left", hint="free some")
-        return publish(files, **options)
+    def failing(*_):
+        raise OutputError("no space is left", hint="free some")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WholeFiles, "publish", failing)
+        patch.setattr(grouping, "write_file", failing)
         assert ran(*asked) == 5
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"notes.csv", "out", "out.rows.partial"}

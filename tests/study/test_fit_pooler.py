@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import embedkit
 from embedkit.errors import Stopped
 from embedkit.pooling.select import choose
-from embedkit.storage.tempfiles import temporary_name
+from embedkit.storage.atomic import temporary_name
 from tests import tiny_models
 from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle

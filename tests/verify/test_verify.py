@@ -134,7 +134,7 @@ def test_what_is_not_as_it_was_written_is_told_by_its_file(out, damage, problems
 
 
 def test_what_a_killed_run_left_is_a_note_and_no_fault(out):
-    from embedkit.storage.tempfiles import temporary_name
+    from embedkit.storage.atomic import temporary_name
 
     (out / "embeddings" / temporary_name("part-00001.parquet")).write_bytes(b"half")
     found = verify_output(out)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from threading import Lock, Thread
 
-from embedkit.storage.files import cache_folder
+from embedkit.storage.filesystem import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 #: No -ffast-math: what is not finite has to stay so.

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from embedkit.models.native.gpu_encoder import AddNorm
 from embedkit.models.native.layer import Norm
-from embedkit.storage.files import cache_folder
+from embedkit.storage.filesystem import cache_folder
 
 #: Rows of a run from which on compiling pays, whatever the card; see `pays`.
 _ROWS = 100_000_000

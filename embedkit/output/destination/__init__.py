@@ -16,7 +16,8 @@ from embedkit.output.destination.base import AlreadyCompleted, Destination
 from embedkit.output.destination.folder import Folder
 from embedkit.output.destination.single_file import SingleFile
 from embedkit.output.destination.stdout import Stdout
-from embedkit.storage.files import as_read_error, is_folder
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import is_folder
 
 __all__ = ["AlreadyCompleted", "Destination", "Folder", "destination_of"]
 

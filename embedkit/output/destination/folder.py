@@ -16,7 +16,8 @@ from embedkit.output.commit import MANIFEST, PLAN, OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, facts_of
 from embedkit.output.formats import Sink
 from embedkit.output.rejects import write_rejects
-from embedkit.storage.files import as_read_error, is_folder, is_there
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, is_folder
 from embedkit.storage.replace_folder import Replacement
 from embedkit.types import EncodedShard
 
@@ -61,10 +62,10 @@ class Folder:
         beside = OutputFolder(self.replacement.next)
         beside.refuse_links()
         self.notices += self.replacement.recover()
-        is_there_now, is_beside = is_there(self.path), is_there(beside.path)
+        is_there_now, is_beside = exists(self.path), exists(beside.path)
         if is_there_now and not is_folder(self.path):
             raise OutputError(f"{self.path} is a file, not a folder", hint="choose another place with -o")
-        ours = is_there_now and (self.output.has_plan() or is_there(self.path / MANIFEST))
+        ours = is_there_now and (self.output.has_plan() or exists(self.path / MANIFEST))
         if is_there_now and not ours and self.output.has_foreign_files():
             raise OutputError(
                 f"{self.path} holds files that are not embedkit's", hint="choose an empty or new folder with -o"
@@ -97,7 +98,7 @@ class Folder:
     def _make_room(self, beside: OutputFolder) -> None:
         """Have the new output made beside the old one, which stays as it is until then."""
         self.replacement.refuse_unmovable()
-        if is_there(beside.path) and (not is_folder(beside.path) or beside.has_foreign_files()):
+        if exists(beside.path) and (not is_folder(beside.path) or beside.has_foreign_files()):
             raise OutputError(
                 f"{beside.path} holds files that are not embedkit's, and the new output would be made there",
                 hint="rename or remove it, or choose another place with -o",
@@ -115,7 +116,7 @@ class Folder:
                 hint="remove it, or choose another place with -o",
             )
         with as_read_error(self.path):
-            self.was_whole = is_there(self.path / MANIFEST)
+            self.was_whole = exists(self.path / MANIFEST)
         return plan
 
     def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002

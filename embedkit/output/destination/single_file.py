@@ -18,8 +18,8 @@ from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.schema import REJECTS_KEY
 from embedkit.output.open import former_files, made_by, open_stored
 from embedkit.output.rejects import lists_rejects
-from embedkit.storage.atomic import WholeFiles, as_output_error
-from embedkit.storage.files import as_read_error, is_folder, is_there, listed, refuse_link, remove_empty
+from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
+from embedkit.storage.filesystem import AtomicFiles, exists, is_folder, list_files, new_files, remove_empty
 from embedkit.types import EncodedShard
 
 
@@ -60,18 +60,18 @@ class SingleFile:
                 raise OutputError(
                     f"there is no folder {self.path.parent}", hint="make it, or choose another with -o"
                 )
-            refuse_link(self.path)
-            is_last_there = is_there(self.last)
-            there = self._was_there = is_last_there or is_there(self.path)
+            check_no_link(self.path)
+            is_last_there = exists(self.last)
+            there = self._was_there = is_last_there or exists(self.path)
             rejects = self.path.with_name(self.rejects)
-            self._has_former_rejects = is_there(rejects) and (there or self.parts.has_plan())
-            if is_there(rejects) and not lists_rejects(rejects):
+            self._has_former_rejects = exists(rejects) and (there or self.parts.has_plan())
+            if exists(rejects) and not lists_rejects(rejects):
                 raise OutputError(
                     f"{rejects} is where the list of rejects goes, and embedkit did not write what is there",
                     hint="rename or move it, or choose another place with -o",
                 )
         if there and self.on_exists == "error" and not self.several:
-            name = self.path if is_there(self.path) else self.last
+            name = self.path if exists(self.path) else self.last
             raise OutputError(f"{name} exists", hint=f"use {WAYS}")
         if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
             # Parts without a plan are what a run left that was killed when the file was whole.
@@ -87,7 +87,7 @@ class SingleFile:
         if self.was_whole and self.on_exists == "error":
             raise OutputError(f"{self.path} exists", hint=f"use {SHARED_WAYS}")
         with as_read_error(self.path):
-            if self.on_exists != "resume" or not is_there(self.last):
+            if self.on_exists != "resume" or not exists(self.last):
                 return False
         difference = self._difference(sink, inputs)
         if difference is None:
@@ -138,7 +138,7 @@ class SingleFile:
         """See Destination."""
         found = self.parts.begin(plan)
         with as_read_error(self.path):
-            appeared = not self._was_there and is_there(self.last)
+            appeared = not self._was_there and exists(self.last)
         if appeared and self.on_exists != "overwrite":
             is_own = self._is_this_runs()
             self.parts.abandon()
@@ -169,7 +169,7 @@ class SingleFile:
         with as_read_error(self.path):
             former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
         self._refuse_damage(shards)
-        files = WholeFiles(self.path.parent)
+        files = new_files(self.path.parent)
         parts = self.parts.output
         try:
             with as_output_error(self.path):
@@ -196,7 +196,7 @@ class SingleFile:
 
     def _former_files(self) -> Sequence[str]:
         """The files that the output which is there consists of."""
-        if not is_there(self.last):
+        if not exists(self.last):
             return ()
         try:
             return former_files(self.path)
@@ -223,7 +223,7 @@ class SingleFile:
             OutputError: the file is another run's, which has taken this one's parts away.
         """
         with as_read_error(self.path):
-            if not is_there(self.last) or self.parts.output.has_plan():
+            if not exists(self.last) or self.parts.output.has_plan():
                 return
         if not self._is_this_runs():
             remove_empty(self.parts.output.path)
@@ -245,10 +245,10 @@ class SingleFile:
         with as_read_error(self.path), self.path.open("rb") as file:
             return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
 
-    def _merge_rejects(self, files: WholeFiles) -> str:
+    def _merge_rejects(self, files: AtomicFiles) -> str:
         """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""
         folder = self.parts.output.path
-        names = (name for name, _ in listed(folder / "rejects") if name.endswith(".jsonl"))
+        names = (name for name, _ in list_files(folder / "rejects") if name.endswith(".jsonl"))
         parts = sorted(names, key=lambda name: (len(name), name))  # by number, of more than 100,000 too
         if not parts:
             return ""

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from embedkit.output.commit import OutputFolder
-from embedkit.storage.atomic import WholeFiles
-from embedkit.storage.tempfiles import is_leftover, is_temporary, temporary_name
+from embedkit.storage.atomic import is_leftover, is_temporary, temporary_name
+from embedkit.storage.filesystem import new_files
 
 NOBODY = 2**22 + 1  # more than Linux numbers processes to
 DAY = 24 * 3600
@@ -52,12 +52,12 @@ def test_other_files_are_no_leftovers(tmp_path, name):
 
 
 def test_two_processes_write_the_same_file_under_two_names_and_both_end_well(tmp_path):
-    files = WholeFiles(tmp_path)
+    files = new_files(tmp_path)
     with files.create("a.npy") as file:
         file.write(b"vectors")
     other = (
-        "import sys; from pathlib import Path; from embedkit.storage.atomic import WholeFiles\n"
-        "files = WholeFiles(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from embedkit.storage.filesystem import new_files\n"
+        "files = new_files(Path(sys.argv[1]))\n"
         "with files.create('a.npy') as file: file.write(b'vectors')\n"
         "files.publish()"
     )

@@ -1,0 +1,418 @@
+"""The seam to the places that hold inputs and outputs.
+
+Every open, listing, check, write and removal of the user's files goes through the functions of this module, which
+call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. The local file system is the
+only one today. The protocol fits object stores: a file is written whole, by `put` or `AtomicFiles`, without
+renames, syncs or locks, and methods for folders may do nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import stat as stat_module
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+from embedkit.errors import UsageError
+from embedkit.storage.atomic import LocalAtomicFiles
+from embedkit.storage.disk_errors import as_output_error
+
+#: A path as the user typed it (`./a`, which `Path` would shorten), or one that was made of it.
+AnyPath: TypeAlias = "Path | str"
+
+_SAMPLED = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """A file or folder as it is now; equal values mean an unchanged file.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: time of the last change, in ns.
+        kind: file, folder or other (a device, a pipe).
+        identity: the same for all names of one file.
+    """
+
+    size: int
+    mtime_ns: int
+    kind: str
+    identity: tuple[int, ...] | str
+
+
+class AtomicFiles(Protocol):
+    """New files that appear together, once all of them are complete and safely stored."""
+
+    @property
+    def taken(self) -> set[str]:
+        """Names that `publish(replace=False)` found in use, and left alone."""
+
+    def create(self, name: str) -> BinaryIO:
+        """Open a new file for the path `name` in the folder.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+
+    def publish(
+        self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Give the files their names.
+
+        Args:
+            last: the name to publish after all others, so that its presence means that all are there.
+            replace: False leaves an existing file alone: the first of several processes wins.
+            check: called when all files are stored; raises if they must not get their names after all.
+
+        Returns:
+            For each file its `path`, `bytes` and `sha256`.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+
+    def discard(self) -> None:
+        """Remove the files that were not published."""
+
+
+class FileSystem(Protocol):
+    """What embedkit needs of a place that holds files.
+
+    Methods raise `OSError`; where a file is missing, `FileNotFoundError`.
+    """
+
+    def open(self, path: AnyPath) -> io.BufferedReader:
+        """Open a file for reading, with `seek`."""
+
+    def read(self, path: AnyPath) -> bytes:
+        """Read a whole file."""
+
+    def stat(self, path: AnyPath) -> FileStat:
+        """Describe a file or folder; of a link, its target."""
+
+    def exists(self, path: AnyPath) -> bool:
+        """Check for anything of this name, a link without a target too."""
+
+    def real_path(self, path: AnyPath) -> str:
+        """Return the path without links and `..`."""
+
+    def names(self, folder: AnyPath) -> list[str]:
+        """List the names directly in a folder."""
+
+    def list(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+        """List all files below a folder; see `list_files`."""
+
+    def put(
+        self, folder: Path, name: str, data: bytes, *, replace: bool, sweep: bool, check: Callable[[], None]
+    ) -> bool:
+        """Write a whole file in one step; see `write_file`."""
+
+    def atomic_files(self, folder: Path, *, sweep: bool) -> AtomicFiles:
+        """Prepare several files that appear together; see `new_files`."""
+
+    def make_folder(self, folder: Path, *, private: bool) -> None:
+        """Make a folder and its parents; not an error if it exists."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; not an error if it is missing."""
+
+    def remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those in it, if they hold no files."""
+
+    def remove_tree(self, folder: Path) -> None:
+        """Remove a folder with all of its content."""
+
+    def free_bytes(self, folder: Path) -> int:
+        """Return how much can still be written."""
+
+
+class LocalFileSystem:
+    """Files of this machine and of what it has mounted."""
+
+    def open(self, path: AnyPath) -> io.BufferedReader:
+        """See FileSystem."""
+        return open(path, "rb")  # noqa: PTH123 - a path as typed; the caller closes it
+
+    def read(self, path: AnyPath) -> bytes:
+        """See FileSystem. Takes half the system calls of `Path.read_bytes`: 0.5 s instead of 1.6 for 100,000."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return b"".join(iter(lambda: os.read(descriptor, 2**20), b""))
+        except OSError as fault:
+            fault.filename = str(path)  # `os.read` does not know it
+            raise
+        finally:
+            os.close(descriptor)
+
+    def stat(self, path: AnyPath) -> FileStat:
+        """See FileSystem."""
+        found = os.stat(path)  # noqa: PTH116 - a path as typed
+        is_file, is_folder = stat_module.S_ISREG(found.st_mode), stat_module.S_ISDIR(found.st_mode)
+        kind = "file" if is_file else "folder" if is_folder else "other"
+        return FileStat(found.st_size, found.st_mtime_ns, kind, (found.st_dev, found.st_ino))
+
+    def exists(self, path: AnyPath) -> bool:
+        """See FileSystem."""
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def real_path(self, path: AnyPath) -> str:
+        """See FileSystem."""
+        return os.path.realpath(path)
+
+    def names(self, folder: AnyPath) -> list[str]:
+        """See FileSystem."""
+        return os.listdir(folder)  # noqa: PTH208 - names, not paths
+
+    def list(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+        """See FileSystem. One pass over 100,000 files takes 0.3 s, a `stat` of each 2 s."""
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self.list(entry.path, f"{prefix}{entry.name}/")
+                    continue
+                size = None
+                try:
+                    if entry.is_file(follow_symlinks=False):
+                        size = entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:
+                    continue
+                yield f"{prefix}{entry.name}", size
+
+    def put(
+        self, folder: Path, name: str, data: bytes, *, replace: bool, sweep: bool, check: Callable[[], None]
+    ) -> bool:
+        """See FileSystem."""
+        files = self.atomic_files(folder, sweep=sweep)
+        try:
+            with as_output_error(folder / name), files.create(name) as file:
+                file.write(data)
+            files.publish(replace=replace, check=check)
+        finally:
+            files.discard()
+        return not files.taken
+
+    def atomic_files(self, folder: Path, *, sweep: bool) -> AtomicFiles:
+        """See FileSystem."""
+        return LocalAtomicFiles(folder, sweep=sweep)
+
+    def make_folder(self, folder: Path, *, private: bool) -> None:
+        """See FileSystem."""
+        folder.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
+
+    def remove(self, path: Path) -> None:
+        """See FileSystem."""
+        path.unlink(missing_ok=True)
+
+    def remove_empty(self, folder: Path) -> None:
+        """See FileSystem."""
+        for root, _, _ in os.walk(folder, topdown=False):
+            with suppress(OSError):
+                Path(root).rmdir()
+
+    def remove_tree(self, folder: Path) -> None:
+        """See FileSystem."""
+        shutil.rmtree(folder)
+
+    def free_bytes(self, folder: Path) -> int:
+        """See FileSystem."""
+        return shutil.disk_usage(folder).free
+
+
+_LOCAL = LocalFileSystem()
+
+
+def filesystem_for(path: AnyPath) -> FileSystem:
+    """Return the file system that a path or URI is on.
+
+    Raises:
+        UsageError: it is a URI of a scheme that is not supported.
+    """
+    if isinstance(path, str) and "://" in path:
+        raise UsageError(f"{path}: only local files are read", hint="copy it here first, or pipe it in with -")
+    return _LOCAL
+
+
+def open_file(path: AnyPath) -> io.BufferedReader:
+    """Open a file for reading, with `seek`."""
+    return filesystem_for(path).open(path)
+
+
+def read_file(path: AnyPath) -> bytes:
+    """Read a whole file."""
+    return filesystem_for(path).read(path)
+
+
+def stat_file(path: AnyPath) -> FileStat:
+    """Describe a file or folder; of a link, its target."""
+    return filesystem_for(path).stat(path)
+
+
+def exists(path: AnyPath) -> bool:
+    """Check for anything of this name, a link without a target too.
+
+    Raises:
+        OSError: the disk or its permissions hide it. `Path.exists` would say False.
+    """
+    return filesystem_for(path).exists(path)
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Check for a folder, or a link to one.
+
+    Raises:
+        OSError: the disk or its permissions hide it.
+    """
+    try:
+        return stat_file(path).kind == "folder"
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def seems_file(path: AnyPath) -> bool:
+    """Check for a file; False as well where that cannot be found out, which its use will report."""
+    return _kind_if_known(path) == "file"
+
+
+def seems_folder(path: AnyPath) -> bool:
+    """Check for a folder; see `seems_file`."""
+    return _kind_if_known(path) == "folder"
+
+
+def seems_there(path: AnyPath) -> bool:
+    """Check for anything but a link without a target; see `seems_file`."""
+    return _kind_if_known(path) is not None
+
+
+def _kind_if_known(path: AnyPath) -> str | None:
+    try:
+        return stat_file(path).kind
+    except (OSError, ValueError, UsageError):
+        return None
+
+
+def file_names(folder: AnyPath) -> list[str]:
+    """List the names directly in a folder."""
+    return filesystem_for(folder).names(folder)
+
+
+def list_files(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+    """List all files below a folder.
+
+    Yields:
+        `prefix` and the path in the folder, and the size in bytes; None for a link or a device. A missing folder
+        has no files; a file that is removed during the listing is left out.
+
+    Raises:
+        OSError: a folder or a file in it cannot be accessed.
+    """
+    return filesystem_for(folder).list(folder, prefix)
+
+
+def sha256_of_file(path: AnyPath) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as fault:
+        fault.filename = str(path)  # a read does not know it
+        raise
+
+
+def sha256_of_ends(path: AnyPath) -> str:
+    """Return the SHA-256 of a file's first and last MiB together: a quick test for another content."""
+    with open_file(path) as file:
+        digest = hashlib.sha256(file.read(_SAMPLED))
+        file.seek(max(_SAMPLED, file.seek(0, os.SEEK_END) - _SAMPLED))
+        digest.update(file.read(_SAMPLED))
+    return digest.hexdigest()
+
+
+def write_file(
+    folder: Path,
+    name: str,
+    data: bytes,
+    *,
+    replace: bool = True,
+    sweep: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> bool:
+    """Write a whole file in one step: readers see the former file or the new one.
+
+    Args:
+        folder: it may be a link.
+        name: path of the file in the folder; no folder on the way to it may be a link.
+        data: its content.
+        replace: False leaves an existing file alone: the first of several processes wins.
+        sweep: see `new_files`.
+        check: called when the data is stored; raises if the file must not get its name after all.
+
+    Returns:
+        False if there was a file already and `replace` is False.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    return filesystem_for(folder).put(folder, name, data, replace=replace, sweep=sweep, check=check)
+
+
+def new_files(folder: Path, *, sweep: bool = True) -> AtomicFiles:
+    """Prepare several files that appear together.
+
+    Args:
+        folder: that their names are relative to.
+        sweep: remove temporary files that dead processes left of the same files. That lists the folder for each
+            file: where there are 100,000, the caller does it once.
+    """
+    return filesystem_for(folder).atomic_files(folder, sweep=sweep)
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make a folder and its parents; not an error if it exists.
+
+    Args:
+        folder: its path.
+        private: accessible for this user alone.
+    """
+    filesystem_for(folder).make_folder(folder, private=private)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; not an error if it is missing."""
+    filesystem_for(path).remove(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all of its content."""
+    filesystem_for(folder).remove_tree(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and those in it, if they hold no files."""
+    filesystem_for(folder).remove_empty(folder)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much can still be written where a folder is."""
+    return filesystem_for(folder).free_bytes(folder)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what embedkit can make again."""
+    of_user = os.environ.get("XDG_CACHE_HOME")
+    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path(of_user or Path.home() / usual) / "embedkit"

@@ -21,7 +21,7 @@ from embedkit.models.repository.folder_checks import (
     small_files,
 )
 from embedkit.models.repository.weight_files import WEIGHTS, check_no_others, is_inside, weight_files
-from embedkit.storage.files import sha256_of
+from embedkit.storage.filesystem import sha256_of_file
 
 #: What a config may name as its attention. transformers fetches other names from the hub, as code to run, and
 #: a stand-in for the flash ones where their package is not installed.
@@ -131,7 +131,7 @@ class ModelFolder:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that decides a number: configs, tokenizer and the weights in use."""
         names = {path.relative_to(self.root).as_posix(): path for path in sorted(set(self._deciding()))}
-        return {name: self.hashed.get(name) or sha256_of(path) for name, path in names.items()}
+        return {name: self.hashed.get(name) or sha256_of_file(path) for name, path in names.items()}
 
     def _deciding(self) -> Iterator[Path]:
         if self.runs_code:

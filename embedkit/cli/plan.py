@@ -38,14 +38,14 @@ def plan(
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
-    from embedkit.estimate import forecast, lines
+    from embedkit.estimate import estimate
 
     with kept_for_rows(), shown_fetching():
-        found = forecast(asked, rate)
+        found = estimate(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))
         return
     for sentence in found.notices:
         print(f"note: {sentence}", file=sys.stderr)
-    for line in lines(found):
+    for line in found.as_text():
         print(line)

@@ -1,39 +1,41 @@
-"""What `embedkit plan` finds out."""
+"""The result of `embedkit plan`, as JSON and as text 80 columns wide; no content of any row is in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedkit.estimate.cost import Duration
-from embedkit.estimate.counts import Tally
+from embedkit.estimate.counts import InputCounts
 from embedkit.tokenizer.vocabulary import VocabularyCoverage
+
+_BAR_WIDTH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a run would come to.
+class Estimate:
+    """Counts, sizes and costs of a run, estimated before it starts.
 
     Attributes:
-        model: as it was named.
-        fits: most tokens of a text or window, special tokens counted.
-        n_layers: of the model.
+        model: name as the user gave it.
+        fits: most tokens of a text or window, special tokens included.
+        n_layers: layers of the model.
         layers: those used.
         on_long: truncate, chunk or error.
-        lowercase: whether texts are lowercased.
+        lowercase: True if texts are lowercased.
         precision, format: of the output.
         shard_rows: most rows in a shard.
-        tally: all that was counted.
-        spelled: the first texts, as they are read.
-        other_casing: the same in the other casing; None where the tokenizer cannot be switched.
+        counts: texts, tokens and windows of the input.
+        spelled: vocabulary coverage of the first texts.
+        other_casing: the same in the other casing; None if the tokenizer cannot be switched.
         dims: dimensions of each variant.
         rows: of the output.
-        bytes: of the output's files of vectors and facts; None if they cannot be told, and `why_no_bytes`.
-        other_bytes: about what the other formats would take.
+        bytes: of the output's data files; None with `why_no_bytes`.
+        other_bytes: the same in the other formats.
         duration: of the model's work.
-        memory: bytes, about.
-        notices: what the user should know, a sentence each.
+        memory: bytes.
+        notices: notes for the user, a sentence each.
     """
 
     model: str
@@ -45,7 +47,7 @@ class Forecast:
     precision: str
     format: str
     shard_rows: int
-    tally: Tally
+    counts: InputCounts
     spelled: VocabularyCoverage
     other_casing: VocabularyCoverage | None
     dims: Mapping[str, int]
@@ -58,11 +60,121 @@ class Forecast:
     notices: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for machines; `lengths` as `[tokens, texts]` pairs."""
-        tally = asdict(self.tally)
-        lengths = [[length, int(texts)] for length, texts in enumerate(tally.pop("lengths")) if texts]
-        told = asdict(self)
-        del told["tally"]
-        # The key of the versions before.
-        told["flipped"] = told.pop("other_casing")
-        return {**told, **tally, "rows": self.rows, "input_rows": self.tally.rows, "lengths": lengths}
+        """Returns all fields as JSON values; `lengths` as `[tokens, texts]` pairs."""
+        fields = asdict(self)
+        counts = fields.pop("counts")
+        lengths = [[length, int(texts)] for length, texts in enumerate(counts.pop("lengths")) if texts]
+        # A key of earlier versions.
+        fields["flipped"] = fields.pop("other_casing")
+        return {**fields, **counts, "rows": self.rows, "input_rows": self.counts.rows, "lengths": lengths}
+
+    def as_text(self) -> Iterator[str]:
+        """Yields the lines of the text."""
+        counts = self.counts
+        yield f"model      {self.model}"
+        yield f"           {self.fits:,} tokens at most; layers {_short(self.layers)} of {self.n_layers} are used"
+        empty = counts.rows - counts.n_faults - counts.texts
+        yield (
+            f"rows       {counts.rows:,}: {counts.texts:,} with a text, {empty:,} empty, "
+            f"{counts.n_faults:,} unreadable"
+        )
+        for fault in counts.faults:
+            where = "" if fault.offset is None else f", byte {fault.offset}"
+            yield f"           row {fault.row} of {fault.file}: {fault.code}{where}"
+        if counts.texts:
+            yield from self._tokens()
+            yield from self._vocabulary()
+        for name, dims in self.dims.items():
+            yield f"vectors    {name or 'embedding'}: {dims:,} x {self.precision}"
+        yield from self._costs()
+
+    def _tokens(self) -> Iterator[str]:
+        counts, limit = self.counts, self.fits
+        mean = counts.n_tokens / counts.texts
+        yield (
+            f"tokens     {counts.n_tokens:,}; a text has {mean:.0f} (mean), {counts.quantile(0.5):,} (median), "
+            f"{counts.quantile(0.99):,} (99 %),"
+        )
+        yield f"           {len(counts.lengths) - 1:,} at most; special tokens counted"
+        bins = list(counts.histogram(limit))
+        most = max(of.texts for of in bins)
+        for of in bins:
+            mark = "#" * round(_BAR_WIDTH * of.texts / most) or ("." if of.texts else "")
+            over = f"  over {limit}" if of.is_over else ""
+            share = of.texts / counts.texts
+            yield f"{of.low:>9,}-{of.high:<7,} {mark:<{_BAR_WIDTH}} {of.texts:>10,} {share:6.1%}{over}"
+        long = int(counts.lengths[limit + 1 :].sum())
+        too_long = f"{long:,} texts ({long / counts.texts:.1%})"
+        lost = counts.n_tokens - counts.n_used
+        match self.on_long:
+            case "chunk":
+                yield f"long       {too_long} are read in windows: {counts.windows:,} in all"
+            case "error":
+                yield f"long       {too_long}: encode stops at the first (--on-long error)"
+            case _:
+                yield (
+                    f"truncated  {counts.truncated:,} texts ({counts.truncated / counts.texts:.1%}), "
+                    f"{lost:,} tokens lost ({lost / counts.n_tokens:.1%})"
+                )
+                if 2 * lost >= counts.n_tokens:
+                    yield "           half of the tokens or more: --on-long chunk loses none"
+        if counts.repeated:
+            share = counts.repeated / counts.windows
+            yield f"repeated   {counts.repeated:,} ({share:.1%}) equal another of their shard: computed once"
+
+    def _vocabulary(self) -> Iterator[str]:
+        counts = self.counts
+        if counts.n_unknown is None:
+            yield "unknown    none can be: the vocabulary spells every character (bytes)"
+        else:
+            share = counts.n_unknown / max(1, counts.n_content)
+            yield f"unknown    {counts.n_unknown:,} of {counts.n_content:,} tokens ({share:.2%})"
+        casing = "lowercased" if self.lowercase else "with their capitals"
+        yield f"casing     texts are read {casing}; the first {self.spelled.texts:,} of them:"
+        yield f"           {'as is':<17}{_coverage(self.spelled)}"
+        if self.other_casing is None:
+            yield "           other casing: this tokenizer cannot be switched"
+        else:
+            option = f"--lowercase {'no' if self.lowercase else 'yes'}"
+            yield f"           {option:<17}{_coverage(self.other_casing)}"
+
+    def _costs(self) -> Iterator[str]:
+        yield f"shards     {self.counts.shards:,} of at most {self.shard_rows:,} rows"
+        if self.bytes is None:
+            yield f"disk       unknown: {self.why_no_bytes}"
+        else:
+            others = ", ".join(f"{form} {_size(size)}" for form, size in self.other_bytes.items())
+            yield f"disk       about {self.format} {_size(self.bytes)}; {others}"
+        duration = self.duration
+        if duration.seconds is None:
+            yield f"time       unknown: {duration.basis}"
+        else:
+            only = " in matrix products alone" if duration.products_only else ""
+            yield f"time       {_time(duration.seconds)}{only} for {self.counts.computed:,} tokens,"
+            yield f"           {duration.basis}"
+            if duration.products_only:
+                yield "           (a run does more: give --rate TOKENS/S, as encode prints it)"
+        yield f"memory     about {_size(self.memory)} on a CPU (libraries, weights, a batch, shards)"
+
+
+def _coverage(spelled: VocabularyCoverage) -> str:
+    unknown = "" if spelled.unknown_share is None else f"{spelled.unknown_share:.2%} unknown, "
+    return f"{unknown}{spelled.tokens_per_word:.2f} tokens a word"
+
+
+def _short(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) if len(layers) < 9 else f"{layers[0]} to {layers[-1]}"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,24 +1,22 @@
-"""One pass over a table: every shard read, tokenized, counted, and the first of them weighed."""
+"""One pass over a table: reads, tokenizes and counts every shard as `encode` would cut it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import input_facts, layout, output_facts, planned_kept_types
-from embedkit.estimate.counts import Tally
-from embedkit.estimate.disk_size import Weights
-from embedkit.inference.build import ModelFacts
+from embedkit.engines.planning import planned_kept_types
+from embedkit.estimate.counts import InputCounts
+from embedkit.estimate.disk_size import DiskSize
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.inference.pipeline import ReadShard, TokenizedShard, finish_shard, tokenize_shard
+from embedkit.inference.pipeline import ReadShard, finish_shard, tokenize_shard
 from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
-from embedkit.manifest.recipe import fingerprint
+from embedkit.manifest.recipe import canonical_json
 from embedkit.manifest.shards import ShardCutter
+from embedkit.output.formats import Layout
 from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.sources import Table
@@ -26,169 +24,127 @@ from embedkit.tokenizer import TextTokenizer
 from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS
 from embedkit.types import Fault, RawVectors, Record, Variant
 
-#: Shards that are weighed; later ones count as these do, by the row.
-_WEIGHED = 8
+#: As long as a SHA-256.
 _HASH = "0" * 64
+#: Characters of the two ends of a dimension's int8 range in the metadata of a file.
+_RANGE_CHARACTERS = 42
 
 
 @dataclass(frozen=True, slots=True)
-class _MadeUp:
-    """What `finish_shard` asks of an Embedder, without a model. See Embedder."""
+class _WithoutModel:
+    """The part of an Embedder that makes rows without vectors. See Finisher."""
 
     tokenizer: TextTokenizer
     on_long: str
     level: str
-    normalize: bool
-    truncate_dim: int | None
-    precision: str
-    head: Head | None
-    int8_ranges: Mapping[str, Int8Range] | None
+    normalize: bool = False
+    truncate_dim: int | None = None
+    precision: str = "float32"
+    head: Head | None = None
+    int8_ranges: Mapping[str, Int8Range] | None = None
 
 
 class InputScan:
-    """What was seen of a table.
+    """Counts of a table, and the size of its output.
+
+    Attributes:
+        counts: texts, tokens and windows.
+        first_texts: those on which casings are compared.
+        largest_shard: bytes of the texts and tokens of the largest shard.
+        variants: columns of the output.
+        disk: size of the output.
 
     Args:
         config: what the user asks for.
-        request: the model, found.
-        settled: what takes no weights.
+        spec: the model.
+        setup: its tokenizer and layers.
         raw_variants: columns of the output before `truncate_dim`.
-        table: read once.
+        table: the input, read once.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        request: ModelSpec,
-        settled: TokenizerSetup,
+        spec: ModelSpec,
+        setup: TokenizerSetup,
         raw_variants: tuple[Variant, ...],
         table: Table,
     ) -> None:
-        self.raw_variants = raw_variants
-        self.config = config
-        self.settled = settled
-        self.table = table
-        self.tally = Tally(n_unknown=None if settled.tokenizer.unknown_id is None else 0)
+        self.counts = InputCounts(n_unknown=None if setup.tokenizer.unknown_id is None else 0)
         self.first_texts: list[str] = []
-        self.rows = 0
-        self.most_bytes = 0
-        self.why_no_bytes = "--group-by makes one vector of several rows" if config.groups.by else ""
-        kept = request.truncate_dim
-        self.variants = tuple(Variant(of.name, min(kept or of.dims, of.dims)) for of in raw_variants)
-        ranges = {of.name: Int8Range(_ends(-3, of.dims), _ends(3, of.dims)) for of in self.variants}
-        self._made_up = _MadeUp(
-            tokenizer=settled.tokenizer,
-            on_long="truncate" if config.text.on_long == "error" else config.text.on_long,
-            level=config.units.unit,
-            normalize=request.normalize,
-            truncate_dim=kept,
-            precision=config.pooling.precision,
-            head=request.head,
-            int8_ranges=ranges if config.pooling.precision == "int8" else None,
-        )
-        self._token_vectors = not request.poolings and not request.unit_poolings
-        self._weights = Weights(layout(self._plan(request)), config.output.format, config.output.is_single_file)
-        self._weighed = 0
-
-    def read_all(self, cutter: ShardCutter) -> None:
-        """Read the table to its end, a shard at a time."""
-        for read in _shards(self.table, cutter, self.config):
-            self._add(read)
-
-    @property
-    def bytes(self) -> int | None:
-        """Of the output's files of vectors and facts."""
-        return None if self.why_no_bytes else self._weights.of_all(self.rows, self.tally.shards)
-
-    @property
-    def other_bytes(self) -> dict[str, int]:
-        """Format → about how many bytes all rows would take in it."""
-        return {} if self.why_no_bytes else self._weights.of_others(self.rows)
-
-    def _add(self, read: ReadShard) -> None:
-        tally, room = self.tally, COVERAGE_TEXTS - len(self.first_texts)
-        if room > 0:
-            self.first_texts += [of.text for of in read.records if of.text and of.text.strip()][:room]
-        shard = tokenize_shard(read, self._made_up)
-        texts = shard.texts
-        tally.rows += read.stop - read.start
-        tally.add_faults(read.faults)
-        rows = read.records
-        tally.add_faults([Fault(rows[text].row, "", None, code) for text, code in sorted(texts.faults.items())])
-        tally.add_texts(texts.n_tokens, texts.n_used)
-        tally.add_windows(texts.tokens.lengths, texts.tokens.first_alike())
-        tally.n_content += int(texts.n_content.sum())
-        if tally.n_unknown is not None and texts.n_unknown is not None:
-            tally.n_unknown += int(texts.n_unknown.sum())
-        characters = sum(len(of.text or "") for of in read.records)
-        self.most_bytes = max(self.most_bytes, characters + 8 * len(texts.tokens.input_ids))
-        self._weigh(shard)
-
-    def _weigh(self, shard: TokenizedShard) -> None:
-        """Finish a shard as it would be finished, with vectors of noise, and weigh what comes of it."""
-        texts = np.flatnonzero(shard.texts.n_chunks) if shard.units is None else shard.units.texts
-        if self._weighed >= _WEIGHED:
-            without = len(shard.read.records) - len(np.unique(texts))
-            self.rows += len(texts) + (0 if self.config.output.format == "npy" else without)
-            return
-        raw = RawVectors(
-            texts,
-            {of.name: self._noise(shard, len(texts), of.dims) for of in self.raw_variants},
-            frozenset(),
-        )
-        finished = finish_shard(
-            shard,
-            raw,
-            self._made_up,
-            lambda _: None,
-            keep=self.config.input.keep,
-            on_bad_row=self.config.output.on_bad_row,
-            list_nulls=self.config.output.format == "npy",
-        )
-        rows = int(finished.has_vector.sum()) if self.config.output.format == "npy" else len(finished.ids)
-        if not self.why_no_bytes:
-            self._weights.add(finished)
-        self._weighed += 1
-        self.rows += rows
-
-    def _noise(self, shard: TokenizedShard, count: int, dims: int) -> Any:
-        generator = np.random.default_rng(shard.read.index)
-        if not self._token_vectors:
-            return generator.standard_normal((count, dims), np.float32)
-        special = shard.texts.tokens.prefix + shard.texts.tokens.suffix
-        left_out = special if self.config.pooling.exclude_special else 0
-        lengths = shard.texts.tokens.lengths - left_out
-        return [generator.standard_normal((length, dims), np.float32) for length in lengths.tolist()]
-
-    def _plan(self, request: ModelSpec) -> dict[str, Any]:
-        """The plan of such a run, with hashes of nothing."""
-        config = self.config
+        self.largest_shard = 0
+        self.variants = tuple(Variant(of.name, min(spec.truncate_dim or of.dims, of.dims)) for of in raw_variants)
+        self._config = config
+        self._table = table
+        on_long = "truncate" if config.text.on_long == "error" else config.text.on_long
+        self._finisher = _WithoutModel(setup.tokenizer, on_long, config.units.unit)
+        self._token_vectors = not spec.poolings and not spec.unit_poolings
         recipe = recipe_of(
-            request,
-            self.settled,
-            files=dict.fromkeys(request.folder.sizes(), _HASH),
+            spec,
+            setup,
+            files=dict.fromkeys(spec.folder.sizes(), _HASH),
             dtype="fp32" if config.model.dtype == "auto" else config.model.dtype,
         )
-        source: dict[str, str | None] = {"name": None, "hub": None, "revision": None}
-        facts = ModelFacts(recipe, fingerprint(recipe), (), "", "lean", self.variants, 0, source)
-        plan = {
-            "input": input_facts(self.table, None, config.input, whole=False),
-            "kept_types": planned_kept_types(
-                self.table.kept_types(), config, request.head.columns if request.head else {}
+        ranges = sum(of.dims for of in self.variants) if config.pooling.precision == "int8" else 0
+        self.disk = DiskSize(
+            Layout(
+                variants=self.variants,
+                precision=config.pooling.precision,
+                token_vectors=self._token_vectors,
+                kept_types=planned_kept_types(table.kept_types(), config, {}),
+                metadata={
+                    "embedkit.recipe": canonical_json(recipe),
+                    "embedkit.fingerprint": _HASH,
+                    "embedkit.input": _HASH,
+                    "embedkit.int8_ranges": "0" * (_RANGE_CHARACTERS * ranges),
+                },
             ),
-            **output_facts(facts, config),
-        }
-        noise = np.random.default_rng(0).standard_normal
-        if config.pooling.precision == "int8":
-            plan["int8_ranges"] = {
-                of.name: {end: noise(of.dims, np.float32).tolist() for end in ("min", "max")}
-                for of in self.variants
-            }
-        return plan
+            normalized=spec.normalize,
+            scores=spec.head.columns if spec.head else (),
+            is_single_file=config.output.is_single_file,
+        )
+
+    def read_all(self, cutter: ShardCutter) -> None:
+        """Reads the table to its end, a shard at a time."""
+        for read in _shards(self._table, cutter, self._config):
+            self._add(read)
+
+    def _add(self, read: ReadShard) -> None:
+        counts, rows = self.counts, read.records
+        missing = COVERAGE_TEXTS - len(self.first_texts)
+        if missing > 0:
+            self.first_texts += [of.text for of in rows if of.text and of.text.strip()][:missing]
+        shard = tokenize_shard(read, self._finisher)
+        texts = shard.texts
+        counts.rows += read.stop - read.start
+        counts.add_faults(read.faults)
+        counts.add_faults([Fault(rows[text].row, "", None, code) for text, code in sorted(texts.faults.items())])
+        counts.add_texts(texts.n_tokens, texts.n_used)
+        counts.add_windows(texts.tokens.lengths, texts.tokens.first_alike())
+        counts.n_content += int(texts.n_content.sum())
+        if counts.n_unknown is not None and texts.n_unknown is not None:
+            counts.n_unknown += int(texts.n_unknown.sum())
+        characters = sum(len(of.text or "") for of in rows)
+        self.largest_shard = max(self.largest_shard, characters + 8 * len(texts.tokens.input_ids))
+        of_units = np.flatnonzero(texts.n_chunks) if shard.units is None else shard.units.texts
+        finished = finish_shard(
+            shard,
+            RawVectors(of_units, {}, frozenset()),
+            self._finisher,
+            lambda _: None,
+            keep=self._config.input.keep,
+            on_bad_row=self._config.output.on_bad_row,
+            list_nulls=False,
+        )
+        n_vectors = int(finished.has_vector.sum())
+        if self._token_vectors:
+            special = texts.tokens.prefix + texts.tokens.suffix if self._config.pooling.exclude_special else 0
+            n_vectors = int((texts.tokens.lengths - special).sum())
+        self.disk.add(finished, n_vectors)
 
 
 def _shards(table: Table, cutter: ShardCutter, config: RunConfig) -> Iterator[ReadShard]:
-    """The table's rows by shards, cut as `encode` cuts them; rows that cannot be read end nothing here."""
+    """Yields the table's rows by shards, cut as `encode` cuts them; unreadable rows are counted, not raised."""
     kept_as_null = config.output.on_bad_row == "null"
     start = row = 0
     records: list[Record] = []
@@ -205,7 +161,3 @@ def _shards(table: Table, cutter: ShardCutter, config: RunConfig) -> Iterator[Re
             records += [Record(item.row, None, None, (None,) * len(table.columns.keep))] if kept_as_null else []
     if cutter.rows:
         yield ReadShard(len(cutter.starts) - 1, start, cutter.rows, records, faults)
-
-
-def _ends(value: float, dims: int) -> NDArray[np.float32]:
-    return np.full(dims, value, np.float32)

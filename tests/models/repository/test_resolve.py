@@ -40,7 +40,7 @@ def test_minilm_is_the_installed_package_with_the_original_weights_which_are_rea
 ):
     read = []
     for module in (model_folder, resolve):
-        monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of_file(path))
+        monkeypatch.setattr(module, "sha256_of_file", lambda path: read.append(path.name) or sha256_of_file(path))
     found = resolve_model(offline("minilm"))
     assert found.model_type == "bert"
     assert found.hashes()["model.safetensors"] == all_aliases()["minilm"].sha256

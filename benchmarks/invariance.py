@@ -148,7 +148,7 @@ def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, 
 def vectors_of(encoder: TransformersEncoder | CpuEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
     if encoder.packed:
         groups, text = [], 0
-        for run in batch.runs():
+        for run in batch.length_groups():
             groups.append(TokenGroup(slice(text, text + run.count), run, None))
             text += run.count
     else:

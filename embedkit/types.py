@@ -1,6 +1,6 @@
-"""What travels between the stages: a row of the input, a faulty one, texts laid end to end, a finished shard.
+"""The values that pass between the stages: rows, packed tokens, batches, finished shards.
 
-Knows nothing of files, tokenizers or models.
+Depends on no file format, tokenizer or model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Statuses of a receipt, in the order in which `inspect` lists them. Rows that were kept as
-#: null by `--on-bad-row null` have their fault's code as status instead.
+#: Statuses of a receipt, in the order in which `inspect` lists them. A row kept by `--on-bad-row null` has the
+#: code of its fault as status instead.
 STATUSES = ("ok", "truncated", "chunked", "empty", "no_unit", "outside")
 
 
@@ -22,11 +22,11 @@ class Record:
     """One row of the input.
 
     Attributes:
-        row: number of the row in the whole input, from 0, over all files in order.
-        id: the id column as text, or the row number; None where the id cell is null.
-        text: what is embedded; None where every text cell is null.
-        kept: values of the columns named by `--keep`, in that order.
-        spans: parts of the text that are asked for; only with `--spans` or `--spans-column`.
+        row: number of the row in the input, from 0, counted over all files in order.
+        id: the id column as text, or the row number; None if the id cell is null.
+        text: the text to embed; None if every text cell is null.
+        kept: values of the `--keep` columns, in that order.
+        spans: the requested spans of the text; only with `--spans` or `--spans-column`.
     """
 
     row: int
@@ -42,7 +42,7 @@ class Span:
 
     Attributes:
         start, stop: characters [start, stop) of the text, from 0.
-        label: what it is called; None if nobody said.
+        label: its name; None if it has none.
     """
 
     start: int
@@ -50,20 +50,20 @@ class Span:
     label: str | None = None
 
 
-#: The code of a row that was passed over, because nobody wants it.
+#: Code of a row that was skipped because it belongs to another shard or rank.
 UNREAD = "unread"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row that cannot be read as a record. Says where and why, never what it holds.
+    """A row that cannot be read as a record: its position and an error code, never its content.
 
     Attributes:
-        row: number of the row in the whole input, from 0.
+        row: number of the row in the input, from 0.
         file: the file as the user named it.
         offset: bytes from the start of the (decompressed) file to the row; None if unknown.
-        code: a word such as `short_row` or `invalid_json`.
-        layer: from which on the states of its text are not finite; None if no layer is to blame.
+        code: an error code such as `short_row` or `invalid_json`.
+        layer: the first layer with non-finite states for this text; None for any other fault.
     """
 
     row: int
@@ -75,13 +75,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Texts as token ids, laid end to end; what the model sees of them, after any cut.
+    """Token ids of N texts, packed one after another, as the model sees them after any truncation.
 
     Attributes:
-        input_ids: int32 [sum of lengths], each text's special tokens included.
-        token_type_ids: int32 of the same shape; None where the model takes none.
+        input_ids: int32 [sum of lengths], special tokens included.
+        token_type_ids: int32 of the same shape; None if the model takes none.
         lengths: int64 [N], tokens of each text.
-        prefix, suffix: how many special tokens the tokenizer put before and behind each text.
+        prefix, suffix: number of special tokens before and after each text.
     """
 
     input_ids: NDArray[np.int32]
@@ -90,19 +90,19 @@ class Tokens:
     prefix: int
     suffix: int
 
-    def places(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the tokens of `texts` are, laid end to end in that order.
+    def indices_of(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Locates the tokens of some texts, packed in the given order.
 
         Returns:
-            int64 [T] places in `input_ids`, and int64 [T] positions of the same tokens in their texts, from 0.
+            int64 [T] indices into `input_ids`, and int64 [T] positions of the same tokens in their texts, from 0.
         """
         lengths = self.lengths[texts]
         starts = (np.cumsum(self.lengths) - self.lengths)[texts]
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return np.repeat(starts, lengths) + position, position
 
-    def first_alike(self) -> NDArray[np.int64]:
-        """For each text, the first one that has the same tokens; itself, if none before it has: int64 [N]."""
+    def duplicate_of(self) -> NDArray[np.int64]:
+        """Returns for each text the first text with the same tokens, possibly itself: int64 [N]."""
         first: dict[bytes, int] = {}
         flat, stops = self.input_ids, np.cumsum(self.lengths)
         return np.fromiter(
@@ -116,13 +116,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPlaces:
-    """Where each token of a `Tokens` is from: arrays of the shape of its `input_ids`.
+class TokenOffsets:
+    """The origin of each token of a `Tokens`, in arrays of the shape of its `input_ids`.
 
     Attributes:
-        number: int32, its number among the text's own tokens, from 0; -1 for special tokens and the prompt's.
-        start, stop: int32, the characters [start, stop) of the text that it stands for, blanks at its ends left
-            out unless it stands for nothing else; meaningless where `number` is -1.
+        number: int32, index among the text's own tokens, from 0; -1 for special tokens and prompt tokens.
+        start, stop: int32, the token's characters [start, stop) in the text, without leading and trailing
+            blanks unless the token is blank; undefined where `number` is -1.
     """
 
     number: NDArray[np.int32]
@@ -132,19 +132,18 @@ class TokenPlaces:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
-    """A shard's texts as tokens, and what happened to each. R texts were given; W windows were made of them.
+    """The R texts of a shard as the tokens of W windows, with the counts for their receipts.
 
     Attributes:
-        tokens: of the windows, in input order; a text that fits is one window, an empty one none.
-        texts: int64 [W], which of the texts given each window is of; ascending.
-        added: int64 [W], tokens of the text's own that are in no earlier window of it.
-        n_tokens: int32 [R], tokens before any cut, special tokens included; 0 where empty.
-        n_used: int32 [R], of these, the ones that go through the model; 0 where empty.
+        tokens: the windows, in input order; a text that fits is one window, an empty text has none.
+        texts: int64 [W], the text of each window; ascending.
+        added: int64 [W], the text's own tokens that are in no earlier window.
+        n_tokens: int32 [R], tokens before truncation, special tokens included; 0 if empty.
+        n_used: int32 [R], tokens that go through the model; 0 if empty.
         n_chunks: int32 [R], windows.
-        places: where the tokens are from; None unless it was asked for.
-        n_unknown: int32 [R], tokens before any cut that the vocabulary has no entry for; None where it spells
-            every character.
-        faults: code by text, of the texts that the model cannot take: they have no window, like empty ones.
+        offsets: the origins of the tokens; None unless requested.
+        n_unknown: int32 [R], unknown tokens before truncation; None if the vocabulary covers every character.
+        faults: error codes, by text, of texts that the model cannot take; these have no window.
     """
 
     tokens: Tokens
@@ -153,25 +152,25 @@ class TokenizedTexts:
     n_tokens: NDArray[np.int32]
     n_used: NDArray[np.int32]
     n_chunks: NDArray[np.int32]
-    places: TokenPlaces | None
+    offsets: TokenOffsets | None
     n_unknown: NDArray[np.int32] | None
     faults: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def n_content(self) -> NDArray[np.int32]:
-        """Tokens before any cut, special ones left out: int32 [R]."""
+        """Tokens before truncation, special tokens excluded: int32 [R]."""
         special = self.tokens.prefix + self.tokens.suffix
         return np.maximum(self.n_tokens - special, 0).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class LengthGroup:
-    """Consecutive texts of equal length inside a packed batch.
+    """Consecutive texts of equal length in a packed batch.
 
     Attributes:
-        start: position of the run's first token in the batch, from 0.
-        count: how many texts.
-        length: tokens in each of them.
+        start: position of the group's first token in the batch, from 0.
+        count: number of texts.
+        length: tokens in each text.
     """
 
     start: int
@@ -181,7 +180,7 @@ class LengthGroup:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts that go through the model at once, shortest first.
+    """Texts that go through the model together, shortest first.
 
     Attributes:
         texts: int64 [n], positions of the texts in their shard: `out[batch.texts] = vectors`.
@@ -193,16 +192,16 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the texts, no padding counted."""
+        """Tokens of the texts, without padding."""
         return int(self.lengths.sum())
 
     @property
     def padded_tokens(self) -> int:
-        """Cells of the rectangle that holds the texts: n x the longest."""
+        """Tokens of the padded batch: n x the longest text."""
         return len(self.lengths) * int(self.lengths[-1])
 
-    def runs(self) -> Iterator[LengthGroup]:
-        """The texts laid end to end, as runs of equal length; they cover all tokens in order."""
+    def length_groups(self) -> Iterator[LengthGroup]:
+        """Yields the groups of equal length; they cover all tokens of the packed batch, in order."""
         lengths, counts = np.unique(self.lengths, return_counts=True)
         start = 0
         for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
@@ -215,8 +214,8 @@ class Variant:
     """One column of vectors in the output.
 
     Attributes:
-        name: "" when it is the only one, else such as `L09_mean`.
-        dims: values in a vector (for binary precision: bits, not bytes).
+        name: "" if it is the only one, otherwise a name such as `L09_mean`.
+        dims: values in a vector (bits for binary precision).
     """
 
     name: str
@@ -230,12 +229,12 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class TextCounts:
-    """A shard counted by texts, where a text may have several rows in the output.
+    """Counts per text for a shard in which a text may have several output rows.
 
     Attributes:
-        rows: texts, those without a vector among them.
-        statuses: word → texts.
-        n_tokens, n_used: tokens of all texts, each text counted once.
+        rows: number of texts, those without a vector included.
+        statuses: status → texts.
+        n_tokens, n_used: tokens, each text counted once.
     """
 
     rows: int
@@ -246,41 +245,41 @@ class TextCounts:
 
 @dataclass(frozen=True, slots=True)
 class RawVectors:
-    """What was computed for the units of some texts.
+    """The vectors computed for U units of some texts.
 
     Attributes:
-        texts: int64 [U], the text that each unit is of, ascending.
-        vectors: for each variant float32 [U, D], or for token vectors U arrays [tokens that take part, D]. NaN
-            where a unit has no token, or did not fit into memory.
-        unfit: texts with a window that did not fit into memory even alone.
+        texts: int64 [U], the text of each unit, ascending.
+        vectors: by variant, float32 [U, D], or for token vectors U arrays [pooled tokens, D]. NaN where a unit
+            has no token or ran out of memory.
+        oom: texts with a window that ran out of memory even in a batch of its own.
     """
 
     texts: NDArray[np.int64]
     vectors: Mapping[str, Any]
-    unfit: frozenset[int]
+    oom: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedShard:
-    """The finished rows of one shard, in input order, ready for a sink.
+    """The R output rows of one shard, in input order.
 
     Attributes:
         index: number of the shard.
-        start, stop: rows of the input that it covers: [start, stop).
-        ids: [R] ids; R counts the rows written: stop - start, unless rows were skipped or units are not texts.
-        kept: for each kept column and each column that tells of a unit, its R values.
-        n_tokens: int32 [R], tokens of the text before any cut, special tokens included.
-        n_used: int32 [R], of these, the ones that went through the model.
-        n_chunks: int32 [R], windows that the text was read in; 0 where there is no vector.
-        status: [R] words, see STATUSES.
+        start, stop: input rows [start, stop) that it covers. R = stop - start unless rows were skipped or units
+            are not texts.
+        ids: [R] ids.
+        kept: for each kept column and each column that describes a unit, its R values.
+        n_tokens: int32 [R], tokens of the text before truncation, special tokens included.
+        n_used: int32 [R], tokens that went through the model.
+        n_chunks: int32 [R], windows of the text; 0 if there is no vector.
+        status: [R] statuses, see STATUSES.
         has_vector: bool [R].
-        vectors: for each variant's name, [V, D] in the output's precision, V = has_vector.sum(),
-            rows in input order; binary precision has [V, ceil(D/8)] uint8.
-            Token vectors (`--pool none`): a list of V arrays [n_used, D] instead.
+        vectors: by variant name, [V, D] in the output's precision, V = has_vector.sum(), in input order; binary
+            precision has [V, ceil(D/8)] uint8. Token vectors (`--pool none`): V arrays [n_used, D] instead.
         rejects: faults of this shard's rows, skipped or kept as null.
-        texts: the shard counted by texts; None where each text has one row.
-        n_content: tokens of all its texts before any cut, special ones left out.
-        n_unknown: of these, the ones that the vocabulary has no entry for; None where it spells every character.
+        texts: the counts per text; None if each text has one row.
+        n_content: tokens of all texts before truncation, special tokens excluded.
+        n_unknown: unknown tokens among these; None if the vocabulary covers every character.
     """
 
     index: int
@@ -302,14 +301,14 @@ class EncodedShard:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStats:
-    """How a process used its device so far.
+    """Device usage of a process so far.
 
     Attributes:
         busy: seconds spent on batches, from the first to the last operation of each.
-        waited: seconds between the end of a batch and the start of the next one. Another process on the same
-            device may have used them.
+        waited: seconds between the end of a batch and the start of the next. Another process on the same device
+            may have used them.
         allocated: peak bytes held by tensors.
-        reserved: peak bytes reserved on the device for tensors.
+        reserved: peak bytes reserved for tensors.
     """
 
     busy: float
@@ -319,5 +318,5 @@ class DeviceStats:
 
     @property
     def idle_fraction(self) -> float:
-        """Share of the time that the device waited, 0 to 1."""
+        """Share of the time that the device was idle, 0 to 1."""
         return self.waited / max(self.busy + self.waited, 1e-9)

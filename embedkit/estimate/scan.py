@@ -120,7 +120,7 @@ class InputScan:
         counts.add_faults(read.faults)
         counts.add_faults([Fault(rows[text].row, "", None, code) for text, code in sorted(texts.faults.items())])
         counts.add_texts(texts.n_tokens, texts.n_used)
-        counts.add_windows(texts.tokens.lengths, texts.tokens.first_alike())
+        counts.add_windows(texts.tokens.lengths, texts.tokens.duplicate_of())
         counts.n_content += int(texts.n_content.sum())
         if counts.n_unknown is not None and texts.n_unknown is not None:
             counts.n_unknown += int(texts.n_unknown.sum())

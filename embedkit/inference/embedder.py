@@ -185,7 +185,7 @@ class EmbeddingTask:
         self.units = units
         tokens = tokenized.tokens
         # Notes are copied forward: what has the same tokens has the same vector, and is computed once.
-        self.alike = tokens.first_alike()
+        self.alike = tokens.duplicate_of()
         self._opens_text = np.diff(tokenized.texts, prepend=-1) > 0
         self._lost: list[int] = []
         members = None if units is None else units.members
@@ -237,7 +237,7 @@ class EmbeddingTask:
         )
         ids = None
         if embedder.pooling.poolers:
-            ids = tokens.input_ids[tokens.places(batch.texts)[0]].astype(np.int64)
+            ids = tokens.input_ids[tokens.indices_of(batch.texts)[0]].astype(np.int64)
         of_model = embedder.encoder.prepare(tokens, batch)
         arrays = {**of_model, **layout.arrays(embedder.pooling, ids)}
         units: Mapping[str, NDArray[np.int64]] = {}

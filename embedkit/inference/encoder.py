@@ -232,9 +232,9 @@ class Encoder:
             if self._embedder.on_long == "error":
                 refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(whole)))
             raw = embed(tokenized, self._embedder, lambda *_: None)
-        if raw.unfit:
+        if raw.oom:
             raise ModelError(
-                f"text {min(raw.unfit)} does not fit into memory even alone", hint="use a smaller max_length"
+                f"text {min(raw.oom)} does not fit into memory even alone", hint="use a smaller max_length"
             )
         return len(whole), raw
 

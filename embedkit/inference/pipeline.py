@@ -121,7 +121,7 @@ def broken_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) ->
     return {
         text: first_broken_layer(shard.texts, text, embedder)
         for text in _unsound(raw, shard)
-        if text not in raw.unfit
+        if text not in raw.oom
     }
 
 
@@ -230,7 +230,7 @@ def _quarantine(
     """Faults of the texts that have a vector that cannot be used, whose status becomes the code."""
     faults: list[Fault] = []
     for text in _unsound(raw, shard):
-        row, code = shard.read.records[text].row, "out_of_memory" if text in raw.unfit else "non_finite"
+        row, code = shard.read.records[text].row, "out_of_memory" if text in raw.oom else "non_finite"
         layer = broken_layer(text) if code == "non_finite" else None
         if on_bad_row == "fail":
             what, way = _NO_VECTOR[code]

@@ -178,7 +178,7 @@ def _inexact(kind: type[ModelError]) -> ModelError:
 def _short(probe: Tokens) -> Tokens:
     """The short texts of the probe: the long one is for models that see only near tokens, and takes most time."""
     texts = np.flatnonzero(probe.lengths <= max(_SHORT, int(np.sort(probe.lengths)[1])))
-    places, _ = probe.places(texts)
+    places, _ = probe.indices_of(texts)
     types = None if probe.token_type_ids is None else probe.token_type_ids[places]
     return replace(probe, input_ids=probe.input_ids[places], token_type_ids=types, lengths=probe.lengths[texts])
 

@@ -109,7 +109,7 @@ def states_alone(
     """
     states: list[dict[int, Tensor]] = []
     for text in range(len(probe.lengths)):
-        places, _ = probe.places(np.array([text]))
+        places, _ = probe.indices_of(np.array([text]))
         types = None if probe.token_type_ids is None else probe.token_type_ids[places]
         inputs = _inputs(probe.input_ids[places], types, model, architecture)
         output = model(**inputs, output_hidden_states=True)

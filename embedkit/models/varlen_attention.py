@@ -43,7 +43,7 @@ class Packing:
     @classmethod
     def of(cls, batch: Batch, cu_seqlens: Tensor) -> Packing:
         """That of a batch, whose `cu_seqlens` are on the device already."""
-        return cls(tuple(batch.runs()), cu_seqlens, int(batch.lengths[-1]))
+        return cls(tuple(batch.length_groups()), cu_seqlens, int(batch.lengths[-1]))
 
 
 def cu_seqlens(batch: Batch) -> NDArray[np.int32]:

@@ -92,7 +92,7 @@ class Layout:
 
     def _groups(self, ids: Tensor | None, device: torch.device) -> list[TokenGroup]:
         groups, text = [], 0
-        for run in self.batch.runs():
+        for run in self.batch.length_groups():
             mask = None
             if self.before or self.behind:
                 place = torch.arange(run.length, device=device)

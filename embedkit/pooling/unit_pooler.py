@@ -60,7 +60,7 @@ class UnitPooler:
         Returns:
             Arrays for `reduce`, and by pooling the units that have tokens in the batch.
         """
-        places, _ = self._tokens.places(windows)
+        places, _ = self._tokens.indices_of(windows)
         self._where[places] = np.arange(len(places))
         arrays, found = {}, {}
         for how, (members, order, computed) in self._parts.items():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.types import Record, Span, TokenizedTexts, TokenPlaces
+from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets
 
 #: What follows a letter or a symbol and belongs to it, beside combining marks: joiners of Indic and Persian
 #: letters in words, skin tones behind emoji.
@@ -87,20 +87,20 @@ def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -
         tokenized: with the places of its tokens.
         records: [R] rows that the texts are of; spans are taken from them.
     """
-    places = tokenized.places
-    if places is None:
-        raise ValueError("units need the places of the tokens")
+    offsets = tokenized.offsets
+    if offsets is None:
+        raise ValueError("units need the offsets of the tokens")
     if level == "chunk":
-        return _windows(tokenized, places)
-    table = _one_of_each(tokenized, places)
+        return _windows(tokenized, offsets)
+    table = _one_of_each(tokenized, offsets)
     if level == "token":
-        return _tokens(tokenized, places, table)
+        return _tokens(tokenized, offsets, table)
     with_tokens = np.unique(tokenized.texts).tolist()
     if level == "word":
         found = _spans((text, words_of(records[text].text or "")) for text in with_tokens)
     else:
         found = _spans((text, records[text].spans) for text in with_tokens)
-    members = _overlapping(found, places, table)
+    members = _overlapping(found, offsets, table)
     if level == "word":
         # What the tokenizer drops, or the cut took away, has no row; the others keep their numbers in the text, so
         # that a word has the same number whatever the model.
@@ -130,13 +130,13 @@ class _Ranges:
     labels: list[str | None]
 
 
-def _windows(tokenized: TokenizedTexts, places: TokenPlaces) -> Units:
+def _windows(tokenized: TokenizedTexts, offsets: TokenOffsets) -> Units:
     lengths = tokenized.tokens.lengths
     opens = np.cumsum(lengths) - lengths
-    own = places.number >= 0
+    own = offsets.number >= 0
     far = np.iinfo(np.int32).max
-    start = np.minimum.reduceat(np.where(own, places.start, far), opens) if len(opens) else opens
-    stop = np.maximum.reduceat(np.where(own, places.stop, 0), opens) if len(opens) else opens
+    start = np.minimum.reduceat(np.where(own, offsets.start, far), opens) if len(opens) else opens
+    stop = np.maximum.reduceat(np.where(own, offsets.stop, 0), opens) if len(opens) else opens
     columns: dict[str, NDArray[Any] | list[str | None]] = {
         "chunk": _numbers(tokenized.texts),
         "start": np.minimum(start, stop).astype(np.int32),
@@ -145,22 +145,22 @@ def _windows(tokenized: TokenizedTexts, places: TokenPlaces) -> Units:
     return Units(tokenized.texts, columns, None)
 
 
-def _tokens(tokenized: TokenizedTexts, places: TokenPlaces, table: _Table) -> Units:
+def _tokens(tokenized: TokenizedTexts, offsets: TokenOffsets, table: _Table) -> Units:
     columns: dict[str, NDArray[Any] | list[str | None]] = {
-        "token": places.number[table.place],
+        "token": offsets.number[table.place],
         "token_id": tokenized.tokens.input_ids[table.place],
-        "start": places.start[table.place],
-        "end": places.stop[table.place],
+        "start": offsets.start[table.place],
+        "end": offsets.stop[table.place],
     }
     return Units(table.text, columns, Members(np.arange(len(table.place)), table.place))
 
 
-def _one_of_each(tokenized: TokenizedTexts, places: TokenPlaces) -> _Table:
+def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
     """Each of the texts' own tokens, from the window where it has most context."""
     lengths = tokenized.tokens.lengths
     window = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.flatnonzero(places.number >= 0)
-    window, number = window[place], places.number[place].astype(np.int64)
+    place = np.flatnonzero(offsets.number >= 0)
+    window, number = window[place], offsets.number[place].astype(np.int64)
     text = tokenized.texts[window]
     if not len(place) or len(np.unique(tokenized.texts)) == len(tokenized.texts):
         return _Table(text, place)
@@ -210,10 +210,10 @@ def _spans(spans: Iterable[tuple[int, Iterable[Span]]]) -> _Ranges:
     )
 
 
-def _overlapping(ranges: _Ranges, places: TokenPlaces, table: _Table) -> Members:
+def _overlapping(ranges: _Ranges, offsets: TokenOffsets, table: _Table) -> Members:
     """The tokens that share a character with each range."""
-    opens = table.text * _TEXT + places.start[table.place]
-    closes = table.text * _TEXT + places.stop[table.place]
+    opens = table.text * _TEXT + offsets.start[table.place]
+    closes = table.text * _TEXT + offsets.stop[table.place]
     # Tokens follow each other in nearly every tokenizer; where one reaches back, its neighbours are looked at too.
     first = np.searchsorted(np.maximum.accumulate(closes), ranges.texts * _TEXT + ranges.start, side="right")
     ordered = np.minimum.accumulate(opens[::-1])[::-1]

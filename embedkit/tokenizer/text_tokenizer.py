@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedkit.errors import ModelError, UsageError
 from embedkit.tokenizer.lengths import windows
-from embedkit.types import TokenizedTexts, TokenPlaces, Tokens
+from embedkit.types import TokenizedTexts, TokenOffsets, Tokens
 
 #: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
 _CHARACTERS_AT_ONCE = 500_000
@@ -167,7 +167,7 @@ class TextTokenizer:
             prefix=self.prefix,
             suffix=self.suffix,
         )
-        places = TokenPlaces(*(_joined(parts) for parts in found.places)) if self.locates else None
+        places = TokenOffsets(*(_joined(parts) for parts in found.places)) if self.locates else None
         return TokenizedTexts(
             tokens,
             np.asarray(found.texts, np.int64),

@@ -25,7 +25,7 @@ def test_every_text_is_in_one_batch_and_every_batch_keeps_to_its_budget(sizes, m
         cost = batch.padded_tokens if padded else batch.tokens
         assert cost <= max_tokens or len(batch.texts) == 1
         assert max_rows is None or len(batch.texts) <= max_rows
-        runs = list(batch.runs())
+        runs = list(batch.length_groups())
         assert [length for run in runs for length in [run.length] * run.count] == batch.lengths.tolist()
         assert [run.start for run in runs] == np.cumsum([0, *(run.count * run.length for run in runs)])[
             :-1
@@ -58,6 +58,6 @@ def test_texts_are_found_again_among_tokens_laid_end_to_end(texts, data):
     flat = np.array([token for text in texts for token in text], np.int32)
     tokens = Tokens(flat, None, np.array([len(text) for text in texts]), 0, 0)
     chosen = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=9))
-    places, position = tokens.places(np.array(chosen, np.int64))
+    places, position = tokens.indices_of(np.array(chosen, np.int64))
     assert flat[places].tolist() == [token for text in chosen for token in texts[text]]
     assert position.tolist() == [place for text in chosen for place in range(len(texts[text]))]

@@ -162,7 +162,7 @@ def run(
     """States of a batch by layer, and its pooled vectors."""
     if encoder.packed:
         groups, text = [], 0
-        for run_of_texts in batch.runs():
+        for run_of_texts in batch.length_groups():
             groups.append(TokenGroup(slice(text, text + run_of_texts.count), run_of_texts, None))
             text += run_of_texts.count
     else:

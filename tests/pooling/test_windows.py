@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embedkit.pooling.units import units_of, words_of
 from embedkit.pooling.windows import combine
 from embedkit.tokenizer.lengths import windows
-from embedkit.types import Record, Span, TokenizedTexts, TokenPlaces, Tokens
+from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets, Tokens
 
 
 @given(content=st.integers(0, 300), room=st.integers(1, 40), data=st.data())
@@ -92,17 +92,17 @@ def shards(draw: st.DrawFn) -> tuple[TokenizedTexts, list[Record]]:
             starts += [0, *(where[number][0] for number in range(start, stop)), 0]
             stops += [0, *(where[number][1] for number in range(start, stop)), 0]
     ids = np.arange(len(numbers), dtype=np.int32)
-    places = TokenPlaces(*(np.array(of, np.int32) for of in (numbers, starts, stops)))
+    offsets = TokenOffsets(*(np.array(of, np.int32) for of in (numbers, starts, stops)))
     tokens = Tokens(ids, None, np.array(lengths, np.int64), 1, 1)
     n = np.zeros(len(records), np.int32)
     return TokenizedTexts(
-        tokens, np.array(texts, np.int64), np.zeros(len(texts), np.int64), n, n, n, n_unknown=None, places=places
+        tokens, np.array(texts, np.int64), np.zeros(len(texts), np.int64), n, n, n, n_unknown=None, offsets=offsets
     ), records
 
 
 def best_places(tokenized: TokenizedTexts) -> dict[int, dict[int, int]]:
     """text → number of a token → its place in the window where the nearer end is farthest."""
-    numbers = tokenized.places.number.tolist()
+    numbers = tokenized.offsets.number.tolist()
     best: dict[int, dict[int, tuple[float, int]]] = {}
     last = dict.fromkeys(tokenized.texts.tolist(), -1)
     opens = (np.cumsum(tokenized.tokens.lengths) - tokenized.tokens.lengths).tolist()
@@ -132,7 +132,7 @@ def test_a_span_has_the_tokens_that_share_a_character_with_it_where_they_have_mo
     expected = [(text, number, span) for text in sorted(best) for number, span in enumerate(records[text].spans)]
     assert found.texts.tolist() == [text for text, _, _ in expected]
     assert found.columns["span"].tolist() == [number for _, number, _ in expected]
-    starts, stops = tokenized.places.start.tolist(), tokenized.places.stop.tolist()
+    starts, stops = tokenized.offsets.start.tolist(), tokenized.offsets.stop.tolist()
     members = list(zip(found.members.unit.tolist(), found.members.place.tolist(), strict=True))
     assert members == [
         (unit, place)

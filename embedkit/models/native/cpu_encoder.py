@@ -142,7 +142,7 @@ class CpuEncoder(LayerEncoder):
             tokens: the shard's texts.
             batch: which of them.
         """
-        places, position = tokens.places(batch.texts)
+        places, position = tokens.indices_of(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
         if self._shape.pad_id is not None:
             position = after_pad(ids, position, self._shape.pad_id)
@@ -154,7 +154,7 @@ class CpuEncoder(LayerEncoder):
         return arrays
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        runs = tuple(batch.runs())
+        runs = tuple(batch.length_groups())
         biases = {}
         if self._nearness is not None:
             biases = {run.length: _bias(self._nearness, run.length) for run in runs}

@@ -193,7 +193,7 @@ class TransformersEncoder(LayerEncoder):
 
     def _packed(self, tokens: Tokens, batch: Batch) -> Arrays:
         """Arguments of the model's forward for texts laid end to end, int64 [1, T]; and where each begins."""
-        places, position = tokens.places(batch.texts)
+        places, position = tokens.indices_of(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
         arrays: Arrays = {
             "input_ids": ids[None],
@@ -209,7 +209,7 @@ class TransformersEncoder(LayerEncoder):
 
         Wider than the longest text only where the model's code cannot take so few tokens.
         """
-        places, _ = tokens.places(batch.texts)
+        places, _ = tokens.indices_of(batch.texts)
         # From the lengths, never from the ids: a pad id may be content.
         width = max(int(batch.lengths[-1]), self._least_tokens)
         mask = np.arange(width) < batch.lengths[:, None]

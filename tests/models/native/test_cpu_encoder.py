@@ -85,7 +85,7 @@ def by_transformers(folder: Path, tokens: Tokens) -> list[Expected]:
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     expected = []
     for text in range(len(tokens.lengths)):
-        places, _ = tokens.places(np.array([text]))
+        places, _ = tokens.indices_of(np.array([text]))
         inputs = {"input_ids": torch.from_numpy(tokens.input_ids[places].astype(np.int64))[None]}
         if tokens.token_type_ids is not None:
             inputs["token_type_ids"] = torch.from_numpy(tokens.token_type_ids[places].astype(np.int64))[None]
@@ -230,7 +230,7 @@ def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
     team.size = threads
     lengths = sorted(length for length, count in runs for _ in range(count))
     batch = Batch(np.arange(len(lengths)), np.array(lengths))
-    parts = team.parts(tuple(batch.runs()))
+    parts = team.parts(tuple(batch.length_groups()))
     # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
     assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
     assert max(part.stop - part.start for part in parts) <= 512 + 2 * max(lengths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Generator
@@ -20,7 +19,7 @@ from embedkit.cli.printing import check_stdin, check_stdout
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.signals import install_handlers
+from embedkit.engines.signals import stop_event
 from embedkit.engines.summary import Summary
 from embedkit.storage.standard_streams import kept_for_rows
 
@@ -69,7 +68,7 @@ def running(
     """Carry out a command that runs a model: signals stop it, progress is told, stdin and stdout are for rows."""
     with (
         _TURN,
-        stoppable() as stop,
+        stop_event(_AT_ONCE) as stop,
         umask(private=private),
         kept_for_rows(),
         shown_fetching(progress, quiet=quiet, stop=stop),
@@ -82,18 +81,6 @@ _AT_ONCE = (
     b"error: stopped at once by a second signal\n"
     b"hint: what is committed stays; run the command again, an encode or a sweep with --on-exists resume\n"
 )
-
-
-@contextmanager
-def stoppable() -> Generator[threading.Event, None, None]:
-    """Turn the first signal into a request to stop, and the second into leaving at once."""
-    stop = threading.Event()
-    before = install_handlers(stop, said=_AT_ONCE)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""The signals that ask a run to stop: the first is a request, the second leaves at once."""
+"""Signals that ask a run to stop: the first is a request, the second ends the process at once.
+
+Only the command `embedkit` and its worker processes handle signals. A program that calls this package keeps its
+own handlers.
+"""
 
 from __future__ import annotations
 
@@ -14,63 +18,75 @@ from embedkit.errors import Stopped
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
-#: How long a command may take to let itself be interrupted.
+#: Seconds that a command may take to end after it was interrupted.
 _LEAVE_SECONDS = 2.0
 
 
-def install_handlers(stop: threading.Event, *, said: bytes = b"") -> dict[int, Any]:
-    """Let the first signal set `stop`, and the second end the process.
+class _Interrupt:
+    """Handler of a command without work to save: interrupts it, and makes sure that the process ends."""
 
-    Only the main thread may say what signals do: in another, they do what they did.
+    def __init__(self, say: Callable[[], object]) -> None:
+        self._say = say
+        self._timer = threading.Timer(_LEAVE_SECONDS, self._leave)
+        self._timer.daemon = True
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._timer.is_alive():
+            self._leave()
+        self._timer.start()
+        # Libraries may swallow the exception: then the timer ends the process.
+        raise KeyboardInterrupt
+
+    def _leave(self) -> None:
+        self._say()
+        os._exit(Stopped.exit_code)
+
+
+def leave_on_signal(say: Callable[[], object]) -> None:
+    """Makes this process the command's: a signal interrupts it, and ends it if the interrupt is swallowed.
 
     Args:
-        stop: is set.
-        said: goes to stderr at the second.
+        say: reports the stop if the interrupt is swallowed.
+    """
+    handler = _Interrupt(say)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def install_handlers(stop: threading.Event, message: bytes = b"") -> dict[int, Any]:
+    """Makes the first signal set `stop`, and the second end the process after writing `message` to stderr.
 
     Returns:
         The handlers before, by signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
 
-    def asked(_number: int, _frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
-            # Safe at any moment: nothing under its final name is ever half written.
+            # Safe at any moment: no file under its final name is ever incomplete.
             with suppress(OSError):
-                os.write(2, said)
+                os.write(2, message)
             os._exit(Stopped.exit_code)
         stop.set()
 
-    return {number: signal.signal(number, asked) for number in _SIGNALS}
+    return {number: signal.signal(number, handle) for number in _SIGNALS}
 
 
-def leave_on_signal(say: Callable[[], object]) -> None:
-    """Let the first signal interrupt whatever runs, and see that the process ends: for what has nothing to save.
-
-    Args:
-        say: tells that it is stopped, where what runs does not let itself be interrupted.
-    """
-
-    def leave() -> None:
-        say()
-        os._exit(Stopped.exit_code)
-
-    def asked(_number: int, _frame: FrameType | None) -> None:
-        if timer.is_alive():
-            leave()
-        timer.start()
-        # Libraries may swallow it: then the timer ends the process.
-        raise KeyboardInterrupt
-
-    timer = threading.Timer(_LEAVE_SECONDS, leave)
-    timer.daemon = True
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, asked)
+@contextmanager
+def stop_event(message: bytes) -> Generator[threading.Event, None, None]:
+    """Yields the event that asks a run to stop; in the process of the command, signals set it."""
+    stop = threading.Event()
+    is_command = isinstance(signal.getsignal(signal.SIGTERM), _Interrupt)
+    before = install_handlers(stop, message) if is_command else {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def blocked() -> Generator[None, None, None]:
-    """Let signals wait, here and in processes that are started meanwhile, until they call `unblocked`."""
+    """Holds signals back, here and in processes started meanwhile, until these call `unblock`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -81,7 +97,7 @@ def blocked() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def unblocked() -> None:
-    """Take the signals that have waited, and those to come."""
+def unblock() -> None:
+    """Delivers the signals that were held back, and those to come."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

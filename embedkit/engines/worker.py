@@ -22,7 +22,7 @@ from typing import Any
 from embedkit.config import RunConfig
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import input_facts, layout, table_of
-from embedkit.engines.signals import install_handlers, unblocked
+from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, Stopped
 from embedkit.inference.model_spec import find_model
 from embedkit.manifest.shards import refuse_changes
@@ -45,7 +45,7 @@ def work(config: RunConfig, workers: int, link: Connection) -> None:
     """
     line = Line(link)
     install_handlers(line.stop)
-    unblocked()
+    unblock()
     line.listen()
     try:
         with contextlib.suppress(BrokenPipeError):  # the crew is gone

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -86,16 +88,26 @@ def test_a_worker_that_is_gone_at_the_start_holds_up_nobody(workers, tmp_path, m
     assert multiprocessing.active_children() == []
 
 
-def test_a_signal_stops_all_workers_and_resume_goes_on(workers, encode, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_pool, "work", unlucky.stopping_all)
+def test_a_request_to_stop_ends_all_workers_and_resume_goes_on(workers, encode, whole, tmp_path, monkeypatch):
+    stop, commits = threading.Event(), tmp_path / "place/out/commits"
+
+    def stop_when_a_shard_is_done():
+        while not list(commits.glob("[0-9]*.json")):
+            time.sleep(0.05)
+        stop.set()
+
+    monkeypatch.setattr("embedkit.cli.encode.stop_event", lambda _: nullcontext(stop))
+    monkeypatch.setattr(worker_pool, "work", unlucky.stalling)
     monkeypatch.setattr(worker_pool, "_STOP_SECONDS", 2.0)
     began = time.monotonic()
+    threading.Thread(target=stop_when_a_shard_is_done, daemon=True).start()
     ran = workers("out")
     assert ran.code == 75, ran.err
     told = re.search(r"error: stopped by a signal; (\d+) shards are committed\n", ran.err)
-    committed = len(list((tmp_path / "place/out/commits").glob("[0-9]*.json")))
+    committed = len(list(commits.glob("[0-9]*.json")))
     assert int(told[1]) == committed < SHARDS
     assert time.monotonic() - began < 60
+    stop.clear()
     arguments = ("-o", tmp_path / "place" / "out", "--shard-rows", 8, "--on-exists", "resume")
     assert encode(NOTES, *arguments).code == 0
     assert_same(tmp_path / "place", whole("out"))

@@ -44,10 +44,9 @@ def killed_at_once(config, workers, link):
     time.sleep(600)
 
 
-def stopping_all(config, workers, link):
-    """The run is asked to stop when a worker has a shard done."""
-    first = config.share.place == 0  # a second signal would end the run at once
-    _at_third_rename(_stall if not first else lambda: os.kill(os.getppid(), signal.SIGTERM))
+def stalling(config, workers, link):
+    """A worker stays at its second shard, and does not hear that all are to stop."""
+    _at_third_rename(_stall)
     _work(config, workers, link)
 
 

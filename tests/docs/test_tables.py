@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from collections import defaultdict
+
 import pytest
 
 from tests.docs.pages import DOCS, PAGES, ROOT, name_of
@@ -17,7 +21,13 @@ def test_the_generated_tables_of_a_page_are_up_to_date(page, monkeypatch, capsys
     assert ended == 0, f"run `make docs-tables`: {capsys.readouterr()}"
 
 
-def test_the_picture_of_the_architecture_has_every_package():
+def test_the_picture_of_the_architecture_has_the_floors_that_imports_are_held_to():
     picture = (DOCS / "images/architecture.svg").read_text(encoding="utf-8")
-    packages = {init.parent.name for init in (ROOT / "embedkit").glob("*/__init__.py")}
-    assert [name for name in sorted(packages) if f">{name}<" not in picture] == []
+    floors = defaultdict(set)
+    for height, name in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"[^>]*>(\w+)<', picture):
+        floors[float(height)].add(name)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [floors[height] for height in sorted(floors)] == [
+        set(layer.split(" | ")) for layer in layers if layer != "__main__"
+    ]

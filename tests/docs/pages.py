@@ -31,7 +31,8 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """The command lines of a shell block, without comments."""
-        return [line.split(" # ")[0].strip() for line in self.text.splitlines() if line.split(" # ")[0].strip()]
+        lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
+        return [line.split(" # ")[0].strip() for line in lines if line.strip()]
 
 
 def name_of(page: Path) -> str:

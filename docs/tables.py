@@ -47,7 +47,7 @@ SETS = {
     "num_shards": "workers",
 }
 EXIT_CODES = {
-    errors.EmbedkitError: "a fault in embedkit itself; please report it",
+    errors.EmbedkitError: "a fault in embedkit itself (please report it), or a worker process that died",
     errors.UsageError: "wrong usage: an option, an argument or a configuration file",
     errors.InputError: "bad input: missing, unreadable, or without a column that is needed",
     errors.ModelError: "the model is unavailable, or cannot do what was asked",

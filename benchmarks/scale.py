@@ -1,24 +1,21 @@
-"""What a job would take, by what its pieces were measured to take: pure, and the tables of README that say so.
+"""Estimates the time of a job from the measured cost of its stages: the tables of docs/performance/cost.md.
 
-    python -m benchmarks.scale [--write]
+    python -m benchmarks.scale
 
 Seconds = start-up + planning + the slowest of the stages that run side by side + finishing. Constants are those of
 the newest files in benchmarks/results (make bench, make bench-host). How fast a GPU is was never measured: what
-is taken for it is a goal. `--write` puts the tables into README.md, between the marks.
+is taken for it is a goal. `make docs-tables` puts the tables into the page.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-MARKS = ("<!-- scale: python -m benchmarks.scale --write -->\n", "<!-- end of scale -->\n")
 #: Tokens a second of BERT-base on one GPU: what is aimed at on an H200, and so many cores to tokenise for it.
 GPU_GOAL, CORES_A_GPU = 2_500_000, 16
 ROWS = (10**6, 10**8, 10**10)
@@ -177,7 +174,7 @@ def predictions(of: Constants) -> str:
 
 
 def page() -> str:
-    """What stands in README between the marks."""
+    """Return the tables as Markdown."""
     of = measured()
     cores = -(-GPU_GOAL // of.tokenise)
     return (
@@ -188,20 +185,5 @@ def page() -> str:
     )
 
 
-def written(readme: str) -> str:
-    """README with the tables of today's results."""
-    start, end = map(re.escape, MARKS)
-    return re.sub(f"({start}).*?({end})", lambda found: found[1] + page() + found[2], readme, flags=re.DOTALL)
-
-
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--write", action="store_true")
-    if options.parse_args().write:
-        readme = ROOT / "README.md"
-        readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print(page())
-
-
 if __name__ == "__main__":
-    main()
+    print(page())

@@ -21,9 +21,9 @@ import typer
 import embedkit
 from embedkit import config, errors
 from embedkit.cli import app
-from embedkit.models import aliases as models
-from embedkit.models import architectures as types_of_model
-from embedkit.pooling import names as poolings
+from embedkit.config import poolings
+from embedkit.models.repository import aliases as models
+from embedkit.models.repository import architectures as types_of_model
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -239,5 +239,5 @@ def make_targets() -> str:
 def job_costs() -> str:
     """Return the measured cost of each stage, and the times of whole jobs that follow from it."""
     sys.path.insert(0, str(ROOT))
-    page: Callable[[], str] = import_module("tests.bench.scale").page
+    page: Callable[[], str] = import_module("benchmarks.scale").page
     return f"\n{page()}\n"

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import typer
@@ -12,7 +10,6 @@ import embedkit
 from embedkit.cli import app
 from embedkit.config import BatchConfig, InputConfig, ModelConfig, OutputConfig, PoolingConfig, TextConfig
 
-README = Path(__file__).parents[1] / "README.md"
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {option.name: option for option in COMMANDS["encode"].params}
 
@@ -69,13 +66,3 @@ def test_every_field_of_the_config_is_an_option():
 def test_every_option_has_a_help_text(command):
     assert COMMANDS[command].help
     assert [param.name for param in COMMANDS[command].params if not getattr(param, "help", None)] == []
-
-
-def test_every_command_and_option_is_in_the_readme():
-    text = README.read_text(encoding="utf-8")
-    options = [option for command in COMMANDS.values() for option in command.params]
-    spelled = [name for option in options for name in option.opts if name.startswith("--")]
-    assert [name for name in spelled if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
-    assert [name for name in COMMANDS if f"embedkit {name}" not in text] == []
-    assert "pip install embedkit " not in text  # another project has that name
-    assert "pip install embedkit\n" not in text

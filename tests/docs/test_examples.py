@@ -255,7 +255,7 @@ def test_the_readme_is_short():
 
 
 def test_the_statuses_of_a_row_are_explained():
-    from embedkit.records import STATUSES
+    from embedkit.types import STATUSES
 
     explained = re.findall(
         r"^\| `(\w+)` \|", (DOCS / "guides/output.md").read_text(encoding="utf-8"), re.MULTILINE

@@ -1,4 +1,4 @@
-"""Poolers of installed packages: the README's example, as a real entry point, and what is refused."""
+"""Poolers of installed packages: the documentation's example, as a real entry point, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from embedkit.errors import ModelError, UsageError
 from tests.oracle import Oracle
 from tests.tiny_models import TEXTS
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"<!-- pooler -->\n```python\n(.*?)```", README, re.DOTALL)[1]
-DECLARED = re.search(r'```toml\n(\[project\.entry-points\."embedkit\.poolers"\]\n.*?)```', README, re.DOTALL)[1]
+GUIDE = (Path(__file__).parents[2] / "docs/guides/training.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"<!-- pooler -->\n```python\n(.*?)```", GUIDE, re.DOTALL)[1]
+DECLARED = re.search(r'```toml\n(\[project\.entry-points\."embedkit\.poolers"\]\n.*?)```', GUIDE, re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def install(tmp_path, monkeypatch):
     return put
 
 
-def test_the_pooler_of_the_readme_does_what_it_says(install, bert):
+def test_the_pooler_of_the_documentation_does_what_it_says(install, bert):
     install(EXAMPLE, "\n".join(DECLARED.splitlines()[1:]).replace('"', ""))
     encoder = Encoder(str(bert), pool="mean,norm-weighted", layers="1,3", batch_tokens=200)
     vectors = encoder.encode(TEXTS)

@@ -38,7 +38,7 @@ from tests.models.test_architectures import saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs/reference/recipes.md"
 MODES = modules.Pooling.POOLING_MODES
 WIDTH = tiny_models.HIDDEN_SIZE
 TEXTS = tiny_models.TEXTS
@@ -306,11 +306,11 @@ def test_a_model_without_a_recipe_is_pooled_as_sentence_transformers_pools_it(ba
     assert assert_same(bases("bert")).recipe["shipped"] is None
 
 
-def test_the_readme_lists_the_modules_that_are_followed():
+def test_the_documentation_lists_the_modules_that_are_followed():
     from embedkit.models.repository.shipped_recipe import MODULES
 
-    section = README.read_text(encoding="utf-8").split("### Recipes that models ship")[1].split("\n###")[0]
-    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(MODULES)
+    page = PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)`", page, re.MULTILINE) == list(MODULES)
 
 
 # --- what is told, and what is refused ---------------------------------------------------------------------------

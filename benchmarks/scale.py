@@ -135,15 +135,15 @@ def told(took: float) -> str:
 def constants_table(of: Constants) -> str:
     rows = {
         "start-up": f"{of.start_up:.1f} s",
-        "planning: rows looked through before the first is computed": f"{of.plan:,.0f} rows/s, whoever computes",
-        "reading, and passing over another process's rows": f"{of.read:,.0f} and {of.skip:,.0f} rows/s a process",
-        "tokenising": f"{of.tokenise:,.0f} tokens/s a core",
-        "writing Parquet with its checksums, SHA-256 and syncing": f"{of.write:,.0f} MB/s a process",
-        "committing a shard, whatever is in it": f"{1000 * of.commit:.1f} ms",
-        "finishing: records listed, checked and hashed": f"{1e6 * of.finish:.0f} µs a shard",
+        "planning: all rows are checked before the first batch": f"{of.plan:,.0f} rows/s",
+        "reading; skipping the rows of other processes": f"{of.read:,.0f}; {of.skip:,.0f} rows/s per process",
+        "tokenising": f"{of.tokenise:,.0f} tokens/s per core",
+        "writing Parquet with checksums, SHA-256 and sync": f"{of.write:,.0f} MB/s per process",
+        "committing a shard": f"{1000 * of.commit:.1f} ms per shard",
+        "finishing: records are listed, checked and hashed": f"{1e6 * of.finish:.0f} µs per shard",
     }
     return "\n".join(
-        ["| piece | measured |", "| --- | --- |", *(f"| {name} | {what} |" for name, what in rows.items())]
+        ["| stage | measured |", "| --- | --- |", *(f"| {name} | {what} |" for name, what in rows.items())]
     )
 
 
@@ -179,9 +179,9 @@ def page() -> str:
     cores = -(-GPU_GOAL // of.tokenise)
     return (
         f"{constants_table(of)}\n\n"
-        f"Time, and the stage that takes longest, for JSON Lines of {of.tokens_a_row:.0f} tokens a row:\n\n"
+        f"Time, and the stage that takes longest, for JSON Lines with {of.tokens_a_row:.0f} tokens per row:\n\n"
         f"{predictions(of)}\n\n"
-        f"A GPU of {GPU_GOAL / 1e6:g} M tokens/s wants {cores:.0f} such cores to tokenise for it.\n"
+        f"A GPU that computes {GPU_GOAL / 1e6:g} M tokens/s needs {cores:.0f} such cores for tokenising.\n"
     )
 
 

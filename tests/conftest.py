@@ -15,7 +15,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
 
 NOTES = Path(__file__).parent / "data" / "notes.csv"
@@ -59,9 +58,9 @@ def last_counts(command: str, *arguments: object) -> list[str]:
 
     The command itself refuses an option that is given twice.
     """
-    from embedkit.cli import app
+    from embedkit.cli import command_tree
 
-    options = [of for of in typer.main.get_command(app).commands[command].params if hasattr(of, "is_flag")]
+    options = [of for of in command_tree().commands[command].params if hasattr(of, "is_flag")]
     single = {name: of.name for of in options if not (of.multiple or of.is_flag) for name in of.opts}
     words = [str(argument) for argument in arguments]
     last = {single[word]: place for place, word in enumerate(words) if word in single}

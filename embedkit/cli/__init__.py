@@ -10,9 +10,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -54,6 +55,12 @@ def _root(
         raise typer.Exit
 
 
+@cache
+def command_tree() -> Any:
+    """Returns `embedkit` with its commands and their options, as Typer builds them from the functions."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line.
 
@@ -81,10 +88,9 @@ def _is_resumable(arguments: Sequence[str]) -> bool:
 
 def _carry_out(arguments: Sequence[str]) -> int:
     # Not `app(...)`: that ends the process with 1 at any broken pipe, be it stderr's or a worker's.
-    command = typer.main.get_command(app)
     try:
-        with command.make_context("embedkit", list(arguments)) as context:
-            command.invoke(context)
+        with command_tree().make_context("embedkit", list(arguments)) as context:
+            command_tree().invoke(context)
     except typer.Exit as end:
         return end.exit_code
     return 0

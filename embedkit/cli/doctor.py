@@ -15,6 +15,7 @@ from pathlib import Path
 from embedkit.models.repository.aliases import all_aliases
 from embedkit.models.repository.hub_cache import cache_folder
 from embedkit.models.repository.resolve import is_here
+from embedkit.storage.filesystem import seems_folder
 
 _PACKAGES = (
     "embedkit-cli",
@@ -53,7 +54,7 @@ def doctor() -> None:
     for what, way_out in missing:
         print(f"- {what}\n  {way_out}")
     cache = cache_folder()
-    print(f"\nhub cache  {cache}{'' if cache.is_dir() else ' (empty)'}\n")
+    print(f"\nhub cache  {cache}{'' if seems_folder(cache) else ' (empty)'}\n")
     print("aliases (give one as --model; * = on this machine):")
     for alias in all_aliases().values():
         print(f"{'*' if is_here(alias) else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")

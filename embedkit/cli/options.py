@@ -31,6 +31,7 @@ from embedkit.config import (
 )
 from embedkit.engines.ranks import share_of
 from embedkit.errors import UsageError
+from embedkit.storage.filesystem import read_file, seems_file
 from embedkit.suggest import closest_names
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -183,7 +184,7 @@ def run_config(
     """
     if template is not None and text_column:
         raise UsageError("--template and --text-column exclude each other", hint="give one of the two")
-    if revision is not None and not trust_remote_code and (Path(model) / "config.json").is_file():
+    if revision is not None and not trust_remote_code and seems_file(Path(model) / "config.json"):
         raise UsageError(
             f"--revision is of a model on the hub, and '{model}' is a folder", hint="leave out --revision"
         )
@@ -222,7 +223,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        values = tomllib.loads(read_file(path).decode("utf-8-sig"))
     except OSError as fault:
         raise UsageError(f"--config {path}: {os.strerror(fault.errno or 0)}", hint="check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:

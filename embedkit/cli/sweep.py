@@ -16,6 +16,7 @@ from embedkit.cli.output_names import check_name, named
 from embedkit.cli.progress import MODES
 from embedkit.config import one_of
 from embedkit.errors import UsageError
+from embedkit.storage.filesystem import read_file
 
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
@@ -116,7 +117,7 @@ def sweep(
         )
     summary = asked.folder / "summary.txt"
     with as_read_error(summary):
-        told = summary.read_text(encoding="utf-8", errors="surrogateescape")
+        told = read_file(summary).decode("utf-8", errors="surrogateescape")
     if found is None:
         print(told, end="")
         return

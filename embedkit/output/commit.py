@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,17 +21,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from embedkit.errors import OutputError
-from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary
+from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
 from embedkit.storage.checksummed_json import sealed, unsealed
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
     AtomicFiles,
+    FileStat,
     exists,
+    file_names,
     is_folder,
+    is_link,
     list_files,
+    make_folder,
     new_files,
     read_file,
+    remove_empty,
+    remove_file,
+    remove_tree,
     sha256_of_file,
+    stat_file,
 )
 
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
@@ -66,14 +72,14 @@ class OutputFolder:
         #: Whether this process wrote the plan that is there.
         self.began = False
         #: What tells that plan.json is still the same file, so that it is not read for every shard.
-        self._plan_seen: tuple[int, ...] = ()
+        self._plan_seen: FileStat | None = None
         #: Temporary files by the first part of their names; None until they are looked for.
         self._temporary: defaultdict[str, list[Path]] | None = None
 
     def has_foreign_files(self) -> bool:
         """Whether anything is there that embedkit did not write, in folders of its names too."""
         with as_read_error(self.path):
-            if any(path.name not in _OURS and not is_temporary(path.name) for path in self.path.iterdir()):
+            if any(name not in _OURS and not is_temporary(name) for name in file_names(self.path)):
                 return True
             return any(not _is_own(name) for name, _ in list_files(self.path))
 
@@ -98,7 +104,7 @@ class OutputFolder:
         path = self.path / PLAN
         with as_read_error(path):
             try:
-                seen = _told(path)
+                seen = stat_file(path)
                 data = read_file(path)
             except FileNotFoundError:
                 return None
@@ -122,7 +128,7 @@ class OutputFolder:
             OutputError: the folder cannot be made or written.
         """
         with as_output_error(self.path):
-            (self.path / COMMITS).mkdir(parents=True, exist_ok=True)
+            make_folder(self.path / COMMITS)
         self.began = self._write_json(PLAN, plan, indent=None, replace=False)
         found = self.read_plan()
         if found is None:
@@ -140,7 +146,7 @@ class OutputFolder:
         path = self.path / PLAN
         with as_read_error(path):
             try:
-                seen = _told(path)
+                seen = stat_file(path)
                 if seen != self._plan_seen:
                     if sha256_of_file(path) != self.plan_sha256:
                         raise self._taken()
@@ -160,9 +166,9 @@ class OutputFolder:
         One that cannot be removed stays; `verify` names it.
         """
         with contextlib.suppress(OSError):
-            for path in self.path.glob("**/.*.tmp"):
+            for path in temporary_files(self.path, recursive=True):
                 if is_leftover(path):
-                    path.unlink(missing_ok=True)
+                    remove_file(path)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest; the last thing, when every row is accounted for.
@@ -179,20 +185,17 @@ class OutputFolder:
         Returns:
             `plan_sha256` of plan.json, and `records_sha256` of all records one behind the other, by number.
         """
-        plan, records = hashlib.sha256((self.path / PLAN).read_bytes()), hashlib.sha256()
+        plan, records = hashlib.sha256(read_file(self.path / PLAN)), hashlib.sha256()
         for _, path in sorted(self.record_paths()):
             records.update(read_file(path))
         return {"plan_sha256": plan.hexdigest(), "records_sha256": records.hexdigest()}
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
         """The number and the place of every record, in any order."""
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(self.path / COMMITS) as entries,
-        ):
-            for entry in entries:
-                if _RECORD.fullmatch(entry.name):
-                    yield int(entry.name.partition(".")[0]), entry.path
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in file_names(self.path / COMMITS):
+                if _RECORD.fullmatch(name):
+                    yield int(name.partition(".")[0]), f"{self.path}/{COMMITS}/{name}"
 
     def committed(self, *, verify: bool = False) -> dict[int, dict[str, Any]]:
         """Records of the shards that are done: by this plan, and their files are there with the recorded sizes.
@@ -250,12 +253,12 @@ class OutputFolder:
         """
         if self._temporary is None:
             self._temporary = defaultdict(list)
-            for path in self.path.glob("**/.*.tmp"):
+            for path in temporary_files(self.path, recursive=True):
                 self._temporary[path.name.split(".")[1]].append(path)
         for name in (f"part-{index:05d}", f"{index:05d}"):
             for path in self._temporary.pop(name, ()):
                 if is_leftover(path):
-                    path.unlink(missing_ok=True)
+                    remove_file(path)
 
     def clear(self) -> None:
         """Remove a former run: its records first, so that no moment looks like a finished shard.
@@ -268,17 +271,17 @@ class OutputFolder:
         with as_output_error(self.path):
             for name in _OURS:
                 path = self.path / name
-                if not is_folder(path) or path.is_symlink():
-                    path.unlink(missing_ok=True)
+                if not is_folder(path) or is_link(path):
+                    remove_file(path)
                 elif all(_is_own(f"{name}/{inside}") for inside, _ in list_files(path)):
-                    shutil.rmtree(path)
+                    remove_tree(path)
                 else:
                     for inside, _ in list_files(path):
                         if _is_own(f"{name}/{inside}"):
-                            (path / inside).unlink(missing_ok=True)
-            for path in self.path.glob(".*.tmp"):
-                if is_temporary(path.name) and not is_former_mark(path.name):
-                    path.unlink(missing_ok=True)
+                            remove_file(path / inside)
+            for path in temporary_files(self.path):
+                if not is_former_mark(path.name):
+                    remove_file(path)
 
     def withdraw(self) -> None:
         """Leave nothing behind of a run that this process began and that committed nothing.
@@ -291,7 +294,7 @@ class OutputFolder:
             self.refuse_another_plan()
             if not any(True for _ in self.record_paths()):
                 self.clear()
-                self.path.rmdir()
+                remove_empty(self.path)
 
     def refuse_links(self) -> None:
         """See that nothing would be written through a symbolic link.
@@ -365,11 +368,6 @@ class ShardWriter:
 def _is_own(name: str) -> bool:
     """Whether a file is one that embedkit writes, or wrote and did not get to name, by its path in the folder."""
     return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)
-
-
-def _told(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _record(path: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from embedkit.errors import OutputError
 from embedkit.output.formats.base import Sink
 from embedkit.output.open import readable
+from embedkit.storage.filesystem import read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
 def damaged_rejects(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether a list of rejects is other than its record says: so many rows of the shard, in their order."""
     try:
-        rows = [json.loads(line)["row"] for line in path.read_bytes().splitlines()]
+        rows = [json.loads(line)["row"] for line in read_file(path).splitlines()]
         ordered = all(before <= after for before, after in pairwise(rows))
         inside = all(record["start"] <= row < record["stop"] for row in rows)
     except (ValueError, TypeError, LookupError):

@@ -24,7 +24,7 @@ from embedkit.output.norms import NormTally, VectorNorms
 from embedkit.output.open import Stored, open_stored, read_json
 from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists
+from embedkit.storage.filesystem import exists, stat_file
 from embedkit.types import STATUSES
 
 
@@ -127,7 +127,7 @@ def inspect_output(path: str | Path) -> Inspection:
         fingerprint=stored.fingerprint,
         norms=norms,
         files=len(files),
-        bytes=sum(file.stat().st_size for file in files),
+        bytes=sum(stat_file(file).size for file in files),
         model=told_model(stored.source),
     )
 

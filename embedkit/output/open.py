@@ -15,7 +15,6 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,22 @@ from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.base import Sink
 from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
-from embedkit.output.formats.npy_format import metadata_name, sampled
+from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
 from embedkit.storage.checksummed_json import unsealed_if_sealed
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, is_folder, seems_folder, seems_there, sha256_of_file
+from embedkit.storage.filesystem import (
+    exists,
+    file_names,
+    is_folder,
+    read_file,
+    real_path,
+    seems_folder,
+    seems_there,
+    sha256_of_ends,
+    sha256_of_file,
+    stat_file,
+)
 from embedkit.storage.parser_probe import fault_of
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
@@ -200,12 +210,12 @@ def refuse_missing(path: Path) -> None:
         return
     with readable(path):
         if exists(path):
-            if path.exists():
+            if seems_there(path):
                 return
-            raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist", hint=_WHERE)
+            raise OutputError(f"{path} is a link to {real_path(path)}, which does not exist", hint=_WHERE)
         near: tuple[str, ...] = ()
         with suppress(OSError):
-            near = closest_names(path.name, sorted(it.name for it in islice(path.parent.iterdir(), _SIBLINGS)))
+            near = closest_names(path.name, sorted(file_names(path.parent)[:_SIBLINGS]))
     if near:
         hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
     elif not seems_folder(path.parent):
@@ -233,7 +243,7 @@ def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str]
 
 def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of a shard's files by its record; {} where there is none."""
-    if not record.exists():
+    if not exists(record):
         return {}
     by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
     return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
@@ -276,7 +286,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OutputError: it cannot be read as one.
     """
     with readable(path):
-        value = unsealed_if_sealed(path.read_bytes())
+        value = unsealed_if_sealed(read_file(path))
         if isinstance(value, dict):
             return value
     raise OutputError(f"{path} is not a JSON object", hint=_VERIFY)
@@ -351,7 +361,7 @@ def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterat
         if variant.name not in arrays:
             continue
         of = arrays[variant.name]
-        is_same = path.stat().st_size == of["bytes"] and sampled(path) == of["sampled"]
+        is_same = stat_file(path).size == of["bytes"] and sha256_of_ends(path) == of["sampled"]
         if not is_same or (whole and sha256_of_file(path) != of["sha256"]):
             yield f"{path.name} is not the array that {files[-1].name} was written with"
     if whole and layout.metadata.get(REJECTS_KEY):

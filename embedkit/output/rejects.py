@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.output.formats.schema import Create, shard_name
+from embedkit.storage.filesystem import open_file
 from embedkit.types import EncodedShard
 
 _KEYS = frozenset({"row", "file", "offset", "code"})
@@ -19,7 +20,7 @@ def lists_rejects(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         line = file.readline(_FIRST_LINE)
     try:
         first = json.loads(line)

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from embedkit.errors import ModelError
+from embedkit.storage.filesystem import read_file, stat_file
 
 #: The one key of the file's metadata. With two, their order, and so the file's bytes, would be by chance.
 _KEY = "embedkit"
@@ -82,9 +82,9 @@ def read_pooler(path: str) -> PoolerFile:
         ModelError: it cannot be read, is damaged, or is none of them.
     """
     try:
-        if Path(path).stat().st_size > _MOST_BYTES:
+        if stat_file(path).size > _MOST_BYTES:
             raise damaged(path, "is too large to be a pooler's")
-        content = Path(path).read_bytes()
+        content = read_file(path)
     except OSError as fault:
         raise ModelError(
             f"cannot read {path}: {os.strerror(fault.errno or 0)}",

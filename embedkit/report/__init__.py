@@ -15,7 +15,7 @@ from embedkit.report.report_config import ReportConfig
 from embedkit.report.sections import output_section, overview
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
-from embedkit.storage.filesystem import exists, is_folder, open_file, write_file
+from embedkit.storage.filesystem import exists, is_folder, is_same_file, open_file, write_file
 
 __all__ = ["ReportConfig", "write_report"]
 
@@ -36,7 +36,7 @@ def write_report(config: ReportConfig) -> int:
     mark = outputs_mark([str(path.absolute()) for path in config.paths])
     _see_place(config.page, config.on_exists, mark)
     with as_read_error(config.page):
-        if any(config.page.exists() and path.exists() and config.page.samefile(path) for path in config.paths):
+        if any(is_same_file(config.page, path) for path in config.paths):
             raise UsageError(
                 f"the page would replace {config.page}, which is read", hint="name another file with -o"
             )

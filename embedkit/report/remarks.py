@@ -24,6 +24,7 @@ from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map, unit
 from embedkit.report.report_config import ReportConfig
 from embedkit.report.scan_output import Sample, Survey, shortened, survey
+from embedkit.storage.filesystem import is_folder
 from embedkit.suggest import did_you_mean
 from embedkit.types import Variant
 
@@ -89,7 +90,7 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
     """
     stored = open_stored(path)
     variant = chosen_variant(stored, config.variant)
-    manifest = read_json(path / "manifest.json") if path.is_dir() else {}
+    manifest = read_json(path / "manifest.json") if is_folder(path) else {}
     _check_columns(path, stored, config)
     seen = survey(stored, variant, size=config.sample, seed=config.seed, wanted=set(config.neighbours))
     sample = seen.sample

@@ -8,13 +8,11 @@ from __future__ import annotations
 import codecs
 import errno
 import glob
-import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -23,7 +21,21 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
-from embedkit.storage.filesystem import exists, seems_file, seems_folder, seems_there
+from embedkit.storage.filesystem import (
+    filesystem_for,
+    is_link,
+    is_same_file,
+    match_files,
+    open_file,
+    read_file,
+    real_path,
+    seems_file,
+    seems_folder,
+    seems_there,
+    sha256_of_ends,
+    stat_file,
+    walk_folder,
+)
 
 STDIN = "-"
 
@@ -93,7 +105,7 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
         UsageError: a name does not tell the format, and `format` is `auto`.
     """
     names = expanded(inputs, notes)
-    twice = len(names) - len({os.path.realpath(name) for name in names})
+    twice = len(names) - len({real_path(name) for name in names})
     if twice:
         notes.append(f"{_count(twice, 'file')} of the input {_are(twice)} named twice, and read twice")
     return tuple(described(name, file_format) for name in names)
@@ -135,24 +147,24 @@ def described(name: str, file_format: str) -> SourceFile:
         UsageError: its name does not tell the format, and `file_format` is `auto`.
     """
     try:
-        status = os.stat(name)  # noqa: PTH116 - a Path would turn `./a` into `a`
-        digest = _digest(name, status.st_size) if stat.S_ISREG(status.st_mode) else None
+        found = stat_file(name)
+        digest = sha256_of_ends(name) if found.kind == "file" else None
     except OSError as error:
         raise unreadable(name, error) from None
     if digest is None:
         raise InputError(
             f"{shown_name(name)}: not a regular file, and it is read more than once", hint="pipe it in: -"
         )
-    found, compression = by_name(name)
-    found = found if file_format == "auto" else canonical(file_format)
-    if found is None:
+    named, compression = by_name(name)
+    form = named if file_format == "auto" else canonical(file_format)
+    if form is None:
         suffix = Path(name).suffix.lower()
         raise UsageError(
             f"{shown_name(name)}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
             hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "say it with --format",
         )
-    return SourceFile(name, found, compression, status.st_size, status.st_mtime_ns, digest)
+    return SourceFile(name, form, compression, found.size, found.mtime_ns, digest)
 
 
 def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
@@ -166,14 +178,14 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
     Raises:
         UsageError: an input is among them.
     """
-    reads = {os.path.realpath(name): name for name in inputs}
+    reads = {real_path(name): name for name in inputs}
     for output in outputs:
-        place = os.path.realpath(output)
+        place = real_path(output)
         hit = reads.get(place)
         if hit is None and whole_folders:
             hit = next((name for read, name in reads.items() if read.startswith(place + os.sep)), None)
         elif hit is None and seems_there(output):  # a hard link
-            hit = next((name for name in inputs if seems_there(name) and output.samefile(name)), None)
+            hit = next((name for name in inputs if is_same_file(output, name)), None)
         if hit is not None:
             raise UsageError(
                 f"the output would replace {shown_name(hit)}, which is read", hint="choose another place with -o"
@@ -203,19 +215,17 @@ def unreadable(name: str, error: OSError | ValueError) -> InputError:
 
 
 def _expanded(typed: str, notes: list[str]) -> list[str]:
-    if "://" in typed:
-        raise UsageError(f"{typed}: only local files are read", hint="copy it here first, or pipe it in with -")
-    path = Path(typed)
-    if not seems_folder(path) and (os.path.lexists(typed) or not glob.has_magic(typed)):
+    filesystem_for(typed)  # refuses URIs
+    is_inside = seems_folder(typed)
+    if not is_inside and (seems_there(typed) or is_link(typed) or not glob.has_magic(typed)):
         if is_own_output(typed):
             notes.append(f"{shown_name(typed)} was written by embedkit; it is read because it is named")
         return [typed]
-    if seems_folder(path):
-        names = _inside(typed, notes)
-        what = f"holds no file that ends in {' '.join(SUFFIXES)}"
-    else:
-        names = _matching(typed, notes)
-        what = "matches no file"
+    try:
+        names = (_inside if is_inside else _matching)(typed, notes)
+    except OSError as error:
+        raise unreadable(str(error.filename), error) from None
+    what = f"holds no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
     own = [name for name in names if is_own_output(name)]
     if own:
         notes.append(
@@ -231,151 +241,57 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
 
 
 def _matching(pattern: str, notes: list[str]) -> list[str]:
-    """Files that a glob matches; of a folder that it matches, the files inside."""
-    names: list[str] = []
-    for part in _without_any_depth(pattern):
-        _check_readable(os.path.dirname(part))  # noqa: PTH120 - names as typed
-        for name in glob.glob(part):  # noqa: PTH207
-            if not seems_folder(name):
-                names.append(name)
-            elif part == pattern:  # what is inside is matched by another part else
-                names += _inside(name, notes)
-    return names
-
-
-def _without_any_depth(pattern: str) -> list[str]:
-    """One pattern a folder for a pattern with `**`, each folder once: `glob` follows links round in circles."""
-    before, mark, after = f"{os.sep}{pattern}".partition(f"{os.sep}**{os.sep}")
-    if not mark and before.endswith(f"{os.sep}**"):
-        before, mark, after = before.removesuffix(f"{os.sep}**"), "**", "*"
-    if not mark:
-        return [pattern]
-    tops = glob.glob(before[1:]) if before else [""]  # noqa: PTH207
-    below = [glob.escape(folder) for top in tops for folder in _folders(top)]
-    return [part for folder in below for part in _without_any_depth(os.path.join(folder, after or "*"))]  # noqa: PTH118
-
-
-def _folders(top: str) -> list[str]:
-    """A folder and those below it, linked ones too, each of them once; none hidden."""
-
-    def refuse(error: OSError) -> None:
-        raise unreadable(str(error.filename), error)
-
-    found: dict[str, str] = {}
-    waiting = [top]
-    while waiting:
-        links: list[str] = []
-        for start in waiting:
-            for root, folders, _ in os.walk(start or ".", onerror=refuse):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                if found.setdefault(os.path.realpath(root), root) != root:
-                    folders.clear()
-                paths = [os.path.join(root, name) for name in folders]  # noqa: PTH118 - names as typed
-                links += [path for path in paths if Path(path).is_symlink()]
-        waiting = [link for link in sorted(links) if os.path.realpath(link) not in found]
-    return [root if top else os.path.relpath(root) for root in found.values()]
-
-
-def _check_readable(pattern: str) -> None:
-    """Refuse a folder that may not be listed: `glob` passes over it."""
-    if glob.has_magic(pattern):
-        _check_readable(os.path.dirname(pattern))  # noqa: PTH120
-    elif pattern:
-        try:
-            exists(pattern)
-        except OSError as error:
-            raise unreadable(pattern, error) from None
-    for name in glob.glob(pattern) if pattern else ():  # noqa: PTH207
-        if seems_folder(name) and not os.access(name, os.R_OK | os.X_OK):
-            raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    """List the files that a pattern matches, and those in the folders that it matches."""
+    found = list(match_files(pattern))
+    inside = [name for folder in found if seems_folder(folder) for name in _inside(folder, notes)]
+    return [name for name in found if not seems_folder(name)] + inside
 
 
 def _inside(folder: str, notes: list[str]) -> list[str]:
-    """Files of a known format, at any depth, linked folders too; nothing hidden, nothing that embedkit made.
+    """List the files of a known format in a folder, at any depth; none that is hidden or an output of embedkit.
 
-    A folder is read once: a link to one that is read anyway, or to one that the link is in, is not followed. Nor
-    is a link to a file that is read anyway.
+    A link to a file that is read anyway is left out.
     """
-    found = _Found()
-    waiting = [folder]
-    while waiting:
-        for top in waiting:
-            _walk(top, found)
-        waiting, found.links = [link for link in sorted(found.links) if not _is_around(link)], []
-    whole = {os.path.realpath(name) for name in found.names if not Path(name).is_symlink()}
-    doubled = {name for name in found.names if Path(name).is_symlink() and os.path.realpath(name) in whole}
+    names: list[str] = []
+    own: list[str] = []
+    n_others = 0
+    for root, folders, files in walk_folder(folder):
+        if any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)) or (
+            set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
+        ):
+            own.append(root)
+            folders.clear()
+            continue
+        for name in sorted(files):
+            path = os.path.join(root, name)  # noqa: PTH118 - keeps `./a` as typed
+            if name.startswith("."):
+                continue
+            is_known = by_name(name)[0] is not None
+            if (is_known or not PurePath(name).suffix) and is_link(path) and not seems_there(path):
+                raise InputError(
+                    f"{shown_name(path)}: a link to a missing file", hint="fix it, or remove it from the folder"
+                )
+            names += [path] if is_known else []
+            n_others += not is_known
+    linked = {name: real_path(name) for name in names if is_link(name)}
+    whole = {real_path(name) for name in names if name not in linked} if linked else set()
+    doubled = {name for name, target in linked.items() if target in whole}
     place = shown_name(folder)
     if doubled:
         links = _count(len(doubled), "link")
         notes.append(f"{place}: {links} to a file that is read anyway {_are(len(doubled))} left out")
-    if found.own:
-        folders = _count(len(found.own), "folder")
+    if own:
+        folders_left = _count(len(own), "folder")
         notes.append(
-            f"{place}: {folders} with an output of embedkit {_are(len(found.own))} left out, "
-            f"first {shown_name(found.own[0])}"
+            f"{place}: {folders_left} with an output of embedkit {_are(len(own))} left out, "
+            f"first {shown_name(own[0])}"
         )
-    if found.others:
+    if n_others:
         notes.append(
-            f"{place}: {_count(len(found.others), 'file')} {_are(len(found.others))} left out, "
+            f"{place}: {_count(n_others, 'file')} {_are(n_others)} left out, "
             f"whose names do not end in {' '.join(SUFFIXES)}"
         )
-    return [name for name in found.names if name not in doubled]
-
-
-@dataclass(slots=True)
-class _Found:
-    """What is below a folder.
-
-    Attributes:
-        names: files of a known format.
-        others: files of no known format.
-        own: folders that embedkit wrote.
-        links: links to folders, which are to be followed later.
-        seen: the folders that were listed, without links in their paths.
-    """
-
-    names: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-
-
-def _walk(top: str, found: _Found) -> None:
-    """Collect what is below a folder."""
-
-    def refuse(error: OSError) -> None:
-        raise unreadable(str(error.filename), error)
-
-    for root, folders, files in os.walk(top, onerror=refuse):
-        place = os.path.realpath(root)
-        is_own = any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)) or (
-            set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
-        )
-        if place in found.seen or is_own:
-            found.own += [root] if is_own else []
-            folders.clear()
-            continue
-        found.seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [path for name in folders if Path(path := os.path.join(root, name)).is_symlink()]  # noqa: PTH118
-        found.links += links
-        for name in sorted(files):
-            path = os.path.join(root, name)  # noqa: PTH118 - names as typed
-            if name.startswith("."):
-                continue
-            known = by_name(name)[0] is not None
-            if (known or not PurePath(name).suffix) and Path(path).is_symlink() and not seems_there(path):
-                raise InputError(
-                    f"{shown_name(path)}: a link that leads nowhere", hint="mend it, or remove it from the folder"
-                )
-            (found.names if known else found.others).append(path)
-
-
-def _is_around(link: str) -> bool:
-    """Check whether a link leads to a folder that it is in."""
-    folder, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
-    return os.path.commonpath([folder, place]) == folder
+    return [name for name in names if name not in doubled]
 
 
 def _is_of_a_run(folder: str, name: str) -> bool:
@@ -384,9 +300,9 @@ def _is_of_a_run(folder: str, name: str) -> bool:
     One that cannot be read counts as such where its folder looks like an output.
     """
     try:
-        value = json.loads((Path(folder) / name).read_bytes())
+        value = json.loads(read_file(f"{folder}/{name}"))
     except (OSError, ValueError, RecursionError):
-        return (Path(folder) / "commits").is_dir()
+        return seems_folder(f"{folder}/commits")
     return isinstance(value, dict) and value.keys() >= _OF_A_RUN
 
 
@@ -399,7 +315,7 @@ def is_own_output(name: str) -> bool:
     if (compression is not None and form != "jsonl") or not seems_file(name):
         return False
     try:
-        with open(name, "rb") as raw:  # noqa: PTH123 - as os.stat above
+        with open_file(name) as raw:
             file: BinaryIO = raw
             if compression is not None:
                 file = io.BufferedReader(Decompressed(raw, compression, file=name, check=lambda _: None))
@@ -427,11 +343,3 @@ def _count(number: int, what: str) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _digest(name: str, size: int) -> str:
-    with open(name, "rb") as file:  # noqa: PTH123 - as os.stat above
-        digest = hashlib.sha256(file.read(_SAMPLED))
-        file.seek(max(_SAMPLED, size - _SAMPLED))
-        digest.update(file.read(_SAMPLED))
-    return digest.hexdigest()

@@ -16,6 +16,7 @@ from embedkit.config import FORMATS
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.sources.locate import STDIN, SourceFile, canonical, unreadable
+from embedkit.storage.filesystem import open_file
 
 #: First bytes → compression. zstd's skippable frames, with which `pzstd` begins, have 16 of them.
 _MAGIC = {
@@ -89,7 +90,7 @@ def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
         InputError: it cannot be opened; when read: it is damaged or cut off, or grows beyond the limits.
     """
     try:
-        raw = open(file.name, "rb")  # noqa: PTH123, SIM115 - a name as typed; closed below
+        raw = open_file(file.name)
     except OSError as error:
         raise unreadable(file.name, error) from None
     with raw:

@@ -8,21 +8,17 @@ renames, syncs or locks, and methods for folders may do nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
-import shutil
-import stat as stat_module
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from embedkit.errors import UsageError
-from embedkit.storage.atomic import LocalAtomicFiles
-from embedkit.storage.disk_errors import as_output_error
 
 #: A path as the user typed it (`./a`, which `Path` would shorten), or one that was made of it.
 AnyPath: TypeAlias = "Path | str"
@@ -100,14 +96,23 @@ class FileSystem(Protocol):
     def exists(self, path: AnyPath) -> bool:
         """Check for anything of this name, a link without a target too."""
 
+    def is_link(self, path: AnyPath) -> bool:
+        """Check for a symbolic link."""
+
     def real_path(self, path: AnyPath) -> str:
         """Return the path without links and `..`."""
 
     def names(self, folder: AnyPath) -> list[str]:
         """List the names directly in a folder."""
 
-    def list(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+    def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
         """List all files below a folder; see `list_files`."""
+
+    def walk(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Visit a folder and those below it; see `walk_folder`."""
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Find files and folders by a pattern; see `match_files`."""
 
     def put(
         self, folder: Path, name: str, data: bytes, *, replace: bool, sweep: bool, check: Callable[[], None]
@@ -133,109 +138,6 @@ class FileSystem(Protocol):
         """Return how much can still be written."""
 
 
-class LocalFileSystem:
-    """Files of this machine and of what it has mounted."""
-
-    def open(self, path: AnyPath) -> io.BufferedReader:
-        """See FileSystem."""
-        return open(path, "rb")  # noqa: PTH123 - a path as typed; the caller closes it
-
-    def read(self, path: AnyPath) -> bytes:
-        """See FileSystem. Takes half the system calls of `Path.read_bytes`: 0.5 s instead of 1.6 for 100,000."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return b"".join(iter(lambda: os.read(descriptor, 2**20), b""))
-        except OSError as fault:
-            fault.filename = str(path)  # `os.read` does not know it
-            raise
-        finally:
-            os.close(descriptor)
-
-    def stat(self, path: AnyPath) -> FileStat:
-        """See FileSystem."""
-        found = os.stat(path)  # noqa: PTH116 - a path as typed
-        is_file, is_folder = stat_module.S_ISREG(found.st_mode), stat_module.S_ISDIR(found.st_mode)
-        kind = "file" if is_file else "folder" if is_folder else "other"
-        return FileStat(found.st_size, found.st_mtime_ns, kind, (found.st_dev, found.st_ino))
-
-    def exists(self, path: AnyPath) -> bool:
-        """See FileSystem."""
-        try:
-            os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
-
-    def real_path(self, path: AnyPath) -> str:
-        """See FileSystem."""
-        return os.path.realpath(path)
-
-    def names(self, folder: AnyPath) -> list[str]:
-        """See FileSystem."""
-        return os.listdir(folder)  # noqa: PTH208 - names, not paths
-
-    def list(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-        """See FileSystem. One pass over 100,000 files takes 0.3 s, a `stat` of each 2 s."""
-        try:
-            entries = os.scandir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        with entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self.list(entry.path, f"{prefix}{entry.name}/")
-                    continue
-                size = None
-                try:
-                    if entry.is_file(follow_symlinks=False):
-                        size = entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:
-                    continue
-                yield f"{prefix}{entry.name}", size
-
-    def put(
-        self, folder: Path, name: str, data: bytes, *, replace: bool, sweep: bool, check: Callable[[], None]
-    ) -> bool:
-        """See FileSystem."""
-        files = self.atomic_files(folder, sweep=sweep)
-        try:
-            with as_output_error(folder / name), files.create(name) as file:
-                file.write(data)
-            files.publish(replace=replace, check=check)
-        finally:
-            files.discard()
-        return not files.taken
-
-    def atomic_files(self, folder: Path, *, sweep: bool) -> AtomicFiles:
-        """See FileSystem."""
-        return LocalAtomicFiles(folder, sweep=sweep)
-
-    def make_folder(self, folder: Path, *, private: bool) -> None:
-        """See FileSystem."""
-        folder.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
-
-    def remove(self, path: Path) -> None:
-        """See FileSystem."""
-        path.unlink(missing_ok=True)
-
-    def remove_empty(self, folder: Path) -> None:
-        """See FileSystem."""
-        for root, _, _ in os.walk(folder, topdown=False):
-            with suppress(OSError):
-                Path(root).rmdir()
-
-    def remove_tree(self, folder: Path) -> None:
-        """See FileSystem."""
-        shutil.rmtree(folder)
-
-    def free_bytes(self, folder: Path) -> int:
-        """See FileSystem."""
-        return shutil.disk_usage(folder).free
-
-
-_LOCAL = LocalFileSystem()
-
-
 def filesystem_for(path: AnyPath) -> FileSystem:
     """Return the file system that a path or URI is on.
 
@@ -244,7 +146,14 @@ def filesystem_for(path: AnyPath) -> FileSystem:
     """
     if isinstance(path, str) and "://" in path:
         raise UsageError(f"{path}: only local files are read", hint="copy it here first, or pipe it in with -")
-    return _LOCAL
+    return _local()
+
+
+@functools.cache
+def _local() -> FileSystem:
+    from embedkit.storage.local_filesystem import LocalFileSystem  # it imports this module
+
+    return LocalFileSystem()
 
 
 def open_file(path: AnyPath) -> io.BufferedReader:
@@ -269,6 +178,21 @@ def exists(path: AnyPath) -> bool:
         OSError: the disk or its permissions hide it. `Path.exists` would say False.
     """
     return filesystem_for(path).exists(path)
+
+
+def is_same_file(one: AnyPath, other: AnyPath) -> bool:
+    """Check whether two names are of one file, through links too; False if one of them is missing."""
+    return seems_there(one) and seems_there(other) and stat_file(one).identity == stat_file(other).identity
+
+
+def real_path(path: AnyPath) -> str:
+    """Return the path without links and `..`."""
+    return filesystem_for(path).real_path(path)
+
+
+def is_link(path: AnyPath) -> bool:
+    """Check for a symbolic link."""
+    return filesystem_for(path).is_link(path)
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -320,7 +244,31 @@ def list_files(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | N
     Raises:
         OSError: a folder or a file in it cannot be accessed.
     """
-    return filesystem_for(folder).list(folder, prefix)
+    return filesystem_for(folder).list_files(folder, prefix)
+
+
+def walk_folder(folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
+
+    A link to a folder that the link is in is not followed.
+
+    Yields:
+        The path of the folder, the names of folders in it, and those of files. Removing names from the first list
+        leaves these folders out.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    return filesystem_for(folder).walk(folder)
+
+
+def match_files(pattern: str) -> Iterator[str]:
+    """Find files by a pattern, in any order; folders, too, unless it has a `**`.
+
+    Raises:
+        OSError: a folder on the way cannot be listed.
+    """
+    return filesystem_for(pattern).glob(pattern)
 
 
 def sha256_of_file(path: AnyPath) -> str:

@@ -7,9 +7,7 @@ If it is never run again, the next fit in that place says that they are there.
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,9 +28,19 @@ from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.shards import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
-from embedkit.storage.atomic import is_leftover, is_temporary, temporary_name
+from embedkit.storage.atomic import is_leftover, temporary_files, temporary_name
 from embedkit.storage.disk_errors import as_output_error, as_read_error
-from embedkit.storage.filesystem import exists
+from embedkit.storage.filesystem import (
+    exists,
+    file_names,
+    free_bytes,
+    is_folder,
+    list_files,
+    make_folder,
+    new_files,
+    remove_file,
+    remove_tree,
+)
 from embedkit.types import Record
 
 _STATES = ".states"
@@ -151,8 +159,8 @@ def refuse_full_disk(config: RunConfig, found: FirstPass) -> None:
     """
     folder = Path(config.output.output)
     with as_output_error(folder):
-        there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        free = shutil.disk_usage(folder.parent).free
+        there = sum(size or 0 for _, size in list_files(folder))
+        free = free_bytes(folder.parent)
     value = 2 if config.pooling.precision == "float16" else 4
     needed = int((found.tokens or found.rows) * found.width * value * _MARGIN) - there
     if needed > free:
@@ -181,10 +189,10 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
                 f"{other} holds what another fit computed from its texts and did not get to remove: run that fit "
                 "again, or remove the folder"
             )
-    in_use = folder.with_name(temporary_name(folder.name.removeprefix(".")))
+    in_use = new_files(folder.parent)
     with as_output_error(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        in_use.touch(mode=0o600)
+        make_folder(folder, private=True)
+        in_use.create(folder.name.removeprefix(".")).close()
     try:
         yield folder, _encoded(config, folder, watcher, stop)
     except (Stopped, KeyboardInterrupt, OutputError, OSError):
@@ -199,8 +207,7 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
     else:
         _remove(folder, watcher)
     finally:
-        with suppress(OSError):  # a file without content, which the next fit in this place removes
-            in_use.unlink(missing_ok=True)
+        in_use.discard()
 
 
 def _encoded(config: RunConfig, folder: Path, watcher: Callbacks, stop: threading.Event) -> Summary:
@@ -230,28 +237,29 @@ def _is_begun(folder: Path) -> bool:
 
 def _refuse_another_fit(folder: Path) -> None:
     """See that no live process computes states in this place."""
-    for user in folder.parent.glob(f"{glob.escape(folder.name)}.*.tmp"):
-        if is_temporary(user.name) and user.name != temporary_name(folder.name.removeprefix(".")):
+    for user in temporary_files(folder.parent, folder.name.removeprefix(".")):
+        if user.name != temporary_name(folder.name.removeprefix(".")):
             if not is_leftover(user):
                 raise OutputError(
                     f"another fit into the same file is under way: {user} is its own",
                     hint="wait for it, or name another file with -o",
                 )
-            user.unlink(missing_ok=True)
+            remove_file(user)
 
 
 def _left_by_others(folder: Path) -> Iterator[Path]:
     """Folders of states beside this one that no process is at: a file beside each says whose it is."""
-    for other in sorted(folder.parent.glob(f".*{_STATES}")):
-        users = folder.parent.glob(f"{glob.escape(other.name)}.*.tmp")
-        if other != folder and other.is_dir() and all(is_leftover(user) for user in users):
+    names = (name for name in file_names(folder.parent) if name.startswith(".") and name.endswith(_STATES))
+    for other in sorted(folder.with_name(name) for name in names):
+        users = temporary_files(folder.parent, other.name.removeprefix("."))
+        if other != folder and is_folder(other) and all(is_leftover(user) for user in users):
             yield other
 
 
 def _remove(folder: Path, watcher: Callbacks) -> None:
     """Remove the states; where that fails, whoever may read them is told, and what came of them stays."""
     try:
-        shutil.rmtree(folder)
+        remove_tree(folder)
     except FileNotFoundError:
         return
     except OSError as fault:

@@ -22,7 +22,7 @@ from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.disk_errors import as_read_error, check_no_link
-from embedkit.storage.filesystem import exists, is_folder, seems_folder, write_file
+from embedkit.storage.filesystem import exists, file_names, is_folder, seems_folder, write_file
 from embedkit.study.encoding import encoded_states, first_pass, refuse_full_disk, states_config
 from embedkit.study.labels import Labels, read_labels
 from embedkit.study.split import Split, split_rows
@@ -88,9 +88,10 @@ def fit(
     if "-" in asked.input.inputs and config.kind != "idf":
         raise UsageError("fit reads its input twice, and stdin can be read only once", hint="give a file")
     # A model's folder is read as the input is: its model.safetensors is no place for a pooler.
-    model = [str(file) for file in Path(asked.model.model).glob("*")] if seems_folder(asked.model.model) else []
+    model = asked.model.model
+    model_files = [f"{model}/{name}" for name in file_names(model)] if seems_folder(model) else []
     inputs = [] if "-" in asked.input.inputs else expanded(asked.input.inputs, [])
-    check_not_read([path], [*inputs, *model])
+    check_not_read([path], [*inputs, *model_files])
     began = time.monotonic()
     if config.kind == "idf":
         from embedkit.study.idf import count_frequencies

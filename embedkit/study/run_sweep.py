@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -26,9 +26,9 @@ from embedkit.inference.model_spec import find_model
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.output.commit import OutputFolder
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.storage.atomic import is_former_mark, is_temporary
+from embedkit.storage.atomic import is_former_mark, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
-from embedkit.storage.filesystem import exists, is_folder
+from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file
 from embedkit.storage.replace_folder import Replacement
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
 from embedkit.study.folds import Folds, make_folds, united
@@ -151,8 +151,7 @@ def sweep(
     try:
         summary = run(asked, watcher, stop)
     except EmbedkitError:
-        with suppress(OSError):  # it holds what is committed
-            replacement.next.rmdir()
+        remove_empty(replacement.next)
         raise
     rows.table.refuse_changes()
     former = _former_summary(folder)
@@ -372,19 +371,18 @@ def _names(folder: Path) -> set[str]:
             return set()
         if not is_folder(folder):
             raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
-        return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        return {name for name in file_names(folder) if not name.startswith(".")}
 
 
 def _clear(folder: Path) -> None:
     """Remove a sweep's own files from a folder."""
     with as_output_error(folder):
         for name in (SUMMARY, *NAMES):
-            (folder / name).unlink(missing_ok=True)
-        for left in folder.glob(".*.tmp"):
-            if is_temporary(left.name) and not is_former_mark(left.name):
-                left.unlink(missing_ok=True)
+            remove_file(folder / name)
+        for left in temporary_files(folder):
+            if not is_former_mark(left.name):
+                remove_file(left)
         for vectors in (folder / VECTORS, folder / f"{VECTORS}.next"):
             if exists(vectors):
                 OutputFolder(vectors).clear()
-                with suppress(OSError):  # somebody else's files are in it
-                    vectors.rmdir()
+                remove_empty(vectors)

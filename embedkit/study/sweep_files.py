@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.storage.disk_errors import as_output_error, as_read_error
-from embedkit.storage.filesystem import exists, new_files, sha256_of_file
+from embedkit.storage.filesystem import exists, new_files, read_file, sha256_of_file
 from embedkit.study import heatmap
 from embedkit.study.intervals import Interval
 from embedkit.study.verdict import Row, Verdict
@@ -74,7 +74,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         if not exists(path):
             return None
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(read_file(path))
             named = dict(found.get("files", {}))
         except (ValueError, TypeError, AttributeError):
             raise _not_one(folder) from None

@@ -22,7 +22,7 @@ from embedkit.output.formats import Layout, Sink, make_sink, shard_name
 from embedkit.output.open import made_by
 from embedkit.storage.atomic import is_temporary
 from embedkit.storage.checksummed_json import unsealed
-from embedkit.storage.filesystem import sha256_of_file
+from embedkit.storage.filesystem import read_file, sha256_of_file
 from embedkit.types import Variant
 from embedkit.verify.check_rows import wrong_counts, wrong_rows
 from embedkit.verify.findings import Finding, Verification
@@ -91,7 +91,7 @@ class FolderCheck:
             self.tell(name, if_missing)
             return None
         try:
-            return unsealed((self.path / name).read_bytes())
+            return unsealed(read_file(self.path / name))
         except OSError as fault:
             self.tell(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
             return None

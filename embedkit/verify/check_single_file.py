@@ -11,7 +11,7 @@ from embedkit.output.contents import contents_of
 from embedkit.output.formats import FORMATS
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.open import mixed_files, open_stored, refuse_missing
-from embedkit.storage.filesystem import exists
+from embedkit.storage.filesystem import exists, stat_file
 from embedkit.verify.findings import Finding, Verification
 
 
@@ -50,7 +50,7 @@ def verify_file(path: Path) -> Verification:
             Finding(path.name, problem) for problem in mixed_files(files, stored.layout, whole=True)
         ]
         found.rows, found.vectors = contents.rows, contents.vectors
-        found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
+        found.files, found.bytes = len(files), sum(stat_file(file).size for file in files)
     except OutputError as error:
         found.problems.append(Finding(path.name, error.message))
     return found

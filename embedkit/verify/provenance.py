@@ -12,6 +12,7 @@ from embedkit.errors import OutputError
 from embedkit.manifest.recipe import files_digest
 from embedkit.output.commit import PLAN
 from embedkit.output.open import Stored, made_by, open_stored, read_json
+from embedkit.storage.filesystem import is_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def origin_of(path: Path) -> Origin:
         OutputError: it is not finished, or does not tell.
     """
     stored = open_stored(path)
-    if path.is_dir():
+    if is_folder(path):
         plan = read_json(path / PLAN)
         read, source = plan["input"], plan.get("source") or {}
         return Origin(

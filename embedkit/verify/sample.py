@@ -21,6 +21,7 @@ from embedkit.manifest.recipe import files_digest
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import readable
 from embedkit.sources import Table, open_table
+from embedkit.storage.filesystem import exists, is_folder, read_file
 from embedkit.types import Record
 from embedkit.verify.provenance import Origin
 
@@ -101,7 +102,7 @@ def choose(path: Path, origin: Origin, rows: int, seed: int) -> list[Sampled]:
     Raises:
         OutputError: a file is damaged, or the output's rows are not those of the input.
     """
-    shards = list(_of_folder(path, origin) if path.is_dir() else _of_file(path, origin))
+    shards = list(_of_folder(path, origin) if is_folder(path) else _of_file(path, origin))
     total = sum(shard.vectors for shard in shards)
     wanted = sorted(random.Random(seed).sample(range(total), min(rows, total)))  # noqa: S311 - a sample, no secret
     sampled: list[Sampled] = []
@@ -153,7 +154,7 @@ def _of_file(path: Path, origin: Origin) -> Iterator[_Shard]:
         n_rows += len(piece.facts)
         n_vectors += int(piece.has_vector.sum())
     rejects = path.with_name(f"{path.stem}.rejects.jsonl")
-    there = [rejects] if rejects.exists() else []
+    there = [rejects] if exists(rejects) else []
     gone = len(_listed(there)) if _leaves_out(origin) else 0
     yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, origin), n_vectors)
 
@@ -174,7 +175,7 @@ def _listed(rejects: Sequence[Path]) -> set[int]:
     rows: set[int] = set()
     for path in rejects:
         with readable(path):
-            rows.update(json.loads(line)["row"] for line in path.read_bytes().splitlines())
+            rows.update(json.loads(line)["row"] for line in read_file(path).splitlines())
     return rows
 
 

@@ -142,10 +142,10 @@ def test_a_link_to_a_file_that_is_read_anyway_is_left_out_and_said(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["2019", "a.csv", "b.csv.gz"])
-def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, name: str) -> None:
+def test_a_link_to_a_missing_file_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text("text\na\n")
     (tmp_path / name).symlink_to("gone")
-    with pytest.raises(InputError, match=f"{name}: a link that leads nowhere"):
+    with pytest.raises(InputError, match=f"{name}: a link to a missing file"):
         open_table(InputConfig((str(tmp_path),)))
     with pytest.raises(InputError, match="No such file"):
         open_table(InputConfig((f"{tmp_path}/{name[0]}*",)))

@@ -6,7 +6,6 @@ An output that is overwritten stays as it is until the new one, made in a folder
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from embedkit.output.destination.base import SHARED_WAYS, WAYS, facts_of
 from embedkit.output.formats import Sink
 from embedkit.output.rejects import write_rejects
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, is_folder
+from embedkit.storage.filesystem import exists, is_folder, remove_file, remove_tree
 from embedkit.storage.replace_folder import Replacement
 from embedkit.types import EncodedShard
 
@@ -166,8 +165,8 @@ class Folder:
         for folder in (self.path, self.replacement.next):
             try:
                 # The plan goes first: who does not find it any more knows that the output is whole.
-                (folder / PLAN).unlink(missing_ok=True)
-                shutil.rmtree(folder)
+                remove_file(folder / PLAN)
+                remove_tree(folder)
             except FileNotFoundError:
                 continue
             except OSError as fault:

@@ -19,7 +19,17 @@ from embedkit.output.formats.schema import REJECTS_KEY
 from embedkit.output.open import former_files, made_by, open_stored
 from embedkit.output.rejects import lists_rejects
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
-from embedkit.storage.filesystem import AtomicFiles, exists, is_folder, list_files, new_files, remove_empty
+from embedkit.storage.filesystem import (
+    AtomicFiles,
+    exists,
+    is_folder,
+    list_files,
+    new_files,
+    open_file,
+    read_file,
+    remove_empty,
+    remove_file,
+)
 from embedkit.types import EncodedShard
 
 
@@ -186,7 +196,7 @@ class SingleFile:
             files.discard()
         for name in sorted(former - {of["path"] for of in facts}):
             try:
-                self.path.with_name(name).unlink(missing_ok=True)
+                remove_file(self.path.with_name(name))
             except OSError as fault:
                 self.parts.notices.append(
                     f"{self.path.with_name(name)} is of the output that was replaced, and could not be removed "
@@ -242,7 +252,7 @@ class SingleFile:
         if self._first is None:
             return False
         part = next(of for of in self._first["files"] if of["path"].startswith("embeddings/"))
-        with as_read_error(self.path), self.path.open("rb") as file:
+        with as_read_error(self.path), open_file(self.path) as file:
             return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
 
     def _merge_rejects(self, files: AtomicFiles) -> str:
@@ -255,7 +265,7 @@ class SingleFile:
         digest = hashlib.sha256()
         with files.create(self.rejects) as out:
             for part in parts:
-                data = (folder / "rejects" / part).read_bytes()
+                data = read_file(folder / "rejects" / part)
                 digest.update(data)
                 out.write(data)
         return digest.hexdigest()

@@ -6,7 +6,6 @@ Knows nothing of commits. Lines are bytes, parted by \n alone.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from embedkit.output.formats.base import OneFile
 from embedkit.output.formats.columns import RecordBatch, Vectors, matrix, token_arrays
 from embedkit.output.formats.schema import RECEIPT, Create, Layout
 from embedkit.output.formats.values import json_text, kept_array
+from embedkit.storage.filesystem import open_file
 from embedkit.types import EncodedShard, Variant
 
 #: Lines read at a time: about 17 MB of text at 384 values a line.
@@ -46,13 +46,13 @@ class JsonlSink(OneFile):
         """Join shards into the one file `name`, byte for byte."""
         with create(name) as file:
             for index in indices:
-                with (folder / self.files(index)[0]).open("rb") as part:
-                    shutil.copyfileobj(part, file, 1 << 20)
+                with open_file(folder / self.files(index)[0]) as part:
+                    file.writelines(iter(lambda: part.read(2**20), b""))
 
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
         """The rows of one file, some thousand lines at a time."""
         start = 0
-        with files[0].open("rb") as file:
+        with open_file(files[0]) as file:
             while lines := list(islice(file, _LINES)):
                 rows = [parse_line(line, files[0], start + i) for i, line in enumerate(lines)]
                 yield self._piece(rows, asked, files[0])
@@ -105,7 +105,7 @@ def sniff(path: Path) -> Layout:
         OutputError: a line is not one of embedkit's.
     """
     columns: dict[str, Any] = {}
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file):
             row = parse_line(line, path, number)
             names = ["embedding"] if "embedding" in row else [k for k in row if k.startswith("embedding_")]

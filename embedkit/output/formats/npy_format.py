@@ -117,15 +117,6 @@ def map_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def sampled(path: Path) -> str:
-    """SHA-256 of a file's first and last MiB together: enough to tell an array from another one, and soon done."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(_SAMPLED))
-        file.seek(max(_SAMPLED, path.stat().st_size - _SAMPLED))
-        digest.update(file.read(_SAMPLED))
-    return digest.hexdigest()
-
-
 class _Hashed:
     """A file that is being written, and what tells it from another one."""
 

@@ -29,23 +29,22 @@ from benchmarks.costs import as_csv, made_up_shard, seconds
 from benchmarks.peers.__main__ import machine, versions
 from embedkit.config import InputConfig, ModelConfig
 from embedkit.engines.accounting import account_for_rows
-from embedkit.engines.planning import counts
+from embedkit.manifest.schema import Manifest, ShardRecord, Totals
 from embedkit.manifest.shards import ShardCutter
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.output.commit import OutputFolder
-from embedkit.output.destination.base import facts_of
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import Layout, make_sink
 from embedkit.sources import open_table
-from embedkit.storage.checksummed_json import sealed
+from embedkit.storage.filesystem import PublishedFile
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
-from embedkit.types import Variant
+from embedkit.types import TextCounts, Variant
+from tests.manifest.plans import make_plan
 
 _DIMS = 768
 _SHARD_ROWS = 4096
 #: Shards that are committed in a row.
 _COMMITS = 50
-_EMPTY = made_up_shard(0, np.zeros((0, _DIMS), np.float32))
 
 
 def one_thread() -> None:
@@ -117,7 +116,7 @@ def writing(work: Path, rounds: int) -> dict[str, float]:
     took, of_commits, of_shards = [], [], []
     for attempt in range(rounds):
         folder = Folder(work / f"committed-{attempt}", "error")
-        folder.begin({})
+        folder.begin(make_plan())
         took.append(cpu_seconds(encode))
         of_shards.append(seconds(lambda folder=folder: folder.write(full, sink)))
         of_commits.append(seconds(lambda folder=folder: [folder.write(shard, sink) for shard in tiny]))
@@ -137,36 +136,29 @@ def writing(work: Path, rounds: int) -> dict[str, float]:
 def many_shards(work: Path, shards: int) -> dict[str, float]:
     """An output of so many shards: its plan, its records listed and read, its manifest, in seconds."""
     output = OutputFolder(work / f"shards-{shards}")
-    starts = list(range(0, shards * _SHARD_ROWS, _SHARD_ROWS))
-    plan = {"starts": starts, "rows": shards * _SHARD_ROWS, "shards": shards}
+    plan = make_plan(shards * _SHARD_ROWS, _SHARD_ROWS)
+    counts = TextCounts(_SHARD_ROWS, {"ok": _SHARD_ROWS}, 0, 0)
     took = {"plan": cpu_seconds(lambda: output.join_plan(plan)) + cpu_seconds(output.read_plan)}
     (output.path / "embeddings").mkdir()
-    for index, start in enumerate(starts):
+    for index, (start, stop) in (plan.sharding.ranges or {}).items():
         name = f"embeddings/part-{index:05d}.parquet"
         (output.path / name).write_bytes(b"vectors")
-        record = {
-            "index": index,
-            **facts_of(_EMPTY),
-            "start": start,
-            "stop": start + _SHARD_ROWS,
-            "rows": _SHARD_ROWS,
-            "vectors": _SHARD_ROWS,
-            "status_counts": {"ok": _SHARD_ROWS},
-            "files": [{"path": name, "bytes": 7, "sha256": "0" * 64}],
-        }
-        (output.path / "commits" / f"{index:05d}.json").write_bytes(sealed(record, indent=None))
-    records: dict[int, dict[str, Any]] = {}
+        files = (PublishedFile(name, 7, "0" * 64),)
+        record = ShardRecord(index, start, stop, _SHARD_ROWS, 0, counts, counts, has_units=False, files=files)
+        (output.path / "commits" / f"{index:05d}.json").write_bytes(record.serialize())
+    records: dict[int, ShardRecord] = {}
     took["list and read the records"] = cpu_seconds(lambda: records.update(output.committed()))
     assert len(records) == shards
     in_order = [records[index] for index in sorted(records)]
 
     def account() -> None:
-        account_for_rows(in_order, plan["rows"], on_bad_row="fail", lists_empty=False)
-        counts(in_order, plan["rows"])
+        account_for_rows(in_order, plan)
+        Totals.of(in_order)
 
     took["account for all rows"] = cpu_seconds(account)
     took["look for leftovers"] = cpu_seconds(output.remove_leftovers)
-    took["hash all records and write the manifest"] = cpu_seconds(lambda: output.write_manifest({}))
+    manifest = Manifest.of(plan, in_order, Totals.of(in_order))
+    took["hash all records and write the manifest"] = cpu_seconds(lambda: output.write_manifest(manifest))
     total = sum(took.values())
     return {
         **{what: round(of, 3) for what, of in took.items()},

@@ -35,7 +35,7 @@ NEEDLES = [MARK.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-
 
 @pytest.fixture(scope="module")
 def loaded() -> Callable[..., Any]:
-    return loaded_once(in_process.assemble)
+    return loaded_once(in_process.build)
 
 
 class Places:
@@ -64,7 +64,7 @@ def places(loaded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monke
     for variable, name in (("TMPDIR", "tmp"), ("HF_HOME", "hf"), ("XDG_CACHE_HOME", "cache"), ("HOME", "cache")):
         monkeypatch.setenv(variable, str(root / name))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(in_process, "assemble", loaded)
+    monkeypatch.setattr(in_process, "build", loaded)
     monkeypatch.chdir(root / "here")
     handler = logging.FileHandler(log)
     logging.getLogger().addHandler(handler)

@@ -23,6 +23,7 @@ from embedkit.config import InputConfig
 from embedkit.errors import InputError, ModelError
 from embedkit.sources import open_table
 from tests.conftest import NOTES
+from tests.manifest.plans import make_plan
 
 MIB = 2**20
 
@@ -140,7 +141,7 @@ def test_a_link_that_appears_between_two_shards_is_not_followed(tmp_path):
     from embedkit.output.commit import OutputFolder
 
     output = OutputFolder(tmp_path / "out")
-    output.join_plan({"rows": 1})
+    output.join_plan(make_plan())
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out/embeddings").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(embedkit.EmbedkitError, match="symbolic link"), output.shard(0) as shard:

@@ -231,7 +231,7 @@ def serve() -> None:
     name, step, jobs, only, short = json.loads(sys.argv[1])
     root = Path(name)
     torch.set_num_threads(1)
-    in_process.assemble = loaded_once(in_process.assemble)  # type: ignore[assignment]
+    in_process.build = loaded_once(in_process.build)  # type: ignore[assignment]
     table = root / "rows.jsonl"
     rows = [
         {"id": f"{row:05d}", "text": "" if row == 7 else TEXTS[row % len(TEXTS)] + f" {row}"}

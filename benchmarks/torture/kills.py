@@ -144,7 +144,7 @@ def warm_up(root: Path, n_rows: int) -> Bench:
     from tests.tiny_models import make
 
     torch.set_num_threads(1)
-    in_process.assemble = loaded_once(in_process.assemble)  # type: ignore[assignment]
+    in_process.build = loaded_once(in_process.build)  # type: ignore[assignment]
     return prepared(root, n_rows, make("bert", root / "model").folder)
 
 

@@ -1,47 +1,46 @@
-"""Rows in = vectors + nulls + rejects: held against the records of all shards before an output is called whole."""
+"""Accounts for every row of the input: rows in = vectors + nulls + rejects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from embedkit.errors import EmbedkitError
+from embedkit.errors import EmbedkitError, InputError
+from embedkit.manifest.schema import Plan, ShardRecord
+from embedkit.types import Fault
 
 #: Statuses of rows that have a vector; every other one says why there is none.
 _WITH_VECTOR = ("ok", "truncated", "chunked")
-#: Statuses of rows that have none although nothing is wrong with them.
+#: Statuses of rows without a vector that are no fault.
 _WITHOUT_FAULT = ("empty", "no_unit", "outside")
 
 
-def account_for_rows(
-    records: Iterable[Mapping[str, Any]], rows: int | None, *, on_bad_row: str, lists_empty: bool
-) -> None:
-    """See that every row of the input is in exactly one shard, and there a vector, a null or a reject.
+def account_for_rows(records: Iterable[ShardRecord], plan: Plan) -> None:
+    """Checks that each row of the input is in exactly one shard, as a vector, a null or a reject.
 
     Args:
         records: of all shards, by number.
-        rows: of the input; None if it was a stream, which the records alone tell of.
-        on_bad_row: fail, null or skip; only skipped rows are missing from the output.
-        lists_empty: whether empty texts are rejects too, as beside .npy.
+        plan: of the run; a stream's has no number of rows, which the records alone give.
 
     Raises:
-        EmbedkitError: they are not. That is a fault of embedkit's, and the output is not whole.
+        EmbedkitError: a row is missing or counted twice, by a fault of embedkit; the output is not complete.
     """
     next_row = 0
     for record in records:
-        status, texts = record["status_counts"], record.get("texts", record)
-        listed = sum(status.get(word, 0) for word in _WITHOUT_FAULT) if lists_empty else 0
-        skipped = record["rejects"] - listed if on_bad_row == "skip" else 0
+        statuses, texts = record.by_row.statuses, record.by_text
+        # Only skipped rows are missing from the output. Beside .npy, empty texts are listed as rejects too.
+        listed = sum(statuses.get(word, 0) for word in _WITHOUT_FAULT) if plan.format == "npy" else 0
+        skipped = record.rejects - listed if plan.on_bad_row == "skip" else 0
         sound = (
-            record["start"] == next_row
-            and texts["rows"] + skipped == record["stop"] - record["start"]
-            and texts["rows"] == sum(texts["status_counts"].values())
-            and record["rows"] == sum(status.values())
-            and record["vectors"] == sum(status.get(word, 0) for word in _WITH_VECTOR)
+            record.start == next_row
+            and texts.rows + skipped == record.stop - record.start
+            and texts.rows == sum(texts.statuses.values())
+            and record.by_row.rows == sum(statuses.values())
+            and record.vectors == sum(statuses.get(word, 0) for word in _WITH_VECTOR)
         )
         if not sound:
-            raise _unaccounted(f"shard {record['index']}, rows {record['start']} to {record['stop']}")
-        next_row = record["stop"]
+            raise _unaccounted(f"shard {record.index}, rows {record.start} to {record.stop}")
+        next_row = record.stop
+    rows = plan.sharding.rows
     if rows is not None and next_row != rows:
         raise _unaccounted(f"rows {next_row} to {rows}")
 
@@ -51,3 +50,34 @@ def _unaccounted(where: str) -> EmbedkitError:
         f"a fault of embedkit: not every row is accounted for in {where}; the output is not finished",
         hint="please report this line with your versions (`embedkit doctor`)",
     )
+
+
+def unreadable_rows(faults: Sequence[Fault], count: int) -> InputError:
+    """Returns the error for rows that cannot be read: where they are and why, never what they hold.
+
+    Args:
+        faults: those to name, at least one.
+        count: of all faults.
+    """
+    named = [
+        f"row {fault.row} of {fault.file} ({fault.code}{'' if fault.offset is None else f', byte {fault.offset}'})"
+        for fault in faults
+    ]
+    more = f" and {count - len(named)} more" if count > len(named) else ""
+    ways = [way for code, way in _WAYS.items() if any(fault.code == code for fault in faults)]
+    return InputError(
+        f"{count} {'row' if count == 1 else 'rows'} cannot be read: {', '.join(named)}{more}",
+        hint="; ".join((*ways, _LISTED)) if ways else f"fix them, or {_LISTED}",
+    )
+
+
+_LISTED = "use --on-bad-row null (kept without a vector) or skip (left out); both are listed"
+#: Faults that are seldom a single row's, and what else to do about them.
+_WAYS = {
+    "not_utf8": "if the file is in another encoding, convert it: iconv -f WINDOWS-1252 -t UTF-8",
+    **dict.fromkeys(
+        ("lines_and_tabs_in_quotes", "lines_in_quotes"),
+        "if quotes are mere letters in this file, say --quoting none; if cells do hold lines, --quoting double",
+    ),
+    "quote_across_cells": "if the quotes are mere letters, say --quoting double or none",
+}

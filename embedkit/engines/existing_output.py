@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from json import loads
 from pathlib import Path
 from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.errors import EmbedkitError, OutputError
-from embedkit.manifest.recipe import files_digest
+from embedkit.manifest.identity import files_digest
+from embedkit.manifest.schema import Plan
 from embedkit.output.commit import PLAN
-from embedkit.output.open import made_by, read_json
+from embedkit.output.open import made_by, read_versioned
 from embedkit.sources import open_table
 from embedkit.storage.filesystem import seems_file, seems_there
 
@@ -54,7 +54,7 @@ def _is_of_this_input(config: RunConfig) -> bool | None:
     if not there or "-" in config.input.inputs:
         return None
     with suppress(EmbedkitError):
-        return there == {files_digest(asdict(file) for file in open_table(config.input).files)}
+        return there == {files_digest((file.size, file.sha256) for file in open_table(config.input).files)}
     return None
 
 
@@ -63,9 +63,10 @@ def _digests(path: Path) -> set[Any]:
     plans = (folder / PLAN for folder in (path, *(path.with_name(name.format(path.name)) for name in _BEGUN)))
     found: set[Any] = set()
     for plan in plans:
-        with suppress(EmbedkitError, LookupError, TypeError):
+        with suppress(EmbedkitError):
             if seems_there(plan):
-                found.add(files_digest(read_json(plan)["input"]["files"]))
+                files = read_versioned(Plan, plan).input.files
+                found.add(files_digest((file.size, file.sha256) for file in files))
     if seems_file(path):
         with suppress(EmbedkitError):
             found.add(loads(made_by(path).get("embedkit.read", "{}")).get("files_digest"))

@@ -21,19 +21,21 @@ import pyarrow as pa
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.planning import counts, input_digests, layout, manifest_of, non_finite_notes
+from embedkit.engines.planning import non_finite_notes
 from embedkit.engines.summary import Summary
 from embedkit.engines.summing import summary_of_whole
 from embedkit.errors import UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.pipeline import as_stored
+from embedkit.manifest.identity import input_digests, refuse_changes
 from embedkit.manifest.recipe import fingerprint
-from embedkit.manifest.shards import refuse_changes
+from embedkit.manifest.schema import Manifest, Plan, Totals
+from embedkit.output.commit import PLAN
 from embedkit.output.destination import Destination, Folder, destination_of
-from embedkit.output.formats import make_sink
+from embedkit.output.formats import layout_of, make_sink
 from embedkit.output.formats.values import kept_values_of
-from embedkit.output.open import Stored, open_stored, read_json
+from embedkit.output.open import Stored, open_stored, read_versioned
 from embedkit.pooling.groups import Grouping, Item, last_rows
 from embedkit.pooling.postprocess import finish
 from embedkit.sources.locate import check_not_read, expanded
@@ -42,12 +44,8 @@ from embedkit.storage.filesystem import exists, list_files, read_file, seems_fil
 from embedkit.types import EncodedShard, Fault, Variant
 
 LengthGroup = Callable[[RunConfig, Callbacks, threading.Event], Summary]
-Foresee = Callable[[RunConfig, Callbacks, threading.Event], tuple[dict[str, Any], ModelFacts]]
+Foresee = Callable[[RunConfig, Callbacks, threading.Event], tuple[Plan, ModelFacts]]
 _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
-
-
-#: What two runs must have in common for the output of one to be that of the other.
-_DECIDING = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
 
 def run_grouped(
@@ -103,35 +101,34 @@ def run_grouped(
             left.remove()
             for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
                 watcher.notice(sentence)
-            told = replace(model, recipe=plan["recipe"], fingerprint=plan["fingerprint"], variants=_variants(plan))
+            told = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
             return summary_of_whole(config, told, time.monotonic() - began)
     summary = run(of_rows, watcher, stop)
-    plan = _plan_of_groups(config, read_json(rows / "plan.json"), normalize=request.normalize)
+    plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=request.normalize)
     return _Fold(config, rows, plan, watcher).write(summary)
 
 
-def _plan_of_groups(config: RunConfig, plan: dict[str, Any], *, normalize: bool) -> dict[str, Any]:
+def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
     """The plan of the groups by that of their rows, but for how many there are."""
     recipe = {
-        **plan["recipe"],
+        **plan.recipe,
         "normalize": normalize,
         "truncate_dim": config.pooling.truncate_dim,
         "precision": config.pooling.precision,
     }
-    return {
-        **{name: of for name, of in plan.items() if name != "characters"},
-        "recipe": recipe,
-        "fingerprint": fingerprint(recipe),
-        "groups": recipe["groups"],
-        "kept_types": {**{name: _of_groups(plan["kept_types"][name]) for name in config.input.keep}, **_COUNTS},
-        "format": config.output.format,
-        "precision": config.pooling.precision,
-        "variants": [
-            {**variant, "dims": min(config.pooling.truncate_dim or variant["dims"], variant["dims"])}
-            for variant in plan["variants"]
-        ],
-        "on_bad_row": "null",
-    }
+    truncate_dim = config.pooling.truncate_dim
+    return replace(
+        plan,
+        sharding=replace(plan.sharding, characters=None),
+        recipe=recipe,
+        fingerprint=fingerprint(recipe),
+        groups=recipe["groups"],
+        kept_types={**{name: _of_groups(plan.kept_types[name]) for name in config.input.keep}, **_COUNTS},
+        format=config.output.format,
+        precision=config.pooling.precision,
+        variants=tuple(replace(of, dims=min(truncate_dim or of.dims, of.dims)) for of in plan.variants),
+        on_bad_row="null",
+    )
 
 
 def _of_groups(kept: str) -> str:
@@ -139,20 +136,16 @@ def _of_groups(kept: str) -> str:
     return "text" if kept == "mixed" else kept
 
 
-def _variants(plan: dict[str, Any]) -> tuple[Variant, ...]:
-    return tuple(Variant(**variant) for variant in plan["variants"])
-
-
-def _is_whole(destination: Destination, stored: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
+def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool:
     """Whether the groups are all there, whose rows are gone: a former run has finished them.
 
     Raises:
         OutputError: they are of another recipe, or of another input.
     """
     if stored is None:
-        return destination.is_whole(make_sink(plan["format"], layout(plan)), input_digests(plan))
-    refuse_changes(*({name: of[name] for name in _DECIDING} for of in (stored, plan)))
-    return len(destination.committed()) == len(stored["starts"])
+        return destination.is_whole(make_sink(plan.format, layout_of(plan)), input_digests(plan))
+    refuse_changes(stored, plan)
+    return len(destination.committed()) == stored.sharding.shards
 
 
 class _Fold:
@@ -165,15 +158,15 @@ class _Fold:
         watcher: is told of what is lost.
     """
 
-    def __init__(self, config: RunConfig, rows: Path, plan: dict[str, Any], watcher: Callbacks) -> None:
+    def __init__(self, config: RunConfig, rows: Path, plan: Plan, watcher: Callbacks) -> None:
         self.config = config
         self.rows = rows
         self.plan = plan
         self.watcher = watcher
         self.keep = config.input.keep
         self.stored = open_stored(rows)
-        self.variants = _variants(plan)
-        self.row_types: dict[str, str] = read_json(rows / "plan.json")["kept_types"]
+        self.variants = plan.variants
+        self.row_types = read_versioned(Plan, rows / PLAN).kept_types
         self.kept: dict[str, list[Any]] = {}
         self.non_finite = Counter[str]()
         self.varied: set[str] = set()
@@ -186,11 +179,11 @@ class _Fold:
         closes = last_rows((key for key in keys if key is not None), len(groups.by))
         self.kept = {name: self._values(facts, name) for name in self.keep}
         alike = [first_alike(values) for values in self.kept.values()]
-        shard_rows, n_groups = self.plan["shard_rows"], int(closes[-1].sum())
+        shard_rows, n_groups = self.plan.sharding.shard_rows, int(closes[-1].sum())
         ordered = None if groups.order_by is None else self._order(facts, groups.order_by)
-        starts = list(range(0, n_groups, shard_rows))
-        plan = {**self.plan, "rows": n_groups, "starts": starts, "shards": len(starts)}
-        sink = make_sink(self.config.output.format, layout(plan))
+        starts = tuple(range(0, n_groups, shard_rows))
+        plan = replace(self.plan, sharding=replace(self.plan.sharding, rows=n_groups, starts=starts))
+        sink = make_sink(self.config.output.format, layout_of(plan))
         destination = destination_of(replace(self.config.output, on_exists="overwrite", verify=False))
         destination.open()
         destination.begin(plan)
@@ -201,11 +194,8 @@ class _Fold:
             for members in [tuple(islice(pooled, shard_rows))]
         ]
         # The groups' own texts are those of the rows.
-        of_rows = {name: getattr(summary, name) for name in ("n_content", "n_unknown", "unknown_share")}
-        total = {**counts(records, n_groups), **of_rows, "input_rows": n_groups}
-        empty = [record["index"] for record in records if sink.suffix == ".npy" and not record["vectors"]]
-        manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
-        destination.finish(sink, manifest, [index for index in range(len(records)) if index not in set(empty)])
+        totals = replace(Totals.of(records, n_groups), n_content=summary.n_content, n_unknown=summary.n_unknown)
+        destination.finish(sink, Manifest.of(plan, records, totals))
         for sentence in non_finite_notes(self.config, self.non_finite):
             self.watcher.notice(sentence)
         for name in sorted(self.varied):
@@ -220,10 +210,10 @@ class _Fold:
             summary,
             path=self.config.output.output,
             rows=n_groups,
-            vectors=total["vectors"],
+            vectors=totals.vectors,
             dims=dims,
-            recipe=plan["recipe"],
-            fingerprint=plan["fingerprint"],
+            recipe=dict(plan.recipe),
+            fingerprint=plan.fingerprint,
         )
 
     def _shard(self, index: int, start: int, groups: Sequence[Item]) -> EncodedShard:
@@ -286,7 +276,7 @@ class _Fold:
         for place, group in enumerate(groups):
             flat[place] = (group.vectors or {})[variant.name]
         truncate_dim = self.config.pooling.truncate_dim
-        done = finish(flat, normalize=self.plan["recipe"]["normalize"], truncate_dim=truncate_dim)
+        done = finish(flat, normalize=self.plan.recipe["normalize"], truncate_dim=truncate_dim)
         return as_stored(done, None, self.config.pooling.precision)
 
     def _keep_rejects(self) -> None:

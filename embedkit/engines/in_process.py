@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from embedkit.config import ModelConfig, RunConfig
 from embedkit.engines.callbacks import Callbacks
 from embedkit.engines.ranks import device_for
 from embedkit.inference.build import ModelFacts, ReadyModel, build
 from embedkit.inference.model_spec import ModelSpec
+from embedkit.manifest.schema import Int8Ranges, Plan, ShardRecord
 from embedkit.models.load_lock import TURNS
 from embedkit.output.destination import Destination
 from embedkit.output.formats import Sink
@@ -97,7 +98,7 @@ class InProcessEngine:
             measure_coverage(tokenizer, texts), measure_coverage(tokenizer, lowered), "--lowercase yes"
         )
 
-    def calibrate(self) -> dict[str, dict[str, list[float]]]:
+    def calibrate(self) -> Int8Ranges:
         """Ranges for int8, for the plan."""
         from embedkit.engines.shard_loop import calibrate
 
@@ -105,14 +106,14 @@ class InProcessEngine:
 
     def run(
         self,
-        plan: dict[str, Any],
+        plan: Plan,
         destination: Destination,
         sink: Sink,
-        records: Mapping[int, dict[str, Any]],
+        records: Mapping[int, ShardRecord],
         wanted: Iterable[int] | None,
         *,
         ahead: int = 2,
-    ) -> dict[int, dict[str, Any]]:
+    ) -> dict[int, ShardRecord]:
         """Do the shards that are wanted; see Job.
 
         Returns:
@@ -122,12 +123,12 @@ class InProcessEngine:
         from embedkit.inference.memory import TokenBudget
         from embedkit.models.select_backend import compile_if_worthwhile
 
-        notice = compile_if_worthwhile(self.ready.embedder.encoder, plan["rows"])
+        notice = compile_if_worthwhile(self.ready.embedder.encoder, plan.sharding.rows)
         if notice:
             self.watcher.notice(notice)
-        embedder = with_int8_ranges(self.ready.embedder, plan["int8_ranges"])
-        if "batch_tokens" in plan and self.config.batch.batch_tokens is None:
-            embedder = replace(embedder, budget=TokenBudget(plan["batch_tokens"]))
+        embedder = with_int8_ranges(self.ready.embedder, plan.int8_ranges)
+        if plan.batch_tokens is not None and self.config.batch.batch_tokens is None:
+            embedder = replace(embedder, budget=TokenBudget(plan.batch_tokens))
         self._job = Job(
             *(self.config, self.table, embedder, sink, destination, plan, self.watcher, self.stop),
             wanted=wanted,

@@ -20,15 +20,8 @@ from embedkit.engines.grouping import run_grouped
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import (
     check_inputs_are_safe,
-    counts,
-    cutter_of,
-    input_digests,
-    input_facts,
-    layout,
-    manifest_of,
     non_finite_notes,
-    output_facts,
-    scan,
+    plan_input,
     table_of,
 )
 from embedkit.engines.ranks import shards_of
@@ -38,16 +31,15 @@ from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, find_model
+from embedkit.manifest.identity import input_digests, refuse_changes
 from embedkit.manifest.recipe import as_text
-from embedkit.manifest.shards import planned_ranges, refuse_changes
+from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, Totals
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
-from embedkit.output.formats import make_sink
-from embedkit.sources import SpanBook, Table
+from embedkit.output.formats import layout_of, make_sink
+from embedkit.sources import Table
 
 #: A share of unknown tokens that is worth a word.
 _MANY_UNKNOWN = 0.05
-#: What a pass over the table finds, for the plan.
-_SCANNED = ("rows", "shards", "starts", "characters", "kept_types")
 
 
 def run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summary:
@@ -89,13 +81,14 @@ def _run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summar
     destination = destination_of(config.output, share)
     stored = destination.open()
     request = find_model(config)
-    plan = _planned(table, spans, config, request, stored)
+    planned = plan_input(table, spans, config, request, stored)
     _tell_notes(config, table, watcher)
-    part = None if plan["shards"] is None else shards_of(share, plan["shards"])
+    sharding = planned.sharding
+    part = None if sharding.shards is None else shards_of(share, sharding.shards)
     if share.rank and not part:
         # Its fellows may be through already, so what is there is no matter to a rank without a shard.
-        return _summary_of_part(config, plan, {}, began)
-    watcher.notice(f"{_rows(plan)}; loading the model {as_text(request.folder.name)}")
+        return _summary_of_part(config, Totals.of((), sharding.rows), began)
+    watcher.notice(f"{_rows(sharding.rows)}; loading the model {as_text(request.folder.name)}")
     workers = 1 if part is None else max(1, min(config.workers, len(part)))
     _refuse_missing_devices(config.model.devices[workers:])
     if workers > 1:
@@ -108,17 +101,17 @@ def _run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summar
         model = engine.load()
         for sentence in model.notices:
             watcher.notice(sentence)
-        plan |= output_facts(model, config)
+        plan = planned.complete(model, config)
         if stored:
-            _adopt(stored, plan)
+            plan = _adopted(stored, plan)
         elif config.pooling.precision == "int8":
-            plan["int8_ranges"] = engine.calibrate()
+            plan = replace(plan, int8_ranges=engine.calibrate())
         try:
-            if destination.is_whole(make_sink(config.output.format, layout(plan)), input_digests(plan)):
+            if destination.is_whole(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
                 watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
                 return summary_of_whole(config, model, time.monotonic() - began)
             if not stored:
-                _adopt(destination.begin(plan), plan)
+                plan = _adopted(destination.begin(plan), plan)
             return _carry_out(config, table, engine, model, plan, part, destination, watcher, began)
         except AlreadyCompleted:
             watcher.notice(f"another process has made {config.output.output} whole meanwhile")
@@ -134,15 +127,15 @@ def _pinned(config: RunConfig, request: ModelSpec, watcher: Callbacks) -> RunCon
     return replace(config, model=replace(config.model, revision=request.folder.revision))
 
 
-def _foreseen(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> tuple[dict[str, Any], ModelFacts]:
+def _foreseen(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> tuple[Plan, ModelFacts]:
     """The plan that a run from the start would have, and the model that it would load; encodes nothing."""
     table, spans = table_of(config)
     _refuse_second_reading(table, config)
     request = find_model(config)
-    plan = _planned(table, spans, config, request, None)
+    planned = plan_input(table, spans, config, request, None)
     with InProcessEngine(config, table, request, watcher, stop) as engine:
         model = engine.load()
-    return plan | output_facts(model, config), model
+    return planned.complete(model, config), model
 
 
 def _carry_out(
@@ -150,18 +143,18 @@ def _carry_out(
     table: Table,
     engine: InProcessEngine | WorkerPool,
     model: ModelFacts,
-    plan: dict[str, Any],
+    plan: Plan,
     part: range | None,
     destination: Destination,
     watcher: Callbacks,
     began: float,
 ) -> Summary:
     """Do the shards of this part that are not done, and finish if that was all."""
-    sink = make_sink(config.output.format, layout(plan))
+    sink = make_sink(config.output.format, layout_of(plan))
     done = destination.committed()
     computing = time.monotonic()
     wanted = None if part is None else [index for index in part if index not in done]
-    watcher.started(**_ahead(plan, part, done), device=model.device, dtype=model.recipe["dtype"])
+    watcher.started(**_ahead(plan.sharding, part, done), device=model.device, dtype=model.recipe["dtype"])
     try:
         records = engine.run(plan, destination, sink, done, wanted)
     except Stopped:
@@ -181,33 +174,29 @@ def _carry_out(
     }
     if config.share.several:
         records = destination.committed()
-    if plan["shards"] is not None and len(records) < plan["shards"]:
+    sharding = plan.sharding
+    in_order = [records[index] for index in sorted(records)]
+    totals = Totals.of(in_order, sharding.rows)
+    if sharding.shards is not None and len(records) < sharding.shards:
         if not config.share.several:
             raise OutputError(
-                f"{plan['shards'] - len(records)} shards are gone that were committed",
+                f"{sharding.shards - len(records)} shards are gone that were committed",
                 hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
             )
-        return _summary_of_part(config, plan, records, began, model, time.monotonic() - computing, **computed)
-    in_order = [records[index] for index in sorted(records)]
-    account_for_rows(
-        in_order, plan["rows"], on_bad_row=plan["on_bad_row"], lists_empty=config.output.format == "npy"
-    )
-    total = counts(in_order, plan["rows"])
-    if (total["unknown_share"] or 0) > _MANY_UNKNOWN:
+        return _summary_of_part(config, totals, began, model, time.monotonic() - computing, **computed)
+    account_for_rows(in_order, plan)
+    if (totals.unknown_share or 0) > _MANY_UNKNOWN:
         watcher.notice(
-            f"{total['unknown_share']:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
+            f"{totals.unknown_share:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
             "tells whether --lowercase changes that; else use a model for this language"
         )
-    # A shard of empty texts has no npy files.
-    empty = [record["index"] for record in in_order if config.output.format == "npy" and not record["vectors"]]
-    manifest = {**manifest_of(plan), **total, "shards": len(records), "empty_shards": empty}
-    destination.finish(sink, manifest, [index for index in sorted(records) if index not in set(empty)])
+    destination.finish(sink, Manifest.of(plan, in_order, totals))
     for sentence in destination.notices:
         watcher.notice(sentence)
     ended = time.monotonic()
     return Summary(
         **of_model(config, model),
-        **total,
+        **totals.to_json(),
         **computed,
         seconds=ended - began,
         encoding_seconds=ended - computing,
@@ -231,17 +220,17 @@ def _tell_share(share: ShareConfig, watcher: Callbacks) -> None:
         watcher.notice(share.note)
 
 
-def _rows(plan: Mapping[str, Any]) -> str:
-    return "rows as they come" if plan["rows"] is None else f"{plan['rows']:,} rows"
+def _rows(rows: int | None) -> str:
+    return "rows as they come" if rows is None else f"{rows:,} rows"
 
 
-def _ahead(plan: dict[str, Any], part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
+def _ahead(sharding: Sharding, part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
     """What a watcher is told of this process's part: its rows, those that are done, and the text of the rest."""
-    ranges = planned_ranges(plan)
+    ranges = sharding.ranges
     if ranges is None or part is None:
         return {"rows": None, "done": 0}
     rows = {index: stop - start for index, (start, stop) in ranges.items() if index in part}
-    characters = plan.get("characters")
+    characters = sharding.characters
     return {
         "rows": sum(rows.values()),
         "done": sum(of for index, of in rows.items() if index in done),
@@ -249,59 +238,32 @@ def _ahead(plan: dict[str, Any], part: range | None, done: Mapping[int, Any]) ->
     }
 
 
-def _planned(
-    table: Table,
-    spans: SpanBook | None,
-    config: RunConfig,
-    request: ModelSpec,
-    stored: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """The plan as far as the input alone decides it."""
-    cutter = cutter_of(request, config, (stored or {}).get("shard_rows"))
-    plan: dict[str, Any] = {
-        "version": 1,
-        "shard_rows": cutter.shard_rows,
-        "shard_characters": cutter.shard_characters,
-        "input": input_facts(table, spans, config.input, None if stored is None else stored["input"]),
-    }
-    scores = request.head.columns if request.head else {}
-    if scores:
-        plan["scores"] = list(scores)
-    # A plan that is there has been through this table already; that it is the same table is checked later.
-    return plan | (
-        {key: stored.get(key) for key in _SCANNED if key in stored}
-        if stored
-        else scan(table, spans, config, cutter, scores)
-    )
-
-
 def _tell_notes(config: RunConfig, table: Table, watcher: Callbacks) -> None:
     for sentence in (*table.take_notes(), *non_finite_notes(config, table.non_finite)):
         watcher.notice(sentence)
 
 
-def _adopt(stored: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Take over what only the plan that is there can say, if it is this run's in all else."""
-    apart = {"int8_ranges": None, "batch_tokens": None}
-    refuse_changes({**stored, **apart}, {**plan, **apart})
-    # The same content: where it lay when it was planned is what the plan and all that repeats it say.
-    plan["input"] = stored["input"]
-    plan["int8_ranges"] = stored["int8_ranges"]
-    # Whatever the model is called now: what it was called first is in the shards that are there.
-    plan["source"] = stored["source"]
-    if "batch_tokens" in stored:
-        plan["batch_tokens"] = stored["batch_tokens"]
+def _adopted(stored: Plan, plan: Plan) -> Plan:
+    """Returns this run's plan with what only the stored one can say, if they are equal in all else."""
+    refuse_changes(stored, plan)
+    return replace(
+        plan,
+        # Of equal content: the names that the plan, and all that repeats it, had first.
+        input=stored.input,
+        source=stored.source,
+        int8_ranges=stored.int8_ranges,
+        batch_tokens=plan.batch_tokens if stored.batch_tokens is None else stored.batch_tokens,
+    )
 
 
 _NO_MODEL = ModelFacts(
-    recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source={}
+    recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source=ModelSource()
 )
 
 
 def _summary_of_part(
     config: RunConfig,
-    plan: dict[str, Any],
-    records: dict[int, dict[str, Any]],
+    totals: Totals,
     began: float,
     model: ModelFacts = _NO_MODEL,
     encoding_seconds: float = 0.0,
@@ -310,7 +272,7 @@ def _summary_of_part(
     """What one rank has done, and not the last; counts are over the shards that are there."""
     return Summary(
         **of_model(config, model),
-        **counts(records.values(), plan["rows"]),
+        **totals.to_json(),
         seconds=time.monotonic() - began,
         encoding_seconds=encoding_seconds,
         **{"computed_rows": 0, "computed_tokens": 0, **computed},

@@ -13,13 +13,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from embedkit.config import RunConfig
+from embedkit.engines.accounting import unreadable_rows
 from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.faults import unreadable_rows
 from embedkit.engines.threads import Worker, prefetched
 from embedkit.errors import InputError, Stopped
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
@@ -31,6 +30,7 @@ from embedkit.inference.pipeline import (
     int8_ranges,
     tokenize_shard,
 )
+from embedkit.manifest.schema import Int8Ranges, Plan, Sharding, ShardRecord
 from embedkit.manifest.shards import ShardCutter
 from embedkit.output.destination import Destination
 from embedkit.output.formats import Sink
@@ -65,11 +65,11 @@ class Job:
         embedder: Embedder,
         sink: Sink,
         destination: Destination,
-        plan: dict[str, Any],
+        plan: Plan,
         watcher: Callbacks,
         stop: threading.Event,
         wanted: Iterable[int] | None,
-        records: Mapping[int, dict[str, Any]],
+        records: Mapping[int, ShardRecord],
         ahead: int = 2,
     ) -> None:
         self.config = config
@@ -86,7 +86,7 @@ class Job:
         self.rows_computed = self.tokens_computed = 0
         self._look: Callable[[], None] = lambda: None
 
-    def run(self) -> dict[int, dict[str, Any]]:
+    def run(self) -> dict[int, ShardRecord]:
         """Do them.
 
         Returns:
@@ -121,7 +121,7 @@ class Job:
         return self.records
 
     def _embeddings(self) -> Iterator[EmbeddingTask]:
-        for read in read_shards(self.table, self.plan, self.config.output.on_bad_row, self.wanted):
+        for read in read_shards(self.table, self.plan.sharding, self.config.output.on_bad_row, self.wanted):
             shard = tokenize_shard(read, self.embedder, on_bad_row=self.config.output.on_bad_row)
             embedding = embedding_of(shard, self.embedder, self._on_batch)
             self.watcher.tokenized(read.index, embedding.tokens)
@@ -158,13 +158,13 @@ class Job:
 
 
 def read_shards(
-    table: Table, plan: dict[str, Any], on_bad_row: str, wanted: Iterable[int] | None = None
+    table: Table, sharding: Sharding, on_bad_row: str, wanted: Iterable[int] | None = None
 ) -> Iterator[ReadShard]:
     """Rows of a table, cut into shards as planned; a stream is cut as it comes.
 
     Args:
         table: the rows; read no further than the last shard that is wanted.
-        plan: `starts` and `rows`, or None for a stream, `shard_rows` and `shard_characters`.
+        sharding: where they are cut.
         on_bad_row: fail, null or skip.
         wanted: numbers of the shards that are wanted, ascending; None = all. The next one is asked for when one
             has been read.
@@ -172,8 +172,8 @@ def read_shards(
     Raises:
         InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
     """
-    cutter = ShardCutter(plan["shard_rows"], plan["shard_characters"])
-    starts = None if plan["starts"] is None else set(plan["starts"])
+    cutter = ShardCutter(sharding.shard_rows, sharding.shard_characters)
+    starts = None if sharding.starts is None else set(sharding.starts)
     coming = iter(itertools.count() if wanted is None else wanted)
     next_wanted = next(coming, None)
     if next_wanted is None:
@@ -181,7 +181,7 @@ def read_shards(
     index, start, row = -1, 0, 0
     records: list[Record] = []
     faults: list[Fault] = []
-    rows = table.records(_wanted_rows(plan, lambda: next_wanted))
+    rows = table.records(_wanted_rows(sharding, lambda: next_wanted))
     for row, item in enumerate(rows):
         text = item.text if isinstance(item, Record) else None
         opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
@@ -196,28 +196,28 @@ def read_shards(
             kept = _kept(item, on_bad_row, len(table.columns.keep), faults)
             records += [kept] if kept else []
     found = row + 1 if index >= 0 else 0
-    if plan["rows"] is not None and found != plan["rows"]:
+    if sharding.rows is not None and found != sharding.rows:
         raise InputError(
-            f"the input has {found} rows now and had {plan['rows']} when the run was planned",
+            f"the input has {found} rows now and had {sharding.rows} when the run was planned",
             hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
         )
     if index == next_wanted:
         yield ReadShard(index, start, row + 1, records, faults)
 
 
-def _wanted_rows(plan: dict[str, Any], next_wanted: Callable[[], int | None]) -> Wanted:
+def _wanted_rows(sharding: Sharding, next_wanted: Callable[[], int | None]) -> Wanted:
     """Whether rows are of the shard that is wanted next; of a stream, all may be."""
-    starts: list[int] | None = plan["starts"]
-    if starts is None:
+    ranges = sharding.ranges
+    if ranges is None:
         return every
 
     def is_wanted(first: int, stop: int) -> bool:
         number = next_wanted()
         if number is None:
             return True
-        end = starts[number + 1] if number + 1 < len(starts) else plan["rows"]
+        start, end = ranges[number]
         # The row behind the shard is read, too: which shard is wanted next is asked for when that has come.
-        return bool(starts[number] < stop and first <= end)
+        return start < stop and first <= end
 
     return is_wanted
 
@@ -232,7 +232,7 @@ def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault
     return Record(item.row, None, None, (None,) * n_keep) if on_bad_row == "null" else None
 
 
-def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[float]]]:
+def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:
     """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
 
     They come from the first rows of the input alone, so they are the same for every shard and every resume. Of
@@ -254,7 +254,7 @@ def calibrate(table: Table, embedder: Embedder) -> dict[str, dict[str, list[floa
     }
 
 
-def with_int8_ranges(embedder: Embedder, stored: dict[str, dict[str, list[float]]] | None) -> Embedder:
+def with_int8_ranges(embedder: Embedder, stored: Int8Ranges | None) -> Embedder:
     """The embedder, storing vectors with the ranges that the plan has; as it is where the plan has none."""
     if stored is None:
         return embedder

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.engines.summary import Summary
 from embedkit.inference.build import ModelFacts
 from embedkit.output.inspect import inspect_output
-
-#: Of an output that was there already, its files do not tell this.
-_UNTOLD: dict[str, Any] = {"n_content": 0, "n_unknown": None, "unknown_share": None}
 
 
 def of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
@@ -19,7 +17,7 @@ def of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
         "path": config.output.output,
         "dims": {variant.name: variant.dims for variant in model.variants},
         "max_length": model.max_length,
-        "recipe": model.recipe,
+        "recipe": dict(model.recipe),
         "fingerprint": model.fingerprint,
         "device": model.device,
         "rank": config.share.rank,
@@ -29,17 +27,10 @@ def of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
 
 def summary_of_whole(config: RunConfig, model: ModelFacts, seconds: float) -> Summary:
     """Of an output that a former run, or another process, has finished: counted anew from its files."""
-    receipts = inspect_output(config.output.output).receipts
+    totals = inspect_output(config.output.output).totals
     return Summary(
         **of_model(config, model),
-        input_rows=receipts.rows,
-        rows=receipts.rows,
-        vectors=receipts.vectors,
-        statuses=dict(receipts.status),
-        rejects=0,
-        n_tokens=receipts.n_tokens,
-        n_used=receipts.n_used,
-        **_UNTOLD,
+        **replace(totals, input_rows=totals.rows, rejects=0, n_content=0, n_unknown=None).to_json(),
         seconds=seconds,
         encoding_seconds=0.0,
         computed_rows=0,

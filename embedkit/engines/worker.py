@@ -21,13 +21,14 @@ from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.engines.in_process import InProcessEngine
-from embedkit.engines.planning import input_facts, layout, table_of
+from embedkit.engines.planning import input_facts, table_of
 from embedkit.engines.signals import install_handlers, unblock
-from embedkit.errors import EmbedkitError, Stopped
+from embedkit.errors import EmbedkitError, OutputError, Stopped
 from embedkit.inference.model_spec import find_model
-from embedkit.manifest.shards import refuse_changes
-from embedkit.output.destination import AlreadyCompleted, destination_of
-from embedkit.output.formats import make_sink
+from embedkit.manifest.identity import refuse_another_input
+from embedkit.manifest.schema import Plan
+from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
+from embedkit.output.formats import layout_of, make_sink
 from embedkit.types import DeviceStats
 
 _LOOK_SECONDS = 0.1
@@ -64,10 +65,9 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
             line.say(ranges=engine.calibrate())
             line.order()
         destination = destination_of(config.output, config.share)
-        plan = destination.open() or {"input": None}
-        now = input_facts(table, spans, config.input, whole=False)
-        refuse_changes({"input": plan["input"]}, {"input": now})
-        sink = make_sink(config.output.format, layout(plan))
+        plan = _plan_to_join(destination)
+        refuse_another_input(plan.input, input_facts(table, spans, config.input, whole=False))
+        sink = make_sink(config.output.format, layout_of(plan))
         engine.run(plan, destination, sink, {}, line.shards(), ahead=1)
         line.say(end=True)
     except BrokenPipeError:
@@ -80,6 +80,15 @@ def _work(config: RunConfig, workers: int, line: Line) -> None:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
         line.say(fault=f"{type(fault).__name__} at {place}")
+
+
+def _plan_to_join(destination: Destination) -> Plan:
+    plan = destination.open()
+    if plan is None:
+        raise OutputError(
+            "the plan of this run is gone", hint="start it again, and leave the output alone while it runs"
+        )
+    return plan
 
 
 def _limit_threads(workers: int) -> None:

@@ -25,6 +25,7 @@ from embedkit.engines.signals import blocked
 from embedkit.engines.worker import work
 from embedkit.errors import EmbedkitError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
+from embedkit.manifest.schema import ModelSource, Plan, ShardRecord
 from embedkit.output.destination import AlreadyCompleted, Destination
 from embedkit.output.formats import Sink
 from embedkit.types import DeviceStats, Variant
@@ -131,12 +132,12 @@ class WorkerPool:
 
     def run(
         self,
-        plan: dict[str, Any],
+        plan: Plan,
         destination: Destination,
         sink: Sink,  # noqa: ARG002 - each worker makes its own
-        records: Mapping[int, dict[str, Any]],
+        records: Mapping[int, ShardRecord],
         wanted: Iterable[int] | None,
-    ) -> dict[int, dict[str, Any]]:
+    ) -> dict[int, ShardRecord]:
         """Have the shards done that are wanted.
 
         Returns:
@@ -228,7 +229,9 @@ class WorkerPool:
                 self._tell(worker, shard)
             case {"ready": facts}:
                 variants = tuple(Variant(**variant) for variant in facts.pop("variants"))
-                worker.facts = ModelFacts(**{**facts, "notices": tuple(facts["notices"])}, variants=variants)
+                source = ModelSource(**facts.pop("source"))
+                notices = tuple(facts.pop("notices"))
+                worker.facts = ModelFacts(**facts, notices=notices, variants=variants, source=source)
             case {"ranges": ranges}:
                 self._ranges = ranges
             case {"notice": sentence}:
@@ -296,9 +299,9 @@ def _of_worker(config: RunConfig, number: int, workers: int) -> RunConfig:
     )
 
 
-def _refuse_another_recipe(name: str, facts: ModelFacts, plan: Mapping[str, Any]) -> None:
-    if facts.fingerprint != plan["fingerprint"]:
-        now, planned = facts.recipe["dtype"], plan["recipe"]["dtype"]
+def _refuse_another_recipe(name: str, facts: ModelFacts, plan: Plan) -> None:
+    if facts.fingerprint != plan.fingerprint:
+        now, planned = facts.recipe["dtype"], plan.recipe["dtype"]
         raise UsageError(
             f"{name} would compute other numbers than the plan: in {now} instead of {planned}"
             if now != planned

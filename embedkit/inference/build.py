@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedkit.config import BatchConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.tokenizer_setup import recipe_of, set_up_tokenizer
 from embedkit.manifest.recipe import as_text, fingerprint, model_name
+from embedkit.manifest.schema import Json, ModelSource
 from embedkit.models.load_lock import TURNS
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.config import LEAN_TYPES
@@ -57,14 +58,14 @@ class ModelFacts:
         batch_tokens: tokens of a batch, if they were chosen by a GPU's memory; else None.
     """
 
-    recipe: dict[str, Any]
+    recipe: Json
     fingerprint: str
     notices: tuple[str, ...]
     device: str
     engine: str
     variants: tuple[Variant, ...]
     max_length: int
-    source: dict[str, str | None]
+    source: ModelSource
     batch_tokens: int | None = None
 
 
@@ -184,13 +185,13 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
         engine=encoder.engine,
         variants=embedder.variants,
         max_length=tokenizer.max_length,
-        source={
-            "name": as_text(folder.name if folder.hub else str(folder.folder)),
-            "model": model_name(folder.name, folder.root, folder.hub),
-            "hub": folder.hub,
-            "revision": folder.revision,
-            **({"pool": spelled(spec.poolings, spec.poolers)} if spec.poolers else {}),
-        },
+        source=ModelSource(
+            model=model_name(folder.name, folder.root, folder.hub),
+            name=as_text(folder.name if folder.hub else str(folder.folder)),
+            hub=folder.hub,
+            revision=folder.revision,
+            pool=spelled(spec.poolings, spec.poolers) if spec.poolers else None,
+        ),
         batch_tokens=chosen_tokens,
     )
     return ReadyModel(embedder, facts)

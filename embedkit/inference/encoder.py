@@ -131,7 +131,7 @@ class Encoder:
         self._embedder = ready.embedder
         self._turn = threading.Lock()
         self._made_in = os.getpid()
-        self.recipe: dict[str, Any] = ready.facts.recipe
+        self.recipe = dict(ready.facts.recipe)
         self.fingerprint: str = ready.facts.fingerprint
         self.notices: tuple[str, ...] = ready.facts.notices
 

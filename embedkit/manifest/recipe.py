@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,26 +120,3 @@ def model_name(typed: str, folder: Path, hub: str | None) -> str:
         return as_text(typed)
     cached = next((part for part in folder.parts if part.startswith("models--")), None)
     return cached.removeprefix("models--").replace("--", "/", 1) if cached else as_text(folder.name)
-
-
-def told_model(source: Mapping[str, Any]) -> str | None:
-    """The model of an output in one line, by what its plan says of it; None where that says nothing."""
-    name, hub, revision = (source.get(key) for key in ("model", "hub", "revision"))
-    name = name or (hub and source.get("name")) or (source.get("name") and Path(source["name"]).name) or hub
-    if not name:
-        return None
-    commit = f" at {revision}" if revision else ""
-    return f"{name} ({hub}{commit})" if hub and hub != name else f"{name}{commit}"
-
-
-def files_digest(files: Iterable[Mapping[str, Any]]) -> str | None:
-    """One hash of the input's files, in order, by their sizes and hashes: wherever they are, they are the same.
-
-    Args:
-        files: with `size` and `sha256`, as plan.json has them.
-
-    Returns:
-        64 hexadecimal digits; None if one of them was stdin.
-    """
-    told = [[file["size"], file["sha256"]] for file in files]
-    return None if any(size is None for size, _ in told) else hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -16,13 +16,13 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from embedkit.errors import OutputError
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord, VersionedFile
 from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
-from embedkit.storage.checksummed_json import sealed, unsealed
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
     AtomicFiles,
@@ -94,7 +94,7 @@ class OutputFolder:
             names = (name for of in (COMMITS, *_DATA) for name, _ in list_files(self.path / of))
             return any(not is_temporary(Path(name).name) for name in names)
 
-    def read_plan(self) -> dict[str, Any] | None:
+    def read_plan(self) -> Plan | None:
         """The plan of a run that was started here, or None; the one that this process works by from now on.
 
         Raises:
@@ -109,7 +109,7 @@ class OutputFolder:
             except FileNotFoundError:
                 return None
         try:
-            plan = unsealed(data)
+            plan = Plan.parse(data, path)
         except ValueError:
             raise DamagedPlanError(
                 f"{path} cannot be read, or is not as it was written; nothing was changed",
@@ -118,7 +118,7 @@ class OutputFolder:
         self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen
         return plan
 
-    def join_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def join_plan(self, plan: Plan) -> Plan:
         """Write the plan unless another process was first.
 
         Returns:
@@ -129,7 +129,7 @@ class OutputFolder:
         """
         with as_output_error(self.path):
             make_folder(self.path / COMMITS)
-        self.began = self._write_json(PLAN, plan, indent=None, replace=False)
+        self.began = self._write(PLAN, plan, replace=False)
         found = self.read_plan()
         if found is None:
             raise self._taken()
@@ -170,25 +170,22 @@ class OutputFolder:
                 if is_leftover(path):
                     remove_file(path)
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest; the last thing, when every row is accounted for.
 
         The hashes of the plan and of all records go with it.
         """
         with as_read_error(self.path):
-            hashes = self.hashes()
-        self._write_json(MANIFEST, {**manifest, **hashes}, indent=2, check=self.refuse_another_plan)
+            plan_sha256, records_sha256 = self.hashes()
+        manifest = replace(manifest, plan_sha256=plan_sha256, records_sha256=records_sha256)
+        self._write(MANIFEST, manifest, indent=2, check=self.refuse_another_plan)
 
-    def hashes(self) -> dict[str, str]:
-        """What the manifest says of the plan and the records.
-
-        Returns:
-            `plan_sha256` of plan.json, and `records_sha256` of all records one behind the other, by number.
-        """
+    def hashes(self) -> tuple[str, str]:
+        """Returns the SHA-256 of plan.json, and that of all records, concatenated by number."""
         plan, records = hashlib.sha256(read_file(self.path / PLAN)), hashlib.sha256()
         for _, path in sorted(self.record_paths()):
             records.update(read_file(path))
-        return {"plan_sha256": plan.hexdigest(), "records_sha256": records.hexdigest()}
+        return plan.hexdigest(), records.hexdigest()
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
         """The number and the place of every record, in any order."""
@@ -197,7 +194,7 @@ class OutputFolder:
                 if _RECORD.fullmatch(name):
                     yield int(name.partition(".")[0]), f"{self.path}/{COMMITS}/{name}"
 
-    def committed(self, *, verify: bool = False) -> dict[int, dict[str, Any]]:
+    def committed(self, *, verify: bool = False) -> dict[int, ShardRecord]:
         """Records of the shards that are done: by this plan, and their files are there with the recorded sizes.
 
         100,000 shards take 2 s: folders are listed, not asked for one file after another.
@@ -208,20 +205,19 @@ class OutputFolder:
         Raises:
             OutputError: a record or a file cannot be read. One that is read and found damaged does not count.
         """
-        records: dict[int, dict[str, Any]] = {}
+        records: dict[int, ShardRecord] = {}
         with as_read_error(self.path):
             sizes = {name: size for folder in _DATA for name, size in list_files(self.path / folder, f"{folder}/")}
             plans = {None, self._sha256_in_place()}
             for index, path in sorted(self.record_paths()):
                 record = _record(path)
-                with contextlib.suppress(LookupError, TypeError):  # sealed, and not what a record is
-                    if (
-                        record is not None
-                        and record["index"] == index
-                        and (record.get("plan_sha256") in plans or plans == {None})
-                        and self._is_whole(record, sizes, verify)
-                    ):
-                        records[index] = record
+                if (
+                    record is not None
+                    and record.index == index
+                    and (record.plan_sha256 in plans or plans == {None})
+                    and self._is_whole(record, sizes, verify)
+                ):
+                    records[index] = record
         return records
 
     def _sha256_in_place(self) -> str | None:
@@ -305,22 +301,22 @@ class OutputFolder:
         for path in (self.path, *(self.path / name for name in _OURS)):
             check_no_link(path)
 
-    def _is_whole(self, record: Mapping[str, Any], sizes: Mapping[str, int | None], verify: bool) -> bool:
+    def _is_whole(self, record: ShardRecord, sizes: Mapping[str, int | None], verify: bool) -> bool:
         try:
             return all(
-                sizes.get(file["path"]) == file["bytes"]
-                and (not verify or sha256_of_file(self.path / file["path"]) == file["sha256"])
-                for file in record["files"]
+                sizes.get(file.path) == file.bytes
+                and (not verify or sha256_of_file(self.path / file.path) == file.sha256)
+                for file in record.files
             )
         except FileNotFoundError:  # it has gone since the folders were listed
             return False
 
-    def _write_json(
+    def _write(
         self,
         name: str,
-        content: Mapping[str, Any],
+        content: VersionedFile,
         *,
-        indent: int | None,
+        indent: int | None = None,
         replace: bool = True,
         check: Callable[[], None] = lambda: None,
     ) -> bool:
@@ -328,7 +324,7 @@ class OutputFolder:
         files = new_files(self.path, sweep=False)
         try:
             with as_output_error(self.path / name), files.create(name) as file:
-                file.write(sealed(content, indent=indent))
+                file.write(content.serialize(indent=indent))
             files.publish(replace=replace, check=check)
         finally:
             files.discard()
@@ -347,8 +343,8 @@ class ShardWriter:
         """A new file for a path in the output folder; nobody sees it before `commit`."""
         return self.files.create(name)
 
-    def commit(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the files in place, then the record with these facts and the files' sizes and hashes.
+    def commit(self, record: ShardRecord) -> ShardRecord:
+        """Puts the files in place, then the record with the files' sizes and hashes.
 
         Returns:
             The record.
@@ -358,10 +354,9 @@ class ShardWriter:
         """
         folder = self.folder
         files = self.files.publish(check=folder.refuse_another_plan)
-        plan = {} if folder.plan_sha256 is None else {"plan_sha256": folder.plan_sha256}
-        record = {"index": self.index, **facts, **plan, "files": files}
+        record = replace(record, files=tuple(files), plan_sha256=folder.plan_sha256)
         name = f"{COMMITS}/{self.index:05d}.json"
-        folder._write_json(name, record, indent=None, check=folder.refuse_another_plan)  # noqa: SLF001
+        folder._write(name, record, check=folder.refuse_another_plan)  # noqa: SLF001
         return record
 
 
@@ -370,9 +365,9 @@ def _is_own(name: str) -> bool:
     return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)
 
 
-def _record(path: str) -> dict[str, Any] | None:
+def _record(path: str) -> ShardRecord | None:
     """A record, or None where it is gone or damaged; an error of the disk is neither, and goes on."""
     try:
-        return unsealed(read_file(path))
+        return ShardRecord.parse(read_file(path), Path(path))
     except (FileNotFoundError, ValueError):
         return None

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from embedkit.errors import OutputError
+from embedkit.manifest.schema import ShardRecord
 from embedkit.output.formats.base import Sink
 from embedkit.output.open import readable
 from embedkit.storage.filesystem import read_file
@@ -29,8 +29,8 @@ class Contents:
     Attributes:
         rows: rows.
         vectors: rows that have a vector, in every variant.
-        statuses: word → rows.
-        tokens: `n_tokens` and `n_used`, summed.
+        statuses: status → rows.
+        tokens: sums of `n_tokens` and of `n_used`.
         finite: no number is NaN or infinite.
         ids: [rows], in order.
     """
@@ -38,7 +38,7 @@ class Contents:
     rows: int
     vectors: int
     statuses: Mapping[str, int]
-    tokens: Mapping[str, int]
+    tokens: tuple[int, int]
     finite: bool
     ids: Sequence[str | None]
 
@@ -80,15 +80,17 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
                     )
                 arrays = [held] if isinstance(held, np.ndarray) else held
                 finite &= all(bool(np.isfinite(array).all()) for array in arrays)
-    return Contents(rows, vectors, dict(sorted(statuses.items())), dict(tokens), finite, ids)
+    return Contents(
+        rows, vectors, dict(sorted(statuses.items())), (tokens["n_tokens"], tokens["n_used"]), finite, ids
+    )
 
 
-def damaged_rejects(path: Path, record: Mapping[str, Any]) -> bool:
+def damaged_rejects(path: Path, record: ShardRecord) -> bool:
     """Whether a list of rejects is other than its record says: so many rows of the shard, in their order."""
     try:
         rows = [json.loads(line)["row"] for line in read_file(path).splitlines()]
         ordered = all(before <= after for before, after in pairwise(rows))
-        inside = all(record["start"] <= row < record["stop"] for row in rows)
+        inside = all(record.start <= row < record.stop for row in rows)
     except (ValueError, TypeError, LookupError):
         return True
-    return not (len(rows) == record["rejects"] and ordered and inside)
+    return not (len(rows) == record.rejects and ordered and inside)

@@ -9,53 +9,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedkit.manifest.recipe import told_model
+from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
 from embedkit.output.commit import OutputFolder
 from embedkit.output.norms import NormTally, VectorNorms
-from embedkit.output.open import Stored, open_stored, read_json
+from embedkit.output.open import Stored, open_stored, read_versioned
 from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
 from embedkit.types import STATUSES
-
-
-@dataclass(frozen=True, slots=True)
-class Receipts:
-    """What happened to the texts, over all rows that are accounted for.
-
-    Attributes:
-        rows: rows counted.
-        vectors: rows that have a vector.
-        status: word → texts; a text has a row, or one for each of its units.
-        n_tokens: tokens of all texts before any cut.
-        n_used: tokens that went through the model.
-    """
-
-    rows: int = 0
-    vectors: int = 0
-    status: Mapping[str, int] = field(default_factory=dict)
-    n_tokens: int = 0
-    n_used: int = 0
-
-    @property
-    def truncated_rows(self) -> float:
-        """Share of texts that were cut, 0 to 1."""
-        texts = sum(self.status.values())
-        return self.status.get("truncated", 0) / texts if texts else 0.0
-
-    @property
-    def lost_tokens(self) -> float:
-        """Share of tokens that no vector has seen, 0 to 1."""
-        return max(0.0, 1 - self.n_used / self.n_tokens) if self.n_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +49,11 @@ class Inspection:
     rows: int
     shards: tuple[int, int]
     done: tuple[tuple[int, int], ...]
-    receipts: Receipts
+    totals: Totals
     format: str | None
     precision: str | None
     dims: Mapping[str, int]
-    recipe: Mapping[str, Any]
+    recipe: Json
     fingerprint: str | None
     norms: Mapping[str, VectorNorms]
     files: int
@@ -94,7 +63,7 @@ class Inspection:
     @property
     def vectors(self) -> int:
         """Rows that have a vector."""
-        return self.receipts.vectors
+        return self.totals.vectors
 
 
 def inspect_output(path: str | Path) -> Inspection:
@@ -110,8 +79,8 @@ def inspect_output(path: str | Path) -> Inspection:
         return _unfinished(path)
     stored = open_stored(path)
     seen, norms = _walk(stored)
-    receipts = recorded_receipts(path) or seen
-    rows = receipts.rows if stored.rows is None else stored.rows
+    totals = recorded_totals(path) or seen
+    rows = totals.rows if stored.rows is None else stored.rows
     files = [file for part in stored.parts for file in part]
     return Inspection(
         path=path,
@@ -119,7 +88,7 @@ def inspect_output(path: str | Path) -> Inspection:
         rows=rows,
         shards=(len(stored.parts), len(stored.parts)),
         done=((0, rows),) if rows else (),
-        receipts=receipts,
+        totals=totals,
         format=stored.format,
         precision=stored.layout.precision,
         dims={variant.name: variant.dims for variant in stored.layout.variants},
@@ -128,31 +97,31 @@ def inspect_output(path: str | Path) -> Inspection:
         norms=norms,
         files=len(files),
         bytes=sum(stat_file(file).size for file in files),
-        model=told_model(stored.source),
+        model=stored.source.describe(),
     )
 
 
 def lines(inspection: Inspection) -> list[str]:
     """What a person reads; no content of any row is in it."""
-    it, receipts = inspection, inspection.receipts
+    it, totals = inspection, inspection.totals
     shards_done, shards = it.shards
     told = [
         f"{it.path}: {'complete' if it.complete else f'NOT FINISHED, {shards_done} of {shards} shards done'}",
-        f"rows       {it.rows:,}, {receipts.vectors:,} with a vector",
+        f"rows       {it.rows:,}, {totals.vectors:,} with a vector",
     ]
     if not it.complete:
         ranges = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in it.done) or "none"
-        told.append(f"done       {receipts.rows:,} rows: {ranges}")
+        told.append(f"done       {totals.rows:,} rows: {ranges}")
     told += [f"vectors    {name or 'embedding'}: {dims} x {it.precision}" for name, dims in it.dims.items()]
     told += [
         f"norms      {name or 'embedding'}: min {n.minimum:.4g}, median {n.median:.4g}, max {n.maximum:.4g}"
         for name, n in it.norms.items()
     ]
-    words = sorted(receipts.status, key=lambda word: (_rank(word), word))
-    told.append("status     " + (", ".join(f"{word} {receipts.status[word]:,}" for word in words) or "none"))
+    words = sorted(totals.statuses, key=lambda word: (_rank(word), word))
+    told.append("status     " + (", ".join(f"{word} {totals.statuses[word]:,}" for word in words) or "none"))
     told.append(
-        f"tokens     {receipts.n_tokens:,}, {receipts.n_used:,} used; "
-        f"{receipts.truncated_rows:.1%} of rows truncated, {receipts.lost_tokens:.1%} of tokens lost"
+        f"tokens     {totals.n_tokens:,}, {totals.n_used:,} used; "
+        f"{totals.truncated_share:.1%} of rows truncated, {totals.lost_share:.1%} of tokens lost"
     )
     told.append(f"files      {it.files:,} ({it.format or 'format not known yet'}), {it.bytes / 1e6:,.1f} MB")
     if it.model is not None:
@@ -161,7 +130,7 @@ def lines(inspection: Inspection) -> list[str]:
     return told + [f"           {line}" for line in _recipe_lines(it.recipe)]
 
 
-def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[str]:
+def _recipe_lines(recipe: Json) -> Iterator[str]:
     """A line a field, as JSON; of the model's files the weights alone, since the others are many."""
     for key, value in recipe.items():
         if not (isinstance(value, dict) and "files" in value):
@@ -173,48 +142,42 @@ def _recipe_lines(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unfinished(path: Path) -> Inspection:
-    plan, records = read_json(path / "plan.json"), _records(path)
-    files = [file for record in records for file in record["files"]]
+    plan, records = read_versioned(Plan, path / "plan.json"), _records(path)
+    files = [file for record in records for file in record.files]
+    totals = Totals.of(records)
     return Inspection(
         path=path,
         complete=False,
-        rows=plan["rows"] or sum(record["rows"] for record in records),
-        shards=(len(records), plan["shards"] or len(records)),
-        done=_joined((record["start"], record["stop"]) for record in records),
-        receipts=_sum(records),
-        format=plan.get("format"),
-        precision=plan.get("precision"),
-        dims={variant["name"]: variant["dims"] for variant in plan.get("variants", ())},
-        recipe=plan.get("recipe", {}),
-        fingerprint=plan.get("fingerprint"),
+        rows=plan.sharding.rows or totals.rows,
+        shards=(len(records), plan.sharding.shards or len(records)),
+        done=_joined((record.start, record.stop) for record in records),
+        totals=totals,
+        format=plan.format,
+        precision=plan.precision,
+        dims={variant.name: variant.dims for variant in plan.variants},
+        recipe=plan.recipe,
+        fingerprint=plan.fingerprint,
         norms={},
         files=len(files),
-        bytes=sum(file["bytes"] for file in files),
-        model=told_model(plan.get("source") or {}),
+        bytes=sum(file.bytes for file in files),
+        model=plan.source.describe(),
     )
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The records of committed shards, in order; none for a single file."""
+def _records(path: Path) -> list[ShardRecord]:
+    """Returns the records of committed shards, in order; none for a single file."""
     with as_read_error(path):
         names = [Path(record) for _, record in sorted(OutputFolder(path).record_paths())]
-    return [read_json(record) for record in names]
+    return [read_versioned(ShardRecord, record) for record in names]
 
 
-def recorded_receipts(path: Path) -> Receipts | None:
-    """Receipts of a folder by its records; None for a single file, which has none."""
+def recorded_totals(path: Path) -> Totals | None:
+    """Returns the sums over a folder's records, which count rows without a vector even for .npy.
+
+    None for a single file, which has no records.
+    """
     records = _records(path)
-    return _sum(records) if records else None
-
-
-def _sum(records: Iterable[Mapping[str, Any]]) -> Receipts:
-    """Receipts by the records: they count rows without a vector too, which .npy does not hold."""
-    total, status = Counter[str](), Counter[str]()
-    for record in records:
-        texts = record.get("texts", record)
-        total.update(rows=record["rows"], vectors=record["vectors"], **texts["tokens"])
-        status.update(texts["status_counts"])
-    return Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
+    return Totals.of(records) if records else None
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -229,7 +192,7 @@ def _rank(word: str) -> int:
     return STATUSES.index(word) if word in STATUSES else len(STATUSES)
 
 
-def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, VectorNorms]]:
+def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
     """Receipts and norms by the files themselves, a piece at a time."""
     variants = stored.layout.variants
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
@@ -246,8 +209,8 @@ def _walk(stored: Stored) -> tuple[Receipts, Mapping[str, VectorNorms]]:
             if not isinstance(held, np.ndarray):
                 held = np.concatenate(held) if held else np.empty((0, variant.dims), np.float32)
             tallies[variant.name].add(stored.finite_floats(held, variant))
-    receipts = Receipts(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
-    return receipts, {name: tally.norms() for name, tally in tallies.items() if tally.count}
+    totals = Totals(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
+    return totals, {name: tally.norms() for name, tally in tallies.items() if tally.count}
 
 
 class _Texts:
@@ -287,7 +250,7 @@ def _level_told(facts: pa.Table) -> str:
     )
 
 
-def _of_text(row: Mapping[str, Any]) -> str:
+def _of_text(row: Json) -> str:
     """The status of a text by the row that opens it; that of a span which was cut away is the span's own."""
     if row["status"] == "outside":
         return "truncated" if row["n_used"] < row["n_tokens"] else "ok"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedkit.errors import EmbedkitError, OutputError
+from embedkit.manifest.schema import (
+    InputFacts,
+    Int8Ranges,
+    MalformedFileError,
+    Manifest,
+    ModelSource,
+    ShardRecord,
+    VersionedFile,
+)
 from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.base import Sink
@@ -31,7 +40,6 @@ from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
-from embedkit.storage.checksummed_json import unsealed_if_sealed
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (
     exists,
@@ -48,6 +56,8 @@ from embedkit.storage.filesystem import (
 from embedkit.storage.parser_probe import fault_of
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
+
+AnyFile = TypeVar("AnyFile", bound=VersionedFile)
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
 _WHERE = "check the path given to `embedkit encode -o`"
@@ -73,7 +83,8 @@ class Stored:
         rows, vectors: what the manifest counts; None without a manifest.
         records: of the shards of a folder, in the order of `parts`; () for a single file.
         checks: whether files are held against their hashes, or parsed by a child process, before they are read.
-        source: what the model is called, and where it is from; {} where the format has no place for it.
+        source: what the model is called, and where it is from.
+        input: what was read; None if the output does not say.
     """
 
     format: str
@@ -81,10 +92,11 @@ class Stored:
     parts: tuple[tuple[Path, ...], ...]
     recipe: Mapping[str, Any]
     fingerprint: str | None
-    int8_ranges: Mapping[str, Mapping[str, Sequence[float]]]
+    int8_ranges: Int8Ranges
     rows: int | None = None
     vectors: int | None = None
-    source: Mapping[str, Any] = field(default_factory=dict)
+    source: ModelSource = field(default_factory=ModelSource)
+    input: InputFacts | None = None
     records: tuple[Path, ...] = ()
     checks: bool = True
     #: Files that were found harmless, and the columns that were left out there.
@@ -245,7 +257,7 @@ def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of a shard's files by its record; {} where there is none."""
     if not exists(record):
         return {}
-    by_name = {file["path"]: str(file["sha256"]) for file in read_json(record)["files"]}
+    by_name = {file.path: file.sha256 for file in read_versioned(ShardRecord, record).files}
     return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
 
 
@@ -279,17 +291,14 @@ def former_files(path: Path) -> tuple[str, ...]:
     return make_sink("npy", layout).merged_files(path.name)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in one of the output's own JSON files.
+def read_versioned(kind: type[AnyFile], path: Path) -> AnyFile:
+    """Returns the plan, a record or the manifest of an output, whether its file has a checksum or not.
 
     Raises:
-        OutputError: it cannot be read as one.
+        OutputError: the file is missing, damaged, or of a newer version.
     """
     with readable(path):
-        value = unsealed_if_sealed(read_file(path))
-        if isinstance(value, dict):
-            return value
-    raise OutputError(f"{path} is not a JSON object", hint=_VERIFY)
+        return kind.parse(read_file(path), path, needs_checksum=False)
 
 
 def _open_folder(path: Path) -> Stored:
@@ -302,18 +311,16 @@ def _open_folder(path: Path) -> Stored:
                 "`embedkit inspect` tells which rows are done",
             )
         raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
-    manifest = read_json(manifest_path)
+    manifest = read_versioned(Manifest, manifest_path)
     with readable(manifest_path):
         plan = path / "plan.json"
         # A copy may be without the plan, and a manifest of an older embedkit does not name it.
-        if "plan_sha256" in manifest and exists(plan) and sha256_of_file(plan) != manifest["plan_sha256"]:
+        if manifest.plan_sha256 and exists(plan) and sha256_of_file(plan) != manifest.plan_sha256:
             raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
-        variants = tuple(Variant(variant["name"], variant["dims"]) for variant in manifest["variants"])
-        form = manifest["format"]
-        shards = [index for index in range(manifest["shards"]) if index not in manifest.get("empty_shards", ())]
-        layout = Layout(variants, manifest["precision"], manifest.get("token_vectors", False), {}, {})
+        form, shards = manifest.format, manifest.stored_shards
+        layout = Layout(manifest.variants, manifest.precision, bool(manifest.token_vectors), {}, {})
         sink = make_sink(form, layout)
-        if "token_vectors" not in manifest and shards and form != "npy":
+        if manifest.token_vectors is None and shards and form != "npy":
             refuse_unparsable(path / sink.files(shards[0])[0], part="none")
             own = _own_layout(path / sink.files(shards[0])[0], form)
             sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
@@ -321,12 +328,13 @@ def _open_folder(path: Path) -> Stored:
             form,
             sink,
             tuple(tuple(path / file for file in sink.files(index)) for index in shards),
-            manifest["recipe"],
-            manifest["fingerprint"],
-            manifest.get("int8_ranges") or {},
-            manifest["rows"],
-            manifest["vectors"],
-            source=manifest.get("source") or {},
+            manifest.recipe,
+            manifest.fingerprint,
+            manifest.int8_ranges or {},
+            manifest.totals.rows,
+            manifest.totals.vectors,
+            source=manifest.source,
+            input=manifest.input,
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
 
@@ -336,13 +344,17 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
     for problem in mixed_files(files, layout, whole=False):
         raise OutputError(problem, hint=_MIXED)
-    recipe, ranges, source = (
-        json.loads(layout.metadata.get(f"embedkit.{key}", "{}")) for key in ("recipe", "int8_ranges", "model")
+    recipe, ranges, source, read = (
+        json.loads(layout.metadata.get(f"embedkit.{key}", "{}"))
+        for key in ("recipe", "int8_ranges", "model", "read")
     )
-    if not all(isinstance(told, dict) for told in (recipe, ranges, source)):
-        raise TypeError("the recipe, the ranges and the model are objects")
-    fingerprint = layout.metadata.get("embedkit.fingerprint")
-    return Stored(form, sink, (files,), recipe, fingerprint, ranges, source=source)
+    if not all(isinstance(content, dict) for content in (recipe, ranges, source, read)):
+        raise TypeError("schema metadata that should be JSON objects is not")
+    return Stored(
+        *(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges),
+        source=ModelSource.from_json(source),
+        input=InputFacts.from_json(read) if read else None,
+    )
 
 
 def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
@@ -405,6 +417,8 @@ def readable(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreadable(path, error) from None
         cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
+        if isinstance(error, MalformedFileError):
+            cause = str(error)
         raise _damaged(path, cause) from None
 
 

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from embedkit.errors import UsageError
-from embedkit.manifest.recipe import told_model
+from embedkit.manifest.schema import InputFacts, Totals
 from embedkit.output.formats.schema import RECEIPT
-from embedkit.output.inspect import Receipts, recorded_receipts
-from embedkit.output.open import Stored, open_stored, read_json
+from embedkit.output.inspect import recorded_totals
+from embedkit.output.open import Stored, open_stored
 from embedkit.report.blocks import Block, blocks, chosen_variant
 from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map, unit
 from embedkit.report.report_config import ReportConfig
 from embedkit.report.scan_output import Sample, Survey, shortened, survey
-from embedkit.storage.filesystem import is_folder
 from embedkit.suggest import did_you_mean
 from embedkit.types import Variant
 
@@ -50,7 +49,7 @@ class Findings:
         path: the folder or file.
         variant: the column of vectors that the rest is about.
         model: what the model is called; None where the output does not say.
-        receipts: counts over all rows, those without a vector too.
+        totals: counts over all rows, those without a vector too.
         color: the column that colours the map, or None.
         shown: columns whose cells are told of the points of the map.
         columns: these, after the one that colours the map: told beside neighbours.
@@ -64,7 +63,7 @@ class Findings:
     stored: Stored
     variant: Variant
     model: str | None
-    receipts: Receipts
+    totals: Totals
     survey: Survey
     color: str | None
     shown: tuple[str, ...]
@@ -90,11 +89,10 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
     """
     stored = open_stored(path)
     variant = chosen_variant(stored, config.variant)
-    manifest = read_json(path / "manifest.json") if is_folder(path) else {}
     _check_columns(path, stored, config)
     seen = survey(stored, variant, size=config.sample, seed=config.seed, wanted=set(config.neighbours))
     sample = seen.sample
-    color = config.color or _few_values(sample, _texts_of(manifest))
+    color = config.color or _few_values(sample, _texts_of(stored.input))
     columns = tuple(dict.fromkeys([*([color] if color else []), *config.show]))
     queries, vectors = _queries(path, seen, config)
     nearest = Nearest(vectors, queries, _NEIGHBOURS)
@@ -104,8 +102,8 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
         path=path,
         stored=stored,
         variant=variant,
-        model=told_model(stored.source),
-        receipts=recorded_receipts(path) or _receipts(seen),
+        model=stored.source.describe(),
+        totals=recorded_totals(path) or _totals(seen),
         survey=seen,
         color=color,
         shown=tuple(dict.fromkeys(config.show)),
@@ -123,9 +121,9 @@ def name_of(identity: str | None, row: int) -> str:
     return f"row {row:,} (no id)" if identity is None else identity
 
 
-def _receipts(seen: Survey) -> Receipts:
+def _totals(seen: Survey) -> Totals:
     n_tokens = sum(tokens * rows for tokens, rows in seen.lengths.items())
-    return Receipts(seen.rows, seen.vectors, dict(seen.status), n_tokens, seen.n_used)
+    return Totals(seen.rows, seen.vectors, dict(seen.status), n_tokens, seen.n_used)
 
 
 def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
@@ -142,10 +140,9 @@ def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
             )
 
 
-def _texts_of(manifest: Mapping[str, Any]) -> set[str]:
+def _texts_of(read: InputFacts | None) -> set[str]:
     """Columns that were embedded, as far as the output says so."""
-    columns = manifest.get("input", {}).get("columns", {})
-    return {*(columns.get("text") or ()), *re.findall(r"\{(\w+)", columns.get("template") or "")}
+    return set() if read is None else {*read.text, *re.findall(r"\{(\w+)", read.template or "")}
 
 
 def _few_values(sample: Sample, texts: set[str]) -> str | None:

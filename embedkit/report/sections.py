@@ -40,11 +40,11 @@ def overview(all_found: list[Findings]) -> Markup:
     rows = [
         (
             Markup(f'<a href="#output-{number}">{element("span", it.path.name)}</a>'),
-            it.receipts.rows,
-            it.receipts.vectors,
+            it.totals.rows,
+            it.totals.vectors,
             it.variant.dims,
-            _percent(it.receipts.truncated_rows),
-            _percent(it.receipts.lost_tokens),
+            _percent(it.totals.truncated_share),
+            _percent(it.totals.lost_share),
             it.model or "not in this file",
             element("code", it.stored.fingerprint[:12]) if it.stored.fingerprint else "not in this file",
         )
@@ -56,11 +56,11 @@ def overview(all_found: list[Findings]) -> Markup:
 
 def _tiles(it: Findings) -> Markup:
     facts = {
-        "rows": f"{it.receipts.rows:,}",
-        "vectors": f"{it.receipts.vectors:,}",
+        "rows": f"{it.totals.rows:,}",
+        "vectors": f"{it.totals.vectors:,}",
         "dimensions": f"{it.variant.dims:,}",
-        "rows truncated": _percent(it.receipts.truncated_rows),
-        "tokens lost": _percent(it.receipts.lost_tokens),
+        "rows truncated": _percent(it.totals.truncated_share),
+        "tokens lost": _percent(it.totals.lost_share),
         "stored as": f"{it.stored.format}, {it.stored.layout.precision}",
     }
     tiles = [element("div", element("dt", word), element("dd", fact)) for word, fact in facts.items()]
@@ -106,17 +106,17 @@ def _flat(recipe: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
 
 
 def _receipts(it: Findings, name: str) -> Iterator[Markup]:
-    receipts, limit = it.receipts, it.stored.recipe.get("text", {}).get("max_length")
+    totals, limit = it.totals, it.stored.recipe.get("text", {}).get("max_length")
     yield element("h3", "Receipts")
-    known = [word for word in STATUSES if word in receipts.status]
-    words = [*known, *sorted(set(receipts.status) - set(known))]
-    rows = [(word, receipts.status[word], _percent(receipts.status[word] / receipts.rows)) for word in words]
+    known = [word for word in STATUSES if word in totals.statuses]
+    words = [*known, *sorted(set(totals.statuses) - set(known))]
+    rows = [(word, totals.statuses[word], _percent(totals.statuses[word] / totals.rows)) for word in words]
     yield table(("status", "rows", "share"), rows)
-    lost = receipts.n_tokens - receipts.n_used
+    lost = totals.n_tokens - totals.n_used
     yield element(
         "p",
-        f"{receipts.n_tokens:,} tokens before any cut, {receipts.n_used:,} of them seen by the model: "
-        f"{max(0, lost):,} ({_percent(receipts.lost_tokens)}) are in no vector.",
+        f"{totals.n_tokens:,} tokens before any cut, {totals.n_used:,} of them seen by the model: "
+        f"{max(0, lost):,} ({_percent(totals.lost_share)}) are in no vector.",
     )
     if not it.survey.lengths:
         return
@@ -176,7 +176,7 @@ def _duplicates(it: Findings) -> Iterator[Markup]:
     yield element(
         "p",
         f"Nearly equal, among {near.among:,} different vectors"
-        f"{' of the sample' if len(it.sample.rows) < it.receipts.vectors else ''}:",
+        f"{' of the sample' if len(it.sample.rows) < it.totals.vectors else ''}:",
     )
     rows = [
         (f"{threshold:g} or more", pairs, vectors)

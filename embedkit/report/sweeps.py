@@ -5,6 +5,7 @@ Reads the files alone; knows nothing of how scores come about.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
-from embedkit.output.open import read_json, readable
+from embedkit.output.open import readable
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
 from embedkit.storage.disk_errors import as_read_error
@@ -68,7 +69,8 @@ def read_sweep(path: Path) -> Sweep:
             f"{path} is a sweep that is not finished: it has no {_SUMMARY}",
             hint="run the same `embedkit sweep` again with --on-exists resume",
         )
-    summary = read_json(path / _SUMMARY)
+    with readable(path / _SUMMARY):
+        summary: Mapping[str, Any] = dict(json.loads((path / _SUMMARY).read_bytes()))
     with readable(path / _RESULTS):
         if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of_file(path / _RESULTS)}:
             raise OutputError(

@@ -18,9 +18,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from embedkit.storage.disk_errors import as_output_error, check_no_link
+from embedkit.storage.filesystem import PublishedFile
 
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 _FORMER = re.compile(r"\.former\.[^.]+\.tmp")
@@ -62,15 +63,15 @@ class LocalAtomicFiles:
 
     def publish(
         self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
-    ) -> list[dict[str, Any]]:
+    ) -> list[PublishedFile]:
         """See AtomicFiles."""
-        facts: list[dict[str, Any]] = []
+        facts: list[PublishedFile] = []
         in_order = sorted(self._temporary.items(), key=lambda item: item[0] == last)
         for name, temporary in in_order:
             with as_output_error(self._root / name), temporary.open("rb+") as file:
                 os.fsync(file.fileno())
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-                facts.append({"path": name, "bytes": file.tell(), "sha256": digest})
+                facts.append(PublishedFile(name, file.tell(), digest))
         check()
         for name, temporary in in_order:
             with as_output_error(self._root / name):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 from embedkit.errors import UsageError
 
@@ -43,6 +43,15 @@ class FileStat:
     identity: tuple[int, ...] | str
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """File with its final name: path relative to its root, size in bytes, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
 class AtomicFiles(Protocol):
     """New files that appear together, once all of them are complete and safely stored."""
 
@@ -59,7 +68,7 @@ class AtomicFiles(Protocol):
 
     def publish(
         self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
-    ) -> list[dict[str, Any]]:
+    ) -> list[PublishedFile]:
         """Give the files their names.
 
         Args:
@@ -68,7 +77,7 @@ class AtomicFiles(Protocol):
             check: called when all files are stored; raises if they must not get their names after all.
 
         Returns:
-            For each file its `path`, `bytes` and `sha256`.
+            The files, in the order in which they got their names.
 
         Raises:
             OutputError: they cannot be written.

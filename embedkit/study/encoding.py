@@ -25,7 +25,7 @@ from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, Stopped, UsageError
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
-from embedkit.manifest.shards import AnotherPlanError
+from embedkit.manifest.identity import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
 from embedkit.storage.atomic import is_leftover, temporary_files, temporary_name

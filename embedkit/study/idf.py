@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
-from embedkit.engines.faults import unreadable_rows
+from embedkit.engines.accounting import unreadable_rows
 from embedkit.errors import InputError, Stopped
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights

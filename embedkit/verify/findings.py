@@ -1,8 +1,13 @@
-"""What a check finds, and says: paths and what is wrong, no content of any row."""
+"""What a check finds: paths and what is wrong, no content of any row. Opens nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from embedkit.manifest.schema import Plan, ShardRecord
+from embedkit.output.contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +45,39 @@ class Verification:
     vectors: int = 0
     files: int = 0
     bytes: int = 0
+
+
+def wrong_counts(record: ShardRecord, plan: Plan) -> Iterator[str]:
+    """Yields where a record contradicts itself: rows in = vectors + nulls + rejects."""
+    span, rows, vectors = record.stop - record.start, record.by_row.rows, record.vectors
+    texts = record.by_text.rows
+    skipped = record.rejects if plan.on_bad_row == "skip" else 0
+    if plan.format == "npy":  # a row without a vector is a reject, skipped or not
+        adds_up = vectors + record.rejects == rows + span - texts and texts <= span
+    else:
+        adds_up = texts + skipped == span
+    if not adds_up:
+        yield f"{span:,} rows in are not {vectors:,} vectors, {rows - vectors:,} nulls and {skipped:,} left out"
+    if sum(record.by_row.statuses.values()) != rows:
+        yield "its statuses do not add up to its rows"
+
+
+def wrong_rows(contents: Contents, record: ShardRecord, plan: Plan) -> Iterator[str]:
+    """Yields where a shard's files contradict their record."""
+    left_out = plan.format == "npy"  # rows without a vector
+    rows = record.by_row
+    if contents.rows != (record.vectors if left_out else rows.rows):
+        yield f"holds {contents.rows:,} rows, and its record says {rows.rows:,}"
+    if contents.vectors != record.vectors:
+        yield f"holds {contents.vectors:,} vectors, and its record says {record.vectors:,}"
+    if not left_out and (contents.statuses, contents.tokens) != (rows.statuses, (rows.n_tokens, rows.n_used)):
+        yield "its receipts do not add up to those of its record"
+    if not contents.finite:
+        yield "holds a number that is not finite"
+    if plan.input.id is None and plan.groups is None:
+        rows_in = range(record.start, record.stop)
+        ids = contents.ids_as_numbers()
+        # A text has a row for each of its units.
+        ordered = ids is not None and all(a < b or (record.has_units and a == b) for a, b in pairwise(ids))
+        if not ordered or (ids and not (ids[0] in rows_in and ids[-1] in rows_in)):
+            yield "its ids are not the numbers of its rows in their order"

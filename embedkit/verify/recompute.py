@@ -16,10 +16,10 @@ from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig,
 from embedkit.errors import EmbedkitError, ModelError, OutputError
 from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
-from embedkit.manifest.shards import first_difference
+from embedkit.manifest.identity import first_difference
 from embedkit.pooling.postprocess import Int8Range, finish
 from embedkit.verify.compare import Resampled
-from embedkit.verify.provenance import Origin
+from embedkit.verify.provenance import Provenance
 from embedkit.verify.sample import Sampled
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Again:
     trust_remote_code: bool = False
     device: str = "cpu"
 
-    def compare(self, origin: Origin, sampled: Sequence[Sampled], texts: Mapping[int, str]) -> Resampled:
+    def compare(self, provenance: Provenance, sampled: Sequence[Sampled], texts: Mapping[int, str]) -> Resampled:
         """Compute the rows again, and compare.
 
         Raises:
@@ -53,20 +53,20 @@ class Again:
         """
         from embedkit.inference.embedder import embed
 
-        recipe = origin.stored.recipe
+        recipe = provenance.stored.recipe
         if recipe["level"] != "text" or "groups" in recipe:
             what = "groups of rows" if "groups" in recipe else f"a {recipe['level']} each"
             raise OutputError(
                 f"--resample takes vectors of whole texts, and these are of {what}",
                 hint="encode some of the texts without --level, spans or --group-by, and resample that",
             )
-        embedder = self._embedder(origin)
+        embedder = self._embedder(provenance)
         ranges = {
             name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
-            for name, of in origin.stored.int8_ranges.items()
+            for name, of in provenance.stored.int8_ranges.items()
         }
         came = Resampled(recipe["dtype"], recipe["precision"])
-        columns = {variant.name: variant.column for variant in origin.stored.layout.variants}
+        columns = {variant.name: variant.column for variant in provenance.stored.layout.variants}
         for one in sampled:
             tokenized = embedder.tokenizer.tokenize([texts[one.row]])
             raw = embed(tokenized, embedder, lambda *_: None).vectors
@@ -80,12 +80,13 @@ class Again:
             came.rows += 1
         return came
 
-    def _embedder(self, origin: Origin) -> Embedder:
-        recipe = origin.stored.recipe
-        name = self.model or origin.model
+    def _embedder(self, provenance: Provenance) -> Embedder:
+        recipe = provenance.stored.recipe
+        source = provenance.stored.source
+        name = self.model or source.name
         if name is None:
             raise ModelError("a single file does not say where its model is", hint="say it with --model")
-        revision = self.revision or (origin.revision if self.model is None else None)
+        revision = self.revision or (source.revision if self.model is None else None)
         model = ModelConfig(
             *(name, revision, self.offline, self.trust_remote_code),
             lowercase="yes" if recipe["text"]["lowercase"] else "no",
@@ -93,12 +94,12 @@ class Again:
             dtype="fp32",
         )
         told: EmbedkitError | None = None
-        if "poolers" in recipe and origin.pool is None:
+        if "poolers" in recipe and source.pool is None:
             raise OutputError(
                 "a single file does not say where its poolers are", hint="encode to a folder to resample it later"
             )
         folder = None
-        for text, pooling in _ways(recipe, origin.pool):
+        for text, pooling in _ways(recipe, source.pool):
             config = VectorConfig(model=model, text=text, pooling=pooling, batch=BatchConfig(batch_size=1))
             spec = find_model(config, folder)
             folder, ready = spec.folder, build(spec, plainly=True)

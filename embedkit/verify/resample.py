@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedkit.verify.compare import Resampled
-from embedkit.verify.provenance import origin_of
+from embedkit.verify.provenance import provenance_of
 from embedkit.verify.recompute import Again
 from embedkit.verify.sample import choose, opened_input, texts_of
 
@@ -35,8 +35,8 @@ def resample(path: Path, rows: int, *, seed: int, inputs: Sequence[str], again: 
         InputError: the input is gone, or is not what it was.
         ModelError: the model is gone, or is not what it was.
     """
-    origin = origin_of(path)
-    table = opened_input(origin, inputs)
-    sampled = choose(path, origin, rows, seed)
+    provenance = provenance_of(path)
+    table = opened_input(provenance, inputs)
+    sampled = choose(path, provenance, rows, seed)
     texts = texts_of(sampled, table)
-    return again.compare(origin, sampled, texts)
+    return again.compare(provenance, sampled, texts)

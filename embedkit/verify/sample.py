@@ -10,20 +10,20 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, OutputError
-from embedkit.manifest.recipe import files_digest
+from embedkit.manifest.identity import files_digest
+from embedkit.manifest.schema import InputFacts
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import readable
 from embedkit.sources import Table, open_table
 from embedkit.storage.filesystem import exists, is_folder, read_file
 from embedkit.types import Record
-from embedkit.verify.provenance import Origin
+from embedkit.verify.provenance import Provenance
 
 #: The input's head and tail are those that were read once, so no bomb is in between that was not there then.
 _ANY = 10**9
@@ -56,53 +56,50 @@ class _Shard:
     vectors: int
 
 
-def opened_input(origin: Origin, inputs: Sequence[str]) -> Table:
+def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
     """The table that the output was made of, if it is still that.
 
     Raises:
         InputError: it is not; or nobody says where it is.
     """
-    names = tuple(inputs) or tuple(str(file["name"]) for file in origin.files)
+    read = provenance.input
+    names = tuple(inputs) or tuple(file.name for file in read.files)
     if not names or "-" in names:
         what = "was stdin" if names else "is not recorded in a single file"
         raise InputError(
             f"the input {what}, and its texts are needed", hint="say where they are with --input FILE"
         )
-    formats = {str(file["format"]) for file in origin.files}
-    columns = origin.columns
-    template = columns["template"]
+    formats = {file.format for file in read.files}
     table = open_table(
         InputConfig(
             names,
             format=formats.pop() if len(formats) == 1 else "auto",
-            text_columns=() if template else tuple(columns["text"]),
-            template=template,
-            id_column=columns["id"],
-            limit=origin.limit,
-            delimiter=origin.delimiter,
-            quoting=origin.quoting,
+            text_columns=() if read.template else read.text,
+            template=read.template,
+            id_column=read.id,
+            limit=read.limit,
+            delimiter=read.delimiter,
+            quoting=read.quoting,
             max_expansion=_ANY,
             max_decompressed_gb=_ANY,
         )
     )
-    if (
-        origin.files_digest is not None
-        and files_digest([_plain(file) for file in table.files]) != origin.files_digest
-    ):
+    digest = files_digest((file.size, file.sha256) for file in table.files)
+    if provenance.files_digest not in {None, digest}:
         raise InputError(
-            f"the input is not what it was: {_first_changed(origin, table)}",
+            f"the input is not what it was: {_first_changed(read, table)}",
             hint="say with --input where the files are that were encoded, in their order",
         )
     return table
 
 
-def choose(path: Path, origin: Origin, rows: int, seed: int) -> list[Sampled]:
+def choose(path: Path, provenance: Provenance, rows: int, seed: int) -> list[Sampled]:
     """Random rows that have a vector, in their order; every one is as likely, whichever shard it is in.
 
     Raises:
         OutputError: a file is damaged, or the output's rows are not those of the input.
     """
-    shards = list(_of_folder(path, origin) if is_folder(path) else _of_file(path, origin))
+    shards = list(_of_folder(path, provenance) if is_folder(path) else _of_file(path, provenance))
     total = sum(shard.vectors for shard in shards)
     wanted = sorted(random.Random(seed).sample(range(total), min(rows, total)))  # noqa: S311 - a sample, no secret
     sampled: list[Sampled] = []
@@ -111,7 +108,7 @@ def choose(path: Path, origin: Origin, rows: int, seed: int) -> list[Sampled]:
         inside = [place - before for place in wanted if before <= place < before + shard.vectors]
         before += shard.vectors
         if inside:
-            sampled += _picked(origin, shard, inside)
+            sampled += _picked(provenance, shard, inside)
     return sampled
 
 
@@ -138,34 +135,34 @@ def texts_of(sampled: Sequence[Sampled], table: Table) -> dict[int, str]:
     return texts
 
 
-def _of_folder(path: Path, origin: Origin) -> Iterator[_Shard]:
-    sink = origin.stored.sink
+def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
+    sink = provenance.stored.sink
     for index, record in OutputFolder(path).committed().items():
-        if record["vectors"]:
-            rejects = [path / file["path"] for file in record["files"] if file["path"].startswith("rejects/")]
-            rows = _rows(range(record["start"], record["stop"]), rejects, origin)
-            yield _Shard([path / name for name in sink.files(index)], rows, record["vectors"])
+        if record.vectors:
+            rejects = [path / file.path for file in record.files if file.path.startswith("rejects/")]
+            rows = _rows(range(record.start, record.stop), rejects, provenance)
+            yield _Shard([path / name for name in sink.files(index)], rows, record.vectors)
 
 
-def _of_file(path: Path, origin: Origin) -> Iterator[_Shard]:
-    stored = origin.stored
+def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
+    stored = provenance.stored
     n_rows = n_vectors = 0
     for piece in stored.pieces(stored.layout.variants[:1]):
         n_rows += len(piece.facts)
         n_vectors += int(piece.has_vector.sum())
     rejects = path.with_name(f"{path.stem}.rejects.jsonl")
     there = [rejects] if exists(rejects) else []
-    gone = len(_listed(there)) if _leaves_out(origin) else 0
-    yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, origin), n_vectors)
+    gone = len(_listed(there)) if _leaves_out(provenance) else 0
+    yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, provenance), n_vectors)
 
 
-def _leaves_out(origin: Origin) -> bool:
+def _leaves_out(provenance: Provenance) -> bool:
     """Whether rows that are listed as rejects are not stored."""
-    return origin.stored.format == "npy" or origin.on_bad_row == "skip"
+    return provenance.stored.format == "npy" or provenance.on_bad_row == "skip"
 
 
-def _rows(span: range, rejects: Sequence[Path], origin: Origin) -> Sequence[int]:
-    if not rejects or not _leaves_out(origin):
+def _rows(span: range, rejects: Sequence[Path], provenance: Provenance) -> Sequence[int]:
+    if not rejects or not _leaves_out(provenance):
         return span
     gone = _listed(rejects)
     return [row for row in span if row not in gone]
@@ -179,9 +176,9 @@ def _listed(rejects: Sequence[Path]) -> set[int]:
     return rows
 
 
-def _picked(origin: Origin, shard: _Shard, inside: Sequence[int]) -> Iterator[Sampled]:
+def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Iterator[Sampled]:
     """The `inside`-th vectors of a shard."""
-    stored, variants = origin.stored, origin.stored.layout.variants
+    stored, variants = provenance.stored, provenance.stored.layout.variants
     row = vector = 0
     wanted = set(inside)
     with readable(shard.files[0]):
@@ -210,18 +207,12 @@ def _row(shard: _Shard, place: int) -> int:
     return shard.rows[place]
 
 
-def _plain(file: Any) -> Mapping[str, Any]:
-    return {"name": file.name, "size": file.size, "sha256": file.sha256}
-
-
-def _first_changed(origin: Origin, table: Table) -> str:
-    if len(origin.files) != len(table.files):
-        return (
-            "other files" if not origin.files else f"{len(table.files)} files, and {len(origin.files)} were read"
-        )
-    for was, now in zip(origin.files, table.files, strict=True):
-        if was["size"] != now.size:
-            return f"{now.name} has {now.size:,} bytes and had {was['size']:,}"
-        if was["sha256"] != now.sha256:
+def _first_changed(read: InputFacts, table: Table) -> str:
+    if len(read.files) != len(table.files):
+        return "other files" if not read.files else f"{len(table.files)} files, and {len(read.files)} were read"
+    for was, now in zip(read.files, table.files, strict=True):
+        if was.size != now.size:
+            return f"{now.name} has {now.size:,} bytes and had {was.size:,}"
+        if was.sha256 != now.sha256:
             return f"the content of {now.name} has changed"
     return "other files"

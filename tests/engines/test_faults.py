@@ -41,7 +41,10 @@ from benchmarks.torture.kills import (
 from embedkit.engines import in_process, shard_loop
 from embedkit.engines.accounting import account_for_rows
 from embedkit.errors import EmbedkitError
+from embedkit.manifest.schema import ShardRecord
+from embedkit.types import TextCounts
 from tests.conftest import Ran, last_counts
+from tests.manifest.plans import make_plan, make_record
 
 MODEL, INPUT, OUTPUT = 4, 3, 5
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="tells paths of open files by /proc")
@@ -51,13 +54,13 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture(scope="module")
 def loaded() -> Callable[..., Any]:
-    return loaded_once(in_process.assemble)
+    return loaded_once(in_process.build)
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are loaded once for all tests here."""
-    monkeypatch.setattr(in_process, "assemble", loaded)
+    monkeypatch.setattr(in_process, "build", loaded)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def bench(
 ) -> Bench:
     """Two shards of rows, one of them empty, and what undisturbed runs make of them."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(in_process, "assemble", loaded)
+        patched.setattr(in_process, "build", loaded)
         return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert)
 
 
@@ -461,42 +464,41 @@ def test_a_model_that_gives_nan_fails_by_row_or_costs_that_row_alone(
     assert codes == ({2: "non_finite"} if output == "out" else {2: "non_finite", 4: "empty"})
 
 
-RECORD = {
-    "index": 0,
-    "start": 0,
-    "stop": 8,
-    "rows": 8,
-    "vectors": 6,
-    "rejects": 1,
-    "status_counts": {"ok": 5, "truncated": 1, "empty": 1, "short_row": 1},
-}
-NEXT = {**RECORD, "index": 1, "start": 8, "stop": 16}
+def record_of(index: int, statuses: dict[str, int], **changes: Any) -> ShardRecord:
+    """Of eight rows of the input; `statuses` count the rows of the output."""
+    rows = TextCounts(sum(statuses.values()), statuses, 0, 0)
+    return make_record(index, 8, **{"vectors": 6, "rejects": 1, "by_row": rows, "by_text": rows, **changes})
+
+
+STATUSES = {"ok": 5, "truncated": 1, "empty": 1, "short_row": 1}
+SKIPPED = {"ok": 6, "empty": 1}
+RECORD, NEXT = record_of(0, STATUSES), record_of(1, STATUSES)
+NINE = TextCounts(9, STATUSES, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("records", "rule", "lists_empty"),
+    ("records", "rule", "form", "sound"),
     [
-        ([RECORD, NEXT], "null", False),
-        ([{**RECORD, "rejects": 2}, NEXT], "null", True),
-        ([RECORD, {**NEXT, "rows": 7, "status_counts": {"ok": 6, "empty": 1}}], "null", False),
-        ([{**RECORD, "rows": 7, "status_counts": {"ok": 6, "empty": 1}}], "skip", False),
-        ([{**RECORD, "rows": 7, "status_counts": {"ok": 6, "empty": 1}, "rejects": 2}], "skip", True),
-        ([RECORD], "null", False),
-        ([NEXT, RECORD], "null", False),
-        ([RECORD, RECORD], "null", False),
-        ([RECORD, {**NEXT, "start": 9}], "null", False),
-        ([RECORD, {**NEXT, "vectors": 7}], "null", False),
-        ([RECORD, {**NEXT, "rows": 9}], "null", False),
+        ([RECORD, NEXT], "null", "parquet", True),
+        ([replace(RECORD, rejects=2), NEXT], "null", "npy", True),
+        ([RECORD, record_of(1, SKIPPED)], "null", "parquet", False),
+        ([record_of(0, SKIPPED)], "skip", "parquet", True),
+        ([record_of(0, SKIPPED, rejects=2)], "skip", "npy", True),
+        ([RECORD], "null", "parquet", False),
+        ([NEXT, RECORD], "null", "parquet", False),
+        ([RECORD, RECORD], "null", "parquet", False),
+        ([RECORD, replace(NEXT, start=9)], "null", "parquet", False),
+        ([RECORD, replace(NEXT, vectors=7)], "null", "parquet", False),
+        ([RECORD, replace(NEXT, by_row=NINE, by_text=NINE)], "null", "parquet", False),
     ],
 )
 def test_rows_in_are_vectors_nulls_and_rejects(
-    records: list[dict[str, Any]], rule: str, lists_empty: bool
+    records: list[ShardRecord], rule: str, form: str, sound: bool
 ) -> None:
-    sound = records in ([RECORD, NEXT], [{**RECORD, "rejects": 2}, NEXT]) or rule == "skip"
-    rows = 8 if rule == "skip" else 16
+    plan = make_plan(8 if rule == "skip" else 16, 8, on_bad_row=rule, format=form)
     told = contextlib.nullcontext() if sound else pytest.raises(EmbedkitError, match="not every row is accounted")
     with told:
-        account_for_rows(records, rows, on_bad_row=rule, lists_empty=lists_empty)
+        account_for_rows(records, plan)
 
 
 @pytest.mark.parametrize("output", ["folder", "parquet file", "npy files"])

@@ -15,6 +15,7 @@ from embedkit.engines import shard_loop
 from embedkit.engines.shard_loop import read_shards
 from embedkit.errors import OutputError
 from embedkit.inference.embedder import EmbeddingTask
+from embedkit.manifest.schema import Sharding
 from embedkit.sources import jsonl, open_table
 from tests.conftest import NOTES
 
@@ -31,13 +32,12 @@ def table(tmp_path):
 
 @pytest.mark.parametrize("wanted", [[0], [3], [7], [1, 2], [0, 4, 7], list(range(8)), []])
 def test_a_process_parses_the_rows_of_its_own_shards_and_one_row_more(table, wanted, monkeypatch):
-    plan = {"starts": list(range(0, ROWS, SHARD_ROWS)), "rows": ROWS, "shard_rows": SHARD_ROWS}
-    plan["shard_characters"] = 10**6
+    sharding = Sharding(SHARD_ROWS, 10**6, ROWS, tuple(range(0, ROWS, SHARD_ROWS)), None)
     parsed = []
     parse = jsonl.parsed
     monkeypatch.setattr(jsonl, "parsed", lambda line: parsed.append(line) or parse(line))
     # As a crew hands them out: the next one is not known before one has been read.
-    shards = list(read_shards(table, plan, "fail", (number for number in wanted)))
+    shards = list(read_shards(table, sharding, "fail", (number for number in wanted)))
     expected = [range(number * SHARD_ROWS, min(ROWS, (number + 1) * SHARD_ROWS)) for number in wanted]
     assert [shard.index for shard in shards] == wanted
     assert [[record.id for record in shard.records] for shard in shards] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -10,23 +11,25 @@ from pathlib import Path
 import pytest
 
 from embedkit.errors import OutputError
+from embedkit.manifest.schema import ShardRecord
 from embedkit.output.commit import OutputFolder
 from embedkit.storage.atomic import temporary_name
 from embedkit.storage.filesystem import new_files
+from tests.manifest.plans import make_plan, make_record
 
 
 @pytest.fixture
 def folder(tmp_path) -> OutputFolder:
     output = OutputFolder(tmp_path / "out")
-    output.join_plan({"rows": 10})
+    output.join_plan(make_plan())
     return output
 
 
-def write(folder: OutputFolder, index: int, content: bytes) -> dict:
+def write(folder: OutputFolder, index: int, content: bytes) -> ShardRecord:
     with folder.shard(index) as shard:
         with shard.create(f"embeddings/part-{index:05d}.npy") as file:
             file.write(content)
-        return shard.commit({"rows": 5})
+        return shard.commit(make_record(index))
 
 
 def files_of(folder: OutputFolder) -> set[str]:
@@ -35,18 +38,11 @@ def files_of(folder: OutputFolder) -> set[str]:
 
 def test_a_record_names_every_file_with_its_size_and_hash(folder):
     record = write(folder, 3, b"vectors")
-    assert record == {
-        "index": 3,
-        "rows": 5,
-        "plan_sha256": hashlib.sha256((folder.path / "plan.json").read_bytes()).hexdigest(),
-        "files": [
-            {
-                "path": "embeddings/part-00003.npy",
-                "bytes": 7,
-                "sha256": hashlib.sha256(b"vectors").hexdigest(),
-            }
-        ],
-    }
+    stored = json.loads((folder.path / "commits/00003.json").read_bytes())
+    assert stored["plan_sha256"] == hashlib.sha256((folder.path / "plan.json").read_bytes()).hexdigest()
+    assert stored["files"] == [
+        {"path": "embeddings/part-00003.npy", "bytes": 7, "sha256": hashlib.sha256(b"vectors").hexdigest()}
+    ]
     assert folder.committed() == {3: record}
 
 

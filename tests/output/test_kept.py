@@ -32,13 +32,13 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture(scope="module")
 def loaded() -> Callable[..., Any]:
-    return loaded_once(in_process.assemble)
+    return loaded_once(in_process.build)
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are loaded once for all tests here."""
-    monkeypatch.setattr(in_process, "assemble", loaded)
+    monkeypatch.setattr(in_process, "build", loaded)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def bench(
     bert: Path, loaded: Callable[..., Any], one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Bench:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(in_process, "assemble", loaded)
+        patched.setattr(in_process, "build", loaded)
         only = ("out", "npy", "out.parquet", "out.npy")
         return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert, only)
 

@@ -11,6 +11,7 @@ from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.inspect import inspect_output, lines
 from embedkit.output.read import read
 from embedkit.types import Variant
+from tests.manifest.plans import make_plan
 from tests.output.shards import (
     ONE,
     RECIPE,
@@ -188,7 +189,7 @@ def test_a_folder_without_a_manifest_says_how_to_go_on(tmp_path):
         ("x.jsonl", b'{"text": "Jane Doe"}\n', "line 1 is not a row that embedkit wrote"),
         ("x.jsonl", b'{"Jane Doe\n', "line 1 is not a row that embedkit wrote"),
         ("folder/other.txt", b"", "is not an output of embedkit"),
-        ("folder/manifest.json", b"[]", "not a JSON object"),
+        ("folder/manifest.json", b"[]", "not a manifest as embedkit writes it"),
         ("folder/manifest.json", b"{}", "damaged"),
     ],
 )
@@ -244,10 +245,10 @@ def test_inspect_counts_rows_statuses_tokens_and_norms(tmp_path, form):
     write_output(tmp_path / "out", form, like, [shard])
     seen = inspect_output(tmp_path / "out")
     assert (seen.complete, seen.rows, seen.vectors, seen.dims) == (True, 6, 5, {"": 2})
-    assert seen.receipts.status == {"ok": 4, "truncated": 1, "empty": 1}
-    assert (seen.receipts.n_tokens, seen.receipts.n_used) == (640, 540)
-    assert seen.receipts.truncated_rows == pytest.approx(1 / 6)
-    assert seen.receipts.lost_tokens == pytest.approx(100 / 640)
+    assert seen.totals.statuses == {"ok": 4, "truncated": 1, "empty": 1}
+    assert (seen.totals.n_tokens, seen.totals.n_used) == (640, 540)
+    assert seen.totals.truncated_share == pytest.approx(1 / 6)
+    assert seen.totals.lost_share == pytest.approx(100 / 640)
     norms = seen.norms[""]
     assert (norms.minimum, norms.maximum) == (0, 10)
     assert norms.median == pytest.approx(2, rel=3e-4)
@@ -262,8 +263,7 @@ def test_inspect_of_an_unfinished_folder_tells_which_rows_are_done(tmp_path):
     like = layout()
     sink = write_output(tmp_path / "out", "parquet", like, [])
     (tmp_path / "out/manifest.json").unlink()
-    plan = {"rows": 12, "shards": 4, "recipe": RECIPE, "fingerprint": "f00d"}
-    (tmp_path / "out/plan.json").write_text(json.dumps(plan))
+    (tmp_path / "out/plan.json").write_bytes(make_plan(12, 3).serialize())
     for index in (0, 1, 3):
         shard = make_shard(like, [True, False, True], index=index)
         sink.write(shard, Folder(tmp_path / "out").create)

@@ -82,11 +82,11 @@ def test_all_formats_hold_the_same_rows_and_verify_and_inspect_tell_the_truth(
         expected |= {"ok": 2, "no_unit": 2}
     by_text = {row["id"]: row for row in embedkit.read(tmp_path / "out.parquet").table.to_pylist()}.values()
     for name in ("folder", "folder_npy", "out.parquet", "out.arrow", "out.jsonl"):
-        receipts = inspect_output(tmp_path / name).receipts
-        assert receipts.status == expected, name
-        assert receipts.n_tokens == sum(row["n_tokens"] for row in by_text)
-        assert receipts.n_used == sum(row["n_used"] for row in by_text)
-        assert receipts.truncated_rows == expected.get("truncated", 0) / len(TEXTS)
+        totals = inspect_output(tmp_path / name).totals
+        assert totals.statuses == expected, name
+        assert totals.n_tokens == sum(row["n_tokens"] for row in by_text)
+        assert totals.n_used == sum(row["n_used"] for row in by_text)
+        assert totals.truncated_share == expected.get("truncated", 0) / len(TEXTS)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

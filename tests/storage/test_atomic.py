@@ -13,6 +13,7 @@ import pytest
 from embedkit.output.commit import OutputFolder
 from embedkit.storage.atomic import is_leftover, is_temporary, temporary_name
 from embedkit.storage.filesystem import new_files
+from tests.manifest.plans import make_plan
 
 NOBODY = 2**22 + 1  # more than Linux numbers processes to
 DAY = 24 * 3600
@@ -69,8 +70,8 @@ def test_two_processes_write_the_same_file_under_two_names_and_both_end_well(tmp
 
 def test_of_two_plans_the_first_one_counts_for_both(tmp_path):
     one, other = OutputFolder(tmp_path / "out"), OutputFolder(tmp_path / "out")
-    assert one.join_plan({"rows": 10}) == {"rows": 10}
-    assert other.join_plan({"rows": 11}) == {"rows": 10}
+    assert one.join_plan(make_plan(10)) == make_plan(10)
+    assert other.join_plan(make_plan(11)) == make_plan(10)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commits", "plan.json"]
 
 
@@ -80,5 +81,5 @@ def test_ranks_join_a_plan_where_there_are_no_links_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     one, other = OutputFolder(tmp_path / "out"), OutputFolder(tmp_path / "out")
-    assert one.join_plan({"rows": 10}) == other.join_plan({"rows": 10}) == {"rows": 10}
+    assert one.join_plan(make_plan()) == other.join_plan(make_plan()) == make_plan()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commits", "plan.json"]

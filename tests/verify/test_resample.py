@@ -138,12 +138,12 @@ def test_one_value_that_is_a_ten_thousandth_off_fails(encode, resample, tmp_path
 
 
 def test_the_seed_decides_which_rows_over_all_shards(encode, bert, tmp_path):
-    from embedkit.verify.provenance import origin_of
+    from embedkit.verify.provenance import provenance_of
     from embedkit.verify.sample import choose
 
     out = tmp_path / "out"
     assert encode(NOTES, "-o", out, "--shard-rows", 10).code == 0
-    chosen = [[one.row for one in choose(out, origin_of(out), 12, seed)] for seed in (0, 0, 1, 2, 3)]
+    chosen = [[one.row for one in choose(out, provenance_of(out), 12, seed)] for seed in (0, 0, 1, 2, 3)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert all(len(set(rows)) == 12 and rows == sorted(rows) for rows in chosen)
     assert {row // 10 for rows in chosen for row in rows} == set(range(7))

@@ -268,7 +268,7 @@ def test_a_record_of_another_make_is_told_and_no_fault_of_embedkits(out):
     plan = unsealed((out / "plan.json").read_bytes())
     del plan["starts"]
     (out / "plan.json").write_bytes(sealed(plan))
-    assert "plan.json: and its records are sealed, yet not what this version of embedkit writes" in told(out)
+    assert "plan.json: has a checksum that fits, yet not the content that embedkit writes" in told(out)
 
 
 def test_an_output_of_a_stream_and_one_of_skipped_rows_are_sound(encode, tmp_path, monkeypatch):

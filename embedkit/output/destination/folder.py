@@ -6,13 +6,13 @@ An output that is overwritten stays as it is until the new one, made in a folder
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from embedkit.errors import OutputError
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.commit import MANIFEST, PLAN, OutputFolder
-from embedkit.output.destination.base import SHARED_WAYS, WAYS, facts_of
+from embedkit.output.destination.base import SHARED_WAYS, WAYS
 from embedkit.output.formats import Sink
 from embedkit.output.rejects import write_rejects
 from embedkit.storage.disk_errors import as_read_error
@@ -51,12 +51,12 @@ class Folder:
         """Whether a run was begun here, or one that replaces it."""
         return self.output.has_plan() or OutputFolder(self.replacement.next).has_plan()
 
-    def open(self) -> dict[str, Any] | None:
+    def open(self) -> Plan | None:
         """See Destination."""
         with as_read_error(self.path):
             return self._opened()
 
-    def _opened(self) -> dict[str, Any] | None:
+    def _opened(self) -> Plan | None:
         self.output.refuse_links()
         beside = OutputFolder(self.replacement.next)
         beside.refuse_links()
@@ -104,7 +104,7 @@ class Folder:
             )
         self.output = beside
 
-    def _open_shared(self) -> dict[str, Any] | None:
+    def _open_shared(self) -> Plan | None:
         """The plan of the ranks that were here first. That the output is whole is no fault of a late rank."""
         # In this order: the plan is there before any shard is.
         has_shards = self.output.has_shards()
@@ -124,12 +124,12 @@ class Folder:
             raise OutputError(f"{self.path} holds the output of another run", hint=f"use {SHARED_WAYS}")
         return False
 
-    def committed(self) -> dict[int, dict[str, Any]]:
+    def committed(self) -> dict[int, ShardRecord]:
         """See Destination; what another run left is gone since `begin`. Hashes are compared once."""
         verify, self.verify = self.verify, False
         return self.output.committed(verify=verify)
 
-    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(self, plan: Plan) -> Plan:
         """See Destination."""
         if self.replaces:
             self.replacement.start()
@@ -143,7 +143,7 @@ class Folder:
         if not self.several:
             self.output.withdraw()
 
-    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+    def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """See Destination."""
         with self.output.shard(shard.index) as writer:
             # embedding-reader passes over an .npy array of no rows but not over its facts, and the pairs would
@@ -151,9 +151,9 @@ class Folder:
             if sink.suffix != ".npy" or shard.has_vector.any():
                 sink.write(shard, writer.create)
             write_rejects(shard, writer.create)
-            return writer.commit(facts_of(shard))
+            return writer.commit(ShardRecord.of(shard))
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
+    def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """See Destination."""
         self.output.remove_leftovers()
         self.output.write_manifest(manifest)

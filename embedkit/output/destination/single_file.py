@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from json import loads
 from pathlib import Path
-from typing import Any
 
 from embedkit.errors import OutputError
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import Sink, make_sink
@@ -54,7 +54,7 @@ class SingleFile:
         #: What tells that a file which appeared meanwhile is this run's, made by another process.
         self._sink: Sink | None = None
         self._inputs: Collection[str] = ()
-        self._first: Mapping[str, Any] | None = None
+        self._first: ShardRecord | None = None
         self._was_there = False
         self._has_former_rejects = False
 
@@ -63,7 +63,7 @@ class SingleFile:
         """See Destination."""
         return self.parts.notices
 
-    def open(self) -> dict[str, Any] | None:
+    def open(self) -> Plan | None:
         """See Destination."""
         with as_read_error(self.path):
             if not is_folder(self.path.parent):
@@ -133,7 +133,7 @@ class SingleFile:
                 return f"is from another {what}" if name in found else f"does not say from what {what}"
         return None
 
-    def committed(self) -> dict[int, dict[str, Any]]:
+    def committed(self) -> dict[int, ShardRecord]:
         """See Destination.
 
         Raises:
@@ -144,7 +144,7 @@ class SingleFile:
         self._first = records.get(0, self._first)
         return records
 
-    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(self, plan: Plan) -> Plan:
         """See Destination."""
         found = self.parts.begin(plan)
         with as_read_error(self.path):
@@ -161,7 +161,7 @@ class SingleFile:
         """See Destination."""
         self.parts.abandon()
 
-    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+    def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """See Destination."""
         self._sink = sink
         try:
@@ -174,10 +174,11 @@ class SingleFile:
         self._look()
         return record
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:  # noqa: ARG002
+    def finish(self, sink: Sink, manifest: Manifest) -> None:
         """See Destination."""
         with as_read_error(self.path):
             former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
+        shards = manifest.stored_shards
         self._refuse_damage(shards)
         files = new_files(self.path.parent)
         parts = self.parts.output
@@ -194,7 +195,7 @@ class SingleFile:
             raise
         finally:
             files.discard()
-        for name in sorted(former - {of["path"] for of in facts}):
+        for name in sorted(former - {of.path for of in facts}):
             try:
                 remove_file(self.path.with_name(name))
             except OSError as fault:
@@ -251,9 +252,9 @@ class SingleFile:
         # JSON Lines do not say what made them; they open with the bytes of the first part.
         if self._first is None:
             return False
-        part = next(of for of in self._first["files"] if of["path"].startswith("embeddings/"))
+        part = next(of for of in self._first.files if of.path.startswith("embeddings/"))
         with as_read_error(self.path), open_file(self.path) as file:
-            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == str(part["sha256"])
+            return hashlib.sha256(file.read(part.bytes)).hexdigest() == part.sha256
 
     def _merge_rejects(self, files: AtomicFiles) -> str:
         """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""

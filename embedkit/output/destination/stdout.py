@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from embedkit.errors import OutputError, ReaderGone
-from embedkit.output.destination.base import facts_of
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.formats import Sink, jsonl_lines
 from embedkit.storage.standard_streams import rows_out
 from embedkit.types import EncodedShard
@@ -25,18 +24,18 @@ class Stdout:
         """See Destination."""
         return False
 
-    def committed(self) -> dict[int, dict[str, Any]]:
+    def committed(self) -> dict[int, ShardRecord]:
         """See Destination."""
         return {}
 
-    def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(self, plan: Plan) -> Plan:
         """See Destination."""
-        return dict(plan)
+        return plan
 
     def abandon(self) -> None:
         """See Destination."""
 
-    def write(self, shard: EncodedShard, sink: Sink) -> dict[str, Any]:
+    def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """See Destination.
 
         Raises:
@@ -54,7 +53,7 @@ class Stdout:
                 f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
                 hint="free some space where it goes, or write to a folder with -o, which can be resumed",
             ) from None
-        return {"index": shard.index, **facts_of(shard)}
+        return ShardRecord.of(shard)
 
-    def finish(self, sink: Sink, manifest: Mapping[str, Any], shards: Sequence[int]) -> None:
+    def finish(self, sink: Sink, manifest: Manifest) -> None:
         """See Destination."""

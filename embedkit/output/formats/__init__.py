@@ -13,9 +13,9 @@ from embedkit.output.formats.base import Sink
 from embedkit.output.formats.jsonl_format import JsonlSink, jsonl_lines
 from embedkit.output.formats.npy_format import NpySink
 from embedkit.output.formats.parquet_format import ParquetSink
-from embedkit.output.formats.schema import Create, Layout, shard_name
+from embedkit.output.formats.schema import Create, Layout, layout_of, shard_name
 
-__all__ = ["FORMATS", "Create", "Layout", "Sink", "jsonl_lines", "make_sink", "shard_name"]
+__all__ = ["FORMATS", "Create", "Layout", "Sink", "jsonl_lines", "layout_of", "make_sink", "shard_name"]
 
 _SINKS: Mapping[str, Callable[[Layout], Sink]] = {
     "parquet": ParquetSink,

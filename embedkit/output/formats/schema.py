@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.errors import UsageError
+from embedkit.manifest.identity import files_digest, input_digests
+from embedkit.manifest.recipe import canonical_json
+from embedkit.manifest.schema import Plan
 from embedkit.output.formats.values import arrow_type
 from embedkit.types import Variant
 
@@ -126,6 +129,30 @@ class Layout:
             "variants": variants,
         }
         return json.dumps(described, ensure_ascii=False, separators=(",", ":"))
+
+
+def layout_of(plan: Plan) -> Layout:
+    """Returns the layout of every shard of a plan."""
+    described = {
+        **plan.input.summary(),
+        "on_bad_row": plan.on_bad_row,
+        "files_digest": files_digest((file.size, file.sha256) for file in plan.input.files),
+    }
+    ranges = {"embedkit.int8_ranges": canonical_json(plan.int8_ranges)} if plan.int8_ranges else {}
+    return Layout(
+        variants=plan.variants,
+        precision=plan.precision,
+        token_vectors=plan.has_token_vectors,
+        kept_types=plan.kept_types,
+        metadata={
+            "embedkit.recipe": canonical_json(plan.recipe),
+            "embedkit.fingerprint": plan.fingerprint,
+            "embedkit.model": canonical_json(plan.source.summary()),
+            "embedkit.input": input_digests(plan)[0],
+            "embedkit.read": canonical_json(described),
+            **ranges,
+        },
+    )
 
 
 def shard_name(index: int, suffix: str) -> str:

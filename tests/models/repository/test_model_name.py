@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
-from embedkit.manifest.recipe import model_name, told_model
+from embedkit.manifest.recipe import model_name
 from tests.conftest import NOTES
 from tests.engines.test_resume import assert_same
 
@@ -67,9 +67,3 @@ def test_the_report_names_the_model(embedkit_cli, encode, bert, tmp_path):
 )
 def test_a_model_is_called_as_typed_or_as_its_folder_is(typed, folder, hub, name):
     assert model_name(typed, Path(folder), hub) == name
-
-
-def test_older_outputs_tell_what_they_have():
-    assert told_model({"name": "/home/jane/bert", "hub": None}) == "bert"
-    assert told_model({"name": "minilm", "hub": "owner/MiniLM", "revision": "0a"}) == "minilm (owner/MiniLM at 0a)"
-    assert told_model({}) is None

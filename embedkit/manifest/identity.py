@@ -1,0 +1,129 @@
+"""Tells whether two plans or two inputs are the same.
+
+Files are the same if their content is, whatever their names and modification times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from embedkit.errors import OutputError
+from embedkit.manifest.recipe import fingerprint
+from embedkit.manifest.schema import InputFacts, ModelSource, Plan
+
+_UNKNOWN = ModelSource()
+#: What two runs of groups must have in common for the output of one to be that of the other.
+_OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
+
+
+class AnotherPlanError(OutputError):
+    """A run to be resumed has another recipe or another input."""
+
+
+def refuse_changes(stored: Plan, asked: Plan) -> None:
+    """Compares the run that was asked for with the plan of the output.
+
+    The model's name is not compared, nor what only the stored plan can say: int8 ranges and batch size.
+
+    Raises:
+        AnotherPlanError: they differ; names the first field that does, and both values.
+    """
+    # The fingerprint follows from the recipe, whose fields say more.
+    one, other = (
+        replace(plan, fingerprint="", source=_UNKNOWN, int8_ranges=None, batch_tokens=None).to_json()
+        for plan in (stored, asked)
+    )
+    one["input"], other["input"] = _comparable(stored.input, asked.input)
+    if asked.groups is not None:
+        one, other = ({name: content[name] for name in _OF_GROUPS} for content in (one, other))
+    _refuse_difference(one, other)
+
+
+def refuse_another_input(stored: InputFacts, now: InputFacts) -> None:
+    """Compares the input with that of the plan.
+
+    Raises:
+        AnotherPlanError: they differ.
+    """
+    _refuse_difference(*({"input": content} for content in _comparable(stored, now)))
+
+
+def _refuse_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    difference = first_difference(stored, asked)
+    if difference is not None:
+        name, was, now = difference
+        raise AnotherPlanError(
+            f"cannot resume: {name} was {was} when the run was planned and is {now} now",
+            hint="resume with the options and the input of the first run, or use --on-exists overwrite",
+        )
+
+
+def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two plans' inputs by content; hashes of whole files only if both have them: older plans do not."""
+    one, other = input_content(stored), input_content(asked)
+    for key in ("files", "spans"):
+        for first, second in zip(one.get(key, ()), other.get(key, ()), strict=False):
+            if not ("content_sha256" in first and "content_sha256" in second):
+                first.pop("content_sha256", None)
+                second.pop("content_sha256", None)
+    return one, other
+
+
+def input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_ns")) -> dict[str, Any]:
+    """Returns the plan's `input` without what differs in a copy of the same files: names and times."""
+    content = read.to_json()
+    for file in (*content["files"], *content.get("spans", ())):
+        for name in left_out:
+            file.pop(name, None)
+    return content
+
+
+def input_digests(plan: Plan) -> tuple[str, str]:
+    """Returns what a single file says of its input: by content alone, and by names too, as before version 0.2."""
+    apart = {"on_bad_row": plan.on_bad_row, "kept_types": dict(plan.kept_types)}
+    return (
+        fingerprint({"input": input_content(plan.input), **apart}),
+        fingerprint({"input": input_content(plan.input, ("content_sha256",)), **apart}),
+    )
+
+
+def files_digest(files: Iterable[tuple[int | None, str | None]]) -> str | None:
+    """Returns one hash of the input's files, by the size and the SHA-256 of head and tail of each, in order.
+
+    Returns:
+        64 hexadecimal digits; None if one of the files was stdin, whose size is None.
+    """
+    facts = [list(file) for file in files]
+    return (
+        None if any(size is None for size, _ in facts) else hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    )
+
+
+def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, str, str] | None:
+    """Returns where two JSON values differ first, in the order of their keys.
+
+    Returns:
+        The dotted name of the field and both values, cut to 80 characters; None if they are equal.
+    """
+    if isinstance(stored, Mapping) and isinstance(asked, Mapping):
+        for key in sorted({*stored, *asked}):
+            found = first_difference(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+            if found is not None:
+                return found
+        return None
+    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
+        for place, pair in enumerate(zip(stored, asked, strict=True)):
+            found = first_difference(*pair, f"{name}[{place}]")
+            if found is not None:
+                return found
+        return None
+    return None if stored == asked else (name, _short(stored), _short(asked))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -105,7 +105,7 @@ def test_a_model_that_is_here_needs_no_socket(runs, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("not here, offline", "--offline"), ("no network", "cannot be fetched")]
+    ("name", "reason"), [("not here, offline", "--offline"), ("no network", "cannot be downloaded")]
 )
 def test_a_model_that_cannot_be_had_is_an_error_that_says_why_and_what_to_do(runs, name, reason):
     folder = runs[name]

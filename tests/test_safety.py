@@ -200,7 +200,7 @@ def test_new_files_follow_the_umask_or_are_the_users_alone(encode, tmp_path, uma
 )
 def test_a_config_that_names_an_attention_to_be_fetched_is_refused(encode, bert, tmp_path, values):
     ran = encode(NOTES, "-o", tmp_path / "out", "-m", edited(bert, tmp_path / "model", **values))
-    assert (ran.code, "would be fetched as code" in ran.err) == (4, True), ran.err
+    assert (ran.code, "would be downloaded as code" in ran.err) == (4, True), ran.err
     assert not (tmp_path / "out").exists()
 
 

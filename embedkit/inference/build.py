@@ -148,7 +148,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
             head=head.to(encoder.device) if head else None,
             head_width=shipped.out_features,
         )
-        shipped.refuse_width(plan.pooled_width(encoder.hidden_size))
+        shipped.check_width(plan.pooled_width(encoder.hidden_size))
     given_back = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
     chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, given_back, processes, batch)
     embedder = Embedder(

@@ -1,4 +1,4 @@
-"""Short names for models, from a data file: hub id, casing, and where that casing is stated."""
+"""Short names for models, read from aliases.toml: hub id, casing, and the source of the casing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Alias:
     """A model that embedkit knows by name.
 
     Attributes:
-        name: the alias as it is written in lists.
+        name: the alias as lists show it.
         hub: `owner/name` on the hub.
-        casing: cased or uncased, as its authors trained it; unstated where they do not say.
-        source: where the casing is stated.
-        about: what it was trained on, in a line.
+        casing: cased or uncased, as its authors trained it; unstated if they do not say.
+        source: where they state it.
+        about: its training data, in one line.
         also: other spellings.
-        package: a Python package that carries the weights; None if there is none.
-        package_folder: the model's folder inside that package, from site-packages.
+        package: a Python package with the weights; None if there is none.
+        package_folder: the model's folder, relative to site-packages.
         sha256: of `model.safetensors` in that folder.
     """
 
@@ -38,13 +38,13 @@ class Alias:
 
     @property
     def stated_casing(self) -> str | None:
-        """Cased or uncased; None where its authors do not say, and the vocabulary has to."""
+        """Cased or uncased; None if its authors do not say, so that the vocabulary decides."""
         return None if self.casing == "unstated" else self.casing
 
 
 @cache
 def all_aliases() -> Mapping[str, Alias]:
-    """Every alias by its own name, in the data file's order."""
+    """Returns every alias by name, in the order of aliases.toml."""
     return {
         name: Alias(**{"name": name, **entry, "also": tuple(entry.get("also", ()))})
         for name, entry in _data()["alias"].items()
@@ -53,22 +53,19 @@ def all_aliases() -> Mapping[str, Alias]:
 
 @cache
 def canonical_ids() -> Mapping[str, str]:
-    """Map the names that the hub once had without an owner, such as gpt2, to their ids of today."""
+    """Maps former hub ids without an owner, such as gpt2, to their current ids."""
     return {name: f"{owner}/{name}" for owner, names in _data()["canonical"].items() for name in names}
 
 
 def find_alias(name: str) -> Alias | None:
-    """The alias that `name` means (letter case, `-` and `_` make no difference), or None.
-
-    A hub id that an alias stands for finds it too, so that its casing is known.
-    """
+    """Finds an alias by its name or hub id, ignoring letter case and `-` versus `_`; None if there is none."""
     return _by_spelling().get(_fold(name))
 
 
 def hub_ids(name: str) -> tuple[str, ...]:
-    """List the hub ids that mean the same model as `name`, the one of today first.
+    """Lists the hub ids of the model called `name`, the current one first.
 
-    A cache may hold it by any of them: `AutoModel.from_pretrained("gpt2")` leaves a folder of that name,
+    A cache may hold it under any of them: `AutoModel.from_pretrained("gpt2")` makes a folder of that name,
     `SentenceTransformer("all-MiniLM-L6-v2")` one with sentence-transformers as owner.
     """
     alias, canonical = find_alias(name), canonical_ids()
@@ -79,7 +76,7 @@ def hub_ids(name: str) -> tuple[str, ...]:
     elif "/" in name:
         ids = (name,)
     else:
-        # What sentence-transformers makes of a name without an owner.
+        # sentence-transformers adds its own name to one without an owner.
         return (name, f"sentence-transformers/{name}")
     short = ids[0].rpartition("/")[2]
     return (*ids, short) if canonical.get(short) == ids[0] else ids

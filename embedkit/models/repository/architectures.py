@@ -1,7 +1,7 @@
-"""What embedkit knows of each kind of model: one table, which the code and the README both use.
+"""The table of model types: how transformers loads each, and how its texts are batched without changing a vector.
 
-Imports neither torch nor transformers. A type that is not in the table is run in batches of texts of one
-length, through transformers' own `hidden_states`, and trusted only after the check made at load.
+A type that is not in the table runs in batches of texts of equal length, through transformers' own
+`hidden_states`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a type of model, or some of its models, cannot be served exactly.
+    """The reason why models of a type, or some of them, cannot be run exactly.
 
     Attributes:
-        reason: what stands in the way, as a sentence about "it".
+        reason: a clause about "it".
         way_out: what to do instead.
-        when: of config.json, whether this model is one of those; None = every model of the type is.
+        when: given config.json, True if it applies to this model; None if it applies to all of the type.
     """
 
     reason: str
@@ -28,22 +28,23 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one `model_type` of transformers is run.
+    """How to run one `model_type` of transformers.
 
     Attributes:
         loader: the transformers class that loads it.
-        encoder: whether the encoder is a part of what that class loads (`get_encoder`).
-        layers: dotted path from the encoder to its stack of layers, of which layer k gets hidden_states[k];
-            None = there is no such stack, take the `hidden_states` that transformers collects.
-        batches: what gives every text the states that it has alone. "packed" = laid end to end, "padded" = a
-            rectangle with a mask, "equal" = a rectangle of texts of one length, for models whose code lets
-            padding be seen. Each can be followed by the next if the check at load says so.
-        positions: "count" from 0; "after_pad" = RoBERTa's, from pad_token_id + 1, at which a pad id
-            in the text keeps the pad's position; "none" = the model has no absolute positions.
-        position_limit: the config's key for the most positions; None = any length.
-        causal: whether a token sees only what stands before it.
-        least_tokens: of the model's config, the fewest tokens that its code can take; a shorter text is padded
-            to as many, and its mask says so.
+        encoder: True if the encoder is a part of what that class loads (`get_encoder`).
+        layers: dotted path from the encoder to its stack of layers, where the input of layer k is
+            hidden_states[k]; None to use the `hidden_states` that transformers collects.
+        batches: the fastest batching in which every text keeps the states that it has alone: "packed" (texts
+            concatenated without padding), "padded" (a rectangle with a mask), or "equal" (texts of equal
+            length), for models whose code does not mask padding everywhere. The check at load may fall back
+            to the next.
+        positions: "count" from 0; "after_pad" as in RoBERTa, from pad_token_id + 1, where a pad id in the text
+            keeps the pad's position; "none" if the model has no absolute positions.
+        position_limit: the config's key for the most positions; None if any length.
+        causal: True if a token attends only to earlier ones.
+        least_tokens: given the model's config, the fewest tokens that its code can take; a shorter text is
+            padded to as many, and masked.
         refusals: models of this type that are not run.
     """
 
@@ -58,7 +59,7 @@ class Architecture:
     refusals: tuple[Refusal, ...] = ()
 
     def refusal(self, config: Mapping[str, Any]) -> Refusal | None:
-        """Why a model with this config.json is not run; None if it is."""
+        """Returns the reason why a model with this config.json is not run; None if it is."""
         return next((one for one in self.refusals if one.when is None or one.when(config)), None)
 
 
@@ -73,7 +74,7 @@ _DECODER = Architecture(layers="layers", batches="packed", positions="none", cau
 _PADDED_DECODER = Architecture(layers="layers", positions="none", causal=True)
 _GPT = Architecture(layers="h", batches="packed", causal=True, position_limit="n_positions")
 _PADDED_GPT = Architecture(layers="h", causal=True, position_limit="n_positions")
-# What transformers calls the layers' states of a state-space model is not what goes into its layers.
+# In state-space models, transformers' hidden_states are not the inputs of the layers.
 _STATE_SPACE = Architecture(positions="none", position_limit=None, causal=True)
 _BART = Architecture(encoder=True, layers="layers")
 _XLM = Architecture(layers="attentions")
@@ -91,13 +92,16 @@ _PLAIN = "use a model that reads plain text, such as minilm"
 _PAGE = _refused("it reads where each word stands on a page, which a text alone does not say", _PLAIN)
 _KERNEL = "without a CUDA kernel that is fetched as code, transformers gives zeros for its attention"
 
+# To add a model type: an entry here, by its `model_type`, and a tiny config in tests/models/kinds.py. The tests of
+# tests/models/test_architectures.py then compare every layer and pooling with transformers, and name the first
+# batching that is exact if the entry promises too much.
 ARCHITECTURES: dict[str, Architecture] = {
     # Encoders with absolute positions.
     "albert": Architecture(layers="encoder.albert_layer_groups", batches="packed"),
     "bert": _BERT,
     "bert-generation": _BERT,
     "camembert": _ROBERTA,
-    # Its "molecules" of four characters are cut from the whole row, padding included.
+    # Its "molecules" of four characters include padding.
     "canine": Architecture(batches="equal", least_tokens=lambda config: int(config.downsampling_rate)),
     "clip_text_model": Architecture(layers="encoder.layers", causal=True),
     "convbert": _EQUAL_BERT,
@@ -154,20 +158,20 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         ),
     ),
-    # Encoders with relative or rotary positions, or with windows. BigBird reads short texts in full and long ones
-    # in blocks, by the longest of the batch.
+    # Encoders with relative or rotary positions, or with windows. BigBird uses full attention or blocks, by the
+    # longest text of the batch.
     "big_bird": _EQUAL_BERT,
     "deberta": _PADDED_BERT,
     "deberta-v2": _PADDED_BERT,
     "embedding_gemma2_text": _PADDED_ROTARY,
     "esmc": _ROTARY,
     "eurobert": _ROTARY,
-    # It shortens the row that it is given, padding included.
+    # It shortens the whole row, padding included.
     "funnel": Architecture(
         batches="equal",
         positions="none",
         position_limit=None,
-        # What is left of a shorter text after the last block is too short for its relative positions.
+        # After the last block, a shorter text is too short for its relative positions.
         least_tokens=lambda config: (
             2 ** (len(config.block_sizes) - 1) + 1 if config.attention_type == "relative_shift" else 1
         ),
@@ -212,7 +216,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "switch_transformers": _t5("SwitchTransformersEncoderModel"),
     "t5": _t5("T5EncoderModel"),
     "umt5": _t5("UMT5EncoderModel"),
-    # Decoders: each token sees what stands before it.
+    # Decoders.
     "biogpt": Architecture(layers="layers", batches="packed", causal=True),
     "bloom": Architecture(layers="h", positions="none", position_limit=None, causal=True),
     "codegen": _PADDED_GPT,
@@ -293,27 +297,27 @@ UNPROVEN = Architecture(batches="equal")
 
 
 def max_positions(config: Any, architecture: Architecture) -> int | None:
-    """Most tokens of a text that a model has positions for; None = any number.
+    """Returns the most tokens that a model has positions for; None if any number.
 
     Args:
-        config: the encoder's, with its keys as attributes.
-        architecture: what is known of its kind.
+        config: the encoder's configuration, with its keys as attributes.
+        architecture: its table entry.
     """
     if architecture.position_limit is None:
         return None
     limit = getattr(config, architecture.position_limit, None)
     if limit is None or limit <= 0:
         return None
-    # RoBERTa's positions start behind the pad's: of 514, 512 are for tokens.
+    # RoBERTa's positions start after the pad's: of 514, 512 are for tokens.
     return int(limit) - (config.pad_token_id + 1 if architecture.positions == "after_pad" else 0)
 
 
 def has_position_table(config: Any, architecture: Architecture) -> bool:
-    """Check whether a model looks positions up in a table, which ends, or computes them for any length.
+    """Checks whether a model has a table of positions, which ends, or computes them for any length.
 
     Args:
-        config: the encoder's, with its keys as attributes.
-        architecture: what is known of its kind.
+        config: the encoder's configuration, with its keys as attributes.
+        architecture: its table entry.
     """
     if architecture.position_limit != "max_position_embeddings":
         return True
@@ -322,7 +326,12 @@ def has_position_table(config: Any, architecture: Architecture) -> bool:
 
 
 def rotates_by_history(config: Any) -> bool:
-    """Check whether rotary positions depend on the longest text that the model has seen ("dynamic")."""
-    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [told, *(of_layers for of_layers in told.values() if isinstance(of_layers, Mapping))]
-    return any("dynamic" in str(kind.get("rope_type") or kind.get("type")) for kind in kinds)
+    """Checks whether rotary positions depend on the longest text that the model has seen ("dynamic")."""
+    return any("dynamic" in kind for kind in rope_types(config))
+
+
+def rope_types(config: Any) -> tuple[str, ...]:
+    """Returns the kinds of rotary positions of a model: one, or one for each type of layer."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    groups = [settings, *(group for group in settings.values() if isinstance(group, Mapping))]
+    return tuple(str(group.get("rope_type") or group.get("type")) for group in groups)

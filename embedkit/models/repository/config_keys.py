@@ -1,8 +1,7 @@
-"""Which keys of config.json change what is computed, and which of them are followed.
+"""Checks that no key of config.json that changes the numbers is ignored.
 
-Two checks. `check_config` refuses what no code here follows, by the file alone. `unread_keys` compares the file
-with the configuration class and the code that transformers runs: a key that neither of them knows is not
-followed, so one that may change numbers is refused and any other is told. Imports neither torch nor transformers.
+`check_config` and `check_positions` refuse known keys, by the file alone. `unread_keys` finds keys that neither
+transformers' configuration class nor the model's code reads; `check_unread` refuses those that may change numbers.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from typing import Any
 from embedkit.errors import ModelError
 from embedkit.models.repository.architectures import ARCHITECTURES
 
-#: Settings of a quantisation, by the tools that write them. They need code that this project does not run.
+#: Settings that quantisation tools write. They need code that embedkit does not run.
 _QUANTIZATION = frozenset(
     ("quantization_config", "compression_config", "quantization", "quant_config", "quantize_config", "bnb_config")
 )
-#: Keys that change the model itself when they are set to anything.
+#: Keys that change the model itself, whatever their value.
 _REFUSED = {
     "adapters": "adapters, which embedkit does not apply",
     "fusion_config": "layers that are fused when the model is loaded",
     "pruned_heads": "pruned attention heads, which transformers 5 does not cut out",
 }
-#: Of a model without a table of positions, what config.json may call them; "absolute" is what older versions of
-#: transformers wrote for every model.
+#: Names of the positions of a model without a table of them; older versions of transformers wrote "absolute" for
+#: every model.
 _COMPUTED_POSITIONS = ("rope", "rotary", "absolute")
-#: Names of keys that may change what is computed. Only asked about keys that no code reads.
+#: Names of keys that may change the numbers. Only applied to keys that no code reads.
 _NUMERIC = re.compile(
     r"adapter|lora|peft|prefix_|prompt_tuning|quant|bits$|sparsity|prun"
     r"|position|rope|rotary|relative|alibi|sinusoid"
@@ -36,7 +35,7 @@ _NUMERIC = re.compile(
     r"|norm|eps(ilon)?$|bias|_act$|act_fn|activation|gelu|glu|gate"
     r"|layer|block|depth|head|expert|moe|router|group|kernel|conv|embed|hidden|intermediate|ffn|mlp|kv_|vocab"
 )
-#: Names of keys that decide no number of an encoder whoever reads them: training, heads, generation, bookkeeping.
+#: Names of keys that never change the numbers of an encoder: training, heads, generation, bookkeeping.
 _HARMLESS = re.compile(
     r"_name_or_path|name_or_path|model_type|architectures|auto_map|transformers_version|(torch_)?dtype|.*_version"
     r"|.*drop(out)?(_.*)?|.*_pdrop|layerdrop|initializer_.*|.*_init|init_.*|.*_token_ids?|.*_index|.*token_type_id"
@@ -49,18 +48,18 @@ _HARMLESS = re.compile(
     r"|sentence_transformers|unsloth.*|keys_to_ignore_.*|is_composition|sub_configs|tokenizer_class|vocab_list"
     r"|bos_index|eos_index|pad_index|unk_index|mask_index|force_bos_token_to_be_generated|num_beams|do_sample"
     r"|(no_)?repeat.*|length_penalty|early_stopping|bad_words_ids|temperature|top_[kp]|diversity_penalty"
-    # Of no effect in transformers for as long as the class exists: memory, speed, or how the tables were made.
+    # Never had an effect in transformers: memory, speed, the making of tables.
     r"|use_(fused_)?xentropy|fused_.*|pad_vocab_size_multiple|max_trained_positions|dense_seq_output"
     r"|gap_size|net_structure_type|num_memory_blocks|layers_to_keep|bi_data|max_window_layers|mtp_.*|num_nextn_.*"
     r"|decoder_.*|onnx_export|extra_pos_embeddings"
     r"|attention_softmax_in_fp32|bias_dropout_fusion|masked_softmax_fusion|offset_alibi|skip_bias_add|reorder_.*"
     r"|max_vocab|group_by_size|clip_grad_norm|lg_sampling_factor|mlm_steps|.*batch_size|tokenizer_type"
     r"|max_sequence_length|max_position_embeddings|n_positions|prefix|bert_model_name|untie_r"
-    # Sizes that the shapes of the weights hold.
+    # Sizes that the shapes of the weights give.
     r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
     r"|n(um)?_(hidden_)?layers?"
 )
-#: Keys that some classes no longer read, and the only values that mean what their code computes.
+#: Keys that some classes no longer read, and the values that match what their code computes.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_mode": ("longformer",),
     "down_scale_factor": (1,),
@@ -70,7 +69,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "sinusoidal_pos_embds": (True, False),
 }
-#: The same for one type of model: what once chose between the kinds that are types of their own now.
+#: The same by model type: these keys once chose between variants that are now types of their own.
 _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
     "bart": {"normalize_embedding": (True,)},
     "blenderbot": {"normalize_before": (True,), "add_final_layer_norm": (True,), "normalize_embedding": (False,)},
@@ -81,7 +80,7 @@ _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
     "marian": {"static_position_embeddings": (True,)},
     "mbart": {"normalize_before": (True,), "add_final_layer_norm": (True,), "normalize_embedding": (True,)},
     "nllb-moe": {"normalize_before": (True,), "add_final_layer_norm": (True,)},
-    # The names in the files that its authors published; the class has these sizes by default.
+    # The names in the published files; the class has these sizes by default.
     "nomic_bert": {
         "activation_function": ("swiglu",),
         "layer_norm_epsilon": (1e-12,),
@@ -97,9 +96,9 @@ _NEUTRAL_OF: dict[str, dict[str, tuple[Any, ...]]] = {
         "static_position_embeddings": (True,),
     },
 }
-#: Kinds of rotary positions by older names, as transformers reads them.
+#: Older names of rotary positions, as transformers reads them.
 _ROTATIONS = {"su": "longrope", "mrope": "default"}
-#: Keys of older versions that a file may have beside the one that is read.
+#: Keys of older versions, by the key that is read now.
 _SAME_AS = {
     "hidden_act": "hidden_activation",
     "layer_norm_eps": "norm_eps",
@@ -108,7 +107,7 @@ _SAME_AS = {
 
 
 def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str]) -> None:
-    """Check that a config.json asks for nothing that changes numbers and is not followed.
+    """Checks that a config.json asks for no change of the weights that embedkit does not apply.
 
     Args:
         model: its name, for errors.
@@ -116,7 +115,7 @@ def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str
         weights: names of the files that are read.
 
     Raises:
-        ModelError: it says that the weights are quantised or in another file, or has adapters or the like.
+        ModelError: by it, the weights are quantised or in another file, or there are adapters or the like.
     """
     _check_quantization(model, config)
     for key, meaning in _REFUSED.items():
@@ -130,12 +129,12 @@ def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str
         raise ModelError(
             f"config.json of model '{model}' takes its weights from {str(named)[:80]!r} (transformers_weights), "
             f"and embedkit reads {', '.join(weights)[:80]}",
-            hint="name that file model.safetensors, and take transformers_weights out of config.json",
+            hint="name that file model.safetensors, and remove transformers_weights from config.json",
         )
 
 
 def check_positions(model: str, config: Mapping[str, Any]) -> None:
-    """Check the kind of positions, which transformers 5 ignores where the code of a type has one kind only.
+    """Checks the kind of positions, a key that transformers 5 ignores for types with one kind only.
 
     Args:
         model: its name, for errors.
@@ -156,19 +155,22 @@ def check_positions(model: str, config: Mapping[str, Any]) -> None:
         raise ModelError(
             f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which "
             f"transformers 5 does not compute for '{model_type}'; it has {' and '.join(allowed)} positions only",
-            hint="use a checkpoint with such positions: the vectors would be others than it was trained for "
+            hint="use a checkpoint with such positions: the vectors would not be those that it was trained for "
             "(transformers 4 still computes relative_key)",
         )
 
 
 def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code: str) -> dict[str, Any]:
-    """The keys of a config.json that neither transformers' class nor the model's code reads, with their values.
+    """Finds the keys of a config.json that neither transformers' class nor the model's code reads.
 
     Args:
         raw: the content of config.json.
-        config: the same as transformers holds it; a key that its class does not know becomes an attribute.
-        known: what its class knows.
+        config: the configuration that transformers made of it; it keeps unknown keys as attributes.
+        known: keys that its class knows.
         code: source of the configuration and of the model.
+
+    Returns:
+        The keys that are set, with their values.
     """
     kept, declared = vars(config), set(known)
     words = set(re.findall(r"\w+", code))
@@ -185,21 +187,21 @@ def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code:
 
 
 def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], words: set[str]) -> dict[str, Any]:
-    """The settings of rotary positions that transformers did not take over, or that no code reads.
+    """Finds settings of rotary positions that transformers did not adopt, or that no code reads.
 
-    It takes them out of config.json, so that they are no attributes of the configuration.
+    transformers moves them to `rope_parameters`, so that they are no attributes of the configuration.
     """
-    told = getattr(config, "rope_parameters", None) or {}
-    held = [told, *(of_layers for of_layers in told.values() if isinstance(of_layers, Mapping))]
+    adopted = getattr(config, "rope_parameters", None) or {}
+    groups = [adopted, *(group for group in adopted.values() if isinstance(group, Mapping))]
     lost = {}
     for key in ("rope_scaling", "rope_parameters"):
         stated = raw.get(key)
         kind = stated.get("rope_type", stated.get("type")) if isinstance(stated, Mapping) else None
         kind = _ROTATIONS.get(str(kind), kind)
-        followed = "rope_parameters" in words and kind in [one.get("rope_type") for one in held]
+        followed = "rope_parameters" in words and kind in [group.get("rope_type") for group in groups]
         if kind not in (None, "default") and not followed:
             lost[key] = stated
-    bases = [one["rope_theta"] for one in held if "rope_theta" in one]
+    bases = [group["rope_theta"] for group in groups if "rope_theta" in group]
     base = raw.get("rope_theta")
     if _is_set(base) and "rope_theta" not in declared and bases and base not in bases:
         lost["rope_theta"] = base
@@ -207,15 +209,15 @@ def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], word
 
 
 def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str | None:
-    """Refuse keys that nobody reads and that may change numbers; tell the others.
+    """Refuses unread keys that may change numbers, and describes the others.
 
     Args:
-        model: its name.
+        model: its name, for errors.
         model_type: as in config.json.
-        unread: of `unread_keys`.
+        unread: from `unread_keys`.
 
     Returns:
-        A sentence that names those that are left aside; None where there are none.
+        A sentence that names the ignored keys; None if there are none.
 
     Raises:
         ModelError: one of them may change numbers.
@@ -224,9 +226,9 @@ def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str 
     if numeric:
         raise ModelError(
             f"config.json of model '{model}' sets '{numeric[0][:80]}' to {str(unread[numeric[0]])[:80]!r}, which "
-            f"transformers' '{model_type}' does not know and would leave aside",
-            hint=f"if the model was trained without it, take {numeric[0][:80]} out of config.json; else its "
-            "numbers need the code that it was trained with",
+            f"transformers' '{model_type}' does not know and would ignore",
+            hint=f"if the model was trained without it, remove {numeric[0][:80]} from config.json; else it "
+            "needs the code that it was trained with",
         )
     if not unread:
         return None
@@ -236,29 +238,29 @@ def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str 
 def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if key in _QUANTIZATION and _is_set(value):
-            told = value.get("quant_method") or value.get("method") if isinstance(value, Mapping) else value
+            method = value.get("quant_method") or value.get("method") if isinstance(value, Mapping) else value
             raise ModelError(
                 f"config.json of model '{model}' says that its weights are quantised ({key}: "
-                f"{str(told or 'of an unnamed method')[:80]}); embedkit reads plain weights only",
+                f"{str(method or 'no method named')[:80]}); embedkit reads plain weights only",
                 hint="use the checkpoint that it was made from, or dequantise it and save it with save_pretrained"
-                f"; if the weights are plain, take {key} out of config.json. --dtype int8 quantises plain weights",
+                f"; if the weights are plain, remove {key} from config.json. --dtype int8 quantises plain weights",
             )
         if isinstance(value, Mapping):
             _check_quantization(model, value)
 
 
 def _is_neutral(raw: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Check that a key that nothing reads says what is computed all the same."""
+    """Checks whether an unread key has the value that the code computes anyway."""
     if key in _SAME_AS and value == raw.get(_SAME_AS[key]):
         return True
     return value in _neutral(raw, key)
 
 
 def _neutral(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """The values of a key that nothing reads that mean what is computed."""
+    """Returns the values of an unread key that match what the code computes."""
     return (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
 
 
 def _is_set(value: Any) -> bool:
-    """Whether a value asks for something: neither null nor false, nor empty."""
+    """Checks that a value is neither null nor false nor empty."""
     return value not in (None, False, "", [], {})

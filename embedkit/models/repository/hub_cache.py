@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from embedkit.models.repository.folder_checks import READ
+from embedkit.models.repository.folder_checks import SMALL_FILES
 from embedkit.models.repository.weight_files import WEIGHTS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -27,6 +27,7 @@ _RECIPE_FILES = (
 #: Modules that save no files.
 _WITHOUT_FILES = re.compile(r"\.(Normalize|Dropout)$")
 
+#: From the names of all files of a commit, the patterns of those to download.
 FilePatterns = Callable[[Iterable[str]], Sequence[str]]
 
 
@@ -38,9 +39,8 @@ class Snapshot:
         repo: the id that it is cached under.
         commit: 40 hexadecimal digits.
         folder: where the files are.
-        missing: what is known to be missing.
-        doubt: why more may be missing, as a sentence; None if nothing hints at it.
-        listed: whether it is known which files the commit has.
+        missing: names of files known to be missing.
+        doubt: why more may be missing, as a sentence; None if nothing suggests it.
     """
 
     repo: str
@@ -48,78 +48,77 @@ class Snapshot:
     folder: Path
     missing: tuple[str, ...] = ()
     doubt: str | None = None
-    listed: bool = False
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing has to be fetched."""
+    def complete(self) -> bool:
+        """True if nothing has to be downloaded."""
         return not self.missing and self.doubt is None
 
 
 def is_offline() -> bool:
-    """Tell whether the environment forbids the hub (HF_HUB_OFFLINE)."""
+    """Checks whether the environment forbids requests to the hub (HF_HUB_OFFLINE)."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def cache_folder() -> Path:
-    """Find the folder of the hub's cache."""
+    """Returns the folder of the hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
 def host() -> str:
-    """Name the hub that is asked, such as huggingface.co."""
+    """Returns the host name of the hub, such as huggingface.co."""
     from huggingface_hub import constants
 
-    # Without a login that may stand before it.
+    # Without a user name and password that the address may contain.
     return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or str(constants.ENDPOINT)
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision is a whole commit, which never changes."""
+    """Checks whether a revision is a full commit hash, which never changes its meaning."""
     return _COMMIT.fullmatch(revision or "") is not None
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name has the form of a hub id, by the hub's rules."""
+    """Checks whether a name has the form of a hub id, by the hub's rules."""
     parts = name.split("/")
-    plain = len(parts) <= 2 and all(re.fullmatch(r"[\w.-]{1,96}", part, re.ASCII) for part in parts)
-    return plain and not re.search(r"--|\.\.|(^|/)[.-]|[.-](/|$)|\.git$", name)
+    valid = len(parts) <= 2 and all(re.fullmatch(r"[\w.-]{1,96}", part, re.ASCII) for part in parts)
+    return valid and not re.search(r"--|\.\.|(^|/)[.-]|[.-](/|$)|\.git$", name)
 
 
 def cached_ids() -> list[str]:
-    """List the hub ids of all models in the cache, sorted."""
+    """Lists the hub ids of all models in the cache, sorted."""
     folders = cache_folder().glob("models--*")
     return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
 
 
 def cached_commits(repos: Iterable[str]) -> list[str]:
-    """List the commits in the cache of models with these ids."""
+    """Lists the cached commits of models with these ids."""
     folders = (repo_folder(repo) / "snapshots" for repo in repos)
     return [commit.name for folder in folders if folder.is_dir() for commit in sorted(folder.iterdir())]
 
 
+def repo_folder(repo: str) -> Path:
+    """Returns the folder that the cache uses for a hub id, existing or not."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
 def find_snapshot(repos: Sequence[str], revision: str | None, wanted: FilePatterns) -> Snapshot | None:
-    """Find a model in the cache, without the network.
+    """Finds a model in the cache.
 
     Args:
-        repos: the ids that it may be cached under, the likeliest first.
-        revision: branch, tag or commit; None = the default branch.
-        wanted: of the names of all files of a commit, the patterns of those that are fetched.
+        repos: the ids that it may be cached under, the most likely first.
+        revision: branch, tag or commit; None for the default branch.
+        wanted: selects the files to download.
 
     Returns:
-        The first that is whole, else the first that is there in part, else None.
+        The first complete snapshot, else the first incomplete one, else None.
     """
-    found = [one for repo in repos if (one := _snapshot(repo, revision, wanted)) is not None]
-    return next((one for one in found if one.whole), found[0] if found else None)
-
-
-def repo_folder(repo: str) -> Path:
-    """Returns the folder that the cache has for a hub id, existing or not."""
-    return cache_folder() / f"models--{repo.replace('/', '--')}"
+    found = [snapshot for repo in repos if (snapshot := _snapshot(repo, revision, wanted)) is not None]
+    return next((snapshot for snapshot in found if snapshot.complete), found[0] if found else None)
 
 
 def _snapshot(repo: str, revision: str | None, wanted: FilePatterns) -> Snapshot | None:
@@ -129,20 +128,19 @@ def _snapshot(repo: str, revision: str | None, wanted: FilePatterns) -> Snapshot
     folder = repo_folder(repo) / "snapshots" / commit
     if not folder.is_dir():
         return None
-    names = _listed(repo, commit)
-    if names is None:
-        missing, doubt = tuple(_plainly_missing(folder)), None
-        if not missing and not (folder / "modules.json").is_file():
-            doubt = _doubt(repo, folder, commit)
-        return Snapshot(repo, commit, folder, missing, doubt)
-    lacking = [name for name in _needed(names, wanted(names), folder) if not (folder / name).is_file()]
-    return Snapshot(repo, commit, folder, tuple(lacking), listed=True)
+    names = _listed_files(repo, commit)
+    if names is not None:
+        missing = [name for name in _needed(names, wanted(names), folder) if not (folder / name).is_file()]
+        return Snapshot(repo, commit, folder, tuple(missing))
+    missing = list(_certainly_missing(folder))
+    has_recipe = (folder / "modules.json").is_file()
+    return Snapshot(repo, commit, folder, tuple(missing), None if missing or has_recipe else _doubt(repo, folder))
 
 
 def _cached_commit(repo: str, revision: str | None) -> str | None:
-    branch = Path(revision or "main")
     if is_commit(revision):
         return revision
+    branch = Path(revision or "main")
     if branch.is_absolute() or ".." in branch.parts:
         return None
     ref = repo_folder(repo) / "refs" / branch
@@ -154,12 +152,12 @@ def _cached_commit(repo: str, revision: str | None) -> str | None:
     return None
 
 
-def _listed(repo: str, commit: str) -> list[str] | None:
-    """The files of a commit by the listing that the library keeps beside a download; None where there is none."""
+def _listed_files(repo: str, commit: str) -> list[str] | None:
+    """Lists a commit's files by the listing that huggingface_hub saves with a download; None without one."""
     try:
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
-    except ImportError:  # the library keeps no listings before its version 2
+    except ImportError:  # before version 2
         return None
     try:
         tree = get_cached_repo_tree(repo, revision=commit, cache_dir=cache_folder())
@@ -169,30 +167,28 @@ def _listed(repo: str, commit: str) -> list[str] | None:
 
 
 def _needed(names: Sequence[str], patterns: Sequence[str], folder: Path) -> list[str]:
-    """Of all files of a commit, those that a run reads: others, a plain `hf download` may have left out."""
+    """Selects the files that a run reads: an earlier `hf download` may have skipped others on purpose."""
     modules = (*_modules_with_settings(folder), "")
     encoder = next((path for path in modules if f"{path}/config.json".lstrip("/") in names), "")
     index = next((name for name in WEIGHTS if f"{encoder}/{name}".lstrip("/") in names), WEIGHTS[0])
     stem, suffix = index.partition(".")[0], index.removesuffix(".index.json").rpartition(".")[2]
-    in_use = (index, f"{stem}-*-of-*.{suffix}" if index.endswith(".index.json") else index)
+    weights = (index, f"{stem}-*-of-*.{suffix}") if index.endswith(".index.json") else (index,)
+    read = (*SMALL_FILES, *weights, *(("*.py",) if "*.py" in patterns else ()))
     needed = []
     for name in names:
-        place, _, file = name.rpartition("/")
-        is_read = any(
-            fnmatch(file, pattern) for pattern in (*READ, *in_use, *(("*.py",) if "*.py" in patterns else ()))
-        )
+        folder_name, _, file = name.rpartition("/")
+        is_read = any(fnmatch(file, pattern) for pattern in read)
         is_wanted = any(fnmatch(name, pattern) for pattern in patterns)
-        if is_wanted and place in modules and (is_read or place not in {"", encoder}):
+        if is_wanted and folder_name in modules and (is_read or folder_name not in {"", encoder}):
             needed.append(name)
     return needed
 
 
-def _plainly_missing(folder: Path) -> Iterator[str]:
-    """Files that every encoder has and this folder lacks; of one that is no encoder's, nothing is known."""
+def _certainly_missing(folder: Path) -> Iterator[str]:
+    """Names files that every encoder has and this folder lacks; none if the folder may not be an encoder's."""
     if (folder / "modules.json").is_file():
-        yield from (
-            f"{path}/config.json" for path in _modules_with_settings(folder) if not (folder / path).is_dir()
-        )
+        paths = _modules_with_settings(folder)
+        yield from (f"{path}/config.json" for path in paths if not (folder / path).is_dir())
         if not (folder / "config.json").is_file():
             return
     if not (folder / "config.json").is_file():
@@ -201,8 +197,8 @@ def _plainly_missing(folder: Path) -> Iterator[str]:
     if weights is None and not (folder / "adapter_config.json").is_file():
         yield WEIGHTS[0]
     elif weights is not None and weights.endswith(".index.json"):
-        numbered = re.findall(r'"([^"/]+-\d+-of-\d+\.(?:safetensors|bin))"', (folder / weights).read_text("utf-8"))
-        yield from sorted(name for name in set(numbered) if not (folder / name).is_file())
+        parts = re.findall(r'"([^"/]+-\d+-of-\d+\.(?:safetensors|bin))"', (folder / weights).read_text("utf-8"))
+        yield from sorted(name for name in set(parts) if not (folder / name).is_file())
     if not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         yield "tokenizer.json"
 
@@ -211,16 +207,16 @@ def _modules_with_settings(folder: Path) -> list[str]:
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         saved = [module for module in modules if not _WITHOUT_FILES.search(str(module.get("type")))]
-        named = [str(module.get("path") or "") for module in saved]
+        paths = [str(module.get("path") or "") for module in saved]
     except (OSError, ValueError, AttributeError, TypeError):
         return []
-    return [path for path in named if path and ".." not in Path(path).parts]
+    return [path for path in paths if path and ".." not in Path(path).parts]
 
 
-def _doubt(repo: str, folder: Path, commit: str) -> str | None:
-    """Why a folder without modules.json may lack one: other programs fetch the files that they need, no more."""
-    # The library leaves an empty file here for each file that it asked for and the hub does not have.
-    if (folder.parent.parent / ".no_exist" / commit / "modules.json").is_file():
+def _doubt(repo: str, folder: Path) -> str | None:
+    """Says why a folder may lack its modules.json: other programs download only the files that they read."""
+    # huggingface_hub leaves an empty file here for each file that it asked for and the hub does not have.
+    if (folder.parent.parent / ".no_exist" / folder.name / "modules.json").is_file():
         return None
     has_parts = any(next(folder.glob(name), None) for name in _RECIPE_FILES)
     if not has_parts and not repo.startswith("sentence-transformers/"):

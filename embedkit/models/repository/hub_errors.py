@@ -16,13 +16,13 @@ _PRIVATE = "for a private model set HF_TOKEN, or run `hf auth login`"
 
 
 class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError, which has the model's name
-    """The hub does not give a model.
+    """The hub does not provide a model.
 
     Args:
         why: as a sentence about the model.
         way_out: what to do about it.
-        absent: whether the hub answered that it has no such model, or shows none.
-        final: whether a copy in the cache is no substitute.
+        absent: True if the hub has no such model, or does not show it.
+        final: True if a cached copy must not be used instead.
     """
 
     def __init__(self, why: str, way_out: str, *, absent: bool = False, final: bool = False) -> None:
@@ -34,70 +34,73 @@ class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError, which has
 
 
 def no_space(why: str) -> Unavailable:
-    """Describes a full disk."""
+    """Returns the error for a full disk."""
     return Unavailable(
-        f"cannot be fetched: {why}", "make room there, or set HF_HOME to a folder on another disk", final=True
+        f"cannot be downloaded: {why}", "free some space, or set HF_HOME to a folder on another disk", final=True
     )
 
 
-def no_answer(seconds: float, *, fetched: bool) -> Unavailable:
-    """Describes a hub that sent nothing for so long, before or after the first file."""
-    what = f"stopped sending for {seconds:.0f} s" if fetched else f"does not answer within {seconds:.0f} s"
-    variable = "HF_HUB_DOWNLOAD_TIMEOUT" if fetched else "HF_HUB_ETAG_TIMEOUT"
-    more = "; what has come is kept, and the same command goes on" if fetched else f"; {variable} gives it longer"
-    return Unavailable(f"cannot be fetched: {host()} {what}", f"try again later{more}")
+def no_answer(seconds: float, *, started: bool) -> Unavailable:
+    """Returns the error for a hub that sent nothing for so long, before or after the download started."""
+    if started:
+        what, more = f"stopped sending for {seconds:.0f} s", "; the same command continues the download"
+    else:
+        what, more = f"does not answer within {seconds:.0f} s", "; HF_HUB_ETAG_TIMEOUT allows more time"
+    return Unavailable(f"cannot be downloaded: {host()} {what}", f"try again later{more}")
 
 
-def explain_failure(fault: BaseException, repo: str, revision: str | None, patience: float) -> BaseException:
-    """What went wrong, and the way out; a fault that is none of the hub's or the network's comes back as it is."""
-    if isinstance(fault, Unavailable) or not isinstance(fault, Exception):
-        return fault
-    chain = list(_chain(fault))
-    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    answered = next((one for one in chain if getattr(one, "response", None) is not None), None)
+def explain_failure(error: BaseException, repo: str, revision: str | None, timeout: float) -> BaseException:
+    """Turns an exception of a download into an `Unavailable`; returns one of any other origin unchanged."""
+    if isinstance(error, Unavailable) or not isinstance(error, Exception):
+        return error
+    chain = list(_chain(error))
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    answered = next((link for link in chain if getattr(link, "response", None) is not None), None)
     if answered is not None:
-        return _of_answer(answered, kinds, repo, revision)
+        return _explain_answer(answered, kinds, repo, revision)
     if "OfflineModeIsEnabled" in kinds:
-        return Unavailable(
-            "is not on this machine, and HF_HUB_OFFLINE forbids to fetch it", "unset HF_HUB_OFFLINE"
-        )
-    of_disk = next((one for one in chain if isinstance(one, OSError) and _is_of_disk(one)), None)
-    if of_disk is not None:
-        if of_disk.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return no_space(f"no room is left in {cache_folder()}")
-        return Unavailable(
-            f"cannot be fetched: {cache_folder()} cannot be written ({of_disk.strerror})",
-            "set HF_HOME to a folder that you may write to",
-            final=True,
-        )
-    return _of_network(chain, kinds, patience)
+        return Unavailable("is not on this machine, and HF_HUB_OFFLINE forbids downloads", "unset HF_HUB_OFFLINE")
+    disk_error = next((link for link in chain if isinstance(link, OSError) and _is_disk_error(link)), None)
+    if disk_error is None:
+        return _explain_network(chain, kinds, timeout)
+    if disk_error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return no_space(f"no space is left in {cache_folder()}")
+    return Unavailable(
+        f"cannot be downloaded: {cache_folder()} cannot be written ({disk_error.strerror})",
+        "set HF_HOME to a folder that you may write to",
+        final=True,
+    )
 
 
-def _chain(fault: BaseException) -> Iterator[BaseException]:
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    link: BaseException | None = fault
+    link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         yield link
         link = link.__cause__ or link.__context__
 
 
-def _is_of_disk(fault: OSError) -> bool:
-    return fault.errno in {
+def _is_disk_error(error: OSError) -> bool:
+    return error.errno in {
         *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
         *(errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG),
-    } and not isinstance(fault, ConnectionError | socket.gaierror | ssl.SSLError)
+    } and not isinstance(error, ConnectionError | socket.gaierror | ssl.SSLError)
 
 
-def _of_answer(fault: Any, kinds: set[str], repo: str, revision: str | None) -> Unavailable:  # noqa: PLR0911
+def _explain_answer(  # noqa: PLR0911
+    error: Any, kinds: set[str], repo: str, revision: str | None
+) -> Unavailable:
     from huggingface_hub import get_token
 
-    status, headers = int(fault.response.status_code), fault.response.headers
+    status, headers = int(error.response.status_code), error.response.headers
     page = f"https://{host()}/{repo}"
     has_token = get_token() is not None
     if "GatedRepoError" in kinds:
-        way_out = f"accept its licence at {page}, then set HF_TOKEN to your token or run `hf auth login`"
-        return Unavailable(f"is gated (HTTP {status}): its authors want a licence accepted first", way_out)
+        return Unavailable(
+            f"is gated (HTTP {status}): its authors ask you to accept a licence first",
+            f"accept its licence at {page}, then set HF_TOKEN to your token or run `hf auth login`",
+        )
     if "RevisionNotFoundError" in kinds:
         return Unavailable(
             f"has no revision '{revision}' on {host()} (HTTP {status})",
@@ -106,78 +109,82 @@ def _of_answer(fault: Any, kinds: set[str], repo: str, revision: str | None) -> 
         )
     if "DisabledRepoError" in kinds:
         return Unavailable(f"was disabled on {host()} (HTTP {status})", f"see {page}, or use another model")
-    # "Invalid username or password." is what it says of a model that is not there, to somebody without a token.
-    of_token = re.search(r"credentials|token", str(headers.get("X-Error-Message", "")), re.IGNORECASE)
-    if status == 401 and of_token and "RepositoryNotFoundError" not in kinds:
+    # "Invalid username or password." is the answer for a model that does not exist, to a request without a token.
+    about_token = re.search(r"credentials|token", str(headers.get("X-Error-Message", "")), re.IGNORECASE)
+    if status == 401 and about_token and "RepositoryNotFoundError" not in kinds:
         return Unavailable(
-            f"cannot be fetched: {host()} does not accept your token (HTTP 401)",
-            "set HF_TOKEN to a valid one, run `hf auth login`, or take the token away: a public model needs none",
+            f"cannot be downloaded: {host()} does not accept your token (HTTP 401)",
+            "set HF_TOKEN to a valid one, run `hf auth login`, or remove the token: a public model needs none",
         )
     if "RepositoryNotFoundError" in kinds or status in {401, 404}:
-        private = "for a private model, your token must be one that may read it" if has_token else _PRIVATE
+        private = "for a private model, your token must have access to it" if has_token else _PRIVATE
         return Unavailable(
             f"is not on {host()}, or is private (HTTP {status})",
             f"check the spelling of owner/name; {private}",
             absent=True,
         )
     if status == 403:
+        token = "whether your token has access" if has_token else "set HF_TOKEN or run `hf auth login`"
         return Unavailable(
-            f"may not be fetched: {host()} forbids it (HTTP 403)",
-            f"see {page} whether a licence is to be accepted, and "
-            + ("whether your token may read it" if has_token else "set HF_TOKEN or run `hf auth login`"),
+            f"cannot be downloaded: {host()} forbids it (HTTP 403)",
+            f"check at {page} whether a licence has to be accepted, and {token}",
         )
     if status == 407:
-        return Unavailable("cannot be fetched: the proxy wants a login (HTTP 407)", "put it into HTTPS_PROXY")
+        return Unavailable("cannot be downloaded: the proxy requires a login (HTTP 407)", "add it to HTTPS_PROXY")
     return explain_overload(status, str(headers.get("Retry-After") or "")) or Unavailable(
-        f"cannot be fetched: {host()} answers with HTTP {status}", f"see {page}"
+        f"cannot be downloaded: {host()} answers with HTTP {status}", f"see {page}"
     )
 
 
-def explain_overload(status: int | None, pause: str) -> Unavailable | None:
-    """A hub that has too much to do, or is down; None for all other answers."""
+def explain_overload(status: int | None, retry_after: str) -> Unavailable | None:
+    """Returns the error for a hub that is overloaded or down; None for any other HTTP status."""
     from huggingface_hub import get_token
 
     if status == 429:
-        wait = f"wait {pause} s" if pause.isdecimal() else "wait some minutes"
+        wait = f"wait {retry_after} s" if retry_after.isdecimal() else "wait some minutes"
         token = "" if get_token() else "; with a token (HF_TOKEN, or `hf auth login`) more requests are allowed"
-        return Unavailable(f"cannot be fetched now: {host()} has had too many requests (HTTP 429)", wait + token)
+        return Unavailable(
+            f"cannot be downloaded now: {host()} has received too many requests (HTTP 429)", wait + token
+        )
     if status is not None and status >= 500:
-        return Unavailable(f"cannot be fetched now: {host()} is out of order (HTTP {status})", "try again later")
+        return Unavailable(f"cannot be downloaded now: {host()} is down (HTTP {status})", "try again later")
     return None
 
 
-def _of_network(chain: list[BaseException], kinds: set[str], patience: float) -> Unavailable:  # noqa: PLR0911
+def _explain_network(  # noqa: PLR0911
+    chain: list[BaseException], kinds: set[str], timeout: float
+) -> Unavailable:
     proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if os.environ.get(name)]
     if "ProxyError" in kinds:
         return Unavailable(
-            "cannot be fetched: the proxy refuses", f"check {proxies[0] if proxies else 'HTTPS_PROXY'}"
+            "cannot be downloaded: the proxy refuses", f"check {proxies[0] if proxies else 'HTTPS_PROXY'}"
         )
     if {"TimeoutException", "TimeoutError"} & kinds:
-        return no_answer(patience, fetched=False)
-    said = " ".join(str(one) for one in chain)
-    if "SSLError" in kinds or "CERTIFICATE_VERIFY_FAILED" in said:
+        return no_answer(timeout, started=False)
+    message = " ".join(str(link) for link in chain)
+    if "SSLError" in kinds or "CERTIFICATE_VERIFY_FAILED" in message:
         return Unavailable(
-            f"cannot be fetched: the certificate of {host()} is not one that this machine trusts",
-            "a proxy that reads traffic needs its certificate in SSL_CERT_FILE; check the clock, too",
+            f"cannot be downloaded: this machine does not trust the certificate of {host()}",
+            "set SSL_CERT_FILE to the certificate of a proxy that reads traffic, and check the clock",
         )
     if {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"} & kinds:
         return Unavailable(
-            f"cannot be fetched: the address of the hub or of a proxy cannot be used ({host()})",
+            f"cannot be downloaded: the address of the hub ({host()}) or of a proxy is invalid",
             "give HF_ENDPOINT and HTTPS_PROXY with https:// in front",
         )
     through = f" through the proxy of {proxies[0]}" if proxies else ""
-    network = f"check the network{', ' + proxies[0] if proxies else ''} and HF_ENDPOINT"
-    if "gaierror" in kinds or re.search(r"Name or service|resolution|getaddrinfo|No address associated", said):
-        return Unavailable(f"cannot be fetched: no address is found for {host()}{through}", network)
-    if "ConnectionRefusedError" in kinds or "refused" in said:
-        return Unavailable(f"cannot be fetched: {host()} refuses the connection{through}", network)
+    check = f"check the network{', ' + proxies[0] if proxies else ''} and HF_ENDPOINT"
+    if "gaierror" in kinds or re.search(r"Name or service|resolution|getaddrinfo|No address associated", message):
+        return Unavailable(f"cannot be downloaded: no address is found for {host()}{through}", check)
+    if "ConnectionRefusedError" in kinds or "refused" in message:
+        return Unavailable(f"cannot be downloaded: {host()} refuses the connection{through}", check)
     if {"ConnectError", "NetworkError", "RemoteProtocolError", "ConnectionError"} & kinds:
-        return Unavailable(f"cannot be fetched: the connection to {host()} breaks off{through}", network)
+        return Unavailable(f"cannot be downloaded: the connection to {host()} breaks off{through}", check)
     if {"JSONDecodeError", "KeyError", "AssertionError"} & kinds:
         return Unavailable(
-            f"cannot be fetched: {host()} does not answer as a hub does",
-            "check HF_ENDPOINT, and whether the network wants a login in a browser first",
+            f"cannot be downloaded: {host()} does not answer as a hub does",
+            "check HF_ENDPOINT, and whether the network requires a login in a browser first",
         )
-    if "Consistency check failed" in said:
-        return Unavailable("cannot be fetched: a file came cut", "the same command fetches it again")
-    return Unavailable(f"cannot be fetched from {host()} ({type(chain[0]).__name__})", "try again later")
+    if "Consistency check failed" in message:
+        return Unavailable("cannot be downloaded: a file arrived incomplete", "run the same command again")
+    return Unavailable(f"cannot be downloaded from {host()} ({type(chain[0]).__name__})", "try again later")

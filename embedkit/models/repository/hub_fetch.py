@@ -43,27 +43,27 @@ _POLL_SECONDS = 0.1
 
 
 class FetchObserver(Protocol):
-    """Told how a model is fetched, from the thread that waits for it."""
+    """Receives the progress of a download, in the thread that waits for it."""
 
     def fetching(self, model: str, host: str) -> None:
-        """The hub is asked for a model from now on."""
+        """Called before the hub is asked for a model."""
 
     def sized(self, files: int, size: int) -> None:
-        """So many files are missing here, of `size` bytes."""
+        """Called with the number of files to download and their bytes."""
 
     def received(self, size: int) -> None:
-        """So many bytes of them are here."""
+        """Called with the number of bytes downloaded so far."""
 
     def ended(self) -> None:
-        """Nothing more comes, whether it went well or not."""
+        """Called at the end of the download, successful or not."""
 
     def stopped(self) -> bool:
-        """Whether the user wants no more of it."""
+        """Returns True to cancel the download."""
 
 
 @dataclass(slots=True)
 class _Session:
-    """What one command knows of the hub: who is told, and the commits that it was given for branches."""
+    """State of one command: its observer, and the commit that each branch had when it was first asked for."""
 
     observer: FetchObserver
     commits: dict[tuple[str, str | None], str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ _session: ContextVar[_Session | None] = ContextVar("session", default=None)
 
 @contextmanager
 def observed_by(observer: FetchObserver) -> Generator[None, None, None]:
-    """Tell `observer` of all that is fetched meanwhile, and ask the hub for the commit of a branch only once."""
+    """Reports downloads in this context to `observer`, and asks the hub for the commit of a branch only once."""
     token = _session.set(_Session(observer))
     try:
         yield
@@ -83,103 +83,100 @@ def observed_by(observer: FetchObserver) -> Generator[None, None, None]:
 
 
 @dataclass(slots=True)
-class _Fetch:
-    """A fetch in its own thread, and its signs of life.
+class _Download:
+    """A download in a thread of its own, and its progress.
 
     Attributes:
-        repo: the id that is asked for.
-        files: those that are missing here; None while the hub is asked.
-        size: bytes of them.
-        found: the folder, when it is through without a fault.
-        fault: what ended it.
-        status: of the last answer that the library met with another try, such as 429; None if there was none.
-        pause: seconds until that try, where the hub has asked for so many.
+        repo: the hub id.
+        files: number of files to download; None until the hub has answered.
+        size: their bytes.
+        folder: the snapshot's folder, after success.
+        error: the exception that ended the thread.
+        status: HTTP status of the last answer that the library retried, such as 429; None if there was none.
+        retry_after: seconds until that retry, if the hub asked for a pause.
         done: set at the end.
     """
 
     repo: str
     files: int | None = None
     size: int = 0
-    found: Path = field(default_factory=Path)
-    fault: BaseException | None = None
+    folder: Path = field(default_factory=Path)
+    error: BaseException | None = None
     status: int | None = None
-    pause: str = ""
+    retry_after: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
 
 def fetch(name: str, repos: Sequence[str], revision: str | None, wanted: FilePatterns) -> Snapshot:
-    """Fetch from the hub what is not here of a model.
+    """Downloads what the cache lacks of a model.
 
     Args:
         name: the model, as the user gave it.
-        repos: ids that are asked for in turn, until the hub has one.
-        revision: branch, tag or commit; None = the default branch.
-        wanted: of the names of all files, the patterns of those that are fetched.
+        repos: ids to ask for in turn, until the hub has one.
+        revision: branch, tag or commit; None for the default branch.
+        wanted: selects the files to download.
 
     Raises:
         Unavailable: the hub does not answer, refuses, or has no such model; or the disk is full.
-        Stopped: the user wants no more of it.
+        Stopped: the observer cancelled it.
     """
     session = _session.get()
-    observer = session.observer if session else None
-    if session is not None and (commit := session.commits.get((name, revision))) is not None:
+    if session is None:
+        return _fetch_first(repos, revision, wanted, None)
+    if (commit := session.commits.get((name, revision))) is not None:
         known = find_snapshot(repos, commit, wanted)
-        if known is not None and known.whole:
+        if known is not None and known.complete:
             return known
-    if observer is not None:
-        observer.fetching(name, host())
+    session.observer.fetching(name, host())
     try:
-        repo, folder = _first_fetched(repos, revision, wanted, observer)
+        found = _fetch_first(repos, revision, wanted, session.observer)
     finally:
-        if observer is not None:
-            observer.ended()
-    if session is not None:
-        session.commits[name, revision] = folder.name
-    return Snapshot(repo, folder.name, folder, listed=True)
+        session.observer.ended()
+    session.commits[name, revision] = found.commit
+    return found
 
 
-def _first_fetched(
+def _fetch_first(
     repos: Sequence[str], revision: str | None, wanted: FilePatterns, observer: FetchObserver | None
-) -> tuple[str, Path]:
-    """The first id that the hub has, and the folder of its files; the fault is that of the first id."""
+) -> Snapshot:
+    """Downloads the first id that the hub has; if it has none, the error is that of the first id."""
     try:
-        return repos[0], _fetched(repos[0], revision, wanted, observer)
-    except Unavailable as fault:
-        if not fault.absent or not repos[1:]:
+        folder = _fetch_repo(repos[0], revision, wanted, observer)
+    except Unavailable as error:
+        if not error.absent or not repos[1:]:
             raise
         try:
-            return _first_fetched(repos[1:], revision, wanted, observer)
+            return _fetch_first(repos[1:], revision, wanted, observer)
         except Unavailable as later:
-            raise (fault if later.absent else later) from None
+            raise (error if later.absent else later) from None
+    return Snapshot(repos[0], folder.name, folder)
 
 
-def _fetched(repo: str, revision: str | None, wanted: FilePatterns, observer: FetchObserver | None) -> Path:
+def _fetch_repo(repo: str, revision: str | None, wanted: FilePatterns, observer: FetchObserver | None) -> Path:
     from huggingface_hub import constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    patience = float(constants.HF_HUB_ETAG_TIMEOUT)
-    fetching = _Fetch(repo)
-    threading.Thread(
-        target=_work, args=(fetching, revision, wanted, patience, observer is not None), daemon=True, name="hub"
-    ).start()
-    with _heard(fetching):
-        _wait(fetching, patience, observer)
-    if fetching.fault is not None:
-        raise explain_failure(fetching.fault, repo, revision, patience) from None
-    return fetching.found
+    timeout = float(constants.HF_HUB_ETAG_TIMEOUT)
+    download = _Download(repo)
+    arguments = (download, revision, wanted, timeout, observer is not None)
+    threading.Thread(target=_run, args=arguments, daemon=True, name="hub").start()
+    with _retries_noted(download):
+        _wait(download, timeout, observer)
+    if download.error is not None:
+        raise explain_failure(download.error, repo, revision, timeout) from None
+    return download.folder
 
 
-def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> None:
-    """Wait for the thread as long as bytes come, and tell of them."""
+def _wait(download: _Download, timeout: float, observer: FetchObserver | None) -> None:
+    """Waits for the thread as long as bytes arrive, and reports them."""
     from huggingface_hub import constants
 
-    blobs = repo_folder(fetching.repo) / "blobs"
-    before = here = _bytes_in(blobs)
-    alive, sized = time.monotonic(), False
-    done = False
+    blobs = repo_folder(download.repo) / "blobs"
+    before = size = _bytes_in(blobs)
+    last_sign, sized, done = time.monotonic(), False, False
     while not done:
         try:
-            done = fetching.done.wait(_POLL_SECONDS)
+            done = download.done.wait(_POLL_SECONDS)
             stopped = observer is not None and observer.stopped()
         except KeyboardInterrupt:
             if observer is None:
@@ -187,37 +184,37 @@ def _wait(fetching: _Fetch, patience: float, observer: FetchObserver | None) -> 
             stopped = True
         if stopped:
             raise Stopped(
-                f"stopped while '{fetching.repo}' was fetched", hint="the same command goes on with fetching it"
+                f"stopped while '{download.repo}' was downloaded", hint="the same command continues the download"
             )
-        if fetching.files is not None and not sized:
-            sized, alive = True, time.monotonic()
-            if observer is not None and fetching.files:
-                observer.sized(fetching.files, fetching.size)
-        size = _bytes_in(blobs)
-        if sized and size != here:
-            alive, here = time.monotonic(), size
+        if download.files is not None and not sized:
+            sized, last_sign = True, time.monotonic()
+            if observer is not None and download.files:
+                observer.sized(download.files, download.size)
+        now = _bytes_in(blobs)
+        if sized and now != size:
+            last_sign, size = time.monotonic(), now
             if observer is not None:
-                observer.received(max(0, here - before))
+                observer.received(max(0, size - before))
         # Resolving a name and connecting to several addresses take longer than the library's own limit.
-        stall = max(STALL_SECONDS, 2.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        limit = stall if sized else 1.5 * patience
-        if not done and time.monotonic() - alive > limit:
-            raise explain_overload(fetching.status, fetching.pause) or no_answer(limit, fetched=sized)
+        limit = max(STALL_SECONDS, 2.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT) if sized else 1.5 * timeout
+        if not done and time.monotonic() - last_sign > limit:
+            overload = explain_overload(download.status, download.retry_after)
+            raise overload or no_answer(limit, started=sized)
 
 
 @contextmanager
-def _heard(fetching: _Fetch) -> Generator[None, None, None]:
-    """Note what the library says of answers that it meets with another try: it waits for minutes, untold."""
+def _retries_noted(download: _Download) -> Generator[None, None, None]:
+    """Reads the library's log for answers that it retries: it waits for minutes without reporting them."""
     threads = set()
 
     def note(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        answer = re.search(r"HTTP Error (\d{3})", said)
-        if answer and host() in said and f"/{fetching.repo}/" in said:
+        message = record.getMessage()
+        answer = re.search(r"HTTP Error (\d{3})", message)
+        if answer and host() in message and f"/{download.repo}/" in message:
             threads.add(record.thread)
-            fetching.status, fetching.pause = int(answer[1]), ""
-        elif record.thread in threads and (pause := re.search(r"Rate limited. Waiting (\d+)", said)):
-            fetching.pause = pause[1]
+            download.status, download.retry_after = int(answer[1]), ""
+        elif record.thread in threads and (pause := re.search(r"Rate limited. Waiting (\d+)", message)):
+            download.retry_after = pause[1]
         return False
 
     logger = logging.getLogger("huggingface_hub.utils._http")
@@ -231,17 +228,17 @@ def _heard(fetching: _Fetch) -> Generator[None, None, None]:
         logger.setLevel(level)
 
 
-def _work(fetching: _Fetch, revision: str | None, wanted: FilePatterns, patience: float, silent: bool) -> None:
-    """The thread: asks which files there are, then has the library fetch them."""
+def _run(download: _Download, revision: str | None, wanted: FilePatterns, timeout: float, quiet: bool) -> None:
+    """Runs in the thread: asks for the list of files, then has the library download them."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
     try:
-        # One question that fails at once where there is no network; the library asks others five times.
-        info = HfApi().model_info(fetching.repo, revision=revision, timeout=patience, files_metadata=True)
+        # This request fails at once without a network; the library's others are tried five times.
+        info = HfApi().model_info(download.repo, revision=revision, timeout=timeout, files_metadata=True)
         siblings = info.siblings or []
         patterns = list(wanted([file.rfilename for file in siblings]))
-        folder = repo_folder(fetching.repo) / "snapshots" / str(info.sha)
+        folder = repo_folder(download.repo) / "snapshots" / str(info.sha)
         missing = [
             file
             for file in siblings
@@ -250,25 +247,25 @@ def _work(fetching: _Fetch, revision: str | None, wanted: FilePatterns, patience
         ]
         size = sum(file.size or 0 for file in missing)
         _check_disk_space(size)
-        fetching.size, fetching.files = size, len(missing)
-        bars: dict[str, Any] = {"tqdm_class": functools.partial(tqdm, disable=True)} if silent else {}
-        found = snapshot_download(fetching.repo, revision=revision, allow_patterns=patterns, **bars)
-        fetching.found = Path(found)
-    except BaseException as fault:  # noqa: BLE001 - raised again by the thread that waits
-        fetching.fault = fault
+        download.size, download.files = size, len(missing)
+        bars: dict[str, Any] = {"tqdm_class": functools.partial(tqdm, disable=True)} if quiet else {}
+        download.folder = Path(
+            snapshot_download(download.repo, revision=revision, allow_patterns=patterns, **bars)
+        )
+    except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+        download.error = error
     finally:
-        fetching.done.set()
+        download.done.set()
 
 
 def _bytes_in(blobs: Path) -> int:
-    """Bytes of all downloads of a model, finished or not."""
+    """Counts the bytes of all of a model's downloads, finished or not."""
     total = 0
     try:
         for entry in os.scandir(blobs):
             total += entry.stat().st_size
     except OSError:
-        # A file was renamed meanwhile: the next look sees it.
-        return total
+        return total  # a file was renamed meanwhile: the next call counts it
     return total
 
 

@@ -1,21 +1,20 @@
-"""The recipe that a model's authors ship with it: sentence-transformers' `modules.json`, settings and prompts.
+"""Reads the recipe that a model's authors ship: sentence-transformers' `modules.json`, settings and prompts.
 
-Reads JSON only; the weights of its modules are read by `models/head.py`. What cannot be carried out exactly is
-refused by name, when it is asked for. The meaning of each setting is that of sentence-transformers 6.2.
+Each setting has the meaning that it has in sentence-transformers 6.2. Parts that embedkit cannot follow are
+refused by name. Reads JSON only: the weights of the modules are read by `models/dense_head.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.repository.folder_checks import refuse_damaged
+from embedkit.models.repository.folder_checks import check_complete
 from embedkit.models.repository.model_folder import ModelFolder
-from embedkit.models.repository.transformer_settings import TransformerSettings, transformer_settings
 
-#: sentence-transformers' pooling modes by our names.
+#: Pooling modes of sentence-transformers and our names for them.
 _MODES = {
     "cls": "cls",
     "max": "max",
@@ -24,7 +23,7 @@ _MODES = {
     "weightedmean": "weightedmean",
     "lasttoken": "lasttoken",
 }
-#: Its older flags, in the order in which it concatenates what they stand for.
+#: Its older flags and their modes, in the order in which it concatenates them.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,8 +32,8 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-#: The settings of a module that are followed, or decide no number.
-_KNOWN = {
+#: Settings of each module that are followed, or do not affect the numbers.
+_MODULE_SETTINGS = {
     "Dense": {"in_features", "out_features", "bias", "activation_function", "use_residual"},
     "LayerNorm": {"dimension"},
     "Normalize": set[str](),
@@ -46,24 +45,67 @@ _KNOWN = {
         "num_hidden_layers",
     },
 }
-#: What may stand behind the pooling. Dropout does nothing once a model is trained.
-_BEHIND = ("Dense", "LayerNorm", "Normalize", "Dropout")
-#: The modules that are followed.
-MODULES = ("Transformer", "WeightedLayerPooling", "Pooling", *_BEHIND)
+#: Modules that may follow the pooling. Dropout does nothing in a trained model.
+_AFTER_POOLING = ("Dense", "LayerNorm", "Normalize", "Dropout")
+MODULES = ("Transformer", "WeightedLayerPooling", "Pooling", *_AFTER_POOLING)
 #: sentence-transformers leaves the prompts of these out of the pooling, whatever their files say.
 _INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 _CHOOSE = "choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector"
 
+#: Files with the settings of the Transformer module, in the order in which sentence-transformers looks for them.
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+#: The default output of the Transformer module; others are for images, chats, classes or pairs of texts.
+_TEXT_OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
+#: Groups of arguments, by their older and newer name: arguments that do not affect the numbers, or that options of
+#: embedkit (`--dtype`, `--device`) replace. The length is followed.
+_ARGUMENT_GROUPS = {
+    ("model_args", "model_kwargs"): {
+        *("torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage", "use_safetensors"),
+        *("add_pooling_layer", "weights_only", "trust_remote_code"),
+    },
+    ("tokenizer_args", "processor_kwargs"): {"model_max_length", "padding_side", "use_fast", "trust_remote_code"},
+    ("config_args", "config_kwargs"): {
+        *("use_cache", "output_hidden_states", "output_attentions", "trust_remote_code"),
+    },
+}
+#: Other settings that are read, or that affect only speed, `encode_query` and `encode_document`.
+_TRANSFORMER_SETTINGS = {
+    *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
+    *("processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion"),
+    *(name for names in _ARGUMENT_GROUPS for name in names),
+}
+_PROCESSING_SETTINGS = {
+    *("max_length", "truncation", "padding", "padding_side", "pad_to_multiple_of", "return_tensors"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerSettings:
+    """How the authors tokenize a text and run the encoder.
+
+    Attributes:
+        max_length: their limit in tokens; None if the tokenizer and the encoder decide.
+        lowercase: True if texts are lowercased before the tokenizer.
+        output_hidden_states: True if all layers are passed on; None if config.json decides.
+    """
+
+    max_length: int | None = None
+    lowercase: bool = False
+    output_hidden_states: bool | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class ShippedModule:
-    """A module behind the pooling: float32 [N, in] → [N, out].
+    """A module after the pooling: float32 [N, in] → [N, out].
 
     Attributes:
         kind: Dense, LayerNorm or Normalize.
-        path: of its folder, from the model's root.
-        settings: of Dense `in_features`, `out_features`, `bias`, `activation` (a class of torch.nn) and
-            `use_residual`; of LayerNorm `dimension`.
+        path: its folder, relative to the model's root.
+        settings: for Dense `in_features`, `out_features`, `bias`, `activation` (a class of torch.nn) and
+            `use_residual`; for LayerNorm `dimension`.
     """
 
     kind: str
@@ -72,33 +114,33 @@ class ShippedModule:
 
     @property
     def in_features(self) -> int | None:
-        """Dimensions that it takes; None = any."""
+        """Input dimensions; None if any."""
         width: int | None = self.settings.get("in_features", self.settings.get("dimension"))
         return width
 
     @property
     def out_features(self) -> int | None:
-        """Dimensions that it gives; None = as many as it takes."""
+        """Output dimensions; None if the same as the input."""
         width: int | None = self.settings.get("out_features", self.settings.get("dimension"))
         return width
 
 
 @dataclass(frozen=True, slots=True)
 class ShippedRecipe:
-    """What `--pool auto` means for a model.
+    """The meaning of `--pool auto` for a model.
 
     Attributes:
         transformer: settings of the tokenizer and of the encoder.
         poolings: in the order in which they are concatenated.
-        include_prompt: whether the prompt's tokens take part in the pooling.
-        layer_start: the first of the layers whose states are averaged by weights; None = the last layer alone.
-        layer_weights_path: folder of these weights, from the model's root.
-        modules: what comes behind the pooling, in order; a Normalize at the end is not among them.
-        normalize: whether vectors are scaled to length 1 at the end.
-        truncate_dim: dimensions kept of a finished vector; None = all.
+        include_prompt: True if the prompt's tokens take part in the pooling.
+        layer_start: the first layer of a weighted average of layers; None if only the last layer is used.
+        layer_weights_path: folder of its weights, relative to the model's root.
+        modules: those after the pooling, in order, without a Normalize at the end.
+        normalize: True if vectors are scaled to length 1 at the end.
+        truncate_dim: dimensions kept of a finished vector; None if all.
         prompts: by name.
-        default_prompt: the name of the one used unless another is asked for, or None.
-        similarity: the function that the vectors were trained for, such as cosine, where it is stated.
+        default_prompt: the name of the prompt used by default; None if none is.
+        similarity: the function that the vectors were trained for, such as cosine; None if not stated.
     """
 
     transformer: TransformerSettings
@@ -115,16 +157,16 @@ class ShippedRecipe:
 
     @property
     def in_features(self) -> int | None:
-        """Dimensions that the modules behind the pooling take; None = any."""
+        """Input dimensions of the modules after the pooling; None if any."""
         return next((module.in_features for module in self.modules if module.in_features), None)
 
     @property
     def out_features(self) -> int | None:
-        """Dimensions that they give; None = as many as they take."""
+        """Their output dimensions; None if the same as the input."""
         return next((module.out_features for module in reversed(self.modules) if module.out_features), None)
 
     def weighted_layers(self, n_layers: int) -> tuple[int, ...]:
-        """The layers that are averaged by weights; () where the last one alone is taken.
+        """Returns the layers of the weighted average; () if only the last layer is used.
 
         Raises:
             ModelError: the model has no layer `layer_start`.
@@ -133,25 +175,25 @@ class ShippedRecipe:
             return ()
         if not 0 <= self.layer_start <= n_layers:
             raise ModelError(
-                f"the model's recipe averages the layers from {self.layer_start}, and it has 0 to {n_layers}",
+                f"the model's recipe averages the layers from {self.layer_start} on, and it has 0 to {n_layers}",
                 hint=_CHOOSE,
             )
         return tuple(range(self.layer_start, n_layers + 1))
 
-    def refuse_width(self, width: int) -> None:
-        """Refuse pooled vectors of another width than the modules behind the pooling take.
+    def check_width(self, width: int) -> None:
+        """Checks the width of the pooled vectors.
 
         Raises:
-            UsageError: they take another.
+            UsageError: the modules after the pooling take vectors of another width.
         """
         if self.in_features not in {None, width}:
             raise UsageError(
-                f"the model's recipe goes on with {self.in_features} dimensions, and its pooling gives {width}",
+                f"the model's recipe takes {self.in_features} dimensions, and the pooling gives {width}",
                 hint="leave --layers and --layer-agg out, or choose the pooling yourself, such as --pool mean",
             )
 
     def steps(self) -> list[dict[str, Any]]:
-        """The modules in words, for the recipe of a run."""
+        """Describes the modules, for the recipe of a run."""
         steps: list[dict[str, Any]] = []
         if self.layer_start is not None:
             steps.append({"type": "WeightedLayerPooling", "layer_start": self.layer_start})
@@ -161,28 +203,28 @@ class ShippedRecipe:
 
 
 def shipped_recipe(model: ModelFolder) -> ShippedRecipe | None:
-    """The recipe in the model's folder, or None where there is none.
+    """Reads the recipe in the model's folder; None if there is none.
 
     Raises:
-        ModelError: it has a part that embedkit cannot carry out.
+        ModelError: it has a part that embedkit cannot follow.
     """
     modules = model.modules()
     if not modules:
         return None
     try:
-        return _followed(model, modules)
+        return _read_recipe(model, modules)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise _refusal(model, "has a setting of another type than sentence-transformers writes") from None
 
 
-def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> ShippedRecipe:
+def _read_recipe(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> ShippedRecipe:
     settings = model.read_recipe("config_sentence_transformers.json")
-    of_kind = settings.get("model_type", "SentenceTransformer")
-    if of_kind != "SentenceTransformer":
-        raise _refusal(model, f"is that of a {of_kind}, not of a SentenceTransformer")
+    model_kind = settings.get("model_type", "SentenceTransformer")
+    if model_kind != "SentenceTransformer":
+        raise _refusal(model, f"is that of a {model_kind}, not of a SentenceTransformer")
     for kind, _ in modules:
         if not kind.startswith("sentence_transformers."):
-            raise _refusal(model, f"has a module '{kind}', which is code of its own")
+            raise _refusal(model, f"has a module '{kind}', which is defined by its own code")
     kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
     paths = [path for _, path in modules]
     unknown = next((kind for kind in kinds if kind not in MODULES), None)
@@ -190,42 +232,49 @@ def _followed(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Shipp
         raise _refusal(model, f"has a module '{unknown}', which embedkit cannot run")
     weighted = kinds[1:2] == ["WeightedLayerPooling"]
     at = 2 if weighted else 1
-    if kinds[0] != "Transformer" or kinds[at : at + 1] != ["Pooling"] or not set(kinds[at + 1 :]) <= {*_BEHIND}:
-        raise _refusal(model, f"has its modules in an order embedkit does not know: {', '.join(kinds)}")
-    transformer = transformer_settings(model, paths[0])
+    if (
+        kinds[0] != "Transformer"
+        or kinds[at : at + 1] != ["Pooling"]
+        or not {*kinds[at + 1 :]} <= {*_AFTER_POOLING}
+    ):
+        raise _refusal(model, f"has its modules in an order that embedkit does not know: {', '.join(kinds)}")
+    transformer = _transformer_settings(model, paths[0])
     pooling = model.read_recipe(f"{paths[at]}/config.json")
     if not pooling:
         raise _refusal(model, f"has no {paths[at]}/config.json, which says how it pools")
-    _refuse_unknown(model, "Pooling", pooling)
-    behind = [
+    _check_settings(model, "Pooling", pooling)
+    after = [
         _module(model, kind, path)
         for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)
         if kind != "Dropout"
     ]
-    normalize = bool(behind) and behind[-1].kind == "Normalize"
-    _refuse_misfit(model, behind)
-    _refuse_damaged_modules(model, paths)
-    # Without this setting sentence-transformers hands out no layers, and leaves their weights aside in silence.
-    weighted = weighted and transformer.gives_layers(model.config)
+    normalize = bool(after) and after[-1].kind == "Normalize"
+    _check_widths(model, after)
+    _check_module_weights(model, paths)
+    # Unless the encoder outputs all layers, sentence-transformers ignores the weights of the layers.
+    all_layers = transformer.output_hidden_states
+    if all_layers is None:
+        all_layers = bool(model.config.get("output_hidden_states", False))
+    weighted = weighted and all_layers
     return ShippedRecipe(
         transformer=transformer,
         poolings=_poolings(model, pooling),
         include_prompt=bool(pooling.get("include_prompt", True)) and model.hub not in _INSTRUCTORS,
         layer_start=_layer_start(model, paths[1]) if weighted else None,
         layer_weights_path=paths[1] if weighted else "",
-        modules=tuple(behind[:-1] if normalize else behind),
+        modules=tuple(after[:-1] if normalize else after),
         normalize=normalize,
-        truncate_dim=_count(settings["truncate_dim"]) if settings.get("truncate_dim") is not None else None,
+        truncate_dim=_positive(settings["truncate_dim"]) if settings.get("truncate_dim") is not None else None,
         prompts=model.prompts(),
         default_prompt=_default_prompt(model, settings),
         similarity=settings.get("similarity_fn_name"),
     )
 
 
-def _refuse_unknown(model: ModelFolder, kind: str, config: Mapping[str, Any]) -> None:
-    ends = {"module_input_name", "module_output_name"}
+def _check_settings(model: ModelFolder, kind: str, config: Mapping[str, Any]) -> None:
+    known = _MODULE_SETTINGS[kind] | {"module_input_name", "module_output_name"}
     for key, value in config.items():
-        if key not in _KNOWN[kind] | ends and value not in (None, False):
+        if key not in known and value not in (None, False):
             raise _refusal(
                 model, f"has a module '{kind}' with the setting '{key[:80]}', which embedkit does not know"
             )
@@ -233,11 +282,11 @@ def _refuse_unknown(model: ModelFolder, kind: str, config: Mapping[str, Any]) ->
 
 def _layer_start(model: ModelFolder, path: str) -> int:
     config = model.read_recipe(f"{path}/config.json")
-    _refuse_unknown(model, "WeightedLayerPooling", config)
+    _check_settings(model, "WeightedLayerPooling", config)
     return int(config.get("layer_start", 4))
 
 
-def _count(value: Any) -> int:
+def _positive(value: Any) -> int:
     if int(value) < 1:
         raise ValueError(value)
     return int(value)
@@ -245,7 +294,7 @@ def _count(value: Any) -> int:
 
 def _default_prompt(model: ModelFolder, settings: Mapping[str, Any]) -> str | None:
     name: str | None = settings.get("default_prompt_name")
-    # sentence-transformers knows two prompts that are empty where a model does not ship them.
+    # In sentence-transformers, these two are empty prompts if a model does not ship them.
     if name is not None and name not in {*model.prompts(), "query", "document"}:
         raise _refusal(model, f"names a default prompt '{name}' that it does not have")
     return name
@@ -264,7 +313,7 @@ def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
     config = model.read_recipe(f"{path}/config.json")
-    _refuse_unknown(model, kind, config)
+    _check_settings(model, kind, config)
     for end in ("input", "output"):
         name = config.get(f"module_{end}_name") or "sentence_embedding"
         if name != "sentence_embedding":
@@ -273,14 +322,14 @@ def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
         match kind:
             case "Dense":
                 settings = {
-                    "in_features": _count(config["in_features"]),
-                    "out_features": _count(config["out_features"]),
+                    "in_features": _positive(config["in_features"]),
+                    "out_features": _positive(config["out_features"]),
                     "bias": bool(config.get("bias", True)),
                     "activation": _activation(model, config.get("activation_function", "torch.nn.Tanh")),
                     "use_residual": bool(config.get("use_residual", False)),
                 }
             case "LayerNorm":
-                settings = {"dimension": _count(config["dimension"])}
+                settings = {"dimension": _positive(config["dimension"])}
             case _:
                 settings = {}
     except (KeyError, TypeError, ValueError):
@@ -294,22 +343,74 @@ def _activation(model: ModelFolder, name: Any) -> str:
     return str(name).rsplit(".", 1)[-1]
 
 
-def _refuse_misfit(model: ModelFolder, modules: list[ShippedModule]) -> None:
+def _check_widths(model: ModelFolder, modules: list[ShippedModule]) -> None:
     width: int | None = None
     for module in modules:
         if width is not None and module.in_features not in {None, width}:
-            what = f"has a module '{module.kind}' of {module.in_features} dimensions behind one of {width}"
-            raise _refusal(model, what)
+            raise _refusal(
+                model, f"has a module '{module.kind}' of {module.in_features} dimensions after one of {width}"
+            )
         width = module.out_features or width
 
 
-def _refuse_damaged_modules(model: ModelFolder, paths: list[str]) -> None:
-    """Refuse weights of modules that are a pointer, a web page, empty or cut; of the encoder's, it is known."""
+def _check_module_weights(model: ModelFolder, paths: list[str]) -> None:
     files = [file for path in paths if path for file in model.module_weights(path)]
     try:
-        refuse_damaged(model.name, model.root, files)
+        check_complete(model.name, model.root, files)
     except ModelError as error:
         raise ModelError(error.message, hint=f"{error.hint}; or {_CHOOSE}") from None
+
+
+def _transformer_settings(model: ModelFolder, path: str) -> TransformerSettings:
+    """Reads the settings of the Transformer module in the folder `path`."""
+    folder = f"{path}/" if path else ""
+    settings = next((found for file in _TRANSFORMER_FILES if (found := model.read_recipe(folder + file))), {})
+    _check_output(model, settings)
+    _check_known(
+        model, {key: value for key, value in settings.items() if value is not None}, _TRANSFORMER_SETTINGS
+    )
+    _, tokenizer, config = (_arguments(model, settings, names) for names in _ARGUMENT_GROUPS)
+    processing = settings.get("processing_kwargs") or {}
+    processing = {**(processing.get("text") or {}), **(processing.get("common") or {})}
+    _check_known(model, processing, _PROCESSING_SETTINGS, " in processing_kwargs")
+    if processing.get("truncation", True) not in {True, "longest_first"}:
+        raise _not_followed(model, "'truncation' in processing_kwargs")
+    limits = (processing.get("max_length"), tokenizer.get("model_max_length"), settings.get("max_seq_length"))
+    return TransformerSettings(
+        max_length=next((_positive(limit) for limit in limits if limit is not None), None),
+        lowercase=bool(settings.get("do_lower_case", False)),
+        output_hidden_states=config.get("output_hidden_states"),
+    )
+
+
+def _check_output(model: ModelFolder, settings: Mapping[str, Any]) -> None:
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise _not_followed(model, f"the task '{task}'")
+    modalities = settings.get("modality_config", {"text": _TEXT_OUTPUT})
+    output = settings.get("module_output_name", "token_embeddings")
+    if "message" in modalities:
+        raise _not_followed(model, "texts formatted as a chat (modality 'message')")
+    if modalities.get("text") != _TEXT_OUTPUT or output != "token_embeddings":
+        name = (modalities.get("text") or {}).get("method_output_name")
+        raise _not_followed(model, f"an encoder's output other than last_hidden_state ('{name}' as '{output}')")
+
+
+def _arguments(model: ModelFolder, settings: Mapping[str, Any], names: tuple[str, str]) -> Mapping[str, Any]:
+    older, newer = names
+    arguments: Mapping[str, Any] = settings.get(older) or settings.get(newer) or {}
+    _check_known(model, arguments, _ARGUMENT_GROUPS[names], f" in {older if older in settings else newer}")
+    return arguments
+
+
+def _check_known(model: ModelFolder, settings: Mapping[str, Any], known: Collection[str], place: str = "") -> None:
+    unknown = next((name for name in settings if name not in known), None)
+    if unknown is not None:
+        raise _not_followed(model, f"'{unknown}'{place}" if place else f"the setting '{unknown}'")
+
+
+def _not_followed(model: ModelFolder, what: str) -> ModelError:
+    return _refusal(model, f"has {what}, which embedkit does not follow")
 
 
 def _refusal(model: ModelFolder, what: str) -> ModelError:

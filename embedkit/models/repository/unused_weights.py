@@ -1,7 +1,6 @@
-"""Which tensors of a checkpoint an encoder may leave unused: heads, known by their names and places.
+"""Decides which tensors of a checkpoint may be left unused: heads, recognised by their names.
 
-Knows names only, and imports nothing. A tensor that is none of these is part of the model, and a model that is run
-without it gives other numbers.
+Any other tensor is part of the model, which would give different numbers without it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from collections.abc import Collection, Iterable
 
 from embedkit.errors import ModelError
 
-#: First part of the name of what stands beside an encoder: what it was trained with, classifiers, decoders, towers
-#: for other things than text.
-_BESIDE = re.compile(
+#: First part of a name outside the encoder: training heads, classifiers, decoders, encoders of other modalities.
+_OUTSIDE = re.compile(
     r"cls|lm_head|mlm_?head|.*lm_predictions?|.*_?predictions?|generator(_.*)?|discriminator(_.*)?"
     r"|(pre_|entity_|token_|sequence_|span_|pair_)?classif(y|ier|ication)(_.*)?|.*_classifier|score|scores|.*_head|head"
     r"|heads|qa_outputs|.*_outputs?|out_proj|output_layer|logits?(_.*)?|.*_logits?|.*logits_bias|lm_loss|pred_layer"
@@ -23,12 +21,12 @@ _BESIDE = re.compile(
     r"|decoder|vision_(model|tower)|visual|audio_(model|tower)|multi_modal_projector|mtp(_.*)?|out|multi_choice.*"
     r"|qa_.*|relation_.*|entity_predictions|lm_.*|mc_.*|multiple_choice.*|token_type_.*|colbert_linear|sparse_linear|embed_out|splinter_qass"
 )
-#: Tables that are computed and that older versions saved, and causal masks; wherever they are in the model.
+#: Computed tables and causal masks that older versions saved, anywhere in the model.
 _COMPUTED = re.compile(
     r"(.*\.)?(position_ids|embeddings\.token_type_ids|inv_freq|original_inv_freq|masked_bias|causal_mask"
     r"|attn\.bias|attention\.bias|embed_positions\.weights|(encoder|decoder)\.version)"
 )
-#: Ways of adding to weights or storing them that no plain forward pass applies: never a head's own weights.
+#: Adapters and quantisations, which a plain forward pass does not apply; never the weights of a head.
 _ADDED = re.compile(
     r"lora_|adapter|\bia3|prefix_|prompt_(encoder|embedd)|scales?$|scale_inv$|qweight|qzeros|g_idx|absmax|quant_|"
     r"quant_state|zero_point|_packed$|\.SCB$|magnitude_vector"
@@ -36,11 +34,11 @@ _ADDED = re.compile(
 
 
 def is_known_head(name: str, prefix: str, parts: Collection[str]) -> bool:
-    """Check that a tensor is known to be no part of the encoder.
+    """Checks whether a tensor is known not to be part of the encoder.
 
     Args:
-        name: of the tensor in the file.
-        prefix: under which files with heads keep the encoder, such as bert; "" where there is none.
+        name: the tensor's name in the file.
+        prefix: the encoder's name in files with heads, such as bert; "" if it has none.
         parts: first parts of the names of the encoder's own tensors, such as embeddings and encoder.
     """
     if _COMPUTED.fullmatch(name):
@@ -48,23 +46,22 @@ def is_known_head(name: str, prefix: str, parts: Collection[str]) -> bool:
     inside = bool(prefix) and name.startswith(f"{prefix}.")
     first = (name.removeprefix(f"{prefix}.") if inside else name).split(".")[0]
     if first in {"pooler", "decoder"} and first not in parts:
-        # No part of an encoder, wherever they are.
         return not is_added(name)
-    return not inside and first not in parts and bool(_BESIDE.fullmatch(first))
+    return not inside and first not in parts and bool(_OUTSIDE.fullmatch(first))
 
 
 def is_added(name: str) -> bool:
-    """Check that a tensor's name is that of an adapter's or a quantisation's."""
+    """Checks whether a tensor's name is one of an adapter or a quantisation."""
     return bool(_ADDED.search(name))
 
 
 def check_unused(model: str, unused: Iterable[str], *, n_layers: int | None) -> None:
-    """Refuse a model for the tensors that it would leave unused.
+    """Checks that no tensor would be left unused.
 
     Args:
-        model: its name.
-        unused: names of tensors that are no heads.
-        n_layers: of the encoder by its config.json; None if unknown.
+        model: its name, for errors.
+        unused: names of unused tensors that are not heads.
+        n_layers: encoder layers by config.json; None if unknown.
 
     Raises:
         ModelError: there are any.

@@ -1,7 +1,4 @@
-"""The files that a model's weights are read from, and the tensors that these hold.
-
-Reads names and headers; no weight. torch, transformers and safetensors are imported where a file is opened.
-"""
+"""Finds the files that a model's weights are read from, and lists their tensors. Reads headers only."""
 
 from __future__ import annotations
 
@@ -14,19 +11,19 @@ from typing import Any
 
 from embedkit.errors import ModelError
 
-#: What is looked for, in this order; an index names the files that the weights are spread over.
+#: Names to look for, in this order; an index names the files that the weights are spread over.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-#: Kinds of numbers that are weights as they are; any other kind is the storage of some quantisation.
+#: Types of plain weights; any other type is the storage of a quantisation.
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"})
-#: Parts of a checkpoint that torch saved on several machines; transformers takes them before all other weights.
+#: Parts of a checkpoint that torch saved on several machines; transformers prefers them to all other weights.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-#: What tools for quantisation leave beside the weights that they wrote.
+#: Files that quantisation tools save with the weights.
 _QUANTIZED = ("quantize_config.json", "quant_config.json")
 
 
@@ -36,7 +33,7 @@ class StoredTensor:
 
     Attributes:
         file: its name.
-        dtype: as the file calls it, such as F16 (safetensors) or float16 (torch); "" for what is no tensor.
+        dtype: as the file calls it, such as F16 (safetensors) or float16 (torch); "" if it is not a tensor.
     """
 
     file: str
@@ -44,7 +41,7 @@ class StoredTensor:
 
 
 def is_inside(name: str) -> bool:
-    """Check that a file's name stays in the folder that it is looked up in, on any system."""
+    """Checks that a relative file name does not leave its folder, on any system."""
     windows = PureWindowsPath(name)
     return bool(name) and not (
         PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts
@@ -52,7 +49,7 @@ def is_inside(name: str) -> bool:
 
 
 def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
-    """List the files with the weights of the encoder in `folder`: one, or those that its index names.
+    """Lists the files with the weights of the encoder in `folder`: one, or those that its index names.
 
     Args:
         model: its name, for errors.
@@ -63,10 +60,7 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     """
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
-        raise ModelError(
-            f"model '{model}' has no weights in {folder}",
-            hint=f"put one of these there: {', '.join(WEIGHTS[::2])}",
-        )
+        raise no_weights(model, folder)
     if not name.endswith(".index.json"):
         return (folder / name,)
     parts = _parts(model, folder / name)
@@ -74,62 +68,69 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
         if not is_inside(part):
             raise ModelError(
                 f"{name} of model '{model}' names a file outside of the model's folder: '{part}'",
-                hint=f"do not use this model; or move that file into the folder and name it so in {name}",
+                hint=f"do not use this model; or move that file into the folder and correct {name}",
             )
         if part.endswith(".safetensors") != name.startswith("model.safetensors"):
             raise ModelError(
                 f"{name} of model '{model}' names '{part}', which is another kind of file",
-                hint="save the model anew with save_pretrained",
+                hint="save the model again with save_pretrained",
             )
-    lost = [part for part in parts if not (folder / part).is_file()]
-    if lost:
+    missing = [part for part in parts if not (folder / part).is_file()]
+    if missing:
         raise ModelError(
-            f"the weights of model '{model}' are in {len(parts)} files, by its {name}, and {len(lost)} of these "
-            f"are missing, the first is {lost[0]}",
-            hint=f"put the missing files into {folder}, or fetch the model again",
+            f"the weights of model '{model}' are in {len(parts)} files, by its {name}, and {len(missing)} of "
+            f"these are missing, the first is {missing[0]}",
+            hint=f"put the missing files into {folder}, or download the model again",
         )
     return tuple(folder / part for part in parts)
 
 
+def no_weights(model: str, folder: Path) -> ModelError:
+    """Returns the error for a folder without weights."""
+    return ModelError(
+        f"model '{model}' has no weights in {folder}", hint=f"put one of these there: {', '.join(WEIGHTS[::2])}"
+    )
+
+
 def check_no_others(model: str, folder: Path) -> None:
-    """Check that no file beside the weights would change them.
+    """Checks that no other file in the folder would change the weights.
 
     Args:
         model: its name, for errors.
         folder: where its config.json is.
 
     Raises:
-        ModelError: there is an adapter, a distributed checkpoint, or the mark of a quantisation.
+        ModelError: there is an adapter, a distributed checkpoint, or a file of a quantisation.
     """
-    there = {path.name for path in folder.iterdir()}
-    adapter = next((name for name in _ADAPTERS if name in there), None)
+    files = {path.name for path in folder.iterdir()}
+    adapter = next((name for name in _ADAPTERS if name in files), None)
     if adapter is not None:
         raise ModelError(
-            f"model '{model}' has an adapter beside its weights ({adapter}), which embedkit does not apply",
+            f"model '{model}' has an adapter in its folder ({adapter}), which embedkit does not apply",
             hint="merge it: peft's PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)"
-            "; or take the adapter's files out of the folder for the model without it",
+            "; or remove the adapter's files to use the model without it",
         )
-    distributed = next((name for name in sorted(there) if _DISTRIBUTED.fullmatch(name)), None)
+    distributed = next((name for name in sorted(files) if _DISTRIBUTED.fullmatch(name)), None)
     if distributed is not None:
         raise ModelError(
-            f"model '{model}' has a distributed checkpoint beside its weights ({distributed})",
-            hint="save the model anew with save_pretrained, or take these files out of the folder",
+            f"model '{model}' has a distributed checkpoint in its folder ({distributed})",
+            hint="save the model again with save_pretrained, or remove these files",
         )
-    quantized = next((name for name in _QUANTIZED if name in there), None)
+    quantized = next((name for name in _QUANTIZED if name in files), None)
     if quantized is not None:
         raise ModelError(
-            f"the weights of model '{model}' are quantised, says its {quantized}; embedkit reads plain "
+            f"the weights of model '{model}' are quantised, according to {quantized}; embedkit reads plain "
             "weights only",
             hint="use the checkpoint that it was made from; if the weights are plain, remove that file",
         )
 
 
 def stored_tensors(model: str, files: tuple[Path, ...]) -> dict[str, StoredTensor]:
-    """Every tensor that is in a model's weight files, by name.
+    """Lists the tensors in a model's weight files, by name.
 
     Args:
         model: its name, for errors.
-        files: of `weight_files`.
+        files: from `weight_files`.
 
     Raises:
         ModelError: two files have a tensor of the same name, or a file cannot be read.
@@ -137,16 +138,16 @@ def stored_tensors(model: str, files: tuple[Path, ...]) -> dict[str, StoredTenso
     found: dict[str, StoredTensor] = {}
     for file in files:
         try:
-            held = _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file)
-        except Exception as fault:  # noqa: BLE001 - damaged files raise anything
+            dtypes = _safetensors_dtypes(file) if file.suffix == ".safetensors" else _pickle_dtypes(file)
+        except Exception as error:  # noqa: BLE001 - damaged files raise anything
             raise ModelError(
-                f"{file.name} of model '{model}' cannot be read ({type(fault).__name__})", hint="fetch it again"
+                f"{file.name} of model '{model}' cannot be read ({type(error).__name__})", hint="download it again"
             ) from None
-        for name, dtype in held.items():
+        for name, dtype in dtypes.items():
             if name in found:
                 raise ModelError(
                     f"model '{model}' has the weight {name[:120]} twice, in {found[name].file} and {file.name}",
-                    hint="save the model anew with save_pretrained",
+                    hint="save the model again with save_pretrained",
                 )
             found[name] = StoredTensor(file.name, dtype)
     return found
@@ -161,11 +162,11 @@ def _parts(model: str, index: Path) -> list[str]:
         pass
     raise ModelError(
         f"{index.name} of model '{model}' does not say which file each weight is in (weight_map)",
-        hint="fetch it again",
+        hint="download it again",
     )
 
 
-def _of_safetensors(file: Path) -> dict[str, str]:
+def _safetensors_dtypes(file: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     opened: Any
@@ -173,8 +174,8 @@ def _of_safetensors(file: Path) -> dict[str, str]:
         return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no dict
 
 
-def _of_pickle(file: Path) -> dict[str, str]:
-    """Tensors alone are read from it, in a torch that does so safely: see `refuse_old_torch`."""
+def _pickle_dtypes(file: Path) -> dict[str, str]:
+    """Loads no code: `weights_only` is safe in the versions of torch that `refuse_old_torch` lets pass."""
     import torch
     from transformers.modeling_utils import load_state_dict
 

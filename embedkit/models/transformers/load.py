@@ -37,7 +37,13 @@ from embedkit.models.device import (
     refuse_old_torch,
     tune_malloc,
 )
-from embedkit.models.repository.architectures import ARCHITECTURES, UNPROVEN, Architecture, max_positions
+from embedkit.models.repository.architectures import (
+    ARCHITECTURES,
+    UNPROVEN,
+    Architecture,
+    max_positions,
+    rope_types,
+)
 from embedkit.models.repository.config_facts import architecture_of
 from embedkit.models.repository.config_keys import check_unread, unread_keys
 from embedkit.models.repository.model_folder import ModelFolder
@@ -163,7 +169,7 @@ def make_encoder(
     loaded.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
     expected = states_alone(loaded.model, loaded.architecture, layers, probe)
     every = ("packed", "padded", "equal")
-    fastest = "equal" if _rescales_by_length(loaded.model.config) else loaded.architecture.batches
+    fastest = "equal" if "longrope" in rope_types(loaded.model.config) else loaded.architecture.batches
     kinds = every[every.index(fastest) :]
     taps = (True, False) if loaded.architecture.layers is not None else (False,)
     backends = usable(loaded.model.device, loaded.model.dtype, _head_dim(loaded.model.config))
@@ -387,10 +393,3 @@ def _undo_attention_switch(model: Any) -> None:
             module.set_attention_type(kind)
 
     model.register_forward_pre_hook(restore, with_kwargs=True)
-
-
-def _rescales_by_length(config: Any) -> bool:
-    """Whether rotary positions are scaled by the longest text of a batch (LongRoPE)."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(of_layers for of_layers in parameters.values() if isinstance(of_layers, dict))]
-    return any(kind.get("rope_type") == "longrope" for kind in kinds)

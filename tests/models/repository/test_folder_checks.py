@@ -67,8 +67,8 @@ def recipe(folder, *modules):
         ([("", MODULES + "Asym")], "a Router"),
         ([("0_BoW", MODULES + "BoW"), ("1_Dense", MODULES + "Dense")], "a bag of words"),
         ([("0_WordEmbeddings", MODULES + "WordEmbeddings"), ("1_LSTM", MODULES + "LSTM")], "word vectors"),
-        ([("0_Dense", MODULES + "Dense")], "made of Dense, and no transformer"),
-        ([("", "custom_st.Embedder")], "code of its own ('custom_st.Embedder')"),
+        ([("0_Dense", MODULES + "Dense")], "made of Dense, without a transformer"),
+        ([("", "custom_st.Embedder")], "its own code ('custom_st.Embedder')"),
     ],
 )
 def test_a_recipe_without_a_transformer_is_called_what_it_is(tmp_path, modules, says):
@@ -95,7 +95,7 @@ def test_a_router_names_the_encoders_in_it(bert, tmp_path):
         ({"model_type": "vit"}, "reads images"),
         ({"model_type": "whisper"}, "reads sound"),
         ([], "is not a JSON object"),
-        ({"hidden_size": 3}, "does not say its model_type"),
+        ({"hidden_size": 3}, "has no model_type"),
     ],
 )
 def test_a_config_of_something_else_than_text_is_called_what_it_is(model, config, says):
@@ -115,7 +115,7 @@ def test_an_adapter_alone_is_one_and_names_its_model(model, beside):
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
     (model / "adapter_model.safetensors").write_bytes(b"")
     error = refusal(model)
-    assert "is an adapter (adapter_config.json) without the model that it changes: 'owner/base'" in error.message
+    assert "is an adapter (adapter_config.json) without its base model 'owner/base'" in error.message
     assert "merge" in error.hint
 
 
@@ -222,7 +222,13 @@ def test_a_web_page_instead_of_a_file_is_called_one(model):
 
 @pytest.mark.parametrize(
     ("length", "says"),
-    [(0, "is empty (0 bytes)"), (5, "is cut"), (100, "is cut"), (-1, "is cut"), (-5000, "is cut")],
+    [
+        (0, "is empty (0 bytes)"),
+        (5, "is truncated"),
+        (100, "is truncated"),
+        (-1, "is truncated"),
+        (-5000, "is truncated"),
+    ],
 )
 def test_weights_that_are_cut_say_so(model, length, says):
     weights = model / "model.safetensors"
@@ -234,11 +240,11 @@ def test_weights_that_are_no_tensors_say_so(model):
     (model / "model.safetensors").write_bytes(b"\x00" * 4000)
     assert "is not a safetensors file" in refusal(model).message
     (model / "model.safetensors").write_bytes((10).to_bytes(8, "little") + b'{"a": 12}\x00' + b"\x00" * 4000)
-    assert "has a header that is not that of a safetensors file" in refusal(model).message
+    assert "is not a safetensors file" in refusal(model).message
     (model / "model.safetensors").unlink()
     torch.save({"weight": torch.ones(1000)}, model / "pytorch_model.bin")
     os.truncate(model / "pytorch_model.bin", 3000)
-    assert "is cut" in refusal(model).message
+    assert "is truncated" in refusal(model).message
 
 
 def test_a_file_that_may_not_be_read_is_told(model, monkeypatch):
@@ -298,7 +304,9 @@ def test_a_folder_beside_the_one_meant_is_named_and_the_hub_not_asked(model):
     error = refusal("models/clincal")
     assert "there is no such folder in models/" in error.message
     assert error.hint.startswith("did you mean models/clinical?")
-    with pytest.raises(ModelError, match="forbids to fetch it, and there is no such folder in models/") as caught:
+    with pytest.raises(
+        ModelError, match="forbids to download it, and there is no such folder in models/"
+    ) as caught:
         resolve_model(ModelConfig("models/clincal", offline=True))
     assert caught.value.hint.startswith("did you mean models/clinical?")
     (model.parent / "models/clinical").rename(model.parent / "my_model")

@@ -97,7 +97,10 @@ def test_a_download_that_was_killed_is_completed_and_offline_told_as_incomplete(
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").unlink()
     error = refusal("owner/name", offline=True)
-    assert "in part only (commit 0123456 lacks model.safetensors), and --offline forbids" in error.message
+    assert (
+        "is incomplete on this machine (commit 0123456 lacks model.safetensors), and --offline forbids"
+        in error.message
+    )
     assert (found("owner/name").folder / "model.safetensors").read_bytes() == whole
 
 
@@ -197,8 +200,8 @@ def test_a_mistyped_alias_is_not_asked_for(served, name, meant):
         (404, {"X_Error_Code": "RevisionNotFound"}, "has no revision", "/owner/name/commits"),
         (429, {"Retry_After": "37"}, "too many requests (HTTP 429)", "wait 37 s"),
         (429, {}, "too many requests (HTTP 429)", "HF_TOKEN"),
-        (500, {}, "out of order (HTTP 500)", "try again later"),
-        (503, {}, "out of order (HTTP 503)", "try again later"),
+        (500, {}, "is down (HTTP 500)", "try again later"),
+        (503, {}, "is down (HTTP 503)", "try again later"),
         (418, {}, "HTTP 418", "see "),
     ],
 )
@@ -219,7 +222,7 @@ def test_each_answer_of_the_hub_is_told_as_what_it_is(served, status, headers, s
         (401, {"X_Error_Code": "GatedRepo"}, "is gated (HTTP 401)"),
         (403, {}, "forbids it (HTTP 403)"),
         (429, {"Retry_After": "40"}, "too many requests (HTTP 429)"),
-        (503, {}, "out of order (HTTP 503)"),
+        (503, {}, "is down (HTTP 503)"),
     ],
 )
 def test_the_same_is_told_where_only_the_files_are_refused(served, status, headers, says):
@@ -261,7 +264,7 @@ def test_a_download_that_stops_is_given_up(served):
     served.answer = answer
     error = refusal("owner/name")
     assert "stopped sending" in error.message or "does not answer" in error.message
-    assert "in part only" in refusal("owner/name", offline=True).message
+    assert "is incomplete on this machine" in refusal("owner/name", offline=True).message
 
 
 @pytest.mark.parametrize(
@@ -269,13 +272,13 @@ def test_a_download_that_stops_is_given_up(served):
     [
         ("http://127.0.0.1:1", "refuses the connection"),
         ("http://no.such.host.invalid", "no address is found for no.such.host.invalid"),
-        ("no-scheme.example", "cannot be used"),
+        ("no-scheme.example", "is invalid"),
     ],
 )
 def test_a_network_that_fails_is_told_as_what_it_is(served, monkeypatch, endpoint, says):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
     error = refusal("owner/name")
-    assert "cannot be fetched: " in error.message
+    assert "cannot be downloaded: " in error.message
     assert says in error.message
     assert "HF_ENDPOINT" in error.hint
 

@@ -112,7 +112,7 @@ def test_a_model_that_needs_code_is_refused_by_name_before_any_of_it_runs(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"y\n" * 100)))
     did = embedkit_cli(name, table, "-m", folder, *options)
     assert did.code == 4
-    assert "needs code of its own" in did.err
+    assert "needs its own code" in did.err
     assert ("tokenization_own.Own" if "tokenizer" in own else "modeling_own.OwnModel") in did.err
     assert "--trust-remote-code" in did.err
     assert not ran.exists()
@@ -162,7 +162,7 @@ def test_an_encoder_of_the_models_own_is_used_where_it_may_run(model_type, folde
     own_model(folder, ran, model_type=model_type)
     own = Encoder(str(folder), pool="mean", trust_remote_code=True, revision=COMMIT)
     np.testing.assert_allclose(own.encode(TEXTS), 2 * plain, atol=1e-4)
-    assert any("code of the model is run" in notice for notice in own.notices)
+    assert any("code in the model's files is run" in notice for notice in own.notices)
 
 
 def test_a_setting_that_any_file_of_its_code_reads_is_followed_and_others_are_refused(folder, ran):
@@ -232,7 +232,7 @@ def test_folders_of_one_name_and_one_configuration_get_each_their_own_code(saved
     ("auto_map", "told"),
     [
         ({"AutoModel": "other/repo--modeling_own.OwnModel"}, "another repository, other/repo"),
-        ({"AutoModel": "gone.OwnModel"}, "not there: gone.py"),
+        ({"AutoModel": "gone.OwnModel"}, "does not exist: gone.py"),
         ({"AutoModel": "no_class"}, "does not name classes"),
         ({"AutoModel": 1}, "does not name classes"),
         ("modeling_own.OwnModel", "does not name classes"),

@@ -228,7 +228,7 @@ def test_weights_of_modules_are_part_of_the_fingerprint(ship):
 
 def test_a_pooling_of_another_width_than_the_dense_layer_takes_is_refused(ship):
     folder = ship(modules.Pooling(WIDTH, "mean"), dense(WIDTH, 16))
-    with pytest.raises(UsageError, match="goes on with 32 dimensions, and its pooling gives 64"):
+    with pytest.raises(UsageError, match="takes 32 dimensions, and the pooling gives 64"):
         Encoder(folder, layers="-2,-1")
     separate = Encoder(folder, layers="-2,-1", layer_agg="separate")
     assert list(separate.dims.values()) == [16, 16]
@@ -349,7 +349,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
         for kind in ("CNN", "LSTM", "BoW", "WordEmbeddings", "WordWeights", "Router", "Asym", "CLIPModel")
     },
     "order": ("order", lambda folder: _module(folder, "sentence_transformers.models.Pooling")),
-    "code": ("'custom_st.Dense', which is code", lambda folder: _module(folder, "custom_st.Dense")),
+    "code": (
+        "'custom_st.Dense', which is defined by its own code",
+        lambda folder: _module(folder, "custom_st.Dense"),
+    ),
     "no pooling": ("no 1_Pooling/config.json", lambda folder: (folder / "1_Pooling/config.json").unlink()),
     "mode": ("'median'", lambda folder: edit_json(folder / "1_Pooling/config.json", pooling_mode=["median"])),
     "activation": (

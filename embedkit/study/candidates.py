@@ -1,7 +1,6 @@
-"""What a sweep compares: layers, their aggregation and poolings, each a way of `embedkit encode` to make a vector.
+"""Candidates of a sweep: layers, their aggregation and poolings, as options of `embedkit encode`.
 
-All of them are made of the same stored columns, a pooled vector for each layer and pooling. Knows nothing of
-labels and scores.
+All candidates are made of the same stored columns, a pooled vector for each layer and pooling.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from embedkit.output.open import open_stored
 
-#: Poolings for which the vector of the layers' mean is the mean of the layers' vectors. The largest and the
-#: smallest value of a mean are not the mean of those: `max` and `min` are compared at single and joined layers.
+#: Poolings for which the vector of the layers' mean is the mean of the layers' vectors; for `max` and `min` it is
+#: not.
 LINEAR = ("cls", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
-#: Poolings that are compared side by side, too, where all of them are among those asked for.
-_SIDE_BY_SIDE = (("cls", "mean"), ("mean", "max"), ("mean", "max", "min"))
+#: Concatenations of poolings that are compared, too, if all of them are requested.
+_CONCATENATED = (("cls", "mean"), ("mean", "max"), ("mean", "max", "min"))
 _LAST = 4
 
 
@@ -28,9 +27,9 @@ class Candidate:
     """One way to make a vector.
 
     Attributes:
-        layers: resolved numbers, ascending.
-        layer_agg: concat or mean; concat for a single layer, where it changes nothing.
-        poolings: in the order in which their vectors are joined.
+        layers: numbers, ascending.
+        layer_agg: concat or mean; concat for a single layer.
+        poolings: in the order in which their vectors are concatenated.
     """
 
     layers: tuple[int, ...]
@@ -39,11 +38,11 @@ class Candidate:
 
     @property
     def pool(self) -> str:
-        """As `--pool` takes it."""
+        """The value of `--pool`."""
         return ",".join(self.poolings)
 
     @property
-    def where(self) -> str:
+    def layers_text(self) -> str:
         """The layers in words: `layer 9`, `layers 9-12 joined`, `mean of layers 0-12`."""
         if len(self.layers) == 1:
             return f"layer {self.layers[0]}"
@@ -54,10 +53,10 @@ class Candidate:
     @property
     def name(self) -> str:
         """Layers and poolings in words."""
-        return f"{self.where} {'+'.join(self.poolings)}"
+        return f"{self.layers_text} {'+'.join(self.poolings)}"
 
     def dims(self, hidden_size: int) -> int:
-        """Dimensions of its vectors."""
+        """Returns the dimensions of its vectors."""
         return hidden_size * len(self.poolings) * (len(self.layers) if self.layer_agg == "concat" else 1)
 
     @property
@@ -68,15 +67,15 @@ class Candidate:
 
 
 def all_candidates(layers: Sequence[int], poolings: Sequence[str]) -> list[Candidate]:
-    """Every layer with every pooling, usual poolings side by side, the last four layers joined, means of layers.
+    """Returns each layer with each pooling and the usual concatenations, the last four layers joined, and means.
 
     Args:
-        layers: resolved numbers of the layers whose vectors there are.
-        poolings: names of the poolings whose vectors there are.
+        layers: numbers of the encoded layers.
+        poolings: names of the encoded poolings.
     """
     layers = sorted(layers)
     last = tuple(layers[-_LAST:])
-    pools = [(name,) for name in poolings] + [names for names in _SIDE_BY_SIDE if set(names) <= set(poolings)]
+    pools = [(name,) for name in poolings] + [names for names in _CONCATENATED if set(names) <= set(poolings)]
     found = [Candidate((layer,), "concat", names) for layer in layers for names in pools]
     if len(last) == _LAST:
         found += [Candidate(last, "concat", (name,)) for name in poolings]
@@ -86,20 +85,20 @@ def all_candidates(layers: Sequence[int], poolings: Sequence[str]) -> list[Candi
 
 
 def baselines(layers: Sequence[int], poolings: Sequence[str]) -> list[Candidate]:
-    """What most people take: the last layer's CLS and its mean, where there are such."""
+    """Returns the usual choices, the last layer's CLS and mean, if they were encoded."""
     return [Candidate((max(layers),), "concat", (name,)) for name in ("cls", "mean") if name in poolings]
 
 
 class PooledVectors:
-    """The vectors of a folder that was encoded with `--layer-agg separate`, as those of any candidate.
+    """The vectors of an output encoded with `--layer-agg separate`, from which those of any candidate are made.
 
-    Files are memory-mapped: what a candidate needs is copied, nothing else is held.
+    Files are memory-mapped, and only what a candidate needs is copied.
 
     Args:
-        path: of the folder.
+        path: of the output.
 
     Raises:
-        OutputError: it is not finished, or a file is damaged.
+        OutputError: the output is not finished, or a file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,28 +108,28 @@ class PooledVectors:
         variants = self._stored.layout.variants
         self.hidden_size = variants[0].dims // len(self.poolings)
         self._variants = dict(zip(self.layers, variants, strict=True))
-        #: bool [R], which rows of the input have a vector.
+        #: bool [R], the rows of the input that have a vector.
         self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.pieces(variants[:1])])
 
     def of(self, candidate: Candidate, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The candidate's vectors.
+        """Reads a candidate's vectors.
 
         Args:
-            candidate: made of layers and poolings that there are.
-            rows: int64 [N], ascending numbers among the rows that have a vector.
+            candidate: of encoded layers and poolings.
+            rows: int64 [N], ascending numbers among the rows with a vector.
 
         Returns:
             float32 [N, D].
         """
         vectors = np.zeros((len(rows), candidate.dims(self.hidden_size)), np.float32)
         before = 0
-        asked = [self._variants[layer] for layer in candidate.layers]
-        for piece in self._stored.pieces(asked):
+        requested = [self._variants[layer] for layer in candidate.layers]
+        for piece in self._stored.pieces(requested):
             stop = before + int(piece.has_vector.sum())
             first, last = np.searchsorted(rows, (before, stop))
             here = rows[first:last] - before
             for columns, part in self._parts(
-                candidate, [np.asarray(piece.vectors[variant.name]) for variant in asked]
+                candidate, [np.asarray(piece.vectors[variant.name]) for variant in requested]
             ):
                 vectors[first:last, columns] += part[here]
             before = stop
@@ -141,7 +140,7 @@ class PooledVectors:
     def _parts(
         self, candidate: Candidate, layers: Sequence[NDArray[np.float32]]
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """For each layer and pooling, where in the vector it goes, and the stored vectors."""
+        """Yields for each layer and pooling its columns in the candidate's vector, and the stored vectors."""
         width, place = self.hidden_size, 0
         for name in candidate.poolings:
             stored = self.poolings.index(name) * width

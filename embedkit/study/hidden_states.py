@@ -1,7 +1,4 @@
-"""What the frozen encoder says of the rows: computed once into a private folder, and read from there by the map.
-
-Memory does not grow with the rows: arrays are mapped, and a batch of them is in memory. Knows nothing of labels.
-"""
+"""Encoded states of the rows, memory-mapped; only a batch of them is in memory."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ from embedkit.pooling.trained import TrainedPooler
 
 
 class States:
-    """States of the rows that have any, in the order of the input.
+    """States of the rows with a text, in the order of the input.
 
     Attributes:
         facts: id and kept columns of these rows.
-        n_layers, hidden_size: what a row's values come to: several layers stand side by side.
-        of_tokens: whether a row is [tokens, n_layers * hidden_size]; else it is [n_layers * hidden_size].
+        n_layers, hidden_size: layers are concatenated.
+        of_tokens: True if a row is [tokens, n_layers * hidden_size], False if it is [n_layers * hidden_size].
     """
 
     def __init__(
@@ -44,7 +41,7 @@ class States:
         return len(self._rows)
 
     def pooled(self, pooler: TrainedPooler, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """What a pooler makes of some rows: float32 [n, D'], with gradients."""
+        """Returns the vectors of some rows, float32 [n, D'], with gradients."""
         if isinstance(pooler, LayerwisePooler):
             return pooler.of_layers(self._layers(rows).to(device))
         states, mask = self._tokens(rows)
@@ -52,18 +49,18 @@ class States:
         return vectors
 
     def blocks(self, size: int = 4096) -> Iterator[NDArray[np.float64]]:
-        """All rows of vectors, some at a time: float64 [n, n_layers * hidden_size]."""
+        """Yields all rows' vectors in blocks, float64 [n, n_layers * hidden_size]."""
         for start in range(0, len(self), size):
             yield np.stack(self._rows[start : start + size]).astype(np.float64)
 
     def _layers(self, rows: NDArray[np.int64]) -> Tensor:
-        """float32 [L, n, D]."""
+        """Returns float32 [L, n, D]."""
         flat = np.stack([self._rows[row] for row in rows.tolist()])
         by_layer = flat.reshape(len(rows), self.n_layers, self.hidden_size).transpose(1, 0, 2)
         return torch.from_numpy(np.ascontiguousarray(by_layer, np.float32))
 
     def _tokens(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """float32 [L, n, T, D] with zeros behind the shorter texts, and the mask bool [n, T]."""
+        """Returns float32 [L, n, T, D], padded with zeros, and the mask, bool [n, T]."""
         found = [self._rows[row] for row in rows.tolist()]
         lengths = np.array([len(states) for states in found])
         padded = np.zeros((len(rows), lengths.max(), self.n_layers * self.hidden_size), np.float32)
@@ -75,10 +72,10 @@ class States:
 
 
 def open_states(folder: Path, *, n_layers: int) -> States:
-    """The states that an encoding run has written: `.npy` of vectors, or `.arrow` of token vectors.
+    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors.
 
     Raises:
-        OutputError: no row has any, or a file is damaged.
+        OutputError: no row has a text, or a file is damaged.
     """
     stored = open_stored(folder)
     of_tokens = stored.layout.token_vectors
@@ -89,11 +86,8 @@ def open_states(folder: Path, *, n_layers: int) -> States:
             table = map_table(files[0])
             column = table.column(stored.layout.variants[0].column)
             rows += _token_rows(column)
-            facts.append(
-                table.drop_columns([column_of.column for column_of in stored.layout.variants]).filter(
-                    column.is_valid()
-                )
-            )
+            columns = [variant.column for variant in stored.layout.variants]
+            facts.append(table.drop_columns(columns).filter(column.is_valid()))
         else:
             rows += list(map_array(files[0]))
             facts += [piece.facts for piece in stored.sink.read(files, ())]
@@ -105,12 +99,12 @@ def open_states(folder: Path, *, n_layers: int) -> States:
 
 
 def _token_rows(column: pa.ChunkedArray) -> Iterator[NDArray[np.floating]]:
-    """For each cell that is not null its tokens [n, width]: views of the mapped file."""
+    """Yields the tokens [n, width] of each cell that is not null, as views of the mapped file."""
     for chunk in column.chunks:
-        # Not `chunk.flatten()`: beside a null it copies all there is.
+        # Not `chunk.flatten()`, which copies all values if there is a null.
         values = chunk.values
         flat = values.flatten().to_numpy(zero_copy_only=True).reshape(-1, values.type.list_size)
         offsets = chunk.offsets.to_numpy().tolist()
-        for row, is_there in enumerate(chunk.is_valid().to_pylist()):
-            if is_there:
+        for row, is_valid in enumerate(chunk.is_valid().to_pylist()):
+            if is_valid:
                 yield flat[offsets[row] : offsets[row + 1]]

@@ -1,24 +1,44 @@
-"""Labels and groups of the rows that have a vector: from kept columns to class numbers or values.
-
-Knows nothing of models and folds. No error holds a label: it may be a patient's diagnosis.
-"""
+"""Labels, groups and near-duplicates of an input's rows, as numbers. No error holds a label."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.arrow_values import number_in, plain_values
+from embedkit.arrow_values import array_of, number_in, plain_values
+from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
+from embedkit.output.formats.values import json_text
+from embedkit.sources import Table, open_table
+from embedkit.study.near_duplicates import signatures
+from embedkit.types import Record
 
 TASKS = ("auto", "classification", "regression")
-#: Whole numbers with no more different values than this are classes (grades, stages), unless `--task` says else.
+#: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
 _MOST_NUMBERED_CLASSES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class InputRows:
+    """Labels and signatures of the R rows of an input, without their texts.
+
+    Attributes:
+        table: the input, to check at the end that its files are unchanged.
+        labels: [R] the columns of labels and groups; null for unreadable rows.
+        signed: uint32 [R, 64] a near-duplicate signature for each text.
+        has_text: bool [R], True if the text is not blank.
+    """
+
+    table: Table
+    labels: pa.Table
+    signed: NDArray[np.uint32]
+    has_text: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +47,10 @@ class Labels:
 
     Attributes:
         task: classification or regression.
-        rows: int64 [N], the rows of the table that have a label (and a group, where groups are asked for).
+        rows: int64 [N], the rows of the table that have a label (and a group, if groups are used).
         targets: int64 [N] numbers of `classes`, or float64 [N] values.
         classes: the classes' names, sorted; () for regression.
-        groups: int64 [N], numbers of the groups by first appearance; None where none are asked for.
+        groups: int64 [N], numbers of the groups by first appearance; None without groups.
     """
 
     task: str
@@ -40,21 +60,59 @@ class Labels:
     groups: NDArray[np.int64] | None
 
 
-def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: str = "auto") -> Labels:
-    """Labels of a table's rows; those without a label, or without a group, are left out.
+def read_rows(config: InputConfig, columns: tuple[str, ...]) -> InputRows:
+    """Reads the input once; each text is reduced to its signature.
 
-    `auto` is regression where every label is a number and they are no few whole ones: one has a fraction, or
-    there are more than 20 different. All else is classification.
+    Args:
+        config: the input.
+        columns: names of the columns of labels and groups.
+
+    Raises:
+        InputError: a file or a column is missing, or a file cannot be read.
+    """
+    columns = tuple(dict.fromkeys(columns))
+    table = open_table(replace(config, keep=columns))
+    values: list[tuple[Any, ...]] = []
+    has_text: list[bool] = []
+
+    def texts() -> Iterator[str]:
+        for item in table.records():
+            record = item if isinstance(item, Record) else None
+            values.append(record.kept if record else (None,) * len(columns))
+            text = (record and record.text) or ""
+            has_text.append(bool(text.strip()))
+            yield text
+
+    signed = signatures(texts())
+    arrays = [column_array([of_row[place] for of_row in values], json_text) for place in range(len(columns))]
+    return InputRows(
+        table, pa.table(dict(zip(columns, arrays, strict=True))), signed, np.array(has_text, np.bool_)
+    )
+
+
+def column_array(values: Sequence[Any], to_text: Callable[[Any], str]) -> pa.Array:
+    """Returns the values of a column as one Arrow type, or as text if their types are mixed."""
+    try:
+        return array_of(values)
+    except (pa.ArrowException, TypeError, OverflowError):
+        return pa.array([None if value is None else to_text(value) for value in plain_values(values)], pa.string())
+
+
+def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: str = "auto") -> Labels:
+    """Reads the labels of a table's rows; rows without a label or a group are left out.
+
+    `auto` is regression if every label is a number, and one has a fraction or there are more than 20 different
+    ones; otherwise classification.
 
     Args:
         table: kept columns of rows that have a vector: `out.table.filter(out.has_vector)`.
         label: name of the column of labels.
-        group: name of a column whose rows with one value stay together when rows are split.
+        group: name of a column; rows with one value stay together when rows are split.
         task: one of TASKS.
 
     Raises:
-        UsageError: regression is asked for, and a label is no number.
-        InputError: fewer than two rows have a label, all have the same one, or nearly each has its own class.
+        UsageError: regression was requested and a label is not a number.
+        InputError: fewer than two rows have a label, all labels are equal, or nearly every row has its own class.
     """
     cells = [_cell(value) for value in plain_values(table[label])]
     members = None if group is None else [_cell(value) for value in plain_values(table[group])]
@@ -65,13 +123,13 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
     if len(found) < 2:
         raise InputError(
             f"column '{label}' has a label in {len(found)} of {len(cells)} rows",
-            hint="name the column that holds the labels with --label, and see that it is filled",
+            hint="name the column of labels with --label, and check that it is filled",
         )
     numbers = _numbers(found)
     if task == "regression" and numbers is None:
         raise UsageError(
-            f"--task regression: column '{label}' holds labels that are no finite numbers",
-            hint="use --task classification, or mend the column",
+            f"--task regression: column '{label}' has labels that are not finite numbers",
+            hint="use --task classification, or fix the column",
         )
     if task == "auto":
         task = "classification" if numbers is None or _are_classes(numbers) else "regression"
@@ -81,7 +139,7 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
     else:
         names, targets = np.unique(np.array([_name(cell) for cell in found]), return_inverse=True)
         classes = tuple(names.tolist())
-    _refuse_useless(label, task, len(found), len(np.unique(targets)))
+    _check_useful(label, task, len(found), len(np.unique(targets)))
     return Labels(
         task=task,
         rows=np.array(rows, np.int64),
@@ -92,14 +150,14 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
 
 
 def _cell(value: Any) -> Any:
-    """The value of a cell; None where it is null, blank or NaN."""
+    """Returns the value of a cell; None if it is null, blank or NaN."""
     if isinstance(value, str):
         return value.strip() or None
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _numbers(cells: list[Any]) -> NDArray[np.float64] | None:
-    """The cells as finite numbers, or None where one is none."""
+    """Returns the cells as finite numbers; None if one is not a finite number."""
     if any(isinstance(cell, bool) for cell in cells):
         return None
     try:
@@ -110,7 +168,7 @@ def _numbers(cells: list[Any]) -> NDArray[np.float64] | None:
 
 
 def _number(cell: Any) -> float:
-    """The number that a cell is or spells; `1_0` spells none."""
+    """Returns a number or parses a string; `1_0` is not a number."""
     found = number_in(cell) if isinstance(cell, str) else cell
     if found is None:
         raise ValueError("not a number")
@@ -122,7 +180,7 @@ def _are_classes(numbers: NDArray[np.float64]) -> bool:
 
 
 def _name(cell: Any) -> str:
-    """A class's name: 1 and 1.0 are one class, true is not "True"."""
+    """Returns a class's name: 1 and 1.0 are one class, true is not "True"."""
     if isinstance(cell, bool):
         return str(cell).lower()
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
@@ -133,14 +191,14 @@ def _numbered(members: list[Any]) -> NDArray[np.int64]:
     return np.array([number.setdefault(_name(member), len(number)) for member in members], np.int64)
 
 
-def _refuse_useless(label: str, task: str, rows: int, different: int) -> None:
+def _check_useful(label: str, task: str, rows: int, different: int) -> None:
     if different < 2:
         raise InputError(
             f"column '{label}' has the same label in all {rows} rows that have one",
-            hint="there is nothing to tell apart; name another column with --label",
+            hint="name another column with --label",
         )
     if task == "classification" and different > max(2, rows / 2):
         raise InputError(
-            f"column '{label}' has {different} classes in {rows} rows: nearly each row has its own",
+            f"column '{label}' has {different} classes in {rows} rows: nearly every row has its own",
             hint="name a column of classes with --label, or use --task regression for numbers",
         )

@@ -1,8 +1,8 @@
-"""Linear probes: how well a linear model on frozen vectors predicts labels that it was not trained on.
+"""Linear probes on frozen vectors, scored by nested cross-validation.
 
-A probe is trained on all folds but one, and on all folds but two. The latter choose (the strength of the
-regularisation, and for the nested estimate the candidate): what chooses for a fold has never seen it. Each
-training standardises by its own rows alone. Knows nothing of layers and poolings.
+A probe is trained on all folds but one, and on all folds but two. The latter choose the penalty, and for the
+nested estimate the candidate, so that nothing chosen for a fold has seen it. Each training standardises by its own
+rows.
 """
 
 from __future__ import annotations
@@ -18,119 +18,121 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.study.folds import Folds
-from embedkit.study.scores import metric
+from embedkit.study.metrics import BY_NAME
+from embedkit.study.splits import Folds
 
 Vector = NDArray[np.float64]
 PROBES = ("ridge", "logistic")
-#: A dimension varies if its variance is more than this share of its square: less is rounding in float32.
-_NEVER_VARIES = 1e-12
-#: The same among the rows of a training, as a share of the variance among all rows: less is rounding in a Gram
-#: matrix, and dividing by it would leave one that has no Cholesky decomposition.
-_BARELY_VARIES = 1e-9
+#: A dimension is constant if its variance is at most this share of its squared mean: less is rounding in float32.
+_CONSTANT = 1e-12
+#: The same for the rows of a training, as a share of the variance of all rows: less is rounding in a Gram matrix,
+#: which dividing by it would leave without a Cholesky decomposition.
+_NEARLY_CONSTANT = 1e-9
 
 
 class Probe(Protocol):
-    """Vectors of N rows, ready to be fitted on some of their folds."""
+    """A linear model of N rows' vectors that can be fitted on any of their folds."""
 
     def predictions(self, held: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [P, rows of the folds held out in that order, K], P strengths, trained on all other folds."""
+        """Fits on all folds but the held-out ones, and predicts those.
+
+        Returns:
+            float32 [P, rows of the held-out folds in that order, K], for P penalties.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ProbeScores:
     """The scores of one candidate.
 
     Attributes:
-        scores: for each metric one score a fold, of the probe trained on the other folds.
-        inner: a score a fold, by the metric that chooses: the mean over the other folds, each tested by a probe
-            that saw neither it nor this fold.
+        by_metric: metric → a score a fold, of the probe trained on the other folds.
+        inner: a score a fold in the deciding metric: the mean over the other folds, each predicted by a probe that
+            was trained on neither it nor this fold.
     """
 
-    scores: dict[str, tuple[float, ...]]
+    by_metric: dict[str, tuple[float, ...]]
     inner: tuple[float, ...]
 
 
-def judge_all(
+def cross_validate_all(
     vectors: Sequence[Callable[[], NDArray[np.float32]]],
     targets: NDArray[np.float64],
     folds: Folds,
     metrics: Sequence[str],
     probe: str,
-) -> Generator[Judged, None, None]:
-    """`judge` for many vectors, a few at a time, each in one thread; in order.
+) -> Generator[ProbeScores, None, None]:
+    """Yields the scores of many candidates in order, several computed at a time, each in one thread.
 
-    Threads inside of the linear algebra wait for each other longer than they work: on 2 cores that others used,
-    too, a candidate took 15 s so, and 0.2 s in one thread.
+    Threads of the linear algebra library spend more time waiting than working: on 2 shared cores a candidate took
+    15 s with them, and 0.2 s in one thread.
 
     Args:
-        vectors: each makes its float32 [N, D] when its turn comes.
-        targets: as in `judge`.
+        vectors: functions that return float32 [N, D], called when their turn comes.
+        targets: as in `cross_validate`.
         folds: of the N rows.
-        metrics: as in `judge`.
+        metrics: as in `cross_validate`.
         probe: one of PROBES.
     """
     from threadpoolctl import threadpool_limits
 
-    def judged(make: Callable[[], NDArray[np.float32]]) -> Judged:
-        return judge(make(), targets, folds, metrics, probe)
+    def scored(make: Callable[[], NDArray[np.float32]]) -> ProbeScores:
+        return cross_validate(make(), targets, folds, metrics, probe)
 
     with warnings.catch_warnings(), threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
-        # Logistic regression that has not converged after 200 steps is as good a probe.
+        # A logistic regression that has not converged after 200 steps is as good a probe.
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")
-        waiting = [pool.submit(judged, make) for make in vectors]
+        pending = [pool.submit(scored, make) for make in vectors]
         try:
-            for future in waiting:
+            for future in pending:
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def judge(
+def cross_validate(
     vectors: NDArray[np.float32], targets: NDArray[np.float64], folds: Folds, metrics: Sequence[str], probe: str
-) -> Judged:
-    """Score vectors by cross-validation, the strength of the regularisation chosen inside.
+) -> ProbeScores:
+    """Scores vectors by nested cross-validation on one set of folds.
 
-    For fold f the strength is the one whose probes, trained without f and g, do best on the folds g; the probe
-    trained without f is then scored on f. So nothing of f decides anything before it is scored: a nested
-    cross-validation on one set of folds. A pair of folds shares its probe, which saves half of the fits.
+    For fold f the penalty is the one whose probes, trained without f and g, do best on the folds g; the probe
+    trained without f is then scored on f. A pair of folds shares its probe, which saves half of the fits.
 
     Args:
         vectors: float32 [N, D].
-        targets: float64 [N, K]: a column a class, 1 where the row is of it; or [N, 1] values.
+        targets: float64 [N, K], one-hot classes; or [N, 1] values.
         folds: of the N rows.
-        metrics: names of METRICS; the first one chooses.
+        metrics: names of METRICS; the first one decides.
         probe: one of PROBES.
     """
     fitted: Probe = (RidgeProbe if probe == "ridge" else LogisticProbe)(vectors, targets, folds)
     of_fold = [targets[folds.of_row == fold] for fold in range(folds.count)]
-    choosing = metric(metrics[0])
+    deciding = BY_NAME[metrics[0]]
     inner: dict[tuple[int, int], NDArray[np.float64]] = {}
     for one, other in combinations(range(folds.count), 2):
         both = fitted.predictions((one, other))
         first, second = both[:, : len(of_fold[one])], both[:, len(of_fold[one]) :]
-        inner[other, one] = choosing(first, of_fold[one])
-        inner[one, other] = choosing(second, of_fold[other])
+        inner[other, one] = deciding(first, of_fold[one])
+        inner[one, other] = deciding(second, of_fold[other])
     scores: dict[str, list[float]] = {name: [] for name in metrics}
     best: list[float] = []
     for fold in range(folds.count):
         means = np.mean([inner[fold, other] for other in range(folds.count) if other != fold], axis=0)
-        strength = int(np.nan_to_num(means, nan=-np.inf).argmax())
-        best.append(float(means[strength]))
-        predicted = fitted.predictions((fold,))[strength : strength + 1]
+        penalty = int(np.nan_to_num(means, nan=-np.inf).argmax())
+        best.append(float(means[penalty]))
+        predicted = fitted.predictions((fold,))[penalty : penalty + 1]
         for name in metrics:
-            scores[name].append(float(metric(name)(predicted, of_fold[fold])[0]))
-    return Judged({name: tuple(of_metric) for name, of_metric in scores.items()}, tuple(best))
+            scores[name].append(float(BY_NAME[name](predicted, of_fold[fold])[0]))
+    return ProbeScores({name: tuple(of_metric) for name, of_metric in scores.items()}, tuple(best))
 
 
 class RidgeProbe:
-    """Least squares with an L2 penalty on standardised vectors; for classes, on a 0/1 column for each.
+    """Least squares with an L2 penalty on standardised vectors; classes are one-hot columns.
 
-    Every fit comes from sums over folds: for training rows with mean m, standard deviations s and Gram matrix G,
-    the standardised Gram matrix is (G - n m mᵀ) / (s sᵀ), so that a fit costs one Cholesky decomposition, and
-    the rows are gone through once. With fewer rows than dimensions the same weights come from the matrix of the
-    rows' inner products, which is smaller. On 5,000 rows of 384 dimensions it takes 0.15 s where logistic
-    regression takes 2 to 6.
+    Every fit uses sums over folds: for training rows with mean m, standard deviations s and Gram matrix G, the
+    standardised Gram matrix is (G - n m mᵀ) / (s sᵀ), so that a fit costs one Cholesky decomposition and the rows
+    are read once. With fewer rows than dimensions the same weights come from the smaller matrix of the rows' inner
+    products. On 5,000 rows of 384 dimensions it takes 0.15 s; logistic regression takes 2 to 6.
 
     Args:
         vectors: float32 [N, D].
@@ -138,12 +140,12 @@ class RidgeProbe:
         folds: of the N rows.
     """
 
-    #: The penalty is the number of training rows times these: relative to standardised dimensions, whose Gram
-    #: matrix has that number on its diagonal.
-    strengths = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    #: Penalties as multiples of the number of training rows, which standardised dimensions have on the diagonal of
+    #: their Gram matrix.
+    penalties = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
     def __init__(self, vectors: NDArray[np.float32], targets: NDArray[np.float64], folds: Folds) -> None:
-        # A shift and a scale for all rows alike change no fit; they keep the sums exact in float32.
+        # A common shift and scale change no fit; they keep the sums exact in float32.
         shift, spread = _mean_and_deviation(vectors)
         rows = [np.flatnonzero(folds.of_row == fold) for fold in range(folds.count)]
         self.by_rows = len(vectors) < vectors.shape[1]
@@ -164,40 +166,40 @@ class RidgeProbe:
         n = self.n[kept].sum()
         mean = self.sums[kept].sum(axis=0) / n
         variance = self.squares[kept].sum(axis=0) / n - mean**2
-        deviation = np.where(variance > _BARELY_VARIES, np.sqrt(np.maximum(variance, 0)), 1)
+        deviation = np.where(variance > _NEARLY_CONSTANT, np.sqrt(np.maximum(variance, 0)), 1)
         target_mean = np.concatenate([self.targets[fold] for fold in kept]).mean(axis=0)
         fit = self._by_rows if self.by_rows else self._by_dimensions
         weights = np.concatenate(fit(kept, n, mean, deviation, target_mean), axis=1) / deviation[:, None]
-        offset = np.tile(target_mean, len(self.strengths)) - mean @ weights
+        offset = np.tile(target_mean, len(self.penalties)) - mean @ weights
         columns = np.concatenate([self.parts[fold] for fold in held]) @ weights.astype(np.float32)
         columns += offset.astype(np.float32)
-        return columns.reshape(len(columns), len(self.strengths), -1).transpose(1, 0, 2)
+        return columns.reshape(len(columns), len(self.penalties), -1).transpose(1, 0, 2)
 
     def _by_dimensions(
         self, kept: list[int], n: float, mean: Vector, deviation: Vector, target_mean: Vector
     ) -> list[NDArray[np.float64]]:
-        """Weights [D, K] for each strength: (G + n λ) W = Zᵀ T."""
+        """Returns weights [D, K] for each penalty: (G + n λ) W = Zᵀ T."""
         gram = self.gram.copy()
         for fold in set(range(len(self.parts))) - set(kept):
             gram -= self.grams[fold]
         gram -= n * np.outer(mean, mean)
         gram /= np.outer(deviation, deviation)
         cross = (self.cross[kept].sum(axis=0) - n * np.outer(mean, target_mean)) / deviation[:, None]
-        return _solved(gram, cross, [n * strength for strength in self.strengths])
+        return _solved(gram, cross, [n * penalty for penalty in self.penalties])
 
     def _by_rows(
         self, kept: list[int], n: float, mean: Vector, deviation: Vector, target_mean: Vector
     ) -> list[NDArray[np.float64]]:
-        """The same by W = Zᵀ A, (Z Zᵀ + n λ) A = T."""
+        """Returns the same weights by W = Zᵀ A, (Z Zᵀ + n λ) A = T."""
         rows = ((np.concatenate([self.parts[fold] for fold in kept]) - mean) / deviation).astype(np.float32)
         targets = np.concatenate([self.targets[fold] for fold in kept]) - target_mean
         products = (rows @ rows.T).astype(np.float64)
-        found = _solved(products, targets, [n * strength for strength in self.strengths])
+        found = _solved(products, targets, [n * penalty for penalty in self.penalties])
         return [rows.T @ of_rows for of_rows in found]
 
 
 def _workers() -> int:
-    """As many as there are cores for this process; at most 8, since each holds a candidate's vectors."""
+    """Returns the number of this process's cores, at most 8: each worker holds a candidate's vectors."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 
@@ -205,7 +207,7 @@ def _workers() -> int:
 def _solved(
     matrix: NDArray[np.float64], right: NDArray[np.float64], penalties: Sequence[float]
 ) -> list[NDArray[np.float64]]:
-    """Solutions of (matrix + penalty) X = right, for each penalty."""
+    """Solves (matrix + penalty) X = right for each penalty."""
     from scipy.linalg import cho_factor, cho_solve
 
     found = []
@@ -222,12 +224,12 @@ class LogisticProbe:
 
     Args:
         vectors: float32 [N, D].
-        targets: float64 [N, K], a column a class.
+        targets: float64 [N, K], one-hot classes.
         folds: of the N rows.
     """
 
-    #: scikit-learn's C, from strong to weak: each fit starts where the one before ended.
-    strengths = (1e-3, 1e-2, 1e-1)
+    #: scikit-learn's C, from strong to weak penalties: each fit starts from the previous one.
+    inverse_penalties = (1e-3, 1e-2, 1e-1)
 
     def __init__(self, vectors: NDArray[np.float32], targets: NDArray[np.float64], folds: Folds) -> None:
         self.vectors = vectors
@@ -242,20 +244,20 @@ class LogisticProbe:
         kept = ~np.isin(self.folds.of_row, held)
         trained = self.vectors[kept]
         if len(left := np.unique(self.classes[kept])) == 1:
-            # There is nothing to tell apart: whatever the strength, the one class that is left is predicted.
+            # Only one class is left for training: it is predicted whatever the penalty.
             n_tested = int((~kept).sum())
-            alone = np.full((len(self.strengths), n_tested, self.n_classes), -np.inf, np.float32)
-            alone[..., left] = 0
-            return alone
+            only = np.full((len(self.inverse_penalties), n_tested, self.n_classes), -np.inf, np.float32)
+            only[..., left] = 0
+            return only
         mean, deviation = _mean_and_deviation(trained)
         trained = (trained - mean) / deviation
         tested = np.concatenate([self.vectors[self.folds.of_row == fold] for fold in held])
         tested = (tested - mean) / deviation
         model = LogisticRegression(tol=1e-3, max_iter=200, warm_start=True)
-        # A class without a row in training is never predicted.
-        found = np.full((len(self.strengths), len(tested), self.n_classes), -np.inf, np.float32)
-        for place, strength in enumerate(self.strengths):
-            model.set_params(C=strength).fit(trained, self.classes[kept])
+        # A class without a training row is never predicted.
+        found = np.full((len(self.inverse_penalties), len(tested), self.n_classes), -np.inf, np.float32)
+        for place, c in enumerate(self.inverse_penalties):
+            model.set_params(C=c).fit(trained, self.classes[kept])
             decided = model.decision_function(tested)
             found[place][:, model.classes_] = (
                 np.stack([-decided, decided], axis=1) if decided.ndim == 1 else decided
@@ -264,7 +266,7 @@ class LogisticProbe:
 
 
 def _mean_and_deviation(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """float32 [D] each; a dimension that never varies (all of layer 0's CLS) has 1 for its deviation."""
+    """Returns float32 [D] each; a constant dimension (all of layer 0's CLS) gets a deviation of 1."""
     mean, deviation = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
-    deviation[deviation**2 <= _NEVER_VARIES * np.maximum(mean**2, np.finfo(np.float32).tiny)] = 1
+    deviation[deviation**2 <= _CONSTANT * np.maximum(mean**2, np.finfo(np.float32).tiny)] = 1
     return mean.astype(np.float32), deviation.astype(np.float32)

@@ -1,4 +1,4 @@
-"""`embedkit sweep` on one page: one forward pass, then every layer and pooling judged on the user's labels."""
+"""`embedkit sweep`: one forward pass, then a probe on the user's labels for every layer and pooling."""
 
 from __future__ import annotations
 
@@ -31,38 +31,37 @@ from embedkit.storage.disk_errors import as_output_error, as_read_error, check_n
 from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file
 from embedkit.storage.replace_folder import Replacement
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
-from embedkit.study.folds import Folds, make_folds, united
-from embedkit.study.labelled_rows import InputRows, read_rows
-from embedkit.study.labels import TASKS, Labels, read_labels
+from embedkit.study.labels import TASKS, InputRows, Labels, read_labels, read_rows
+from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import clusters, pairs_across
-from embedkit.study.probe import PROBES, Judged, judge_all
-from embedkit.study.scores import METRICS
+from embedkit.study.probe import PROBES, ProbeScores, cross_validate_all
+from embedkit.study.splits import Folds, make_folds, merge_groupings
 from embedkit.study.sweep_files import NAMES, SUMMARY, read_summary, write_files
 from embedkit.study.verdict import Verdict, decide
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 
-#: The folder of vectors inside of a sweep's.
+#: The output of vectors in a sweep's folder.
 VECTORS = "vectors"
-#: Rows that are computed again at most when a sweep was stopped.
+#: Rows that a stopped sweep computes again at most.
 SHARD_ROWS = 1024
-_STATIC = tuple(name for name in POOLING_NAMES if name != "pooler")
+_POOLINGS = tuple(name for name in POOLING_NAMES if name != "pooler")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """One `embedkit sweep`.
+    """The configuration of one `embedkit sweep`.
 
     Attributes:
-        run: what is encoded and how; layers and poolings are those to compare.
-        folder: where the results go, and the vectors.
+        run: the encoding; its layers and poolings are compared.
+        folder: for the results and the vectors.
         label: column of labels.
-        group: column whose rows with one value are never in training and test both; None = none.
+        group: column; rows with one value are never in both training and test; None without groups.
         task: one of TASKS.
-        metric: chooses; None = the first of the task's.
+        metric: the deciding metric; None takes the task's first.
         probe: one of PROBES.
         folds: of the cross-validation.
         seed: of the folds.
-        dedupe: keep texts that are nearly the same in one fold.
+        dedupe: keep near-duplicate texts in one fold.
     """
 
     run: RunConfig
@@ -90,20 +89,20 @@ class SweepConfig:
                 hint="save it to a file first, and name the file",
             )
         for name in parse_poolings(self.run.pooling.pool):
-            if name not in {*_STATIC, "auto"}:
+            if name not in {*_POOLINGS, "auto"}:
                 raise UsageError(
                     f"a sweep cannot compare '{name}'",
-                    hint=value_hint("--pool", name, _STATIC, f"use any of: {', '.join(_STATIC)}"),
+                    hint=value_hint("--pool", name, _POOLINGS, f"use any of: {', '.join(_POOLINGS)}"),
                 )
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What came of a sweep.
+class SweepResult:
+    """The result of a sweep.
 
     Attributes:
-        verdict: what the scores say.
-        facts: how they were found, as in summary.json.
+        verdict: the comparison of the candidates.
+        facts: input and method, as in summary.json.
     """
 
     verdict: Verdict
@@ -117,69 +116,69 @@ def sweep(
     *,
     command: Callable[[dict[str, str]], str],
     on_judged: Callable[[int, int], None],
-) -> Found | None:
-    """Carry out one `embedkit sweep`.
+) -> SweepResult | None:
+    """Carries out one `embedkit sweep`.
 
     Args:
-        config: what is asked for.
-        watcher: is told how the encoding goes.
-        stop: set from outside to end it between two batches or two candidates.
+        config: of the sweep.
+        watcher: receives the progress of the encoding.
+        stop: ends the sweep between two batches or two candidates when it is set.
         command: makes the command line of `encode` from the winner's options.
-        on_judged: told after each candidate how many are done, and of how many.
+        on_judged: called after each candidate with the number done and the number of all.
 
     Returns:
-        What came of it; None where a former sweep has found the same already.
+        The result; None if the folder already holds the same sweep, finished.
 
     Raises:
-        EmbedkitError: any of its kinds; vectors that are committed stay.
+        EmbedkitError: of any kind; committed vectors are kept.
     """
-    _refuse_without_libraries()
+    _check_libraries()
     inputs = expanded(config.run.input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
     replacement = Replacement(config.folder, _clear)
     with other_outputs_spared(config.run):
-        folder = _make_room(config, replacement)
-    asked = _asked(config.run, folder)
+        folder = _prepare_folder(config, replacement)
+    encoding = _encoding_config(config.run, folder)
     columns = (config.label,) if config.group is None else (config.label, config.group)
     watcher.notice("reading the labels")
     rows = read_rows(config.run.input, columns)
-    # What the labels alone rule out is told before a model runs for hours.
+    # Errors in the labels are raised before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
-        summary = run(asked, watcher, stop)
+        summary = run(encoding, watcher, stop)
     except EmbedkitError:
         remove_empty(replacement.next)
         raise
     rows.table.refuse_changes()
-    former = _former_summary(folder)
-    if former is not None and all(former.get(name) == value for name, value in _asked_of(config, summary).items()):
+    former, settings = _former_summary(folder), _settings(config, summary)
+    if former is not None and all(former.get(name) == value for name, value in settings.items()):
         _finish(config, folder, replacement, watcher)
-        watcher.notice(f"{config.folder} is whole already: the same rows, judged in the same way")
+        watcher.notice(f"{config.folder} is finished already: the same rows, judged in the same way")
         return None
     with as_read_error(folder):
         vectors = PooledVectors(folder / VECTORS)
     labels, cluster, folds = _divide(rows, vectors.has_vector, config)
     candidates = all_candidates(vectors.layers, vectors.poolings)
     if config.run.text.chunk_pool == "max":
-        # The largest value over windows of a mean of layers is not the mean of the layers' largest values.
+        # The maximum over windows of a mean of layers is not the mean of the layers' maxima.
         candidates = [candidate for candidate in candidates if candidate.layer_agg != "mean"]
-    judged: list[Judged] = []
+    scores: list[ProbeScores] = []
     makers = [partial(vectors.of, candidate, labels.rows) for candidate in candidates]
-    with closing(judge_all(makers, _targets(labels), folds, metrics, config.probe)) as coming:
-        for of_candidate in coming:
-            judged.append(of_candidate)
-            on_judged(len(judged), len(candidates))
+    with closing(cross_validate_all(makers, _targets(labels), folds, metrics, config.probe)) as results:
+        for of_candidate in results:
+            scores.append(of_candidate)
+            on_judged(len(scores), len(candidates))
             if stop.is_set():
                 raise Stopped(
                     "stopped by a signal while the probes were fitted; all vectors are committed",
-                    hint="the same command with --on-exists resume goes on from the vectors",
+                    hint="run the same command with --on-exists resume: it continues from the vectors",
                 )
     verdict = decide(
         candidates,
-        judged,
+        scores,
         [candidate.dims(vectors.hidden_size) for candidate in candidates],
         baselines(vectors.layers, vectors.poolings),
         metric=metrics[0],
@@ -194,7 +193,7 @@ def sweep(
         "folds": folds.count,
         "seed": config.seed,
         "dedupe": config.dedupe,
-        "asked": _asked_of(config, summary)["asked"],
+        "asked": settings["asked"],
         "rows": {
             "input": summary.input_rows,
             "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
@@ -218,11 +217,11 @@ def sweep(
         title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
     )
     _finish(config, folder, replacement, watcher)
-    return Found(verdict, facts)
+    return SweepResult(verdict, facts)
 
 
-def _asked_of(config: SweepConfig, summary: Summary) -> dict[str, Any]:
-    """What two sweeps must have in common, if their results are the same; the vectors' plan sees to the rest."""
+def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
+    """Returns the part of summary.json on which the results depend, besides the plan of the vectors."""
     return {
         "label": config.label,
         "group": config.group,
@@ -236,7 +235,7 @@ def _asked_of(config: SweepConfig, summary: Summary) -> dict[str, Any]:
 
 
 def _former_summary(folder: Path) -> dict[str, Any] | None:
-    """What a finished sweep says of itself; None where it is not whole, and is to be written again."""
+    """Returns the summary of a finished sweep; None if its files have to be written again."""
     with as_read_error(folder):
         if not exists(folder / SUMMARY):
             return None
@@ -247,7 +246,7 @@ def _former_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher: Callbacks) -> None:
-    """Put a sweep that was made beside another one in its place."""
+    """Moves a sweep that replaces another one to its folder."""
     if folder != config.folder:
         for sentence in replacement.finish():
             watcher.notice(sentence)
@@ -256,40 +255,40 @@ def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher
 def _divide(
     rows: InputRows, has_vector: NDArray[np.bool_], config: SweepConfig
 ) -> tuple[Labels, NDArray[np.int64], Folds]:
-    """Labels of rows that have a vector, the clusters of their texts, and their folds."""
+    """Returns the labels of rows with a vector, the near-duplicate clusters of their texts, and their folds."""
     if len(has_vector) != len(rows.has_text):
         raise OutputError(
-            f"the vectors are of {len(has_vector)} rows, and the input has {len(rows.has_text)}",
-            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+            f"the vectors have {len(has_vector)} rows, and the input has {len(rows.has_text)}",
+            hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
         )
-    there = rows.labels.filter(pa.array(has_vector))
-    labels = read_labels(there, config.label, group=config.group, task=config.task)
+    labelled = rows.labels.filter(pa.array(has_vector))
+    labels = read_labels(labelled, config.label, group=config.group, task=config.task)
     cluster = clusters(rows.signed[has_vector][labels.rows])
     groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
-    groups = united(*groupings) if groupings else None
+    groups = merge_groupings(*groupings) if groupings else None
     return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.seed)
 
 
 def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
-    """The task's metrics, the one that chooses first."""
+    """Returns the task's metrics, the deciding one first."""
     names = METRICS[labels.task]
-    chosen = config.metric or names[0]
-    one_of("--metric", chosen, names)
+    deciding = config.metric or names[0]
+    one_of("--metric", deciding, names)
     if labels.task == "regression" and config.probe == "logistic":
         raise UsageError("--probe logistic is for classes, and these labels are values", hint="use --probe ridge")
-    return (chosen, *(name for name in names if name != chosen))
+    return (deciding, *(name for name in names if name != deciding))
 
 
 def _targets(labels: Labels) -> NDArray[np.float64]:
-    """float64 [N, K], a column a class; or [N, 1] values, scaled so that penalties mean the same for all units."""
+    """Returns float64 [N, K], one-hot classes; or [N, 1] values, standardised so that penalties have no unit."""
     if labels.task == "classification":
         return np.eye(len(labels.classes))[labels.targets.astype(np.int64)]
     values = labels.targets.astype(np.float64)[:, None]
     return np.asarray((values - values.mean()) / values.std())
 
 
-def _asked(config: RunConfig, folder: Path) -> RunConfig:
-    """What is encoded, into a sweep's folder: poolings by name, and a row of the output for each of the input."""
+def _encoding_config(config: RunConfig, folder: Path) -> RunConfig:
+    """Returns the encoding of a sweep: into its folder, poolings by name, an output row for each input row."""
     pooling = replace(config.pooling, pool=",".join(_poolings(config)))
     on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
     output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
@@ -297,7 +296,7 @@ def _asked(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _poolings(config: RunConfig) -> tuple[str, ...]:
-    """The poolings to compare: those asked for, or all that say something about this kind of model."""
+    """Returns the poolings to compare: the requested ones, or all that are meaningful for this kind of model."""
     request = find_model(config)
     if config.pooling.pool != "auto":
         return parse_poolings(config.pooling.pool)
@@ -312,60 +311,58 @@ def _poolings(config: RunConfig) -> tuple[str, ...]:
     tokenizer = TextTokenizer(raw, max_length=512)
     architecture = ARCHITECTURES.get(request.folder.model_type)
     causal = architecture is not None and architecture.causal
-    # What opens a text has seen nothing of it in a causal model; later tokens have seen more in no other.
-    unfit = set() if causal else {"weightedmean"}
+    # In a causal model the first token sees no other; only in such a model do later tokens see more.
+    unsuitable = set() if causal else {"weightedmean"}
     if causal or not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
-        unfit.add("cls")
-    return tuple(name for name in _STATIC if name not in unfit)
+        unsuitable.add("cls")
+    return tuple(name for name in _POOLINGS if name not in unsuitable)
 
 
-def _refuse_without_libraries() -> None:
+def _check_libraries() -> None:
     missing = [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"sweep needs scikit-learn and matplotlib, and there is no {' nor '.join(missing)}",
+            f"sweep needs scikit-learn and matplotlib; missing: {', '.join(missing)}",
             hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
         )
 
 
-def _make_room(config: SweepConfig, replacement: Replacement) -> Path:
-    """See that the folder is free, or holds a former sweep that may be gone on with or replaced.
-
-    Nothing of a former sweep is touched: its results stay until those that replace them are whole.
+def _prepare_folder(config: SweepConfig, replacement: Replacement) -> Path:
+    """Checks that the folder is free, or holds a sweep that may be resumed or replaced; changes nothing in it.
 
     Returns:
-        Where this sweep is made: the folder, or one beside it that replaces it when it is whole.
+        The folder to write to: the sweep's own, or a temporary one that replaces it when the sweep is finished.
 
     Raises:
-        OutputError: something is there, and the user did not say what to do with it.
+        OutputError: the folder holds other files, or another sweep and `--on-exists` is error.
     """
     folder, on_exists = config.folder, config.run.output.on_exists
     check_no_link(folder)
     check_no_link(replacement.next)
     replacement.recover()
-    there, beside = _names(folder), _names(replacement.next)
-    for place, names in ((folder, there), (replacement.next, beside)):
+    existing, next_names = _names(folder), _names(replacement.next)
+    for place, names in ((folder, existing), (replacement.next, next_names)):
         if names - {VECTORS, f"{VECTORS}.next", *NAMES} and (place == folder or on_exists == "overwrite"):
             raise OutputError(
                 f"{place} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
             )
-    for name in there & set(NAMES):
+    for name in existing & set(NAMES):
         check_no_link(folder / name)
-    if (there or VECTORS in beside) and on_exists == "error":
+    if (existing or VECTORS in next_names) and on_exists == "error":
         raise OutputError(
             f"{folder} holds another sweep",
-            hint="use --on-exists resume (its vectors are used again) or overwrite, or another -o",
+            hint="use --on-exists resume (which reuses its vectors) or overwrite, or another -o",
         )
-    if on_exists == "resume" and VECTORS in beside:
+    if on_exists == "resume" and VECTORS in next_names:
         return replacement.next
-    if on_exists == "overwrite" and (there or beside):
+    if on_exists == "overwrite" and (existing or next_names):
         replacement.refuse_unmovable()
         return replacement.next
     return folder
 
 
 def _names(folder: Path) -> set[str]:
-    """What is in a folder, hidden files left out; nothing where there is no folder."""
+    """Returns the names in a folder without hidden files; none if there is no folder."""
     with as_read_error(folder):
         if not exists(folder):
             return set()
@@ -375,7 +372,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a sweep's own files from a folder."""
+    """Removes a sweep's own files from a folder."""
     with as_output_error(folder):
         for name in (SUMMARY, *NAMES):
             remove_file(folder / name)

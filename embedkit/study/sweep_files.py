@@ -1,7 +1,7 @@
-"""The files that a sweep leaves: results.parquet, summary.json, summary.txt and the heat map.
+"""The files of a sweep: results.parquet, summary.json, summary.txt and the heat map as PNG and SVG.
 
-The summary names the others by their SHA-256, so that files of two sweeps are not taken for one. Holds no text, no
-label and no name of a class.
+The summary holds the SHA-256 of the others, so that files of two sweeps are not mixed. They hold no text, label or
+class name.
 """
 
 from __future__ import annotations
@@ -13,45 +13,46 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import exists, new_files, read_file, sha256_of_file
-from embedkit.study import heatmap
-from embedkit.study.intervals import Interval
-from embedkit.study.verdict import Row, Verdict
+from embedkit.study.verdict import Interval, Row, Verdict, printed
 
-#: Appears last: where it is, all the others are.
+#: Published last: if it exists, all the others do.
 SUMMARY = "summary.json"
-NAMES = (SUMMARY, "summary.txt", "results.parquet", *(f"heatmap.{form}" for form in heatmap.FORMATS))
+_IMAGES = ("png", "svg")
+NAMES = (SUMMARY, "summary.txt", "results.parquet", *(f"heatmap.{form}" for form in _IMAGES))
 
 
 def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, command: str, title: str) -> None:
-    """Write all of them; they get their names together, when they are whole.
+    """Writes all files and publishes them together.
 
     Args:
-        folder: where.
-        verdict: what was found.
-        facts: how it was found, for the summary.
+        folder: of the sweep.
+        verdict: its result.
+        facts: input and method, for the summary.
         command: makes the winner's vectors.
         title: of the heat map.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: a file cannot be written.
     """
     table = BytesIO()
-    pq.write_table(results_table(verdict), table, write_page_checksum=True)
+    rows = pa.Table.from_pylist([_columns(row) for row in verdict.rows])
+    pq.write_table(rows, table, write_page_checksum=True)
     contents = {
         "results.parquet": table.getvalue(),
-        "summary.txt": "".join(f"{line}\n" for line in lines(verdict, facts, command)).encode(
+        "summary.txt": "".join(f"{line}\n" for line in _summary_lines(verdict, facts, command)).encode(
             errors="surrogateescape"
         ),
-        **{f"heatmap.{form}": drawn for form, drawn in heatmap.draw(verdict, title).items()},
+        **{f"heatmap.{form}": image for form, image in _heat_map(verdict, title).items()},
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
-    summary = {**facts, **summary_of(verdict), "command": command, "files": hashes}
+    summary = {**facts, **_verdict_json(verdict), "command": command, "files": hashes}
     contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
     files = new_files(folder)
     try:
@@ -64,10 +65,10 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished sweep; None where there is none.
+    """Reads the summary of a finished sweep; returns None if there is none.
 
     Raises:
-        OutputError: it cannot be read, or one of the files that it names is another sweep's.
+        OutputError: it cannot be read, or a file that it names is missing or another sweep's.
     """
     path = folder / SUMMARY
     with as_read_error(path):
@@ -77,27 +78,21 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
             found = json.loads(read_file(path))
             named = dict(found.get("files", {}))
         except (ValueError, TypeError, AttributeError):
-            raise _not_one(folder) from None
+            raise _mixed_files(folder) from None
         for name, digest in named.items():
             if name not in NAMES or not exists(folder / name) or sha256_of_file(folder / name) != digest:
-                raise _not_one(folder)
+                raise _mixed_files(folder)
         return dict(found)
 
 
-def _not_one(folder: Path) -> OutputError:
+def _mixed_files(folder: Path) -> OutputError:
     return OutputError(
-        f"{folder}: {SUMMARY} and the files beside it are not of one sweep",
-        hint="the same `embedkit sweep` with --on-exists resume writes them again, from its vectors",
+        f"{folder}: {SUMMARY} and the other files are not of one sweep",
+        hint="run the same `embedkit sweep` with --on-exists resume: it writes them again from its vectors",
     )
 
 
-def results_table(verdict: Verdict) -> pa.Table:
-    """A row a candidate: what it is, each metric with interval and folds, differences, marks."""
-    return pa.Table.from_pylist([_columns(row) for row in verdict.rows])
-
-
-def summary_of(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as JSON values."""
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
     winner = verdict.winner
     return {
         "metric": verdict.metric,
@@ -111,31 +106,32 @@ def summary_of(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> list[str]:
-    """The summary for people."""
+def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> list[str]:
+    """Returns the lines of summary.txt."""
     rows, near = facts["rows"], facts["near_duplicates"]
     nested = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in verdict.nested.items())
     ahead = " and ".join(f"{verdict.value(of)} above {name}" for name, of in verdict.nested_versus.items())
     left_out = f"{rows['without_vector']:,} have no vector, {rows['without_label']:,} no label or group"
     judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {facts['folds']} folds"
-    told = [
+    found = [
         f"{verdict.sentence}.",
-        f"Chosen inside of each fold, so that choosing does not flatter it: {nested}{'; ' * bool(ahead)}{ahead}.",
+        f"With the selection repeated inside each fold: {nested}{'; ' * bool(ahead)}{ahead}.",
         f"{judged}, {len(verdict.rows)} candidates; ± is a 95 % confidence interval.",
     ]
     if near["texts"]:
         kept = (
             "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pair(s) across folds"
         )
-        told.append(f"{near['texts']:,} texts are nearly the same as another one: {kept}.")
-    return [*told, "", command]
+        found.append(f"{near['texts']:,} texts are nearly the same as another: {kept}.")
+    return [*found, "", command]
 
 
 def _columns(row: Row) -> dict[str, Any]:
+    """Returns a row of results.parquet."""
     candidate = row.candidate
-    of_metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, interval in row.intervals.items():
-        of_metrics |= _named(name, interval) | {f"{name}_folds": list(row.folds[name])}
+        metrics |= _named(name, interval) | {f"{name}_folds": list(row.folds[name])}
     versus: dict[str, Any] = {}
     for name, interval in row.versus.items():
         versus |= _named(f"versus_{name.replace('-', '_').replace(' ', '_').lower()}", interval)
@@ -145,7 +141,7 @@ def _columns(row: Row) -> dict[str, Any]:
         "layer_agg": candidate.layer_agg,
         "pool": candidate.pool,
         "dims": row.dims,
-        **of_metrics,
+        **metrics,
         **versus,
         "is_baseline": bool(row.baseline),
         "is_winner": row.is_winner,
@@ -159,3 +155,66 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 def _ends(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _heat_map(verdict: Verdict, title: str) -> dict[str, bytes]:
+    """Draws layers down and poolings across, the score in every cell; returns image format → content.
+
+    Darker is better, so that it can be read in black and white. The same scores give the same bytes.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    cells = {(row.candidate.layers_text, "+".join(row.candidate.poolings)): row for row in verdict.rows}
+    # Deep layers on top, as in a drawing of the network, and combinations of layers above them.
+    lines = list(dict.fromkeys(line for line, _ in cells))[::-1]
+    columns = list(dict.fromkeys(column for _, column in cells))
+    means = np.full((len(lines), len(columns)), np.nan)
+    for (line, column), row in cells.items():
+        means[lines.index(line), columns.index(column)] = row.intervals[verdict.metric].mean
+    # The shades span the upper nine tenths: layer 0's CLS, equal for all texts, would take up the whole range.
+    low, high = float(np.nanquantile(means, 0.1)), float(np.nanmax(means))
+    images = {}
+    # Text stays text in the SVG, and its ids do not change from run to run.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "embedkit", "font.size": 9}):
+        figure = Figure(figsize=(2.4 + 0.95 * len(columns), 1.9 + 0.36 * len(lines)), layout="constrained")
+        axes = figure.subplots()
+        edges = np.arange(len(columns) + 1) - 0.5, np.arange(len(lines) + 1) - 0.5
+        shades = axes.pcolormesh(*edges, np.ma.masked_invalid(means), cmap="Blues", edgecolors="white")
+        # The best does not get the darkest shade, on which its frame would be invisible.
+        shades.set_clim(low - 1e-9, high + 0.25 * (high - low))
+        axes.invert_yaxis()
+        for (line, column), row in cells.items():
+            place = columns.index(column), lines.index(line)
+            share = (means[place[1], place[0]] - low) / max(high - low, 1e-9)
+            text = printed(row.intervals[verdict.metric].mean, verdict.metric)
+            look: dict[str, Any] = {
+                "color": "white" if share > 0.8 else "black",
+                "weight": "bold" if row.is_winner else "normal",
+            }
+            axes.text(*place, text, ha="center", va="center", **look)
+            _frame(axes, row, place)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(lines)), lines)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, fontsize=9, loc="left")
+        figure.supxlabel(
+            "thick frame: the best; dashed frame: the last layer's CLS and mean", fontsize=8, x=0.02, ha="left"
+        )
+        for form in _IMAGES:
+            file = BytesIO()
+            metadata: dict[str, Any] = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+            figure.savefig(file, format=form, dpi=150, metadata=metadata)
+            images[form] = file.getvalue()
+    return images
+
+
+def _frame(axes: Any, row: Row, place: tuple[int, int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    if row.is_winner or row.baseline:
+        style = "solid" if row.is_winner else "dashed"
+        width = 2.6 if row.is_winner else 1.4
+        corner = place[0] - 0.46, place[1] - 0.44
+        axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, edgecolor="black", lw=width, ls=style))

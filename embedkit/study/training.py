@@ -1,7 +1,6 @@
-"""Training of a pooler with a linear head on it, on states that are computed already.
+"""Training of a pooler and a linear head on the states of a frozen encoder.
 
-The encoder is frozen: all that is trained is the pooler and the head. The same seed on the same machine gives the
-same weights. Knows nothing of files.
+The same seed on the same machine gives the same weights.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
-from embedkit.study.split import Split
+from embedkit.study.splits import Split
 
-#: Rows in a step that computes no gradients.
+#: Rows of a batch without gradients.
 _ROWS = 256
-#: Rows that tell the scale of the first vectors.
+#: Rows from which the scale of the untrained pooler's vectors is computed.
 _FIRST_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How training goes.
+    """Progress after an epoch.
 
     Attributes:
         number: from 1.
-        loss: mean over the training rows, as they went by.
-        validation_loss: after it.
-        score: on the validation rows: accuracy, or R².
-        best: whether the validation loss is the lowest yet.
+        loss: mean over the training rows, during the epoch.
+        validation_loss: after the epoch.
+        score: accuracy or R² on the validation rows.
+        best: True if the validation loss is the lowest so far.
     """
 
     number: int
@@ -56,10 +55,10 @@ class Fitted:
 
     Attributes:
         pooler: the module, without gradients.
-        head: takes its vectors.
-        epochs: how many were run.
-        best_epoch: which it is of, from 1.
-        scores: `validation` and `test` → name of a measure → value.
+        head: for its vectors.
+        epochs: number of epochs run.
+        best_epoch: number of the best epoch, from 1.
+        scores: `validation` and `test` → metric → value.
     """
 
     pooler: TrainedPooler
@@ -72,7 +71,7 @@ class Fitted:
 class _Network(nn.Module):
     """Pooler, scaling to mean 0 and variance 1, linear head.
 
-    The scaling keeps its running statistics, so that it can be taken into the head's weights at the end.
+    The scaling has running statistics, so that it can be folded into the head's weights at the end.
     """
 
     def __init__(self, shape: PoolerShape, outputs: int) -> None:
@@ -82,7 +81,7 @@ class _Network(nn.Module):
         self.linear = nn.Linear(self.pooler.size, outputs)
 
     def of_vectors(self, vectors: Tensor) -> Tensor:
-        """[n, D'] to [n, outputs]."""
+        """Maps vectors [n, D'] to outputs [n, outputs]."""
         logits: Tensor = self.linear(self.scale(vectors))
         return logits
 
@@ -97,22 +96,22 @@ def fit_pooler(
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
 ) -> Fitted:
-    """Train until the validation loss has not been lower for some epochs.
+    """Trains until the validation loss has not improved for some epochs (`config.patience`).
 
     AdamW; cross-entropy, or squared error on values scaled to mean 0 and variance 1.
 
     Args:
         shape: of the pooler.
-        states: of all rows; `labels.rows` are places in it.
-        labels: what is learned.
-        split: places in `labels`.
-        config: how it is learned.
-        device: where.
-        on_epoch: told of each epoch.
-        stop: set from outside to end it between two steps.
+        states: of all rows; `labels.rows` are positions in them.
+        labels: the targets.
+        split: positions in `labels`.
+        config: of the training.
+        device: to train on.
+        on_epoch: called after each epoch.
+        stop: ends the training between two steps when it is set.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: `stop` was set.
         ModelError: the loss is not finite.
     """
     with torch.random.fork_rng():
@@ -127,24 +126,24 @@ def fit_pooler(
         validation_loss = float(training.loss(outputs, split.validation))
         if not np.isfinite(loss + validation_loss):
             raise ModelError(
-                f"the loss is not finite in epoch {epoch}", hint="use a smaller --lr, or look at the labels"
+                f"the loss is not finite in epoch {epoch}", hint="use a smaller --lr, or check the labels"
             )
         is_best = validation_loss < best_loss
         if is_best:
             best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), validation_loss, epoch
-        score = next(iter(training.measures(outputs, split.validation).values()))
+        score = next(iter(training.metrics(outputs, split.validation).values()))
         on_epoch(Epoch(epoch, loss, validation_loss, score, is_best))
         if epoch - best_epoch >= config.patience:
             break
     network.load_state_dict(best)
     parts = {"validation": split.validation, "test": split.test}
-    scores = {name: training.measures(training.outputs(rows), rows) for name, rows in parts.items() if len(rows)}
+    scores = {name: training.metrics(training.outputs(rows), rows) for name, rows in parts.items() if len(rows)}
     network.eval().requires_grad_(requires_grad=False)
     return Fitted(network.pooler, training.head(), epoch, best_epoch, scores)
 
 
 class _Training:
-    """What an epoch needs."""
+    """Network, optimizer and data of a training."""
 
     def __init__(
         self,
@@ -174,24 +173,24 @@ class _Training:
         else:
             self.targets = torch.from_numpy(labels.targets.astype(np.int64))
             if config.class_weight == "balanced":
-                # scikit-learn's: n / (classes x rows of the class); a class without a row here has no say.
+                # As in scikit-learn, n / (classes x rows of the class), but a class may have no training row.
                 counts = np.bincount(train.astype(np.int64), minlength=len(labels.classes))
                 weight = len(train) / (len(labels.classes) * np.maximum(counts, 1))
                 self.class_weight = torch.from_numpy(weight.astype(np.float32)).to(device)
 
     def learn_scale(self) -> None:
-        """Set the scaling to what the untrained pooler gives."""
+        """Sets the scaling to the statistics of the untrained pooler's vectors."""
         rows = self.split.train[:: max(1, len(self.split.train) // _FIRST_ROWS)]
         vectors = torch.cat(list(self._vectors(rows)))
         self.network.scale.running_mean = vectors.mean(dim=0)
         self.network.scale.running_var = vectors.var(dim=0)
 
     def one_epoch(self) -> float:
-        """Go through the training rows once; their mean loss."""
+        """Trains on every training row once; returns the mean loss."""
         self.network.train()
         rows = self.order.permutation(self.split.train)
         total = 0.0
-        # Of nearly one size: a last batch of one row has no variance.
+        # Batches of nearly equal size: a last batch of one row would have no variance.
         for batch in np.array_split(rows, -(-len(rows) // self.batch_size)):
             self._raise_if_stopped()
             self.optimizer.zero_grad()
@@ -204,19 +203,19 @@ class _Training:
 
     @torch.no_grad()
     def outputs(self, rows: NDArray[np.int64]) -> Tensor:
-        """Logits, or scaled values, of some labelled rows: [n, outputs]."""
+        """Returns logits, or scaled values, of some labelled rows, [n, outputs]."""
         self.network.eval()
         return torch.cat([self.network.of_vectors(vectors) for vectors in self._vectors(rows)])
 
     def loss(self, outputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Mean loss of outputs [n, outputs] for these rows."""
+        """Returns the mean loss of outputs [n, outputs] for these rows."""
         targets = self.targets[rows].to(self.device)
         if self.labels.classes:
             return nn.functional.cross_entropy(outputs, targets, weight=self.class_weight)
         return nn.functional.mse_loss(outputs[:, 0], targets)
 
-    def measures(self, outputs: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Accuracy and macro-F1, or R² and the mean absolute error in the labels' unit."""
+    def metrics(self, outputs: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Returns accuracy and macro-F1, or R² and the mean absolute error in the labels' unit."""
         from sklearn import metrics
 
         targets, found = self.labels.targets[rows], outputs.cpu().numpy()
@@ -236,7 +235,7 @@ class _Training:
         return {name: float(value) for name, value in measured.items()}
 
     def head(self) -> Head:
-        """The linear head with the scaling taken into it: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
+        """Returns the head with the scaling folded in: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
         scale, linear = self.network.scale, self.network.linear
         if scale.running_mean is None or scale.running_var is None:
             raise ValueError("the scaling has no statistics")
@@ -256,5 +255,6 @@ class _Training:
     def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
             raise Stopped(
-                "stopped by a signal while training", hint="the same command trains again; its states are kept"
+                "stopped by a signal while training",
+                hint="run the same command again; the states are kept",
             )

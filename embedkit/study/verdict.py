@@ -1,20 +1,18 @@
-"""What the scores of a sweep say: the winner, what it beats, and what cannot be told from it.
-
-Knows nothing of how scores came about, nor of files.
-"""
+"""The verdict of a sweep: the winner, its differences to the baselines, and their confidence intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedkit.study.candidates import Candidate
-from embedkit.study.intervals import Interval, corrected_interval
-from embedkit.study.probe import Judged
+from embedkit.study.probe import ProbeScores
 
-#: How a metric is written: what it is multiplied by, digits behind the point, and what a difference is called.
-_SHOWN = {
+#: Two-sided level of every interval.
+_LEVEL = 0.95
+#: How a metric is printed: factor, decimal places, and the unit of a difference.
+_PRINTED = {
     "accuracy": (100, 1, "points of accuracy"),
     "macro_f1": (100, 1, "points of macro-F1"),
     "auroc": (100, 1, "points of AUROC"),
@@ -24,18 +22,61 @@ _SHOWN = {
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over folds with its 95 % confidence interval: mean - half to mean + half."""
+
+    mean: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+    @property
+    def contains_zero(self) -> bool:
+        """True if the interval allows for no difference."""
+        return self.low <= 0 <= self.high
+
+
+def corrected_interval(scores: Sequence[float], *, test_share: float) -> Interval:
+    """Returns the interval for the mean of scores, or of paired differences, over the folds of a cross-validation.
+
+    The corrected resampled t of Nadeau & Bengio, "Inference for the generalization error" (Machine Learning
+    52, 2003, section 3): mean ± t(J-1) * sqrt((1/J + n_test/n_train) * s²), with s² the variance over the J
+    folds. With 1/J alone the intervals are too narrow: any two folds share most of their training rows.
+
+    Args:
+        scores: J >= 2, one a fold.
+        test_share: n_test / n_train of a fold; 1/(J-1) for J equal folds.
+    """
+    from scipy.stats import t
+
+    folds = len(scores)
+    mean = math.fsum(scores) / folds
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (folds - 1)
+    quantile = float(t.ppf((1 + _LEVEL) / 2, folds - 1))
+    return Interval(mean, quantile * math.sqrt((1 / folds + test_share) * variance))
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """A candidate and what came out for it.
+    """A candidate with its scores.
 
     Attributes:
-        candidate: what it is.
+        candidate: layers and poolings.
         dims: dimensions of its vectors.
-        folds: for each metric a score a fold.
-        intervals: for each metric the mean with its interval.
-        versus: by the baseline's name, the difference to it; of the metric that chooses.
-        baseline: the name of the baseline that it is; empty if it is none.
-        is_winner: whether it has the best mean.
-        distinguishable: whether the difference to the winner is more than chance, by its interval.
+        folds: metric → score of each fold.
+        intervals: metric → mean with its interval.
+        versus: name of a baseline → difference to it in the deciding metric.
+        baseline: its name if it is a baseline, else empty.
+        is_winner: True if it has the best mean.
+        distinguishable: True if the interval of its difference to the winner excludes zero.
     """
 
     candidate: Candidate
@@ -50,13 +91,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        metric: the one that chose.
+        metric: the deciding metric.
         rows: all candidates, in their order.
-        nested: for each metric the score of choosing as such: in each fold, of the candidate that others chose.
-        nested_versus: by the baseline's name, how far that is ahead of it; of the metric that chooses.
+        nested: metric → score of the selection itself: in each fold, of the candidate that the other folds select.
+        nested_versus: name of a baseline → difference of `nested` to it in the deciding metric.
     """
 
     metric: str
@@ -66,7 +107,7 @@ class Verdict:
 
     @property
     def winner(self) -> Row:
-        """The best mean; of equals the one with fewest dimensions."""
+        """The candidate with the best mean; among ties, the one with the fewest dimensions."""
         return next(row for row in self.rows if row.is_winner)
 
     @property
@@ -81,19 +122,19 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """In plain words: what is best, what it beats by how much, and which layers are as good."""
+        """Names the winner, its differences to the baselines, and the layers that are as good."""
         winner = self.winner
-        others = [(row.baseline, winner.versus[row.baseline]) for row in self.baselines if row is not winner]
-        unit = f" {_SHOWN[self.metric][2]}"
-        beaten = [f"{name} by {self.value(ahead)}" for name, ahead in others if not ahead.holds_zero]
-        even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in others if ahead.holds_zero]
+        versus = [(row.baseline, winner.versus[row.baseline]) for row in self.baselines if row is not winner]
+        unit = f" {_PRINTED[self.metric][2]}"
+        beaten = [f"{name} by {self.value(ahead)}" for name, ahead in versus if not ahead.contains_zero]
+        even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in versus if ahead.contains_zero]
         beaten[-1:] = [f"{last}{unit}" for last in beaten[-1:]]
         parts = [f"beats {' and '.join(beaten)}"] if beaten else []
         parts += [f"is not distinguishable from {' and '.join(even)}"] if even else []
         name = f"{winner.candidate.name}, a baseline," if winner.baseline else winner.candidate.name
-        return f"{name} {' and '.join(parts) or 'has the best mean'}; {self._as_good()}"
+        return f"{name} {' and '.join(parts) or 'has the best mean'}; {self._ties()}"
 
-    def _as_good(self) -> str:
+    def _ties(self) -> str:
         winner = self.winner
         others = [row for row in self.rows if not row.distinguishable and row is not winner]
         if not others:
@@ -115,32 +156,32 @@ class Verdict:
         return f"{of_layers}{count} as good within chance, {smallest}"
 
     def value(self, interval: Interval, metric: str | None = None) -> str:
-        """`83.7 ± 1.0`: per cent for classes."""
+        """Returns the interval as printed: `83.7 ± 1.0`, in per cent for classes."""
         name = metric or self.metric
-        return f"{shown(interval.mean, name)} ± {shown(interval.half, name)}"
+        return f"{printed(interval.mean, name)} ± {printed(interval.half, name)}"
 
 
 def decide(
     candidates: Sequence[Candidate],
-    judged: Sequence[Judged],
+    scores: Sequence[ProbeScores],
     dims: Sequence[int],
     baselines: Sequence[Candidate],
     *,
     metric: str,
     test_share: float,
 ) -> Verdict:
-    """Hold all candidates against the best one and against the baselines, fold by fold.
+    """Compares all candidates with the best one and with the baselines, fold by fold.
 
     Args:
         candidates: C of them.
-        judged: [C] their scores.
-        dims: [C] their dimensions.
+        scores: [C] of the candidates.
+        dims: [C] dimensions of their vectors.
         baselines: some of the candidates; named by their pooling.
-        metric: the one that chooses.
+        metric: the deciding metric.
         test_share: n_test / n_train of a fold.
     """
-    main = [of.scores[metric] for of in judged]
-    means = [math.fsum(scores) / len(scores) for scores in main]
+    main = [of.by_metric[metric] for of in scores]
+    means = [math.fsum(of_folds) / len(of_folds) for of_folds in main]
     order = sorted(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
     best = order[0]
     named = {of: f"last-layer {'CLS' if of.pool == 'cls' else of.pool}" for of in baselines}
@@ -151,46 +192,47 @@ def decide(
 
     rows = []
     for place, candidate in enumerate(candidates):
-        scores = judged[place].scores
+        by_metric = scores[place].by_metric
         rows.append(
             Row(
                 candidate=candidate,
                 dims=dims[place],
-                folds=scores,
-                intervals={name: corrected_interval(of, test_share=test_share) for name, of in scores.items()},
+                folds=by_metric,
+                intervals=_intervals(by_metric, test_share),
                 versus={name: versus(place, candidates.index(of)) for of, name in named.items()},
                 baseline=named.get(candidate, ""),
                 is_winner=place == best,
-                distinguishable=place != best and not versus(best, place).holds_zero,
+                distinguishable=place != best and not versus(best, place).contains_zero,
             )
         )
-    # In each fold the candidate that did best without it; of equals the one with fewest dimensions.
+    # For each fold the best candidate without it; among ties, the one with the fewest dimensions.
     chosen = [
-        min(range(len(judged)), key=lambda place: (-_number(judged[place].inner[fold]), dims[place]))
+        min(range(len(scores)), key=lambda place: (-_number(scores[place].inner[fold]), dims[place]))
         for fold in range(len(main[0]))
     ]
     nested = {
-        name: [judged[place].scores[name][fold] for fold, place in enumerate(chosen)] for name in judged[0].scores
+        name: [scores[place].by_metric[name][fold] for fold, place in enumerate(chosen)]
+        for name in scores[0].by_metric
     }
     ahead = {
         name: [ours - theirs for ours, theirs in zip(nested[metric], main[candidates.index(of)], strict=True)]
         for of, name in named.items()
     }
-    return Verdict(metric, tuple(rows), *(_intervals(scores, test_share) for scores in (nested, ahead)))
+    return Verdict(metric, tuple(rows), _intervals(nested, test_share), _intervals(ahead, test_share))
 
 
-def _intervals(scores: dict[str, list[float]], test_share: float) -> dict[str, Interval]:
+def _intervals(scores: Mapping[str, Sequence[float]], test_share: float) -> dict[str, Interval]:
     return {name: corrected_interval(of, test_share=test_share) for name, of in scores.items()}
 
 
-def shown(value: float, metric: str) -> str:
-    """A score as it is written: `83.7` (per cent), or `0.512`."""
-    scale, digits, _ = _SHOWN[metric]
+def printed(value: float, metric: str) -> str:
+    """Returns a score as printed: `83.7` (per cent) or `0.512`."""
+    scale, digits, _ = _PRINTED[metric]
     return f"{value * scale:.{digits}f}"
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """`2,4-6` for 2, 4, 5, 6."""
+    """Returns `2,4-6` for 2, 4, 5, 6."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -201,5 +243,5 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def _number(score: float) -> float:
-    """A score that could not be computed (a fold of one class has no AUROC) is never the best."""
+    """Returns -inf for NaN: an undefined score (the AUROC of a fold with one class) is never the best."""
     return -math.inf if math.isnan(score) else score

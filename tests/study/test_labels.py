@@ -81,8 +81,8 @@ def test_numbers_are_values_when_regression_is_asked_for_and_classes_when_that_i
         (["secret", "", None], "auto", InputError, "in 1 of 3 rows"),
         (["secret", "secret"], "auto", InputError, "the same label in all 2 rows"),
         ([f"secret{n}" for n in range(9)], "auto", InputError, "9 classes in 9 rows"),
-        (["secret", "1"], "regression", UsageError, "no finite numbers"),
-        ([np.inf, 1.0], "regression", UsageError, "no finite numbers"),
+        (["secret", "1"], "regression", UsageError, "not finite numbers"),
+        ([np.inf, 1.0], "regression", UsageError, "not finite numbers"),
     ],
 )
 def test_useless_labels_are_refused_and_none_is_told(cells, task, kind, what):

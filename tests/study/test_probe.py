@@ -6,9 +6,9 @@ from sklearn import metrics
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from embedkit.study.folds import Folds
-from embedkit.study.probe import PROBES, RidgeProbe, judge, judge_all
-from embedkit.study.scores import METRICS, metric
+from embedkit.study.metrics import BY_NAME, METRICS
+from embedkit.study.probe import PROBES, RidgeProbe, cross_validate, cross_validate_all
+from embedkit.study.splits import Folds
 
 CLASSES = METRICS["classification"]
 
@@ -33,7 +33,7 @@ def test_ridge_by_sums_over_folds_is_ridge_on_vectors_standardised_by_the_traini
         trained = ~np.isin(folds.of_row, held)
         tested = np.concatenate([np.flatnonzero(folds.of_row == fold) for fold in held])
         scaler = StandardScaler().fit(vectors[trained].astype(np.float64))
-        for strength, found in zip(probe.strengths, probe.predictions(held), strict=True):
+        for strength, found in zip(probe.penalties, probe.predictions(held), strict=True):
             ridge = Ridge(alpha=strength * trained.sum())
             ridge.fit(scaler.transform(vectors[trained]), targets[trained])
             np.testing.assert_allclose(found, ridge.predict(scaler.transform(vectors[tested])), atol=2e-3)
@@ -41,41 +41,43 @@ def test_ridge_by_sums_over_folds_is_ridge_on_vectors_standardised_by_the_traini
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_shuffled_labels_give_chance_and_a_signal_gives_more(probe):
-    chance, found = (judge(*data(300, 60, signal=signal), ("accuracy", "auroc"), probe) for signal in (0.0, 2.0))
+    chance, found = (
+        cross_validate(*data(300, 60, signal=signal), ("accuracy", "auroc"), probe) for signal in (0.0, 2.0)
+    )
     # 300 rows of three classes: the standard error of chance is sqrt(1/3 * 2/3 / 300) = 0.027; three of them
-    assert abs(np.mean(chance.scores["accuracy"]) - 1 / 3) < 0.082
-    assert abs(np.mean(chance.scores["auroc"]) - 0.5) < 0.06
-    assert np.mean(found.scores["accuracy"]) > 0.6
+    assert abs(np.mean(chance.by_metric["accuracy"]) - 1 / 3) < 0.082
+    assert abs(np.mean(chance.by_metric["auroc"]) - 0.5) < 0.06
+    assert np.mean(found.by_metric["accuracy"]) > 0.6
 
 
 def test_a_row_that_gives_its_label_away_in_training_alone_helps_nobody():
     """Each row has a dimension of its own: training knows its rows by heart, and tests have nothing."""
     vectors, targets, folds = data(120, 4, signal=0.0)
     vectors = np.concatenate([vectors, np.eye(120, dtype=np.float32)], axis=1)
-    scores = judge(vectors, targets, folds, ("accuracy",), "ridge").scores["accuracy"]
+    scores = cross_validate(vectors, targets, folds, ("accuracy",), "ridge").by_metric["accuracy"]
     assert abs(np.mean(scores) - 1 / 3) < 0.13  # three standard errors of 120 rows
 
 
 def test_a_fold_has_no_part_in_what_is_chosen_for_it():
     vectors, targets, folds = data(200, 20, signal=1.0)
-    before = judge(vectors, targets, folds, CLASSES, "ridge")
+    before = cross_validate(vectors, targets, folds, CLASSES, "ridge")
     of_fold = folds.of_row == 2
     spoilt = targets.copy()
     spoilt[of_fold] = np.roll(spoilt[of_fold], 1, axis=1)
-    after = judge(vectors, spoilt, folds, CLASSES, "ridge")
+    after = cross_validate(vectors, spoilt, folds, CLASSES, "ridge")
     assert after.inner[2] == before.inner[2]
     assert after.inner[1] != before.inner[1]
-    assert after.scores["accuracy"][2] < before.scores["accuracy"][2]
+    assert after.by_metric["accuracy"][2] < before.by_metric["accuracy"][2]
 
 
 def test_a_value_is_predicted_and_many_candidates_come_in_order():
     vectors, targets, folds = data(150, 10, signal=3.0)
     value = targets[:, :1] * 2 + 5
     found = list(
-        judge_all([lambda: vectors, lambda: vectors[:, 3:]], value, folds, METRICS["regression"], "ridge")
+        cross_validate_all([lambda: vectors, lambda: vectors[:, 3:]], value, folds, METRICS["regression"], "ridge")
     )
-    assert np.mean(found[0].scores["r2"]) > 0.5 > np.mean(found[1].scores["r2"])
-    assert np.mean(found[0].scores["spearman"]) > 0.6
+    assert np.mean(found[0].by_metric["r2"]) > 0.5 > np.mean(found[1].by_metric["r2"])
+    assert np.mean(found[0].by_metric["spearman"]) > 0.6
 
 
 def test_the_metrics_are_scikit_learns():
@@ -83,7 +85,7 @@ def test_the_metrics_are_scikit_learns():
     labels = random.integers(0, 4, 60)
     scores = np.round(random.normal(size=(3, 60, 4)) + np.eye(4)[labels], 1).astype(np.float32)  # with ties
     targets = np.eye(4)[labels]
-    for of, accuracy, f1, auroc in zip(scores, *(metric(name)(scores, targets) for name in CLASSES), strict=True):
+    for of, accuracy, f1, auroc in zip(scores, *(BY_NAME[name](scores, targets) for name in CLASSES), strict=True):
         assert accuracy == pytest.approx(metrics.accuracy_score(labels, of.argmax(axis=1)))
         assert f1 == pytest.approx(metrics.f1_score(labels, of.argmax(axis=1), average="macro"))
         areas = [metrics.roc_auc_score(labels == number, of[:, number]) for number in range(4)]
@@ -92,7 +94,7 @@ def test_the_metrics_are_scikit_learns():
     from scipy.stats import spearmanr
 
     for of, r2, rho in zip(
-        scores, *(metric(n)(scores[:, :, :1], values) for n in ("r2", "spearman")), strict=True
+        scores, *(BY_NAME[n](scores[:, :, :1], values) for n in ("r2", "spearman")), strict=True
     ):
         assert r2 == pytest.approx(metrics.r2_score(values[:, 0], of[:, 0]))
         assert rho == pytest.approx(spearmanr(values[:, 0], of[:, 0]).statistic)
@@ -104,14 +106,14 @@ def test_a_fold_of_outliers_leaves_dimensions_that_barely_vary_and_the_probe_is_
     vectors, targets, folds = data(60, 16, signal=1.0)
     vectors = 3 + noise * vectors
     vectors[folds.of_row == 0] += 100 * np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
-    judged = judge(vectors, targets, folds, ("accuracy",), "ridge")
-    assert np.isfinite(judged.scores["accuracy"]).all()
+    judged = cross_validate(vectors, targets, folds, ("accuracy",), "ridge")
+    assert np.isfinite(judged.by_metric["accuracy"]).all()
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_class_of_one_row_leaves_one_class_to_train_on_and_that_one_is_predicted(probe):
     vectors, _, folds = data(40, 8, signal=1.0)
     targets = np.eye(2)[(np.arange(40) == 0).astype(int)]
-    judged = judge(vectors, targets, folds, ("accuracy",), probe)
+    judged = cross_validate(vectors, targets, folds, ("accuracy",), probe)
     alone = folds.of_row == folds.of_row[0]
-    assert judged.scores["accuracy"][folds.of_row[0]] == pytest.approx(1 - 1 / alone.sum())
+    assert judged.by_metric["accuracy"][folds.of_row[0]] == pytest.approx(1 - 1 / alone.sum())

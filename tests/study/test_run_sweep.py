@@ -304,7 +304,7 @@ def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_told_as_
     assert (other.code, "cannot resume" in other.err) == (5, True), other.err
     assert tree(tmp_path) == before
     same = again("--on-exists", "resume")
-    assert (same.code, "is whole already" in same.err) == (0, True), same.err
+    assert (same.code, "is finished already" in same.err) == (0, True), same.err
     assert tree(tmp_path) == before
 
 

@@ -14,9 +14,9 @@ from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.pooling.trained import PoolerShape
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
-from embedkit.study.rotation import fit_rotation
-from embedkit.study.split import split_rows
+from embedkit.study.splits import split_rows
 from embedkit.study.training import fit_pooler
+from embedkit.study.unsupervised import fit_rotation
 
 N_LAYERS, SIZE = 2, 6
 SHAPES = [
@@ -200,7 +200,7 @@ def test_pca_is_scikit_learns_up_to_signs_and_whitening_gives_variance_one():
 
 def test_more_directions_than_the_vectors_have_are_refused():
     vectors = np.random.default_rng(1).normal(size=(5, 8))
-    with pytest.raises(InputError, match="5 rows vary in 4 directions, and 6 are asked for"):
+    with pytest.raises(InputError, match="5 rows vary in 4 directions, fewer than the 6 requested"):
         fit_rotation([vectors], 6, whiten=False)
     assert fit_rotation([vectors], None, whiten=True)[1].shape == (8, 4)
     with pytest.raises(InputError, match="too few"):

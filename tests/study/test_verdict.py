@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from embedkit.study.intervals import corrected_interval
+from embedkit.study.verdict import corrected_interval
 
 
 def test_the_interval_is_nadeau_and_bengios():

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError
-from embedkit.study.folds import make_folds, united
 from embedkit.study.labels import Labels
+from embedkit.study.splits import make_folds, merge_groupings
 
 
 def labels_of(targets, task="classification"):
@@ -27,7 +27,7 @@ groupings = st.integers(0, 12).map(lambda top: st.lists(st.integers(0, top), min
 )
 def test_neither_groups_nor_clusters_are_ever_in_two_folds(patients, clusters, seed, task):
     patients, clusters = np.array(patients), np.array(clusters)
-    both = united(patients, clusters)
+    both = merge_groupings(patients, clusters)
     targets = np.arange(40) % 2 if task == "classification" else np.linspace(0, 1, 40)
     if len(np.unique(both)) < 3:
         with pytest.raises(InputError, match="groups, fewer than the 3 folds"):
@@ -41,7 +41,7 @@ def test_neither_groups_nor_clusters_are_ever_in_two_folds(patients, clusters, s
 
 def test_what_belongs_together_by_way_of_another_row_does():
     # 0 and 1 share a patient, 1 and 2 a text, 3 is alone
-    assert united(np.array([7, 7, 8, 9]), np.array([1, 2, 2, 3])).tolist() == [0, 0, 0, 1]
+    assert merge_groupings(np.array([7, 7, 8, 9]), np.array([1, 2, 2, 3])).tolist() == [0, 0, 0, 1]
 
 
 def test_each_fold_has_its_share_of_every_class_and_the_seed_decides_which():

@@ -1,7 +1,7 @@
-"""How good predictions are: accuracy, macro-F1, AUROC; R², Spearman. Larger is better in all of them.
+"""Accuracy, macro-F1, AUROC, R² and Spearman's correlation, for many predictions at once; larger is better.
 
-Knows nothing of folds or of what predicted. Written for many predictions at once, because a sweep scores each
-fold of each candidate for several strengths of regularisation; held against scikit-learn by the tests.
+A sweep scores each fold of each candidate for several penalties; scikit-learn takes one prediction a call. The
+tests compare both.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-#: What a sweep measures, by task; the first is what it chooses by unless `--metric` says else.
+#: The metrics of each task; the first decides unless `--metric` is given.
 METRICS = {"classification": ("accuracy", "macro_f1", "auroc"), "regression": ("r2", "spearman")}
 
 Metric = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
 
 
 def accuracy(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of rows whose class has the largest score.
+    """Returns the share of rows whose class has the largest score.
 
     Args:
-        scores: float32 [P, N, K], a score for each class, of P predictions.
+        scores: float32 [P, N, K], P predictions of a score for each class.
         targets: float64 [N, K], 1 at the row's class, else 0.
 
     Returns:
@@ -31,7 +31,7 @@ def accuracy(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArr
 
 
 def macro_f1(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of each class that is there or predicted, averaged: 2 hits / (rows of it + predictions of it).
+    """Returns the mean F1 of the classes that occur or are predicted: 2 hits / (rows + predictions).
 
     Shapes as in `accuracy`.
     """
@@ -43,29 +43,29 @@ def macro_f1(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArr
 
 
 def auroc(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area under the ROC curve of each class against the others, averaged; by ranks, ties shared.
+    """Returns the mean area under the ROC curve of each class against the others, by ranks with ties averaged.
 
-    The chance that a row of the class has a larger score than one of another (Hanley & McNeil 1982):
-    (sum of its ranks - n(n+1)/2) / (n * others). Classes that no row has, or all have, are left out.
-    Shapes as in `accuracy`.
+    The probability that a row of the class has a larger score than one of another class (Hanley & McNeil 1982):
+    (sum of its ranks - n(n+1)/2) / (n * others). Classes of no row or of all rows are left out. Shapes as in
+    `accuracy`.
     """
     from scipy.stats import rankdata
 
-    here = targets.sum(axis=0)
-    judged = (here > 0) & (here < len(targets))
-    if not judged.any():
+    counts = targets.sum(axis=0)
+    defined = (counts > 0) & (counts < len(targets))
+    if not defined.any():
         return np.full(len(scores), np.nan)
-    ranks = rankdata(scores[:, :, judged], axis=1)
-    n = here[judged]
-    area = ((ranks * targets[:, judged]).sum(axis=1) - n * (n + 1) / 2) / (n * (len(targets) - n))
+    ranks = rankdata(scores[:, :, defined], axis=1)
+    n = counts[defined]
+    area = ((ranks * targets[:, defined]).sum(axis=1) - n * (n + 1) / 2) / (n * (len(targets) - n))
     return np.asarray(area.mean(axis=1))
 
 
 def r2(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the targets' variance that is explained: 1 - residual / total; below 0 is worse than their mean.
+    """Returns the explained share of the targets' variance: 1 - residual / total; predicting the mean gives 0.
 
     Args:
-        scores: float32 [P, N, 1], predicted values, of P predictions.
+        scores: float32 [P, N, 1], P predictions of the values.
         targets: float64 [N, 1].
 
     Returns:
@@ -77,7 +77,7 @@ def r2(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.
 
 
 def spearman(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of the ranks, ties shared; 0 where all predictions are equal. Shapes as in `r2`."""
+    """Returns the correlation of the ranks, ties averaged; 0 if all predictions are equal. Shapes as in `r2`."""
     from scipy.stats import rankdata
 
     ours = rankdata(scores[:, :, 0], axis=1)
@@ -88,15 +88,11 @@ def spearman(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArr
     return np.asarray(np.divide(ours @ theirs, scale, out=np.zeros(len(ours)), where=scale > 0))
 
 
-_BY_NAME: dict[str, Metric] = {
+#: Metric functions by their names in METRICS.
+BY_NAME: dict[str, Metric] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "auroc": auroc,
     "r2": r2,
     "spearman": spearman,
 }
-
-
-def metric(name: str) -> Metric:
-    """The function behind a name of METRICS."""
-    return _BY_NAME[name]

@@ -1,8 +1,8 @@
-"""The states of the frozen encoder that a fit needs: how they are asked for, what they take, where they lie.
+"""Encoding of the states that a fit learns from, into a private temporary folder.
 
-They are computed by the ordinary engine into a hidden folder beside the fitted file, for its owner alone: token
-states tell nearly all of a text. A fit that was stopped finds them there again; else the folder goes at the end.
-If it is never run again, the next fit in that place says that they are there.
+The folder is hidden, next to the fitted file, and readable by its owner only, since token states reveal nearly all
+of a text. It is removed at the end, unless a signal or the disk ended the fit: the same command then continues
+from it. The next fit next to a left folder names it in a notice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from embedkit.arrow_values import array_of, plain_values
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit_config import OF_VECTORS, OVER_LAYERS, FitConfig
 from embedkit.engines.callbacks import Callbacks
@@ -41,32 +40,35 @@ from embedkit.storage.filesystem import (
     remove_file,
     remove_tree,
 )
+from embedkit.study.labels import column_array
 from embedkit.types import Record
 
 _STATES = ".states"
-#: Texts that are tokenized at once where they are only counted.
+#: Texts tokenized at once to be counted.
 _TEXTS_AT_ONCE = 4096
-#: Files take this much more than the numbers in them: ids, kept columns, headers.
-_MARGIN = 1.05
+#: Size of the files by the size of their vectors: ids, kept columns and headers come on top.
+_OVERHEAD = 1.05
 
 
 def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
-    """How the states for a fit are encoded.
+    """Returns the configuration of the encoding for a fit.
 
     Args:
-        config: what is fitted.
-        asked: the user's options; where states go and how tokens are pooled is settled here.
+        config: of the fit.
+        asked: the user's options; output and pooling are replaced.
 
     Raises:
-        UsageError: layers that are no input of a pooler's.
+        UsageError: an option is not possible for this pooler.
     """
     layers, layer_agg = asked.pooling.layers, asked.pooling.layer_agg
     if layer_agg == "separate":
-        raise UsageError("--layer-agg separate makes several vectors, and a pooler one", hint="use concat or mean")
+        raise UsageError(
+            "--layer-agg separate makes several vectors, and a pooler needs one", hint="use concat or mean"
+        )
     if asked.text.on_long == "chunk":
         raise UsageError(
-            "--on-long chunk makes several windows of a text, and a label belongs to all of it",
-            hint="fit with truncate or error; the pooler may be used with chunk afterwards",
+            "--on-long chunk makes several windows of a text, and a label is for the whole text",
+            hint="fit with truncate or error; the pooler can be used with chunk afterwards",
         )
     if config.kind in OVER_LAYERS:
         if layer_agg != "concat":
@@ -74,7 +76,7 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
                 f"--pooler {config.pooler} weighs the layers itself", hint=f"leave out --layer-agg {layer_agg}"
             )
         if config.layer_start is not None and layers != "-1":
-            raise UsageError("--layers and --layer-start exclude each other", hint="give one of the two")
+            raise UsageError("--layers and --layer-start exclude each other", hint="give only one of them")
         start = 1 if config.layer_start is None else config.layer_start
         layers = f"{start}:" if layers == "-1" else layers
     of_tokens = config.kind not in OF_VECTORS
@@ -102,12 +104,12 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """What a look at the input tells before a model is loaded.
+    """Facts about the input, found before a model is loaded.
 
     Attributes:
-        rows: how many there are.
-        tokens: of all texts as the model will see them; 0 where they were not asked for.
-        width: values of a token's state, or of a row's, by the model's config.json.
+        rows: number of rows.
+        tokens: of all texts as the model sees them; 0 if they were not counted.
+        width: values of a token's or row's state, by the model's config.json.
         kept: the kept columns of the rows with a text.
     """
 
@@ -118,7 +120,7 @@ class FirstPass:
 
 
 def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
-    """Read the input once, without the model: rows, labels, and tokens as `encode` would make them.
+    """Reads the input once, without the model: rows, labels, and tokens as `encode` makes them.
 
     Raises:
         InputError: the input cannot be read as asked.
@@ -142,52 +144,52 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
                 texts.clear()
     if tokenizer is not None and texts:
         tokens += int(tokenizer.tokenize(texts).n_used.sum())
-    columns = {name: _column(values) for name, values in zip(config.input.keep, kept, strict=True)}
+    columns = {name: column_array(values, str) for name, values in zip(config.input.keep, kept, strict=True)}
     width = shape.hidden_size * (len(settled.layers) if settled.layer_agg == "concat" else 1)
     return FirstPass(rows, tokens, width, pa.table(columns))
 
 
-def refuse_full_disk(config: RunConfig, found: FirstPass) -> None:
-    """See that there is room for the states before any is computed.
+def check_disk_space(config: RunConfig, found: FirstPass) -> None:
+    """Checks that the states fit on the disk.
 
     Args:
-        config: of the states.
-        found: what the input holds.
+        config: of the encoding.
+        found: facts about the input.
 
     Raises:
-        OutputError: the disk has not so much room.
+        OutputError: the disk has too little free space.
     """
     folder = Path(config.output.output)
     with as_output_error(folder):
-        there = sum(size or 0 for _, size in list_files(folder))
+        existing = sum(size or 0 for _, size in list_files(folder))
         free = free_bytes(folder.parent)
     value = 2 if config.pooling.precision == "float16" else 4
-    needed = int((found.tokens or found.rows) * found.width * value * _MARGIN) - there
+    needed = int((found.tokens or found.rows) * found.width * value * _OVERHEAD) - existing
     if needed > free:
         raise OutputError(
             f"the states of {found.rows:,} rows take {needed / 1e9:,.1f} GB on disk while the fit runs, and "
             f"{folder.parent} has {free / 1e9:,.1f} GB free",
-            hint="name another disk with -o, or take fewer rows (--limit), or a smaller --max-length",
+            hint="choose another disk with -o, fewer rows (--limit) or a smaller --max-length",
         )
 
 
 @contextmanager
 def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
-    """The folder of the states, and what came of computing them; gone afterwards.
+    """Encodes the states, and yields their folder and the run's summary; removes the folder afterwards.
 
-    It stays where a signal or the disk ended the run: what is committed is used again by the same command.
+    The folder is kept if a signal or the disk ended the run, so that the same command continues from it.
 
     Raises:
-        OutputError: another fit into the same file is under way, or the disk refuses.
+        OutputError: another fit into the same file is running, or the disk cannot be read or written.
         EmbedkitError: as `run`.
     """
     folder = Path(config.output.output)
     with as_read_error(folder):
-        _refuse_another_fit(folder)
-        for other in _left_by_others(folder):
+        _check_not_in_use(folder)
+        for other in _abandoned(folder):
             watcher.notice(
-                f"{other} holds what another fit computed from its texts and did not get to remove: run that fit "
-                "again, or remove the folder"
+                f"{other} holds states that an interrupted fit computed from its texts: run that fit again, or "
+                "remove the folder"
             )
     in_use = new_files(folder.parent)
     with as_output_error(folder):
@@ -197,7 +199,7 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
         yield folder, _encoded(config, folder, watcher, stop)
     except (Stopped, KeyboardInterrupt, OutputError, OSError):
         if _is_begun(folder):
-            watcher.notice(f"{folder} keeps the states that are computed: the same command goes on with them")
+            watcher.notice(f"{folder} keeps the computed states: the same command continues from them")
         else:
             _remove(folder, watcher)
         raise
@@ -211,44 +213,44 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
 
 
 def _encoded(config: RunConfig, folder: Path, watcher: Callbacks, stop: threading.Event) -> Summary:
-    """Compute the states that are not there. Those of another fit, which is over, make room for them."""
+    """Computes the missing states; removes those of another fit first."""
     output = OutputFolder(folder)
     try:
         if output.has_plan():
             with suppress(AnotherPlanError, DamagedPlanError):
                 return run(config, watcher, stop)
             output.clear()
-        elif output.has_shards():  # nobody can say of what any more
+        elif output.has_shards():  # without a plan they cannot be reused
             output.clear()
         return run(config, watcher, stop)
     except Stopped:
         raise Stopped(
-            "stopped by a signal while the states were computed", hint="the same command goes on from there"
+            "stopped by a signal while the states were computed", hint="run the same command again to continue"
         ) from None
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether there may be states in a folder; a disk that does not say so may hold them."""
+    """True if a folder may hold states, or cannot be read."""
     try:
         return exists(folder / PLAN)
     except OSError:
         return True
 
 
-def _refuse_another_fit(folder: Path) -> None:
-    """See that no live process computes states in this place."""
+def _check_not_in_use(folder: Path) -> None:
+    """Checks that no live process writes states to this folder."""
     for user in temporary_files(folder.parent, folder.name.removeprefix(".")):
         if user.name != temporary_name(folder.name.removeprefix(".")):
             if not is_leftover(user):
                 raise OutputError(
-                    f"another fit into the same file is under way: {user} is its own",
-                    hint="wait for it, or name another file with -o",
+                    f"another fit into the same file is running: {user} belongs to it",
+                    hint="wait for it, or choose another file with -o",
                 )
             remove_file(user)
 
 
-def _left_by_others(folder: Path) -> Iterator[Path]:
-    """Folders of states beside this one that no process is at: a file beside each says whose it is."""
+def _abandoned(folder: Path) -> Iterator[Path]:
+    """Yields other folders of states here that no live process uses; a file next to each names its process."""
     names = (name for name in file_names(folder.parent) if name.startswith(".") and name.endswith(_STATES))
     for other in sorted(folder.with_name(name) for name in names):
         users = temporary_files(folder.parent, other.name.removeprefix("."))
@@ -257,21 +259,13 @@ def _left_by_others(folder: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path, watcher: Callbacks) -> None:
-    """Remove the states; where that fails, whoever may read them is told, and what came of them stays."""
+    """Removes the states; a failure is a notice and does not undo the fit."""
     try:
         remove_tree(folder)
     except FileNotFoundError:
         return
     except OSError as fault:
         watcher.notice(
-            f"{folder} holds what was computed from the texts, and could not be removed "
+            f"{folder} holds states computed from the texts and could not be removed "
             f"({os.strerror(fault.errno or 0)}): remove it"
         )
-
-
-def _column(values: list[object]) -> pa.Array:
-    """The values as one Arrow type, or their texts: labels of mixed kinds are told apart by name anyhow."""
-    try:
-        return array_of(values)
-    except (pa.ArrowException, TypeError, OverflowError):
-        return pa.array([None if value is None else str(value) for value in plain_values(values)], pa.string())

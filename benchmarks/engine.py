@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,10 +24,10 @@ from benchmarks.peers.models import bert_base, minilm
 from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
 from embedkit.inference.build import BATCH_TOKENS
+from embedkit.models.base import LayerEncoder
 from embedkit.models.native.linear import has_int8_dot_products
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import AnyEncoder, load_model, make_encoder
-from embedkit.models.transformers import load
+from embedkit.models.select_backend import load_model
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from embedkit.types import Batch, Tokens
 
@@ -40,22 +39,21 @@ def tokens_of(folder: Path, texts: list[str]) -> Tokens:
     return TextTokenizer(raw, max_length=_LENGTH).tokenize(texts).tokens
 
 
-def engines(folder: Path, probe: Tokens) -> dict[str, AnyEncoder]:
+def engines(folder: Path, probe: Tokens) -> dict[str, LayerEncoder]:
     """Each way to compute the last layer of a model."""
     model = resolve_model(ModelConfig(str(folder)))
-    found: dict[str, AnyEncoder] = {}
+    found: dict[str, LayerEncoder] = {}
     for name in ("lean", "transformers", "int8"):
         if name == "int8" and not has_int8_dot_products():
             continue
         config = ModelConfig(str(folder), device="cpu", dtype="int8" if name == "int8" else "fp32")
-        make: Any = (load.load_model, load.make_encoder) if name == "transformers" else (load_model, make_encoder)
-        loaded = make[0](model, config)
-        found[name] = make[1](loaded, (loaded.n_layers,), probe, for_pooler=False)[0]
+        loaded = load_model(model, config, backend="transformers" if name == "transformers" else "fastest")
+        found[name] = loaded.make_encoder((loaded.n_layers,), probe, for_pooler=False)[0]
         assert found[name].packed
     return found
 
 
-def forward(encoder: AnyEncoder, tokens: Tokens, batches: list[Batch]) -> Callable[[], None]:
+def forward(encoder: LayerEncoder, tokens: Tokens, batches: list[Batch]) -> Callable[[], None]:
     def run() -> None:
         for batch in batches:
             encoder.run(tokens, batch, lambda *_: None)

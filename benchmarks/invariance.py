@@ -25,7 +25,9 @@ from transformers import AutoModel
 
 from embedkit.config import ModelConfig
 from embedkit.models import select_backend
-from embedkit.models.native.cpu_encoder import CpuEncoder, NativeModel
+from embedkit.models.base import LayerEncoder
+from embedkit.models.native.cpu_encoder import CpuEncoder
+from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import load_model
 from embedkit.models.transformers.transformers_encoder import TransformersEncoder
@@ -145,7 +147,7 @@ def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, 
 
 
 @torch.inference_mode()
-def vectors_of(encoder: TransformersEncoder | CpuEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
+def vectors_of(encoder: LayerEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
     if encoder.packed:
         groups, text = [], 0
         for run in batch.length_groups():

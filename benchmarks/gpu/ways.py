@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.gpu.clock import Clock, Timed, rate
 from benchmarks.gpu.ours import Forward
-from embedkit.models.native.gpu_encoder import GpuEncoder, add_norm
-from embedkit.models.select_backend import compile_if_worthwhile
+from embedkit.models.native.gpu_encoder import GpuEncoder
+from embedkit.models.native.torch_compile import add_norm
 from embedkit.models.varlen_attention import usable
 
 #: Rows that a run must have for everything to be compiled that can be.
@@ -34,11 +34,11 @@ def ways(
             works[f"{size} tokens a batch"] = lambda ready=ready: _unless_too_big(forward, ready)
     encoder = forward.model.embedder.encoder
     if isinstance(encoder, GpuEncoder):
-        taken = encoder.backend
+        taken = encoder.attention
         for name in usable(encoder.device, encoder.dtype, encoder.head_dim):
             if name != taken:
-                works[f"attention by {name}"] = _set(forward, encoder, "backend", name, taken)
-        notice = compile_if_worthwhile(encoder, _MANY)
+                works[f"attention by {name}"] = _set(forward, encoder, "attention", name, taken)
+        notice = encoder.compile_if_worthwhile(_MANY)
         if notice:
             clock.left_out.append(notice)
         compiled, encoder.add_norm = encoder.add_norm, add_norm
@@ -50,7 +50,7 @@ def ways(
         clock.left_out.append(f"{name}: a batch does not fit into memory")
     return {
         "batch_tokens": usual,
-        "attention": getattr(encoder, "backend", None),
+        "attention": getattr(encoder, "attention", None),
         "tokens_per_second": {name: rate(int(lengths.sum()), of) for name, of in seconds.items()},
         "seconds": seconds,
     }

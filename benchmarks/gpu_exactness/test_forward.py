@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
-from embedkit.models import select_backend
-from embedkit.models.native.gpu_encoder import GpuEncoder, add_norm
+from embedkit.models.native import gpu_encoder
+from embedkit.models.native.gpu_encoder import GpuEncoder
+from embedkit.models.native.torch_compile import add_norm
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import compile_if_worthwhile, load_model, make_encoder
+from embedkit.models.select_backend import load_model
 from embedkit.models.varlen_attention import usable
 from embedkit.types import Tokens
 from tests.models.test_architectures import random_tokens, saved
@@ -24,7 +25,7 @@ def made(folder, device: torch.device, dtype: str = "auto") -> tuple[GpuEncoder,
     config = ModelConfig(str(folder), device=str(device), dtype=dtype)
     loaded = load_model(resolve_model(config), config)
     tokens = random_tokens(pad_id=0, seed=1)
-    encoder, notice = make_encoder(loaded, (loaded.n_layers,), tokens, for_pooler=False)
+    encoder, notice = loaded.make_encoder((loaded.n_layers,), tokens, for_pooler=False)
     assert notice is None
     assert isinstance(encoder, GpuEncoder)
     return encoder, tokens
@@ -41,14 +42,14 @@ def states(encoder: GpuEncoder, tokens: Tokens) -> torch.Tensor:
 def test_the_fastest_kernel_for_this_card_is_settled_on(cuda, tmp_path):
     encoder, tokens = made(saved("bert", tmp_path), cuda)
     names = usable(encoder.device, encoder.dtype, encoder.head_dim)
-    assert encoder.backend == names[0]
+    assert encoder.attention == names[0]
     if torch.cuda.get_device_capability(cuda) >= (8, 0):
-        assert encoder.backend != "groups"
+        assert encoder.attention != "groups"
         assert encoder.dtype == torch.bfloat16
     first = states(encoder, tokens)
-    for encoder.backend in names:
+    for encoder.attention in names:
         again = states(encoder, tokens)
-        assert torch.equal(states(encoder, tokens), again), f"{encoder.backend}: other bits"
+        assert torch.equal(states(encoder, tokens), again), f"{encoder.attention}: other bits"
         assert float((again - first).square().mean().sqrt()) < 0.1 * float(first.square().mean().sqrt())
 
 
@@ -70,10 +71,10 @@ def test_the_weights_are_on_the_card_once_in_16_bits(cuda, tmp_path):
 def test_compiled_norms_give_the_same_states_at_any_number_of_tokens(dtype, cuda, tmp_path, monkeypatch):
     pytest.importorskip("triton", reason="torch.compile needs Triton")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setattr(select_backend, "pays", lambda *_, **__: True)
+    monkeypatch.setattr(gpu_encoder, "pays", lambda *_, **__: True)
     encoder, tokens = made(saved("bert", tmp_path / "model"), cuda, dtype)
     plain = states(encoder, tokens)
-    assert compile_if_worthwhile(encoder, 1) is None
+    assert encoder.compile_if_worthwhile(1) is None
     assert encoder.add_norm is not add_norm
     compiled = states(encoder, tokens)
     size = float(plain.square().mean().sqrt())

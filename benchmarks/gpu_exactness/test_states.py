@@ -12,7 +12,7 @@ from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import load_model, make_encoder
+from embedkit.models.select_backend import load_model
 from embedkit.models.transformers.transformers_encoder import tensors
 from embedkit.types import Batch
 from tests import tiny_models
@@ -49,9 +49,9 @@ def test_every_state_of_every_text_is_that_of_the_text_alone_in_fp32(way, kind, 
     layers = tuple(range(loaded.n_layers + 1))
     tokens = random_tokens(pad_id=0, seed=1)
     expected = alone(folder, tokens, fewest=1)
-    encoder, notice = make_encoder(loaded, layers, tokens, for_pooler=False)
+    encoder, notice = loaded.make_encoder(layers, tokens, for_pooler=False)
     assert notice is None
-    if encoder.engine != "transformers":
+    if encoder.backend != "transformers":
         way = "packed"
     assert (encoder.packed, encoder.equal_lengths) == (way == "packed", way == "equal")
     found: dict[int, list[np.ndarray]] = {layer: [np.empty(0)] * len(expected) for layer in layers}
@@ -130,7 +130,7 @@ def test_a_forward_pass_never_waits_for_the_device(kind, cuda, tmp_path):
     config = ModelConfig(str(saved(kind, tmp_path)), device=str(cuda), dtype="bf16")
     loaded = load_model(resolve_model(config), config)
     tokens = random_tokens(pad_id=0, seed=1)
-    encoder, _ = make_encoder(loaded, (1, loaded.n_layers), tokens, for_pooler=False)
+    encoder, _ = loaded.make_encoder((1, loaded.n_layers), tokens, for_pooler=False)
     order = np.argsort(tokens.lengths, kind="stable")
     batch = Batch(order, tokens.lengths[order])
     inputs = tensors(encoder.prepare(tokens, batch), encoder.device)

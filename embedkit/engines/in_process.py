@@ -121,9 +121,8 @@ class InProcessEngine:
         """
         from embedkit.engines.shard_loop import Job, with_int8_ranges
         from embedkit.inference.memory import TokenBudget
-        from embedkit.models.select_backend import compile_if_worthwhile
 
-        notice = compile_if_worthwhile(self.ready.embedder.encoder, plan.sharding.rows)
+        notice = self.ready.embedder.encoder.compile_if_worthwhile(plan.sharding.rows)
         if notice:
             self.watcher.notice(notice)
         embedder = with_int8_ranges(self.ready.embedder, plan.int8_ranges)

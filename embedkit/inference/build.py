@@ -17,13 +17,13 @@ from embedkit.manifest.recipe import as_text, fingerprint, model_name
 from embedkit.manifest.schema import Json, ModelSource
 from embedkit.models.load_lock import TURNS
 from embedkit.models.native.compile_kernels import build_ahead
-from embedkit.models.native.config import LEAN_TYPES
+from embedkit.models.native.families import FAMILIES
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.pooling.select import spelled
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.inference.embedder import Embedder
-    from embedkit.models.select_backend import AnyEncoder, Loaded
+    from embedkit.models.base import LayerEncoder, LoadedModel
     from embedkit.tokenizer import TextTokenizer
     from embedkit.types import Variant
 
@@ -91,14 +91,15 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     """
     model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
     of_fork = _ready_after_fork(model.device)
-    if spec.folder.model_type in LEAN_TYPES and not plainly:
+    if spec.folder.model_type in FAMILIES and not plainly:
         # The compiler has it done before torch is imported.
         build_ahead()
     from embedkit.inference.embedder import Embedder
     from embedkit.inference.memory import TokenBudget
     from embedkit.inference.transfer import transfer_for
-    from embedkit.models.dense_head import load_head, load_layer_weights, refuse_norm_behind
-    from embedkit.models.select_backend import NotExactError, load_model, make_encoder
+    from embedkit.models.base import NotExactError
+    from embedkit.models.dense_head import check_no_final_norm, load_head, load_layer_weights
+    from embedkit.models.select_backend import load_model
     from embedkit.models.selfcheck import SLOWER
     from embedkit.pooling.batch_pooler import PoolingPlan
 
@@ -106,7 +107,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     with ThreadPoolExecutor(1) as hasher:
         # Reading the weights for their hash warms the cache that loading them reads from.
         hashes = hasher.submit(folder.hashes)
-        loaded = load_model(folder, model, plainly=plainly)
+        loaded = load_model(folder, model, backend="reference" if plainly else "fastest")
         setup = set_up_tokenizer(
             spec, config=loaded.config, positions=loaded.max_positions, n_layers=loaded.n_layers
         )
@@ -114,13 +115,13 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
         _refuse_impossible(spec, loaded, tokenizer, layers)
         probe = tokenizer.probe(_PROBES)
         if setup.layer_agg == "weighted":
-            refuse_norm_behind(loaded, probe.input_ids[: probe.lengths[0]].tolist())
+            check_no_final_norm(loaded, probe.input_ids[: probe.lengths[0]].tolist())
         for_pooler = "pooler" in spec.poolings
         try:
-            encoder, notice = make_encoder(loaded, layers, probe, for_pooler=for_pooler, plainly=plainly)
+            encoder, notice = loaded.make_encoder(layers, probe, for_pooler=for_pooler)
         except NotExactError:
-            loaded = load_model(folder, model, plainly=True)
-            encoder, _ = make_encoder(loaded, layers, probe, for_pooler=for_pooler)
+            loaded = load_model(folder, model, backend="transformers")
+            encoder, _ = loaded.make_encoder(layers, probe, for_pooler=for_pooler)
             notice = SLOWER
         files = hashes.result()
     for chosen in spec.poolers.values():
@@ -182,7 +183,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
         fingerprint=fingerprint(recipe),
         notices=tuple(sentence for sentence in notices if sentence),
         device=str(encoder.device),
-        engine=encoder.engine,
+        engine=encoder.backend,
         variants=embedder.variants,
         max_length=tokenizer.max_length,
         source=ModelSource(
@@ -223,7 +224,7 @@ def _ready_after_fork(device: str) -> str | None:
 
 
 def _tokens_for(
-    encoder: AnyEncoder, loaded: Loaded, longest: int, given_back: int, processes: int, batch: BatchConfig
+    encoder: LayerEncoder, loaded: LoadedModel, longest: int, given_back: int, processes: int, batch: BatchConfig
 ) -> int | None:
     """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU.
 
@@ -249,7 +250,9 @@ def _tokens_for(
     return tokens_that_fit(*device_memory(encoder.device), needed, processes, given_back)
 
 
-def _refuse_impossible(spec: ModelSpec, loaded: Loaded, tokenizer: TextTokenizer, layers: tuple[int, ...]) -> None:
+def _refuse_impossible(
+    spec: ModelSpec, loaded: LoadedModel, tokenizer: TextTokenizer, layers: tuple[int, ...]
+) -> None:
     if "pooler" in spec.poolings:
         if not loaded.has_pooler:
             raise ModelError(

@@ -14,7 +14,7 @@ from embedkit.inference.batching import make_batches
 from embedkit.inference.memory import TokenBudget
 from embedkit.inference.scheduler import BatchScheduler
 from embedkit.inference.transfer import Transfer
-from embedkit.models.select_backend import AnyEncoder
+from embedkit.models.base import LayerEncoder
 from embedkit.pooling.batch_pooler import PoolingPlan
 from embedkit.pooling.classifier_head import Head
 from embedkit.pooling.postprocess import Int8Range
@@ -53,7 +53,7 @@ class Embedder:
     """
 
     tokenizer: TextTokenizer
-    encoder: AnyEncoder
+    encoder: LayerEncoder
     pooling: PoolingPlan
     exclude_special: bool
     normalize: bool

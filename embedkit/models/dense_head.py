@@ -1,7 +1,6 @@
-"""The modules that a model ships for behind its pooling, with their weights: Dense, LayerNorm, Normalize.
+"""The modules that a model ships after its pooling, with their weights: Dense, LayerNorm, Normalize.
 
-Vectors in, vectors out, in float32; knows nothing of tokens or texts. Files are read as transformers reads
-weights: safetensors, or the tensors alone of a pickle.
+They map vectors to vectors in float32. Files are safetensors, or pickles of which the tensors alone are read.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.errors import ModelError
-from embedkit.models.device import refuse_old_torch
-from embedkit.models.native.cpu_encoder import NativeModel
+from embedkit.models.base import LoadedModel
+from embedkit.models.device import check_torch_version
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.shipped_recipe import ShippedModule, ShippedRecipe
 from embedkit.models.repository.weight_files import PLAIN_DTYPES
-from embedkit.models.select_backend import Loaded
 
 
 class Dense(nn.Module):
-    """activation(W x + b), plus x (or its projection) where there is a residual: [N, in] → [N, out].
+    """activation(W x + b), plus x or its projection if there is a residual: [N, in] → [N, out].
 
-    The names of the parts are those in sentence-transformers' files.
+    The parts are named as in sentence-transformers' files.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """torch's LayerNorm under the name that sentence-transformers saves it by: [N, D] → [N, D]."""
+    """torch's LayerNorm under the name in sentence-transformers' files: [N, D] → [N, D]."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
@@ -60,7 +58,7 @@ class LayerNorm(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Each vector to length 1; zero stays zero: [N, D] → [N, D]."""
+    """Scales each vector to length 1; zero stays zero: [N, D] → [N, D]."""
 
     def forward(self, vectors: Tensor) -> Tensor:
         """float32 [N, D] → [N, D]."""
@@ -68,7 +66,7 @@ class Normalize(nn.Module):
 
 
 def load_head(model: ModelFolder, shipped: ShippedRecipe) -> nn.Sequential | None:
-    """The modules behind the pooling, in float32 and eval mode; None where there are none.
+    """Load the modules after the pooling, in float32 and eval mode; None if there are none.
 
     Raises:
         ModelError: weights are missing, damaged, or of another shape than their config.json says.
@@ -80,10 +78,10 @@ def load_head(model: ModelFolder, shipped: ShippedRecipe) -> nn.Sequential | Non
 
 
 def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int) -> tuple[float, ...]:
-    """The weight of each layer from `layer_start` to the last.
+    """Load the weight of each layer from `layer_start` to the last.
 
     Raises:
-        ModelError: there are none, or not one for each of these layers.
+        ModelError: the file does not have one for each of these layers, or has other tensors.
     """
     read = _read(model, shipped.layer_weights_path)
     if read.keys() > {"layer_weights"}:
@@ -96,32 +94,27 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
     if found is None or found.shape != (wanted,):
         shape = "none" if found is None else f"{found.numel()}"
         raise ModelError(
-            f"{shipped.layer_weights_path} of model '{model.name}' weighs {shape} of its {wanted} layers",
+            f"{shipped.layer_weights_path} of model '{model.name}' has weights for {shape} of its {wanted} layers",
             hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
         )
     return tuple(found.float().tolist())
 
 
-@torch.inference_mode()
-def refuse_norm_behind(loaded: Loaded, input_ids: list[int]) -> None:
-    """Refuse to weigh the layers of a model that puts a norm behind the last of them.
+def check_no_final_norm(loaded: LoadedModel, input_ids: list[int]) -> None:
+    """Check that a model whose layers are averaged by weights has no norm after the last one.
 
-    sentence-transformers weighs the state before that norm, and embedkit's last layer is the one behind it.
+    sentence-transformers uses the state before that norm, and embedkit's last layer is the state after it.
 
     Args:
         loaded: the model.
         input_ids: [T], any text.
 
     Raises:
-        ModelError: its last hidden state is not what it hands out last.
+        ModelError: it has such a norm.
     """
-    if isinstance(loaded, NativeModel):
-        return  # BERT and its kin have none
-    ids = torch.tensor([input_ids], device=loaded.model.device)
-    output = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-    if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
+    if loaded.has_final_norm(input_ids):
         raise ModelError(
-            "the model's recipe weighs its layers before the norm behind the last one, which embedkit does not",
+            "the model's recipe averages its layers before the final norm, which embedkit does not support",
             hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
         )
 
@@ -130,7 +123,7 @@ def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:
     if shipped.kind == "Normalize":
         return Normalize()
     weights = _read(model, shipped.path)
-    # No memory is taken before the weights are known to have the shapes that config.json says.
+    # No memory is allocated before the weights are known to have the shapes in config.json.
     with torch.device("meta"):
         if shipped.kind == "LayerNorm":
             module: nn.Module = LayerNorm(**shipped.settings)
@@ -170,7 +163,7 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
             f"model '{model.name}' has no weights in {path}",
             hint="put model.safetensors or pytorch_model.bin there, or choose the pooling yourself",
         )
-    refuse_old_torch(model, Path(path) / file.name)
+    check_torch_version(model, Path(path) / file.name)
     # Imported here: transformers takes seconds to import, and most recipes have no weights of their own.
     from transformers.modeling_utils import load_state_dict
 
@@ -178,16 +171,16 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = load_state_dict(file)
-    except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet
+    except Exception as fault:  # noqa: BLE001 - transformers may raise anything; no row is involved yet
         raise ModelError(
             f"{path}/{file.name} of model '{model.name}' cannot be read ({type(fault).__name__})",
-            hint="fetch it again, or choose the pooling yourself, such as --pool mean",
+            hint="download it again, or choose the pooling yourself, such as --pool mean",
         ) from None
     for name, tensor in found.items():
         if str(tensor.dtype).removeprefix("torch.") not in PLAIN_DTYPES:
             raise ModelError(
                 f"{name[:120]} in {path}/{file.name} of model '{model.name}' is stored as {tensor.dtype}, not as "
                 "plain numbers",
-                hint="it is quantised: use the model that it was made from",
+                hint="it is quantised: use the original model",
             )
     return {name: tensor.to(torch.float32) for name, tensor in found.items()}

@@ -1,4 +1,4 @@
-"""The machine that a model runs on: its device, its number format, and how its memory is kept."""
+"""Picks a model's device and number format, and sets up the process for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAFE_TORCH = "2.10"
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; auto = a GPU if there is one.
+    """Return the device that `--device` names; auto is a GPU if there is one.
 
     Raises:
         UsageError: there is no such device here.
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The number format that `--dtype` names; auto = fp32 on a CPU, on a GPU bf16 if it has it, else fp16."""
+    """Return the number format that `--dtype` names; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -41,16 +41,15 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether a card computes in bf16 itself. `is_bf16_supported` may ask another card, and counts emulation."""
+    """Check whether a GPU has bf16. `is_bf16_supported` may ask about another GPU, and counts emulation."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def disable_reduced_precision(device: torch.device) -> None:
-    """Let a CUDA device's products of matrices sum in fp32, and its convolutions compute in the fp32 asked for.
+    """Make CUDA sum matrix products in fp32 and compute fp32 convolutions in fp32, for the whole process.
 
-    For this process, from now on. By default torch lets cuBLAS add partial sums of 16-bit products in 16 bits, and
-    cuDNN round the numbers of fp32 convolutions to TF32. Its fp32 products are not rounded by default; a user who
-    has set `torch.backends.cuda.matmul.allow_tf32` wants it, and it stays.
+    By default torch lets cuBLAS add partial sums of 16-bit products in 16 bits, and cuDNN round fp32 convolutions
+    to TF32. fp32 products are exact by default; `torch.backends.cuda.matmul.allow_tf32` stays as the user set it.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -59,10 +58,10 @@ def disable_reduced_precision(device: torch.device) -> None:
 
 
 def tune_malloc() -> None:
-    """Let glibc keep big freed blocks for the next activation.
+    """Make glibc keep large freed blocks for the next activation.
 
-    It gives each one back to the kernel otherwise, and faults it in again page by page: 620,000 page faults
-    in 600 rows, 5 to 10 % of the time.
+    By default it returns each block to the kernel, and faults it in again page by page: 620,000 page faults in 600
+    rows, 5 to 10 % of the time.
     """
     if sys.platform != "linux":
         return
@@ -74,24 +73,23 @@ def tune_malloc() -> None:
 
 
 def limit_onednn_cache(kept: int) -> None:
-    """Let oneDNN keep so many primitives instead of 1,024.
+    """Make oneDNN keep so many primitives instead of 1,024; must run before its first use.
 
-    Each kept one holds a buffer as big as its output, and hardly two packed batches have the same shape: GELU
-    alone held 600 MB after 90 batches of MiniLM. Making one anew takes 0.2 ms. oneDNN reads the variable when it
-    is first used, which loading a model comes before.
+    Each holds a buffer as large as its output, and few packed batches have the same shape: GELU alone held 600 MB
+    after 90 batches of MiniLM. Making a new one takes 0.2 ms.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(kept))
 
 
-def refuse_old_torch(folder: ModelFolder, weights: Path) -> None:
-    """A pickle is read by a torch that reads tensors alone from it, without the holes that this had before.
+def check_torch_version(folder: ModelFolder, weights: Path) -> None:
+    """Check that torch is new enough to read tensors alone from a pickle: older versions have known holes.
 
     Args:
-        folder: of the model.
-        weights: which of its files, from there.
+        folder: the model.
+        weights: one of its files, relative to the folder.
 
     Raises:
-        ModelError: it is a pickle, and torch is too old.
+        ModelError: the file is a pickle, and torch is too old.
     """
     version = TorchVersion(torch.__version__)
     if weights.name.startswith("pytorch_model.bin") and version < _SAFE_TORCH:

@@ -25,8 +25,8 @@ import embedkit
 from embedkit.cli import run
 from embedkit.config.checks import one_of
 from embedkit.errors import EmbedkitError, InputError, ModelError, OutputError, Stopped, UsageError
+from embedkit.models.base import NotExactError
 from embedkit.models.load_lock import Turns
-from embedkit.models.select_backend import NotExactError
 from embedkit.sources.in_memory import texts_of
 from tests import tiny_models
 from tests.conftest import NOTES

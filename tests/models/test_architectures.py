@@ -26,7 +26,7 @@ from embedkit.errors import ModelError, UsageError
 from embedkit.inference.batching import make_batches
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.transformers.load import LoadedModel, load_model, make_encoder
+from embedkit.models.transformers.load import TransformersModel, load_model
 from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
 from embedkit.types import Batch, Tokens
@@ -95,7 +95,7 @@ def alone(folder: Path, tokens: Tokens, fewest: int) -> list[list[np.ndarray]]:
     return states
 
 
-def load(kind: str, folder: Path) -> LoadedModel:
+def load(kind: str, folder: Path) -> TransformersModel:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return load_model(resolve_model(ModelConfig(str(saved(kind, folder)))), ModelConfig(str(folder)))
@@ -189,7 +189,7 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    loaded: LoadedModel
+    loaded: TransformersModel
     encoder: TransformersEncoder
     notice: str | None
     tokens: Tokens
@@ -219,7 +219,7 @@ def settle(kind: str, folder: Path) -> Settled:
     own_attention = loaded.model.config._attn_implementation
     pad_id = getattr(loaded.model.config, "pad_token_id", None) or 0
     layers = tuple(layer for layer in range(loaded.n_layers + 1) if layer not in SHORTENED.get(kind, ()))
-    encoder, notice = make_encoder(loaded, layers, random_tokens(pad_id, seed=2), for_pooler=False)
+    encoder, notice = loaded.make_encoder(layers, random_tokens(pad_id, seed=2), for_pooler=False)
     return Settled(loaded, encoder, notice, random_tokens(pad_id, seed=1), own_attention)
 
 
@@ -289,7 +289,7 @@ def test_a_layer_with_fewer_states_than_tokens_is_refused_and_the_others_are_nam
     there = sorted(set(range(loaded.n_layers + 1)) - SHORTENED[kind])
     for layer in SHORTENED[kind]:
         with pytest.raises(UsageError, match=f"layer {layer} of this model has fewer states") as caught:
-            make_encoder(loaded, (0, layer), random_tokens(0, seed=2), for_pooler=False)
+            loaded.make_encoder((0, layer), random_tokens(0, seed=2), for_pooler=False)
         assert caught.value.hint.endswith(": " + ", ".join(map(str, there)))
 
 
@@ -298,7 +298,7 @@ def test_funnels_base_model_ends_short_so_that_only_its_first_layers_can_be_aske
     transformers.FunnelBaseModel(config).save_pretrained(tmp_path)
     loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
     with pytest.raises(UsageError, match="layer 5 of this model has fewer states") as caught:
-        make_encoder(loaded, (loaded.n_layers,), random_tokens(0, seed=2), for_pooler=False)
+        loaded.make_encoder((loaded.n_layers,), random_tokens(0, seed=2), for_pooler=False)
     assert caught.value.hint.endswith(": 0, 1, 2")
 
 
@@ -309,7 +309,7 @@ def test_layers_of_different_width_are_not_put_together(tmp_path):
 
     def made(*layers: int) -> TransformersEncoder:
         loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
-        return make_encoder(loaded, layers, random_tokens(1, seed=2), for_pooler=False)[0]
+        return loaded.make_encoder(layers, random_tokens(1, seed=2), for_pooler=False)[0]
 
     with pytest.raises(UsageError, match=r"different width \(2: 32, 3: 16\)"):
         made(2, 3)
@@ -320,7 +320,7 @@ def test_a_type_that_is_not_in_the_table_never_sees_padding(tmp_path):
     config = transformers.SeedOssConfig(**HEADS)
     transformers.SeedOssModel(config).save_pretrained(tmp_path)
     loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
-    encoder, notice = make_encoder(loaded, (1, 3), random_tokens(0, seed=2), for_pooler=False)
+    encoder, notice = loaded.make_encoder((1, 3), random_tokens(0, seed=2), for_pooler=False)
     assert (encoder.packed, encoder.equal_lengths, notice) == (False, True, None)
 
 

@@ -27,7 +27,7 @@ def by_transformers(monkeypatch) -> None:
     def leave(*_):
         raise NotNativeError("transformers is to compute it")
 
-    monkeypatch.setattr("embedkit.models.select_backend._lean", leave)
+    monkeypatch.setattr("embedkit.models.select_backend.open_native", leave)
 
 
 @pytest.fixture(scope="module")

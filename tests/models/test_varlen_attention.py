@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedkit.config import ModelConfig
 from embedkit.models import varlen_attention
+from embedkit.models.base import LayerEncoder, tensors
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers import load, packed_attention
-from embedkit.models.transformers.transformers_encoder import TransformersEncoder, tensors
 from embedkit.models.varlen_attention import BACKENDS, Packing, groups, usable
 from embedkit.types import Batch, Tokens
 
@@ -277,7 +277,7 @@ def tokens() -> Tokens:
     return Tokens(rng.integers(3, 60, LENGTHS.sum()).astype(np.int32), None, LENGTHS, 0, 0)
 
 
-def loaded(kind: str, folder: Any) -> load.LoadedModel:
+def loaded(kind: str, folder: Any) -> load.TransformersModel:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **MODELS[kind])
     transformers.AutoModel.from_config(config).save_pretrained(folder)
@@ -285,7 +285,7 @@ def loaded(kind: str, folder: Any) -> load.LoadedModel:
     return load.load_model(resolve_model(asked), asked)
 
 
-def last_states(encoder: TransformersEncoder, batch: Batch) -> Tensor:
+def last_states(encoder: LayerEncoder, batch: Batch) -> Tensor:
     kept: list[Tensor] = []
     encoder.run(tokens(), batch, lambda _, found: kept.append(found[0].clone()))
     return kept[-1]
@@ -298,7 +298,7 @@ def test_a_model_of_transformers_goes_through_the_kernel_and_gives_what_it_gives
     stand_in = kernel("torch_varlen", torchs.varlen_attn)
     monkeypatch.setattr(load, "usable", lambda *_: ("torch_varlen", "groups"))
     model = loaded(kind, tmp_path)
-    encoder, notice = load.make_encoder(model, (model.n_layers,), tokens(), for_pooler=False)
+    encoder, notice = model.make_encoder((model.n_layers,), tokens(), for_pooler=False)
     assert (encoder.packed, notice) == (True, None)
     stand_in.given.clear()
     found = last_states(encoder, Batch(np.arange(6), LENGTHS))
@@ -330,7 +330,7 @@ class Waits(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def waits(encoder: TransformersEncoder) -> list[str]:
+def waits(encoder: LayerEncoder) -> list[str]:
     """In a forward pass of all texts, once they are on the device."""
     batch = Batch(np.arange(6), LENGTHS)
     inputs = tensors(encoder.prepare(tokens(), batch), encoder.device)
@@ -342,7 +342,7 @@ def waits(encoder: TransformersEncoder) -> list[str]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_nothing_in_a_packed_forward_pass_waits_for_the_device(kind, tmp_path):
     model = loaded(kind, tmp_path)
-    encoder, _ = load.make_encoder(model, (model.n_layers,), tokens(), for_pooler=False)
+    encoder, _ = model.make_encoder((model.n_layers,), tokens(), for_pooler=False)
     assert encoder.packed
     assert waits(encoder) == []
     with Waits() as found:
@@ -369,7 +369,7 @@ def test_a_kernel_that_fails_or_is_wrong_is_left_for_the_next_and_the_user_told(
     monkeypatch.setattr(load, "usable", lambda *_: ("broken", "groups"))
     packed_attention.register.cache_clear()
     model = loaded("bert", tmp_path)
-    encoder, notice = load.make_encoder(model, (2,), tokens(), for_pooler=False)
+    encoder, notice = model.make_encoder((2,), tokens(), for_pooler=False)
     assert encoder.packed
     assert model.model.config._attn_implementation == packed_attention.name_of("groups")
     assert "a slower one is used" in notice

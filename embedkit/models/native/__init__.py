@@ -1,17 +1,15 @@
-"""BERT and its kin, computed by embedkit itself: torch alone, no model code of transformers.
+"""embedkit's own forward pass for BERT and similar families, with torch alone.
 
-shape.py        config.json → what the model looks like, or why it is left to transformers
-checkpoint.py   the weights, by the names that each kind of model gives them
-dense.py        linear layers, in fp32 and in int8
-layer.py        one encoder layer over texts that lie end to end
-fused.py        the same with compiled kernels between the matrix products
-kernels.py      these kernels, held against torch when they are loaded
-kernels.cpp     their source
-building.py     the compiler that makes a library of it, and the cache that keeps that
-team.py         threads, each with some texts of a batch
-encoder.py      all of it: token ids → hidden states, layer by layer
-device.py       the same on a GPU, in 16 bits
-compiled.py     what of it torch compiles, and when
+families/           each family, described by data
+config.py           config.json → NativeConfig, or the reason why transformers runs the model
+checkpoint.py       the weights, by each family's names
+linear.py           linear layers, in fp32 and in int8
+layer.py            one layer over packed texts, by torch or by compiled kernels
+kernels.cpp         these kernels; compile_kernels.py builds them, kernels.py tests and calls them
+native_encoder.py   embeddings and weights, shared by
+cpu_encoder.py      the forward pass on a CPU, with thread_pool.py, and
+gpu_encoder.py      the one on a GPU, with torch_compile.py
+native_model.py     a folder → an encoder that was checked
 
-Nothing is guessed: a setting or a weight that is not understood leaves the model to transformers.
+A setting or a weight that is not known leaves the model to transformers.
 """

@@ -1,6 +1,6 @@
-"""kernels.cpp → a library for the processor at hand, built once and kept in the user's cache.
+"""Builds kernels.cpp into a library for this processor, and keeps it in the user's cache.
 
-That takes the C++ compiler that is here half a second. Imports no torch: the library is built while that is read.
+Takes half a second. Imports no torch, so that the library is built while torch is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from threading import Lock, Thread
 from embedkit.storage.filesystem import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-#: No -ffast-math: what is not finite has to stay so.
+#: No -ffast-math: NaN and infinity must stay so.
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -29,23 +29,19 @@ _building = Lock()
 
 
 def build_ahead() -> None:
-    """Begin to build the library in a thread, so that it is there when it is asked for."""
+    """Start to build the library in a thread."""
     Thread(target=library, name="embedkit-build", daemon=True).start()
 
 
-def library(*, anew: bool = False) -> Path | None:
-    """The library, built if it has not been; None where that cannot be done.
-
-    Args:
-        anew: whether to build it even so.
-    """
+def library(*, rebuild: bool = False) -> Path | None:
+    """Return the library's path, built if it is not cached or on `rebuild`; None if it cannot be built."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or sys.platform == "win32":
         return None
     with _building:
         try:
             path = cache_folder() / "cpu-kernels" / f"{_identity(compiler)}.so"
-            if anew or not _is_ours(path):
+            if rebuild or not _is_ours(path):
                 _build(compiler, path)
             return path if _is_ours(path) else None
         except (OSError, subprocess.SubprocessError):
@@ -53,17 +49,17 @@ def library(*, anew: bool = False) -> Path | None:
 
 
 def _identity(compiler: str) -> str:
-    """Hash of all that decides what the compiler gives; home folders are shared by machines of many kinds."""
+    """Hash everything that decides the result: machines of many kinds may share a home folder."""
     found = Path(compiler).resolve()
     facts = found.stat()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        told = ("flags", "model name", "Features")
-        processor = sorted({line for line in text.splitlines() if line.startswith(told)})
+        relevant = ("flags", "model name", "Features")
+        processor = sorted({line for line in text.splitlines() if line.startswith(relevant)})
     except OSError:
         processor = [platform.processor(), platform.node()]
-    decides = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
-    return hashlib.sha256(_SOURCE.read_bytes() + repr(decides).encode()).hexdigest()[:32]
+    deciding = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
+    return hashlib.sha256(_SOURCE.read_bytes() + repr(deciding).encode()).hexdigest()[:32]
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -77,14 +73,14 @@ def _build(compiler: str, path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
         )
-        # A library that a power cut left half written would end the process that loads it.
+        # A file left half written by a power cut would crash the process that loads it.
         with built.open("rb") as file:
             os.fsync(file.fileno())
         built.replace(path)
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a library is there that nobody else could have written: loading it runs its code."""
+    """Check that a library exists that only this user can have written: loading it runs its code."""
     try:
         facts = [path.lstat(), path.parent.lstat()]
     except OSError:

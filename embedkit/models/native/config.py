@@ -1,7 +1,7 @@
-"""config.json → the shape of a model that embedkit computes itself, or the reason why it does not.
+"""Reads config.json of the families that embedkit computes itself; imports no torch.
 
-Imports no torch. Every key must be known, either as one that decides a number or as one that does not: a
-model with a setting that nobody thought of here is left to transformers.
+Every key must be known, either as one that decides a number or as one that does not. A model with any other key is
+left to transformers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Types whose numbers are those of BERT's code, with their own names, positions and extras.
-LEAN_TYPES = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+from embedkit.models.native.families import FAMILIES
+from embedkit.models.native.families.family import Family
+
 #: Activations by the names of transformers; several are one function.
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -22,15 +23,6 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-_ROBERTA = ("camembert", "roberta", "xlm-roberta")
-#: What DistilBERT calls the sizes that the others call by these names.
-_DISTILBERT = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -39,18 +31,7 @@ _SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-_BERT = frozenset({"layer_norm_eps", "pad_token_id", "type_vocab_size"})
-#: Keys that decide a number, too, and have a default.
-_OPTIONAL = {
-    "bert": _BERT,
-    "camembert": _BERT,
-    "distilbert": frozenset({"pad_token_id"}),
-    "electra": _BERT | {"embedding_size"},
-    "mpnet": frozenset({"layer_norm_eps", "pad_token_id"}),
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-}
-#: Keys that change what is computed; where they are there, they must have one of these values.
+#: Keys that change what is computed, and the values that are supported.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "is_decoder": (False,),
@@ -60,7 +41,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "relative_attention_num_buckets": (32,),
     "return_dict": (True, None),
 }
-#: Keys that decide no number of the encoder: training, heads, generation, and where the files are from.
+#: Keys that change no number of the encoder: training, heads, generation, the files' origin.
 _HARMLESS = frozenset(
     (
         "_attn_implementation",
@@ -118,25 +99,25 @@ _HARMLESS = frozenset(
 
 
 class NotNativeError(Exception):
-    """A model is left to transformers; the message says why, as the end of "because "."""
+    """A model is left to transformers; the message completes "because"."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativeConfig:
-    """What a model looks like.
+    """The configuration of a model, as far as it decides numbers.
 
     Attributes:
-        model_type: one of LEAN_TYPES.
-        vocab_size, hidden_size, n_layers, n_heads, intermediate_size: as everywhere.
+        family: its family.
+        vocab_size, hidden_size, n_layers, n_heads, intermediate_size: the usual sizes.
         max_position_embeddings: rows of the position embeddings.
-        type_vocab_size: rows of the token type embeddings; 0 = it has none.
-        embedding_size: width of the embeddings; ELECTRA may project them to `hidden_size`.
+        type_vocab_size: rows of the token type embeddings; 0 if it has none.
+        embedding_size: width of the embeddings; projected if it is not `hidden_size`.
         activation: one of the values of ACTIVATIONS.
         layer_norm_eps: the epsilon of every norm.
-        pad_id: where positions start behind it, as RoBERTa's do; None = they count from 0.
+        pad_id: positions count from the one after it; None if they count from 0.
     """
 
-    model_type: str
+    family: Family
     vocab_size: int
     hidden_size: int
     n_layers: int
@@ -155,50 +136,55 @@ class NativeConfig:
         return self.max_position_embeddings - (0 if self.pad_id is None else self.pad_id + 1)
 
 
-def read_shape(config: Mapping[str, Any]) -> NativeConfig:
-    """The shape that a config.json describes.
+def read_config(config: Mapping[str, Any]) -> NativeConfig:
+    """Read a config.json.
 
     Args:
         config: its content.
 
     Raises:
-        NotNativeError: it is of another type, or has a setting that embedkit does not know or cannot follow.
+        NotNativeError: it is of another family, or has a setting that embedkit does not know or support.
     """
-    kind = config.get("model_type")
-    if kind not in LEAN_TYPES:
-        raise NotNativeError(f"its type is '{kind}', not one of {', '.join(LEAN_TYPES)}")
-    ours = _DISTILBERT if kind == "distilbert" else {}
-    optional = _OPTIONAL[kind]
-    _refuse_unknown(config, {ours.get(key, key) for key in (*_SIZES, "hidden_act")} | optional)
-    sizes = {key: _size(config, ours.get(key, key)) for key in _SIZES}
-    activation = config.get(ours.get("hidden_act", "hidden_act"), "gelu")
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        raise NotNativeError(f"its type is '{config.get('model_type')}', not one of {', '.join(FAMILIES)}")
+    key_of = {key: family.config_keys.get(key, key) for key in (*_SIZES, "hidden_act")}
+    known = {*key_of.values(), "pad_token_id"}
+    known |= {"layer_norm_eps"} if family.layer_norm_eps is None else set()
+    known |= {"type_vocab_size"} if family.token_types else set()
+    known |= {"embedding_size"} if family.projects_embeddings else set()
+    _check_keys(config, known)
+    sizes = {key: _size(config, key_of[key]) for key in _SIZES}
+    activation = config.get(key_of["hidden_act"], "gelu")
     if activation not in ACTIVATIONS:
         raise NotNativeError(f"its activation is {str(activation)[:80]!r}")
-    eps = config.get("layer_norm_eps", 1e-12)
+    eps = family.layer_norm_eps or config.get("layer_norm_eps", 1e-12)
     if type(eps) is not float or not 0 < eps < 1:
         raise NotNativeError(f"its layer_norm_eps is {str(eps)[:80]!r}")
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise NotNativeError("its hidden size is no multiple of its heads")
-    shape = NativeConfig(
-        model_type=kind,
+    read = NativeConfig(
+        family=family,
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["hidden_size"],
         n_layers=sizes["num_hidden_layers"],
         n_heads=sizes["num_attention_heads"],
         intermediate_size=sizes["intermediate_size"],
         max_position_embeddings=sizes["max_position_embeddings"],
-        type_vocab_size=_size(config, "type_vocab_size", 2) if "type_vocab_size" in optional else 0,
-        embedding_size=_size(config, "embedding_size", 128) if kind == "electra" else sizes["hidden_size"],
+        type_vocab_size=_size(config, "type_vocab_size", 2) if family.token_types else 0,
+        embedding_size=(
+            _size(config, "embedding_size", 128) if family.projects_embeddings else sizes["hidden_size"]
+        ),
         activation=ACTIVATIONS[activation],
         layer_norm_eps=eps,
-        pad_id=_pad_id(config, kind),
+        pad_id=_pad_id(config, family),
     )
-    if shape.usable_positions < 1:
+    if read.usable_positions < 1:
         raise NotNativeError("it has no positions for tokens")
-    return shape
+    return read
 
 
-def _refuse_unknown(config: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(config: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(config.keys() - known - _FIXED.keys() - _HARMLESS)
     if unknown:
         raise NotNativeError(f"its config.json sets '{unknown[0][:80]}'")
@@ -215,13 +201,10 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return size
 
 
-def _pad_id(config: Mapping[str, Any], kind: str) -> int | None:
-    """RoBERTa's kind counts positions from the pad's on; MPNet from 1, whatever its config says."""
-    if kind == "mpnet":
-        return 1
-    if kind not in _ROBERTA:
+def _pad_id(config: Mapping[str, Any], family: Family) -> int | None:
+    if not family.positions_after_pad:
         return None
-    pad_id = config.get("pad_token_id", 1)
+    pad_id = config.get("pad_token_id", 1) if family.pad_id is None else family.pad_id
     if type(pad_id) is not int or pad_id < 0:
         raise NotNativeError(f"its pad_token_id is {str(pad_id)[:80]!r}")
     return pad_id

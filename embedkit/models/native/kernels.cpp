@@ -319,7 +319,7 @@ INLINE void lay(float *to, const float *from, const float *scale, const float *b
 extern "C" int64_t embedkit_lanes(void) { return LANES; }
 
 /* Numbers that embedkit_attend needs room for, for texts of up to `length` tokens. */
-extern "C" int64_t embedkit_attend_room(int64_t length, int64_t head_dim) {
+extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
     int64_t padded = rounded_up(length, LANES), head = rounded_up(head_dim, LANES);
     return (3 * padded + QUERIES + LANES) * head + QUERIES * padded;
 }
@@ -330,7 +330,7 @@ extern "C" int64_t embedkit_attend_room(int64_t length, int64_t head_dim) {
  * lengths: tokens of each of `count` texts; T in all.
  * near: of each text [heads, length, length], added to the scores; nullptr = nothing.
  * context: [T, heads * head_dim].
- * room: see embedkit_attend_room.
+ * room: see embedkit_attend_workspace.
  */
 extern "C" void embedkit_attend(const float *products, const float *scale, const float *bias, int64_t count,
                                 const int64_t *lengths, const float *const *near, int64_t heads, int64_t head_dim,
@@ -342,7 +342,7 @@ extern "C" void embedkit_attend(const float *products, const float *scale, const
         float *values = keys + padded * head, *tile = values + padded * head, *scores = tile + LANES * head;
         /* What pads a text stays zero for all of its heads. */
         if (!text || lengths[text - 1] != length)
-            __builtin_memset(room, 0, sizeof(float) * embedkit_attend_room(length, head_dim));
+            __builtin_memset(room, 0, sizeof(float) * embedkit_attend_workspace(length, head_dim));
         for (int64_t h = 0; h < heads; h++) {
             const float *at = products + h * head_dim, *add = bias ? bias + h * head_dim : nullptr;
             const float *add_key = bias ? add + width : nullptr, *add_value = bias ? add_key + width : nullptr;

@@ -1,6 +1,7 @@
-"""Compiled kernels for what lies between the matrix products of a layer: built once for this processor, and kept.
+"""Calls the compiled kernels of kernels.cpp: everything between the matrix products of a layer.
 
-Without a compiler, torch's operations do the same one by one; see building.py.
+They are built once for this processor and cached; see compile_kernels.py. Without a compiler, torch's operations
+compute the same one by one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import torch
 from torch import Tensor
 
 from embedkit.models.native.compile_kernels import library
-from embedkit.models.native.layer import FUNCTIONS, Norm, attend
+from embedkit.models.native.layer import ACTIVATIONS, Norm, attend
 from embedkit.models.native.linear import Products, Rows
 from embedkit.types import LengthGroup
 
-#: What the user is told where they cannot be built.
+#: The notice where they cannot be built.
 NO_COMPILER = (
-    "no C++ compiler is here (c++, g++ or clang++) to make embedkit's kernels with: fp32 takes a quarter longer, "
+    "there is no C++ compiler (c++, g++ or clang++) to build embedkit's kernels: fp32 takes a quarter longer, "
     "int8 nearly twice as long"
 )
 #: In the order of the source's `Activation`.
-_ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+_KINDS = ("gelu", "gelu_tanh", "relu", "silu")
 
 _Address, _Count, _Number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
@@ -38,57 +39,57 @@ _ARGUMENTS = {
 class Kernels:
     """The functions of `kernels.cpp`. All tensors are contiguous and on the CPU.
 
-    `quantise` says whether the rows that come out are wanted in bytes, too.
+    With `quantise`, the resulting rows have bytes too.
 
     Args:
         library: built from `kernels.cpp`.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        library.embedkit_lanes.restype = library.embedkit_attend_room.restype = _Count
-        library.embedkit_attend_room.argtypes = (_Count, _Count)
+        library.embedkit_lanes.restype = library.embedkit_attend_workspace.restype = _Count
+        library.embedkit_attend_workspace.argtypes = (_Count, _Count)
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._library = library
-        #: Numbers that the processor works on at once.
+        #: Numbers in a vector register.
         self.lanes: int = library.embedkit_lanes()
 
     def fit(self, hidden_size: int, intermediate_size: int) -> bool:
-        """Whether they compute a model of these widths: rows have to be whole vectors of the processor."""
+        """Check that rows of these widths are whole vector registers."""
         return hidden_size % self.lanes == 0 and intermediate_size % self.lanes == 0
 
     def rows(self, states: Tensor, *, quantise: bool) -> Rows:
-        """States float32 [T, K] as they go into a linear layer."""
+        """Return states float32 [T, K] as the input of a linear layer."""
         rows = _rows(states, quantise=quantise)
         if quantise:
             self._library.embedkit_quantise(_at(states), *states.shape, _at(rows.bytes), _at(rows.steps))
         return rows
 
     def attend(
-        self, products: Products, lengths: Tensor, near: Sequence[Tensor], n_heads: int, *, quantise: bool
+        self, products: Products, lengths: Tensor, biases: Sequence[Tensor], n_heads: int, *, quantise: bool
     ) -> Rows:
-        """Attention of texts that lie end to end, each to itself.
+        """Compute attention within each of some packed texts.
 
         Args:
             products: [T, 3 D]: queries (scaled), keys, values.
-            lengths: int64 [n], tokens of each text; behind them may be rows that are of none, and give zeros.
-            near: of each text what is added to its scores, float32 [heads, length, length]; empty = nothing.
-            n_heads: that D is made of.
+            lengths: int64 [n], tokens of each text; rows after the last text give zeros.
+            biases: for each text, what is added to its scores, float32 [heads, length, length]; empty if nothing.
+            n_heads: heads that D is made of.
             quantise: see above.
         """
         n_tokens, width = products.values.shape[0], products.values.shape[1] // 3
         rows = _rows(products.values.new_empty(n_tokens, width), quantise=quantise)
         in_texts = int(lengths.sum())
         rows.states[in_texts:] = 0
-        n_numbers = self._library.embedkit_attend_room(int(lengths.max()), width // n_heads)
-        # Named: torch's default is another while a thread loads a model in 16 bits, and the kernel writes fp32.
-        room = torch.empty(n_numbers, dtype=torch.float32)
-        addresses = (_Address * len(near))(*(bias.data_ptr() for bias in near)) if near else None
+        n_values = self._library.embedkit_attend_workspace(int(lengths.max()), width // n_heads)
+        # Explicit: torch's default is another while a thread loads a model in 16 bits.
+        workspace = torch.empty(n_values, dtype=torch.float32)
+        addresses = (_Address * len(biases))(*(bias.data_ptr() for bias in biases)) if biases else None
         self._library.embedkit_attend(
             *(_at(products.values), _at(products.steps), _at(products.bias)),
             *(len(lengths), _at(lengths), addresses, n_heads, width // n_heads),
-            *(_at(rows.states), _at(room), _at(rows.bytes), _at(rows.steps)),
+            *(_at(rows.states), _at(workspace), _at(rows.bytes), _at(rows.steps)),
         )
         if rows.bytes is not None and rows.steps is not None:
             rows.bytes[in_texts:] = 128
@@ -96,16 +97,16 @@ class Kernels:
         return rows
 
     def activate(self, products: Products, activation: str, *, quantise: bool) -> Rows:
-        """The activation of each number; `activation` is a name of layer.FUNCTIONS."""
+        """Apply an activation, a name of layer.ACTIVATIONS."""
         rows = _rows(products.values, quantise=quantise)
         self._library.embedkit_activate(
             *(_at(products.values), _at(products.steps), _at(products.bias), *products.values.shape),
-            *(_ACTIVATIONS.index(activation), _at(rows.bytes), _at(rows.steps)),
+            *(_KINDS.index(activation), _at(rows.bytes), _at(rows.steps)),
         )
         return rows
 
     def residual_norm(self, products: Products, residual: Tensor, norm: Norm, *, quantise: bool) -> Rows:
-        """The norm of products + residual."""
+        """Normalise products + residual."""
         rows = _rows(products.values, quantise=quantise)
         self._library.embedkit_residual_norm(
             *(_at(products.values), _at(products.steps), _at(products.bias), _at(residual)),
@@ -117,44 +118,44 @@ class Kernels:
 
 @functools.cache
 def load_kernels() -> Kernels | None:
-    """The kernels for this processor, built if they have not been; None where that cannot be done."""
-    # A library that does not work may be the ruin of one.
-    return _loaded(library()) or _loaded(library(anew=True))
+    """Load the kernels for this processor, built if necessary; None if that is impossible."""
+    # The cached library may be corrupt: rebuild it once.
+    return _load(library()) or _load(library(rebuild=True))
 
 
-def _loaded(path: Path | None) -> Kernels | None:
-    """The kernels of a library; None where it is none, or gives wrong numbers."""
+def _load(path: Path | None) -> Kernels | None:
+    """Load a library; None if it is no library, or gives wrong numbers."""
     if path is None:
         return None
     try:
         kernels = Kernels(ctypes.CDLL(str(path)))
     except (OSError, AttributeError):
         return None
-    return kernels if _are_right(kernels) else None
+    return kernels if _are_correct(kernels) else None
 
 
-def _are_right(kernels: Kernels) -> bool:
-    """Whether they give what torch gives in float64: a compiler may be at fault, too."""
-    made = torch.Generator().manual_seed(0)
+def _are_correct(kernels: Kernels) -> bool:
+    """Compare the kernels with torch in float64: a compiler may have faults too."""
+    random = torch.Generator().manual_seed(0)
     n_heads, lengths = 4, torch.tensor([1, 5, 17])
-    runs = [
+    groups = [
         LengthGroup(int(stop - length), 1, int(length))
         for length, stop in zip(lengths, lengths.cumsum(0), strict=True)
     ]
     width = n_heads * kernels.lanes
-    products = torch.randn(23, 3 * width, generator=made)
-    few, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
+    products = torch.randn(23, 3 * width, generator=random)
+    rows, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
     norm = Norm(products[0, :width], products[1, :width], 1e-5)
     exact = Norm(norm.weight.double(), norm.bias.double(), norm.eps)
-    expected = [attend(products.double(), runs, n_heads, {}), exact(few.double() + residual.double())]
-    expected += [function(few.double()) for function in FUNCTIONS.values()]
+    expected = [attend(products.double(), groups, n_heads, {}), exact(rows.double() + residual.double())]
+    expected += [function(rows.double()) for function in ACTIVATIONS.values()]
     context = kernels.attend(Products(products), lengths, [], n_heads, quantise=True)
-    found = [context, kernels.residual_norm(Products(few.clone()), residual, norm, quantise=True)]
-    found += [kernels.activate(Products(few.clone()), name, quantise=True) for name in FUNCTIONS]
-    return all(_is_near(rows, wanted) for rows, wanted in zip(found, expected, strict=True))
+    found = [context, kernels.residual_norm(Products(rows.clone()), residual, norm, quantise=True)]
+    found += [kernels.activate(Products(rows.clone()), name, quantise=True) for name in ACTIVATIONS]
+    return all(_is_close(of_kernel, of_torch) for of_kernel, of_torch in zip(found, expected, strict=True))
 
 
-def _is_near(rows: Rows, expected: Tensor) -> bool:
+def _is_close(rows: Rows, expected: Tensor) -> bool:
     if rows.bytes is None or rows.steps is None:
         return False
     steps = rows.steps[:, None]

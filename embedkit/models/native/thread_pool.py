@@ -1,8 +1,8 @@
-"""Threads that each take some texts of a batch through the layers, each on cores of its own.
+"""Threads that each run some texts of a batch through the layers, on cores of their own.
 
-torch would split every single operation over the cores, and have them wait for each other behind each: some
-hundred times a layer. Here they meet where a layer is wanted. That counts most where another process takes a core
-now and then, because then all wait for the one that was put aside.
+torch would split each operation over all cores and synchronise them after it, some hundred times a layer. Here
+they synchronise where a layer is wanted. That matters most if another process takes a core now and then, since all
+would wait for the interrupted one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from embedkit.types import LengthGroup
 
 T = TypeVar("T")
 
-#: More threads than this would wait for Python's lock: of a part's layer, 0.08 ms are Python's, and a millisecond
-#: or more is not. Cores beyond it work together within a thread's matrix products.
+#: More threads would wait for Python's lock: a layer of a part takes 0.08 ms in Python, and a millisecond or more
+#: outside. Further cores share the matrix products within a thread.
 _MOST_THREADS = 16
-#: Fewer tokens than this are not worth a thread; more are more than its caches hold.
+#: Fewer tokens are not worth a thread; more do not fit into its caches.
 _FEWEST_TOKENS, _MOST_TOKENS = 128, 512
 
 
@@ -33,13 +33,13 @@ class Part:
     """Consecutive texts of a packed batch.
 
     Attributes:
-        start, stop: tokens of the batch that it covers.
-        runs: its texts, by their place in the part.
+        start, stop: the tokens [start, stop) of the batch.
+        groups: its texts; `start` of a group counts from the part's first token.
     """
 
     start: int
     stop: int
-    runs: tuple[LengthGroup, ...]
+    groups: tuple[LengthGroup, ...]
 
 
 class ThreadPool:
@@ -50,54 +50,53 @@ class ThreadPool:
         self.size = min(self.cores, _MOST_THREADS)
         self._pool: ThreadPoolExecutor | None = None
 
-    def parts(self, runs: Sequence[LengthGroup]) -> list[Part]:
-        """The texts of a batch in parts of like size: a thread takes the next one when it is through with one."""
-        n_tokens = sum(run.count * run.length for run in runs)
+    def parts(self, groups: Sequence[LengthGroup]) -> list[Part]:
+        """Divide the texts of a batch into parts of similar size; an idle thread takes the next part."""
+        n_tokens = sum(group.count * group.length for group in groups)
         at_once = max(1, min(self.size, n_tokens // _FEWEST_TOKENS))
         rounds = math.ceil(n_tokens / (at_once * _MOST_TOKENS))
-        wanted = at_once * rounds
-        return list(_cut(runs, n_tokens / wanted))
+        return list(_split(groups, n_tokens / (at_once * rounds)))
 
-    def map(self, work: Callable[[T, Part], Tensor], given: Sequence[T], parts: Sequence[Part]) -> list[Tensor]:
-        """`work` on what is given for each part, in order; a single part has all cores to itself."""
+    def map(self, work: Callable[[T, Part], Tensor], inputs: Sequence[T], parts: Sequence[Part]) -> list[Tensor]:
+        """Run `work` on the input of each part, in order; a single part uses all cores."""
         if self.size == 1 or len(parts) == 1:
-            return list(map(work, given, parts))
+            return list(map(work, inputs, parts))
         if self._pool is None:
-            self._pool = self._started()
-        return list(self._pool.map(torch.inference_mode()(work), given, parts))
+            self._pool = self._start()
+        return list(self._pool.map(torch.inference_mode()(work), inputs, parts))
 
-    def _started(self) -> ThreadPoolExecutor:
-        """The threads, all of them at work once, so that each has set how many cores it takes."""
+    def _start(self) -> ThreadPoolExecutor:
+        """Start all threads at once, so that each has set its number of cores."""
         at_once = Barrier(self.size)
 
         def begin() -> None:
-            # Asked first: a thread takes the default when it first looks, and would lose what it had been told.
+            # The first query makes a thread take the default, which would overwrite what is set before it.
             torch.get_num_threads()
             torch.set_num_threads(max(1, self.cores // self.size))
 
         pool = ThreadPoolExecutor(self.size, "embedkit-forward", begin)
-        for one in [pool.submit(at_once.wait) for _ in range(self.size)]:
-            one.result()
-        # torch takes the number for that of this thread and for a default, too, whoever sets it.
+        for started in [pool.submit(at_once.wait) for _ in range(self.size)]:
+            started.result()
+        # torch also takes the number that any thread sets as the default of all.
         torch.set_num_threads(self.cores)
         return pool
 
 
-def _cut(runs: Sequence[LengthGroup], size: float) -> Iterator[Part]:
-    """Parts that end behind the text with which they reach their share of the tokens."""
-    start = place = 0
+def _split(groups: Sequence[LengthGroup], size: float) -> Iterator[Part]:
+    """Yield parts that end after the text with which they reach their share of the tokens."""
+    start = position = 0
     kept: list[LengthGroup] = []
-    for run in runs:
-        left = run.count
+    for group in groups:
+        left = group.count
         while left:
-            # So many more texts until the part is full; one at least.
+            # As many texts as fill the part; at least one.
             share = (round(start / size) + 1) * size
-            count = min(left, max(1, round((share - place) / run.length)))
-            kept.append(LengthGroup(place - start, count, run.length))
-            place += count * run.length
+            count = min(left, max(1, round((share - position) / group.length)))
+            kept.append(LengthGroup(position - start, count, group.length))
+            position += count * group.length
             left -= count
-            if place >= share - run.length / 2:
-                yield Part(start, place, tuple(kept))
-                start, kept = place, []
+            if position >= share - group.length / 2:
+                yield Part(start, position, tuple(kept))
+                start, kept = position, []
     if kept:
-        yield Part(start, place, tuple(kept))
+        yield Part(start, position, tuple(kept))

@@ -1,56 +1,63 @@
-"""The residual and the norm behind it as one kernel, which torch compiles where that pays.
+"""A residual and the norm after it as one kernel, compiled by torch for runs that are long enough.
 
-Linear layers, GELU and attention are one kernel each already; two of these pairs a layer are all that there is to
-fuse. What fails leaves everything as it is.
+Linear layers, GELU and attention are one kernel each already; these pairs, two a layer, are all that can be fused.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.gpu_encoder import AddNorm
 from embedkit.models.native.layer import Norm
 from embedkit.storage.filesystem import cache_folder
 
-#: Rows of a run from which on compiling pays, whatever the card; see `pays`.
+#: See `add_norm`.
+AddNorm: TypeAlias = Callable[[Tensor, Tensor, Norm], Tensor]
+#: Rows of a run from which on compiling pays, on any GPU; see `pays`.
 _ROWS = 100_000_000
-#: Rows of the matrices that a kernel is tried on.
-_TRIED = (33, 257)
+#: Numbers of rows that a kernel is tested on.
+_TESTED = (33, 257)
+
+
+def add_norm(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
+    """Add [T, D] to states [T, D] and normalise the sum; overwrites `update`."""
+    return norm(update.add_(states))
 
 
 def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
-    """Whether to compile for a run of so many rows.
+    """Decide whether to compile for a run of so many rows.
 
-    Reckoned, not measured. A fused pair reads two matrices [T, D] and writes one, where add and norm apart read
-    three and write two; in BERT-base that spares some 5 % of a forward pass, which is bound by its products.
-    Compiling takes every process up to a minute, or seconds where it finds the last run's kernel. At a million
-    tokens a second, rows of 90 tokens and 5 %, a minute is won back in 13 million rows; on a card five times as
-    fast, in 67 million. So it is for the longest runs alone, until a GPU has been measured.
+    Estimated, not measured. A fused pair reads two matrices [T, D] and writes one, where add and norm apart read
+    three and write two; in BERT-base that saves some 5 % of a forward pass, whose time is mostly matrix products.
+    Compiling takes every process up to a minute, or seconds where the last run's kernel is cached. At a million
+    tokens a second, rows of 90 tokens and 5 %, a minute is won back in 13 million rows; on a GPU five times as
+    fast, in 67 million.
 
-    It hangs on the plan alone, not on what is left to do: the last bits differ, and a run that is resumed is to
-    end with the bytes of one that was not stopped.
+    Depends on the plan alone, not on the rows left: the last bits differ, and a resumed run must give the bytes of
+    one that was not stopped.
 
     Args:
-        rows: of the whole input; None = a stream.
-        device: that the model runs on.
-        has_triton: whether what torch compiles with on a GPU is installed.
+        rows: of the whole input; None for a stream.
+        device: the model's.
+        has_triton: whether Triton, which torch compiles with on a GPU, is installed.
     """
     return device.type == "cuda" and has_triton and rows is not None and rows >= _ROWS
 
 
 def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
-    """`add_norm` as one kernel, for any number of rows, tried on a few.
+    """Compile `add_norm` into one kernel for any number of rows, and test it.
 
     Args:
         norm: one of the model's; the others have the same width, epsilon, dtype and device.
         backend: of torch.compile.
 
     Raises:
-        ArithmeticError: it gives other numbers. Compilers raise much else.
+        ArithmeticError: the kernel gives other numbers. Compilers may raise any other exception.
     """
     keep_kernels()
     eps = norm.eps
@@ -60,9 +67,9 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
 
     kernel = torch.compile(fused, backend=backend)
     random = torch.Generator().manual_seed(0)
-    for rows in _TRIED:
+    for rows in _TESTED:
         update, states = torch.randn(2, rows, len(norm.weight), generator=random).to(norm.weight)
-        # Else the second number of rows would be compiled for, too; later ones are not marked, and need not be.
+        # Otherwise the second number of rows would be compiled for separately.
         torch._dynamo.mark_dynamic(update, 0)  # noqa: SLF001 - its public name
         torch._dynamo.mark_dynamic(states, 0)  # noqa: SLF001
         exact = fused(*(part.double() for part in (update, states, norm.weight, norm.bias)))
@@ -72,13 +79,13 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
         if not float((found.double() - exact).abs().max()) <= allowed:
             raise ArithmeticError("the compiled kernel gives other numbers")
 
-    def through(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
+    def compiled(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
         result: Tensor = kernel(update, states, norm.weight, norm.bias)
         return result
 
-    return through
+    return compiled
 
 
 def keep_kernels() -> None:
-    """Let compiled kernels outlast the process, in the user's cache folder unless something else is set."""
+    """Keep compiled kernels in the user's cache folder, unless another folder is set."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels"))

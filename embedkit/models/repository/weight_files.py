@@ -175,7 +175,7 @@ def _safetensors_dtypes(file: Path) -> dict[str, str]:
 
 
 def _pickle_dtypes(file: Path) -> dict[str, str]:
-    """Loads no code: `weights_only` is safe in the versions of torch that `refuse_old_torch` lets pass."""
+    """Loads no code: `weights_only` is safe in the versions of torch that `check_torch_version` lets pass."""
     import torch
     from transformers.modeling_utils import load_state_dict
 

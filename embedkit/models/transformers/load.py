@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from transformers.core_model_loading import (
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
+from embedkit.models.base import LoadedModel
 from embedkit.models.device import (
+    check_torch_version,
     disable_reduced_precision,
     limit_onednn_cache,
     pick_device,
     pick_dtype,
-    refuse_old_torch,
     tune_malloc,
 )
 from embedkit.models.repository.architectures import (
@@ -49,7 +50,8 @@ from embedkit.models.repository.config_keys import check_unread, unread_keys
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.unused_weights import check_unused, is_added, is_known_head
 from embedkit.models.repository.weight_files import PLAIN_DTYPES, stored_tensors
-from embedkit.models.selfcheck import SLOWER, States, matches_reference, states_alone, survey
+from embedkit.models.selfcheck import SLOWER, matches_reference, states_alone
+from embedkit.models.transformers.state_layout import StateLayout, probe_states
 from embedkit.models.transformers.transformers_encoder import TransformersEncoder
 from embedkit.models.varlen_attention import usable
 from embedkit.types import Tokens
@@ -62,48 +64,96 @@ _COMMON_CODE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A transformers model on its device, before it is known which layers are wanted.
+@dataclass(frozen=True, kw_only=True)
+class TransformersModel(LoadedModel):
+    """A transformers model on its device.
 
     Attributes:
         model: the module, in eval mode.
-        architecture: what is known of its kind.
-        dtype: fp32, bf16 or fp16, resolved.
-        has_pooler: whether the checkpoint has weights for its pooling head.
-        max_positions: most tokens it has positions for; None = any number.
         states: which hidden states it gives.
-        notice: what the user should know of its config.json; None = nothing.
+        reference: run the model's own code as it is, to be given one text at a time.
     """
 
     model: Any
-    architecture: Architecture
-    dtype: str
-    has_pooler: bool
-    max_positions: int | None
-    states: States
-    notice: str | None = None
+    states: StateLayout
+    reference: bool = False
 
-    @property
-    def n_layers(self) -> int:
-        """Hidden states are numbered 0..n_layers."""
-        return self.states.n_layers
+    def make_encoder(
+        self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+    ) -> tuple[TransformersEncoder, str | None]:
+        """Return the fastest exact encoder; see LoadedModel. It has the pooling head only if not packed."""
+        self.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
+        reference = self._encoder(layers, batches="padded", tapped=False)
+        if self.reference:
+            return reference, None
+        own_attention = self.model.config._attn_implementation  # noqa: SLF001 - its only name
+        expected = states_alone(reference, probe, self.dtype)
+        every = ("packed", "padded", "equal")
+        fastest = "equal" if "longrope" in rope_types(self.model.config) else self.architecture.batches
+        taps = (True, False) if self.architecture.layers is not None else (False,)
+        kernels = usable(self.device, self.model.dtype, _head_dim(self.model.config))
+        ways = [
+            (kind, tap, kernel)
+            for kind in every[every.index(fastest) :]
+            for tap in taps
+            for kernel in (kernels if kind == "packed" else ("groups",))
+            # The pooling head reads the first token of each row, and a packed batch is one row.
+            if not (kind == "packed" and for_pooler)
+        ]
+        notice = None
+        for batches, tapped, kernel in ways:
+            if batches != "packed":
+                self.model.set_attn_implementation(own_attention)
+            try:
+                encoder = self._encoder(layers, batches=batches, tapped=tapped, attention=kernel)
+                exact = matches_reference(encoder, expected, probe)
+            except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                exact = False
+            if exact:
+                encoder.drop_unused_layers()
+                return encoder, notice
+            notice = SLOWER
+        raise ModelError(
+            "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
+            hint="please report the model's config.json",
+        )
 
-    @property
-    def config(self) -> Any:
-        """Its configuration, by transformers."""
-        return self.model.config
+    @torch.inference_mode()
+    def has_final_norm(self, input_ids: Sequence[int]) -> bool:
+        """Check on a text, [T], whether the model returns other states last than its last layer's."""
+        ids = torch.tensor([input_ids], device=self.device)
+        output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        return not torch.equal(output.hidden_states[-1], output.last_hidden_state)
+
+    def _encoder(
+        self, layers: tuple[int, ...], *, batches: str, tapped: bool, attention: str = "groups"
+    ) -> TransformersEncoder:
+        return TransformersEncoder(
+            self.model,
+            self.architecture,
+            layers,
+            n_layers=self.n_layers,
+            hidden_size=self.states.width(layers),
+            batches=batches,
+            tapped=tapped,
+            attention=attention,
+        )
 
 
-def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
+def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = False) -> TransformersModel:
     """Load the encoder of a model's folder onto its device.
+
+    Args:
+        folder: the model.
+        config: how it is loaded.
+        reference: see TransformersModel.
 
     Raises:
         ModelError: transformers does not know it, weights outside the pooling head are missing, of another
             shape or kind, or would be left unused, a setting would be left aside, or a file is damaged.
         UsageError: there is no such device.
     """
-    refuse_old_torch(folder, Path(folder.weights))
+    check_torch_version(folder, Path(folder.weights))
     architecture = architecture_of(folder)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -136,87 +186,19 @@ def load_model(folder: ModelFolder, config: ModelConfig) -> LoadedModel:
     model.config.use_cache = False
     model = model.to(device)
     _check_direction(folder, model)
-    return LoadedModel(
-        model=model,
+    states = probe_states(model, folder.name, architecture, dtype)
+    return TransformersModel(
         architecture=architecture,
+        config=model.config,
+        device=device,
         dtype=dtype,
+        n_layers=len(states.widths) - 1,
         has_pooler=has_pooler,
         max_positions=max_positions(model.config, architecture),
-        states=survey(model, folder.name, architecture, dtype),
         notice=notice,
-    )
-
-
-def make_encoder(
-    loaded: LoadedModel, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
-) -> tuple[TransformersEncoder, str | None]:
-    """The fastest way to run a model that gives the same states as transformers, one text at a time.
-
-    Args:
-        loaded: the model.
-        layers: those wanted.
-        probe: at least two short texts of different length.
-        for_pooler: whether the model's own pooling head is wanted. It reads the first token of each row,
-            and a packed batch is one row.
-
-    Returns:
-        The encoder, and a notice for the user where a way that should have worked does not.
-
-    Raises:
-        ModelError: no way to batch texts gives what they give alone.
-        UsageError: a layer that does not have a state for each token, or layers of different width.
-    """
-    loaded.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
-    expected = states_alone(loaded.model, loaded.architecture, layers, probe)
-    every = ("packed", "padded", "equal")
-    fastest = "equal" if "longrope" in rope_types(loaded.model.config) else loaded.architecture.batches
-    kinds = every[every.index(fastest) :]
-    taps = (True, False) if loaded.architecture.layers is not None else (False,)
-    backends = usable(loaded.model.device, loaded.model.dtype, _head_dim(loaded.model.config))
-    ways = [
-        (kind, tap, backend)
-        for kind in kinds
-        for tap in taps
-        for backend in (backends if kind == "packed" else ("groups",))
-        if not (kind == "packed" and for_pooler)
-    ]
-    own_attention = loaded.model.config._attn_implementation  # noqa: SLF001 - its only name
-    notice = None
-    for batches, tapped, backend in ways:
-        if batches != "packed":
-            loaded.model.set_attn_implementation(own_attention)
-        try:
-            encoder = _encoder(loaded, layers, batches=batches, tapped=tapped, backend=backend)
-            exact = matches_reference(encoder, expected, probe)
-        except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            exact = False
-        if exact:
-            encoder.drop_unused_layers()
-            return encoder, notice
-        notice = SLOWER
-    raise ModelError(
-        "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
-        hint="please report the model's config.json",
-    )
-
-
-def plain_encoder(loaded: LoadedModel, layers: tuple[int, ...]) -> TransformersEncoder:
-    """The way to run a model that has least of embedkit in it, to be given one text at a time."""
-    return _encoder(loaded, layers, batches="padded", tapped=False)
-
-
-def _encoder(
-    loaded: LoadedModel, layers: tuple[int, ...], *, batches: str, tapped: bool, backend: str = "groups"
-) -> TransformersEncoder:
-    return TransformersEncoder(
-        loaded.model,
-        loaded.architecture,
-        layers,
-        n_layers=loaded.n_layers,
-        hidden_size=loaded.states.width(layers),
-        batches=batches,
-        tapped=tapped,
-        backend=backend,
+        model=model,
+        states=states,
+        reference=reference,
     )
 
 

@@ -6,103 +6,18 @@ Takes token ids, gives states; knows nothing of texts, pooling or files. Runs pa
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedkit.models.positions import after_pad
+from embedkit.models.base import Arrays, Inputs, LayerEncoder, TakeLayer, positions_after_pad
 from embedkit.models.repository.architectures import Architecture
 from embedkit.models.transformers import packed_attention
 from embedkit.models.varlen_attention import CU_SEQLENS, Packing, cu_seqlens
 from embedkit.types import Batch, Tokens
-
-#: Called with a layer's number and its states [1, T, D] (packed) or [B, T, D] (padded).
-TakeLayer: TypeAlias = Callable[[int, Tensor], None]
-#: What a forward pass needs of a batch, by names of the encoder's own.
-Arrays: TypeAlias = dict[str, NDArray[Any]]
-Inputs: TypeAlias = Mapping[str, Tensor]
-
-
-class LayerEncoder(ABC):
-    """A frozen encoder that hands out the layers wanted of it as they are computed.
-
-    Attributes:
-        layers: those wanted, resolved.
-        device: where its states are.
-    """
-
-    layers: tuple[int, ...]
-    device: torch.device
-
-    @abstractmethod
-    def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
-
-        Args:
-            tokens: the shard's texts.
-            batch: which of them.
-        """
-
-    @abstractmethod
-    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        """The forward pass, up to the deepest of the layers wanted; see `forward`."""
-
-    @torch.inference_mode()
-    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model.
-
-        Args:
-            tokens: the shard's texts.
-            batch: which of them.
-            take: is given each wanted layer once, in order of depth. Padded states are as wide as the longest
-                text; they carry a text's tokens at 0..length, and what stands behind is noise.
-
-        Returns:
-            What the model's own pooling head gave, [n, D]; None where there is none, or no layer that deep
-            was wanted.
-        """
-        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
-
-    @torch.inference_mode()
-    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Put a batch through the model that `prepare` has made ready; see `run`.
-
-        Args:
-            inputs: what `prepare` gave, as tensors on the encoder's device.
-            batch: the same.
-            take: see `run`.
-        """
-        return self._forward(inputs, batch, take, frozenset(self.layers))
-
-    @torch.inference_mode()
-    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
-        """Where the numbers of a text break, for the error that names it; runs the text alone.
-
-        Args:
-            tokens: the shard's texts.
-            text: which of them.
-
-        Returns:
-            The first layer with a NaN or infinite state, of 0 up to the deepest wanted; None where there is none:
-            it is then the pooling, or the model's own pooling head, that makes the vector non-finite.
-        """
-        length = int(tokens.lengths[text])
-        broken: list[int] = []
-
-        def look(layer: int, hidden_states: Tensor) -> None:
-            # What follows the text's tokens is padding, and may be anything.
-            if not bool(hidden_states[0, :length].isfinite().all()):
-                broken.append(layer)
-
-        batch = Batch(np.array([text]), tokens.lengths[[text]])
-        inputs = tensors(self.prepare(tokens, batch), self.device)
-        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
-        return min(broken, default=None)
 
 
 class TransformersEncoder(LayerEncoder):
@@ -117,10 +32,10 @@ class TransformersEncoder(LayerEncoder):
         batches: packed, padded or equal; see Architecture.
         tapped: take states from the layer modules as they run, and stop after the deepest one wanted;
             else let transformers collect the states of all layers.
-        backend: what computes the attention of packed texts, by its name in `varlen.BACKENDS`.
+        attention: what computes the attention of packed texts, by its name in `varlen_attention.BACKENDS`.
     """
 
-    engine = "transformers"
+    backend = "transformers"
 
     def __init__(
         self,
@@ -132,7 +47,7 @@ class TransformersEncoder(LayerEncoder):
         hidden_size: int,
         batches: str,
         tapped: bool,
-        backend: str = "groups",
+        attention: str = "groups",
     ) -> None:
         self.model = model
         self.architecture = architecture
@@ -146,8 +61,8 @@ class TransformersEncoder(LayerEncoder):
         self._least_tokens = architecture.least_tokens(model.config)
         self._tap = _LayerTap(_modules(model, architecture)) if tapped else None
         if self.packed:
-            packed_attention.register(backend)
-            model.set_attn_implementation(packed_attention.name_of(backend))
+            packed_attention.register(attention)
+            model.set_attn_implementation(packed_attention.name_of(attention))
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """What a forward pass needs of a batch. Numpy alone: any thread may make it ahead.
@@ -225,12 +140,7 @@ class TransformersEncoder(LayerEncoder):
         """Position ids of packed tokens as the model would count them for each text alone: int64 [T]."""
         if self.architecture.positions != "after_pad":
             return position
-        return after_pad(ids, position, self.pad_id)
-
-
-def tensors(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
-    """Arrays as tensors on a device, of the same shapes; on a CPU they share the arrays' memory."""
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return positions_after_pad(ids, position, self.pad_id)
 
 
 class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error

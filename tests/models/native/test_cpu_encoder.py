@@ -22,13 +22,15 @@ from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, OutputError
 from embedkit.inference.batching import make_batches
-from embedkit.models.native.config import LEAN_TYPES, NotNativeError, read_shape
-from embedkit.models.native.cpu_encoder import CpuEncoder, NativeModel, buckets
+from embedkit.models.native.config import NotNativeError, read_config
+from embedkit.models.native.cpu_encoder import CpuEncoder, buckets
+from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.kernels import NO_COMPILER, load_kernels
 from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.native_model import NativeModel
 from embedkit.models.native.thread_pool import ThreadPool
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import load_model, make_encoder
+from embedkit.models.select_backend import load_model
 from embedkit.types import Batch, Tokens
 from tests import tiny_models
 
@@ -106,9 +108,9 @@ def lean_encoder(folder: Path, tokens: Tokens, layers: tuple[int, ...] | None = 
     model = loaded(folder, **settings)
     assert isinstance(model, NativeModel)
     wanted = tuple(range(model.n_layers + 1)) if layers is None else layers
-    encoder, notice = make_encoder(model, wanted, tokens, for_pooler=model.has_pooler)
+    encoder, notice = model.make_encoder(wanted, tokens, for_pooler=model.has_pooler)
     assert isinstance(encoder, CpuEncoder)
-    assert notice == (NO_COMPILER if encoder.engine == "lean" else None)
+    assert notice == (NO_COMPILER if encoder.backend == "lean" else None)
     return encoder
 
 
@@ -140,18 +142,18 @@ def assert_same(found: list[Expected], expected: list[Expected]) -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch alone"])
-@pytest.mark.parametrize("kind", LEAN_TYPES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(
     kind, compiled, tmp_path, monkeypatch
 ):
     if not compiled:
-        for module in ("embedkit.models.native.cpu_encoder", "embedkit.models.select_backend"):
+        for module in ("embedkit.models.native.cpu_encoder", "embedkit.models.native.native_model"):
             monkeypatch.setattr(f"{module}.load_kernels", lambda: None)
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     expected = by_transformers(folder, tokens)
     encoder = lean_encoder(folder, tokens)
-    assert encoder.engine == ("fused" if compiled and load_kernels() else "lean")
+    assert encoder.backend == ("fused" if compiled and load_kernels() else "lean")
     for max_tokens in (1, 200, 10_000):
         assert_same(states(encoder, tokens, max_tokens), expected)
 
@@ -215,10 +217,10 @@ def test_threads_that_share_a_batch_change_nothing(threads, tmp_path):
     folder = save("mpnet", tmp_path)
     tokens = tokens_with_pads(types=False)
     alone, shared = (lean_encoder(folder, tokens) for _ in range(2))
-    shared._team.size = threads
+    shared._threads.size = threads
     assert_same(states(shared, tokens, 10_000), states(alone, tokens, 10_000))
-    assert shared._team._pool is not None
-    assert alone._team._pool is None
+    assert shared._threads._pool is not None
+    assert alone._threads._pool is None
 
 
 @given(
@@ -234,11 +236,11 @@ def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
     # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
     assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
     assert max(part.stop - part.start for part in parts) <= 512 + 2 * max(lengths)
-    assert [length for part in parts for run in part.runs for length in [run.length] * run.count] == lengths
+    assert [length for part in parts for run in part.groups for length in [run.length] * run.count] == lengths
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     for part in parts:
-        ends = [run.start + run.count * run.length for run in part.runs]
-        assert [run.start for run in part.runs] == [0, *ends[:-1]]
+        ends = [run.start + run.count * run.length for run in part.groups]
+        assert [run.start for run in part.groups] == [0, *ends[:-1]]
         assert ends[-1] == part.stop - part.start
 
 
@@ -338,9 +340,9 @@ def test_without_a_trained_pooling_head_there_is_none(tmp_path):
 def test_a_setting_that_is_not_followed_is_seen(kind, setting):
     sizes = {**DISTILBERT, "max_position_embeddings": 180} if kind == "distilbert" else SIZES
     if kind != "albert":
-        assert read_shape({"model_type": kind, **sizes}).n_layers == 2
+        assert read_config({"model_type": kind, **sizes}).n_layers == 2
     with pytest.raises(NotNativeError):
-        read_shape({"model_type": kind, **sizes, **setting})
+        read_config({"model_type": kind, **sizes, **setting})
 
 
 def test_a_model_with_such_a_setting_is_left_to_transformers(tmp_path):
@@ -349,8 +351,8 @@ def test_a_model_with_such_a_setting_is_left_to_transformers(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "a_setting_of_next_year": 1}))
     model = loaded(folder)
     assert not isinstance(model, NativeModel)
-    encoder, _ = make_encoder(model, (2,), tokens_with_pads(types=False), for_pooler=False)
-    assert encoder.engine == "transformers"
+    encoder, _ = model.make_encoder((2,), tokens_with_pads(types=False), for_pooler=False)
+    assert encoder.backend == "transformers"
 
 
 def test_weights_of_another_framework_are_left_to_transformers(tmp_path):
@@ -383,7 +385,7 @@ def test_a_model_whose_weights_are_no_numbers_is_refused(tmp_path):
     rewritten(folder, lambda weights: {name: tensor * float("nan") for name, tensor in weights.items()})
     tokens = tokens_with_pads(types=False)
     with pytest.raises(ModelError, match=r"not finite .* from layer 2 on"):
-        make_encoder(loaded(folder), (2,), tokens, for_pooler=False)
+        loaded(folder).make_encoder((2,), tokens, for_pooler=False)
 
 
 def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tmp_path):
@@ -394,7 +396,7 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
         encoder._words[8] = torch.inf
     assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [None, 0, None]
     with torch.inference_mode():
-        encoder._stack[1].norm.weight[3] = torch.nan
+        encoder._stack[1].attention_norm.weight[3] = torch.nan
     assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [2, 0, 2]
 
 
@@ -402,7 +404,7 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
 
 
 @needs_vnni
-@pytest.mark.parametrize("kind", LEAN_TYPES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_in_int8_a_vector_is_near_and_its_batch_mates_do_not_move_it(kind, tmp_path):
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=False)
@@ -441,7 +443,7 @@ def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch)
     def leave(*_: object) -> None:
         raise NotNativeError
 
-    monkeypatch.setattr("embedkit.models.select_backend._lean", leave)
+    monkeypatch.setattr("embedkit.models.select_backend.open_native", leave)
     ran = encode("tests/data/notes.csv", "-o", out, "--on-exists", "resume")
     assert ran.code == OutputError.exit_code
     assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
@@ -458,7 +460,7 @@ def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said
 
     monkeypatch.setattr(CpuEncoder, "run", wrong)
     found = Encoder(bert, pool="mean")
-    assert (right._embedder.encoder.engine, found._embedder.encoder.engine) == (ENGINE, "transformers")
+    assert (right._embedder.encoder.backend, found._embedder.encoder.backend) == (ENGINE, "transformers")
     assert [said for said in found.notices if "fast path" in said and said not in right.notices] != []
     assert len(found.notices) == len(right.notices) + 1
     texts = list(tiny_models.TEXTS)

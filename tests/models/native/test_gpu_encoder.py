@@ -22,13 +22,16 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
 from embedkit.inference.batching import make_batches
 from embedkit.models import select_backend
-from embedkit.models.native import gpu_encoder as lean_device
+from embedkit.models.base import NotExactError
+from embedkit.models.native import native_model
 from embedkit.models.native.checkpoint import Checkpoint
-from embedkit.models.native.config import LEAN_TYPES, read_shape
-from embedkit.models.native.cpu_encoder import NativeModel
+from embedkit.models.native.config import read_config
+from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.gpu_encoder import GpuEncoder
+from embedkit.models.native.layer import Norm
+from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import NotExactError, load_model, make_encoder
+from embedkit.models.select_backend import load_model
 from embedkit.models.varlen_attention import BACKENDS, Packing, usable
 from embedkit.types import Batch, Tokens
 from tests import tiny_models
@@ -45,7 +48,7 @@ from tests.models.test_varlen_attention import is_broken, leaks, one_by_one, wai
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = tuple(kind for kind in LEAN_TYPES if kind != "mpnet")
+KINDS = tuple(kind for kind in FAMILIES if kind != "mpnet")
 GPU = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
@@ -59,7 +62,7 @@ def kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **wanted
 def backends(monkeypatch) -> pytest.MonkeyPatch:
     """Kernels as on a GPU, with `kernel` in the place of torch's."""
     monkeypatch.setitem(BACKENDS, "torch_varlen", kernel)
-    monkeypatch.setattr(select_backend, "usable", lambda *_: ("torch_varlen", "groups"))
+    monkeypatch.setattr(native_model, "usable", lambda *_: ("torch_varlen", "groups"))
     return monkeypatch
 
 
@@ -67,14 +70,14 @@ def opened(folder: Path, dtype: str) -> NativeModel:
     """A model as `load_model` opens it for a GPU, to be put on the CPU."""
     config = ModelConfig(str(folder))
     model = resolve_model(config)
-    shape = read_shape(model.config)
-    return NativeModel(shape, Checkpoint(model, shape), dtype, CPU)
+    read = read_config(model.config)
+    return native_model.native_model(read, Checkpoint(model, read), dtype, CPU)
 
 
 def settled(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[GpuEncoder, str | None]:
     model = opened(folder, dtype)
     layers = tuple(range(model.n_layers + 1))
-    return select_backend._on_device(model, layers, tokens, for_pooler=model.has_pooler)
+    return model._on_device(layers, tokens, for_pooler=model.has_pooler)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,7 +85,7 @@ def test_in_fp32_every_layer_and_the_pooler_are_those_of_transformers_whatever_t
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     encoder, notice = settled(folder, tokens)
-    assert (encoder.engine, encoder.backend, notice) == ("lean", "torch_varlen", None)
+    assert (encoder.backend, encoder.attention, notice) == ("lean", "torch_varlen", None)
     expected = by_transformers(folder, tokens)
     for max_tokens in (1, 200, 10_000):
         assert_same(states(encoder, tokens, max_tokens), expected)
@@ -130,13 +133,13 @@ def test_in_16_bits_a_vector_stays_near_to_transformers_in_fp32_and_to_itself_al
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=False)
     encoder, notice = settled(folder, tokens, dtype)
-    assert (encoder.backend, notice) == ("torch_varlen", None)
+    assert (encoder.attention, notice) == ("torch_varlen", None)
     exact = np.array([text.layers[-1].mean(axis=0) for text in by_transformers(folder, tokens)])
     together, alone = vectors(encoder, tokens, 10_000), vectors(encoder, tokens, 1)
     assert cosines(together, exact).min() >= 0.999
     assert cosines(together, alone).min() >= 0.999
     assert np.array_equal(together, vectors(encoder, tokens, 10_000))
-    encoder.backend = "groups"
+    encoder.attention = "groups"
     assert cosines(vectors(encoder, tokens, 10_000), together).min() >= 0.999
 
 
@@ -144,7 +147,7 @@ def test_the_norms_take_mean_and_variance_in_fp32():
     """What torch does with 16-bit states, in the code that a layer calls: [2,048] of 1,000 + noise of 1."""
     torch.manual_seed(0)
     rows = (1000 + torch.randn(4, 2048)).half()
-    norm = lean_device.Norm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
+    norm = Norm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
     exact = functional.layer_norm(rows.double(), (2048,), eps=1e-12)
     assert (norm(rows).double() - exact).abs().max() <= 5e-3  # half's step at 4 is 0.002 or 0.004
     assert rows.mean(dtype=torch.float64) > 999
@@ -177,16 +180,16 @@ def test_nothing_in_a_forward_pass_waits_for_the_device(tmp_path):
 def test_the_weights_are_kept_once_in_the_dtype_of_the_run_and_no_more_layers_than_wanted(tmp_path):
     encoder = GpuEncoder(opened(save("bert", tmp_path), "bf16"), (1,), for_pooler=False)
     gc.collect()
-    (layer,) = encoder.through
+    (layer,) = encoder._stack
     held = [
         encoder._words,
-        encoder._places,
+        encoder._positions,
         encoder._types,
         *(getattr(encoder._norm, n) for n in ("weight", "bias")),
     ]
     held += [
         getattr(getattr(layer, part), name)
-        for part in ("qkv", "out", "norm", "up", "down", "last_norm")
+        for part in ("qkv", "attention_out", "attention_norm", "up", "down", "output_norm")
         for name in ("weight", "bias")
     ]
     assert {tensor.dtype for tensor in held} == {torch.bfloat16}
@@ -213,7 +216,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_left_for_the_next_and_the_user_told(
     backends.setitem(BACKENDS, "torch_varlen", fault)
     folder, tokens = save("bert", tmp_path), tokens_with_pads(types=False)
     encoder, notice = settled(folder, tokens, "bf16")
-    assert encoder.backend == "groups"
+    assert encoder.attention == "groups"
     assert "'torch_varlen' does not work here" in notice
     assert_same(states(settled(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
 
@@ -255,13 +258,13 @@ def test_states_that_overflow_in_fp16_are_refused_with_the_way_out(backends, tmp
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "fp16"])
-@pytest.mark.parametrize("kind", LEAN_TYPES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_on_a_gpu_these_types_run_by_embedkits_own_code_but_mpnet(kind, dtype, monkeypatch, tmp_path):
     asked: list[torch.device] = []
     monkeypatch.setattr(select_backend, "pick_device", lambda _: GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))
-    monkeypatch.setattr(select_backend, "disable_reduced_precision", asked.append)
-    monkeypatch.setattr("embedkit.models.transformers.load.load_model", lambda *_: "transformers")
+    monkeypatch.setattr(native_model, "disable_reduced_precision", asked.append)
+    monkeypatch.setattr("embedkit.models.transformers.load.load_model", lambda *_, **__: "transformers")
     config = ModelConfig(str(save(kind, tmp_path)), dtype=dtype)
     found = load_model(resolve_model(config), config)
     if kind == "mpnet":
@@ -271,17 +274,17 @@ def test_on_a_gpu_these_types_run_by_embedkits_own_code_but_mpnet(kind, dtype, m
     assert (found.device, found.dtype) == (GPU, {"auto": "bf16"}.get(dtype, dtype))
     assert asked == [GPU]
     # Its weights would be put there.
-    monkeypatch.setattr(select_backend, "GpuEncoder", lambda model, *_, **__: pytest.fail(str(model.device)))
+    monkeypatch.setattr(native_model, "GpuEncoder", lambda model, *_, **__: pytest.fail(str(model.device)))
     with pytest.raises(pytest.fail.Exception, match="cuda:0"):
-        make_encoder(found, (2,), tokens_with_pads(types=False), for_pooler=False)
+        found.make_encoder((2,), tokens_with_pads(types=False), for_pooler=False)
     assert usable(GPU, torch.bfloat16, 16)[-1] == "groups"
 
 
 def test_vectors_of_texts_come_out_in_fp32_pooled_from_states_in_bf16(monkeypatch, tmp_path):
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     exact = Encoder(str(folder), pool="mean", device="cpu").encode(tiny_models.TEXTS)
-    monkeypatch.setattr(select_backend, "_lean", lambda *_: opened(folder, "bf16"))
-    monkeypatch.setattr(select_backend, "CpuEncoder", GpuEncoder)
+    monkeypatch.setattr(select_backend, "open_native", lambda *_: opened(folder, "bf16"))
+    monkeypatch.setattr(native_model, "CpuEncoder", GpuEncoder)
     loaded = Encoder(str(folder), pool="mean", device="cpu")
     found = loaded.encode(tiny_models.TEXTS)
     assert isinstance(loaded._embedder.encoder, GpuEncoder)

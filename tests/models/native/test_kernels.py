@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from embedkit.models.native import compile_kernels as built
 from embedkit.models.native.kernels import Kernels, load_kernels
-from embedkit.models.native.layer import FUNCTIONS, Norm
+from embedkit.models.native.layer import ACTIVATIONS, Norm
 from embedkit.models.native.linear import Products, Rows
 
 KERNELS = load_kernels()
@@ -98,7 +98,7 @@ def test_rows_behind_the_texts_are_zeros():
 
 @needs_compiler
 @pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_torchs_in_float64(name, in_bytes):
     # Every hundredth where it bends, and far out.
     meant = torch.cat([torch.arange(-12, 12, 0.01), torch.tensor([-1e4, -60.0, 60.0, 1e4])])[: 50 * WIDTH]
@@ -106,7 +106,7 @@ def test_an_activation_is_torchs_in_float64(name, in_bytes):
     products = raw(meant) if in_bytes else Products(meant.clone())
     if in_bytes:
         meant = products.values * products.steps[:, None] + products.bias
-    exact = FUNCTIONS[name](meant.double())
+    exact = ACTIVATIONS[name](meant.double())
     found = kernels().activate(products, name, quantise=in_bytes)
     assert ((found.states - exact).abs() <= 2e-6 + 1e-6 * exact.abs()).all()
     if in_bytes:

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from embedkit.config import ModelConfig
-from embedkit.models import select_backend
-from embedkit.models.native import torch_compile
-from embedkit.models.native.gpu_encoder import GpuEncoder, add_norm
+from embedkit.models.base import LayerEncoder
+from embedkit.models.native import gpu_encoder, torch_compile
+from embedkit.models.native.gpu_encoder import GpuEncoder
 from embedkit.models.native.layer import Norm
-from embedkit.models.native.torch_compile import compiled_add_norm, keep_kernels, pays
+from embedkit.models.native.torch_compile import add_norm, compiled_add_norm, keep_kernels, pays
 from embedkit.models.repository.resolve import resolve_model
-from embedkit.models.select_backend import compile_if_worthwhile, load_model, make_encoder
+from embedkit.models.select_backend import load_model
 from embedkit.types import Batch, Tokens
 from tests.conftest import NOTES
 from tests.models.native.test_cpu_encoder import assert_same, by_transformers, save, states, tokens_with_pads
@@ -67,8 +67,8 @@ def pretend(monkeypatch, tmp_path) -> Callable[..., None]:
     torch._dynamo.reset()
 
     def put(backend: Any) -> None:
-        monkeypatch.setattr(select_backend, "pays", lambda rows, _, **__: rows == 5)
-        monkeypatch.setattr(select_backend, "compiled_add_norm", partial(compiled_add_norm, backend=backend))
+        monkeypatch.setattr(gpu_encoder, "pays", lambda rows, _, **__: rows == 5)
+        monkeypatch.setattr(gpu_encoder, "compiled_add_norm", partial(compiled_add_norm, backend=backend))
 
     return put
 
@@ -96,9 +96,9 @@ def test_a_model_runs_through_it_and_gives_the_same_states(pretend, tmp_path):
     pretend(Compiler())
     folder, tokens = save("bert", tmp_path), tokens_with_pads(types=False)
     encoder = GpuEncoder(opened(folder, "fp32"), (0, 1, 2), for_pooler=True)
-    assert compile_if_worthwhile(encoder, 4) is None
+    assert encoder.compile_if_worthwhile(4) is None
     assert encoder.add_norm is add_norm
-    assert compile_if_worthwhile(encoder, 5) is None
+    assert encoder.compile_if_worthwhile(5) is None
     assert encoder.add_norm is not add_norm
     for max_tokens in (1, 200, 10_000):
         assert_same(states(encoder, tokens, max_tokens), by_transformers(folder, tokens))
@@ -116,7 +116,7 @@ def does_not_build(*_: Any) -> Any:
 def test_a_compiler_that_fails_or_is_wrong_changes_nothing_and_the_user_is_told(backend, pretend, tmp_path):
     pretend(backend)
     encoder = GpuEncoder(opened(save("bert", tmp_path), "bf16"), (2,), for_pooler=False)
-    notice = compile_if_worthwhile(encoder, 5)
+    notice = encoder.compile_if_worthwhile(5)
     assert "torch.compile does not work here" in notice
     assert encoder.add_norm is add_norm
     tokens = Tokens(np.arange(9, dtype=np.int32), None, np.array([9]), 1, 1)
@@ -126,12 +126,11 @@ def test_a_compiler_that_fails_or_is_wrong_changes_nothing_and_the_user_is_told(
 def test_there_is_nothing_to_compile_without_layers_or_for_another_encoder(pretend, tmp_path):
     pretend(does_not_build)
     folder = save("bert", tmp_path)
-    assert compile_if_worthwhile(GpuEncoder(opened(folder, "fp32"), (0,), for_pooler=False), 5) is None
+    assert GpuEncoder(opened(folder, "fp32"), (0,), for_pooler=False).compile_if_worthwhile(5) is None
     config = ModelConfig(str(folder), device="cpu")
-    lean, _ = make_encoder(
-        load_model(resolve_model(config), config), (1,), tokens_with_pads(types=False), for_pooler=False
-    )
-    assert compile_if_worthwhile(lean, 5) is None
+    loaded = load_model(resolve_model(config), config)
+    on_cpu, _ = loaded.make_encoder((1,), tokens_with_pads(types=False), for_pooler=False)
+    assert on_cpu.compile_if_worthwhile(5) is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_kernels_are_kept_between_runs_where_the_user_keeps_caches(variables, ex
 def test_a_run_tells_its_rows_before_it_begins_and_the_user_what_came_of_it(embedkit_cli, tmp_path, monkeypatch):
     told: list[int | None] = []
     monkeypatch.setattr(
-        select_backend, "compile_if_worthwhile", lambda _, rows: told.append(rows) or "nothing was compiled"
+        LayerEncoder, "compile_if_worthwhile", lambda _, rows: told.append(rows) or "nothing was compiled"
     )
     ran = embedkit_cli("encode", NOTES, "--pool", "mean", "--limit", "3", "-o", tmp_path / "out")
     assert ran.code == 0

@@ -27,7 +27,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import EmbedkitError, ModelError, UsageError
-from embedkit.models.dense_head import refuse_norm_behind
+from embedkit.models.dense_head import check_no_final_norm
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.repository.shipped_recipe import shipped_recipe
 from embedkit.models.transformers.load import load_model
@@ -260,8 +260,8 @@ def test_layers_are_averaged_by_their_weights_before_the_pooling(ship, kind, lay
 def test_weights_of_layers_are_refused_where_a_norm_stands_behind_the_last(kind, tmp_path):
     model = ModelConfig(str(saved(kind, tmp_path)))
     loaded = load_model(resolve_model(model), model)
-    with pytest.raises(ModelError, match="norm behind") if kind == "clip_text_model" else nullcontext():
-        refuse_norm_behind(loaded, [5, 6, 7])
+    with pytest.raises(ModelError, match="final norm") if kind == "clip_text_model" else nullcontext():
+        check_no_final_norm(loaded, [5, 6, 7])
 
 
 @pytest.mark.parametrize(

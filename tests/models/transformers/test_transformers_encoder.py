@@ -28,7 +28,7 @@ def layer_of(model: Any, kind: str, layer: int) -> torch.nn.Module:
 @pytest.mark.parametrize("kind", ["bert", "mpnet", "xlnet", "gpt2"])
 @pytest.mark.parametrize("layers", ["-1", "0,1", "2"])
 def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(kind, layers, tmp_path, monkeypatch):
-    monkeypatch.setattr("embedkit.models.select_backend._lean", leave)
+    monkeypatch.setattr("embedkit.models.select_backend.open_native", leave)
     embedder = Encoder(str(tiny_models.make(kind, tmp_path / kind).folder), layers=layers, pool="mean")._embedder
     encoder, tokens = embedder.encoder, embedder.tokenizer.tokenize(TEXTS).tokens
     deepest = max(encoder.layers)

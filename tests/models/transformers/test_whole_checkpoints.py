@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
-from embedkit.models.native.cpu_encoder import NativeModel
+from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.config_keys import check_unread, unread_keys
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model

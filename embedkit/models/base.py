@@ -1,0 +1,192 @@
+"""What every backend implements: a loaded model, and the encoder that it makes for the layers wanted.
+
+A backend computes hidden states from token ids: `transformers/` runs the code of that library, `native/` is
+embedkit's own. Nothing here depends on one of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedkit.errors import ModelError
+from embedkit.models.repository.architectures import Architecture
+from embedkit.types import Batch, Tokens
+
+#: Called with a layer's number and its states: [1, T, D] if packed, [B, T, D] if padded.
+TakeLayer: TypeAlias = Callable[[int, Tensor], None]
+#: The inputs of a forward pass, by names of the encoder's own.
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Inputs: TypeAlias = Mapping[str, Tensor]
+
+
+class NotExactError(ModelError):
+    """A backend gives other vectors in a batch than for a text alone; another backend may be exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(ABC):
+    """A model that is understood and checked, before it is known which layers are wanted.
+
+    Attributes:
+        architecture: what is known of its type.
+        config: its configuration, in the backend's own form.
+        device: where it runs.
+        dtype: fp32, bf16, fp16 or int8; resolved.
+        n_layers: hidden states are numbered 0..n_layers.
+        has_pooler: whether the checkpoint has weights for a pooling head.
+        max_positions: most tokens that it has positions for; None if there is no limit.
+        notice: what the user should know of its config.json; None if nothing.
+    """
+
+    architecture: Architecture
+    config: Any
+    device: torch.device
+    dtype: str
+    n_layers: int
+    has_pooler: bool
+    max_positions: int | None
+    notice: str | None = None
+
+    @abstractmethod
+    def make_encoder(
+        self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+    ) -> tuple[LayerEncoder, str | None]:
+        """Return the fastest encoder that gives the same states in a batch as for a text alone.
+
+        Args:
+            layers: the layers wanted, resolved.
+            probe: at least two short texts of different length, for the check.
+            for_pooler: whether the model's own pooling head is wanted.
+
+        Returns:
+            The encoder, and a notice for the user where a faster way does not work; None if there is none.
+
+        Raises:
+            NotExactError: this backend has no exact way to batch texts; another may have one.
+            ModelError: no backend has.
+            UsageError: a layer does not have a state for each token, or layers differ in width.
+        """
+
+    @abstractmethod
+    def has_final_norm(self, input_ids: Sequence[int]) -> bool:
+        """Check on a text, [T], whether a norm follows the last layer."""
+
+
+class LayerEncoder(ABC):
+    """A frozen encoder that hands out the wanted layers as they are computed.
+
+    Attributes:
+        backend: the name of the code that computes the states; a run is not resumed by another one.
+        device: where its states are.
+        layers: the layers wanted, resolved.
+        n_layers: the number of the last layer.
+        hidden_size: dimensions of a state of the layers wanted.
+        packed: whether the texts of a batch are concatenated, [1, T, D]; else they are padded, [B, T, D].
+        equal_lengths: whether a batch may only have texts of one length.
+    """
+
+    backend: str
+    device: torch.device
+    layers: tuple[int, ...]
+    n_layers: int
+    hidden_size: int
+    packed: bool
+    equal_lengths: bool
+
+    @abstractmethod
+    def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
+        """Make the inputs of a forward pass. Uses numpy alone, so any thread may call it ahead.
+
+        Args:
+            tokens: the shard's texts.
+            batch: which of them.
+        """
+
+    @abstractmethod
+    def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
+        """Compute up to the deepest of the layers in `wanted`; see `forward`."""
+
+    @torch.inference_mode()
+    def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Prepare a batch and compute it; see `prepare` and `forward`."""
+        return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
+
+    @torch.inference_mode()
+    def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
+        """Compute the states of a batch.
+
+        Args:
+            inputs: the arrays of `prepare`, as tensors on the encoder's device.
+            batch: the same batch.
+            take: called once for each wanted layer, in order of depth. Padded states are as wide as the longest
+                text: a text's tokens are at 0..length, and what follows is arbitrary.
+
+        Returns:
+            The output of the model's own pooling head, [n, D]; None if it has none, or the last layer is not
+            computed.
+        """
+        return self._forward(inputs, batch, take, frozenset(self.layers))
+
+    @torch.inference_mode()
+    def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
+        """Find the first layer where a state of a text is NaN or infinite, by running the text alone.
+
+        Args:
+            tokens: the shard's texts.
+            text: which of them.
+
+        Returns:
+            A layer from 0 to the deepest wanted; None if all are finite, so that the pooling makes the vector
+            non-finite.
+        """
+        length = int(tokens.lengths[text])
+        broken: list[int] = []
+
+        def look(layer: int, hidden_states: Tensor) -> None:
+            if not bool(hidden_states[0, :length].isfinite().all()):
+                broken.append(layer)
+
+        batch = Batch(np.array([text]), tokens.lengths[[text]])
+        inputs = tensors(self.prepare(tokens, batch), self.device)
+        self._forward(inputs, batch, look, frozenset(range(max(self.layers) + 1)))
+        return min(broken, default=None)
+
+    def compile_if_worthwhile(self, rows: int | None) -> str | None:  # noqa: ARG002 - for encoders that compile
+        """Compile parts of the model if a run of so many input rows wins the time back; None if unknown.
+
+        Returns:
+            A notice for the user if compiling fails; else None.
+        """
+        return None
+
+
+def tensors(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
+    """Convert arrays to tensors of the same shapes on a device; on a CPU they share the arrays' memory."""
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def positions_after_pad(ids: NDArray[np.int64], position: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:
+    """Count positions as RoBERTa does: from `pad_id + 1`; pad ids in a text get `pad_id` and are not counted.
+
+    Args:
+        ids: int64 [T], tokens of all texts, packed.
+        position: int64 [T], the position of each token in its text, from 0.
+        pad_id: the padding's id.
+
+    Returns:
+        int64 [T].
+    """
+    content = (ids != pad_id).astype(np.int64)
+    counted = np.cumsum(content)
+    opens = np.maximum.accumulate(np.where(position == 0, np.arange(len(ids)), 0))
+    before = (counted - content)[opens]
+    positions: NDArray[np.int64] = (counted - before) * content + pad_id
+    return positions

@@ -1,0 +1,16 @@
+"""The model families that embedkit computes itself, each described by data; imports no torch.
+
+To add one: a file here with a `Family`, a line in the table below, and a row in tests/models/native.
+"""
+
+from embedkit.models.native.families.bert import BERT
+from embedkit.models.native.families.distilbert import DISTILBERT
+from embedkit.models.native.families.electra import ELECTRA
+from embedkit.models.native.families.family import Family
+from embedkit.models.native.families.mpnet import MPNET
+from embedkit.models.native.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+
+#: By `model_type` of config.json.
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, CAMEMBERT, DISTILBERT, ELECTRA, MPNET, ROBERTA, XLM_ROBERTA)
+}

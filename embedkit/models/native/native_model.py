@@ -1,0 +1,138 @@
+"""Opens a checkpoint for embedkit's own forward pass, and picks the encoder that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embedkit.errors import ModelError
+from embedkit.models.base import LayerEncoder, LoadedModel, NotExactError
+from embedkit.models.device import (
+    check_torch_version,
+    disable_reduced_precision,
+    limit_onednn_cache,
+    tune_malloc,
+)
+from embedkit.models.native.checkpoint import Checkpoint
+from embedkit.models.native.config import NativeConfig, NotNativeError, read_config
+from embedkit.models.native.cpu_encoder import CpuEncoder
+from embedkit.models.native.gpu_encoder import GpuEncoder
+from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+from embedkit.models.repository.architectures import ARCHITECTURES
+from embedkit.models.repository.model_folder import ModelFolder
+from embedkit.models.selfcheck import matches_reference, states_alone
+from embedkit.models.varlen_attention import usable
+from embedkit.types import Tokens
+
+#: Matrix shapes in a forward pass on the CPU: four linear layers and GELU, in whole blocks and the rest.
+_SHAPES = 16
+#: The same with compiled kernels: four linear layers, rows in multiples of 16 up to two parts of a batch.
+_SHAPES_WITH_KERNELS = 256
+#: Most tokens of a probe text on the CPU; the long one is for models with attention windows.
+_SHORT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeModel(LoadedModel):
+    """A checkpoint of a family that embedkit computes itself; weights are read when the layers are known.
+
+    Attributes:
+        config: what config.json says.
+        checkpoint: the weights; closed by `make_encoder`.
+    """
+
+    config: NativeConfig
+    checkpoint: Checkpoint
+
+    def make_encoder(
+        self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+    ) -> tuple[LayerEncoder, str | None]:
+        """Return the fastest exact encoder; see LoadedModel."""
+        if self.device.type != "cpu":
+            return self._on_device(layers, probe, for_pooler=for_pooler)
+        encoder = CpuEncoder(self, layers, for_pooler=for_pooler)
+        short = np.flatnonzero(probe.lengths <= max(_SHORT, int(np.sort(probe.lengths)[1])))
+        places, _ = probe.indices_of(short)
+        types = None if probe.token_type_ids is None else probe.token_type_ids[places]
+        probe = replace(
+            probe, input_ids=probe.input_ids[places], token_type_ids=types, lengths=probe.lengths[short]
+        )
+        if not matches_reference(encoder, states_alone(encoder, probe, self.dtype), probe):
+            # transformers has no int8 to fall back to.
+            raise _inexact(ModelError if self.dtype == "int8" else NotExactError)
+        return encoder, NO_COMPILER if load_kernels() is None else None
+
+    def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed to know
+        """Return False: the layers of these families end with their own norm."""
+        return False
+
+    def _on_device(
+        self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
+    ) -> tuple[GpuEncoder, str | None]:
+        """Use the first kernel for packed attention that gives what torch's own gives for each text alone."""
+        encoder = GpuEncoder(self, layers, for_pooler=for_pooler)
+        # The whole probe: its long text takes a kernel several blocks.
+        expected = states_alone(encoder, probe, self.dtype)
+        notice = None
+        for name in usable(encoder.device, encoder.dtype, encoder.head_dim):
+            encoder.attention = name
+            try:
+                exact = matches_reference(encoder, expected, probe)
+            except (ImportError, RuntimeError, TypeError, ValueError):
+                exact = False
+            if exact:
+                return encoder, notice
+            notice = f"packed attention by '{name}' does not work here, or not exactly: a slower one is used"
+        # The error's traceback keeps this frame, and transformers needs the device's memory for its own weights.
+        del encoder, expected
+        raise _inexact(NotExactError)
+
+
+def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> NativeModel:
+    """Open a model's folder without reading its weights.
+
+    Args:
+        folder: the model.
+        dtype: fp32 or int8 on a CPU; fp32, bf16 or fp16 on a GPU.
+        device: where it is to run.
+
+    Raises:
+        NotNativeError: it is left to transformers.
+        ModelError: its weights are a pickle, and torch is too old to read it safely.
+    """
+    if folder.runs_own_encoder:
+        raise NotNativeError("it runs code of its own")
+    config = read_config(folder.config)
+    check_torch_version(folder, Path(folder.weights))
+    if device.type == "cpu":
+        tune_malloc()
+        limit_onednn_cache(_SHAPES if load_kernels() is None else _SHAPES_WITH_KERNELS)
+    elif config.family.relative_bias is not None:
+        raise NotNativeError("no kernel for packed attention adds its relative position bias")
+    disable_reduced_precision(device)
+    return native_model(config, Checkpoint(folder, config), dtype, device)
+
+
+def native_model(config: NativeConfig, checkpoint: Checkpoint, dtype: str, device: torch.device) -> NativeModel:
+    """Put together what `open_native` found."""
+    return NativeModel(
+        architecture=ARCHITECTURES[config.family.model_type],
+        config=config,
+        device=device,
+        dtype=dtype,
+        n_layers=config.n_layers,
+        has_pooler=checkpoint.has_pooler,
+        max_positions=config.usable_positions,
+        checkpoint=checkpoint,
+    )
+
+
+def _inexact(kind: type[ModelError]) -> ModelError:
+    return kind(
+        "this model gives other vectors in a batch than for a text alone, so embedkit cannot trust it",
+        hint="please report the model's config.json and `embedkit doctor`",
+    )

@@ -32,7 +32,7 @@ from embedkit.engines.summary import Summary
 from embedkit.inference.batching import make_batches
 from embedkit.inference.build import ReadyModel, build
 from embedkit.inference.model_spec import find_model
-from embedkit.models.transformers.transformers_encoder import Inputs, tensors
+from embedkit.models.base import Inputs, tensors
 from embedkit.types import Batch
 
 

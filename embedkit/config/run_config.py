@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from embedkit.config.checks import value_hint
 from embedkit.config.input_config import InputConfig
@@ -22,6 +22,11 @@ class VectorConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     units: UnitConfig = field(default_factory=UnitConfig)
     groups: GroupConfig = field(default_factory=GroupConfig)
+
+    @property
+    def of_vectors(self) -> VectorConfig:
+        """This part alone, without what a RunConfig adds."""
+        return VectorConfig(**{each.name: getattr(self, each.name) for each in fields(VectorConfig)})
 
 
 @dataclass(frozen=True, slots=True)

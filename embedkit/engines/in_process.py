@@ -67,7 +67,7 @@ class InProcessEngine:
     @property
     def device_stats(self) -> DeviceStats | None:
         """How the device was used; None where that is not measured."""
-        return self._job.embedder.transfer.used() if self._job else None
+        return self._job.embedder.transfer.stats() if self._job else None
 
     @property
     def rows_computed(self) -> int:
@@ -120,7 +120,7 @@ class InProcessEngine:
             The records of these and of those that were done, by number.
         """
         from embedkit.engines.shard_loop import Job, with_int8_ranges
-        from embedkit.inference.memory import TokenBudget
+        from embedkit.inference.batching import TokenBudget
 
         notice = self.ready.embedder.encoder.compile_if_worthwhile(plan.sharding.rows)
         if notice:

@@ -24,10 +24,10 @@ from embedkit.errors import InputError, Stopped
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
 from embedkit.inference.pipeline import (
     ReadShard,
-    broken_layers,
-    embedding_of,
+    embedding_task,
     finish_shard,
     int8_ranges,
+    non_finite_layers,
     tokenize_shard,
 )
 from embedkit.manifest.schema import Int8Ranges, Plan, Sharding, ShardRecord
@@ -103,14 +103,14 @@ class Job:
         ):
             self._look = writer.look
             for embedding in embed_all(self._unless_stopped(coming), self.embedder, coming.is_ready):
-                shard, raw = embedding.of, embedding.vectors()
-                layers = broken_layers(shard, raw, self.embedder)
+                shard, raw = embedding.source, embedding.vectors()
+                layers = non_finite_layers(shard, raw, self.embedder)
                 finished = partial(
                     finish_shard,
                     shard,
                     raw,
                     self.embedder,
-                    layers.get,
+                    layers,
                     keep=self.config.input.keep,
                     on_bad_row=self.config.output.on_bad_row,
                     list_nulls=self.config.output.format == "npy",
@@ -123,7 +123,7 @@ class Job:
     def _embeddings(self) -> Iterator[EmbeddingTask]:
         for read in read_shards(self.table, self.plan.sharding, self.config.output.on_bad_row, self.wanted):
             shard = tokenize_shard(read, self.embedder, on_bad_row=self.config.output.on_bad_row)
-            embedding = embedding_of(shard, self.embedder, self._on_batch)
+            embedding = embedding_task(shard, self.embedder, self._on_batch)
             self.watcher.tokenized(read.index, embedding.tokens)
             yield embedding
 
@@ -140,7 +140,7 @@ class Job:
     def _on_batch(self, texts: int, tokens: int, cells: int) -> None:
         self.tokens_computed += tokens
         self.watcher.batch(texts, tokens, cells)
-        use = self.embedder.transfer.used()
+        use = self.embedder.transfer.stats()
         if use is not None:
             self.watcher.device(use)
         # A shard takes minutes on a CPU: what failed behind it is told before that.

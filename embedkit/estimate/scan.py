@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,15 +11,12 @@ from embedkit.engines.planning import planned_kept_types
 from embedkit.estimate.counts import InputCounts
 from embedkit.estimate.disk_size import DiskSize
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.inference.pipeline import ReadShard, finish_shard, tokenize_shard
+from embedkit.inference.pipeline import ReadShard, ShardSettings, finish_shard, tokenize_shard
 from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
 from embedkit.manifest.recipe import canonical_json
 from embedkit.manifest.shards import ShardCutter
 from embedkit.output.formats import Layout
-from embedkit.pooling.classifier_head import Head
-from embedkit.pooling.postprocess import Int8Range
 from embedkit.sources import Table
-from embedkit.tokenizer import TextTokenizer
 from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS
 from embedkit.types import Fault, RawVectors, Record, Variant
 
@@ -28,20 +24,6 @@ from embedkit.types import Fault, RawVectors, Record, Variant
 _HASH = "0" * 64
 #: Characters of the two ends of a dimension's int8 range in the metadata of a file.
 _RANGE_CHARACTERS = 42
-
-
-@dataclass(frozen=True, slots=True)
-class _WithoutModel:
-    """The part of an Embedder that makes rows without vectors. See Finisher."""
-
-    tokenizer: TextTokenizer
-    on_long: str
-    level: str
-    normalize: bool = False
-    truncate_dim: int | None = None
-    precision: str = "float32"
-    head: Head | None = None
-    int8_ranges: Mapping[str, Int8Range] | None = None
 
 
 class InputScan:
@@ -77,7 +59,7 @@ class InputScan:
         self._config = config
         self._table = table
         on_long = "truncate" if config.text.on_long == "error" else config.text.on_long
-        self._finisher = _WithoutModel(setup.tokenizer, on_long, config.units.unit)
+        self._settings = ShardSettings(tokenizer=setup.tokenizer, on_long=on_long, level=config.units.unit)
         self._token_vectors = not spec.poolings and not spec.unit_poolings
         recipe = recipe_of(
             spec,
@@ -114,7 +96,7 @@ class InputScan:
         missing = COVERAGE_TEXTS - len(self.first_texts)
         if missing > 0:
             self.first_texts += [of.text for of in rows if of.text and of.text.strip()][:missing]
-        shard = tokenize_shard(read, self._finisher)
+        shard = tokenize_shard(read, self._settings)
         texts = shard.texts
         counts.rows += read.stop - read.start
         counts.add_faults(read.faults)
@@ -130,8 +112,8 @@ class InputScan:
         finished = finish_shard(
             shard,
             RawVectors(of_units, {}, frozenset()),
-            self._finisher,
-            lambda _: None,
+            self._settings,
+            {},
             keep=self._config.input.keep,
             on_bad_row=self._config.output.on_bad_row,
             list_nulls=False,

@@ -94,8 +94,8 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     if spec.folder.model_type in FAMILIES and not plainly:
         # The compiler has it done before torch is imported.
         build_ahead()
+    from embedkit.inference.batching import TokenBudget
     from embedkit.inference.embedder import Embedder
-    from embedkit.inference.memory import TokenBudget
     from embedkit.inference.transfer import transfer_for
     from embedkit.models.base import NotExactError
     from embedkit.models.dense_head import check_no_final_norm, load_head, load_layer_weights
@@ -150,8 +150,8 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
             head_width=shipped.out_features,
         )
         shipped.check_width(plan.pooled_width(encoder.hidden_size))
-    given_back = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
-    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, given_back, processes, batch)
+    returned = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
+    chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, returned, processes, batch)
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
@@ -224,7 +224,7 @@ def _ready_after_fork(device: str) -> str | None:
 
 
 def _tokens_for(
-    encoder: LayerEncoder, loaded: LoadedModel, longest: int, given_back: int, processes: int, batch: BatchConfig
+    encoder: LayerEncoder, loaded: LoadedModel, longest: int, returned: int, processes: int, batch: BatchConfig
 ) -> int | None:
     """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU.
 
@@ -232,11 +232,11 @@ def _tokens_for(
         encoder: the model, on its device.
         loaded: the same before that.
         longest: most tokens of a text.
-        given_back: values in the vectors of a token, where these are wanted; else 0.
+        returned: values in the vectors of a token, where these are wanted; else 0.
         processes: of this run that share the device.
         batch: what the user said.
     """
-    from embedkit.inference.memory import bytes_per_token, device_memory, tokens_that_fit
+    from embedkit.inference.batching import bytes_per_token, device_memory, tokens_that_fit
     from embedkit.models.repository.config_facts import inner_widths
 
     if batch.batch_tokens is not None or encoder.device.type != "cuda":
@@ -246,8 +246,8 @@ def _tokens_for(
     # What is padded may add a bias or a mask to its scores, and then has them whole.
     scores = None if encoder.packed else longest
     size = 4 if loaded.dtype == "fp32" else 2
-    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, whole_scores=scores, given_back=given_back)
-    return tokens_that_fit(*device_memory(encoder.device), needed, processes, given_back)
+    needed = bytes_per_token(hidden_size, inner, n_heads, size=size, longest_scores=scores, returned=returned)
+    return tokens_that_fit(*device_memory(encoder.device), needed, processes, returned)
 
 
 def _refuse_impossible(

@@ -89,7 +89,7 @@ def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> Model
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
     return ModelSpec(
-        config=replace(config, pooling=pooling),
+        config=replace(config.of_vectors, pooling=pooling),
         folder=folder,
         shipped=shipped,
         poolings=poolings,

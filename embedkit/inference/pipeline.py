@@ -1,12 +1,12 @@
-"""The story of a shard on one page: texts → tokens → vectors of its units → rows of the output.
+"""A shard from end to end: texts → tokens → vectors of its units → rows of the output.
 
-The stages meet here and in `embedding.py`, and know nothing of each other.
+Imports no torch: `embedkit plan` uses all of it but the model. The model's part is in `embedder.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +20,53 @@ from embedkit.tokenizer import refuse_long
 from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts
 
 if TYPE_CHECKING:  # torch is imported when a model is loaded, and not before
-    from embedkit.inference.embedder import Embedder, EmbeddingTask, Finisher, OnBatch
+    from embedkit.inference.embedder import Embedder, EmbeddingTask, OnBatch
+    from embedkit.pooling.classifier_head import Head
+    from embedkit.tokenizer import TextTokenizer
 
-#: Why a text has no vector although it has tokens: what an error says of it, and the way out.
+#: Code of a text that has tokens and no vector: what the error says, and how to avoid it.
 _NO_VECTOR = {
     "non_finite": ("a vector is not finite (NaN or infinite)", "--dtype fp32"),
     "out_of_memory": ("a text does not fit into memory even alone", "a smaller --max-length"),
 }
-#: The same of a text that has no tokens that the model could take.
+#: Code of a text whose tokens the model cannot take.
 _NO_TOKENS = {
     "no_embedding": "a text has a token that the model has no embedding for",
     "unknown_character": "a text has a character that the model's vocabulary has no token for",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ReadShard:
-    """A shard's rows as they were read; faulty ones that are kept as null are among the records.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSettings:
+    """How the texts of a shard are tokenized and its vectors become rows.
 
     Attributes:
-        index, start, stop: which rows of the input.
-        records: those that will be in the output, in order.
+        tokenizer: texts → tokens.
+        on_long: truncate, chunk or error.
+        level: unit of a vector: text, chunk, word, token or span.
+        normalize, truncate_dim, precision: applied to each finished vector.
+        head: classifier whose scores are added as columns, if any.
+        int8_ranges: by variant; None unless the precision is int8.
+    """
+
+    tokenizer: TextTokenizer
+    on_long: str
+    level: str = "text"
+    normalize: bool = False
+    truncate_dim: int | None = None
+    precision: str = "float32"
+    head: Head | None = None
+    int8_ranges: Mapping[str, Int8Range] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShard:
+    """The rows of a shard as they were read.
+
+    Attributes:
+        index: number of the shard.
+        start, stop: rows [start, stop) of the input.
+        records: rows for the output, in order; among them faulty rows that are kept as null.
         faults: rows that could not be read, skipped or kept as null.
     """
 
@@ -53,7 +79,7 @@ class ReadShard:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedShard:
-    """A shard's rows, their tokens, and the units that vectors are asked of; None = the texts."""
+    """The rows of a shard, their tokens, and the units to compute vectors of; None = the texts."""
 
     read: ReadShard
     texts: TokenizedTexts
@@ -62,13 +88,13 @@ class TokenizedShard:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of the output: arrays [R], in the order of the records and of the units within them.
+    """Rows of the output: arrays [R], in the order of the records and of the units within them.
 
     Attributes:
-        record: int64, which record each is of.
-        unit: int64, which unit it holds; -1 where there is none.
+        record: int64, index of the record.
+        unit: int64, index of the unit; -1 if there is none.
         has_vector: bool.
-        status: what became of the text, or of the unit.
+        status: of the text, or of the unit.
     """
 
     record: NDArray[np.int64]
@@ -77,50 +103,41 @@ class _Rows:
     status: Sequence[str]
 
 
-def tokenize_shard(read: ReadShard, embedder: Finisher, *, on_bad_row: str = "null") -> TokenizedShard:
-    """Tokens, receipts and units of a shard's texts.
+def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str = "null") -> TokenizedShard:
+    """Tokenizes the texts of a shard and finds their units.
 
     Raises:
-        InputError: a text is too long, and `--on-long` is error; or the model cannot take its tokens, and
+        InputError: a text is too long and `--on-long` is error, or the model cannot take its tokens and
             `on_bad_row` is fail.
     """
-    texts = embedder.tokenizer.tokenize([record.text for record in read.records])
+    texts = settings.tokenizer.tokenize([record.text for record in read.records])
     if texts.faults and on_bad_row == "fail":
         text, code = min(texts.faults.items())
+        more = f", and {len(texts.faults) - 1} more of the rows near it" if len(texts.faults) > 1 else ""
         raise InputError(
-            f"{_NO_TOKENS[code]}: row {read.records[text].row} ({code}){_and_more(len(texts.faults))}",
+            f"{_NO_TOKENS[code]}: row {read.records[text].row} ({code}){more}",
             hint="change these texts, or use --on-bad-row null (kept without a vector) or skip (left out)",
         )
-    if embedder.on_long == "error":
-        refuse_long(texts.n_tokens, embedder.tokenizer.max_length, [record.row for record in read.records])
-    units = None if embedder.level == "text" else units_of(embedder.level, texts, read.records)
+    if settings.on_long == "error":
+        refuse_long(texts.n_tokens, settings.tokenizer.max_length, [record.row for record in read.records])
+    units = None if settings.level == "text" else units_of(settings.level, texts, read.records)
     return TokenizedShard(read, texts, units)
 
 
-def _and_more(count: int) -> str:
-    return f", and {count - 1} more of the rows near it" if count > 1 else ""
-
-
-def embedding_of(shard: TokenizedShard, embedder: Embedder, on_batch: OnBatch) -> EmbeddingTask:
-    """The vectors of a shard's units, to be computed."""
+def embedding_task(shard: TokenizedShard, embedder: Embedder, on_batch: OnBatch) -> EmbeddingTask:
+    """Returns the task that computes the vectors of a shard's units."""
     from embedkit.inference.embedder import EmbeddingTask
 
-    return EmbeddingTask(shard.texts, embedder, on_batch, shard.units, of=shard)
+    return EmbeddingTask(shard.texts, embedder, on_batch, shard.units, source=shard)
 
 
-def broken_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) -> dict[int, int | None]:
-    """For each text with a vector that is not finite, the layer at which that begins; runs the model.
-
-    Args:
-        shard: its tokens.
-        raw: its vectors.
-        embedder: what computed them.
-    """
-    from embedkit.inference.embedder import first_broken_layer
+def non_finite_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) -> dict[int, int | None]:
+    """Returns for each text with a non-finite vector the first layer with non-finite states; runs the model."""
+    from embedkit.inference.embedder import first_non_finite_layer
 
     return {
-        text: first_broken_layer(shard.texts, text, embedder)
-        for text in _unsound(raw, shard)
+        text: first_non_finite_layer(shard.texts, text, embedder)
+        for text in _non_finite_texts(raw, shard)
         if text not in raw.oom
     }
 
@@ -128,32 +145,32 @@ def broken_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) ->
 def finish_shard(
     shard: TokenizedShard,
     raw: RawVectors,
-    finisher: Finisher,
-    broken_layer: Callable[[int], int | None],
+    settings: ShardSettings,
+    layers: Mapping[int, int | None],
     *,
     keep: Sequence[str],
     on_bad_row: str,
     list_nulls: bool,
 ) -> EncodedShard:
-    """Vectors and receipts of a shard's rows, in input order.
+    """Makes the rows of a shard, in input order.
 
     Args:
         shard: its tokens.
         raw: the vectors of its units.
-        finisher: what is done to them.
-        broken_layer: for a text with a vector that is not finite, the layer at which that begins, if known.
+        settings: how vectors are finished.
+        layers: see `non_finite_layers`.
         keep: names of the kept columns.
         on_bad_row: fail, null or skip, for a row whose vector is not finite.
-        list_nulls: whether rows without a vector are rejects too, because the output leaves them out.
+        list_nulls: list rows without a vector as rejects, because the output leaves them out.
 
     Raises:
         ModelError: a vector is not finite, and `on_bad_row` is fail.
         OutputError: a vector does not fit the output's precision.
     """
     texts, records = shard.texts, shard.read.records
-    status = _receipts(shard)
-    unspelled = [Fault(records[text].row, "", None, code) for text, code in sorted(texts.faults.items())]
-    faults = [*shard.read.faults, *unspelled, *_quarantine(raw, shard, status, broken_layer, on_bad_row)]
+    status = _statuses(shard)
+    untaken = [Fault(records[text].row, "", None, code) for text, code in sorted(texts.faults.items())]
+    faults = [*shard.read.faults, *untaken, *_quarantine(raw, shard, status, layers, on_bad_row)]
     rows = _rows(raw.texts, shard.units, status)
     if list_nulls:
         listed = {fault.row for fault in faults}
@@ -168,14 +185,14 @@ def finish_shard(
         name: [records[record].kept[place] for record in of_record.tolist()] for place, name in enumerate(keep)
     }
     units = rows.unit[written].tolist()
-    for name in COLUMNS[finisher.level]:
+    for name in COLUMNS[settings.level]:
         values = shard.units.columns[name] if shard.units is not None else []
         plain = values.tolist() if isinstance(values, np.ndarray) else values
         kept[name] = [None if unit < 0 else plain[unit] for unit in units]
-    if finisher.head is not None:
+    if settings.head is not None:
         has_vector = rows.has_vector[written]
-        cells = finisher.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
-        kept |= {name: _beside_nulls(values, has_vector) for name, values in cells.items()}
+        cells = settings.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
+        kept |= {name: _spread(values, has_vector) for name, values in cells.items()}
     return EncodedShard(
         index=shard.read.index,
         start=shard.read.start,
@@ -187,7 +204,7 @@ def finish_shard(
         n_chunks=np.where(rows.has_vector, texts.n_chunks[rows.record], 0)[written].astype(np.int32),
         status=[word for word, is_written in zip(rows.status, written, strict=True) if is_written],
         has_vector=rows.has_vector[written],
-        vectors={name: _finished(name, of_variant, used, finisher) for name, of_variant in raw.vectors.items()},
+        vectors={name: _finished(name, vectors, used, settings) for name, vectors in raw.vectors.items()},
         rejects=faults,
         texts=None if shard.units is None else _count_texts(status, texts, skipped),
         n_content=int(texts.n_content.sum()),
@@ -195,14 +212,14 @@ def finish_shard(
     )
 
 
-def _beside_nulls(values: Sequence[Any], has_value: NDArray[np.bool_]) -> list[Any]:
-    """The values of the rows that have one, and None for the others."""
-    coming = iter(values)
-    return [next(coming) if has else None for has in has_value.tolist()]
+def _spread(values: Sequence[Any], has_value: NDArray[np.bool_]) -> list[Any]:
+    """Puts values into the rows that have one, and None into the others."""
+    remaining = iter(values)
+    return [next(remaining) if has else None for has in has_value.tolist()]
 
 
-def _receipts(shard: TokenizedShard) -> list[str]:
-    """A word for each record: what happened to its text, or the code of the row's fault."""
+def _statuses(shard: TokenizedShard) -> list[str]:
+    """Returns the status of each record's text, or the code of the row's fault."""
     texts = shard.texts
     status = ["empty"] * len(shard.read.records)
     for record in texts.texts.tolist():
@@ -224,36 +241,36 @@ def _quarantine(
     raw: RawVectors,
     shard: TokenizedShard,
     status: list[str],
-    broken_layer: Callable[[int], int | None],
+    layers: Mapping[int, int | None],
     on_bad_row: str,
 ) -> list[Fault]:
-    """Faults of the texts that have a vector that cannot be used, whose status becomes the code."""
+    """Returns the faults of texts with an unusable vector, and sets their statuses to the code."""
     faults: list[Fault] = []
-    for text in _unsound(raw, shard):
+    for text in _non_finite_texts(raw, shard):
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.oom else "non_finite"
-        layer = broken_layer(text) if code == "non_finite" else None
+        layer = layers.get(text) if code == "non_finite" else None
         if on_bad_row == "fail":
-            what, way = _NO_VECTOR[code]
-            what += "" if layer is None else f" from layer {layer} on"
+            problem, remedy = _NO_VECTOR[code]
+            problem += "" if layer is None else f" from layer {layer} on"
             raise ModelError(
-                f"{what}: row {row}",
-                hint=f"use {way}, or --on-bad-row null to keep such rows without a vector",
+                f"{problem}: row {row}",
+                hint=f"use {remedy}, or --on-bad-row null to keep such rows without a vector",
             )
         status[text] = code
         faults.append(Fault(row, "", None, code, layer))
     return faults
 
 
-def _unsound(raw: RawVectors, shard: TokenizedShard) -> list[int]:
-    """Texts that have a vector that is not finite, of one of their units, though it has tokens."""
-    sound = _finite(raw.vectors, len(raw.texts))
+def _non_finite_texts(raw: RawVectors, shard: TokenizedShard) -> list[int]:
+    """Returns the texts with a unit that has tokens and a non-finite vector."""
+    finite = _finite(raw.vectors, len(raw.texts))
     if shard.units is not None:
-        sound |= shard.units.empty
-    return list(dict.fromkeys(raw.texts[~sound].tolist()))
+        finite |= shard.units.empty
+    return list(dict.fromkeys(raw.texts[~finite].tolist()))
 
 
 def _rows(texts: NDArray[np.int64], units: Units | None, status: Sequence[str]) -> _Rows:
-    """A row a unit; one without a vector for a text that has none."""
+    """Makes a row of each unit, and a row without a vector for each text that has none."""
     good = np.array([word not in _NO_VECTOR for word in status], np.bool_)
     kept = np.flatnonzero(good[texts])
     counts = np.bincount(texts[kept], minlength=len(status))
@@ -286,18 +303,18 @@ def _finite(raw: Mapping[str, Any], n_texts: int) -> NDArray[np.bool_]:
     return finite
 
 
-def _finished(name: str, raw: Any, used: NDArray[np.int64], finisher: Finisher) -> Any:
-    """The vectors of the units that are used, as they are stored."""
+def _finished(name: str, raw: Any, used: NDArray[np.int64], settings: ShardSettings) -> Any:
+    """Returns the vectors of the used units in the output's precision."""
     if isinstance(raw, list):
-        return [as_stored(raw[unit], None, finisher.precision) for unit in used.tolist()]
+        return [as_stored(raw[unit], None, settings.precision) for unit in used.tolist()]
     vectors = raw if len(used) == len(raw) else raw[used]
-    vectors = finish(vectors, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim)
-    ranges = finisher.int8_ranges[name] if finisher.int8_ranges else None
-    return as_stored(vectors, ranges, finisher.precision)
+    vectors = finish(vectors, normalize=settings.normalize, truncate_dim=settings.truncate_dim)
+    ranges = settings.int8_ranges[name] if settings.int8_ranges else None
+    return as_stored(vectors, ranges, settings.precision)
 
 
 def as_stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
-    """Finished vectors in the output's precision.
+    """Returns finished vectors in the output's precision.
 
     Raises:
         OutputError: a value is too large for it.
@@ -311,15 +328,15 @@ def as_stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision:
     return stored
 
 
-def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], finisher: Finisher) -> dict[str, Int8Range]:
-    """Ranges for int8 from the raw vectors of a sample of texts.
+def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], settings: ShardSettings) -> dict[str, Int8Range]:
+    """Returns the ranges for int8 by variant, from the raw vectors of a sample of texts.
 
     Raises:
         InputError: the sample has no text with a vector.
     """
     ranges: dict[str, Int8Range] = {}
     for name, raw in vectors.items():
-        # What is not finite has no vector: units that were cut away, or rows that `--on-bad-row` leaves out.
+        # Not finite: units that were cut away, or rows that `--on-bad-row` leaves out.
         sample = raw[np.isfinite(raw).all(axis=1)]
         if not len(sample):
             raise InputError(
@@ -327,6 +344,6 @@ def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], finisher: Finisher) 
                 hint="use --precision float32 or float16",
             )
         ranges[name] = Int8Range.of(
-            finish(sample, normalize=finisher.normalize, truncate_dim=finisher.truncate_dim)
+            finish(sample, normalize=settings.normalize, truncate_dim=settings.truncate_dim)
         )
     return ranges

@@ -60,7 +60,7 @@ def test_what_fails_behind_the_model_ends_the_run_at_its_next_batch_not_at_the_n
         raise OutputError("a vector has a value beyond 65,504", hint="use --precision float32")
 
     def counted(self, batch, started):
-        shard = self.of.read.index
+        shard = self.source.read.index
         if shard == 1:
             # The writer has the first shard, and all the time it wants.
             assert failed.wait(20)

@@ -53,7 +53,7 @@ def stalling(config, workers, link):
 def on_fake_device(config, workers, link):
     """The workers' batches go to a device that copies late, and whose events tell the time."""
     import embedkit.inference.transfer
-    from tests.inference.transfer.fake_device import FakeDevice
+    from tests.inference.fake_device import FakeDevice
 
     embedkit.inference.transfer.transfer_for = lambda _: embedkit.inference.transfer.PinnedTransfer(FakeDevice())
     _work(config, workers, link)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from embedkit import Encoder
 from embedkit.config import BatchConfig
 from embedkit.errors import ModelError
-from embedkit.inference import build, embedder, memory
-from embedkit.inference.memory import bytes_per_token, tokens_that_fit
+from embedkit.inference import batching, build, embedder
+from embedkit.inference.batching import bytes_per_token, tokens_that_fit
 from tests import tiny_models
 from tests.conftest import NOTES
 
@@ -129,25 +129,25 @@ _GIB = 1 << 30
 )
 def test_a_card_gets_64k_tokens_where_they_fit(memory_gib, processes, expected):
     # BERT-base in bf16: 2 x (10 x 768 + 3 x 3,072) bytes.
-    per_token = bytes_per_token(768, 3072, 12, size=2, whole_scores=None)
+    per_token = bytes_per_token(768, 3072, 12, size=2, longest_scores=None)
     assert per_token == 33_792
     assert tokens_that_fit(int(memory_gib * _GIB), 220_000_000, per_token, processes) == expected
 
 
 def test_scores_that_are_made_whole_count_by_the_longest_text():
-    plain = bytes_per_token(768, 3072, 12, size=4, whole_scores=None)
+    plain = bytes_per_token(768, 3072, 12, size=4, longest_scores=None)
     # Three copies, 12 heads, 512 tokens, 4 bytes.
-    assert bytes_per_token(768, 3072, 12, size=4, whole_scores=512) - plain == 3 * 12 * 512 * 4
+    assert bytes_per_token(768, 3072, 12, size=4, longest_scores=512) - plain == 3 * 12 * 512 * 4
 
 
 def test_vectors_of_tokens_are_held_to_a_gib_a_batch_and_count_four_times():
     # Of 13 layers of 768 dimensions: 39,936 bytes a token.
     wide = 13 * 768
-    plain = bytes_per_token(768, 3072, 12, size=2, whole_scores=None)
-    per_token = bytes_per_token(768, 3072, 12, size=2, whole_scores=None, given_back=wide)
+    plain = bytes_per_token(768, 3072, 12, size=2, longest_scores=None)
+    per_token = bytes_per_token(768, 3072, 12, size=2, longest_scores=None, returned=wide)
     assert per_token - plain == 4 * 39_936
     # 2^30 / 39,936 = 26,886
-    assert tokens_that_fit(140 * _GIB, 0, per_token, given_back=wide) == 16_384
+    assert tokens_that_fit(140 * _GIB, 0, per_token, returned=wide) == 16_384
 
 
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.integers(1, 1 << 20), st.integers(1, 8))
@@ -164,7 +164,7 @@ def test_a_budget_is_a_power_of_two_that_fits_and_shrinks_with_each_process(tota
 def test_the_budget_of_a_card_is_asked_for_on_a_card_and_where_the_user_did_not_say(
     monkeypatch, said, device, expected
 ):
-    monkeypatch.setattr(memory, "device_memory", lambda _: (4 * _GIB, 220_000_000))
+    monkeypatch.setattr(batching, "device_memory", lambda _: (4 * _GIB, 220_000_000))
     encoder = SimpleNamespace(device=torch.device(device), hidden_size=768, packed=True)
     loaded = SimpleNamespace(config=SimpleNamespace(intermediate_size=3072, num_attention_heads=12), dtype="bf16")
     assert build._tokens_for(encoder, loaded, 512, 0, 2, BatchConfig(said)) == expected

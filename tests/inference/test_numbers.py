@@ -13,7 +13,7 @@ import pytest
 
 from embedkit import Encoder
 from embedkit.errors import ModelError
-from embedkit.inference.memory import TokenBudget
+from embedkit.inference.batching import TokenBudget
 from tests import tiny_models
 from tests.oracle import Oracle, States, pool
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkit.inference.batching import make_batches
-from embedkit.inference.memory import TokenBudget
+from embedkit.inference.batching import TokenBudget, make_batches
 from embedkit.inference.scheduler import BatchScheduler
 
 KINDS = [
@@ -68,7 +67,7 @@ class Texts:
         self.log.append(("collect", self.number, tuple(batch.texts.tolist())))
         self.kept += batch.texts.tolist()
 
-    def lose(self, text):
+    def mark_oom(self, text):
         self.unfit.append(text)
 
     def discard(self, prepared):
@@ -80,7 +79,7 @@ class Texts:
 
 
 def flow_of(budget, ahead, late, made_room=lambda: None):
-    return BatchScheduler(budget, ahead=ahead, late=late, make_room=made_room)
+    return BatchScheduler(budget, prefetch=ahead, in_flight=late, free_memory=made_room)
 
 
 @given(
@@ -200,4 +199,4 @@ def test_a_fault_ends_it_and_leaves_no_buffer_taken_and_no_thread(where):
         list(stream)
     stream.close()
     assert (work.held, work.late) == (set(), 0)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embedkit-ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embedkit-prefetch")]

@@ -32,7 +32,7 @@ class Event:
 
 
 class FakeDevice:
-    """See embedkit.inference.transfer.cuda.Device. Computes at once; copies as late as possible.
+    """See embedkit.inference.transfer.CudaDevice. Computes at once; copies as late as possible.
 
     Memory is filled with NaN until it is copied to. Each event of the computing stream is a second after the last.
     """

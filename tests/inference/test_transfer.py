@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from embedkit import Encoder
-from embedkit.inference.memory import TokenBudget
+from embedkit.inference.batching import TokenBudget
 from embedkit.inference.transfer import PinnedTransfer
 from tests import tiny_models
 from tests.conftest import NOTES
-from tests.inference.transfer.fake_device import FakeDevice, RaceError
+from tests.inference.fake_device import FakeDevice, RaceError
 
 
 def through(transfer, value, rows=3):
@@ -37,21 +37,21 @@ def test_batches_of_many_sizes_come_back_as_they_went_in_the_same_buffers():
     transfer, under_way = PinnedTransfer(device), []
     for number in range(40):
         under_way.append((number, through(transfer, float(number), rows=1 + number * 37 % 11)))
-        if len(under_way) > transfer.late:
+        if len(under_way) > transfer.in_flight:
             value, returning = under_way.pop(0)
             assert (collected(transfer, returning) == value + 1).all()
-    assert [(collected(transfer, of) == value + 1).all() for value, of in under_way] == [True] * transfer.late
+    assert [(collected(transfer, of) == value + 1).all() for value, of in under_way] == [True] * transfer.in_flight
     # Vectors and the event behind them, of as many batches as may be late and the one that was just started.
-    assert device.most_waiting <= 2 * (transfer.late + 1)
+    assert device.most_waiting <= 2 * (transfer.in_flight + 1)
 
 
 def test_the_time_between_batches_is_told_when_their_events_have_passed():
     transfer = PinnedTransfer(FakeDevice())
-    assert transfer.used() is None
+    assert transfer.stats() is None
     for returning in [through(transfer, 1.0), through(transfer, 2.0), through(transfer, 3.0)]:
         collected(transfer, returning)
     # Events at 1 2, 3 4, 5 6: three batches of a second, and two seconds between them.
-    used = transfer.used()
+    used = transfer.stats()
     assert (used.busy, used.waited, used.idle_fraction) == (3.0, 2.0, 0.4)
     assert (used.allocated, used.reserved) == (3 << 30, 4 << 30)
 

@@ -43,7 +43,7 @@ $(READERS)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(READERS)
 	grep -v '^pandas==' $(CONSTRAINTS) > $(READERS)/constraints.txt
 	$(READERS)/bin/pip install -q -c $(READERS)/constraints.txt \
-		numpy orjson pyarrow zstandard datasets==5.2.0 embedding-reader==1.8.1
+		numpy orjson pyarrow datasets==5.2.0 embedding-reader==1.8.1
 	$(READERS)/bin/pip install -q --no-deps -e .
 	@touch $@
 

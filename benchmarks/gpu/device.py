@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 _LIBRARIES = (
-    *("transformers", "tokenizers", "sentence-transformers", "flash-attn", "triton", "numpy", "pyarrow"),
-    *("orjson", "zstandard"),
+    *("transformers", "tokenizers", "sentence-transformers", "flash-attn", "triton", "numpy", "pyarrow", "orjson"),
 )
 
 

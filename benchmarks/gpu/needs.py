@@ -12,7 +12,7 @@ from pathlib import Path
 
 _NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "typer", "tqdm")
 #: Dependencies of embedkit's of which nothing that is measured here needs more than the stand-ins give.
-_STOOD_IN_FOR = ("orjson", "zstandard")
+_STOOD_IN_FOR = ("orjson",)
 _STAND_INS = Path(__file__).parents[1] / "stand_ins"
 
 

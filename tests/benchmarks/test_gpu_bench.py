@@ -116,11 +116,11 @@ def test_a_python_that_lacks_something_is_told_in_one_line(monkeypatch):
 
 
 def test_small_dependencies_are_stood_in_for_and_said(monkeypatch):
-    monkeypatch.setattr(needs, "find_spec", lambda name: None if name == "zstandard" else name)
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name == "orjson" else name)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert needs.refuse_without().startswith("zstandard: not installed")
+    assert needs.refuse_without().startswith("orjson: not installed")
     # A real one is found before it.
-    assert Path(sys.path[-1], "zstandard.py").is_file()
+    assert Path(sys.path[-1], "orjson.py").is_file()
 
 
 @pytest.mark.parametrize(

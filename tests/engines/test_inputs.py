@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 import embedkit
 from embedkit.cli import run
 from tests.conftest import Ran
+from tests.sources.helpers import zstd
 
 Cli = Callable[..., Ran]
 
@@ -155,7 +155,7 @@ def test_a_report_never_replaces_what_it_shows(encode: Cli, embedkit_cli: Cli, h
         (gzip.compress, "o.parquet"),
         (bz2.compress, "o"),
         (lzma.compress, "o.parquet"),
-        (zstandard.compress, "o"),
+        (zstd.compress, "o"),
     ],
 )
 def test_damage_late_in_a_compressed_stdin_is_an_error_and_no_whole_output(

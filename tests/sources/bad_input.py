@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
+
+from tests.sources.helpers import zstd
 
 MARK = "xyzzyplugh"
 M = MARK
@@ -97,7 +98,7 @@ _PARQUET = parquet(pa.table({"text": [f"{M} {n}" for n in range(200)]}))
 _WIDE = ",".join(f"c{n}" for n in range(9_999))
 _BIG = f"{M}, line\n" * (20_000_000 // (len(M) + 7))
 _LONG_LINES = f"{M}{' ' * 1_000_000}\n".encode() * 80
-_BOMB = zstandard.compress(_LONG_LINES, 3)
+_BOMB = zstd.compress(_LONG_LINES, 3)
 _BAD_QUOTE = "row 0, at byte 8, has text after a closing quote"
 
 #: By the words of issue 4. Every case is either the right rows or one clear error.
@@ -374,7 +375,7 @@ CASES: dict[str, list[Case]] = {
         refuses("t.txt.zst", _BOMB, "decompresses to more than"),
     ],
     "zstd truncated and concatenated": [
-        refuses("t.jsonl.zst", zstandard.compress(_LINES)[:-9], "the zst file is cut off"),
-        reads("t.jsonl.zst", zstandard.compress(b'{"text": "%b 1"}\n' % M.encode()) * 2, f"{M} 1", f"{M} 1"),
+        refuses("t.jsonl.zst", zstd.compress(_LINES)[:-9], "the zst file is cut off"),
+        reads("t.jsonl.zst", zstd.compress(b'{"text": "%b 1"}\n' % M.encode()) * 2, f"{M} 1", f"{M} 1"),
     ],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from embedkit.config import InputConfig
 from embedkit.errors import EmbedkitError
 from embedkit.sources import Table, open_table
 from embedkit.types import Fault, Record
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["piped", "refused", "rows", "table", "texts", "zstd"]
 
 
 def table(folder: Path, name: str, data: bytes, **options: Any) -> Table:

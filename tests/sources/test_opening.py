@@ -11,18 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.sources import open_table
-from tests.sources.helpers import piped, refused, rows, table, texts
+from tests.sources.helpers import piped, refused, rows, table, texts, zstd
 
 PACKERS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("gz", gzip.compress),
     ("bz2", bz2.compress),
     ("xz", lzma.compress),
-    ("zst", zstandard.compress),
+    ("zst", zstd.compress),
 ]
 LINES = b"".join(json.dumps({"text": f"{n} é \n " * 5}).encode() + b"\n" for n in range(5_000))
 
@@ -52,7 +51,7 @@ def test_a_compressed_file_that_is_cut_off_or_something_else_is_an_error(
 def test_parquet_is_read_from_within_a_compressed_file(tmp_path: Path) -> None:
     plain = io.BytesIO()
     pq.write_table(pa.table({"text": ["a", "b"]}), plain)
-    assert texts(rows(tmp_path, "t.parquet.zst", zstandard.compress(plain.getvalue()))) == ["a", "b"]
+    assert texts(rows(tmp_path, "t.parquet.zst", zstd.compress(plain.getvalue()))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("blank", [b"", b" \r\n", b"\xef\xbb\xbf", b"\n" * 10_000])

@@ -20,7 +20,7 @@ from embedkit.output.open import readable
 from embedkit.report.charts import Figure, plain
 from embedkit.report.markup import Markup, chart, element, folded, joined, table
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, sha256_of_file
+from embedkit.storage.filesystem import exists, read_file, sha256_of_file
 
 _RESULTS, _SUMMARY, _VECTORS = "results.parquet", "summary.json", "vectors"
 #: Scores that are shares, told in per cent.
@@ -70,7 +70,7 @@ def read_sweep(path: Path) -> Sweep:
             hint="run the same `embedkit sweep` again with --on-exists resume",
         )
     with readable(path / _SUMMARY):
-        summary: Mapping[str, Any] = dict(json.loads((path / _SUMMARY).read_bytes()))
+        summary: Mapping[str, Any] = dict(json.loads(read_file(path / _SUMMARY)))
     with readable(path / _RESULTS):
         if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of_file(path / _RESULTS)}:
             raise OutputError(

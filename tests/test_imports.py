@@ -26,7 +26,7 @@ LIGHT = (
     "embedkit.study.fit_pooler",
     "embedkit.study.run_sweep",
     "embedkit.tokenizer",
-    "embedkit.verify.resample",
+    "embedkit.verify.recompute",
 )
 HEAVY = ("torch", "transformers", "huggingface_hub", "ray", "sklearn", "scipy", "matplotlib", "plotly")
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "copyreg"}

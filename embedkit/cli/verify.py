@@ -16,7 +16,7 @@ from embedkit.errors import OutputError, UsageError
 from embedkit.storage.standard_streams import kept_for_rows
 
 if TYPE_CHECKING:
-    from embedkit.verify.resample import Again
+    from embedkit.verify.recompute import ReferenceModel
 
 #: Rows told one by one.
 _TOLD = 20
@@ -71,18 +71,18 @@ def verify(
         f"{found.files:,} file{'s' * (found.files != 1)}, {found.bytes / 1e6:,.1f} MB"
     )
     if resample is not None:
-        from embedkit.verify.resample import Again
+        from embedkit.verify.recompute import ReferenceModel
 
-        again = Again(model, revision, offline, trust_remote_code, device)
-        _resample(Path(out), resample, seed, tuple(input or ()), again)
+        reference = ReferenceModel(model, revision, offline, trust_remote_code, device)
+        _resample(Path(out), resample, seed, tuple(input or ()), reference)
 
 
-def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: Again) -> None:
-    from embedkit.verify.resample import resample
+def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], reference: ReferenceModel) -> None:
+    from embedkit.verify.recompute import recompute
 
     with kept_for_rows(), shown_fetching():
-        came = resample(out, rows, seed=seed, inputs=inputs, again=again)
-    told = [str(far) for far in came.far[:_TOLD]]
+        came = recompute(out, rows, seed=seed, inputs=inputs, reference=reference)
+    told = [str(deviation) for deviation in came.deviations[:_TOLD]]
     told.append(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
     if came.cosines:
         told.append(
@@ -94,7 +94,7 @@ def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], again: A
     show([*told, f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}"])
     if not came.passed:
         raise OutputError(
-            f"{out} does not hold what the model gives for these texts: {len(came.far):,} of {came.rows:,} rows",
+            f"{out} differs from what the model gives for {len(came.deviations):,} of {came.rows:,} rows",
             hint="encode again with --on-exists overwrite; if it fails again, report it (see `embedkit doctor`)",
         )
 

@@ -22,8 +22,7 @@ from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order
 from embedkit.config import RunConfig
 from embedkit.engines.callbacks import Callbacks
 from embedkit.engines.planning import non_finite_notes
-from embedkit.engines.summary import Summary
-from embedkit.engines.summing import summary_of_whole
+from embedkit.engines.summary import Summary, summary_of_finished
 from embedkit.errors import UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import find_model
@@ -102,7 +101,7 @@ def run_grouped(
             for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
                 watcher.notice(sentence)
             told = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
-            return summary_of_whole(config, told, time.monotonic() - began)
+            return summary_of_finished(config, told, time.monotonic() - began)
     summary = run(of_rows, watcher, stop)
     plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=request.normalize)
     return _Fold(config, rows, plan, watcher).write(summary)

@@ -25,8 +25,7 @@ from embedkit.engines.planning import (
     table_of,
 )
 from embedkit.engines.ranks import shards_of
-from embedkit.engines.summary import Summary
-from embedkit.engines.summing import of_model, summary_of_whole
+from embedkit.engines.summary import Summary, of_model, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
@@ -109,13 +108,13 @@ def _run(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Summar
         try:
             if destination.is_whole(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
                 watcher.notice(f"{config.output.output} is whole already: made by this recipe from this input")
-                return summary_of_whole(config, model, time.monotonic() - began)
+                return summary_of_finished(config, model, time.monotonic() - began)
             if not stored:
                 plan = _adopted(destination.begin(plan), plan)
             return _carry_out(config, table, engine, model, plan, part, destination, watcher, began)
         except AlreadyCompleted:
             watcher.notice(f"another process has made {config.output.output} whole meanwhile")
-            return summary_of_whole(config, model, time.monotonic() - began)
+            return summary_of_finished(config, model, time.monotonic() - began)
 
 
 def _pinned(config: RunConfig, request: ModelSpec, watcher: Callbacks) -> RunConfig:

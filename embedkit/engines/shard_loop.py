@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from embedkit.config import RunConfig
 from embedkit.engines.accounting import unreadable_rows
 from embedkit.engines.callbacks import Callbacks
@@ -248,18 +246,11 @@ def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:
             break
     shard = tokenize_shard(ReadShard(0, 0, len(records), records, ()), replace(embedder, on_long="truncate"))
     raw = embed(shard.texts, embedder, lambda *_: None, shard.units).vectors
-    return {
-        name: {"min": of.minimum.tolist(), "max": of.maximum.tolist()}
-        for name, of in int8_ranges(raw, embedder).items()
-    }
+    return {name: of.to_json() for name, of in int8_ranges(raw, embedder).items()}
 
 
 def with_int8_ranges(embedder: Embedder, stored: Int8Ranges | None) -> Embedder:
     """The embedder, storing vectors with the ranges that the plan has; as it is where the plan has none."""
     if stored is None:
         return embedder
-    ranges = {
-        name: Int8Range(np.asarray(of["min"], np.float32), np.asarray(of["max"], np.float32))
-        for name, of in stored.items()
-    }
-    return replace(embedder, int8_ranges=ranges)
+    return replace(embedder, int8_ranges={name: Int8Range.from_json(of) for name, of in stored.items()})

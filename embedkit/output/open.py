@@ -40,6 +40,7 @@ from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
+from embedkit.pooling.postprocess import Int8Range
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (
     exists,
@@ -79,7 +80,7 @@ class Stored:
         parts: the files of each shard, in order; of a single-file output, its files alone.
         recipe: what decided the numbers; {} where the format has no place for it.
         fingerprint: of the recipe, or None.
-        int8_ranges: variant's name → {"min": [D], "max": [D]}; for int8 alone.
+        int8_ranges: by the variant's name; of int8 only.
         rows, vectors: what the manifest counts; None without a manifest.
         records: of the shards of a folder, in the order of `parts`; () for a single file.
         checks: whether files are held against their hashes, or parsed by a child process, before they are read.
@@ -92,7 +93,7 @@ class Stored:
     parts: tuple[tuple[Path, ...], ...]
     recipe: Mapping[str, Any]
     fingerprint: str | None
-    int8_ranges: Int8Ranges
+    int8_ranges: Mapping[str, Int8Range]
     rows: int | None = None
     vectors: int | None = None
     source: ModelSource = field(default_factory=ModelSource)
@@ -171,9 +172,7 @@ class Stored:
                         f"{variant.column} is int8, and the ranges to turn it into floats are not with it",
                         hint="read the folder that has the manifest.json with `int8_ranges`",
                     )
-                low, high = (np.array(self.int8_ranges[variant.name][end], np.float32) for end in ("min", "max"))
-                share = (vectors.astype(np.float32) + 128) / np.float32(255)
-                return low + share * (high - low)
+                return self.int8_ranges[variant.name].restore(vectors)
             case _:
                 return vectors.astype(np.float32, copy=False)
 
@@ -330,7 +329,7 @@ def _open_folder(path: Path) -> Stored:
             tuple(tuple(path / file for file in sink.files(index)) for index in shards),
             manifest.recipe,
             manifest.fingerprint,
-            manifest.int8_ranges or {},
+            _int8_ranges(manifest.int8_ranges or {}),
             manifest.totals.rows,
             manifest.totals.vectors,
             source=manifest.source,
@@ -351,10 +350,14 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     if not all(isinstance(content, dict) for content in (recipe, ranges, source, read)):
         raise TypeError("schema metadata that should be JSON objects is not")
     return Stored(
-        *(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), ranges),
+        *(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), _int8_ranges(ranges)),
         source=ModelSource.from_json(source),
         input=InputFacts.from_json(read) if read else None,
     )
+
+
+def _int8_ranges(stored: Int8Ranges) -> dict[str, Int8Range]:
+    return {name: Int8Range.from_json(of) for name, of in stored.items()}
 
 
 def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ Works on numpy arrays; knows nothing of how the vectors came about.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,15 @@ class Int8Range:
         """The range of a sample [N, D]."""
         return cls(sample.min(axis=0), sample.max(axis=0))
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Sequence[float]]) -> Int8Range:
+        """Reads a plan's {"min": [D], "max": [D]}."""
+        return cls(np.asarray(content["min"], np.float32), np.asarray(content["max"], np.float32))
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Returns the plan's {"min": [D], "max": [D]}."""
+        return {"min": self.minimum.tolist(), "max": self.maximum.tolist()}
+
     def store(self, vectors: NDArray[np.float32]) -> NDArray[np.int8]:
         """float32 [N, D] -> int8 [N, D]."""
         span = np.where(self.maximum > self.minimum, self.maximum - self.minimum, np.float32(1))
@@ -35,7 +45,7 @@ class Int8Range:
         return np.asarray(np.clip(steps, -128, 127), dtype=np.int8)
 
     def restore(self, stored: NDArray[np.int8]) -> NDArray[np.float32]:
-        """int8 [N, D] -> float32 [N, D]."""
+        """int8 [..., D] -> float32 [..., D]."""
         share = (stored.astype(np.float32) + 128) / np.float32(255)
         return self.minimum + share * (self.maximum - self.minimum)
 

@@ -1,7 +1,7 @@
-"""How far vectors may be from those of the same texts computed alone in fp32, and how far they are.
+"""Compares stored vectors with reference vectors: tolerances and deviations. Pure NumPy.
 
-Pure numpy. The vectors computed again are brought to the output's precision first, so that what is compared is how
-they were computed; one step of that precision is forgiven, since rounding may fall to either side.
+Reference vectors are first brought to the output's precision, so that the comparison is of how both were computed;
+one step of that precision is allowed, since rounding may go either way.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from embedkit.pooling.postprocess import Int8Range, store
 
-#: Largest |Δ| of what was computed in fp32, as a share of the vector's largest value (of 1, if that is smaller).
+#: Largest |Δ| for fp32, as a share of the vector's largest value (of 1, if that is smaller).
 FP32 = 1e-5
-#: Least cosine of what was computed in fewer bits.
+#: Least cosine for smaller dtypes.
 COSINES = {"bf16": 0.999, "fp16": 0.999, "int8": 0.99}
-#: Least share of equal bits of those, over all rows. Vectors at an angle a differ in the sign of a / pi of their
+#: Least share of equal bits for those, over all rows. Vectors at an angle a differ in the sign of a / pi of their
 #: dimensions (Goemans and Williamson 1995): 1.4 % at cosine 0.999, 4.5 % at 0.99; twice that is allowed.
 BITS = {"bf16": 0.97, "fp16": 0.97, "int8": 0.91}
 
 
 @dataclass(frozen=True, slots=True)
-class Far:
-    """A row whose vector is further from its own text's than it may be.
+class Deviation:
+    """A row whose vector is out of tolerance.
 
     Attributes:
         row: its number in the input.
         column: of the vector.
-        what: in numbers.
+        what: the difference, in numbers.
     """
 
     row: int
@@ -42,14 +42,14 @@ class Far:
 
 
 @dataclass(slots=True)
-class Resampled:
-    """What came of computing rows again.
+class Comparison:
+    """Stored vectors against reference vectors.
 
     Attributes:
         dtype: what the output was computed in.
         precision: what it is stored as.
-        rows: compared.
-        far: rows that are too far off; for binary with a dtype below fp32 none is alone, see `passed`.
+        rows: rows compared.
+        deviations: rows out of tolerance; none for binary with a dtype below fp32, see `passed`.
         max_difference: largest |Δ| of any value, in the output's precision.
         cosines: of every vector.
         bits, equal_bits: of binary.
@@ -58,7 +58,7 @@ class Resampled:
     dtype: str
     precision: str
     rows: int = 0
-    far: list[Far] = field(default_factory=list)
+    deviations: list[Deviation] = field(default_factory=list)
     max_difference: float = 0.0
     cosines: list[float] = field(default_factory=list)
     bits: int = 0
@@ -66,13 +66,13 @@ class Resampled:
 
     @property
     def passed(self) -> bool:
-        """Whether all is within the tolerance."""
+        """True if all vectors are within the tolerance."""
         enough = self.dtype == "fp32" or self.equal_bits >= BITS[self.dtype] * self.bits
-        return not self.far and enough
+        return not self.deviations and enough
 
     @property
     def tolerance(self) -> str:
-        """What is allowed, in words."""
+        """The tolerance in words."""
         if self.precision == "binary":
             if self.dtype == "fp32":
                 return f"equal bits, but where a value is within {FP32:g} of the vector's largest from 0"
@@ -87,74 +87,76 @@ class Resampled:
         row: int,
         column: str,
         stored: NDArray[np.float32],
-        again: NDArray[np.float32],
+        reference: NDArray[np.float32],
         ranges: Int8Range | None,
     ) -> None:
-        """Compare what is stored for a row with what was computed again.
+        """Compares the vectors of one row.
 
         Args:
             row: its number.
             column: of the output.
             stored: [n, D] as `embedkit.read` gives it; n = 1 unless these are token vectors.
-            again: float32 [n, D], not yet brought to the output's precision.
+            reference: float32 [n, D], not yet brought to the output's precision.
             ranges: of int8.
         """
-        if stored.shape != again.shape:
-            self.far.append(Far(row, column, f"shape {stored.shape}, and {again.shape} now"))
+        if stored.shape != reference.shape:
+            self.deviations.append(Deviation(row, column, f"shape {stored.shape}, and {reference.shape} now"))
         elif self.precision == "binary":
-            self._add_bits(row, column, stored > 0, again)
+            self._add_bits(row, column, stored > 0, reference)
         else:
-            self._add_floats(row, column, stored, again, ranges)
+            self._add_floats(row, column, stored, reference, ranges)
 
-    def _add_bits(self, row: int, column: str, stored: NDArray[np.bool_], again: NDArray[np.float32]) -> None:
-        differs = stored != (again > 0)
+    def _add_bits(self, row: int, column: str, stored: NDArray[np.bool_], reference: NDArray[np.float32]) -> None:
+        differs = stored != (reference > 0)
         self.bits += differs.size
         self.equal_bits += differs.size - int(differs.sum())
-        wrong = int((differs & (np.abs(again) > FP32 * _scale(again))).sum())
+        wrong = int((differs & (np.abs(reference) > FP32 * _scale(reference))).sum())
         if self.dtype == "fp32" and wrong:
-            self.far.append(Far(row, column, f"{wrong} of {differs.size} bits differ"))
+            self.deviations.append(Deviation(row, column, f"{wrong} of {differs.size} bits differ"))
 
     def _add_floats(
         self,
         row: int,
         column: str,
         stored: NDArray[np.float32],
-        again: NDArray[np.float32],
+        reference: NDArray[np.float32],
         ranges: Int8Range | None,
     ) -> None:
-        expected, step = _in_precision(again, self.precision, ranges)
+        expected, step = _in_precision(reference, self.precision, ranges)
         difference = np.abs(stored - expected)
         cosines = _cosines(stored, expected)
         self.max_difference = max(self.max_difference, float(difference.max(initial=0.0)))
         self.cosines += cosines.tolist()
         if self.dtype != "fp32":
             if cosines.min(initial=1.0) < COSINES[self.dtype]:
-                self.far.append(Far(row, column, f"cosine {cosines.min():.6f}"))
-        elif (difference > FP32 * _scale(again) + step).any():
-            self.far.append(Far(row, column, f"|Δ| {difference.max():.2e}, cosine {cosines.min():.6f}"))
+                self.deviations.append(Deviation(row, column, f"cosine {cosines.min():.6f}"))
+        elif (difference > FP32 * _scale(reference) + step).any():
+            self.deviations.append(
+                Deviation(row, column, f"|Δ| {difference.max():.2e}, cosine {cosines.min():.6f}")
+            )
 
 
 def _scale(vectors: NDArray[np.float32]) -> NDArray[Any]:
-    """[n, 1] each vector's largest value, at least 1."""
+    """Returns [n, 1] the largest magnitude in each vector, at least 1."""
     return np.asarray(np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0.0), 1))
 
 
 def _in_precision(
     vectors: NDArray[np.float32], precision: str, ranges: Int8Range | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """[n, D] as they would be read from the output, and [n, D] or [D] one step of its precision."""
+    """Returns [n, D] as read back from the output, and [n, D] or [D] one step of its precision."""
     kept = store(vectors, precision, ranges)
     if precision == "float16":
         return kept.astype(np.float32), np.spacing(np.abs(kept)).astype(np.float32)
     if ranges is not None:
         span = ranges.maximum - ranges.minimum
-        # Half a thousandth more: the two ends of a step are rounded numbers, too.
+        # 0.05 % more: the ends of a step are rounded as well.
         return ranges.restore(kept), np.asarray(span / 255 * 1.0005, np.float32)
     return kept, np.zeros(1, np.float32)
 
 
 def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[n] of each pair; 1 where both are zero."""
+    """Returns [n] the cosine of each pair; 1 if both vectors are zero."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     products = np.einsum("nd,nd->n", x, y)

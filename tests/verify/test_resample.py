@@ -10,7 +10,7 @@ import pytest
 
 from embedkit.pooling import functions
 from embedkit.pooling.postprocess import Int8Range
-from embedkit.verify.compare import Resampled
+from embedkit.verify.compare import Comparison
 from tests.conftest import NOTES
 from tests.tiny_models import make
 
@@ -80,7 +80,7 @@ def test_a_single_file_tells_its_recipe_and_is_told_the_rest(encode, resample, b
     ran = resample(out, "-m", bert)
     assert (ran.code, "not recorded in a single file" in ran.err) == (3, True), ran.err
     ran = resample(out, "--input", NOTES)
-    assert (ran.code, "say it with --model" in ran.err) == (4, True), ran.err
+    assert (ran.code, "name it with --model" in ran.err) == (4, True), ran.err
     assert passed(resample(out, "--input", NOTES, "-m", bert))
 
 
@@ -215,8 +215,8 @@ def test_no_text_is_in_what_is_said(encode, resample, tmp_path, monkeypatch):
 # The arithmetic -------------------------------------------------------------------------------------
 
 
-def compared(stored, again, precision="float32", dtype="fp32", ranges=None) -> Resampled:
-    came = Resampled(dtype, precision)
+def compared(stored, again, precision="float32", dtype="fp32", ranges=None) -> Comparison:
+    came = Comparison(dtype, precision)
     came.add(0, "embedding", np.float32([stored]), np.float32([again]), ranges)
     return came
 

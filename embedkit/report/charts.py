@@ -1,7 +1,7 @@
-"""Numbers → figures as Plotly's JSON takes them: traces and a layout.
+"""Figures as Plotly's JSON: traces and a layout.
 
-Knows nothing of HTML. What a browser shows as markup is escaped: Plotly reads a little HTML in labels. Colours,
-fonts and the theme are page.js's; bars and points differ by pattern and shape as well, for print.
+Labels are escaped, because Plotly renders some HTML in them. page.js sets fonts and theme; bars and points also
+differ by pattern and shape, for print.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from embedkit.report.geometry import Map
 
 Figure = dict[str, Any]
 
-#: Okabe and Ito's colours, which people of any colour vision can tell apart, and a shape for each.
+#: Okabe and Ito's colours, distinguishable with any colour vision, and a shape for each.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
-#: Categories that have a colour and shape of their own; the rest are drawn as one.
+#: Most categories with a colour and shape of their own; the rest are drawn as one.
 CATEGORIES = 20
 _BARS = 32
 _WIDTH = 70
 
 
 def plain(text: str) -> str:
-    """A label that shows as it is, on one line."""
+    """Returns a label that Plotly shows unchanged, on one line."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def length_bins(lengths: Mapping[int, int], limit: int | None) -> list[tuple[int, int | None, int]]:
-    """Texts by their tokens: (first, last, rows) of each bar; the last bar has no end if some are far longer.
+    """Returns (first, last, rows) of each bar of a histogram of text lengths in tokens.
 
-    No bar lies across the limit: a text on the left of it was read whole.
+    The last bar has no end if some texts are far longer. No bar crosses the limit.
     """
     longest = max(1, *lengths)
     shown = min(longest, 2 * limit) if limit else longest
@@ -54,7 +54,7 @@ def length_bins(lengths: Mapping[int, int], limit: int | None) -> list[tuple[int
 
 
 def lengths_figure(bins: Sequence[tuple[int, int | None, int]], limit: int | None) -> Figure:
-    """Bars of `length_bins`, those beyond the limit hatched, and the limit as a line."""
+    """Returns the bars of `length_bins`, those above the limit hatched, and the limit as a line."""
     edges = [max(first - 1, 0) for first, *_ in bins]
     edges.append(bins[-1][1] or edges[-1] + (edges[-1] - edges[-2]))
     middles = [(low + high) / 2 for low, high in pairwise(edges)]
@@ -68,13 +68,13 @@ def lengths_figure(bins: Sequence[tuple[int, int | None, int]], limit: int | Non
         "customdata": names,
         "hovertemplate": "%{customdata} tokens: %{y:,} rows<extra></extra>",
         "marker": {
-            "color": [COLOURS[5] if beyond else COLOURS[0] for beyond in cut],
-            "pattern": {"shape": ["/" if beyond else "" for beyond in cut], "size": 6},
+            "color": [COLOURS[5] if is_above else COLOURS[0] for is_above in cut],
+            "pattern": {"shape": ["/" if is_above else "" for is_above in cut], "size": 6},
             "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"},
         },
     }
     layout: Figure = {
-        "xaxis": {"title": {"text": "tokens of a text, before any cut"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "tokens of a text, before truncation"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "rows"}},
         "showlegend": False,
     }
@@ -95,7 +95,7 @@ def lengths_figure(bins: Sequence[tuple[int, int | None, int]], limit: int | Non
 
 
 def norms_figure(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
-    """Bars of how many vectors have which length."""
+    """Returns a histogram of the vectors' norms."""
     trace = {
         "type": "bar",
         "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
@@ -116,13 +116,13 @@ def norms_figure(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figur
 def map_figure(
     drawn: Map, names: Sequence[str], colour: tuple[str, Sequence[Any]] | None, shown: Mapping[str, Sequence[Any]]
 ) -> Figure:
-    """A point a row of the sample.
+    """Returns a scatter plot of the sample.
 
     Args:
-        drawn: where the points are.
-        names: [S] what a point is called when it is hovered over.
+        drawn: coordinates of the points.
+        names: [S] shown when the mouse hovers over a point.
         colour: a column's name and its [S] cells; None for one colour.
-        shown: column → [S] cells that are told as well.
+        shown: column → [S] cells that are shown, too.
     """
     texts = [plain(name) for name in names]
     for column, cells in shown.items():
@@ -154,7 +154,7 @@ def map_figure(
 
 
 def _groups(colour: tuple[str, Sequence[Any]] | None, points: int) -> list[dict[str, Any]]:
-    """Points that are drawn alike: their places, and how they look; numbers on a scale, all else by category."""
+    """Returns the traces' points and markers: numbers on a colour scale, other values by category."""
     everywhere = np.arange(points)
     marker = {"size": 8 if points <= 500 else 6, "opacity": 0.8}
     if colour is None:
@@ -182,7 +182,7 @@ def _groups(colour: tuple[str, Sequence[Any]] | None, points: int) -> list[dict[
 
 
 def category(cell: Any) -> str:
-    """A cell as the word that it is grouped by."""
+    """Returns the category of a cell."""
     return "(none)" if cell is None else str(cell)
 
 
@@ -194,7 +194,7 @@ def _are_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _folded(column: str, cell: Any) -> str:
-    """A cell on lines that fit on a screen."""
+    """Returns a column's name and a cell, wrapped to lines that fit on a screen."""
     text = plain(f"{column}: {category(cell)}")
     lines, line = [], ""
     for word in text.split(" "):

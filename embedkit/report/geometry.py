@@ -1,7 +1,4 @@
-"""Arithmetic of vectors: their two main directions, pairs that are nearly equal, nearest neighbours.
-
-Pure NumPy; knows nothing of files.
-"""
+"""Principal components, near pairs and nearest neighbours of vectors, in NumPy."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Cosines from which on a pair is counted.
+#: Lowest cosines of the pairs that are counted.
 THRESHOLDS = (0.95, 0.99, 0.999)
-#: Products of two numbers that looking for pairs may take: 20,000 vectors of 1,024 dimensions.
-_PRODUCTS = 20_000**2 * 1024
+#: Most multiplications of a search for pairs: 20,000 vectors of 1,024 dimensions.
+_MULTIPLICATIONS = 20_000**2 * 1024
 _PAIRS = 10
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[..., D] the vectors scaled to length 1; a vector of zeros stays one."""
+    """Returns the vectors [..., D] scaled to length 1; zeros stay zeros."""
     norms: NDArray[np.float32] = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
     norms[norms == 0] = 1
     return vectors / norms
@@ -32,7 +29,7 @@ class Map:
 
     Attributes:
         points: float32 [S, 2]
-        shares: of the whole variance, what each of the two dimensions holds, 0 to 1.
+        shares: each dimension's share of the whole variance, 0 to 1.
     """
 
     points: NDArray[np.float32]
@@ -40,11 +37,11 @@ class Map:
 
 
 def principal_map(vectors: NDArray[np.float32]) -> Map:
-    """The vectors [S, D] along their two directions of largest variance (principal component analysis).
+    """Projects vectors [S, D] onto their first two principal components.
 
-    By subspace iteration with twelve vectors from a fixed start (Halko, Martinsson and Tropp 2011,
-    "Finding structure with randomness", algorithm 4.4): a whole decomposition at D = 3,072 takes half a
-    minute. The sign of a direction is such that its largest component is positive.
+    By subspace iteration with twelve vectors from a fixed start (Halko, Martinsson and Tropp 2011, "Finding
+    structure with randomness", algorithm 4.4); a full decomposition takes half a minute at D = 3,072. The largest
+    entry of each component is positive.
     """
     points = np.zeros((len(vectors), 2), np.float32)
     if len(vectors) < 2 or not vectors.shape[1]:
@@ -58,8 +55,8 @@ def principal_map(vectors: NDArray[np.float32]) -> Map:
     for _ in range(24):
         basis = np.linalg.qr(centred.T @ (centred @ np.linalg.qr(basis)[0]))[0]
     inside = centred @ basis
-    values, turns = np.linalg.eigh((inside.T @ inside).astype(np.float64))
-    largest = turns[:, ::-1][:, :2].astype(np.float32)
+    values, rotations = np.linalg.eigh((inside.T @ inside).astype(np.float64))
+    largest = rotations[:, ::-1][:, :2].astype(np.float32)
     directions = basis @ largest
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
     found = inside @ largest * signs
@@ -70,13 +67,13 @@ def principal_map(vectors: NDArray[np.float32]) -> Map:
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """Pairs of different vectors that point nearly the same way.
+    """Pairs of different vectors with nearly the same direction.
 
     Attributes:
-        among: how many different vectors were held against each other.
-        pairs: for each of THRESHOLDS, pairs of at least this cosine.
-        rows: for each of THRESHOLDS, vectors that are in one of these pairs.
-        closest: (cosine, place, place) of the closest pairs of at least the lowest threshold, closest first.
+        among: number of different vectors compared.
+        pairs: for each of THRESHOLDS, the number of pairs with at least this cosine.
+        rows: for each of THRESHOLDS, the number of vectors in these pairs.
+        closest: (cosine, position, position) of the closest pairs above the lowest threshold, closest first.
     """
 
     among: int
@@ -86,9 +83,9 @@ class NearPairs:
 
 
 def near_pairs(vectors: NDArray[np.float32], seed: int) -> NearPairs:
-    """Hold the vectors [S, D] against each other, each different one once; of too many a part, by the seed."""
+    """Compares all different vectors of [S, D] in pairs, or a random sample if there are too many."""
     _, places = np.unique(vectors, axis=0, return_index=True)
-    most = int((_PRODUCTS / max(1, vectors.shape[1])) ** 0.5)
+    most = int((_MULTIPLICATIONS / max(1, vectors.shape[1])) ** 0.5)
     if len(places) > most:
         places = np.random.default_rng(seed).choice(places, most, replace=False)
     places = np.sort(places)
@@ -98,7 +95,7 @@ def near_pairs(vectors: NDArray[np.float32], seed: int) -> NearPairs:
     closest: list[tuple[float, int, int]] = []
     step = 512
     for start in range(0, len(units), step):
-        # Each pair once: the block against what is not before it, and of itself the upper triangle.
+        # Each pair once: the block against itself (upper triangle) and all later rows.
         cosines = units[start : start + step] @ units[start:].T
         cosines[np.tril_indices(len(cosines))] = -2
         for number, threshold in enumerate(THRESHOLDS):
@@ -121,12 +118,12 @@ def near_pairs(vectors: NDArray[np.float32], seed: int) -> NearPairs:
 
 
 class Nearest:
-    """The nearest vectors to some, by cosine, as the vectors come.
+    """The nearest vectors to queries by cosine, updated block by block.
 
     Args:
         queries: float32 [Q, D] of length 1.
-        rows: [Q] their own rows, which are not their neighbours.
-        most: neighbours of each.
+        rows: [Q] the queries' own rows, which are not their neighbours.
+        most: neighbours of each query.
     """
 
     def __init__(self, queries: NDArray[np.float32], rows: Sequence[int], most: int) -> None:
@@ -135,7 +132,7 @@ class Nearest:
         self.found: list[list[tuple[float, int]]] = [[] for _ in rows]
 
     def add(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Look at the vectors [V, D] of some rows [V]."""
+        """Adds the vectors [V, D] of rows [V]."""
         if not len(vectors):
             return
         cosines = self._queries @ unit(vectors).T

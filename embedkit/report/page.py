@@ -1,23 +1,25 @@
-"""The whole page in one file: sections, style, script and Plotly itself, once.
+"""The HTML page: templates filled with the sections, style, scripts and Plotly, all in one file.
 
-Knows nothing of what the sections tell. The page's own policy forbids every connection, and every script
-but its two, by their hashes: what got past the escaping could neither run nor send anything.
+Jinja2 escapes every value. The page's own policy forbids connections, and all scripts but its two, by their
+hashes: markup that escaped escaping could neither run nor send anything.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import embedkit
 from embedkit.errors import UsageError
-from embedkit.report.markup import Markup, element, joined
 
 
 def plotly_source() -> str:
-    """plotly.js, as the package `plotly` carries it.
+    """Returns plotly.js from the package `plotly`.
 
     Raises:
         UsageError: the package is not installed.
@@ -33,51 +35,66 @@ def plotly_source() -> str:
     return source
 
 
-def outputs_mark(places: Sequence[str]) -> str:
-    """What a page says of the outputs that it is of, so that the page of others is not taken for it."""
-    digest = hashlib.sha256("\n".join(places).encode("utf-8", "surrogateescape")).hexdigest()
+def outputs_mark(paths: Sequence[str]) -> str:
+    """Returns the element that identifies the outputs of a page, by which the page of others is recognised."""
+    digest = hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
     return f'<meta name="embedkit-outputs" content="{digest}">'
 
 
-def whole_page(
-    title: str, sections: Sequence[Markup], links: Sequence[Markup], plotly: str, mark: str = ""
+def render_page(
+    title: str,
+    outputs: Sequence[Mapping[str, Any]],
+    sweeps: Sequence[Mapping[str, Any]],
+    *,
+    plotly: str,
+    mark: str,
 ) -> str:
-    """The page as HTML; equal arguments give an equal page."""
+    """Returns the page as HTML; equal arguments give an equal page.
+
+    Args:
+        title: of the page.
+        outputs: sections from `output_section`.
+        sweeps: sections from `sweep_section`.
+        plotly: plotly.js.
+        mark: from `outputs_mark`.
+    """
     assets = files("embedkit.report")
-    style = assets.joinpath("page.css").read_text(encoding="utf-8")
     scripts = [plotly, assets.joinpath("page.js").read_text(encoding="utf-8")]
     # Plotly draws points with WebGL, and makes functions for that from strings: 'unsafe-eval'.
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    policy = (
-        f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    environment = Environment(
+        loader=PackageLoader("embedkit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    # A script's text is not escaped in HTML, and its hash is of these very bytes.
-    inlined = [Markup(f"<script>{script}</script>") for script in scripts]
-    body = [
-        element("a", "To the content", href="#content", class_="skip"),
-        element("header", element("h1", title), element("p", *_separated(links)), id="top"),
-        element("main", joined(sections), id="content"),
-        element("footer", f"embedkit {embedkit.__version__}. This page loads nothing and sends nothing."),
-        *inlined,
-    ]
-    head = [
-        Markup('<meta charset="utf-8">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup('<meta name="referrer" content="no-referrer">'),
-        Markup(mark),
-        Markup('<link rel="icon" href="data:,">'),
-        element("title", title),
-        Markup(f"<style>{style}</style>"),
-    ]
-    inside = f"<head>\n{joined(head)}\n</head>\n<body>\n{joined(body)}\n</body>"
-    return f'<!doctype html>\n<html lang="en">\n{inside}\n</html>\n'
+    environment.policies["json.dumps_kwargs"] = {
+        "ensure_ascii": False,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
+    environment.filters |= {"thousands": "{:,}".format, "percent": percent, "digits": "{:.4g}".format}
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        outputs=outputs,
+        sweeps=sweeps,
+        mark=mark,
+        scripts=scripts,
+        style=assets.joinpath("page.css").read_text(encoding="utf-8"),
+        version=embedkit.__version__,
+        policy=(
+            f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        ),
+    )
+
+
+def percent(share: float) -> str:
+    """Returns `12.3 %` for 0.123."""
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _separated(links: Sequence[Markup]) -> list[Markup]:
-    return [part for link in links for part in (Markup(" · "), link)][1:]

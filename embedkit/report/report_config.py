@@ -1,4 +1,4 @@
-"""What a report is asked for, as a frozen dataclass."""
+"""The configuration of a report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from embedkit.config import value_hint
 from embedkit.errors import UsageError
 
-#: What may become of a page that is there.
-_WAYS = ("error", "overwrite")
+#: The values of --on-exists.
+_ON_EXISTS = ("error", "overwrite")
 
 
 @dataclass(frozen=True, slots=True)
 class ReportConfig:
-    """What `embedkit report` is told.
+    """The options of `embedkit report`.
 
     Attributes:
         paths: outputs of encode and folders of sweep, in the order of the page.
@@ -22,14 +22,14 @@ class ReportConfig:
         on_exists: error or overwrite.
         variant: name of the column of vectors; None takes the first.
         color: kept column that colours the map; None takes the first with few values.
-        show: kept columns that are told where the mouse is, and beside neighbours.
-        neighbours: ids whose nearest rows are listed; () takes five rows by the seed.
+        show: kept columns shown for points of the map and for neighbours.
+        neighbours: ids whose nearest rows are listed; () takes five random rows.
         sample: most rows of the map.
-        seed: decides which rows these are.
+        seed: of the sample.
         title: of the page.
 
     Raises:
-        UsageError: a value cannot be used.
+        UsageError: a value is not allowed.
     """
 
     paths: tuple[Path, ...]
@@ -44,10 +44,10 @@ class ReportConfig:
     title: str = "embedkit report"
 
     def __post_init__(self) -> None:
-        if self.on_exists not in _WAYS:
+        if self.on_exists not in _ON_EXISTS:
             raise UsageError(
-                f"--on-exists cannot be {self.on_exists!r} ({', '.join(_WAYS)})",
-                hint=value_hint("--on-exists", self.on_exists, _WAYS),
+                f"--on-exists cannot be {self.on_exists!r} ({', '.join(_ON_EXISTS)})",
+                hint=value_hint("--on-exists", self.on_exists, _ON_EXISTS),
             )
         if self.sample < 1:
             raise UsageError(

@@ -1,47 +1,128 @@
-"""What one pass over an output's rows finds: lengths of texts, norms, repeated vectors, and a sample.
+"""One pass over an output's rows: lengths of texts, norms, duplicate vectors and a sample.
 
-Knows nothing of charts. Memory is bounded: counts, and as many vectors as the sample has.
+A block of rows is in memory at a time; besides, there are only counts and the vectors of the sample.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import plain_values
+from embedkit.errors import UsageError
+from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.schema import RECEIPT
 from embedkit.output.norms import NormTally
 from embedkit.output.open import Stored
-from embedkit.report.blocks import Block, blocks
 from embedkit.report.geometry import unit
 from embedkit.types import Variant
 
-#: A sample's vectors take at most this many bytes: very long vectors, a smaller sample.
+#: Rows of a block.
+_ROWS = 4096
+#: Most bytes of a sample's vectors: long vectors have a smaller sample.
 _SAMPLE_BYTES = 256 * 2**20
-#: Vectors whose hash is held at a time, 24 bytes each; beyond that a half, a quarter … of them is looked at.
+#: Most hashes held at a time, 24 bytes each; with more vectors, a half, a quarter … of the hashes are used.
 _HASHES = 4 * 2**20
-#: Rows that are told of each group of equal vectors.
+#: Rows listed of each group of equal vectors.
 _SHOWN = 5
-#: Letters of a kept value that go to the page.
-_LETTERS = 200
+#: Most characters of a kept value on the page.
+_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of an output, with one float32 vector each in any storage format.
+
+    Attributes:
+        facts: [R] id, kept columns and receipt.
+        start: number of the first row in the output.
+        has_vector: bool [R].
+        vectors: float32 [V, D], V = has_vector.sum(): the mean of token vectors, and bits as -1 and 1, so that
+            cosine is 1 less twice the share of bits that differ.
+    """
+
+    facts: pa.Table
+    start: int
+    has_vector: NDArray[np.bool_]
+    vectors: NDArray[np.float32]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[V] numbers in the output of the rows with a vector."""
+        return self.start + np.flatnonzero(self.has_vector)
+
+    def column(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+        """Returns the cells of a column for these row numbers; None if the output has no such column."""
+        if name not in self.facts.column_names:
+            return [None] * len(rows)
+        cells: list[Any] = plain_values(self.facts[name].take(pa.array(rows - self.start)))
+        return cells
+
+
+def chosen_variant(stored: Stored, name: str | None) -> Variant:
+    """Returns the column of vectors with this name; the first without a name.
+
+    Raises:
+        UsageError: there is no column of this name.
+    """
+    variants = stored.layout.variants
+    for variant in variants:
+        if name is None or name in {variant.name, variant.column}:
+            return variant
+    raise UsageError(
+        f"--variant {name}: the output has no such column of vectors",
+        hint=f"it has {', '.join(variant.name or variant.column for variant in variants)}",
+    )
+
+
+def blocks(stored: Stored, variant: Variant) -> Iterator[Block]:
+    """Yields all rows in order.
+
+    Raises:
+        OutputError: a file is missing or damaged.
+    """
+    start = 0
+    for piece in stored.pieces([variant]):
+        ends = np.concatenate([[0], np.cumsum(piece.has_vector)])
+        for first in range(0, len(piece.facts), _ROWS):
+            last = min(first + _ROWS, len(piece.facts))
+            vectors = piece.vectors[variant.name][ends[first] : ends[last]]
+            facts = piece.facts.slice(first, last - first)
+            yield Block(facts, start + first, piece.has_vector[first:last], _floats(stored, variant, vectors))
+        start += len(piece.facts)
+
+
+def _floats(stored: Stored, variant: Variant, values: Vectors) -> NDArray[np.float32]:
+    if isinstance(values, np.ndarray):
+        vectors = stored.finite_floats(values, variant)
+    else:
+        vectors = np.zeros((len(values), variant.dims), np.float32)
+        for row, tokens in enumerate(values):
+            if len(tokens):
+                vectors[row] = stored.finite_floats(tokens, variant).mean(axis=0)
+    if stored.layout.precision == "binary":
+        vectors = 2 * vectors - 1
+    return np.ascontiguousarray(vectors)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows with a vector, chosen at random by a seed; in their order.
+    """A random sample of the rows with a vector, in their order.
 
     Attributes:
         rows: [S] their numbers in the output.
         ids: [S]
         vectors: float32 [S, D]
-        kept: kept column → [S] cells; strings cut to 200 letters.
+        kept: kept column → [S] cells; strings shortened to 200 characters.
     """
 
     rows: NDArray[np.int64]
@@ -51,15 +132,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
-    """Vectors that are there more than once, to the bit.
+class Duplicates:
+    """Vectors that occur more than once, equal to the bit.
 
     Attributes:
-        groups: how many vectors are repeated.
-        rows: how many rows hold one of these.
-        one_in: 1, or N where one in N vectors was looked at and the counts are estimates.
-        largest: numbers of the rows of the largest groups, at most five of each group.
-        sizes: how many rows each of these groups has.
+        groups: number of such vectors.
+        rows: number of rows with one of them.
+        one_in: 1, or N if one in N vectors was counted and the numbers are estimates.
+        largest: row numbers of the largest groups, at most five of each group.
+        sizes: number of rows of each of these groups.
     """
 
     groups: int
@@ -70,16 +151,17 @@ class Repeats:
 
 
 @dataclass
-class Survey:
+class OutputScan:
     """Counts over all rows, and the sample.
 
     Attributes:
-        rows: rows of the output. vectors: those with a vector.
-        status: word → rows.
+        rows: rows of the output.
+        vectors: rows with a vector.
+        status: status → rows.
         lengths: tokens of a text → rows.
         n_used: tokens that went through the model.
         norms: of all vectors.
-        wanted: id → (row, unit vector [D]) of rows that were asked for by id; the first row of an id.
+        by_id: id → (row, unit vector [D]) for the requested ids; the first row of an id.
     """
 
     rows: int = 0
@@ -88,12 +170,12 @@ class Survey:
     lengths: Counter[int] = field(default_factory=Counter)
     n_used: int = 0
     norms: NormTally = field(default_factory=NormTally)
-    wanted: dict[str, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
+    by_id: dict[str, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
     sample: Sample = field(init=False)
-    repeats: Repeats = field(init=False)
+    duplicates: Duplicates = field(init=False)
 
     def count(self, block: Block) -> None:
-        """Add a block's receipts and norms."""
+        """Adds a block's receipts and norms."""
         self.rows += len(block.facts)
         self.vectors += len(block.vectors)
         self.status.update(block.facts["status"].to_pylist())
@@ -102,35 +184,35 @@ class Survey:
         self.norms.add(block.vectors)
 
 
-def survey(stored: Stored, variant: Variant, *, size: int, seed: int, wanted: Collection[str]) -> Survey:
-    """Read all rows once.
+def scan_output(stored: Stored, variant: Variant, *, size: int, seed: int, ids: Collection[str]) -> OutputScan:
+    """Reads all rows once.
 
     Args:
         stored: the output.
         variant: its column of vectors.
         size: most rows of the sample.
-        seed: decides which rows are in it, together with how many there are.
-        wanted: ids whose vectors are asked for.
+        seed: of the sample.
+        ids: whose vectors are returned in `by_id`.
 
     Raises:
         OutputError: a file is missing or damaged.
     """
-    found, repeats = Survey(), _Repeats()
-    sampling = _Sampling(min(size, _SAMPLE_BYTES // (4 * max(1, variant.dims))), seed, variant.dims)
+    found, duplicates = OutputScan(), _DuplicateCounter()
+    sampler = _Sampler(min(size, _SAMPLE_BYTES // (4 * max(1, variant.dims))), seed, variant.dims)
     for block in blocks(stored, variant):
         found.count(block)
-        repeats.add(block)
-        sampling.add(block)
-        if wanted:
-            ids = block.column("id", block.rows)
-            for place in (place for place, identity in enumerate(ids) if identity in wanted):
-                found.wanted.setdefault(ids[place], (int(block.rows[place]), unit(block.vectors[place])))
-    found.sample, found.repeats = sampling.sample(), repeats.result()
+        duplicates.add(block)
+        sampler.add(block)
+        if ids:
+            names = block.column("id", block.rows)
+            for place in (place for place, name in enumerate(names) if name in ids):
+                found.by_id.setdefault(names[place], (int(block.rows[place]), unit(block.vectors[place])))
+    found.sample, found.duplicates = sampler.sample(), duplicates.result()
     return found
 
 
-class _Sampling:
-    """The rows with the smallest of one random number a row: known after one pass, whatever the blocks."""
+class _Sampler:
+    """Keeps the rows with the smallest of one random number a row, so that blocks do not matter."""
 
     def __init__(self, size: int, seed: int, dims: int) -> None:
         self._size, self._random = size, np.random.default_rng(seed)
@@ -171,30 +253,30 @@ class _Sampling:
         return Sample(np.concatenate(self._rows), self._ids, np.concatenate(self._vectors), self._kept)
 
 
-class _Repeats:
-    """Hashes of vectors, rows and counts; where there are too many, of the hashes below a falling bound."""
+class _DuplicateCounter:
+    """Counts hashes of vectors; if there are too many, only hashes below a bound that is halved each time."""
 
     def __init__(self) -> None:
         self._one_in = 1
-        #: hash, row, and how many rows the entry stands for: of a hash that is there often, five rows are held.
+        #: Hash, row and number of rows, in the first entry of a hash; a frequent hash has five entries.
         self._entries = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
-        self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
+        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
         self._held = 0
 
     def add(self, block: Block) -> None:
         digests = b"".join(blake2b(vector, digest_size=8).digest() for vector in block.vectors)
-        self._waiting.append((np.frombuffer(digests, "<u8"), block.rows, np.ones(len(block.vectors), np.int64)))
+        self._pending.append((np.frombuffer(digests, "<u8"), block.rows, np.ones(len(block.vectors), np.int64)))
         self._held += len(block.vectors)
         if self._held > _HASHES:
-            self._settle()
+            self._merge()
             while len(self._entries[0]) > _HASHES // 2:
                 self._one_in *= 2
-                self._settle()
+                self._merge()
             self._held = len(self._entries[0])
 
-    def _settle(self) -> None:
-        hashes, rows, counts = map(np.concatenate, zip(self._entries, *self._waiting, strict=True))
-        self._waiting.clear()
+    def _merge(self) -> None:
+        hashes, rows, counts = map(np.concatenate, zip(self._entries, *self._pending, strict=True))
+        self._pending.clear()
         below = np.uint64((2**64 - 1) // self._one_in)
         order = np.lexsort((rows, hashes))
         order = order[hashes[order] <= below]
@@ -207,12 +289,12 @@ class _Repeats:
         stay = rank < _SHOWN
         self._entries = (hashes[stay], rows[stay], counts[stay])
 
-    def result(self) -> Repeats:
-        self._settle()
+    def result(self) -> Duplicates:
+        self._merge()
         _, rows, counts = self._entries
         repeated = np.flatnonzero(counts > 1)
         largest = heapq.nsmallest(5, repeated.tolist(), key=lambda first: (-counts[first], rows[first]))
-        return Repeats(
+        return Duplicates(
             len(repeated) * self._one_in,
             int(counts[repeated].sum()) * self._one_in,
             self._one_in,
@@ -222,5 +304,5 @@ class _Repeats:
 
 
 def shortened(cell: Any) -> Any:
-    """A cell as it goes to the page: strings cut to 200 letters."""
-    return f"{cell[:_LETTERS]}…" if isinstance(cell, str) and len(cell) > _LETTERS else cell
+    """Returns a cell as the page shows it: strings shortened to 200 characters."""
+    return f"{cell[:_CHARACTERS]}…" if isinstance(cell, str) and len(cell) > _CHARACTERS else cell

@@ -1,13 +1,10 @@
-"""The section of a sweep: what `embedkit sweep` left in its folder, as a heat map and a table.
-
-Reads the files alone; knows nothing of how scores come about.
-"""
+"""The section of a sweep: the scores in its folder as a heat map and a table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,11 @@ import pyarrow.parquet as pq
 from embedkit.errors import OutputError
 from embedkit.output.open import readable
 from embedkit.report.charts import Figure, plain
-from embedkit.report.markup import Markup, chart, element, folded, joined, table
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, read_file, sha256_of_file
 
 _RESULTS, _SUMMARY, _VECTORS = "results.parquet", "summary.json", "vectors"
-#: Scores that are shares, told in per cent.
+#: Scores that are shown in per cent.
 _SHARES = frozenset({"accuracy", "macro_f1", "auroc"})
 
 
@@ -35,7 +31,7 @@ class Sweep:
         path: its folder.
         rows: results.parquet, a row a candidate.
         summary: summary.json.
-        metrics: all metrics, the one that chose first.
+        metrics: all metrics, the deciding one first.
     """
 
     path: Path
@@ -45,10 +41,10 @@ class Sweep:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether this is the folder of a sweep, finished or not.
+    """Returns True if this is the folder of a sweep, finished or not.
 
     Raises:
-        OutputError: that cannot be known.
+        OutputError: the folder cannot be read.
     """
     with as_read_error(path):
         if exists(path / "manifest.json") or exists(path / "plan.json"):
@@ -57,10 +53,10 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read the results of a sweep.
+    """Reads the results of a sweep.
 
     Raises:
-        OutputError: it is not finished, or a file is not as a sweep writes it.
+        OutputError: it is unfinished, or a file is damaged.
     """
     with as_read_error(path):
         is_finished = exists(path / _SUMMARY)
@@ -94,57 +90,48 @@ def read_sweep(path: Path) -> Sweep:
         return Sweep(path, rows.to_pylist(), summary, tuple(metrics))
 
 
-def sweep_section(it: Sweep, number: int) -> Markup:
-    """Everything about one sweep; `number` makes the name of its figure its own."""
-    name = f"sweep-{number}"
-    parts = [element("h2", it.path.name, id=name), *_verdict(it), *_heat_map(it, name), *_all_scores(it)]
-    return element("section", joined(parts), aria_labelledby=name)
-
-
-def _verdict(it: Sweep) -> Iterator[Markup]:
+def sweep_section(it: Sweep, number: int) -> dict[str, Any]:
+    """Returns the values for the template sweep.html.j2; `number` makes the section's ids unique on the page."""
     summary, metric = it.summary, it.metrics[0]
-    yield element("p", f"{summary['sentence']}.", class_="winner")
     nested = summary.get("nested", {}).get(metric)
-    if nested:
-        yield element(
-            "p",
-            "Chosen inside of each fold, so that choosing does not flatter it: "
-            f"{_title(metric)} {_interval([nested[end] for end in ('mean', 'low', 'high')], metric)}.",
-        )
-    counted = summary.get("rows", {})
+    counts, model = summary.get("rows", {}), summary.get("model", {})
     facts = {
         "label": summary.get("label"),
         "kept together": summary.get("group"),
         "task": summary.get("task"),
-        "rows judged": counted.get("judged"),
-        "rows of the input": counted.get("input"),
+        "rows judged": counts.get("judged"),
+        "rows of the input": counts.get("input"),
         "classes": summary.get("classes"),
         "folds": summary.get("folds"),
         "probe": summary.get("probe"),
         "seed": summary.get("seed"),
-        "model": summary.get("model", {}).get("name"),
-        "recipe": summary.get("model", {}).get("fingerprint"),
+        "model": model.get("name"),
+        "recipe": model.get("fingerprint"),
         "nearly equal texts": summary.get("near_duplicates", {}).get("texts"),
     }
-    told = ((key, f"{value:,}" if isinstance(value, int) else value) for key, value in facts.items())
-    yield table((), [(key, value) for key, value in told if value not in {None, ""}])
-    if "command" in summary:
-        yield element("p", "The command that makes the winner's vectors:")
-        yield element("pre", element("code", summary["command"]), tabindex="0")
-
-
-def _heat_map(it: Sweep, name: str) -> Iterator[Markup]:
-    metric = it.metrics[0]
-    yield element("h3", "Layers and poolings")
-    told = (
-        f"{_title(metric)} of each layer and pooling, the mean over the folds; darker is better. Thick frame: the "
-        "best; dashed frame: a baseline. The mouse tells the 95 % confidence interval."
-    )
-    yield chart(f"{name}-heat", told, heat_figure(it.rows, metric), tall=True)
+    return {
+        "id": f"sweep-{number}",
+        "name": it.path.name,
+        "sentence": summary["sentence"],
+        "metric": _title(metric),
+        "metrics": [_title(name) for name in it.metrics],
+        "nested": nested and _interval([nested[end] for end in ("mean", "low", "high")], metric),
+        "facts": [
+            (name, f"{value:,}" if isinstance(value, int) else value)
+            for name, value in facts.items()
+            if value not in {None, ""}
+        ],
+        "command": summary.get("command"),
+        "heat_map": heat_figure(it.rows, metric),
+        "scores": [
+            {**row, "scores": [_interval(_scores(row, name), name) for name in it.metrics]}
+            for row in sorted(it.rows, key=lambda row: -_number(row[metric]))
+        ],
+    }
 
 
 def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """Layers down, the deepest on top, and poolings across: the mean of the metric in every cell."""
+    """Returns a heat map of the metric's means: layers down, the deepest on top, and poolings across."""
     lines = list(dict.fromkeys(map(_line, rows)))
     pools = list(dict.fromkeys(row["pool"] for row in rows))
     means: list[list[float | None]] = [[None] * len(pools) for _ in lines]
@@ -164,9 +151,9 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         )
         if row["is_winner"] or row["is_baseline"]:
             frames.append(_frame(pool, line, winner=row["is_winner"]))
-    there = [mean for of_line in means for mean in of_line if mean is not None]
-    # The shades are for the upper nine tenths: one bad candidate would take them all.
-    low, high = (float(np.quantile(there, 0.1)), max(there)) if there else (0.0, 1.0)
+    defined = [mean for of_line in means for mean in of_line if mean is not None]
+    # The shades span the upper nine tenths: one bad candidate would take up the whole range.
+    low, high = (float(np.quantile(defined, 0.1)), max(defined)) if defined else (0.0, 1.0)
     trace = {
         "type": "heatmap",
         "z": means,
@@ -177,7 +164,7 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         "customdata": hovered,
         "hovertemplate": "%{customdata}<extra></extra>",
         "hoverongaps": False,
-        # Black is read on all of these shades, and the shades tell apart in print.
+        # Black text is readable on all of these shades, also in print.
         "colorscale": [[0, "#f7fafd"], [1, "#4f8ac9"]],
         "textfont": {"color": "#111111", "size": 13},
         "showscale": False,
@@ -219,30 +206,15 @@ def _frame(pool: int, line: int, *, winner: bool) -> Figure:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """Where a candidate's states are from."""
+    """Returns the layers of a candidate in words."""
     layers = row["layers"]
     if len(layers) == 1:
         return f"layer {layers[0]}"
     return f"{row['layer_agg']} of {', '.join(map(str, layers))}"
 
 
-def _all_scores(it: Sweep) -> Iterator[Markup]:
-    ranked = sorted(it.rows, key=lambda row: -_number(row[it.metrics[0]]))
-    rows = [
-        (
-            element("strong", row["name"]) if row["is_winner"] else row["name"],
-            row["dims"],
-            *(_interval(_scores(row, metric), metric) for metric in it.metrics),
-            "best" if row["is_winner"] else "baseline" if row["is_baseline"] else "",
-        )
-        for row in ranked
-    ]
-    headers = ("candidate", "dimensions", *map(_title, it.metrics), "")
-    yield folded("All scores as a table, the best first", table(headers, rows))
-
-
 def _scores(row: Mapping[str, Any], metric: str) -> list[float | None]:
-    """Mean, and the two ends of its interval."""
+    """Returns the mean and the ends of its interval."""
     return [row[f"{metric}{end}"] for end in ("", "_low", "_high")]
 
 
@@ -256,7 +228,7 @@ def _number(score: float | None) -> float:
 
 
 def _shown(score: float | None, metric: str) -> str:
-    """A score as it is written: `83.7` (per cent), or `0.512`."""
+    """Returns a score as printed: `83.7` (per cent) or `0.512`."""
     if score is None or not math.isfinite(score):
         return "none"
     return f"{100 * score:.1f}" if metric in _SHARES else f"{score:.3f}"

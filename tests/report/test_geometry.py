@@ -63,7 +63,7 @@ def test_equal_vectors_are_no_near_pair_and_many_near_ones_are_counted():
 
 
 def test_of_too_many_vectors_a_seeded_part_is_looked_at(monkeypatch):
-    monkeypatch.setattr(geometry, "_PRODUCTS", 50**2 * 32)
+    monkeypatch.setattr(geometry, "_MULTIPLICATIONS", 50**2 * 32)
     vectors = cloud(400)
     assert near_pairs(vectors, 0).among == 50
     assert near_pairs(vectors, 0) == near_pairs(vectors, 0)

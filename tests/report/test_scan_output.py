@@ -10,8 +10,7 @@ import pytest
 
 from embedkit.output.norms import NormTally
 from embedkit.report import scan_output as module
-from embedkit.report.blocks import Block
-from embedkit.report.scan_output import survey
+from embedkit.report.scan_output import Block, scan_output
 from embedkit.types import Variant
 
 
@@ -48,7 +47,7 @@ def surveyed(monkeypatch):
                 yield Block(facts.slice(start, step), start, has_vector[here], held)
 
         monkeypatch.setattr(module, "blocks", blocks)
-        return survey(None, Variant("", 4), **({"size": 50, "seed": 7, "wanted": ()} | asked))
+        return scan_output(None, Variant("", 4), **({"size": 50, "seed": 7, "ids": ()} | asked))
 
     return ran
 
@@ -82,18 +81,18 @@ def test_each_row_is_as_likely_as_another(surveyed):
 
 
 def test_counts_are_over_all_rows(surveyed):
-    found = surveyed(1000, 64, wanted={"id7", "id5", "nobody"})
+    found = surveyed(1000, 64, ids={"id7", "id5", "nobody"})
     assert (found.rows, found.vectors) == (1000, 800)
     assert found.status == {"ok": 800, "empty": 200}
     assert found.lengths == Counter(row % 7 for row in range(1000))
     assert found.n_used == sum(min(row % 7, 5) for row in range(1000))
     assert found.norms.count == 800
-    assert set(found.wanted) == {"id7"}  # id5 has no vector
-    assert found.wanted["id7"][0] == 7
+    assert set(found.by_id) == {"id7"}  # id5 has no vector
+    assert found.by_id["id7"][0] == 7
 
 
 def test_repeated_vectors_are_found_with_their_first_rows(surveyed):
-    repeats = surveyed(1000, 64).repeats
+    repeats = surveyed(1000, 64).duplicates
     # Rows 10, 60, 110, … are multiples of 5 and have no vector; 11, 111, … have that of row 4.
     assert (repeats.groups, repeats.rows, repeats.one_in) == (1, 11, 1)
     assert repeats.largest == [[4, 11, 111, 211, 311]]
@@ -102,7 +101,7 @@ def test_repeated_vectors_are_found_with_their_first_rows(surveyed):
 
 def test_with_too_many_vectors_the_count_of_repeated_ones_is_an_estimate(surveyed, monkeypatch):
     monkeypatch.setattr(module, "_HASHES", 128)
-    repeats = surveyed(1000, 64).repeats
+    repeats = surveyed(1000, 64).duplicates
     assert repeats.one_in in {8, 16, 32}
     # Either the one repeated vector is among those looked at, and stands for so many, or it is not.
     assert (repeats.groups, repeats.rows) in {(repeats.one_in, 11 * repeats.one_in), (0, 0)}

@@ -1,6 +1,7 @@
-"""What there is to tell of one output: all numbers of its section, before anything is drawn.
+"""All numbers of an output's section, before anything is drawn.
 
-Two passes over the rows: one counts and samples, the other finds the neighbours of rows that are known then.
+Two passes over the rows: the first counts and samples, the second finds the neighbours of sampled or requested
+rows.
 """
 
 from __future__ import annotations
@@ -19,23 +20,22 @@ from embedkit.manifest.schema import InputFacts, Totals
 from embedkit.output.formats.schema import RECEIPT
 from embedkit.output.inspect import recorded_totals
 from embedkit.output.open import Stored, open_stored
-from embedkit.report.blocks import Block, blocks, chosen_variant
 from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map, unit
 from embedkit.report.report_config import ReportConfig
-from embedkit.report.scan_output import Sample, Survey, shortened, survey
+from embedkit.report.scan_output import Block, OutputScan, Sample, blocks, chosen_variant, scan_output, shortened
 from embedkit.suggest import did_you_mean
 from embedkit.types import Variant
 
 _QUERIES = 5
 _NEIGHBOURS = 10
-#: Names under which texts are kept, and counts of grouped rows: they colour a map only where they are named.
-_NO_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled"})
+#: Usual names of texts and counts of grouped rows, which colour a map only if requested.
+_NOT_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled"})
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the page says of a row: its name, and the cells of the columns that were asked for."""
+class RowLabel:
+    """How the page names a row: its id, and the cells of the requested columns."""
 
     name: str
     cells: tuple[Any, ...]
@@ -43,20 +43,23 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All of one output.
+    """The numbers of one output.
 
     Attributes:
         path: the folder or file.
-        variant: the column of vectors that the rest is about.
-        model: what the model is called; None where the output does not say.
-        totals: counts over all rows, those without a vector too.
+        stored: the output, opened.
+        variant: the column of vectors that the numbers are of.
+        model: name of the model; None if the output has none.
+        totals: counts over all rows, with and without a vector.
+        scan: of the rows.
         color: the column that colours the map, or None.
-        shown: columns whose cells are told of the points of the map.
-        columns: these, after the one that colours the map: told beside neighbours.
-        near: nearly equal pairs among the sample; `closest` are places in the sample.
+        shown: columns shown for points of the map.
+        columns: columns shown for neighbours: `color` and `shown`.
+        map: of the sample.
+        near: nearly equal pairs in the sample; `closest` are positions in the sample.
         queries: rows whose neighbours are listed.
         nearest: for each, (cosine, row), nearest first.
-        told: row → what the page says of it.
+        labels: row → how the page names it.
     """
 
     path: Path
@@ -64,7 +67,7 @@ class Findings:
     variant: Variant
     model: str | None
     totals: Totals
-    survey: Survey
+    scan: OutputScan
     color: str | None
     shown: tuple[str, ...]
     columns: tuple[str, ...]
@@ -72,39 +75,39 @@ class Findings:
     near: NearPairs
     queries: Sequence[int]
     nearest: Sequence[Sequence[tuple[float, int]]]
-    told: Mapping[int, Told]
+    labels: Mapping[int, RowLabel]
 
     @property
     def sample(self) -> Sample:
         """The rows of the map."""
-        return self.survey.sample
+        return self.scan.sample
 
 
-def find_out(path: Path, config: ReportConfig) -> Findings:
-    """Read an output.
+def read_findings(path: Path, config: ReportConfig) -> Findings:
+    """Reads an output.
 
     Raises:
-        OutputError: there is nothing, it is not finished, a file is damaged, or embedkit did not write it.
+        OutputError: the output is missing, unfinished, damaged, or not written by embedkit.
         UsageError: it has no such variant, kept column or id.
     """
     stored = open_stored(path)
     variant = chosen_variant(stored, config.variant)
     _check_columns(path, stored, config)
-    seen = survey(stored, variant, size=config.sample, seed=config.seed, wanted=set(config.neighbours))
-    sample = seen.sample
+    scan = scan_output(stored, variant, size=config.sample, seed=config.seed, ids=set(config.neighbours))
+    sample = scan.sample
     color = config.color or _few_values(sample, _texts_of(stored.input))
     columns = tuple(dict.fromkeys([*([color] if color else []), *config.show]))
-    queries, vectors = _queries(path, seen, config)
+    queries, vectors = _queries(path, scan, config)
     nearest = Nearest(vectors, queries, _NEIGHBOURS)
-    repeated = {row for rows in seen.repeats.largest for row in rows}
-    told = _tell(blocks(stored, variant), nearest, {*queries, *repeated}, columns)
+    duplicates = {row for rows in scan.duplicates.largest for row in rows}
+    labels = _find_neighbours(blocks(stored, variant), nearest, {*queries, *duplicates}, columns)
     return Findings(
         path=path,
         stored=stored,
         variant=variant,
         model=stored.source.describe(),
-        totals=recorded_totals(path) or _totals(seen),
-        survey=seen,
+        totals=recorded_totals(path) or _totals(scan),
+        scan=scan,
         color=color,
         shown=tuple(dict.fromkeys(config.show)),
         columns=columns,
@@ -112,79 +115,81 @@ def find_out(path: Path, config: ReportConfig) -> Findings:
         near=near_pairs(sample.vectors, config.seed),
         queries=queries,
         nearest=nearest.found,
-        told=told,
+        labels=labels,
     )
 
 
-def name_of(identity: str | None, row: int) -> str:
-    """What a row is called: its id, or its place where the id is null."""
+def row_name(identity: str | None, row: int) -> str:
+    """Returns the id of a row, or its number if the id is null."""
     return f"row {row:,} (no id)" if identity is None else identity
 
 
-def _totals(seen: Survey) -> Totals:
-    n_tokens = sum(tokens * rows for tokens, rows in seen.lengths.items())
-    return Totals(seen.rows, seen.vectors, dict(seen.status), n_tokens, seen.n_used)
+def _totals(scan: OutputScan) -> Totals:
+    n_tokens = sum(tokens * rows for tokens, rows in scan.lengths.items())
+    return Totals(scan.rows, scan.vectors, dict(scan.status), n_tokens, scan.n_used)
 
 
 def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
-    """See that the columns that were asked for are there, by the first rows, before all of them are read."""
+    """Checks by the first rows that the requested columns exist, before all rows are read."""
     first = next(stored.pieces(()), None)
     kept = [] if first is None else [name for name in first.facts.column_names if name not in {"id", *RECEIPT}]
-    asked = [*([("--color", config.color)] if config.color else []), *(("--show", name) for name in config.show)]
-    for option, name in asked:
+    requested = [
+        *([("--color", config.color)] if config.color else []),
+        *(("--show", name) for name in config.show),
+    ]
+    for option, name in requested:
         if name not in kept:
             near = did_you_mean(name, kept, "", prefix=f"{option} ")
-            there = f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one"
+            columns = f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one"
             raise UsageError(
-                f"{option} {name}: {path.name} has no kept column of this name", hint=f"{near} {there}".lstrip()
+                f"{option} {name}: {path.name} has no kept column of this name", hint=f"{near} {columns}".lstrip()
             )
 
 
 def _texts_of(read: InputFacts | None) -> set[str]:
-    """Columns that were embedded, as far as the output says so."""
+    """Returns the names of the embedded columns, if the output records them."""
     return set() if read is None else {*read.text, *re.findall(r"\{(\w+)", read.template or "")}
 
 
 def _few_values(sample: Sample, texts: set[str]) -> str | None:
-    """The first kept column whose values are short and come again; never one of texts.
-
-    Most rows must have one of the values that get a colour of their own.
-    """
+    """Returns the first kept column of short values, most of which are repeated; never an embedded text."""
     for name, cells in sample.kept.items():
         counted = Counter(category(cell) for cell in cells)
         common = sum(rows for _, rows in counted.most_common(CATEGORIES) if rows > 1)
         short = all(len(word) <= 40 for word in counted)
-        if name not in texts | _NO_LABELS and short and len(counted) > 1 and 2 * common > len(cells):
+        if name not in texts | _NOT_LABELS and short and len(counted) > 1 and 2 * common > len(cells):
             return name
     return None
 
 
-def _queries(path: Path, seen: Survey, config: ReportConfig) -> tuple[list[int], np.ndarray]:
-    """Rows whose neighbours are asked for, and their vectors [Q, D] of length 1."""
-    sample = seen.sample
+def _queries(path: Path, scan: OutputScan, config: ReportConfig) -> tuple[list[int], np.ndarray]:
+    """Returns the rows whose neighbours are listed, and their unit vectors [Q, D]."""
+    sample = scan.sample
     if not config.neighbours:
         count = min(_QUERIES, len(sample.rows))
         places = np.sort(np.random.default_rng(config.seed).choice(len(sample.rows), count, replace=False))
         return sample.rows[places].tolist(), unit(sample.vectors[places])
     for identity in config.neighbours:
-        if identity not in seen.wanted:
+        if identity not in scan.by_id:
             raise UsageError(
                 f"--neighbours {identity}: no row of {path.name} with this id has a vector",
-                hint="ids are text, letter for letter as in the output's column `id`",
+                hint="give the id exactly as in the output's column `id`",
             )
-    found = [seen.wanted[identity] for identity in dict.fromkeys(config.neighbours)]
+    found = [scan.by_id[identity] for identity in dict.fromkeys(config.neighbours)]
     return [row for row, _ in found], np.stack([vector for _, vector in found])
 
 
-def _tell(through: Iterable[Block], nearest: Nearest, wanted: set[int], columns: Sequence[str]) -> dict[int, Told]:
-    """Find the neighbours, and what is said of each row that is on the page in the end."""
-    told: dict[int, Told] = {}
-    for block in through:
+def _find_neighbours(
+    rows_in_blocks: Iterable[Block], nearest: Nearest, listed: set[int], columns: Sequence[str]
+) -> dict[int, RowLabel]:
+    """Fills `nearest`, and returns the labels of its rows and of the `listed` ones."""
+    labels: dict[int, RowLabel] = {}
+    for block in rows_in_blocks:
         nearest.add(block.vectors, block.rows)
-        current = wanted | {row for found in nearest.found for _, row in found}
-        told = {row: told[row] for row in told.keys() & current}
+        current = listed | {row for found in nearest.found for _, row in found}
+        labels = {row: labels[row] for row in labels.keys() & current}
         rows = np.array([row for row in block.rows.tolist() if row in current], np.int64)
         cells = [[shortened(cell) for cell in block.column(name, rows)] for name in columns]
         for row, identity, *rest in zip(rows.tolist(), block.column("id", rows), *cells, strict=True):
-            told[row] = Told(name_of(identity, row), tuple(rest))
-    return told
+            labels[row] = RowLabel(row_name(identity, row), tuple(rest))
+    return labels

@@ -120,7 +120,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
         skipped=skipped,
         lowercase_first=by_us,
         overlap=(text.stride or 0) if text.on_long == "chunk" else None,
-        locates=unit != "text",
+        with_offsets=unit != "text",
         n_embeddings=None if oversized is None else embedded,
     )
     layers, layer_agg = _layers(shipped, spec.config.pooling, n_layers)

@@ -1,7 +1,7 @@
-"""Texts → token ids, with a receipt for each text.
+"""Turns texts into token ids, with counts for each text.
 
-Settles the casing and the length limit of a model, and cuts long texts, or reads them in windows, so that the
-special tokens stay. Knows nothing of batches or tensors.
+Settles a model's casing and length limit, and truncates long texts or splits them into windows, each with the
+special tokens.
 """
 
 from embedkit.tokenizer.casing import Casing

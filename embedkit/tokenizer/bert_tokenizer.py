@@ -1,8 +1,7 @@
-"""BERT's tokenizer from its files by the Rust library alone, where transformers would build the very same one.
+"""Reads BERT's tokenizer without transformers, whose import takes longer than a small job.
 
-Importing transformers costs more than a small job. So a tokenizer.json is read here if all that transformers
-would build anew from tokenizer_config.json (normalizer, pre-tokenizer, special tokens) is what the file holds
-already. Any doubt leaves it to AutoTokenizer.
+This is done only if tokenizer.json already contains what transformers would rebuild from tokenizer_config.json:
+normalizer, pre-tokenizer, special tokens. In any other case AutoTokenizer loads it.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Classes whose tokenizer is WordPiece behind BERT's normalizer, and which kinds of post-processors they keep.
+from embedkit.tokenizer.rust_tokenizer import disable_truncation
+
+#: Classes of tokenizers with BERT's normalizer and WordPiece.
 _CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
-#: Types of models for which transformers takes the class that tokenizer_config.json names.
+#: Model types for which transformers uses the class named in tokenizer_config.json.
 _MODEL_TYPES = ("bert", "distilbert", "electra")
 _SPECIAL = {
     "unk_token": "[UNK]",
@@ -23,7 +24,7 @@ _SPECIAL = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-#: Keys of tokenizer_config.json that change no id of a text.
+#: Keys of tokenizer_config.json that do not affect the ids of a text.
 _HARMLESS = {
     *("backend", "clean_up_tokenization_spaces", "do_basic_tokenize", "is_local", "local_files_only"),
     *("model_input_names", "name_or_path", "never_split", "padding_side", "special_tokens_map_file"),
@@ -34,12 +35,12 @@ _NO_LIMIT = int(1e30)
 
 
 class FileTokenizer:
-    """What embedkit reads of a tokenizer of transformers, over the Rust library's.
+    """A Rust tokenizer with the attributes of a transformers tokenizer that embedkit uses.
 
     Attributes:
-        backend_tokenizer: of the Rust library.
-        model_max_length: what the file states; 1e30 where it does not.
-        model_input_names: what the model takes.
+        backend_tokenizer: the Rust tokenizer.
+        model_max_length: as stated in tokenizer_config.json; 1e30 if it is not.
+        model_input_names: arguments of the model.
         truncation_side: right or left.
         cls_token_id, unk_token_id, all_special_ids: ids of special tokens.
     """
@@ -56,17 +57,17 @@ class FileTokenizer:
         self.all_special_ids = [backend.token_to_id(token) for token in _SPECIAL.values()]
 
     def get_vocab(self) -> dict[str, int]:
-        """Every entry and its id."""
+        """Returns every entry with its id."""
         vocab: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
         return vocab
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        """The ids of a text, special tokens included, uncut."""
+        """Returns the ids of a text, special tokens included, not truncated."""
         return {"input_ids": self.backend_tokenizer.encode(text).ids}
 
 
 def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
-    """The tokenizer of a folder, or None where transformers is to load it."""
+    """Reads the tokenizer of a folder; None if transformers has to load it."""
     try:
         model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
         settings = json.loads((folder / "tokenizer_config.json").read_bytes())
@@ -76,7 +77,7 @@ def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
             model_type in _MODEL_TYPES
             and not any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
             and _is_plain(settings, _special_tokens(folder))
-            and _is_as_settings_say(parts, settings)
+            and _matches_settings(parts, settings)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -84,11 +85,7 @@ def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(text)
-    # Cutting and padding are the caller's: the tokenizer's own would hide how long a text was.
-    backend.no_truncation()
-    backend.no_padding()
-    return FileTokenizer(backend, settings, model_type)
+    return FileTokenizer(disable_truncation(Tokenizer.from_str(text)), settings, model_type)
 
 
 def _special_tokens(folder: Path) -> Mapping[str, Any]:
@@ -98,7 +95,7 @@ def _special_tokens(folder: Path) -> Mapping[str, Any]:
 
 
 def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:
-    """Whether nothing is set but what is followed here, and special tokens are BERT's."""
+    """Checks that all settings are followed here, and that the special tokens are BERT's."""
     name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
     limit = settings.get("model_max_length", 1)
     known = settings.keys() <= _HARMLESS | _FOLLOWED | _SPECIAL.keys()
@@ -114,8 +111,8 @@ def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_as_settings_say(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether the parts that transformers builds anew from the settings are those in tokenizer.json."""
+def _matches_settings(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Checks that tokenizer.json contains the parts that transformers would build from the settings."""
     model, vocab = parts["model"], parts["model"]["vocab"]
     ids = {key: vocab[token] for key, token in _SPECIAL.items()}
     normalizer = {
@@ -137,7 +134,7 @@ def _is_as_settings_say(parts: Mapping[str, Any], settings: Mapping[str, Any]) -
 
 
 def _frames(processor: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
-    """Whether a text comes to stand between [CLS] and [SEP]."""
+    """Checks that a text is put between [CLS] and [SEP]."""
     if processor["type"] == "BertProcessing":
         ends = [["[CLS]", ids["cls_token"]], ["[SEP]", ids["sep_token"]]]
         return [processor["cls"], processor["sep"]] == ends
@@ -153,7 +150,7 @@ def _frames(processor: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
 
 
 def _are_special(added: list[Mapping[str, Any]], ids: Mapping[str, int]) -> bool:
-    """Whether the five special tokens, and no others, are cut out of a text before all else."""
+    """Checks that exactly the five special tokens are recognised in a text, before anything else."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     found = {token["content"]: token for token in added}
     return set(found) == set(_SPECIAL.values()) and all(

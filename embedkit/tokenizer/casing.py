@@ -1,4 +1,4 @@
-"""A model's tokenizer with its casing settled."""
+"""Decides whether texts are lowercased, and makes the tokenizer do it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.tokenizer.rust_tokenizer import rust_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Casing:
-    """Whether texts are lowercased, and why.
+    """The decision on the casing of texts.
 
     Attributes:
-        lowercase: what is done.
-        by_us: whether it is done before the tokenizer, which would not do it.
-        notice: what the user is told of it; None where nothing was in doubt.
+        lowercase: True if texts are lowercased.
+        by_us: True if they are lowercased before the tokenizer, which does not do it.
+        notice: a remark for the user; None if nothing was in doubt.
     """
 
     lowercase: bool
@@ -26,27 +27,27 @@ class Casing:
 def settle_casing(
     tokenizer: Any, casing: str, known_casing: str | None, stated: Any, *, states_casing: bool
 ) -> Casing:
-    """Decides on the casing and sets BERT's switch accordingly.
+    """Decides on the casing, and sets the switch of BERT's normalizer.
 
     Args:
         tokenizer: of transformers; its normalizer is changed in place.
         casing: `--lowercase`: auto, yes or no.
         known_casing: cased or uncased, from the alias table; None if not listed.
-        stated: `do_lower_case` of tokenizer_config.json, if it is there.
-        states_casing: whether a file of the model states the casing.
+        stated: `do_lower_case` of tokenizer_config.json; None if it is not set.
+        states_casing: True if a file of the model states the casing.
 
     Raises:
-        ModelError: the tokenizer lowercases, cannot be stopped from it, and `casing` is no.
+        ModelError: `casing` is no, and the tokenizer lowercases without a switch.
     """
-    normalizer: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    normalizer: Any = getattr(rust_tokenizer(tokenizer), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
-        return _casing_outside(tokenizer, casing, stated)
+        return _settle_without_switch(tokenizer, casing, stated)
     lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
-    decided = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
-    if decided.lowercase != normalizer.lowercase:
-        normalizer.lowercase = decided.lowercase
+    settled = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
+    if settled.lowercase != lowers:
+        normalizer.lowercase = settled.lowercase
         tokenizer.backend_tokenizer.normalizer = normalizer
-    return decided
+    return settled
 
 
 def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab: dict[str, int]) -> Casing:
@@ -56,7 +57,7 @@ def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab
         return Casing(known == "uncased")
     entries = [entry for entry in vocab if not (entry.startswith("[") and entry.endswith("]"))]
     capitals = sum(any(letter.isupper() for letter in entry) for entry in entries)
-    # Uncased BERT vocabularies have no entry with a capital, cased ones about a third.
+    # Of an uncased BERT vocabulary, no entry has a capital; of a cased one, about a third.
     cased_vocab = capitals > len(entries) / 100
     if cased_vocab != lowers:
         return Casing(lowers)
@@ -72,8 +73,8 @@ def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab
     return Casing(lowers)
 
 
-def _casing_outside(tokenizer: Any, casing: str, stated: Any) -> Casing:
-    """Casing of a tokenizer without BERT's switch: it can be added before it, not taken out of it."""
+def _settle_without_switch(tokenizer: Any, casing: str, stated: Any) -> Casing:
+    """Settles the casing of a tokenizer without BERT's switch: lowercasing can be added, not removed."""
     lowers = _lowercases(tokenizer)
     if casing == "no" and lowers:
         raise ModelError(
@@ -88,32 +89,31 @@ def _casing_outside(tokenizer: Any, casing: str, stated: Any) -> Casing:
 
 
 def _lowercases(tokenizer: Any) -> bool:
-    """Whether a tokenizer does away with capitals.
+    """Checks whether a tokenizer lowercases texts.
 
-    Vocabularies of letters alone, such as those of proteins, know no probe in either casing: what is unknown in
-    both tells nothing.
+    Vocabularies of letters, such as those of proteins, may lack the probe in both casings: then it does not count.
     """
     probe = "Abc DEF"
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = rust_tokenizer(tokenizer)
     if backend is not None:
         return backend.normalizer is not None and backend.normalizer.normalize_str(probe).islower()
     try:
         texts = (probe, probe.lower())
         as_is, lowered = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-    except Exception:  # noqa: BLE001 - a tokenizer in Python may raise anything at a letter that it does not know
+    except Exception:  # noqa: BLE001 - a tokenizer in Python may raise anything at an unknown letter
         return False
     return as_is == lowered and set(as_is) != {getattr(tokenizer, "unk_token_id", None)}
 
 
 def prepend_lowercase(tokenizer: Any) -> bool:
-    """Put `do_lower_case` before all else that the tokenizer does to a text.
+    """Makes the tokenizer lowercase a text first, as `do_lower_case` of sentence-transformers does.
 
-    Special tokens that a text spells out keep their letters so, and lowercasing is the Rust library's.
+    Unlike lowercasing before the tokenizer, this keeps special tokens in a text as they are.
 
     Returns:
-        Whether this tokenizer has a place for it.
+        False if the tokenizer is written in Python, which has no such step.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = rust_tokenizer(tokenizer)
     if backend is None:
         return False
     from tokenizers import normalizers

@@ -1,7 +1,4 @@
-"""How long a text may be: what the model can take, and what becomes of the rest.
-
-Pure arithmetic.
-"""
+"""Settles the most tokens of a text, and splits longer texts into windows."""
 
 from __future__ import annotations
 
@@ -16,17 +13,17 @@ from embedkit.errors import InputError, UsageError
 
 #: Above this, a tokenizer's `model_max_length` is a placeholder (transformers writes 1e30), not a limit.
 _NO_LIMIT = 1_000_000
-#: For models that take any length and whose tokenizer states none: most were trained on 512 tokens.
+#: For models that take any length and state none: most were trained on 512 tokens.
 _FALLBACK_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The pieces in which a text is read: content tokens [start, stop), each but the last of full size.
+    """Windows of a text: content tokens [start, stop), each but the last of full size.
 
     Attributes:
         starts, stops: int64 [W].
-        added: int64 [W], tokens of each that are in no earlier one.
+        added: int64 [W], tokens of each window that are in no earlier one.
     """
 
     starts: NDArray[np.int64]
@@ -35,10 +32,10 @@ class Windows:
 
 
 def windows(content: int, room: int, overlap: int) -> Windows:
-    """Cut `content` tokens into windows of at most `room`, each sharing `overlap` with the one before it.
+    """Splits `content` tokens into windows of at most `room`, each sharing `overlap` with the previous one.
 
     Raises:
-        ValueError: windows that overlap by their whole size would never come to an end.
+        ValueError: `overlap` is negative, or not smaller than `room`.
     """
     if not 0 <= overlap < room:
         raise ValueError(f"windows of {room} tokens cannot overlap by {overlap}")
@@ -52,15 +49,15 @@ def windows(content: int, room: int, overlap: int) -> Windows:
 def usable_length(
     asked: int | None, *, positions: int | None, stated: int | None, trained: int | None = None
 ) -> int:
-    """Most tokens of a text, special tokens counted.
+    """Returns the most tokens of a text, special tokens included.
 
     Args:
-        asked: `--max-length`, or None for the most that the model can take.
-        positions: how many positions the model has; None = any number.
-        stated: the tokenizer's `model_max_length`, or the limit in the model's own recipe, where that is followed;
-            a placeholder counts as none.
-        trained: how many positions a model was trained with that computes any number of them; None = unknown, or
-            of no matter because its authors' recipe states more.
+        asked: `--max-length`; None for the most that the model can take.
+        positions: number of positions of the model; None if any.
+        stated: the tokenizer's `model_max_length`, or the limit in the model's recipe if that is followed; a
+            placeholder counts as none.
+        trained: number of positions that a model was trained with which computes any number; None if unknown, or
+            if its recipe sets the limit.
 
     Raises:
         UsageError: more is asked than the model has positions.
@@ -77,7 +74,7 @@ def usable_length(
 
 
 def refuse_long(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int]) -> None:
-    """Carry out `--on-long error`.
+    """Checks that no text is too long, for `--on-long error`.
 
     Raises:
         InputError: a text has more than `max_length` tokens; names the first such row.
@@ -91,7 +88,7 @@ def refuse_long(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int
 
 
 def stated_length(tokenizer: Any, config: Any, shipped: int | None) -> int:
-    """Most tokens of a text, by the recipe or else by the tokenizer and the encoder's configuration."""
+    """Returns the most tokens of a text, by the recipe, else by the tokenizer and the encoder's configuration."""
     if shipped is not None:
         return shipped
     positions = getattr(config, "max_position_embeddings", None)
@@ -100,10 +97,10 @@ def stated_length(tokenizer: Any, config: Any, shipped: int | None) -> int:
 
 
 def prompt_length(tokenizer: Any, prompt: str, max_length: int) -> int:
-    """How many tokens of each text are the prompt's, for a pooling that leaves them out.
+    """Counts the tokens of the prompt, for a pooling that leaves them out.
 
-    Counted as sentence-transformers does: those of the prompt alone, without a special token at its end. Where the
-    last word of the prompt and the first of a text make one token, it is counted as if they did not.
+    As in sentence-transformers, these are the tokens of the prompt alone, without a special token at its end, even
+    if the last word of the prompt and the first of a text form one token.
 
     Raises:
         UsageError: the prompt leaves no room for a text.

@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer: by its files alone where that is safe, else by transformers, then checks it."""
+"""Loads a model's tokenizer: from tokenizer.json if that is safe, else by transformers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from embedkit.errors import ModelError
 from embedkit.tokenizer.bert_tokenizer import read_bert_tokenizer
 from embedkit.tokenizer.casing import Casing, settle_casing
-from embedkit.tokenizer.consistency import against_code, held_to_files, stated_settings
+from embedkit.tokenizer.consistency import compare_with_file, follow_files, stated_settings
 
-_NAMED = (
+#: Messages of transformers and its tokenizers that name a missing package.
+_MESSAGES = (
     r"No module named '?([\w.]+)",
     r"pip install (?:-U |--upgrade )?[`'\"]?([\w\-\[\].]+)",
     r"requires? the (?:\W?)([\w\-]+)(?:\W?) library",
@@ -23,17 +24,17 @@ _NAMED = (
 )
 #: Modules whose package has another name.
 _PACKAGES = {"google": "protobuf", "MeCab": "mecab-python3", "unidic_lite": "unidic-lite"}
-#: Modules that read a kind of vocabulary. Where one is missing, transformers takes the file for tiktoken's.
+#: Modules that read a sentencepiece vocabulary. Without them, transformers mistakes the file for tiktoken's.
 _SENTENCEPIECE = ("sentencepiece", "google.protobuf")
 _TIKTOKEN = ("tiktoken.model", ".tiktoken")
 
 
 class OwnTokenizer(Protocol):
-    """A tokenizer's class that is code of the model's own."""
+    """A tokenizer class defined by code in the model's files."""
 
     @property
     def named_in(self) -> str:
-        """The file that names it."""
+        """The JSON file that names it."""
 
     @property
     def reference(self) -> str:
@@ -49,89 +50,75 @@ def load_tokenizer(
     code: OwnTokenizer | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Casing]:
-    """The tokenizer of a folder, as AutoTokenizer gives it, with its casing settled.
+    """Loads the tokenizer of a folder, as AutoTokenizer does, and settles its casing.
 
-    A checkpoint of `vocab.txt` alone is lowercased by transformers whatever its vocabulary holds
-    (transformers issues 343 and 3823); here the vocabulary decides.
+    transformers lowercases for a checkpoint with `vocab.txt` alone, whatever the vocabulary contains (transformers
+    issues 343 and 3823); here the vocabulary decides.
 
     Args:
-        folder: of the model.
+        folder: the model's.
         casing: `--lowercase`: auto, yes or no.
-        known_casing: cased or uncased, from the alias table; None = not known by name.
-        states_casing: whether a file of the model states the casing.
-        code: the tokenizer's class, where it is one of the model's own and may run; None = one of transformers.
-        trust_remote_code: whether code of the model may run at all, such as its configuration's.
+        known_casing: cased or uncased, from the alias table; None if not listed.
+        states_casing: True if a file of the model states the casing.
+        code: the tokenizer class in the model's files, if it may run; None for one of transformers.
+        trust_remote_code: True if any code in the model's files may run, such as its configuration's.
 
     Returns:
-        The tokenizer, and its casing with what else the user should know of it.
+        The tokenizer; and its casing, whose notice includes all notices on the tokenizer.
 
     Raises:
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
     """
-    tokenizer, told = _loaded(Path(folder), code, trust=trust_remote_code)
+    tokenizer, notices = _load(Path(folder), code, trust=trust_remote_code)
     stated = None if code is not None else stated_settings(Path(folder)).get("do_lower_case")
-    decided = settle_casing(tokenizer, casing, known_casing, stated, states_casing=states_casing)
-    notice = "; ".join(sentence for sentence in (*told, decided.notice) if sentence)
-    return tokenizer, replace(decided, notice=notice or None)
+    settled = settle_casing(tokenizer, casing, known_casing, stated, states_casing=states_casing)
+    notice = "; ".join(notice for notice in (*notices, settled.notice) if notice)
+    return tokenizer, replace(settled, notice=notice or None)
 
 
-def _loaded(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    """The tokenizer, and what the user should know of how it came to be."""
-    plain = None if code is not None else read_bert_tokenizer(folder)
-    if plain is not None:
-        return plain, ()
-    tokenizer, told = _by_transformers(folder, code, trust=trust)
+def _load(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
+    bert = None if code is not None else read_bert_tokenizer(folder)
+    if bert is not None:
+        return bert, ()
+    tokenizer, notices = _load_by_transformers(folder, code, trust=trust)
     if code is not None:
-        return tokenizer, against_code(tokenizer, folder)
-    tokenizer, of_files = held_to_files(tokenizer, folder)
-    return tokenizer, (*told, *of_files)
+        return tokenizer, compare_with_file(tokenizer, folder)
+    tokenizer, more = follow_files(tokenizer, folder)
+    return tokenizer, (*notices, *more)
 
 
-def _of_file_alone(folder: Path) -> Any | None:
-    """The tokenizer in tokenizer.json, whatever class is declared for it; None where there is none."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - the library raises anything here; the first error is told
-        return None
-
-
-def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
+def _load_by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()
 
-    # Said in every call: left out, transformers asks on stdin, and takes rows for answers.
+    # Without trust_remote_code, transformers asks on stdin, and takes rows for answers.
     options = {"local_files_only": True, "trust_remote_code": trust}
     try:
         if code is not None and code.named_in == "config.json":
-            # transformers 5 reads it in tokenizer_config.json alone.
+            # transformers 5 looks for it in tokenizer_config.json only.
             from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
             own = get_class_from_dynamic_module(code.reference, str(folder), local_files_only=True)
             tokenizer = own.from_pretrained(folder, **options)
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except Exception as fault:  # noqa: BLE001 - the library raises anything here, and no row is involved
-        missing = _missing_package(fault, folder)
+    except Exception as error:  # noqa: BLE001 - the library raises anything here, and no row is involved
+        missing = _missing_package(error, folder)
         if missing is not None:
             raise missing from None
-        # The declared class may not take the kind of tokenizer that the file holds.
-        alone = None if code is not None else _of_file_alone(folder)
-        if alone is not None:
-            return alone, (
-                "tokenizer.json is used as it was saved: the class declared for it cannot be built of it",
+        tokenizer = None if code is not None else _load_file_alone(folder)
+        if tokenizer is not None:
+            return tokenizer, (
+                "tokenizer.json is used as it was saved: the class declared for it cannot be built from it",
             )
         raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded ({type(fault).__name__})",
-            hint="check that tokenizer.json or the vocabulary's file is there and whole",
+            f"the tokenizer in {folder} cannot be loaded ({type(error).__name__})",
+            hint="check that tokenizer.json or the vocabulary's file is there and complete",
         ) from None
     files = {*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"}
     if code is None and len(files) > 1 and not any((folder / name).is_file() for name in files):
-        # transformers makes up a vocabulary of five entries in this case, and says nothing.
+        # transformers invents a vocabulary of five entries in this case, without a warning.
         raise ModelError(
             f"{folder} has no tokenizer: none of {', '.join(sorted(files))}",
             hint="put tokenizer.json, or the files that the model was trained with, into its folder",
@@ -139,14 +126,21 @@ def _by_transformers(folder: Path, code: OwnTokenizer | None, *, trust: bool) ->
     return tokenizer, ()
 
 
-def _missing_package(fault: BaseException, folder: Path) -> ModelError | None:
-    """The error that names the package; None where none is missing.
+def _load_file_alone(folder: Path) -> Any | None:
+    """Loads tokenizer.json, ignoring the class that is declared for it; None if that fails, too."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
 
-    Args:
-        fault: what transformers raised.
-        folder: of the model.
-    """
-    packages = dict.fromkeys(_of_sentencepiece(folder) or _named(fault, folder))
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - the library raises anything here; the first error is reported
+        return None
+
+
+def _missing_package(error: BaseException, folder: Path) -> ModelError | None:
+    """Returns an error that names the package which is missing; None if none is."""
+    packages = dict.fromkeys(_missing_for_sentencepiece(folder) or _named_package(error, folder))
     if not packages:
         return None
     return ModelError(
@@ -155,27 +149,26 @@ def _missing_package(fault: BaseException, folder: Path) -> ModelError | None:
     )
 
 
-def _of_sentencepiece(folder: Path) -> list[str]:
-    """What is missing to read a vocabulary of sentencepiece; [] where there is none to be read."""
-    if (folder / "tokenizer.json").is_file() or not _holds(folder, (".model", ".spm")):
+def _missing_for_sentencepiece(folder: Path) -> list[str]:
+    if (folder / "tokenizer.json").is_file() or not _has_file(folder, (".model", ".spm")):
         return []
-    return [_package(module) for module in _SENTENCEPIECE if not _is_there(module)]
+    return [_package(module) for module in _SENTENCEPIECE if not _is_importable(module)]
 
 
-def _named(fault: BaseException, folder: Path) -> list[str]:
-    """The package that the first of the errors names that came one of another."""
-    seen: BaseException | None = fault
-    while seen is not None:
-        if isinstance(seen, ImportError):
-            names = [seen.name] if seen.name else [name for of in _NAMED for name in re.findall(of, str(seen))]
-            packages = [_package(name) for name in names]
-            if packages and (packages[0] != "tiktoken" or _holds(folder, _TIKTOKEN)):
+def _named_package(error: BaseException, folder: Path) -> list[str]:
+    """Returns the package named by the first ImportError in a chain of exceptions."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ImportError):
+            found = (name for message in _MESSAGES for name in re.findall(message, str(link)))
+            packages = [_package(name) for name in ([link.name] if link.name else found)]
+            if packages and (packages[0] != "tiktoken" or _has_file(folder, _TIKTOKEN)):
                 return packages[:1]
-        seen = seen.__cause__ or seen.__context__
+        link = link.__cause__ or link.__context__
     return []
 
 
-def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
+def _has_file(folder: Path, endings: tuple[str, ...]) -> bool:
     return any(file.name.endswith(endings) for file in folder.iterdir())
 
 
@@ -184,7 +177,7 @@ def _package(module: str) -> str:
     return _PACKAGES.get(top, top)
 
 
-def _is_there(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         import_module(module)
     except ImportError:

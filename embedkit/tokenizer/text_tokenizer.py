@@ -1,6 +1,6 @@
-"""Texts → token ids of windows, and where each token is from.
+"""Turns texts into token ids, cut or split into windows, with counts and offsets.
 
-Tokenizes in the Rust library, whole shards at a time, in all its threads and without the GIL.
+The Rust library tokenizes many texts at a time, in all its threads and without the GIL.
 """
 
 from __future__ import annotations
@@ -16,35 +16,45 @@ from numpy.typing import NDArray
 
 from embedkit.errors import ModelError, UsageError
 from embedkit.tokenizer.lengths import windows
+from embedkit.tokenizer.rust_tokenizer import disable_truncation, rust_tokenizer
 from embedkit.types import TokenizedTexts, TokenOffsets, Tokens
 
-#: Characters tokenized at once: an Encoding costs some 100 bytes a token until its ids are taken out.
+#: Characters tokenized at once: an Encoding takes about 100 bytes a token until its ids are copied.
 _CHARACTERS_AT_ONCE = 500_000
-#: Letters of scripts that no vocabulary has all of: Glagolitic's multiocular O, cuneiform, runes, Ugaritic. What
-#: makes tokens of them spells every character, by its bytes.
+#: Letters of Glagolitic, cuneiform, runes, Ugaritic: a tokenizer that has tokens for these covers every character,
+#: by its bytes.
 _RARE = "\ua66e \U00012031 \u16a0 \U00010380"
-#: Codes of texts that the model cannot take: a token that it has no embedding for, and a character that the
-#: vocabulary has no token for, nor one that stands for all such characters.
+#: Codes of texts that the model cannot take: a token without an embedding; a character without a token if
+#: the vocabulary has no token for unknown characters.
 NO_EMBEDDING, UNKNOWN_CHARACTER = "no_embedding", "unknown_character"
-#: Entries of a vocabulary that are tried for a text that comes to a token, and how many texts are wanted.
-_ENTRIES_TRIED, _OWN_TEXTS = 300, 4
+#: Entries of a vocabulary to try as a probe text.
+_ENTRIES_TRIED = 300
 
 
 class TextTokenizer:
     """A model's tokenizer with its casing, prompt and length limit settled.
 
     Args:
-        tokenizer: of transformers, as AutoTokenizer gives it.
-        max_length: most tokens of a window, special tokens counted.
-        prompt: put before each text that has any content, and into each of its windows.
-        skipped: tokens of the prompt that the pooling leaves out; a text without any other is empty.
-        lowercase_first: lowercase texts before the tokenizer sees them.
-        overlap: tokens that a window shares with the one before it; None = longer texts are cut, not windowed.
-        locates: tell where each token is from.
-        n_embeddings: tokens that the model has an embedding for, from id 0; None = of every token.
+        tokenizer: of transformers, or a FileTokenizer.
+        max_length: most tokens of a window, special tokens included.
+        prompt: put before each text that is not blank, and into each of its windows.
+        skipped: tokens of the prompt that the pooling leaves out; a text without other tokens is empty.
+        lowercase_first: lowercase texts before the tokenizer.
+        overlap: tokens that a window shares with the previous one; None to truncate longer texts.
+        with_offsets: return the origin of each token.
+        n_embeddings: number of tokens that the model has an embedding for, from id 0; None if all.
+
+    Attributes:
+        prefix: number of special tokens before a text.
+        suffix: number of special tokens after it.
+        opens_with_cls: True if there are special tokens before a text.
+        closes_with_cls: True if the last special token after a text is [CLS].
+        unknown_id: id of the token for unknown characters; None if every character has a token.
+        without_unknown: if there is neither that token nor a token for every character, "refused" if a text with
+            such a character fails, or "left out" if the character is dropped; else None.
 
     Raises:
-        ModelError: the tokenizer takes texts apart, or cannot tell where its tokens are from and has to.
+        ModelError: the tokenizer puts special tokens inside of a text, or has no offsets where they are needed.
         UsageError: `max_length` leaves no room for a text.
     """
 
@@ -57,7 +67,7 @@ class TextTokenizer:
         skipped: int = 0,
         lowercase_first: bool = False,
         overlap: int | None = None,
-        locates: bool = False,
+        with_offsets: bool = False,
         n_embeddings: int | None = None,
     ) -> None:
         self.max_length = max_length
@@ -65,40 +75,39 @@ class TextTokenizer:
         self.lowercase_first = lowercase_first
         self.prompt = prompt.lower() if lowercase_first else prompt
         self.overlap = overlap
-        self.locates = locates
+        self.with_offsets = with_offsets
         self.n_embeddings = n_embeddings
         self.takes_token_types = "token_type_ids" in tokenizer.model_input_names
         self._cuts_left = getattr(tokenizer, "truncation_side", "right") == "left"
-        # A prompt goes into every window, so it has to be told from the text.
-        self._needs_places = locates or (overlap is not None and prompt != "")
-        self._encode = _encoder_of(tokenizer, with_places=self._needs_places)
+        # A prompt goes into every window, so its tokens have to be distinguished from the text's.
+        self._needs_offsets = with_offsets or (overlap is not None and prompt != "")
+        self._encode = _encode_function(tokenizer, with_offsets=self._needs_offsets)
         self._entries = partial(_entries, tokenizer)
-        self._spelled = ""
-        self._learn_special_tokens(tokenizer)
+        self._find_special_tokens(tokenizer)
+        self._check_room()
 
-    def _learn_special_tokens(self, tokenizer: Any) -> None:
-        """Find out what the tokenizer puts around a text, from a text of its own."""
-        probe, content = self._probe(tokenizer)
+    def _find_special_tokens(self, tokenizer: Any) -> None:
+        self._probe_text, probe, content = self._probe(tokenizer)
         special = [] if probe is None else probe.special_tokens_mask
         if probe is None or any(special[content[0] : content[-1] + 1]):
             raise ModelError(
-                "the tokenizer does not keep a plain text in one piece",
+                "the tokenizer makes no tokens of a plain text, or puts special tokens inside of it",
                 hint="embedkit cannot use this model; check the tokenizer's files",
             )
         self.prefix, self.suffix = content[0], len(special) - content[-1] - 1
         self.opens_with_cls = self.prefix > 0
         self.closes_with_cls = self.suffix > 0 and probe.ids[-1] == getattr(tokenizer, "cls_token_id", None)
         unknown = getattr(tokenizer, "unk_token_id", None)
-        rare, fault = self._encoded_alone(_RARE)
-        content_of_rare = rare.ids[self.prefix : len(rare.ids) - self.suffix] if rare is not None else []
-        #: What becomes of a character that the vocabulary has no token for, where there is no token for that.
-        self.without_unknown: str | None = "refused" if fault else None if content_of_rare else "left out"
-        #: The id of what the vocabulary has no entry for; None where it spells every character.
-        self.unknown_id: int | None = unknown if unknown in content_of_rare else None
+        rare = self._encode_one(_RARE)
+        rare_ids = rare.ids[self.prefix : len(rare.ids) - self.suffix] if rare is not None else []
+        self.without_unknown: str | None = "refused" if rare is None else None if rare_ids else "left out"
+        self.unknown_id: int | None = unknown if unknown in rare_ids else None
+
+    def _check_room(self) -> None:
         n_special = self.prefix + self.suffix
         if self.max_length <= n_special:
             raise UsageError(
-                f"--max-length {self.max_length} leaves no room beside {n_special} special tokens",
+                f"--max-length {self.max_length} leaves no room for a text: there are {n_special} special tokens",
                 hint=f"use at least {n_special + 1}",
             )
         before = len(self._encode([self.prompt])[0].ids) if self.prompt else n_special
@@ -111,26 +120,26 @@ class TextTokenizer:
             what = "special tokens and the prompt" if self.prompt else "special tokens"
             raise UsageError(
                 f"--stride {self.overlap}: windows of {self.max_length} tokens have room for "
-                f"{max(0, self.max_length - before)} beside {what}",
+                f"{max(0, self.max_length - before)} besides {what}",
                 hint=f"use a --stride below {max(1, self.max_length - before)}, or a larger --max-length",
             )
 
     def probe(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of some texts to try a model on; of entries of the vocabulary where it cannot spell the texts.
+        """Tokenizes texts to try a model on; entries of the vocabulary if it has no tokens for the texts.
 
         Args:
             texts: at least two.
 
         Raises:
-            ModelError: it cannot spell these either.
+            ModelError: it makes no tokens of these entries either.
         """
         found = self.tokenize(texts)
         if found.n_chunks.all():
             return found.tokens
         own = islice((entry for entry in self._entries() if self.tokenize([entry]).n_chunks[0]), len(texts))
-        words = [self._spelled, *own]
+        words = [self._probe_text, *own]
         lengths = (len(text.split()) for text in texts)
-        rotated = (islice(cycle(words), place, place + length) for place, length in enumerate(lengths))
+        rotated = (islice(cycle(words), start, start + length) for start, length in enumerate(lengths))
         found = self.tokenize([" ".join(chosen) for chosen in rotated])
         if found.n_chunks.all():
             return found.tokens
@@ -141,148 +150,146 @@ class TextTokenizer:
         )
 
     def tokenize(self, texts: Sequence[str | None]) -> TokenizedTexts:
-        """Token ids of a shard's texts.
+        """Tokenizes the texts of a shard.
 
-        A text is empty if it is None, blank, or comes to no token but the special ones. Longer ones than
-        `max_length` lose content tokens at the end (or the start, if the tokenizer is set so), or are read in
-        windows of that length.
+        A text is empty if it is None, blank, or has no tokens but special ones. A text longer than `max_length`
+        loses tokens at its end (or start, by the tokenizer's truncation side), or is split into windows.
 
         Args:
             texts: [R] texts; None for a null.
         """
-        found = _Found(len(texts))
+        found = _Windows(len(texts))
         for numbers in _portions(texts):
-            encoded = self._encoded([self._prepared(texts[number]) for number in numbers])
-            for number, text in zip(numbers, encoded, strict=True):
-                if isinstance(text, str):
-                    found.faults[number] = text
-                elif self.n_embeddings is not None and max(text.ids, default=0) >= self.n_embeddings:
+            encodings = self._encode_all([self._prepared(texts[number]) for number in numbers])
+            for number, encoding in zip(numbers, encodings, strict=True):
+                if encoding is None:
+                    found.faults[number] = UNKNOWN_CHARACTER
+                elif self.n_embeddings is not None and max(encoding.ids, default=0) >= self.n_embeddings:
                     found.faults[number] = NO_EMBEDDING
-                elif len(text.ids) > max(self.prefix + self.suffix, self.skipped):
-                    self._take(number, texts[number] or "", text, found)
+                elif len(encoding.ids) > max(self.prefix + self.suffix, self.skipped):
+                    self._add_windows(number, texts[number] or "", encoding, found)
         tokens = Tokens(
-            input_ids=_joined(found.ids),
-            token_type_ids=_joined(found.types) if self.takes_token_types else None,
+            input_ids=_concatenate(found.ids),
+            token_type_ids=_concatenate(found.types) if self.takes_token_types else None,
             lengths=np.array([len(ids) for ids in found.ids], np.int64),
             prefix=self.prefix,
             suffix=self.suffix,
         )
-        places = TokenOffsets(*(_joined(parts) for parts in found.places)) if self.locates else None
         return TokenizedTexts(
-            tokens,
-            np.asarray(found.texts, np.int64),
-            np.asarray(found.added, np.int64),
-            *(found.n_tokens, found.n_used, found.n_chunks),
-            places,
-            found.n_unknown if self.unknown_id is not None else None,
-            found.faults,
+            tokens=tokens,
+            texts=np.asarray(found.texts, np.int64),
+            added=np.asarray(found.added, np.int64),
+            n_tokens=found.n_tokens,
+            n_used=found.n_used,
+            n_chunks=found.n_chunks,
+            offsets=TokenOffsets(*map(_concatenate, found.offsets)) if self.with_offsets else None,
+            n_unknown=found.n_unknown if self.unknown_id is not None else None,
+            faults=found.faults,
         )
 
-    def _encoded(self, texts: list[str]) -> Sequence[_Encoded | str]:
-        """Each text's tokens, or the code of why it has none."""
+    def _encode_all(self, texts: list[str]) -> Sequence[_Encoding | None]:
+        """Encodes texts; None for one with a character that has no token."""
         try:
             return self._encode(texts)
-        except Exception:  # noqa: BLE001 - of the Rust library, and of tokenizers in Python; it does not say which
-            alone = [self._encoded_alone(text) for text in texts]
-            return [UNKNOWN_CHARACTER if encoded is None else encoded for encoded, _ in alone]
+        except Exception:  # noqa: BLE001 - neither the Rust library nor tokenizers in Python say which text it was
+            return [self._encode_one(text) for text in texts]
 
-    def _encoded_alone(self, text: str) -> tuple[_Encoded | None, bool]:
-        """A text's tokens, and whether it cannot be spelled."""
+    def _encode_one(self, text: str) -> _Encoding | None:
         try:
-            return self._encode([text])[0], False
+            return self._encode([text])[0]
         except Exception:  # noqa: BLE001 - as above
-            return None, True
+            return None
 
-    def _probe(self, tokenizer: Any) -> tuple[_Encoded | None, list[int]]:
-        """A text that comes to tokens of its own, and where these are; None where there is none.
+    def _probe(self, tokenizer: Any) -> tuple[str, _Encoding | None, list[int]]:
+        """Finds a text that has tokens, preferably other than unknown ones; returns it and their indices.
 
-        A vocabulary may have no plain letter: entries of its own are tried, too.
+        A vocabulary may have no plain letter: its own entries are tried, too.
         """
         special_ids = set(getattr(tokenizer, "all_special_ids", ()))
-        unknown: tuple[_Encoded | None, list[int]] = (None, [])
+        fallback: tuple[str, _Encoding | None, list[int]] = ("", None, [])
         for text in chain(("a b", "A B", "0 1"), self._entries()):
-            encoded, _ = self._encoded_alone(text)
-            if encoded is None:
+            encoding = self._encode_one(text)
+            mask = [] if encoding is None else encoding.special_tokens_mask
+            content = [index for index, is_special in enumerate(mask) if not is_special]
+            if encoding is None or not content:
                 continue
-            content = [place for place, mark in enumerate(encoded.special_tokens_mask) if not mark]
-            if not content:
-                continue
-            if not special_ids.intersection(encoded.ids[place] for place in content):
-                self._spelled = text
-                return encoded, content
-            if unknown[0] is None:
-                self._spelled, unknown = text, (encoded, content)
-        return unknown
+            if not special_ids.intersection(encoding.ids[index] for index in content):
+                return text, encoding, content
+            if fallback[1] is None:
+                fallback = (text, encoding, content)
+        return fallback
 
     def _prepared(self, text: str | None) -> str:
         return self.prompt + ((text or "").lower() if self.lowercase_first else text or "")
 
-    def _take(self, number: int, text: str, encoded: _Encoded, found: _Found) -> None:
-        """Add the windows of a text to what was found."""
-        ids, total = np.asarray(encoded.ids, np.int32), len(encoded.ids)
-        types = np.asarray(encoded.type_ids, np.int32) if self.takes_token_types else None
-        where = np.asarray(encoded.offsets, np.int32).reshape(-1, 2) if self._needs_places else None
-        opens = self.prefix if where is None else self._opening(where[: total - self.suffix, 1])
-        if where is not None:
-            where = _in_text(where - len(self.prompt), text, lowered=self.lowercase_first)
+    def _add_windows(self, number: int, text: str, encoding: _Encoding, found: _Windows) -> None:
+        ids, total = np.asarray(encoding.ids, np.int32), len(encoding.ids)
+        types = np.asarray(encoding.type_ids, np.int32) if self.takes_token_types else None
+        offsets = np.asarray(encoding.offsets, np.int32).reshape(-1, 2) if self._needs_offsets else None
+        opening = self.prefix if offsets is None else self._opening(offsets[: total - self.suffix, 1])
+        if offsets is not None:
+            offsets = _to_original(offsets - len(self.prompt), text, lowered=self.lowercase_first)
         if self.unknown_id is not None:
             found.n_unknown[number] = np.count_nonzero(ids[self.prefix : total - self.suffix] == self.unknown_id)
-        pieces = self._pieces(total, opens)
+        windows = self._split(total, opening)
         found.n_tokens[number] = total
-        found.n_chunks[number] = len(pieces)
-        found.n_used[number] = total if self.overlap is not None else len(ids[pieces[0][0]])
-        for cut, added in pieces:
+        found.n_chunks[number] = len(windows)
+        found.n_used[number] = total if self.overlap is not None else len(ids[windows[0][0]])
+        for cut, added in windows:
             found.texts.append(number)
             found.added.append(added)
             found.ids.append(ids[cut])
             if types is not None:
                 found.types.append(types[cut])
-            if self.locates and where is not None:
-                own = np.arange(total, dtype=np.int32) - opens
-                own[(own < 0) | (own >= total - self.suffix - opens)] = -1
-                for parts, of_text in zip(found.places, (own, *where.T), strict=True):
-                    parts.append(of_text[cut])
+            if self.with_offsets and offsets is not None:
+                index = np.arange(total, dtype=np.int32) - opening
+                index[(index < 0) | (index >= total - self.suffix - opening)] = -1
+                for parts, values in zip(found.offsets, (index, *offsets.T), strict=True):
+                    parts.append(values[cut])
 
     def _opening(self, stops: NDArray[np.int32]) -> int:
-        """How many tokens open every window: special tokens and the prompt.
+        """Counts the tokens at the start of every window: special tokens and the prompt.
 
-        A token that reaches from the prompt into the text is the text's: GPT-2 puts the blank between them before
-        the text's first word.
+        A token that reaches from the prompt into the text belongs to the text: GPT-2 puts the blank between them
+        before the text's first word.
         """
         if not self.prompt:
             return self.prefix
-        own = np.flatnonzero(stops[self.prefix :] > len(self.prompt))
-        found = self.prefix + int(own[0]) if len(own) else len(stops)
-        # Some tokenizers make more tokens of a prompt before a text than of the prompt alone, which was measured.
-        return found if self.overlap is None else min(found, self.max_length - self.suffix - self.overlap - 1)
+        after_prompt = np.flatnonzero(stops[self.prefix :] > len(self.prompt))
+        count = self.prefix + int(after_prompt[0]) if len(after_prompt) else len(stops)
+        # Before a text, a prompt may have more tokens than alone, which is what `_check_room` counts.
+        return count if self.overlap is None else min(count, self.max_length - self.suffix - self.overlap - 1)
 
-    def _pieces(self, total: int, opens: int) -> list[tuple[slice | NDArray[np.int64], int]]:
-        """Which of a text's tokens each window has, and how many of them are in no earlier one.
+    def _split(self, total: int, opening: int) -> list[tuple[slice | NDArray[np.int64], int]]:
+        """Splits the tokens of a text into windows.
 
         Args:
-            total: tokens of the text.
-            opens: of these, the ones that open every window: special tokens and the prompt.
+            total: number of tokens.
+            opening: number of special and prompt tokens at the start of every window.
+
+        Returns:
+            For each window, the indices of its tokens and the number of them that are in no earlier window.
         """
-        content = total - opens - self.suffix
+        content = total - opening - self.suffix
         if total <= self.max_length:
             return [(slice(None), content)]
         if self.overlap is None:
             room = self.max_length - self.prefix - self.suffix
             first = total - self.suffix - room if self._cuts_left else self.prefix
-            return [(self._framed(self.prefix, first, first + room, total), room)]
-        cut = windows(content, self.max_length - opens - self.suffix, self.overlap)
+            return [(self._window(self.prefix, first, first + room, total), room)]
+        cut = windows(content, self.max_length - opening - self.suffix, self.overlap)
         return [
-            (self._framed(opens, opens + start, opens + stop, total), added)
-            for start, stop, added in zip(*(of.tolist() for of in (cut.starts, cut.stops, cut.added)), strict=True)
+            (self._window(opening, opening + start, opening + stop, total), added)
+            for start, stop, added in zip(cut.starts.tolist(), cut.stops.tolist(), cut.added.tolist(), strict=True)
         ]
 
-    def _framed(self, opens: int, start: int, stop: int, total: int) -> NDArray[np.int64]:
-        """The tokens [start, stop), with those that open and close every window around them."""
-        return np.concatenate([np.arange(opens), np.arange(start, stop), np.arange(total - self.suffix, total)])
+    def _window(self, opening: int, start: int, stop: int, total: int) -> NDArray[np.int64]:
+        """Returns the indices of a window's first tokens, the content tokens [start, stop), and the suffix."""
+        return np.concatenate([np.arange(opening), np.arange(start, stop), np.arange(total - self.suffix, total)])
 
 
-class _Found:
-    """Windows as they are made, and the receipts of their texts."""
+class _Windows:
+    """Collects windows, and the counts of their texts."""
 
     def __init__(self, n_texts: int) -> None:
         self.n_tokens, self.n_used, self.n_chunks, self.n_unknown = (np.zeros(n_texts, np.int32) for _ in range(4))
@@ -291,11 +298,11 @@ class _Found:
         self.added: list[int] = []
         self.ids: list[NDArray[np.int32]] = []
         self.types: list[NDArray[np.int32]] = []
-        self.places: tuple[list[NDArray[np.int32]], ...] = ([], [], [])
+        self.offsets: tuple[list[NDArray[np.int32]], ...] = ([], [], [])
 
 
-class _Encoded(Protocol):
-    """What is read of a tokenized text; the Rust library's Encoding has these names."""
+class _Encoding(Protocol):
+    """The fields read of a tokenized text, by their names in the Rust library's Encoding."""
 
     @property
     def ids(self) -> Sequence[int]: ...
@@ -315,56 +322,54 @@ class _PythonEncoding:
     offsets: Sequence[tuple[int, int]] = ()
 
 
-def _encoder_of(tokenizer: Any, *, with_places: bool) -> Callable[[list[str]], Sequence[_Encoded]]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None and with_places:
+def _encode_function(tokenizer: Any, *, with_offsets: bool) -> Callable[[list[str]], Sequence[_Encoding]]:
+    backend = rust_tokenizer(tokenizer)
+    if backend is None and with_offsets:
         raise ModelError(
-            f"this model's tokenizer ({type(tokenizer).__name__}) does not tell where its tokens are in the text",
+            f"this model's tokenizer ({type(tokenizer).__name__}) does not say where its tokens are in the text",
             hint="it can give vectors of whole texts: --level text, and no --prompt with --on-long chunk",
         )
     if backend is None:
         return lambda texts: [_encode_in_python(tokenizer, text) for text in texts]
-    # Cutting and padding are ours: the tokenizer's own would hide how long a text was.
-    backend.no_truncation()
-    backend.no_padding()
-    # The fast one leaves out where the tokens are.
-    encode: Callable[[list[str]], Sequence[_Encoded]] = (
-        backend.encode_batch if with_places else backend.encode_batch_fast
+    disable_truncation(backend)
+    # The fast function returns no offsets.
+    encode: Callable[[list[str]], Sequence[_Encoding]] = (
+        backend.encode_batch if with_offsets else backend.encode_batch_fast
     )
     return encode
 
 
-def _encode_in_python(tokenizer: Any, text: str) -> _Encoded:
-    encoded = tokenizer(text, return_special_tokens_mask=True, return_token_type_ids=True, truncation=False)
-    return _PythonEncoding(encoded["input_ids"], encoded["token_type_ids"], encoded["special_tokens_mask"])
+def _encode_in_python(tokenizer: Any, text: str) -> _Encoding:
+    encoding = tokenizer(text, return_special_tokens_mask=True, return_token_type_ids=True, truncation=False)
+    return _PythonEncoding(encoding["input_ids"], encoding["token_type_ids"], encoding["special_tokens_mask"])
 
 
-def _in_text(where: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[np.int32]:
-    """Characters [T, 2] of the text itself: those of what the tokenizer saw, without the blanks at their ends."""
-    where = np.maximum(where, 0)
+def _to_original(offsets: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[np.int32]:
+    """Maps offsets [T, 2] in what the tokenizer read to those in the text, without blanks at their ends."""
+    offsets = np.maximum(offsets, 0)
     if lowered and len(text.lower()) != len(text):
         # A few letters become two when they are lowercased.
         origin = np.repeat(np.arange(len(text)), [len(letter.lower()) for letter in text])
         ends = np.concatenate([[0], origin + 1])
-        where = np.stack([np.append(origin, len(text))[where[:, 0]], ends[where[:, 1]]], axis=1).astype(np.int32)
+        starts = np.append(origin, len(text))[offsets[:, 0]]
+        offsets = np.stack([starts, ends[offsets[:, 1]]], axis=1).astype(np.int32)
     blank = np.fromiter(map(str.isspace, text), np.bool_, len(text))
     if not blank.any():
-        return where
-    start, stop = where.T.copy()
+        return offsets
+    start, stop = offsets.T.copy()
     empty = start >= stop
-    runs = np.append(np.flatnonzero(~blank), len(text))
-    start = np.where(empty, start, runs[np.searchsorted(runs, start)])
-    last = np.concatenate([[-1], np.flatnonzero(~blank)])
-    stop = np.where(empty, stop, last[np.searchsorted(last, stop - 1, side="right") - 1] + 1)
-    # What is blank altogether stays where it was: it is in a span around it, and in no word.
-    lost = start >= stop
-    return np.stack([np.where(lost, where[:, 0], start), np.where(lost, where[:, 1], stop)], axis=1).astype(
-        np.int32
-    )
+    visible = np.flatnonzero(~blank)
+    next_visible = np.append(visible, len(text))
+    start = np.where(empty, start, next_visible[np.searchsorted(next_visible, start)])
+    last_visible = np.concatenate([[-1], visible])
+    stop = np.where(empty, stop, last_visible[np.searchsorted(last_visible, stop - 1, side="right") - 1] + 1)
+    # A blank token keeps its offsets: it belongs to a span around it, and to no word.
+    blank_token = (start >= stop)[:, None]
+    return np.where(blank_token, offsets, np.stack([start, stop], axis=1)).astype(np.int32)
 
 
 def _portions(texts: Sequence[str | None]) -> Sequence[list[int]]:
-    """Numbers of the texts that are not blank, in portions of bounded size."""
+    """Groups the numbers of the texts that are not blank into portions of bounded size."""
     portions: list[list[int]] = []
     room = 0
     for number, text in enumerate(texts):
@@ -379,9 +384,9 @@ def _portions(texts: Sequence[str | None]) -> Sequence[list[int]]:
 
 
 def _entries(tokenizer: Any) -> Iterator[str]:
-    """The first entries of a vocabulary, without the marks of pieces of words."""
+    """Yields the first entries of a vocabulary, without the marks of word pieces."""
     yield from (entry.strip("#\u2581\u0120 ") for entry in islice(tokenizer.get_vocab(), _ENTRIES_TRIED))
 
 
-def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+def _concatenate(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)

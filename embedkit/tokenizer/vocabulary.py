@@ -1,4 +1,4 @@
-"""Hold a tokenizer's vocabulary against the embeddings of its model, and say what it cannot spell."""
+"""Checks a tokenizer's vocabulary against the model's embeddings, and measures how well it covers texts."""
 
 from __future__ import annotations
 
@@ -7,66 +7,67 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.tokenizer.rust_tokenizer import rust_tokenizer
 from embedkit.tokenizer.text_tokenizer import NO_EMBEDDING, UNKNOWN_CHARACTER, TextTokenizer
 
-#: Texts on which casings are compared.
+#: Number of texts to compare casings on.
 COVERAGE_TEXTS = 1000
-#: How much smaller the share of unknown tokens has to be in the other casing to be worth a word.
-_WORTH = 0.05
+#: Difference in the share of unknown tokens from which the other casing is suggested.
+_NOTABLE = 0.05
 
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
-    """Refuse a vocabulary that is larger than the model's, unless what was added to it is all there is too much.
+    """Checks that the model has an embedding for each token of the vocabulary.
 
     Args:
         tokenizer: of transformers, or a FileTokenizer.
-        n_embeddings: of the model; None = nobody knows.
+        n_embeddings: number of the model's embeddings; None if unknown.
 
     Returns:
-        What the user is told where some added tokens have no embedding; None where all have one.
+        A notice if only tokens that were added later have no embedding; None if all have one.
 
     Raises:
-        ModelError: tokens of the vocabulary itself, or tokens that go around each text, have none.
+        ModelError: tokens of the vocabulary itself, or special tokens around each text, have none.
     """
     if n_embeddings is None:
         return None
     vocab: dict[str, int] = tokenizer.get_vocab()
-    beyond = {number for number in vocab.values() if number >= n_embeddings}
-    if not beyond:
+    missing = {number for number in vocab.values() if number >= n_embeddings}
+    if not missing:
         return None
-    told = (
-        f"tokens without an embedding: {len(beyond):,} of the tokenizer's {len(vocab):,} ({_range(beyond)}); the "
-        f"model has {n_embeddings:,}"
+    sentence = (
+        f"tokens without an embedding: {len(missing):,} of the tokenizer's {len(vocab):,} ({_range(missing)}); "
+        f"the model has {n_embeddings:,}"
     )
-    if not beyond <= _added(tokenizer) or beyond & _always(tokenizer):
+    if not missing <= _added(tokenizer) or missing & _special_ids(tokenizer):
         raise ModelError(
-            told, hint="tokenizer and weights are not of one model: fetch both again, from the same place"
+            sentence, hint="tokenizer and weights belong to different models: download both again, from one place"
         )
     return (
-        f"{told}. They were added to the tokenizer alone: a text that has one is a bad row ({NO_EMBEDDING}, see "
-        "--on-bad-row)"
+        f"{sentence}. They were added to the tokenizer alone: a text with one of them is a bad row "
+        f"({NO_EMBEDDING}, see --on-bad-row)"
     )
 
 
 def unknown_characters_notice(tokenizer: TextTokenizer) -> str | None:
-    """What the user is told of characters without a token, where no token stands for the unknown; else None."""
+    """Returns a notice if characters have no token and there is no token for unknown ones; else None."""
     if tokenizer.without_unknown is None:
         return None
-    what = "the tokenizer has no token for unknown characters, and not all characters have a token:"
+    what = "the tokenizer has no token for unknown characters, and some characters have no token:"
     if tokenizer.without_unknown == "refused":
-        return f"{what} a text with another one is a bad row ({UNKNOWN_CHARACTER}, see --on-bad-row)"
-    return f"{what} others are left out of a text and counted nowhere"
+        return f"{what} a text with one of them is a bad row ({UNKNOWN_CHARACTER}, see --on-bad-row)"
+    return f"{what} they are left out of a text and not counted"
 
 
 def _added(tokenizer: Any) -> set[int]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = rust_tokenizer(tokenizer)
     if backend is not None:
         return set(backend.get_added_tokens_decoder())
     return set(getattr(tokenizer, "added_tokens_decoder", {}))
 
 
-def _always(tokenizer: Any) -> set[int]:
-    """Ids that go around every text."""
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Returns the ids around every text."""
     try:
         return set(tokenizer("")["input_ids"])
     except Exception:  # noqa: BLE001 - a tokenizer in Python may take no empty text
@@ -80,12 +81,12 @@ def _range(numbers: set[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyCoverage:
-    """How the vocabulary spells the first texts of the input, in one casing.
+    """How well a vocabulary covers the first texts of the input, in one casing.
 
     Attributes:
-        texts: tried.
-        unknown_share: of their content tokens, 0 to 1; None where none can be unknown.
-        tokens_per_word: content tokens by words, which blanks part.
+        texts: their number.
+        unknown_share: share of unknown tokens in their content tokens, 0 to 1; None if none can be unknown.
+        tokens_per_word: content tokens for each word between blanks.
     """
 
     texts: int
@@ -94,7 +95,7 @@ class VocabularyCoverage:
 
 
 def measure_coverage(tokenizer: TextTokenizer, texts: Sequence[str]) -> VocabularyCoverage:
-    """Spell texts as they are read."""
+    """Tokenizes texts and measures how well the vocabulary covers them."""
     found = tokenizer.tokenize(texts)
     content = int(found.n_content.sum())
     words = sum(len(text.split()) for text in texts)
@@ -103,17 +104,17 @@ def measure_coverage(tokenizer: TextTokenizer, texts: Sequence[str]) -> Vocabula
 
 
 def suggest_other_casing(as_is: VocabularyCoverage, other: VocabularyCoverage, option: str) -> str | None:
-    """What the user is told where the other casing knows many more tokens; else None.
+    """Returns a notice if the vocabulary covers the other casing much better; else None.
 
     Args:
-        as_is: the first texts as they are read.
-        other: the same in the other casing.
-        option: what switches to it.
+        as_is: the first texts as they are.
+        other: the same texts in the other casing.
+        option: the command line option that switches to it.
     """
-    here, there = as_is.unknown_share or 0.0, other.unknown_share or 0.0
-    if here - there <= _WORTH:
+    unknown, unknown_in_other = as_is.unknown_share or 0.0, other.unknown_share or 0.0
+    if unknown - unknown_in_other <= _NOTABLE:
         return None
     return (
-        f"{here:.1%} of the tokens in the first {as_is.texts:,} texts are unknown to the model's vocabulary, "
-        f"and {there:.1%} would be with {option}"
+        f"{unknown:.1%} of the tokens in the first {as_is.texts:,} texts are unknown to the model's vocabulary, "
+        f"and {unknown_in_other:.1%} would be with {option}"
     )

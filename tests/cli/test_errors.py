@@ -181,7 +181,7 @@ CASES = [
     option("--layer-agg median", USAGE, "--layer-agg|median", ", ".join(LAYER_AGGREGATIONS)),
     option("--dtype float", USAGE, "--dtype|float", "auto, fp32, bf16, fp16, int8"),
     option("--stride 4", USAGE, "--stride", "--on-long chunk"),
-    option("--on-long chunk --stride 62", USAGE, "--stride 62|62 beside special", "below 62"),
+    option("--on-long chunk --stride 62", USAGE, "--stride 62|62 besides special", "below 62"),
     option("--on-long chunk --chunk-pool sum", USAGE, "--chunk-pool|sum", "mean, max, first"),
     option("--on-long chunk --pool none", USAGE, "--pool none", "--level token"),
     option("--level sentence", USAGE, "--level|sentence", "text, chunk, word, token"),

@@ -272,6 +272,6 @@ def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_named():
     class SlowTokenizer:
         model_input_names = ("input_ids",)
 
-    for asked in ({"locates": True}, {"overlap": 0, "prompt": "note: "}):
+    for asked in ({"with_offsets": True}, {"overlap": 0, "prompt": "note: "}):
         with pytest.raises(ModelError, match="SlowTokenizer"):
             TextTokenizer(SlowTokenizer(), max_length=16, **asked)

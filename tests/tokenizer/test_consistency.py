@@ -272,7 +272,7 @@ def test_a_vocabulary_of_sentencepiece_alone_names_what_reads_it(missing, copied
     folder = copied("deberta-v2")
     (folder / "tokenizer.json").unlink()
     (folder / "spm.model").write_bytes(b"not read here")
-    monkeypatch.setattr(module, "_is_there", lambda name: name not in missing)
+    monkeypatch.setattr(module, "_is_importable", lambda name: name not in missing)
     names = [name.replace("google.", "") for name in missing]
     with pytest.raises(ModelError, match=f"needs {' and '.join(names)}") as caught:
         loaded(folder)
@@ -285,7 +285,7 @@ def test_a_damaged_vocabulary_of_sentencepiece_is_not_told_as_a_missing_package(
     folder = copied("deberta-v2")
     (folder / "tokenizer.json").unlink()
     (folder / "spm.model").write_bytes(b"damaged")
-    monkeypatch.setattr(module, "_is_there", lambda _: True)
+    monkeypatch.setattr(module, "_is_importable", lambda _: True)
     with pytest.raises(ModelError, match="cannot be loaded"):
         loaded(folder)
 

@@ -87,6 +87,10 @@ lint: $(VENV)/installed-dev ## ruff and mypy
 test: lint ## lint, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
+.PHONY: test-all
+test-all: lint ## the same with every model type, not one for each code path
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m ''
+
 .PHONY: torture
 torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits
 	$(BIN)/python -m benchmarks.torture

@@ -128,7 +128,7 @@ def encoder_of_transformers(dtype: str, batches: str, hidden_size: int) -> Trans
         n_layers=loaded.n_layers,
         hidden_size=hidden_size,
         batches=batches,
-        tapped=True,
+        hooked=True,
     )
 
 

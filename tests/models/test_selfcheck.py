@@ -36,9 +36,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def way(loaded: Encoder) -> tuple[bool, bool, bool]:
-    """Packed, in equal lengths, tapped."""
+    """Packed, in equal lengths, by forward hooks."""
     found = loaded._embedder.encoder
-    return found.packed, found.equal_lengths, found._tap is not None
+    return found.packed, found.equal_lengths, found._hooks is not None
 
 
 def slower(loaded: Encoder) -> int:
@@ -59,14 +59,14 @@ def leaky(monkeypatch) -> None:
 
 @pytest.fixture
 def late(monkeypatch) -> None:
-    """A tap that hands out the states of the layer behind the one that was asked for."""
-    plain = transformers_encoder._LayerTap._before
+    """Forward hooks that return the states of the layer after the one that was asked for."""
+    plain = transformers_encoder._LayerHooks._before
 
     def before(self, module, args, kwargs):
         self.calls += self.calls == 0
         plain(self, module, args, kwargs)
 
-    monkeypatch.setattr(transformers_encoder._LayerTap, "_before", before)
+    monkeypatch.setattr(transformers_encoder._LayerHooks, "_before", before)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -86,7 +86,7 @@ def test_what_is_computed_instead_is_right(folder, leaky):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("layers", ["0", "1,2", "-2:"])
-def test_a_tap_that_is_a_layer_late_is_noticed_and_only_the_tap_is_given_up(folder, late, dtype, layers):
+def test_hooks_that_are_a_layer_late_are_noticed_and_only_the_hooks_are_given_up(folder, late, dtype, layers):
     loaded = Encoder(str(folder), pool="mean", dtype=dtype, layers=layers, layer_agg="mean")
     assert way(loaded) == (True, False, False)
     assert slower(loaded) == 1

@@ -89,8 +89,8 @@ def _refused(reason: str, way_out: str) -> Architecture:
 
 
 _PLAIN = "use a model that reads plain text, such as minilm"
-_PAGE = _refused("it reads where each word stands on a page, which a text alone does not say", _PLAIN)
-_KERNEL = "without a CUDA kernel that is fetched as code, transformers gives zeros for its attention"
+_PAGE = _refused("it reads the position of each word on a page, which a text does not have", _PLAIN)
+_KERNEL = "without a CUDA kernel that is downloaded as code, transformers returns zeros for its attention"
 
 # To add a model type: an entry here, by its `model_type`, and a tiny config in tests/models/kinds.py. The tests of
 # tests/models/test_architectures.py then compare every layer and pooling with transformers, and name the first
@@ -152,7 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         batches="equal",
         refusals=(
             Refusal(
-                "its attention hashes at random, so the same text has other numbers each time",
+                "its attention hashes at random, so the vector of a text differs each time",
                 'set "use_expectation": true in its config.json',
                 lambda config: config.get("use_expectation", True) is False,
             ),
@@ -278,19 +278,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Refused.
     "bros": _PAGE,
     "dpr": _refused(
-        "it hands out one vector a text and no states of its tokens",
-        "use the BERT that it is made of: save its bert_model as a folder of its own",
+        "it returns one vector for each text, and no states of its tokens",
+        "use the BERT that it is made of: save its bert_model as a folder",
     ),
     "layoutlm": _PAGE,
     "layoutlmv2": _PAGE,
     "layoutlmv3": _PAGE,
     "lilt": _PAGE,
-    "markuplm": _refused("it reads the place of each word in a web page, which a text alone does not say", _PLAIN),
+    "markuplm": _refused("it reads the position of each word in a web page, which a text does not have", _PLAIN),
     "mra": _refused(_KERNEL, _PLAIN),
     "perceiver": _refused("its states are those of its latents, not of the tokens", _PLAIN),
-    "reformer": _refused("its attention hashes at random, and its states are two streams side by side", _PLAIN),
-    "roc_bert": _refused("it reads shape and sound of each character beside the ids", _PLAIN),
-    "tapas": _refused("it reads a table beside the text", _PLAIN),
+    "reformer": _refused("its attention hashes at random, and its states are two streams", _PLAIN),
+    "roc_bert": _refused("it reads the shape and sound of each character as well as the ids", _PLAIN),
+    "tapas": _refused("it reads a table as well as the text", _PLAIN),
     "udop": _PAGE,
 }
 UNPROVEN = Architecture(batches="equal")

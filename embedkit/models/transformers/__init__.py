@@ -1,1 +1,1 @@
-"""Runs models by the code of the transformers library."""
+"""The backend that runs models by the code of the transformers library."""

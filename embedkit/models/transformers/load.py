@@ -1,7 +1,7 @@
-"""A model's folder → a TransformersEncoder that has been checked against transformers' own code.
+"""Loads a model by transformers, and finds the fastest exact way to run it.
 
-Finds the device, loads the weights without a word from the library, says what is missing, and settles
-by a test on the loaded weights whether the fast ways of running the model are exact for it.
+Every weight and every setting of the checkpoint has to be used, or the model is refused. A test on the loaded
+weights then decides which way of batching gives each text the vectors that it has alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from embedkit.models.varlen_attention import usable
 from embedkit.types import Tokens
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Modules whose code is no model's own.
+#: Modules whose code is shared by all models.
 _COMMON_CODE = (
     *("builtins", "torch", "huggingface_hub", "typing", "transformers.modeling_", "transformers.configuration_"),
     *("transformers.utils", "transformers.integrations", "transformers.generation", "transformers.heterogeneity"),
@@ -70,8 +70,8 @@ class TransformersModel(LoadedModel):
 
     Attributes:
         model: the module, in eval mode.
-        states: which hidden states it gives.
-        reference: run the model's own code as it is, to be given one text at a time.
+        states: the hidden states that it gives.
+        reference: True to run the model's own code unchanged, one text at a time.
     """
 
     model: Any
@@ -81,31 +81,31 @@ class TransformersModel(LoadedModel):
     def make_encoder(
         self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
     ) -> tuple[TransformersEncoder, str | None]:
-        """Return the fastest exact encoder; see LoadedModel. It has the pooling head only if not packed."""
-        self.states.width(layers)  # refuses layers that cannot be pooled, before any of them is run
-        reference = self._encoder(layers, batches="padded", tapped=False)
+        """Returns the fastest exact encoder; see LoadedModel."""
+        self.states.width(layers)  # refuses layers that cannot be pooled, before any is run
+        reference = self._encoder(layers, batches="padded", hooked=False)
         if self.reference:
             return reference, None
         own_attention = self.model.config._attn_implementation  # noqa: SLF001 - its only name
         expected = states_alone(reference, probe, self.dtype)
         every = ("packed", "padded", "equal")
         fastest = "equal" if "longrope" in rope_types(self.model.config) else self.architecture.batches
-        taps = (True, False) if self.architecture.layers is not None else (False,)
+        hooks = (True, False) if self.architecture.layers is not None else (False,)
         kernels = usable(self.device, self.model.dtype, _head_dim(self.model.config))
         ways = [
-            (kind, tap, kernel)
+            (kind, hooked, kernel)
             for kind in every[every.index(fastest) :]
-            for tap in taps
+            for hooked in hooks
             for kernel in (kernels if kind == "packed" else ("groups",))
             # The pooling head reads the first token of each row, and a packed batch is one row.
             if not (kind == "packed" and for_pooler)
         ]
         notice = None
-        for batches, tapped, kernel in ways:
+        for batches, hooked, kernel in ways:
             if batches != "packed":
                 self.model.set_attn_implementation(own_attention)
             try:
-                encoder = self._encoder(layers, batches=batches, tapped=tapped, attention=kernel)
+                encoder = self._encoder(layers, batches=batches, hooked=hooked, attention=kernel)
                 exact = matches_reference(encoder, expected, probe)
             except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
                 exact = False
@@ -120,13 +120,13 @@ class TransformersModel(LoadedModel):
 
     @torch.inference_mode()
     def has_final_norm(self, input_ids: Sequence[int]) -> bool:
-        """Check on a text, [T], whether the model returns other states last than its last layer's."""
+        """Checks on a text, [T], whether the model changes the states of its last layer."""
         ids = torch.tensor([input_ids], device=self.device)
         output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
         return not torch.equal(output.hidden_states[-1], output.last_hidden_state)
 
     def _encoder(
-        self, layers: tuple[int, ...], *, batches: str, tapped: bool, attention: str = "groups"
+        self, layers: tuple[int, ...], *, batches: str, hooked: bool, attention: str = "groups"
     ) -> TransformersEncoder:
         return TransformersEncoder(
             self.model,
@@ -135,13 +135,13 @@ class TransformersModel(LoadedModel):
             n_layers=self.n_layers,
             hidden_size=self.states.width(layers),
             batches=batches,
-            tapped=tapped,
+            hooked=hooked,
             attention=attention,
         )
 
 
 def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = False) -> TransformersModel:
-    """Load the encoder of a model's folder onto its device.
+    """Loads the encoder of a model's folder onto its device.
 
     Args:
         folder: the model.
@@ -149,30 +149,34 @@ def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = Fa
         reference: see TransformersModel.
 
     Raises:
-        ModelError: transformers does not know it, weights outside the pooling head are missing, of another
-            shape or kind, or would be left unused, a setting would be left aside, or a file is damaged.
-        UsageError: there is no such device.
+        ModelError: transformers does not know it; a weight outside the pooling head is missing, of another shape
+            or type, or unused; a setting would be ignored; or a file is damaged.
+        UsageError: the device does not exist.
     """
     check_torch_version(folder, Path(folder.weights))
     architecture = architecture_of(folder)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
+        encoder_decoders = [
+            name for name, known in ARCHITECTURES.items() if known.encoder or known.loader != "AutoModel"
+        ]
         raise ModelError(
-            f"embedkit does not know which part of a '{folder.model_type}' model encodes",
-            hint=f"known ones: {', '.join(_with_decoders())}; or a model that is an encoder alone",
+            f"embedkit does not know which part of a '{folder.model_type}' model is the encoder",
+            hint=f"use a model that is an encoder alone, or one of these types: {', '.join(encoder_decoders)}",
         )
     if device.type == "cpu":
         tune_malloc()
         limit_onednn_cache(1)
     disable_reduced_precision(device)
-    # Some models would fetch compiled code as soon as the package `kernels` is there. Read when they are imported.
+    # Some models download compiled code if the package `kernels` is installed. Read when they are imported.
     os.environ["USE_HUB_KERNELS"] = "NO"
     model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)
-    lost = sorted(key for key in missing if not _in_pooler(key))
-    if lost:
+    missing_in_encoder = sorted(key for key in missing if not _in_pooler(key))
+    if missing_in_encoder:
         raise ModelError(
-            f"the checkpoint of '{folder.name}' lacks {len(lost)} of the encoder's weights, such as {lost[0]}",
+            f"the checkpoint of '{folder.name}' lacks {len(missing_in_encoder)} of the encoder's weights, "
+            f"such as {missing_in_encoder[0]}",
             hint="they would be random numbers; check that the weights belong to config.json",
         )
     _check_weights(folder, model)
@@ -182,7 +186,7 @@ def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = Fa
         model = model.get_encoder()
     model.eval().requires_grad_(requires_grad=False)
     _undo_attention_switch(model)
-    # Decoders keep what the next token would need, in every layer; there is none.
+    # Decoders cache keys and values for a next token, which never comes.
     model.config.use_cache = False
     model = model.to(device)
     _check_direction(folder, model)
@@ -217,18 +221,18 @@ def _from_pretrained(
                 output_loading_info=True,
                 dtype=dtype,
                 weights_only=True,
-                # Not to load them, but to be told which they are instead of a report on stderr.
+                # So that they are returned, and refused below, instead of reported on stderr.
                 ignore_mismatched_sizes=True,
                 trust_remote_code=trust,
             )
-    except Exception as fault:  # noqa: BLE001 - anything may come from there; no row is involved yet
-        reason = str(fault).strip().split("\n", 1)[0][:200]
+    except Exception as error:  # noqa: BLE001 - it may raise anything; no row is involved yet
+        reason = str(error).strip().split("\n", 1)[0][:200]
         raise ModelError(
-            f"model '{folder.name}' ({folder.model_type}) cannot be loaded: {type(fault).__name__}: {reason}",
-            hint="check that its files are whole and that this transformers knows the model type",
+            f"model '{folder.name}' ({folder.model_type}) cannot be loaded: {type(error).__name__}: {reason}",
+            hint="check that its files are complete and that this version of transformers knows the model type",
         ) from None
     if trust:
-        # Else the next folder with the same configuration class would get this one's code.
+        # Otherwise the next folder with the same configuration class would run this one's code.
         loader._model_mapping._extra_content.pop(type(model.config), None)  # noqa: SLF001 - it has no other name
     if info["mismatched_keys"]:
         raise ModelError(
@@ -239,14 +243,13 @@ def _from_pretrained(
 
 
 def _check_weights(folder: ModelFolder, model: Any) -> None:
-    """Compare the tensors in the model's files with those that were loaded.
+    """Checks that every tensor in the model's files is used, apart from heads.
 
-    What transformers reports as unexpected is not enough: its classes leave names out of that, and of two tensors
-    for one weight it takes either.
+    transformers' own report of unexpected tensors is incomplete: classes hide names from it, and of two tensors
+    for one weight, either is used.
 
     Raises:
-        ModelError: a tensor that is no head was not used, was used in place of another, or is not stored as plain
-            numbers.
+        ModelError: a tensor is unused, competes with another, or is not stored as plain numbers.
     """
     stored = stored_tensors(folder.name, folder.weight_files())
     state, prefix = model.state_dict(), str(model.base_model_prefix)
@@ -268,21 +271,21 @@ def _check_weights(folder: ModelFolder, model: Any) -> None:
             )
         if not converted and taken.setdefault(target, name) != name:
             raise ModelError(
-                f"the checkpoint of '{folder.name}' has two weights for one place: {taken[target][:120]} and "
-                f"{name[:120]}",
-                hint="save the model anew with save_pretrained",
+                f"the checkpoint of '{folder.name}' has two tensors for one weight: {taken[target][:120]} "
+                f"and {name[:120]}",
+                hint="save the model again with save_pretrained",
             )
     check_unused(folder.name, unused, n_layers=getattr(model.config, "num_hidden_layers", None))
 
 
 def _targets(model: Any, names: list[str], state: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Which of the model's tensors each tensor of a file becomes, and whether it is a part of it only."""
+    """Maps each tensor of a file to the model's tensor that it becomes, and True if it is only a part of it."""
     changes = get_model_conversion_mapping(model)
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if isinstance(change, WeightConverter)]
     prefix = model.base_model_prefix
     found = {}
-    # In the order of transformers: some of its renamings depend on what came before.
+    # In the order of transformers: some of its renamings depend on earlier ones.
     for name in sorted(names, key=dot_natural_key):
         target, source = rename_source_key(name, renamings, converters, prefix, state)
         if target not in state and name in state:
@@ -292,20 +295,20 @@ def _targets(model: Any, names: list[str], state: Mapping[str, Any]) -> dict[str
 
 
 def _check_settings(folder: ModelFolder, model: Any) -> str | None:
-    """Compare the keys of config.json with those that the code of the model reads.
+    """Compares the keys of config.json with those that the code of the model reads.
 
     Returns:
-        A sentence that names those that nothing reads; None where there are none.
+        A notice that names the ignored keys; None if there are none.
 
     Raises:
-        ModelError: nothing reads one that may change numbers.
+        ModelError: an ignored key may change numbers.
     """
     config = model.config
     parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
     kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
-    # Not the libraries' common code: the words there are of all models.
+    # Shared code contains the keys of all models.
     modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
-    # Code that a model brings along may read its configuration in any of its files.
+    # Code in a model's files may read its configuration in any module.
     packages = tuple(
         {f"{name.rpartition('.')[0]}." for name in modules if name.startswith("transformers_modules.")}
     )
@@ -316,9 +319,9 @@ def _check_settings(folder: ModelFolder, model: Any) -> str | None:
 
 
 def _check_direction(folder: ModelFolder, model: Any) -> None:
-    """Check that a model whose config.json sets is_causal to false sees what stands after a token.
+    """Checks that a model whose config.json sets is_causal to false attends to later tokens.
 
-    Many classes follow it, and some of those that see one side only do not read it.
+    Some classes ignore this key.
 
     Raises:
         ModelError: it does not.
@@ -331,8 +334,8 @@ def _check_direction(folder: ModelFolder, model: Any) -> None:
     if torch.equal(first, second):
         raise ModelError(
             f"config.json of model '{folder.name}' sets is_causal to false, and transformers' "
-            f"'{folder.model_type}' sees only what stands before a token all the same",
-            hint="if the model was trained so, take is_causal out of config.json; else its numbers need the code "
+            f"'{folder.model_type}' attends only to earlier tokens all the same",
+            hint="if the model was trained so, remove is_causal from config.json; else it needs the code "
             "that it was trained with",
         )
 
@@ -342,7 +345,7 @@ def _in_pooler(key: str) -> bool:
 
 
 def _head_dim(config: Any) -> int | None:
-    """Of a model's attention heads; None where its configuration does not tell, or has one for each layer."""
+    """Returns the width of an attention head; None if unknown, or different in each layer."""
     try:
         stated = getattr(config, "head_dim", None)
         width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
@@ -353,21 +356,16 @@ def _head_dim(config: Any) -> int | None:
     return width // heads if isinstance(width, int) and isinstance(heads, int) else None
 
 
-def _with_decoders() -> list[str]:
-    """Types of encoder-decoders of which the encoder is known."""
-    return [name for name, known in ARCHITECTURES.items() if known.encoder or known.loader != "AutoModel"]
-
-
 def _undo_attention_switch(model: Any) -> None:
-    """Let BigBird read a long text in blocks although it had a short one before.
+    """Makes BigBird use its block attention for long texts again after a short one.
 
-    A short text makes transformers' code go over to full attention for good, so that the states of a long one
-    depend on what the model saw before it.
+    In transformers' code, a short text switches to full attention permanently, so that the states of a long text
+    depend on earlier ones.
     """
     kind = getattr(model, "attention_type", None)
     if kind != "block_sparse":
         return
-    # The length up to which the code itself goes over to full attention.
+    # The length up to which that code switches to full attention.
     short = (5 + 2 * model.config.num_random_blocks) * model.config.block_size
 
     def restore(module: Any, _args: object, kwargs: dict[str, Any]) -> None:

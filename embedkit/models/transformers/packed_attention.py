@@ -1,7 +1,7 @@
-"""Packed attention for the models of transformers: texts lie end to end, and each sees itself alone.
+"""Packed attention for the models of transformers: texts are concatenated, and each attends only to itself.
 
-Registered with transformers' AttentionInterface, so that the models' own code stays in use. Which tokens belong
-together comes through the forward's keyword arguments.
+It is registered with transformers' AttentionInterface, so that the models' own code runs. The lengths of the texts
+are passed through the keyword arguments of the forward pass.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     embedkit_packing: Packing | None = None,
-    **_others: Any,
+    **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each text of a packed batch.
+    """Computes attention within each text of a packed batch.
 
     Args:
-        module: the attention layer; its `is_causal` says whether a token sees only what precedes it.
-        query: [1, heads, T, head_dim], T the tokens of all texts.
+        module: the attention layer; if its `is_causal` is True, a token attends only to earlier ones.
+        query: [1, heads, T, head_dim], with T tokens of all texts.
         key: [1, key_value_heads, T, head_dim].
-        value: of the same shape.
+        value: [1, key_value_heads, T, head_dim].
         attention_mask: None; a packed batch has no padding.
         attend: the kernel.
-        scaling: of the scores; None = 1 / sqrt(head_dim).
-        sliding_window: a token sees those less than this many tokens away; None = all.
-        embedkit_packing: the texts.
+        scaling: factor for the scores; None for 1 / sqrt(head_dim).
+        sliding_window: a token attends to those less than this many tokens away; None if all.
+        embedkit_packing: the lengths of the texts.
 
     Returns:
-        [1, T, heads, head_dim] and None in the place of the attention weights.
+        [1, T, heads, head_dim]; and None for the attention weights.
 
     Raises:
-        ValueError: the model did not hand the texts on, or made a mask: it cannot be packed. Or the kernel cannot
-            do what the layer asks for.
+        ValueError: the model does not pass the lengths on, or makes a mask, so that it cannot be packed; or the
+            kernel does not support the layer.
     """
     if embedkit_packing is None or attention_mask is not None:
-        raise ValueError("this model's code does not hand on what packed attention needs")
+        raise ValueError("this model's code does not pass on what packed attention needs")
     causal = bool(getattr(module, "is_causal", False))
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    seen = attend(q, k, v, embedkit_packing, causal=causal, window=sliding_window, scale=scaling)
-    return seen[None], None
+    output = attend(q, k, v, embedkit_packing, causal=causal, window=sliding_window, scale=scaling)
+    return output[None], None
 
 
 def name_of(backend: str) -> str:
-    """What transformers calls packed attention with a backend of `varlen.BACKENDS`.
+    """Returns the name of packed attention in transformers, for a backend of `varlen_attention.BACKENDS`.
 
-    transformers takes a name with "flash" in it for its own flash attention.
+    A name with "flash" in it would mean transformers' own flash attention.
     """
     return f"embedkit_packed_{backend}"
 
 
 @cache
 def register(backend: str) -> None:
-    """Make `packed_attention` with this backend known to transformers.
+    """Registers `packed_attention` with this backend in transformers.
 
-    Without a mask function of that name, transformers makes no mask, which is what a packed batch needs.
+    Without a mask function of that name, transformers makes no mask, as a packed batch requires.
     """
     # Imported here: importing transformers takes seconds, and not every model needs it.
     from transformers import AttentionInterface

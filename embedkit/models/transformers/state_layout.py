@@ -1,4 +1,4 @@
-"""Which hidden states a model of transformers gives, found by running a short text through it."""
+"""Finds out which hidden states a model of transformers gives, by running a short text through it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class StateLayout:
 
     Attributes:
         widths: [n_layers + 1] dimensions of a state of each layer.
-        of_tokens: [n_layers + 1] whether the layer has a state for each token.
+        of_tokens: [n_layers + 1] True if the layer has a state for each token.
     """
 
     widths: tuple[int, ...]
     of_tokens: tuple[bool, ...]
 
     def width(self, layers: Sequence[int]) -> int:
-        """Return the dimensions of the states of these layers.
+        """Returns the dimensions of the states of these layers.
 
         Raises:
             UsageError: a layer does not have a state for each token, or they differ in width.
@@ -52,7 +52,7 @@ class StateLayout:
 
 @torch.inference_mode()
 def probe_states(model: Any, name: str, architecture: Architecture, dtype: str) -> StateLayout:
-    """Run a text through a model to see which states it gives.
+    """Runs a text through a model to find its states.
 
     Raises:
         ModelError: it cannot be run on a text alone, or gives no states.
@@ -62,12 +62,12 @@ def probe_states(model: Any, name: str, architecture: Architecture, dtype: str) 
     try:
         output = model(input_ids=5 * mask, attention_mask=mask, output_hidden_states=True)
         found = [*output.hidden_states[:-1], output.last_hidden_state]
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as fault:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         is_fp32 = dtype == "fp32"
         precision = "" if is_fp32 else f" in {dtype}"
         raise ModelError(
             f"model '{name}' ({model.config.model_type}) cannot be run on a plain text{precision} "
-            f"({type(fault).__name__})",
+            f"({type(error).__name__})",
             hint="embedkit takes encoders and decoders of text" if is_fp32 else "use --dtype fp32",
         ) from None
     # Models known to embedkit may pad the text to a window; in an unknown one, more states may mean anything.

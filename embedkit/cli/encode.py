@@ -21,7 +21,7 @@ from embedkit.config import one_of
 from embedkit.engines.callbacks import Callbacks
 from embedkit.engines.signals import stop_event
 from embedkit.engines.summary import Summary
-from embedkit.storage.standard_streams import kept_for_rows
+from embedkit.storage.standard_streams import reserved_for_rows
 
 
 @takes_options_of(run_config)
@@ -70,7 +70,7 @@ def running(
         _TURN,
         stop_event(_AT_ONCE) as stop,
         umask(private=private),
-        kept_for_rows(),
+        reserved_for_rows(),
         shown_fetching(progress, quiet=quiet, stop=stop),
         closing(make_watcher(progress, quiet=quiet)) as watcher,
     ):

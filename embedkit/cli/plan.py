@@ -13,7 +13,7 @@ from embedkit.cli.download_progress import shown_fetching
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
-from embedkit.storage.standard_streams import kept_for_rows
+from embedkit.storage.standard_streams import reserved_for_rows
 
 
 @takes_options_of(run_config)
@@ -40,7 +40,7 @@ def plan(
     # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
     from embedkit.estimate import estimate
 
-    with kept_for_rows(), shown_fetching():
+    with reserved_for_rows(), shown_fetching():
         found = estimate(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))

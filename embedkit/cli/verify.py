@@ -13,7 +13,7 @@ from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
-from embedkit.storage.standard_streams import kept_for_rows
+from embedkit.storage.standard_streams import reserved_for_rows
 
 if TYPE_CHECKING:
     from embedkit.verify.recompute import ReferenceModel
@@ -80,7 +80,7 @@ def verify(
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], reference: ReferenceModel) -> None:
     from embedkit.verify.recompute import recompute
 
-    with kept_for_rows(), shown_fetching():
+    with reserved_for_rows(), shown_fetching():
         came = recompute(out, rows, seed=seed, inputs=inputs, reference=reference)
     told = [str(deviation) for deviation in came.deviations[:_TOLD]]
     told.append(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from embedkit.errors import OutputError
-from embedkit.storage.checksummed_json import sealed, unsealed, unsealed_if_sealed
+from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed, load_json
 from embedkit.storage.filesystem import PublishedFile
 from embedkit.types import EncodedShard, TextCounts, Variant
 
@@ -64,7 +64,7 @@ class VersionedFile(ABC):
             MalformedFileError: the content is not that of such a file.
             ValueError: the file is not JSON, or its checksum does not fit.
         """
-        content = unsealed(data) if needs_checksum else unsealed_if_sealed(data)
+        content = load_checksummed(data) if needs_checksum else load_json(data)
         try:
             version = int(content.get("version", 1))
             if version <= VERSION:
@@ -78,7 +78,7 @@ class VersionedFile(ABC):
 
     def serialize(self, *, indent: int | None = None) -> bytes:
         """Returns the file's bytes, checksum included."""
-        return sealed(self.to_json(), indent=indent)
+        return dump_checksummed(self.to_json(), indent=indent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ from embedkit.storage.filesystem import (
     sha256_of_file,
     stat_file,
 )
-from embedkit.storage.parser_probe import fault_of
+from embedkit.storage.parser_probe import probe_file
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
 
@@ -248,7 +248,7 @@ def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str]
         OutputError: a child process that parsed it came to an error or to its end.
     """
     form = path.suffix.removeprefix(".")
-    if form in {"parquet", "arrow"} and (fault := fault_of(path, form, part=part, without=without)) is not None:
+    if form in {"parquet", "arrow"} and (fault := probe_file(path, form, part=part, without=without)) is not None:
         raise _damaged(path, fault)
 
 

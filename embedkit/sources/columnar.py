@@ -19,7 +19,7 @@ from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, valu
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 from embedkit.sources.headers import shown
 from embedkit.sources.opening import Limits
-from embedkit.storage.parser_probe import fault_of
+from embedkit.storage.parser_probe import probe_file
 from embedkit.types import UNREAD, Fault, Record
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class Columnar:
         """
         if (
             self._probed is not None
-            and fault_of(self._probed, self._format, part=part, without=without) is not None
+            and probe_file(self._probed, self._format, part=part, without=without) is not None
         ):
             raise self._damaged()
 

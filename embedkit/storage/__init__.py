@@ -1,1 +1,1 @@
-"""Reads and writes files: atomic writes, checksums, temporary files, standard streams."""
+"""Reads and writes files: the file system seam, atomic writes, checksums, standard streams."""

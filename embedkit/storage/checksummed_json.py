@@ -1,7 +1,4 @@
-"""JSON files that tell whether they are as they were written: the last line is the SHA-256 of all before it.
-
-Whatever bit of such a file changes, white space too, its seal no longer fits. Knows nothing of what is in them.
-"""
+"""JSON files whose last line is the SHA-256 of all bytes before it, so that any change is noticed."""
 
 from __future__ import annotations
 
@@ -13,43 +10,43 @@ from typing import Any
 import orjson
 
 _KEY = "sha256"
-_BEFORE, _BEHIND = f',\n"{_KEY}": "'.encode(), b'"}\n'
-_LENGTH = len(_BEFORE) + 2 * hashlib.sha256().digest_size + len(_BEHIND)
+_PREFIX, _SUFFIX = f',\n"{_KEY}": "'.encode(), b'"}\n'
+_LENGTH = len(_PREFIX) + 2 * hashlib.sha256().digest_size + len(_SUFFIX)
 
 
-def sealed(content: Mapping[str, Any], *, indent: int | None = None) -> bytes:
-    """The bytes of a JSON object whose last member is the SHA-256 of the bytes before it.
+def dump_checksummed(content: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """Write a JSON object with its checksum as the last member.
 
     Args:
         content: at least one member, none of them called `sha256`.
-        indent: as `json.dumps` takes it.
+        indent: see `json.dumps`.
     """
     body = json.dumps(content, indent=indent, ensure_ascii=False).removesuffix("}").rstrip().encode()
-    return body + _seal(body)
+    return body + _checksum(body)
 
 
-def unsealed(data: bytes) -> dict[str, Any]:
-    """The content of a sealed file, without its seal.
+def load_checksummed(data: bytes) -> dict[str, Any]:
+    """Read a JSON object by `dump_checksummed`, without the checksum.
 
     Raises:
-        ValueError: the seal does not fit, or there is none.
+        ValueError: the checksum does not match, or there is none.
     """
-    if data[-_LENGTH:] != _seal(data[:-_LENGTH]):
-        raise ValueError("the seal does not fit")
-    content: dict[str, Any] = orjson.loads(data)  # of 100,000 records in 0.5 s; json: 1.1
+    if data[-_LENGTH:] != _checksum(data[:-_LENGTH]):
+        raise ValueError("the checksum does not match")
+    content: dict[str, Any] = orjson.loads(data)  # 100,000 records in 0.5 s; by `json` in 1.1 s
     del content[_KEY]
     return content
 
 
-def unsealed_if_sealed(data: bytes) -> Any:
-    """The content of a JSON file; one that names a seal must fit it.
+def load_json(data: bytes) -> Any:
+    """Read a JSON file; one that has a checksum must match it.
 
     Raises:
-        ValueError: it is no JSON, or its seal does not fit.
+        ValueError: it is not JSON, or its checksum does not match.
     """
     content = json.loads(data)
-    return unsealed(data) if isinstance(content, dict) and _KEY in content else content
+    return load_checksummed(data) if isinstance(content, dict) and _KEY in content else content
 
 
-def _seal(body: bytes) -> bytes:
-    return _BEFORE + hashlib.sha256(body).hexdigest().encode() + _BEHIND
+def _checksum(body: bytes) -> bytes:
+    return _PREFIX + hashlib.sha256(body).hexdigest().encode() + _SUFFIX

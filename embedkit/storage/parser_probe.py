@@ -1,8 +1,8 @@
-"""Parse a file in a child process first, and tell whether the parser survives it.
+"""Parses a file in a child process first, to find out whether the parser survives it.
 
-A flipped bit in a Parquet or Arrow file can end the process that parses it: by a signal, or by asking for more
-memory than there is. Where a hash says that a file is as it was written, there is no need for this. One child
-serves all files of a process and ends when it has had none for some seconds; starting it takes 0.2 s.
+A flipped bit in a Parquet or Arrow file can end the process that parses it, by a signal or by a request for too
+much memory. Files with a matching hash need no probe. One child serves all files of a process and ends after some
+idle seconds; its start takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -23,20 +23,16 @@ _SCRIPT = Path(__file__).with_name("parser_probe_child.py")
 
 
 class Prober:
-    """The child process, started when first needed.
-
-    Args:
-        script: what it runs.
-    """
+    """The child process, started when first needed; `script` is the program that it runs."""
 
     def __init__(self, script: Path = _SCRIPT) -> None:
         self._script = script
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        #: Where Python cannot be started, or finds no pyarrow there, files are parsed here alone.
+        #: False if Python cannot be started, or its child has no pyarrow: files are then parsed without a probe.
         self._usable = bool(sys.executable) and not getattr(sys, "frozen", False)
 
-    def fault_of(
+    def probe_file(
         self,
         source: Path | str | bytes | memoryview,
         file_format: str,
@@ -44,16 +40,17 @@ class Prober:
         part: int | str = "all",
         without: Iterable[str] = (),
     ) -> str | None:
-        """What goes wrong when a file is parsed; None = nothing, or nobody can tell.
+        """Parse a file in the child.
 
         Args:
             source: the file's path, or its bytes.
             file_format: parquet or arrow.
-            part: number of a row group or record batch; all; or none, for what describes them alone.
-            without: columns that are not read.
+            part: number of a row group or record batch; "all"; or "none", for the metadata alone.
+            without: columns to leave out.
 
         Returns:
-            The type of the error, or the signal that ended the child: no content of the file.
+            The type of the error, or the signal that ended the child, without content of the file; None if there
+            was none, or if no child can be started.
         """
         data = source if isinstance(source, bytes | memoryview) else None
         request = {
@@ -65,7 +62,7 @@ class Prober:
         }
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            # A child that was idle may have ended just before it was asked.
+            # An idle child may have ended just before the request.
             for _ in range(2):
                 child = self._started()
                 if child is None:
@@ -85,7 +82,7 @@ class Prober:
             self._end()
 
     def _end(self) -> int:
-        """Forget the child, which ends when nobody asks it any more; its exit code."""
+        """Close the child's pipes, which ends it, and return its exit code."""
         child, self._child = self._child, None
         if child is None:
             return 0
@@ -95,11 +92,11 @@ class Prober:
         return child.wait()
 
     def _answer(self, child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
-        """See `_asked`; a child whose answer nobody waited for is ended."""
+        """Send a request; a child whose reply is not awaited, because of an exception, is ended."""
         try:
-            return _asked(child, line, data)
+            return _exchange(child, line, data)
         except BaseException:
-            # Stopped while it waited: the answer is still to come, and would be taken for the next file's.
+            # Its reply would be taken for that to the next request.
             child.kill()
             self._end()
             raise
@@ -113,13 +110,13 @@ class Prober:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # Whoever stops this process by the keyboard does not mean a file to be damaged.
+                # Ctrl-C must not end the child: that would look like a damaged file.
                 start_new_session=True,
             )
         except OSError:
             self._usable = False
             return None
-        # Where the libraries of this process are from: PYTHONPATH counts for nothing in an isolated Python.
+        # The import path of this process: an isolated Python ignores PYTHONPATH.
         self._child = child
         if self._answer(child, json.dumps(sys.path).encode() + b"\n", b"") is None:
             self._usable = False
@@ -127,13 +124,13 @@ class Prober:
         return self._child
 
 
-def _asked(child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
-    """The child's answer to a line and the bytes behind it; None where it ended."""
+def _exchange(child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
+    """Send a line and the bytes after it, and return the reply; None if the child has ended."""
     try:
-        asking = _pipe(child.stdin)
-        asking.write(line)
-        asking.write(data)
-        asking.flush()
+        requests = _pipe(child.stdin)
+        requests.write(line)
+        requests.write(data)
+        requests.flush()
         return _pipe(child.stdout).readline() or None
     except OSError:
         return None
@@ -146,11 +143,11 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _cause(code: int) -> str:
-    """What a child's exit code says of its end."""
+    """Describe the end of a child by its exit code."""
     if code >= 0:
         return f"the parser ends with exit code {code}"
     if code == -getattr(signal, "SIGXCPU", 0):
-        return "the parser does not come to an end"
+        return "the parser does not end"
     with contextlib.suppress(ValueError):
         return f"the parser crashes with {signal.Signals(-code).name}"
     return f"the parser crashes with signal {-code}"
@@ -159,9 +156,11 @@ def _cause(code: int) -> str:
 _PROBER = Prober()
 
 
-def fault_of(source: Any, file_format: str, *, part: int | str = "all", without: Iterable[str] = ()) -> str | None:
-    """See `Prober.fault_of`; by the child of this process."""
-    return _PROBER.fault_of(source, file_format, part=part, without=without)
+def probe_file(
+    source: Any, file_format: str, *, part: int | str = "all", without: Iterable[str] = ()
+) -> str | None:
+    """Parse a file in the child of this process; see `Prober.probe_file`."""
+    return _PROBER.probe_file(source, file_format, part=part, without=without)
 
 
 def _at_exit() -> None:
@@ -169,7 +168,7 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
-    # The child of the parent answers the parent.
+    # The inherited child belongs to the parent process.
     global _PROBER  # noqa: PLW0603 - one for each process
     _PROBER = Prober()
 

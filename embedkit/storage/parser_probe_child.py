@@ -1,7 +1,7 @@
-"""Parses Parquet and Arrow files for another process, which learns whether the parser survives them; see probe.py.
+"""Parses Parquet and Arrow files for another process; see parser_probe.py.
 
-Run as a script, by its path and alone: it imports nothing of embedkit. Reads a request a line from stdin (JSON)
-and answers each with a line. Says nothing of what is in a file but the type of the error it ends with.
+Run as a script: it imports nothing of embedkit. Reads one JSON request a line from stdin and replies to each with
+a line, which holds no content of a file but the type of the error.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-#: Seconds without a request after which this process ends: it has nothing to do while a model runs.
+#: Seconds without a request after which this process ends: it would idle while a model runs.
 _IDLE = 20
-#: Seconds of the processor for any file, and bytes for which there is a second more.
+#: CPU seconds for a file, and the number of bytes that adds another second.
 _SECONDS, _BYTES_PER_SECOND = 60, 1_000_000
-#: Address space beside the machine's memory and the file's own: stacks and arenas of the libraries' threads.
+#: Address space in addition to the machine's memory and the file's size: for stacks and arenas of threads.
 _ADDRESSES = 16 << 30
 _ARROW_FILE = b"ARROW1"
 
-#: An open file: how many parts it has (None: it is read from its start alone), its columns, and a function of the
-#: numbers of parts and the names of columns that reads these.
+#: An open file: the number of its parts (None if it is a stream), its columns, and a function that reads the given
+#: parts and columns.
 _Opened = tuple[int | None, list[str], Callable[[Iterable[int], list[str]], Iterator[Any]]]
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Reply to requests until there are no more."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.path.extend(path for path in json.loads(requests.readline()) if path not in sys.path)
-    # Before the first request, so that what cannot be imported is no finding.
+    # Before the first request, so that a failing import is not taken for a damaged file.
     import pyarrow as pa
     import pyarrow.parquet
 
-    _leave_the_machine_alone()
+    _protect_machine()
     kept: tuple[object, _Opened] | None = None
     _reply(replies, {"ready": pa.__version__})
-    while _comes(requests) and (line := requests.readline()):
+    while _wait_for_request(requests) and (line := requests.readline()):
         request = json.loads(line)
         fault = None
         try:
@@ -50,9 +50,9 @@ def main() -> None:
                 kept = None
                 kept = (key, _open(request["path"] if data is None else data, request["format"]))
             _parse(kept[1], request["part"], frozenset(request["without"]))
-        except BaseException as error:  # noqa: BLE001 - panics of a library too: whatever it is, it is the answer
+        except BaseException as error:  # noqa: BLE001 - panics of libraries, too
             fault = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
-            # A file that cannot be read is no damaged one: the other process finds that out itself.
+            # A file that cannot be read is not damaged: the other process will report it.
             fault = None if isinstance(error, OSError) and error.errno is not None else fault
             kept = None
         _reply(replies, {"fault": fault})
@@ -63,8 +63,8 @@ def _reply(replies: Any, message: dict[str, Any]) -> None:
     replies.flush()
 
 
-def _comes(requests: Any) -> bool:
-    """Whether a request comes in time. Windows cannot wait for a pipe, and waits for the end."""
+def _wait_for_request(requests: Any) -> bool:
+    """Wait for a request; False after `_IDLE` seconds. Windows cannot wait for a pipe, and reads it at once."""
     return os.name == "nt" or bool(select.select([requests], [], [], _IDLE)[0])
 
 
@@ -79,7 +79,7 @@ def _open(source: Any, file_format: str) -> _Opened:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # As bytes, so that a name that is not UTF-8 is found, too.
+    # As bytes: a name may not be UTF-8.
     mapped = pa.memory_map(os.fsencode(source)) if isinstance(source, str) else pa.BufferReader(source)
     if file_format == "parquet":
         file = pq.ParquetFile(mapped, page_checksum_verification=True)
@@ -105,7 +105,7 @@ def _open(source: Any, file_format: str) -> _Opened:
 
 
 def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
-    """Read what is asked for, and hold every offset against what its column has."""
+    """Read the requested parts, and check every offset."""
     n_parts, names, batches = opened
     if part == "none":
         return
@@ -115,13 +115,13 @@ def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
             try:
                 column.validate(full=True)
             except ValueError as error:
-                # What is not UTF-8 is a bad row and no danger. Characters are looked at after the offsets.
+                # Invalid UTF-8 is a bad row and harmless; it is checked after the offsets.
                 if "UTF8" not in str(error):
                     raise
 
 
-def _leave_the_machine_alone() -> None:
-    """End this process before others where memory runs out, and leave no core file: it would hold texts."""
+def _protect_machine() -> None:
+    """Have this process killed first when memory runs out, and leave no core file, which would hold texts."""
     with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
         score.write("1000")
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -131,7 +131,7 @@ def _leave_the_machine_alone() -> None:
 
 
 def _limit(size: int) -> None:
-    """Limit what a file of so many bytes may take: a flipped bit asks for terabytes, or for a loop without end."""
+    """Limit time and memory for a file of `size` bytes: a flipped bit may ask for terabytes or an endless loop."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

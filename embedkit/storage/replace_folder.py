@@ -1,8 +1,8 @@
-"""A folder that takes the place of another one when it is whole, and not before.
+"""Replaces a local folder by another one when that is complete.
 
-The new folder is made beside the old one, as `OUT.next`. When it is whole the two change places in one step, where
-the system can do that (Linux), else in two, and the old one goes. A run that is killed at any moment leaves the
-old folder or the new one whole, and the next run finishes what was begun. Knows nothing of what is in the folders.
+The new folder is made next to the old one, as `OUT.next`. When it is complete, the two are exchanged in one step
+where the system can do that (Linux), else in two, and the old one is removed. A run that is killed at any moment
+leaves the old folder or the new one intact, and the next run finishes the replacement.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import exists, is_folder
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-#: What a system or a disk answers that cannot let two names change places.
+#: Errors of systems and file systems that cannot exchange two names.
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
 
 
 class Replacement:
-    """The place of a new folder, until it is whole.
+    """A new folder, and the old one that it replaces.
 
     Args:
-        path: of the folder that is replaced.
-        clear: removes from a folder what embedkit wrote into it, and nothing else.
+        path: of the old folder.
+        clear: removes the files of embedkit from a folder, and no others.
     """
 
     def __init__(self, path: Path, clear: Callable[[Path], None]) -> None:
         self.path = path
         self.clear = clear
         self.next = path.with_name(f"{path.name}.next")
-        #: Where the old folder goes if the two cannot change places in one step.
+        #: The old folder's name meanwhile if the two cannot be exchanged in one step.
         self._former = path.with_name(f"{path.name}.former")
 
     def recover(self) -> list[str]:
-        """Finish what a run that was killed left to do: between two renames, or while it removed the old folder.
+        """Finish the replacement of a run that was killed between two renames, or while it removed the old folder.
 
         Returns:
-            What the user should know of old files that stay, a sentence each.
+            A notice for each old folder that could not be removed.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the disk fails.
         """
         with as_read_error(self.path):
-            told: list[str] = []
+            notices: list[str] = []
             for old in (self._former, self.next):
                 if is_folder(old) and not any(old.iterdir()):
                     with suppress(OSError):  # all but the folder itself was removed
@@ -63,11 +63,11 @@ class Replacement:
                         new.rename(self.path)
                     if new == old:
                         continue
-                told += self._remove(old)
-            return told
+                notices += self._remove(old)
+            return notices
 
-    def refuse_unmovable(self) -> None:
-        """See that a folder can be made beside the old one and take its place, before hours are spent on it.
+    def check_movable(self) -> None:
+        """Check that the old folder can be replaced, before hours are spent on the new one.
 
         Raises:
             OutputError: it cannot.
@@ -86,18 +86,18 @@ class Replacement:
             )
         if reason:
             raise OutputError(
-                f"{self.path} is {reason}, and a new output is made beside the old one until it is whole",
-                hint="name a folder inside of it with -o, or remove the old output yourself first",
+                f"{self.path} is {reason}, and a new output is made next to the old one until it is complete",
+                hint="name a folder inside it with -o, or remove the old output yourself first",
             )
 
     def start(self) -> None:
-        """Make a new, empty folder for what is to come.
+        """Make the new folder, empty.
 
-        One that an overwrite left unfinished goes. It is moved away first, so that a run that still writes there
-        does not find its way into the new one.
+        An unfinished one is removed. It is renamed first, so that a run that still writes there does not write
+        into the new one.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the disk fails.
         """
         with as_output_error(self.next):
             if exists(self.next):
@@ -108,17 +108,17 @@ class Replacement:
             self.next.mkdir(parents=True, exist_ok=True)
             if is_folder(self.path):
                 made, old = (folder.stat().st_mode & 0o7777 for folder in (self.next, self.path))
-                # `--private` is kept to whatever the old folder's mode was.
+                # With `--private`, others keep no access that the old folder gave them.
                 self.next.chmod(old if made & 0o077 else old & 0o700)
 
     def finish(self) -> list[str]:
-        """Put the new folder, which is whole, in the place of the old one, and remove that.
+        """Put the new folder, which is complete, in the place of the old one, and remove that.
 
         Returns:
-            What the user should know of old files that stay, a sentence each.
+            A notice if the old folder could not be removed.
 
         Raises:
-            OutputError: the disk refuses before the new folder is in its place.
+            OutputError: the disk fails before the new folder is in its place.
         """
         with as_output_error(self.path):
             sync_folder(self.next)
@@ -137,7 +137,7 @@ class Replacement:
         return [] if old is None else self._remove(old)
 
     def _remove(self, old: Path) -> list[str]:
-        """Remove the old folder; what is not embedkit's own in it moves to the new one."""
+        """Remove the old folder; files of others in it move to the new one."""
         try:
             self.clear(old)
             _move(old, self.path)
@@ -148,7 +148,7 @@ class Replacement:
         except FileNotFoundError:  # another process was faster
             return []
         except (OSError, OutputError):
-            return [f"{old} is left of the output that was replaced, and could not be removed: remove it"]
+            return [f"{old} is left of the replaced output and could not be removed: remove it"]
         return []
 
 
@@ -157,7 +157,7 @@ def _is_marked(folder: Path) -> bool:
 
 
 def _move(old: Path, new: Path) -> None:
-    """Move what is in one folder to another, but for marks; what is there in both stays in the old one."""
+    """Move the content of a folder to another one, except for marks and for names that exist in both."""
     for entry in list(old.iterdir()):
         if is_former_mark(entry.name):
             continue
@@ -180,7 +180,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Have two folders change places in one step; False where the system or the disk cannot."""
+    """Exchange two folders in one step; False if the system or the file system cannot."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False

@@ -1,8 +1,7 @@
-"""Stdin and stdout of the process, kept for rows while a model is in use.
+"""Stdin and stdout of the process, reserved for rows while a model is in use.
 
-A library may ask a question on stdin and so eat rows, or print into the rows on stdout; code of a model's own may
-do either. Inside `kept_for_rows` both find nothing to read and print on stderr, be it Python or compiled code, and
-so do the processes that are started there. Knows nothing of rows.
+A library, or a model's own code, may ask a question on stdin and so consume rows, or print into the rows on
+stdout. Inside `reserved_for_rows`, Python and compiled code and child processes read nothing and print on stderr.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ class _Kept:
     stdout: BinaryIO | None
 
 
-#: The streams as they were, while `kept_for_rows` is in force.
+#: The original streams, inside `reserved_for_rows`.
 _kept: list[_Kept] = []
 
 
 def rows_in() -> BinaryIO:
-    """The stream that rows are read from where the input is `-`.
+    """Return the stream of rows for the input `-`.
 
     Raises:
         InputError: stdin is closed.
@@ -44,7 +43,7 @@ def rows_in() -> BinaryIO:
 
 
 def rows_out() -> BinaryIO:
-    """The stream that rows are written to with `-o -`.
+    """Return the stream that rows are written to with `-o -`.
 
     Raises:
         OutputError: stdout is closed.
@@ -56,8 +55,8 @@ def rows_out() -> BinaryIO:
 
 
 @contextmanager
-def kept_for_rows() -> Generator[None, None, None]:
-    """Leave stdin and stdout to `rows_in` and `rows_out`; all else reads nothing and prints on stderr."""
+def reserved_for_rows() -> Generator[None, None, None]:
+    """Reserve stdin and stdout for `rows_in` and `rows_out`; all else reads nothing and prints on stderr."""
     stdin, stdout = sys.stdin, sys.stdout
     _flush(stdout)
     saved = {number: _duplicate(number) for number in (_STDIN, _STDOUT)}
@@ -77,7 +76,7 @@ def kept_for_rows() -> Generator[None, None, None]:
             ctypes.CDLL(None).fflush(None)
         sys.stdin, sys.stdout = stdin, stdout
         if rows.stdout is not None and rows.stdout is not _binary(stdout):
-            with contextlib.suppress(OSError):  # the reader is gone; whoever wrote has been told
+            with contextlib.suppress(OSError):  # the reader is gone, which the writer has reported
                 rows.stdout.close()
         nothing.close()
         for number, duplicate in saved.items():
@@ -85,13 +84,13 @@ def kept_for_rows() -> Generator[None, None, None]:
 
 
 def _own(stream: TextIO | None, number: int, mode: str) -> BinaryIO | None:
-    """The bytes of a standard stream: by a descriptor of its own, unless the stream stands for something else."""
+    """Open a duplicate of a standard stream for bytes; return the stream itself if it has been replaced."""
     try:
         is_standard = stream is not None and stream.fileno() == number
     except (OSError, ValueError):
         is_standard = False
     duplicate = _duplicate(number) if is_standard else None
-    # Never closed where it is read: a thread may still wait in it.
+    # A stream for reading is never closed: a thread may still be waiting in it.
     return _binary(stream) if duplicate is None else open(duplicate, mode)  # type: ignore[return-value]  # noqa: PTH123
 
 

@@ -356,7 +356,7 @@ def _prepare_folder(config: SweepConfig, replacement: Replacement) -> Path:
     if on_exists == "resume" and VECTORS in next_names:
         return replacement.next
     if on_exists == "overwrite" and (existing or next_names):
-        replacement.refuse_unmovable()
+        replacement.check_movable()
         return replacement.next
     return folder
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from embedkit.estimate.cost import operations
 from embedkit.estimate.counts import InputCounts, LengthBin
 from embedkit.models.repository.config_facts import ConfigFacts
-from embedkit.storage.checksummed_json import unsealed
+from embedkit.storage.checksummed_json import load_checksummed
 from tests.conftest import NOTES
 from tests.tiny_models import CORPUS, make, make_bio_clinicalbert_layout
 
@@ -37,7 +37,7 @@ def plan(embedkit_cli, bert):
 
 
 def of_files(out) -> int:
-    records = [unsealed(path.read_bytes()) for path in (out / "commits").glob("*.json")]
+    records = [load_checksummed(path.read_bytes()) for path in (out / "commits").glob("*.json")]
     return sum(file["bytes"] for of in records for file in of["files"] if "rejects" not in file["path"])
 
 
@@ -106,7 +106,7 @@ def table(tmp_path_factory):
 def test_rows_tokens_shards_and_bytes_are_those_of_the_manifest(encode, plan, table, tmp_path, options):
     told = plan(table, *options)
     assert encode(table, "-o", tmp_path / "out", *options).code == 0
-    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
     assert {name: told[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")} == {
         name: manifest[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")
     }
@@ -144,7 +144,7 @@ def test_other_kinds_of_models_are_known_by_their_config_alone(
     model = make(kind, tmp_path / kind).folder
     told = plan(table, "--pool", "mean", model=model)
     assert embedkit_cli("encode", "-m", model, table, "--pool", "mean", "-o", tmp_path / "out").code == 0
-    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
+    manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
     recipe = manifest["recipe"]
     assert (told["fits"], told["layers"], told["lowercase"]) == (
         recipe["text"]["max_length"],
@@ -221,8 +221,8 @@ def test_unknown_tokens_are_counted_in_plan_record_manifest_and_summary(encode, 
     told = plan(table)
     ran = encode(table, "-o", tmp_path / "out", "--shard-rows", "2")
     assert ran.code == 0
-    manifest = unsealed((tmp_path / "out/manifest.json").read_bytes())
-    record = unsealed((tmp_path / "out/commits/00000.json").read_bytes())
+    manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
+    record = load_checksummed((tmp_path / "out/commits/00000.json").read_bytes())
     assert (told["n_unknown"], manifest["n_unknown"], record["vocabulary"]["n_unknown"]) == (3, 3, 3)
     assert manifest["unknown_share"] == pytest.approx(3 / manifest["n_content"], abs=1e-6)
     assert f"unknown tokens: 3 ({300 / manifest['n_content']:.1f} %)" in ran.err

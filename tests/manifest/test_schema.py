@@ -23,7 +23,7 @@ from embedkit.manifest.schema import (
     ShardRecord,
     Totals,
 )
-from embedkit.storage.checksummed_json import sealed
+from embedkit.storage.checksummed_json import dump_checksummed
 from embedkit.storage.filesystem import PublishedFile
 from embedkit.types import TextCounts, Variant
 from tests.manifest.plans import make_plan, make_record
@@ -63,7 +63,7 @@ def test_what_was_written_is_read(file):
 
 @pytest.mark.parametrize("file", [FILES[0], RECORDS[0], FILES[6]], ids=lambda file: type(file).__name__)
 def test_a_newer_version_is_refused_by_name_with_the_way_out(file):
-    newer = sealed({**file.to_json(), "version": VERSION + 1, "recipe": "in a new way"})
+    newer = dump_checksummed({**file.to_json(), "version": VERSION + 1, "recipe": "in a new way"})
     with pytest.raises(OutputError, match=rf"out/x\.json has format version {VERSION + 1}") as caught:
         type(file).parse(newer, Path("out/x.json"))
     assert "upgrade embedkit" in caught.value.hint
@@ -76,7 +76,7 @@ def test_content_that_embedkit_does_not_write_is_malformed_not_a_crash(file, dat
     key = data.draw(st.sampled_from(sorted(content)))
     content[key] = data.draw(st.sampled_from([None, "x", [], [1], {}, {"a": 1}, -1]))
     with contextlib.suppress(MalformedFileError, OutputError):
-        type(file).parse(sealed(content), Path("x.json"))
+        type(file).parse(dump_checksummed(content), Path("x.json"))
 
 
 @pytest.mark.parametrize(

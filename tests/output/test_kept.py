@@ -23,7 +23,7 @@ import embedkit
 from benchmarks.torture.kills import SHARD_ROWS, Bench, contents, loaded_once, look_after_end, prepared
 from embedkit.engines import in_process, shard_loop
 from embedkit.errors import OutputError
-from embedkit.storage.checksummed_json import sealed, unsealed
+from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed
 from embedkit.verify import verify_output
 from tests.conftest import Ran, last_counts
 
@@ -350,13 +350,13 @@ def test_an_output_of_the_version_before_is_gone_on_with(encode: Cli, bench: Ben
     arguments = (bench.table, "-o", out, "--shard-rows", 8)
     assert encode(*arguments).code == 0
     vectors = np.array(embedkit.read(out).vectors)
-    plan = unsealed((out / "plan.json").read_bytes())
+    plan = load_checksummed((out / "plan.json").read_bytes())
     for file in plan["input"]["files"]:
         del file["content_sha256"]
-    (out / "plan.json").write_bytes(sealed(plan))
-    record = unsealed((out / "commits/00000.json").read_bytes())
+    (out / "plan.json").write_bytes(dump_checksummed(plan))
+    record = load_checksummed((out / "commits/00000.json").read_bytes())
     del record["plan_sha256"]
-    (out / "commits/00000.json").write_bytes(sealed(record))
+    (out / "commits/00000.json").write_bytes(dump_checksummed(record))
     for gone in ("manifest.json", "commits/00001.json"):
         (out / gone).unlink()
     written = (out / "embeddings/part-00000.parquet").stat().st_mtime_ns

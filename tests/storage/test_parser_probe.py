@@ -23,7 +23,7 @@ from embedkit.output.inspect import inspect_output
 from embedkit.sources import open_table
 from embedkit.storage import parser_probe, parser_probe_child
 from embedkit.storage.filesystem import sha256_of_file
-from embedkit.storage.parser_probe import Prober, fault_of
+from embedkit.storage.parser_probe import Prober, probe_file
 from embedkit.types import Fault, Record
 from embedkit.verify import verify_output
 from tests.conftest import NOTES
@@ -122,7 +122,7 @@ def test_reading_without_the_check_reads_each_file_once(outputs, monkeypatch):
         expected = embedkit.read(outputs / name).vectors
         with monkeypatch.context() as patched:
             patched.setattr("embedkit.output.open.sha256_of_file", lambda path: hashes[path.name](path))
-            patched.setattr("embedkit.output.open.fault_of", None)
+            patched.setattr("embedkit.output.open.probe_file", None)
             np.testing.assert_array_equal(embedkit.read(outputs / name, check=False).vectors, expected)
 
 
@@ -165,12 +165,12 @@ def a_child(tmp_path: Path, then: str) -> Prober:
         ("import os; os._exit(3)", "the parser ends with exit code 3"),
         (
             "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 9))\nwhile True: pass",
-            "the parser does not come to an end",
+            "the parser does not end",
         ),
     ],
 )
 def test_a_child_that_dies_over_a_file_is_a_finding(tmp_path, then, told):
-    assert a_child(tmp_path, then).fault_of(tmp_path / "x.parquet", "parquet") == told
+    assert a_child(tmp_path, then).probe_file(tmp_path / "x.parquet", "parquet") == told
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -178,12 +178,12 @@ def test_what_kills_the_parser_is_told_by_verify_inspect_read_and_encode(outputs
     crash = "the parser crashes with SIGSEGV"
     path = tmp_path / "o.parquet"
     shutil.copy(outputs / "one.parquet", path)
-    monkeypatch.setattr("embedkit.output.open.fault_of", lambda *_, **__: crash)
+    monkeypatch.setattr("embedkit.output.open.probe_file", lambda *_, **__: crash)
     assert crash in verify_output(path).problems[0].what
     for opens in (inspect_output, read_all):
         with pytest.raises(OutputError, match=crash):
             opens(path)
-    monkeypatch.setattr("embedkit.sources.columnar.fault_of", lambda *_, **__: crash)
+    monkeypatch.setattr("embedkit.sources.columnar.probe_file", lambda *_, **__: crash)
     with pytest.raises(InputError, match="cannot be read as parquet"):
         open_table(InputConfig((str(path),), text_columns=("label",)))
 
@@ -194,11 +194,11 @@ def test_a_child_that_ended_for_want_of_work_is_started_again(tmp_path):
     assert "_IDLE = 20" in script
     (tmp_path / "child.py").write_text(script.replace("_IDLE = 20", "_IDLE = 0.1"), encoding="utf-8")
     prober = Prober(tmp_path / "child.py")
-    assert prober.fault_of(tmp_path / "a.parquet", "parquet") is None
+    assert prober.probe_file(tmp_path / "a.parquet", "parquet") is None
     first = prober._child
     assert first.wait(10) == 0
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
-    assert prober.fault_of(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
+    assert prober.probe_file(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
     assert prober._child is not first
     prober.close()
 
@@ -207,7 +207,7 @@ def test_a_child_that_ended_for_want_of_work_is_started_again(tmp_path):
 def test_who_is_stopped_while_the_child_answers_leaves_no_answer_for_the_next_file(place, tmp_path, monkeypatch):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
-    prober, asked, calls = Prober(), parser_probe._asked, []
+    prober, asked, calls = Prober(), parser_probe._exchange, []
 
     def stopped(child, line, data):
         calls.append(line)
@@ -218,11 +218,11 @@ def test_who_is_stopped_while_the_child_answers_leaves_no_answer_for_the_next_fi
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(parser_probe, "_asked", stopped)
+        patched.setattr(parser_probe, "_exchange", stopped)
         with pytest.raises(KeyboardInterrupt):
-            prober.fault_of(tmp_path / "b.parquet", "parquet")
-    assert prober.fault_of(tmp_path / "a.parquet", "parquet") is None
-    assert prober.fault_of(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
+            prober.probe_file(tmp_path / "b.parquet", "parquet")
+    assert prober.probe_file(tmp_path / "a.parquet", "parquet") is None
+    assert prober.probe_file(tmp_path / "b.parquet", "parquet") == "ArrowInvalid"
     prober.close()
 
 
@@ -230,15 +230,15 @@ def test_where_no_child_can_be_started_files_are_parsed_here(tmp_path, outputs, 
     monkeypatch.setattr("embedkit.storage.parser_probe._PROBER", Prober(tmp_path / "nothing.py"))
     read_all(outputs / "one.parquet")
     monkeypatch.setattr("sys.executable", "")
-    assert Prober().fault_of(outputs / "one.parquet", "parquet") is None
+    assert Prober().probe_file(outputs / "one.parquet", "parquet") is None
 
 
 def test_a_file_that_is_not_there_or_in_memory_is_no_finding_of_its_own(tmp_path):
-    assert fault_of(tmp_path / "gone.parquet", "parquet") is None
+    assert probe_file(tmp_path / "gone.parquet", "parquet") is None
     pq.write_table(pa.table({"a": ["x"] * 3}), tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
-    assert fault_of(data, "parquet") is None
-    assert fault_of(memoryview(data[:-9]), "parquet") == "ArrowInvalid"
+    assert probe_file(data, "parquet") is None
+    assert probe_file(memoryview(data[:-9]), "parquet") == "ArrowInvalid"
 
 
 def test_the_child_says_nothing_of_what_is_in_a_file(tmp_path):
@@ -318,7 +318,7 @@ def test_a_limit_leaves_the_rest_of_an_input_alone(tmp_path, monkeypatch):
     def told(*arguments: object, **options: object) -> None:
         asked.append((options["part"], sorted(options["without"])))
 
-    monkeypatch.setattr("embedkit.sources.columnar.fault_of", told)
+    monkeypatch.setattr("embedkit.sources.columnar.probe_file", told)
     found = list(open_table(InputConfig((str(path),), limit=15)).records())
     assert len(found) == 15
     assert [part for part in asked if part[0] != "none"] == [(0, ["other"]), (1, ["other"])]

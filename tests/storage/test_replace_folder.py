@@ -133,4 +133,4 @@ def test_a_mount_point_is_refused_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(os.path, "ismount", lambda _: True)
     with pytest.raises(OutputError, match="a mount point"):
-        Replacement(place, clear).refuse_unmovable()
+        Replacement(place, clear).check_movable()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 CHILD = """
 import ctypes, os, subprocess, sys
-from embedkit.storage.standard_streams import kept_for_rows, rows_in, rows_out
+from embedkit.storage.standard_streams import reserved_for_rows, rows_in, rows_out
 
-with kept_for_rows():
+with reserved_for_rows():
     print("a library prints")
     ctypes.CDLL(None).puts(b"compiled code prints")
     os.write(1, b"a descriptor is written to\\n")
@@ -42,8 +42,8 @@ def test_nobody_but_the_reader_of_rows_reads_stdin_and_nothing_but_rows_goes_to_
 
 def test_closed_streams_are_told_by_name():
     source = (
-        "from embedkit.storage.standard_streams import kept_for_rows, rows_in, rows_out\n"
-        "with kept_for_rows():\n"
+        "from embedkit.storage.standard_streams import reserved_for_rows, rows_in, rows_out\n"
+        "with reserved_for_rows():\n"
         "    for of in (rows_in, rows_out):\n"
         "        try: of()\n"
         "        except Exception as fault: print(type(fault).__name__, fault.message)\n"
@@ -58,13 +58,13 @@ def test_closed_streams_are_told_by_name():
 
 
 def test_the_streams_are_as_they_were_afterwards():
-    from embedkit.storage.standard_streams import kept_for_rows
+    from embedkit.storage.standard_streams import reserved_for_rows
 
     before = (sys.stdin, sys.stdout, os.fstat(0).st_ino, os.fstat(1).st_ino)
     descriptors = Path("/proc/self/fd")
     open_before = len(list(descriptors.iterdir())) if descriptors.is_dir() else 0
     for _ in range(3):
-        with kept_for_rows():
+        with reserved_for_rows():
             assert sys.stdout is sys.stderr
     assert (sys.stdin, sys.stdout, os.fstat(0).st_ino, os.fstat(1).st_ino) == before
     if open_before:

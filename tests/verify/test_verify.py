@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.torture.bitflips import FORMATS, finished, misses
 from embedkit.errors import OutputError
-from embedkit.storage.checksummed_json import sealed, unsealed, unsealed_if_sealed
+from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed, load_json
 from embedkit.verify import verify_output
 from tests.conftest import NOTES
 from tests.output.shards import vector_page
@@ -42,8 +42,8 @@ def told(out: Path) -> list[str]:
 
 def change(path: Path, **values: object) -> None:
     """Change a sealed file and seal it again, as only somebody could who means to."""
-    content = unsealed(path.read_bytes())
-    path.write_bytes(sealed({**content, **values}))
+    content = load_checksummed(path.read_bytes())
+    path.write_bytes(dump_checksummed({**content, **values}))
 
 
 def reseal_files(out: Path) -> None:
@@ -65,21 +65,21 @@ def test_any_single_bit_that_flips_in_a_folder_is_found_and_its_file_named(folde
 
 
 def test_every_bit_of_a_sealed_file_is_covered():
-    data = sealed({"rows": 3, "names": ["é", 'a "b"', None]}, indent=2)
-    assert unsealed(data) == {"rows": 3, "names": ["é", 'a "b"', None]}
+    data = dump_checksummed({"rows": 3, "names": ["é", 'a "b"', None]}, indent=2)
+    assert load_checksummed(data) == {"rows": 3, "names": ["é", 'a "b"', None]}
     for place in range(8 * len(data)):
         other_casing = bytearray(data)
         other_casing[place // 8] ^= 1 << place % 8
         with pytest.raises(ValueError):  # noqa: PT011 - whichever: the seal, UTF-8, JSON
-            unsealed(bytes(other_casing))
+            load_checksummed(bytes(other_casing))
 
 
 def test_the_seal_is_the_hash_of_the_bytes_before_its_line():
-    data = sealed({"rows": 3})
+    data = dump_checksummed({"rows": 3})
     body, _, line = data.rpartition(b",\n")
     assert line == b'"sha256": "%s"}\n' % hashlib.sha256(body).hexdigest().encode()
     assert json.loads(data)["rows"] == 3
-    assert unsealed_if_sealed(b'{"rows": 3}') == {"rows": 3}
+    assert load_json(b'{"rows": 3}') == {"rows": 3}
 
 
 # Files -----------------------------------------------------------------------------------------------
@@ -179,12 +179,12 @@ def test_a_number_that_is_not_finite_is_found(encode, tmp_path):
     vectors = np.load(out / name, allow_pickle=False)
     vectors[2, 3] = np.inf
     np.save(out / name, vectors, allow_pickle=False)
-    record = unsealed((out / "commits/00000.json").read_bytes())
+    record = load_checksummed((out / "commits/00000.json").read_bytes())
     record["files"][0] |= {
         "bytes": (out / name).stat().st_size,
         "sha256": hashlib.sha256((out / name).read_bytes()).hexdigest(),
     }
-    (out / "commits/00000.json").write_bytes(sealed(record))
+    (out / "commits/00000.json").write_bytes(dump_checksummed(record))
     assert f"{name}: holds a number that is not finite" in told(out)
 
 
@@ -265,9 +265,9 @@ def test_what_encode_writes_is_sound_whatever_is_in_it(encode, tmp_path, form, o
 
 
 def test_a_record_of_another_make_is_told_and_no_fault_of_embedkits(out):
-    plan = unsealed((out / "plan.json").read_bytes())
+    plan = load_checksummed((out / "plan.json").read_bytes())
     del plan["starts"]
-    (out / "plan.json").write_bytes(sealed(plan))
+    (out / "plan.json").write_bytes(dump_checksummed(plan))
     assert "plan.json: has a checksum that fits, yet not the content that embedkit writes" in told(out)
 
 

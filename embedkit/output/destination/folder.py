@@ -96,7 +96,7 @@ class Folder:
 
     def _make_room(self, beside: OutputFolder) -> None:
         """Have the new output made beside the old one, which stays as it is until then."""
-        self.replacement.refuse_unmovable()
+        self.replacement.check_movable()
         if exists(beside.path) and (not is_folder(beside.path) or beside.has_foreign_files()):
             raise OutputError(
                 f"{beside.path} holds files that are not embedkit's, and the new output would be made there",

@@ -135,7 +135,7 @@ def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
         arguments = ("utf-8", text, 0, 1, text) if kind is UnicodeEncodeError else (text,)
         raise kind(*arguments) from LookupError(text)
 
-    monkeypatch.setattr(shard_loop.Job if stage == "_write" else shard_loop, stage, fail)
+    monkeypatch.setattr(shard_loop.ShardLoop if stage == "_write" else shard_loop, stage, fail)
     ran = encode(*command(places, "--shard-rows", 8))
     assert ran.code == 1 or (kind is MemoryError and ran.code == 4), ran.err
     assert "error: " in ran.err

@@ -18,7 +18,7 @@ from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin, check_stdout
 from embedkit.cli.progress import MODES, make_watcher, told_memory
 from embedkit.config import one_of
-from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.base import Callbacks
 from embedkit.engines.signals import stop_event
 from embedkit.engines.summary import Summary
 from embedkit.storage.standard_streams import reserved_for_rows

@@ -1,7 +1,7 @@
-"""One `embedkit encode --group-by`: the rows into a folder beside the output, then these into groups.
+"""One `embedkit encode --group-by`: encodes rows into a folder beside the output, then pools these into groups.
 
-The rows are an ordinary run, with its shards and its resuming, and most of the work. Making groups of them is
-cheap, and is begun anew after a kill. The folder of rows goes when the output is whole.
+Encoding the rows is an ordinary run, which can be resumed, and most of the work. Pooling is cheap and starts again
+after a kill. The folder of rows is removed when the output is complete.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,12 +20,12 @@ import pyarrow as pa
 
 from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order_keys, plain_values, text_of
 from embedkit.config import RunConfig
-from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.base import Callbacks
+from embedkit.engines.encode_rows import encode_rows, plan_rows
 from embedkit.engines.planning import non_finite_notes
 from embedkit.engines.summary import Summary, summary_of_finished
 from embedkit.errors import UsageError
-from embedkit.inference.build import ModelFacts
-from embedkit.inference.model_spec import find_model
+from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.pipeline import as_stored
 from embedkit.manifest.identity import input_digests, refuse_changes
 from embedkit.manifest.recipe import fingerprint
@@ -42,26 +42,14 @@ from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, list_files, read_file, seems_file, write_file
 from embedkit.types import EncodedShard, Fault, Variant
 
-LengthGroup = Callable[[RunConfig, Callbacks, threading.Event], Summary]
-Foresee = Callable[[RunConfig, Callbacks, threading.Event], tuple[Plan, ModelFacts]]
+#: Columns that are written beside those of --keep.
 _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 
 
-def run_grouped(
-    config: RunConfig, watcher: Callbacks, stop: threading.Event, run: LengthGroup, foresee: Foresee
+def encode_groups(
+    config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None
 ) -> Summary:
-    """Carry out one `embedkit encode --group-by`.
-
-    Args:
-        config: what the user asked for.
-        watcher: is told how it goes.
-        stop: set from outside to end the run between two batches.
-        run: carries out an encode of rows.
-        foresee: the plan that `run` would have, and the model that it would load; encodes nothing.
-
-    Raises:
-        EmbedkitError: any of its kinds; rows that are committed stay.
-    """
+    """Carries out one `embedkit encode --group-by`; see `encode_rows`."""
     out = Path(config.output.output)
     rows = out.with_name(f"{out.name}.rows.partial")
     taken = next((name for name in config.input.keep if name in _COUNTS), None)
@@ -77,8 +65,8 @@ def run_grouped(
         check_not_read([rows, *([] if seems_file(out) else [out])], names, whole_folders=True)
     destination = destination_of(config.output)
     stored = destination.open()
-    request = find_model(config)
-    if request.truncate_dim is not None and config.pooling.truncate_dim is None and request.normalize:
+    spec = spec or find_model(config)
+    if spec.truncate_dim is not None and config.pooling.truncate_dim is None and spec.normalize:
         raise UsageError(
             "the recipe of the model cuts its vectors, and those of groups are scaled after that",
             hint="use --no-normalize, or say --truncate-dim yourself",
@@ -90,21 +78,22 @@ def run_grouped(
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
     with as_read_error(out):
-        # Rows without a plan are what a run left that was killed when the groups were whole.
+        # Rows without a plan are left from a run that was killed after the groups were complete.
         left = Folder(rows, "overwrite")
-        is_all_there = config.output.on_exists == "resume" and exists(out) and not left.has_plan()
-    if is_all_there:
-        plan, model = foresee(of_rows, watcher, stop)
-        plan = _plan_of_groups(config, plan, normalize=request.normalize)
+        may_be_complete = config.output.on_exists == "resume" and exists(out) and not left.has_plan()
+    spec_of_rows = find_model(of_rows, spec.folder)
+    if may_be_complete:
+        plan, model = plan_rows(of_rows, callbacks, stop, spec_of_rows)
+        plan = _plan_of_groups(config, plan, normalize=spec.normalize)
         if _is_whole(destination, stored, plan):
             left.remove()
             for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
-                watcher.notice(sentence)
-            told = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
-            return summary_of_finished(config, told, time.monotonic() - began)
-    summary = run(of_rows, watcher, stop)
-    plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=request.normalize)
-    return _Fold(config, rows, plan, watcher).write(summary)
+                callbacks.notice(sentence)
+            model = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
+            return summary_of_finished(config, model, time.monotonic() - began)
+    summary = encode_rows(of_rows, callbacks, stop, spec_of_rows)
+    plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=spec.normalize)
+    return _Fold(config, rows, plan, callbacks).write(summary)
 
 
 def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
@@ -154,14 +143,14 @@ class _Fold:
         config: what the user asked for.
         rows: folder of the rows' vectors, finished.
         plan: that of the groups, but for how many there are.
-        watcher: is told of what is lost.
+        callbacks: is told of what is lost.
     """
 
-    def __init__(self, config: RunConfig, rows: Path, plan: Plan, watcher: Callbacks) -> None:
+    def __init__(self, config: RunConfig, rows: Path, plan: Plan, callbacks: Callbacks) -> None:
         self.config = config
         self.rows = rows
         self.plan = plan
-        self.watcher = watcher
+        self.callbacks = callbacks
         self.keep = config.input.keep
         self.stored = open_stored(rows)
         self.variants = plan.variants
@@ -196,14 +185,14 @@ class _Fold:
         totals = replace(Totals.of(records, n_groups), n_content=summary.n_content, n_unknown=summary.n_unknown)
         destination.finish(sink, Manifest.of(plan, records, totals))
         for sentence in non_finite_notes(self.config, self.non_finite):
-            self.watcher.notice(sentence)
+            self.callbacks.notice(sentence)
         for name in sorted(self.varied):
-            self.watcher.notice(f"column {name} has several values in some groups: it is null there")
+            self.callbacks.notice(f"column {name} has several values in some groups: it is null there")
         self._keep_rejects()
         rows = Folder(self.rows, "overwrite")
         rows.remove()
         for sentence in (*destination.notices, *rows.notices):
-            self.watcher.notice(sentence)
+            self.callbacks.notice(sentence)
         dims = {variant.name: variant.dims for variant in self.variants}
         return replace(
             summary,
@@ -258,12 +247,12 @@ class _Fold:
         """What rows are ordered by; tells of a column that is ordered as text because some of it is no number."""
         keys, others, is_doubtful = order_keys(self._values(facts, name))
         if others:
-            self.watcher.notice(
+            self.callbacks.notice(
                 f"--order-by {name}: not a number in {others:,} {'row' if others == 1 else 'rows'}, so all are"
                 " ordered as text"
             )
         elif is_doubtful:
-            self.watcher.notice(
+            self.callbacks.notice(
                 f"--order-by {name}: ordered as text, letter by letter, where 9 is behind 10: neither numbers nor"
                 " dates such as 2020-01-31, all in one form and of one time zone"
             )
@@ -288,7 +277,7 @@ class _Fold:
             out = Path(self.config.output.output)
             told = f"{out.name}.rows.rejects.jsonl"
             write_file(out.parent, told, content)
-            self.watcher.notice(f"rows that are in no group are listed in {out.with_name(told)}")
+            self.callbacks.notice(f"rows that are in no group are listed in {out.with_name(told)}")
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

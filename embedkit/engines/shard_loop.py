@@ -1,6 +1,6 @@
-"""The shards of one run on one device: reading, computing and writing side by side.
+"""Computes the shards of one run on one device: reads, computes and writes in parallel.
 
-A reader thread reads and tokenizes the next shards, the caller's thread runs the model, a writer thread
+A reader thread reads and tokenizes the next shards, the caller's thread runs the model, and a writer thread
 finishes the vectors of the last ones and commits them. Each stage is at most two shards ahead of the next, so
 memory does not grow with the input.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from embedkit.config import RunConfig
 from embedkit.engines.accounting import unreadable_rows
-from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
 from embedkit.engines.threads import Worker, prefetched
 from embedkit.errors import InputError, Stopped
+from embedkit.inference.batching import TokenBudget
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
 from embedkit.inference.pipeline import (
     ReadShard,
@@ -30,8 +30,7 @@ from embedkit.inference.pipeline import (
 )
 from embedkit.manifest.schema import Int8Ranges, Plan, Sharding, ShardRecord
 from embedkit.manifest.shards import ShardCutter
-from embedkit.output.destination import Destination
-from embedkit.output.formats import Sink
+from embedkit.output.formats import layout_of, make_sink
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.sources import Table, Wanted, every
 from embedkit.types import EncodedShard, Fault, Record
@@ -39,115 +38,85 @@ from embedkit.types import EncodedShard, Fault, Record
 _CALIBRATION_TEXTS, _CALIBRATION_CHARACTERS = 1000, 200_000
 
 
-class Job:
+class ShardLoop:
     """Computes and commits shards, one after another.
 
     Args:
-        config: what the user asked for.
-        table: where the rows come from.
-        embedder: what computes the vectors.
-        sink: what writes them.
-        destination: where they are committed.
-        plan: rows and shards; `rows` and `starts` are None for a stream.
-        watcher: is told how it goes.
-        stop: set from outside to end the run between two batches.
-        wanted: numbers of the shards to do, ascending; may be told one at a time. None = all.
-        records: of the shards that are done already, by number.
-        ahead: how many shards a stage may be ahead of the next.
+        setup: of the run.
+        embedder: computes the vectors.
+        job: the shards.
+        stats: counts what is computed.
+        prefetch: shards that a stage may be ahead of the next.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        table: Table,
-        embedder: Embedder,
-        sink: Sink,
-        destination: Destination,
-        plan: Plan,
-        watcher: Callbacks,
-        stop: threading.Event,
-        wanted: Iterable[int] | None,
-        records: Mapping[int, ShardRecord],
-        ahead: int = 2,
+        self, setup: EngineSetup, embedder: Embedder, job: ShardJob, stats: EngineStats, prefetch: int
     ) -> None:
-        self.config = config
-        self.table = table
-        self.embedder = embedder
-        self.sink = sink
-        self.destination = destination
-        self.plan = plan
-        self.watcher = watcher
-        self.stop = stop
-        self.wanted = wanted
-        self.ahead = ahead
-        self.records = dict(records)
-        self.rows_computed = self.tokens_computed = 0
-        self._look: Callable[[], None] = lambda: None
+        self.setup = setup
+        self.embedder = _planned_embedder(setup.config, embedder, job.plan)
+        self.job = job
+        self.stats = stats
+        self.prefetch = prefetch
+        self.records = dict(job.done)
+        self.sink = make_sink(job.plan.format, layout_of(job.plan))
+        self._raise_writer_failure: Callable[[], None] = lambda: None
 
     def run(self) -> dict[int, ShardRecord]:
-        """Do them.
-
-        Returns:
-            Their records and those of the shards that were done, by number.
-
-        Raises:
-            Stopped: a signal came.
-            AlreadyCompleted: another process has finished the output.
-            EmbedkitError: whatever ended a stage.
-        """
+        """See Engine.run."""
+        output = self.setup.config.output
         with (
-            Worker[Callable[[], EncodedShard]](self._write, self.ahead, "embedkit-writer") as writer,
-            prefetched(self._embeddings(), self.ahead, "embedkit-reader", self._raise_if_stopped) as coming,
+            Worker[Callable[[], EncodedShard]](self._write, self.prefetch, "embedkit-writer") as writer,
+            prefetched(self._tasks(), self.prefetch, "embedkit-reader", self._raise_if_stopped) as tasks,
         ):
-            self._look = writer.look
-            for embedding in embed_all(self._unless_stopped(coming), self.embedder, coming.is_ready):
-                shard, raw = embedding.source, embedding.vectors()
-                layers = non_finite_layers(shard, raw, self.embedder)
+            self._raise_writer_failure = writer.look
+            for task in embed_all(self._unless_stopped(tasks), self.embedder, tasks.is_ready):
+                shard, raw = task.source, task.vectors()
                 finished = partial(
                     finish_shard,
                     shard,
                     raw,
                     self.embedder,
-                    layers,
-                    keep=self.config.input.keep,
-                    on_bad_row=self.config.output.on_bad_row,
-                    list_nulls=self.config.output.format == "npy",
+                    non_finite_layers(shard, raw, self.embedder),
+                    keep=self.setup.config.input.keep,
+                    on_bad_row=output.on_bad_row,
+                    list_nulls=output.format == "npy",
                 )
-                # A GPU would wait for what is done to the vectors, unless another thread does it.
+                # In the writer's thread: a GPU would be idle meanwhile.
                 writer.put(finished)
-                self.rows_computed += len(shard.read.records)
+                self.stats.rows += len(shard.read.records)
         return self.records
 
-    def _embeddings(self) -> Iterator[EmbeddingTask]:
-        for read in read_shards(self.table, self.plan.sharding, self.config.output.on_bad_row, self.wanted):
-            shard = tokenize_shard(read, self.embedder, on_bad_row=self.config.output.on_bad_row)
-            embedding = embedding_task(shard, self.embedder, self._on_batch)
-            self.watcher.tokenized(read.index, embedding.tokens)
-            yield embedding
+    def _tasks(self) -> Iterator[EmbeddingTask]:
+        on_bad_row = self.setup.config.output.on_bad_row
+        for read in read_shards(self.setup.table, self.job.plan.sharding, on_bad_row, self.job.shards):
+            shard = tokenize_shard(read, self.embedder, on_bad_row=on_bad_row)
+            task = embedding_task(shard, self.embedder, self._on_batch)
+            self.setup.callbacks.tokenized(read.index, task.tokens)
+            yield task
 
-    def _unless_stopped(self, coming: Iterable[EmbeddingTask]) -> Iterator[EmbeddingTask]:
-        for embedding in coming:
+    def _unless_stopped(self, tasks: Iterable[EmbeddingTask]) -> Iterator[EmbeddingTask]:
+        for task in tasks:
             self._raise_if_stopped()
-            yield embedding
+            yield task
 
     def _write(self, finished: Callable[[], EncodedShard]) -> None:
         shard = finished()
-        self.records[shard.index] = self.destination.write(shard, self.sink)
-        self.watcher.shard_done(shard.stop - shard.start)
+        self.records[shard.index] = self.job.destination.write(shard, self.sink)
+        self.setup.callbacks.shard_done(shard.stop - shard.start)
 
     def _on_batch(self, texts: int, tokens: int, cells: int) -> None:
-        self.tokens_computed += tokens
-        self.watcher.batch(texts, tokens, cells)
-        use = self.embedder.transfer.stats()
-        if use is not None:
-            self.watcher.device(use)
-        # A shard takes minutes on a CPU: what failed behind it is told before that.
-        self._look()
+        self.stats.tokens += tokens
+        self.setup.callbacks.batch(texts, tokens, cells)
+        self.stats.device = self.embedder.transfer.stats()
+        if self.stats.device is not None:
+            self.setup.callbacks.device(self.stats.device)
+        # A shard takes minutes on a CPU: a failure of the writer ends the run before that.
+        self._raise_writer_failure()
         self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:
-        if self.stop.is_set():
-            if self.config.output.is_stdout:
+        if self.setup.stop.is_set():
+            if self.setup.config.output.is_stdout:
                 raise Stopped("stopped by a signal", hint="what went to stdout is not whole: run it again")
             raise Stopped(
                 f"stopped by a signal; {len(self.records)} shards are committed",
@@ -155,25 +124,34 @@ class Job:
             )
 
 
+def _planned_embedder(config: RunConfig, embedder: Embedder, plan: Plan) -> Embedder:
+    """Returns the embedder with the batch size and the int8 ranges of the plan."""
+    if plan.batch_tokens is not None and config.batch.batch_tokens is None:
+        embedder = replace(embedder, budget=TokenBudget(plan.batch_tokens))
+    if plan.int8_ranges is None:
+        return embedder
+    ranges = {name: Int8Range.from_json(ends) for name, ends in plan.int8_ranges.items()}
+    return replace(embedder, int8_ranges=ranges)
+
+
 def read_shards(
     table: Table, sharding: Sharding, on_bad_row: str, wanted: Iterable[int] | None = None
 ) -> Iterator[ReadShard]:
-    """Rows of a table, cut into shards as planned; a stream is cut as it comes.
+    """Reads the rows of a table as shards.
 
     Args:
-        table: the rows; read no further than the last shard that is wanted.
-        sharding: where they are cut.
+        table: the rows; read no further than the last wanted shard.
+        sharding: where the rows are cut; a stream is cut while it is read.
         on_bad_row: fail, null or skip.
-        wanted: numbers of the shards that are wanted, ascending; None = all. The next one is asked for when one
-            has been read.
+        wanted: numbers of the wanted shards, ascending; None = all. Asked for the next one when one has been read.
 
     Raises:
         InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
     """
     cutter = ShardCutter(sharding.shard_rows, sharding.shard_characters)
     starts = None if sharding.starts is None else set(sharding.starts)
-    coming = iter(itertools.count() if wanted is None else wanted)
-    next_wanted = next(coming, None)
+    numbers = iter(itertools.count() if wanted is None else wanted)
+    next_wanted = next(numbers, None)
     if next_wanted is None:
         return
     index, start, row = -1, 0, 0
@@ -186,7 +164,7 @@ def read_shards(
         if opens:
             if index == next_wanted:
                 yield ReadShard(index, start, row, records, faults)
-                next_wanted = next(coming, None)
+                next_wanted = next(numbers, None)
                 if next_wanted is None:
                     return
             index, start, records, faults = index + 1, row, [], []
@@ -204,7 +182,7 @@ def read_shards(
 
 
 def _wanted_rows(sharding: Sharding, next_wanted: Callable[[], int | None]) -> Wanted:
-    """Whether rows are of the shard that is wanted next; of a stream, all may be."""
+    """Returns the check whether rows are of the shard that is wanted next; rows of a stream always may be."""
     ranges = sharding.ranges
     if ranges is None:
         return every
@@ -214,14 +192,14 @@ def _wanted_rows(sharding: Sharding, next_wanted: Callable[[], int | None]) -> W
         if number is None:
             return True
         start, end = ranges[number]
-        # The row behind the shard is read, too: which shard is wanted next is asked for when that has come.
+        # The row after the shard is read as well: only then is the next wanted shard known.
         return start < stop and first <= end
 
     return is_wanted
 
 
 def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault]) -> Record | None:
-    """The record that stands for a row; a faulty one is added to `faults`."""
+    """Returns the record of a row, or None if it is skipped; adds a faulty row to `faults`."""
     if isinstance(item, Record):
         return item
     if on_bad_row == "fail":
@@ -231,10 +209,10 @@ def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault
 
 
 def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:
-    """Ranges for int8 from the first 1,000 texts that have any content, as they go into the plan.
+    """Returns the ranges for int8, from the first 1,000 texts with any content.
 
-    They come from the first rows of the input alone, so they are the same for every shard and every resume. Of
-    texts with a vector a word or a token, those in the first 200,000 characters are enough.
+    The first rows of the input give the same ranges for every shard and every resumed run. For vectors of words or
+    tokens, the texts in the first 200,000 characters are enough.
     """
     records: list[Record] = []
     room = _CALIBRATION_CHARACTERS if embedder.unit_poolings else math.inf
@@ -247,10 +225,3 @@ def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:
     shard = tokenize_shard(ReadShard(0, 0, len(records), records, ()), replace(embedder, on_long="truncate"))
     raw = embed(shard.texts, embedder, lambda *_: None, shard.units).vectors
     return {name: of.to_json() for name, of in int8_ranges(raw, embedder).items()}
-
-
-def with_int8_ranges(embedder: Embedder, stored: Int8Ranges | None) -> Embedder:
-    """The embedder, storing vectors with the ranges that the plan has; as it is where the plan has none."""
-    if stored is None:
-        return embedder
-    return replace(embedder, int8_ranges={name: Int8Range.from_json(of) for name, of in stored.items()})

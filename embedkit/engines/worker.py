@@ -1,7 +1,6 @@
-"""One of several local processes: loads the model, then does the shards that it is given, in ascending order.
+"""A worker process of a pool: loads the model, then computes the shards that it is given, in ascending order.
 
-What is said between it and the crew is JSON: what was settled, numbers, codes, the sentences of an error.
-No text of any row.
+It exchanges JSON with the pool: facts of the model, numbers, error messages. No text of any row.
 """
 
 from __future__ import annotations
@@ -20,69 +19,69 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.config import RunConfig
+from embedkit.engines.base import EngineSetup, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import input_facts, table_of
 from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, OutputError, Stopped
-from embedkit.inference.model_spec import find_model
+from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import refuse_another_input
 from embedkit.manifest.schema import Plan
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
-from embedkit.output.formats import layout_of, make_sink
 from embedkit.types import DeviceStats
 
-_LOOK_SECONDS = 0.1
-#: How long a worker whose crew is gone may take to notice between two batches.
+_POLL_SECONDS = 0.1
+#: Seconds in which a worker whose pool is gone may notice it between two batches.
 _ORPHAN_SECONDS = 15.0
 
 
-def work(config: RunConfig, workers: int, link: Connection) -> None:
-    """The process: never returns.
+def work(config: RunConfig, spec: ModelSpec, workers: int, link: Connection) -> None:
+    """Runs the process; never returns.
 
     Args:
-        config: with this worker's device alone.
-        workers: how many share this machine's cores.
-        link: to the crew.
+        config: with the device of this worker alone.
+        spec: the model, found by the run.
+        workers: number of workers that share the cores of this machine.
+        link: to the pool.
     """
     line = Line(link)
     install_handlers(line.stop)
     unblock()
     line.listen()
     try:
-        with contextlib.suppress(BrokenPipeError):  # the crew is gone
-            _work(config, workers, line)
+        with contextlib.suppress(BrokenPipeError):  # the pool is gone
+            _work(config, spec, workers, line)
     finally:
         os._exit(0)
 
 
-def _work(config: RunConfig, workers: int, line: Line) -> None:
+def _work(config: RunConfig, spec: ModelSpec, workers: int, line: Line) -> None:
     try:
         _limit_threads(workers)
         table, spans = table_of(config)
-        engine = InProcessEngine(config, table, find_model(config), line, line.stop)
-        line.say(ready=asdict(engine.load()))
+        engine = InProcessEngine(EngineSetup(config, spec, table, line, line.stop), prefetch=1)
+        line.send(ready=asdict(engine.load()))
         if line.order() == "calibrate":
-            line.say(ranges=engine.calibrate())
+            line.send(ranges=engine.calibrate())
             line.order()
         destination = destination_of(config.output, config.share)
-        plan = _plan_to_join(destination)
+        plan = _stored_plan(destination)
         refuse_another_input(plan.input, input_facts(table, spans, config.input, whole=False))
-        sink = make_sink(config.output.format, layout_of(plan))
-        engine.run(plan, destination, sink, {}, line.shards(), ahead=1)
-        line.say(end=True)
+        engine.run(ShardJob(plan, destination, {}, line.shards()))
+        line.send(end=True)
     except BrokenPipeError:
         raise
     except AlreadyCompleted:
-        line.say(overtaken=True)
+        line.send(already_completed=True)
     except EmbedkitError as error:
-        line.say(error=type(error).__name__, message=error.message, hint=error.hint)
-    except BaseException as fault:  # noqa: BLE001 - its message might hold row content, a place cannot
+        line.send(error=type(error).__name__, message=error.message, hint=error.hint)
+    except BaseException as fault:  # noqa: BLE001 - its message may hold row content, a place cannot
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-        line.say(fault=f"{type(fault).__name__} at {place}")
+        line.send(fault=f"{type(fault).__name__} at {place}")
 
 
-def _plan_to_join(destination: Destination) -> Plan:
+def _stored_plan(destination: Destination) -> Plan:
     plan = destination.open()
     if plan is None:
         raise OutputError(
@@ -92,7 +91,7 @@ def _plan_to_join(destination: Destination) -> Plan:
 
 
 def _limit_threads(workers: int) -> None:
-    """Give a worker its share of the cores: more threads than cores wait for each other longer than they work."""
+    """Gives a worker its share of the cores: more threads than cores would mostly wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // workers)
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizers
@@ -102,7 +101,7 @@ def _limit_threads(workers: int) -> None:
 
 
 class Line:
-    """A worker's end of the line to its crew; also its watcher.
+    """A worker's end of the connection to its pool; also its Callbacks.
 
     Args:
         link: the connection.
@@ -111,37 +110,37 @@ class Line:
     def __init__(self, link: Connection) -> None:
         self.stop = threading.Event()
         self._link = link
-        self._speaking = threading.Lock()
+        self._sending = threading.Lock()
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def listen(self) -> None:
-        """Take orders from now on, in a thread of its own."""
+        """Starts the thread that receives orders."""
         threading.Thread(target=self._listen, name="embedkit-orders", daemon=True).start()
 
-    def say(self, **message: Any) -> None:
-        """Tell the crew something.
+    def send(self, **message: Any) -> None:
+        """Sends a message to the pool.
 
         Raises:
-            BrokenPipeError: it is gone.
+            BrokenPipeError: the pool is gone.
         """
-        with self._speaking:
+        with self._sending:
             self._link.send_bytes(json.dumps(message).encode())
 
     def order(self) -> Any:
-        """The next order.
+        """Waits for the next order.
 
         Raises:
-            Stopped: it is to stop.
+            Stopped: the worker is to stop.
         """
         while not self.stop.is_set():
             with contextlib.suppress(queue.Empty):
-                return self._orders.get(timeout=_LOOK_SECONDS)
+                return self._orders.get(timeout=_POLL_SECONDS)
         raise Stopped("a worker was stopped", hint="the same command with --on-exists resume goes on")
 
     def shards(self) -> Iterator[int]:
-        """The shards that are given to this worker, each when the one before has been read."""
+        """Asks for shards and yields them, each when the one before has been read."""
         while True:
-            self.say(ask=True)
+            self.send(ask=True)
             shard = self.order()
             if shard is None:
                 return
@@ -149,7 +148,7 @@ class Line:
 
     def notice(self, sentence: str) -> None:
         """See Callbacks."""
-        self.say(notice=sentence)
+        self.send(notice=sentence)
 
     def started(
         self,
@@ -160,23 +159,23 @@ class Line:
         dtype: str,
         characters: Mapping[int, int] | None = None,
     ) -> None:
-        """See Callbacks; the crew says it once for all."""
+        """See Callbacks; the pool reports it once for all workers."""
 
     def tokenized(self, shard: int, tokens: int) -> None:
         """See Callbacks."""
-        self.say(tokenized=[shard, tokens])
+        self.send(tokenized=[shard, tokens])
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         """See Callbacks."""
-        self.say(batch=[texts, tokens, cells])
+        self.send(batch=[texts, tokens, cells])
 
     def device(self, use: DeviceStats) -> None:
         """See Callbacks."""
-        self.say(device=asdict(use))
+        self.send(device=asdict(use))
 
     def shard_done(self, rows: int) -> None:
         """See Callbacks."""
-        self.say(done=rows)
+        self.send(done=rows)
 
     def _listen(self) -> None:
         try:

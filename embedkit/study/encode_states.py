@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit_config import OF_VECTORS, OVER_LAYERS, FitConfig
-from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.base import Callbacks
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, Stopped, UsageError

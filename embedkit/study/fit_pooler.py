@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedkit.config import RunConfig
 from embedkit.config.fit_config import OF_VECTORS, WITHOUT_LABELS, FitConfig
-from embedkit.engines.callbacks import Callbacks
+from embedkit.engines.base import Callbacks
 from embedkit.errors import OutputError, UsageError
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.sources.locate import check_not_read, expanded

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from embedkit.config import MOST_SEED, RunConfig, at_least, one_of, value_hint
 from embedkit.config.poolings import POOLING_NAMES, parse_poolings
-from embedkit.engines.callbacks import Callbacks
-from embedkit.engines.existing_output import other_outputs_spared
-from embedkit.engines.run import run
+from embedkit.engines.base import Callbacks
+from embedkit.engines.run import other_outputs_spared, run
 from embedkit.engines.summary import Summary
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.model_spec import find_model

@@ -13,7 +13,7 @@ from tests.conftest import NOTES
 CALLER = """
 import os, signal, sys
 from embedkit.cli import run
-from embedkit.engines import run as encoding
+from embedkit.engines import encode_rows as encoding
 
 begin = encoding.table_of
 def signalled(config):
@@ -28,7 +28,7 @@ HANDLED = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 def test_a_run_that_a_program_starts_leaves_its_handlers_alone(encode, tmp_path, monkeypatch):
     during = []
-    from embedkit.engines import run as encoding
+    from embedkit.engines import encode_rows as encoding
 
     table_of = encoding.table_of
     monkeypatch.setattr(

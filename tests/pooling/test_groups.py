@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import embedkit
 from embedkit import cli
 from embedkit.engines import grouping
-from embedkit.engines import run as local
 from embedkit.errors import OutputError
 from embedkit.pooling.groups import Grouping, Item, last_rows
 from tests import tiny_models
@@ -176,7 +175,7 @@ def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
     assert ran(*asked) == 0
     made = {path: path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
-        patch.setattr(local, "_run", lambda *_: pytest.fail("rows are encoded"))
+        patch.setattr(grouping, "encode_rows", lambda *_: pytest.fail("rows are encoded"))
         assert cli.run(["encode", *map(str, asked)]) == 0
         said = capsys.readouterr().err
         assert "is whole already" in said

@@ -12,6 +12,7 @@ import pytest
 
 import embedkit.cli.download_progress
 from embedkit.config import ModelConfig
+from embedkit.engines.encode_rows import ENGINES
 from embedkit.errors import ModelError, Stopped
 from embedkit.models.repository import hub_fetch
 from embedkit.models.repository.resolve import resolve_model
@@ -364,11 +365,11 @@ def test_one_command_takes_one_commit_of_a_branch(served):
 def test_workers_are_given_the_commit_that_a_branch_was_found_to_be(served, embedkit_cli, tmp_path, monkeypatch):
     given = []
 
-    def pool(config, *_):
-        given.append(config.model.revision)
+    def pool(setup):
+        given.append(setup.spec.folder.revision)
         raise ModelError("enough", hint="none")
 
-    monkeypatch.setattr("embedkit.engines.run.WorkerPool", pool)
+    monkeypatch.setitem(ENGINES, "worker_pool", pool)
     arguments = ("--shard-rows", "2", "--limit", "8", "--workers", "2", "-m", "owner/name", "--revision", "main")
     assert embedkit_cli("encode", NOTES, *arguments, "-o", tmp_path / "out").code == 4
     assert given == [COMMIT]

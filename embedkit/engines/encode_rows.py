@@ -1,0 +1,275 @@
+"""One encode of rows, from the open input to the complete output.
+
+Checks everything that can be checked before a model is loaded, plans, has an engine compute the shards, and
+completes the output when every shard is committed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from embedkit.config import RunConfig, ShareConfig
+from embedkit.engines.accounting import account_for_rows
+from embedkit.engines.base import Callbacks, Engine, EngineSetup, ShardJob
+from embedkit.engines.in_process import InProcessEngine
+from embedkit.engines.planning import check_inputs_are_safe, non_finite_notes, plan_input, table_of
+from embedkit.engines.ranks import shards_of
+from embedkit.engines.summary import Summary, of_model, summary_of_finished
+from embedkit.engines.worker_pool import WorkerPool
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.inference.build import ModelFacts
+from embedkit.inference.model_spec import ModelSpec, find_model
+from embedkit.manifest.identity import input_digests, refuse_changes
+from embedkit.manifest.recipe import as_text
+from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, Totals
+from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
+from embedkit.output.formats import layout_of, make_sink
+from embedkit.sources import SpanBook, Table
+
+#: Engines by name; see base.py.
+ENGINES: dict[str, Callable[[EngineSetup], Engine]] = {"in_process": InProcessEngine, "worker_pool": WorkerPool}
+#: Share of unknown tokens from which on the user is told.
+_MANY_UNKNOWN = 0.05
+_NO_MODEL = ModelFacts(
+    recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source=ModelSource()
+)
+
+
+def encode_rows(
+    config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None
+) -> Summary:
+    """Carries out one encode of rows.
+
+    Args:
+        config: what the user asked for.
+        callbacks: reports progress.
+        stop: set from outside to end the run between two batches.
+        spec: the model, if the caller has found it.
+
+    Raises:
+        EmbedkitError: any of its kinds; committed shards stay.
+    """
+    began = time.monotonic()
+    share = config.share
+    _report_share(share, callbacks)
+    first = "stdin" if config.input.inputs[0] == "-" else as_text(config.input.inputs[0])
+    more = f" and {len(config.input.inputs) - 1:,} more" if len(config.input.inputs) > 1 else ""
+    callbacks.notice(f"reading {first}{more}")
+    table, spans = _open_input(config)
+    check_inputs_are_safe(config.output.output, config.output.format, table, spans)
+    _report_notes(config, table, callbacks)
+    destination = destination_of(config.output, share)
+    stored = destination.open()
+    spec = spec or find_model(config)
+    planned = plan_input(table, spans, config, spec, stored)
+    _report_notes(config, table, callbacks)
+    sharding = planned.sharding
+    part = None if sharding.shards is None else shards_of(share, sharding.shards)
+    if share.rank and not part:
+        # Other ranks may already have finished: existing output is not an error here.
+        return _partial_summary(config, Totals.of((), sharding.rows), time.monotonic() - began)
+    rows = "rows as they come" if sharding.rows is None else f"{sharding.rows:,} rows"
+    callbacks.notice(f"{rows}; loading the model {as_text(spec.folder.name)}")
+    workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    if unused := config.model.devices[workers:]:
+        # A missing device without a shard in this run would stop the next one.
+        from embedkit.models.device import pick_device
+
+        for name in unused:
+            pick_device(name)
+    setup = EngineSetup(config, spec, table, callbacks, stop, workers)
+    with ENGINES["worker_pool" if workers > 1 else "in_process"](setup) as engine:
+        model = engine.load()
+        for sentence in model.notices:
+            callbacks.notice(sentence)
+        plan = planned.complete(model, config)
+        if stored:
+            plan = _adopted(stored, plan)
+        elif config.pooling.precision == "int8":
+            plan = replace(plan, int8_ranges=engine.calibrate())
+        try:
+            if destination.is_whole(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
+                callbacks.notice(f"{config.output.output} is whole already: made by this recipe from this input")
+                return summary_of_finished(config, model, time.monotonic() - began)
+            if not stored:
+                plan = _adopted(destination.begin(plan), plan)
+            return _PlannedRun(setup, model, plan, part, destination, began).carry_out(engine)
+        except AlreadyCompleted:
+            callbacks.notice(f"another process has made {config.output.output} whole meanwhile")
+            return summary_of_finished(config, model, time.monotonic() - began)
+
+
+def plan_rows(
+    config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec
+) -> tuple[Plan, ModelFacts]:
+    """Returns the plan of a run from the start, and the facts of its model; encodes nothing."""
+    table, spans = _open_input(config)
+    planned = plan_input(table, spans, config, spec, None)
+    with ENGINES["in_process"](EngineSetup(config, spec, table, callbacks, stop)) as engine:
+        model = engine.load()
+    return planned.complete(model, config), model
+
+
+@dataclass(frozen=True, slots=True)
+class _PlannedRun:
+    """A run whose plan is stored.
+
+    Attributes:
+        setup: of the engine.
+        model: facts of the loaded model.
+        plan: of the run.
+        part: shards of this process; None for a stream.
+        destination: where shards are committed.
+        began: time at the start of the run.
+    """
+
+    setup: EngineSetup
+    model: ModelFacts
+    plan: Plan
+    part: range | None
+    destination: Destination
+    began: float
+
+    def carry_out(self, engine: Engine) -> Summary:
+        """Has the shards of this part computed, and completes the output if no other is left."""
+        config, callbacks, table = self.setup.config, self.setup.callbacks, self.setup.table
+        sharding, destination = self.plan.sharding, self.destination
+        done = destination.committed()
+        left = None if self.part is None else [index for index in self.part if index not in done]
+        computing = time.monotonic()
+        callbacks.started(
+            **_remaining(sharding, self.part, done), device=self.model.device, dtype=self.model.recipe["dtype"]
+        )
+        try:
+            records = engine.run(ShardJob(self.plan, destination, done, left))
+        except Stopped:
+            raise
+        except EmbedkitError:
+            destination.abandon()
+            raise
+        table.refuse_changes()
+        if table.streaming:  # for files, planning has reported them
+            _report_notes(config, table, callbacks)
+        stats = engine.stats
+        computed: dict[str, Any] = {
+            "computed_rows": stats.rows,
+            "computed_tokens": stats.tokens,
+            "device_use": stats.device,
+            "device_waiting": None if stats.device is None else round(stats.device.idle_fraction, 4),
+        }
+        if config.share.several:
+            records = destination.committed()
+        in_order = [records[index] for index in sorted(records)]
+        totals = Totals.of(in_order, sharding.rows)
+        if sharding.shards is not None and len(records) < sharding.shards:
+            if not config.share.several:
+                raise OutputError(
+                    f"{sharding.shards - len(records)} shards are gone that were committed",
+                    hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
+                )
+            now = time.monotonic()
+            return _partial_summary(config, totals, now - self.began, self.model, now - computing, **computed)
+        account_for_rows(in_order, self.plan)
+        if (totals.unknown_share or 0) > _MANY_UNKNOWN:
+            callbacks.notice(
+                f"{totals.unknown_share:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
+                "tells whether --lowercase changes that; else use a model for this language"
+            )
+        sink = make_sink(config.output.format, layout_of(self.plan))
+        destination.finish(sink, Manifest.of(self.plan, in_order, totals))
+        for sentence in destination.notices:
+            callbacks.notice(sentence)
+        ended = time.monotonic()
+        return Summary(
+            **of_model(config, self.model),
+            **totals.to_json(),
+            **computed,
+            seconds=ended - self.began,
+            encoding_seconds=ended - computing,
+        )
+
+
+def _open_input(config: RunConfig) -> tuple[Table, SpanBook | None]:
+    """Opens the input; see table_of.
+
+    Raises:
+        UsageError: it is stdin, which can be read only once, and would have to be read twice.
+    """
+    table, spans = table_of(config)
+    if table.streaming and config.pooling.precision == "int8":
+        raise UsageError(
+            "--precision int8 reads the first rows twice, and stdin can be read only once",
+            hint="give a file, or use --precision float16",
+        )
+    if table.streaming and config.output.on_exists == "resume":
+        raise UsageError(
+            "a run that reads stdin cannot be resumed: its rows are gone",
+            hint="write the rows to a file and encode that",
+        )
+    return table, spans
+
+
+def _report_share(share: ShareConfig, callbacks: Callbacks) -> None:
+    """Says that this process does only a part of the work, or all of it in spite of the environment."""
+    if share.source:
+        callbacks.notice(
+            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process does a part, and the "
+            "output is complete when all ranks are done; --num-shards 1 would do all of it"
+        )
+    elif share.note:
+        callbacks.notice(share.note)
+
+
+def _report_notes(config: RunConfig, table: Table, callbacks: Callbacks) -> None:
+    for sentence in (*table.take_notes(), *non_finite_notes(config, table.non_finite)):
+        callbacks.notice(sentence)
+
+
+def _remaining(sharding: Sharding, part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
+    """Returns the arguments of Callbacks.started that follow from the plan."""
+    ranges = sharding.ranges
+    if ranges is None or part is None:
+        return {"rows": None, "done": 0}
+    rows = {index: stop - start for index, (start, stop) in ranges.items() if index in part}
+    characters = sharding.characters
+    return {
+        "rows": sum(rows.values()),
+        "done": sum(count for index, count in rows.items() if index in done),
+        "characters": characters and {index: characters[index] for index in rows if index not in done},
+    }
+
+
+def _adopted(stored: Plan, plan: Plan) -> Plan:
+    """Returns this run's plan with what only the stored one can say, if they are equal in all else."""
+    refuse_changes(stored, plan)
+    return replace(
+        plan,
+        # Of equal content: the names that the plan, and all that repeats it, had first.
+        input=stored.input,
+        source=stored.source,
+        int8_ranges=stored.int8_ranges,
+        batch_tokens=plan.batch_tokens if stored.batch_tokens is None else stored.batch_tokens,
+    )
+
+
+def _partial_summary(
+    config: RunConfig,
+    totals: Totals,
+    seconds: float,
+    model: ModelFacts = _NO_MODEL,
+    encoding_seconds: float = 0.0,
+    **computed: Any,
+) -> Summary:
+    """Returns the summary of a rank that does not complete the output; totals are over the committed shards."""
+    return Summary(
+        **of_model(config, model),
+        **totals.to_json(),
+        seconds=seconds,
+        encoding_seconds=encoding_seconds,
+        **{"computed_rows": 0, "computed_tokens": 0, **computed},
+        complete=False,
+    )

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.peers.__main__ import LIBRARIES, machine, versions
 from benchmarks.peers.models import bert_base, minilm
 from embedkit import Encoder
-from embedkit.cli.progress import make_watcher
+from embedkit.cli.progress import make_callbacks
 from embedkit.config import InputConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
 from embedkit.engines.run import run
 from embedkit.models.native.linear import has_int8_dot_products
@@ -208,7 +208,7 @@ def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> t
     encoder.encode(list(texts[:64]))
     pairs: list[tuple[float, float]] = []
     for _ in range(rounds):
-        summary = run(config, make_watcher("none", quiet=True), threading.Event())
+        summary = run(config, make_callbacks("none", quiet=True), threading.Event())
         pairs.append((seconds(lambda: encoder.encode(list(texts))), summary.encoding_seconds))
     pace = len(texts) / statistics.median(memory for memory, _ in pairs)
     return {

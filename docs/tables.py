@@ -11,41 +11,20 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import embedkit
-from embedkit import config, errors
-from embedkit.cli import app
+from embedkit import errors
+from embedkit.cli import command_tree
 from embedkit.config import poolings
 from embedkit.models.repository import aliases as models
 from embedkit.models.repository import architectures as types_of_model
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: Mapping[str, Any] = command_tree().commands
 
-#: Headings of the tables of `encode`, each with the configurations whose fields are its options.
-SUBJECTS = {
-    "Input": (config.InputConfig,),
-    "Model": (config.ModelConfig,),
-    "Texts": (config.TextConfig,),
-    "Layers, pooling and vectors": (config.PoolingConfig,),
-    "Units and groups": (config.UnitConfig, config.GroupConfig),
-    "Output": (config.OutputConfig,),
-    "Batches and processes": (config.BatchConfig, config.ShareConfig),
-}
-#: Options that have another name than the field they set.
-SETS = {
-    "text_column": "text_columns",
-    "output_format": "shard_rows",  # OutputConfig.format; the name `format` is an option of the input
-    "private": "output",
-    "shard_id": "workers",
-    "num_shards": "workers",
-}
 EXIT_CODES = {
     errors.EmbedkitError: "a fault in embedkit itself (please report it), or a worker process that died",
     errors.UsageError: "wrong usage: an option, an argument or a configuration file",
@@ -103,14 +82,14 @@ def commands() -> str:
 
 
 def encode_options() -> str:
-    """Return the options of `encode`: a heading and a table for each subject."""
-    left = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
-    page = ""
-    for subject, configs in SUBJECTS.items():
-        sets = {field.name for one in configs for field in fields(one)}
-        chosen = [name for name in left if SETS.get(name, name) in sets]
-        page += f"\n### {subject}\n" + option_table(left.pop(name) for name in chosen)
-    return page + "\n### Progress and configuration\n" + option_table(left.values())
+    """Return the options of `encode`: a heading and a table for each section of its `--help`."""
+    sections: dict[str, list[Any]] = {}
+    for parameter in COMMANDS["encode"].params:
+        title = parameter.rich_help_panel or (
+            "Progress and configuration" if parameter.param_type_name == "option" else "Input"
+        )
+        sections.setdefault(title, []).append(parameter)
+    return "".join(f"\n### {title}\n" + option_table(parameters) for title, parameters in sections.items())
 
 
 def command(name: str) -> str:

@@ -3,14 +3,14 @@
     embedkit.Encoder("minilm", pool="mean").encode(["a text", "another"])   # float32 [2, 384]
     embedkit.read("notes.embeddings").vectors                                # float32 [N, D]
 
-Nothing heavy is imported before it is used: `embedkit --help` never waits for torch.
+Attributes are imported on first use, so that `embedkit --help` does not import torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import embedkit.models.load_lock  # noqa: F401 - before any fork, so that a child knows that it is one
+import embedkit.models.load_lock  # noqa: F401 - before any fork, so that a child knows it is one
 
 if TYPE_CHECKING:
     from embedkit.errors import EmbedkitError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedkitError", "Encoder", "__version__", "read"]
 
-_HOMES = {
+_MODULES = {
     "EmbedkitError": "embedkit.errors",
     "Encoder": "embedkit.inference.encoder",
     "read": "embedkit.output.read",
@@ -31,10 +31,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("embedkit-cli")
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'embedkit' has no attribute '{name}'")
 
 

@@ -1,4 +1,4 @@
-"""The command `embedkit`, which is `python -m embedkit`, too."""
+"""The entry point of `embedkit` and `python -m embedkit`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from embedkit.errors import Stopped
 
 
 def main() -> NoReturn:
-    """Carry out the command line. While its modules are imported, too, a signal ends it in two lines."""
+    """Runs the command line. A signal ends it with two lines, even while its modules are imported."""
     try:
-        leave_on_signal(_say_stopped)
-        from embedkit.cli import main as carry_out
+        leave_on_signal(_print_stopped)
+        from embedkit.cli import main as run_command_line
 
-        carry_out()
+        run_command_line()
     except KeyboardInterrupt:
-        _say_stopped()
+        _print_stopped()
         os._exit(Stopped.exit_code)
 
 
-def _say_stopped() -> None:
+def _print_stopped() -> None:
     if sys.stderr is not None:
         sys.stderr.write("error: stopped by a signal\nhint: run the command again\n")
         sys.stderr.flush()

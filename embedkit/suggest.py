@@ -1,7 +1,6 @@
-"""Finds what a mistyped name was meant to be: an option, a column, a pooling, a dtype, a key, an alias.
+"""Suggests names for mistyped ones: options, columns, poolings, dtypes, config keys, aliases.
 
-Knows nothing of what the names are for. Names that come from a table are the caller's business: a header that
-may hold a patient's row is not to be given to it.
+Suggestions are printed, so callers must not pass names that may contain row content, such as a dubious header.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-#: How alike two names are that are taken for one, of 0 to 1.
+#: Similarity above which a name is suggested, 0 to 1.
 LIKENESS = 0.6
 _NO_SYNONYMS: Mapping[str, str] = {}
 
@@ -22,26 +21,26 @@ def closest_names(
     most: int = 3,
     likeness: float = LIKENESS,
 ) -> tuple[str, ...]:
-    """Find the known names that a mistyped word is most like.
+    """Finds the known names closest to a mistyped word.
 
-    Case, hyphens, underscores and blanks do not count. A synonym wins over a likeness: `float16` is `fp16`
-    although it is spelled more like `float32`.
+    Case, hyphens, underscores and blanks are ignored. A synonym wins over similarity: `float16` gives `fp16`,
+    although it is closer to `float32`.
 
     Args:
-        word: what was typed.
-        names: what is known.
-        synonyms: usual words of the field → the known name.
-        most: most names to return.
-        likeness: how alike a name has to be.
+        word: the word as typed.
+        names: the known names.
+        synonyms: common alternative → known name.
+        most: maximum number of names to return.
+        likeness: minimum similarity, 0 to 1.
 
     Returns:
-        At most `most` names, the likeliest first; () if none is like it.
+        At most `most` names, the closest first; () if none is close.
     """
     known = list(names)
     plain = _plain(word)
-    for usual, meant in synonyms.items():
-        if _plain(usual) == plain and meant in known:
-            return (meant,)
+    for alternative, name in synonyms.items():
+        if _plain(alternative) == plain and name in known:
+            return (name,)
     by_plain: dict[str, str] = {}
     for name in known:
         by_plain.setdefault(_plain(name), name)
@@ -58,17 +57,14 @@ def did_you_mean(
     prefix: str = "",
     synonyms: Mapping[str, str] = _NO_SYNONYMS,
 ) -> str:
-    """Write the hint of an error about an unknown name.
+    """Returns the hint for an unknown name: "did you mean --pool mean?", or `otherwise` if none is close.
 
     Args:
-        word: what was typed.
-        names: what is known.
-        otherwise: the hint if nothing is like it.
+        word: the word as typed.
+        names: the known names.
+        otherwise: the hint if no name is close.
         prefix: put before each name, such as "--pool ".
         synonyms: see `closest_names`.
-
-    Returns:
-        "did you mean --pool mean?", or `otherwise`.
     """
     near = closest_names(word, names, synonyms=synonyms)
     return f"did you mean {' or '.join(prefix + name for name in near)}?" if near else otherwise

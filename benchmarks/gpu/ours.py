@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 import embedkit
-from embedkit.cli.progress import make_watcher
+from embedkit.cli.progress import make_callbacks
 from embedkit.config import (
     InputConfig,
     ModelConfig,
@@ -80,7 +80,7 @@ class Ours:
             pooling=PoolingConfig(pool="mean"),
             share=ShareConfig(workers=workers),
         )
-        watcher = make_watcher("none", quiet=True)
+        watcher = make_callbacks("none", quiet=True)
         started = watcher.started
 
         def tell(**facts: Any) -> None:

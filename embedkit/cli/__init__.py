@@ -1,4 +1,4 @@
-"""The command line: the only place that knows Typer, prints, and turns errors into exit codes.
+"""The command line: the only package that uses Typer, prints, and converts errors into exit codes.
 
 `main` is the command `embedkit`. Nothing here imports torch.
 """
@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import typer
 
 from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
-from embedkit.cli.machine_errors import refusal_of_machine
-from embedkit.cli.parsing import WRONG_USAGE, Command, Group, explained
+from embedkit.cli.machine_errors import as_machine_error
+from embedkit.cli.parsing import WRONG_USAGE, Command, Group, as_usage_error
 from embedkit.engines.signals import leave_on_signal
 from embedkit.errors import EmbedkitError, ReaderGone, Stopped
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     name="embedkit",
     cls=Group,
     help="Exact embeddings of tables of texts from frozen transformer encoders.",
-    # Plain help and plain errors: rich's tracebacks show local variables, and texts are among them.
+    # Not rich: its tracebacks show local variables, which hold texts.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -62,31 +62,31 @@ def command_tree() -> Any:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line.
+    """Runs a command line.
 
     Returns:
-        The exit code: 0 done, 1 a fault of embedkit, 2 usage, 3 input, 4 model, 5 output, 75 stopped.
+        The exit code: 0 done, 1 internal error, 2 usage, 3 input, 4 model, 5 output, 75 stopped.
     """
-    with printing.forgiving_streams():
-        code = _ended(lambda: _carry_out(arguments), resumable=_is_resumable(arguments))
+    with printing.safe_streams():
+        code = _exit_code_of(lambda: _invoke(arguments), resumable=_is_resumable(arguments))
         if code:
-            # What stdout still holds may not fit where it goes; an error that was told already stays the one.
+            # Errors while flushing stdout do not replace the one that was printed.
             with contextlib.suppress(EmbedkitError, ReaderGone):
                 sys.stdout.flush()
             return code
-        return _ended(sys.stdout.flush)
+        return _exit_code_of(sys.stdout.flush)
 
 
 _TO_STDOUT = (("-o", "-"), ("--output", "-"))
 
 
 def _is_resumable(arguments: Sequence[str]) -> bool:
-    """Whether a command takes --on-exists resume: what is written to stdout cannot be resumed."""
+    """True if --on-exists resume can continue the command: what is written to stdout cannot be resumed."""
     to_stdout = "--output=-" in arguments or any(pair in _TO_STDOUT for pair in pairwise(arguments))
     return list(arguments[:1]) in (["encode"], ["sweep"]) and not to_stdout
 
 
-def _carry_out(arguments: Sequence[str]) -> int:
+def _invoke(arguments: Sequence[str]) -> int:
     # Not `app(...)`: that ends the process with 1 at any broken pipe, be it stderr's or a worker's.
     try:
         with command_tree().make_context("embedkit", list(arguments)) as context:
@@ -96,66 +96,63 @@ def _carry_out(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _ended(action: Callable[[], int | None], *, resumable: bool = False) -> int:  # noqa: PLR0911 - a way out for each kind of failure
-    """Do something, and tell how it ended as an exit code."""
+def _exit_code_of(action: Callable[[], int | None], *, resumable: bool = False) -> int:  # noqa: PLR0911 - one for each kind of failure
+    """Runs an action, prints its error if it fails, and returns the exit code."""
     try:
         return action() or 0
     except EmbedkitError as error:
-        return _say(error.message, error.hint, error.exit_code)
+        return _print_error(error)
     except ReaderGone:
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _say_stopped(resumable=resumable)
+        return _print_stopped(resumable=resumable)
     except WRONG_USAGE as wrong:
         if type(wrong).__name__ == "NoArgsIsHelpError":
             print(wrong, file=sys.stderr)
             return 2
-        told = explained(wrong)
-        return _say(told.message, told.hint, told.exit_code)
+        return _print_error(as_usage_error(wrong))
     except (MemoryError, OSError, RuntimeError) as fault:
-        refused = refusal_of_machine(fault)
-        return _say(refused.message, refused.hint, refused.exit_code) if refused else _say_fault(fault)
-    # The last net, for panics of Rust's too, which are no Exception: a message might hold row content, a place
-    # cannot.
+        known = as_machine_error(fault)
+        return _print_error(known) if known else _print_internal_error(fault)
+    # Also for panics in Rust, which are no Exception. A message may hold row content, a position cannot.
     except BaseException as fault:  # noqa: BLE001
-        return _say_fault(fault)
+        return _print_internal_error(fault)
 
 
 def main() -> NoReturn:
     """The command `embedkit`."""
     printing.hold_descriptors()
-    _leave_no_core_files()
+    _disable_core_files()
     arguments = sys.argv[1:]
-    # A command that has work to save has handlers of its own while it runs.
-    leave_on_signal(lambda: _say_stopped(resumable=_is_resumable(arguments)))
+    # Commands that have work to save install their own handlers while they run.
+    leave_on_signal(lambda: _print_stopped(resumable=_is_resumable(arguments)))
     code = run(arguments)
-    # A reader thread may still wait for stdin, and taking torch down costs time that nobody gains from.
+    # A reader thread may still wait for stdin, and unloading torch takes time.
     os._exit(code)
 
 
-def _leave_no_core_files() -> None:
-    """A core file is what was in memory, texts too."""
+def _disable_core_files() -> None:
+    """A core file holds the memory of the process, including texts."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _say_fault(fault: BaseException) -> int:
+def _print_internal_error(fault: BaseException) -> int:
     frame = traceback.extract_tb(fault.__traceback__)[-1]
-    place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-    return _say(
-        f"a fault of embedkit: {type(fault).__name__} at {place}",
-        "please report this line with your versions (`embedkit doctor`)",
-        1,
+    position = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    message = f"internal error of embedkit: {type(fault).__name__} at {position}"
+    return _print_error(
+        EmbedkitError(message, hint="please report this line with the output of `embedkit doctor`")
     )
 
 
-def _say_stopped(*, resumable: bool) -> int:
-    hint = "the same command with --on-exists resume goes on" if resumable else "run the command again"
-    return _say("stopped by a signal", hint, Stopped.exit_code)
+def _print_stopped(*, resumable: bool) -> int:
+    hint = "run the same command with --on-exists resume to continue" if resumable else "run the command again"
+    return _print_error(Stopped("stopped by a signal", hint=hint))
 
 
-def _say(message: str, hint: str, code: int) -> int:
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
-    return code
+def _print_error(error: EmbedkitError) -> int:
+    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+    return error.exit_code

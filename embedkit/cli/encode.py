@@ -1,42 +1,33 @@
-"""`embedkit encode`: rows of text to vectors on disk."""
+"""`embedkit encode`: embeds the texts of a table."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
-from collections.abc import Generator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from embedkit.cli.download_progress import shown_fetching
-from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.options import ConfigFile, Private, Progress, Quiet, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin, check_stdout
-from embedkit.cli.progress import MODES, make_watcher, told_memory
+from embedkit.cli.progress import MODES, describe_memory
+from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
-from embedkit.engines.base import Callbacks
-from embedkit.engines.signals import stop_event
 from embedkit.engines.summary import Summary
-from embedkit.storage.standard_streams import reserved_for_rows
 
 
 @takes_options_of(run_config)
 def encode(
     *,
-    private: Annotated[
-        bool, typer.Option("--private", help="New files and folders are for you alone (0600, 0700).")
-    ] = False,
-    progress: Annotated[str, typer.Option(help="auto, bar, json, none.")] = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say the recipe, too.")] = False,
+    private: Private = False,
+    progress: Progress = "auto",
+    quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print the recipe.")] = False,
     config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
     **options: Any,
 ) -> None:
-    """Embed the texts of a table and write the vectors.
+    """Embed the texts of a table.
 
     Example: embedkit encode notes.csv --model Bio_ClinicalBERT --pool mean
     """
@@ -45,114 +36,70 @@ def encode(
     check_stdin(asked.input.inputs)
     if asked.output.is_stdout:
         check_stdout()
-    # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
+    # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.
     from embedkit.engines.run import run
 
-    with running(progress, quiet=quiet, private=private) as (stop, watcher):
-        summary = run(asked, watcher, stop)
-    if progress == "json" and not quiet:
-        print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)
-    elif not quiet:
-        for line in _told(summary, verbose=verbose):
-            print(line, file=sys.stderr)
-
-
-#: Who runs a model changes what is of the whole process (stdin, stdout, umask, signals): threads take turns.
-_TURN = threading.RLock()
-
-
-@contextmanager
-def running(
-    progress: str, *, quiet: bool, private: bool
-) -> Generator[tuple[threading.Event, Callbacks], None, None]:
-    """Carry out a command that runs a model: signals stop it, progress is told, stdin and stdout are for rows."""
-    with (
-        _TURN,
-        stop_event(_AT_ONCE) as stop,
-        umask(private=private),
-        reserved_for_rows(),
-        shown_fetching(progress, quiet=quiet, stop=stop),
-        closing(make_watcher(progress, quiet=quiet)) as watcher,
-    ):
-        yield stop, watcher
-
-
-_AT_ONCE = (
-    b"error: stopped at once by a second signal\n"
-    b"hint: what is committed stays; run the command again, an encode or a sweep with --on-exists resume\n"
-)
-
-
-@contextmanager
-def umask(*, private: bool) -> Generator[None, None, None]:
-    """Make new files 0600 and folders 0700, those of worker processes too; else the user's umask decides."""
-    if not private:
-        yield
+    with run_context(progress, quiet=quiet, private=private) as (stop, callbacks):
+        summary = run(asked, callbacks, stop)
+    if quiet:
         return
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
+    if progress == "json":
+        print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)
+        return
+    for line in _lines(summary) if summary.complete else _lines_of_rank(summary):
+        print(line, file=sys.stderr)
+    if verbose and summary.complete:
+        print(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}", file=sys.stderr)
 
 
-def _told(summary: Summary, *, verbose: bool) -> list[str]:
-    """The summary of a run, for people."""
-    if not summary.complete:
-        return _told_of_part(summary)
-    where = "stdout" if summary.path == "-" else summary.path
-    used = {"ok", "truncated", "chunked"}
-    words = ", ".join(f"{count:,} {word}" for word, count in summary.statuses.items() if word not in used)
+def _lines(summary: Summary) -> list[str]:
+    """Formats the summary of a complete output."""
+    output = "stdout" if summary.path == "-" else summary.path
+    with_vector = {"ok", "truncated", "chunked"}
+    without = ", ".join(f"{count:,} {word}" for word, count in summary.statuses.items() if word not in with_vector)
     dims = ", ".join(f"{dims:,}" for dims in sorted(set(summary.dims.values())))
-    several = f" in {len(summary.dims)} columns" if len(summary.dims) > 1 else ""
-    lines = [f"{where}: {summary.rows:,} rows, {summary.vectors:,} vectors of {dims} dimensions{several}"]
-    if words or summary.rejects:
-        lines.append(f"without a vector: {words or 'none'}; rejects listed: {summary.rejects:,}")
-    chunked, cut = (summary.statuses.get(word, 0) for word in ("chunked", "truncated"))
+    columns = f" in {len(summary.dims)} columns" if len(summary.dims) > 1 else ""
+    lines = [f"{output}: {summary.rows:,} rows, {summary.vectors:,} vectors of {dims} dimensions{columns}"]
+    if without or summary.rejects:
+        lines.append(f"without a vector: {without or 'none'}; rejects listed: {summary.rejects:,}")
+    chunked, truncated = (summary.statuses.get(word, 0) for word in ("chunked", "truncated"))
     lost = summary.n_tokens - summary.n_used
     if chunked:
         lines.append(
             f"chunked: {chunked:,} texts ({_percent(chunked, summary.input_rows)}) were read in windows of at "
             f"most {summary.max_length} tokens; no token was lost"
         )
-    if cut:
+    if truncated:
         lines.append(
-            f"truncated: {cut:,} rows ({_percent(cut, summary.input_rows)}), {lost:,} tokens lost "
+            f"truncated: {truncated:,} rows ({_percent(truncated, summary.input_rows)}), {lost:,} tokens lost "
             f"({_percent(lost, summary.n_tokens)}) at {summary.max_length} tokens a text"
         )
         if 2 * lost >= summary.n_tokens:
-            lines.append("note: half of the tokens or more were cut; --on-long chunk reads long texts in windows")
+            lines.append(
+                "note: at least half of the tokens were lost; --on-long chunk reads long texts in windows"
+            )
     if summary.n_unknown:
         lines.append(f"unknown tokens: {summary.n_unknown:,} ({_percent(summary.n_unknown, summary.n_content)})")
-    lines += _told_of_time(summary)
-    if verbose:
-        lines.append(f"recipe {summary.fingerprint}: {json.dumps(summary.recipe)}")
-    return lines
-
-
-def _told_of_time(summary: Summary) -> list[str]:
-    """How long it took, and how fast it was."""
     if not summary.computed_rows:
-        return [f"{summary.seconds:.1f} s; nothing was left to compute"]
-    pace = max(summary.encoding_seconds, 1e-9)
-    told = (
+        return [*lines, f"{summary.seconds:.1f} s; nothing was left to compute"]
+    seconds = max(summary.encoding_seconds, 1e-9)
+    lines.append(
         f"{summary.seconds:.1f} s, of which {summary.encoding_seconds:.1f} s encoding: "
-        f"{summary.computed_rows / pace:,.0f} rows/s, {summary.computed_tokens / pace:,.0f} tokens/s "
+        f"{summary.computed_rows / seconds:,.0f} rows/s, {summary.computed_tokens / seconds:,.0f} tokens/s "
         f"on {summary.device} in {summary.recipe['dtype']}"
     )
     if summary.device_use is not None:
         use = summary.device_use
-        waited = f"the device waited {use.idle_fraction:.1%} of the time between batches; {told_memory(use)}"
-        return [told, waited]
-    return [told]
+        lines.append(f"the device was idle for {use.idle_fraction:.1%} of the time; {describe_memory(use)}")
+    return lines
 
 
-def _told_of_part(summary: Summary) -> list[str]:
-    """The summary of a rank that was not the last one."""
-    so_far = f"{summary.rows:,} of {summary.input_rows:,} rows so far"
+def _lines_of_rank(summary: Summary) -> list[str]:
+    """Formats the summary of a rank that finished before the others."""
+    rows = f"{summary.rows:,} of {summary.input_rows:,} rows so far"
     return [
         f"rank {summary.rank} of {summary.world_size}: its shards are done; the output is complete when all are",
-        f"{summary.path}: {so_far}; {summary.computed_rows:,} of them by this rank, in {summary.seconds:.1f} s",
+        f"{summary.path}: {rows}; {summary.computed_rows:,} of them by this rank, in {summary.seconds:.1f} s",
     ]
 
 

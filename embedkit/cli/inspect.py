@@ -1,4 +1,4 @@
-"""`embedkit inspect`: what an output holds."""
+"""`embedkit inspect`: shows what an output contains."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Annotated
 import typer
 
 
-def inspect(out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")]) -> None:
-    """Show what an output holds: rows, dimensions, recipe, receipts, norms. Needs no model."""
-    # pyarrow is imported here, so that `--help` does not wait for it.
+def inspect(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file written by encode.")],
+) -> None:
+    """Show the contents of an output.
+
+    Shows rows, dimensions, the recipe, receipts and norms. Needs no model.
+    """
+    # Imports pyarrow: not before, so that `--help` is fast.
     from embedkit.output.inspect import inspect_output, lines
 
     for line in lines(inspect_output(out)):

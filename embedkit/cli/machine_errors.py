@@ -1,4 +1,4 @@
-"""What the machine refuses wherever it happens: memory, processes, open files, the disk, a folder that is gone."""
+"""Converts exceptions caused by limits of the machine into errors: memory, processes, open files, disk."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ from embedkit.errors import EmbedkitError, ModelError, OutputError, UsageError
 _NO_MORE_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_MORE_PROCESSES = {errno.EAGAIN, errno.ENOMEM}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-#: What a disk answers, whatever it is asked.
-_OF_DISK = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
+_DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 
 
-def refusal_of_machine(fault: Exception) -> EmbedkitError | None:
-    """Tell what the machine refused as an error with its way out; None if the fault is of another kind."""
+def as_machine_error(fault: Exception) -> EmbedkitError | None:
+    """Returns the error for a failure caused by the machine; None for any other exception."""
     if isinstance(fault, MemoryError):
         return ModelError(
-            "there is not enough memory",
-            hint="free some; less is taken by a smaller --batch-tokens or --shard-rows, and by fewer --workers",
+            "not enough memory",
+            hint="free some memory, or use a smaller --batch-tokens or --shard-rows, or fewer --workers",
         )
     number = fault.errno if isinstance(fault, OSError) else None
     if number in _NO_MORE_FILES:
         return OutputError(
-            "the system lets this process open no more files",
-            hint="raise the limit, such as `ulimit -n 4096`, or use fewer --workers",
+            "too many open files",
+            hint="raise the limit (`ulimit -n 4096`), or use fewer --workers",
         )
     if number in _NO_MORE_PROCESSES or str(fault) == "can't start new thread":
         return OutputError(
-            "the system refuses another process or thread",
+            "the system cannot start another process or thread",
             hint="raise the limit (`ulimit -u`, memory), or use fewer --workers",
         )
     if number in _FULL:
-        return OutputError("a disk is full", hint="free some space here and where TMPDIR is, then run it again")
-    if isinstance(fault, OSError) and number in _OF_DISK:
+        return OutputError("the disk is full", hint="free space here and in TMPDIR, then run the command again")
+    if isinstance(fault, OSError) and number in _DISK_ERRORS:
         where = f"{fault.filename}: " if isinstance(fault.filename, str) else ""
         return OutputError(
             f"{where}{os.strerror(number)}",
-            hint="mend the disk, the names or the permissions, then run the same command again",
+            hint="fix the disk, the name or the permissions, then run the same command again",
         )
-    return _no_folder()
+    return _missing_folder()
 
 
-def _no_folder() -> UsageError | None:
+def _missing_folder() -> UsageError | None:
     try:
         os.getcwd()  # noqa: PTH109 - Path.cwd() is the same
     except OSError:
-        return UsageError("the folder that the command runs in is gone", hint="go to one that is there, with cd")
+        return UsageError("the working folder no longer exists", hint="change to an existing folder with cd")
     return None

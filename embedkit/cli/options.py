@@ -1,23 +1,23 @@
-"""The options that say what is computed from what: `encode` has all of them, other commands some.
+"""The options that define what is computed and from what: `encode` has all of them, other commands some.
 
-`run_config` is their one list. A command that is decorated with `takes_options_of(run_config)` has them on its
-command line, and gets them as keyword arguments to hand on.
+`run_config` declares them. A command decorated with `takes_options_of(run_config)` has them on its command line
+and receives their values as keyword arguments, to pass on to `run_config`.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from embedkit.cli.output_names import default_output, named
+from embedkit.cli.config_file import read_config_file
+from embedkit.cli.output_names import absolute_name, default_output
 from embedkit.cli.output_names import output_format as format_of
-from embedkit.cli.parsing import JOINED, annotation_of, closest_options
 from embedkit.config import (
     BatchConfig,
     GroupConfig,
@@ -31,28 +31,59 @@ from embedkit.config import (
 )
 from embedkit.engines.ranks import share_of
 from embedkit.errors import UsageError
-from embedkit.storage.filesystem import read_file, seems_file
-from embedkit.suggest import closest_names
+from embedkit.storage.filesystem import seems_file
 
-Command = TypeVar("Command", bound=Callable[..., None])
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+# An option with its section of `--help`. Sections are shown in this order, the options without one last.
+_input = partial(typer.Option, rich_help_panel="Input")
+_model = partial(typer.Option, rich_help_panel="Model")
+_text = partial(typer.Option, rich_help_panel="Texts")
+_pooling = partial(typer.Option, rich_help_panel="Layers, pooling and vectors")
+_unit = partial(typer.Option, rich_help_panel="Units and groups")
+_output = partial(typer.Option, rich_help_panel="Output")
+_batch = partial(typer.Option, rich_help_panel="Batches and processes")
+
+#: Options of several commands, declared once.
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read options from a TOML file; those on the command line win.",
+        is_eager=True,
+        callback=read_config_file,
+    ),
+]
+Progress = Annotated[str, typer.Option(help="How to report progress on stderr: auto, bar, json, none.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")]
+Private = Annotated[
+    bool, typer.Option("--private", help="Make new files and folders readable only by you (0600, 0700).")
+]
+Revision = Annotated[str | None, _model(help="Branch, tag or commit of the model on the hub.")]
+Offline = Annotated[bool, _model("--offline", help="Do not access the network.")]
+TrustRemoteCode = Annotated[
+    bool,
+    _model("--trust-remote-code", help="Run Python code that comes with the model; needs a commit as --revision."),
+]
 
 
 def takes_options_of(
     source: Callable[..., Any], *, leave_out: tuple[str, ...] = ()
-) -> Callable[[Command], Command]:
-    """Give a command the parameters of `source` before its own; it gets them in its `**options`.
+) -> Callable[[_Function], _Function]:
+    """Adds the parameters of `source` to a command, before its own; it receives them in its `**options`.
 
     Args:
         source: a function whose parameters are declared for Typer.
         leave_out: names of parameters that the command does not take.
     """
 
-    def decorate(command: Command) -> Command:
-        theirs = inspect.signature(source, eval_str=True).parameters.values()
+    def decorate(command: _Function) -> _Function:
+        shared = inspect.signature(source, eval_str=True).parameters.values()
         own = inspect.signature(command, eval_str=True).parameters.values()
-        named = {parameter.name for parameter in own} | set(leave_out)
+        excluded = {parameter.name for parameter in own} | set(leave_out)
         parameters = [
-            *(parameter for parameter in theirs if parameter.name not in named),
+            *(parameter for parameter in shared if parameter.name not in excluded),
             *(parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD),
         ]
         parameters.sort(key=lambda parameter: parameter.kind)
@@ -65,130 +96,160 @@ def takes_options_of(
 
 def run_config(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, globs, folders, or - for stdin.")
+        list[str], typer.Argument(metavar="INPUT...", help="Files, globs or folders to read, or - for stdin.")
     ],
     *,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="A .parquet, .npy, .jsonl or .arrow file, a folder of shards, or -. "
-            "Default: the folder INPUTNAME.embeddings.",
-        ),
-    ] = None,
-    model: Annotated[str, typer.Option("-m", "--model", help="Folder, alias or hub id.")] = "minilm",
-    pool: Annotated[
+    format: Annotated[  # noqa: A002 - the option's name
         str,
-        typer.Option(
-            help="auto, cls, mean, max, min, mean_sqrt_len, weightedmean, lasttoken, pooler, none "
-            "(token vectors), idf:FILE, FILE.safetensors of `fit`, or a comma list."
+        _input(
+            "--format", help="Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."
         ),
     ] = "auto",
-    layers: Annotated[str, typer.Option(help="-1, -1,-2, -4:, 9:13, all; 0 is the embeddings.")] = "-1",
-    layer_agg: Annotated[str, typer.Option(help="concat, mean, sum, max, separate.")] = "concat",
+    text_column: Annotated[
+        list[str] | None, _input(metavar="COLUMN", help="Column to embed; several are joined. Repeatable.")
+    ] = None,
+    template: Annotated[
+        str | None, _input(help='Build each text from columns, such as "{title}. {body}".')
+    ] = None,
+    id_column: Annotated[
+        str | None, _input(metavar="COLUMN", help="Column of ids. By default `id` if present, else row numbers.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, _input(metavar="COLUMN", help="Copy a column to the output. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, _input(metavar="N", help="Read only the first N rows.")] = None,
+    delimiter: Annotated[str | None, _input(help="Cell delimiter of csv and tsv: one character, or tab.")] = None,
+    quoting: Annotated[
+        str, _input(help="Quotes in csv and tsv: auto, double (they enclose cells), none (plain characters).")
+    ] = "auto",
+    max_expansion: Annotated[
+        int,
+        _input(metavar="N", help="Largest decompressed size of a file over 64 MiB, as a multiple of its size."),
+    ] = 1000,
+    max_decompressed_gb: Annotated[
+        int, _input(metavar="GB", help="Largest decompressed size of a file, in GB.")
+    ] = 1000,
+    model: Annotated[str, _model("-m", "--model", help="Model: a folder, an alias or a hub id.")] = "minilm",
+    revision: Revision = None,
+    offline: Offline = False,
+    trust_remote_code: TrustRemoteCode = False,
+    lowercase: Annotated[str, _model(help="Lowercase texts before tokenizing: auto, yes, no.")] = "auto",
+    device: Annotated[
+        str, _model(help="auto, cpu, cuda, cuda:N, mps, or a comma list with one process per entry.")
+    ] = "auto",
+    dtype: Annotated[
+        str, _model(help="auto (fp32 on CPU, bf16 on GPUs that support it), fp32, bf16, fp16, int8 (CPU only).")
+    ] = "auto",
+    max_length: Annotated[
+        str, _text(help="Maximum tokens per text, special tokens included; auto = the model's limit.")
+    ] = "auto",
+    on_long: Annotated[
+        str, _text(help="Texts over the maximum length: truncate (and report), chunk (into windows), error.")
+    ] = "truncate",
+    stride: Annotated[
+        int | None, _text(metavar="N", help="Tokens that consecutive windows share. By default 0.")
+    ] = None,
+    chunk_pool: Annotated[
+        str | None, _text(help="Combine the windows of a text: mean (weighted by tokens), max, first.")
+    ] = None,
+    prompt: Annotated[str | None, _text(help="Text to put before each text.")] = None,
+    prompt_name: Annotated[str | None, _text(help="Name of a prompt that the model defines.")] = None,
+    layers: Annotated[
+        str, _pooling(help="Layers, such as -1 (the last), -1,-2, -4:, 9:13, all; 0 is the embedding output.")
+    ] = "-1",
+    layer_agg: Annotated[
+        str, _pooling(help="Combine several layers: concat, mean, sum, max, separate (a column for each).")
+    ] = "concat",
+    pool: Annotated[
+        str,
+        _pooling(
+            help="Pooling of tokens: auto (the model's own, else mean), cls, mean, max, min, mean_sqrt_len, "
+            "weightedmean, lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file from `fit`, "
+            "or a comma list."
+        ),
+    ] = "auto",
     exclude_special: Annotated[
-        bool, typer.Option("--exclude-special", help="Leave special tokens out of the pooling.")
+        bool, _pooling("--exclude-special", help="Exclude special tokens from the pooling.")
+    ] = False,
+    with_head: Annotated[
+        bool, _pooling("--with-head", help="Add the predictions of the head that `fit` trained with the pooler.")
     ] = False,
     normalize: Annotated[
         bool | None,
-        typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.", show_default=False),
+        _pooling("--normalize/--no-normalize", help="Scale vectors to length 1.", show_default=False),
     ] = None,
-    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first N dimensions.")] = None,
-    precision: Annotated[str, typer.Option(help="float32, float16, int8, binary.")] = "float32",
-    with_head: Annotated[
-        bool, typer.Option("--with-head", help="Add the scores of the head that `fit` trained with the pooler.")
-    ] = False,
-    format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option("--format", help="auto (by name), csv, tsv, jsonl, ndjson, parquet, arrow, txt.")
-    ] = "auto",
-    text_column: Annotated[list[str] | None, typer.Option(help="Column of text; repeatable.")] = None,
-    template: Annotated[str | None, typer.Option(help='Such as "{title}. {body}".')] = None,
-    id_column: Annotated[str | None, typer.Option(help="Default: id, else the row number.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Column passed through; repeatable.")] = None,
-    limit: Annotated[int | None, typer.Option(help="First N rows.")] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="What is between the cells of csv and tsv: a character, or tab.")
-    ] = None,
-    quoting: Annotated[
-        str, typer.Option(help="Quotes in csv and tsv: auto, double (they hold cells together), none (letters).")
-    ] = "auto",
-    max_expansion: Annotated[
-        int, typer.Option(help="How many times its size a compressed file may grow to, beyond 64 MiB.")
-    ] = 1000,
-    max_decompressed_gb: Annotated[int, typer.Option(help="How many GB a compressed file may grow to.")] = 1000,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Open no socket.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    lowercase: Annotated[str, typer.Option(help="auto, yes, no.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N, mps; or a comma list, a process each.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (fp32 on CPU, bf16 on a GPU that has it), fp32, bf16, fp16, int8 (CPU).")
-    ] = "auto",
-    max_length: Annotated[
-        str, typer.Option(help="Most tokens of a text, special tokens counted; auto = what the model takes.")
-    ] = "auto",
-    on_long: Annotated[
-        str, typer.Option(help="truncate (counted and said), chunk (read in windows), error.")
-    ] = "truncate",
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens that a window shares with the one before it; 0.")
-    ] = None,
-    chunk_pool: Annotated[
-        str | None, typer.Option(help="mean (weighted by tokens), max, first: one vector of all windows.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text put before each text.")] = None,
-    prompt_name: Annotated[str | None, typer.Option(help="A name from the model's own prompts.")] = None,
-    level: Annotated[str, typer.Option(help="What a vector is of: text, chunk, word, token.")] = "text",
+    truncate_dim: Annotated[int | None, _pooling(metavar="N", help="Keep only the first N dimensions.")] = None,
+    precision: Annotated[str, _pooling(help="Stored precision: float32, float16, int8, binary.")] = "float32",
+    level: Annotated[str, _unit(help="Unit that gets a vector: text, chunk, word, token.")] = "text",
     subtoken_pooling: Annotated[
-        str | None, typer.Option(help="mean, first, last, max: one vector of a word's tokens.")
+        str | None, _unit(help="Combine the tokens of a word: mean, first, last, max.")
     ] = None,
     spans: Annotated[
-        str | None, typer.Option(help="File of id, start, end and maybe label: a vector a span.")
+        str | None,
+        _unit(
+            metavar="FILE", help="Table of character ranges to embed: columns id, start, end and optionally label."
+        ),
     ] = None,
-    spans_column: Annotated[str | None, typer.Option(help="Column that lists the spans of its text.")] = None,
+    spans_column: Annotated[
+        str | None, _unit(metavar="COLUMN", help="Column with the list of character ranges of each text.")
+    ] = None,
     group_by: Annotated[
-        list[str] | None, typer.Option(help="Column; a vector a group of rows. Repeatable, the finest first.")
+        list[str] | None,
+        _unit(metavar="COLUMN", help="One vector per group of rows. Repeatable, the finest grouping first."),
     ] = None,
-    group_pool: Annotated[str | None, typer.Option(help="mean (weighted by tokens), row_mean, max, last.")] = None,
-    order_by: Annotated[str | None, typer.Option(help="Column that says which row is the last.")] = None,
+    group_pool: Annotated[
+        str | None, _unit(help="Combine the rows of a group: mean (weighted by tokens), row_mean, max, last.")
+    ] = None,
+    order_by: Annotated[
+        str | None, _unit(metavar="COLUMN", help="Column that orders the rows of a group, for --group-pool last.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        _output(
+            "-o",
+            "--output",
+            help="A .parquet, .npy, .jsonl or .arrow file, a folder of shards, or - for JSON Lines on stdout. "
+            "By default the folder INPUTNAME.embeddings.",
+        ),
+    ] = None,
     output_format: Annotated[
-        str | None, typer.Option(help="parquet, npy, jsonl, arrow; by the name of OUT, else parquet.")
+        str | None,
+        _output(help="parquet, npy, jsonl, arrow. By default taken from the output's name, else parquet."),
     ] = None,
-    shard_rows: Annotated[int | None, typer.Option(help="Most rows a shard.")] = None,
-    on_exists: Annotated[str, typer.Option(help="error, resume, overwrite.")] = "error",
+    shard_rows: Annotated[int | None, _output(metavar="N", help="Maximum rows per shard.")] = None,
+    on_exists: Annotated[str, _output(help="If the output exists: error, resume, overwrite.")] = "error",
     verify: Annotated[
-        bool, typer.Option("--verify", help="On resume, check the SHA-256 of what is committed, too.")
+        bool, _output("--verify", help="When resuming, also check the SHA-256 of committed files.")
     ] = False,
-    on_bad_row: Annotated[str, typer.Option(help="fail, null (kept without a vector), skip.")] = "fail",
-    batch_tokens: Annotated[str, typer.Option(help="Tokens in a batch; auto.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Most texts in a batch.")] = None,
+    on_bad_row: Annotated[
+        str, _output(help="Rows that cannot be read: fail, null (keep without a vector), skip.")
+    ] = "fail",
+    batch_tokens: Annotated[str, _batch(help="Tokens per batch, or auto.")] = "auto",
+    batch_size: Annotated[int | None, _batch(metavar="N", help="Maximum texts per batch.")] = None,
     shard_id: Annotated[
-        int | None, typer.Option(help="This process's part, from 0; by default from the environment.")
+        int | None,
+        _batch(metavar="N", help="This process's part of the work, from 0. By default from the environment."),
     ] = None,
     num_shards: Annotated[
-        int | None, typer.Option(help="How many processes do a part each; by default from the environment.")
+        int | None,
+        _batch(metavar="N", help="Number of processes that share the work. By default from the environment."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes on this machine; by default one a device.")
+        int | None, _batch(metavar="N", help="Worker processes on this machine. By default one per device.")
     ] = None,
 ) -> RunConfig:
-    """What these options ask for, checked.
+    """Builds the configuration of a run from the options.
 
     Raises:
-        UsageError: a value that cannot be used, or two that exclude each other.
+        UsageError: a value cannot be used, or two options exclude each other.
     """
     if template is not None and text_column:
-        raise UsageError("--template and --text-column exclude each other", hint="give one of the two")
+        raise UsageError("--template and --text-column exclude each other", hint="give only one of them")
     if revision is not None and not trust_remote_code and seems_file(Path(model) / "config.json"):
         raise UsageError(
-            f"--revision is of a model on the hub, and '{model}' is a folder", hint="leave out --revision"
+            f"--revision is for models on the hub, and '{model}' is a folder", hint="leave out --revision"
         )
-    out = default_output(inputs) if output is None else named(output)
+    out = default_output(inputs) if output is None else absolute_name(output)
     return RunConfig(
         input=InputConfig(
             inputs=tuple(inputs),
@@ -216,141 +277,6 @@ def run_config(
         units=UnitConfig(level, subtoken_pooling, spans, spans_column),
         groups=GroupConfig(tuple(group_by or ()), group_pool, order_by),
     )
-
-
-def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Use a TOML file's values as defaults, so that flags win."""
-    if path is None:
-        return None
-    try:
-        values = tomllib.loads(read_file(path).decode("utf-8-sig"))
-    except OSError as fault:
-        raise UsageError(f"--config {path}: {os.strerror(fault.errno or 0)}", hint="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise UsageError(
-            f"--config {path} is not valid TOML ({_where_broken(fault)})", hint="mend it there"
-        ) from None
-    known = {str(one.name): one for one in ctx.command.params if one.name not in {"config", "help"}}
-    read: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise _unknown_key(path, key, value, known, str(ctx.info_name))
-        if name in read:
-            raise UsageError(
-                f"--config {path} sets {key} twice, with - and with _", hint="leave out one of the two"
-            )
-        read[name] = _from_toml(path, key, value, known[name], str(ctx.info_name))
-    ctx.default_map = {**(ctx.default_map or {}), **read}
-    return path
-
-
-def _where_broken(fault: tomllib.TOMLDecodeError | UnicodeDecodeError) -> str:
-    if isinstance(fault, UnicodeDecodeError):
-        return f"byte {fault.start} is not UTF-8"
-    what, _, where = str(fault).rpartition(" (")
-    return f"{'a key is there twice, ' * what.startswith('Cannot overwrite')}{where.rstrip(')')}"
-
-
-def _unknown_key(path: Path, key: str, value: Any, known: dict[str, Any], command: str) -> UsageError:
-    if isinstance(value, dict):
-        return UsageError(
-            f"--config {path} has a section [{key}], and options stand in none",
-            hint=f'write them without a section, such as pool = "mean", and leave out the line [{key}]',
-        )
-    keys = sorted(name.replace("_", "-") for name in known)
-    short = next((one for one in known.values() if f"-{key}" in one.opts), None)
-    near = [f"-{key}"] if short else closest_options(key, list(known.values()))
-    lines = dict.fromkeys(_as_toml(option, known) for option in near or closest_names(key, keys))
-    meant = f"did you mean {' or '.join(lines)}? " if lines else ""
-    return UsageError(
-        f"--config {path} sets '{key}', which is no option of {command}",
-        hint=f"{meant}it may set: {', '.join(keys)}",
-    )
-
-
-def _as_toml(phrase: str, known: dict[str, Any]) -> str:
-    """What stands in a config file for an option: `pool` for --pool, `dtype = "fp16"` for --dtype fp16."""
-    option, _, value = phrase.partition(" ")
-    one = next((one for one in known.values() if option in (*one.opts, *one.secondary_opts)), None)
-    if one is None:
-        return f"'{phrase}'"
-    name = str(one.name).replace("_", "-")
-    if option in one.secondary_opts:
-        return f"{name} = false"
-    return f'{name} = "{value}"' if value else f"'{name}'"
-
-
-#: TOML's types, as messages call them.
-_TOML_TYPES = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a float",
-    str: "a string",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def _from_toml(path: Path, key: str, value: Any, option: Any, command: str) -> Any:
-    """A value of a config file as the option takes it.
-
-    Raises:
-        UsageError: it is of a type that the option has no use for; names the key, both types and the value.
-    """
-    taken: Any
-    if option.multiple or option.nargs == -1:
-        needed, taken = "a list of strings", _as_strings(value)
-    elif option.is_flag:
-        needed, taken = "a boolean, true or false,", value if isinstance(value, bool) else None
-    elif annotation_of(option) in (int, float):
-        is_integer = annotation_of(option) is int
-        needed = "an integer" if is_integer else "a number"
-        taken = _as_number(value, is_integer=is_integer)
-    else:
-        needed = "a string or a list of them" if option.name in JOINED else "a string"
-        taken = _as_string(value, option.name)
-    if taken is None:
-        there = _TOML_TYPES.get(type(value), "a date or a time")
-        flag = option.opts[-1] if option.opts[-1].startswith("-") else option.metavar
-        raise UsageError(
-            f"--config {path} sets {key} ({flag}) to {there}, {str(value)[:80]!r}, and {needed} is needed",
-            hint=f"`embedkit {command} --help` lists what each option takes",
-        )
-    return taken
-
-
-def _as_strings(value: Any) -> list[str] | None:
-    values = value if isinstance(value, list) else [value]
-    return values if all(isinstance(one, str) for one in values) else None
-
-
-def _as_string(value: Any, name: str) -> str | None:
-    if isinstance(value, list) and name in JOINED:
-        parts = [_as_string(one, "") for one in value]
-        return ",".join(map(str, parts)) if parts and None not in parts else None
-    if isinstance(value, bool):
-        return {True: "yes", False: "no"}[value] if name == "lowercase" else None
-    return str(value) if isinstance(value, (str, int, float)) else None
-
-
-def _as_number(value: Any, *, is_integer: bool) -> int | float | None:
-    """An integer or a float; a string of one, too; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (str, int) if is_integer else (str, int, float)):
-        return None
-    try:
-        return int(value) if is_integer else float(value)
-    except ValueError:
-        return None
-
-
-#: TOML file of the options of the command that it is given to.
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", help="TOML file with the same names; flags win.", is_eager=True, callback=_read_config
-    ),
-]
 
 
 def _number_or_auto(option: str, text: str | int) -> int | None:

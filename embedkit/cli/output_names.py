@@ -1,4 +1,4 @@
-"""What `-o` may be called: a file of a known kind, or a folder; and what an output is called by default."""
+"""Names of outputs: the default name, the format that a name implies, and names that `-o` rejects."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_folder
 from embedkit.suggest import closest_names
 
-#: A `Path` has one slash of two. Of one letter, it is a drive of Windows.
+#: One slash suffices: `Path` removes the other. A scheme of one letter would be a drive of Windows.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
-#: Suffixes of tables and of compressed files, in any case: what a name loses that an output is called after.
+#: Suffixes of tables and of compressed files, in any case, that a default output name loses.
 _TABLES = (*FORMATS[1:], "feather", "npy")
 _COMPRESSED = ("gz", "zst", "bz2", "xz")
-#: What people write vectors to elsewhere, and the nearest of what embedkit writes.
-_NEAREST = {
-    **dict.fromkeys(("pq", "parq", "pqt", "orc", "avro", "delta", "iceberg"), "parquet"),
-    **dict.fromkeys(("feather", "ipc", "arrows", "lance", "lancedb", "vortex"), "arrow"),
-    **dict.fromkeys(("ndjson", "json", "jsonlines", "ldjson"), "jsonl"),
-    **dict.fromkeys(("np", "npz", "numpy", "memmap", "mmap", "fvecs", "bvecs", "f32"), "npy"),
+#: Suffixes of other formats of vectors and tables, by the closest format that is written here.
+_CLOSEST = {
+    suffix: written
+    for written, suffixes in {
+        "parquet": "pq parq pqt orc avro delta iceberg",
+        "arrow": "feather ipc arrows lance lancedb vortex",
+        "jsonl": "ndjson json jsonlines ldjson",
+        "npy": "np npz numpy memmap mmap fvecs bvecs f32",
+    }.items()
+    for suffix in suffixes.split()
 }
-#: Suffixes that are surely meant to be a file's. Not among them: what folders are called, too (`run.out`),
-#: and names made from that of a file of weights.
+#: Suffixes that certainly mean a file. Not included: those that folders have as well (`run.out`), and those of
+#: names made from the name of a weights file.
 _OTHER_FILES = frozenset(
     {
-        *_NEAREST,
-        *_TABLES,
-        *_COMPRESSED,
+        *(*_CLOSEST, *_TABLES, *_COMPRESSED),
         *("zip", "tar", "tgz", "7z", "lz4", "snappy", "br", "zstd", "bgz"),
         *("pt", "pth", "bin", "ckpt", "onnx", "gguf", "tfrecord", "tfrecords", "pb"),
         *(
@@ -57,42 +59,43 @@ _OTHER_FILES = frozenset(
 
 
 def default_output(inputs: list[str]) -> str:
-    """Name the folder that vectors go to where the user does not say: the input's name without its suffixes.
+    """Returns the default name of the output folder: the first input's name without its suffixes.
 
     Raises:
-        UsageError: the first input has no name: it is stdin, a glob, or the folder that this is.
+        UsageError: the first input has no usable name: it is stdin, a glob, `.` or `..`.
     """
     name = Path(inputs[0].rstrip("/")).name
     if inputs[0] == "-" or name in {"", ".."} or any(letter in name for letter in "*?["):
         raise UsageError(
-            f"there is no name to make the output's from in '{inputs[0]}'",
-            hint="say where the vectors go with -o OUT, or -o - for JSON Lines on stdout",
+            f"cannot derive an output name from '{inputs[0]}'",
+            hint="name the output with -o OUT, or use -o - for JSON Lines on stdout",
         )
     try:
         name.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            "the input's name is not UTF-8, so no output can be named after it", hint="name the output with -o"
+            "cannot derive an output name from the input's name, which is not UTF-8",
+            hint="name the output with -o",
         ) from None
     return f"{without_suffixes(name)}.embeddings"
 
 
-def named(output: str) -> str:
-    """An output's name, written out where it ends in no name: `.` and `..` are folders that have one.
+def absolute_name(output: str) -> str:
+    """Returns an output's name, as an absolute path if it ends in `.` or `..`, which have no name of their own.
 
     Raises:
-        UsageError: it is the root of all folders, beside which nothing can be made.
+        UsageError: it is the root folder, next to which nothing can be written.
     """
     if Path(output).name not in {"", ".."}:
         return output
     whole = os.path.abspath(output)  # noqa: PTH100 - as typed but for the dots: no link is followed
     if not Path(whole).name:
-        raise UsageError(f"-o {output} is the root of all folders", hint="name a file or a folder in it")
+        raise UsageError(f"-o {output} is the root folder", hint="name a file or a folder in it")
     return whole
 
 
 def without_suffixes(name: str) -> str:
-    """A file's name without the suffixes of tables and of compressed files: `2024.01` of `2024.01.csv.gz`."""
+    """Removes the suffixes of tables and compressed files: `2024.01.csv.gz` → `2024.01`."""
     for suffixes in (_COMPRESSED, _TABLES):
         stem, dot, suffix = name.rpartition(".")
         if dot and stem and suffix.lower() in suffixes:
@@ -101,80 +104,78 @@ def without_suffixes(name: str) -> str:
 
 
 def output_format(output: str, asked: str | None) -> str:
-    """The format that is written, by the name of the output and `--output-format`.
+    """Determines the output format from the output's name and `--output-format`.
 
     Raises:
-        UsageError: the two contradict each other, or the name is that of a file which embedkit does not write, or
-            a URI.
+        UsageError: the two contradict each other, or the name is a URI or that of a file embedkit does not write.
     """
     if asked is not None:
         one_of("--output-format", asked, OUTPUT_FORMATS)
-    named = "jsonl" if output == "-" else _suffix(output)
-    _refuse_uri(output)
+    by_name = "jsonl" if output == "-" else _suffix(output)
+    _check_no_uri(output)
     if is_folder(output):
-        return asked or (named if named in OUTPUT_FORMATS else "parquet")
+        return asked or (by_name if by_name in OUTPUT_FORMATS else "parquet")
     if Path(output).name.removeprefix(".") in OUTPUT_FORMATS and Path(output).name.startswith("."):
         name = Path(output).name
         raise UsageError(
             f"-o {output}: the file has no name before its suffix",
-            hint=f"such as -o {output.removesuffix(name)}vectors{name}; -o {output}/ is a folder of that name",
+            hint=f"use a name such as -o {output.removesuffix(name)}vectors{name}, or -o {output}/ for a folder",
         )
-    if named not in OUTPUT_FORMATS:
+    if by_name not in OUTPUT_FORMATS:
         check_name(output, OUTPUT_FORMATS)
         return asked or "parquet"
-    if asked is not None and asked != named:
+    if asked is not None and asked != by_name:
         raise UsageError(
-            f"-o {output} is {named}, and --output-format says {asked}", hint="leave out one of the two"
+            f"-o {output} is {by_name}, but --output-format is {asked}", hint="leave out --output-format"
         )
-    return named
+    return by_name
 
 
 def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -> None:
-    """Refuse a name that is meant to be that of a file of another kind.
+    """Rejects a name that is meant for a file of a format that is not written.
 
     Args:
         output: as typed.
-        known: suffixes of the files that are written.
-        or_folder: whether a folder may be written as well.
+        known: suffixes of the files that the command writes.
+        or_folder: True if it may write a folder instead.
 
     Raises:
-        UsageError: it is one; names what is written.
+        UsageError: names what the command writes.
     """
-    _refuse_uri(output)
+    _check_no_uri(output)
     suffix = _suffix(output)
     stem = output.removesuffix(suffix)
     if or_folder and is_folder(output):
         return
     if not suffix or suffix in known or not (suffix.lower() in _OTHER_FILES or _is_misspelled(suffix)):
         return
-    near = closest_names(suffix, known, synonyms={**_NEAREST, "htm": "html"}, most=1)
-    ways = [f"did you mean -o {stem}{near[0]}?"] if near else []
+    near = closest_names(suffix, known, synonyms={**_CLOSEST, "htm": "html"}, most=1)
+    hints = [f"did you mean -o {stem}{near[0]}?"] if near else []
     files = f"files that end in .{', .'.join(known)}" if known else ""
-    ways.append(" and ".join(part for part in (files, "folders" if or_folder else "") if part) + " are written")
+    hints.append(f"it writes {' and '.join(part for part in (files, 'folders' * or_folder) if part)}")
     if or_folder:
-        ways.append(f"-o {output}/ is a folder of that name")
+        hints.append(f"use -o {output}/ for a folder of that name")
     raise UsageError(
-        f"-o {output}: this command writes no .{suffix} files", hint="; ".join(ways).replace("?;", "?")
+        f"-o {output}: this command does not write .{suffix} files", hint="; ".join(hints).replace("?;", "?")
     )
 
 
 def is_folder(output: str) -> bool:
-    """Whether a name is a folder's whatever its suffix: it ends in a slash, or the folder is there."""
+    """True if a name means a folder whatever its suffix: it ends in a slash, or the folder exists."""
     return output.endswith(("/", os.sep)) or seems_folder(output)
 
 
-def _refuse_uri(output: str) -> None:
-    """Refuse a URI, which would be a folder `s3:` here."""
+def _check_no_uri(output: str) -> None:
+    """Rejects a URI, which would otherwise become a folder named `s3:`."""
     scheme = _URI.match(output)
-    if scheme is None:
-        return
-    is_here = scheme[1].lower() == "file"
-    raise UsageError(
-        f"-o {output}: outputs are written to paths of this machine, and this is a URI",
-        hint=f"use -o /{output[scheme.end() :]}"
-        if is_here
-        else "write to a path here, and copy the output from there",
-    )
+    if scheme is not None:
+        is_local = scheme[1].lower() == "file"
+        raise UsageError(
+            f"-o {output}: outputs are written to local paths, and this is a URI",
+            hint=f"use -o /{output[scheme.end() :]}"
+            if is_local
+            else "write to a local path, then copy the output",
+        )
 
 
 def _suffix(output: str) -> str:

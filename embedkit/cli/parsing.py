@@ -1,6 +1,6 @@
-"""How a command line is read: no option is dropped in silence, and a mistyped one is told what it was meant to be.
+"""The command class of the command line: checks of options beyond Typer's, and suggestions for mistyped names.
 
-Knows Typer's options and arguments, not what embedkit does with them.
+No option is ignored silently. Depends on Typer's parameters, not on what the options mean to embedkit.
 """
 
 from __future__ import annotations
@@ -17,138 +17,137 @@ from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_there
 from embedkit.suggest import LIKENESS, closest_names
 
-#: What Typer raises for a wrong command line, whichever click it carries.
+#: What Typer raises for a wrong command line: its UsageError, which has no public name since Typer vendors Click.
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
-#: Options whose value is a comma list: given twice, they are one list.
+#: Options whose value is a comma list: repeated, their values are joined.
 JOINED = ("pool", "layers", "device")
-#: Options and arguments whose values name files that embedkit opens itself: any bytes may be in such a name.
+#: Parameters that name files which embedkit opens itself: any bytes are allowed in these names.
 _PATHS = frozenset({"inputs", "input", "config", "spans"})
-#: Those that name what pyarrow, safetensors and tokenizers open: they take UTF-8 alone.
-_OF_LIBRARIES = frozenset({"out", "outs", "output", "model"})
-#: Dashes that word processors and web pages make of `--`.
+#: Parameters that name files which pyarrow, safetensors and tokenizers open: they require UTF-8.
+_LIBRARY_PATHS = frozenset({"out", "outs", "output", "model"})
+#: Dashes that word processors and web pages put in place of `--`.
 _LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _GIVEN = "embedkit.given"
 
-#: What other tools call an option: its name there → what it is here. Where there are several, the first that the
-#: command has.
-_MEANT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("resume", "continue", "restart"), ("--on-exists resume",)),
-    **dict.fromkeys(("overwrite", "force", "replace"), ("--on-exists overwrite", "--overwrite")),
-    "on-exists": ("--overwrite",),
-    **dict.fromkeys(("fp16", "half", "float16"), ("--dtype fp16",)),
-    **dict.fromkeys(("bf16", "bfloat16"), ("--dtype bf16",)),
-    **dict.fromkeys(("fp32", "float32"), ("--dtype fp32",)),
-    **dict.fromkeys(("int8", "quantize", "quantized", "load-in-8bit"), ("--dtype int8",)),
-    **dict.fromkeys(("torch-dtype", "compute-dtype", "data-type"), ("--dtype",)),
-    **dict.fromkeys(("gpu", "cuda", "use-gpu", "use-cuda", "gpus"), ("--device cuda",)),
-    **dict.fromkeys(("cpu", "no-gpu", "no-cuda", "use-cpu"), ("--device cpu",)),
-    "mps": ("--device mps",),
-    **dict.fromkeys(
-        ("pooling", "pooling-mode", "pooling-strategy", "pooling-method", "pool-type"), ("--pool", "--pooler")
-    ),
-    "pool": ("--pooler",),
-    "pooler": ("--pool",),
-    **{name: (f"--pool {name}",) for name in ("cls", "mean", "max", "min")},
-    **dict.fromkeys(
-        ("output-dir", "output-file", "output-path", "out", "out-dir", "outdir", "save", "save-dir", "dest"),
-        ("--output",),
-    ),
-    **dict.fromkeys(
-        ("max-seq-length", "max-seq-len", "max-len", "max-tokens", "seq-length", "context-length"),
-        ("--max-length",),
-    ),
-    **dict.fromkeys(("truncate", "truncation"), ("--on-long truncate",)),
-    **dict.fromkeys(("chunk", "chunking", "chunks", "sliding-window", "windows"), ("--on-long chunk",)),
-    **dict.fromkeys(("overlap", "chunk-overlap", "doc-stride"), ("--stride",)),
-    **dict.fromkeys(("layer", "hidden-layer", "hidden-layers", "layer-index"), ("--layers",)),
-    **dict.fromkeys(("aggregation", "agg", "layer-aggregation", "layer-pooling"), ("--layer-agg",)),
-    **dict.fromkeys(
-        ("num-workers", "n-workers", "jobs", "n-jobs", "num-proc", "nproc", "processes"), ("--workers",)
-    ),
-    **dict.fromkeys(("column", "text", "text-field", "text-col", "field", "text-columns"), ("--text-column",)),
-    **dict.fromkeys(("id", "id-col", "id-field", "ids", "key"), ("--id-column",)),
-    **dict.fromkeys(("keep-column", "keep-columns", "keep-col", "passthrough", "include"), ("--keep",)),
-    **dict.fromkeys(("bs", "batch", "batchsize", "per-device-batch-size"), ("--batch-size",)),
-    **dict.fromkeys(("normalise", "norm", "l2", "l2-normalize", "normalize-embeddings"), ("--normalize",)),
-    "no-normalise": ("--no-normalize",),
-    **dict.fromkeys(("dim", "dims", "dimension", "dimensions", "embedding-dim"), ("--truncate-dim",)),
-    **dict.fromkeys(("model-name", "model-id", "model-name-or-path", "model-path", "checkpoint"), ("--model",)),
-    **dict.fromkeys(("commit", "tag", "branch"), ("--revision",)),
-    **dict.fromkeys(("local-files-only", "local"), ("--offline",)),
-    **dict.fromkeys(("trust", "remote-code"), ("--trust-remote-code",)),
-    **dict.fromkeys(("instruction", "prefix", "query-prefix"), ("--prompt",)),
-    **dict.fromkeys(("rank", "shard", "shard-index"), ("--shard-id",)),
-    **dict.fromkeys(("world-size", "shards", "n-shards"), ("--num-shards",)),
-    **dict.fromkeys(("lower", "lower-case", "do-lower-case", "uncased"), ("--lowercase yes",)),
-    "cased": ("--lowercase no",),
-    **dict.fromkeys(("input-format", "file-format", "file-type"), ("--format",)),
-    **dict.fromkeys(("sep", "separator", "delim", "field-separator"), ("--delimiter",)),
-    **dict.fromkeys(("quote", "quotes", "quote-char", "quotechar"), ("--quoting",)),
-    **dict.fromkeys(("n-rows", "nrows", "max-rows", "head", "max-samples", "num-rows"), ("--limit",)),
-    **dict.fromkeys(("token-embeddings", "tokens"), ("--level token",)),
-    **dict.fromkeys(("skip-bad-rows", "skip-errors", "ignore-errors"), ("--on-bad-row skip",)),
-    **dict.fromkeys(("labels", "target", "label-column", "y"), ("--label",)),
-    **dict.fromkeys(("groups", "group-column", "group"), ("--group", "--group-by")),
-    "silent": ("--quiet",),
-    "no-progress": ("--progress none",),
-    "json": ("--json", "--progress json"),
-    **dict.fromkeys(("colour", "color-by"), ("--color",)),
-    **dict.fromkeys(("conf", "configuration", "config-file"), ("--config",)),
-    "learning-rate": ("--lr",),
-    **dict.fromkeys(("n-epochs", "num-epochs", "max-epochs"), ("--epochs",)),
-    "early-stopping": ("--patience",),
-    **dict.fromkeys(("n-folds", "cv", "k-folds", "splits"), ("--folds",)),
-    **dict.fromkeys(("random-state", "random-seed"), ("--seed",)),
-    **dict.fromkeys(("scoring", "score"), ("--metric",)),
+#: Options of other tools, by the option here; of several, the first that the command has is suggested.
+_OPTION_SYNONYMS: dict[str, tuple[str, ...]] = {
+    word: tuple(options.split(" | "))
+    for options, words in {
+        "--on-exists resume": "resume continue restart",
+        "--on-exists overwrite | --overwrite": "overwrite force replace",
+        "--overwrite": "on-exists",
+        "--dtype fp16": "fp16 half float16",
+        "--dtype bf16": "bf16 bfloat16",
+        "--dtype fp32": "fp32 float32",
+        "--dtype int8": "int8 quantize quantized load-in-8bit",
+        "--dtype": "torch-dtype compute-dtype data-type",
+        "--device cuda": "gpu cuda use-gpu use-cuda gpus",
+        "--device cpu": "cpu no-gpu no-cuda use-cpu",
+        "--device mps": "mps",
+        "--pool | --pooler": "pooling pooling-mode pooling-strategy pooling-method pool-type",
+        "--pooler": "pool",
+        "--pool": "pooler",
+        "--pool cls": "cls",
+        "--pool mean": "mean",
+        "--pool max": "max",
+        "--pool min": "min",
+        "--output": "output-dir output-file output-path out out-dir outdir save save-dir dest",
+        "--max-length": "max-seq-length max-seq-len max-len max-tokens seq-length context-length",
+        "--on-long truncate": "truncate truncation",
+        "--on-long chunk": "chunk chunking chunks sliding-window windows",
+        "--stride": "overlap chunk-overlap doc-stride",
+        "--layers": "layer hidden-layer hidden-layers layer-index",
+        "--layer-agg": "aggregation agg layer-aggregation layer-pooling",
+        "--workers": "num-workers n-workers jobs n-jobs num-proc nproc processes",
+        "--text-column": "column text text-field text-col field text-columns",
+        "--id-column": "id id-col id-field ids key",
+        "--keep": "keep-column keep-columns keep-col passthrough include",
+        "--batch-size": "bs batch batchsize per-device-batch-size",
+        "--normalize": "normalise norm l2 l2-normalize normalize-embeddings",
+        "--no-normalize": "no-normalise",
+        "--truncate-dim": "dim dims dimension dimensions embedding-dim",
+        "--model": "model-name model-id model-name-or-path model-path checkpoint",
+        "--revision": "commit tag branch",
+        "--offline": "local-files-only local",
+        "--trust-remote-code": "trust remote-code",
+        "--prompt": "instruction prefix query-prefix",
+        "--shard-id": "rank shard shard-index",
+        "--num-shards": "world-size shards n-shards",
+        "--lowercase yes": "lower lower-case do-lower-case uncased",
+        "--lowercase no": "cased",
+        "--format": "input-format file-format file-type",
+        "--delimiter": "sep separator delim field-separator",
+        "--quoting": "quote quotes quote-char quotechar",
+        "--limit": "n-rows nrows max-rows head max-samples num-rows",
+        "--level token": "token-embeddings tokens",
+        "--on-bad-row skip": "skip-bad-rows skip-errors ignore-errors",
+        "--label": "labels target label-column y",
+        "--group | --group-by": "groups group-column group",
+        "--quiet": "silent",
+        "--progress none": "no-progress",
+        "--json | --progress json": "json",
+        "--color": "colour color-by",
+        "--config": "conf configuration config-file",
+        "--lr": "learning-rate",
+        "--epochs": "n-epochs num-epochs max-epochs",
+        "--patience": "early-stopping",
+        "--folds": "n-folds cv k-folds splits",
+        "--seed": "random-state random-seed",
+        "--metric": "scoring score",
+    }.items()
+    for word in words.split()
 }
-#: Options that other tools have for what stands here without one.
+#: Options of other tools for what is an argument here.
 _INPUT_OPTIONS = frozenset(
     {"input", "inputs", "input-file", "input-path", "data", "file", "files", "in", "i", "f", "csv", "dataset"}
 )
-_COMMANDS = {
-    **dict.fromkeys(("embed", "embeddings", "run", "vectorize", "extract", "infer"), "encode"),
-    **dict.fromkeys(("train", "train-pooler"), "fit"),
-    **dict.fromkeys(("check", "validate", "test"), "verify"),
-    **dict.fromkeys(("show", "info", "stat", "stats", "describe"), "inspect"),
-    **dict.fromkeys(("estimate", "dry-run", "forecast"), "plan"),
-    **dict.fromkeys(("probe", "compare", "search"), "sweep"),
-    **dict.fromkeys(("html", "page", "visualize"), "report"),
-    **dict.fromkeys(("diagnose", "env", "devices", "models"), "doctor"),
+_COMMAND_SYNONYMS = {
+    word: command
+    for command, words in {
+        "encode": "embed embeddings run vectorize extract infer",
+        "fit": "train train-pooler",
+        "verify": "check validate test",
+        "inspect": "show info stat stats describe",
+        "plan": "estimate dry-run forecast",
+        "sweep": "probe compare search",
+        "report": "html page visualize",
+        "doctor": "diagnose env devices models",
+    }.items()
+    for word in words.split()
 }
 
 
 class Group(TyperGroup):
-    """`embedkit`, and the commands under it."""
+    """The command `embedkit`, which has the other commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the first argument names.
+        """Returns the command that the first argument names.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: there is no such command; suggests the closest.
         """
         name = args[0]
         if name in self.commands:
             return super().resolve_command(ctx, args)
-        near = closest_names(name, self.commands, synonyms=_COMMANDS)
-        lists = "`embedkit --help` lists the commands"
+        near = closest_names(name, self.commands, synonyms=_COMMAND_SYNONYMS)
         if _looks_like_input(name):
-            raise UsageError(
-                f"'{name}' is no command of embedkit", hint=f"did you mean `embedkit encode {name}`? {lists}"
-            )
-        meant = "`embedkit --version`" if name == "version" else " or ".join(f"`embedkit {it}`" for it in near)
+            meant = f"`embedkit encode {name}`"
+        else:
+            meant = "`embedkit --version`" if name == "version" else " or ".join(f"`embedkit {it}`" for it in near)
         raise UsageError(
-            f"'{name}' is no command of embedkit", hint=f"did you mean {meant}? {lists}" if near else lists
+            f"'{name}' is not a command of embedkit",
+            hint=f"{f'did you mean {meant}? ' * bool(meant)}`embedkit --help` lists the commands",
         )
 
 
 class Command(TyperCommand):
-    """One command: an option that is given twice is joined where that means something, else refused."""
+    """One command. The values of a repeated option are joined if it takes a comma list, else it is an error."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line.
+        """Parses the command line.
 
         Raises:
-            UsageError: an option is given twice, or has a form that would be read as something else.
+            UsageError: an option is repeated, or its form would be read as something else.
         """
         given = _given(self.params, args)
         ctx.meta[_GIVEN] = {one.parameter.name: one.value for one in given}
@@ -156,16 +155,28 @@ class Command(TyperCommand):
             _check_not_empty(one.parameter, one.value)
         joined = _joined(given)
         if joined:
-            again = {place for one in given if one.parameter.name in joined for place in one.places}
-            args = [argument for place, argument in enumerate(args) if place not in again]
+            replaced = {place for one in given if one.parameter.name in joined for place in one.positions}
+            args = [argument for place, argument in enumerate(args) if place not in replaced]
             args = [*(f"{option}={value}" for option, value in joined.values()), *args]
         try:
             rest = super().parse_args(ctx, args)
         except WRONG_USAGE as wrong:
             vars(wrong).update(ctx=vars(wrong).get("ctx") or ctx)
             raise
-        _check_texts(self.params, ctx.params)
+        _check_values(self.params, ctx.params)
         return rest
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options of `--help` in sections, those without a section last."""
+        sections: dict[str, list[Any]] = {}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+            sections.setdefault(title, []).append(parameter.get_help_record(ctx))
+        sections["Options"] = sections.pop("Options")
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,33 +184,33 @@ class _Given:
     """One option on the command line.
 
     Attributes:
-        parameter: it.
-        option: as it was typed.
-        value: what follows; None for a flag.
-        places: of the arguments that it takes.
+        parameter: Typer's parameter.
+        option: the option as typed.
+        value: its value; None for a flag.
+        positions: positions of its arguments on the command line.
     """
 
     parameter: Any
     option: str
     value: str | None
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 def _given(parameters: list[Any], args: list[str]) -> list[_Given]:
-    """Every option on a command line, up to the first that is unknown: that is told when it is parsed."""
+    """Returns the options on a command line, up to the first unknown one, for which parsing raises."""
     options = {name: one for one in parameters for name in (*one.opts, *one.secondary_opts) if name[:1] == "-"}
     found: list[_Given] = []
     place = 0
     while place < len(args) and args[place] != "--":
         argument = args[place]
         _check_dashes(argument, options)
-        for option, tied, is_known in _split(argument, options):
+        for option, attached, is_known in _split(argument, options):
             if not is_known:
                 return found
             parameter = options[option]
-            if parameter.is_flag or tied is not None:
-                _check_tied(argument, option, tied, parameter)
-                found.append(_Given(parameter, option, tied, (place,)))
+            if parameter.is_flag or attached is not None:
+                _check_attached(argument, option, attached, parameter)
+                found.append(_Given(parameter, option, attached, (place,)))
             elif place + 1 == len(args):
                 return found
             else:
@@ -210,29 +221,29 @@ def _given(parameters: list[Any], args: list[str]) -> list[_Given]:
     return found
 
 
-def _check_tied(argument: str, option: str, tied: str | None, parameter: Any) -> None:
-    """Refuse `-o=out`, which is a file called `=out` by the rules."""
-    if len(option) == len("-o") and tied is not None and tied.startswith("="):
+def _check_attached(argument: str, option: str, attached: str | None, parameter: Any) -> None:
+    """Rejects `-o=out`, which Click reads as a file named `=out`."""
+    if len(option) == len("-o") and attached is not None and attached.startswith("="):
         raise UsageError(
-            f"'{argument}': an option of one letter takes its value without =",
-            hint=f"write {option} {tied[1:]}, or {parameter.opts[-1]}{tied}",
+            f"'{argument}': a one-letter option takes its value without =",
+            hint=f"write {option} {attached[1:]}, or {parameter.opts[-1]}{attached}",
         )
 
 
 def _check_value(option: str, value: str, parameter: Any, options: Mapping[str, Any]) -> None:
-    """Refuse `-o --quiet`, which is a folder called `--quiet` by the rules."""
+    """Rejects `-o --quiet`, which Click reads as a folder named `--quiet`."""
     if value in options:
         raise UsageError(
             f"{option} is followed by the option {value}, not by a value",
-            hint=f"give {option} its value, or write {parameter.opts[-1]}={value} if that is the value",
+            hint=f"add the value of {option}, or write {parameter.opts[-1]}={value} if that is the value",
         )
 
 
 def _split(argument: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str | None, bool]]:
-    """The options in one argument (`--pool=cls`, `-qv`, `-mX`), what is tied to them, whether they are known."""
+    """Yields the options in one argument (`--pool=cls`, `-qv`, `-mX`), their attached values, and if known."""
     if argument.startswith("--"):
-        name, tied, value = argument.partition("=")
-        yield name, value if tied else None, name in options
+        name, equals, value = argument.partition("=")
+        yield name, value if equals else None, name in options
     elif argument.startswith("-") and len(argument) > 1:
         for place, letter in enumerate(argument[1:], 2):
             option = options.get(f"-{letter}")
@@ -243,10 +254,10 @@ def _split(argument: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _joined(given: list[_Given]) -> dict[str, tuple[str, str]]:
-    """The options that are given several times and make one list: by name, how it was typed and the list.
+    """Joins the values of repeated options that take comma lists: name → (option, list).
 
     Raises:
-        UsageError: an option is given twice that has one value.
+        UsageError: another option is repeated.
     """
     joined: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(one.parameter.name for one in given):
@@ -257,7 +268,7 @@ def _joined(given: list[_Given]) -> dict[str, tuple[str, str]]:
         if parameter.is_flag:
             if {one.option in parameter.secondary_opts for one in those} == {True, False}:
                 raise UsageError(
-                    f"{those[0].option} and {those[-1].option} exclude each other", hint="give one of the two"
+                    f"{those[0].option} and {those[-1].option} exclude each other", hint="give only one of them"
                 )
             continue
         if name not in JOINED:
@@ -268,7 +279,7 @@ def _joined(given: list[_Given]) -> dict[str, tuple[str, str]]:
 
 
 def _check_dashes(argument: str, options: Mapping[str, Any]) -> None:
-    """Refuse `-model X`, which is `-m odel X` by the rules, and `—model X`, which would be a file."""
+    """Rejects `-model X`, which Click reads as `-m odel X`, and `—model X`, which it reads as a file."""
     name = argument.partition("=")[0].lstrip(f"-{_LONG_DASHES}")
     option = f"--{name}"
     if (
@@ -277,18 +288,18 @@ def _check_dashes(argument: str, options: Mapping[str, Any]) -> None:
         and option in options
         and len(name) > 1
     ):
-        raise UsageError(f"'{argument}' is no option", hint=f"did you mean {option}, with two hyphens?")
+        raise UsageError(f"'{argument}' is not an option", hint=f"did you mean {option}, with two hyphens?")
 
 
 def _check_not_empty(parameter: Any, value: Any) -> None:
-    """Refuse '' for a file: that is the folder where the command runs, by the rules of paths."""
-    if isinstance(value, str) and not value.strip() and parameter.name in _PATHS | _OF_LIBRARIES:
+    """Rejects '' for a file: as a path it is the working folder."""
+    if isinstance(value, str) and not value.strip() and parameter.name in _PATHS | _LIBRARY_PATHS:
         what = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar.removesuffix("...")
         raise UsageError(f"{what} is empty", hint="name a file or a folder; a shell variable may be unset")
 
 
-def _check_texts(parameters: list[Any], values: Mapping[str, Any]) -> None:
-    """Refuse bytes that are no text where a text is needed."""
+def _check_values(parameters: list[Any], values: Mapping[str, Any]) -> None:
+    """Rejects empty names, and bytes that are not UTF-8 where text is required."""
     for parameter in parameters:
         value = values.get(parameter.name)
         texts = value if isinstance(value, (list, tuple)) else (value,)
@@ -297,12 +308,12 @@ def _check_texts(parameters: list[Any], values: Mapping[str, Any]) -> None:
         if parameter.name in _PATHS or all(_is_utf8(str(text)) for text in texts):
             continue
         what = parameter.opts[-1] if parameter.opts[-1].startswith("-") else parameter.metavar
-        if parameter.name in _OF_LIBRARIES:
+        if parameter.name in _LIBRARY_PATHS:
             raise UsageError(
-                f"the name that {what} gives is not UTF-8, and the libraries that open such files need it to be",
-                hint="rename it, or give a link to it: ln -s OLD NEW; see the locale of the shell (`locale`)",
+                f"the name given to {what} is not UTF-8, which the libraries that open it require",
+                hint="rename it, or link to it (ln -s OLD NEW); check the locale of the shell (`locale`)",
             )
-        raise UsageError(f"the value of {what} is not UTF-8", hint="see the locale of the shell (`locale`)")
+        raise UsageError(f"the value of {what} is not UTF-8", hint="check the locale of the shell (`locale`)")
 
 
 def _is_utf8(text: str) -> bool:
@@ -314,23 +325,21 @@ def _is_utf8(text: str) -> bool:
 
 
 def given_on(ctx: typer.Context) -> frozenset[str]:
-    """Names of the parameters that were given on the command line, whatever their values."""
+    """Returns the names of the parameters that are on the command line."""
     return frozenset(ctx.meta.get(_GIVEN, {}))
 
 
 # Errors ----------------------------------------------------------------------------------------------
 
 
-def explained(wrong: Any) -> UsageError:
-    """Say what Typer found wrong with a command line as an error of embedkit's."""
+def as_usage_error(wrong: Any) -> UsageError:
+    """Converts what Typer raises for a wrong command line into an error of embedkit, with a suggestion."""
     context, parameter = getattr(wrong, "ctx", None), getattr(wrong, "param", None)
     path = context.command_path if context is not None else "embedkit"
-    lists = f"`{path} --help` lists all options"
-    name = getattr(wrong, "option_name", None)
+    see_help = f"`{path} --help` lists all options"
     if type(wrong).__name__ == "NoSuchOption" and context is not None:
-        return UsageError(
-            f"there is no option {name} of `{path}`", hint=_hint_for_option(str(name), context, lists)
-        )
+        name = str(wrong.option_name)
+        return UsageError(f"`{path}` has no option {name}", hint=_hint_for_option(name, context, see_help))
     sentence = " ".join(wrong.format_message().split()).rstrip(".")
     if type(wrong).__name__ == "BadParameter" and context is not None and parameter is not None:
         value = context.meta.get(_GIVEN, {}).get(parameter.name)
@@ -339,47 +348,46 @@ def explained(wrong: Any) -> UsageError:
             sentence = f"{parameter.opts[-1]} cannot be '{value}'"
             needed = {int: "an integer", float: "a number"}.get(annotation_of(parameter))
             if needed is not None:
-                return UsageError(f"{sentence}: it takes {needed}", hint=f"give {needed}; {lists}")
+                return UsageError(f"{sentence}: it takes {needed}", hint=f"give {needed}; {see_help}")
             sentence += f": {reason[:1].lower()}{reason[1:]}"
-    return UsageError(sentence, hint=lists)
+    return UsageError(sentence, hint=see_help)
 
 
-def _hint_for_option(name: str, context: Any, lists: str) -> str:
+def _hint_for_option(name: str, context: Any, see_help: str) -> str:
     word = name.lstrip("-")
     if not isinstance(context.command, Command):
-        known = (option for one in context.command.commands.values() for option in _options_of(one.params))
+        known = (option for one in context.command.commands.values() for option in _long_options(one.params))
         if name in known:
-            return (
-                f"options stand behind the command: `embedkit encode INPUT {name} …`; `embedkit --help` lists all"
-            )
-        return lists
-    arguments = [one for one in context.command.params if one.param_type_name == "argument"]
-    if arguments and word.replace("_", "-") in _INPUT_OPTIONS and not _is_option(word, context.command.params):
-        return (
-            f"files stand without an option: `{context.command_path} {arguments[0].metavar or 'INPUT'}`; {lists}"
-        )
-    near = closest_options(word, context.command.params)
-    return f"did you mean {' or '.join(near)}? {lists}" if near else lists
+            return f"put options after the command: `embedkit encode INPUT {name} …`; {see_help}"
+        return see_help
+    params = context.command.params
+    arguments = [one for one in params if one.param_type_name == "argument"]
+    is_misspelled = f"--{word.replace('_', '-').lower()}" in _long_options(params)
+    if arguments and word.replace("_", "-") in _INPUT_OPTIONS and not is_misspelled:
+        argument = arguments[0].metavar or "INPUT"
+        return f"give files without an option: `{context.command_path} {argument}`; {see_help}"
+    near = closest_options(word, params)
+    return f"did you mean {' or '.join(near)}? {see_help}" if near else see_help
 
 
 def closest_options(word: str, parameters: list[Any]) -> tuple[str, ...]:
-    """What a mistyped option, or key of a config file, was meant to be.
+    """Finds the options that a mistyped option, or key of a config file, is closest to.
 
     Args:
         word: without its hyphens.
         parameters: of the command.
 
     Returns:
-        Options, some with a value, such as `--on-exists resume`; the likeliest first.
+        Options, some with a value, such as `--on-exists resume`; the closest first.
     """
-    options = {option.lstrip("-"): option for option in _options_of(parameters)}
-    usual: dict[str, str] = {}
-    for name, phrases in _MEANT.items():
+    options = {option.lstrip("-"): option for option in _long_options(parameters)}
+    synonyms: dict[str, str] = {}
+    for name, phrases in _OPTION_SYNONYMS.items():
         known = next((phrase for phrase in phrases if phrase.split()[0] in options.values()), None)
         if known is not None and name not in options:
-            usual[name] = known
-    # A name of another tool has to be spelled nearly right: --seed is not like --uncased.
-    for names, likeness in (({**options, **usual}, 0.9), (options, LIKENESS), (usual, 0.8)):
+            synonyms[name] = known
+    # A synonym has to be spelled nearly right: --seed is not meant by --uncased.
+    for names, likeness in (({**options, **synonyms}, 0.9), (options, LIKENESS), (synonyms, 0.8)):
         near = tuple(dict.fromkeys(names[name] for name in closest_names(word, names, likeness=likeness)))
         if near:
             return near
@@ -387,16 +395,11 @@ def closest_options(word: str, parameters: list[Any]) -> tuple[str, ...]:
 
 
 def annotation_of(parameter: Any) -> Any:
-    """The type that an option or argument has in Python."""
+    """Returns the Python type of an option or argument."""
     return getattr(parameter.type_descriptor, "annotation", None)
 
 
-def _is_option(word: str, parameters: list[Any]) -> bool:
-    """Whether an option is spelled like this but for case and underscores."""
-    return f"--{word.replace('_', '-').lower()}" in _options_of(parameters)
-
-
-def _options_of(parameters: list[Any]) -> list[str]:
+def _long_options(parameters: list[Any]) -> list[str]:
     names = (name for one in parameters for name in (*one.opts, *one.secondary_opts))
     return [name for name in names if name.startswith("--")]
 

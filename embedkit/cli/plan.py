@@ -1,4 +1,4 @@
-"""`embedkit plan`: what a run would come to, before a model is loaded."""
+"""`embedkit plan`: estimates a run without loading the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedkit.cli.download_progress import shown_fetching
+from embedkit.cli.download_progress import shown_downloads
 from embedkit.cli.options import ConfigFile, run_config, takes_options_of
 from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
@@ -21,26 +21,29 @@ def plan(
     *,
     rate: Annotated[
         float | None,
-        typer.Option(metavar="TOKENS/S", help="How fast the model runs, as encode says at its end; for the time."),
+        typer.Option(
+            metavar="TOKENS/S", help="Speed of the model, as encode reports it, for an estimate of the time."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
     **options: Any,
 ) -> None:
-    """Read a table as encode would, with the tokenizer alone, and say what a run comes to. Writes nothing.
+    """Estimate a run without running the model.
 
-    Rows and faults, lengths of the texts, what is cut, unknown tokens and casing, bytes on disk, time, memory.
+    Reads and tokenizes the table as encode would. Reports rows and faults, text lengths, truncation, unknown
+    tokens and casing, size on disk, time and memory. Writes nothing.
     """
     if rate is not None and not 0 < rate < math.inf:
-        raise UsageError(f"--rate cannot be {rate:g}", hint="give tokens a second, such as 8000")
-    # Nothing is written, so the input need not give the output a name.
+        raise UsageError(f"--rate cannot be {rate:g}", hint="give tokens per second, such as 8000")
+    # Nothing is written, so no name is derived from the input.
     options["output"] = options["output"] or "planned.embeddings"
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
-    # numpy and pyarrow are imported from here on: a wrong option is told without waiting for them.
+    # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.
     from embedkit.estimate import estimate
 
-    with reserved_for_rows(), shown_fetching():
+    with reserved_for_rows(), shown_downloads():
         found = estimate(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))

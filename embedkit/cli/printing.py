@@ -1,7 +1,6 @@
-"""stdin, stdout and stderr as a shell may leave them: closed, full, or without a reader.
+"""Makes stdin, stdout and stderr safe to use when they are closed, full, or without a reader.
 
-What is said on stderr is for whoever looks: a note that cannot be written ends no run. What goes to stdout is what
-was asked for: where it cannot be written, the command fails.
+Messages to stderr that cannot be written are dropped. If stdout cannot be written, the command fails.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from typing import Any
 from embedkit.errors import InputError, OutputError, ReaderGone
 
 _STDIN, _STDOUT, _STDERR = range(3)
-#: Of these, what was closed when the process started.
+#: Those of them that were closed when the process started.
 _closed: set[int] = set()
 
 
 def hold_descriptors() -> None:
-    """Open /dev/null for each of stdin, stdout and stderr that is closed.
+    """Opens /dev/null for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file that is opened gets its number, and what is printed lands in that file. The ends are
-    the wrong way round, so that reading from and writing to a closed stream still fails.
+    Otherwise the next file to be opened gets the number of the closed stream, and printed text ends up in it.
+    stdin is opened for writing and stdout for reading, so that using them still fails.
     """
     for number, mode in ((_STDIN, os.O_WRONLY), (_STDOUT, os.O_RDONLY), (_STDERR, os.O_WRONLY)):
         try:
@@ -42,20 +41,20 @@ def hold_descriptors() -> None:
 
 
 def check_stdin(inputs: Iterable[str]) -> None:
-    """Refuse to read rows from a stdin that is closed, with InputError."""
+    """Raises InputError if rows are to be read from a closed stdin."""
     if "-" in inputs and (_STDIN in _closed or sys.stdin is None):
-        raise InputError("stdin is closed, so there are no rows to read", hint="pipe the rows in, or name a file")
+        raise InputError("stdin is closed, so no rows can be read", hint="pipe the rows in, or name a file")
 
 
 def check_stdout() -> None:
-    """Refuse to write rows to a stdout that is closed, with OutputError."""
+    """Raises OutputError if rows are to be written to a closed stdout."""
     if _STDOUT in _closed or sys.stdout is None:
-        raise OutputError("stdout is closed, so no rows can go there", hint="name a file or a folder with -o")
+        raise OutputError("stdout is closed, so no rows can be written", hint="name a file or a folder with -o")
 
 
 @contextlib.contextmanager
-def forgiving_streams() -> Generator[None, None, None]:
-    """Have stderr swallow what cannot be written, and stdout tell it as an error of embedkit's own."""
+def safe_streams() -> Generator[None, None, None]:
+    """Makes stderr drop what cannot be written, and stdout raise an error of embedkit instead."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Stdout(before[0]), _Stderr(before[1])
     try:
@@ -65,19 +64,19 @@ def forgiving_streams() -> Generator[None, None, None]:
 
 
 def show(lines: Iterable[object]) -> None:
-    """Print lines of a result, as many as whoever reads stdout wants: the verdict that follows is not theirs."""
+    """Prints the lines of a result until the reader of stdout stops reading, without ending the command."""
     with contextlib.suppress(ReaderGone):
         for line in lines:
             print(line)
 
 
 class _Stream:
-    """A text stream that does all but writing as the one that it stands for."""
+    """A text stream that wraps another, for subclasses to override writing."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal's encoding lacks is shown escaped.
+            # Characters that the terminal cannot encode are shown escaped.
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
@@ -85,43 +84,34 @@ class _Stream:
 
 
 class _Stderr(_Stream):
-    """Where notes go."""
+    """Drops what cannot be written."""
 
     def write(self, text: str) -> int:
-        """Write, or leave it."""
         if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or leave it."""
         if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.flush()
 
 
 class _Stdout(_Stream):
-    """Where results go.
-
-    Raises:
-        ReaderGone: whoever read it has enough.
-        OutputError: it cannot be written.
-    """
+    """Raises ReaderGone if the reader stopped reading, and OutputError if it cannot be written."""
 
     def write(self, text: str) -> int:
-        """Write."""
-        with _told_as_output():
+        with _as_output_error():
             return int(self._stream.write(text))
 
     def flush(self) -> None:
-        """Flush."""
-        with _told_as_output():
+        with _as_output_error():
             self._stream.flush()
 
 
 @contextlib.contextmanager
-def _told_as_output() -> Generator[None, None, None]:
+def _as_output_error() -> Generator[None, None, None]:
     try:
         yield
     except BrokenPipeError:
@@ -129,5 +119,5 @@ def _told_as_output() -> Generator[None, None, None]:
     except OSError as fault:
         raise OutputError(
             f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
-            hint="see where it goes: a full disk needs space, a closed stream another place",
+            hint="free disk space, or write to another place",
         ) from None

@@ -1,4 +1,4 @@
-"""How a run looks while it goes, on stderr: a bar, a line now and then, JSON, or nothing."""
+"""Reports the progress of a run on stderr: as a bar, as lines, as JSON, or not at all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MODES = ("auto", "bar", "json", "none")
 _LINE_SECONDS = 30.0
 _JSON_SECONDS = 1.0
 _BAR_SECONDS = 0.2
-#: More than any bar needs: tqdm shows none on a terminal that says it has no rows.
+#: Rows of the terminal, as given to tqdm: it shows no bar on a terminal that reports 0 rows.
 _ROWS = 100
 
 
-def make_watcher(mode: str, *, quiet: bool) -> _Progress:
-    """The watcher for `--progress`; auto is a bar on a terminal and a line every 30 s otherwise."""
+def make_callbacks(mode: str, *, quiet: bool) -> _Progress:
+    """Returns the Callbacks for a value of `--progress`; auto is a bar on a terminal, else a line every 30 s."""
     if quiet or mode == "none":
         return _Progress(silent=quiet)
     if mode == "json":
@@ -34,17 +34,17 @@ def make_watcher(mode: str, *, quiet: bool) -> _Progress:
 
 
 class _Progress:
-    """Counts what went through; says notices and nothing else. A Callbacks."""
+    """Implements Callbacks: counts rows and tokens, and prints notices only."""
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
         self.rows: int | None = None
         self.before = self.done = 0
         self.texts = self.tokens = self.cells = 0
-        self.use: DeviceStats | None = None
+        self.stats: DeviceStats | None = None
         self.tokens_left = TokensLeft({})
         self.counts_characters = False
-        self.began = self.said = time.monotonic()
+        self.began = self.last_shown = time.monotonic()
         self.lock = threading.Lock()
 
     def notice(self, sentence: str) -> None:
@@ -63,7 +63,7 @@ class _Progress:
         self.rows, self.before, self.done = rows, done, done
         self.tokens_left = TokensLeft(characters or {})
         self.counts_characters = characters is not None
-        self.began = self.said = time.monotonic()
+        self.began = self.last_shown = time.monotonic()
         self.show_start(device, dtype)
 
     def tokenized(self, shard: int, tokens: int) -> None:
@@ -78,20 +78,20 @@ class _Progress:
         self.show(texts)
 
     def device(self, use: DeviceStats) -> None:
-        self.use = use
+        self.stats = use
 
     def shard_done(self, rows: int) -> None:
         with self.lock:
             self.done += rows
 
     def close(self) -> None:
-        """Leave what was shown as it is."""
+        """Ends the display."""
 
     def show_start(self, device: str, dtype: str) -> None:
-        """Say where it runs."""
+        """Shows the device and the dtype."""
 
     def show(self, texts: int) -> None:
-        """Show how far it is, after `texts` more."""
+        """Updates the display after `texts` more texts."""
 
     @property
     def seconds(self) -> float:
@@ -99,20 +99,20 @@ class _Progress:
 
     @property
     def padding(self) -> float:
-        """Share of the computed cells that held no token, in per cent."""
+        """Padding among the computed tokens, in per cent."""
         return 100 * (1 - self.tokens / self.cells) if self.cells else 0.0
 
     @property
     def pace(self) -> str:
-        """Tokens a second, what of the work was padding, and how the device was used where that is measured."""
-        told = f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding"
-        if self.use is None:
-            return told
-        return f"{told}, device waits {self.use.idle_fraction:.1%}, {told_memory(self.use)}"
+        """Tokens per second, padding, and the use of the device if it is measured."""
+        pace = f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding"
+        if self.stats is None:
+            return pace
+        return f"{pace}, device idle {self.stats.idle_fraction:.1%}, {describe_memory(self.stats)}"
 
     @property
     def left(self) -> float | None:
-        """Seconds to go, by the pace of the tokens so far; None if unknown."""
+        """Estimated seconds left, at the pace of the tokens so far; None if unknown."""
         if self.rows is None or not self.tokens:
             return None
         if not self.counts_characters:
@@ -122,14 +122,14 @@ class _Progress:
 
     def due(self, every: float) -> bool:
         now = time.monotonic()
-        if now - self.said < every:
+        if now - self.last_shown < every:
             return False
-        self.said = now
+        self.last_shown = now
         return True
 
 
 class _Bar(_Progress):
-    """A bar of one line, however narrow the terminal; what it has no room for is said when it is full."""
+    """A bar of one line, however narrow the terminal; the details follow when it is complete."""
 
     bar: Any = None
     where = ""
@@ -160,8 +160,8 @@ class _Bar(_Progress):
         if self.bar is None:
             return
         self.bar.ncols = _columns()
-        # The last is what a narrow terminal cuts off.
-        left = [] if self.left is None else [f"{_span(self.left)} left"]
+        # A narrow terminal cuts off the end.
+        left = [] if self.left is None else [f"{_duration(self.left)} left"]
         self.bar.set_postfix_str(
             ", ".join([*left, f"{_short(self.tokens / self.seconds)} tokens/s"]), refresh=False
         )
@@ -170,14 +170,13 @@ class _Bar(_Progress):
     def shard_done(self, rows: int) -> None:
         super().shard_done(rows)
         if self.done == self.rows and self.bar is not None:
-            # Empty texts go through no batch; a finished bar is full all the same.
+            # Empty texts are in no batch: fill the bar.
             self.bar.set_postfix_str(f"{_short(self.tokens / self.seconds)} tokens/s", refresh=False)
             self.bar.update(self.rows - self.bar.n)
             self.close()
             print(f"{self.where}: {self.pace}", file=sys.stderr)
 
     def close(self) -> None:
-        """End the line of the bar, so that what is said next has one of its own."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -191,7 +190,7 @@ class _Lines(_Progress):
         if not self.due(_LINE_SECONDS):
             return
         total = "" if self.rows is None else f" of {self.rows:,}"
-        left = "" if self.left is None else f", {_span(self.left)} left"
+        left = "" if self.left is None else f", {_duration(self.left)} left"
         print(
             f"{self.before + self.texts:,}{total} rows, {self.texts / self.seconds:,.0f} rows/s, "
             f"{self.pace} {self.where}{left}",
@@ -202,14 +201,14 @@ class _Lines(_Progress):
 
 class _JsonLines(_Progress):
     def notice(self, sentence: str) -> None:
-        self._say({"event": "notice", "message": sentence})
+        self._print({"event": "notice", "message": sentence})
 
     def show_start(self, device: str, dtype: str) -> None:
-        self._say({"event": "start", "rows": self.rows, "done": self.before, "device": device, "dtype": dtype})
+        self._print({"event": "start", "rows": self.rows, "done": self.before, "device": device, "dtype": dtype})
 
     def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
         if self.due(_JSON_SECONDS):
-            self._say(
+            self._print(
                 {
                     "event": "progress",
                     "rows": self.before + self.texts,
@@ -218,42 +217,42 @@ class _JsonLines(_Progress):
                     "tokens_per_second": round(self.tokens / self.seconds),
                     "padding_percent": round(self.padding, 2),
                     "seconds_left": None if self.left is None else round(self.left),
-                    **_of_device(self.use),
+                    **_device_fields(self.stats),
                 }
             )
 
     def shard_done(self, rows: int) -> None:
         super().shard_done(rows)
-        self._say({"event": "shard", "committed": self.done, "total": self.rows})
+        self._print({"event": "shard", "committed": self.done, "total": self.rows})
 
-    def _say(self, event: dict[str, Any]) -> None:
+    def _print(self, event: dict[str, Any]) -> None:
         print(json.dumps(event), file=sys.stderr, flush=True)
 
 
-def told_memory(use: DeviceStats) -> str:
-    """Most memory that a process took from its device."""
-    return f"{use.allocated / 2**30:.1f} GiB at most, {use.reserved / 2**30:.1f} GiB reserved"
+def describe_memory(stats: DeviceStats) -> str:
+    """Formats the peak device memory of a process."""
+    return f"peak memory {stats.allocated / 2**30:.1f} GiB, {stats.reserved / 2**30:.1f} GiB reserved"
 
 
-def _of_device(use: DeviceStats | None) -> dict[str, Any]:
-    if use is None:
+def _device_fields(stats: DeviceStats | None) -> dict[str, Any]:
+    if stats is None:
         return {}
     return {
-        "device_waiting_percent": round(100 * use.idle_fraction, 2),
-        "memory_allocated": use.allocated,
-        "memory_reserved": use.reserved,
+        "device_waiting_percent": round(100 * stats.idle_fraction, 2),
+        "memory_allocated": stats.allocated,
+        "memory_reserved": stats.reserved,
     }
 
 
 def _columns() -> int:
-    """Columns that a bar may take: one less than the terminal has, or it wraps; 79 where it does not say."""
+    """Returns the width of a bar: one column less than the terminal, so that it does not wrap; 79 if unknown."""
     columns = 0
     with contextlib.suppress(OSError, ValueError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     return (columns or 80) - 1
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""`embedkit report`: one HTML page to look at."""
+"""`embedkit report`: writes an HTML page about outputs."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from embedkit.cli.output_names import check_name, without_suffixes
 
 def report(
     outs: Annotated[
-        list[str], typer.Argument(metavar="OUT", help="Folders and files that encode wrote, folders of sweep.")
+        list[str], typer.Argument(metavar="OUT", help="Folders and files written by encode or sweep.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The page; by default NAME.report.html here.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page. By default NAME.report.html.")
     ] = None,
-    on_exists: Annotated[str, typer.Option(help="error, overwrite.")] = "error",
+    on_exists: Annotated[str, typer.Option(help="If the page exists: error, overwrite.")] = "error",
     variant: Annotated[
-        str | None, typer.Option(help="Column of vectors, where there are several; by default the first.")
+        str | None, typer.Option(metavar="COLUMN", help="Column of vectors to show. By default the first.")
     ] = None,
     color: Annotated[
-        str | None, typer.Option(help="Kept column that colours the map; by default one of few values.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Kept column that colours the map. By default one with few values."),
     ] = None,
     show: Annotated[
-        list[str] | None, typer.Option(help="Kept column whose cells are shown; repeatable. Else ids alone are.")
+        list[str] | None, typer.Option(metavar="COLUMN", help="Kept column to show next to the ids. Repeatable.")
     ] = None,
     neighbours: Annotated[
-        list[str] | None, typer.Option(help="Id whose neighbours are listed; repeatable. By default five rows.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Id whose nearest neighbours to list. Repeatable. By default five random rows."
+        ),
     ] = None,
-    sample: Annotated[int, typer.Option(help="Most rows on the map.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Decides which rows these are.")] = 0,
+    sample: Annotated[int, typer.Option(metavar="N", help="Maximum rows on the map.")] = 20_000,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the choice of rows.")] = 0,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "embedkit report",
 ) -> None:
-    """Write one HTML page of outputs: recipe, receipts, norms, duplicates, map, neighbours. Needs no model.
+    """Write an HTML page about outputs.
 
-    The page holds all that it shows, loads nothing and sends nothing.
+    Shows recipe, receipts, norms, duplicates, a map and nearest neighbours. The page is self-contained and makes
+    no network requests. Needs no model.
 
     Example: embedkit report notes.embeddings --color label
     """
-    # numpy and pyarrow are imported here, so that `--help` does not wait for them.
+    # Imports numpy and pyarrow: not before, so that `--help` is fast.
     from embedkit.report import ReportConfig, write_report
 
     if output is not None:

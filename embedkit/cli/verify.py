@@ -1,4 +1,4 @@
-"""`embedkit verify`: whether an output is as it was written, and whether it is what the model says."""
+"""`embedkit verify`: checks an output's files, and its vectors against the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit.cli.download_progress import shown_fetching
+from embedkit.cli.download_progress import shown_downloads
+from embedkit.cli.options import Offline, Revision, TrustRemoteCode
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.config import at_least
@@ -18,54 +19,52 @@ from embedkit.storage.standard_streams import reserved_for_rows
 if TYPE_CHECKING:
     from embedkit.verify.recompute import ReferenceModel
 
-#: Rows told one by one.
-_TOLD = 20
-
-
-#: Options that say how rows are computed again.
-_OF_RESAMPLING = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
+#: Number of differing rows to list.
+_LISTED = 20
+#: Options that apply to --resample only.
+_RESAMPLE_OPTIONS = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
 
 
 def verify(
     ctx: typer.Context,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file that encode wrote.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file written by encode.")],
     *,
     resample: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute N random rows again, each alone in fp32, and compare.")
+        int | None, typer.Option(metavar="N", help="Also recompute N random rows in fp32 and compare the vectors.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the choice of rows.")] = 0,
     input: Annotated[  # noqa: A002 - the option's name
-        list[str] | None, typer.Option(help="Where the input is now, by default where it was; repeatable.")
+        list[str] | None, typer.Option(metavar="INPUT", help="Input files, if they have moved. Repeatable.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Where the model is now, by default where it was.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Open no socket.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "cpu",
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Model, if it has moved.")] = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Annotated[str, typer.Option(help="Device for --resample: auto, cpu, cuda, cuda:N, mps.")] = "cpu",
 ) -> None:
-    """Check every file of an output: size, SHA-256, page checksums, rows and their order. Needs no model.
+    """Check the files of an output, and on request its vectors.
 
-    With --resample N, N random rows are computed again from the input, each alone, unbatched and in fp32.
+    Checks sizes, SHA-256, page checksums, rows and their order, without a model. With --resample N, also
+    recomputes N random rows from the input, one at a time in fp32, and compares the vectors.
     """
     at_least("--resample", resample, 1)
-    unused = [name for name in _OF_RESAMPLING if name in given_on(ctx)]
+    unused = [name for name in _RESAMPLE_OPTIONS if name in given_on(ctx)]
     if resample is None and unused:
         raise UsageError(
-            f"--{unused[0].replace('_', '-')} is for --resample", hint="add --resample 100, or leave it out"
+            f"--{unused[0].replace('_', '-')} has no effect without --resample",
+            hint="add --resample 100, or leave it out",
         )
-    # pyarrow is imported here, so that `--help` does not wait for it.
+    # Imports pyarrow: not before, so that `--help` is fast.
     from embedkit.verify import verify_output
 
     found = verify_output(Path(out))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     show(found.problems)
-    if found.problems:
-        raise OutputError(f"{out} is not as it was written: {_faults(len(found.problems))}", hint=found.way_out)
+    if count := len(found.problems):
+        raise OutputError(
+            f"{out} is not as it was written: {count:,} fault{'s' * (count != 1)}", hint=found.way_out
+        )
     print(
         f"{out}: as it was written: {found.rows:,} rows, {found.vectors:,} vectors, "
         f"{found.files:,} file{'s' * (found.files != 1)}, {found.bytes / 1e6:,.1f} MB"
@@ -80,24 +79,20 @@ def verify(
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], reference: ReferenceModel) -> None:
     from embedkit.verify.recompute import recompute
 
-    with reserved_for_rows(), shown_fetching():
-        came = recompute(out, rows, seed=seed, inputs=inputs, reference=reference)
-    told = [str(deviation) for deviation in came.deviations[:_TOLD]]
-    told.append(f"{came.rows:,} random rows (--seed {seed}) computed again, each alone in fp32:")
-    if came.cosines:
-        told.append(
-            f"max |Δ| {came.max_difference:.2e}, cosine min {min(came.cosines):.7f}, "
-            f"mean {sum(came.cosines) / len(came.cosines):.7f}"
+    with reserved_for_rows(), shown_downloads():
+        found = recompute(out, rows, seed=seed, inputs=inputs, reference=reference)
+    lines = [str(deviation) for deviation in found.deviations[:_LISTED]]
+    lines.append(f"{found.rows:,} random rows (--seed {seed}) recomputed, one at a time in fp32:")
+    if found.cosines:
+        lines.append(
+            f"max |Δ| {found.max_difference:.2e}, cosine min {min(found.cosines):.7f}, "
+            f"mean {sum(found.cosines) / len(found.cosines):.7f}"
         )
-    if came.bits:
-        told.append(f"{came.equal_bits:,} of {came.bits:,} bits equal ({came.equal_bits / came.bits:.3%})")
-    show([*told, f"{'pass' if came.passed else 'FAIL'}: allowed is {came.tolerance}"])
-    if not came.passed:
+    if found.bits:
+        lines.append(f"{found.equal_bits:,} of {found.bits:,} bits equal ({found.equal_bits / found.bits:.3%})")
+    show([*lines, f"{'pass' if found.passed else 'FAIL'}: tolerance is {found.tolerance}"])
+    if not found.passed:
         raise OutputError(
-            f"{out} differs from what the model gives for {len(came.deviations):,} of {came.rows:,} rows",
-            hint="encode again with --on-exists overwrite; if it fails again, report it (see `embedkit doctor`)",
+            f"{out} differs from what the model computes in {len(found.deviations):,} of {found.rows:,} rows",
+            hint="encode again with --on-exists overwrite; if it still differs, report it with `embedkit doctor`",
         )
-
-
-def _faults(count: int) -> str:
-    return "1 fault" if count == 1 else f"{count:,} faults"

@@ -88,10 +88,10 @@ def test_another_option_that_is_given_twice_is_refused_with_its_values(embedkit_
 @pytest.mark.parametrize(
     ("arguments", "told", "way_out"),
     [
-        (["--normalize", "--no-normalize"], "--normalize and --no-normalize", "one of the two"),
-        (["-model", "bert"], "'-model' is no option", "--model"),
-        (["-pool=cls"], "'-pool=cls' is no option", "--pool"),
-        (["—pool", "cls"], "'—pool' is no option", "--pool"),
+        (["--normalize", "--no-normalize"], "--normalize and --no-normalize", "only one of them"),
+        (["-model", "bert"], "'-model' is not an option", "--model"),
+        (["-pool=cls"], "'-pool=cls' is not an option", "--pool"),
+        (["—pool", "cls"], "'—pool' is not an option", "--pool"),
         (["-o=out"], "'-o=out'", "-o out"),
         (["-o", "--offline"], "-o is followed by the option --offline", "--output=--offline"),
         (["--pool", "-q"], "--pool is followed by the option -q", "--pool=-q"),
@@ -112,12 +112,15 @@ def test_what_would_be_read_as_something_else_is_refused(embedkit_cli, arguments
     [
         ("encode a.csv -o - --on-exists resume", "stdout cannot be resumed"),
         ("encode a.csv --template {a} --text-column b", "--template and --text-column"),
-        ("encode a.csv -m $bert --revision main", "--revision is of a model on the hub"),
-        ("verify out --seed 3", "--seed is for --resample"),
-        ("verify out --device cuda", "--device is for --resample"),
-        ("fit a.csv --pooler pca:2 --epochs 3 -o p.safetensors", "--epochs is not for --pooler pca"),
-        ("fit a.csv --pooler idf --class-weight none -o p.safetensors", "--class-weight is not for"),
-        ("fit a.csv --pooler attention --label x --layer-pool cls -o p.safetensors", "--layer-pool is not for"),
+        ("encode a.csv -m $bert --revision main", "--revision is for models on the hub"),
+        ("verify out --seed 3", "--seed has no effect without --resample"),
+        ("verify out --device cuda", "--device has no effect without --resample"),
+        ("fit a.csv --pooler pca:2 --epochs 3 -o p.safetensors", "--epochs has no effect with --pooler pca"),
+        ("fit a.csv --pooler idf --class-weight none -o p.safetensors", "--class-weight has no effect with"),
+        (
+            "fit a.csv --pooler attention --label x --layer-pool cls -o p.safetensors",
+            "--layer-pool has no effect with",
+        ),
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, command, told):
@@ -192,7 +195,7 @@ def test_an_option_that_is_like_none_is_told_no_other(embedkit_cli, command):
         ("encode a.csv --limit abc", "--limit", "an integer"),
         ("encode a.csv --limit 1e3", "--limit", "an integer"),
         ("plan a.csv --rate fast", "--rate", "a number"),
-        ("plan a.csv --rate nan", "--rate", "tokens a second"),
+        ("plan a.csv --rate nan", "--rate", "tokens per second"),
         *(
             (f"encode a.csv --{option} {10**26}", f"--{option}", str(2**63 - 1))
             for option in ("limit", "shard-rows", "batch-tokens", "batch-size")
@@ -261,7 +264,7 @@ def test_a_prompt_that_fills_the_window_is_refused(encode, tmp_path):
 )
 def test_the_name_of_a_file_that_embedkit_does_not_write_makes_no_folder(encode, tmp_path, name, way_out):
     error, hint = refused(encode(NOTES, "-o", tmp_path / name))
-    assert f"{name}: this command writes no ." in error
+    assert f"{name}: this command does not write ." in error
     assert way_out in hint
     assert list(tmp_path.iterdir()) == []
 
@@ -269,8 +272,8 @@ def test_the_name_of_a_file_that_embedkit_does_not_write_makes_no_folder(encode,
 @pytest.mark.parametrize(
     ("name", "way_out"),
     [
-        ("s3://bucket/vectors", "write to a path here"),
-        ("gs://bucket/vectors.parquet", "write to a path here"),
+        ("s3://bucket/vectors", "write to a local path"),
+        ("gs://bucket/vectors.parquet", "write to a local path"),
         ("file:///data/vectors.npy", "-o /data/vectors.npy"),
         (".parquet", "vectors.parquet"),
         ("out/.npy", "out/vectors.npy"),
@@ -382,17 +385,17 @@ def test_a_config_file_may_name_the_input(config_of, tmp_path):
         ("pool = true", "pool (--pool) to a boolean", "encode --help"),
         ("layers = []", "layers (--layers) to a list", "encode --help"),
         ("revision = 2024-01-01", "revision (--revision) to a date", "encode --help"),
-        ('[encode]\npool = "mean"', "a section [encode]", "without a section"),
+        ('[encode]\npool = "mean"', "a section [encode]", "remove the line [encode]"),
         ('pooling = "mean"', "'pooling'", "did you mean 'pool'?"),
         ("max_len = 3", "'max_len'", "did you mean 'max-length'?"),
         ("resume = true", "'resume'", 'did you mean on-exists = "resume"?'),
         ("no-normalize = true", "'no-normalize'", "did you mean normalize = false?"),
         ('m = "minilm"', "'m'", "did you mean 'model'?"),
         ('input = "a.csv"', "'input'", "did you mean 'inputs'?"),
-        ("pool = []", "pool (--pool) to a list, '[]', and a string or a list of them", "encode --help"),
-        ('pool = "cls"\npool = "mean"', "a key is there twice", "mend it there"),
+        ("pool = []", "pool (--pool) to a list, '[]', but a string or a list of them", "encode --help"),
+        ('pool = "cls"\npool = "mean"', "duplicate key", "fix the file"),
         ('spans = ""', "--spans is empty", "a shell variable may be unset"),
-        ("max-length = 3\nmax_length = 4", "max_length twice", "one of the two"),
+        ("max-length = 3\nmax_length = 4", "max_length twice", "leave out one"),
     ],
 )
 def test_a_config_file_is_told_its_mistakes_by_key_and_type(embedkit_cli, tmp_path, toml, told, way_out):

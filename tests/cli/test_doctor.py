@@ -46,7 +46,7 @@ def machine(monkeypatch, embedkit_cli):
             monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", shown)
         ran = embedkit_cli("doctor")
         assert (ran.code, ran.err) == (0, "")
-        has, _, lacks = ran.out.partition("\nhub cache")[0].partition("\nmissing for the fast path:\n")
+        has, _, lacks = ran.out.partition("\nhub cache")[0].partition("\nmissing for full speed:\n")
         return has, lacks
 
     return told
@@ -61,7 +61,7 @@ def test_a_card_with_all_it_takes_lacks_nothing(machine):
     assert "cuda:1     NVIDIA A10G, compute capability 8.6, 22 GiB, bf16\n" in has
     # Version 3 is for Hopper alone.
     assert re.findall("packed attention by (.*)", has) == ["flash-attn 3", "torch.nn.attention.varlen"]
-    assert "torch is built for 13.0, the driver takes 13.0\n" in has
+    assert "torch is built for CUDA 13.0, the driver supports 13.0\n" in has
     assert lacks == ""
 
 
@@ -75,9 +75,9 @@ def test_without_a_card_nothing_is_missing(machine):
     ("asked", "what", "way_out"),
     [
         ({"cuda": None, "driver": "12.8"}, "is built without CUDA", "for CUDA 12.8 or older"),
-        ({"cuda": "13.0", "driver": "12.8"}, "the NVIDIA driver takes 12.8 at most", "built for CUDA 12"),
+        ({"cuda": "13.0", "driver": "12.8"}, "the NVIDIA driver supports 12.8 at most", "built for CUDA 12"),
         ({"shown": ""}, "CUDA_VISIBLE_DEVICES='' hides", "unset it"),
-        ({}, "torch finds no card", "nvidia-smi"),
+        ({}, "torch finds no GPU", "nvidia-smi"),
     ],
 )
 def test_it_says_why_torch_sees_no_card_although_there_is_a_driver(machine, asked, what, way_out):
@@ -94,8 +94,8 @@ def test_it_says_why_torch_sees_no_card_although_there_is_a_driver(machine, aske
         ({"there": {"triton"}}, "no variable-length attention", "torch 2.11 or newer"),
         ({"there": ALL - {"triton"}}, "Triton is not installed", "install triton"),
         ({"cards": [("Tesla V100", 7, 0, 16)], "code": ["sm_70"]}, "neither bf16 nor flash", "fp16"),
-        ({"code": ["sm_80", "sm_86"]}, "no code for cuda:0 (it has sm_80, sm_86)", "built for it"),
-        ({"cards": [("B200", 10, 0, 180)], "code": ["sm_90a"]}, "no code for cuda:0", "newer one"),
+        ({"code": ["sm_80", "sm_86"]}, "not built for cuda:0 (it supports sm_80, sm_86)", "that supports it"),
+        ({"cards": [("B200", 10, 0, 180)], "code": ["sm_90a"]}, "not built for cuda:0", "newer one"),
     ],
 )
 def test_it_says_what_is_missing_beside_a_card(machine, asked, what, way_out):
@@ -115,8 +115,8 @@ def test_a_machine_tells_what_its_processor_has(machine, monkeypatch):
     has, _ = machine(cuda=None, driver=None)
     assert ": no VNNI, " in has
     assert ", AMX\n" in has
-    assert "--dtype int8: no, this cpu has no AVX-512 VNNI" in has
+    assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in has
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
-    assert "kernels    none: no C++ compiler is here" in machine(cuda=None, driver=None)[0]
+    assert "kernels    none: there is no C++ compiler" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", object)
-    assert "kernels    compiled for this cpu" in machine(cuda=None, driver=None)[0]
+    assert "kernels    compiled for this CPU" in machine(cuda=None, driver=None)[0]

@@ -218,14 +218,14 @@ CASES = [
     option("--template text", USAGE, "--template|no column", "{name}"),
     option("--keep id", USAGE, "--keep id", "--keep"),
     option("--config $configs/key.toml", USAGE, "key.toml|colour", "pool|text-column"),
-    option("--config $configs/broken.toml", USAGE, "broken.toml|line 1", "mend"),
+    option("--config $configs/broken.toml", USAGE, "broken.toml|line 1", "fix"),
     option("--config $configs/value.toml", USAGE, "--limit|integer", "--help"),
     option("--config $configs/none.toml", USAGE, "none.toml|No such file", "path"),
     pytest.param(
         f"encode {NOTES} -m $bert -o $outputs/x.parquet --output-format npy",
         USAGE,
-        "x.parquet|--output-format says npy",
-        "one of the two",
+        "x.parquet|--output-format is npy",
+        "leave out --output-format",
         id="-o against --output-format",
     ),
     pytest.param("encode - --format jsonl", USAGE, "'-'", "-o", id="stdin without -o"),
@@ -326,7 +326,7 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     ran = encode(places["tables"] / "notes.csv", "-o", tmp_path / "out")
     assert ran.code == 1
     error, hint = ran.told
-    assert error.startswith("error: a fault of embedkit: ValueError at test_errors.py, line ")
+    assert error.startswith("error: internal error of embedkit: ValueError at test_errors.py, line ")
     assert hint.startswith("hint: please report")
     assert MARK not in ran.err
 
@@ -335,10 +335,10 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
     ("fault", "code", "told"),
     [
         (MemoryError(MARK), MODEL, "not enough memory"),
-        (OSError(errno.EMFILE, MARK), OUTPUT, "no more files"),
-        (OSError(errno.EAGAIN, MARK), OUTPUT, "another process or thread"),
-        (RuntimeError("can't start new thread"), OUTPUT, "another process or thread"),
-        (OSError(errno.ENOSPC, MARK), OUTPUT, "a disk is full"),
+        (OSError(errno.EMFILE, MARK), OUTPUT, "too many open files"),
+        (OSError(errno.EAGAIN, MARK), OUTPUT, "cannot start another process or thread"),
+        (RuntimeError("can't start new thread"), OUTPUT, "cannot start another process or thread"),
+        (OSError(errno.ENOSPC, MARK), OUTPUT, "the disk is full"),
     ],
 )
 def test_what_the_machine_refuses_is_no_fault_of_embedkit(embedkit_cli, monkeypatch, fault, code, told):
@@ -360,7 +360,7 @@ def test_a_folder_that_is_gone_is_told_as_that(embedkit_cli, places, monkeypatch
     gone.rmdir()
     ran = embedkit_cli("encode", "notes.csv")
     assert ran.code == USAGE
-    assert "the folder that the command runs in is gone" in ran.told[0]
+    assert "the working folder no longer exists" in ran.told[0]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

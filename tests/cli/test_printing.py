@@ -174,7 +174,7 @@ def test_an_interrupt_while_modules_are_imported_is_told_in_two_lines(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "way_out"),
     [
-        (["encode", "a.csv", "-o", "out"], "--on-exists resume goes on"),
+        (["encode", "a.csv", "-o", "out"], "--on-exists resume to continue"),
         (["encode", "a.csv", "-o", "-"], "run the command again"),
         (["plan", "a.csv"], "run the command again"),
     ],
@@ -183,7 +183,7 @@ def test_an_interrupted_command_is_told_to_go_on_only_where_it_can(embedkit_cli,
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedkit.cli._carry_out", interrupted)
+    monkeypatch.setattr("embedkit.cli._invoke", interrupted)
     ran = embedkit_cli(*arguments)
     assert ran.code == 75
     assert ran.told[0] == "error: stopped by a signal"

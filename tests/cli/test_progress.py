@@ -9,7 +9,7 @@ import re
 import pytest
 
 from embedkit.cli import progress
-from embedkit.cli.progress import make_watcher
+from embedkit.cli.progress import make_callbacks
 from embedkit.types import DeviceStats
 
 # A quarter of eight seconds between batches.
@@ -19,7 +19,7 @@ USE = DeviceStats(busy=6.0, waited=2.0, allocated=3 << 30, reserved=5 << 30)
 def shown(mode, monkeypatch, capsys, use):
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_JSON_SECONDS", 0.0)
-    watcher = make_watcher(mode, quiet=False)
+    watcher = make_callbacks(mode, quiet=False)
     watcher.started(rows=4, done=0, device="cuda:0", dtype="bf16")
     for _ in range(2):
         if use is not None:
@@ -32,9 +32,9 @@ def shown(mode, monkeypatch, capsys, use):
 @pytest.mark.parametrize("mode", ["auto", "bar"])
 def test_people_are_told_where_it_runs_and_what_the_device_waits_for(mode, monkeypatch, capsys):
     told = shown(mode, monkeypatch, capsys, USE)
-    for part in ("cuda:0", "bf16", "tokens/s, 10.0 % padding, device waits 25.0%, 3.0 GiB at most, 5.0 GiB"):
+    for part in ("cuda:0", "bf16", "tokens/s, 10.0 % padding, device idle 25.0%, peak memory 3.0 GiB, 5.0 GiB"):
         assert part in told, part
-    assert "device waits" not in shown(mode, monkeypatch, capsys, None)
+    assert "device idle" not in shown(mode, monkeypatch, capsys, None)
 
 
 def test_programs_are_told_the_same_in_numbers(monkeypatch, capsys):
@@ -61,7 +61,7 @@ def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatc
     terminal = Terminal()
     monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr", terminal)
-    watcher = make_watcher("auto", quiet=False)
+    watcher = make_callbacks("auto", quiet=False)
     watcher.started(rows=rows, done=0, device=device, dtype="bf16", characters={0: 4_000, 1: 400_000_000})
     watcher.tokenized(0, 1_000)
     clock = watcher.began
@@ -81,7 +81,7 @@ def test_the_time_that_is_left_is_that_of_the_tokens_left_and_does_not_jump(monk
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     tokens = {shard: 1_000 if shard < 10 else 100_000 for shard in range(20)}
-    watcher = make_watcher("none", quiet=False)
+    watcher = make_callbacks("none", quiet=False)
     characters = {shard: 4 * count for shard, count in tokens.items()}
     watcher.started(rows=200, done=0, device="cpu", dtype="fp32", characters=characters)
     ends = []

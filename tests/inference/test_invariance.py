@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import embedkit
-from embedkit.cli.progress import make_watcher
+from embedkit.cli.progress import make_callbacks
 from embedkit.config import BatchConfig, InputConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
 from embedkit.engines.run import run
 from tests import tiny_models
@@ -38,7 +38,7 @@ def encoded(folder: Path, rows: list[dict[str, str]], **options: int | None) -> 
             pooling=PoolingConfig(pool="mean,cls,max", layers="-1,1"),
             batch=BatchConfig(options.get("batch_tokens"), options.get("batch_size")),
         )
-        run(config, make_watcher("none", quiet=True), threading.Event())
+        run(config, make_callbacks("none", quiet=True), threading.Event())
         found = embedkit.read(out)
         assert found.table["id"].to_pylist() == [row["id"] for row in rows]
         return dict(zip(found.ids, np.array(found.vectors), strict=True))

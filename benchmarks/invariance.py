@@ -31,7 +31,8 @@ from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import load_model
 from embedkit.models.transformers.transformers_encoder import TransformersEncoder
-from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
+from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from embedkit.types import Batch, Tokens
 
@@ -149,14 +150,11 @@ def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, 
 @torch.inference_mode()
 def vectors_of(encoder: LayerEncoder, tokens: Tokens, batch: Batch) -> np.ndarray:
     if encoder.packed:
-        groups, text = [], 0
-        for run in batch.length_groups():
-            groups.append(TokenGroup(slice(text, text + run.count), run, None))
-            text += run.count
+        groups = [TokenGroup(group, None) for group in batch.length_groups()]
     else:
         mask = torch.from_numpy(np.arange(batch.lengths[-1]) < batch.lengths[:, None])
-        groups = [TokenGroup(slice(0, len(batch.texts)), None, mask)]
-    pooler = BatchPooler(PoolingPlan(encoder.layers, "concat", ("mean",)), groups)
+        groups = [TokenGroup(None, mask)]
+    pooler = BatchPooler(PoolingSpec(encoder.layers, "concat", ("mean",)), groups)
     encoder.run(tokens, batch, pooler.take)
     return pooler.vectors()[""].numpy()
 

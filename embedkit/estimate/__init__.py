@@ -21,7 +21,7 @@ from embedkit.inference.build import BATCH_TOKENS
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.tokenizer_setup import TokenizerSetup, set_up_without_weights
 from embedkit.models.repository.config_facts import ConfigFacts
-from embedkit.pooling.widths import variants
+from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.tokenizer.vocabulary import measure_coverage, suggest_other_casing
 from embedkit.types import Variant
 
@@ -95,12 +95,13 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
 
 def _variants(spec: ModelSpec, setup: TokenizerSetup, facts: ConfigFacts) -> tuple[Variant, ...]:
     """Returns the columns of the output before `truncate_dim`."""
-    found = variants(
-        *(setup.layers, setup.layer_agg, spec.poolings),
-        {name: chosen.pooler("cpu") for name, chosen in spec.poolers.items()},
-        facts.hidden_size,
-        variant_suffix=setup.variant_suffix,
+    pooled = PoolingSpec(
+        setup.layers,
+        setup.layer_agg,
+        spec.poolings,
         head_width=spec.shipped.out_features if spec.shipped else None,
+        variant_suffix=setup.variant_suffix,
+        poolers={name: chosen.pooler("cpu") for name, chosen in spec.poolers.items()},
     )
     per_unit = max(1, len(spec.unit_poolings))
-    return tuple(Variant(of.name, of.dims * per_unit) for of in found)
+    return tuple(Variant(of.name, of.dims * per_unit) for of in pooled.variants(facts.hidden_size))

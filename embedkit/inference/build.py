@@ -19,7 +19,8 @@ from embedkit.models.load_lock import TURNS
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.repository.model_folder import ModelFolder
-from embedkit.pooling.select import spelled
+from embedkit.pooling.pooling_spec import PoolingSpec
+from embedkit.pooling.select import pool_option
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.inference.embedder import Embedder
@@ -101,7 +102,6 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     from embedkit.models.dense_head import check_no_final_norm, load_head, load_layer_weights
     from embedkit.models.select_backend import load_model
     from embedkit.models.selfcheck import SLOWER
-    from embedkit.pooling.batch_pooler import PoolingPlan
 
     folder, shipped = spec.folder, spec.shipped
     with ThreadPoolExecutor(1) as hasher:
@@ -125,12 +125,12 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
             notice = SLOWER
         files = hashes.result()
     for chosen in spec.poolers.values():
-        chosen.refuse_other_model(
+        chosen.check_model(
             {"type": folder.model_type, "files": files},
             setup.raw_tokenizer.get_vocab(),
             lowercase=setup.lowercase,
         )
-    plan = PoolingPlan(
+    pooled = PoolingSpec(
         layers,
         setup.layer_agg,
         spec.poolings,
@@ -140,8 +140,8 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     )
     if shipped is not None:
         head = load_head(folder, shipped)
-        plan = replace(
-            plan,
+        pooled = replace(
+            pooled,
             layer_weights=load_layer_weights(folder, shipped, loaded.n_layers)
             if setup.layer_agg == "weighted"
             else (),
@@ -149,13 +149,13 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
             head=head.to(encoder.device) if head else None,
             head_width=shipped.out_features,
         )
-        shipped.check_width(plan.pooled_width(encoder.hidden_size))
-    returned = 0 if plan.poolings else sum(of.dims for of in plan.variants(encoder.hidden_size))
+        shipped.check_width(pooled.pooled_width(encoder.hidden_size))
+    returned = 0 if pooled.poolings else sum(of.dims for of in pooled.variants(encoder.hidden_size))
     chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, returned, processes, batch)
     embedder = Embedder(
         tokenizer=tokenizer,
         encoder=encoder,
-        pooling=plan,
+        pooling=pooled,
         exclude_special=pooling.exclude_special,
         normalize=spec.normalize,
         truncate_dim=spec.truncate_dim,
@@ -191,7 +191,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
             name=as_text(folder.name if folder.hub else str(folder.folder)),
             hub=folder.hub,
             revision=folder.revision,
-            pool=spelled(spec.poolings, spec.poolers) if spec.poolers else None,
+            pool=pool_option(spec.poolings, spec.poolers) if spec.poolers else None,
         ),
         batch_tokens=chosen_tokens,
     )

@@ -15,11 +15,10 @@ from embedkit.inference.pipeline import ShardSettings
 from embedkit.inference.scheduler import BatchScheduler
 from embedkit.inference.transfer import Transfer
 from embedkit.models.base import LayerEncoder
-from embedkit.pooling.batch_pooler import PoolingPlan
-from embedkit.pooling.token_layout import Layout
-from embedkit.pooling.unit_pooler import UnitPooler
+from embedkit.pooling.pooling_spec import PoolingSpec
+from embedkit.pooling.token_layout import TokenLayout
+from embedkit.pooling.unit_pooler import UnitPooler, combine_windows
 from embedkit.pooling.units import Units
-from embedkit.pooling.windows import combine
 from embedkit.types import Batch, RawVectors, TokenizedTexts, Variant
 
 #: Called after each batch with its texts, its tokens, and the tokens computed for them (padding included).
@@ -37,14 +36,14 @@ class Embedder(ShardSettings):
         exclude_special: leave the special tokens that the tokenizer added out of the pooling.
         budget: tokens of a batch; shrinks when memory runs out.
         transfer: copies batches to the device and vectors back.
-        by_segments: whether packed batches are pooled in one operation; see Layout.
+        by_segments: whether packed batches are pooled in one operation; see TokenLayout.
         batch_size: most texts in a batch; None = as many as the tokens allow.
-        chunk_pool: how the vectors of a text's windows are combined; see `combine`.
+        chunk_pool: how the vectors of a text's windows are combined; see `combine_windows`.
         unit_poolings: how the tokens of a word or a span become one vector; see UnitPooler.
     """
 
     encoder: LayerEncoder
-    pooling: PoolingPlan
+    pooling: PoolingSpec
     exclude_special: bool
     budget: TokenBudget
     transfer: Transfer
@@ -98,7 +97,7 @@ class _Prepared:
 
     staged: Any
     for_model: tuple[str, ...]
-    layout: Layout
+    layout: TokenLayout
     units: Mapping[str, NDArray[np.int64]]
 
 
@@ -170,11 +169,11 @@ class EmbeddingTask:
         # Units choose their tokens themselves.
         leave_out = embedder.exclude_special and not embedder.unit_poolings
         before, behind = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
-        layout = Layout(
+        layout = TokenLayout(
             batch,
             packed=embedder.encoder.packed,
-            before=max(before, embedder.pooling.skipped),
-            behind=behind,
+            skipped_start=max(before, embedder.pooling.skipped),
+            skipped_end=behind,
             by_segments=embedder.by_segments,
         )
         ids = None
@@ -191,14 +190,14 @@ class EmbeddingTask:
     @torch.inference_mode()
     def start(self, batch: Batch, prepared: _Prepared) -> tuple[_Prepared, Any]:
         """See Task."""
-        embedder, plan = self.embedder, self.embedder.pooling
+        embedder, spec = self.embedder, self.embedder.pooling
         arrays = embedder.transfer.receive(prepared.staged)
         for_model = {name: arrays.pop(name) for name in prepared.for_model}
-        pooler = prepared.layout.pooler(plan, arrays, embedder.encoder.device)
+        pooler = prepared.layout.pooler(spec, arrays, embedder.encoder.device)
         pooler_output = embedder.encoder.forward(for_model, batch, pooler.take)
-        if "pooler" in plan.poolings and pooler_output is not None:
+        if "pooler" in spec.poolings and pooler_output is not None:
             pooler.take_pooler_output(pooler_output)
-        vectors: Mapping[Any, torch.Tensor] = pooler.vectors() if plan.poolings else pooler.token_vectors()
+        vectors: Mapping[Any, torch.Tensor] = pooler.vectors() if spec.poolings else pooler.token_vectors()
         if self._unit_pooler is not None:
             vectors = self._unit_pooler.reduce(arrays, vectors)
         return prepared, embedder.transfer.give_back(prepared.staged, vectors)
@@ -254,7 +253,7 @@ class EmbeddingTask:
         if units is not None or not self.embedder.pooling.poolings:
             return RawVectors(tokenized.texts, out, oom)
         how = self.embedder.chunk_pool
-        combined = {name: combine(of, tokenized.texts, tokenized.added, how) for name, of in out.items()}
+        combined = {name: combine_windows(of, tokenized.texts, tokenized.added, how) for name, of in out.items()}
         return RawVectors(np.unique(tokenized.texts), combined, oom)
 
 

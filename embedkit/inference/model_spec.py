@@ -12,8 +12,8 @@ from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.repository.shipped_recipe import ShippedRecipe, shipped_recipe
-from embedkit.pooling.classifier_head import Head
-from embedkit.pooling.select import ChosenPooler, choose, head_of, settled_by
+from embedkit.pooling.pooler_files import PredictionHead
+from embedkit.pooling.select import ChosenPooler, choose, head_of, with_needs_of
 from embedkit.suggest import did_you_mean
 
 
@@ -45,7 +45,7 @@ class ModelSpec:
     truncate_dim: int | None
     prompt: str
     poolers: Mapping[str, ChosenPooler]
-    head: Head | None
+    head: PredictionHead | None
     remote_classes: tuple[RemoteClass, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> Model
     remote_classes, notices = check_remote_code(folder, trust=config.model.trust_remote_code)
     folder = replace(folder, runs_code=bool(remote_classes))
     names, poolers = choose(parse_poolings(config.pooling.pool))
-    pooling = settled_by(poolers, config.pooling)
+    pooling = with_needs_of(poolers, config.pooling)
     head = head_of(names, poolers) if pooling.with_head else None
     unit_poolings = _unit_poolings(config.units, names)
     if unit_poolings:

@@ -21,7 +21,7 @@ from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, 
 
 if TYPE_CHECKING:  # torch is imported when a model is loaded, and not before
     from embedkit.inference.embedder import Embedder, EmbeddingTask, OnBatch
-    from embedkit.pooling.classifier_head import Head
+    from embedkit.pooling.pooler_files import PredictionHead
     from embedkit.tokenizer import TextTokenizer
 
 #: Code of a text that has tokens and no vector: what the error says, and how to avoid it.
@@ -55,7 +55,7 @@ class ShardSettings:
     normalize: bool = False
     truncate_dim: int | None = None
     precision: str = "float32"
-    head: Head | None = None
+    head: PredictionHead | None = None
     int8_ranges: Mapping[str, Int8Range] | None = None
 
 

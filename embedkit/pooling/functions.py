@@ -1,106 +1,275 @@
 """The poolings: hidden states of a text's tokens to one vector.
 
-Each takes `hidden_states` [B, T, D] of any float dtype and a `mask` bool [B, T] that is true where a
-token takes part (None: all do), and gives float32 [B, D]. The mask may have its gaps anywhere: pads
-stand on the left in some models, and special tokens may be left out on request. Sums and comparisons
-are made in float32, whatever the model computes in. A text of which no token takes part has no vector:
-its row is NaN, which nobody can mistake for one.
+A pooling is written once, by operations on the tokens of some texts. These have two implementations: `Rectangle`
+for texts of one length or padded to it, and `Segments` for packed texts of any lengths. Both sum and compare in
+float32, whatever the model computes in. A text without tokens has no vector: its row is NaN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from operator import methodcaller
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Pooling: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Inputs: TypeAlias = Mapping[str, Tensor]
 
 
-def first(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """The first token that takes part: `cls` where [CLS] or <s> opens the text. [B, T, D] -> [B, D]."""
-    if mask is None:
-        return hidden_states[:, 0].float()
-    # argmax of equal maxima is the first of them.
-    return _at(hidden_states, mask.int().argmax(dim=1), mask)
+class TextTokens(ABC):
+    """The hidden states of the tokens of B texts that take part in the pooling. All results are float32."""
+
+    @abstractmethod
+    def first(self) -> Tensor:
+        """Return the first token's state of each text: [B, D]."""
+
+    @abstractmethod
+    def last(self) -> Tensor:
+        """Return the last token's state of each text: [B, D]."""
+
+    @abstractmethod
+    def maximum(self) -> Tensor:
+        """Return the largest value of each dimension: [B, D]."""
+
+    @abstractmethod
+    def minimum(self) -> Tensor:
+        """Return the smallest value of each dimension: [B, D]."""
+
+    @abstractmethod
+    def total(self) -> Tensor:
+        """Return the sum of the states: [B, D]."""
+
+    @abstractmethod
+    def count(self) -> Tensor:
+        """Return the number of tokens: [B, 1], or [1, 1] if it is the same for all."""
+
+    def sqrt_count(self) -> Tensor:
+        """Return the square root of `count`."""
+        return self.count().sqrt()
+
+    @abstractmethod
+    def total_by_rank(self) -> tuple[Tensor, Tensor]:
+        """Weight the tokens by their position; see `weightedmean`.
+
+        Returns:
+            The weighted sum of the states, [B, D], and the sum of the weights, [B, 1].
+        """
+
+    @abstractmethod
+    def nan_where_empty(self, vectors: Tensor) -> Tensor:
+        """Replace the vectors [B, D] of texts without tokens by NaN."""
 
 
-def last(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """The last token that takes part; in a causal model the only one that has seen the whole text."""
-    if mask is None:
-        return hidden_states[:, -1].float()
-    return _at(hidden_states, mask.shape[1] - 1 - mask.int().flip(1).argmax(dim=1), mask)
+Pooling: TypeAlias = Callable[[TextTokens], Tensor]
 
 
-def mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """Average over the tokens that take part: sum(h) / n. [B, T, D] -> [B, D]."""
-    if mask is None:
-        return hidden_states.mean(dim=1, dtype=torch.float32)
-    weights = mask.float()
-    return _weighted_sum(hidden_states, weights) / weights.sum(dim=1, keepdim=True)
+def mean(tokens: TextTokens) -> Tensor:
+    """Average the tokens: sum(h) / n."""
+    return tokens.total() / tokens.count()
 
 
-def mean_sqrt_len(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """sum(h) / sqrt(n): keeps some of the length (sentence-transformers' pooling of that name)."""
-    if mask is None:
-        return hidden_states.sum(dim=1, dtype=torch.float32) / math.sqrt(hidden_states.shape[1])
-    weights = mask.float()
-    return _weighted_sum(hidden_states, weights) / torch.sqrt(weights.sum(dim=1, keepdim=True))
+def mean_sqrt_len(tokens: TextTokens) -> Tensor:
+    """Compute sum(h) / sqrt(n), which keeps some of the length; sentence-transformers' pooling of that name."""
+    return tokens.total() / tokens.sqrt_count()
 
 
-def weightedmean(hidden_states: Tensor, mask: Tensor | None, *, skipped: int = 0) -> Tensor:
-    """Average with weights 1, 2, ..., n by place among the tokens that take part.
+def weightedmean(tokens: TextTokens) -> Tensor:
+    """Average the tokens with weights 1, 2, ..., n by position.
 
-    Later tokens of a causal model have seen more (SGPT, Muennighoff 2022, arXiv 2202.08904, eq. 2). Where
-    the first `skipped` tokens of each text take no part, weights go on from there: skipped + 1, skipped + 2, ...
+    Later tokens of a causal model have seen more (SGPT, Muennighoff 2022, arXiv 2202.08904, eq. 2). After a
+    skipped prompt of k tokens the weights are k + 1, k + 2, ...
     """
-    if mask is None:
-        mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-    weights = (mask.cumsum(dim=1) + skipped).float() * mask
-    return _weighted_sum(hidden_states, weights) / weights.sum(dim=1, keepdim=True)
+    total, weight = tokens.total_by_rank()
+    return total / weight
 
 
-def maximum(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """Largest value of each dimension over the tokens that take part; the others count as -inf."""
-    if mask is None:
-        return hidden_states.amax(dim=1).float()
-    states = hidden_states.float().masked_fill(~mask.unsqueeze(-1), -torch.inf)
-    return _nan_where_empty(states.amax(dim=1), mask)
-
-
-def minimum(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """Smallest value of each dimension over the tokens that take part; the others count as +inf."""
-    if mask is None:
-        return hidden_states.amin(dim=1).float()
-    states = hidden_states.float().masked_fill(~mask.unsqueeze(-1), torch.inf)
-    return _nan_where_empty(states.amin(dim=1), mask)
-
-
-def _at(hidden_states: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    texts = torch.arange(len(position), device=position.device)
-    return _nan_where_empty(hidden_states[texts, position].float(), mask)
-
-
-def _weighted_sum(hidden_states: Tensor, weights: Tensor) -> Tensor:
-    """Sum over tokens of weights float32 [B, T] times hidden states: float32 [B, D]."""
-    # A state that takes no part is replaced, not multiplied by zero: 0 x inf would be NaN.
-    states = hidden_states.float().masked_fill((weights == 0).unsqueeze(-1), 0.0)
-    return torch.einsum("bt,btd->bd", weights, states)
-
-
-def _nan_where_empty(vectors: Tensor, mask: Tensor) -> Tensor:
-    return vectors.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan)
-
-
-#: Poolings of token states, by the names that `--pool` takes.
+#: By the names that `--pool` takes. To add a pooling: a function of TextTokens, a line here, its name in
+#: config/poolings.py, and its arithmetic in tests/pooling/test_functions.py.
 POOLINGS: dict[str, Pooling] = {
-    "cls": first,
+    "cls": methodcaller("first"),
     "mean": mean,
-    "max": maximum,
-    "min": minimum,
+    "max": methodcaller("maximum"),
+    "min": methodcaller("minimum"),
     "mean_sqrt_len": mean_sqrt_len,
     "weightedmean": weightedmean,
-    "lasttoken": last,
+    "lasttoken": methodcaller("last"),
 }
+
+
+def pool(name: str, tokens: TextTokens) -> Tensor:
+    """Pool texts by one of POOLINGS: float32 [B, D], NaN for texts without tokens."""
+    return tokens.nan_where_empty(POOLINGS[name](tokens))
+
+
+class Rectangle(TextTokens):
+    """Texts of one length, or padded to it.
+
+    Args:
+        hidden_states: [B, T, D] of any float dtype.
+        mask: bool [B, T], true for tokens that take part, with gaps anywhere; None if all do.
+        skipped: tokens of a prompt before those that take part.
+    """
+
+    def __init__(self, hidden_states: Tensor, mask: Tensor | None = None, skipped: int = 0) -> None:
+        self._states, self._mask, self._skipped = hidden_states, mask, skipped
+
+    def first(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states[:, 0].float()
+        # argmax of equal maxima is the first of them.
+        return self._at(self._mask.int().argmax(dim=1))
+
+    def last(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states[:, -1].float()
+        return self._at(self._mask.shape[1] - 1 - self._mask.int().flip(1).argmax(dim=1))
+
+    def maximum(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states.amax(dim=1).float()
+        return self._filled(self._mask, -torch.inf).amax(dim=1)
+
+    def minimum(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states.amin(dim=1).float()
+        return self._filled(self._mask, torch.inf).amin(dim=1)
+
+    def total(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states.sum(dim=1, dtype=torch.float32)
+        return self._weighted(self._mask.float())
+
+    def count(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return self._states.new_full((1, 1), self._states.shape[1], dtype=torch.float32)
+        return self._mask.float().sum(dim=1, keepdim=True)
+
+    def sqrt_count(self) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            # torch's float32 square root is not correctly rounded for 19, 34, ...
+            return self._states.new_full((1, 1), math.sqrt(self._states.shape[1]), dtype=torch.float32)
+        return super().sqrt_count()
+
+    def total_by_rank(self) -> tuple[Tensor, Tensor]:
+        """See TextTokens."""
+        mask = self._mask
+        if mask is None:
+            mask = torch.ones(self._states.shape[:2], dtype=torch.bool, device=self._states.device)
+        weights = (mask.cumsum(dim=1) + self._skipped).float() * mask
+        return self._weighted(weights), weights.sum(dim=1, keepdim=True)
+
+    def nan_where_empty(self, vectors: Tensor) -> Tensor:
+        """See TextTokens."""
+        if self._mask is None:
+            return vectors
+        return vectors.masked_fill(~self._mask.any(dim=1, keepdim=True), torch.nan)
+
+    def _at(self, position: Tensor) -> Tensor:
+        texts = torch.arange(len(position), device=position.device)
+        return self._states[texts, position].float()
+
+    def _filled(self, mask: Tensor, value: float) -> Tensor:
+        return self._states.float().masked_fill(~mask.unsqueeze(-1), value)
+
+    def _weighted(self, weights: Tensor) -> Tensor:
+        # Replaced by zero, not multiplied by it: 0 x inf would be NaN.
+        return torch.einsum("bt,btd->bd", weights, self._filled(weights != 0, 0.0))
+
+
+class Segments(TextTokens):
+    """Packed texts, pooled in one call, whatever their lengths.
+
+    A batch of 64k tokens has some hundred lengths: pooled a length at a time, a GPU would run hundreds of small
+    kernels. Here each text is a segment of the tokens, and so are the tokens between them that take no part.
+    Nothing is scattered, so the order of additions is fixed; nothing waits for the device.
+
+    Args:
+        arrays: the result of `segment_arrays`, on the device of the states.
+        hidden_states: [T, D] of any float dtype.
+    """
+
+    def __init__(self, arrays: Inputs, hidden_states: Tensor) -> None:
+        self._of, self._states = arrays, hidden_states
+
+    def first(self) -> Tensor:
+        """See TextTokens."""
+        return self._states.index_select(0, self._of["segment_first"]).float()
+
+    def last(self) -> Tensor:
+        """See TextTokens."""
+        return self._states.index_select(0, self._of["segment_last"]).float()
+
+    def maximum(self) -> Tensor:
+        """See TextTokens."""
+        return self._reduced(self._states, "max")
+
+    def minimum(self) -> Tensor:
+        """See TextTokens."""
+        return self._reduced(self._states, "min")
+
+    def total(self) -> Tensor:
+        """See TextTokens."""
+        return self._reduced(self._states, "sum")
+
+    def count(self) -> Tensor:
+        """See TextTokens."""
+        return self._of["segment_counts"]
+
+    def total_by_rank(self) -> tuple[Tensor, Tensor]:
+        """See TextTokens."""
+        weighted = self._states.float() * self._of["segment_weights"]
+        return self._reduced(weighted, "sum"), self._of["segment_weight"]
+
+    def nan_where_empty(self, vectors: Tensor) -> Tensor:
+        """See TextTokens."""
+        return vectors.masked_fill(self._of["segment_empty"], torch.nan)
+
+    def _reduced(self, states: Tensor, how: str) -> Tensor:
+        # Unsafe: its checks would wait for the device, and the lengths cover all tokens by construction.
+        reduced = torch.segment_reduce(states.float(), how, lengths=self._of["segment_lengths"], unsafe=True)
+        # Every second segment is a text.
+        return reduced[1::2]
+
+
+def segment_arrays(
+    starts: NDArray[np.int64], stops: NDArray[np.int64], n_tokens: int, *, skipped: int | None
+) -> Arrays:
+    """Make the arrays of Segments, in numpy, before the device is used.
+
+    Args:
+        starts: int64 [B], the first token of each text that takes part; ascending.
+        stops: int64 [B], the end of those that do; none beyond the next start.
+        n_tokens: T of the batch.
+        skipped: tokens of a prompt before those that take part; None if no pooling weights by position.
+    """
+    borders = np.concatenate([[0], np.stack([starts, stops], axis=1).ravel(), [n_tokens]])
+    counts = stops - starts
+    arrays: Arrays = {
+        "segment_lengths": np.diff(borders),
+        # An empty text needs a valid index too: the result is replaced by NaN.
+        "segment_first": np.minimum(starts, n_tokens - 1),
+        "segment_last": np.maximum(stops - 1, 0),
+        "segment_counts": counts.astype(np.float32)[:, None],
+        "segment_empty": (counts == 0)[:, None],
+    }
+    if skipped is not None:
+        weights = np.zeros(n_tokens, np.float32)
+        rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        weights[np.repeat(starts, counts) + rank] = rank + 1 + skipped
+        arrays["segment_weights"] = weights[:, None]
+        # 1 + 2 + ... + n, and n times what was skipped.
+        arrays["segment_weight"] = (counts * (counts + 1) / 2 + counts * skipped).astype(np.float32)[:, None]
+    return arrays

@@ -1,7 +1,7 @@
-"""Files of poolers: what `embedkit fit` writes and `--pool` reads. Safetensors, with a recipe in JSON beside.
+"""Files that `embedkit fit` writes and `--pool` reads: a pooler, and the head trained on its vectors.
 
-Knows nothing of what the numbers in it are for. Imports no torch, so that a wrong file is found before a model is
-loaded, and unpickles nothing.
+They are safetensors with a recipe as JSON in the metadata; nothing is unpickled. Imports no torch, so that a wrong
+file is found before a model is loaded.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from safetensors.numpy import load, save
 from embedkit.errors import ModelError
 from embedkit.storage.filesystem import read_file, stat_file
 
-#: The one key of the file's metadata. With two, their order, and so the file's bytes, would be by chance.
+#: The only key of the metadata: the order of several, and so the file's bytes, would be random.
 _KEY = "embedkit"
 _VERSION = 1
-#: No pooler is so large; a file that says it is, is another file.
+#: A larger file is not a pooler.
 _MOST_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class PoolerFile:
-    """A file of `embedkit fit`, read.
+    """The content of a file.
 
     Attributes:
         path: as the user named it.
         sha256: of its bytes.
-        recipe: what it is and how it came about.
+        recipe: the pooler's kind, and what it was trained on.
         tensors: arrays by name.
     """
 
@@ -46,14 +46,14 @@ class PoolerFile:
 
     @property
     def kind(self) -> str:
-        """The pooler's kind, such as `attention` or `idf`."""
+        """Return the pooler's kind, such as `attention` or `idf`."""
         return str(self.recipe["kind"])
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """An array of the file, float32 or int64.
+        """Return an array of the file, float32 or int64.
 
         Raises:
-            ModelError: it is not there, has another shape, or a value that is not finite.
+            ModelError: it is missing, has another shape, or a value that is not finite.
         """
         array = self.tensors.get(name)
         if array is None or array.shape != shape or array.dtype not in (np.float32, np.int64):
@@ -63,13 +63,54 @@ class PoolerFile:
         return array
 
 
+@dataclass(frozen=True, slots=True)
+class PredictionHead:
+    """The linear layer that `fit` trains on pooled vectors: W v + b, a logit a class or the predicted value.
+
+    Attributes:
+        weight: float32 [C, D]; C is 1 for regression.
+        bias: float32 [C].
+        classes: names of the C classes; () for regression.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    classes: tuple[str, ...]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return the columns that it adds to an output, and their types."""
+        if not self.classes:
+            return {"prediction": "float32"}
+        return {**{f"score_{name}": "float32" for name in self.classes}, "predicted": "string"}
+
+    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the classes' probabilities (softmax), [N, D] → float32 [N, C]; or the values, [N, 1]."""
+        logits = vectors @ self.weight.T + self.bias
+        if not self.classes:
+            return logits
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float32] = odds / odds.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def cells(self, vectors: NDArray[np.float32]) -> dict[str, list[Any]]:
+        """Return N values for each column."""
+        scores = self.scores(vectors)
+        # Rounded to the shortest text that gives the same float32, for JSON Lines.
+        values = [[float(str(score)) for score in column] for column in scores.T]
+        if not self.classes:
+            return {"prediction": values[0]}
+        best = [self.classes[number] for number in scores.argmax(axis=1)]
+        return {**dict(zip(self.columns, values, strict=False)), "predicted": best}
+
+
 def damaged(path: str, what: str) -> ModelError:
-    """What a file of a pooler is refused with."""
+    """Return the error for a damaged file."""
     return ModelError(f"{path}: {what}", hint="make the file again with `embedkit fit`")
 
 
 def pooler_bytes(recipe: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """A file's bytes: the same recipe and tensors give the same ones."""
+    """Return the bytes of a file; the same recipe and tensors give the same bytes."""
     text = json.dumps({"version": _VERSION, **recipe}, sort_keys=True, ensure_ascii=False, allow_nan=False)
     content: bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text})
     return content
@@ -79,7 +120,7 @@ def read_pooler(path: str) -> PoolerFile:
     """Read a file of `embedkit fit`.
 
     Raises:
-        ModelError: it cannot be read, is damaged, or is none of them.
+        ModelError: it cannot be read, is damaged, or is another kind of file.
     """
     try:
         if stat_file(path).size > _MOST_BYTES:
@@ -94,13 +135,13 @@ def read_pooler(path: str) -> PoolerFile:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, ValueError, KeyError, TypeError):
-        raise damaged(path, "is no safetensors file, or a damaged one") from None
+        raise damaged(path, "is not a safetensors file, or damaged") from None
     try:
         recipe = json.loads(header["__metadata__"][_KEY])
         version, kind = recipe["version"], recipe["kind"]
     except (ValueError, KeyError, TypeError):
         raise ModelError(
-            f"{path} has no recipe of a pooler in it: `embedkit fit` did not make it",
+            f"{path} has no recipe of a pooler: `embedkit fit` did not write it",
             hint="give a file that `embedkit fit -o FILE` has written",
         ) from None
     if version != _VERSION or not isinstance(kind, str):

@@ -1,6 +1,6 @@
-"""The poolers behind `--pool`: a file of `fit`, or what an installed package declares.
+"""Finds the poolers that `--pool` names: files of `fit`, and those that installed packages declare.
 
-Finds them, and says what they ask for, without torch; makes them when the model is there.
+Finding them and reading what they need takes no torch; they are made when the model is loaded.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import numpy as np
 from embedkit.config import PoolingConfig
 from embedkit.config.poolings import ENTRY_POINTS, POOLING_NAMES, WHOLE_NAMES, installed, is_file
 from embedkit.errors import ModelError, UsageError
-from embedkit.pooling.classifier_head import Head
-from embedkit.pooling.pooler_files import PoolerFile, damaged, read_pooler
+from embedkit.pooling.pooler_files import PoolerFile, PredictionHead, damaged, read_pooler
 
 if TYPE_CHECKING:
     from embedkit.pooling.poolers import Pooler
     from embedkit.pooling.trained import TrainedPooler
 
-#: The widest a pooler may be: a wrong number in a file must not take all memory.
+#: Largest size in a file: a wrong number must not exhaust the memory.
 _WIDEST = 2**20
 
 
@@ -33,13 +32,13 @@ class ChosenPooler:
     """A pooler that `--pool` names.
 
     Attributes:
-        label: what it is called in columns and recipes.
-        identity: what it is exactly, for the recipe.
-        layers: the layers it needs, as `--layers` spells them; None: whatever that says.
-        layer_agg: how they are aggregated; None: as `--layer-agg` says.
-        exclude_special: whether special tokens take no part; None: as `--exclude-special` says.
-        file: a file of `fit`; None for a package's.
-        made: a package's pooler, made; None for a file.
+        label: its name in columns and recipes.
+        identity: identifies it in the recipe, by hash or by package and version.
+        layers: the layers it needs, as `--layers` takes them; None if any.
+        layer_agg: their aggregation; None if any.
+        exclude_special: whether special tokens take no part; None if either.
+        file: a file of `fit`; None for a package's pooler.
+        made: a package's pooler; None for a file.
     """
 
     label: str
@@ -52,18 +51,18 @@ class ChosenPooler:
 
     @property
     def is_idf(self) -> bool:
-        """Whether it belongs to a tokenizer, not to a model."""
+        """Whether it is bound to a tokenizer, not to a model."""
         return self.file is not None and self.file.kind == "idf"
 
     @property
-    def spelled(self) -> str:
-        """What `--pool` takes for it, from any folder."""
+    def option(self) -> str:
+        """Its value for `--pool`, valid in any folder."""
         if self.file is None:
             return self.label
         return f"{'idf:' if self.is_idf else ''}{Path(self.file.path).absolute()}"
 
-    def head(self) -> Head | None:
-        """The head that was trained with it, if any was.
+    def head(self) -> PredictionHead | None:
+        """Read the head that was trained with it; None if there is none.
 
         Raises:
             ModelError: the file is damaged.
@@ -74,16 +73,16 @@ class ChosenPooler:
             classes = tuple(str(name) for name in self.file.recipe["classes"])
             size = int(self.file.recipe["dims"])
         except (KeyError, TypeError, ValueError):
-            raise damaged(self.file.path, "its recipe is not whole") from None
+            raise damaged(self.file.path, "its recipe is incomplete") from None
         outputs = len(classes) or 1
         weight, bias = self.file.tensor("head.weight", (outputs, size)), self.file.tensor("head.bias", (outputs,))
-        return Head(weight, bias, classes)
+        return PredictionHead(weight, bias, classes)
 
     def pooler(self, device: Any) -> Pooler:
-        """Make it.
+        """Make the pooler.
 
         Args:
-            device: of torch, where the model's states are.
+            device: torch's device of the model's states.
 
         Raises:
             ModelError: the file is damaged.
@@ -93,7 +92,7 @@ class ChosenPooler:
             return pooler
         import torch
 
-        from embedkit.pooling.idf import IdfPooler, inverse_document_frequencies
+        from embedkit.pooling.poolers import IdfPooler, inverse_document_frequencies
 
         if self.file.kind != "idf":
             return _trained(self.file).to(device)
@@ -104,10 +103,8 @@ class ChosenPooler:
             raise damaged(self.file.path, "its document frequencies are out of range")
         return IdfPooler(torch.from_numpy(inverse_document_frequencies(frequencies, n_documents)).to(device))
 
-    def refuse_other_model(
-        self, model: Mapping[str, Any], vocabulary: Mapping[str, int], *, lowercase: bool
-    ) -> None:
-        """See that it was made for this model.
+    def check_model(self, model: Mapping[str, Any], vocabulary: Mapping[str, int], *, lowercase: bool) -> None:
+        """Check that it was made for this model.
 
         Args:
             model: `model` of a recipe: type, and hashes of files.
@@ -115,35 +112,35 @@ class ChosenPooler:
             lowercase: whether texts are lowercased.
 
         Raises:
-            ModelError: it was made for another one.
+            ModelError: it was made for another model.
         """
         if self.file is None:
             return
         if self.is_idf:
-            from embedkit.pooling.idf import vocabulary_hash
+            from embedkit.pooling.poolers import vocabulary_hash
 
             if self.file.recipe.get("vocabulary") != vocabulary_hash(vocabulary, lowercase=lowercase):
                 raise ModelError(
-                    f"{self.file.path} counts the tokens of another tokenizer, or of texts of another casing",
+                    f"{self.file.path} has counts of another tokenizer, or of texts in another casing",
                     hint="count again with this model: embedkit fit INPUT --pooler idf -m MODEL -o FILE",
                 )
         elif self.file.recipe.get("model") != model:
             theirs = self.file.recipe.get("model") or {}
             raise ModelError(
-                f"{self.file.path} was fitted on another model: its files are not those of this one "
+                f"{self.file.path} was fitted on another model, with other files "
                 f"(a {theirs.get('type', 'nameless')} model there, {model['type']} here)",
-                hint="name the model that it was fitted on with -m, or fit it again on this one",
+                hint="name the model that it was fitted on with -m, or fit it again on this model",
             )
 
 
 def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPooler]]:
-    """The poolers among the names of `--pool`.
+    """Find the poolers among the names of `--pool`.
 
     Returns:
-        The names, those of poolers replaced by their labels; and the poolers by label.
+        The names, with labels in place of poolers; and the poolers by label.
 
     Raises:
-        UsageError: a package's pooler has a name of embedkit's, or two packages have one of this name.
+        UsageError: a package's pooler has the name of a pooling, or two packages declare the same name.
         ModelError: a file is damaged, or a package's pooler cannot be made.
     """
     labels: list[str] = []
@@ -153,8 +150,8 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
         if name in POOLING_NAMES or name in WHOLE_NAMES:
             if entries:
                 raise UsageError(
-                    f"{_package(entries[0])} declares a pooler '{name}', which is a pooling of embedkit's",
-                    hint="uninstall that package, or have its pooler renamed",
+                    f"{_package(entries[0])} declares a pooler '{name}', which is the name of a built-in pooling",
+                    hint="uninstall that package, or rename its pooler",
                 )
             labels.append(name)
             continue
@@ -168,13 +165,13 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
     return tuple(labels), poolers
 
 
-def settled_by(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -> PoolingConfig:
-    """`--layers`, `--layer-agg` and `--exclude-special` as poolers settle them.
+def with_needs_of(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -> PoolingConfig:
+    """Set `--layers`, `--layer-agg` and `--exclude-special` to what poolers need.
 
-    Their defaults (`-1`, `concat`, not given) count as not said.
+    Their defaults (`-1`, `concat`, not given) count as not given.
 
     Raises:
-        UsageError: two poolers need other ones, or other ones are asked for.
+        UsageError: two poolers need different ones, or the user asks for others.
     """
     layers, layer_agg, exclude = pooling.layers, pooling.layer_agg, pooling.exclude_special
     for label, pooler in poolers.items():
@@ -192,13 +189,13 @@ def settled_by(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -> P
     return replace(pooling, layers=layers, layer_agg=layer_agg, exclude_special=exclude)
 
 
-def spelled(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> str:
-    """What `--pool` could be given to find the same again from anywhere, as long as files stay where they are."""
-    return ",".join(poolers[name].spelled if name in poolers else name for name in names)
+def pool_option(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> str:
+    """Return a value of `--pool` that names the same poolings in any folder."""
+    return ",".join(poolers[name].option if name in poolers else name for name in names)
 
 
-def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> Head:
-    """The head of the pooling that stands alone in `--pool`.
+def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> PredictionHead:
+    """Read the head of the only pooling in `--pool`.
 
     Raises:
         UsageError: several poolings are asked for, or one that has no head.
@@ -207,8 +204,8 @@ def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> Head
     head = poolers[names[0]].head() if len(names) == 1 and names[0] in poolers else None
     if head is None:
         raise UsageError(
-            "--with-head: there is no head for what --pool names",
-            hint="name one file alone that `embedkit fit --label` has made, such as --pool pooler.safetensors",
+            "--with-head: there is no head for the pooling in --pool",
+            hint="name a single file of `embedkit fit --label`, such as --pool pooler.safetensors",
         )
     return head
 
@@ -216,7 +213,7 @@ def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> Head
 def _same(label: str, option: str, default: str, asked: str, needed: str) -> str:
     if asked not in {default, needed}:
         raise UsageError(
-            f"{option} {asked}: the pooler '{label}' takes {option} {needed} and no other",
+            f"{option} {asked}: the pooler '{label}' needs {option} {needed}",
             hint=f"leave {option} out, and name poolers that need the same layers",
         )
     return needed
@@ -227,7 +224,7 @@ def _of_file(name: str) -> ChosenPooler:
     file = read_pooler(path)
     if (file.kind == "idf") != (name != path):
         raise UsageError(
-            f"--pool {name}: that file is of the kind '{file.kind}'",
+            f"--pool {name}: the file's pooler is of kind '{file.kind}'",
             hint=f"write --pool {'idf:' if file.kind == 'idf' else ''}{path}",
         )
     identity = {"kind": file.kind, "sha256": file.sha256}
@@ -238,9 +235,9 @@ def _of_file(name: str) -> ChosenPooler:
         layers, layer_agg = ",".join(str(int(layer)) for layer in given["layers"]), str(given["layer_agg"])
         exclude_special = bool(given["exclude_special"])
     except (KeyError, TypeError, ValueError):
-        raise damaged(path, "its recipe is not whole") from None
+        raise damaged(path, "its recipe is incomplete") from None
     _trained_shape(file)
-    # Not the kind alone: `mean` is a pooling of its own.
+    # The kind alone may be the name of a pooling, such as `mean`.
     return ChosenPooler(
         f"fit_{file.kind.replace('-', '_')}", identity, layers, layer_agg, exclude_special, file, None
     )
@@ -254,22 +251,22 @@ def _of_package(name: str, entries: list[EntryPoint]) -> ChosenPooler:
         )
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UsageError(
-            f"the pooler '{name}' of {_package(entries[0])} cannot be the name of a column",
-            hint="names of poolers are of letters, digits, - and _",
+            f"the pooler '{name}' of {_package(entries[0])} cannot name a column",
+            hint="a pooler's name has letters, digits, - and _ only",
         )
     try:
         made = entries[0].load()()
         layers = made.layers
         fits = callable(made) and callable(made.dims) and (layers is None or isinstance(layers, str))
-    except Exception as fault:  # noqa: BLE001 - it is others' code, and may raise anything
+    except Exception as fault:  # noqa: BLE001 - a package's code may raise anything
         raise ModelError(
             f"the pooler '{name}' of {_package(entries[0])} cannot be made ({type(fault).__name__})",
             hint=f"its entry point in {ENTRY_POINTS} must be a class, or a function, that takes no arguments",
         ) from None
     if not fits:
         raise ModelError(
-            f"the pooler '{name}' of {_package(entries[0])} is none: it needs layers, dims() and to be callable",
-            hint="see 'Poolers of your own' in README.md",
+            f"the pooler '{name}' of {_package(entries[0])} must be callable and have layers and dims()",
+            hint="see embedkit.pooling.poolers.Pooler",
         )
     package, _, version = _package(entries[0]).partition(" ")
     return ChosenPooler(name, {"package": package, "version": version}, layers, None, None, None, made)
@@ -280,7 +277,7 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _trained_shape(file: PoolerFile) -> Mapping[str, Any]:
-    """The fields of a PoolerShape as the file has them, checked."""
+    """Read and check the fields of a PoolerShape."""
     try:
         shape = {**file.recipe["shape"], "kind": file.kind}
         numbers = [shape[name] for name in ("n_layers", "hidden_size", "width", "heads")]
@@ -289,12 +286,12 @@ def _trained_shape(file: PoolerFile) -> Mapping[str, Any]:
     except (KeyError, TypeError):
         whole = known = False
     if not (whole and known):
-        raise damaged(file.path, "its recipe is not whole")
+        raise damaged(file.path, "its recipe is incomplete")
     return shape
 
 
 def _trained(file: PoolerFile) -> TrainedPooler:
-    """The module of a file, with its weights; shapes are held against the recipe before any memory is taken."""
+    """Make the module of a file with its weights; shapes are checked before any memory is allocated."""
     import torch
 
     from embedkit.pooling.trained import PoolerShape, make_pooler
@@ -304,7 +301,7 @@ def _trained(file: PoolerFile) -> TrainedPooler:
         with torch.device("meta"):
             module: TrainedPooler = make_pooler(PoolerShape(**shape))
     except (KeyError, ValueError, RuntimeError, AssertionError, ZeroDivisionError):
-        raise damaged(file.path, "its recipe does not make a pooler that this embedkit knows") from None
+        raise damaged(file.path, "its recipe is of a pooler that this embedkit does not know") from None
     weights = {
         name: torch.from_numpy(file.tensor(name, tuple(tensor.shape)))
         for name, tensor in module.state_dict().items()

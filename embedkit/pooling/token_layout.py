@@ -1,11 +1,10 @@
-"""Where the tokens of a batch lie, and which of them take part in the pooling.
+"""The layout of a batch's tokens, and which of them take part in the pooling.
 
-The numbers are made in numpy, in whichever thread, and are tensors on the device of the states when these come.
+Its arrays are made in numpy, in any thread, and are on the device before the states are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,26 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
-from embedkit.pooling.segments import Arrays, Segments, segment_arrays
+from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
+from embedkit.pooling.functions import Arrays, Inputs, segment_arrays
+from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How a batch lies before the pooling.
+class TokenLayout:
+    """The layout of a batch before the pooling.
 
     Attributes:
         batch: its texts.
-        packed: whether they lie end to end, [1, T]; else they are a rectangle [n, longest].
-        before, behind: tokens at the ends of each text that take no part.
-        by_segments: pool a packed batch in one go; else one length after another, which is as fast on a CPU.
+        packed: whether they are concatenated, [1, T]; else they are padded, [n, longest].
+        skipped_start, skipped_end: tokens at the ends of each text that take no part.
+        by_segments: pool a packed batch in one call; else one length after another, which is as fast on a CPU.
     """
 
     batch: Batch
     packed: bool
-    before: int = 0
-    behind: int = 0
+    skipped_start: int = 0
+    skipped_end: int = 0
     by_segments: bool = False
 
     @property
@@ -41,23 +41,23 @@ class Layout:
         starts, stops = self._borders()
         return stops - starts
 
-    def arrays(self, plan: PoolingPlan, input_ids: NDArray[np.int64] | None) -> Arrays:
-        """What `pooler` needs.
+    def arrays(self, spec: PoolingSpec, input_ids: NDArray[np.int64] | None) -> Arrays:
+        """Make the arrays of `pooler`.
 
         Args:
-            plan: what is computed.
-            input_ids: int64 [T] of the texts laid end to end; None where no pooler wants them.
+            spec: what is computed.
+            input_ids: int64 [T] of the packed texts; None unless a pooler needs them.
         """
         lengths = self.batch.lengths
         width = int(lengths[-1])
         starts, stops = self._borders()
         opens = np.cumsum(lengths) - lengths if self.packed else np.arange(len(lengths)) * width
-        if not plan.poolings:
-            if self.packed and not (self.before or self.behind):
+        if not spec.poolings:
+            if self.packed and not (self.skipped_start or self.skipped_end):
                 return {}
             counts = stops - starts
-            place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            return {"token_places": np.repeat(opens + starts, counts) + place}
+            position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            return {"token_places": np.repeat(opens + starts, counts) + position}
         arrays: Arrays = {}
         if input_ids is not None:
             arrays["token_ids"] = input_ids
@@ -65,44 +65,46 @@ class Layout:
                 arrays["token_ids"] = np.zeros((len(lengths), width), np.int64)
                 arrays["token_ids"][np.arange(width) < lengths[:, None]] = input_ids
         if not self.packed:
-            arrays["token_stops"] = (lengths - self.behind)[:, None]
+            arrays["token_stops"] = (lengths - self.skipped_end)[:, None]
         elif self.by_segments:
-            weights_from = plan.skipped if "weightedmean" in plan.poolings else None
-            arrays |= segment_arrays(opens + starts, opens + stops, self.batch.tokens, weights_from=weights_from)
+            skipped = spec.skipped if "weightedmean" in spec.poolings else None
+            arrays |= segment_arrays(opens + starts, opens + stops, self.batch.tokens, skipped=skipped)
         return arrays
 
-    def pooler(self, plan: PoolingPlan, arrays: Mapping[str, Tensor], device: torch.device) -> BatchPooler:
-        """What takes the layers of this batch.
+    def pooler(self, spec: PoolingSpec, arrays: Inputs, device: torch.device) -> BatchPooler:
+        """Return what takes the layers of this batch.
 
         Args:
-            plan: what is computed.
+            spec: what is computed.
             arrays: those of `arrays`, on the device.
             device: of the states.
         """
-        if not plan.poolings:
-            return BatchPooler(plan, (), places=arrays.get("token_places"))
+        if not spec.poolings:
+            return BatchPooler(spec, (), places=arrays.get("token_places"))
         ids = arrays.get("token_ids")
         if not self.packed:
-            place = torch.arange(int(self.batch.lengths[-1]), device=device)
-            mask = (place >= self.before) & (place < arrays["token_stops"])
-            return BatchPooler(plan, [TokenGroup(slice(0, len(self.batch.texts)), None, mask, ids)])
-        segments = Segments(arrays) if self.by_segments else None
-        wants_groups = segments is None or plan.poolers
-        return BatchPooler(plan, self._groups(ids, device) if wants_groups else (), segments)
+            position = torch.arange(int(self.batch.lengths[-1]), device=device)
+            mask = (position >= self.skipped_start) & (position < arrays["token_stops"])
+            return BatchPooler(spec, [TokenGroup(None, mask, ids)])
+        segments = arrays if self.by_segments else None
+        needs_groups = segments is None or spec.poolers
+        return BatchPooler(spec, self._groups(ids, device) if needs_groups else (), segments)
 
     def _groups(self, ids: Tensor | None, device: torch.device) -> list[TokenGroup]:
-        groups, text = [], 0
-        for run in self.batch.length_groups():
+        groups = []
+        for group in self.batch.length_groups():
             mask = None
-            if self.before or self.behind:
-                place = torch.arange(run.length, device=device)
-                mask = ((place >= self.before) & (place < run.length - self.behind)).expand(run.count, -1)
-            of_run = None if ids is None else ids[run.start :][: run.count * run.length].view(run.count, -1)
-            groups.append(TokenGroup(slice(text, text + run.count), run, mask, of_run))
-            text += run.count
+            if self.skipped_start or self.skipped_end:
+                position = torch.arange(group.length, device=device)
+                takes_part = (position >= self.skipped_start) & (position < group.length - self.skipped_end)
+                mask = takes_part.expand(group.count, -1)
+            of_group = None
+            if ids is not None:
+                of_group = ids[group.start :][: group.count * group.length].view(group.count, -1)
+            groups.append(TokenGroup(group, mask, of_group))
         return groups
 
     def _borders(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tokens [start, stop) of each text that take part, from the text's first: int64 [n] both."""
-        starts = np.minimum(self.before, self.batch.lengths)
-        return starts, np.maximum(starts, self.batch.lengths - self.behind)
+        """Return the tokens [start, stop) of each text that take part, from the text's first: int64 [n] both."""
+        starts = np.minimum(self.skipped_start, self.batch.lengths)
+        return starts, np.maximum(starts, self.batch.lengths - self.skipped_end)

@@ -1,7 +1,7 @@
-"""The poolers that `embedkit fit` trains, as torch modules; gradients flow to every parameter of each.
+"""The poolers that `embedkit fit` trains, as torch modules.
 
-Each is made for `n_layers` layers of states of `hidden_size` dimensions. Several layers reach the attention kinds
-side by side: a token's state is then [n_layers * hidden_size]. Knows nothing of how they are trained.
+Each is made for `n_layers` layers of states of `hidden_size` dimensions. The attention kinds concatenate the
+layers: a token's state is then [n_layers * hidden_size].
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.errors import UsageError
-from embedkit.pooling.functions import POOLINGS
-from embedkit.pooling.poolers import LayerwisePooler, side_by_side
+from embedkit.pooling.functions import Rectangle, pool
+from embedkit.pooling.poolers import LayerwisePooler, concatenate_layers
 
 
 @dataclass(frozen=True, slots=True)
 class PoolerShape:
-    """What a trained pooler is made from; with its weights it is all of it.
+    """The sizes of a trained pooler; with its weights they define it.
 
     Attributes:
-        kind: one of KINDS.
+        kind: a key of _CLASSES.
         n_layers: layers given, after aggregation.
         hidden_size: dimensions of a state.
         width: the kind's own size: of the hidden layer that scores tokens, of the LSTM's state, of the projection,
-            or the dimensions kept; 0 where it has none.
-        heads: of the multi-head attention; 0 elsewhere.
-        of_tokens: cls or mean, how the kinds that look at vectors of layers get these; "" elsewhere.
+            or the dimensions kept; 0 if it has none.
+        heads: of the multi-head attention; else 0.
+        of_tokens: cls or mean, the pooling of each layer for kinds that combine vectors of layers; else "".
     """
 
     kind: str
@@ -41,15 +41,15 @@ class PoolerShape:
 
     @property
     def input_size(self) -> int:
-        """Dimensions of the layers' states side by side."""
+        """Return the dimensions of the layers' states together."""
         return self.n_layers * self.hidden_size
 
 
 class TrainedPooler(nn.Module):
-    """What all kinds have.
+    """The base of all kinds.
 
     Args:
-        shape: what it is made from.
+        shape: its sizes.
     """
 
     layers: str | None = None
@@ -60,22 +60,22 @@ class TrainedPooler(nn.Module):
 
     @property
     def size(self) -> int:
-        """Dimensions D' of its vectors."""
+        """Return the dimensions D' of its vectors."""
         return self.shape.input_size
 
     def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Dimensions of its vectors, which its weights decide."""
+        """Return the dimensions of its vectors, which its weights decide."""
         if (n_layers, hidden_size) != (self.shape.n_layers, self.shape.hidden_size):
             raise UsageError(
                 f"this pooler takes {self.shape.n_layers} layers of {self.shape.hidden_size} dimensions, "
                 f"and gets {n_layers} of {hidden_size}",
-                hint="leave out --layers and --layer-agg: the pooler's file settles them",
+                hint="leave out --layers and --layer-agg: the pooler's file determines them",
             )
         return self.size
 
 
 class AttentionPooler(TrainedPooler):
-    """A weighted average of the tokens, the weights by a small network that scores each token alone.
+    """A weighted average of the tokens, with weights by a small network that scores each token alone.
 
     `attention`: Linear → LayerNorm → GELU → Linear; `attention-tanh`: Linear → Tanh → Linear (self-attentive
     pooling: Lin et al. 2017, arXiv 1703.03130, one hop). A softmax over the tokens that take part follows.
@@ -87,9 +87,9 @@ class AttentionPooler(TrainedPooler):
         self.score = nn.Sequential(nn.Linear(shape.input_size, shape.width), *inner, nn.Linear(shape.width, 1))
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """[L, N, T, D] to float32 [N, L D]."""
+        """Pool [L, N, T, D] to float32 [N, L D]."""
         states = _tokens(hidden_states, mask)
-        # Only what takes part is scored: a batch of short texts beside a long one is mostly padding.
+        # Only tokens that take part are scored: with one long text, a batch is mostly padding.
         scores = torch.full(mask.shape, -torch.inf, dtype=states.dtype, device=states.device)
         scores = scores.masked_scatter(mask, self.score(states[mask]).squeeze(-1))
         return torch.einsum("nt,ntd->nd", torch.softmax(scores, dim=1), states)
@@ -105,7 +105,7 @@ class MultiheadPooler(TrainedPooler):
         self.attention = nn.MultiheadAttention(shape.input_size, shape.heads, batch_first=True)
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """[L, N, T, D] to float32 [N, L D]."""
+        """Pool [L, N, T, D] to float32 [N, L D]."""
         states = _tokens(hidden_states, mask)
         query = self.query.expand(len(states), -1, -1)
         found: Tensor = self.attention(query, states, states, key_padding_mask=~mask, need_weights=False)[0]
@@ -113,15 +113,15 @@ class MultiheadPooler(TrainedPooler):
 
 
 class _OfLayerVectors(TrainedPooler, LayerwisePooler):
-    """A kind that looks at the cls or the mean of each layer."""
+    """A kind that combines the cls or the mean of each layer."""
 
     def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:  # noqa: ARG002
-        """[N, T, D] to float32 [N, D]."""
-        return POOLINGS[self.shape.of_tokens](hidden_states, mask)
+        """Pool [N, T, D] to float32 [N, D]."""
+        return pool(self.shape.of_tokens, Rectangle(hidden_states, mask))
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """[L, N, T, D] to float32 [N, D']."""
-        # nn.Module's own __call__ comes first, and ends here.
+        """Pool [L, N, T, D] to float32 [N, D']."""
+        # nn.Module's own __call__ calls this.
         return LayerwisePooler.__call__(self, hidden_states, mask, input_ids)
 
 
@@ -134,16 +134,16 @@ class WeightedLayersPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Those of one layer."""
+        """Return the dimensions of one layer."""
         return self.shape.hidden_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """[L, N, D] to [N, D]."""
+        """Combine [L, N, D] to [N, D]."""
         return torch.einsum("l,lnd->nd", torch.softmax(self.weights, dim=0), pooled)
 
 
 class LstmPooler(_OfLayerVectors):
-    """The last state of an LSTM that reads the layers' vectors, the first layer first."""
+    """The last state of an LSTM over the layers' vectors, from the first layer on."""
 
     def __init__(self, shape: PoolerShape) -> None:
         super().__init__(shape)
@@ -151,17 +151,17 @@ class LstmPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """The LSTM's hidden size."""
+        """Return the LSTM's hidden size."""
         return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """[L, N, D] to [N, hidden size]."""
+        """Combine [L, N, D] to [N, hidden size]."""
         last: Tensor = self.lstm(pooled)[1][0]
         return last[0]
 
 
 class ProjectedPooler(_OfLayerVectors):
-    """tanh(W v + b) of the layers' vectors side by side; width 0: these vectors as they are."""
+    """tanh(W v + b) of the layers' concatenated vectors; with width 0, these vectors unchanged."""
 
     def __init__(self, shape: PoolerShape) -> None:
         super().__init__(shape)
@@ -169,17 +169,17 @@ class ProjectedPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Those of the projection."""
+        """Return the dimensions of the projection."""
         return self.shape.width or self.shape.input_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """[L, N, D] to [N, width]."""
-        vectors = side_by_side(pooled)
+        """Combine [L, N, D] to [N, width]."""
+        vectors = concatenate_layers(pooled)
         return vectors if self.project is None else torch.tanh(self.project(vectors))
 
 
 class RotatedPooler(_OfLayerVectors):
-    """(v - center) R of the layers' vectors side by side: PCA, or whitening (Su et al. 2021, arXiv 2103.15316)."""
+    """(v - center) R of the layers' concatenated vectors: PCA, or whitening (Su et al. 2021, arXiv 2103.15316)."""
 
     def __init__(self, shape: PoolerShape) -> None:
         super().__init__(shape)
@@ -190,15 +190,15 @@ class RotatedPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """The dimensions kept."""
+        """Return the dimensions kept."""
         return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """[L, N, D] to [N, width]."""
-        return (side_by_side(pooled) - self.center) @ self.rotation
+        """Combine [L, N, D] to [N, width]."""
+        return (concatenate_layers(pooled) - self.center) @ self.rotation
 
 
-#: The kinds that are trained on labels, and the two that need none.
+#: By kind. All are trained on labels but pca and whiten.
 _CLASSES: Mapping[str, type[TrainedPooler]] = {
     "attention": AttentionPooler,
     "attention-tanh": AttentionPooler,
@@ -213,10 +213,10 @@ _CLASSES: Mapping[str, type[TrainedPooler]] = {
 
 
 def make_pooler(shape: PoolerShape) -> Any:
-    """The module of a kind, with weights by chance (torch's generator decides them)."""
+    """Make the module of a kind, with random weights from torch's generator."""
     return _CLASSES[shape.kind](shape)
 
 
 def _tokens(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Layers side by side: [L, N, T, D] to float32 [N, T, L D]; zero where a token takes no part."""
+    """Concatenate layers: [L, N, T, D] to float32 [N, T, L D]; zero where a token takes no part."""
     return hidden_states.permute(1, 2, 0, 3).flatten(2).float().masked_fill(~mask.unsqueeze(-1), 0.0)

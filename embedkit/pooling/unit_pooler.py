@@ -1,4 +1,4 @@
-"""States of tokens to vectors of units, batch by batch."""
+"""Vectors of units from the states of their tokens, and vectors of texts from those of their windows."""
 
 from __future__ import annotations
 
@@ -152,3 +152,32 @@ def _kind(how: str) -> str:
 def _range(ordered: NDArray[np.int64], value: np.int64) -> tuple[int, int]:
     """Where `value` stands in an ordered array."""
     return int(np.searchsorted(ordered, value)), int(np.searchsorted(ordered, value, side="right"))
+
+
+def combine_windows(
+    vectors: NDArray[np.float32], texts: NDArray[np.int64], weights: NDArray[np.int64], how: str
+) -> NDArray[np.float32]:
+    """Combine the vectors of a long text's windows to one vector, whatever the pooling in each window.
+
+    Args:
+        vectors: float32 [W, D], of the windows.
+        texts: int64 [W], the text that each is of, ascending.
+        weights: int64 [W], tokens that each adds to those before it: tokens in two windows count once.
+        how: `mean` = sum(weight x vector) / sum(weight); `max` = largest value of each dimension; `first` = the
+            first window's.
+
+    Returns:
+        float32 [texts that have a window, D]; a text of one window keeps its vector, bit for bit.
+    """
+    opens = np.flatnonzero(np.diff(texts, prepend=-1))
+    if len(opens) == len(texts) or how == "first":
+        return vectors[opens]
+    if how == "max":
+        return np.maximum.reduceat(vectors, opens, axis=0)
+    # A text without tokens but with a prompt has one window that adds nothing: its weight is 1.
+    own = np.maximum(weights, 1).astype(np.float64)[:, None]
+    sums = np.add.reduceat(vectors * own, opens, axis=0)
+    combined: NDArray[np.float32] = (sums / np.add.reduceat(own, opens)).astype(np.float32)
+    alone = np.diff(opens, append=len(texts)) == 1
+    combined[alone] = vectors[opens[alone]]
+    return combined

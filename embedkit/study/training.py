@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from embedkit.config.fit_config import FitConfig
 from embedkit.errors import ModelError, Stopped
-from embedkit.pooling.classifier_head import Head
+from embedkit.pooling.pooler_files import PredictionHead
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
@@ -62,7 +62,7 @@ class Fitted:
     """
 
     pooler: TrainedPooler
-    head: Head
+    head: PredictionHead
     epochs: int
     best_epoch: int
     scores: Mapping[str, Mapping[str, float]]
@@ -234,7 +234,7 @@ class _Training:
             }
         return {name: float(value) for name, value in measured.items()}
 
-    def head(self) -> Head:
+    def head(self) -> PredictionHead:
         """Returns the head with the scaling folded in: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
         scale, linear = self.network.scale, self.network.linear
         if scale.running_mean is None or scale.running_var is None:
@@ -243,7 +243,7 @@ class _Training:
         weight = linear.weight.double() / deviation
         bias = linear.bias.double() - weight @ scale.running_mean.double()
         weight, bias = weight * self.spread, bias * self.spread + self.mean
-        return Head(weight.float().cpu().numpy(), bias.float().cpu().numpy(), self.labels.classes)
+        return PredictionHead(weight.float().cpu().numpy(), bias.float().cpu().numpy(), self.labels.classes)
 
     @torch.no_grad()
     def _vectors(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:

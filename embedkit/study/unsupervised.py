@@ -42,7 +42,7 @@ def count_frequencies(
         Stopped: `stop` was set.
     """
     table = open_table(config.input)
-    from embedkit.pooling.idf import vocabulary_hash
+    from embedkit.pooling.poolers import vocabulary_hash
 
     settled, _ = set_up_without_weights(find_model(config))
     tokenizer, entries = settled.tokenizer, settled.raw_tokenizer.get_vocab()

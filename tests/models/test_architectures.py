@@ -29,7 +29,8 @@ from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import TransformersModel, load_model
 from embedkit.models.transformers.transformers_encoder import TransformersEncoder
-from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
+from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
+from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.types import Batch, Tokens
 from tests.models.kinds import CONFIGS, FEWEST, FUNNEL, HEADS, SHORTENED
 from tests.oracle import pool
@@ -170,14 +171,11 @@ def run(
 ) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray]]:
     """States of a batch by layer, and its pooled vectors."""
     if encoder.packed:
-        groups, text = [], 0
-        for run_of_texts in batch.length_groups():
-            groups.append(TokenGroup(slice(text, text + run_of_texts.count), run_of_texts, None))
-            text += run_of_texts.count
+        groups = [TokenGroup(group, None) for group in batch.length_groups()]
     else:
         mask = torch.from_numpy(np.arange(batch.lengths[-1]) < batch.lengths[:, None])
-        groups = [TokenGroup(slice(0, len(batch.texts)), None, mask)]
-    pooler = BatchPooler(PoolingPlan(encoder.layers, "separate", POOLINGS), groups)
+        groups = [TokenGroup(None, mask)]
+    pooler = BatchPooler(PoolingSpec(encoder.layers, "separate", POOLINGS), groups)
     found: dict[int, np.ndarray] = {}
 
     def take(layer: int, hidden_states: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit.config.poolings import POOLING_NAMES
-from embedkit.pooling.functions import POOLINGS
+from embedkit.pooling.functions import POOLINGS, Rectangle, pool
 
 # Three tokens of two dimensions: (1, -8), (2, 4), (6, -2). What the mask leaves out is 1e6 or infinite, so that
 # a leak cannot hide.
@@ -33,6 +33,10 @@ PADS = {
 }
 
 
+def pooled(name: str, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return pool(name, Rectangle(states, mask))
+
+
 def padded(places: list[int | None], junk: float) -> tuple[torch.Tensor, torch.Tensor]:
     states = [[junk, -junk] if place is None else TOKENS[place] for place in places]
     return torch.tensor([states]), torch.tensor([[place is not None for place in places]])
@@ -43,22 +47,22 @@ def padded(places: list[int | None], junk: float) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
 def test_what_the_mask_leaves_out_leaves_no_trace(name, where, junk):
     states, mask = padded(PADS[where], junk)
-    assert POOLINGS[name](states, mask)[0].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
+    assert pooled(name, states, mask)[0].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_no_mask_means_that_all_tokens_take_part(name):
     states = torch.tensor([TOKENS, TOKENS[::-1]])
     everything = torch.ones(2, 3, dtype=torch.bool)
-    assert torch.allclose(POOLINGS[name](states, None), POOLINGS[name](states, everything), atol=1e-6)
-    assert POOLINGS[name](states, None)[0].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
+    assert torch.allclose(pooled(name, states, None), pooled(name, states, everything), atol=1e-6)
+    assert pooled(name, states, None)[0].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_fully_masked_row_is_nan_and_leaves_its_neighbours_alone(name):
     states = torch.tensor([TOKENS, TOKENS])
     mask = torch.tensor([[False] * 3, [True] * 3])
-    vectors = POOLINGS[name](states, mask)
+    vectors = pooled(name, states, mask)
     assert torch.isnan(vectors[0]).all()
     assert vectors[1].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
 
@@ -70,7 +74,7 @@ def test_half_precision_states_are_pooled_in_float32(name, dtype):
     states = torch.ones(1, 2049, 4, dtype=dtype)
     mask = torch.ones(1, 2049, dtype=torch.bool)
     expected = 2049 / math.sqrt(2049) if name == "mean_sqrt_len" else 1.0
-    for vectors in (POOLINGS[name](states, mask), POOLINGS[name](states, None)):
+    for vectors in (pooled(name, states, mask), pooled(name, states, None)):
         assert vectors.dtype == torch.float32
         assert vectors[0].tolist() == pytest.approx([expected] * 4, rel=1e-5)
 
@@ -82,11 +86,11 @@ def test_half_precision_states_are_pooled_in_float32(name, dtype):
 )
 def test_any_mask_gives_what_the_chosen_tokens_give_alone(masks, seed, name):
     states = torch.randn(len(masks), 5, 3, generator=torch.Generator().manual_seed(seed))
-    vectors = POOLINGS[name](states, torch.tensor(masks))
+    vectors = pooled(name, states, torch.tensor(masks))
     for row, chosen in enumerate(masks):
         kept = states[row][torch.tensor(chosen)]
         if len(kept):
-            alone = POOLINGS[name](kept[None], None)[0]
+            alone = pooled(name, kept[None], None)[0]
             assert np.allclose(vectors[row], alone, atol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_with_and_without_special_tokens_packed_or_padded_and_a_column_a_layer(
 def test_a_pooler_says_which_layers_it_needs(install, bert):
     install(EXAMPLE.replace("layers = None", 'layers = "1:3"'), "norm-weighted = norm_weighted:NormWeighted")
     assert Encoder(str(bert), pool="norm-weighted").recipe["layers"] == [1, 2]
-    with pytest.raises(UsageError, match="takes --layers 1:3 and no other"):
+    with pytest.raises(UsageError, match="needs --layers 1:3"):
         Encoder(str(bert), pool="norm-weighted", layers="3")
 
 
@@ -102,16 +102,16 @@ WORKS = "norm-weighted = norm_weighted:NormWeighted"
             UsageError,
             "own-poolers 1.2 declares a pooler 'mean'",
         ),
-        (EXAMPLE, "a/b = norm_weighted:NormWeighted", "a/b", UsageError, "cannot be the name of a column"),
+        (EXAMPLE, "a/b = norm_weighted:NormWeighted", "a/b", UsageError, "cannot name a column"),
         (EXAMPLE, "x = norm_weighted:Missing", "x", ModelError, "cannot be made .AttributeError"),
         ("raise OSError('secret')", "x = norm_weighted:NormWeighted", "x", ModelError, "cannot be made .OSError"),
-        ("class P: layers = None", "x = norm_weighted:P", "x", ModelError, "it needs layers, dims"),
+        ("class P: layers = None", "x = norm_weighted:P", "x", ModelError, "must be callable and have layers"),
         (
             EXAMPLE.replace("None", "[1]"),
             "x = norm_weighted:NormWeighted",
             "x",
             ModelError,
-            "it needs layers, dims",
+            "must be callable and have layers",
         ),
         (
             EXAMPLE.replace("return hidden_size", "return 5"),

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from embedkit.errors import ModelError
-from embedkit.pooling.batch_pooler import BatchPooler, PoolingPlan, TokenGroup
-from embedkit.pooling.classifier_head import Head
-from embedkit.pooling.idf import IdfPooler, inverse_document_frequencies, vocabulary_hash
-from embedkit.pooling.pooler_files import pooler_bytes, read_pooler
-from embedkit.pooling.poolers import LayerwisePooler
+from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
+from embedkit.pooling.pooler_files import PredictionHead, pooler_bytes, read_pooler
+from embedkit.pooling.poolers import (
+    IdfPooler,
+    LayerwisePooler,
+    inverse_document_frequencies,
+    vocabulary_hash,
+)
+from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.pooling.select import choose
 from embedkit.pooling.trained import PoolerShape, make_pooler
 from embedkit.types import LengthGroup
@@ -159,13 +163,13 @@ class Whole:
 def test_a_pooler_gets_what_the_layers_give_packed_or_padded(aggregation, packed):
     lengths, hidden = (2, 2, 4), torch.randn(3, 8, 5)
     ids = torch.arange(8)
-    plan = PoolingPlan(
+    spec = PoolingSpec(
         (2, 0), aggregation, ("mean", "spread", "whole"), poolers={"spread": Spread(), "whole": Whole()}
     )
     if packed:
         groups = [
-            TokenGroup(slice(0, 2), LengthGroup(0, 2, 2), None, ids[:4].view(2, 2)),
-            TokenGroup(slice(2, 3), LengthGroup(4, 1, 4), None, ids[4:].view(1, 4)),
+            TokenGroup(LengthGroup(0, 2, 2), None, ids[:4].view(2, 2)),
+            TokenGroup(LengthGroup(4, 1, 4), None, ids[4:].view(1, 4)),
         ]
         states = hidden[:, None]
     else:
@@ -174,12 +178,12 @@ def test_a_pooler_gets_what_the_layers_give_packed_or_padded(aggregation, packed
         states[:, mask] = hidden
         padded = torch.full((3, 4), -7)
         padded[mask] = ids
-        groups = [TokenGroup(slice(0, 3), None, mask, padded)]
-    pooler = BatchPooler(plan, groups)
+        groups = [TokenGroup(None, mask, padded)]
+    pooler = BatchPooler(spec, groups)
     for layer in (0, 2):  # as they come, in order of depth
         pooler.take(layer, states[layer])
     found = pooler.vectors()
-    assert {variant.name: variant.dims for variant in plan.variants(5)} == {
+    assert {variant.name: variant.dims for variant in spec.variants(5)} == {
         n: v.shape[1] for n, v in found.items()
     }
     given = {"concat": [[2, 0]], "mean": ["mean"], "separate": [[2], [0]]}[aggregation]
@@ -197,10 +201,10 @@ def test_a_pooler_that_gives_another_shape_than_it_says_is_refused():
         def dims(self, n_layers, hidden_size):
             return 7
 
-    plan = PoolingPlan((0,), "concat", ("wrong",), poolers={"wrong": Wrong()})
-    pooler = BatchPooler(plan, [TokenGroup(slice(0, 1), None, None, torch.zeros(1, 2, dtype=torch.int64))])
+    spec = PoolingSpec((0,), "concat", ("wrong",), poolers={"wrong": Wrong()})
+    pooler = BatchPooler(spec, [TokenGroup(None, None, torch.zeros(1, 2, dtype=torch.int64))])
     pooler.take(0, torch.randn(1, 2, 3))
-    with pytest.raises(ModelError, match=r"'wrong' gave torch.float32 \[1, 4\]; float32 \[1, 7\]"):
+    with pytest.raises(ModelError, match=r"'wrong' returned torch.float32 \[1, 4\]; its dims\(\) promises float32 \[1, 7\]"):
         pooler.vectors()
 
 
@@ -208,13 +212,13 @@ def test_a_pooler_that_gives_another_shape_than_it_says_is_refused():
 
 
 def test_a_head_gives_probabilities_and_the_likeliest_class_or_a_value():
-    head = Head(np.array([[1.0], [-1.0]], np.float32), np.zeros(2, np.float32), ("no", "yes"))
+    head = PredictionHead(np.array([[1.0], [-1.0]], np.float32), np.zeros(2, np.float32), ("no", "yes"))
     cells = head.cells(np.array([[0.0], [1.0], [-1.0]], np.float32))
     assert list(cells) == list(head.columns) == ["score_no", "score_yes", "predicted"]
     # e^1 / (e^1 + e^-1) = 0.880797
     assert cells["score_no"] == pytest.approx([0.5, 0.880797, 0.119203], abs=1e-6)
     assert cells["predicted"][1:] == ["no", "yes"]
-    value = Head(np.array([[2.0]], np.float32), np.ones(1, np.float32), ())
+    value = PredictionHead(np.array([[2.0]], np.float32), np.ones(1, np.float32), ())
     assert value.cells(np.array([[0.1]], np.float32)) == {"prediction": [1.2]}
 
 
@@ -244,9 +248,9 @@ def test_a_file_gives_the_same_pooler_back_and_the_same_bytes_again(shape, tmp_p
     file_of(shape, tmp_path, name=again.name)
     assert again.read_bytes() == (tmp_path / "p.safetensors").read_bytes()
     assert read_pooler(str(again)).sha256 == poolers[names[0]].identity["sha256"]
-    poolers[names[0]].refuse_other_model({"type": "bert", "files": {"config.json": "00"}}, {}, lowercase=True)
+    poolers[names[0]].check_model({"type": "bert", "files": {"config.json": "00"}}, {}, lowercase=True)
     with pytest.raises(ModelError, match="another model"):
-        poolers[names[0]].refuse_other_model({"type": "bert", "files": {"config.json": "01"}}, {}, lowercase=True)
+        poolers[names[0]].check_model({"type": "bert", "files": {"config.json": "01"}}, {}, lowercase=True)
 
 
 def damages(tmp_path):

@@ -8,27 +8,27 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embedkit.pooling.batch_pooler import PoolingPlan
 from embedkit.pooling.functions import POOLINGS
-from embedkit.pooling.token_layout import Layout
+from embedkit.pooling.pooling_spec import PoolingSpec
+from embedkit.pooling.token_layout import TokenLayout
 from embedkit.types import Batch
 
 ODD = [0.0, 1e6, -1e6, 3e38, float("inf"), float("-inf"), float("nan")]
 
 
-def pooled(plan, states, lengths, before, behind, *, by_segments, packed=True):
+def pooled(spec, states, lengths, before, behind, *, by_segments, packed=True):
     """Vectors of texts with these states [T, D]; those of each layer are the states times its number."""
     sizes = np.array(lengths)
-    layout = Layout(Batch(np.arange(len(sizes)), sizes), packed, before, behind, by_segments)
-    given_arrays = {name: torch.from_numpy(array) for name, array in layout.arrays(plan, None).items()}
-    pooler = layout.pooler(plan, given_arrays, torch.device("cpu"))
+    layout = TokenLayout(Batch(np.arange(len(sizes)), sizes), packed, before, behind, by_segments)
+    given_arrays = {name: torch.from_numpy(array) for name, array in layout.arrays(spec, None).items()}
+    pooler = layout.pooler(spec, given_arrays, torch.device("cpu"))
     if packed:
         rows = states[None]
     else:
         mask = torch.arange(int(sizes[-1])) < torch.from_numpy(sizes)[:, None]
         rows = torch.full((*mask.shape, states.shape[1]), torch.nan, dtype=states.dtype)
         rows[mask] = states
-    for layer in sorted(plan.layers):
+    for layer in sorted(spec.layers):
         pooler.take(layer, rows * layer)
     return pooler
 
@@ -51,9 +51,9 @@ def test_segments_give_what_groups_give(lengths, before, behind, cls_is_last, se
     states = states.to(getattr(torch, dtype))
     # Beside the prompt that is skipped, the special tokens before it are.
     before = max(before, skipped)
-    plan = PoolingPlan((1, 2), "concat", tuple(POOLINGS), cls_is_last=cls_is_last, skipped=skipped)
+    spec = PoolingSpec((1, 2), "concat", tuple(POOLINGS), cls_is_last=cls_is_last, skipped=skipped)
     groups, segments = (
-        pooled(plan, states, lengths, before, behind, by_segments=of).vectors()[""] for of in (False, True)
+        pooled(spec, states, lengths, before, behind, by_segments=of).vectors()[""] for of in (False, True)
     )
     size = states.float().abs().nan_to_num(0, 0, 0).clamp_max(1e7).max()
     assert segments.dtype == torch.float32
@@ -63,22 +63,22 @@ def test_segments_give_what_groups_give(lengths, before, behind, cls_is_last, se
 @pytest.mark.parametrize("name", list(POOLINGS))
 def test_a_text_that_is_not_finite_leaves_its_neighbours_alone_to_the_bit(name):
     states = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
-    plan, lengths = PoolingPlan((1,), "concat", (name,)), [3, 4, 5]
-    expected = pooled(plan, states, lengths, 0, 0, by_segments=True).vectors()[""]
+    spec, lengths = PoolingSpec((1,), "concat", (name,)), [3, 4, 5]
+    expected = pooled(spec, states, lengths, 0, 0, by_segments=True).vectors()[""]
     broken = states.clone()
     broken[3:7] = torch.nan
-    found = pooled(plan, broken, lengths, 0, 0, by_segments=True).vectors()[""]
+    found = pooled(spec, broken, lengths, 0, 0, by_segments=True).vectors()[""]
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     assert found[1].isnan().all()
 
 
 def test_how_many_calls_it_takes_does_not_depend_on_how_many_lengths_there_are():
-    plan = PoolingPlan((1,), "concat", tuple(POOLINGS))
+    spec = PoolingSpec((1,), "concat", tuple(POOLINGS))
 
     def calls(lengths):
         states = torch.randn(sum(lengths), 2)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            pooled(plan, states, lengths, 1, 1, by_segments=True).vectors()
+            pooled(spec, states, lengths, 1, 1, by_segments=True).vectors()
         names = [event.name for event in profile.events()]
         assert not {"aten::item", "aten::nonzero", "aten::masked_select"} & set(names)
         return len(names)
@@ -91,8 +91,8 @@ def test_how_many_calls_it_takes_does_not_depend_on_how_many_lengths_there_are()
 def test_token_vectors_are_those_that_take_part_end_to_end(packed, cut):
     lengths, (before, behind) = [2, 2, 5], cut
     states = torch.arange(18.0).view(9, 2)
-    plan = PoolingPlan((2, 1), "concat", ())
-    found = pooled(plan, states, lengths, before, behind, by_segments=False, packed=packed).token_vectors()[""]
+    spec = PoolingSpec((2, 1), "concat", ())
+    found = pooled(spec, states, lengths, before, behind, by_segments=False, packed=packed).token_vectors()[""]
     starts = [0, 2, 4]
     kept = [
         states[start + place]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedkit.pooling.unit_pooler import combine_windows
 from embedkit.pooling.units import units_of, words_of
-from embedkit.pooling.windows import combine
 from embedkit.tokenizer.lengths import windows
 from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets, Tokens
 
@@ -47,7 +47,7 @@ def test_the_vectors_of_windows_are_combined_text_by_text(counts, seed, data):
     vectors = random.normal(size=(len(texts), 3)).astype(np.float32)
     weights = random.integers(0, 50, len(texts))
     how = data.draw(st.sampled_from(["mean", "max", "first"]))
-    found = combine(vectors, texts, weights, how)
+    found = combine_windows(vectors, texts, weights, how)
     assert found.dtype == np.float32
     for row, text in enumerate(np.unique(texts).tolist()):
         of_text = [place for place in range(len(texts)) if texts[place] == text]

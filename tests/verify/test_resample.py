@@ -111,7 +111,7 @@ def test_vectors_of_a_pooling_that_went_wrong_fail_by_their_rows(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setitem(functions.POOLINGS, "mean", functions.first)
+        patch.setitem(functions.POOLINGS, "mean", functions.POOLINGS["cls"])
         assert encode(NOTES, "-o", out, "--pool", "mean", "--precision", precision, "--dtype", dtype).code == 0
     ran = resample(out)
     assert not passed(ran)
@@ -202,7 +202,7 @@ def test_no_text_is_in_what_is_said(encode, resample, tmp_path, monkeypatch):
     table = tmp_path / "secret.jsonl"
     table.write_text("".join(json.dumps({"id": f"name{n}", "text": f"secret {n}"}) + "\n" for n in range(5)))
     with monkeypatch.context() as patch:
-        patch.setitem(functions.POOLINGS, "mean", functions.first)
+        patch.setitem(functions.POOLINGS, "mean", functions.POOLINGS["cls"])
         assert encode(table, "-o", tmp_path / "out", "--pool", "mean").code == 0
     ran = resample(tmp_path / "out")
     shutil.copy(NOTES, table)

@@ -1,0 +1,69 @@
+"""What is computed from hidden states, and the names and widths of the resulting columns; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embedkit.types import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from embedkit.pooling.poolers import Pooler
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingSpec:
+    """Layers, aggregation and poolings, resolved for a model.
+
+    Attributes:
+        layers: resolved layer numbers, in the order asked for.
+        aggregation: concat, mean, sum, max, separate or weighted; applied to tokens, before pooling.
+        poolings: names of POOLINGS or of `poolers`, or `pooler`, in the order asked for; () for token vectors.
+        cls_is_last: whether the model's [CLS] ends the text, as XLNet's does, instead of beginning it.
+        layer_weights: of each layer, under the aggregation `weighted`, which divides by their sum.
+        skipped: tokens of a prompt at the start of each text, which take no part in the pooling.
+        head: the modules after the pooling, float32 [n, D] → [n, D']; None if there are none.
+        head_width: D' of the head; None if it is D.
+        variant_suffix: names the pooling in the names of separate layers; by default the poolings.
+        poolers: by the names that `poolings` has for them.
+    """
+
+    layers: tuple[int, ...]
+    aggregation: str
+    poolings: tuple[str, ...]
+    cls_is_last: bool = False
+    layer_weights: tuple[float, ...] = ()
+    skipped: int = 0
+    head: Callable[[Tensor], Tensor] | None = None
+    head_width: int | None = None
+    variant_suffix: str = ""
+    poolers: Mapping[str, Pooler] = field(default_factory=dict)
+
+    def variants(self, hidden_size: int) -> tuple[Variant, ...]:
+        """Return the columns of the output for a model whose states have `hidden_size` dimensions."""
+        width = self.head_width or self.pooled_width(hidden_size)
+        return tuple(Variant(name, width) for name in self.variant_names())
+
+    def variant_names(self) -> tuple[str, ...]:
+        """Return the names of the variants: one a layer under `separate`."""
+        if self.aggregation != "separate":
+            return ("",)
+        suffix = self.variant_suffix or "_".join(self.poolings) or "tokens"
+        return tuple(f"L{layer:02d}_{suffix}" for layer in self.layers)
+
+    def pooled_width(self, hidden_size: int) -> int:
+        """Return the dimensions of a pooled vector, before the head."""
+        n_layers = len(self.layers) if self.aggregation == "concat" else 1
+        if not self.poolings:
+            return n_layers * hidden_size
+        return sum(
+            self.poolers[name].dims(n_layers, hidden_size) if name in self.poolers else n_layers * hidden_size
+            for name in self.poolings
+        )
+
+    def pooling_name(self, name: str) -> str:
+        """Return the pooling that a name means for this model."""
+        return "lasttoken" if name == "cls" and self.cls_is_last else name

@@ -204,7 +204,7 @@ def test_a_pooler_that_gives_another_shape_than_it_says_is_refused():
     spec = PoolingSpec((0,), "concat", ("wrong",), poolers={"wrong": Wrong()})
     pooler = BatchPooler(spec, [TokenGroup(None, None, torch.zeros(1, 2, dtype=torch.int64))])
     pooler.take(0, torch.randn(1, 2, 3))
-    with pytest.raises(ModelError, match=r"'wrong' returned torch.float32 \[1, 4\]; its dims\(\) promises float32 \[1, 7\]"):
+    with pytest.raises(ModelError, match=r"'wrong' returned .* \[1, 4\]; its dims\(\) .* \[1, 7\]"):
         pooler.vectors()
 
 

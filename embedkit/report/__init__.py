@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from embedkit.errors import OutputError, UsageError
-from embedkit.report.findings import read_findings
+from embedkit.report.findings import ReportConfig, read_findings
 from embedkit.report.page import outputs_mark, plotly_source, render_page
-from embedkit.report.report_config import ReportConfig
 from embedkit.report.sections import output_section
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link

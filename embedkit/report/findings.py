@@ -1,4 +1,4 @@
-"""All numbers of an output's section, before anything is drawn.
+"""The configuration of a report, and all numbers of an output's section.
 
 Two passes over the rows: the first counts and samples, the second finds the neighbours of sampled or requested
 rows.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from embedkit.config import MOST_SEED, at_least, one_of
 from embedkit.errors import UsageError
 from embedkit.manifest.schema import InputFacts, Totals
 from embedkit.output.formats.schema import RECEIPT
@@ -22,7 +23,6 @@ from embedkit.output.inspect import recorded_totals
 from embedkit.output.open import Stored, open_stored
 from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map, unit
-from embedkit.report.report_config import ReportConfig
 from embedkit.report.scan_output import Block, OutputScan, Sample, blocks, chosen_variant, scan_output, shortened
 from embedkit.suggest import did_you_mean
 from embedkit.types import Variant
@@ -31,6 +31,43 @@ _QUERIES = 5
 _NEIGHBOURS = 10
 #: Usual names of texts and counts of grouped rows, which colour a map only if requested.
 _NOT_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled"})
+
+
+@dataclass(frozen=True, slots=True)
+class ReportConfig:
+    """The options of `embedkit report`.
+
+    Attributes:
+        paths: outputs of encode and folders of sweep, in the order of the page.
+        page: the file to write.
+        on_exists: error or overwrite.
+        variant: name of the column of vectors; None takes the first.
+        color: kept column that colours the map; None takes the first with few values.
+        show: kept columns shown for points of the map and for neighbours.
+        neighbours: ids whose nearest rows are listed; () takes five random rows.
+        sample: most rows of the map.
+        seed: of the sample.
+        title: of the page.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+
+    paths: tuple[Path, ...]
+    page: Path
+    on_exists: str = "error"
+    variant: str | None = None
+    color: str | None = None
+    show: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    sample: int = 20_000
+    seed: int = 0
+    title: str = "embedkit report"
+
+    def __post_init__(self) -> None:
+        one_of("--on-exists", self.on_exists, ("error", "overwrite"))
+        at_least("--sample", self.sample, 1)
+        at_least("--seed", self.seed, 0, most=MOST_SEED)
 
 
 @dataclass(frozen=True, slots=True)

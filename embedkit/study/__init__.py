@@ -1,1 +1,1 @@
-"""What a user's own labels say about layers and poolings: `fit` and `sweep`."""
+"""`embedkit sweep` and `embedkit fit`: layers, poolings and poolers chosen by the user's labels."""

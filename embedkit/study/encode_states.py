@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,10 +44,11 @@ from embedkit.storage.filesystem import (
     remove_tree,
 )
 from embedkit.study.labels import column_array
-from embedkit.types import Record
+from embedkit.tokenizer import TextTokenizer
+from embedkit.types import Record, TokenizedTexts
 
 _STATES = ".states"
-#: Texts tokenized at once to be counted.
+#: Texts of a batch of the tokenizer.
 _TEXTS_AT_ONCE = 4096
 #: Size of the files by the size of their vectors: ids, kept columns and headers come on top.
 _OVERHEAD = 1.05
@@ -126,27 +130,34 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         InputError: the input cannot be read as asked.
     """
     table = open_table(config.input)
-    settled, shape = set_up_without_weights(find_model(config))
-    tokenizer = settled.tokenizer if count_tokens else None
+    setup, facts = set_up_without_weights(find_model(config))
     rows = tokens = 0
-    texts: list[str] = []
-    kept: list[list[object]] = [[] for _ in config.input.keep]
-    for item in table.records():
-        rows += 1
-        if not isinstance(item, Record) or not (item.text or "").strip():
-            continue
-        for column, value in zip(kept, item.kept, strict=True):
-            column.append(value)
-        if tokenizer is not None:
-            texts.append(item.text or "")
-            if len(texts) == _TEXTS_AT_ONCE:
-                tokens += int(tokenizer.tokenize(texts).n_used.sum())
-                texts.clear()
-    if tokenizer is not None and texts:
-        tokens += int(tokenizer.tokenize(texts).n_used.sum())
-    columns = {name: column_array(values, str) for name, values in zip(config.input.keep, kept, strict=True)}
-    width = shape.hidden_size * (len(settled.layers) if settled.layer_agg == "concat" else 1)
+    kept: list[Sequence[Any]] = []
+
+    def texts() -> Iterator[str]:
+        nonlocal rows
+        for item in table.records():
+            rows += 1
+            if isinstance(item, Record) and (item.text or "").strip():
+                kept.append(item.kept)
+                yield item.text or ""
+
+    if count_tokens:
+        tokens = sum(int(batch.n_used.sum()) for batch in tokenize_all(texts(), setup.tokenizer))
+    else:
+        deque(texts(), maxlen=0)
+    columns = {
+        name: column_array([of_row[place] for of_row in kept], str) for place, name in enumerate(config.input.keep)
+    }
+    width = facts.hidden_size * (len(setup.layers) if setup.layer_agg == "concat" else 1)
     return FirstPass(rows, tokens, width, pa.table(columns))
+
+
+def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
+    """Tokenizes texts in batches."""
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _TEXTS_AT_ONCE)):
+        yield tokenizer.tokenize(batch)
 
 
 def check_disk_space(config: RunConfig, found: FirstPass) -> None:

@@ -32,9 +32,11 @@ if TYPE_CHECKING:  # torch is imported after the input and its labels are checke
     from embedkit.study.hidden_states import States
     from embedkit.study.training import Epoch
 
-#: Defaults of --hidden-size for `attention-tanh`, and the largest of --heads.
+#: Default of --hidden-size for `attention-tanh`, and the largest default of --heads.
 _TANH_WIDTH = 512
 _MOST_HEADS = 8
+#: Options that are stored in the file.
+_TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "patience", "states", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +157,7 @@ def _trained(
         "training": {
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,
-            **{
-                name: getattr(config, name)
-                for name in (
-                    "lr",
-                    "batch_size",
-                    "class_weight",
-                    "validation",
-                    "test",
-                    "patience",
-                    "states",
-                    "seed",
-                )
-            },
+            **{name: getattr(config, name) for name in _TRAINING_OPTIONS},
         },
     }
     return _FittedPooler(recipe, {**tensors, "head.weight": fitted.head.weight, "head.bias": fitted.head.bias})

@@ -60,7 +60,7 @@ class Labels:
     groups: NDArray[np.int64] | None
 
 
-def read_rows(config: InputConfig, columns: tuple[str, ...]) -> InputRows:
+def read_rows(config: InputConfig, columns: Sequence[str]) -> InputRows:
     """Reads the input once; each text is reduced to its signature.
 
     Args:

@@ -139,9 +139,8 @@ def sweep(
     with other_outputs_spared(config.run):
         folder = _prepare_folder(config, replacement)
     encoding = _encoding_config(config.run, folder)
-    columns = (config.label,) if config.group is None else (config.label, config.group)
     watcher.notice("reading the labels")
-    rows = read_rows(config.run.input, columns)
+    rows = read_rows(config.run.input, [name for name in (config.label, config.group) if name is not None])
     # Errors in the labels are raised before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
@@ -152,7 +151,7 @@ def sweep(
         remove_empty(replacement.next)
         raise
     rows.table.refuse_changes()
-    former, settings = _former_summary(folder), _settings(config, summary)
+    former, settings = read_summary(folder), _settings(config, summary)
     if former is not None and all(former.get(name) == value for name, value in settings.items()):
         _finish(config, folder, replacement, watcher)
         watcher.notice(f"{config.folder} is finished already: the same rows, judged in the same way")
@@ -185,14 +184,8 @@ def sweep(
     )
     facts = {
         "version": 1,
-        "label": config.label,
-        "group": config.group,
+        **settings,
         "task": labels.task,
-        "probe": config.probe,
-        "folds": folds.count,
-        "seed": config.seed,
-        "dedupe": config.dedupe,
-        "asked": settings["asked"],
         "rows": {
             "input": summary.input_rows,
             "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
@@ -204,7 +197,6 @@ def sweep(
             "texts": int((np.bincount(cluster)[cluster] > 1).sum()),
             "pairs_across_folds": pairs_across(cluster, folds.of_row),
         },
-        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
         "layers": list(vectors.layers),
         "poolings": list(vectors.poolings),
     }
@@ -231,17 +223,6 @@ def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
         "asked": {"task": config.task, "metric": config.metric},
         "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
     }
-
-
-def _former_summary(folder: Path) -> dict[str, Any] | None:
-    """Returns the summary of a finished sweep; None if its files have to be written again."""
-    with as_read_error(folder):
-        if not exists(folder / SUMMARY):
-            return None
-    try:
-        return read_summary(folder)
-    except OutputError:
-        return None
 
 
 def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher: Callbacks) -> None:

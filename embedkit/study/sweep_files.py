@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.errors import OutputError
 from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import exists, new_files, read_file, sha256_of_file
 from embedkit.study.verdict import Interval, Row, Verdict, printed
@@ -65,31 +64,21 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a finished sweep; returns None if there is none.
-
-    Raises:
-        OutputError: it cannot be read, or a file that it names is missing or another sweep's.
-    """
+    """Reads the summary of a finished sweep; returns None if a file is missing, damaged or another sweep's."""
     path = folder / SUMMARY
     with as_read_error(path):
         if not exists(path):
             return None
         try:
-            found = json.loads(read_file(path))
-            named = dict(found.get("files", {}))
-        except (ValueError, TypeError, AttributeError):
-            raise _mixed_files(folder) from None
-        for name, digest in named.items():
-            if name not in NAMES or not exists(folder / name) or sha256_of_file(folder / name) != digest:
-                raise _mixed_files(folder)
-        return dict(found)
-
-
-def _mixed_files(folder: Path) -> OutputError:
-    return OutputError(
-        f"{folder}: {SUMMARY} and the other files are not of one sweep",
-        hint="run the same `embedkit sweep` with --on-exists resume: it writes them again from its vectors",
-    )
+            found = dict(json.loads(read_file(path)))
+            hashes = dict(found.get("files", {}))
+        except (ValueError, TypeError):
+            return None
+        intact = all(
+            name in NAMES and exists(folder / name) and sha256_of_file(folder / name) == digest
+            for name, digest in hashes.items()
+        )
+    return found if intact else None
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

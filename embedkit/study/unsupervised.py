@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,8 @@ from embedkit.errors import InputError, Stopped
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.sources import open_table
-from embedkit.types import Record, TokenizedTexts
-
-#: Texts tokenized at once.
-_TEXTS_AT_ONCE = 4096
+from embedkit.study.encode_states import tokenize_all
+from embedkit.types import Record
 
 
 def count_frequencies(
@@ -44,54 +42,40 @@ def count_frequencies(
     table = open_table(config.input)
     from embedkit.pooling.poolers import vocabulary_hash
 
-    settled, _ = set_up_without_weights(find_model(config))
-    tokenizer, entries = settled.tokenizer, settled.raw_tokenizer.get_vocab()
+    setup, _ = set_up_without_weights(find_model(config))
+    tokenizer, entries = setup.tokenizer, setup.raw_tokenizer.get_vocab()
     frequencies = np.zeros(max(entries.values()) + 1, np.int64)
     n_documents = rows = 0
-    texts: list[str | None] = []
 
-    def count() -> None:
-        nonlocal n_documents
-        tokenized = tokenizer.tokenize(texts)
-        n_documents += _count(tokenized, frequencies)
-        texts.clear()
+    def texts() -> Iterator[str | None]:
+        nonlocal rows
+        for item in table.records():
+            rows += 1
+            if isinstance(item, Record):
+                yield item.text
+            elif config.output.on_bad_row == "fail":
+                raise unreadable_rows([item], 1)
 
-    for item in table.records():
-        rows += 1
-        if isinstance(item, Record):
-            texts.append(item.text)
-        elif config.output.on_bad_row == "fail":
-            raise unreadable_rows([item], 1)
-        if len(texts) == _TEXTS_AT_ONCE:
-            if stop.is_set():
-                raise Stopped("stopped by a signal; nothing is written", hint="run the same command again")
-            count()
-    count()
+    for tokenized in tokenize_all(texts(), tokenizer):
+        if stop.is_set():
+            raise Stopped("stopped by a signal; nothing is written", hint="run the same command again")
+        # A text of several windows is one document.
+        text = np.repeat(tokenized.texts, tokenized.tokens.lengths)
+        pairs = np.unique(text * len(frequencies) + tokenized.tokens.input_ids)
+        frequencies += np.bincount(pairs % len(frequencies), minlength=len(frequencies))
+        n_documents += len(np.unique(tokenized.texts))
     for sentence in table.take_notes():
         notice(sentence)
     if not n_documents:
         raise InputError(f"none of {rows} rows has a text to count", hint="check --text-column")
     recipe = {
         "kind": "idf",
-        "vocabulary": vocabulary_hash(entries, lowercase=settled.lowercase),
+        "vocabulary": vocabulary_hash(entries, lowercase=setup.lowercase),
         "n_documents": n_documents,
-        "text": {
-            "prompt": tokenizer.prompt,
-            "max_length": tokenizer.max_length,
-            "on_long": config.text.on_long,
-        },
+        "text": {"prompt": tokenizer.prompt, "max_length": tokenizer.max_length, "on_long": config.text.on_long},
         "rows": rows,
     }
     return recipe, {"document_frequencies": frequencies}
-
-
-def _count(tokenized: TokenizedTexts, frequencies: NDArray[np.int64]) -> int:
-    """Adds texts to the frequencies; returns the number with tokens. A text of several windows is one document."""
-    tokens = tokenized.tokens
-    text = np.repeat(tokenized.texts, tokens.lengths)
-    pairs = np.unique(text * len(frequencies) + tokens.input_ids)
-    frequencies += np.bincount(pairs % len(frequencies), minlength=len(frequencies))
-    return len(np.unique(tokenized.texts))
 
 
 def fit_rotation(

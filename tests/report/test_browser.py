@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -69,11 +70,11 @@ def wait(driver, script, *arguments, seconds=60):
     return came
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser, page):
-    """The page, drawn, and what the browser noted before it forgotten."""
+    """The page, loaded and drawn once; no test depends on what another leaves on it."""
     browser.get("about:blank")
-    browser.get_log("performance")
+    browser.get_log("performance")  # of the start page
     browser.get_log("browser")
     browser.get(page.as_uri())
     wait(browser, "return document.documentElement.dataset.drawn")
@@ -150,11 +151,14 @@ def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(
         mouse(opened, "mouseMoved", box[0] + step, box[1] + step, "left")
     mouse(opened, "mouseReleased", box[0] + 90, box[1] + 90, "left")
     wait(opened, f"const [low, high] = (() => {{{ranges}}})(); return high - low < {(before[1] - before[0]) / 3}")
-    for button in ("left", "none") * 2:
-        mouse(opened, "mousePressed" if button == "left" else "mouseReleased", *box, "left")
-    wait(
-        opened, f"const [low, high] = (() => {{{ranges}}})(); return high - low > {0.99 * (before[1] - before[0])}"
-    )
+    restored = f"const [low, high] = (() => {{{ranges}}})(); return high - low > {0.99 * (before[1] - before[0])}"
+    for _ in range(20):  # on a busy machine two clicks may be too far apart to be a double-click
+        for kind in ("mousePressed", "mouseReleased") * 2:
+            mouse(opened, kind, *box, "left")
+        with contextlib.suppress(AssertionError):
+            wait(opened, restored, seconds=2)
+            return
+    pytest.fail("no double-click restored the range")
 
 
 def test_an_id_is_found_by_the_keyboard(opened):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 import embedkit
+from embedkit.cli import run
 
 pytest.importorskip("plotly", reason="in the dev extra")
 
@@ -27,18 +30,29 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "table.jsonl"
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "table.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     return path
 
 
-@pytest.fixture
-def report(embedkit_cli, tmp_path):
-    """`embedkit report ARGUMENTS...`, and the page without its scripts and with."""
+@pytest.fixture(scope="module")
+def encoded(bert, table, one_thread, tmp_path_factory):
+    """The output of `table` with its labels and texts, encoded once."""
+    folder = tmp_path_factory.mktemp("encoded") / "out"
+    kept = ("--keep", "label", "--keep", "text")
+    assert run(["encode", str(table), "-m", str(bert), *kept, "-o", str(folder), "-q"]) == 0
+    return folder
 
-    def ran(*arguments):
+
+@pytest.fixture
+def report(embedkit_cli, tmp_path, monkeypatch):
+    """`embedkit report ARGUMENTS...`, and the page, by default without Plotly's 4.9 MB of script."""
+
+    def ran(*arguments, plotly="// Plotly"):
+        if plotly is not None:
+            monkeypatch.setattr("embedkit.report.plotly_source", lambda: plotly)
         page = tmp_path / "page.html"
         came = embedkit_cli("report", *arguments, "-o", page, "--on-exists", "overwrite")
         assert came.code == 0, came.err
@@ -79,11 +93,10 @@ def points(reader, name="output-1-map"):
     return [html.unescape(text) for trace in reader.data[name]["data"] for text in trace["text"]]
 
 
-def test_the_page_tells_ids_and_labels_and_no_text(encode, report, table, tmp_path):
-    assert encode(table, "--keep", "label", "--keep", "text", "-o", tmp_path / "out").code == 0
-    page = report(tmp_path / "out")
+def test_the_page_shows_ids_and_labels_and_no_text(report, encoded):
+    page = report(encoded)
     reader = Reader(page)
-    out = embedkit.read(tmp_path / "out")
+    out = embedkit.read(encoded)
     assert sorted(points(reader)) == sorted("row 1 (no id)" if one is None else one for one in out.ids)
     assert out.fingerprint in reader.text
     assert "34 33 32" in re.sub(r"rows|vectors|dimensions", "", reader.text).replace("  ", " ")
@@ -93,13 +106,12 @@ def test_the_page_tells_ids_and_labels_and_no_text(encode, report, table, tmp_pa
     assert f"{EVIL}, row 1 (no id)" in reader.text  # the two rows of one text
     assert reader.data["output-1-map"]["layout"]["legend"]["title"]["text"] == "label"
     assert "secret" not in page
-    assert "secret" in report(tmp_path / "out", "--show", "text")
+    assert "secret" in report(encoded, "--show", "text")
 
 
-def test_what_cells_hold_is_text_and_never_markup(encode, report, table, tmp_path):
-    assert encode(table, "--keep", "label", "-o", tmp_path / "out").code == 0
+def test_what_cells_hold_is_text_and_never_markup(report, encoded):
     asked = ("--neighbours", EVIL, "--show", "label", "--color", "label", "--title", EVIL)
-    reader = Reader(report(tmp_path / "out", *asked))
+    reader = Reader(report(encoded, *asked))
     assert [dict(a).get("type") for tag, a in reader.elements if tag == "script"].count(None) == 2
     assert not [tag for tag, _ in reader.elements if tag in {"b", "img", "iframe", "object", "base"}]
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
@@ -167,10 +179,9 @@ def test_rows_without_any_vector_make_a_page(encode, report, tmp_path):
     assert "There are no vectors." in Reader(report(tmp_path / "out")).text
 
 
-def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, table, tmp_path):
-    assert encode(table, "-o", tmp_path / "one").code == 0
+def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, encoded, table, tmp_path):
     assert encode(table, "-o", tmp_path / "two", "--pool", "cls").code == 0
-    page = report(tmp_path / "one", tmp_path / "two")
+    page = report(encoded, tmp_path / "two", plotly=None)
     reader = Reader(page)
     assert {"output-1-map", "output-2-map"} <= set(reader.data)
     assert len(page) < 5.2e6
@@ -181,12 +192,12 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, tab
     [
         (("out", "--variant", "L09"), 2, "--variant L09: the output has no such column of vectors"),
         (("out", "--color", "age"), 2, "--color age: out has no kept column of this name"),
-        (("out", "--show", "text"), 2, "--show text: out has no kept column of this name"),
+        (("out", "--show", "age"), 2, "--show age: out has no kept column of this name"),
         (("out", "--neighbours", "n99"), 2, "--neighbours n99: no row of out with this id has a vector"),
         (("out", "--neighbours", "null-text"), 2, "--neighbours null-text: no row of out"),
-        (("out", "--sample", "0"), 2, "--sample 0: the map needs at least one row"),
-        (("out", "--seed", "-1"), 2, "--seed -1: a seed is 0 or more"),
-        (("out", "--on-exists", "resume"), 2, "--on-exists cannot be 'resume' (error, overwrite)"),
+        (("out", "--sample", "0"), 2, "--sample cannot be 0"),
+        (("out", "--seed", "-1"), 2, "--seed cannot be -1"),
+        (("out", "--on-exists", "resume"), 2, "--on-exists cannot be 'resume'"),
         (("nothing",), 5, "nothing does not exist"),
         (("out", "-o", "out"), 5, "out is a folder"),
         (("out", "-o", "there.html"), 5, "there.html exists"),
@@ -197,10 +208,10 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, tab
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_what_cannot_be_reported_is_told_and_no_page_appears(
-    asked, code, told, encode, embedkit_cli, table, tmp_path, monkeypatch
+    asked, code, told, embedkit_cli, encoded, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert encode(table, "--keep", "label", "-o", "out").code == 0
+    shutil.copytree(encoded, "out")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/plan.json").write_text("{}")
     (tmp_path / "there.html").write_text("mine")
@@ -214,19 +225,16 @@ def test_what_cannot_be_reported_is_told_and_no_page_appears(
     assert (tmp_path / "there.html").read_text() == "mine"
 
 
-def test_without_plotly_the_way_to_have_it_is_told(encode, embedkit_cli, table, tmp_path, monkeypatch):
+def test_without_plotly_the_way_to_have_it_is_told(embedkit_cli, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert encode(table, "-o", "out").code == 0
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    came = embedkit_cli("report", "out")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    came = embedkit_cli("report", encoded)
     assert came.code == 2
     assert "pip install 'plotly>=6'" in came.err
 
 
-def test_by_default_the_page_is_here_under_the_name_of_the_output(
-    encode, embedkit_cli, table, tmp_path, monkeypatch
-):
+def test_by_default_the_page_is_here_under_the_name_of_the_output(embedkit_cli, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert encode(table, "-q").code == 0
+    shutil.copytree(encoded, "table.embeddings")
     assert embedkit_cli("report", "table.embeddings").out.startswith("table.report.html: ")
     assert (tmp_path / "table.report.html").exists()

@@ -10,11 +10,16 @@ and token types are all random and of unit size, where transformers' own initial
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +72,6 @@ from transformers import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 HIDDEN_SIZE = 32
 N_HEADS = 4
@@ -179,18 +183,26 @@ class _Recipe:
 def make(model_type: str, folder: Path, *, seed: int = 0, n_layers: int = 3) -> TinyModel:
     """Save a random model of this type in `folder`; the same arguments give the same files.
 
-    ModernBERT gets four layers at least, so that global attention comes twice with local in between.
+    ModernBERT gets four layers at least, so that global attention comes twice with local in between. Each model is
+    made once a process, and copied.
     """
-    recipe = _RECIPES[model_type]
     if model_type == "modernbert":
         n_layers = max(n_layers, 4)
+    shutil.copytree(_made(model_type, seed, n_layers), folder, dirs_exist_ok=True)
+    return TinyModel(model_type, folder, n_layers, HIDDEN_SIZE, _RECIPES[model_type].max_length)
+
+
+@cache
+def _made(model_type: str, seed: int, n_layers: int) -> str:
+    recipe = _RECIPES[model_type]
     tokenizer = recipe.tokenizer()
     model = recipe.model(tokenizer, n_layers)
     _randomise(model, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f"{model_type}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model.save_pretrained(folder)
-    _save_tokenizer(tokenizer, folder, recipe.tokenizer_limit)
-    return TinyModel(model_type, folder, n_layers, HIDDEN_SIZE, recipe.max_length)
+    _save_tokenizer(tokenizer, Path(folder), recipe.tokenizer_limit)
+    return folder
 
 
 def make_bio_clinicalbert_layout(folder: Path) -> Path:

@@ -27,14 +27,7 @@ class Casing:
 def settle_casing(
     tokenizer: Any, casing: str, known_casing: str | None, stated: Any, *, states_casing: bool
 ) -> Casing:
-    """Decides on the casing, and sets the switch of BERT's normalizer.
-
-    Args:
-        tokenizer: of transformers; its normalizer is changed in place.
-        casing: `--lowercase`: auto, yes or no.
-        known_casing: cased or uncased, from the alias table; None if not listed.
-        stated: `do_lower_case` of tokenizer_config.json; None if it is not set.
-        states_casing: True if a file of the model states the casing.
+    """Decides on the casing, and sets the switch of BERT's normalizer; see `load_tokenizer` for the arguments.
 
     Raises:
         ModelError: `casing` is no, and the tokenizer lowercases without a switch.

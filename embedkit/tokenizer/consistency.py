@@ -46,10 +46,6 @@ _OPEN_WITH_BOS = ("LlamaTokenizer", "GemmaTokenizer")
 def follow_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
     """Makes a tokenizer do what the checkpoint's files say.
 
-    Args:
-        tokenizer: of transformers; its Rust tokenizer is replaced if it contradicts the files.
-        folder: the model's.
-
     Returns:
         The tokenizer, and notices for the user.
 

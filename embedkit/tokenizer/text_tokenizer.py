@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -301,21 +301,10 @@ class _Windows:
         self.offsets: tuple[list[NDArray[np.int32]], ...] = ([], [], [])
 
 
-class _Encoding(Protocol):
-    """The fields read of a tokenized text, by their names in the Rust library's Encoding."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def type_ids(self) -> Sequence[int]: ...
-    @property
-    def special_tokens_mask(self) -> Sequence[int]: ...
-    @property
-    def offsets(self) -> Sequence[tuple[int, int]]: ...
-
-
 @dataclass(frozen=True, slots=True)
-class _PythonEncoding:
+class _Encoding:
+    """The fields read of a tokenized text; the Rust library's Encoding has the same names."""
+
     ids: Sequence[int]
     type_ids: Sequence[int]
     special_tokens_mask: Sequence[int]
@@ -341,7 +330,7 @@ def _encode_function(tokenizer: Any, *, with_offsets: bool) -> Callable[[list[st
 
 def _encode_in_python(tokenizer: Any, text: str) -> _Encoding:
     encoding = tokenizer(text, return_special_tokens_mask=True, return_token_type_ids=True, truncation=False)
-    return _PythonEncoding(encoding["input_ids"], encoding["token_type_ids"], encoding["special_tokens_mask"])
+    return _Encoding(encoding["input_ids"], encoding["token_type_ids"], encoding["special_tokens_mask"])
 
 
 def _to_original(offsets: NDArray[np.int32], text: str, *, lowered: bool) -> NDArray[np.int32]:

@@ -60,62 +60,56 @@ class Architecture:
 
     def refusal(self, config: Mapping[str, Any]) -> Refusal | None:
         """Returns the reason why a model with this config.json is not run; None if it is."""
-        return next((one for one in self.refusals if one.when is None or one.when(config)), None)
+        return next((why for why in self.refusals if why.when is None or why.when(config)), None)
 
 
-_BERT = Architecture(layers="encoder.layer", batches="packed")
-_PADDED_BERT = Architecture(layers="encoder.layer")
-_EQUAL_BERT = Architecture(layers="encoder.layer", batches="equal")
-_ROBERTA = Architecture(layers="encoder.layer", batches="packed", positions="after_pad")
-_PADDED_ROBERTA = Architecture(layers="encoder.layer", positions="after_pad")
-_ROTARY = Architecture(layers="layers", batches="packed", positions="none")
-_PADDED_ROTARY = Architecture(layers="layers", positions="none")
-_DECODER = Architecture(layers="layers", batches="packed", positions="none", causal=True)
-_PADDED_DECODER = Architecture(layers="layers", positions="none", causal=True)
-_GPT = Architecture(layers="h", batches="packed", causal=True, position_limit="n_positions")
-_PADDED_GPT = Architecture(layers="h", causal=True, position_limit="n_positions")
-# In state-space models, transformers' hidden_states are not the inputs of the layers.
-_STATE_SPACE = Architecture(positions="none", position_limit=None, causal=True)
-_BART = Architecture(encoder=True, layers="layers")
-_XLM = Architecture(layers="attentions")
+_PLAIN = "use a model that reads plain text, such as minilm"
+
+
+def _types(architecture: Architecture, *names: str) -> dict[str, Architecture]:
+    return dict.fromkeys(names, architecture)
+
+
+def _refused(reason: str, *names: str, way_out: str = _PLAIN) -> dict[str, Architecture]:
+    return _types(Architecture(refusals=(Refusal(reason, way_out),)), *names)
 
 
 def _t5(name: str) -> Architecture:
     return Architecture(loader=name, layers="encoder.block", positions="none", position_limit=None)
 
 
-def _refused(reason: str, way_out: str) -> Architecture:
-    return Architecture(refusals=(Refusal(reason, way_out),))
-
-
-_PLAIN = "use a model that reads plain text, such as minilm"
-_PAGE = _refused("it reads the position of each word on a page, which a text does not have", _PLAIN)
-_KERNEL = "without a CUDA kernel that is downloaded as code, transformers returns zeros for its attention"
-
-# To add a model type: an entry here, by its `model_type`, and a tiny config in tests/models/kinds.py. The tests of
-# tests/models/test_architectures.py then compare every layer and pooling with transformers, and name the first
-# batching that is exact if the entry promises too much.
+# To add a model type: its `model_type` here, in a group or as an entry of its own, and a tiny config in
+# tests/models/kinds.py. tests/models/test_architectures.py then compares every layer and pooling with
+# transformers, and fails if the entry promises a batching that is not exact.
 ARCHITECTURES: dict[str, Architecture] = {
     # Encoders with absolute positions.
+    **_types(
+        Architecture(layers="encoder.layer", batches="packed"),
+        *("bert", "bert-generation", "electra", "ernie", "splinter"),
+    ),
+    **_types(
+        Architecture(layers="encoder.layer"),
+        *("deberta", "deberta-v2", "megatron-bert", "rembert", "roformer"),
+    ),
+    # BigBird uses full attention or blocks, by the longest text of the batch.
+    **_types(
+        Architecture(layers="encoder.layer", batches="equal"),
+        *("big_bird", "convbert", "fnet", "mobilebert"),
+    ),
+    **_types(
+        Architecture(layers="encoder.layer", batches="packed", positions="after_pad"),
+        *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+    ),
+    **_types(
+        Architecture(layers="encoder.layer", positions="after_pad"),
+        *("esm", "ibert", "longformer", "luke", "mpnet"),
+    ),
+    **_types(Architecture(layers="attentions"), "flaubert", "xlm"),
     "albert": Architecture(layers="encoder.albert_layer_groups", batches="packed"),
-    "bert": _BERT,
-    "bert-generation": _BERT,
-    "camembert": _ROBERTA,
     # Its "molecules" of four characters include padding.
     "canine": Architecture(batches="equal", least_tokens=lambda config: int(config.downsampling_rate)),
     "clip_text_model": Architecture(layers="encoder.layers", causal=True),
-    "convbert": _EQUAL_BERT,
-    "data2vec-text": _ROBERTA,
     "distilbert": Architecture(layers="transformer.layer", batches="packed"),
-    "electra": _BERT,
-    "ernie": _BERT,
-    "esm": _PADDED_ROBERTA,
-    "flaubert": _XLM,
-    "fnet": _EQUAL_BERT,
-    "ibert": _PADDED_ROBERTA,
-    "luke": _PADDED_ROBERTA,
-    "megatron-bert": _PADDED_BERT,
-    "mobilebert": _EQUAL_BERT,
     "nystromformer": Architecture(
         layers="encoder.layer",
         batches="equal",
@@ -127,14 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         ),
     ),
-    "rembert": _PADDED_BERT,
-    "roberta": _ROBERTA,
-    "roberta-prelayernorm": _ROBERTA,
-    "splinter": _BERT,
     "squeezebert": Architecture(),
-    "xlm": _XLM,
-    "xlm-roberta": _ROBERTA,
-    "xlm-roberta-xl": _ROBERTA,
     "xmod": Architecture(
         layers="encoder.layer",
         batches="packed",
@@ -158,14 +145,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         ),
     ),
-    # Encoders with relative or rotary positions, or with windows. BigBird uses full attention or blocks, by the
-    # longest text of the batch.
-    "big_bird": _EQUAL_BERT,
-    "deberta": _PADDED_BERT,
-    "deberta-v2": _PADDED_BERT,
-    "embedding_gemma2_text": _PADDED_ROTARY,
-    "esmc": _ROTARY,
-    "eurobert": _ROTARY,
+    # Encoders without absolute positions.
+    **_types(
+        Architecture(layers="layers", batches="packed", positions="none"),
+        *("esmc", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "ultrabert"),
+    ),
+    **_types(Architecture(layers="layers", positions="none"), "embedding_gemma2_text", "openai_privacy_filter"),
     # It shortens the whole row, padding included.
     "funnel": Architecture(
         batches="equal",
@@ -186,123 +171,79 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         ),
     ),
-    "gte": _ROTARY,
-    "jina_embeddings_v3": _ROTARY,
-    "longformer": _PADDED_ROBERTA,
-    "modernbert": _ROTARY,
-    "mpnet": _PADDED_ROBERTA,
-    "nomic_bert": _ROTARY,
-    "openai_privacy_filter": _PADDED_ROTARY,
-    "roformer": _PADDED_BERT,
-    "ultrabert": _ROTARY,
     "xlnet": Architecture(positions="none", position_limit=None),
     # The encoders of encoder-decoders.
-    "bart": _BART,
+    **_types(
+        Architecture(encoder=True, layers="layers"),
+        *("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mvp", "nllb-moe", "pegasus"),
+        *("pegasus_x", "plbart"),
+    ),
     "bigbird_pegasus": Architecture(encoder=True, layers="layers", batches="equal"),
-    "blenderbot": _BART,
-    "blenderbot-small": _BART,
     "led": Architecture(encoder=True, layers="layers", position_limit="max_encoder_position_embeddings"),
     "longt5": _t5("LongT5EncoderModel"),
-    "m2m_100": _BART,
-    "marian": _BART,
-    "mbart": _BART,
     "mt5": _t5("MT5EncoderModel"),
-    "mvp": _BART,
-    "nllb-moe": _BART,
-    "pegasus": _BART,
-    "pegasus_x": _BART,
-    "plbart": _BART,
     "prophetnet": Architecture(encoder=True, layers="layers", positions="after_pad"),
     "switch_transformers": _t5("SwitchTransformersEncoderModel"),
     "t5": _t5("T5EncoderModel"),
     "umt5": _t5("UMT5EncoderModel"),
     # Decoders.
+    **_types(
+        Architecture(layers="layers", batches="packed", positions="none", causal=True),
+        *("cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "gpt_neox"),
+        *("granite", "granitemoe", "helium", "llama", "ministral", "ministral3", "mistral", "mixtral"),
+        *("modernbert-decoder", "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe"),
+        *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+    ),
+    **_types(
+        Architecture(layers="layers", positions="none", causal=True),
+        *("deepseek_v2", "deepseek_v3", "gemma2", "gpt_neox_japanese", "gpt_oss", "nemotron", "recurrent_gemma"),
+        *("stablelm", "vaultgemma"),
+    ),
+    **_types(
+        Architecture(layers="h", batches="packed", causal=True, position_limit="n_positions"),
+        *("gpt2", "gpt_bigcode"),
+    ),
+    **_types(
+        Architecture(layers="h", causal=True, position_limit="n_positions"),
+        *("codegen", "ctrl", "gptj", "openai-gpt"),
+    ),
+    # In state-space models, transformers' hidden_states are not the inputs of the layers.
+    **_types(
+        Architecture(positions="none", position_limit=None, causal=True),
+        *("falcon_mamba", "mamba", "mamba2", "rwkv"),
+    ),
     "biogpt": Architecture(layers="layers", batches="packed", causal=True),
     "bloom": Architecture(layers="h", positions="none", position_limit=None, causal=True),
-    "codegen": _PADDED_GPT,
-    "cohere": _DECODER,
-    "cohere2": _DECODER,
-    "ctrl": Architecture(layers="h", causal=True, position_limit="n_positions"),
-    "deepseek_v2": _PADDED_DECODER,
-    "deepseek_v3": _PADDED_DECODER,
-    "ernie4_5": _DECODER,
-    "exaone4": _DECODER,
     "falcon": Architecture(layers="h", positions="none", causal=True),
-    "falcon_mamba": _STATE_SPACE,
-    "gemma": _DECODER,
-    "gemma2": _PADDED_DECODER,
-    "gemma3_text": _DECODER,
-    "glm": _DECODER,
-    "glm4": _DECODER,
-    "gpt2": _GPT,
-    "gpt_bigcode": _GPT,
     "gpt_neo": Architecture(layers="h", causal=True),
-    "gpt_neox": _DECODER,
-    "gpt_neox_japanese": _PADDED_DECODER,
-    "gpt_oss": _PADDED_DECODER,
-    "gptj": _PADDED_GPT,
-    "granite": _DECODER,
-    "granitemoe": _DECODER,
-    "helium": _DECODER,
-    "llama": _DECODER,
-    "mamba": _STATE_SPACE,
-    "mamba2": _STATE_SPACE,
-    "ministral": _DECODER,
-    "ministral3": _DECODER,
-    "mistral": _DECODER,
-    "mixtral": _DECODER,
-    "modernbert-decoder": _DECODER,
     "mpt": Architecture(layers="blocks", positions="none", position_limit="max_seq_len", causal=True),
-    "nemotron": _PADDED_DECODER,
-    "olmo": _DECODER,
-    "olmo2": _DECODER,
-    "olmo3": _DECODER,
-    "olmoe": _DECODER,
-    "openai-gpt": _PADDED_GPT,
     "opt": Architecture(layers="decoder.layers", batches="packed", causal=True),
-    "persimmon": _DECODER,
-    "phi": _DECODER,
-    "phi3": _DECODER,
-    "phimoe": _DECODER,
-    "qwen2": _DECODER,
-    "qwen2_moe": _DECODER,
-    "qwen3": _DECODER,
-    "qwen3_moe": _DECODER,
-    "recurrent_gemma": _PADDED_DECODER,
-    "rwkv": _STATE_SPACE,
-    "smollm3": _DECODER,
-    "stablelm": _PADDED_DECODER,
-    "starcoder2": _DECODER,
-    "vaultgemma": _PADDED_DECODER,
     "xglm": Architecture(layers="layers", causal=True),
     # Refused.
-    "bros": _PAGE,
-    "dpr": _refused(
-        "it returns one vector for each text, and no states of its tokens",
-        "use the BERT that it is made of: save its bert_model as a folder",
+    **_refused(
+        "it reads the position of each word on a page, which a text does not have",
+        *("bros", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "udop"),
     ),
-    "layoutlm": _PAGE,
-    "layoutlmv2": _PAGE,
-    "layoutlmv3": _PAGE,
-    "lilt": _PAGE,
-    "markuplm": _refused("it reads the position of each word in a web page, which a text does not have", _PLAIN),
-    "mra": _refused(_KERNEL, _PLAIN),
-    "perceiver": _refused("its states are those of its latents, not of the tokens", _PLAIN),
-    "reformer": _refused("its attention hashes at random, and its states are two streams", _PLAIN),
-    "roc_bert": _refused("it reads the shape and sound of each character as well as the ids", _PLAIN),
-    "tapas": _refused("it reads a table as well as the text", _PLAIN),
-    "udop": _PAGE,
+    **_refused(
+        "it returns one vector for each text, and no states of its tokens",
+        "dpr",
+        way_out="use the BERT that it is made of: save its bert_model as a folder",
+    ),
+    **_refused("it reads the position of each word in a web page, which a text does not have", "markuplm"),
+    **_refused(
+        "without a CUDA kernel that is downloaded as code, transformers returns zeros for its attention", "mra"
+    ),
+    **_refused("its states are those of its latents, not of the tokens", "perceiver"),
+    **_refused("its attention hashes at random, and its states are two streams", "reformer"),
+    **_refused("it reads the shape and sound of each character as well as the ids", "roc_bert"),
+    **_refused("it reads a table as well as the text", "tapas"),
 }
+#: A type that is not in the table.
 UNPROVEN = Architecture(batches="equal")
 
 
 def max_positions(config: Any, architecture: Architecture) -> int | None:
-    """Returns the most tokens that a model has positions for; None if any number.
-
-    Args:
-        config: the encoder's configuration, with its keys as attributes.
-        architecture: its table entry.
-    """
+    """Returns the most tokens that a model has positions for; None if any number."""
     if architecture.position_limit is None:
         return None
     limit = getattr(config, architecture.position_limit, None)
@@ -313,12 +254,7 @@ def max_positions(config: Any, architecture: Architecture) -> int | None:
 
 
 def has_position_table(config: Any, architecture: Architecture) -> bool:
-    """Checks whether a model has a table of positions, which ends, or computes them for any length.
-
-    Args:
-        config: the encoder's configuration, with its keys as attributes.
-        architecture: its table entry.
-    """
+    """Checks whether a model has a table of positions, which ends, or computes them for any length."""
     if architecture.position_limit != "max_position_embeddings":
         return True
     # ESM has both kinds.

@@ -52,12 +52,7 @@ class ConfigFacts:
 
 
 def inner_widths(config: Any, hidden_size: int) -> tuple[int, int]:
-    """Returns the inner dimensions of the feed-forward part and the number of heads; the usual ones if not stated.
-
-    Args:
-        config: the keys of config.json as attributes.
-        hidden_size: dimensions of a state.
-    """
+    """Returns the inner dimensions of the feed-forward part and the number of heads; the usual ones by default."""
     keys = {name: getattr(config, name, None) for name in (*_INTERMEDIATE_SIZE, *_N_HEADS)}
     return _first(keys, _INTERMEDIATE_SIZE) or 4 * hidden_size, _first(keys, _N_HEADS) or max(1, hidden_size // 64)
 
@@ -82,12 +77,7 @@ def architecture_of(folder: ModelFolder) -> Architecture:
 
 
 def n_embeddings(folder: ModelFolder, config: Any) -> int | None:
-    """Returns the number of tokens that a model has an embedding for, from id 0; None if any token, or unknown.
-
-    Args:
-        folder: the model.
-        config: the encoder's configuration, with its keys as attributes.
-    """
+    """Returns the number of tokens that a model has an embedding for, from id 0; None if any token, or unknown."""
     stated = getattr(config, "vocab_size", None)
     return stated if isinstance(stated, int) and folder.model_type not in _HASHES_TOKENS else None
 

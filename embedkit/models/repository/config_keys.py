@@ -109,11 +109,6 @@ _SAME_AS = {
 def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str]) -> None:
     """Checks that a config.json asks for no change of the weights that embedkit does not apply.
 
-    Args:
-        model: its name, for errors.
-        config: the content of its config.json.
-        weights: names of the files that are read.
-
     Raises:
         ModelError: by it, the weights are quantised or in another file, or there are adapters or the like.
     """
@@ -135,10 +130,6 @@ def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str
 
 def check_positions(model: str, config: Mapping[str, Any]) -> None:
     """Checks the kind of positions, a key that transformers 5 ignores for types with one kind only.
-
-    Args:
-        model: its name, for errors.
-        config: the content of its config.json.
 
     Raises:
         ModelError: the code of its type does not have such positions.
@@ -210,11 +201,6 @@ def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], word
 
 def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str | None:
     """Refuses unread keys that may change numbers, and describes the others.
-
-    Args:
-        model: its name, for errors.
-        model_type: as in config.json.
-        unread: from `unread_keys`.
 
     Returns:
         A sentence that names the ignored keys; None if there are none.

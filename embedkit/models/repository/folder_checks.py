@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.errors import ModelError
-from embedkit.models.repository.weight_files import WEIGHTS, no_weights
+from embedkit.models.repository.weight_files import WEIGHTS
 from embedkit.suggest import closest_names
 
 #: Files other than weights that affect the numbers, in the folder of an encoder.
@@ -247,11 +247,6 @@ def check_has_weights(name: str, folder: Path) -> None:
 def check_complete(name: str, root: Path, paths: Iterable[Path]) -> None:
     """Checks that files are complete, by their headers and size: no Git LFS pointer, web page or partial download.
 
-    Args:
-        name: the model, as the user gave it.
-        root: the model's folder.
-        paths: files in it.
-
     Raises:
         ModelError: a file is damaged.
     """
@@ -344,7 +339,9 @@ def _no_weights(name: str, folder: Path) -> ModelError:
             f"model '{name}' has no weights under a name that is read, but {shown}",
             hint=f"if that is the encoder, name it {' or '.join(WEIGHTS[::2])}",
         )
-    return no_weights(name, folder)
+    return ModelError(
+        f"model '{name}' has no weights in {folder}", hint=f"put one of these there: {', '.join(WEIGHTS[::2])}"
+    )
 
 
 def _start(name: str, path: Path) -> bytes:

@@ -109,11 +109,6 @@ def repo_folder(repo: str) -> Path:
 def find_snapshot(repos: Sequence[str], revision: str | None, wanted: FilePatterns) -> Snapshot | None:
     """Finds a model in the cache.
 
-    Args:
-        repos: the ids that it may be cached under, the most likely first.
-        revision: branch, tag or commit; None for the default branch.
-        wanted: selects the files to download.
-
     Returns:
         The first complete snapshot, else the first incomplete one, else None.
     """

@@ -166,15 +166,6 @@ def open_model_folder(
 ) -> ModelFolder:
     """Opens a folder after checking that its files are complete and that nothing in them would be ignored.
 
-    Args:
-        name: the model, as the user gave it.
-        folder: where its files are.
-        alias: see ModelFolder, as for the others.
-        revision: see there.
-        hashed: see there.
-        repo: see there.
-        notice: see there.
-
     Raises:
         ModelError: it is not a model's folder, or embedkit cannot follow all that its files ask for.
     """

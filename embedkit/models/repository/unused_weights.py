@@ -58,11 +58,6 @@ def is_added(name: str) -> bool:
 def check_unused(model: str, unused: Iterable[str], *, n_layers: int | None) -> None:
     """Checks that no tensor would be left unused.
 
-    Args:
-        model: its name, for errors.
-        unused: names of unused tensors that are not heads.
-        n_layers: encoder layers by config.json; None if unknown.
-
     Raises:
         ModelError: there are any.
     """

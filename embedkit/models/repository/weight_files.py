@@ -51,16 +51,10 @@ def is_inside(name: str) -> bool:
 def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     """Lists the files with the weights of the encoder in `folder`: one, or those that its index names.
 
-    Args:
-        model: its name, for errors.
-        folder: where its config.json is.
-
     Raises:
         ModelError: there are none, or an index names a file that is missing or outside the folder.
     """
-    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
-    if name is None:
-        raise no_weights(model, folder)
+    name = next(name for name in WEIGHTS if (folder / name).is_file())
     if not name.endswith(".index.json"):
         return (folder / name,)
     parts = _parts(model, folder / name)
@@ -85,19 +79,8 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / part for part in parts)
 
 
-def no_weights(model: str, folder: Path) -> ModelError:
-    """Returns the error for a folder without weights."""
-    return ModelError(
-        f"model '{model}' has no weights in {folder}", hint=f"put one of these there: {', '.join(WEIGHTS[::2])}"
-    )
-
-
 def check_no_others(model: str, folder: Path) -> None:
     """Checks that no other file in the folder would change the weights.
-
-    Args:
-        model: its name, for errors.
-        folder: where its config.json is.
 
     Raises:
         ModelError: there is an adapter, a distributed checkpoint, or a file of a quantisation.
@@ -127,10 +110,6 @@ def check_no_others(model: str, folder: Path) -> None:
 
 def stored_tensors(model: str, files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     """Lists the tensors in a model's weight files, by name.
-
-    Args:
-        model: its name, for errors.
-        files: from `weight_files`.
 
     Raises:
         ModelError: two files have a tensor of the same name, or a file cannot be read.

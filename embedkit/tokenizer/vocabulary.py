@@ -81,7 +81,7 @@ def _range(numbers: set[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyCoverage:
-    """How well a vocabulary covers the first texts of the input, in one casing.
+    """The coverage of the first texts of the input by a vocabulary, in one casing.
 
     Attributes:
         texts: their number.

@@ -1,7 +1,8 @@
-"""Tiny configs of every kind of model in the table, and variants of them that run other code.
+"""Tiny configs of every model type in the table of architectures, and of variants that run other code.
 
-A name is a model type, or a type and what is different: "longt5 transient-global". Everything that looks at
-neighbours has windows, blocks and caps far smaller than the texts.
+A name is a model type, or a type and its variant: "longt5 transient-global". Windows, blocks and caps are far
+smaller than the texts. A new type needs an entry in `CONFIGS`; one in `SHORTENED` if some layers have fewer states
+than the text has tokens, and one in `FEWEST` if its code cannot take a text of one token.
 """
 
 from __future__ import annotations
@@ -280,7 +281,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xmod": {**OFFSET, "languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "yoso": SHORT,
 }
-#: Layers that have fewer states than the text has tokens: CANINE's molecules, and Funnel's shortened blocks.
+#: Layers with fewer states than the text has tokens: CANINE's molecules, and Funnel's shortened blocks.
 SHORTENED = {"canine": {2, 3, 4, 5}, "funnel": {3, 4, 5}, "funnel repeated": {3, 4, 5, 6}}
-#: Fewer tokens than this transformers' own code cannot take: the oracle pads, as the tokenizer would if asked.
+#: The fewest tokens that transformers' own code can take: the oracle pads shorter texts.
 FEWEST = {"canine": 4, "funnel": 5}

@@ -28,7 +28,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to run one `model_type` of transformers.
+    """The way to run one `model_type` of transformers.
 
     Attributes:
         loader: the transformers class that loads it.

@@ -84,7 +84,7 @@ _PROCESSING_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class TransformerSettings:
-    """How the authors tokenize a text and run the encoder.
+    """The authors' settings for tokenizing a text and running the encoder.
 
     Attributes:
         max_length: their limit in tokens; None if the tokenizer and the encoder decide.

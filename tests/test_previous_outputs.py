@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 import embedkit
+from embedkit.storage.checksummed_json import sealed, unsealed
 from tests.oracle import Oracle, pool
 from tests.previous_outputs import (
     FINISHED,
@@ -314,6 +315,34 @@ def done(said: str) -> dict[str, Any]:
     """What a run says at its end."""
     (event,) = (json.loads(line) for line in said.splitlines() if '"event": "done"' in line)
     return event
+
+
+# Outputs of a newer version ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "commands"),
+    [
+        ("plan.json", ("verify", "encode")),
+        ("commits/00001.json", ("verify", "inspect", "encode")),
+        ("manifest.json", ("verify", "inspect", "report")),
+    ],
+)
+def test_a_newer_version_is_refused_by_name_with_the_way_out(file, commands, previous, embedkit_cli):
+    name = "shards-parquet"
+    path = Path(name, file)
+    path.write_bytes(sealed({**unsealed(path.read_bytes()), "version": 2}))
+    before = state_of(previous)
+    for command in commands:
+        arguments = {
+            "encode": (*encoding(name, FINISHED[name]), "--on-exists", "resume"),
+            "report": ("report", name, "-o", "page.html"),
+        }.get(command, (command, name))
+        ran = embedkit_cli(*arguments)
+        assert ran.code == 5
+        assert f"error: {name}/{file} has format version 2, and this embedkit reads versions up to 1" in ran.told
+        assert "hint: upgrade embedkit, or write to another output" in ran.told
+    assert state_of(previous) == before
 
 
 # Unfinished ones ---------------------------------------------------------------------------------------

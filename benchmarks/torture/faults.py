@@ -152,8 +152,8 @@ def gone_on_with(bench: Bench, scenario: Scenario, place: Path, whole: dict[str,
         words = (*words, "--overwrite")
     said = place.with_suffix(".after")
     code = ended(forked(functools.partial(run, bench.command(scenario, words, place)), said))
-    was_whole = scenario.output.endswith(".jsonl") and "does not say" in said.read_text()
-    if code != 0 and not was_whole:
+    was_complete = scenario.output.endswith(".jsonl") and "does not name its" in said.read_text()
+    if code != 0 and not was_complete:
         raise FaultError(f"undisturbed, it ends with {code}: {said.read_text()}")
     found = contents(place)
     if found != whole:

@@ -233,8 +233,8 @@ def resumed(bench: Bench, output: str, place: Path) -> None:
     said = place.with_suffix(".said")
     code = ended(forked(functools.partial(run, bench.arguments(output, place)), said))
     # JSON Lines have no place to say what made them: once the file is there, nobody can go on with it.
-    was_whole = output == "jsonl file" and code == 5 and "is whole and does not say" in said.read_text()
-    if code != 0 and not was_whole:
+    was_complete = output == "jsonl file" and code == 5 and "is complete and does not name" in said.read_text()
+    if code != 0 and not was_complete:
         raise FaultError(f"{output}: resumed after a kill, it ends with {code}: {said.read_text()}")
     look_after_end(bench, output, place)
 

@@ -92,7 +92,7 @@ def encode_rows(
         elif config.pooling.precision == "int8":
             plan = replace(plan, int8_ranges=engine.calibrate())
         try:
-            if destination.is_whole(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
+            if destination.is_complete(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
                 callbacks.notice(f"{config.output.output} is whole already: made by this recipe from this input")
                 return summary_of_finished(config, model, time.monotonic() - began)
             if not stored:

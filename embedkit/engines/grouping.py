@@ -131,7 +131,7 @@ def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool
         OutputError: they are of another recipe, or of another input.
     """
     if stored is None:
-        return destination.is_whole(make_sink(plan.format, layout_of(plan)), input_digests(plan))
+        return destination.is_complete(make_sink(plan.format, layout_of(plan)), input_digests(plan))
     refuse_changes(stored, plan)
     return len(destination.committed()) == stored.sharding.shards
 
@@ -162,7 +162,7 @@ class _Fold:
     def write(self, summary: Summary) -> Summary:
         """Write the output, and remove the rows."""
         groups, how = self.config.groups, self.config.groups.pool or "mean"
-        facts = [piece.facts for piece in self.stored.pieces(())]
+        facts = [piece.facts for piece in self.stored.batches(())]
         keys = _keys([self._values(facts, name) for name in groups.by])
         closes = last_rows((key for key in keys if key is not None), len(groups.by))
         self.kept = {name: self._values(facts, name) for name in self.keep}
@@ -308,7 +308,7 @@ def _items(
         ordered: [R] what they are ordered by.
     """
     coming = enumerate(keys)
-    for piece in stored.pieces(stored.layout.variants):
+    for piece in stored.batches(stored.layout.variants):
         place = 0
         receipts = _columns(piece.facts, ("n_tokens", "n_used", "n_chunks", "status"))
         for has_vector, receipt in zip(piece.has_vector.tolist(), receipts, strict=True):

@@ -19,7 +19,7 @@ from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import Plan
 from embedkit.output.commit import PLAN
-from embedkit.output.open import made_by, read_versioned
+from embedkit.output.open import read_versioned, schema_metadata
 from embedkit.sources import open_table
 from embedkit.storage.filesystem import seems_file, seems_there
 
@@ -88,5 +88,5 @@ def _input_digests(path: Path) -> set[Any]:
                 found.add(files_digest((file.size, file.sha256) for file in files))
     if seems_file(path):
         with suppress(EmbedkitError):
-            found.add(loads(made_by(path).get("embedkit.read", "{}")).get("files_digest"))
+            found.add(loads(schema_metadata(path).get("embedkit.read", "{}")).get("files_digest"))
     return found - {None}

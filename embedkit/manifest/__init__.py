@@ -1,1 +1,1 @@
-"""Describes a run: its recipe and fingerprint, and how its input is cut into shards."""
+"""Describes a run: recipe and fingerprint, shards, and the files plan.json, commits/*.json and manifest.json."""

@@ -1,7 +1,7 @@
-"""All that decides the numbers of a run, as one JSON object, and its fingerprint.
+"""The recipe: all that decides the numbers of a run, as one JSON object, and its fingerprint.
 
-Devices, workers, batch budgets and progress are not in it: they change the speed, not the vectors. Nor are
-names and places: the same files under another path are the same model.
+Devices, workers, batch budgets and progress are not part of it: they change the speed, not the vectors. Nor are
+names and paths: the same files under another path are the same model.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ def make_recipe(
     dtype: str,
     shipped: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The recipe of a run, everything resolved: no `auto`, no negative layer, no default left open.
+    """Returns the recipe of a run, with everything resolved: no `auto`, no negative layer, no open default.
 
     Args:
         model_type: architecture's name in transformers.
         files: SHA-256 of each of the model's files, by name.
-        lowercase: whether texts are lowercased.
+        lowercase: True if texts are lowercased.
         max_length: most tokens of a text, special tokens counted.
         on_long: truncate, chunk or error.
-        stride: tokens that two windows share; counts only with chunk.
-        chunk_pool: how the vectors of windows are combined; counts only with chunk.
-        prompt: put before each text.
-        level: what a vector is of: text, chunk, word, token or span.
-        groups: how rows become one vector a group, or None.
+        stride: tokens that two windows share; used only with chunk.
+        chunk_pool: how the vectors of windows are combined; used only with chunk.
+        prompt: text before each text.
+        level: unit of a vector: text, chunk, word, token or span.
+        groups: how rows become one vector per group, or None.
         layers: resolved layer numbers, in order.
         layer_agg: how they are aggregated.
-        pool: poolings, in order: of texts and windows, or of the tokens of words and spans; () = token vectors.
-        exclude_special: whether special tokens are left out of the pooling.
-        normalize: whether vectors are scaled to length 1.
-        truncate_dim: dimensions kept; None = all.
+        pool: poolings, in order: of texts and windows, or of the tokens of words and spans; () for token vectors.
+        poolers: identity of each trained pooler in `pool`, by its name there.
+        exclude_special: True if special tokens are left out of the pooling.
+        normalize: True if vectors are scaled to length 1.
+        truncate_dim: dimensions kept; None if all.
         precision: how vectors are stored.
-        dtype: what the model computes in.
-        poolers: what each pooler among `pool` is exactly, by its name there.
+        dtype: of the model's computation.
         shipped: the modules of the recipe that the model ships, in order, and the similarity that it names (which
-            decides no number); None where it is not followed.
+            decides no number); None if that recipe is not followed.
     """
     windows = {"stride": stride, "chunk_pool": None if level == "chunk" else chunk_pool}
     return {
@@ -91,30 +91,30 @@ def make_recipe(
 
 
 def canonical_json(content: Mapping[str, Any]) -> str:
-    """JSON with sorted keys and no spaces: one text for one content."""
+    """Returns JSON with sorted keys and no spaces, so that equal content gives equal text."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
+    """Returns the SHA-256 of a recipe (or a plan) as canonical JSON: 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def as_text(name: str) -> str:
-    """The name of a file as text that JSON and schemas take: bytes that are not UTF-8 are escaped."""
+    """Returns a file's name as text that JSON and schemas can hold: bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def model_name(typed: str, folder: Path, hub: str | None) -> str:
-    """What a model is called wherever an output tells of it; for people, and no part of the recipe.
+    """Returns the name of a model for people; it is not part of the recipe.
 
     Args:
-        typed: what was given as --model.
-        folder: where its files are.
+        typed: the value of --model.
+        folder: of its files.
         hub: its id on the hub, if it has one.
 
     Returns:
-        An alias or a hub id as typed; of a folder its own name alone, for paths tell of people and machines.
+        An alias or a hub id as typed; of a folder its last part alone, since paths name people and machines.
     """
     if hub is not None and not seems_folder(typed):
         return as_text(typed)

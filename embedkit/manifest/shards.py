@@ -1,27 +1,26 @@
-"""Input → shards. Pure: knows nothing of files, models, or how many workers there are.
+"""Cuts an input into shards, by rows and by characters, so that memory does not grow with the length of texts.
 
-A shard ends at so many rows, or at so much text, so that a table of very long notes is not held in memory
-by the thousand. Where it ends depends on the rows before it alone, so a stream can be cut as it comes.
+Where a shard ends depends on the rows before it alone, so a stream can be cut while it is read.
 """
 
 from __future__ import annotations
 
-#: Rows a shard has unless told otherwise: on 2 cores a minute of work, lost at most if a run is killed.
+#: Default rows of a shard: a minute of work on 2 cores, the most that a killed run loses.
 SHARD_ROWS = 4096
-#: On a pipe somebody waits for the first line.
+#: Fewer on a pipe, whose reader waits for the first line.
 SHARD_ROWS_STDOUT = 256
 SHARD_CHARACTERS = 64_000_000
-#: Values in the vectors of a shard (of 4 bytes each): vectors of many layers make shards of fewer rows.
+#: Most values in the vectors of a shard, of 4 bytes each: vectors of many layers mean fewer rows.
 _SHARD_VALUES = 64_000_000
 
 
 class ShardCutter:
-    """Tells at each row whether it opens a new shard.
+    """Decides at each row whether it starts a new shard.
 
     Args:
         shard_rows: most rows in a shard.
-        shard_characters: most characters of text, where a shard has more than one row.
-        longest: characters of a text that can go through the model, about; None = all of them.
+        shard_characters: most characters of text in a shard of more than one row.
+        longest: about the most characters of a text that go through the model; None if all.
     """
 
     def __init__(
@@ -32,16 +31,16 @@ class ShardCutter:
         self.longest = longest
         self.rows = 0
         self.starts: list[int] = []
-        #: Characters of each shard that go through the model, about: how long it will take.
+        #: About the characters of each shard that go through the model, to estimate its time.
         self.characters: list[int] = []
         self._characters = 0
 
     def count(self, characters: int) -> None:
-        """Count a row whose text has so many characters."""
+        """Counts a row whose text has so many characters."""
         self.opens_shard(characters)
 
     def opens_shard(self, characters: int) -> bool:
-        """Count a row whose text has so many characters; True if it opens a shard."""
+        """Counts a row whose text has so many characters; returns True if it starts a shard."""
         opened = self.starts[-1] if self.starts else 0
         opens = (
             not self.starts
@@ -59,10 +58,10 @@ class ShardCutter:
 
 
 def default_shard_rows(dims: int, *, to_stdout: bool) -> int:
-    """Rows a shard has where the user did not say, for vectors of about `dims` values."""
+    """Returns the default rows of a shard, for vectors of about `dims` values."""
     return max(64, min(SHARD_ROWS_STDOUT if to_stdout else SHARD_ROWS, _SHARD_VALUES // max(1, dims)))
 
 
 def default_shard_characters(dims: int) -> int:
-    """Characters a shard has where vectors grow with the text: about `dims` values for 400 characters of it."""
+    """Returns the default characters of a shard if a text has `dims` values per 400 characters."""
     return min(SHARD_CHARACTERS, 400 * _SHARD_VALUES // max(1, dims))

@@ -1,12 +1,10 @@
-"""A shard is done or it is not: files appear under their names only when whole, records after files.
+"""The folder of an output, and how shards are committed to it.
 
-Data goes to a temporary name in the folder where it will stay, is synced, renamed, and the folder synced;
-then the shard's record is made the same way. The record is the only truth: files without one do not count
-and are written again, and since the same shard gives the same bytes, writing it twice does no harm. So
-there are no locks. Plan, records and manifest are sealed (`seal.py`), so that a changed one is not believed.
-A record names its plan by the plan's SHA-256, and a run whose plan is no longer in place commits nothing more.
-What cannot be read is not absent: a disk that refuses ends the run, and nothing is removed or written again.
-Nothing is written through a symbolic link. Knows nothing of what is in the files.
+A shard's files appear under their names once they are complete and synced, then its record appears the same way.
+Files without a record do not count and are written again. There are no locks: the same shard gives the same bytes,
+so that writing it twice does no harm. A record names its plan by SHA-256, and a run whose plan has been replaced
+commits nothing more. A read error ends the run: what cannot be read is not treated as absent, and nothing is
+removed or written again. Nothing is written through a symbolic link.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord, VersionedFile
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
@@ -40,11 +38,12 @@ from embedkit.storage.filesystem import (
     remove_tree,
     sha256_of_file,
     stat_file,
+    write_file,
 )
 
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
 _DATA = ("embeddings", "metadata", "rejects")
-#: Everything that embedkit writes into an output folder; nothing else is ever removed from it.
+#: All that embedkit writes into an output folder; nothing else is ever removed from it.
 _OURS = (MANIFEST, COMMITS, PLAN, *_DATA)
 _OWN_FILE = re.compile(
     r"(plan|manifest)\.json|commits/\d{5,}\.json|(embeddings(/[^/]+)?|metadata|rejects)/part-\d{5,}\.\w+"
@@ -55,7 +54,7 @@ Create = Callable[[str], BinaryIO]
 
 
 class DamagedPlanError(OutputError):
-    """A plan that was read, and is not as it was written."""
+    """A plan that was read, and is damaged."""
 
 
 class OutputFolder:
@@ -67,39 +66,39 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: SHA-256 of the plan that this process works by, once it has read or written one.
+        #: SHA-256 of this process's plan, once it has read or written one.
         self.plan_sha256: str | None = None
-        #: Whether this process wrote the plan that is there.
+        #: True if this process wrote the plan.
         self.began = False
-        #: What tells that plan.json is still the same file, so that it is not read for every shard.
+        #: Of plan.json when it was last read, so that it is not read again for every shard.
         self._plan_seen: FileStat | None = None
-        #: Temporary files by the first part of their names; None until they are looked for.
+        #: Temporary files by the first part of their names; None until they are listed.
         self._temporary: defaultdict[str, list[Path]] | None = None
 
     def has_foreign_files(self) -> bool:
-        """Whether anything is there that embedkit did not write, in folders of its names too."""
+        """Returns True if there are files, at any depth, that embedkit did not write."""
         with as_read_error(self.path):
             if any(name not in _OURS and not is_temporary(name) for name in file_names(self.path)):
                 return True
             return any(not _is_own(name) for name, _ in list_files(self.path))
 
     def has_plan(self) -> bool:
-        """Whether a run was begun here."""
+        """Returns True if a run was begun here."""
         with as_read_error(self.path):
             return exists(self.path / PLAN)
 
     def has_shards(self) -> bool:
-        """Whether anything of a shard is here: a record, or a file under its final name."""
+        """Returns True if there is a record, or a file of a shard under its final name."""
         with as_read_error(self.path):
             names = (name for of in (COMMITS, *_DATA) for name, _ in list_files(self.path / of))
             return any(not is_temporary(Path(name).name) for name in names)
 
     def read_plan(self) -> Plan | None:
-        """The plan of a run that was started here, or None; the one that this process works by from now on.
+        """Reads the plan, which becomes this process's; None if no run was begun here.
 
         Raises:
-            DamagedPlanError: there is one that is not as it was written.
-            OutputError: there is one that cannot be read.
+            DamagedPlanError: the plan is damaged.
+            OutputError: it cannot be read, or a newer embedkit wrote it.
         """
         path = self.path / PLAN
         with as_read_error(path):
@@ -112,34 +111,34 @@ class OutputFolder:
             plan = Plan.parse(data, path)
         except ValueError:
             raise DamagedPlanError(
-                f"{path} cannot be read, or is not as it was written; nothing was changed",
+                f"{path} is damaged; nothing was changed",
                 hint="put plan.json back if there is a copy of it; else start again with --on-exists overwrite",
             ) from None
         self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen
         return plan
 
     def join_plan(self, plan: Plan) -> Plan:
-        """Write the plan unless another process was first.
+        """Writes the plan unless another process was first.
 
         Returns:
-            The plan that is there now, this one's or the other's; whoever calls compares them.
+            The plan in the folder, this one or the other process's; the caller compares them.
 
         Raises:
             OutputError: the folder cannot be made or written.
         """
         with as_output_error(self.path):
             make_folder(self.path / COMMITS)
-        self.began = self._write(PLAN, plan, replace=False)
+        self.began = write_file(self.path, PLAN, plan.serialize(), replace=False, sweep=False)
         found = self.read_plan()
         if found is None:
-            raise self._taken()
+            raise self._replaced()
         return found
 
-    def refuse_another_plan(self) -> None:
-        """See that the plan in place is the one that this process works by.
+    def check_plan(self) -> None:
+        """Checks that the plan in the folder is still this process's.
 
         Raises:
-            OutputError: another run has put its own there, or taken this one's away.
+            OutputError: another run has replaced or removed it.
         """
         if self.plan_sha256 is None:
             return
@@ -149,36 +148,31 @@ class OutputFolder:
                 seen = stat_file(path)
                 if seen != self._plan_seen:
                     if sha256_of_file(path) != self.plan_sha256:
-                        raise self._taken()
+                        raise self._replaced()
                     self._plan_seen = seen
             except FileNotFoundError:
-                raise self._taken() from None
+                raise self._replaced() from None
 
-    def _taken(self) -> OutputError:
+    def _replaced(self) -> OutputError:
         return OutputError(
-            f"another run has taken the place of this one in {self.path}: the plan there is no longer this run's",
-            hint="what is there is the other run's alone; start this one again with another place for -o",
+            f"another run has replaced this one in {self.path}: the plan there is no longer this run's",
+            hint="the files there are the other run's; start this one again with another place for -o",
         )
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of processes that are gone, whichever shard they were for.
-
-        One that cannot be removed stays; `verify` names it.
-        """
+        """Removes temporary files of dead processes. One that cannot be removed stays; `verify` names it."""
         with contextlib.suppress(OSError):
             for path in temporary_files(self.path, recursive=True):
                 if is_leftover(path):
                     remove_file(path)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write the manifest; the last thing, when every row is accounted for.
-
-        The hashes of the plan and of all records go with it.
-        """
+        """Writes the manifest, the last file, with the hashes of plan and records."""
         with as_read_error(self.path):
             plan_sha256, records_sha256 = self.hashes()
         manifest = replace(manifest, plan_sha256=plan_sha256, records_sha256=records_sha256)
-        self._write(MANIFEST, manifest, indent=2, check=self.refuse_another_plan)
+        data = manifest.serialize(indent=2)
+        write_file(self.path, MANIFEST, data, sweep=False, check=self.check_plan)
 
     def hashes(self) -> tuple[str, str]:
         """Returns the SHA-256 of plan.json, and that of all records, concatenated by number."""
@@ -188,22 +182,22 @@ class OutputFolder:
         return plan.hexdigest(), records.hexdigest()
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
-        """The number and the place of every record, in any order."""
+        """Yields the number and the path of every record, in any order."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in file_names(self.path / COMMITS):
                 if _RECORD.fullmatch(name):
                     yield int(name.partition(".")[0]), f"{self.path}/{COMMITS}/{name}"
 
     def committed(self, *, verify: bool = False) -> dict[int, ShardRecord]:
-        """Records of the shards that are done: by this plan, and their files are there with the recorded sizes.
+        """Reads the records of the shards that are done: of this plan, with files of the recorded sizes.
 
-        100,000 shards take 2 s: folders are listed, not asked for one file after another.
+        100,000 shards take 2 s, since folders are listed at once. Damaged records are left out.
 
         Args:
-            verify: hold the files against the recorded hashes, too.
+            verify: compare the files with the recorded hashes as well.
 
         Raises:
-            OutputError: a record or a file cannot be read. One that is read and found damaged does not count.
+            OutputError: a record or a file cannot be read.
         """
         records: dict[int, ShardRecord] = {}
         with as_read_error(self.path):
@@ -228,13 +222,13 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def shard(self, index: int) -> Iterator[ShardWriter]:
-        """Write a shard: files through `create`, then `commit`. What is not committed is removed.
+        """Writes a shard: its files by `create`, then `commit`. Files that are not committed are removed.
 
         Raises:
-            OutputError: the disk refuses, here or while the block writes its files.
+            OutputError: a file cannot be written, here or in the block.
         """
         files = new_files(self.path, sweep=False)
-        self.refuse_another_plan()
+        self.check_plan()
         with as_output_error(self.path):
             self._sweep(index)
             try:
@@ -243,9 +237,9 @@ class OutputFolder:
                 files.discard()
 
     def _sweep(self, index: int) -> None:
-        """Remove what processes that are gone left of a shard.
+        """Removes a shard's temporary files of dead processes.
 
-        The folder is listed once: for each of 100,000 shards anew, that took 0.5 s a shard.
+        The folder is listed once: once per shard took 0.5 s each with 100,000 shards.
         """
         if self._temporary is None:
             self._temporary = defaultdict(list)
@@ -257,12 +251,12 @@ class OutputFolder:
                     remove_file(path)
 
     def clear(self) -> None:
-        """Remove a former run: its records first, so that no moment looks like a finished shard.
+        """Removes a former run: its records first, so that no shard looks finished meanwhile.
 
-        What somebody else put among its files stays.
+        Files that embedkit did not write stay.
 
         Raises:
-            OutputError: something cannot be removed.
+            OutputError: a file cannot be removed.
         """
         with as_output_error(self.path):
             for name in _OURS:
@@ -280,23 +274,20 @@ class OutputFolder:
                     remove_file(path)
 
     def withdraw(self) -> None:
-        """Leave nothing behind of a run that this process began and that committed nothing.
-
-        Where anybody has committed a shard by its plan, or that cannot be known, all of it stays.
-        """
+        """Removes a run that this process began, unless a process has committed a shard of it, or may have."""
         if not self.began:
             return
         with contextlib.suppress(OutputError, OSError):
-            self.refuse_another_plan()
+            self.check_plan()
             if not any(True for _ in self.record_paths()):
                 self.clear()
                 remove_empty(self.path)
 
-    def refuse_links(self) -> None:
-        """See that nothing would be written through a symbolic link.
+    def check_no_links(self) -> None:
+        """Checks that neither the folder nor anything that embedkit writes into is a symbolic link.
 
         Raises:
-            OutputError: the folder is one, or what embedkit writes into is.
+            OutputError: one of them is.
         """
         for path in (self.path, *(self.path / name for name in _OURS)):
             check_no_link(path)
@@ -308,27 +299,8 @@ class OutputFolder:
                 and (not verify or sha256_of_file(self.path / file.path) == file.sha256)
                 for file in record.files
             )
-        except FileNotFoundError:  # it has gone since the folders were listed
+        except FileNotFoundError:  # removed since the folders were listed
             return False
-
-    def _write(
-        self,
-        name: str,
-        content: VersionedFile,
-        *,
-        indent: int | None = None,
-        replace: bool = True,
-        check: Callable[[], None] = lambda: None,
-    ) -> bool:
-        """Write one of embedkit's own files. Returns whether it has the name, and no other was first."""
-        files = new_files(self.path, sweep=False)
-        try:
-            with as_output_error(self.path / name), files.create(name) as file:
-                file.write(content.serialize(indent=indent))
-            files.publish(replace=replace, check=check)
-        finally:
-            files.discard()
-        return not files.taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,33 +312,33 @@ class ShardWriter:
     files: AtomicFiles
 
     def create(self, name: str) -> BinaryIO:
-        """A new file for a path in the output folder; nobody sees it before `commit`."""
+        """Opens a new file for a path in the output folder; it appears on `commit`."""
         return self.files.create(name)
 
     def commit(self, record: ShardRecord) -> ShardRecord:
-        """Puts the files in place, then the record with the files' sizes and hashes.
+        """Publishes the files, then the record.
 
         Returns:
-            The record.
+            The record with the files' sizes and hashes.
 
         Raises:
             OutputError: the disk is full, the folder cannot be written, or another run has taken its place.
         """
         folder = self.folder
-        files = self.files.publish(check=folder.refuse_another_plan)
+        files = self.files.publish(check=folder.check_plan)
         record = replace(record, files=tuple(files), plan_sha256=folder.plan_sha256)
         name = f"{COMMITS}/{self.index:05d}.json"
-        folder._write(name, record, check=folder.refuse_another_plan)  # noqa: SLF001
+        write_file(folder.path, name, record.serialize(), sweep=False, check=folder.check_plan)
         return record
 
 
 def _is_own(name: str) -> bool:
-    """Whether a file is one that embedkit writes, or wrote and did not get to name, by its path in the folder."""
+    """Returns True if the path in the folder is one of embedkit's files, temporary ones included."""
     return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)
 
 
 def _record(path: str) -> ShardRecord | None:
-    """A record, or None where it is gone or damaged; an error of the disk is neither, and goes on."""
+    """Reads a record; None if it is missing or damaged. Other disk errors are raised."""
     try:
         return ShardRecord.parse(read_file(path), Path(path))
     except (FileNotFoundError, ValueError):

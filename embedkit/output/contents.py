@@ -1,7 +1,4 @@
-"""What the files of a shard (or of a single-file output) hold, counted by reading all of it.
-
-A piece is in memory at a time. Knows nothing of records and plans: others compare.
-"""
+"""Counts the content of a shard's files, or of a single-file output, by reading all of it, a batch at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class Contents:
         vectors: rows that have a vector, in every variant.
         statuses: status → rows.
         tokens: sums of `n_tokens` and of `n_used`.
-        finite: no number is NaN or infinite.
+        finite: True if no number is NaN or infinite.
         ids: [rows], in order.
     """
 
@@ -43,9 +40,9 @@ class Contents:
     ids: Sequence[str | None]
 
     def ids_as_numbers(self) -> list[int] | None:
-        """The ids as row numbers, nulls left out; None if one of them is not a number as embedkit writes it.
+        """Returns the ids as row numbers; None if one of them is not a number as embedkit writes it.
 
-        A row that could not be read and was kept as null has no id.
+        Nulls are left out: a row that could not be read and was kept as null has no id.
         """
         ids = [identity for identity in self.ids if identity is not None]
         try:
@@ -56,26 +53,26 @@ class Contents:
 
 
 def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
-    """Read everything in the files of one shard or one output, page checksums and all.
+    """Reads the files of one shard or one output, and verifies their page checksums.
 
     Raises:
-        OutputError: they cannot be read, or two of them do not have the same rows.
+        OutputError: a file cannot be read, or two files do not have the same rows.
     """
     rows = vectors = 0
     statuses, tokens = Counter[str](), Counter[str](n_tokens=0, n_used=0)
     finite = True
     ids: list[str | None] = []
     with readable(files[0]):
-        for piece in sink.read(files, sink.layout.variants):
-            rows += len(piece.facts)
-            vectors += int(piece.has_vector.sum())
-            statuses.update(piece.facts["status"].to_pylist())
-            tokens.update({name: pc.sum(piece.facts[name]).as_py() or 0 for name in tokens})
-            ids += piece.facts["id"].to_pylist()
-            for held in piece.vectors.values():
-                if len(held) != piece.has_vector.sum():
+        for batch in sink.read(files, sink.layout.variants):
+            rows += len(batch.facts)
+            vectors += int(batch.has_vector.sum())
+            statuses.update(batch.facts["status"].to_pylist())
+            tokens.update({name: pc.sum(batch.facts[name]).as_py() or 0 for name in tokens})
+            ids += batch.facts["id"].to_pylist()
+            for held in batch.vectors.values():
+                if len(held) != batch.has_vector.sum():
                     raise OutputError(
-                        f"holds {len(held):,} vectors beside {int(piece.has_vector.sum()):,} rows that have one",
+                        f"holds {len(held):,} vectors for {int(batch.has_vector.sum()):,} rows that have one",
                         hint="encode again with --on-exists overwrite",
                     )
                 arrays = [held] if isinstance(held, np.ndarray) else held
@@ -86,7 +83,7 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
 
 
 def damaged_rejects(path: Path, record: ShardRecord) -> bool:
-    """Whether a list of rejects is other than its record says: so many rows of the shard, in their order."""
+    """Returns True if a list of rejects does not have as many rows of the shard, in order, as its record says."""
     try:
         rows = [json.loads(line)["row"] for line in read_file(path).splitlines()]
         ordered = all(before <= after for before, after in pairwise(rows))

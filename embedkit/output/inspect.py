@@ -1,8 +1,4 @@
-"""What is in an output: rows, vectors, receipts, norms, files; finished or not.
-
-Knows nothing of the command line: `lines` makes text, someone else shows it. A shard at a time is
-in memory, however large the output.
-"""
+"""Inspects an output, finished or not: rows, vectors, receipts, norms, files. A batch at a time is in memory."""
 
 from __future__ import annotations
 
@@ -19,8 +15,8 @@ import pyarrow.compute as pc
 
 from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
 from embedkit.output.commit import OutputFolder
-from embedkit.output.norms import NormTally, VectorNorms
 from embedkit.output.open import Stored, open_stored, read_versioned
+from embedkit.output.vector_norms import NormCounter, VectorNorms
 from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
@@ -29,19 +25,19 @@ from embedkit.types import STATUSES
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `embedkit inspect` tells.
+    """What `embedkit inspect` shows.
 
     Attributes:
         path: the folder or file.
-        complete: every row is accounted for.
-        rows: rows of the whole output; of an unfinished one, rows planned.
+        complete: True if every row is accounted for.
+        rows: of the whole output; of an unfinished one, rows planned.
         shards: (done, planned).
-        done: row ranges [start, stop) that are committed, joined where they touch.
-        format, precision: None where an unfinished output does not say yet.
-        dims: variant's name → D.
-        norms: variant's name → lengths; only of finished outputs whose numbers are floats.
-        model: what it is called; None where the output does not say.
-        files, bytes: of the vectors and facts, without the records.
+        done: row ranges [start, stop) that are committed, adjacent ones merged.
+        totals: counts over the rows that are done.
+        dims: D by the variant's name.
+        norms: by the variant's name; only of finished outputs whose numbers are floats.
+        files, bytes: of vectors and metadata, without the records.
+        model: its name; None if the output does not say.
     """
 
     path: Path
@@ -50,8 +46,8 @@ class Inspection:
     shards: tuple[int, int]
     done: tuple[tuple[int, int], ...]
     totals: Totals
-    format: str | None
-    precision: str | None
+    format: str
+    precision: str
     dims: Mapping[str, int]
     recipe: Json
     fingerprint: str | None
@@ -67,10 +63,10 @@ class Inspection:
 
 
 def inspect_output(path: str | Path) -> Inspection:
-    """Look at a folder, finished or not, or at a .parquet, .arrow, .npy or .jsonl file.
+    """Inspects a folder, finished or not, or a .parquet, .arrow, .npy or .jsonl file.
 
     Raises:
-        OutputError: there is nothing, a file is damaged, or embedkit did not write it.
+        OutputError: there is no output, a file is damaged, or embedkit did not write it.
     """
     path = Path(path)
     with as_read_error(path):
@@ -102,36 +98,36 @@ def inspect_output(path: str | Path) -> Inspection:
 
 
 def lines(inspection: Inspection) -> list[str]:
-    """What a person reads; no content of any row is in it."""
+    """Returns the lines that `embedkit inspect` prints; none has content of a row."""
     it, totals = inspection, inspection.totals
     shards_done, shards = it.shards
-    told = [
+    shown = [
         f"{it.path}: {'complete' if it.complete else f'NOT FINISHED, {shards_done} of {shards} shards done'}",
         f"rows       {it.rows:,}, {totals.vectors:,} with a vector",
     ]
     if not it.complete:
         ranges = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in it.done) or "none"
-        told.append(f"done       {totals.rows:,} rows: {ranges}")
-    told += [f"vectors    {name or 'embedding'}: {dims} x {it.precision}" for name, dims in it.dims.items()]
-    told += [
+        shown.append(f"done       {totals.rows:,} rows: {ranges}")
+    shown += [f"vectors    {name or 'embedding'}: {dims} x {it.precision}" for name, dims in it.dims.items()]
+    shown += [
         f"norms      {name or 'embedding'}: min {n.minimum:.4g}, median {n.median:.4g}, max {n.maximum:.4g}"
         for name, n in it.norms.items()
     ]
     words = sorted(totals.statuses, key=lambda word: (_rank(word), word))
-    told.append("status     " + (", ".join(f"{word} {totals.statuses[word]:,}" for word in words) or "none"))
-    told.append(
+    shown.append("status     " + (", ".join(f"{word} {totals.statuses[word]:,}" for word in words) or "none"))
+    shown.append(
         f"tokens     {totals.n_tokens:,}, {totals.n_used:,} used; "
         f"{totals.truncated_share:.1%} of rows truncated, {totals.lost_share:.1%} of tokens lost"
     )
-    told.append(f"files      {it.files:,} ({it.format or 'format not known yet'}), {it.bytes / 1e6:,.1f} MB")
+    shown.append(f"files      {it.files:,} ({it.format}), {it.bytes / 1e6:,.1f} MB")
     if it.model is not None:
-        told.append(f"model      {it.model}")
-    told.append(f"recipe     {it.fingerprint or 'not in this file; a folder or a .parquet file carries it'}")
-    return told + [f"           {line}" for line in _recipe_lines(it.recipe)]
+        shown.append(f"model      {it.model}")
+    shown.append(f"recipe     {it.fingerprint or 'not in this file; a folder or a .parquet file carries it'}")
+    return shown + [f"           {line}" for line in _recipe_lines(it.recipe)]
 
 
 def _recipe_lines(recipe: Json) -> Iterator[str]:
-    """A line a field, as JSON; of the model's files the weights alone, since the others are many."""
+    """Yields a line of JSON for each field; of the model's files the weights only."""
     for key, value in recipe.items():
         if not (isinstance(value, dict) and "files" in value):
             yield f"{key}: {json.dumps(value, ensure_ascii=False)}"
@@ -193,31 +189,31 @@ def _rank(word: str) -> int:
 
 
 def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
-    """Receipts and norms by the files themselves, a piece at a time."""
+    """Returns counts and norms by reading the files."""
     variants = stored.layout.variants
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
-    tallies = {variant.name: NormTally() for variant in variants if has_floats}
-    total, status = Counter[str](), Counter[str]()
-    in_texts = _Texts(stored.recipe.get("level"))
-    for piece in stored.pieces(variants):
-        total.update(rows=len(piece.facts), vectors=int(piece.has_vector.sum()))
-        texts = in_texts.of(piece.facts)
+    tallies = {variant.name: NormCounter() for variant in variants if has_floats}
+    total, statuses = Counter[str](), Counter[str]()
+    text_starts = _TextStarts(stored.recipe.get("level"))
+    for batch in stored.batches(variants):
+        total.update(rows=len(batch.facts), vectors=int(batch.has_vector.sum()))
+        texts = text_starts.of(batch.facts)
         total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
-        status.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
+        statuses.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
         for variant in variants if has_floats else ():
-            held = piece.vectors[variant.name]
+            held = batch.vectors[variant.name]
             if not isinstance(held, np.ndarray):
                 held = np.concatenate(held) if held else np.empty((0, variant.dims), np.float32)
             tallies[variant.name].add(stored.finite_floats(held, variant))
-    totals = Totals(total["rows"], total["vectors"], dict(status), total["n_tokens"], total["n_used"])
+    totals = Totals(total["rows"], total["vectors"], dict(statuses), total["n_tokens"], total["n_used"])
     return totals, {name: tally.norms() for name, tally in tallies.items() if tally.count}
 
 
-class _Texts:
-    """Finds the rows that open a text, where a text has a row for each of its units.
+class _TextStarts:
+    """Finds the first row of each text, if a text has a row for each of its units.
 
     Args:
-        level: of the output; None = its columns tell.
+        level: of the output; None if its columns decide.
     """
 
     def __init__(self, level: str | None) -> None:
@@ -225,20 +221,20 @@ class _Texts:
         self.before: tuple[str | None, int] | None = None
 
     def of(self, facts: pa.Table) -> pa.Table:
-        """The rows of a piece that open a text: the id changes there, or the units' number does not go up."""
-        level = self.level or _level_told(facts)
+        """Returns the rows at which a text starts: the id changes, or the unit's number does not increase."""
+        level = self.level or _level_of_columns(facts)
         if level == "text" or not len(facts):
             return facts
         ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
         rows = list(zip(ids, numbers, strict=True))
         before = self.before or (None, numbers[0])
-        opens = [row[0] != last[0] or row[1] <= last[1] for last, row in pairwise([before, *rows])]
+        starts = [row[0] != last[0] or row[1] <= last[1] for last, row in pairwise([before, *rows])]
         self.before = rows[-1]
-        return facts.filter(pa.array(opens))
+        return facts.filter(pa.array(starts))
 
 
-def _level_told(facts: pa.Table) -> str:
-    """The level by the columns that only its units have; JSON Lines say nothing else of it."""
+def _level_of_columns(facts: pa.Table) -> str:
+    """Returns the level by the columns that its units have, since JSON Lines hold no recipe."""
     types = dict(zip(facts.column_names, facts.schema.types, strict=True))
     return next(
         (
@@ -251,7 +247,7 @@ def _level_told(facts: pa.Table) -> str:
 
 
 def _of_text(row: Json) -> str:
-    """The status of a text by the row that opens it; that of a span which was cut away is the span's own."""
+    """Returns the status of a text by its first row; `outside` is the status of a span only."""
     if row["status"] == "outside":
         return "truncated" if row["n_used"] < row["n_tokens"] else "ok"
     return str(row["status"])

@@ -1,11 +1,10 @@
-"""A finished output, opened: which files it has, what its columns are, its vectors as numbers.
+"""Opens finished outputs: their files, their columns, their vectors as numbers. Needs no model and no options.
 
-No file is parsed here before it is known to be harmless: by its SHA-256 where a record holds one, else by a child
-process that parses it first.
+An output describes itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema metadata, an
+.npy array by its metadata file, JSON Lines by their keys.
 
-An output explains itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema
-metadata, an array by the file of facts beside it, JSON Lines by their keys. Knows nothing of
-models, and does not need the run's options.
+No file is parsed before it is known to be safe: by the SHA-256 in its record, else because a child process has
+parsed it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from embedkit.output.formats.base import Sink
 from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.formats.schema import ARRAYS_KEY, LAYOUT_KEY, REJECTS_KEY, Layout
+from embedkit.output.formats.schema import ARRAYS_KEY, REJECTS_KEY, Layout
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (
@@ -62,7 +61,7 @@ AnyFile = TypeVar("AnyFile", bound=VersionedFile)
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
 _WHERE = "check the path given to `embedkit encode -o`"
-#: Files beside a missing one that are looked through for what was meant.
+#: Files in the folder of a missing one that are searched for a similar name.
 _SIBLINGS = 10_000
 _MIXED = (
     "a run was stopped while it replaced them: the same command with --on-exists resume goes on, "
@@ -73,19 +72,20 @@ _VERIFY = "`embedkit verify` names everything in an output that is not as it was
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An output that is whole.
+    """A finished output.
 
     Attributes:
         format: parquet, npy, jsonl or arrow.
-        parts: the files of each shard, in order; of a single-file output, its files alone.
-        recipe: what decided the numbers; {} where the format has no place for it.
-        fingerprint: of the recipe, or None.
+        sink: the format with the layout of this output; its kept types are unknown, and not needed to read.
+        parts: the files of each shard, in order; of a single-file output, one part.
+        recipe: all that decided the numbers; {} for JSON Lines, which cannot hold it.
+        fingerprint: of the recipe; None without one.
         int8_ranges: by the variant's name; of int8 only.
-        rows, vectors: what the manifest counts; None without a manifest.
-        records: of the shards of a folder, in the order of `parts`; () for a single file.
-        checks: whether files are held against their hashes, or parsed by a child process, before they are read.
-        source: what the model is called, and where it is from.
+        rows, vectors: counts of the manifest; None without one.
+        source: the model's name and origin.
         input: what was read; None if the output does not say.
+        records: paths of the shards' records, in the order of `parts`; () for a single file.
+        checks: True if files are compared with their hashes, or parsed by a child process, before they are read.
     """
 
     format: str
@@ -100,57 +100,57 @@ class Stored:
     input: InputFacts | None = None
     records: tuple[Path, ...] = ()
     checks: bool = True
-    #: Files that were found harmless, and the columns that were left out there.
-    _harmless: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
+    #: Files that were found safe, and the columns that were left out of the check.
+    _safe: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> Layout:
-        """The columns; its kept types are not known, and not needed to read."""
+        """The columns."""
         return self.sink.layout
 
-    def pieces(self, asked: Sequence[Variant]) -> Iterator[RecordBatch]:
-        """All rows in order, with the vectors of the variants `asked`, in the stored precision.
+    def batches(self, asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+        """Yields all rows in order, with the vectors of the variants `asked`, in the stored precision.
 
         Raises:
             OutputError: a file is missing or damaged.
         """
-        for place, files in enumerate(self.parts):
+        for part, files in enumerate(self.parts):
             with readable(files[0]):
-                self.refuse_damaged(place, asked)
+                self.check_part(part, asked)
                 yield from self.sink.read(files, asked)
 
-    def refuse_damaged(self, place: int, asked: Sequence[Variant]) -> None:
-        """See that the files of one part can be parsed; each is looked at once.
+    def check_part(self, part: int, asked: Sequence[Variant]) -> None:
+        """Checks that the files of one part can be parsed; each is checked once.
 
         Args:
-            place: of the part among `parts`.
+            part: its index in `parts`.
             asked: the variants that will be read.
 
         Raises:
-            OutputError: a file is missing, is not what its record says, or cannot be parsed.
+            OutputError: a file is missing, differs from its record, or cannot be parsed.
         """
         if not self.checks:
             return
-        files, variants = self.parts[place], self.layout.variants
+        files, variants = self.parts[part], self.layout.variants
         unasked = frozenset(variant.column for variant in variants if variant not in asked)
         if self.format == "npy":
             files = (*(files[variants.index(variant)] for variant in asked), files[-1])
-        new = [file for file in files if not self._harmless.get(file, unasked | {""}) <= unasked]
-        hashes = _recorded(self.records[place], self.parts[place]) if self.records and new else {}
+        new = [file for file in files if not self._safe.get(file, unasked | {""}) <= unasked]
+        hashes = _recorded(self.records[part], self.parts[part]) if self.records and new else {}
         for file in new:
             if hashes.get(file):
                 if sha256_of_file(file) != hashes[file]:
                     raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=_VERIFY)
-                self._harmless[file] = frozenset()
+                self._safe[file] = frozenset()
             else:
-                refuse_unparsable(file, without=unasked)
-                self._harmless[file] = unasked
+                check_parsable(file, without=unasked)
+                self._safe[file] = unasked
 
     def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
-        """As `floats`, of vectors that are as they were committed: none of them with a NaN or an infinity.
+        """As `floats`, and checks for NaN and infinities, which are never committed.
 
         Raises:
-            OutputError: a number is not finite; and see `floats`.
+            OutputError: a number is not finite; see also `floats`.
         """
         numbers = self.floats(vectors, variant)
         if not np.isfinite(numbers).all():
@@ -158,7 +158,7 @@ class Stored:
         return numbers
 
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
-        """[V, width] as stored → float32 [V, D]: widened, de-quantised, or a bit a value.
+        """[V, width] as stored → float32 [V, D]: widened, dequantised, or one value per bit.
 
         Raises:
             OutputError: int8 without the ranges that it was quantised with.
@@ -169,8 +169,8 @@ class Stored:
             case "int8":
                 if variant.name not in self.int8_ranges:
                     raise OutputError(
-                        f"{variant.column} is int8, and the ranges to turn it into floats are not with it",
-                        hint="read the folder that has the manifest.json with `int8_ranges`",
+                        f"{variant.column} is int8, and its ranges are missing",
+                        hint="read the folder whose manifest.json has `int8_ranges`",
                     )
                 return self.int8_ranges[variant.name].restore(vectors)
             case _:
@@ -178,16 +178,16 @@ class Stored:
 
 
 def open_stored(path: Path, *, checks: bool = True) -> Stored:
-    """Open a folder, or a .parquet, .arrow, .npy or .jsonl file.
+    """Opens a folder, or a .parquet, .arrow, .npy or .jsonl file.
 
     Args:
         path: of the output.
         checks: see Stored.
 
     Raises:
-        OutputError: there is nothing, it is not finished, or embedkit did not write it.
+        OutputError: there is no output, it is not finished, or embedkit did not write it.
     """
-    refuse_missing(path)
+    check_exists(path)
     with as_read_error(path):
         if is_folder(path):
             return replace(_open_folder(path), checks=checks)
@@ -197,26 +197,31 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
             f"{path}: an output is a folder or a file that ends in {', '.join('.' + f for f in FORMATS)}",
             hint=_NOT_OURS,
         )
-    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
-    with as_read_error(explains):
-        explained = exists(explains)
-    if not explained:
+    describing = describing_file(path)
+    with as_read_error(describing):
+        is_described = exists(describing)
+    if not is_described:
         raise OutputError(
-            f"{explains}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
+            f"{describing}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
         )
-    with readable(explains):
+    with readable(describing):
         if checks:
-            refuse_unparsable(explains, part="none")
-        return replace(_open_file(path, form, _own_layout(explains, form)), checks=checks)
+            check_parsable(describing, part="none")
+        return replace(_open_file(path, form, _own_layout(describing, form)), checks=checks)
 
 
-def refuse_missing(path: Path) -> None:
-    """See that there is something where an output is looked for.
+def describing_file(path: Path) -> Path:
+    """Returns the file that describes a single-file output: its own, or the metadata of an .npy array."""
+    return path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
+
+
+def check_exists(path: Path) -> None:
+    """Checks that there is a file or folder.
 
     Raises:
-        OutputError: there is nothing, or it cannot be looked at.
+        OutputError: there is none, or the path cannot be accessed.
     """
-    # Arrays of several variants have names of their own; the file of facts is there whatever they are.
+    # Arrays of several variants have other names; the metadata file has this one.
     if path.suffix == ".npy" and seems_there(path.with_name(metadata_name(path.name))):
         return
     with readable(path):
@@ -236,16 +241,16 @@ def refuse_missing(path: Path) -> None:
     raise OutputError(f"{path} does not exist", hint=hint)
 
 
-def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str] = ()) -> None:
-    """See that a Parquet or Arrow file does not end the process that parses it; others cannot.
+def check_parsable(path: Path, *, part: str = "all", without: Collection[str] = ()) -> None:
+    """Checks that a Parquet or Arrow file can be parsed without ending the process; other formats always can.
 
     Args:
         path: of the file.
-        part: all, or none: what describes the file alone.
+        part: all, or none for the schema only.
         without: columns that will not be read.
 
     Raises:
-        OutputError: a child process that parsed it came to an error or to its end.
+        OutputError: a child process that parsed it failed or died.
     """
     form = path.suffix.removeprefix(".")
     if form in {"parquet", "arrow"} and (fault := probe_file(path, form, part=part, without=without)) is not None:
@@ -253,15 +258,15 @@ def refuse_unparsable(path: Path, *, part: str = "all", without: Collection[str]
 
 
 def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of a shard's files by its record; {} where there is none."""
+    """Returns the SHA-256 of a shard's files by its record; {} without a record."""
     if not exists(record):
         return {}
     by_name = {file.path: file.sha256 for file in read_versioned(ShardRecord, record).files}
     return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
 
 
-def made_by(path: Path) -> Mapping[str, str]:
-    """What a single-file output says of its making: recipe, fingerprint, input; {} for JSON Lines.
+def schema_metadata(path: Path) -> Mapping[str, str]:
+    """Returns the schema metadata of a single-file output: recipe, fingerprint, input; {} for JSON Lines.
 
     Raises:
         OutputError: it cannot be read.
@@ -269,25 +274,20 @@ def made_by(path: Path) -> Mapping[str, str]:
     form = path.suffix.removeprefix(".")
     if form == "jsonl":
         return {}
-    explains = path.with_name(metadata_name(path.name)) if form == "npy" else path
-    with readable(explains):
-        refuse_unparsable(explains, part="none")
-        schema = pa.ipc.open_file(explains).schema if form == "arrow" else pq.read_schema(explains)
-        return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    describing = describing_file(path)
+    with readable(describing):
+        check_parsable(describing, part="none")
+        return _text_metadata(_schema(describing, form))
 
 
 def former_files(path: Path) -> tuple[str, ...]:
-    """Names of the files that a single-file output consists of; its own alone if it does not say.
+    """Returns the names of the files of a single-file output; its own alone if it does not say.
 
     Raises:
         OutputError: it cannot be read.
     """
-    described = json.loads(made_by(path).get(LAYOUT_KEY, "{}"))
-    if path.suffix != ".npy" or not described:
-        return (path.name,)
-    variants = tuple(Variant(**variant) for variant in described["variants"])
-    layout = Layout(variants, described["precision"], described["token_vectors"], {}, {})
-    return make_sink("npy", layout).merged_files(path.name)
+    layout = Layout.described_by(schema_metadata(path)) if path.suffix == ".npy" else None
+    return (path.name,) if layout is None else make_sink("npy", layout).merged_files(path.name)
 
 
 def read_versioned(kind: type[AnyFile], path: Path) -> AnyFile:
@@ -307,20 +307,20 @@ def _open_folder(path: Path) -> Stored:
             raise OutputError(
                 f"{path} is not finished: it has no manifest.json",
                 hint="run the same `embedkit encode` again with --on-exists resume; "
-                "`embedkit inspect` tells which rows are done",
+                "`embedkit inspect` shows which rows are done",
             )
         raise OutputError(f"{path} is not an output of embedkit: it has no manifest.json", hint=_NOT_OURS)
     manifest = read_versioned(Manifest, manifest_path)
     with readable(manifest_path):
         plan = path / "plan.json"
-        # A copy may be without the plan, and a manifest of an older embedkit does not name it.
+        # A copy may lack the plan, and manifests of older versions do not name it.
         if manifest.plan_sha256 and exists(plan) and sha256_of_file(plan) != manifest.plan_sha256:
             raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
         form, shards = manifest.format, manifest.stored_shards
         layout = Layout(manifest.variants, manifest.precision, bool(manifest.token_vectors), {}, {})
         sink = make_sink(form, layout)
         if manifest.token_vectors is None and shards and form != "npy":
-            refuse_unparsable(path / sink.files(shards[0])[0], part="none")
+            check_parsable(path / sink.files(shards[0])[0], part="none")
             own = _own_layout(path / sink.files(shards[0])[0], form)
             sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
         return Stored(
@@ -361,15 +361,15 @@ def _int8_ranges(stored: Int8Ranges) -> dict[str, Int8Range]:
 
 
 def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
-    """Which of a single-file output's files are not those that were written with the others, a sentence each.
+    """Yields a sentence for each file of a single-file output that was not written with the others.
 
     Args:
-        files: of the output; the last one tells of the others.
-        layout: as that one tells it. What embedkit wrote before it named the others is taken as it is.
-        whole: compare hashes of whole files, and the list of rejects; else sizes and samples of arrays alone.
+        files: of the output; the last one describes the others.
+        layout: read from that one. Outputs of old versions do not name the others, and are not checked.
+        whole: compare hashes of whole files, and the list of rejects; else only sizes and samples of arrays.
 
     Raises:
-        OSError: one of them cannot be read.
+        OSError: a file cannot be read.
     """
     arrays = json.loads(layout.metadata.get(ARRAYS_KEY, "{}"))
     for variant, path in zip(layout.variants, files, strict=False):
@@ -387,20 +387,25 @@ def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterat
 
 
 def _own_layout(path: Path, form: str) -> Layout:
-    """The layout that a file tells itself: in its schema's metadata, or by its keys."""
+    """Returns the layout that a file describes, in its schema's metadata or by its keys."""
     if form == "jsonl":
         return sniff(path)
-    schema = map_table(path).schema if form == "arrow" else pq.read_schema(path)
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    described = json.loads(metadata.get(LAYOUT_KEY, "{}"))
-    variants = tuple(Variant(**variant) for variant in described.get("variants", ()))
-    has_columns = form == "npy" or {variant.column for variant in variants} <= set(schema.names)
-    if not described or not has_columns:
+    schema = _schema(path, form)
+    layout = Layout.described_by(_text_metadata(schema))
+    if layout is None or not (form == "npy" or {of.column for of in layout.variants} <= set(schema.names)):
         raise OutputError(f"{path} is not an output of embedkit: its schema names no vectors", hint=_NOT_OURS)
-    return Layout(variants, described["precision"], described["token_vectors"], {}, metadata)
+    return layout
 
 
-#: What libraries raise over bytes that are not as they were written: pyarrow, numpy, orjson, json and zlib.
+def _schema(path: Path, form: str) -> pa.Schema:
+    return map_table(path).schema if form == "arrow" else pq.read_schema(path)
+
+
+def _text_metadata(schema: pa.Schema) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
+
+#: Raised by pyarrow, numpy, orjson, json and zlib for damaged bytes.
 _BROKEN = (
     *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
     *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError),
@@ -409,7 +414,7 @@ _BROKEN = (
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What goes wrong inside is told as a file that cannot be read."""
+    """Raises an OutputError that names the file for any error of the block that damaged bytes may cause."""
     try:
         yield
     except EmbedkitError:
@@ -430,7 +435,7 @@ def _damaged(path: Path, cause: str) -> OutputError:
 
 
 def _unreadable(path: Path, error: OSError) -> OutputError:
-    """A file that the system does not hand out is no damaged one."""
+    """Returns the error for a file that the system does not let be read, which need not be damaged."""
     return OutputError(
         f"{error.filename or path} cannot be read: {os.strerror(error.errno or 0)}",
         hint="fix the disk or the permissions, then run the same command again",

@@ -106,7 +106,7 @@ class Embeddings:
     @cached_property
     def table(self) -> pa.Table:
         """[R] id, kept columns and receipt of every stored row (of .npy: those with a vector)."""
-        tables = [piece.facts for piece in self._stored.pieces(())]
+        tables = [piece.facts for piece in self._stored.batches(())]
         return _concatenate(tables) if tables else self._stored.layout.facts_schema().empty_table()
 
     def variant(self, name: str) -> NDArray[np.float32]:
@@ -168,7 +168,7 @@ def _load(stored: Stored, variant: Variant) -> _Column:
     masks = [np.zeros(0, np.bool_)]
 
     def pieces() -> Iterator[Vectors]:
-        for piece in stored.pieces([variant]):
+        for piece in stored.batches([variant]):
             masks.append(piece.has_vector)
             yield piece.vectors[variant.name]
 

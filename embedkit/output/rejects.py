@@ -1,4 +1,4 @@
-"""Rows that a reader of the output would miss: where they are and why. No content."""
+"""Lists of rejects: rows that are missing from an output or have no vector, where they are and why. No content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST_LINE = 2**20
 
 
 def lists_rejects(path: Path) -> bool:
-    """Check whether a file is a list of rejects, by the keys of its first line.
+    """Returns True if a file is a list of rejects, by the keys of its first line.
 
     Raises:
         OSError: it cannot be read.
@@ -30,9 +30,9 @@ def lists_rejects(path: Path) -> bool:
 
 
 def write_rejects(shard: EncodedShard, create: Create) -> None:
-    """Write `rejects/part-00000.jsonl`, {row, file, offset, code} a line, if there is anything to list.
+    """Writes `rejects/part-00000.jsonl`, a line {row, file, offset, code} per reject, unless there are none.
 
-    A row whose vector is not finite also tells the `layer` from which on its states are not.
+    A row whose vector is not finite also has the `layer` from which on its states are not.
     """
     if not shard.rejects:
         return

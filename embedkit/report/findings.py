@@ -168,7 +168,7 @@ def _totals(scan: OutputScan) -> Totals:
 
 def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
     """Checks by the first rows that the requested columns exist, before all rows are read."""
-    first = next(stored.pieces(()), None)
+    first = next(stored.batches(()), None)
     kept = [] if first is None else [name for name in first.facts.column_names if name not in {"id", *RECEIPT}]
     requested = [
         *([("--color", config.color)] if config.color else []),

@@ -21,8 +21,8 @@ from embedkit.arrow_values import plain_values
 from embedkit.errors import UsageError
 from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.schema import RECEIPT
-from embedkit.output.norms import NormTally
 from embedkit.output.open import Stored
+from embedkit.output.vector_norms import NormCounter
 from embedkit.report.geometry import unit
 from embedkit.types import Variant
 
@@ -91,7 +91,7 @@ def blocks(stored: Stored, variant: Variant) -> Iterator[Block]:
         OutputError: a file is missing or damaged.
     """
     start = 0
-    for piece in stored.pieces([variant]):
+    for piece in stored.batches([variant]):
         ends = np.concatenate([[0], np.cumsum(piece.has_vector)])
         for first in range(0, len(piece.facts), _ROWS):
             last = min(first + _ROWS, len(piece.facts))
@@ -169,7 +169,7 @@ class OutputScan:
     status: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     n_used: int = 0
-    norms: NormTally = field(default_factory=NormTally)
+    norms: NormCounter = field(default_factory=NormCounter)
     by_id: dict[str, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
     sample: Sample = field(init=False)
     duplicates: Duplicates = field(init=False)

@@ -109,7 +109,7 @@ class PooledVectors:
         self.hidden_size = variants[0].dims // len(self.poolings)
         self._variants = dict(zip(self.layers, variants, strict=True))
         #: bool [R], the rows of the input that have a vector.
-        self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.pieces(variants[:1])])
+        self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.batches(variants[:1])])
 
     def of(self, candidate: Candidate, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads a candidate's vectors.
@@ -124,7 +124,7 @@ class PooledVectors:
         vectors = np.zeros((len(rows), candidate.dims(self.hidden_size)), np.float32)
         before = 0
         requested = [self._variants[layer] for layer in candidate.layers]
-        for piece in self._stored.pieces(requested):
+        for piece in self._stored.batches(requested):
             stop = before + int(piece.has_vector.sum())
             first, last = np.searchsorted(rows, (before, stop))
             here = rows[first:last] - before

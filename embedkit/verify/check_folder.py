@@ -18,7 +18,7 @@ from embedkit.manifest.schema import MalformedFileError, Manifest, Plan, ShardRe
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder
 from embedkit.output.contents import contents_of, damaged_rejects
 from embedkit.output.formats import Sink, layout_of, make_sink, shard_name
-from embedkit.output.open import made_by
+from embedkit.output.open import schema_metadata
 from embedkit.storage.atomic import is_temporary
 from embedkit.storage.filesystem import PublishedFile, read_file, sha256_of_file
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
@@ -179,7 +179,7 @@ class FolderCheck:
         name = sink.files(record.index)[0]
         try:
             contents = contents_of(sink, files)
-            own = made_by(files[-1]).get("embedkit.fingerprint", plan.fingerprint)
+            own = schema_metadata(files[-1]).get("embedkit.fingerprint", plan.fingerprint)
         except OutputError as error:
             self.tell(name, error.message)
             return

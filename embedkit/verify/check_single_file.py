@@ -10,7 +10,7 @@ from embedkit.manifest.recipe import fingerprint
 from embedkit.output.contents import contents_of
 from embedkit.output.formats import FORMATS
 from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.open import mixed_files, open_stored, refuse_missing
+from embedkit.output.open import check_exists, mixed_files, open_stored
 from embedkit.storage.filesystem import exists, stat_file
 from embedkit.verify.findings import Finding, Verification
 
@@ -21,7 +21,7 @@ def verify_file(path: Path) -> Verification:
     Raises:
         OutputError: there is no such file, or its name is none of an output.
     """
-    refuse_missing(path)
+    check_exists(path)
     found = Verification(
         way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
         "--on-exists overwrite"
@@ -39,7 +39,7 @@ def verify_file(path: Path) -> Verification:
         found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
     try:
         stored = open_stored(path)
-        stored.refuse_damaged(0, stored.layout.variants)
+        stored.check_part(0, stored.layout.variants)
         contents = contents_of(stored.sink, stored.parts[0])
         if stored.fingerprint is not None and fingerprint(stored.recipe) != stored.fingerprint:
             found.problems.append(Finding(path.name, "its fingerprint is not that of its recipe"))

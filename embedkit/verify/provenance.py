@@ -10,7 +10,7 @@ from embedkit.errors import OutputError
 from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import InputFacts, Plan
 from embedkit.output.commit import PLAN
-from embedkit.output.open import Stored, made_by, open_stored, read_versioned
+from embedkit.output.open import Stored, open_stored, read_versioned, schema_metadata
 from embedkit.storage.filesystem import is_folder
 
 
@@ -47,5 +47,5 @@ def provenance_of(path: Path) -> Provenance:
             f"{path} does not tell how it was made, so its rows cannot be computed again",
             hint="JSON Lines have no place for it: give a folder, or a .parquet, .arrow or .npy file",
         )
-    described = json.loads(made_by(path)["embedkit.read"])
+    described = json.loads(schema_metadata(path)["embedkit.read"])
     return Provenance(stored, stored.input, described["on_bad_row"], described["files_digest"])

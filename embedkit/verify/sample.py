@@ -147,7 +147,7 @@ def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
 def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
     stored = provenance.stored
     n_rows = n_vectors = 0
-    for piece in stored.pieces(stored.layout.variants[:1]):
+    for piece in stored.batches(stored.layout.variants[:1]):
         n_rows += len(piece.facts)
         n_vectors += int(piece.has_vector.sum())
     rejects = path.with_name(f"{path.stem}.rejects.jsonl")

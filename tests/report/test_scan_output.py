@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedkit.output.norms import NormTally
+from embedkit.output.vector_norms import NormCounter
 from embedkit.report import scan_output as module
 from embedkit.report.scan_output import Block, scan_output
 from embedkit.types import Variant
@@ -109,7 +109,7 @@ def test_with_too_many_vectors_the_count_of_repeated_ones_is_an_estimate(surveye
 
 def test_norms_are_counted_near_their_place():
     norms = np.random.default_rng(0).gamma(4, 2, 5000).astype(np.float32)
-    tally = NormTally()
+    tally = NormCounter()
     for part in np.array_split(norms, 9):
         tally.add(np.stack([part, np.zeros_like(part)], axis=1))
     counts, edges = tally.histogram(20)

@@ -1,10 +1,10 @@
-"""What `-o` means: a folder of shards, a single file, or stdout; and what to do if it is there already.
+"""Destinations that `-o` names: a folder of shards, a single file, or stdout; and existing outputs there.
 
-A single file is made of a folder of shards too, `OUT.partial` beside it, so that a killed run can be resumed
-whatever it writes. The file appears when that folder is whole, and the folder goes.
+A single file is made of a folder of shards, `OUT.partial`, so that a killed run of any format can be resumed. The
+file appears when that folder is complete, and the folder is removed.
 
-Several ranks may be at it at once. The first one writes the plan, and the others join it; nobody removes what
-another might be writing.
+Several ranks may write at the same time: the first one writes the plan, the others join it, and none removes what
+another may be writing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALONE = ShareConfig()
 
 
 def destination_of(config: OutputConfig, share: ShareConfig = _ALONE) -> Destination:
-    """The destination that `-o` names: by `-`, by the suffix of a file, else a folder."""
+    """Returns the destination that `-o` names: stdout for `-`, a file by its suffix, else a folder."""
     if config.is_stdout:
         return Stdout()
     path = Path(config.output)

@@ -1,4 +1,4 @@
-"""What a destination can do, whichever it is."""
+"""The protocol of destinations."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.formats import Sink
 from embedkit.types import EncodedShard
 
-#: What to do about an output that is there already: alone, and beside other ranks.
+#: Hints for an existing output: of a run by itself, and of one among several ranks.
 WAYS = "--on-exists resume to go on with it, --on-exists overwrite to start again, or another place with -o"
 SHARED_WAYS = "--on-exists resume to go on with it, or another place with -o"
 
 
 class AlreadyCompleted(Exception):  # noqa: N818 - nothing is wrong
-    """Another process has made the output whole while this one worked on it."""
+    """Another process has completed the output while this one worked on it."""
 
 
 class Destination(Protocol):
-    """Where finished shards go."""
+    """Takes finished shards."""
 
     @property
     def notices(self) -> Sequence[str]:
-        """What the user should know of former files that stay though they are of no more use, a sentence each."""
+        """Sentences for the user about obsolete files that could not be removed."""
 
     def open(self) -> Plan | None:
-        """Look what is there: the plan of a run that is to be resumed, or None to begin.
+        """Returns the plan of a run to be resumed; None to begin.
 
         Raises:
-            OutputError: something is there, and the user did not say what to do with it.
+            OutputError: there is an output, and no option says what to do with it.
         """
 
-    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
-        """Whether all of it is there already, by the same recipe from the same input.
+    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:
+        """Returns True if the output is complete already, by the same recipe from the same input.
 
         Args:
             sink: of this run.
-            inputs: what an output may say of its input, if it is this run's: each version of embedkit in its way.
+            inputs: digests that this run's input has in outputs of the versions of embedkit.
 
         Raises:
-            OutputError: it is there by another recipe, or from another input; or it was there before several
-                ranks were started, and the user did not say what to do with it.
+            OutputError: it is complete by another recipe or from another input; or it was before several ranks
+                started, and no option says what to do with it.
         """
 
     def committed(self) -> dict[int, ShardRecord]:
-        """Records of the shards that are done."""
+        """Reads the records of the shards that are done."""
 
     def begin(self, plan: Plan) -> Plan:
-        """Make room, and write the plan. Returns the one that counts: of several ranks, the first one's."""
+        """Prepares the destination and writes the plan. Returns the plan of the rank that was first."""
 
     def abandon(self) -> None:
-        """Leave nothing behind: the run failed before any shard was committed."""
+        """Removes the run's files if it failed before any shard was committed."""
 
     def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
-        """Commit a shard. Returns its record.
+        """Commits a shard. Returns its record.
 
         Raises:
             AlreadyCompleted: another process has finished the output.
         """
 
     def finish(self, sink: Sink, manifest: Manifest) -> None:
-        """Makes the output whole, now that every row is accounted for.
+        """Completes the output, once every row is accounted for.
 
         Raises:
             AlreadyCompleted: another process has done so.

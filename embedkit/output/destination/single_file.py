@@ -1,4 +1,4 @@
-"""One file, made of a folder of parts beside it."""
+"""A single-file output, made of a folder of shards, `OUT.partial`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import Sink, make_sink
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.schema import REJECTS_KEY
-from embedkit.output.open import former_files, made_by, open_stored
+from embedkit.output.open import former_files, open_stored, schema_metadata
 from embedkit.output.rejects import lists_rejects
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
@@ -34,7 +34,7 @@ from embedkit.types import EncodedShard
 
 
 class SingleFile:
-    """One file, which is there when it is whole.
+    """A single file, which appears when it is complete.
 
     Args:
         path: of the file.
@@ -47,11 +47,11 @@ class SingleFile:
         self.on_exists = on_exists
         self.several = several
         self.parts = Folder(path.with_name(f"{path.name}.partial"), on_exists, verify=verify, several=several)
-        self.was_whole = False
-        #: The file that is published last: once it is there, the output is whole.
+        self.was_complete = False
+        #: The file that is published last, and whose presence means that the output is complete.
         self.last = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
         self.rejects = f"{path.stem}.rejects.jsonl"
-        #: What tells that a file which appeared meanwhile is this run's, made by another process.
+        #: To recognise a file that another process of this run has completed.
         self._sink: Sink | None = None
         self._inputs: Collection[str] = ()
         self._first: ShardRecord | None = None
@@ -68,7 +68,7 @@ class SingleFile:
         with as_read_error(self.path):
             if not is_folder(self.path.parent):
                 raise OutputError(
-                    f"there is no folder {self.path.parent}", hint="make it, or choose another with -o"
+                    f"there is no folder {self.path.parent}", hint="create it, or choose another with -o"
                 )
             check_no_link(self.path)
             is_last_there = exists(self.last)
@@ -77,24 +77,24 @@ class SingleFile:
             self._has_former_rejects = exists(rejects) and (there or self.parts.has_plan())
             if exists(rejects) and not lists_rejects(rejects):
                 raise OutputError(
-                    f"{rejects} is where the list of rejects goes, and embedkit did not write what is there",
+                    f"{rejects} is needed for the list of rejects, and embedkit did not write the existing file",
                     hint="rename or move it, or choose another place with -o",
                 )
         if there and self.on_exists == "error" and not self.several:
             name = self.path if exists(self.path) else self.last
             raise OutputError(f"{name} exists", hint=f"use {WAYS}")
         if is_last_there and self.on_exists != "overwrite" and not self.parts.has_plan():
-            # Parts without a plan are what a run left that was killed when the file was whole.
-            self.was_whole = True
+            # A run that was killed after the file was complete leaves parts without a plan.
+            self.was_complete = True
             return None
         plan = self.parts.open()
-        self.was_whole = there and plan is None
+        self.was_complete = there and plan is None
         return plan
 
-    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:
+    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:
         """See Destination."""
         self._sink, self._inputs = sink, inputs
-        if self.was_whole and self.on_exists == "error":
+        if self.was_complete and self.on_exists == "error":
             raise OutputError(f"{self.path} exists", hint=f"use {SHARED_WAYS}")
         with as_read_error(self.path):
             if self.on_exists != "resume" or not exists(self.last):
@@ -104,19 +104,19 @@ class SingleFile:
             self.parts.remove()
             return True
         if self.parts.has_plan():
-            # What is there is a former output, or half of one, that this run is about to replace.
+            # The file is a former output, or half of one, that this run is about to replace.
             return False
         raise OutputError(
-            f"{self.path} is whole and {difference}",
+            f"{self.path} is complete and {difference}",
             hint="use --on-exists overwrite to replace it, or another place with -o",
         )
 
     def _difference(self, sink: Sink, inputs: Collection[str]) -> str | None:
-        """What tells the file that is there from this run's, or None if it is by this recipe from this input."""
+        """Returns how the existing file differs from this run's; None if it has its recipe and its input."""
         try:
-            found = made_by(self.path)
+            found = schema_metadata(self.path)
             if found:
-                open_stored(self.path)  # all of its files belong together
+                open_stored(self.path)  # checks that all of its files belong together
         except OutputError:
             return "cannot be read, or its files do not belong together"
         recipe = sink.layout.metadata["embedkit.fingerprint"]
@@ -128,9 +128,9 @@ class SingleFile:
                 if what == "input" and _same_files(found, sink.layout.metadata):
                     return (
                         "was made with other columns, another --limit or --on-bad-row, or its input has changed; "
-                        "or an older embedkit wrote it, and the input was touched since"
+                        "or an older embedkit wrote it, and the input's modification time has changed"
                     )
-                return f"is from another {what}" if name in found else f"does not say from what {what}"
+                return f"is from another {what}" if name in found else f"does not name its {what}"
         return None
 
     def committed(self) -> dict[int, ShardRecord]:
@@ -140,7 +140,7 @@ class SingleFile:
             AlreadyCompleted: another process has finished the file, and removed the records.
         """
         records = self.parts.committed()
-        self._look()
+        self._check_not_completed()
         self._first = records.get(0, self._first)
         return records
 
@@ -154,7 +154,7 @@ class SingleFile:
             self.parts.abandon()
             if is_own:
                 raise AlreadyCompleted
-            raise OutputError(f"another run has written {self.path} meanwhile", hint=f"use {SHARED_WAYS}")
+            raise OutputError(f"another run has written {self.path}", hint=f"use {SHARED_WAYS}")
         return found
 
     def abandon(self) -> None:
@@ -167,11 +167,11 @@ class SingleFile:
         try:
             record = self.parts.write(shard, sink)
         except (OutputError, OSError):
-            self._look()
+            self._check_not_completed()
             raise
         if shard.index == 0:
             self._first = record
-        self._look()
+        self._check_not_completed()
         return record
 
     def finish(self, sink: Sink, manifest: Manifest) -> None:
@@ -179,19 +179,19 @@ class SingleFile:
         with as_read_error(self.path):
             former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
         shards = manifest.stored_shards
-        self._refuse_damage(shards)
+        self._check_parts(shards)
         files = new_files(self.path.parent)
         parts = self.parts.output
         try:
             with as_output_error(self.path):
                 digest = self._merge_rejects(files)
-                # The file names the list of rejects that belongs to it.
+                # The file holds the hash of the list of rejects that belongs to it.
                 layout = replace(sink.layout, metadata={**sink.layout.metadata, REJECTS_KEY: digest})
                 own = make_sink(sink.suffix.removeprefix("."), layout)
                 own.merge(parts.path, shards, self.path.name, files.create)
-            facts = files.publish(last=self.last.name, check=parts.refuse_another_plan)
+            facts = files.publish(last=self.last.name, check=parts.check_plan)
         except (OutputError, OSError):
-            self._look()
+            self._check_not_completed()
             raise
         finally:
             files.discard()
@@ -200,38 +200,38 @@ class SingleFile:
                 remove_file(self.path.with_name(name))
             except OSError as fault:
                 self.parts.notices.append(
-                    f"{self.path.with_name(name)} is of the output that was replaced, and could not be removed "
+                    f"{self.path.with_name(name)} belongs to the replaced output and could not be removed "
                     f"({os.strerror(fault.errno or 0)}): remove it"
                 )
         self.parts.remove()
 
     def _former_files(self) -> Sequence[str]:
-        """The files that the output which is there consists of."""
+        """Returns the names of the files of the existing output."""
         if not exists(self.last):
             return ()
         try:
             return former_files(self.path)
-        except OutputError:  # damaged: its own name is all that is known of it
+        except OutputError:  # damaged: no other name is known
             return (self.path.name,)
 
-    def _refuse_damage(self, shards: Sequence[int]) -> None:
-        """Hold the parts against their hashes: in the one file that is made of them nobody could any more."""
+    def _check_parts(self, shards: Sequence[int]) -> None:
+        """Compares the parts with their recorded hashes, which the single file will not have."""
         whole = self.parts.output.committed(verify=True)
         damaged = [index for index in shards if index not in whole]
         if damaged:
-            self._look()
+            self._check_not_completed()
             raise OutputError(
                 f"{self.parts.output.path}: the files of {len(damaged)} shards are damaged, first those of "
                 f"{damaged[0]}",
-                hint="the same command with --on-exists resume --verify makes them again",
+                hint="the same command with --on-exists resume --verify writes them again",
             )
 
-    def _look(self) -> None:
-        """See whether another process has made the file whole; if so, leave nothing beside it.
+    def _check_not_completed(self) -> None:
+        """Checks for a file that another process has completed; if so, removes the parts.
 
         Raises:
-            AlreadyCompleted: it has, and the file is this run's.
-            OutputError: the file is another run's, which has taken this one's parts away.
+            AlreadyCompleted: the file is this run's.
+            OutputError: the file is another run's, which has removed this one's parts.
         """
         with as_read_error(self.path):
             if not exists(self.last) or self.parts.output.has_plan():
@@ -239,17 +239,17 @@ class SingleFile:
         if not self._is_this_runs():
             remove_empty(self.parts.output.path)
             raise OutputError(
-                f"another run has written {self.path} meanwhile, and what this one had computed is gone",
-                hint="what is there is the other run's alone; start this one again with another place for -o",
+                f"another run has written {self.path}, and removed the shards of this one",
+                hint="the file is the other run's; start this one again with another place for -o",
             )
         self.parts.remove()
         raise AlreadyCompleted
 
     def _is_this_runs(self) -> bool:
-        """Whether the file that is there is what this run would have made."""
+        """Returns True if the existing file is what this run would have written."""
         if self.path.suffix != ".jsonl":
             return self._sink is not None and self._difference(self._sink, self._inputs) is None
-        # JSON Lines do not say what made them; they open with the bytes of the first part.
+        # JSON Lines hold no recipe; the file begins with the bytes of the first part.
         if self._first is None:
             return False
         part = next(of for of in self._first.files if of.path.startswith("embeddings/"))
@@ -257,7 +257,7 @@ class SingleFile:
             return hashlib.sha256(file.read(part.bytes)).hexdigest() == part.sha256
 
     def _merge_rejects(self, files: AtomicFiles) -> str:
-        """Join the lists of rejects. Returns the SHA-256 of the list; "" where there is none."""
+        """Concatenates the lists of rejects. Returns the SHA-256 of the list; "" if there is none."""
         folder = self.parts.output.path
         names = (name for name, _ in list_files(folder / "rejects") if name.endswith(".jsonl"))
         parts = sorted(names, key=lambda name: (len(name), name))  # by number, of more than 100,000 too
@@ -273,6 +273,6 @@ class SingleFile:
 
 
 def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two outputs say that they are of files with the same sizes, beginnings and ends."""
-    said = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
-    return said[0] is not None and said[0] == said[1]
+    """Returns True if two outputs name input files with the same sizes, heads and tails."""
+    digests = [loads(of.get("embedkit.read", "{}")).get("files_digest") for of in (one, other)]
+    return digests[0] is not None and digests[0] == digests[1]

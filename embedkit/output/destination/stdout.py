@@ -13,14 +13,14 @@ from embedkit.types import EncodedShard
 
 
 class Stdout:
-    """JSON Lines on stdout, shard by shard. Nothing stays, so nothing can be resumed."""
+    """JSON Lines on stdout, shard by shard. A run cannot be resumed."""
 
     notices: Sequence[str] = ()
 
     def open(self) -> None:
         """See Destination."""
 
-    def is_whole(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
+    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
         """See Destination."""
         return False
 
@@ -39,8 +39,8 @@ class Stdout:
         """See Destination.
 
         Raises:
-            ReaderGone: whoever read has had enough.
-            OutputError: it goes to a disk that is full.
+            ReaderGone: the reader has closed the pipe.
+            OutputError: stdout cannot be written, such as to a full disk.
         """
         try:
             stdout = rows_out()
@@ -51,7 +51,7 @@ class Stdout:
         except OSError as fault:
             raise OutputError(
                 f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
-                hint="free some space where it goes, or write to a folder with -o, which can be resumed",
+                hint="free some space, or write to a folder with -o, which can be resumed",
             ) from None
         return ShardRecord.of(shard)
 

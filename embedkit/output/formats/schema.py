@@ -85,6 +85,15 @@ class Layout:
         for kept in self.kept_types.values():
             arrow_type(kept)
 
+    @classmethod
+    def described_by(cls, metadata: Mapping[str, str]) -> Layout | None:
+        """Returns the layout that a file's schema metadata describes; None if there is none in it."""
+        described = json.loads(metadata.get(LAYOUT_KEY, "{}"))
+        if not described:
+            return None
+        variants = tuple(Variant(**variant) for variant in described["variants"])
+        return cls(variants, described["precision"], described["token_vectors"], {}, metadata)
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of one stored value, little-endian."""

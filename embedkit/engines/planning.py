@@ -13,8 +13,8 @@ from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, rough_width
 from embedkit.manifest.schema import InputFacts, InputFile, Plan, Sharding
 from embedkit.manifest.shards import SHARD_CHARACTERS, ShardCutter, default_shard_characters, default_shard_rows
+from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.formats.schema import RECEIPT
 from embedkit.output.formats.values import fits_parquet
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table

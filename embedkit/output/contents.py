@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import ShardRecord
-from embedkit.output.formats.base import Sink
+from embedkit.output.formats.sink import Sink
 from embedkit.output.open import readable
-from embedkit.storage.filesystem import read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +76,3 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
     return Contents(
         rows, vectors, dict(sorted(statuses.items())), (tokens["n_tokens"], tokens["n_used"]), finite, ids
     )
-
-
-def damaged_rejects(path: Path, record: ShardRecord) -> bool:
-    """Returns True if a list of rejects does not have as many rows of the shard, in order, as its record says."""
-    try:
-        rows = [json.loads(line)["row"] for line in read_file(path).splitlines()]
-        ordered = all(before <= after for before, after in pairwise(rows))
-        inside = all(record.start <= row < record.stop for row in rows)
-    except (ValueError, TypeError, LookupError):
-        return True
-    return not (len(rows) == record.rejects and ordered and inside)

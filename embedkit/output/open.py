@@ -34,11 +34,11 @@ from embedkit.manifest.schema import (
 )
 from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
-from embedkit.output.formats.base import Sink
 from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
+from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, Layout
 from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.formats.schema import ARRAYS_KEY, REJECTS_KEY, Layout
+from embedkit.output.formats.sink import Sink
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (

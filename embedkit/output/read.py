@@ -1,7 +1,4 @@
-"""A finished output as arrays: `embedkit.read(OUT)`.
-
-Knows files alone: no model is needed, and none is imported.
-"""
+"""Finished outputs as arrays: `embedkit.read(OUT)`. Needs no model, and imports none."""
 
 from __future__ import annotations
 
@@ -25,19 +22,19 @@ from embedkit.types import Variant
 
 
 def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
-    """Open an output of `embedkit encode`: a folder, or a .parquet, .arrow, .npy or .jsonl file.
+    """Opens an output of `embedkit encode`: a folder, or a .parquet, .arrow, .npy or .jsonl file.
 
-    Nothing but its description is read here; vectors are when they are asked for.
+    Only its description is read here; vectors are read on first access.
 
     Args:
         path: of the output.
-        check: before a file is read, hold it against the SHA-256 of its record; one that has none is parsed by a
-            child process first, as a damaged file may end the process that parses it. False reads each file once:
-            for large outputs that `embedkit verify` has passed.
+        check: before a file is read, compare it with the SHA-256 of its record; without a record, parse it in a
+            child process first, since a damaged file may end the process that parses it. False reads each file
+            once: for large outputs that `embedkit verify` has passed.
 
     Raises:
-        UsageError: `path` is no path.
-        OutputError: there is nothing, it is not finished, or embedkit did not write it.
+        UsageError: `path` is neither a str nor a Path.
+        OutputError: there is no output, it is not finished, or embedkit did not write it.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the output's path as a str or Path")
@@ -47,9 +44,8 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
 class Embeddings:
     """The vectors of an output, and the rows they belong to.
 
-    `ids` and `vectors` are aligned and hold the rows that have a vector. `table` holds every stored
-    row, so that nothing is hidden; `has_vector` says which of its rows the vectors belong to:
-    `table.filter(has_vector)` is aligned with `vectors`.
+    `ids` and `vectors` are aligned and hold the rows that have a vector. `table` holds every stored row, and
+    `has_vector` marks those that have a vector: `table.filter(has_vector)` is aligned with `vectors`.
     """
 
     def __init__(self, stored: Stored) -> None:
@@ -64,22 +60,22 @@ class Embeddings:
 
     @property
     def precision(self) -> str:
-        """What a value is stored as: float32, float16, int8 or binary."""
+        """Type of a stored value: float32, float16, int8 or binary."""
         return self._stored.layout.precision
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """What decided the numbers; {} for a single JSON Lines file, which has no place for it."""
+        """All that decided the numbers; {} for a single JSON Lines file, which cannot hold it."""
         return self._stored.recipe
 
     @property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the recipe; None where there is no recipe."""
+        """SHA-256 of the recipe; None without one."""
         return self._stored.fingerprint
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names for `variant()`; `("",)` where there is one column of vectors."""
+        """Names for `variant()`; `("",)` if there is one column of vectors."""
         return tuple(self._by_name)
 
     @property
@@ -95,26 +91,26 @@ class Embeddings:
 
     @property
     def token_vectors(self) -> list[NDArray[np.float32]]:
-        """N arrays [n, D], a vector a token, of the first variant: see `token_variant`."""
+        """N arrays [n, D] of token vectors of the first variant: see `token_variant`."""
         return self.token_variant(self.variants[0])
 
     @property
     def has_vector(self) -> NDArray[np.bool_]:
-        """[R] which rows of `table` have a vector; N of them are True."""
+        """[R] True for the N rows of `table` that have a vector."""
         return self._column(self.variants[0]).has_vector
 
     @cached_property
     def table(self) -> pa.Table:
         """[R] id, kept columns and receipt of every stored row (of .npy: those with a vector)."""
-        tables = [piece.facts for piece in self._stored.batches(())]
+        tables = [batch.facts for batch in self._stored.batches(())]
         return _concatenate(tables) if tables else self._stored.layout.facts_schema().empty_table()
 
     def variant(self, name: str) -> NDArray[np.float32]:
-        """[N, D] the vectors of one variant.
+        """Returns [N, D] the vectors of one variant.
 
-        One .npy or .arrow file of float32 is memory-mapped, read-only (.arrow: where every row has
-        a vector). All else is read into memory: float16 widened, int8 de-quantised with the output's
-        ranges, binary a 0 or 1 a bit.
+        A single .npy or .arrow file of float32 is memory-mapped, read-only (.arrow: if every row has a vector).
+        Others are read into memory: float16 widened, int8 dequantised with the output's ranges, binary as a 0 or 1
+        per bit.
 
         Raises:
             OutputError: there is no such variant, it is of token vectors, or a file is damaged.
@@ -122,27 +118,27 @@ class Embeddings:
         vectors = self._column(name).vectors
         if isinstance(vectors, list):
             raise OutputError(
-                f"{self._by_name[name].column} holds a vector a token, not one a row",
+                f"{self._by_name[name].column} holds a vector per token, not per row",
                 hint="use .token_vectors, a list of arrays [n, D]",
             )
         return vectors
 
     def token_variant(self, name: str) -> list[NDArray[np.float32]]:
-        """N arrays [n, D] of one variant, n the tokens of that text that have a vector.
+        """Returns N arrays [n, D] of one variant, where n tokens of a text have a vector.
 
         Raises:
-            OutputError: there is no such variant, it has one vector a row, or a file is damaged.
+            OutputError: there is no such variant, it has one vector per row, or a file is damaged.
         """
         vectors = self._column(name).vectors
         if not isinstance(vectors, list):
-            raise OutputError(f"{self._by_name[name].column} holds one vector a row", hint="use .vectors")
+            raise OutputError(f"{self._by_name[name].column} holds one vector per row", hint="use .vectors")
         return vectors
 
     def _column(self, name: str) -> _Column:
-        """One variant's column, read once."""
+        """Returns one variant's column, read once."""
         if name not in self._by_name:
             raise OutputError(
-                f"there is no variant {name!r} (there are {', '.join(map(repr, self.variants))})",
+                f"there is no variant {name!r}; there are {', '.join(map(repr, self.variants))}",
                 hint="choose one of .variants",
             )
         if name not in self._columns:
@@ -158,7 +154,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A variant's vectors [N, D], or N arrays [n, D], and which rows [R] they belong to."""
+    """A variant's vectors, [N, D] or N arrays [n, D], and the mask [R] of their rows."""
 
     has_vector: NDArray[np.bool_]
     vectors: NDArray[np.float32] | list[NDArray[np.float32]]
@@ -167,35 +163,35 @@ class _Column:
 def _load(stored: Stored, variant: Variant) -> _Column:
     masks = [np.zeros(0, np.bool_)]
 
-    def pieces() -> Iterator[Vectors]:
-        for piece in stored.batches([variant]):
-            masks.append(piece.has_vector)
-            yield piece.vectors[variant.name]
+    def vectors_of_batches() -> Iterator[Vectors]:
+        for batch in stored.batches([variant]):
+            masks.append(batch.has_vector)
+            yield batch.vectors[variant.name]
 
     if stored.layout.token_vectors:
-        tokens = [stored.floats(text, variant) for texts in pieces() for text in texts]
+        tokens = [stored.floats(text, variant) for texts in vectors_of_batches() for text in texts]
         return _Column(np.concatenate(masks), tokens)
-    vectors = _join((stored.floats(np.asanyarray(piece), variant) for piece in pieces()), variant.dims)
+    vectors = _join((stored.floats(np.asanyarray(batch), variant) for batch in vectors_of_batches()), variant.dims)
     return _Column(np.concatenate(masks), vectors)
 
 
-def _join(pieces: Iterator[NDArray[np.float32]], dims: int) -> NDArray[np.float32]:
-    """[N, D] the pieces one below another; a lone piece stays as it is: mapped, not copied."""
-    first = next(pieces, np.empty((0, dims), np.float32))
-    second = next(pieces, None)
+def _join(arrays: Iterator[NDArray[np.float32]], dims: int) -> NDArray[np.float32]:
+    """Returns [N, D] the arrays concatenated; a single one as it is: mapped, not copied."""
+    first = next(arrays, np.empty((0, dims), np.float32))
+    second = next(arrays, None)
     if second is None:
         return first
     joined = np.empty((0, dims), np.float32)
-    for piece in chain([first, second], pieces):
+    for array in chain([first, second], arrays):
         filled = len(joined)
-        # realloc moves pages, not bytes; a list joined at the end would hold every vector twice
-        joined.resize((filled + len(piece), dims), refcheck=False)
-        joined[filled:] = piece
+        # realloc moves pages, not bytes; concatenating a list at the end would hold every vector twice.
+        joined.resize((filled + len(array), dims), refcheck=False)
+        joined[filled:] = array
     return joined
 
 
 def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all tables; where a column's types cannot be brought together, it becomes text."""
+    """Returns the rows of all tables; columns whose types have no common type become text."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from embedkit.output.formats.schema import Create, shard_name
-from embedkit.storage.filesystem import open_file
+from embedkit.manifest.schema import ShardRecord
+from embedkit.output.formats.layout import Create, shard_name
+from embedkit.storage.filesystem import open_file, read_file
 from embedkit.types import EncodedShard
 
 _KEYS = frozenset({"row", "file", "offset", "code"})
@@ -46,3 +48,23 @@ def write_rejects(shard: EncodedShard, create: Create) -> None:
             }
             line |= {} if fault.layer is None else {"layer": fault.layer}
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def rejected_rows(path: Path) -> list[int]:
+    """Returns the row numbers of a list of rejects, in its order.
+
+    Raises:
+        ValueError, TypeError, LookupError: the list is damaged.
+    """
+    return [json.loads(line)["row"] for line in read_file(path).splitlines()]
+
+
+def are_rejects_damaged(path: Path, record: ShardRecord) -> bool:
+    """Returns True if a list of rejects does not have as many rows of the shard, in order, as its record says."""
+    try:
+        rows = rejected_rows(path)
+        ordered = all(before <= after for before, after in pairwise(rows))
+        inside = all(record.start <= row < record.stop for row in rows)
+    except (ValueError, TypeError, LookupError):
+        return True
+    return not (len(rows) == record.rejects and ordered and inside)

@@ -18,7 +18,7 @@ import numpy as np
 from embedkit.config import MOST_SEED, at_least, one_of
 from embedkit.errors import UsageError
 from embedkit.manifest.schema import InputFacts, Totals
-from embedkit.output.formats.schema import RECEIPT
+from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.inspect import recorded_totals
 from embedkit.output.open import Stored, open_stored
 from embedkit.report.charts import CATEGORIES, category

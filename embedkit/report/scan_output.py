@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embedkit.arrow_values import plain_values
 from embedkit.errors import UsageError
 from embedkit.output.formats.columns import Vectors
-from embedkit.output.formats.schema import RECEIPT
+from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored
 from embedkit.output.vector_norms import NormCounter
 from embedkit.report.geometry import unit

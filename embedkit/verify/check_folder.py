@@ -16,9 +16,10 @@ from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import MalformedFileError, Manifest, Plan, ShardRecord, Totals, VersionedFile
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder
-from embedkit.output.contents import contents_of, damaged_rejects
+from embedkit.output.contents import contents_of
 from embedkit.output.formats import Sink, layout_of, make_sink, shard_name
 from embedkit.output.open import schema_metadata
+from embedkit.output.rejects import are_rejects_damaged
 from embedkit.storage.atomic import is_temporary
 from embedkit.storage.filesystem import PublishedFile, read_file, sha256_of_file
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
@@ -148,7 +149,7 @@ class FolderCheck:
             self.tell(name, "does not list the files that such a shard has")
         if not self._check_files(record):
             return
-        if rejects and damaged_rejects(self.path / rejects[0], record):
+        if rejects and are_rejects_damaged(self.path / rejects[0], record):
             self.tell(rejects[0], f"does not list {record.rejects} rows of the shard in their order")
         if data:
             self._check_rows(record, plan, sink)

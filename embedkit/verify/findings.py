@@ -12,11 +12,11 @@ from embedkit.output.contents import Contents
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it was written.
+    """A difference from what was written.
 
     Attributes:
         path: of the file, in the output.
-        what: is wrong; no content of any row.
+        what: is wrong, without content of any row.
     """
 
     path: str
@@ -28,13 +28,13 @@ class Finding:
 
 @dataclass(slots=True)
 class Verification:
-    """What `embedkit verify` found.
+    """The result of `embedkit verify`.
 
     Attributes:
-        problems: what is wrong, in the order of the files.
-        notes: what is no fault of the output, yet should be known.
-        way_out: what to do about the problems.
-        rows, vectors: stored and looked at.
+        way_out: hint for the problems.
+        problems: in the order of the files.
+        notes: remarks that are no problems of the output.
+        rows, vectors: checked.
         files, bytes: read.
     """
 

@@ -1,11 +1,10 @@
-"""Which rows are computed again, what the output holds for them, and their texts.
+"""Samples random rows of an output, with their stored vectors and their texts.
 
-A shard's vectors are in memory at a time; of the input nothing but the chosen texts.
+The vectors of one shard at a time are in memory, and of the input only the chosen texts.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import InputFacts
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import readable
+from embedkit.output.rejects import rejected_rows
 from embedkit.sources import Table, open_table
-from embedkit.storage.filesystem import exists, is_folder, read_file
+from embedkit.storage.filesystem import exists, is_folder
 from embedkit.types import Record
 from embedkit.verify.provenance import Provenance
 
-#: The input's head and tail are those that were read once, so no bomb is in between that was not there then.
+#: No limit on decompression: `encode` has read the same files with one.
 _ANY = 10**9
 
 
@@ -37,7 +37,7 @@ class Sampled:
         row: its number in the input.
         id: as stored.
         n_tokens, n_used: of its receipt.
-        vectors: for each variant what is stored, as floats: [1, D], or of token vectors [n, D].
+        vectors: for each variant the stored numbers as floats: [1, D], or [n, D] of token vectors.
     """
 
     row: int
@@ -49,7 +49,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """Files with the rows that they hold, and how many of these have a vector; None = not counted."""
+    """Files with the row numbers they hold, None if unknown, and the number of vectors."""
 
     files: Sequence[Path]
     rows: Sequence[int] | None
@@ -57,18 +57,16 @@ class _Shard:
 
 
 def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
-    """The table that the output was made of, if it is still that.
+    """Opens the table that the output was made of.
 
     Raises:
-        InputError: it is not; or nobody says where it is.
+        InputError: it has changed, or its place is unknown.
     """
     read = provenance.input
     names = tuple(inputs) or tuple(file.name for file in read.files)
     if not names or "-" in names:
         what = "was stdin" if names else "is not recorded in a single file"
-        raise InputError(
-            f"the input {what}, and its texts are needed", hint="say where they are with --input FILE"
-        )
+        raise InputError(f"the input {what}, and its texts are needed", hint="name the files with --input FILE")
     formats = {file.format for file in read.files}
     table = open_table(
         InputConfig(
@@ -87,17 +85,17 @@ def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
     digest = files_digest((file.size, file.sha256) for file in table.files)
     if provenance.files_digest not in {None, digest}:
         raise InputError(
-            f"the input is not what it was: {_first_changed(read, table)}",
-            hint="say with --input where the files are that were encoded, in their order",
+            f"the input has changed: {_first_changed(read, table)}",
+            hint="name the files that were encoded, in their order, with --input",
         )
     return table
 
 
 def choose(path: Path, provenance: Provenance, rows: int, seed: int) -> list[Sampled]:
-    """Random rows that have a vector, in their order; every one is as likely, whichever shard it is in.
+    """Chooses random rows that have a vector, with equal probability over all shards; returned in order.
 
     Raises:
-        OutputError: a file is damaged, or the output's rows are not those of the input.
+        OutputError: a file is damaged, or has more rows than the input.
     """
     shards = list(_of_folder(path, provenance) if is_folder(path) else _of_file(path, provenance))
     total = sum(shard.vectors for shard in shards)
@@ -113,10 +111,10 @@ def choose(path: Path, provenance: Provenance, rows: int, seed: int) -> list[Sam
 
 
 def texts_of(sampled: Sequence[Sampled], table: Table) -> dict[int, str]:
-    """The texts of the sampled rows, by row.
+    """Returns the texts of the sampled rows, by row number.
 
     Raises:
-        InputError: a row is not there, or has another id.
+        InputError: a row is missing, or has another id.
     """
     ids = {one.row: one.id for one in sampled}
     texts: dict[int, str] = {}
@@ -129,8 +127,8 @@ def texts_of(sampled: Sequence[Sampled], table: Table) -> dict[int, str]:
     lost = [row for row in ids if row not in texts]
     if lost:
         raise InputError(
-            f"row {lost[0]} of the input is not the one that the output has a vector of",
-            hint="say with --input where the files are that were encoded, in their order",
+            f"row {lost[0]} of the input differs from the row that the output has a vector of",
+            hint="name the files that were encoded, in their order, with --input",
         )
     return texts
 
@@ -147,9 +145,9 @@ def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
 def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
     stored = provenance.stored
     n_rows = n_vectors = 0
-    for piece in stored.batches(stored.layout.variants[:1]):
-        n_rows += len(piece.facts)
-        n_vectors += int(piece.has_vector.sum())
+    for batch in stored.batches(stored.layout.variants[:1]):
+        n_rows += len(batch.facts)
+        n_vectors += int(batch.has_vector.sum())
     rejects = path.with_name(f"{path.stem}.rejects.jsonl")
     there = [rejects] if exists(rejects) else []
     gone = len(_listed(there)) if _leaves_out(provenance) else 0
@@ -157,7 +155,7 @@ def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
 
 
 def _leaves_out(provenance: Provenance) -> bool:
-    """Whether rows that are listed as rejects are not stored."""
+    """Returns True if rejected rows are not stored."""
     return provenance.stored.format == "npy" or provenance.on_bad_row == "skip"
 
 
@@ -172,29 +170,29 @@ def _listed(rejects: Sequence[Path]) -> set[int]:
     rows: set[int] = set()
     for path in rejects:
         with readable(path):
-            rows.update(json.loads(line)["row"] for line in read_file(path).splitlines())
+            rows.update(rejected_rows(path))
     return rows
 
 
 def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Iterator[Sampled]:
-    """The `inside`-th vectors of a shard."""
+    """Yields the vectors at the indices `inside` of a shard."""
     stored, variants = provenance.stored, provenance.stored.layout.variants
     row = vector = 0
     wanted = set(inside)
     with readable(shard.files[0]):
-        for piece in stored.sink.read(shard.files, variants):
-            with_vector = np.flatnonzero(piece.has_vector).tolist()
-            facts = piece.facts.select(["id", "n_tokens", "n_used"])
-            for place, of_piece in enumerate(with_vector):
+        for batch in stored.sink.read(shard.files, variants):
+            with_vector = np.flatnonzero(batch.has_vector).tolist()
+            facts = batch.facts.select(["id", "n_tokens", "n_used"])
+            for place, of_batch in enumerate(with_vector):
                 if vector + place in wanted:
-                    held = {v.name: np.asarray(piece.vectors[v.name][place]) for v in variants}
-                    told = facts.slice(of_piece, 1).to_pylist()[0]
+                    held = {v.name: np.asarray(batch.vectors[v.name][place]) for v in variants}
+                    receipt = facts.slice(of_batch, 1).to_pylist()[0]
                     yield Sampled(
-                        row=_row(shard, row + of_piece),
-                        **told,
+                        row=_row(shard, row + of_batch),
+                        **receipt,
                         vectors={v.name: np.atleast_2d(stored.floats(held[v.name], v)) for v in variants},
                     )
-            row += len(piece.facts)
+            row += len(batch.facts)
             vector += len(with_vector)
 
 
@@ -202,7 +200,7 @@ def _row(shard: _Shard, place: int) -> int:
     if shard.rows is None or place >= len(shard.rows):
         raise OutputError(
             f"{shard.files[0]} has more rows than the input has for it",
-            hint="`embedkit verify` without --resample names what is not as it was written",
+            hint="`embedkit verify` without --resample names damaged files",
         )
     return shard.rows[place]
 

@@ -327,7 +327,7 @@ def test_a_damaged_plan_is_told_and_not_guessed(
     ran = embedkit_cli(*bench.arguments("folder", place))
     assert ran.code == OUTPUT
     error, hint = in_two_lines(ran)
-    assert "plan.json cannot be read" in error
+    assert "plan.json is damaged" in error
     assert "--on-exists overwrite" in hint
     assert contents(place) == before
 

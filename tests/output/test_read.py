@@ -131,7 +131,7 @@ def test_token_vectors_are_a_list_of_arrays_and_vectors_says_so(tmp_path, form, 
     expected = [tokens for shard in shards for tokens in shard.vectors["L12_cls"]]
     assert all(map(same_bits, found.token_variant("L12_cls"), expected))
     assert len(found.token_vectors) == len(found.ids) == len(expected) == 6
-    with pytest.raises(OutputError, match="a vector a token") as caught:
+    with pytest.raises(OutputError, match="a vector per token") as caught:
         _ = found.vectors
     assert ".token_vectors" in caught.value.hint
 

@@ -200,7 +200,7 @@ def test_what_is_for_resample_is_refused_without_it(embedkit_cli, tmp_path):
 
 def test_no_text_is_in_what_is_said(encode, resample, tmp_path, monkeypatch):
     table = tmp_path / "secret.jsonl"
-    table.write_text("".join(json.dumps({"id": f"name{n}", "text": f"secret {n}"}) + "\n" for n in range(5)))
+    table.write_text("".join(json.dumps({"id": f"jane{n}", "text": f"secret {n}"}) + "\n" for n in range(5)))
     with monkeypatch.context() as patch:
         patch.setitem(functions.POOLINGS, "mean", functions.POOLINGS["cls"])
         assert encode(table, "-o", tmp_path / "out", "--pool", "mean").code == 0
@@ -209,7 +209,7 @@ def test_no_text_is_in_what_is_said(encode, resample, tmp_path, monkeypatch):
     again = resample(tmp_path / "out")
     told = (ran.out + ran.err + again.out + again.err).replace(str(tmp_path), "").replace("secret.jsonl", "")
     assert "secret" not in told
-    assert "name" not in told
+    assert "jane" not in told
 
 
 # The arithmetic -------------------------------------------------------------------------------------

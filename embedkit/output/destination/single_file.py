@@ -14,8 +14,8 @@ from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import Sink, make_sink
+from embedkit.output.formats.layout import REJECTS_KEY
 from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.formats.schema import REJECTS_KEY
 from embedkit.output.open import former_files, open_stored, schema_metadata
 from embedkit.output.rejects import lists_rejects
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link

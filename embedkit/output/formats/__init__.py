@@ -1,6 +1,6 @@
-"""Finished shards → bytes in files: Parquet, NumPy, JSON Lines, Arrow.
+"""Output formats: Parquet, NumPy, JSON Lines, Arrow. Writes shards, merges them, reads them back.
 
-Knows nothing of models, nor of how a file becomes final: `commit.py` hands in `create`.
+Files are opened by the `create` of `commit.py`, which publishes them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 from embedkit.errors import UsageError
 from embedkit.output.formats.arrow_format import ArrowSink
-from embedkit.output.formats.base import Sink
 from embedkit.output.formats.jsonl_format import JsonlSink, jsonl_lines
+from embedkit.output.formats.layout import Create, Layout, layout_of, shard_name
 from embedkit.output.formats.npy_format import NpySink
 from embedkit.output.formats.parquet_format import ParquetSink
-from embedkit.output.formats.schema import Create, Layout, layout_of, shard_name
+from embedkit.output.formats.sink import Sink
 
 __all__ = ["FORMATS", "Create", "Layout", "Sink", "jsonl_lines", "layout_of", "make_sink", "shard_name"]
 
@@ -29,7 +29,7 @@ FORMATS = tuple(_SINKS)
 
 
 def make_sink(format: str, layout: Layout) -> Sink:  # noqa: A002  the option's name
-    """The sink of an output format.
+    """Returns the sink of an output format.
 
     Raises:
         UsageError: there is no such format, or it cannot hold what the layout asks for.
@@ -41,7 +41,7 @@ def make_sink(format: str, layout: Layout) -> Sink:  # noqa: A002  the option's 
         )
     if format == "npy" and layout.token_vectors:
         raise UsageError(
-            "npy holds one vector a row, and token vectors (--pool none) are as many as the text has tokens",
+            "npy holds one vector per row, and --pool none gives one per token",
             hint="choose --output-format parquet, arrow or jsonl, or a --pool",
         )
     return _SINKS[format](layout)

@@ -1,7 +1,6 @@
-"""Shards as Arrow IPC files: the schema of Parquet, the bytes of memory.
+"""Shards as Arrow IPC files, with the schema of the Parquet files.
 
-A shard is one record batch, so that its vectors can be mapped without a copy. Knows nothing
-of commits.
+A shard is one record batch, so that its vectors can be memory-mapped without a copy.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from embedkit.output.formats.base import OneFile
-from embedkit.output.formats.columns import RecordBatch, full_table, refuse_types, split
-from embedkit.output.formats.schema import Create
+from embedkit.output.formats.columns import RecordBatch, check_types, full_table, split
+from embedkit.output.formats.layout import Create
+from embedkit.output.formats.sink import OneFile
 from embedkit.types import EncodedShard, Variant
 
 
@@ -26,29 +25,29 @@ class ArrowSink(OneFile):
     suffix: ClassVar[str] = ".arrow"
 
     def write(self, shard: EncodedShard, create: Create) -> None:
-        """Write the shard's file."""
+        """See Sink."""
         table = full_table(shard, self.layout)
         with create(self.files(shard.index)[0]) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
     def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
-        """Join shards into the one file `name`, a batch a shard."""
+        """Merges shards into one file, a record batch per shard."""
         with create(name) as file, pa.ipc.new_file(file, self.layout.schema()) as writer:
             for index in indices:
                 writer.write_table(map_table(folder / self.files(index)[0]))
 
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
-        """The rows of one file, mapped, a batch at a time."""
+        """Reads one file, memory-mapped, a record batch at a time."""
         columns = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
         whole = map_table(files[0])
-        refuse_types(files[0], whole.schema, self.layout, asked)
+        check_types(files[0], whole.schema, self.layout, asked)
         table = whole.drop_columns([name for name in whole.column_names if name in columns])
-        # There is no checksum, and an offset that points beyond a column ends the process that follows it.
+        # There is no checksum, and following an offset beyond its column would end the process.
         table.validate(full=True)
         for batch in table.to_batches() or [None]:
             yield split(table if batch is None else pa.Table.from_batches([batch]), asked)
 
 
 def map_table(path: Path) -> pa.Table:
-    """The file's table, memory-mapped: nothing is read before it is touched."""
+    """Returns the file's table, memory-mapped: nothing is read before it is accessed."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -1,7 +1,6 @@
-"""A finished shard → Arrow columns, and back.
+"""Finished shards as Arrow columns, and back.
 
-Knows nothing of files. Vectors go in and out through their flat buffer: `.tolist()` was 10 times
-slower and made doubles of them.
+Vectors are converted through their flat buffer: `.tolist()` was 10 times slower and made doubles of them.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
-from embedkit.output.formats.schema import RECEIPT, Layout
+from embedkit.output.formats.layout import RECEIPT, Layout
 from embedkit.output.formats.values import kept_array
 from embedkit.types import EncodedShard, Variant
 
 _WRITTEN = "`embedkit verify` names everything in an output that is not as it was written"
 
-#: What the rows of one variant hold: [V, width], or V arrays [n, width] of token vectors.
+#: The vectors of one variant: [V, width], or V arrays [n, width] of token vectors.
 Vectors = NDArray[Any] | Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """Some consecutive rows of an output, as they are stored.
+    """Consecutive rows of an output, as stored.
 
     Attributes:
         facts: [R] id, kept columns and receipt.
-        has_vector: bool [R]; means nothing where no variant was asked for.
-        vectors: for each variant that was asked for, V = has_vector.sum() vectors in the stored precision.
+        has_vector: bool [R]; undefined if no variant was asked for.
+        vectors: for each variant asked for, V = has_vector.sum() vectors in the stored precision.
     """
 
     facts: pa.Table
@@ -42,7 +41,7 @@ class RecordBatch:
 
 
 def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
-    """[R] id, kept columns and receipt of every row.
+    """Returns [R] id, kept columns and receipt of every row.
 
     Raises:
         OutputError: a kept value is not of its column's type.
@@ -54,17 +53,17 @@ def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
 
 
 def full_table(shard: EncodedShard, layout: Layout) -> pa.Table:
-    """[R] the facts and a column of vectors for each variant, null where a row has none."""
+    """Returns [R] the facts and a column of vectors for each variant, null if a row has none."""
     facts = facts_table(shard, layout)
     columns = [_cells(shard, variant, layout) for variant in layout.variants]
     return pa.Table.from_arrays([*facts.columns, *columns], schema=layout.schema())
 
 
 def matrix(shard: EncodedShard, variant: Variant, layout: Layout) -> NDArray[Any]:
-    """[V, width] the shard's vectors as they are stored: little-endian, C order.
+    """Returns [V, width] the shard's vectors as stored: little-endian, C order.
 
     Raises:
-        ValueError: shape or type differ from the layout; a fault of embedkit, never of the user.
+        ValueError: shape or type differ from the layout, by a fault of embedkit.
     """
     expected = (int(shard.has_vector.sum()), layout.width(variant))
     vectors = shard.vectors[variant.name]
@@ -74,10 +73,10 @@ def matrix(shard: EncodedShard, variant: Variant, layout: Layout) -> NDArray[Any
 
 
 def token_arrays(shard: EncodedShard, variant: Variant, layout: Layout) -> list[NDArray[Any]]:
-    """V arrays [n, width] of token vectors as they are stored.
+    """Returns V arrays [n, width] of token vectors as stored.
 
     Raises:
-        ValueError: a shape or type differs from the layout; a fault of embedkit, never of the user.
+        ValueError: a shape or type differs from the layout, by a fault of embedkit.
     """
     vectors, width = shard.vectors[variant.name], layout.width(variant)
     if len(vectors) != shard.has_vector.sum() or any(tokens.shape[1:] != (width,) for tokens in vectors):
@@ -86,7 +85,7 @@ def token_arrays(shard: EncodedShard, variant: Variant, layout: Layout) -> list[
 
 
 def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
-    """Facts and vectors of a table that was read; its vector columns are those of `asked`."""
+    """Splits a table into facts and vectors; its vector columns are those of `asked`."""
     columns = {variant.name: table[variant.column] for variant in asked}
     facts = table.drop_columns([variant.column for variant in asked])
     valid = next((column.is_valid().to_numpy() for column in columns.values()), None)
@@ -94,17 +93,17 @@ def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
     return RecordBatch(facts, np.zeros(len(facts), np.bool_) if valid is None else valid, vectors)
 
 
-def refuse_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
-    """Hold the types of the columns that embedkit wrote against those that it writes.
+def check_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
+    """Checks that a file's columns, except kept ones, have the types that embedkit writes.
 
     Args:
-        path: of a file that is read.
-        schema: the file's own.
-        layout: of the output; its kept types mean nothing.
-        asked: the variants that are wanted.
+        path: of the file.
+        schema: of the file.
+        layout: of the output; its kept types are ignored.
+        asked: the variants that are read.
 
     Raises:
-        OutputError: a column is not there, is there twice, or is of another type.
+        OutputError: a column is missing, duplicated, or of another type.
     """
     expected = {field.name: field.type for field in replace(layout, kept_types={}).facts_schema()}
     expected |= {variant.column: layout.cell_type(variant) for variant in asked}
@@ -120,7 +119,7 @@ def refuse_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[
 
 
 def _same(found: pa.DataType, written: pa.DataType) -> bool:
-    """Whether types are the same, whatever the items of their lists are called: Parquet calls them otherwise."""
+    """Compares types but for the names of list items, which Parquet changes."""
     if pa.types.is_fixed_size_list(written):
         sizes_fit = pa.types.is_fixed_size_list(found) and found.list_size == written.list_size
         return sizes_fit and _same(found.value_type, written.value_type)
@@ -131,12 +130,12 @@ def _same(found: pa.DataType, written: pa.DataType) -> bool:
 
 def _stored(vectors: NDArray[Any], variant: Variant, layout: Layout) -> NDArray[Any]:
     if vectors.dtype.newbyteorder("<") != layout.dtype:
-        raise ValueError(f"{variant.column} holds {vectors.dtype}, and {layout.precision} is what it should hold")
+        raise ValueError(f"{variant.column} holds {vectors.dtype}, not {layout.precision}")
     return np.ascontiguousarray(vectors, dtype=layout.dtype)
 
 
 def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
-    """[R] what the rows hold, built from the flat buffer of all vectors."""
+    """Returns [R] the cells of a variant, built from the flat buffer of all vectors."""
     absent = pa.array(~shard.has_vector)
     if layout.token_vectors:
         arrays = token_arrays(shard, variant, layout)
@@ -148,7 +147,7 @@ def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(ends), tokens, type=layout.cell_type(variant), mask=absent)
     vectors = matrix(shard, variant, layout)
     if not shard.has_vector.all():
-        # A null of a FixedSizeList has its D slots in the child all the same; zeros keep the bytes equal.
+        # A null of a FixedSizeList has D slots in the child as well; zeros keep the bytes equal.
         slots = np.zeros((len(shard.ids), layout.width(variant)), layout.dtype)
         slots[shard.has_vector] = vectors
         vectors = slots
@@ -157,7 +156,7 @@ def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
 
 
 def _vectors(column: pa.ChunkedArray) -> Vectors:
-    """The rows of a column that are not null; no copy where there is one chunk without nulls."""
+    """Returns the rows of a column that are not null; no copy if there is one chunk without nulls."""
     if pa.types.is_fixed_size_list(column.type):
         parts = [_flat(chunk) for chunk in column.chunks] or [_flat(pa.array([], column.type))]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -169,6 +168,6 @@ def _vectors(column: pa.ChunkedArray) -> Vectors:
 
 
 def _flat(array: pa.FixedSizeListArray) -> NDArray[Any]:
-    """[V, width] the lists that are not null: `flatten` leaves out the slots of nulls."""
+    """Returns [V, width] the lists that are not null: `flatten` leaves out the slots of nulls."""
     values: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True)
     return values.reshape(-1, array.type.list_size)

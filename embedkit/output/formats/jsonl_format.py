@@ -1,6 +1,6 @@
-r"""Shards as JSON Lines: an object a row, float32 as the shortest text that reads back the same.
+r"""Shards as JSON Lines: an object per row, float32 as the shortest text that reads back equal.
 
-Knows nothing of commits. Lines are bytes, parted by \n alone.
+Lines are bytes, separated by \n only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from embedkit.arrow_values import plain_values
 from embedkit.errors import OutputError
-from embedkit.output.formats.base import OneFile
 from embedkit.output.formats.columns import RecordBatch, Vectors, matrix, token_arrays
-from embedkit.output.formats.schema import RECEIPT, Create, Layout
+from embedkit.output.formats.layout import RECEIPT, Create, Layout
+from embedkit.output.formats.sink import OneFile
 from embedkit.output.formats.values import json_text, kept_array
 from embedkit.storage.filesystem import open_file
 from embedkit.types import EncodedShard, Variant
@@ -38,27 +38,27 @@ class JsonlSink(OneFile):
     suffix: ClassVar[str] = ".jsonl"
 
     def write(self, shard: EncodedShard, create: Create) -> None:
-        """Write the shard's file."""
+        """See Sink."""
         with create(self.files(shard.index)[0]) as file:
             file.writelines(jsonl_lines(shard, self.layout))
 
     def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
-        """Join shards into the one file `name`, byte for byte."""
+        """Concatenates shards into one file."""
         with create(name) as file:
             for index in indices:
                 with open_file(folder / self.files(index)[0]) as part:
                     file.writelines(iter(lambda: part.read(2**20), b""))
 
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
-        """The rows of one file, some thousand lines at a time."""
+        """Reads one file, some thousand lines at a time."""
         start = 0
         with open_file(files[0]) as file:
             while lines := list(islice(file, _LINES)):
                 rows = [parse_line(line, files[0], start + i) for i, line in enumerate(lines)]
-                yield self._piece(rows, asked, files[0])
+                yield self._batch(rows, asked, files[0])
                 start += len(lines)
 
-    def _piece(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: Path) -> RecordBatch:
+    def _batch(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: Path) -> RecordBatch:
         vectors: dict[str, Vectors] = {}
         has_vector = np.zeros(len(rows), np.bool_)
         for variant in asked:
@@ -73,21 +73,21 @@ class JsonlSink(OneFile):
 
 
 def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
-    """The R lines of a shard, each with its line feed.
+    """Yields the R lines of a shard, with line feeds.
 
     Raises:
-        OutputError: a kept value has no place in UTF-8 text; says where, not what.
+        OutputError: a kept value cannot be encoded as UTF-8; gives the row, not the value.
     """
     read = token_arrays if layout.token_vectors else matrix
     vectors = [(f'"{v.column}":'.encode(), read(shard, v, layout)) for v in layout.variants]
-    nth = np.cumsum(shard.has_vector) - 1  # the row's place among those with a vector
+    nth = np.cumsum(shard.has_vector) - 1  # index among the rows with a vector
     kept = {name: plain_values(shard.kept[name]) for name in layout.kept_types}
     for row, has_vector in enumerate(shard.has_vector):
         facts = _encode(_facts(shard, kept, row))
         if facts is None:
             raise OutputError(
                 f"the kept values at position {row} of shard {shard.index} cannot be written as UTF-8 JSON",
-                hint="leave the column that holds half a character out of --keep",
+                hint="leave the column with lone surrogates (half characters) out of --keep",
             )
         cells = (
             key + (orjson.dumps(values[nth[row]], option=orjson.OPT_SERIALIZE_NUMPY) if has_vector else b"null")
@@ -97,12 +97,12 @@ def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
 
 
 def sniff(path: Path) -> Layout:
-    """The layout of a file that nothing else tells about, from its keys and its first vectors.
+    """Returns the layout of a file by its keys and first vectors.
 
-    Numbers are taken as float32: the text does not say which precision it was.
+    Precision is float32, since the text does not say which one it was.
 
     Raises:
-        OutputError: a line is not one of embedkit's.
+        OutputError: embedkit did not write a line.
     """
     columns: dict[str, Any] = {}
     with open_file(path) as file:
@@ -129,10 +129,10 @@ def _dims(cell: list[Any] | None) -> int:
 
 
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """The object on a line.
+    """Parses a line.
 
     Raises:
-        OutputError: it is none, or not one of embedkit's.
+        OutputError: it is not an object that embedkit wrote.
     """
     try:
         row = orjson.loads(line)
@@ -174,7 +174,7 @@ def _facts(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int) -> 
 
 
 def _encode(facts: dict[str, Any]) -> bytes | None:
-    """The text, or None. The cause is dropped here, not chained: it holds the text."""
+    """Returns the JSON, or None. The exception is dropped, not chained: it quotes the text."""
     try:
         return json_text(facts).encode()
     except UnicodeEncodeError:
@@ -189,11 +189,11 @@ def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: Path) -> 
         return np.array(cells, layout.dtype).reshape(len(cells), width)
     except (ValueError, TypeError, OverflowError):
         problem = f"{path}: {variant.column!r} has cells that are not vectors of {width} values"
-    raise OutputError(problem, hint="`embedkit verify` tells which shard differs from what was written")
+    raise OutputError(problem, hint="`embedkit verify` names the damaged shard")
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
-    """Values as one Arrow type; nested and mixed ones as JSON text, beside which strings stand as they are."""
+    """Returns values as one Arrow type; nested and mixed ones become JSON text, strings among them unquoted."""
     if name == "id" or name in RECEIPT:
         return pa.array(values, pa.int32() if name in RECEIPT[:3] else pa.string())
     if not any(isinstance(value, dict | list) for value in values):

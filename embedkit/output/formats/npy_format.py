@@ -1,8 +1,8 @@
-"""Shards as plain `.npy` arrays, and a Parquet file of facts beside each.
+"""Shards as plain `.npy` arrays, each with a Parquet file of metadata.
 
-`embeddings/` and `metadata/` are what embedding-reader calls `parquet_npy` (1.8 reads float32 and
-float16; of a shard without any vector it skips the array and not the facts, then stops with an error).
-Rows without a vector are in neither. Knows nothing of commits.
+`embeddings/` and `metadata/` are what embedding-reader calls `parquet_npy` (1.8 reads float32 and float16; of a
+shard without any vector it skips the array but not the metadata, then stops with an error). Rows without a vector
+are in neither.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
-from embedkit.output.formats.columns import RecordBatch, facts_table, matrix, refuse_types
+from embedkit.output.formats.columns import RecordBatch, check_types, facts_table, matrix
+from embedkit.output.formats.layout import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.output.formats.parquet_format import row_groups, write_tables
-from embedkit.output.formats.schema import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.types import EncodedShard, Variant
 
 _SAMPLED = 2**20
@@ -37,14 +37,14 @@ class NpySink:
     suffix: ClassVar[str] = ".npy"
 
     def files(self, index: int) -> tuple[str, ...]:
-        """Relative paths of a shard: an array for each variant, then the facts."""
+        """Returns the relative paths of a shard: an array for each variant, then the metadata."""
         part = shard_name(index, self.suffix)
         folders = (f"embeddings/{variant.name}" for variant in self.layout.variants)
         arrays = (f"{folder.rstrip('/')}/{part}" for folder in folders)
         return (*arrays, f"metadata/{shard_name(index, '.parquet')}")
 
     def write(self, shard: EncodedShard, create: Create) -> None:
-        """Write the shard's arrays [V, width] and its facts [V]."""
+        """Writes the shard's arrays [V, width] and its metadata [V]."""
         *arrays, metadata = self.files(shard.index)
         facts = facts_table(shard, self.layout).filter(pa.array(shard.has_vector))
         for variant, path in zip(self.layout.variants, arrays, strict=True):
@@ -56,7 +56,7 @@ class NpySink:
             write_tables(file, facts.schema, [facts])
 
     def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
-        """Join shards into one array a variant and one file of facts."""
+        """Merges shards into one array per variant and one metadata file."""
         shards = [self.files(index) for index in indices]
         *arrays, metadata = self.merged_files(name)
         made: dict[str, dict[str, int | str]] = {}
@@ -76,15 +76,15 @@ class NpySink:
             write_tables(file, schema.with_metadata(named), facts)
 
     def merged_files(self, name: str) -> tuple[str, ...]:
-        """`x.npy` (`x.L09_mean.npy` for several variants) and `x.metadata.parquet`."""
+        """Returns `x.npy` (`x.L09_mean.npy` for several variants) and `x.metadata.parquet`."""
         stem, variants = name.removesuffix(self.suffix), self.layout.variants
         arrays = (f"{stem}.{v.name}{self.suffix}" if v.name else f"{stem}{self.suffix}" for v in variants)
         return (*arrays, metadata_name(name))
 
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
-        """The rows of one shard in one piece, its arrays mapped."""
+        """Reads one shard as one batch, its arrays memory-mapped."""
         facts = pq.read_table(files[-1], page_checksum_verification=True)
-        refuse_types(files[-1], facts.schema, self.layout, ())
+        check_types(files[-1], facts.schema, self.layout, ())
         vectors = {v.name: map_array(files[self.layout.variants.index(v)]) for v in asked}
         for variant in asked:
             expected, found = (len(facts), self.layout.width(variant)), vectors[variant.name]
@@ -92,19 +92,19 @@ class NpySink:
                 path = files[self.layout.variants.index(variant)]
                 raise OutputError(
                     f"{path} is damaged: its header says {found.dtype}{list(found.shape)}, and "
-                    f"{self.layout.dtype}{list(expected)} is what belongs to its rows",
+                    f"its rows need {self.layout.dtype}{list(expected)}",
                     hint="`embedkit verify` names everything in an output that is not as it was written",
                 )
         yield RecordBatch(facts, np.ones(len(facts), np.bool_), vectors)
 
 
 def metadata_name(name: str) -> str:
-    """The file of facts that belongs to the single-file output `name`."""
+    """Returns the metadata file of the single-file output `name`."""
     return f"{name.removesuffix('.npy')}.metadata.parquet"
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """[V, width] the array, memory-mapped and read-only.
+    """Returns [V, width] the array, memory-mapped and read-only.
 
     Raises:
         ValueError: the header is damaged.
@@ -112,13 +112,13 @@ def map_array(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, SyntaxError, tokenize.TokenError):
-        # The header is an expression of Python, which numpy reads with Python's own parser.
+        # numpy reads the header, a Python expression, with Python's own parser.
         raise ValueError("the header is damaged") from None
     return array
 
 
 class _Hashed:
-    """A file that is being written, and what tells it from another one."""
+    """A file being written, with its size and hashes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -132,7 +132,7 @@ class _Hashed:
         self._digest.update(view)
         in_head = max(0, min(len(view), _SAMPLED - self._bytes))
         self._head.update(view[:in_head])
-        # The head and the tail do not overlap in a file that is shorter than both.
+        # Head and tail do not overlap in a file that is shorter than both.
         self._tail = (self._tail + bytes(view[in_head:][-_SAMPLED:]))[-_SAMPLED:]
         self._bytes += len(view)
         return len(view)
@@ -143,11 +143,11 @@ class _Hashed:
 
 
 def _write_header(file: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """The header of format 1.0, whose first line is all that embedding-reader looks at."""
+    """Writes a header of format 1.0, whose first line is all that embedding-reader reads."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    """The array's memory as bytes, not copied; flat, so that its `len` is the number of bytes."""
+    """Returns the array's memory, not copied; flat, so that its `len` is the number of bytes."""
     return array.reshape(-1).view(np.uint8).data

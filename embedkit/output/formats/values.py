@@ -1,9 +1,8 @@
 """The values of kept columns, as Arrow arrays and as JSON text.
 
-A column has an Arrow type, or is `json` or `text`: text of any values, by JSON, where strings have quotes in
-`json` and stand as they are in `text`. Rows that are yet to be pooled into groups have `mixed` columns:
-written like `json`, so that nothing is lost, for what will be `text`. Knows nothing of vectors. A value never
-appears in an error: it may be a patient's.
+A column has an Arrow type, or is `json` or `text`: any values as JSON text, with strings quoted in `json` and
+unquoted in `text`. Rows that will be pooled into groups have `mixed` columns: written like `json`, so that nothing
+is lost, and `text` in the groups. No error contains a value, which may be a patient's.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from embedkit.errors import OutputError
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """The Arrow type that `name` stands for; `json`, `text` and `mixed` are strings.
+    """Returns the Arrow type of the name; `json`, `text` and `mixed` are strings.
 
     Raises:
         UsageError: Arrow knows no such type.
@@ -33,7 +32,7 @@ def arrow_type(name: str) -> pa.DataType:
 
 @cache
 def fits_parquet(name: str) -> bool:
-    """Whether Parquet can hold a column of this type."""
+    """Returns True if Parquet can hold a column of this type."""
     schema = pa.schema([("", arrow_type(name))])
     try:
         pq.write_table(schema.empty_table(), io.BytesIO())
@@ -43,7 +42,7 @@ def fits_parquet(name: str) -> bool:
 
 
 def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
-    """The values of kept column `name` as Arrow's type for `kept`; None is null.
+    """Returns the values of kept column `name` as Arrow's type for `kept`; None is null.
 
     Args:
         name: of the column.
@@ -51,7 +50,7 @@ def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
         kept: see the module.
 
     Raises:
-        OutputError: a value is not of that type; says where, not what.
+        OutputError: a value is not of that type; gives its position, not the value.
     """
     write = _WRITERS.get(kept)
     if write is not None:
@@ -69,14 +68,14 @@ def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
 
 
 def kept_values_of(column: pa.ChunkedArray, kept: str) -> list[Any]:
-    """The kept values of a column that was written by `kept_array`; JSON is read again, but for `text`."""
+    """Returns the kept values of a column that `kept_array` wrote; JSON is parsed, except for `text`."""
     if kept in {"json", "mixed"}:
         return [None if text is None else json.loads(text) for text in column.to_pylist()]
     return [value for chunk in column.chunks for value in kept_values(stored(chunk))]
 
 
 def json_text(value: Any) -> str:
-    """`value` as compact JSON; NaN and the infinities, for which JSON has no word, as null."""
+    """Returns a value as compact JSON; NaN and infinities, which JSON does not have, as null."""
     try:
         return _dumps(value)
     except ValueError:  # rare: only non-finite numbers come here
@@ -89,7 +88,7 @@ def _dumps(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What JSON has no type for: times by ISO 8601, bytes in base64, the rest (decimals) by str."""
+    """Converts types that JSON does not have: times to ISO 8601, bytes to base64, others (decimals) by str."""
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     if isinstance(value, bytes):
@@ -106,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def _try_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array | None:
-    """The array, or None. The cause is dropped here, not chained: pyarrow quotes the value in it."""
+    """Returns the array, or None. The exception is dropped, not chained: pyarrow quotes the value in it."""
     try:
         return typed_array(values, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):

@@ -1,7 +1,4 @@
-"""What every shard of an output looks like: its columns, their types, the names of its files.
-
-Knows nothing of files or of how a format lays out its bytes.
-"""
+"""The layout of an output: columns, their types, schema metadata, names of files."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ from embedkit.types import Variant
 #: Opens a new binary file for a path relative to the output folder; the sink closes it.
 Create = Callable[[str], BinaryIO]
 
-#: The key of the schema metadata that says what the vector columns are, so that a single file
-#: explains itself: {"precision", "token_vectors", "variants": [{"name", "dims"}]}.
+#: Key of the schema metadata that describes the vector columns of a file:
+#: {"precision", "token_vectors", "variants": [{"name", "dims"}]}.
 LAYOUT_KEY = "embedkit.layout"
-#: Of a single file: SHA-256 of the list of rejects beside it, "" where there is none.
+#: Of a single file: SHA-256 of its list of rejects, "" if there is none.
 REJECTS_KEY = "embedkit.rejects_sha256"
-#: Of the facts beside .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
+#: Of the metadata of .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
 ARRAYS_KEY = "embedkit.arrays"
 
 RECEIPT = ("n_tokens", "n_used", "n_chunks", "status")
@@ -44,15 +41,15 @@ _ELEMENTS: Mapping[str, tuple[pa.DataType, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns that every shard of one output has.
+    """The columns of every shard of one output.
 
     Attributes:
-        variants: the columns of vectors, in their order.
+        variants: the columns of vectors, in order.
         precision: float32, float16, int8 or binary.
-        token_vectors: a row holds [n, D], a vector a token, instead of [D].
+        token_vectors: True if a row holds [n, D], a vector per token, instead of [D].
         kept_types: kept column → an Arrow type such as `int64`, `timestamp[ms]`, or `json`, `text`: see
             `values.py`.
-        metadata: goes to the schema metadata of Parquet and Arrow files as it is.
+        metadata: of the schema of Parquet and Arrow files.
 
     Raises:
         UsageError: two columns would have one name, or a type or precision is unknown.
@@ -109,12 +106,12 @@ class Layout:
         return pa.list_(item, self.width(variant))
 
     def cell_type(self, variant: Variant) -> pa.DataType:
-        """Arrow type of what a row holds: one vector, or a list of a vector a token."""
+        """Arrow type of a cell: one vector, or a list of token vectors."""
         vector = self.vector_type(variant)
         return pa.list_(pa.field("item", vector, nullable=False)) if self.token_vectors else vector
 
     def facts_schema(self) -> pa.Schema:
-        """Everything but the vectors: id, kept columns, receipt."""
+        """Returns the columns without vectors: id, kept columns, receipt."""
         counts = [pa.field(name, pa.int32(), nullable=False) for name in RECEIPT[:3]]
         fields = [
             pa.field("id", pa.string()),
@@ -125,7 +122,7 @@ class Layout:
         return pa.schema(fields, metadata={**self.metadata, LAYOUT_KEY: self._describe()})
 
     def schema(self) -> pa.Schema:
-        """The facts, then a column of vectors for each variant, null where a row has none."""
+        """Returns the facts, then a column of vectors for each variant, null if a row has none."""
         facts = self.facts_schema()
         vectors = [pa.field(variant.column, self.cell_type(variant)) for variant in self.variants]
         return pa.schema([*facts, *vectors], metadata=facts.metadata)
@@ -165,10 +162,9 @@ def layout_of(plan: Plan) -> Layout:
 
 
 def shard_name(index: int, suffix: str) -> str:
-    """The file name of a shard: `part-00003.parquet`.
+    """Returns the file name of a shard: `part-00003.parquet`.
 
-    From shard 100,000 on the number is wider, and a sort by name puts those before 99,999.
-    embedkit goes by number; a reader that sorts by name gets another row order, yet the same
-    one in `embeddings/` and `metadata/`, so that pairs stay pairs.
+    From shard 100,000 on the number is wider, and sorts before 99,999 by name. A reader that sorts by name gets
+    another row order, but the same one in `embeddings/` and `metadata/`, so that pairs stay aligned.
     """
     return f"part-{index:05d}{suffix}"

@@ -1,4 +1,7 @@
-"""A single file: it has no record, so only what it says of itself can be checked."""
+"""Checks an output against its manifest and records: files, sizes, hashes, page checksums, rows and counts.
+
+Beyond the hashes, all files are read: rows, order, receipts, finite numbers. Needs neither model nor input.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,52 @@ from pathlib import Path
 
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
+from embedkit.output.commit import COMMITS, MANIFEST, PLAN
 from embedkit.output.contents import contents_of
 from embedkit.output.formats import FORMATS
-from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.open import check_exists, mixed_files, open_stored
-from embedkit.storage.filesystem import exists, stat_file
+from embedkit.output.open import check_exists, describing_file, mixed_files, open_stored
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, is_folder, list_files, stat_file
+from embedkit.verify.check_folder import FolderCheck
 from embedkit.verify.findings import Finding, Verification
 
 
-def verify_file(path: Path) -> Verification:
-    """Check structure, page checksums, layout and counts.
+def verify_output(path: Path) -> Verification:
+    """Checks a folder, finished or not, or a .parquet, .arrow, .npy or .jsonl file.
 
     Raises:
-        OutputError: there is no such file, or its name is none of an output.
+        OutputError: there is no output, or embedkit, or this version of it, did not write it.
+    """
+    with as_read_error(path):
+        if not is_folder(path):
+            return _verify_file(path)
+        there = dict(list_files(path))
+        has_records = is_folder(path / COMMITS)
+    if PLAN not in there and MANIFEST not in there and not has_records:
+        raise OutputError(
+            f"{path} is not an output of embedkit: it has neither plan.json nor manifest.json",
+            hint="give a file or folder made by `embedkit encode`",
+        )
+    check = FolderCheck(path, there)
+    with as_read_error(path):
+        check.run()
+    return check.found
+
+
+def _verify_file(path: Path) -> Verification:
+    """Checks what a single file, which has no record, says of itself: structure, checksums, layout, counts.
+
+    Raises:
+        OutputError: there is no such file, or its name is not that of an output.
     """
     check_exists(path)
     found = Verification(
         way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
         "--on-exists overwrite"
     )
-    explains = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
-    if path.suffix.removeprefix(".") not in FORMATS or not exists(explains):
-        open_stored(path)  # which says what is wrong
+    describing = describing_file(path)
+    if path.suffix.removeprefix(".") not in FORMATS or not exists(describing):
+        open_stored(path)  # raises the error that names the problem
     if path.suffix != ".parquet":
         what = (
             "has no checksums: a bit that flipped inside a number cannot be found; a folder (-o FOLDER) has them"

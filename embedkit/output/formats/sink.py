@@ -1,6 +1,6 @@
-"""What a format can do, whichever it is: write shards, join them, read back what it wrote.
+"""The protocol of output formats: write shards, merge them, read them back.
 
-Temporary names, fsync, renames and records are `commit.py`'s business.
+Temporary names, fsync, renames and records are up to `commit.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from embedkit.output.formats.columns import RecordBatch
-from embedkit.output.formats.schema import Create, Layout, shard_name
+from embedkit.output.formats.layout import Create, Layout, shard_name
 from embedkit.types import EncodedShard, Variant
 
 
@@ -25,39 +25,39 @@ class Sink(Protocol):
         """The columns of every shard."""
 
     def files(self, index: int) -> tuple[str, ...]:
-        """Paths of the files of shard `index`, relative to the output folder."""
+        """Returns the paths of the files of shard `index`, relative to the output folder."""
 
     def write(self, shard: EncodedShard, create: Create) -> None:
-        """Write the shard's files, whole, and close them. The same shard gives the same bytes.
+        """Writes the shard's files and closes them. The same shard gives the same bytes.
 
         Raises:
             OutputError: a kept value does not fit its column; the error holds no value.
         """
 
     def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
-        """Join shards of `folder`, in this order, into `name`; at most a shard is in memory."""
+        """Merges shards of `folder`, in this order, into `name`; at most one shard is in memory."""
 
     def merged_files(self, name: str) -> tuple[str, ...]:
-        """Paths of the files that `merge` makes for `name`."""
+        """Returns the paths of the files that `merge` writes for `name`."""
 
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
-        """The rows of `files`, one shard's or one merged output's, a piece at a time.
+        """Reads the rows of one shard's or one merged output's files, a batch at a time.
 
-        The pieces hold the vectors of the variants `asked`, and no other variant is decoded.
+        Batches have the vectors of the variants `asked`; no other variant is decoded.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class OneFile:
-    """The names of a format that keeps all of a shard in one file."""
+    """Names the files of a format that has one file per shard."""
 
     layout: Layout
     suffix: ClassVar[str]
 
     def files(self, index: int) -> tuple[str, ...]:
-        """`embeddings/part-00000` and the suffix."""
+        """Returns `embeddings/part-00000` with the suffix."""
         return (f"embeddings/{shard_name(index, self.suffix)}",)
 
     def merged_files(self, name: str) -> tuple[str, ...]:
-        """`name` itself."""
+        """Returns `name` itself."""
         return (name,)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 import embedkit
-from embedkit.storage.checksummed_json import sealed, unsealed
+from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed
 from tests.oracle import Oracle, pool
 from tests.previous_outputs import (
     FINISHED,
@@ -331,7 +331,7 @@ def done(said: str) -> dict[str, Any]:
 def test_a_newer_version_is_refused_by_name_with_the_way_out(file, commands, previous, embedkit_cli):
     name = "shards-parquet"
     path = Path(name, file)
-    path.write_bytes(sealed({**unsealed(path.read_bytes()), "version": 2}))
+    path.write_bytes(dump_checksummed({**load_checksummed(path.read_bytes()), "version": 2}))
     before = state_of(previous)
     for command in commands:
         arguments = {

@@ -239,7 +239,7 @@ def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_pa
     """A second process does everything, from start to end, between two steps of the first."""
     from embedkit.engines import shard_loop
 
-    expected, ran, broken_layers = whole(output), [], shard_loop.broken_layers
+    expected, ran, non_finite_layers = whole(output), [], shard_loop.non_finite_layers
 
     def overtaken(shard, *arguments):
         if shard.read.index == 4 and not ran:
@@ -247,9 +247,9 @@ def test_two_processes_at_the_same_shards_do_no_harm(rank, encode, whole, tmp_pa
             ran[0] = encode(
                 *(NOTES, "-o", tmp_path / "place" / output, "--shard-rows", 8, "--on-exists", "resume")
             )
-        return broken_layers(shard, *arguments)
+        return non_finite_layers(shard, *arguments)
 
-    monkeypatch.setattr(shard_loop, "broken_layers", overtaken)
+    monkeypatch.setattr(shard_loop, "non_finite_layers", overtaken)
     first = rank(0, 1, output)
     assert (first.code, ran[0].code) == (0, 0), first.err
     assert_same(tmp_path / "place", expected)
@@ -261,12 +261,12 @@ def test_two_processes_that_finish_the_same_file_do_no_harm(rank, encode, whole,
 
     expected, finish, ran = whole(output), SingleFile.finish, []
 
-    def overtaken(self, sink, manifest, shards):
+    def overtaken(self, *arguments):
         if not ran:
             ran.append(None)
-            arguments = ("-o", tmp_path / "place" / output, "--shard-rows", 8, "--on-exists", "resume")
-            ran[0] = encode(NOTES, *arguments)
-        finish(self, sink, manifest, shards)
+            options = ("-o", tmp_path / "place" / output, "--shard-rows", 8, "--on-exists", "resume")
+            ran[0] = encode(NOTES, *options)
+        finish(self, *arguments)
 
     monkeypatch.setattr(SingleFile, "finish", overtaken)
     assert rank(0, 2, output).code == 0

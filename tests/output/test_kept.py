@@ -145,19 +145,19 @@ def test_a_run_in_whose_place_another_recipe_was_written_stops_and_leaves_that_a
 ) -> None:
     """The other one does all of its work between two shards of the first."""
     ran: list[Ran] = []
-    broken_layers = shard_loop.broken_layers
+    non_finite_layers = shard_loop.non_finite_layers
     other = ("--pool", "cls", "--on-exists", "overwrite")
 
     def overtaken(shard: Any, *arguments: Any) -> Any:
         if shard.read.index == 1 and not ran:
             ran.append(Ran(0, "", ""))
             ran[0] = encode(bench.table, "-o", tmp_path / "place" / output, "--shard-rows", 8, *other)
-        return broken_layers(shard, *arguments)
+        return non_finite_layers(shard, *arguments)
 
     for name in ("place", "alone"):
         (tmp_path / name).mkdir()
     assert encode(bench.table, "-o", tmp_path / "alone" / output, "--shard-rows", 8, "--pool", "cls").code == 0
-    monkeypatch.setattr(shard_loop, "broken_layers", overtaken)
+    monkeypatch.setattr(shard_loop, "non_finite_layers", overtaken)
     first = encode(bench.table, "-o", tmp_path / "place" / output, "--shard-rows", 8, "--pool", "mean")
     assert (ran[0].code, first.code) == (0, 5), (ran[0].err, first.err)
     assert "another run has" in first.err

@@ -40,7 +40,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
         table.map_rows(book.attach)
     if config.units.spans_column is not None:
         table.map_rows(SpanColumn(table, config.units.spans_column).attach)
-    table.refuse_nulls(config.groups.by)
+    table.reject_nulls(config.groups.by)
     return table, book
 
 
@@ -155,7 +155,7 @@ def plan_input(
     if found.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(found.faults, found.n_faults)
     if spans is not None and config.input.limit is None:
-        spans.refuse_strangers()
+        spans.check_unknown_ids()
     sharding = replace(sharding, rows=found.rows, starts=tuple(cutter.starts), characters=tuple(cutter.characters))
     return InputPlan(read, sharding, planned_kept_types(found.kept_types, config, scores), tuple(scores))
 

@@ -1,17 +1,14 @@
-"""Tables of texts, whatever their format, as one stream of records: bytes → Iterator[Record | Fault].
+"""Tables of texts in any format as one stream of rows.
 
-A `Record` for every row that can be read, a `Fault` for every row that cannot; an `InputError` where
-the rest of a file can no longer be split into rows. Knows nothing of tokenizers, models or shards.
+A row that can be read is a `Record`, any other one a `Fault`; where the rest of a file can no longer be split into
+rows, an `InputError` is raised.
 
-    locate.py      what the user typed → files, with format and compression
-    opening.py     a file or stdin → decompressed bytes
-    columns.py     which columns are text, id and kept; cells → text
-    delimited.py   csv, tsv        jsonl.py      jsonl, ndjson
-    columnar.py    parquet, arrow  plain.py      txt
-    lines.py       bounded lines, for the two formats that are made of lines
-    kept.py        the type of a kept column
-    table.py       all files together
-    spans.py       parts of texts, from a file or a column
+    locate.py     inputs as typed → files      opening.py    a file or stdin → decompressed bytes
+    headers.py    names of columns             columns.py    the text, id and kept columns
+    delimited.py  csv, tsv                     jsonl.py      jsonl, ndjson
+    columnar.py   parquet, arrow               plain_text.py txt
+    table.py      all files together           kept_types.py types of kept columns
+    spans.py      parts of texts               in_memory.py  texts of a Python caller
 """
 
 from embedkit.sources.columns import Columns, Wanted, every

@@ -1,7 +1,7 @@
-"""Parquet and Arrow: record batches, streamed, only the columns that are needed.
+"""Parquet and Arrow: record batches, streamed, of the needed columns.
 
-Strings of every layout work, dictionaries of them too; binary cells are read as UTF-8. pyarrow's own
-messages may quote cells, so none gets out of here: what it raises ends in `_attempt`.
+Strings of every layout work, dictionaries of them too; binary cells are read as UTF-8. Errors of pyarrow end in
+`_attempt`, because their messages may quote cells.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.arrow_values import (
+    holds,
+    is_binary,
+    is_exact,
+    is_string,
+    json_values,
+    kept_values,
+    stored,
+    stored_type,
+    texts,
+    type_name,
+)
 from embedkit.errors import InputError
-from embedkit.sources.cells import Unreadable, kept_name, kind_of, strings, values
-from embedkit.sources.columns import Column, Columns, Wanted, composer, every
+from embedkit.sources.columns import Column, Columns, Kind, Wanted, composer, every
 from embedkit.sources.headers import shown
 from embedkit.sources.opening import Limits
 from embedkit.storage.parser_probe import probe_file
@@ -26,12 +37,15 @@ T = TypeVar("T")
 
 BATCH_ROWS = 1_024
 
-#: Parquet column chunks are read by pieces of this size, not whole: a chunk may be gigabytes.
+#: Bytes of a Parquet column chunk to read at a time: a chunk may have gigabytes.
 _PARQUET_BUFFER = 2**20
 
 _FILE_MAGIC = b"ARROW1"
 
-#: An open file: its schema, and a function of column names that reads them, batch by batch.
+#: Positions in a batch of the rows with invalid UTF-8.
+Unreadable = set[int]
+
+#: An open file: its schema, and a function that reads the columns of the given names, batch by batch.
 _Opened = tuple[Any, Callable[[tuple[str, ...]], Iterator[Any]]]
 
 
@@ -54,20 +68,20 @@ class Columnar:
             source, opener = _seekable(stream), self._open_arrow_file
         else:
             source, opener = stream, self._open_arrow_stream
-        # A pipe can be read only once: what comes through it is not looked at first.
+        # A pipe can be read only once, so it is not probed.
         self._probed = None if source is stream and not stream.seekable() else _probed(source)
-        self._refuse_unparsable("none", ())
+        self._check_parser("none", ())
         opened = _attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
         schema, self._batches = opened
         self.columns = tuple(
-            Column(field.name, kind_of(field.type), _told_type(field.type), kept_name(field.type))
+            Column(field.name, kind_of(field.type), _shown_type(field.type), kept_name(field.type))
             for field in schema
         )
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Every row, numbered from `first`; one with bytes that are not UTF-8 is the fault `not_utf8`."""
+        """Read every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
         row = first
         batches = _attempt(lambda: self._batches(columns.named))
@@ -90,12 +104,12 @@ class Columnar:
                     yield Record(row, identity, text, tuple([cells[at] for cells in keeps]))
                 row += 1
 
-    def _refuse_unparsable(self, part: int | str, without: Collection[str]) -> None:
-        """See that the parser survives a file, or a part of it: a damaged one may end the process that parses it.
+    def _check_parser(self, part: int | str, without: Collection[str]) -> None:
+        """Check that the parser survives a file, or a part of it; a damaged one may end the process.
 
         Args:
-            part: number of a row group or a record batch; all; or none: what describes the file alone.
-            without: columns that are not read.
+            part: number of a row group or a record batch; "all"; or "none", for the metadata alone.
+            without: columns to leave out.
         """
         if (
             self._probed is not None
@@ -104,14 +118,14 @@ class Columnar:
             raise self._damaged()
 
     def _parts(self, count: int, names: tuple[str, ...]) -> Iterator[int]:
-        """Numbers of the parts of a file, each when it is known to be harmless: a limit may leave most of them."""
+        """Probe the parts of a file one by one, as they are read, and yield their numbers."""
         without = {column.name for column in self.columns} - set(names)
         if not isinstance(self._probed, str):
-            self._refuse_unparsable("all", without)
+            self._check_parser("all", without)
             yield from range(count)
             return
         for part in range(count):
-            self._refuse_unparsable(part, without)
+            self._check_parser(part, without)
             yield part
 
     def _open_parquet(self, source: BinaryIO) -> _Opened:
@@ -132,7 +146,7 @@ class Columnar:
         def batches(names: tuple[str, ...]) -> Iterator[Any]:
             fields = [schema.get_field_index(name) for name in names]
             reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
-            return _pieces(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
+            return _sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
 
         return schema, batches
 
@@ -141,13 +155,13 @@ class Columnar:
         stream = pa.ipc.open_stream(mapped)
 
         def batches(names: tuple[str, ...]) -> Iterator[Any]:
-            self._refuse_unparsable("all", ())
-            return _pieces(_sound(batch, names) for batch in _to_the_end(stream, mapped))
+            self._check_parser("all", ())
+            return _sliced(_checked(batch, names) for batch in _to_the_end(stream, mapped))
 
         return stream.schema, batches
 
     def _next(self, batches: Iterator[Any] | None) -> Any:
-        """The next batch, or None after the last."""
+        """Return the next batch, or None after the last."""
         end = object()
         batch = None if batches is None else _attempt(lambda: next(batches, end))
         if batch is None:
@@ -161,7 +175,7 @@ class Columnar:
         cells = _attempt(lambda: convert(column, unreadable))
         if cells is None:
             raise InputError(
-                f"{self._file}: column {shown(name)}, of type {_told_type(column.type)}, cannot be read",
+                f"{self._file}: column {shown(name)}, of type {_shown_type(column.type)}, cannot be read",
                 hint="cast it to a string, or leave it out of --keep",
             )
         return cells
@@ -169,18 +183,18 @@ class Columnar:
     def _damaged(self) -> InputError:
         return InputError(
             f"{self._file}: cannot be read as {self._format}: cut off, damaged, or of another format",
-            hint="write or copy it again; if it is of another format, say so with --format",
+            hint="write or copy it again; if it is of another format, name that with --format",
         )
 
 
-def _told_type(declared: Any) -> str:
-    """The type's name for messages, without the names of fields within it, which nobody typed."""
+def _shown_type(declared: Any) -> str:
+    """Return the type's name for messages, without names of fields, which may be row content."""
     name = str(declared)
     return name.partition("<")[0] if "struct<" in name or "union<" in name else name
 
 
 def _attempt(action: Callable[[], T]) -> T | None:
-    """What the action gives, or None where pyarrow failed; an error of ours passes."""
+    """Run the action; None if pyarrow fails. Errors of embedkit pass."""
     try:
         return action()
     except (pa.ArrowException, OSError, ValueError):
@@ -188,40 +202,40 @@ def _attempt(action: Callable[[], T]) -> T | None:
 
 
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
-    """The batches of a stream, which is to be all that the source holds: two streams in one file are not one."""
+    """Read the batches of a stream, after which the source must end: two streams in one file are an error."""
     yield from stream
-    # Reading on to the end is what checks the checksum of a compressed file, too.
+    # Reading to the end also verifies the checksum of a compressed file.
     if source.read(1):
         raise pa.ArrowInvalid("something follows the end of the stream")
 
 
-def _sound(batch: Any, names: tuple[str, ...]) -> Any:
-    """A batch that came through a pipe, every offset of the columns that are read held against what they have."""
+def _checked(batch: Any, names: tuple[str, ...]) -> Any:
+    """Check every offset of the needed columns of a batch from a pipe."""
     for name in names:
         try:
             batch.column(name).validate(full=True)
         except pa.ArrowInvalid as error:
-            # What is not UTF-8 is a bad row and no danger. Characters are looked at after the offsets.
+            # Invalid UTF-8 is a bad row and harmless; it is checked after the offsets.
             if "UTF8" not in str(error):
                 raise
     return batch
 
 
-def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
-    """Arrow batches may be whole tables: slices of them become Python objects one at a time."""
+def _sliced(batches: Iterator[Any]) -> Iterator[Any]:
+    """Slice batches, which may be whole tables, so that few rows at a time become Python objects."""
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 
 
 def _mapped(source: BinaryIO) -> Any:
-    """A file on disk is mapped, so that a batch larger than the memory can be read too."""
-    name = getattr(source, "name", None)  # of a stream that is decompressed or held in memory there is none
+    """Map a file on disk into memory, so that a batch larger than the memory can be read."""
+    name = getattr(source, "name", None)  # none if it is decompressed or in memory
     return pa.memory_map(os.fsencode(name)) if isinstance(name, str) else source
 
 
 def _probed(source: BinaryIO) -> str | memoryview | None:
-    """The path of a file on disk, or the bytes of one in memory."""
+    """Return the path of a file on disk, or the bytes of one in memory."""
     name = getattr(source, "name", None)
     if isinstance(name, str):
         return name
@@ -229,11 +243,85 @@ def _probed(source: BinaryIO) -> str | memoryview | None:
 
 
 def _seekable(stream: io.BufferedReader) -> BinaryIO:
-    """The stream itself, or its bytes in memory.
+    """Return the stream itself, or its bytes in memory.
 
-    Parquet and Arrow files are read from their end, which a pipe or a compressed file has not got. A temporary
-    file would put texts on a disk that nobody chose for them.
+    Parquet and Arrow files are read from their end, which a pipe or a compressed file does not offer. A temporary
+    file would write texts to a disk that the user did not choose.
     """
     if stream.seekable():
         return stream
     return io.BytesIO(stream.read())
+
+
+def kind_of(declared: Any) -> Kind:
+    """Classify the cells of an Arrow type."""
+    kind = stored_type(declared)
+    if is_exact(kind):
+        return "exact"
+    plain = _storage_type(kind)
+    if is_string(plain):
+        return "string"
+    if is_binary(plain):
+        return "binary"
+    if pa.types.is_integer(plain) and plain == kind:
+        return "integer"
+    return "null" if pa.types.is_null(plain) else "other"
+
+
+def kept_name(declared: Any) -> str:
+    """Return the name of the type in which a column of this Arrow type is kept."""
+    return type_name(stored_type(declared))
+
+
+def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
+    """Convert cells to text: strings unchanged, bytes decoded, others by `texts`."""
+    plain = stored(array)
+    if not is_exact(plain.type):
+        plain = _storage(plain)
+    try:
+        if not is_binary(plain.type):
+            return texts(plain)
+    except UnicodeDecodeError:  # pyarrow does not check what a file declares as UTF-8
+        pass
+    return [_decoded(cell, at, unreadable) for at, cell in enumerate(plain)]
+
+
+def values(array: Any, unreadable: Unreadable) -> list[Any]:
+    """Convert cells to kept values: see `arrow_values.kept_values`."""
+    plain = stored(array)
+    if is_string(plain.type):
+        return strings(plain, unreadable)
+    kept = kept_values(plain)
+    if holds(plain.type, is_string):
+        _find_unreadable(plain, unreadable)
+    return kept
+
+
+def _find_unreadable(array: Any, unreadable: Unreadable) -> None:
+    """Find the rows that contain a string with invalid UTF-8."""
+    try:
+        json_values(array)
+    except UnicodeDecodeError:
+        for at in range(len(array)):
+            try:
+                json_values(array.slice(at, 1))
+            except UnicodeDecodeError:
+                unreadable.add(at)
+
+
+def _storage_type(kind: Any) -> Any:
+    return _storage_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _storage(array: Any) -> Any:
+    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
+
+
+def _decoded(cell: Any, at: int, unreadable: Unreadable) -> str | None:
+    if not cell.is_valid:
+        return None
+    try:
+        return bytes(cell.as_buffer()).decode()
+    except UnicodeDecodeError:
+        unreadable.add(at)
+        return None

@@ -1,7 +1,4 @@
-"""Which columns of a table are the text, the id and the kept ones, and how cells become a text.
-
-Knows column names and what their cells may be; never sees a file.
-"""
+"""Chooses the text, id and kept columns of a table, and makes texts of cells."""
 
 from __future__ import annotations
 
@@ -15,40 +12,40 @@ from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.headers import hint_for, is_header, listed, lookalike, shown
 
-#: Where the text is looked for when no column is named, in this order.
+#: Names of text columns to look for, in this order, when the user named none.
 USUAL_TEXT = ("text", "note", "sentence", "content", "body")
 USUAL_ID = "id"
 
-#: Marks between cells. One of them in the name of a table's one column means that it was read by another.
+#: Delimiters. One of them in the name of a table's only column means that the file was read with another one.
 _SEPARATORS = {",": "','", ";": "';'", "|": "'|'", "\t": "tab"}
-#: Formats whose files have marks between cells.
+#: Formats with delimiters.
 _DELIMITED = frozenset({"csv", "tsv"})
 
-#: What the cells of a column may be. `unknown`: each row says for itself (JSON).
-#: `exact`: each value has one text, such as a date, a decimal or a UUID.
+#: Kinds of cells. `unknown`: it differs by row (JSON). `exact`: each value has one text, such as a date, a decimal
+#: or a UUID.
 Kind = Literal["string", "binary", "integer", "exact", "null", "other", "unknown"]
 _TEXT_KINDS = frozenset({"string", "binary", "null", "unknown"})
 _ID_KINDS = _TEXT_KINDS | {"integer", "exact"}
 
 Cells = Sequence[str | None]
-#: Whether any of the rows [first, stop) is wanted.
+#: Function that returns whether any of the rows [first, stop) is wanted.
 Wanted = Callable[[int, int], bool]
 
 
 def every(first: int, stop: int) -> bool:
-    """All rows are wanted."""
+    """Want all rows."""
     return first < stop
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column as a file has it.
+    """A column of a file.
 
     Attributes:
-        name: its name, as written.
-        kind: what its cells may be.
+        name: as written.
+        kind: of its cells.
         type: the type's name, for messages.
-        kept: the type's name when the column is kept: see `kept.py`.
+        kept: the type's name if the column is kept: see `kept_types.py`.
     """
 
     name: str
@@ -59,13 +56,13 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns that were decided on, the same for all files of a table.
+    """The columns in use, the same for all files of a table.
 
     Attributes:
-        text: columns that make the text, in order; those of the template where there is one.
-        template: how they are put together; None = joined by a newline.
-        id: the id column; None = the row number.
-        keep: columns that go through to the output, in order.
+        text: columns that make the text, in order; those of the template if there is one.
+        template: combines them; None if they are joined by a newline.
+        id: the id column; None if ids are row numbers.
+        keep: columns that are copied to the output, in order.
     """
 
     text: tuple[str, ...]
@@ -75,15 +72,15 @@ class Columns:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Every column that is read, once: text, id, kept."""
+        """Names of all columns to read, each once: text, id, kept."""
         ids = () if self.id is None else (self.id,)
         return tuple(dict.fromkeys((*self.text, *ids, *self.keep)))
 
 
-def asked(config: InputConfig) -> Columns:
-    """The columns that the user named; `text` is empty where they named none.
+def requested_columns(config: InputConfig) -> Columns:
+    """Return the columns that the user named; `text` is empty if they named none.
 
-    A template decides alone: text columns that it does not use are not read.
+    With a template, text columns that it does not use are not read.
 
     Raises:
         UsageError: the template is not made of plain `{name}` fields.
@@ -92,76 +89,78 @@ def asked(config: InputConfig) -> Columns:
     return Columns(text, config.template, config.id_column, tuple(dict.fromkeys(config.keep)))
 
 
-def decide(asked_for: Columns, there: Sequence[Column], *, file: str, file_format: str) -> Columns:
-    """Fill in what the user left open, from the columns of the first file.
+def resolve_columns(requested: Columns, present: Sequence[Column], *, file: str, file_format: str) -> Columns:
+    """Choose the columns that the user did not name, from those of the first file.
 
     Raises:
-        InputError: no column is the text beyond doubt, or cells have another mark between them.
+        InputError: the text column is ambiguous, or the file has another delimiter.
     """
-    names = [column.name for column in there]
-    identity = asked_for.id
+    names = [column.name for column in present]
+    identity = requested.id
     if identity is None and USUAL_ID in names:
         identity = USUAL_ID
-    text = asked_for.text or _usual_text(there, identity)
-    if not asked_for.text:
+    text = requested.text or _usual_text(present, identity)
+    if not requested.text:
         _check_delimiter(names, file=file, file_format=file_format)
     if not text:
         for usual in USUAL_TEXT:
             _check_lookalike(usual, names, file=file)
         raise InputError(
             f"{file}: no column is named {', '.join(USUAL_TEXT)}, and there is not just one column of"
-            f" strings under a header; columns: {listed(names, asked_for.named)}",
+            f" strings under a header; columns: {listed(names, requested.named)}",
             hint="name the column of the texts with --text-column"
-            if is_header(names, asked_for.named)
-            else hint_for("", names, asked_for.named),
+            if is_header(names, requested.named)
+            else hint_for("", names, requested.named),
         )
-    return Columns(text, asked_for.template, identity, asked_for.keep)
+    return Columns(text, requested.template, identity, requested.keep)
 
 
-def remarks(asked_for: Columns, decided: Columns, there: Sequence[Column], *, file_format: str) -> list[str]:
-    """Say which columns are the text and the id where the user named none, and what was nearly taken for one.
+def column_notices(
+    requested: Columns, decided: Columns, present: Sequence[Column], *, file_format: str
+) -> list[str]:
+    """Report the chosen text and id columns, and a column that was nearly chosen.
 
-    A name is shown only where the names look like a header: no other would have been chosen.
+    A name is shown only if the names look like a header: no other one is chosen.
     """
-    if file_format == "txt":  # it has lines, and no columns to choose among
+    if file_format == "txt":  # there is no choice
         return []
-    told = []
-    if not asked_for.text:
-        told.append(f"the texts are those of {shown(decided.text[0])!r}")
-    if asked_for.id is None:
-        told.append("the ids are row numbers" if decided.id is None else f"the ids are those of {decided.id!r}")
-    found = [f"columns: {', '.join(told)}"] if told else []
-    odd = None if decided.id else lookalike(USUAL_ID, [column.name for column in there])
+    chosen = []
+    if not requested.text:
+        chosen.append(f"the texts are those of {shown(decided.text[0])!r}")
+    if requested.id is None:
+        chosen.append("the ids are row numbers" if decided.id is None else f"the ids are those of {decided.id!r}")
+    found = [f"columns: {', '.join(chosen)}"] if chosen else []
+    odd = None if decided.id else lookalike(USUAL_ID, [column.name for column in present])
     if odd is not None:
         found.append(
-            f"ids are row numbers: a column is named {USUAL_ID} but for what cannot be seen in its name ({odd[1]})"
+            f"ids are row numbers: a column's name differs from {USUAL_ID} only by invisible characters ({odd[1]})"
         )
     return found
 
 
-def check(
-    columns: Columns, there: Sequence[Column], *, file: str, file_format: str, typed: Collection[str]
+def check_columns(
+    columns: Columns, present: Sequence[Column], *, file: str, file_format: str, typed: Collection[str]
 ) -> None:
-    """Hold the decided columns against those of one file.
+    """Check that a file has the columns in use.
 
     Args:
-        columns: decided.
-        there: the file's.
+        columns: those in use.
+        present: those of the file.
         file: its name.
         file_format: csv, tsv, jsonl, ….
-        typed: those of the columns that the user named.
+        typed: names of columns that the user typed.
 
     Raises:
-        InputError: a column is missing, is there twice, or cannot be a text or an id.
-        UsageError: a field of the template is the name of no column, and asks for more than that.
+        InputError: a column is missing, occurs twice, or cannot be a text or an id.
+        UsageError: a field of the template is not the name of a column, but has format options.
     """
     by_name: dict[str, list[Column]] = {}
-    for column in there:
+    for column in present:
         by_name.setdefault(column.name, []).append(column)
     for name in columns.named:
         found = by_name.get(name, [])
         if not found:
-            names = [column.name for column in there]
+            names = [column.name for column in present]
             if columns.template is not None and name in columns.text:
                 _check_field(name, names)
             _check_lookalike(name, names, file=file)
@@ -189,7 +188,7 @@ def check(
 
 
 def composer(columns: Columns) -> Callable[[Cells], str | None]:
-    """The function that makes a row's text of its text cells, given in the order of `columns.text`."""
+    """Return the function that makes a row's text of its cells, in the order of `columns.text`."""
     if columns.template is not None:
         return _filler(columns.template, columns.text)
     if len(columns.text) == 1:
@@ -197,40 +196,40 @@ def composer(columns: Columns) -> Callable[[Cells], str | None]:
     return _joined
 
 
-def _usual_text(there: Sequence[Column], identity: str | None) -> tuple[str, ...]:
-    names = [column.name for column in there]
+def _usual_text(present: Sequence[Column], identity: str | None) -> tuple[str, ...]:
+    names = [column.name for column in present]
     usual = [name for name in USUAL_TEXT if name in names]
-    strings = [column.name for column in there if column.kind == "string" and column.name != identity]
+    strings = [column.name for column in present if column.kind == "string" and column.name != identity]
     if usual:
         return (usual[0],)
-    # What nobody named is taken for a name only if it looks like one: plans and schemas will hold it.
+    # A name that the user did not type must look like one, since it will be in plans and schemas.
     return (strings[0],) if len(strings) == 1 and is_header(names) else ()
 
 
 def _check_delimiter(names: Sequence[str], *, file: str, file_format: str) -> None:
-    """Refuse a table of one column whose name holds another mark between cells."""
+    """Refuse a table of one column whose name contains another delimiter."""
     if len(names) != 1 or file_format not in _DELIMITED:
         return
     marks = [mark for mark in _SEPARATORS if mark in names[0]]
     if not marks:
         return
     mark = max(marks, key=names[0].count)
-    told = f", {shown(names[0])}," if is_header(names[0].split(mark)) else ""
+    name = f", {shown(names[0])}," if is_header(names[0].split(mark)) else ""
     raise InputError(
-        f"{file}: the one column{told} looks like several with another mark between them: {_SEPARATORS[mark]}",
-        hint=f"say --delimiter {_SEPARATORS[mark]}; or name the column with --text-column, if it is one",
+        f"{file}: the only column{name} looks like several with another delimiter: {_SEPARATORS[mark]}",
+        hint=f"use --delimiter {_SEPARATORS[mark]}; or name the column with --text-column, if it is one",
     )
 
 
 def _check_lookalike(name: str, names: Sequence[str], *, file: str) -> None:
-    """Refuse a name that differs from a column's in what cannot be seen, and say in what."""
+    """Refuse a name that differs from a column's only by invisible characters, and name these."""
     found = lookalike(name, names)
     if found is None:
         return
     escaped = "".join(letter if letter.isprintable() else _escape(letter) for letter in found[0])
     raise InputError(
-        f"{file}: there is no column {shown(name)}; one is named so but for what cannot be seen: {found[1]}",
-        hint=f"take it out of the header, or name the column with it: in bash, $'{escaped}'",
+        f"{file}: there is no column {shown(name)}; one differs only by invisible characters: {found[1]}",
+        hint=f"remove them from the header, or name the column with them: in bash, $'{escaped}'",
     )
 
 
@@ -245,10 +244,9 @@ def _joined(cells: Cells) -> str | None:
 
 
 def _parsed(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the field after it; None after the last.
+    """Split a template into pairs of literal text and the field after it; None after the last.
 
-    A field is the name of a column as it stands between the braces, dots and colons too: nothing is looked up in
-    a cell, and nothing formatted.
+    A field is the name of a column, which may contain dots and colons: they have no other meaning.
     """
     parts: list[tuple[str, str | None]] = []
     literal, end = "", 0
@@ -258,7 +256,7 @@ def _parsed(template: str) -> list[tuple[str, str | None]]:
         if match[0] in {"{{", "}}"}:
             literal += match[0][0]
         elif not match[1]:
-            raise _bad_template("a brace stands alone" if match[0] in "{}" else "it has a field without a name")
+            raise _bad_template("a brace is alone" if match[0] in "{}" else "it has a field without a name")
         else:
             parts.append((literal, match[1]))
             literal = ""
@@ -273,7 +271,7 @@ def _fields(template: str) -> tuple[str, ...]:
 
 
 def _check_field(name: str, names: Sequence[str]) -> None:
-    """Refuse a field that no column is named like, if it reads as one of Python's with more than a name."""
+    """Refuse a field with format options, such as `{name!r}`, unless a column has that name."""
     plain = re.split(r"[.\[!:]", name)[0]
     if plain != name and plain in names:
         raise _bad_template(f"it has a field that is not a plain {{name}}, and no column is named {shown(name)}")

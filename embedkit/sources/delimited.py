@@ -1,15 +1,15 @@
-"""CSV and TSV, by Python's `csv` in strict mode: no sniffing, quoted newlines byte for byte.
+"""CSV and TSV, by Python's `csv` in strict mode, without sniffing.
 
-Knows UTF-8 and UTF-16 by their marks, LF, CRLF and lone CR. A row of another width is a fault, and so is one with
-bytes that are not UTF-8; a file in which quotes do not close, or text follows a closing quote, cannot be split
-into rows and is an error. Blank lines are skipped, as `csv` does, but for tables of one column: there each is a
-row with an empty text, because many writers put an empty cell as nothing. NUL is kept in cells, as in JSON, but
-not in the header, where it means UTF-16 without a mark. `NA`, `null` and `nan` are texts.
+Reads UTF-8, UTF-16 with a byte order mark, and lines that end in LF, CRLF or CR. A row of another width or with
+invalid UTF-8 is a fault. A file with an unclosed quote, or text after a closing quote, cannot be split into rows
+and is an error. Blank lines are skipped, as `csv` does; in tables of one column each is a row with an empty text,
+because many writers write an empty cell as nothing. NUL is kept in cells, but refused in the header, where it
+means UTF-16 without a mark. `NA`, `null` and `nan` are texts.
 
-Unless the user says how cells are quoted, two kinds of row are faults because they are more likely several rows or
-cells read as one than what they seem: a cell of a TSV file in quotes with lines and tabs in it (databases write
-TSV without quoting, and a text may begin with a quote), and a quote that opens inside one cell and closes inside a
-later one. Other quotes inside a cell (`6" tall`) are counted.
+Without `--quoting`, two kinds of rows are faults because they are probably several rows or cells: a quoted cell of
+a TSV file that contains lines and tabs (databases write TSV without quoting, and a text may begin with a quote),
+and a quote that opens inside a cell and closes inside a later one. Other quotes inside cells (`6" tall`) are
+counted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import re
 from collections.abc import Iterator
 
 from embedkit.errors import InputError
-from embedkit.sources import lines
+from embedkit.sources import plain_text
 from embedkit.sources.columns import Column, Columns, Wanted, composer, every
 from embedkit.types import UNREAD, Fault, Record
 
-#: A quote that opens something: not inches behind a digit, not a closing one.
+#: An opening quote: neither inches after a digit nor a closing quote.
 _OPENING = re.compile(r'(?<!\d)"\S')
-#: How an object begins, or an array of them, and no header.
+#: The start of a JSON object or array.
 _JSON = re.compile(rb'\s*(\[\s*)?\{\s*("|\}\s*$)')
 _SNIFFED = 4096
 
@@ -49,23 +49,23 @@ class Delimited:
         Args:
             stream: the file.
             file: its name, for errors and faults.
-            delimiter: what is between cells; None = by `tabs`.
+            delimiter: between cells; None for the default.
             quoting: auto, double or none: see `InputConfig`.
-            tabs: it is TSV.
+            tabs: the default delimiter is a tab.
         """
         _check_is_no_json(stream, file)
         self._stream = stream
         self._file = file
         self._codec, self._position = _encoding(stream, file)
-        self._start = self._position  # of the record being read
-        self._raw: list[str] = []  # its lines, if there is a quote in them
-        self._bad: int | None = None  # where the first byte of it is that is not of the encoding
+        self._start = self._position  # of the current record
+        self._raw: list[str] = []  # its lines, if they contain a quote
+        self._bad: int | None = None  # offset of its first invalid byte
         self._quoting = quoting
         self._delimiter = delimiter or ("\t" if tabs else ",")
         self.stray_quotes = 0
         self.first_stray: int | None = None
-        # A process has one limit for all its csv readers; the bound on records below is the real one.
-        csv.field_size_limit(max(csv.field_size_limit(), lines.MAX_RECORD_BYTES))
+        # The limit of `csv` is global in a process; records are limited below.
+        csv.field_size_limit(max(csv.field_size_limit(), plain_text.MAX_RECORD_BYTES))
         self._reader = csv.reader(
             self._lines(),
             strict=True,
@@ -75,7 +75,7 @@ class Delimited:
         self.columns = tuple(Column(name, "string", "string", "string") for name in self._header())
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Every row, numbered from `first`.
+        """Read every row, numbered from `first`.
 
         Raises:
             InputError: the file cannot be split into rows from here on.
@@ -105,12 +105,12 @@ class Delimited:
             row += 1
 
     def _fault(self, cells: list[str], width: int, row: int) -> str | None:
-        """The code of what is wrong with a record; None if it is sound."""
+        """Return the code of a bad record; None if it is good."""
         if self._bad is not None:
             return "not_utf8" if self._codec == "utf-8" else "lone_surrogate"
         quotes = self._raw and self._quoting != "none"
         if quotes and self._quoting == "auto" and self._delimiter == "\t":
-            # In a table of one column there is no tab to tell that rows were merged.
+            # In a table of one column, merged rows have no tab between them.
             marks = "\t" if width > 1 else ""
             if any(marks in cell and ("\n" in cell or "\r" in cell) for cell in cells):
                 return "lines_and_tabs_in_quotes" if width > 1 else "lines_in_quotes"
@@ -131,10 +131,10 @@ class Delimited:
             if names is None:
                 raise InputError(
                     f"{self._file}: empty file, no header",
-                    hint="the first line is to name the columns, such as: id,text",
+                    hint="write the names of the columns in the first line, such as: id,text",
                 )
         if self._bad is not None:
-            raise lines.not_utf8(self._file, self._bad)
+            raise plain_text.not_utf8(self._file, self._bad)
         if any("\0" in name for name in names):
             raise InputError(
                 f"{self._file}: NUL bytes in the header",
@@ -143,7 +143,7 @@ class Delimited:
         return names
 
     def _next(self, where: str) -> list[str] | None:
-        """The next record's cells; None at the end of the file."""
+        """Return the next record's cells; None at the end of the file."""
         self._start = self._position
         self._raw.clear()
         self._bad = None
@@ -154,44 +154,42 @@ class Delimited:
         what = "has a quote that is never closed" if unclosed else "has text after a closing quote"
         raise InputError(
             f"{self._file}: {where}, at byte {self._start}, {what}",
-            hint='a field with a quote in it is to be quoted, and the quote doubled: "a ""b"" c"; '
-            "if quotes are mere letters in this file, say --quoting none",
+            hint='quote a field that contains a quote, and double the quote: "a ""b"" c"; '
+            "if quotes have no meaning in this file, use --quoting none",
         )
 
     def _lines(self) -> Iterator[str]:
-        """Lines as `csv` wants them, ends and all; counts bytes, so that a fault can tell where it is."""
-        # `utf-8-sig` and `utf-16` take the mark away; an encoder of that name would write one again. Bytes that
-        # are not of the encoding become half characters, so that the row that has them can be told from others.
+        """Read lines with their ends, for `csv`, and count bytes, for the offsets of faults."""
+        # `utf-8-sig` and `utf-16` drop the byte order mark; as encoders they would write it again. Invalid bytes
+        # become lone surrogates, which mark the row.
         encoding, errors, unit = (
             ("utf-8-sig", "surrogateescape", 1) if self._codec == "utf-8" else ("utf-16", "surrogatepass", 2)
         )
         text = io.TextIOWrapper(self._stream, encoding=encoding, errors=errors, newline="")
-        limit = lines.MAX_RECORD_BYTES
+        limit = plain_text.MAX_RECORD_BYTES
         while True:
             try:
                 line = text.readline(limit + 1)
             except UnicodeDecodeError as error:
-                # Half a code unit at the end of a file of UTF-16. The decoder was given all bytes up to where the
-                # stream now stands.
+                # Half a code unit at the end of UTF-16. The decoder has all bytes up to the stream's position.
                 bad = self._stream.tell() - len(error.object) + error.start
                 break
             if not line:
                 return
             self._position += len(line) * unit if line.isascii() else self._length(line, errors)
             if self._position - self._start > limit:
-                raise lines.too_long(self._file, self._start)
+                raise plain_text.too_long(self._file, self._start)
             if '"' in line or self._raw:
                 self._raw.append(line)
             yield line
-        # Raised out here because an exception remembers the one in whose handler it was raised, and
-        # that one holds the bytes it could not decode.
+        # Raised outside of the handler, because the first exception holds bytes of the file.
         raise InputError(
             f"{self._file}: not UTF-16, as its first bytes say, at byte {bad}",
             hint="it may be cut off: copy it again and compare its size",
         )
 
     def _length(self, line: str, errors: str) -> int:
-        """The bytes of a line; notes where the first one is that is not of the encoding."""
+        """Return the length of a line in bytes, and note the offset of its first invalid byte."""
         try:
             return len(line.encode(self._codec))
         except UnicodeEncodeError as error:
@@ -201,27 +199,27 @@ class Delimited:
 
 
 def _stray_quotes(raw: str, cells: list[str]) -> list[str]:
-    """The cells of a record that are not quoted and have a quote in them.
+    """Find the cells of a record that are not quoted and contain a quote.
 
     Args:
-        raw: the record as it stands in the file, from its first cell that has a quote or before it.
-        cells: what `csv` made of it.
+        raw: the record in the file, from its first line with a quote.
+        cells: the record by `csv`.
     """
-    found, place = [], 0
+    found, offset = [], 0
     for cell in cells:
-        if raw.startswith('"', place):
-            place += 2 + len(cell) + cell.count('"') + 1
+        if raw.startswith('"', offset):
+            offset += 2 + len(cell) + cell.count('"') + 1
             continue
         if '"' in cell:
             found.append(cell)
-        place += len(cell) + 1
+        offset += len(cell) + 1
     return found
 
 
 def _spans_cells(stray: list[str]) -> bool:
-    """Check whether a quote opens inside a cell and closes at the end of a later one: once, that was one cell.
+    """Check for a quote that opens inside a cell and closes at the end of a later one: both were one cell.
 
-    A quote behind a digit is taken for inches, one before a blank or at a cell's end for a closing one.
+    A quote after a digit counts as inches, one before a blank or at a cell's end as closing.
     """
     odd = [cell for cell in stray if cell.count('"') % 2]
     opens = next((number for number, cell in enumerate(odd) if _OPENING.search(cell)), None)
@@ -232,16 +230,16 @@ def _check_is_no_json(stream: io.BufferedReader, file: str) -> None:
     head = stream.peek(_SNIFFED)[:_SNIFFED].removeprefix(codecs.BOM_UTF8)
     if _JSON.match(head):
         raise InputError(
-            f"{file}: the first line is JSON, where a header is read",
-            hint="if it has an object a line, say --format jsonl",
+            f"{file}: the first line is JSON instead of a header",
+            hint="if each line is an object, use --format jsonl",
         )
 
 
 def _encoding(stream: io.BufferedReader, file: str) -> tuple[str, int]:
-    """The encoding by the byte order mark, and the mark's length."""
+    """Detect the encoding and the length of the byte order mark."""
     head = stream.peek(4)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        raise InputError(f"{file}: UTF-32, which is not read", hint="convert it: iconv -f UTF-32 -t UTF-8")
-    if head.startswith(lines.UTF16_MARKS):
+        raise InputError(f"{file}: UTF-32 is not supported", hint="convert it: iconv -f UTF-32 -t UTF-8")
+    if head.startswith(plain_text.UTF16_MARKS):
         return ("utf-16-le" if head.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"), 2
     return "utf-8", 3 if head.startswith(codecs.BOM_UTF8) else 0

@@ -1,9 +1,8 @@
-"""Judges whether the names of a table's columns are names, and shows those that are.
+"""Detects headers, so that names of columns can be shown.
 
-The first row of a CSV file without a header is a patient's row, and a table that was converted from such a file
-has it as the names of its columns. So a name that nobody typed is shown, or chosen, only where the whole row of
-them looks like a header: every one is short and made like a name, and some are words that head columns. Knows no
-file and no row.
+Without a header, the first row of a CSV file is a patient's row, and a table that was converted from such a file
+has it as the names of its columns. So a name that the user did not type is shown, or chosen, only if the row of
+names looks like a header: all are short and formed like names, and some are words that are usual in headers.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from string import ascii_lowercase
 
 from embedkit.suggest import closest_names
 
-#: Of a wide table, a message lists this many names. A longer name than the other number is not shown.
+#: Most names in a message, and most characters of a name that is shown.
 LISTED, NAME_LENGTH = 50, 64
 
-#: Words that stand in no cell: one of them makes a header. Names are taken apart into words.
+#: Words that do not occur in cells: one of them makes a header. Names are split into words.
 _SURE = frozenset(
     re.findall(
         r"\w+",
@@ -29,7 +28,7 @@ _SURE = frozenset(
         """,
     )
 )
-#: Words that head columns and are seldom what stands in a cell: they make a header where they are half of it.
+#: Words that are usual in headers and rare in cells: they make a header if they are half of it.
 _HEADING = frozenset(
     re.findall(
         r"\w+",
@@ -41,7 +40,7 @@ _HEADING = frozenset(
         """,
     )
 )
-#: Words that may head a column, and may be a value too (the kind of a document): one of them is no proof.
+#: Words that may also be values (the kind of a document): one of them proves nothing.
 _AMBIGUOUS = frozenset(
     re.findall(
         r"\w+",
@@ -61,17 +60,17 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
-    """Judge whether a row of names is a header.
+    """Check whether a row of names is a header.
 
     Args:
         names: of all columns of a table.
-        typed: columns that the user named; one of them among the names settles it for the rest.
+        typed: names that the user typed: if one of them is present, the rest are names too.
     """
     known = {name.casefold() for name in typed}
     others = [name for name in names if name.casefold() not in known]
     filled = [name for name in others if name]
     if len(filled) < len(others) - 1 or len(set(filled)) < len(filled):
-        return False  # pandas leaves the name of its index empty, and repeats none
+        return False  # pandas leaves the name of its index empty
     if not all(len(name) <= NAME_LENGTH and _NAME.fullmatch(name) for name in filled):
         return False
     if len(others) < len(names):
@@ -85,37 +84,37 @@ def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
 
 
 def shown(name: str) -> str:
-    """A column's name that the user typed, or that is known to be one, as a message may show it."""
+    """Format a column's name for a message, if the user typed it or it is from a header."""
     if not name:
         return "(no name)"
     return name if len(name) <= NAME_LENGTH and name.isprintable() else f"({len(name)} characters)"
 
 
 def listed(names: Iterable[str], typed: Collection[str] = ()) -> str:
-    """The columns of a table as a message may tell them: their names where they are a header, else how many."""
+    """Format the columns of a table for a message: their names if they are a header, else their number."""
     every = list(names)
     if not is_header(every, typed):
         return f"{len(every)}, not shown because the names do not look like a header"
-    told = [_shown_in_list(name, typed) for name in every]
-    more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
-    return ", ".join(told[:LISTED]) + more
+    names = [_shown_in_list(name, typed) for name in every]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def hint_for(name: str, names: Sequence[str], typed: Collection[str] = ()) -> str:
-    """The hint of an error about a column that is not there."""
+    """Return the hint of an error about a missing column."""
     if not is_header(names, typed):
         return (
             "if there is a header, name its columns, as with --text-column; if a csv or tsv has none, add a first "
-            "line such as id,text; of parts that were cut from one file, only the first has it: join them"
+            "line such as id,text; if it is one of several parts of a file, join them: only the first has a header"
         )
     near = [other for other in closest_names(name, names) if _shown_in_list(other, typed) == other]
     if not near:
-        return "name one of the columns that are there"
+        return "name one of the existing columns"
     return f"did you mean {' or '.join(_with_odd_letters(other) for other in near)}?"
 
 
 def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
-    """The column whose name differs from this one in nothing that can be seen, and what the difference is."""
+    """Find a column whose name differs only by invisible characters, and name these."""
     for other in names:
         if other != name and _visible(other) == _visible(name):
             odd = [letter for letter in other if letter not in name]
@@ -125,7 +124,7 @@ def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _rank(name: str) -> int:
-    """3 for a name that is surely one, 2 for one that heads columns, 1 for one that may, 0 for any other word."""
+    """Rank a name: 3 surely one, 2 usual in headers, 1 ambiguous, 0 any other word."""
     words = [word.casefold() for word in _WORDS.findall(name)]
     if words and words[-1] in _SURE and " " not in name:
         return 3  # tweet_id, commentText
@@ -134,7 +133,7 @@ def _rank(name: str) -> int:
 
 
 def _is_numbered(names: Sequence[str]) -> bool:
-    """Check for names that some program made: three or more that count up, such as c0, c1, c2 or a, b, c."""
+    """Check for generated names: three or more that count up, such as c0, c1, c2 or a, b, c."""
     if len(names) > 2 and "".join(names) in ascii_lowercase:
         return True
     parts = [(match[1], int(match[2])) for name in names if (match := _NUMBERED.fullmatch(name))]
@@ -143,13 +142,13 @@ def _is_numbered(names: Sequence[str]) -> bool:
 
 
 def _shown_in_list(name: str, typed: Collection[str]) -> str:
-    """A name of several words may be a cell all the same, so it is shown only if they are words of headers."""
+    """Format a name; one of several words may be a cell, and is shown only if they are usual in headers."""
     plain = name in typed or " " not in name or _rank(name)
     return shown(name) if plain else f"({len(name)} characters)"
 
 
 def _visible(name: str) -> str:
-    """A name without what is not seen in it: marks of width zero, control characters, blanks at its ends."""
+    """Remove invisible characters: of width zero, control characters, blanks at the ends."""
     composed = unicodedata.normalize("NFKC", name)
     return "".join(letter for letter in composed if unicodedata.category(letter) not in {"Cf", "Cc"}).strip()
 

@@ -1,8 +1,8 @@
-"""JSON Lines: an object a line, by Python's `json`, refusing what JSON does not have.
+"""JSON Lines: one object a line, by Python's `json` without its extensions of JSON.
 
-Faults, one word each: `not_utf8`, `invalid_json`, `trailing_data`, `not_an_object`, `nan_in_json`,
+Codes of faults: `not_utf8`, `invalid_json`, `trailing_data`, `not_an_object`, `nan_in_json`,
 `number_out_of_range`, `lone_surrogate`, `duplicate_key`, `nested_too_deep`, `missing_column`,
-`text_not_string`, `id_not_string` (integers are fine). Blank lines are no rows. A kept column or an id
+`text_not_string`, `id_not_string` (integers are fine). Blank lines are skipped. A kept column or an id
 that an object lacks is null.
 """
 
@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 
 from embedkit.errors import InputError
 from embedkit.sources.columns import Cells, Column, Columns, Wanted, composer, every
-from embedkit.sources.lines import bounded_lines
+from embedkit.sources.plain_text import bounded_lines
 from embedkit.types import UNREAD, Fault, Record
 
-#: Python's parser gives up near 1,000 levels, but where exactly hangs on who called it; a bound of
-#: our own refuses the same rows every time, and leaves `json.dumps` room to write them again.
+#: Most levels of nesting. Python's parser fails near 1,000, depending on the call stack; this limit does not, and
+#: leaves room for `json.dumps`.
 MAX_DEPTH = 100
 
-#: How far to look for the columns that the user named, when the first object lacks some of them.
+#: Most lines and bytes to search for the columns that the user named, if the first object lacks some of them.
 PEEKED_LINES, PEEKED_BYTES = 1_000, 4 * 2**20
 
 
 class _RefusedError(ValueError):
-    """Something that Python's parser would let pass."""
+    """An extension of JSON that Python's parser accepts."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -41,15 +41,15 @@ class JsonLines:
     """One file of JSON Lines, read once.
 
     Attributes:
-        columns: keys of the first object (of more objects, where it lacks one of `wanted`); None where
-            the file has no object.
+        columns: keys of the first object (of more objects, if it lacks one of `wanted`); None if the file has no
+            object.
     """
 
     def __init__(self, stream: io.BufferedReader, file: str, *, wanted: frozenset[str] = frozenset()) -> None:
         if stream.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
             raise InputError(
-                f"{file}: one JSON array, where an object a line is read",
-                hint="turn it into lines: jq -c '.[]'",
+                f"{file}: one JSON array instead of an object a line",
+                hint="convert it to lines: jq -c '.[]'",
             )
         self._file = file
         self._lines = bounded_lines(stream, file)
@@ -57,7 +57,7 @@ class JsonLines:
         self.columns = self._look(wanted)
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Every line that is not blank, numbered from `first`."""
+        """Read every line that is not blank, numbered from `first`."""
         compose = composer(columns)
         row = first
         for offset, line in self._all_lines():
@@ -97,13 +97,13 @@ class JsonLines:
         if not keys:
             raise InputError(
                 f"{self._file}: none of the first {len(self._peeked):,} lines is a JSON object",
-                hint="if it is of another format, say so with --format",
+                hint="if it is of another format, name that with --format",
             )
         return tuple(keys.values())
 
 
 def parsed(line: bytes) -> dict[str, Any] | str:
-    """The object on a line, or the code of what is wrong with it."""
+    """Parse a line: its object, or the code of a fault."""
     try:
         found = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
@@ -124,14 +124,14 @@ def _code(error: ValueError | RecursionError) -> str:
         return "trailing_data" if error.msg.startswith("Extra data") else "invalid_json"
     if isinstance(error, _RefusedError):
         return error.code
-    # What is left of ValueError: an integer of over 4,300 digits, which Python does not convert.
+    # Any other ValueError is of an integer of over 4,300 digits, which Python does not convert.
     return "nested_too_deep" if isinstance(error, RecursionError) else "number_out_of_range"
 
 
 def _record(
     found: dict[str, Any], columns: Columns, compose: Callable[[Cells], str | None], row: int
 ) -> Record | str:
-    """The record of an object, or the code of why there is none."""
+    """Make the record of an object, or return the code of a fault."""
     texts: list[str | None] = []
     for name in columns.text:
         if name not in found:
@@ -159,7 +159,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(_: str) -> NoReturn:
+def _reject_constant(_: str) -> NoReturn:
     raise _RefusedError("nan_in_json")
 
 
@@ -171,7 +171,7 @@ def _finite(digits: str) -> float:
 
 
 # One decoder for all lines: json.loads makes a new one for each call that has options.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_reject_constant, parse_float=_finite)
 
 
 def _too_deep(value: Any) -> bool:

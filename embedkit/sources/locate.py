@@ -1,7 +1,4 @@
-"""What the user typed → the files that are read: globs, folders, formats and compressions by name.
-
-Knows names and sizes; reads a file's head and tail for their hash, and nothing of what they mean.
-"""
+"""Finds the files of the inputs as typed: globs, folders, formats and compressions by name."""
 
 from __future__ import annotations
 
@@ -51,12 +48,12 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 
-#: A folder that holds one of these, written by embedkit, is a result and not a table of texts.
+#: Folders with one of these, if embedkit wrote it, are outputs and not tables of texts.
 OWN_FILES = frozenset({"plan.json", "manifest.json"})
 
-#: A folder that holds all of these is a sweep's.
+#: Folders with all of these are outputs of a sweep.
 _SWEEP_FILES, _SWEEP_FOLDER = frozenset({"results.parquet", "summary.json"}), "vectors"
-#: Keys of a row in an output of JSON Lines, and of one in its list of rejects.
+#: Keys of a row of JSON Lines output, and of a list of rejects.
 _OF_ROWS = frozenset({"id", "n_tokens", "n_used", "n_chunks", "status"})
 _OF_REJECTS = frozenset({"row", "file", "offset", "code"})
 #: Keys of plans and manifests.
@@ -68,15 +65,15 @@ _SAMPLED = 2**20
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the input, and what tells whether it is still the same.
+    """A file of the input; equal values mean an unchanged file.
 
     Attributes:
-        name: as typed, or as expanded from a glob or a folder; `-` for stdin.
+        name: as typed, or from a glob or a folder; `-` for stdin.
         format: csv, tsv, jsonl, parquet, arrow or txt.
-        compression: gz, zst, bz2, xz; None where there is none.
+        compression: gz, zst, bz2, xz; None if there is none.
         size: bytes on disk; None for stdin, as are the next two.
-        mtime_ns: when it was last changed.
-        sha256: of the first and last MiB on disk together; of all of it where it is not longer.
+        mtime_ns: time of the last change.
+        sha256: of the first and last MiB on disk together.
     """
 
     name: str
@@ -88,21 +85,21 @@ class SourceFile:
 
     @property
     def shown(self) -> str:
-        """Its name as text that every output can hold."""
+        """Its name, with escapes for invalid UTF-8."""
         return shown_name(self.name)
 
 
 def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[SourceFile, ...]:
-    """All files, in the order typed; those of a glob or a folder sorted by name.
+    """List all files, in the order typed; those of a glob or a folder sorted by name.
 
     Args:
-        inputs: what the user typed.
-        file_format: as in `InputConfig`.
-        notes: gets a sentence for each thing that is left out, or read twice.
+        inputs: as typed.
+        file_format: see `InputConfig`.
+        notes: list that receives a sentence for what is left out, or read twice.
 
     Raises:
-        InputError: nothing is there, or it cannot be read.
-        UsageError: a name does not tell the format, and `format` is `auto`.
+        InputError: an input does not exist, or cannot be read.
+        UsageError: a name has no known suffix, and `file_format` is `auto`.
     """
     names = expanded(inputs, notes)
     twice = len(names) - len({real_path(name) for name in names})
@@ -112,26 +109,26 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
 
 
 def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
-    """The names of all files, as `locate` finds them.
+    """List the names of all files, as `locate` does.
 
     Raises:
-        InputError: nothing is there, or a folder cannot be read.
+        InputError: an input does not exist, or a folder cannot be read.
     """
     return [name for typed in inputs for name in _expanded(typed, notes)]
 
 
 def shown_name(name: str) -> str:
-    """A file's name as text that can be written: what is not UTF-8 in it as escapes."""
+    """Return a file's name with escapes for invalid UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def canonical(file_format: str) -> str:
-    """The one name of a format that has two."""
+    """Return the usual name of a format."""
     return "jsonl" if file_format == "ndjson" else file_format
 
 
 def by_name(name: str) -> tuple[str | None, str | None]:
-    """Format and compression as a file's suffixes tell them."""
+    """Return format and compression by a file's suffixes."""
     suffixes = PurePath(name.lower()).suffixes
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression is not None:
@@ -140,11 +137,11 @@ def by_name(name: str) -> tuple[str | None, str | None]:
 
 
 def described(name: str, file_format: str) -> SourceFile:
-    """A file as it is now.
+    """Describe a file as it is now.
 
     Raises:
-        InputError: it is not there, or cannot be read.
-        UsageError: its name does not tell the format, and `file_format` is `auto`.
+        InputError: it does not exist, or cannot be read.
+        UsageError: its name has no known suffix, and `file_format` is `auto`.
     """
     try:
         found = stat_file(name)
@@ -153,46 +150,47 @@ def described(name: str, file_format: str) -> SourceFile:
         raise unreadable(name, error) from None
     if digest is None:
         raise InputError(
-            f"{shown_name(name)}: not a regular file, and it is read more than once", hint="pipe it in: -"
+            f"{shown_name(name)}: not a regular file, which can be read more than once", hint="pipe it in: -"
         )
     named, compression = by_name(name)
     form = named if file_format == "auto" else canonical(file_format)
     if form is None:
         suffix = Path(name).suffix.lower()
         raise UsageError(
-            f"{shown_name(name)}: the name does not tell the format; known are {' '.join(SUFFIXES)},"
+            f"{shown_name(name)}: unknown suffix; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
-            hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "say it with --format",
+            hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "name the format with --format",
         )
     return SourceFile(name, form, compression, found.size, found.mtime_ns, digest)
 
 
 def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
-    """Refuse an output that is one of the inputs, by another name or through a link, too.
+    """Refuse an output that is one of the inputs, also by another name or through a link.
 
     Args:
         outputs: files that will be written or removed.
         inputs: files that are read.
-        whole_folders: the outputs are folders, and what is inside counts.
+        whole_folders: the outputs are folders, which must not contain an input.
 
     Raises:
         UsageError: an input is among them.
     """
     reads = {real_path(name): name for name in inputs}
     for output in outputs:
-        place = real_path(output)
-        hit = reads.get(place)
+        target = real_path(output)
+        hit = reads.get(target)
         if hit is None and whole_folders:
-            hit = next((name for read, name in reads.items() if read.startswith(place + os.sep)), None)
+            hit = next((name for read, name in reads.items() if read.startswith(target + os.sep)), None)
         elif hit is None and seems_there(output):  # a hard link
             hit = next((name for name in inputs if is_same_file(output, name)), None)
         if hit is not None:
             raise UsageError(
-                f"the output would replace {shown_name(hit)}, which is read", hint="choose another place with -o"
+                f"the output would replace {shown_name(hit)}, which is an input",
+                hint="choose another place with -o",
             )
 
 
-#: Suffixes of files that no --format reads.
+#: Suffixes of files that are read with no --format.
 _NOT_TABLES = frozenset(
     f".{suffix}"
     for suffix in (
@@ -201,16 +199,16 @@ _NOT_TABLES = frozenset(
         *("zip", "tar", "7z", "npy", "npz"),
     )
 )
-_WAYS_OUT = {
+_HINTS = {
     errno.EMFILE: "raise the limit on open files, such as `ulimit -n 4096`",
-    errno.EBADF: "see how it was opened: it cannot be read from",
+    errno.EBADF: "open it for reading",
 }
 
 
 def unreadable(name: str, error: OSError | ValueError) -> InputError:
-    """The error of a file that cannot be opened."""
+    """Make the error of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or "cannot be read"
-    hint = _WAYS_OUT.get(getattr(error, "errno", None) or 0, "check the name and who may read it")
+    hint = _HINTS.get(getattr(error, "errno", None) or 0, "check the name and the permissions")
     return InputError(f"{shown_name(name)}: {reason}", hint=hint)
 
 
@@ -219,13 +217,13 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
     is_inside = seems_folder(typed)
     if not is_inside and (seems_there(typed) or is_link(typed) or not glob.has_magic(typed)):
         if is_own_output(typed):
-            notes.append(f"{shown_name(typed)} was written by embedkit; it is read because it is named")
+            notes.append(f"{shown_name(typed)} was written by embedkit; it is read because you named it")
         return [typed]
     try:
         names = (_inside if is_inside else _matching)(typed, notes)
     except OSError as error:
         raise unreadable(str(error.filename), error) from None
-    what = f"holds no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
+    what = f"contains no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
     own = [name for name in names if is_own_output(name)]
     if own:
         notes.append(
@@ -276,28 +274,28 @@ def _inside(folder: str, notes: list[str]) -> list[str]:
     linked = {name: real_path(name) for name in names if is_link(name)}
     whole = {real_path(name) for name in names if name not in linked} if linked else set()
     doubled = {name for name, target in linked.items() if target in whole}
-    place = shown_name(folder)
+    shown = shown_name(folder)
     if doubled:
         links = _count(len(doubled), "link")
-        notes.append(f"{place}: {links} to a file that is read anyway {_are(len(doubled))} left out")
+        notes.append(f"{shown}: {links} to a file that is read anyway {_are(len(doubled))} left out")
     if own:
         folders_left = _count(len(own), "folder")
         notes.append(
-            f"{place}: {folders_left} with an output of embedkit {_are(len(own))} left out, "
+            f"{shown}: {folders_left} with an output of embedkit {_are(len(own))} left out, "
             f"first {shown_name(own[0])}"
         )
     if n_others:
         notes.append(
-            f"{place}: {_count(n_others, 'file')} {_are(n_others)} left out, "
+            f"{shown}: {_count(n_others, 'file')} {_are(n_others)} left out, "
             f"whose names do not end in {' '.join(SUFFIXES)}"
         )
     return [name for name in names if name not in doubled]
 
 
 def _is_of_a_run(folder: str, name: str) -> bool:
-    """Check whether a plan or a manifest is embedkit's: other programs write files of these names, too.
+    """Check whether embedkit wrote a plan or a manifest: other programs use these names, too.
 
-    One that cannot be read counts as such where its folder looks like an output.
+    One that cannot be read counts if its folder looks like an output.
     """
     try:
         value = json.loads(read_file(f"{folder}/{name}"))
@@ -307,9 +305,9 @@ def _is_of_a_run(folder: str, name: str) -> bool:
 
 
 def is_own_output(name: str) -> bool:
-    """Check whether embedkit wrote a file: by its schema's metadata, or the keys of its first line.
+    """Check whether embedkit wrote a file, by its schema's metadata or the keys of its first line.
 
-    A file that cannot be read is not one; the reader of rows will say what is wrong with it.
+    False for a file that cannot be read: the reader of rows will report it.
     """
     form, compression = by_name(name)
     if (compression is not None and form != "jsonl") or not seems_file(name):

@@ -1,7 +1,4 @@
-"""A file or stdin → a stream of its decompressed bytes.
-
-Knows compressions, by name or by their first bytes; knows nothing of rows.
-"""
+"""Opens a file or stdin as a stream of decompressed bytes."""
 
 from __future__ import annotations
 
@@ -18,46 +15,47 @@ from embedkit.sources.compression import Decompressed
 from embedkit.sources.locate import STDIN, SourceFile, canonical, unreadable
 from embedkit.storage.filesystem import open_file
 
-#: First bytes → compression. zstd's skippable frames, with which `pzstd` begins, have 16 of them.
+#: First bytes of compressions; of zstd also those of skippable frames, with which `pzstd` begins.
 _MAGIC = {
     b"\x1f\x8b": "gz",
     b"\x28\xb5\x2f\xfd": "zst",
     b"\xfd7zXZ\x00": "xz",
     **{bytes((0x50 + digit, 0x2A, 0x4D, 0x18)): "zst" for digit in range(16)},
 }
-_TOLD = {"gz": "gzip", "zst": "zstd", "xz": "xz", "bz2": "bzip2"}
-_BZ2_MAGIC, _BZ2_BLOCKS = b"BZh", (b"1AY&SY", b"\x17rE8P\x90")  # with a digit between: a column may be named BZh…
+_COMPRESSION_NAMES = {"gz": "gzip", "zst": "zstd", "xz": "xz", "bz2": "bzip2"}
+_BZ2_MAGIC, _BZ2_BLOCKS = b"BZh", (b"1AY&SY", b"\x17rE8P\x90")  # a digit lies between: a column may be named BZh…
 _MAGIC_BYTES = 10
 
-#: First bytes → what a file is that is no table of ours, and what to do with it.
+#: First bytes of files that are not tables of the expected format: what they are, and what to do.
 _OTHERS = {
     b"PK\x03\x04": ("a ZIP file, as .xlsx is one", "unpack it, or save the sheet as CSV"),
     b"\xd0\xcf\x11\xe0\xa1\xb1": ("an old Office file, such as .xls", "save the sheet as CSV"),
-    b"%PDF-": ("a PDF", "take the text out of it first"),
+    b"%PDF-": ("a PDF", "extract its text first"),
     b"SQLite for": ("a SQLite database", "export the table as CSV"),
     b"\x93NUMPY": ("an array of NumPy", "name a table of texts"),
     b"\x89HDF\r\n": ("HDF5", "export the table as CSV or Parquet"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z file", "unpack it"),
     b"\x04\x22\x4d\x18": ("lz4", "decompress it, and pipe it in: lz4 -dc NAME | embedkit encode - --format …"),
-    b"PAR1\x15": ("parquet", "say so: --format parquet"),
-    b"ARROW1\0\0": ("arrow", "say so: --format arrow"),
+    b"PAR1\x15": ("parquet", "use --format parquet"),
+    b"ARROW1\0\0": ("arrow", "use --format arrow"),
 }
 
-#: How far into stdin to look for the first byte that is not blank.
+#: Most bytes of stdin to search for the first one that is not blank.
 _SNIFFED = 64 * 2**10
 
-#: What a compressed file may grow to whatever its size: a small table of equal rows is no bomb.
+#: Any compressed file may grow to this size: a small table of equal rows is not a bomb.
 _HARMLESS = 64 * 2**20
 _GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a compressed file may grow to; beyond 64 MiB, which any may.
+    """Limits on the size of a decompressed file; 64 MiB are always allowed.
 
     Attributes:
-        expansion: times its own size. Notes shrink to a fifth, tables of repeated rows to a hundredth; a bomb of
-            gzip grows 1,030 times, one of zstd 30,000 times.
+        expansion: times its compressed size. Notes shrink to a fifth, tables of repeated rows to a hundredth; a
+        bomb
+            of gzip grows 1,030 times, one of zstd 30,000 times.
         gigabytes: of 10^9 bytes.
     """
 
@@ -65,10 +63,10 @@ class Limits:
     gigabytes: int
 
     def check(self, made: int, taken: int, file: str) -> None:
-        """Hold the bytes that were made of those taken against the limits.
+        """Check the size `made` of decompressed bytes from `taken` compressed ones.
 
         Raises:
-            InputError: they are too many.
+            InputError: it exceeds a limit.
         """
         if made > self.gigabytes * _GB:
             option, limit = "--max-decompressed-gb", f"{self.gigabytes} GB"
@@ -77,17 +75,17 @@ class Limits:
         else:
             return
         raise InputError(
-            f"{file}: decompresses to more than {limit}, as files do that are made to fill a memory",
+            f"{file}: decompresses to more than {limit}, as files made to fill the memory do",
             hint=f"if you trust it, raise {option}",
         )
 
 
 @contextmanager
 def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, decompressed; seekable only where there is nothing to decompress.
+    """Open a file as decompressed bytes; seekable only if it is not compressed.
 
     Raises:
-        InputError: it cannot be opened; when read: it is damaged or cut off, or grows beyond the limits.
+        InputError: it cannot be opened; while read: it is damaged, cut off, or exceeds the limits.
     """
     try:
         raw = open_file(file.name)
@@ -108,7 +106,7 @@ def _stream_of(raw: io.BufferedReader, file: SourceFile, limits: Limits) -> io.B
     found = _compression(raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES])
     if found is not None and found != file.compression:
         raise InputError(
-            f"{file.shown}: this is {_TOLD[found]}, and its name says .{file.compression}",
+            f"{file.shown}: this is {_COMPRESSION_NAMES[found]}, and its name says .{file.compression}",
             hint=f"name it so that it ends in .{found}",
         )
     stream = _decompressed(raw, file.compression, file.shown, limits)
@@ -117,15 +115,15 @@ def _stream_of(raw: io.BufferedReader, file: SourceFile, limits: Limits) -> io.B
 
 
 def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
-    """Stdin, decompressed as its first bytes tell; JSON Lines are known by their first `{`.
+    """Open stdin, decompressed according to its first bytes; JSON Lines are recognised by their first `{`.
 
     Raises:
-        InputError: stdin cannot be read, or is no table.
+        InputError: stdin cannot be read, or is not a table.
         UsageError: the format is `auto`, and this is not JSON Lines.
     """
     try:
         return _opened_stdin(stdin, file_format, limits)
-    except (OSError, ValueError) as error:  # a folder, a descriptor that is for writing, a file that was closed
+    except (OSError, ValueError) as error:  # a folder, a descriptor for writing, a closed file
         raise unreadable("stdin", error) from None
 
 
@@ -145,7 +143,7 @@ def _opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[So
 
 
 class _Feed(io.RawIOBase):
-    """Bytes of `source` after those of `head`, as they come."""
+    """The bytes of `head` and then those of `source`."""
 
     def __init__(self, source: Any, *, head: bytes) -> None:
         super().__init__()
@@ -186,15 +184,19 @@ def _compression(head: bytes) -> str | None:
 
 
 def _check_content(stream: io.BufferedReader, file: SourceFile) -> None:
-    """Refuse what its first bytes tell to be something else: its name or `--format` is wrong.
+    """Refuse a file whose first bytes contradict its name or `--format`.
 
     Raises:
-        InputError: it is compressed (once more), or of a format that embedkit does not read as this one.
+        InputError: it is compressed (twice), or of another format.
     """
     head = stream.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
     found = _compression(head)
     if found is not None:
-        what = f"{_TOLD[found]} within {_TOLD[file.compression]}" if file.compression else _TOLD[found]
+        what = (
+            f"{_COMPRESSION_NAMES[found]} within {_COMPRESSION_NAMES[file.compression]}"
+            if file.compression
+            else _COMPRESSION_NAMES[found]
+        )
         way = "decompress it once" if file.compression else f"name it so that it ends in .{file.format}.{found}"
         raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=way)
     for magic, (what, way) in _OTHERS.items():
@@ -211,7 +213,7 @@ def _sniffed(stream: io.BufferedReader) -> tuple[io.BufferedReader, str]:
         head += more
     if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         raise UsageError(
-            f"stdin does not tell its format, {'unless it is JSON Lines' if head else 'for it is empty'}",
-            hint=f"say it with --format: {', '.join(FORMATS[1:])}",
+            f"the format of stdin is unknown: {'it is not JSON Lines' if head else 'it is empty'}",
+            hint=f"name it with --format: {', '.join(FORMATS[1:])}",
         )
     return _joined(head, stream), "jsonl"

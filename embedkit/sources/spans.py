@@ -1,8 +1,8 @@
-"""Spans of texts: from a file that names rows by their ids, or from a column of the table itself.
+"""Spans of texts, from a file that refers to rows by their ids, or from a column of the table.
 
-A file has a row a span: `id`, `start`, `end`, and `label` if it likes. A column has a list a text, of such objects
-or of [start, end] or [start, end, label]; as JSON where the format has no lists. Characters are counted from 0,
-and `end` is the first one behind the span.
+A file has one row a span: `id`, `start`, `end`, and optionally `label`. A column has one list a text, of such
+objects or of [start, end] or [start, end, label]; as JSON if the format has no lists. Offsets count characters
+from 0; `end` is exclusive.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class SpanBook:
 
     Args:
         path: of the file: csv, tsv, jsonl, parquet or arrow, plain or compressed.
-        table: the table that the spans are of; its name is told where a span does not fit a text.
+        table: of the texts; named in errors.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or a row of it is no span.
+        InputError: the file cannot be read, lacks a column, or a row of it is not a span.
     """
 
     def __init__(self, path: str, table: Table) -> None:
@@ -40,32 +40,32 @@ class SpanBook:
         self.unreadable = 0
 
     def attach(self, item: Record | Fault) -> Record | Fault:
-        """A record with its spans; a fault if one of them is not in its text."""
+        """Add the spans of a record; a fault if one of them is not within its text."""
         if isinstance(item, Fault):
             self.unreadable += 1
             return item
         self.unseen.discard(item.id or "")
         return _with_spans(item, self.by_id.get(item.id or "", ()), self.place)
 
-    def refuse_strangers(self) -> None:
-        """To be called when every row has been seen.
+    def check_unknown_ids(self) -> None:
+        """Check, after the last row, that every id of the file is that of a row.
 
         Raises:
-            InputError: spans are of ids that no row has, nor one that cannot be read.
+            InputError: it is not, and no unreadable row can have it.
         """
         if len(self.unseen) > self.unreadable:
             raise InputError(
-                f"{self.path} has spans of {len(self.unseen):,} ids that no row of the input has",
+                f"{self.path} has spans for {len(self.unseen):,} ids that no row of the input has",
                 hint="check --id-column: ids are compared as text, so 7 is not 007",
             )
 
 
 class SpanColumn:
-    """The spans in one of the columns that are read.
+    """The spans in a kept column of the table.
 
     Args:
-        table: whose column it is.
-        name: of the column, among the table's kept ones.
+        table: of the texts.
+        name: of the column.
     """
 
     def __init__(self, table: Table, name: str) -> None:
@@ -73,7 +73,7 @@ class SpanColumn:
         self.column = table.columns.keep.index(name)
 
     def attach(self, item: Record | Fault) -> Record | Fault:
-        """A record with its spans; a fault if they are none, or not in its text."""
+        """Add the spans of a record; a fault if they are malformed, or not within its text."""
         if isinstance(item, Fault):
             return item
         try:
@@ -86,7 +86,7 @@ class SpanColumn:
 
 
 def place_of(table: Table) -> str:
-    """How errors call the table."""
+    """Return the name of the table for errors."""
     return table.files[0].shown if len(table.files) == 1 else "the input"
 
 
@@ -104,18 +104,18 @@ def _listed(cell: Any) -> tuple[Span, ...]:
 
 
 def _span(entry: Any) -> Span:
-    """A span from {"start", "end", "label"}, or from [start, end, label]; the label may be missing."""
+    """Make a span of {"start", "end", "label"} or [start, end, label]; the label is optional."""
     if isinstance(entry, Mapping):
         entry = (entry["start"], entry["end"], entry.get("label"))
     if not isinstance(entry, list | tuple):
         raise TypeError("a span is an object or a list")
     start, stop, *label = entry
     if len(label) > 1 or any(isinstance(end, float | bool) for end in (start, stop)):
-        raise ValueError("a span is a start, an end and maybe a label")
-    told = None if not label or label[0] in {None, ""} else str(label[0])
-    if told is not None:
-        told.encode()  # JSON can spell half a character, which no output can hold
-    return Span(int(start), int(stop), told)
+        raise ValueError("a span is a start, an end and an optional label")
+    name = None if not label or label[0] in {None, ""} else str(label[0])
+    if name is not None:
+        name.encode()  # JSON can express a lone surrogate, which outputs cannot hold
+    return Span(int(start), int(stop), name)
 
 
 def _opened(path: str) -> Table:
@@ -123,7 +123,7 @@ def _opened(path: str) -> Table:
     try:
         return open_table(InputConfig((path,), id_column="id", keep=(*ranges, "label")), has_texts=False)
     except InputError:
-        # Without labels, or the error that says what is wrong.
+        # There may be no labels; any other error is raised again.
         return open_table(InputConfig((path,), id_column="id", keep=ranges), has_texts=False)
 
 
@@ -134,8 +134,8 @@ def _read(table: Table, path: str) -> Mapping[str, tuple[Span, ...]]:
         span = None if isinstance(item, Fault) else _maybe_span(item.kept)
         if name is None or span is None or not 0 <= span.start < span.stop:
             raise InputError(
-                f"row {item.row} of {path} is no span",
-                hint="a row has an id, and whole numbers as start and end, the first of them less",
+                f"row {item.row} of {path} is not a span",
+                hint="a row needs an id, and integers as start and end with start < end",
             )
         by_id[name].append(span)
     return {name: tuple(sorted(spans, key=lambda span: (span.start, span.stop))) for name, spans in by_id.items()}

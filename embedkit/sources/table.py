@@ -1,7 +1,4 @@
-"""All files of an input as one table: `open_table` finds, opens and checks them; `Table` reads them.
-
-Knows which reader is for which format, and numbers the rows over all files.
-"""
+"""All files of an input as one table, with rows numbered across them."""
 
 from __future__ import annotations
 
@@ -16,19 +13,29 @@ from embedkit.arrow_values import is_missing
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.columnar import Columnar
-from embedkit.sources.columns import USUAL_TEXT, Column, Columns, Wanted, asked, check, decide, every, remarks
+from embedkit.sources.columns import (
+    USUAL_TEXT,
+    Column,
+    Columns,
+    Wanted,
+    check_columns,
+    column_notices,
+    every,
+    requested_columns,
+    resolve_columns,
+)
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
-from embedkit.sources.kept import KeptTypes, common_type, declared_type, fit_together, unified
+from embedkit.sources.kept_types import KeptTypes, common_type, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import Limits, opened, opened_stdin
 from embedkit.sources.plain_text import PlainText
 from embedkit.storage.standard_streams import rows_in
 from embedkit.types import Fault, Record
 
-#: How many faults a scan tells one by one.
-FAULTS_TOLD = 20
+#: Most faults that a scan lists.
+FAULTS_LISTED = 20
 
 #: Formats whose files declare the types of their columns.
 _TYPED = frozenset({"parquet", "arrow"})
@@ -36,25 +43,25 @@ _DELIMITED = frozenset({"csv", "tsv"})
 
 
 class Reader(Protocol):
-    """What each format gives: one file, read once."""
+    """A reader of one file of some format."""
 
     @property
     def columns(self) -> tuple[Column, ...] | None:
-        """The file's columns; None where it has no row to tell them."""
+        """The file's columns; None if there is no row to infer them from."""
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Every row, numbered from `first`; one that is not wanted may come as the fault `unread`."""
+        """Read every row, numbered from `first`; one that is not wanted may be the fault `unread`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one full pass over the input found.
+    """Result of a full pass over the input.
 
     Attributes:
-        rows: records and faults together.
-        faults: the first `FAULTS_TOLD` of them.
-        n_faults: how many there are.
-        kept_types: for each kept column, the name of its type; see `kept.py`.
+        rows: number of records and faults.
+        faults: the first `FAULTS_LISTED` faults.
+        n_faults: number of faults.
+        kept_types: the type of each kept column; see `kept_types.py`.
     """
 
     rows: int
@@ -67,11 +74,10 @@ class Table:
     """The rows of all files, in order. Made by `open_table`.
 
     Attributes:
-        files: what is read.
-        columns: the columns that were decided on.
-        streaming: it is stdin, and can be read only once.
-        non_finite: for each kept column that has any, the rows that hold NaN or an infinity; filled by `scan`, or
-            while a stream is read.
+        files: of the input. columns: the columns in use. streaming: True for stdin, which can be read only once.
+        non_finite: for each kept column that has any, the number of rows with NaN or an infinity; filled by
+        `scan`,
+            or while a stream is read.
     """
 
     def __init__(
@@ -91,17 +97,17 @@ class Table:
         self._declared = declared
         self._config = config
         self._reader = reader
-        #: Of each file: rows with quotes that are no quotes, and the first of them.
+        #: For each file, the number of rows with stray quotes, and the first of them.
         self._stray: dict[str, tuple[int, int]] = {}
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
 
     def map_rows(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
-        """Have every row go through `change` when it has been read; it may make a fault of a record."""
+        """Apply a function to every row; it may turn a record into a fault."""
         self._each.append(change)
 
-    def refuse_nulls(self, columns: Sequence[str]) -> None:
-        """Have rows with a null, empty or NaN cell in one of these columns (kept, or the id) read as faulty."""
+    def reject_nulls(self, columns: Sequence[str]) -> None:
+        """Turn rows with a null, empty or NaN cell in one of these columns (kept, or the id) into faults."""
         places = [self.columns.keep.index(name) for name in columns if name in self.columns.keep]
         is_by_id = len(places) < len(columns)
         self._groups = tuple(name for name in columns if name in self.columns.keep)
@@ -117,11 +123,12 @@ class Table:
         self.map_rows(change)
 
     def records(self, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Every row, lazily, up to the limit; holds no more than a batch of them at a time.
+        """Read every row, lazily, up to the limit, with at most a batch in memory.
 
         Args:
-            wanted: whether any of the rows [first, stop) is; asked just before they are read. Of those that are
-                not, only where they end is looked for, and each may come as a `Fault` with the code `unread`.
+            wanted: returns whether any of the rows [first, stop) is wanted; called just before they are read.
+            Others
+                are skipped, and may come as a `Fault` with the code `unread`.
 
         Raises:
             InputError: a file is damaged, or can no longer be split into rows.
@@ -136,7 +143,7 @@ class Table:
         """Read everything once: count rows, collect faults, find the types of kept columns.
 
         Args:
-            on_row: told the characters of each row's text, in order; 0 for null or a fault.
+            on_row: called with the number of characters of each row's text, in order; 0 for null or a fault.
 
         Raises:
             InputError: as `records`.
@@ -151,35 +158,34 @@ class Table:
             rows += 1
             if isinstance(item, Fault):
                 n_faults += 1
-                if n_faults <= FAULTS_TOLD:
+                if n_faults <= FAULTS_LISTED:
                     faults.append(item)
             else:
                 found.add(item.kept)
             if on_row is not None:
                 on_row(0 if isinstance(item, Fault) else len(item.text or ""))
         self.non_finite = found.non_finite
-        self._refuse_split_groups(found)
+        self._check_split_groups(found)
         return Scan(rows, tuple(faults), n_faults, found.names())
 
-    def _refuse_split_groups(self, found: KeptTypes) -> None:
-        """Refuse groups by a column of several types, where one patient would be `1` here and `1.0` there.
+    def _check_split_groups(self, found: KeptTypes) -> None:
+        """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there.
 
         Raises:
-            InputError: a group column is such a one.
+            InputError: a group column has several types.
         """
         for name, types in self._declared_types().items():
             if name in self._groups and len(types) > 1 and found.splits(name):
                 raise InputError(
-                    f"column {shown(name)}, by which rows are grouped, is of several types"
-                    f" ({', '.join(sorted(types))}): the same value may be two groups, as 1 and 1.0 are",
+                    f"column {shown(name)}, by which rows are grouped, has several types"
+                    f" ({', '.join(sorted(types))}): one value may be two groups, such as 1 and 1.0",
                     hint="cast it to one type in all files; integers beside text are fine",
                 )
 
     def kept_types(self) -> dict[str, str]:
-        """The type of each kept column as the files declare it: `string` for csv and txt, `text` for JSON.
+        """Return the declared type of each kept column: `string` for csv and txt, `text` for JSON.
 
-        For streaming tables, of which there is no scan. A scan tells more of JSON Lines, and of files of several
-        formats.
+        For streaming tables, which have no scan; a scan finds more exact types.
         """
         typed = all(file.format in _TYPED for file in self.files)
         find = declared_type if typed else unified
@@ -190,52 +196,52 @@ class Table:
         return KeptTypes(self.columns.keep, self._declared_types(_TYPED), by_value=by_value)
 
     def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
-        """For each kept column, the types that files of these formats declare; None = all files."""
-        there = [
+        """Return the types that files of these formats declare for each kept column; None for all formats."""
+        declared = [
             column
             for file_format, columns in self._declared
             if formats is None or file_format in formats
             for column in columns
         ]
-        return {name: {column.kept for column in there if column.name == name} for name in self.columns.keep}
+        return {name: {column.kept for column in declared if column.name == name} for name in self.columns.keep}
 
     def take_notes(self) -> list[str]:
-        """What the user should know of how the input was found and is read, a sentence each, each given once."""
+        """Return the notices about the input, each one once."""
         notes, self._notes = self._notes, []
         if self._stray:
             count = sum(rows for rows, _ in self._stray.values())
             file, (_, first) = next(iter(self._stray.items()))
             have = "row has" if count == 1 else "rows have"
             notes.append(
-                f"{count:,} {have} a quote inside a cell that is not in quotes, first row {first} of {file}: "
-                "if it was to hold a cell together, the cells of the row are wrong"
+                f"{count:,} {have} a quote inside an unquoted cell, first row {first} of {file}: "
+                "if it was meant to quote a cell, the cells of the row are wrong"
             )
             self._stray.clear()
         return notes
 
-    def refuse_changes(self) -> None:
-        """Hold the files against what they were when they were found: half of one and half of another is no table.
+    def check_unchanged(self) -> None:
+        """Check that no file was changed since it was located.
 
         Raises:
-            InputError: one of them has grown, shrunk or been written to since.
+            InputError: one of them was.
         """
         for file in self.files:
             if not self.streaming and described(file.name, file.format) != file:
                 raise InputError(
                     f"{file.shown} was changed while it was read",
-                    hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+                    hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
                 )
 
     def _streamed(self) -> Iterator[Record | Fault]:
         reader, self._reader = self._reader, None
         if reader is None:
             raise _read_once()
-        return self._told_rows(reader)
+        return self._stream_rows(reader)
 
-    def _told_rows(self, reader: Reader) -> Iterator[Record | Fault]:
+    def _stream_rows(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
         self.non_finite = found.non_finite
-        with _told(STDIN):
+        with _as_input_error(STDIN):
             for item in reader.rows(self.columns, 0):
                 if isinstance(item, Record):
                     found.add(item.kept)
@@ -245,11 +251,13 @@ class Table:
     def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
         for file in self.files:
-            with opened(file, _limits(self._config)) as stream, _told(file.shown):
+            with opened(file, _limits(self._config)) as stream, _as_input_error(file.shown):
                 reader = _reader(file, stream, frozenset(self.columns.named), self._config)
                 if reader.columns is not None:
-                    typed = asked(self._config).named
-                    check(self.columns, reader.columns, file=file.shown, file_format=file.format, typed=typed)
+                    typed = requested_columns(self._config).named
+                    check_columns(
+                        self.columns, reader.columns, file=file.shown, file_format=file.format, typed=typed
+                    )
                 for item in reader.rows(self.columns, row, wanted):
                     yield item
                     row = item.row + 1
@@ -261,70 +269,72 @@ class Table:
 
 
 def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts: bool = True) -> Table:
-    """Find the files, decide on the columns, and check that each file has them.
+    """Find the files, choose the columns, and check that each file has them.
 
     Args:
-        config: what to read.
-        stdin: read where the input is `-`; by default the process's own.
-        has_texts: whether rows have texts; else files hold ids and kept columns alone.
+        config: of the input.
+        stdin: read if the input is `-`; by default that of the process.
+        has_texts: False if the files have only ids and kept columns.
 
     Raises:
         InputError: a file or a column is missing, or a file is not of its format.
-        UsageError: the template is malformed, `-` is not alone.
+        UsageError: the template is malformed, `-` is not the only input.
     """
     notes: list[str] = []
     if STDIN not in config.inputs:
         files = locate(config.inputs, config.format, notes)
         if config.delimiter and not any(file.format in _DELIMITED for file in files):
-            raise UsageError("--delimiter is for csv and tsv, and none is read", hint="leave it out")
+            raise UsageError("--delimiter is for csv and tsv, and no input is one", hint="leave it out")
         return _checked(files, config, notes, decided=not has_texts)
     if len(config.inputs) > 1:
         raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
-    columns = asked(config)
+    columns = requested_columns(config)
     file, stream = opened_stdin(stdin or rows_in(), config.format, _limits(config))
-    with _told(STDIN):
+    with _as_input_error(STDIN):
         reader = _reader(file, stream, frozenset(columns.named), config)
-        there = reader.columns
-    if there is None:
+        present = reader.columns
+    if present is None:
         return Table((file,), _undecided(columns), [], config, reader)
-    decided = decide(columns, there, file=STDIN, file_format=file.format)
-    check(decided, there, file=STDIN, file_format=file.format, typed=columns.named)
-    notes = remarks(columns, decided, there, file_format=file.format)
-    return Table((file,), decided, [(file.format, there)], config, reader, notes)
+    decided = resolve_columns(columns, present, file=STDIN, file_format=file.format)
+    check_columns(decided, present, file=STDIN, file_format=file.format, typed=columns.named)
+    notes = column_notices(columns, decided, present, file_format=file.format)
+    return Table((file,), decided, [(file.format, present)], config, reader, notes)
 
 
 def _checked(files: tuple[SourceFile, ...], config: InputConfig, notes: list[str], *, decided: bool) -> Table:
-    columns = asked(config)
+    columns = requested_columns(config)
     declared: list[tuple[str, tuple[Column, ...]]] = []
     typed: dict[str, Column] = {}
     for file in files:
-        with opened(file, _limits(config)) as stream, _told(file.shown):
-            there = _reader(file, stream, frozenset(columns.named), config).columns
-        if there is None:
+        with opened(file, _limits(config)) as stream, _as_input_error(file.shown):
+            present = _reader(file, stream, frozenset(columns.named), config).columns
+        if present is None:
             continue
         if not decided:
             before, decided = columns, True
-            columns = decide(columns, there, file=file.shown, file_format=file.format)
-            notes += remarks(before, columns, there, file_format=file.format)
-        check(columns, there, file=file.shown, file_format=file.format, typed=asked(config).named)
+            columns = resolve_columns(columns, present, file=file.shown, file_format=file.format)
+            notes += column_notices(before, columns, present, file_format=file.format)
+        check_columns(
+            columns, present, file=file.shown, file_format=file.format, typed=requested_columns(config).named
+        )
         if file.format in _TYPED:
-            _check_drift(columns, there, typed, file=file.shown)
-        declared.append((file.format, tuple(column for column in there if column.name in columns.keep)))
+            _check_drift(columns, present, typed, file=file.shown)
+        declared.append((file.format, tuple(column for column in present if column.name in columns.keep)))
     return Table(files, columns if decided else _undecided(columns), declared, config, notes=notes)
 
 
-def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
-    """Hold a file's types against those of the files before it, which are in `typed`; nulls fit any."""
-    for column in there:
+def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
+    """Check a file's types against those of earlier files, in `typed`; nulls fit any type."""
+    for column in present:
         if column.name not in columns.named or column.kind == "null":
             continue
         before = typed.setdefault(column.name, column)
         if column.name in columns.keep:
-            matches_reference = fit_together(before.kept, column.kept)
+            fits = fit_together(before.kept, column.kept)
             typed[column.name] = replace(column, kept=common_type(before.kept, column.kept) or column.kept)
         else:
-            matches_reference = before.kind == column.kind
-        if not matches_reference:
+            fits = before.kind == column.kind
+        if not fits:
             earlier = "of other fields" if before.type == column.type else before.type
             raise InputError(
                 f"{file}: column {shown(column.name)} is {column.type}, and {earlier} in an earlier file",
@@ -333,13 +343,13 @@ def _check_drift(columns: Columns, there: Sequence[Column], typed: dict[str, Col
 
 
 def _undecided(columns: Columns) -> Columns:
-    """Columns of a table without rows, which nobody will look for."""
+    """Return the columns of a table without rows."""
     return replace(columns, text=columns.text or USUAL_TEXT[:1])
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """A disk that fails is told as a file that cannot be read."""
+def _as_input_error(name: str) -> Iterator[None]:
+    """Raise an `OSError` as the error of a file that cannot be read."""
     try:
         yield
     except OSError as error:

@@ -150,7 +150,7 @@ def sweep(
     except EmbedkitError:
         remove_empty(replacement.next)
         raise
-    rows.table.refuse_changes()
+    rows.table.check_unchanged()
     former, settings = read_summary(folder), _settings(config, summary)
     if former is not None and all(former.get(name) == value for name, value in settings.items()):
         _finish(config, folder, replacement, watcher)

@@ -56,7 +56,7 @@ def test_an_output_that_is_named_is_read_with_a_word(encode: Cli, here: Path) ->
     encode("a.csv", "--keep", "text", "-o", "own.parquet")
     ran = encode("own.parquet", "-o", "o.parquet")
     assert ran.code == 0
-    assert "own.parquet was written by embedkit; it is read because it is named" in ran.err
+    assert "own.parquet was written by embedkit; it is read because you named it" in ran.err
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_quotes_inside_cells_are_counted_in_a_note(
 ) -> None:
     data = 'id,text\n1,6" tall\n2,fine\n'
     (here / "t.csv").write_text(data)
-    note = "note: 1 row has a quote inside a cell that is not in quotes, first row 0 of"
+    note = "note: 1 row has a quote inside an unquoted cell, first row 0 of"
     assert f"{note} t.csv" in encode("t.csv", "-o", "o.parquet").err
     monkeypatch.setattr(sys, "stdin", stdin_of(data.encode()))
     assert f"{note} -" in encode("-", "--format", "csv", "-o", "p.parquet").err

@@ -126,12 +126,12 @@ CASES: dict[str, list[Case]] = {
     "UTF-16 LE": [
         reads("t.csv", f"\ufeffid,text\n1,{M} é🙂\n".encode("utf-16-le"), f"{M} é🙂"),
         refuses("t.csv", f"id,text\n1,{M}\n".encode("utf-16-le"), "NUL bytes in the header"),
-        refuses("t.jsonl", f'\ufeff{{"text": "{M}"}}\n'.encode("utf-16-le"), "UTF-16, where UTF-8 is read"),
+        refuses("t.jsonl", f'\ufeff{{"text": "{M}"}}\n'.encode("utf-16-le"), "UTF-16 instead of UTF-8"),
     ],
     "UTF-16 BE": [
         reads("t.csv", f"\ufeffid,text\n1,{M} é🙂\n".encode("utf-16-be"), f"{M} é🙂"),
         refuses("t.csv", f"id,text\n1,{M}\n".encode("utf-16-be"), "NUL bytes in the header"),
-        refuses("t.txt", f"\ufeff{M}\n".encode("utf-16-be"), "UTF-16, where UTF-8 is read"),
+        refuses("t.txt", f"\ufeff{M}\n".encode("utf-16-be"), "UTF-16 instead of UTF-8"),
     ],
     "Latin-1": [
         reads("t.csv", f"id,text\n1,{M} café\n2,{M}\n".encode("latin-1"), "<not_utf8>", M),
@@ -224,10 +224,10 @@ CASES: dict[str, list[Case]] = {
         refuses("t.parquet", _PARQUET, "there is no column report", text_columns=("report",)),
     ],
     "wrong delimiter": [
-        refuses("t.csv", f"id;text\n1;{M}\n", "the one column, id;text, looks like several"),
-        refuses("t.csv", f"id\ttext\n1\t{M}\n", "the one column, .*, looks like several"),
-        refuses("t.csv", f"id|text\n1|{M}\n", "the one column, id|text, looks like several"),
-        refuses("t.tsv", f"id,text\n1,{M}\n", "the one column, id,text, looks like several"),
+        refuses("t.csv", f"id;text\n1;{M}\n", "the only column, id;text, looks like several"),
+        refuses("t.csv", f"id\ttext\n1\t{M}\n", "the only column, .*, looks like several"),
+        refuses("t.csv", f"id|text\n1|{M}\n", "the only column, id|text, looks like several"),
+        refuses("t.tsv", f"id,text\n1,{M}\n", "the only column, id,text, looks like several"),
         refuses("t.csv", f"id;text;label\n1;{M}, and more;x\n", "looks like several"),
         reads("t.csv", f"a; b\n{M}\n", M, text_columns=("a; b",)),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError, UsageError
-from embedkit.sources import lines
+from embedkit.sources import plain_text
 from embedkit.types import Fault, Record
 from tests.sources.helpers import refused, rows, table, texts
 
@@ -98,7 +98,7 @@ def test_a_faults_offset_is_where_its_bytes_are_in_the_file(tmp_path: Path, mark
         (b"text,b,text\n1,2,3\n", "2 columns are named text"),
         (b"id,text,caf\xe9\n1,a,b\n", "not UTF-8 at byte 11"),
         ("\ufeffid,text\n1,a\n".encode("utf-16-le")[:-1], "not UTF-16, as its first bytes say, at byte 24"),
-        ("id,text\n1,a\n".encode("utf-32"), "UTF-32, which is not read"),
+        ("id,text\n1,a\n".encode("utf-32"), "UTF-32 is not supported"),
         (b'{"id": 1, "text": "a"}\n', "the first line is JSON"),
         ("text,b\na,x\n".encode("utf-16-le"), "NUL bytes in the header"),
     ],
@@ -164,9 +164,7 @@ def test_quotes_inside_cells_are_counted_and_their_first_row_told(tmp_path: Path
     assert found.scan().n_faults == 0
     columns, note = found.take_notes()
     assert columns.startswith("columns: ")
-    assert note.startswith(
-        f"2 rows have a quote inside a cell that is not in quotes, first row 1 of {tmp_path}/t.csv"
-    )
+    assert note.startswith(f"2 rows have a quote inside an unquoted cell, first row 1 of {tmp_path}/t.csv")
     assert found.take_notes() == []
 
 
@@ -185,7 +183,7 @@ def test_ten_thousand_columns_and_a_field_of_3_mb_are_read(tmp_path: Path) -> No
 def test_a_record_over_the_bound_is_an_error_and_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1_000)
+    monkeypatch.setattr(plain_text, "MAX_RECORD_BYTES", 1_000)
     data = f"id,text\n1,a\n2,{record}".encode()
     refused(tmp_path, "t.csv", data, kind=InputError, match="the record at byte 12 is over")
 

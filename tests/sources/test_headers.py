@@ -39,7 +39,7 @@ ROWS = [
     ["female", "HIV", "positive", "date", "x1"],
 ]
 
-_ALIKE = "a column is named id but for what cannot be seen in its name"
+_ALIKE = "a column's name differs from id only by invisible characters"
 
 
 def _parquet(names: list[str]) -> bytes:
@@ -120,7 +120,7 @@ def test_a_column_that_the_user_named_makes_a_header_of_its_row(tmp_path: Path) 
         ("Patient_ID,text", {"id_column": "patient-id"}, "did you mean Patient_ID?"),
         ("id,text", {"template": "{Text}"}, "did you mean text?"),
         ("id,t\u0435xt", {"text_columns": ("text",)}, "with U+0435 CYRILLIC SMALL LETTER IE"),
-        ("id,text", {"keep": ("diagnosis",)}, "name one of the columns that are there"),
+        ("id,text", {"keep": ("diagnosis",)}, "name one of the existing columns"),
     ],
 )
 def test_a_mistyped_column_is_hinted_at(
@@ -144,7 +144,9 @@ def test_a_mistyped_column_is_hinted_at(
 def test_what_cannot_be_seen_in_a_name_is_named(
     tmp_path: Path, name: str, told: str, options: dict[str, tuple[str, ...]]
 ) -> None:
-    error = refused(tmp_path, "t.csv", f"n,{name}\n1,a\n".encode(), kind=InputError, match="cannot be", **options)
+    error = refused(
+        tmp_path, "t.csv", f"n,{name}\n1,a\n".encode(), kind=InputError, match="invisible characters", **options
+    )
     assert told in error.message
 
 
@@ -155,7 +157,7 @@ def test_another_delimiter_is_named_with_the_option_for_it(tmp_path: Path, heade
     data = f"{header}\n1\n".encode()
     options = {"text_columns": ("note_text",)}
     error = refused(tmp_path, "t.csv", data, kind=InputError, match="looks like several", **options)
-    assert error.hint.startswith(f"say --delimiter {mark}")
+    assert error.hint.startswith(f"use --delimiter {mark}")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError
-from embedkit.sources import lines
+from embedkit.sources import plain_text
 from embedkit.types import Fault, Record
 from tests.sources.helpers import refused, rows, table, texts
 
@@ -104,7 +104,7 @@ def test_one_array_is_one_error_that_names_jq(tmp_path: Path, data: bytes) -> No
 
 
 def test_a_line_over_the_bound_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(plain_text, "MAX_RECORD_BYTES", 100)
     data = b'{"text": "a"}\n{"text": "' + b"x" * 100
     refused(tmp_path, "t.jsonl", data, kind=InputError, match="the record at byte 14 is over")
 

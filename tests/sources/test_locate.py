@@ -65,7 +65,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "way_out"), [("a.xlsx", "save it as .csv"), ("a.dat", "--format")])
 def test_a_file_of_another_kind_is_told_what_helps(tmp_path: Path, name: str, way_out: str) -> None:
     (tmp_path / name).write_text("text\na\n")
-    with pytest.raises(UsageError, match="the name does not tell the format") as caught:
+    with pytest.raises(UsageError, match="unknown suffix") as caught:
         open_table(InputConfig((str(tmp_path / name),)))
     assert way_out in caught.value.hint
 
@@ -75,8 +75,8 @@ def test_a_file_of_another_kind_is_told_what_helps(tmp_path: Path, name: str, wa
     [
         ("none.csv", InputError, "No such file"),
         ("*.parquet", InputError, "matches no file"),
-        ("deep/x", InputError, "holds no file that ends in .csv"),
-        ("notes.pdf", UsageError, "the name does not tell the format; known are .csv"),
+        ("deep/x", InputError, "contains no file that ends in .csv"),
+        ("notes.pdf", UsageError, "unknown suffix; known are .csv"),
         ("s3://bucket/a.csv", UsageError, "only local files"),
     ],
 )

@@ -1,8 +1,8 @@
-"""The type of a kept column, as a name: `string`, `bool`, `int64`, `double`, another of Arrow's, `text`, `json`.
+"""Types of kept columns, as names: `string`, `bool`, `int64`, `double`, another one of Arrow, `text` or `json`.
 
-Of Parquet and Arrow it is the type of the file, by `arrow_values.type_name`; of text formats it is found by
-looking at the values. `text` and `json` are for columns that no such type holds: `text` where some values are
-strings, which stand as they are beside the others as JSON; `json` where none is.
+Parquet and Arrow files declare the type (see `arrow_values.type_name`); in text formats it is inferred from the
+values. `text` and `json` are for values without a common type: all are written as JSON, except that in `text`
+columns strings are unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXACT_AS_DOUBLE = range(-(2**53), 2**53 + 1)
 
 
 def type_of(value: Any) -> str:
-    """The type of one value: `wide` is an int64 that a double cannot hold exactly, `cell` an Arrow value."""
+    """Return the type of one value; `wide` is an int64 that is not exact as a double, `cell` an Arrow value."""
     if isinstance(value, Cell):
         return "cell"
     if type(value) is not int:
@@ -42,7 +42,7 @@ def type_of(value: Any) -> str:
 
 
 def unified(types: Collection[str]) -> str:
-    """The one type that holds values of all these; integers among doubles are doubles."""
+    """Return the common type of values of these types; of integers and doubles it is double."""
     found = set(types) - {"null"}
     if not found:
         return "string"
@@ -58,23 +58,23 @@ def unified(types: Collection[str]) -> str:
 
 
 def declared_type(names: Collection[str]) -> str:
-    """The one type of a column in files that declare it; those of nulls alone fit any.
+    """Return the common type of a column that files declare with these types; nulls fit any type.
 
-    Files that declare several types which no one type holds exactly, by their names alone, give `text`.
+    It is `text` if no type holds the values of all of them exactly.
     """
-    there = sorted(set(names) - {"null"})
-    if not there:
+    declared = sorted(set(names) - {"null"})
+    if not declared:
         return "null" if names else "string"
-    joined: str | None = there[0]
-    for name in there[1:]:
+    joined: str | None = declared[0]
+    for name in declared[1:]:
         joined = None if joined is None else common_type(joined, name)
     return joined or "text"
 
 
 def common_type(one: str, other: str) -> str | None:
-    """The type that holds the values of two declared types exactly; None where there is none.
+    """Return the type that holds the values of two declared types exactly; None if there is none.
 
-    A finer unit holds fewer years: whether times fit is seen by looking at them.
+    A finer unit of time covers fewer years, so that times may still not fit.
     """
     if one == other:
         return one
@@ -84,7 +84,7 @@ def common_type(one: str, other: str) -> str | None:
 
 
 def fit_together(one: str, other: str) -> bool:
-    """Whether columns of two declared types can be one: a type holds both exactly, or all are numbers."""
+    """Check whether columns of two types can be joined: a type holds both exactly, or both are numeric."""
     kinds = (named_type(one), named_type(other))
     return common_type(one, other) is not None or all(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds
@@ -115,7 +115,7 @@ def _join_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 _UNITS = ("s", "ms", "us", "ns")
-#: Kinds of types of which two have a third, and what it is.
+#: Predicates on types, and the function that returns the common type of two that satisfy it.
 _JOINS: tuple[tuple[Callable[[pa.DataType], bool], Callable[..., pa.DataType | None]], ...] = (
     (is_string, lambda *_: pa.large_string()),
     (pa.types.is_integer, _join_integers),
@@ -135,11 +135,11 @@ class KeptTypes:
     Args:
         keep: names of the columns.
         declared: for each of them, the types that Parquet and Arrow files declare.
-        by_value: whether there are files of other formats, too. What files declare that no one type holds
-            exactly, such as integers beside doubles, is looked at by value, too.
+        by_value: infer all types from values, because there are files of other formats. Declared types without a
+            common one, such as int64 and double, are always inferred.
 
     Attributes:
-        non_finite: for each column that has any, the rows that hold NaN or an infinity.
+        non_finite: for each column that has any, the number of rows with NaN or an infinity.
     """
 
     def __init__(self, keep: Sequence[str], declared: Mapping[str, Collection[str]], *, by_value: bool) -> None:
@@ -148,14 +148,14 @@ class KeptTypes:
         self._declared = declared
         types = {column: declared_type(names) for column, names in declared.items()}
         self._by_value = [by_value or types.get(column) == "text" for column in keep]
-        #: Of columns that files declare in several types: the one that holds all, until a value does not fit.
+        #: Common type of columns that files declare with several types, until a value does not fit.
         self._joined = [
             named_type(types[column])
             if len(set(declared.get(column, ())) - {"null"}) > 1 and types[column] != "text"
             else None
             for column in keep
         ]
-        self._unfit = [False] * len(keep)
+        self._does_not_fit = [False] * len(keep)
         self._last: list[Any] = [None] * len(keep)
         self._seen: list[set[str]] = [set() for _ in keep]
         self._floats = [
@@ -164,43 +164,45 @@ class KeptTypes:
         ]
 
     def add(self, kept: Sequence[Any]) -> None:
-        """Take in the kept values of a row."""
+        """Add the kept values of a row."""
         for place, value in enumerate(kept):
             if self._by_value[place]:
                 self._seen[place].add(type_of(value))
             if isinstance(value, Cell) and self._joined[place] is not None:
-                self._try(place, value.array)
+                self._check_fit(place, value.array)
             if isinstance(value, float):
-                is_hole = not math.isfinite(value)
+                is_non_finite = not math.isfinite(value)
             else:
-                is_hole = self._floats[place] and isinstance(value, Cell) and has_non_finite(plain_value(value))
-            if is_hole:
+                is_non_finite = (
+                    self._floats[place] and isinstance(value, Cell) and has_non_finite(plain_value(value))
+                )
+            if is_non_finite:
                 self.non_finite[self.keep[place]] += 1
 
     def names(self) -> dict[str, str]:
-        """For each column, the name of its type."""
+        """Return the name of each column's type."""
         return {name: self._name(place, name) for place, name in enumerate(self.keep)}
 
     def splits(self, column: str) -> bool:
-        """Whether equal values may have several texts, such as `1` and `1.0`, for lack of one type."""
+        """Check whether equal values may have several texts, such as `1` and `1.0`, for lack of a common type."""
         values = self._seen[self.keep.index(column)] - {"null"}
         is_plain = len(values) < 2 or values <= {"string", "int64", "wide"}
         return not is_plain and unified(values) in {"text", "json"}
 
-    def _try(self, place: int, array: Any) -> None:
-        """See whether the values of an array fit the type that is to hold all, once an array."""
-        if self._unfit[place] or array is self._last[place]:
+    def _check_fit(self, place: int, array: Any) -> None:
+        """Check, once an array, that its values fit the common type."""
+        if self._does_not_fit[place] or array is self._last[place]:
             return
         self._last[place] = array
         try:
             array.cast(self._joined[place])
         except pa.ArrowException:
-            self._unfit[place] = True
+            self._does_not_fit[place] = True
 
     def _name(self, place: int, column: str) -> str:
         declared, seen = self._declared.get(column, ()), self._seen[place]
         values = seen - {"null"}
-        if self._unfit[place]:
+        if self._does_not_fit[place]:
             return "text"
         if not self._by_value[place] or (declared and values <= {"cell"}):
             return declared_type(declared)

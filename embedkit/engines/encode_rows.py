@@ -151,7 +151,7 @@ class _PlannedRun:
         except EmbedkitError:
             destination.abandon()
             raise
-        table.refuse_changes()
+        table.check_unchanged()
         if table.streaming:  # for files, planning has reported them
             _report_notes(config, table, callbacks)
         stats = engine.stats

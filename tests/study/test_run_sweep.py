@@ -91,6 +91,12 @@ def swept(bert, one_thread, tmp_path_factory):
     return Swept(rows, path, arguments, folder / "out", "\n".join(told))
 
 
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Empty heat maps, where they are not the subject: drawing takes most of a small sweep's time."""
+    monkeypatch.setattr("embedkit.study.sweep_files._heat_map", lambda *_: {"png": b"", "svg": b""})
+
+
 def test_the_layer_in_which_the_signal_was_planted_wins(swept):
     summary = swept.summary
     assert summary["winner"]["options"] == {"layers": str(PLANTED), "pool": "mean"}
@@ -167,7 +173,9 @@ def test_nothing_of_texts_labels_and_groups_is_in_the_folder(swept):
             assert not [word for word in (b"PATIENT", b"KIND", b"metoprolol") if word in content], path
 
 
-def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same_bytes(swept, tmp_path, bert):
+def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same_bytes(
+    swept, tmp_path, bert, monkeypatch
+):
     class StopsAfterAShard:
         def __init__(self):
             self.stop = threading.Event()
@@ -209,6 +217,7 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same
     for name in FILES - {"vectors"}:
         assert (folder / name).read_bytes() == (swept.folder / name).read_bytes(), name
     # Another label needs no other vectors.
+    monkeypatch.setattr("embedkit.study.sweep_files._heat_map", lambda *_: {"png": b"", "svg": b""})
     again = [word if word != "value" else "kind" for word in swept.arguments]
     assert command_line([*again, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -217,7 +226,7 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same
 
 
 def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_kept_together(
-    swept, embedkit_cli, tmp_path, bert
+    swept, embedkit_cli, tmp_path, bert, no_drawing
 ):
     rows = [{**row, "id": f"{row['id']}{copy}"} for copy in "ab" for row in swept.rows[:100]]
     path = write_rows(tmp_path / "copies.jsonl", rows)
@@ -227,7 +236,7 @@ def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_ke
     near = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert near["near_duplicates"]["texts"] == 200
     assert near["near_duplicates"]["pairs_across_folds"] > 50
-    assert "--dedupe keeps such texts together" in leaking.err
+    assert "--dedupe keeps near-duplicates in one fold" in leaking.err
     apart = embedkit_cli(*common, "--dedupe", "--on-exists", "resume")
     far = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert far["near_duplicates"] == {"texts": 200, "pairs_across_folds": 0}
@@ -272,7 +281,7 @@ def tree(folder):
 
 
 @pytest.fixture
-def again(swept, embedkit_cli, tmp_path):
+def again(swept, embedkit_cli, tmp_path, no_drawing):
     """A function that runs the finished sweep's command into a copy of it, a word replaced by another."""
     shutil.copytree(swept.folder, tmp_path / "out")
 
@@ -340,7 +349,7 @@ def test_missing_libraries_are_told_with_the_command_that_installs_them(
     assert "hint: pip install scikit-learn matplotlib" in ran.err
 
 
-def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cli, bert, tmp_path):
+def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cli, bert, tmp_path, no_drawing):
     notes = tmp_path / os.fsdecode(b"caf\xe9.csv")
     shutil.copy(NOTES, notes)
     ran = embedkit_cli(

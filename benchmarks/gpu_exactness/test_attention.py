@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedkit.models.varlen_attention import BACKENDS, Packing, cu_seqlens, usable
+from embedkit.models.varlen_attention import BACKENDS, AttentionRules, Packing, cu_seqlens, usable
 from embedkit.types import Batch
 
 LENGTHS = np.array([1, 2, 2, 7, 7, 7, 64, 65, 130, 200])
@@ -51,9 +51,11 @@ def test_every_backend_here_does_what_attention_is(causal, window, key_heads, dt
     for name in names:
         on_device = [of.to(place) for of in states]
         asked = {"causal": causal, "window": window, "scale": 0.2}
-        found = BACKENDS[name](*on_device, packing, **asked)
+        found = BACKENDS[name](*on_device, packing, AttentionRules(**asked))
         difference = found.double().cpu() - expected
         assert float(difference.square().mean().sqrt()) < TOLERANCE[dtype] * float(
             expected.square().mean().sqrt()
         ), name
-        assert torch.equal(BACKENDS[name](*on_device, packing, **asked), found), f"{name}: other bits"
+        assert torch.equal(BACKENDS[name](*on_device, packing, AttentionRules(**asked)), found), (
+            f"{name}: other bits"
+        )

@@ -12,7 +12,7 @@ from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
 from embedkit.engines.ranks import device_for
 from embedkit.inference.build import ModelFacts, ReadyModel, build
 from embedkit.manifest.schema import Int8Ranges, ShardRecord
-from embedkit.models.load_lock import TURNS
+from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS, measure_coverage, suggest_other_casing
 from embedkit.types import Record
 
@@ -44,7 +44,7 @@ class InProcessEngine:
             share = self.setup.config.share
             model = _placed(self.setup.config.model, share.place)
             spec = replace(self.setup.spec, config=replace(self.setup.spec.config, model=model))
-            with TURNS.loading(alone=model.dtype != "fp32"):
+            with LOAD_LOCK.loading(exclusive=model.dtype != "fp32"):
                 self._model = build(spec, processes=share.on_device)
         return self._model
 

@@ -15,7 +15,7 @@ from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.tokenizer_setup import recipe_of, set_up_tokenizer
 from embedkit.manifest.recipe import as_text, fingerprint, model_name
 from embedkit.manifest.schema import Json, ModelSource
-from embedkit.models.load_lock import TURNS
+from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.repository.model_folder import ModelFolder
@@ -210,7 +210,7 @@ def _ready_after_fork(device: str) -> str | None:
     Raises:
         UsageError: CUDA is wanted, and was in use before the fork.
     """
-    if not TURNS.is_fork:
+    if not LOAD_LOCK.is_fork:
         return None
     import torch
 

@@ -18,7 +18,7 @@ from embedkit.config.arguments import Layers, Pool
 from embedkit.errors import InputError, ModelError, UsageError
 from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
-from embedkit.models.load_lock import TURNS
+from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.sources.in_memory import Texts, texts_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Encoder:
     def _load(self) -> None:
         model = self._config.model
         in_full = model.dtype == "fp32" or (model.dtype == "auto" and model.device == "cpu")
-        with TURNS.loading(alone=not in_full):
+        with LOAD_LOCK.loading(exclusive=not in_full):
             ready = build(find_model(self._config))
         self._embedder = ready.embedder
         self._turn = threading.Lock()
@@ -221,7 +221,7 @@ class Encoder:
             raise UsageError("this Encoder was made in a process that this one is a fork of", hint=_SPAWN)
         # Before the turn is taken: a generator may call this Encoder itself.
         whole = texts_of(texts)
-        with self._turn, TURNS.encoding():
+        with self._turn, LOAD_LOCK.encoding():
             tokenized = self._embedder.tokenizer.tokenize(whole)
             if tokenized.faults:
                 text, code = min(tokenized.faults.items())

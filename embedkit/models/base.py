@@ -1,4 +1,4 @@
-"""What every backend implements: a loaded model, and the encoder that it makes for the layers wanted.
+"""The base classes that every backend implements: a loaded model, and the encoder that it makes.
 
 A backend computes hidden states from token ids: `transformers/` runs the code of that library, `native/` is
 embedkit's own. Nothing here depends on one of them.
@@ -59,7 +59,7 @@ class LoadedModel(ABC):
     def make_encoder(
         self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
     ) -> tuple[LayerEncoder, str | None]:
-        """Return the fastest encoder that gives the same states in a batch as for a text alone.
+        """Returns the fastest encoder that gives the same states in a batch as for a text alone.
 
         Args:
             layers: the layers wanted, resolved.
@@ -77,7 +77,7 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def has_final_norm(self, input_ids: Sequence[int]) -> bool:
-        """Check on a text, [T], whether a norm follows the last layer."""
+        """Checks on a text, [T], whether a norm follows the last layer."""
 
 
 class LayerEncoder(ABC):
@@ -103,7 +103,7 @@ class LayerEncoder(ABC):
 
     @abstractmethod
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Make the inputs of a forward pass. Uses numpy alone, so any thread may call it ahead.
+        """Makes the inputs of a forward pass. Uses numpy alone, so any thread may call it ahead.
 
         Args:
             tokens: the shard's texts.
@@ -112,16 +112,16 @@ class LayerEncoder(ABC):
 
     @abstractmethod
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        """Compute up to the deepest of the layers in `wanted`; see `forward`."""
+        """Computes up to the deepest of the layers in `wanted`; see `forward`."""
 
     @torch.inference_mode()
     def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Prepare a batch and compute it; see `prepare` and `forward`."""
+        """Prepares a batch and compute it; see `prepare` and `forward`."""
         return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Compute the states of a batch.
+        """Computes the states of a batch.
 
         Args:
             inputs: the arrays of `prepare`, as tensors on the encoder's device.
@@ -137,7 +137,7 @@ class LayerEncoder(ABC):
 
     @torch.inference_mode()
     def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
-        """Find the first layer where a state of a text is NaN or infinite, by running the text alone.
+        """Finds the first layer where a state of a text is NaN or infinite, by running the text alone.
 
         Args:
             tokens: the shard's texts.
@@ -160,7 +160,7 @@ class LayerEncoder(ABC):
         return min(broken, default=None)
 
     def compile_if_worthwhile(self, rows: int | None) -> str | None:  # noqa: ARG002 - for encoders that compile
-        """Compile parts of the model if a run of so many input rows wins the time back; None if unknown.
+        """Compiles parts of the model if a run of so many input rows wins the time back; None if unknown.
 
         Returns:
             A notice for the user if compiling fails; else None.
@@ -169,12 +169,12 @@ class LayerEncoder(ABC):
 
 
 def tensors(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
-    """Convert arrays to tensors of the same shapes on a device; on a CPU they share the arrays' memory."""
+    """Converts arrays to tensors of the same shapes on a device; on a CPU they share the arrays' memory."""
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def positions_after_pad(ids: NDArray[np.int64], position: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:
-    """Count positions as RoBERTa does: from `pad_id + 1`; pad ids in a text get `pad_id` and are not counted.
+    """Counts positions as RoBERTa does: from `pad_id + 1`; pad ids in a text get `pad_id` and are not counted.
 
     Args:
         ids: int64 [T], tokens of all texts, packed.

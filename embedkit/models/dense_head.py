@@ -66,7 +66,7 @@ class Normalize(nn.Module):
 
 
 def load_head(model: ModelFolder, shipped: ShippedRecipe) -> nn.Sequential | None:
-    """Load the modules after the pooling, in float32 and eval mode; None if there are none.
+    """Loads the modules after the pooling, in float32 and eval mode; None if there are none.
 
     Raises:
         ModelError: weights are missing, damaged, or of another shape than their config.json says.
@@ -78,7 +78,7 @@ def load_head(model: ModelFolder, shipped: ShippedRecipe) -> nn.Sequential | Non
 
 
 def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int) -> tuple[float, ...]:
-    """Load the weight of each layer from `layer_start` to the last.
+    """Loads the weight of each layer from `layer_start` to the last.
 
     Raises:
         ModelError: the file does not have one for each of these layers, or has other tensors.
@@ -101,7 +101,7 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
 
 
 def check_no_final_norm(loaded: LoadedModel, input_ids: list[int]) -> None:
-    """Check that a model whose layers are averaged by weights has no norm after the last one.
+    """Checks that a model whose layers are averaged by weights has no norm after the last one.
 
     sentence-transformers uses the state before that norm, and embedkit's last layer is the state after it.
 

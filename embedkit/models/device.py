@@ -17,7 +17,7 @@ _SAFE_TORCH = "2.10"
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `--device` names; auto is a GPU if there is one.
+    """Returns the device that `--device` names; auto is a GPU if there is one.
 
     Raises:
         UsageError: there is no such device here.
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """Return the number format that `--dtype` names; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."""
+    """Returns the number format that `--dtype` names; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -41,12 +41,12 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Check whether a GPU has bf16. `is_bf16_supported` may ask about another GPU, and counts emulation."""
+    """Checks whether a GPU has bf16. `is_bf16_supported` may ask about another GPU, and counts emulation."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def disable_reduced_precision(device: torch.device) -> None:
-    """Make CUDA sum matrix products in fp32 and compute fp32 convolutions in fp32, for the whole process.
+    """Makes CUDA sum matrix products in fp32 and compute fp32 convolutions in fp32, for the whole process.
 
     By default torch lets cuBLAS add partial sums of 16-bit products in 16 bits, and cuDNN round fp32 convolutions
     to TF32. fp32 products are exact by default; `torch.backends.cuda.matmul.allow_tf32` stays as the user set it.
@@ -58,7 +58,7 @@ def disable_reduced_precision(device: torch.device) -> None:
 
 
 def tune_malloc() -> None:
-    """Make glibc keep large freed blocks for the next activation.
+    """Makes glibc keep large freed blocks for the next activation.
 
     By default it returns each block to the kernel, and faults it in again page by page: 620,000 page faults in 600
     rows, 5 to 10 % of the time.
@@ -73,7 +73,7 @@ def tune_malloc() -> None:
 
 
 def limit_onednn_cache(kept: int) -> None:
-    """Make oneDNN keep so many primitives instead of 1,024; must run before its first use.
+    """Makes oneDNN keep so many primitives instead of 1,024; must run before its first use.
 
     Each holds a buffer as large as its output, and few packed batches have the same shape: GELU alone held 600 MB
     after 90 batches of MiniLM. Making a new one takes 0.2 ms.
@@ -82,7 +82,7 @@ def limit_onednn_cache(kept: int) -> None:
 
 
 def check_torch_version(folder: ModelFolder, weights: Path) -> None:
-    """Check that torch is new enough to read tensors alone from a pickle: older versions have known holes.
+    """Checks that torch is new enough to read tensors alone from a pickle: older versions have known holes.
 
     Args:
         folder: the model.

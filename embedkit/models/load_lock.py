@@ -1,7 +1,7 @@
-"""Turns that threads take where a model is loaded or run, and what a fork of the process has to know.
+"""The lock under which threads load and run models, and a mark of forked processes.
 
-Loading changes what is of the whole process: parts of transformers are imported, environment variables are set,
-warnings are put aside, and a model in 16 bits is built while that is torch's default for every new tensor.
+Loading changes process-wide state: it imports parts of transformers, sets environment variables, silences
+warnings, and makes 16 bits torch's default for new tensors while a model in 16 bits is built.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Turns:
-    """One thread loads at a time; many encode, but not while a model is loaded in 16 bits.
+class LoadLock:
+    """Lets one thread load at a time, and many encode, but not while a model is loaded in 16 bits.
 
     Attributes:
-        is_fork: this process is a fork of one that had torch.
+        is_fork: whether this process is a fork of one that had imported torch.
     """
 
     def __init__(self) -> None:
-        # Where this is imported in the child, nobody has told of the fork: multiprocessing's own module has.
+        # If this is first imported in the child, only multiprocessing's own module shows that it is a fork.
         process = sys.modules.get("multiprocessing.process")
         self.is_fork = (
             {"torch", "multiprocessing.popen_fork"} <= sys.modules.keys()
@@ -33,47 +33,47 @@ class Turns:
     def _begin(self) -> None:
         self._loading = threading.RLock()
         self._changed = threading.Condition()
-        self._alone: int | None = None
-        self._wanting = self._encoding = 0
+        self._exclusive: int | None = None
+        self._waiting = self._encoding = 0
 
     def after_fork(self) -> None:
-        """Begin anew in the child: threads that held a lock are not in it."""
+        """Resets the locks in the child: threads that held one do not exist there."""
         self.is_fork = self.is_fork or "torch" in sys.modules
         self._begin()
 
     @contextmanager
-    def loading(self, *, alone: bool) -> Iterator[None]:
-        """Wait until no other thread loads a model, and keep others from it.
+    def loading(self, *, exclusive: bool) -> Iterator[None]:
+        """Waits until no other thread loads a model, and holds the lock.
 
         Args:
-            alone: wait until no thread encodes, either.
+            exclusive: waits until no thread encodes either, and holds these up too.
         """
         with self._loading:
-            if not alone:
+            if not exclusive:
                 yield
                 return
             with self._changed:
-                self._wanting += 1
+                self._waiting += 1
                 try:
                     self._changed.wait_for(lambda: not self._encoding)
-                    before, self._alone = self._alone, threading.get_ident()
+                    before, self._exclusive = self._exclusive, threading.get_ident()
                 finally:
-                    self._wanting -= 1
+                    self._waiting -= 1
                     self._changed.notify_all()
             try:
                 yield
             finally:
                 with self._changed:
-                    self._alone = before
+                    self._exclusive = before
                     self._changed.notify_all()
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """Wait until no other thread loads a model in 16 bits, and keep others from it."""
+        """Waits until no other thread loads a model in 16 bits, and keeps others from starting to."""
         me = threading.get_ident()
         with self._changed:
-            # Who waits to load goes first: encoding threads could hand on the turn among themselves for ever.
-            self._changed.wait_for(lambda: self._alone == me or not (self._alone or self._wanting))
+            # Loading goes first: encoding threads could otherwise keep the lock among themselves forever.
+            self._changed.wait_for(lambda: self._exclusive == me or not (self._exclusive or self._waiting))
             self._encoding += 1
         try:
             yield
@@ -83,6 +83,6 @@ class Turns:
                 self._changed.notify_all()
 
 
-TURNS = Turns()
+LOAD_LOCK = LoadLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=TURNS.after_fork)
+    os.register_at_fork(after_in_child=LOAD_LOCK.after_fork)

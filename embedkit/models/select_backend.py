@@ -24,7 +24,7 @@ def load_model(
     *,
     backend: Literal["fastest", "transformers", "reference"] = "fastest",
 ) -> LoadedModel:
-    """Load the encoder of a model's folder.
+    """Loads the encoder of a model's folder.
 
     Args:
         folder: the model.

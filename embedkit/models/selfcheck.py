@@ -21,7 +21,7 @@ SLOWER = "this model does not give the same vectors in embedkit's fast path: a s
 
 
 def states_alone(encoder: LayerEncoder, probe: Tokens, dtype: str) -> list[dict[int, Tensor]]:
-    """Run each probe text by itself.
+    """Runs each probe text by itself.
 
     Args:
         encoder: the reference.
@@ -54,7 +54,7 @@ def states_alone(encoder: LayerEncoder, probe: Tokens, dtype: str) -> list[dict[
 
 
 def matches_reference(encoder: LayerEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
-    """Check that the probe texts, batched as the encoder wants them, have the states that they have alone.
+    """Checks that the probe texts, batched as the encoder wants them, have the states that they have alone.
 
     Args:
         encoder: what is checked.
@@ -86,6 +86,6 @@ def matches_reference(encoder: LayerEncoder, expected: Sequence[dict[int, Tensor
 
 
 def _sizes(states: Sequence[Tensor]) -> Tensor:
-    """Return the root mean square of each dimension, float32 [D]; at least a tenth of the median."""
+    """Returns the root mean square of each dimension, float32 [D]; at least a tenth of the median."""
     sizes = torch.cat(list(states)).float().square().mean(dim=0).sqrt()
     return sizes.clamp_min(max(1e-12, 0.1 * float(sizes.median())))

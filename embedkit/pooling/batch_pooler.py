@@ -36,7 +36,7 @@ class TokenGroup:
     input_ids: Tensor | None = None
 
     def states(self, hidden_states: Tensor) -> Tensor:
-        """Return this group's part of [1, T, D] or [B, T, D], as a view [texts, length, D]."""
+        """Returns this group's part of [1, T, D] or [B, T, D], as a view [texts, length, D]."""
         if self.tokens is None:
             return hidden_states
         start, count, length = self.tokens.start, self.tokens.count, self.tokens.length
@@ -70,7 +70,7 @@ class BatchPooler:
         self._own_poolings = [name for name in spec.poolings if name != "pooler" and name not in spec.poolers]
 
     def take(self, layer: int, hidden_states: Tensor) -> None:
-        """Use the states of a layer: [1, T, D] if packed, else [B, T, D]; not kept after this call."""
+        """Uses the states of a layer: [1, T, D] if packed, else [B, T, D]; not kept after this call."""
         if self._spec.aggregation in {"concat", "separate"}:
             self._pool(layer, hidden_states)
             return
@@ -85,11 +85,11 @@ class BatchPooler:
             self._joined.add_(states)
 
     def take_pooler_output(self, vectors: Tensor) -> None:
-        """Use the output of the model's own pooling head: [n, D]."""
+        """Uses the output of the model's own pooling head: [n, D]."""
         self._pooled["pooler", self._spec.layers[0]] = [vectors.float()]
 
     def vectors(self) -> dict[str, Tensor]:
-        """Return float32 [n, D] for each variant, texts in the batch's order.
+        """Returns float32 [n, D] for each variant, texts in the batch's order.
 
         Raises:
             ModelError: the result of a pooler has another shape or dtype than it should.
@@ -105,7 +105,7 @@ class BatchPooler:
         return pooled if head is None else {name: head(vectors) for name, vectors in pooled.items()}
 
     def token_vectors(self) -> dict[str, Tensor]:
-        """Return float32 [T', D] for each variant: the tokens that take part, packed, in the batch's order."""
+        """Returns float32 [T', D] for each variant: the tokens that take part, packed, in the batch's order."""
         layers = self._finish_layers()
         if self._spec.aggregation == "separate":
             of_layers = zip(layers, self._spec.variant_names(), strict=True)
@@ -114,7 +114,7 @@ class BatchPooler:
         return {"": states[0] if len(states) == 1 else torch.cat(states, dim=-1)}
 
     def _vectors_of(self, name: str, layers: tuple[int, ...]) -> Tensor:
-        """Return the vectors [n, D'] of one pooling, of these layers at once."""
+        """Returns the vectors [n, D'] of one pooling, of these layers at once."""
         pooler = self._spec.poolers.get(name)
         if pooler is None:
             return torch.cat([torch.cat(self._pooled[name, layer]) for layer in layers], dim=-1)
@@ -130,7 +130,7 @@ class BatchPooler:
         return torch.cat(vectors)
 
     def _finish_layers(self) -> tuple[int, ...]:
-        """Pool the aggregated states, if layers are aggregated; return the numbers that pooled states have."""
+        """Pools the aggregated states, if layers are aggregated; return the numbers that pooled states have."""
         if self._joined is None:
             return self._spec.layers
         if self._spec.aggregation == "mean":

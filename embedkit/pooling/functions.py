@@ -27,35 +27,35 @@ class TextTokens(ABC):
 
     @abstractmethod
     def first(self) -> Tensor:
-        """Return the first token's state of each text: [B, D]."""
+        """Returns the first token's state of each text: [B, D]."""
 
     @abstractmethod
     def last(self) -> Tensor:
-        """Return the last token's state of each text: [B, D]."""
+        """Returns the last token's state of each text: [B, D]."""
 
     @abstractmethod
     def maximum(self) -> Tensor:
-        """Return the largest value of each dimension: [B, D]."""
+        """Returns the largest value of each dimension: [B, D]."""
 
     @abstractmethod
     def minimum(self) -> Tensor:
-        """Return the smallest value of each dimension: [B, D]."""
+        """Returns the smallest value of each dimension: [B, D]."""
 
     @abstractmethod
     def total(self) -> Tensor:
-        """Return the sum of the states: [B, D]."""
+        """Returns the sum of the states: [B, D]."""
 
     @abstractmethod
     def count(self) -> Tensor:
-        """Return the number of tokens: [B, 1], or [1, 1] if it is the same for all."""
+        """Returns the number of tokens: [B, 1], or [1, 1] if it is the same for all."""
 
     def sqrt_count(self) -> Tensor:
-        """Return the square root of `count`."""
+        """Returns the square root of `count`."""
         return self.count().sqrt()
 
     @abstractmethod
     def total_by_rank(self) -> tuple[Tensor, Tensor]:
-        """Weight the tokens by their position; see `weightedmean`.
+        """Weights the tokens by their position; see `weightedmean`.
 
         Returns:
             The weighted sum of the states, [B, D], and the sum of the weights, [B, 1].
@@ -63,24 +63,24 @@ class TextTokens(ABC):
 
     @abstractmethod
     def nan_where_empty(self, vectors: Tensor) -> Tensor:
-        """Replace the vectors [B, D] of texts without tokens by NaN."""
+        """Replaces the vectors [B, D] of texts without tokens by NaN."""
 
 
 Pooling: TypeAlias = Callable[[TextTokens], Tensor]
 
 
 def mean(tokens: TextTokens) -> Tensor:
-    """Average the tokens: sum(h) / n."""
+    """Averages the tokens: sum(h) / n."""
     return tokens.total() / tokens.count()
 
 
 def mean_sqrt_len(tokens: TextTokens) -> Tensor:
-    """Compute sum(h) / sqrt(n), which keeps some of the length; sentence-transformers' pooling of that name."""
+    """Computes sum(h) / sqrt(n), which keeps some of the length; sentence-transformers' pooling of that name."""
     return tokens.total() / tokens.sqrt_count()
 
 
 def weightedmean(tokens: TextTokens) -> Tensor:
-    """Average the tokens with weights 1, 2, ..., n by position.
+    """Averages the tokens with weights 1, 2, ..., n by position.
 
     Later tokens of a causal model have seen more (SGPT, Muennighoff 2022, arXiv 2202.08904, eq. 2). After a
     skipped prompt of k tokens the weights are k + 1, k + 2, ...
@@ -103,7 +103,7 @@ POOLINGS: dict[str, Pooling] = {
 
 
 def pool(name: str, tokens: TextTokens) -> Tensor:
-    """Pool texts by one of POOLINGS: float32 [B, D], NaN for texts without tokens."""
+    """Pools texts by one of POOLINGS: float32 [B, D], NaN for texts without tokens."""
     return tokens.nan_where_empty(POOLINGS[name](tokens))
 
 
@@ -247,7 +247,7 @@ class Segments(TextTokens):
 def segment_arrays(
     starts: NDArray[np.int64], stops: NDArray[np.int64], n_tokens: int, *, skipped: int | None
 ) -> Arrays:
-    """Make the arrays of Segments, in numpy, before the device is used.
+    """Makes the arrays of Segments, in numpy, before the device is used.
 
     Args:
         starts: int64 [B], the first token of each text that takes part; ascending.

@@ -1,8 +1,7 @@
-"""Vectors of rows to one vector a group of rows: notes → encounters → patients.
+"""Pools the vectors of rows to one vector a group of rows: notes → encounters → patients.
 
-Rows come in the order of the input. A group is done when its last row has come, and leaves then: what is in memory
-are the groups that are open. Groups of several columns are nested, the finest first, and each level is pooled from
-the vectors of the one below.
+Rows come in the order of the input. A group is returned after its last row, so that only open groups are in memory.
+Groups of several columns are nested, the finest first, and each level is pooled from the vectors of the one below.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class Item:
-    """A row, or a group that is done.
+    """A row, or a finished group.
 
     Attributes:
-        key: values of the group columns from this one's on, as text; of a row, all of them.
-        vectors: variant → [D] of any float dtype; None where there is no vector.
-        weight: tokens that the vector is made of.
-        rows, pooled: rows in it, and those of them that have a vector.
+        key: values of the group columns, as text; a group has those from its own column on.
+        vectors: variant → [D] of any float dtype; None if it has no vector.
+        weight: number of tokens behind the vector.
+        rows, pooled: number of rows, and of rows with a vector.
         n_tokens, n_used, n_chunks: sums of the rows' receipts.
-        statuses: those of its rows.
-        kept: for each kept column, the values of its rows as far as they differ: at most two. Numbers or texts of
-            the caller's that stand for values.
-        order: what says which item is the last.
+        statuses: statuses of its rows.
+        kept: for each kept column, up to two different values of its rows, or the caller's codes for them.
+        order: the value by which the last item is chosen.
     """
 
     key: tuple[str, ...]
@@ -47,7 +45,7 @@ class Item:
 
     @property
     def status(self) -> str:
-        """One word for all of its rows."""
+        """Returns one status for all of its rows."""
         if self.vectors is None:
             return min(self.statuses - {"empty"}, default="empty")
         return next((word for word in ("truncated", "chunked") if word in self.statuses), "ok")
@@ -68,7 +66,7 @@ class Grouping:
         self._open: list[dict[tuple[str, ...], _Group]] = [{} for _ in closes]
 
     def groups(self, rows: Iterable[Item]) -> Iterator[Item]:
-        """The groups of the last level, in the order in which they are done."""
+        """Yields the groups of the last level, in the order in which they are finished."""
         for number, row in enumerate(rows):
             item, done = row, True
             for level, closes in enumerate(self.closes):
@@ -90,7 +88,7 @@ class _Group:
         self.divisor = 0.0
 
     def add(self, item: Item, how: str) -> None:
-        """Take an item in."""
+        """Takes an item in."""
         total = self.item_so_far
         total.rows += item.rows
         total.pooled += item.pooled
@@ -117,7 +115,7 @@ class _Group:
             total.vectors, total.order = item.vectors, item.order
 
     def item(self, how: str) -> Item:
-        """The group, now that all its items are in it."""
+        """Returns the group after its last item."""
         if self.item_so_far.vectors is not None and how in {"mean", "row_mean"}:
             sums = self.item_so_far.vectors
             self.item_so_far.vectors = {name: of / self.divisor for name, of in sums.items()}
@@ -125,14 +123,14 @@ class _Group:
 
 
 def last_rows(keys: Iterable[tuple[str, ...]], levels: int) -> list[NDArray[np.bool_]]:
-    """For each level bool [R]: whether a row is the last of its group. Holds 16 bytes a row and level."""
+    """Returns for each level bool [R], whether a row is the last of its group. Holds 16 bytes a row and level."""
     digests = [bytearray() for _ in range(levels)]
     for key in keys:
         for level in range(levels):
             digests[level] += hashlib.blake2b(json.dumps(key[level:]).encode(), digest_size=16).digest()
     closes: list[NDArray[np.bool_]] = []
     for of_level in digests:
-        # Of equal ones np.unique gives the first, so the order is turned round.
+        # np.unique returns the first of equal values, so the order is reversed.
         backwards = np.frombuffer(bytes(of_level), "V16")[::-1]
         _, first = np.unique(backwards, return_index=True)
         last = np.zeros(len(backwards), np.bool_)
@@ -142,12 +140,12 @@ def last_rows(keys: Iterable[tuple[str, ...]], levels: int) -> list[NDArray[np.b
 
 
 def _distinct(before: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first two different values."""
+    """Returns the first two different values."""
     return (*before, *(value for value in now if value not in before))[:2]
 
 
 def _earlier(one: Any, other: Any) -> bool:
-    """Whether an order is before another; a null is before all."""
+    """Compares two orders; a null is before all others."""
     if other is None:
         return False
     return one is None or bool(one < other)

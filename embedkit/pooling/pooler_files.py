@@ -46,11 +46,11 @@ class PoolerFile:
 
     @property
     def kind(self) -> str:
-        """Return the pooler's kind, such as `attention` or `idf`."""
+        """Returns the pooler's kind, such as `attention` or `idf`."""
         return str(self.recipe["kind"])
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return an array of the file, float32 or int64.
+        """Returns an array of the file, float32 or int64.
 
         Raises:
             ModelError: it is missing, has another shape, or a value that is not finite.
@@ -79,13 +79,13 @@ class PredictionHead:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Return the columns that it adds to an output, and their types."""
+        """Returns the columns that it adds to an output, and their types."""
         if not self.classes:
             return {"prediction": "float32"}
         return {**{f"score_{name}": "float32" for name in self.classes}, "predicted": "string"}
 
     def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the classes' probabilities (softmax), [N, D] → float32 [N, C]; or the values, [N, 1]."""
+        """Returns the classes' probabilities (softmax), [N, D] → float32 [N, C]; or the values, [N, 1]."""
         logits = vectors @ self.weight.T + self.bias
         if not self.classes:
             return logits
@@ -94,7 +94,7 @@ class PredictionHead:
         return probabilities
 
     def cells(self, vectors: NDArray[np.float32]) -> dict[str, list[Any]]:
-        """Return N values for each column."""
+        """Returns N values for each column."""
         scores = self.scores(vectors)
         # Rounded to the shortest text that gives the same float32, for JSON Lines.
         values = [[float(str(score)) for score in column] for column in scores.T]
@@ -105,19 +105,19 @@ class PredictionHead:
 
 
 def damaged(path: str, what: str) -> ModelError:
-    """Return the error for a damaged file."""
+    """Returns the error for a damaged file."""
     return ModelError(f"{path}: {what}", hint="make the file again with `embedkit fit`")
 
 
 def pooler_bytes(recipe: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return the bytes of a file; the same recipe and tensors give the same bytes."""
+    """Returns the bytes of a file; the same recipe and tensors give the same bytes."""
     text = json.dumps({"version": _VERSION, **recipe}, sort_keys=True, ensure_ascii=False, allow_nan=False)
     content: bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text})
     return content
 
 
 def read_pooler(path: str) -> PoolerFile:
-    """Read a file of `embedkit fit`.
+    """Reads a file of `embedkit fit`.
 
     Raises:
         ModelError: it cannot be read, is damaged, or is another kind of file.

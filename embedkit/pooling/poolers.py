@@ -29,10 +29,10 @@ class Pooler(Protocol):
     layers: str | None
 
     def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Return the dimensions D' of its vectors, for `n_layers` layers of `hidden_size` dimensions."""
+        """Returns the dimensions D' of its vectors, for `n_layers` layers of `hidden_size` dimensions."""
 
     def __call__(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Pool some texts.
+        """Pools some texts.
 
         Args:
             hidden_states: [L, N, T, D] of a float dtype: the layers in the order asked for, of N texts. L is 1
@@ -52,28 +52,28 @@ class LayerwisePooler(ABC):
 
     @abstractmethod
     def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Return the dimensions of its vectors; see Pooler."""
+        """Returns the dimensions of its vectors; see Pooler."""
 
     @abstractmethod
     def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:
-        """Pool one layer [N, T, D] to float32 [N, K]; all tokens take part if mask is None."""
+        """Pools one layer [N, T, D] to float32 [N, K]; all tokens take part if mask is None."""
 
     @abstractmethod
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Combine the results of `of_layer`, float32 [L, N, K], to float32 [N, D']."""
+        """Combines the results of `of_layer`, float32 [L, N, K], to float32 [N, D']."""
 
     def __call__(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Pool [L, N, T, D] to float32 [N, D']; see Pooler."""
+        """Pools [L, N, T, D] to float32 [N, D']; see Pooler."""
         return self.of_layers(torch.stack([self.of_layer(layer, mask, input_ids) for layer in hidden_states]))
 
 
 def concatenate_layers(pooled: Tensor) -> Tensor:
-    """Concatenate the vectors of layers, [L, N, D] to [N, L D]."""
+    """Concatenates the vectors of layers, [L, N, D] to [N, L D]."""
     return pooled.transpose(0, 1).flatten(1)
 
 
 def inverse_document_frequencies(frequencies: NDArray[np.int64], n_documents: int) -> NDArray[np.float32]:
-    """Compute idf(t) = ln((1 + n) / (1 + df(t))) + 1: float32 [vocabulary].
+    """Computes idf(t) = ln((1 + n) / (1 + df(t))) + 1: float32 [vocabulary].
 
     The idea is Karen Spärck Jones's (1972, "A statistical interpretation of term specificity and its application
     in retrieval", Journal of Documentation 28); the form is scikit-learn's `smooth_idf`: as if one more text had
@@ -97,11 +97,11 @@ class IdfPooler(LayerwisePooler):
         self.weights = weights
 
     def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Return the dimensions of the layers together."""
+        """Returns the dimensions of the layers together."""
         return n_layers * hidden_size
 
     def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:
-        """Pool [N, T, D] to float32 [N, D]."""
+        """Pools [N, T, D] to float32 [N, D]."""
         states = hidden_states.float()
         if mask is None:
             weights = self.weights[input_ids]
@@ -112,11 +112,11 @@ class IdfPooler(LayerwisePooler):
         return torch.einsum("nt,ntd->nd", weights, states) / weights.sum(dim=1, keepdim=True)
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Concatenate [L, N, D] to [N, L D]."""
+        """Concatenates [L, N, D] to [N, L D]."""
         return concatenate_layers(pooled)
 
 
 def vocabulary_hash(vocabulary: Mapping[str, int], *, lowercase: bool) -> str:
-    """Hash a tokenizer's entries by id, and whether texts are lowercased: SHA-256 in hexadecimal digits."""
+    """Hashes a tokenizer's entries by id, and whether texts are lowercased: SHA-256 in hexadecimal digits."""
     entries = sorted((number, entry) for entry, number in vocabulary.items())
     return hashlib.sha256(json.dumps([lowercase, entries]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is computed from hidden states, and the names and widths of the resulting columns; imports no torch."""
+"""Layers and poolings as resolved for a model, and the columns that they give; imports no torch."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ class PoolingSpec:
     poolers: Mapping[str, Pooler] = field(default_factory=dict)
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
-        """Return the columns of the output for a model whose states have `hidden_size` dimensions."""
+        """Returns the columns of the output for a model whose states have `hidden_size` dimensions."""
         width = self.head_width or self.pooled_width(hidden_size)
         return tuple(Variant(name, width) for name in self.variant_names())
 
     def variant_names(self) -> tuple[str, ...]:
-        """Return the names of the variants: one a layer under `separate`."""
+        """Returns the names of the variants: one a layer under `separate`."""
         if self.aggregation != "separate":
             return ("",)
         suffix = self.variant_suffix or "_".join(self.poolings) or "tokens"
         return tuple(f"L{layer:02d}_{suffix}" for layer in self.layers)
 
     def pooled_width(self, hidden_size: int) -> int:
-        """Return the dimensions of a pooled vector, before the head."""
+        """Returns the dimensions of a pooled vector, before the head."""
         n_layers = len(self.layers) if self.aggregation == "concat" else 1
         if not self.poolings:
             return n_layers * hidden_size
@@ -65,5 +65,5 @@ class PoolingSpec:
         )
 
     def pooling_name(self, name: str) -> str:
-        """Return the pooling that a name means for this model."""
+        """Returns the pooling that a name means for this model."""
         return "lasttoken" if name == "cls" and self.cls_is_last else name

@@ -1,7 +1,4 @@
-"""What is done to a finished vector: normalise, cut, and store in fewer bits. In this order.
-
-Works on numpy arrays; knows nothing of how the vectors came about.
-"""
+"""Normalises, truncates and quantises finished vectors, in this order, as numpy arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Int8Range:
 
     @classmethod
     def of(cls, sample: NDArray[np.float32]) -> Int8Range:
-        """The range of a sample [N, D]."""
+        """Returns the range of a sample [N, D]."""
         return cls(sample.min(axis=0), sample.max(axis=0))
 
     @classmethod
@@ -39,24 +36,24 @@ class Int8Range:
         return {"min": self.minimum.tolist(), "max": self.maximum.tolist()}
 
     def store(self, vectors: NDArray[np.float32]) -> NDArray[np.int8]:
-        """float32 [N, D] -> int8 [N, D]."""
+        """Quantises float32 [N, D] to int8 [N, D]."""
         span = np.where(self.maximum > self.minimum, self.maximum - self.minimum, np.float32(1))
         steps = np.rint((vectors - self.minimum) / span * 255) - 128
         return np.asarray(np.clip(steps, -128, 127), dtype=np.int8)
 
     def restore(self, stored: NDArray[np.int8]) -> NDArray[np.float32]:
-        """int8 [..., D] -> float32 [..., D]."""
+        """Converts int8 [..., D] back to float32 [..., D]."""
         share = (stored.astype(np.float32) + 128) / np.float32(255)
         return self.minimum + share * (self.maximum - self.minimum)
 
 
 def finish(vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int | None) -> NDArray[np.float32]:
-    """Scale each vector to length 1 if asked (zero stays zero), then keep its first dimensions.
+    """Scales each vector to length 1 if asked (zero stays zero), then keeps its first dimensions.
 
     Args:
         vectors: float32 [N, D].
         normalize: divide by the Euclidean norm.
-        truncate_dim: dimensions to keep; None = all. A cut vector is not scaled again.
+        truncate_dim: dimensions to keep; None for all. A truncated vector is not scaled again.
 
     Returns:
         float32 [N, D'], C order.
@@ -68,12 +65,12 @@ def finish(vectors: NDArray[np.float32], *, normalize: bool, truncate_dim: int |
 
 
 def store(vectors: NDArray[np.float32], precision: str, ranges: Int8Range | None) -> NDArray[Any]:
-    """float32 [N, D] in the output's precision; binary: 1 where positive, 8 dimensions a byte."""
+    """Converts float32 [N, D] to the output's precision; binary is 1 where positive, 8 dimensions a byte."""
     match precision:
         case "float32":
             return vectors
         case "float16":
-            # What does not fit becomes infinite, and is refused by whoever asked.
+            # Values that do not fit become infinite, which the caller refuses.
             with np.errstate(over="ignore"):
                 return vectors.astype(np.float16)
         case "binary":

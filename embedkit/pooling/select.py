@@ -62,7 +62,7 @@ class ChosenPooler:
         return f"{'idf:' if self.is_idf else ''}{Path(self.file.path).absolute()}"
 
     def head(self) -> PredictionHead | None:
-        """Read the head that was trained with it; None if there is none.
+        """Reads the head that was trained with it; None if there is none.
 
         Raises:
             ModelError: the file is damaged.
@@ -79,7 +79,7 @@ class ChosenPooler:
         return PredictionHead(weight, bias, classes)
 
     def pooler(self, device: Any) -> Pooler:
-        """Make the pooler.
+        """Makes the pooler.
 
         Args:
             device: torch's device of the model's states.
@@ -104,7 +104,7 @@ class ChosenPooler:
         return IdfPooler(torch.from_numpy(inverse_document_frequencies(frequencies, n_documents)).to(device))
 
     def check_model(self, model: Mapping[str, Any], vocabulary: Mapping[str, int], *, lowercase: bool) -> None:
-        """Check that it was made for this model.
+        """Checks that it was made for this model.
 
         Args:
             model: `model` of a recipe: type, and hashes of files.
@@ -134,7 +134,7 @@ class ChosenPooler:
 
 
 def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPooler]]:
-    """Find the poolers among the names of `--pool`.
+    """Finds the poolers among the names of `--pool`.
 
     Returns:
         The names, with labels in place of poolers; and the poolers by label.
@@ -166,7 +166,7 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
 
 
 def with_needs_of(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -> PoolingConfig:
-    """Set `--layers`, `--layer-agg` and `--exclude-special` to what poolers need.
+    """Sets `--layers`, `--layer-agg` and `--exclude-special` to what poolers need.
 
     Their defaults (`-1`, `concat`, not given) count as not given.
 
@@ -190,12 +190,12 @@ def with_needs_of(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -
 
 
 def pool_option(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> str:
-    """Return a value of `--pool` that names the same poolings in any folder."""
+    """Returns a value of `--pool` that names the same poolings in any folder."""
     return ",".join(poolers[name].option if name in poolers else name for name in names)
 
 
 def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> PredictionHead:
-    """Read the head of the only pooling in `--pool`.
+    """Reads the head of the only pooling in `--pool`.
 
     Raises:
         UsageError: several poolings are asked for, or one that has no head.
@@ -277,7 +277,7 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _trained_shape(file: PoolerFile) -> Mapping[str, Any]:
-    """Read and check the fields of a PoolerShape."""
+    """Reads and check the fields of a PoolerShape."""
     try:
         shape = {**file.recipe["shape"], "kind": file.kind}
         numbers = [shape[name] for name in ("n_layers", "hidden_size", "width", "heads")]
@@ -291,7 +291,7 @@ def _trained_shape(file: PoolerFile) -> Mapping[str, Any]:
 
 
 def _trained(file: PoolerFile) -> TrainedPooler:
-    """Make the module of a file with its weights; shapes are checked before any memory is allocated."""
+    """Makes the module of a file with its weights; shapes are checked before any memory is allocated."""
     import torch
 
     from embedkit.pooling.trained import PoolerShape, make_pooler

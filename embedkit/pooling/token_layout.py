@@ -37,12 +37,12 @@ class TokenLayout:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """How many tokens of each text take part: int64 [n]."""
+        """Number of tokens of each text that take part: int64 [n]."""
         starts, stops = self._borders()
         return stops - starts
 
     def arrays(self, spec: PoolingSpec, input_ids: NDArray[np.int64] | None) -> Arrays:
-        """Make the arrays of `pooler`.
+        """Makes the arrays of `pooler`.
 
         Args:
             spec: what is computed.
@@ -72,7 +72,7 @@ class TokenLayout:
         return arrays
 
     def pooler(self, spec: PoolingSpec, arrays: Inputs, device: torch.device) -> BatchPooler:
-        """Return what takes the layers of this batch.
+        """Returns what takes the layers of this batch.
 
         Args:
             spec: what is computed.
@@ -105,6 +105,6 @@ class TokenLayout:
         return groups
 
     def _borders(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the tokens [start, stop) of each text that take part, from the text's first: int64 [n] both."""
+        """Returns the tokens [start, stop) of each text that take part, from the text's first: int64 [n] both."""
         starts = np.minimum(self.skipped_start, self.batch.lengths)
         return starts, np.maximum(starts, self.batch.lengths - self.skipped_end)

@@ -41,7 +41,7 @@ class PoolerShape:
 
     @property
     def input_size(self) -> int:
-        """Return the dimensions of the layers' states together."""
+        """Returns the dimensions of the layers' states together."""
         return self.n_layers * self.hidden_size
 
 
@@ -60,11 +60,11 @@ class TrainedPooler(nn.Module):
 
     @property
     def size(self) -> int:
-        """Return the dimensions D' of its vectors."""
+        """Returns the dimensions D' of its vectors."""
         return self.shape.input_size
 
     def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Return the dimensions of its vectors, which its weights decide."""
+        """Returns the dimensions of its vectors, which its weights decide."""
         if (n_layers, hidden_size) != (self.shape.n_layers, self.shape.hidden_size):
             raise UsageError(
                 f"this pooler takes {self.shape.n_layers} layers of {self.shape.hidden_size} dimensions, "
@@ -87,7 +87,7 @@ class AttentionPooler(TrainedPooler):
         self.score = nn.Sequential(nn.Linear(shape.input_size, shape.width), *inner, nn.Linear(shape.width, 1))
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Pool [L, N, T, D] to float32 [N, L D]."""
+        """Pools [L, N, T, D] to float32 [N, L D]."""
         states = _tokens(hidden_states, mask)
         # Only tokens that take part are scored: with one long text, a batch is mostly padding.
         scores = torch.full(mask.shape, -torch.inf, dtype=states.dtype, device=states.device)
@@ -105,7 +105,7 @@ class MultiheadPooler(TrainedPooler):
         self.attention = nn.MultiheadAttention(shape.input_size, shape.heads, batch_first=True)
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Pool [L, N, T, D] to float32 [N, L D]."""
+        """Pools [L, N, T, D] to float32 [N, L D]."""
         states = _tokens(hidden_states, mask)
         query = self.query.expand(len(states), -1, -1)
         found: Tensor = self.attention(query, states, states, key_padding_mask=~mask, need_weights=False)[0]
@@ -116,11 +116,11 @@ class _OfLayerVectors(TrainedPooler, LayerwisePooler):
     """A kind that combines the cls or the mean of each layer."""
 
     def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:  # noqa: ARG002
-        """Pool [N, T, D] to float32 [N, D]."""
+        """Pools [N, T, D] to float32 [N, D]."""
         return pool(self.shape.of_tokens, Rectangle(hidden_states, mask))
 
     def forward(self, hidden_states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Pool [L, N, T, D] to float32 [N, D']."""
+        """Pools [L, N, T, D] to float32 [N, D']."""
         # nn.Module's own __call__ calls this.
         return LayerwisePooler.__call__(self, hidden_states, mask, input_ids)
 
@@ -134,11 +134,11 @@ class WeightedLayersPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Return the dimensions of one layer."""
+        """Returns the dimensions of one layer."""
         return self.shape.hidden_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Combine [L, N, D] to [N, D]."""
+        """Combines [L, N, D] to [N, D]."""
         return torch.einsum("l,lnd->nd", torch.softmax(self.weights, dim=0), pooled)
 
 
@@ -151,11 +151,11 @@ class LstmPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Return the LSTM's hidden size."""
+        """Returns the LSTM's hidden size."""
         return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Combine [L, N, D] to [N, hidden size]."""
+        """Combines [L, N, D] to [N, hidden size]."""
         last: Tensor = self.lstm(pooled)[1][0]
         return last[0]
 
@@ -169,11 +169,11 @@ class ProjectedPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Return the dimensions of the projection."""
+        """Returns the dimensions of the projection."""
         return self.shape.width or self.shape.input_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Combine [L, N, D] to [N, width]."""
+        """Combines [L, N, D] to [N, width]."""
         vectors = concatenate_layers(pooled)
         return vectors if self.project is None else torch.tanh(self.project(vectors))
 
@@ -190,11 +190,11 @@ class RotatedPooler(_OfLayerVectors):
 
     @property
     def size(self) -> int:
-        """Return the dimensions kept."""
+        """Returns the dimensions kept."""
         return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
-        """Combine [L, N, D] to [N, width]."""
+        """Combines [L, N, D] to [N, width]."""
         return (concatenate_layers(pooled) - self.center) @ self.rotation
 
 
@@ -213,10 +213,10 @@ _CLASSES: Mapping[str, type[TrainedPooler]] = {
 
 
 def make_pooler(shape: PoolerShape) -> Any:
-    """Make the module of a kind, with random weights from torch's generator."""
+    """Makes the module of a kind, with random weights from torch's generator."""
     return _CLASSES[shape.kind](shape)
 
 
 def _tokens(hidden_states: Tensor, mask: Tensor) -> Tensor:
-    """Concatenate layers: [L, N, T, D] to float32 [N, T, L D]; zero where a token takes no part."""
+    """Concatenates layers: [L, N, T, D] to float32 [N, T, L D]; zero where a token takes no part."""
     return hidden_states.permute(1, 2, 0, 3).flatten(2).float().masked_fill(~mask.unsqueeze(-1), 0.0)

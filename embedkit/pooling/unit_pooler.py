@@ -12,25 +12,30 @@ from torch import Tensor
 from embedkit.pooling.units import Members
 from embedkit.types import Tokens
 
-#: How the tokens of a unit become one vector; `mean_sqrt_len` is their sum over the square root of their number.
+#: Poolings of a unit's tokens; `mean_sqrt_len` is their sum divided by the square root of their number.
 UNIT_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "first", "last")
 
 
 class UnitPooler:
-    """Takes the token states of one batch after another, and has the units' vectors at the end.
+    """Takes the token states of all batches, and returns the units' vectors at the end.
 
     The tokens of a unit may be in several windows, and these in several batches.
 
     Args:
-        poolings: of UNIT_POOLINGS; several are put side by side.
+        poolings: of UNIT_POOLINGS; several are concatenated.
         members: the tokens of the units.
-        n_units: how many units there are.
-        tokens: those of the shard.
-        alike: int64 [W], for each window the one that is computed for it.
+        n_units: the number of units.
+        tokens: the shard's.
+        duplicate_of: int64 [W], for each window the equal one that is computed.
     """
 
     def __init__(
-        self, poolings: Sequence[str], members: Members, n_units: int, tokens: Tokens, alike: NDArray[np.int64]
+        self,
+        poolings: Sequence[str],
+        members: Members,
+        n_units: int,
+        tokens: Tokens,
+        duplicate_of: NDArray[np.int64],
     ) -> None:
         self.poolings = poolings
         self.n_units = n_units
@@ -43,7 +48,7 @@ class UnitPooler:
         for how in poolings:
             of_how = members.only(how) if how in {"first", "last"} else members
             window = np.searchsorted(opens, of_how.place, side="right") - 1
-            computed = alike[window]
+            computed = duplicate_of[window]
             moved = Members(of_how.unit, of_how.place - opens[window] + opens[computed])
             order = np.argsort(computed, kind="stable")
             self._parts[how] = (moved, order, computed[order])
@@ -52,13 +57,13 @@ class UnitPooler:
     def prepare(
         self, windows: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-        """What `reduce` and `add` need of a batch. Numpy alone: one other thread may make it ahead.
+        """Makes the arguments of `reduce` and `add`. Uses numpy alone, so one other thread may call it ahead.
 
         Args:
-            windows: int64 [n], those in the batch.
+            windows: int64 [n], the batch's.
 
         Returns:
-            Arrays for `reduce`, and by pooling the units that have tokens in the batch.
+            Arrays for `reduce`; and by pooling, the units that have tokens in the batch.
         """
         places, _ = self._tokens.indices_of(windows)
         self._where[places] = np.arange(len(places))
@@ -74,11 +79,11 @@ class UnitPooler:
         return arrays, found
 
     def reduce(self, arrays: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-        """The part of a batch in the units, on its device.
+        """Reduces the tokens of a batch by unit, on its device.
 
         Args:
             arrays: those of `prepare`, on the device.
-            states: variant → float32 [T, D], the states of all tokens of the batch, laid end to end.
+            states: variant → float32 [T, D], the states of all tokens of the batch, packed.
 
         Returns:
             float32 [units of the batch, D] by variant and pooling.
@@ -91,8 +96,8 @@ class UnitPooler:
             for name, of_variant in states.items():
                 part = of_variant.index_select(0, rows)
                 if lengths is not None:
-                    # By segments, not by scattered additions: these would come in another order each time on a
-                    # GPU. Unsafe: without checks that would wait for it.
+                    # Scattered additions would have another order each time on a GPU. Unsafe: the checks would
+                    # wait for it.
                     part = torch.segment_reduce(part, _kind(how), lengths=lengths, unsafe=True)
                 parts[name, how] = part
         return parts
@@ -100,7 +105,7 @@ class UnitPooler:
     def add(
         self, units: Mapping[str, NDArray[np.int64]], parts: Mapping[tuple[str, str], NDArray[np.float32]]
     ) -> None:
-        """Add a batch's part, back from the device.
+        """Adds a batch's part, copied from the device.
 
         Args:
             units: those of `prepare`.
@@ -118,10 +123,10 @@ class UnitPooler:
                 sums[of] = (np.maximum if kind == "max" else np.minimum)(sums[of], found)
 
     def vectors(self, lost: Sequence[int]) -> dict[str, NDArray[np.float32]]:
-        """Variant → float32 [U, D x poolings].
+        """Returns variant → float32 [U, D x poolings].
 
         Args:
-            lost: windows that could not be computed; units with a token in one of them are NaN, as are those
+            lost: windows that did not fit into memory; units with a token in one of them are NaN, as are those
                 without tokens.
         """
         gone = set(lost)
@@ -137,7 +142,7 @@ class UnitPooler:
             self.sums[name, how][self._counts == 0] = np.nan
         names = dict.fromkeys(name for name, _ in self.sums)
         for name in names:
-            # Where memory ran out, a pooling may have seen none of its tokens.
+            # If memory ran out, a pooling may have seen none of its tokens.
             width = next(sums.shape[1] for (of, _), sums in self.sums.items() if of == name)
             for how in self.poolings:
                 self.sums.setdefault((name, how), np.full((self.n_units, width), np.nan, np.float32))
@@ -145,19 +150,19 @@ class UnitPooler:
 
 
 def _kind(how: str) -> str:
-    """What is done to the tokens of a unit, of `segment_reduce`."""
+    """Returns the reduction of `segment_reduce` for a pooling."""
     return how if how in {"max", "min"} else "sum"
 
 
 def _range(ordered: NDArray[np.int64], value: np.int64) -> tuple[int, int]:
-    """Where `value` stands in an ordered array."""
+    """Returns the range of `value` in an ordered array."""
     return int(np.searchsorted(ordered, value)), int(np.searchsorted(ordered, value, side="right"))
 
 
 def combine_windows(
     vectors: NDArray[np.float32], texts: NDArray[np.int64], weights: NDArray[np.int64], how: str
 ) -> NDArray[np.float32]:
-    """Combine the vectors of a long text's windows to one vector, whatever the pooling in each window.
+    """Combines the vectors of a long text's windows to one vector, whatever the pooling in each window.
 
     Args:
         vectors: float32 [W, D], of the windows.

@@ -1,7 +1,7 @@
-"""Which units a shard's texts have, and which tokens are in each.
+"""Finds the units of a shard's texts (windows, words, tokens, spans), and the tokens of each.
 
-A unit of characters (a word, a span) has the tokens that overlap it. A token that is in several windows counts in
-the one where it has most context: the most tokens to its nearer side, where the text's own ends are no loss.
+A word or a span has the tokens that overlap it. A token in several windows counts in the one where it has most
+context: the most tokens on its nearer side, where an end of the text itself counts as unlimited context.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from numpy.typing import NDArray
 
 from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets
 
-#: What follows a letter or a symbol and belongs to it, beside combining marks: joiners of Indic and Persian
-#: letters in words, skin tones behind emoji.
+#: Characters that belong to the preceding letter or symbol, like combining marks: joiners of Indic and Persian
+#: letters, and skin tones of emoji.
 _NON_JOINERS, _SKIN_TONES = "\u200c\u200d", "\U0001f3fb-\U0001f3ff"
-#: More than the characters of any text: (text, character) as one number.
+#: More than the characters of any text, to code (text, character) as one number.
 _TEXT = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The tokens of units: M pairs, ordered by unit, then by place in the text.
+    """The tokens of units: M pairs, ordered by unit, then by position in the text.
 
     Attributes:
         unit: int64 [M].
-        place: int64 [M], where the token is among the shard's tokens.
+        place: int64 [M], the token's index among the shard's tokens.
     """
 
     unit: NDArray[np.int64]
     place: NDArray[np.int64]
 
     def only(self, how: str) -> Members:
-        """The `first` or the `last` token of each unit alone."""
+        """Returns the `first` or the `last` token of each unit."""
         if how == "first":
             keep = np.flatnonzero(np.diff(self.unit, prepend=-1))
         else:
@@ -51,8 +51,8 @@ class Units:
     """The units of a shard, in the order of the texts and within them.
 
     Attributes:
-        texts: int64 [U], the text that each is of, ascending.
-        columns: name → [U] values, what the output tells of each.
+        texts: int64 [U], the text of each, ascending.
+        columns: name → [U] values, the unit's columns in the output.
         members: their tokens; None if they are windows.
     """
 
@@ -62,14 +62,14 @@ class Units:
 
     @property
     def empty(self) -> NDArray[np.bool_]:
-        """Which units have no token: bool [U]."""
+        """Whether each unit has no token: bool [U]."""
         if self.members is None:
             return np.zeros(len(self.texts), np.bool_)
         empty: NDArray[np.bool_] = np.bincount(self.members.unit, minlength=len(self.texts)) == 0
         return empty
 
 
-#: level → the columns that tell of a unit, and their types.
+#: level → a unit's columns in the output, and their types.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "text": {},
     "chunk": {"chunk": "int32", "start": "int32", "end": "int32"},
@@ -80,12 +80,12 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 
 
 def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -> Units:
-    """The units of a shard's texts.
+    """Finds the units of a shard's texts.
 
     Args:
         level: chunk, word, token or span.
-        tokenized: with the places of its tokens.
-        records: [R] rows that the texts are of; spans are taken from them.
+        tokenized: the texts, with the offsets of their tokens.
+        records: [R] rows of the texts, with their spans.
     """
     offsets = tokenized.offsets
     if offsets is None:
@@ -102,8 +102,7 @@ def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -
         found = _spans((text, records[text].spans) for text in with_tokens)
     members = _overlapping(found, offsets, table)
     if level == "word":
-        # What the tokenizer drops, or the cut took away, has no row; the others keep their numbers in the text, so
-        # that a word has the same number whatever the model.
+        # Words without tokens have no row; the others keep their number in the text, whatever the model.
         found, members = _without_empty(found, members)
         return Units(found.texts, {"word": found.number, "start": found.start, "end": found.stop}, members)
     columns: dict[str, NDArray[Any] | list[str | None]]
@@ -113,7 +112,7 @@ def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Every token of the texts' own, once: arrays [T], ordered by text and place in it."""
+    """Every token of the texts once, without special tokens: arrays [T], ordered by text and position."""
 
     text: NDArray[np.int64]
     place: NDArray[np.int64]
@@ -156,7 +155,7 @@ def _tokens(tokenized: TokenizedTexts, offsets: TokenOffsets, table: _Table) -> 
 
 
 def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
-    """Each of the texts' own tokens, from the window where it has most context."""
+    """Takes each token of the texts from the window where it has most context."""
     lengths = tokenized.tokens.lengths
     window = np.repeat(np.arange(len(lengths)), lengths)
     place = np.flatnonzero(offsets.number >= 0)
@@ -178,10 +177,10 @@ def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
 
 
 def words_of(text: str) -> Iterator[Span]:
-    """The words of a text: numbers with their points, letters with inner hyphens and apostrophes, else one mark.
+    """Splits a text into words: numbers with their points, letters with inner hyphens and apostrophes, else one mark.
 
-    By characters, not by the tokenizer, so that all models agree on the words. Combining marks stay with the
-    letter before them (to Python's `re` they are no letters), and an emoji is one word with all its joined parts.
+    By characters, not by the tokenizer, so that all models agree. Combining marks stay with the letter before them
+    (Python's `re` does not count them as letters), and an emoji with all its joined parts is one word.
     """
     return (Span(*found.span()) for found in _word_pattern().finditer(text))
 
@@ -211,10 +210,10 @@ def _spans(spans: Iterable[tuple[int, Iterable[Span]]]) -> _Ranges:
 
 
 def _overlapping(ranges: _Ranges, offsets: TokenOffsets, table: _Table) -> Members:
-    """The tokens that share a character with each range."""
+    """Finds the tokens that share a character with each range."""
     opens = table.text * _TEXT + offsets.start[table.place]
     closes = table.text * _TEXT + offsets.stop[table.place]
-    # Tokens follow each other in nearly every tokenizer; where one reaches back, its neighbours are looked at too.
+    # Offsets ascend in nearly every tokenizer; where one reaches back, its neighbours are candidates too.
     first = np.searchsorted(np.maximum.accumulate(closes), ranges.texts * _TEXT + ranges.start, side="right")
     ordered = np.minimum.accumulate(opens[::-1])[::-1]
     last = np.searchsorted(ordered, ranges.texts * _TEXT + ranges.stop, side="left")
@@ -222,7 +221,7 @@ def _overlapping(ranges: _Ranges, offsets: TokenOffsets, table: _Table) -> Membe
     unit = np.repeat(np.arange(len(counts)), counts)
     near = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
     base = ranges.texts[unit] * _TEXT
-    # Of both, the later start is before the earlier end: a token of no characters shares none.
+    # They overlap if the later start is before the earlier end; a token of no characters overlaps nothing.
     shares = np.maximum(opens[near], base + ranges.start[unit]) < np.minimum(
         closes[near], base + ranges.stop[unit]
     )
@@ -237,7 +236,7 @@ def _without_empty(ranges: _Ranges, members: Members) -> tuple[_Ranges, Members]
 
 
 def _numbers(texts: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The number of each unit within its text, from 0."""
+    """Numbers the units of each text from 0."""
     opens = np.flatnonzero(np.diff(texts, prepend=-1))
     counts = np.diff(opens, append=len(texts))
     numbers: NDArray[np.int32] = (np.arange(len(texts)) - np.repeat(opens, counts)).astype(np.int32)

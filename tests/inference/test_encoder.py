@@ -26,7 +26,7 @@ from embedkit.cli import run
 from embedkit.config.checks import one_of
 from embedkit.errors import EmbedkitError, InputError, ModelError, OutputError, Stopped, UsageError
 from embedkit.models.base import NotExactError
-from embedkit.models.load_lock import Turns
+from embedkit.models.load_lock import LoadLock
 from embedkit.sources.in_memory import texts_of
 from tests import tiny_models
 from tests.conftest import NOTES
@@ -302,11 +302,11 @@ def test_encoders_may_be_made_and_used_in_threads_at_once(bert, modernbert, one_
 
 
 def test_nobody_encodes_while_a_model_is_loaded_in_16_bits():
-    turns, told = Turns(), []
+    turns, told = LoadLock(), []
     inside, leave = threading.Event(), threading.Event()
 
     def load() -> None:
-        with turns.loading(alone=True):
+        with turns.loading(exclusive=True):
             told.append("loading")
             inside.set()
             leave.wait()
@@ -328,7 +328,7 @@ def test_nobody_encodes_while_a_model_is_loaded_in_16_bits():
     for thread in threads:
         thread.join(5)
     assert told == ["loading", "loaded", "encoding"]
-    with turns.loading(alone=True), turns.loading(alone=False):
+    with turns.loading(exclusive=True), turns.loading(exclusive=False):
         pass
 
 

@@ -25,7 +25,7 @@ from embedkit.models import varlen_attention
 from embedkit.models.base import LayerEncoder, tensors
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers import load, packed_attention
-from embedkit.models.varlen_attention import BACKENDS, Packing, groups, usable
+from embedkit.models.varlen_attention import BACKENDS, AttentionRules, Packing, groups, usable
 from embedkit.types import Batch, Tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,10 +155,10 @@ def test_texts_by_groups_of_one_length_see_what_the_definition_says(wanted, dtyp
     asked = dict(WANTED[wanted])
     q, k, v = states(key_heads=asked.pop("key_heads", 4), dtype=dtype)
     expected = one_by_one(q, k, v, packing().cu_seqlens, asked.get("scale"), SEEN.get(wanted, (-1, -1)))
-    found = groups(q, k, v, packing(), **asked)
+    found = groups(q, k, v, packing(), AttentionRules(**asked))
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
-    assert torch.equal(found, groups(q, k, v, packing(), **asked))
+    assert torch.equal(found, groups(q, k, v, packing(), AttentionRules(**asked)))
 
 
 @pytest.mark.parametrize("wanted", WANTED)
@@ -170,9 +170,10 @@ def test_a_kernel_is_given_what_its_signature_takes_and_what_the_layer_wants(whi
     q, k, v = states(key_heads=asked.pop("key_heads", 4))
     if which == "torch 2.10" and LATER & asked.keys():
         with pytest.raises(ValueError, match="this torch's varlen_attn"):
-            BACKENDS[backend](q, k, v, packing(), **asked)
+            BACKENDS[backend](q, k, v, packing(), AttentionRules(**asked))
         return
-    torch.testing.assert_close(BACKENDS[backend](q, k, v, packing(), **asked), groups(q, k, v, packing(), **asked))
+    rules = AttentionRules(**asked)
+    torch.testing.assert_close(BACKENDS[backend](q, k, v, packing(), rules), groups(q, k, v, packing(), rules))
     (given,) = stand_in.given
     at = given.get("cu_seq_q", given.get("cu_seqlens_q"))
     assert at.dtype == torch.int32
@@ -189,7 +190,7 @@ def test_the_scale_that_torch_2_10_takes_for_granted_may_be_asked_for(kernel):
     kernel("torch_varlen", torch_2_10)
     q, k, v = states()
     torch.testing.assert_close(
-        BACKENDS["torch_varlen"](q, k, v, packing(), scale=16**-0.5), groups(q, k, v, packing())
+        BACKENDS["torch_varlen"](q, k, v, packing(), AttentionRules(scale=16**-0.5)), groups(q, k, v, packing())
     )
 
 
@@ -214,8 +215,8 @@ def test_torchs_own_kernel_takes_the_call(wanted):
     """Its checks and the shape that it gives, on tensors without content."""
     asked = dict(WANTED[wanted])
     q, k, v = (part.to("meta", torch.bfloat16) for part in states(key_heads=asked.pop("key_heads", 4)))
-    at = Packing(packing().runs, packing().cu_seqlens.to("meta"), packing().max_length)
-    found = BACKENDS["torch_varlen"](q, k, v, at, **asked)
+    at = Packing(packing().groups, packing().cu_seqlens.to("meta"), packing().max_length)
+    found = BACKENDS["torch_varlen"](q, k, v, at, AttentionRules(**asked))
     assert (found.shape, found.dtype, found.device.type) == (q.shape, torch.bfloat16, "meta")
 
 
@@ -350,7 +351,7 @@ def test_nothing_in_a_packed_forward_pass_waits_for_the_device(kind, tmp_path):
     assert found.found == ["_local_scalar_dense"]
 
 
-def leaks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:
+def leaks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, *_: Any) -> Tensor:
     seen = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (query, key, value)))
     return seen.transpose(0, 1)
 

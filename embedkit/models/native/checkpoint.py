@@ -59,23 +59,23 @@ class Checkpoint:
             raise
 
     def close(self) -> None:
-        """Close the files."""
+        """Closes the files."""
         self._tensors = {}
         self._files.close()
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor in fp32. It may be mapped from the file: copy it before the file is closed."""
+        """Reads a tensor in fp32. It may be mapped from the file: copy it before the file is closed."""
         try:
             return self._tensors[self._full_name(name)].read().to(torch.float32).contiguous()
         except (OSError, RuntimeError, ValueError) as fault:
             raise NotNativeError(f"{name} cannot be read ({type(fault).__name__})") from None
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Read weight and bias of a linear layer or a norm; see `tensor`."""
+        """Reads weight and bias of a linear layer or a norm; see `tensor`."""
         return self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias")
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of all weights of the encoder."""
+        """Returns the names and shapes of all weights of the encoder."""
         config, family = self._config, self._config.family
         width, inner, embedded = config.hidden_size, config.intermediate_size, config.embedding_size
         expected: dict[str, tuple[int, ...]] = {
@@ -179,7 +179,7 @@ def _merged(parts: list[Mapping[str, _Stored]]) -> Mapping[str, _Stored]:
 
 
 def _of_pickle(path: Path) -> Mapping[str, _Stored]:
-    """Read tensors alone, with a torch that does so safely: see `check_torch_version`."""
+    """Reads tensors alone, with a torch that does so safely: see `check_torch_version`."""
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
     def stored(tensor: Tensor) -> _Stored:

@@ -29,12 +29,12 @@ _building = Lock()
 
 
 def build_ahead() -> None:
-    """Start to build the library in a thread."""
+    """Starts to build the library in a thread."""
     Thread(target=library, name="embedkit-build", daemon=True).start()
 
 
 def library(*, rebuild: bool = False) -> Path | None:
-    """Return the library's path, built if it is not cached or on `rebuild`; None if it cannot be built."""
+    """Returns the library's path, built if it is not cached or on `rebuild`; None if it cannot be built."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or sys.platform == "win32":
         return None
@@ -49,7 +49,7 @@ def library(*, rebuild: bool = False) -> Path | None:
 
 
 def _identity(compiler: str) -> str:
-    """Hash everything that decides the result: machines of many kinds may share a home folder."""
+    """Hashes everything that decides the result: machines of many kinds may share a home folder."""
     found = Path(compiler).resolve()
     facts = found.stat()
     try:
@@ -80,7 +80,7 @@ def _build(compiler: str, path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Check that a library exists that only this user can have written: loading it runs its code."""
+    """Checks that a library exists that only this user can have written: loading it runs its code."""
     try:
         facts = [path.lstat(), path.parent.lstat()]
     except OSError:

@@ -137,7 +137,7 @@ class NativeConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> NativeConfig:
-    """Read a config.json.
+    """Reads a config.json.
 
     Args:
         config: its content.

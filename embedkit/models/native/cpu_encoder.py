@@ -88,14 +88,14 @@ def _concatenated(states: list[Tensor]) -> Tensor:
 
 
 def position_bias(embeddings: Tensor, length: int) -> Tensor:
-    """Return what a text of this length has added to its scores: fp32 [heads, length, length]."""
+    """Returns what a text of this length has added to its scores: fp32 [heads, length, length]."""
     position = torch.arange(length)
     offsets = position[None] - position[:, None]
     return functional.embedding(buckets(offsets), embeddings).permute(2, 0, 1).contiguous()
 
 
 def buckets(offsets: Tensor) -> Tensor:
-    """Assign T5's 32 buckets to the distances of tokens (Raffel et al. 2019, arXiv 1910.10683).
+    """Assigns T5's 32 buckets to the distances of tokens (Raffel et al. 2019, arXiv 1910.10683).
 
     Args:
         offsets: int64, the other token's position minus one's own.

@@ -20,7 +20,7 @@ from embedkit.models.native.layer import ACTIVATIONS
 from embedkit.models.native.linear import Linear, TorchLinear
 from embedkit.models.native.native_encoder import NativeEncoder
 from embedkit.models.native.torch_compile import AddNorm, add_norm, compiled_add_norm, pays
-from embedkit.models.varlen_attention import BACKENDS, CU_SEQLENS, Packing, cu_seqlens
+from embedkit.models.varlen_attention import BACKENDS, CU_SEQLENS, FULL, Packing, cu_seqlens
 from embedkit.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class GpuEncoder(NativeEncoder):
         super().__init__(model, layers, for_pooler=for_pooler)
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Make the inputs of a forward pass, and int32 [n + 1] where each text begins; see LayerEncoder."""
+        """Makes the inputs of a forward pass, and int32 [n + 1] where each text begins; see LayerEncoder."""
         return {**super().prepare(tokens, batch), CU_SEQLENS: cu_seqlens(batch)}
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
@@ -61,7 +61,7 @@ class GpuEncoder(NativeEncoder):
             take(0, states[None])
         for number, layer in enumerate(self._stack, start=1):
             query, key, value = layer.qkv(states).view(len(states), 3, layer.n_heads, -1).unbind(1)
-            context = attend(query, key, value, packing).reshape(states.shape)
+            context = attend(query, key, value, packing, FULL).reshape(states.shape)
             attended = self.add_norm(layer.attention_out(context), states, layer.attention_norm)
             inner = self._activation(layer.up(attended))
             states = self.add_norm(layer.down(inner), attended, layer.output_norm)
@@ -71,7 +71,7 @@ class GpuEncoder(NativeEncoder):
 
     @torch.inference_mode()
     def compile_if_worthwhile(self, rows: int | None) -> str | None:
-        """Compile the norms for a run of so many rows; see LayerEncoder."""
+        """Compiles the norms for a run of so many rows; see LayerEncoder."""
         # The embeddings' norm may have another width than those of the layers.
         if not self._stack or not pays(rows, self.device, has_triton=find_spec("triton") is not None):
             return None

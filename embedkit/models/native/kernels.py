@@ -56,11 +56,11 @@ class Kernels:
         self.lanes: int = library.embedkit_lanes()
 
     def fit(self, hidden_size: int, intermediate_size: int) -> bool:
-        """Check that rows of these widths are whole vector registers."""
+        """Checks that rows of these widths are whole vector registers."""
         return hidden_size % self.lanes == 0 and intermediate_size % self.lanes == 0
 
     def rows(self, states: Tensor, *, quantise: bool) -> Rows:
-        """Return states float32 [T, K] as the input of a linear layer."""
+        """Returns states float32 [T, K] as the input of a linear layer."""
         rows = _rows(states, quantise=quantise)
         if quantise:
             self._library.embedkit_quantise(_at(states), *states.shape, _at(rows.bytes), _at(rows.steps))
@@ -69,7 +69,7 @@ class Kernels:
     def attend(
         self, products: Products, lengths: Tensor, biases: Sequence[Tensor], n_heads: int, *, quantise: bool
     ) -> Rows:
-        """Compute attention within each of some packed texts.
+        """Computes attention within each of some packed texts.
 
         Args:
             products: [T, 3 D]: queries (scaled), keys, values.
@@ -97,7 +97,7 @@ class Kernels:
         return rows
 
     def activate(self, products: Products, activation: str, *, quantise: bool) -> Rows:
-        """Apply an activation, a name of layer.ACTIVATIONS."""
+        """Applies an activation, a name of layer.ACTIVATIONS."""
         rows = _rows(products.values, quantise=quantise)
         self._library.embedkit_activate(
             *(_at(products.values), _at(products.steps), _at(products.bias), *products.values.shape),
@@ -106,7 +106,7 @@ class Kernels:
         return rows
 
     def residual_norm(self, products: Products, residual: Tensor, norm: Norm, *, quantise: bool) -> Rows:
-        """Normalise products + residual."""
+        """Normalises products + residual."""
         rows = _rows(products.values, quantise=quantise)
         self._library.embedkit_residual_norm(
             *(_at(products.values), _at(products.steps), _at(products.bias), _at(residual)),
@@ -118,13 +118,13 @@ class Kernels:
 
 @functools.cache
 def load_kernels() -> Kernels | None:
-    """Load the kernels for this processor, built if necessary; None if that is impossible."""
+    """Loads the kernels for this processor, built if necessary; None if that is impossible."""
     # The cached library may be corrupt: rebuild it once.
     return _load(library()) or _load(library(rebuild=True))
 
 
 def _load(path: Path | None) -> Kernels | None:
-    """Load a library; None if it is no library, or gives wrong numbers."""
+    """Loads a library; None if it is no library, or gives wrong numbers."""
     if path is None:
         return None
     try:
@@ -135,7 +135,7 @@ def _load(path: Path | None) -> Kernels | None:
 
 
 def _are_correct(kernels: Kernels) -> bool:
-    """Compare the kernels with torch in float64: a compiler may have faults too."""
+    """Compares the kernels with torch in float64: a compiler may have faults too."""
     random = torch.Generator().manual_seed(0)
     n_heads, lengths = 4, torch.tensor([1, 5, 17])
     groups = [

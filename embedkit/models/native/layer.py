@@ -39,7 +39,7 @@ class Norm:
     eps: float
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Scale each row to mean 0 and variance 1, then apply weight and bias."""
+        """Scales each row to mean 0 and variance 1, then apply weight and bias."""
         return functional.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -69,7 +69,7 @@ class LayerWeights:
 def torch_layer(
     layer: LayerWeights, states: Tensor, groups: Sequence[LengthGroup], biases: Mapping[int, Tensor]
 ) -> Tensor:
-    """Compute the next layer's states with torch's operations.
+    """Computes the next layer's states with torch's operations.
 
     Args:
         layer: the layer; its queries are scaled by 1 / sqrt(head_dim).
@@ -93,7 +93,7 @@ def torch_layer(
 def fused_layer(
     layer: LayerWeights, kernels: Kernels, rows: Rows, lengths: Tensor, biases: Sequence[Tensor]
 ) -> Rows:
-    """Compute the same with compiled kernels, in fewer passes over memory.
+    """Computes the same with compiled kernels, in fewer passes over memory.
 
     Args:
         layer: see `torch_layer`.
@@ -112,7 +112,7 @@ def fused_layer(
 
 
 def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Mapping[int, Tensor]) -> Tensor:
-    """Compute attention within each text.
+    """Computes attention within each text.
 
     Args:
         qkv: [T, 3 D]: scaled queries, keys, values.
@@ -148,7 +148,7 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Map
 
 
 def _attend_without_scores(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute torch's attention of one text: [heads, length, head_dim] each."""
+    """Computes torch's attention of one text: [heads, length, head_dim] each."""
     mask = None if bias is None else bias[None]
     attended = functional.scaled_dot_product_attention(
         query[None], key[None], value[None], attn_mask=mask, scale=1.0

@@ -57,15 +57,15 @@ class Linear(ABC):
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return weight times rows plus bias: [T, K] → [T, N]."""
+        """Returns weight times rows plus bias: [T, K] → [T, N]."""
 
     def products(self, rows: Rows) -> Products:
-        """Return the same for a kernel that continues from there."""
+        """Returns the same for a kernel that continues from there."""
         return Products(self(rows.states))
 
 
 def make_linear(weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-    """Return the fastest linear layer on this CPU.
+    """Returns the fastest linear layer on this CPU.
 
     Args:
         weight: fp32 [N, K]; copied.
@@ -78,13 +78,13 @@ def make_linear(weight: Tensor, bias: Tensor, dtype: str) -> Linear:
 
 
 def has_onednn() -> bool:
-    """Check whether this torch has oneDNN's kernels for this processor."""
+    """Checks whether this torch has oneDNN's kernels for this processor."""
     built_in = bool(torch._C._has_mkldnn)  # noqa: SLF001 - what torch.backends.mkldnn.is_available() gives
     return built_in and platform.machine() in {"x86_64", "AMD64"}
 
 
 def has_int8_dot_products() -> bool:
-    """Check whether the processor has dot products of bytes (VNNI); without them int8 is slower than fp32."""
+    """Checks whether the processor has dot products of bytes (VNNI); without them int8 is slower than fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
 
 
@@ -96,7 +96,7 @@ class TorchLinear(Linear):
     bias: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return weight times rows plus bias, summed in fp32; see `device.disable_reduced_precision`."""
+        """Returns weight times rows plus bias, summed in fp32; see `device.disable_reduced_precision`."""
         return functional.linear(rows, self.weight, self.bias)
 
 
@@ -108,7 +108,7 @@ class OneDnnLinear(Linear):
         self._bias = bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return weight times rows plus bias."""
+        """Returns weight times rows plus bias."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - its only name
             rows, self._packed, self._bias, "none", [], ""
         )
@@ -130,13 +130,13 @@ class Int8Linear(Linear):
         self._bias = bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return weight times rows plus bias."""
+        """Returns weight times rows plus bias."""
         if len(rows) <= ROWS:
             return self._of_block(rows)
         return torch.cat([self._of_block(block) for block in torch.split(rows, ROWS)])
 
     def products(self, rows: Rows) -> Products:
-        """Return raw products of the rows' bytes, for a kernel that scales them and adds the bias.
+        """Returns raw products of the rows' bytes, for a kernel that scales them and adds the bias.
 
         Raises:
             ValueError: the rows have no bytes.

@@ -66,7 +66,7 @@ class NativeEncoder(LayerEncoder):
         checkpoint.close()
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Make the inputs of a forward pass, int64 [T]; see LayerEncoder."""
+        """Makes the inputs of a forward pass, int64 [T]; see LayerEncoder."""
         places, position = tokens.indices_of(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
         pad_id = self._model.config.pad_id
@@ -80,7 +80,7 @@ class NativeEncoder(LayerEncoder):
         return arrays
 
     def _embed(self, inputs: Inputs) -> Tensor:
-        """Compute hidden_states[0] of packed tokens: [T, D]."""
+        """Computes hidden_states[0] of packed tokens: [T, D]."""
         states = functional.embedding(inputs["input_ids"], self._words)
         if self._types is not None:
             types = inputs.get("token_type_ids")
@@ -90,16 +90,16 @@ class NativeEncoder(LayerEncoder):
         return states if self._project is None else self._project(states)
 
     def _pooler_output(self, states: Tensor, inputs: Inputs) -> Tensor | None:
-        """Apply the model's own pooling head, [T, D] → [n, D]; None if it is not wanted."""
+        """Applies the model's own pooling head, [T, D] → [n, D]; None if it is not wanted."""
         return None if self._pooler is None else torch.tanh(self._pooler(states[inputs[STARTS]]))
 
     @abstractmethod
     def _copy(self, weight: Tensor) -> Tensor:
-        """Copy a weight: a file that is overwritten while it is mapped would change the numbers."""
+        """Copies a weight: a file that is overwritten while it is mapped would change the numbers."""
 
     @abstractmethod
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-        """Copy weight and bias into a linear layer of this number format."""
+        """Copies weight and bias into a linear layer of this number format."""
 
     def _read_norm(self, name: str) -> Norm:
         weight, bias = self._model.checkpoint.pair(name)

@@ -51,7 +51,7 @@ class NativeModel(LoadedModel):
     def make_encoder(
         self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
     ) -> tuple[LayerEncoder, str | None]:
-        """Return the fastest exact encoder; see LoadedModel."""
+        """Returns the fastest exact encoder; see LoadedModel."""
         if self.device.type != "cpu":
             return self._on_device(layers, probe, for_pooler=for_pooler)
         encoder = CpuEncoder(self, layers, for_pooler=for_pooler)
@@ -67,13 +67,13 @@ class NativeModel(LoadedModel):
         return encoder, NO_COMPILER if load_kernels() is None else None
 
     def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed to know
-        """Return False: the layers of these families end with their own norm."""
+        """Returns False: the layers of these families end with their own norm."""
         return False
 
     def _on_device(
         self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
     ) -> tuple[GpuEncoder, str | None]:
-        """Use the first kernel for packed attention that gives what torch's own gives for each text alone."""
+        """Uses the first kernel for packed attention that gives what torch's own gives for each text alone."""
         encoder = GpuEncoder(self, layers, for_pooler=for_pooler)
         # The whole probe: its long text takes a kernel several blocks.
         expected = states_alone(encoder, probe, self.dtype)
@@ -93,7 +93,7 @@ class NativeModel(LoadedModel):
 
 
 def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> NativeModel:
-    """Open a model's folder without reading its weights.
+    """Opens a model's folder without reading its weights.
 
     Args:
         folder: the model.
@@ -118,7 +118,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
 
 
 def native_model(config: NativeConfig, checkpoint: Checkpoint, dtype: str, device: torch.device) -> NativeModel:
-    """Put together what `open_native` found."""
+    """Puts together what `open_native` found."""
     return NativeModel(
         architecture=ARCHITECTURES[config.family.model_type],
         config=config,

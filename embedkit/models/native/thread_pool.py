@@ -51,14 +51,14 @@ class ThreadPool:
         self._pool: ThreadPoolExecutor | None = None
 
     def parts(self, groups: Sequence[LengthGroup]) -> list[Part]:
-        """Divide the texts of a batch into parts of similar size; an idle thread takes the next part."""
+        """Divides the texts of a batch into parts of similar size; an idle thread takes the next part."""
         n_tokens = sum(group.count * group.length for group in groups)
         at_once = max(1, min(self.size, n_tokens // _FEWEST_TOKENS))
         rounds = math.ceil(n_tokens / (at_once * _MOST_TOKENS))
         return list(_split(groups, n_tokens / (at_once * rounds)))
 
     def map(self, work: Callable[[T, Part], Tensor], inputs: Sequence[T], parts: Sequence[Part]) -> list[Tensor]:
-        """Run `work` on the input of each part, in order; a single part uses all cores."""
+        """Runs `work` on the input of each part, in order; a single part uses all cores."""
         if self.size == 1 or len(parts) == 1:
             return list(map(work, inputs, parts))
         if self._pool is None:
@@ -66,7 +66,7 @@ class ThreadPool:
         return list(self._pool.map(torch.inference_mode()(work), inputs, parts))
 
     def _start(self) -> ThreadPoolExecutor:
-        """Start all threads at once, so that each has set its number of cores."""
+        """Starts all threads at once, so that each has set its number of cores."""
         at_once = Barrier(self.size)
 
         def begin() -> None:
@@ -83,7 +83,7 @@ class ThreadPool:
 
 
 def _split(groups: Sequence[LengthGroup], size: float) -> Iterator[Part]:
-    """Yield parts that end after the text with which they reach their share of the tokens."""
+    """Yields parts that end after the text with which they reach their share of the tokens."""
     start = position = 0
     kept: list[LengthGroup] = []
     for group in groups:

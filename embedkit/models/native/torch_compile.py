@@ -25,12 +25,12 @@ _TESTED = (33, 257)
 
 
 def add_norm(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
-    """Add [T, D] to states [T, D] and normalise the sum; overwrites `update`."""
+    """Adds [T, D] to states [T, D] and normalise the sum; overwrites `update`."""
     return norm(update.add_(states))
 
 
 def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
-    """Decide whether to compile for a run of so many rows.
+    """Decides whether to compile for a run of so many rows.
 
     Estimated, not measured. A fused pair reads two matrices [T, D] and writes one, where add and norm apart read
     three and write two; in BERT-base that saves some 5 % of a forward pass, whose time is mostly matrix products.
@@ -50,7 +50,7 @@ def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
 
 
 def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
-    """Compile `add_norm` into one kernel for any number of rows, and test it.
+    """Compiles `add_norm` into one kernel for any number of rows, and test it.
 
     Args:
         norm: one of the model's; the others have the same width, epsilon, dtype and device.
@@ -87,5 +87,5 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
 
 
 def keep_kernels() -> None:
-    """Keep compiled kernels in the user's cache folder, unless another folder is set."""
+    """Keeps compiled kernels in the user's cache folder, unless another folder is set."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from embedkit.models.varlen_attention import BACKENDS, Attend, Packing
+from embedkit.models.varlen_attention import BACKENDS, Attend, AttentionRules, Packing
 
 #: The keyword argument that carries a batch's Packing through the model to `packed_attention`.
 PACKING = "embedkit_packing"
@@ -54,7 +54,7 @@ def packed_attention(
         raise ValueError("this model's code does not pass on what packed attention needs")
     causal = bool(getattr(module, "is_causal", False))
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    output = attend(q, k, v, embedkit_packing, causal=causal, window=sliding_window, scale=scaling)
+    output = attend(q, k, v, embedkit_packing, AttentionRules(causal, sliding_window, scaling))
     return output[None], None
 
 

@@ -32,7 +32,7 @@ from embedkit.models.native.layer import Norm
 from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
-from embedkit.models.varlen_attention import BACKENDS, Packing, usable
+from embedkit.models.varlen_attention import BACKENDS, FULL, AttentionRules, Packing, usable
 from embedkit.types import Batch, Tokens
 from tests import tiny_models
 from tests.models.native.test_cpu_encoder import (
@@ -53,8 +53,8 @@ GPU = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
 
-def kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **wanted: Any) -> Tensor:
-    assert wanted == {}
+def kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rules: AttentionRules = FULL) -> Tensor:
+    assert rules == FULL
     return one_by_one(query, key, value, packing.cu_seqlens, None, (-1, -1))
 
 
@@ -156,7 +156,7 @@ def test_the_norms_take_mean_and_variance_in_fp32():
 def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer(backends, tmp_path):
     seen: list[Packing] = []
 
-    def keep(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:
+    def keep(query: Tensor, key: Tensor, value: Tensor, packing: Packing, *_: Any) -> Tensor:
         seen.append(packing)
         assert query.shape == (sum(LENGTHS), 3, 16)
         return kernel(query, key, value, packing)
@@ -225,7 +225,7 @@ def test_where_no_kernel_is_exact_the_model_is_left_to_transformers_and_its_weig
     # Each text alone goes through `groups` first, for what is right; then the batch does.
     plain = BACKENDS["groups"]
 
-    def wrong(query: Tensor, key: Tensor, value: Tensor, packing: Packing, **_: Any) -> Tensor:
+    def wrong(query: Tensor, key: Tensor, value: Tensor, packing: Packing, *_: Any) -> Tensor:
         alone = len(packing.cu_seqlens) == 2
         return plain(query, key, value, packing) if alone else leaks(query, key, value, packing)
 

@@ -1,4 +1,4 @@
-"""What distinguishes one family of encoders from another."""
+"""The description of an encoder family."""
 
 from __future__ import annotations
 

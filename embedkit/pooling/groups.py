@@ -1,6 +1,6 @@
 """Pools the vectors of rows to one vector a group of rows: notes → encounters → patients.
 
-Rows come in the order of the input. A group is returned after its last row, so that only open groups are in memory.
+Rows come in the order of the input. A group is returned after its last row, so that only open groups are held.
 Groups of several columns are nested, the finest first, and each level is pooled from the vectors of the one below.
 """
 
@@ -88,7 +88,7 @@ class _Group:
         self.divisor = 0.0
 
     def add(self, item: Item, how: str) -> None:
-        """Takes an item in."""
+        """Adds an item."""
         total = self.item_so_far
         total.rows += item.rows
         total.pooled += item.pooled

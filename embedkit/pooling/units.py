@@ -177,7 +177,7 @@ def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
 
 
 def words_of(text: str) -> Iterator[Span]:
-    """Splits a text into words: numbers with their points, letters with inner hyphens and apostrophes, else one mark.
+    """Splits a text into words: numbers with points, letters with inner hyphens and apostrophes, or single marks.
 
     By characters, not by the tokenizer, so that all models agree. Combining marks stay with the letter before them
     (Python's `re` does not count them as letters), and an emoji with all its joined parts is one word.

@@ -8,7 +8,7 @@ from embedkit.errors import EmbedkitError, InputError
 from embedkit.manifest.schema import Plan, ShardRecord
 from embedkit.types import Fault
 
-#: Statuses of rows that have a vector; every other one says why there is none.
+#: Statuses of rows that have a vector; the others give the reason for having none.
 _WITH_VECTOR = ("ok", "truncated", "chunked")
 #: Statuses of rows without a vector that are no fault.
 _WITHOUT_FAULT = ("empty", "no_unit", "outside")

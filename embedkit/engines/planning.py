@@ -1,4 +1,4 @@
-"""What a run writes down: the plan, the layout of its files, the manifest. Computes nothing, imports no torch."""
+"""Plans a run: opens and checks the input, and cuts it into shards. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
 from embedkit.sources.locate import check_not_read, unreadable
 from embedkit.storage.filesystem import seems_folder, sha256_of_file
 
-#: Of English text in most vocabularies; only the time that is left depends on it.
+#: In English, for most vocabularies; used to estimate the remaining time only.
 _CHARACTERS_A_TOKEN = 4
-#: Files of more bytes than this are hashed from end to end when they are planned, and after that only if their
-#: name or time has changed: on 2 cores 1 GiB takes about a second.
+#: Files of more bytes are hashed as a whole when they are planned, and again only if their name or time has
+#: changed: 1 GiB takes about a second.
 _LARGE = 2**30
 
 
 def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
-    """The input, each row with its spans where vectors of spans are asked for; and the book of these.
+    """Opens the input, with the spans of each row if vectors of spans are asked for; and the file of spans.
 
     Raises:
         InputError: it cannot be read, or the file of spans cannot.
@@ -45,7 +45,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
 
 
 def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook | None) -> None:
-    """Refuse to write over a file that is read, before anything is touched.
+    """Checks, before anything is written, that the output replaces no file of the input.
 
     Args:
         output: as the user named it.
@@ -63,19 +63,19 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     if path.suffix != f".{form}" or seems_folder(path):
         check_not_read([path], names, whole_folders=True)
         return
-    beside = [path.with_name(f"{path.stem}.rejects.jsonl")]
-    beside += [path.with_name(metadata_name(path.name))] if form == "npy" else []
-    check_not_read([path, *beside], names)
+    others = [path.with_name(f"{path.stem}.rejects.jsonl")]
+    others += [path.with_name(metadata_name(path.name))] if form == "npy" else []
+    check_not_read([path, *others], names)
     check_not_read([path.with_name(f"{path.name}.partial")], names, whole_folders=True)
 
 
 def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
-    """What cuts the input into shards.
+    """Returns the cutter of the input.
 
     Args:
         spec: the model, found.
         config: what the user asked for.
-        shard_rows: what a plan that is there says; counts where the user does not.
+        shard_rows: of a stored plan, used if the user gives none.
     """
     width = rough_width(spec)
     rows = config.output.shard_rows or shard_rows
@@ -87,7 +87,7 @@ def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None)
 
 
 def _longest(spec: ModelSpec, config: RunConfig) -> int | None:
-    """Characters of a text that a model reads of it, about; None where it reads all, or nobody knows."""
+    """Returns about how many characters of a text a model reads; None if all, or if unknown."""
     if config.text.on_long != "truncate":
         return None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -161,7 +161,7 @@ def plan_input(
 
 
 def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
-    """The types of the columns beside the receipt: those kept, those that tell of a unit, those of a head."""
+    """Returns the types of the columns besides the receipt: kept ones, those of units, those of a head."""
     units = {**COLUMNS[config.units.unit], **scores}
     kept = {name: _kept_type(kind, config) for name, kind in found.items() if name in config.input.keep}
     ours = next((name for name in kept if name in {"id", *RECEIPT, "embedding"}), None)
@@ -187,7 +187,7 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
 
 
 def _kept_type(found: str, config: RunConfig) -> str:
-    """The type of a kept column in the output."""
+    """Returns the type of a kept column in the output."""
     if config.groups.by and found == "text":
         # Rows that are yet to be pooled are written so that they are read back as they were.
         return "mixed"
@@ -197,7 +197,7 @@ def _kept_type(found: str, config: RunConfig) -> str:
 
 
 def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[str]:
-    """What the user should know of kept numbers that JSON Lines cannot hold.
+    """Yields notices about kept numbers that JSON Lines cannot hold.
 
     Args:
         config: what the user asked for.

@@ -16,7 +16,7 @@ from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import InputFacts, ModelSource, Plan
 
 _UNKNOWN = ModelSource()
-#: What two runs of groups must have in common for the output of one to be that of the other.
+#: What two runs of groups must have in common to have the same output.
 _OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
 
@@ -63,7 +63,7 @@ def _refuse_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> N
 
 
 def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two plans' inputs by content; hashes of whole files only if both have them: older plans do not."""
+    """Returns both inputs by content, with hashes of whole files only if both have them: older plans do not."""
     one, other = input_content(stored), input_content(asked)
     for key in ("files", "spans"):
         for first, second in zip(one.get(key, ()), other.get(key, ()), strict=False):
@@ -104,10 +104,10 @@ def files_digest(files: Iterable[tuple[int | None, str | None]]) -> str | None:
 
 
 def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, str, str] | None:
-    """Returns where two JSON values differ first, in the order of their keys.
+    """Compares two JSON values in the order of their keys.
 
     Returns:
-        The dotted name of the field and both values, cut to 80 characters; None if they are equal.
+        The dotted name of the first field that differs, and both values, cut to 80 characters; None if equal.
     """
     if isinstance(stored, Mapping) and isinstance(asked, Mapping):
         for key in sorted({*stored, *asked}):

@@ -90,7 +90,7 @@ class InputFile:
         format: csv, tsv, jsonl, parquet, arrow or txt.
         compression: gz, zst, bz2 or xz; None if there is none.
         size: bytes on disk; None for stdin, as are the next three.
-        mtime_ns: modification time; tells nothing about whether it is the same file.
+        mtime_ns: modification time; not compared.
         sha256: of the first and the last MiB on disk together; of all bytes if there are fewer.
         content_sha256: of all bytes; None if they were not hashed, as in older plans.
     """
@@ -320,15 +320,9 @@ class Plan(VersionedFile):
                 None if characters is None else tuple(map(int, characters)),
             ),
             kept_types=dict(content["kept_types"]),
-            recipe=dict(content["recipe"]),
-            fingerprint=str(content["fingerprint"]),
-            source=ModelSource.from_json(content.get("source")),
             engine=content["engine"],
-            format=str(content["format"]),
-            precision=str(content["precision"]),
-            variants=_variants(content["variants"]),
             on_bad_row=str(content["on_bad_row"]),
-            int8_ranges=content["int8_ranges"],
+            **_shared(content),
             batch_tokens=content.get("batch_tokens"),
             scores=tuple(content.get("scores", ())),
             groups=content.get("groups"),
@@ -348,15 +342,9 @@ class Plan(VersionedFile):
             "starts": cut.starts and list(cut.starts),
             **({} if cut.characters is None else {"characters": list(cut.characters)}),
             "kept_types": dict(self.kept_types),
-            "recipe": dict(self.recipe),
-            "fingerprint": self.fingerprint,
-            "source": self.source.to_json(),
             "engine": self.engine,
-            "format": self.format,
-            "precision": self.precision,
-            "variants": [asdict(variant) for variant in self.variants],
             "on_bad_row": self.on_bad_row,
-            "int8_ranges": self.int8_ranges,
+            **_shared_json(self),
             **{name: value for name, value in optional.items() if value},
         }
 
@@ -592,16 +580,10 @@ class Manifest(VersionedFile):
     def from_json(cls, content: Json) -> Manifest:
         """See VersionedFile."""
         names = ("input_rows", "rejects", "n_tokens", "n_used", "n_content")
-        found = content.get("input")
+        read = content.get("input")
         return cls(
-            format=str(content["format"]),
-            precision=str(content["precision"]),
-            variants=_variants(content["variants"]),
-            recipe=dict(content["recipe"]),
-            fingerprint=str(content["fingerprint"]),
-            source=ModelSource.from_json(content.get("source")),
-            int8_ranges=content.get("int8_ranges"),
-            input=None if found is None else InputFacts.from_json(found),
+            **_shared(content),
+            input=None if read is None else InputFacts.from_json(read),
             token_vectors=content.get("token_vectors"),
             totals=Totals(
                 rows=int(content["rows"]),
@@ -621,13 +603,7 @@ class Manifest(VersionedFile):
         hashes = {"plan_sha256": self.plan_sha256, "records_sha256": self.records_sha256}
         return {
             "version": VERSION,
-            "format": self.format,
-            "precision": self.precision,
-            "variants": [asdict(variant) for variant in self.variants],
-            "recipe": dict(self.recipe),
-            "fingerprint": self.fingerprint,
-            "source": self.source.to_json(),
-            "int8_ranges": self.int8_ranges,
+            **_shared_json(self),
             "input": None if self.input is None else self.input.to_json(),
             "token_vectors": self.token_vectors,
             **self.totals.to_json(),
@@ -637,5 +613,21 @@ class Manifest(VersionedFile):
         }
 
 
-def _variants(content: Iterable[Json]) -> tuple[Variant, ...]:
-    return tuple(Variant(str(of["name"]), int(of["dims"])) for of in content)
+def _shared(content: Json) -> dict[str, Any]:
+    """Reads the fields that the manifest repeats of the plan."""
+    return {
+        **{name: str(content[name]) for name in ("format", "precision", "fingerprint")},
+        "variants": tuple(Variant(str(of["name"]), int(of["dims"])) for of in content["variants"]),
+        "recipe": dict(content["recipe"]),
+        "source": ModelSource.from_json(content.get("source")),
+        "int8_ranges": content.get("int8_ranges"),
+    }
+
+
+def _shared_json(file: Plan | Manifest) -> dict[str, Any]:
+    return {
+        **{name: getattr(file, name) for name in ("format", "precision", "fingerprint", "int8_ranges")},
+        "variants": [asdict(variant) for variant in file.variants],
+        "recipe": dict(file.recipe),
+        "source": file.source.to_json(),
+    }

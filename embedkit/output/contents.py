@@ -65,13 +65,13 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
             statuses.update(batch.facts["status"].to_pylist())
             tokens.update({name: pc.sum(batch.facts[name]).as_py() or 0 for name in tokens})
             ids += batch.facts["id"].to_pylist()
-            for held in batch.vectors.values():
-                if len(held) != batch.has_vector.sum():
+            for stored in batch.vectors.values():
+                if len(stored) != batch.has_vector.sum():
                     raise OutputError(
-                        f"holds {len(held):,} vectors for {int(batch.has_vector.sum()):,} rows that have one",
+                        f"holds {len(stored):,} vectors for {int(batch.has_vector.sum()):,} rows that have one",
                         hint="encode again with --on-exists overwrite",
                     )
-                arrays = [held] if isinstance(held, np.ndarray) else held
+                arrays = [stored] if isinstance(stored, np.ndarray) else stored
                 finite &= all(bool(np.isfinite(array).all()) for array in arrays)
     return Contents(
         rows, vectors, dict(sorted(statuses.items())), (tokens["n_tokens"], tokens["n_used"]), finite, ids

@@ -192,7 +192,7 @@ def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
     """Returns counts and norms by reading the files."""
     variants = stored.layout.variants
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
-    tallies = {variant.name: NormCounter() for variant in variants if has_floats}
+    counters = {variant.name: NormCounter() for variant in variants if has_floats}
     total, statuses = Counter[str](), Counter[str]()
     text_starts = _TextStarts(stored.recipe.get("level"))
     for batch in stored.batches(variants):
@@ -201,12 +201,12 @@ def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
         total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
         statuses.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
         for variant in variants if has_floats else ():
-            held = batch.vectors[variant.name]
-            if not isinstance(held, np.ndarray):
-                held = np.concatenate(held) if held else np.empty((0, variant.dims), np.float32)
-            tallies[variant.name].add(stored.finite_floats(held, variant))
+            vectors = batch.vectors[variant.name]
+            if not isinstance(vectors, np.ndarray):
+                vectors = np.concatenate(vectors) if vectors else np.empty((0, variant.dims), np.float32)
+            counters[variant.name].add(stored.finite_floats(vectors, variant))
     totals = Totals(total["rows"], total["vectors"], dict(statuses), total["n_tokens"], total["n_used"])
-    return totals, {name: tally.norms() for name, tally in tallies.items() if tally.count}
+    return totals, {name: counter.norms() for name, counter in counters.items() if counter.count}
 
 
 class _TextStarts:

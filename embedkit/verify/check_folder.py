@@ -59,7 +59,7 @@ class FolderCheck:
         if plan is not None:
             self.plan_sha256 = sha256_of_file(self.path / PLAN)
             if fingerprint(plan.recipe) != plan.fingerprint:
-                self.tell(PLAN, "its fingerprint is not that of its recipe")
+                self.add(PLAN, "its fingerprint is not that of its recipe")
             self._check_ranges(plan, records)
             sink = make_sink(plan.format, layout_of(plan))
             for record in records.values():
@@ -78,28 +78,28 @@ class FolderCheck:
             if is_temporary(Path(name).name):
                 self.found.notes.append(Finding(name, "left by a run that was killed; the next one removes it"))
             elif size is None:
-                self.tell(name, "is a link or a device, no file")
+                self.add(name, "is a link or a device, no file")
             elif name not in self.known:
-                self.tell(name, "is in no record: embedkit did not write it, or its record is gone")
+                self.add(name, "is in no record: embedkit did not write it, or its record is gone")
 
-    def tell(self, name: str, what: str) -> None:
+    def add(self, name: str, what: str) -> None:
         """Adds a problem."""
         self.found.problems.append(Finding(name, what))
 
     def _read(self, kind: type[_File], name: str, if_missing: str) -> _File | None:
         """Returns one of embedkit's own JSON files; None after adding what is wrong with it."""
         if self.there.get(name) is None:
-            self.tell(name, if_missing)
+            self.add(name, if_missing)
             return None
         path = self.path / name
         try:
             return kind.parse(read_file(path), path)
         except OSError as fault:
-            self.tell(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
+            self.add(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
         except MalformedFileError:
-            self.tell(name, "has a checksum that fits, yet not the content that embedkit writes")
+            self.add(name, "has a checksum that fits, yet not the content that embedkit writes")
         except ValueError:
-            self.tell(name, "is damaged: the SHA-256 in its last line is not that of the rest")
+            self.add(name, "is damaged: the SHA-256 in its last line is not that of the rest")
         return None
 
     def _records(self) -> dict[int, ShardRecord]:
@@ -110,7 +110,7 @@ class FolderCheck:
             self.known.add(name)
             record = self._read(ShardRecord, name, "is missing")
             if record is not None and record.index != index:
-                self.tell(name, f"is the record of shard {record.index}")
+                self.add(name, f"is the record of shard {record.index}")
             elif record is not None:
                 records[index] = record
         return records
@@ -125,14 +125,14 @@ class FolderCheck:
                 for (index, record), (start, _) in zip(records.items(), pairwise(ends), strict=True)
             }
             if list(records) != list(range(len(records))):
-                self.tell(COMMITS, f"{len(records)} records do not have the numbers from 0")
+                self.add(COMMITS, f"{len(records)} records do not have the numbers from 0")
         for index in ranges.keys() - records.keys():
             if _record_name(index) not in self.known:
-                self.tell(_record_name(index), "is missing: the shard is not done")
+                self.add(_record_name(index), "is missing: the shard is not done")
         for index, record in records.items():
             if ranges.get(index) != (record.start, record.stop):
                 planned = "is not planned" if index not in ranges else "has {} to {}".format(*ranges[index])
-                self.tell(
+                self.add(
                     _record_name(index),
                     f"has the rows {record.start} to {record.stop}, and the plan's shard {planned}",
                 )
@@ -140,17 +140,17 @@ class FolderCheck:
     def _check_shard(self, record: ShardRecord, plan: Plan, sink: Sink) -> None:
         name = _record_name(record.index)
         if record.plan_sha256 not in {None, self.plan_sha256}:
-            self.tell(name, "is of another run: it names another plan")
+            self.add(name, "is of another run: it names another plan")
         for what in wrong_counts(record, plan):
-            self.tell(name, what)
+            self.add(name, what)
         data = sink.files(record.index) if plan.format != "npy" or record.vectors else ()
         rejects = (f"rejects/{shard_name(record.index, '.jsonl')}",) if record.rejects else ()
         if sorted(file.path for file in record.files) != sorted((*data, *rejects)):
-            self.tell(name, "does not list the files that such a shard has")
+            self.add(name, "does not list the files that such a shard has")
         if not self._check_files(record):
             return
         if rejects and are_rejects_damaged(self.path / rejects[0], record):
-            self.tell(rejects[0], f"does not list {record.rejects} rows of the shard in their order")
+            self.add(rejects[0], f"does not list {record.rejects} rows of the shard in their order")
         if data:
             self._check_rows(record, plan, sink)
 
@@ -161,9 +161,9 @@ class FolderCheck:
             self.known.add(file.path)
             size = self.there.get(file.path)
             if size is None:
-                self.tell(file.path, "is missing")
+                self.add(file.path, "is missing")
             elif size != file.bytes:
-                self.tell(file.path, f"has {size:,} bytes, and its record says {file.bytes:,}")
+                self.add(file.path, f"has {size:,} bytes, and its record says {file.bytes:,}")
             else:
                 self._check_hash(file)
         return len(self.found.problems) == before
@@ -171,9 +171,9 @@ class FolderCheck:
     def _check_hash(self, file: PublishedFile) -> None:
         try:
             if sha256_of_file(self.path / file.path) != file.sha256:
-                self.tell(file.path, "is damaged: its SHA-256 is not that of its record")
+                self.add(file.path, "is damaged: its SHA-256 is not that of its record")
         except OSError as fault:
-            self.tell(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
+            self.add(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
 
     def _check_rows(self, record: ShardRecord, plan: Plan, sink: Sink) -> None:
         files = [self.path / name for name in sink.files(record.index)]
@@ -182,31 +182,31 @@ class FolderCheck:
             contents = contents_of(sink, files)
             own = schema_metadata(files[-1]).get("embedkit.fingerprint", plan.fingerprint)
         except OutputError as error:
-            self.tell(name, error.message)
+            self.add(name, error.message)
             return
         if own != plan.fingerprint:
-            self.tell(name, "is by another recipe than the plan's")
+            self.add(name, "is by another recipe than the plan's")
         for what in wrong_rows(contents, record, plan):
-            self.tell(name, what)
+            self.add(name, what)
         self.found.rows += contents.rows
         self.found.vectors += contents.vectors
 
     def _check_manifest(self, manifest: Manifest, plan: Plan, records: Mapping[int, ShardRecord]) -> None:
         for key in Manifest.REPEATED:
             if getattr(manifest, key) != getattr(plan, key):
-                self.tell(MANIFEST, f"its {key} is not the plan's")
+                self.add(MANIFEST, f"its {key} is not the plan's")
         totals = Totals.of(records.values())
         for name in _COUNTS:
-            said, found = getattr(manifest.totals, name), getattr(totals, name)
-            if said != found:
-                self.tell(MANIFEST, f"counts {said:,} {name}, and the records {found:,}")
+            stated, found = getattr(manifest.totals, name), getattr(totals, name)
+            if stated != found:
+                self.add(MANIFEST, f"counts {stated:,} {name}, and the records {found:,}")
         if manifest.shards != len(records):
-            self.tell(MANIFEST, f"counts {manifest.shards:,} shards, and there are {len(records):,} records")
-        said_hashes = (manifest.plan_sha256, manifest.records_sha256)
+            self.add(MANIFEST, f"counts {manifest.shards:,} shards, and there are {len(records):,} records")
+        stated_hashes = (manifest.plan_sha256, manifest.records_sha256)
         names = ("plan_sha256", "records_sha256")
-        for name, said_hash, digest in zip(names, said_hashes, OutputFolder(self.path).hashes(), strict=True):
-            if said_hash != digest:
-                self.tell(MANIFEST, f"its {name} is not that of what is there now")
+        for name, stated_hash, digest in zip(names, stated_hashes, OutputFolder(self.path).hashes(), strict=True):
+            if stated_hash != digest:
+                self.add(MANIFEST, f"its {name} differs from that of the present files")
 
 
 def _record_name(index: int) -> str:

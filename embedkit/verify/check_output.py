@@ -63,7 +63,7 @@ def _verify_file(path: Path) -> Verification:
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
     if exists(partial):
-        found.notes.append(Finding(partial.name, "is there: a run that writes this file has not ended"))
+        found.notes.append(Finding(partial.name, "exists: a run that writes this file has not finished"))
     try:
         stored = open_stored(path)
         stored.check_part(0, stored.layout.variants)

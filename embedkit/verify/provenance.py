@@ -44,8 +44,8 @@ def provenance_of(path: Path) -> Provenance:
         return Provenance(stored, plan.input, plan.on_bad_row, digest)
     if stored.input is None or not stored.recipe:
         raise OutputError(
-            f"{path} does not tell how it was made, so its rows cannot be computed again",
-            hint="JSON Lines have no place for it: give a folder, or a .parquet, .arrow or .npy file",
+            f"{path} does not say how it was made, so its rows cannot be computed again",
+            hint="JSON Lines cannot hold that: give a folder, or a .parquet, .arrow or .npy file",
         )
     described = json.loads(schema_metadata(path)["embedkit.read"])
     return Provenance(stored, stored.input, described["on_bad_row"], described["files_digest"])

@@ -185,12 +185,12 @@ def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Ite
             facts = batch.facts.select(["id", "n_tokens", "n_used"])
             for place, of_batch in enumerate(with_vector):
                 if vector + place in wanted:
-                    held = {v.name: np.asarray(batch.vectors[v.name][place]) for v in variants}
+                    cells = {v.name: np.asarray(batch.vectors[v.name][place]) for v in variants}
                     receipt = facts.slice(of_batch, 1).to_pylist()[0]
                     yield Sampled(
                         row=_row(shard, row + of_batch),
                         **receipt,
-                        vectors={v.name: np.atleast_2d(stored.floats(held[v.name], v)) for v in variants},
+                        vectors={v.name: np.atleast_2d(stored.floats(cells[v.name], v)) for v in variants},
                     )
             row += len(batch.facts)
             vector += len(with_vector)

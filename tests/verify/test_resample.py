@@ -87,7 +87,7 @@ def test_a_single_file_tells_its_recipe_and_is_told_the_rest(encode, resample, b
 def test_json_lines_alone_do_not_tell_their_recipe(encode, resample, bert, tmp_path):
     assert encode(NOTES, "-o", tmp_path / "out.jsonl").code == 0
     ran = resample(tmp_path / "out.jsonl", "--input", NOTES, "-m", bert)
-    assert (ran.code, "does not tell how it was made" in ran.err) == (5, True), ran.err
+    assert (ran.code, "does not say how it was made" in ran.err) == (5, True), ran.err
 
 
 @pytest.mark.parametrize("bad", ["null", "skip"])

@@ -1,6 +1,6 @@
 """A folder of shards.
 
-An output that is overwritten stays as it is until the new one, made in a folder beside it, is whole.
+An output that is overwritten stays unchanged until the new one, written to another folder, is complete.
 """
 
 from __future__ import annotations

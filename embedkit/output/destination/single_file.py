@@ -216,8 +216,8 @@ class SingleFile:
 
     def _check_parts(self, shards: Sequence[int]) -> None:
         """Compares the parts with their recorded hashes, which the single file will not have."""
-        whole = self.parts.output.committed(verify=True)
-        damaged = [index for index in shards if index not in whole]
+        undamaged = self.parts.output.committed(verify=True)
+        damaged = [index for index in shards if index not in undamaged]
         if damaged:
             self._check_not_completed()
             raise OutputError(

@@ -39,9 +39,9 @@ class ArrowSink(OneFile):
     def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
         """Reads one file, memory-mapped, a record batch at a time."""
         columns = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
-        whole = map_table(files[0])
-        check_types(files[0], whole.schema, self.layout, asked)
-        table = whole.drop_columns([name for name in whole.column_names if name in columns])
+        stored = map_table(files[0])
+        check_types(files[0], stored.schema, self.layout, asked)
+        table = stored.drop_columns([name for name in stored.column_names if name in columns])
         # There is no checksum, and following an offset beyond its column would end the process.
         table.validate(full=True)
         for batch in table.to_batches() or [None]:

@@ -82,14 +82,14 @@ lint: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process a core, so each is to have one thread.
+# One process per core, so one thread each. worksteal: a module's tests, and so its fixtures, stay in one process.
 .PHONY: test
 test: lint ## lint, then all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal
 
 .PHONY: test-all
 test-all: lint ## the same with every model type, not one for each code path
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m ''
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m ''
 
 .PHONY: torture
 torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits

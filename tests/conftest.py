@@ -1,7 +1,7 @@
-"""The command line as users meet it, run in this process, and what it is tried on.
+"""Fixtures: the command line run in this process, a tiny model and the sample notes.
 
-A run costs 0.1 s here and 5 s in a process of its own, nearly all of it importing transformers: only
-what cannot be seen from inside (pipes, signals, sockets, what is imported) is run outside.
+A run takes 0.1 s in this process and 5 s in its own, nearly all of it for importing transformers. Only tests of
+pipes, signals, sockets and imports start processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOTES = Path(__file__).parent / "data" / "notes.csv"
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left behind: its exit code, and what it said where."""
+    """The result of a command: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Ran:
 
     @property
     def told(self) -> list[str]:
-        """Lines of stderr, without what the user should know beside."""
+        """The lines of stderr, without notes."""
         return [line for line in self.err.splitlines() if not line.startswith("note: ")]
 
 
@@ -54,9 +54,9 @@ class Notes:
 
 
 def last_counts(command: str, *arguments: object) -> list[str]:
-    """Arguments without what is given again behind it: a test's own options win over those that it starts from.
+    """Removes options that are repeated later, so that a test's own options win over its defaults.
 
-    The command itself refuses an option that is given twice.
+    The command itself rejects a repeated option.
     """
     from embedkit.cli import command_tree
 
@@ -68,9 +68,16 @@ def last_counts(command: str, *arguments: object) -> list[str]:
     return [word for place, word in enumerate(words) if place not in again and place - 1 not in again]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Skips fsync: no test cuts the power, and those that fail or count these calls replace them themselves."""
+    with mock.patch.object(os, "fsync", return_value=None):
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models in one thread: more of them wait for each other longer than they work."""
+    """Runs tiny models in one thread: with more, they spend their time waiting."""
     import torch
 
     threads = torch.get_num_threads()
@@ -81,15 +88,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def embedkit_cli(one_thread: None, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """`embedkit ARGUMENTS...`, in this process; what --offline does to the environment is undone."""
+    """Runs `embedkit ARGUMENTS...` in this process, and undoes what --offline does to the environment."""
     from embedkit.cli import run
 
     def ran(*arguments: object) -> Ran:
         capfd.readouterr()
         with mock.patch.dict(os.environ):
             code = run([str(argument) for argument in arguments])
-        said = capfd.readouterr()
-        return Ran(code, said.out, said.err)
+        printed = capfd.readouterr()
+        return Ran(code, printed.out, printed.err)
 
     return ran
 
@@ -104,7 +111,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
-    """`embedkit encode ARGUMENTS... -m BERT`; of an option with one value that is given again, the last counts."""
+    """Runs `embedkit encode ARGUMENTS... -m BERT`; of a repeated option with one value, the last counts."""
 
     def ran(*arguments: object) -> Ran:
         return embedkit_cli("encode", *last_counts("encode", "-m", bert, *arguments))
@@ -114,7 +121,7 @@ def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def notes(bert: Path) -> Notes:
-    """The sample notes, read and embedded without the command line."""
+    """The sample notes, read by Python's csv and embedded by `embedkit.Encoder`."""
     from embedkit import Encoder
 
     with NOTES.open(encoding="utf-8", newline="") as file:

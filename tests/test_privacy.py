@@ -7,10 +7,11 @@ output, in which JSON Lines hide nothing. Texts are kept only where `--keep` nam
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import logging
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import warnings
@@ -21,7 +22,8 @@ from typing import Any
 import pytest
 
 from benchmarks.torture.calls import watched
-from benchmarks.torture.kills import loaded_once
+from benchmarks.torture.kills import ended, forked, loaded_once
+from embedkit.cli import main
 from embedkit.engines import in_process, shard_loop
 from tests.conftest import Ran
 from tests.engines.test_faults import failing
@@ -172,37 +174,30 @@ def test_an_input_that_changes_or_is_too_long_tells_no_text(
     assert (ran.code, places.hits(ran)) == (3, [])
 
 
-CRASH = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
-from embedkit.cli import main
-from embedkit.engines import shard_loop
-def crash(*_, **__):
-    print("core", resource.getrlimit(resource.RLIMIT_CORE)[0], file=sys.stderr, flush=True)
-    os.abort()
-shard_loop.finish_shard = crash
-sys.argv = ["embedkit", *sys.argv[1:]]
-main()
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="core files are Linux's here")
 def test_a_crash_leaves_no_core_file_and_no_text_in_the_stack(
-    places: Places, notes_table: Path, bert: Path
+    places: Places, notes_table: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [str(word) for word in ("encode", *command(places, "-m", bert))]
-    ran = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", CRASH, *arguments],
-        cwd=places.root / "here",
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == -6, ran.stderr
-    assert "core 0\n" in ran.stderr
-    assert "Fatal Python error: Aborted" in ran.stderr
-    assert places.hits(Ran(ran.returncode, ran.stdout, ran.stderr)) == []
+    import resource
+
+    def crash(*_: object, **__: object) -> None:
+        print("core", resource.getrlimit(resource.RLIMIT_CORE)[0], file=sys.stderr, flush=True)
+        os.abort()
+
+    def crashing() -> int:
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8") for number in (1, 2))  # noqa: PTH123, SIM115
+        faulthandler.enable()
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+        main()
+
+    monkeypatch.setattr(shard_loop, "finish_shard", crash)
+    monkeypatch.setattr(sys, "argv", ["embedkit", "encode", *map(str, command(places, "-m", bert))])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    assert ended(forked(crashing, tmp_path / "said")) == -signal.SIGABRT
+    said = (tmp_path / "said").read_text()
+    assert "core 0\n" in said
+    assert "Fatal Python error: Aborted" in said
+    assert places.hits(Ran(0, said, "")) == []
 
 
 def test_the_rejects_that_are_listed_say_where_and_why_alone(encode: Cli, places: Places) -> None:

@@ -25,7 +25,7 @@ from embedkit.engines.base import Callbacks
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, Stopped, UsageError
-from embedkit.inference.model_spec import find_model
+from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.identity import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
@@ -115,12 +115,14 @@ class FirstPass:
         tokens: of all texts as the model sees them; 0 if they were not counted.
         width: values of a token's or row's state, by the model's config.json.
         kept: the kept columns of the rows with a text.
+        spec: the model.
     """
 
     rows: int
     tokens: int
     width: int
     kept: pa.Table
+    spec: ModelSpec
 
 
 def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
@@ -130,7 +132,8 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         InputError: the input cannot be read as asked.
     """
     table = open_table(config.input)
-    setup, facts = set_up_without_weights(find_model(config))
+    spec = find_model(config)
+    setup, facts = set_up_without_weights(spec)
     rows = tokens = 0
     kept: list[Sequence[Any]] = []
 
@@ -150,7 +153,7 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
         name: column_array([of_row[place] for of_row in kept], str) for place, name in enumerate(config.input.keep)
     }
     width = facts.hidden_size * (len(setup.layers) if setup.layer_agg == "concat" else 1)
-    return FirstPass(rows, tokens, width, pa.table(columns))
+    return FirstPass(rows, tokens, width, pa.table(columns), spec)
 
 
 def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
@@ -185,7 +188,9 @@ def check_disk_space(config: RunConfig, found: FirstPass) -> None:
 
 
 @contextmanager
-def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event) -> Iterator[tuple[Path, Summary]]:
+def encoded_states(
+    config: RunConfig, spec: ModelSpec, watcher: Callbacks, stop: threading.Event
+) -> Iterator[tuple[Path, Summary]]:
     """Encodes the states, and yields their folder and the run's summary; removes the folder afterwards.
 
     The folder is kept if a signal or the disk ended the run, so that the same command continues from it.
@@ -207,7 +212,7 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
         make_folder(folder, private=True)
         in_use.create(folder.name.removeprefix(".")).close()
     try:
-        yield folder, _encoded(config, folder, watcher, stop)
+        yield folder, _encoded(config, spec, watcher, stop)
     except (Stopped, KeyboardInterrupt, OutputError, OSError):
         if _is_begun(folder):
             watcher.notice(f"{folder} keeps the computed states: the same command continues from them")
@@ -223,17 +228,17 @@ def encoded_states(config: RunConfig, watcher: Callbacks, stop: threading.Event)
         in_use.discard()
 
 
-def _encoded(config: RunConfig, folder: Path, watcher: Callbacks, stop: threading.Event) -> Summary:
+def _encoded(config: RunConfig, spec: ModelSpec, watcher: Callbacks, stop: threading.Event) -> Summary:
     """Computes the missing states; removes those of another fit first."""
-    output = OutputFolder(folder)
+    output = OutputFolder(Path(config.output.output))
     try:
         if output.has_plan():
             with suppress(AnotherPlanError, DamagedPlanError):
-                return run(config, watcher, stop)
+                return run(config, watcher, stop, spec)
             output.clear()
         elif output.has_shards():  # without a plan they cannot be reused
             output.clear()
-        return run(config, watcher, stop)
+        return run(config, watcher, stop, spec)
     except Stopped:
         raise Stopped(
             "stopped by a signal while the states were computed", hint="run the same command again to continue"

@@ -110,7 +110,7 @@ def fit(
         # Errors in the labels are raised before an hour of encoding.
         _labels_and_split(found.kept, config)
     check_disk_space(states, found)
-    with encoded_states(states, watcher, stop) as (folder, summary):
+    with encoded_states(states, found.spec, watcher, stop) as (folder, summary):
         encoded = time.monotonic()
         from embedkit.models.device import pick_device
         from embedkit.study.hidden_states import open_states

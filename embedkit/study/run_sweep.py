@@ -21,7 +21,7 @@ from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared, run
 from embedkit.engines.summary import Summary
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
-from embedkit.inference.model_spec import find_model
+from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.output.commit import OutputFolder
 from embedkit.sources.locate import check_not_read, expanded
@@ -138,7 +138,8 @@ def sweep(
     replacement = Replacement(config.folder, _clear)
     with other_outputs_spared(config.run):
         folder = _prepare_folder(config, replacement)
-    encoding = _encoding_config(config.run, folder)
+    spec = find_model(config.run)
+    encoding = _encoding_config(config.run, folder, spec)
     watcher.notice("reading the labels")
     rows = read_rows(config.run.input, [name for name in (config.label, config.group) if name is not None])
     # Errors in the labels are raised before a model runs for hours.
@@ -146,7 +147,7 @@ def sweep(
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
-        summary = run(encoding, watcher, stop)
+        summary = run(encoding, watcher, stop, find_model(encoding, spec.folder))
     except EmbedkitError:
         remove_empty(replacement.next)
         raise
@@ -267,29 +268,28 @@ def _targets(labels: Labels) -> NDArray[np.float64]:
     return np.asarray((values - values.mean()) / values.std())
 
 
-def _encoding_config(config: RunConfig, folder: Path) -> RunConfig:
+def _encoding_config(config: RunConfig, folder: Path, spec: ModelSpec) -> RunConfig:
     """Returns the encoding of a sweep: into its folder, poolings by name, an output row for each input row."""
-    pooling = replace(config.pooling, pool=",".join(_poolings(config)))
+    pooling = replace(config.pooling, pool=",".join(_poolings(config, spec)))
     on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
     output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
     return replace(config, pooling=pooling, output=output)
 
 
-def _poolings(config: RunConfig) -> tuple[str, ...]:
+def _poolings(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
     """Returns the poolings to compare: the requested ones, or all that are meaningful for this kind of model."""
-    request = find_model(config)
     if config.pooling.pool != "auto":
         return parse_poolings(config.pooling.pool)
     raw, _ = load_tokenizer(
-        str(request.folder.folder),
+        str(spec.folder.folder),
         casing=config.model.lowercase,
         known_casing=None,
         states_casing=True,
-        code=request.own_tokenizer,
-        trust_remote_code=request.folder.runs_code,
+        code=spec.own_tokenizer,
+        trust_remote_code=spec.folder.runs_code,
     )
     tokenizer = TextTokenizer(raw, max_length=512)
-    architecture = ARCHITECTURES.get(request.folder.model_type)
+    architecture = ARCHITECTURES.get(spec.folder.model_type)
     causal = architecture is not None and architecture.causal
     # In a causal model the first token sees no other; only in such a model do later tokens see more.
     unsuitable = set() if causal else {"weightedmean"}

@@ -72,7 +72,7 @@ class ReportConfig:
 
 @dataclass(frozen=True, slots=True)
 class RowLabel:
-    """How the page names a row: its id, and the cells of the requested columns."""
+    """A row's name on the page, and its cells in the requested columns."""
 
     name: str
     cells: tuple[Any, ...]
@@ -96,7 +96,7 @@ class Findings:
         near: nearly equal pairs in the sample; `closest` are positions in the sample.
         queries: rows whose neighbours are listed.
         nearest: for each, (cosine, row), nearest first.
-        labels: row → how the page names it.
+        labels: row → its name and cells.
     """
 
     path: Path

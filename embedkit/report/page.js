@@ -1,7 +1,7 @@
 "use strict";
-// Draws the figures of the page with Plotly, in the page's colours. Asks nothing of any server.
+// Draws the figures of the page with Plotly, in the page's colours; sends no request.
 (() => {
-  // A browser gives a page few WebGL contexts, and some none: the other maps are drawn as SVG.
+  // Browsers allow a page few WebGL contexts or none: further maps are drawn as SVG.
   const MOST_WEBGL = 4;
   const hasWebgl = (() => {
     try {
@@ -52,7 +52,7 @@
       displaylogo: false,
       responsive: true,
       scrollZoom: false,
-      // These and no others: one of Plotly's own buttons sends the chart to its makers' cloud.
+      // No other buttons: one of Plotly's own sends the chart to its makers' cloud.
       modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
       showSendToCloud: false,
       showEditInChartStudio: false,
@@ -67,19 +67,19 @@
   function find(form) {
     const chart = document.getElementById(form.dataset.map);
     const wanted = form.querySelector("input").value.trim();
-    const told = form.querySelector("output");
-    // Labels hold the letters of markup as entities.
+    const result = form.querySelector("output");
+    // Labels contain markup characters as entities.
     const label = wanted.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
     for (const trace of chart.data) {
       const pointNumber = trace.text.findIndex((text) => text === label || text.startsWith(`${label}<br>`));
       if (pointNumber < 0 || trace.visible === "legendonly") continue;
       const group = trace.name ? `, ${trace.name.replace(/ \([\d,]+\)$/, "")}` : "";
-      told.textContent = `${wanted}${group}: ${trace.x[pointNumber]}, ${trace.y[pointNumber]}`;
+      result.textContent = `${wanted}${group}: ${trace.x[pointNumber]}, ${trace.y[pointNumber]}`;
       const arrow = { text: label, showarrow: true, arrowhead: 2, ax: 30, ay: -40, captureevents: false };
       Plotly.relayout(chart, { annotations: [{ ...arrow, x: trace.x[pointNumber], y: trace.y[pointNumber] }] });
       return;
     }
-    told.textContent = wanted ? "not among the points of the map" : "";
+    result.textContent = wanted ? "not among the points of the map" : "";
   }
 
   const charts = [...document.querySelectorAll(".chart")];

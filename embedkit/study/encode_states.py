@@ -54,22 +54,22 @@ _TEXTS_AT_ONCE = 4096
 _OVERHEAD = 1.05
 
 
-def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
+def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
     """Returns the configuration of the encoding for a fit.
 
     Args:
         config: of the fit.
-        asked: the user's options; output and pooling are replaced.
+        run_config: the user's options; output and pooling are replaced.
 
     Raises:
         UsageError: an option is not possible for this pooler.
     """
-    layers, layer_agg = asked.pooling.layers, asked.pooling.layer_agg
+    layers, layer_agg = run_config.pooling.layers, run_config.pooling.layer_agg
     if layer_agg == "separate":
         raise UsageError(
             "--layer-agg separate makes several vectors, and a pooler needs one", hint="use concat or mean"
         )
-    if asked.text.on_long == "chunk":
+    if run_config.text.on_long == "chunk":
         raise UsageError(
             "--on-long chunk makes several windows of a text, and a label is for the whole text",
             hint="fit with truncate or error; the pooler can be used with chunk afterwards",
@@ -87,10 +87,12 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
     pool = "none" if of_tokens else config.kind if config.kind in {"mean", "cls"} else config.layer_pool
     path = Path(config.output)
     return replace(
-        asked,
-        input=replace(asked.input, keep=tuple(name for name in (config.label, config.group) if name is not None)),
+        run_config,
+        input=replace(
+            run_config.input, keep=tuple(name for name in (config.label, config.group) if name is not None)
+        ),
         pooling=replace(
-            asked.pooling,
+            run_config.pooling,
             pool=pool,
             layers=layers,
             layer_agg=layer_agg,
@@ -101,7 +103,7 @@ def states_config(config: FitConfig, asked: RunConfig) -> RunConfig:
             str(path.with_name(f".{path.name}{_STATES}")),
             "arrow" if of_tokens else "npy",
             on_exists="resume",
-            on_bad_row=asked.output.on_bad_row,
+            on_bad_row=run_config.output.on_bad_row,
         ),
     )
 
@@ -129,7 +131,7 @@ def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
     """Reads the input once, without the model: rows, labels, and tokens as `encode` makes them.
 
     Raises:
-        InputError: the input cannot be read as asked.
+        InputError: the input cannot be read.
     """
     table = open_table(config.input)
     spec = find_model(config)

@@ -68,7 +68,7 @@ class _FittedPooler:
 
 def fit(
     config: FitConfig,
-    asked: RunConfig,
+    run_config: RunConfig,
     watcher: Callbacks,
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
@@ -77,7 +77,7 @@ def fit(
 
     Args:
         config: of the fit.
-        asked: options of the encoding, as for `encode`.
+        run_config: options of the encoding, as for `encode`.
         watcher: receives the progress of the encoding.
         on_epoch: receives the progress of the training.
         stop: ends the fit when it is set.
@@ -87,24 +87,24 @@ def fit(
     """
     path = Path(config.output)
     _check_output(path, overwrite=config.overwrite)
-    if "-" in asked.input.inputs and config.kind != "idf":
+    if "-" in run_config.input.inputs and config.kind != "idf":
         raise UsageError("fit reads its input twice, and stdin can be read only once", hint="give a file")
     # The model's files are inputs, too: the pooler must not replace its model.safetensors.
-    model = asked.model.model
+    model = run_config.model.model
     model_files = [f"{model}/{name}" for name in file_names(model)] if seems_folder(model) else []
-    inputs = [] if "-" in asked.input.inputs else expanded(asked.input.inputs, [])
+    inputs = [] if "-" in run_config.input.inputs else expanded(run_config.input.inputs, [])
     check_not_read([path], [*inputs, *model_files])
     began = time.monotonic()
     if config.kind == "idf":
         from embedkit.study.unsupervised import count_frequencies
 
         # With `auto` the model's own recipe may have a shorter --max-length.
-        named = replace(asked, pooling=replace(asked.pooling, pool="mean"))
+        named = replace(run_config, pooling=replace(run_config.pooling, pool="mean"))
         pooler = _FittedPooler(*count_frequencies(named, stop, watcher.notice))
         return _written(path, pooler, 0.0, time.monotonic() - began)
     if config.kind not in WITHOUT_LABELS:
         _check_scikit_learn()
-    states = states_config(config, asked)
+    states = states_config(config, run_config)
     found = first_pass(states, count_tokens=config.kind not in OF_VECTORS)
     if config.kind not in WITHOUT_LABELS:
         # Errors in the labels are raised before an hour of encoding.
@@ -237,8 +237,8 @@ def _check_output(path: Path, *, overwrite: bool) -> None:
             raise OutputError(
                 f"there is no folder {path.parent}", hint="create it, or choose another place with -o"
             )
-        there = exists(path)
-    if there and not overwrite:
+        is_taken = exists(path)
+    if is_taken and not overwrite:
         raise OutputError(
             f"{path} exists already", hint="choose another name with -o, or replace it with --overwrite"
         )

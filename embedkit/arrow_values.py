@@ -1,8 +1,7 @@
-"""Values of kept columns, ids and groups: as Arrow has them, as JSON Lines has them, as text, and in order.
+"""Values of kept columns, ids and groups: in Arrow, as JSON, as text, and sorted.
 
-A kept value is Python's own where Python holds it exactly (None, str, bool, int, float); every other value stays
-in its Arrow array and is named by a `Cell`, so that nothing is rounded, cut, or bound to the years of `datetime`.
-Knows no file, no record and no format.
+A kept value is a Python value where that is exact (None, str, bool, int, float). Any other value stays in its
+Arrow array, with a `Cell` referring to it, so that nothing is rounded, cut, or limited to the years of `datetime`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 from embedkit.errors import UsageError
 
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]")
-#: Between a type as it is read and the same type as a machine takes it back, in the name of a type.
+#: Separates the readable name of a type from its serialized schema.
 _ENCODED = " arrow:"
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 #: The Gregorian calendar repeats after 400 years, its weekdays too, and so do the rules of time zones.
@@ -39,7 +38,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class Cell(NamedTuple):
-    """A value in the Arrow array that it was read into; never null.
+    """A value in an Arrow array; never null.
 
     Attributes:
         array: of a stored type: see `stored`.
@@ -50,11 +49,8 @@ class Cell(NamedTuple):
     place: int
 
 
-# Types ---------------------------------------------------------------------------------------------------
-
-
 def type_name(kind: pa.DataType) -> str:
-    """The name of a stored type, which `named_type` takes back; `string`, `int64`, `timestamp[us, tz=UTC]`."""
+    """Return the name of a stored type, for `named_type`; such as `int64` or `timestamp[us, tz=UTC]`."""
     name = str(kind)
     try:
         if named_type(name) == kind:
@@ -66,12 +62,12 @@ def type_name(kind: pa.DataType) -> str:
 
 
 def named_type(name: str) -> pa.DataType:
-    """The Arrow type of a name by `type_name`, or of an alias of pyarrow's.
+    """Return the Arrow type of a name by `type_name`, or of an alias of pyarrow.
 
     Raises:
         UsageError: it is neither.
     """
-    if zoned := _ZONED.fullmatch(name):  # pyarrow prints these types, yet has no alias for them
+    if zoned := _ZONED.fullmatch(name):  # pyarrow has no alias for these types
         return pa.timestamp(zoned[1], tz=zoned[2])
     _, mark, encoded = name.rpartition(_ENCODED)
     try:
@@ -86,20 +82,20 @@ def named_type(name: str) -> pa.DataType:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which values are kept: that of the values of a dictionary or of runs, strings without views.
+    """Return the type in which values are kept: without dictionaries, run ends and views.
 
-    Dictionaries may differ from batch to batch, which one Arrow file cannot hold; and pyarrow 26 can neither
-    filter nor take from views.
+    An Arrow file cannot hold a dictionary that changes between batches; pyarrow 26 can neither filter nor take
+    from views.
     """
     make = next((make for is_it, make in _STORED if is_it(kind)), None)
     return kind if make is None else make(kind)
 
 
 def stored(array: Any) -> Any:
-    """The array in its stored type.
+    """Convert an array to its stored type.
 
     Raises:
-        pa.ArrowException: pyarrow cannot turn it into that.
+        pa.ArrowException: pyarrow cannot convert it.
     """
     if pa.types.is_run_end_encoded(array.type):
         return stored(pc.run_end_decode(array))
@@ -108,36 +104,29 @@ def stored(array: Any) -> Any:
 
 
 def is_string(kind: pa.DataType) -> bool:
-    """Whether values are strings."""
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+    """Check for strings of any layout."""
+    return kind in {pa.string(), pa.large_string(), pa.string_view()}
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values are bytes."""
-    types = pa.types
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
+    """Check for bytes of any layout."""
+    return kind in {pa.binary(), pa.large_binary(), pa.binary_view()} or bool(pa.types.is_fixed_size_binary(kind))
 
 
 def is_nested(kind: pa.DataType) -> bool:
-    """Whether values are lists, structs or maps."""
+    """Check for lists, structs, maps and unions."""
     return bool(pa.types.is_nested(kind) or (_is_extension(kind) and is_nested(kind.storage_type)))
 
 
 def holds(kind: pa.DataType, is_it: Callable[[pa.DataType], bool]) -> bool:
-    """Whether values are of a type that `is_it`, or have such ones inside."""
+    """Check whether a type, or one nested in it, satisfies `is_it`."""
     if isinstance(kind, pa.BaseExtensionType):
         return holds(kind.storage_type, is_it)
     return is_it(kind) or any(holds(kind.field(at).type, is_it) for at in range(kind.num_fields))
 
 
 def is_exact(kind: pa.DataType) -> bool:
-    """Whether each value has one text, as an id needs it: times, decimals, UUIDs."""
+    """Check for types whose values have one text each, as ids need it: times, decimals, UUIDs."""
     types = pa.types
     return bool(types.is_temporal(kind) or types.is_decimal(kind) or _is_uuid(kind))
 
@@ -155,7 +144,7 @@ def _stored_map(kind: pa.DataType) -> pa.DataType:
 
 
 _Is = Callable[[pa.DataType], bool]
-#: What stands for the types that are not stored as they are, or whose values may not be.
+#: Predicates on types, and the functions that return the stored type.
 _STORED: tuple[tuple[_Is, Callable[[pa.DataType], pa.DataType]], ...] = (
     (pa.types.is_dictionary, lambda kind: stored_type(kind.value_type)),
     (pa.types.is_run_end_encoded, lambda kind: stored_type(kind.value_type)),
@@ -180,22 +169,13 @@ def _is_uuid(kind: pa.DataType) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether Python's own values are exact, and JSON's too."""
-    types = pa.types
-    return bool(
-        types.is_null(kind)
-        or types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or is_string(kind)
-    )
-
-
-# Arrays to values and back -------------------------------------------------------------------------------
+    """Check for types whose values are exact in Python and JSON."""
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(is_number) or is_string(kind) or kind in {pa.null(), pa.bool_()}
 
 
 def kept_values(array: Any) -> list[Any]:
-    """The kept values of an array of a stored type; None is null."""
+    """Return the kept values of an array of a stored type; None for null."""
     if _is_plain(array.type):
         return list(array.to_pylist())
     valid = array.is_valid().to_pylist()
@@ -203,17 +183,17 @@ def kept_values(array: Any) -> list[Any]:
 
 
 def array_of(values: Sequence[Any]) -> Any:
-    """The array of kept values whose cells, where there are any, are of one type.
+    """Make an array of kept values, whose cells must have one type.
 
     Raises:
-        pa.ArrowException, OverflowError: they have no type in common.
+        pa.ArrowException, OverflowError: they have no common type.
     """
     first = next((value for value in values if isinstance(value, Cell)), None)
     return pa.array(values) if first is None else typed_array(values, first.array.type)
 
 
 def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """The array of kept values of one type.
+    """Make an array of a given type from kept values.
 
     Raises:
         pa.ArrowException, ValueError, TypeError, OverflowError: a value is not of that type.
@@ -225,7 +205,7 @@ def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
 
 
 def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
-    """Arrays, and the places of the consecutive values that are in each; None for null."""
+    """Group consecutive values by their array: yields arrays and places in them; None for null."""
     source: Any = None
     places: list[int | None] = []
     for value in values:
@@ -233,7 +213,7 @@ def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
             places.append(None)
             continue
         if not isinstance(value, Cell):
-            raise TypeError("a value in an array stands beside one that is in none")
+            raise TypeError("cells and Python values are mixed")
         if source is not None and value.array is not source:
             yield source, places
             places = []
@@ -247,14 +227,11 @@ def _part(source: Any, places: list[int | None], kind: pa.DataType) -> Any:
     return taken if taken.type == kind else taken.cast(kind)
 
 
-# As JSON -------------------------------------------------------------------------------------------------
-
-
 def plain_values(values: Any) -> list[Any]:
-    """Kept values, or a chunked array, as what JSON is made of; floats that JSON does not have stay as they are.
+    """Convert kept values, or a chunked array, to values for JSON; NaN and infinities are unchanged.
 
-    Times and dates are ISO 8601 text (`+10000-01-01` behind the year 9999), durations such as `PT1.5S`, decimals
-    and UUIDs text, bytes base64, maps lists of [key, value].
+    Times and dates become ISO 8601 text (`+10000-01-01` after the year 9999), durations text such as `PT1.5S`,
+    decimals and UUIDs text, bytes base64, maps lists of [key, value].
     """
     if isinstance(values, pa.ChunkedArray):
         return [value for chunk in values.chunks for value in json_values(chunk)]
@@ -262,7 +239,7 @@ def plain_values(values: Any) -> list[Any]:
 
 
 def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> list[Any]:
-    """Kept values, those in an array by way of `convert`, once for all consecutive ones of the same array."""
+    """Convert the cells of kept values; once for all consecutive ones of the same array."""
     found: list[Any] = []
     source: Any = None
     converted: list[Any] = []
@@ -277,17 +254,17 @@ def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> li
 
 
 def plain_value(value: Any) -> Any:
-    """One kept value as what JSON is made of."""
+    """Convert one kept value to a value for JSON."""
     return json_values(value.array.slice(value.place, 1))[0] if isinstance(value, Cell) else value
 
 
 def json_values(array: Any) -> list[Any]:
-    """The values of an array as `plain_values` has them."""
+    """Convert the values of an array as `plain_values` does."""
     return next((convert for is_it, convert in _CONVERTERS if is_it(array.type)), _scalar_values)(array)
 
 
 def counts(array: Any) -> list[Any]:
-    """Times as whole numbers of their unit since their zero; intervals as (months, days, nanoseconds)."""
+    """Return times as integers in their unit; intervals as (months, days, nanoseconds)."""
     kind = array.type
     if pa.types.is_interval(kind):
         return list(array.to_pylist())
@@ -334,7 +311,7 @@ def _list_values(array: Any) -> list[Any]:
 
 
 def _scalar_values(array: Any) -> list[Any]:
-    """Those of a union, one by one."""
+    """Convert the values of a union, one by one."""
     return [json_values(pa.array([scalar.value]))[0] if scalar.is_valid else None for scalar in array]
 
 
@@ -353,7 +330,7 @@ _CONVERTERS: tuple[tuple[_Is, Callable[[Any], list[Any]]], ...] = (
 
 
 def _writer(kind: pa.DataType) -> Callable[[Any], str]:
-    """The function that writes a count of a temporal type, or an interval, by ISO 8601."""
+    """Return the function that formats an integer of a temporal type, or an interval, by ISO 8601."""
     types = pa.types
     if types.is_interval(kind):
         return lambda value: f"P{value.months}M{value.days}DT{_seconds(value.nanoseconds, 9)}"
@@ -371,7 +348,7 @@ def _writer(kind: pa.DataType) -> Callable[[Any], str]:
 
 
 def _zone(kind: pa.DataType) -> dt.tzinfo | None:
-    """The time zone of timestamps; UTC for one that this machine does not know."""
+    """Return the time zone of timestamps; UTC for one that this machine does not know."""
     if kind.tz is None:
         return None
     try:
@@ -382,7 +359,7 @@ def _zone(kind: pa.DataType) -> dt.tzinfo | None:
 
 
 def _seconds(value: int, digits: int) -> str:
-    """`1.5S` of a number of units of 10^-digits seconds."""
+    """Format a number of units of 10^-digits seconds, such as `1.5S`."""
     sign, value = ("-" if value < 0 else ""), abs(value)
     whole, rest = divmod(value, 10**digits)
     fraction = f".{rest:0{digits}d}".rstrip("0") if rest else ""
@@ -390,7 +367,7 @@ def _seconds(value: int, digits: int) -> str:
 
 
 def _cycles(days: int) -> tuple[int, int]:
-    """Whole calendar cycles to go, and the days since 1970-01-01 of the same day from 2000 to 2399."""
+    """Split days since 1970-01-01 into cycles of the calendar and a day from 2000 to 2399."""
     cycles, day = divmod(days - 10_957, _CYCLE_DAYS)  # 2000-01-01 is day 10,957
     return cycles, day + 10_957
 
@@ -419,18 +396,18 @@ def _timestamp(value: int, digits: int, zone: dt.tzinfo | None) -> str:
 
 
 def _offset(seconds: int, zone: dt.tzinfo) -> dt.timedelta:
-    """A zone's offset at a moment given in seconds since 1970 UTC."""
+    """Return a zone's offset at a moment in seconds since 1970 UTC."""
     days, second = divmod(seconds, _DAY_SECONDS)
-    # The first and the last days of `datetime` would leave it, so that they too are moved by whole cycles.
+    # An offset could move the first and the last days of `datetime` out of its range.
     inside = 2 < days - _ORDINAL_ZERO < dt.date.max.toordinal() - 2
-    # They go far enough before there were zones, or behind all known changes, where only rules go on.
+    # Moved by whole cycles, to before there were zones, or to after all known changes of their rules.
     day = days if inside else _cycles(days)[1] + (_CYCLE_DAYS if days > 0 else -4 * _CYCLE_DAYS)
     moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=day, seconds=second)
     return moment.astimezone(zone).utcoffset() or dt.timedelta()
 
 
 def _signed(offset: dt.timedelta) -> str:
-    """`+09:00`; zones of before 1900 have seconds, too."""
+    """Format an offset, such as `+09:00`; before 1900, zones have seconds too."""
     seconds = offset // dt.timedelta(seconds=1)
     sign, seconds = ("-" if seconds < 0 else "+"), abs(seconds)
     text = f"{sign}{seconds // 3_600:02d}:{seconds // 60 % 60:02d}"
@@ -438,7 +415,7 @@ def _signed(offset: dt.timedelta) -> str:
 
 
 def has_non_finite(value: Any) -> bool:
-    """Whether what JSON is made of holds NaN or an infinity, for which JSON has no number."""
+    """Check a value for JSON for NaN and infinities, which JSON does not have."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
@@ -446,11 +423,8 @@ def has_non_finite(value: Any) -> bool:
     return isinstance(value, list) and any(has_non_finite(inner) for inner in value)
 
 
-# As text, and in order -----------------------------------------------------------------------------------
-
-
 def texts(array: Any) -> list[str | None]:
-    """Values as ids and groups have them: strings as they are, all else as JSON writes it, without quotes.
+    """Convert values to texts, for ids and groups: strings unchanged, others as JSON.
 
     Raises:
         UnicodeDecodeError: a string is not UTF-8.
@@ -459,35 +433,35 @@ def texts(array: Any) -> list[str | None]:
 
 
 def text_of(value: Any) -> str:
-    """The text of one value that JSON is made of; a number as its digits, a string as it is."""
+    """Convert a value for JSON to text; a string is unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a kept value is null, NaN, or the empty text."""
+    """Check for null, NaN, and the empty text."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def number_in(text: str) -> decimal.Decimal | None:
-    """The number that a text spells in ASCII digits, exact; None if it spells none. `nan` and `1_0` are none."""
+    """Parse a number in ASCII digits, exactly; None if it is not one, such as `nan` and `1_0`."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     try:
         return decimal.Decimal(text.strip())
-    except decimal.InvalidOperation:  # an exponent beyond all bounds
+    except decimal.InvalidOperation:  # the exponent is too large
         return None
 
 
 def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
-    """What kept values are ordered by, and how many of them are the reason why they are ordered as text.
+    """Make sort keys for kept values.
 
-    Times and numbers are compared exactly, texts that spell numbers too, where all of them do; else all values are
-    compared as text.
+    Times and numbers are compared exactly, also texts if all of them are numbers; else all values are compared as
+    text.
 
     Returns:
-        A key a value, None for null, NaN and the empty text; where some values are numbers and some are none, how
-        many are none, else 0; and whether the order is of text that may not be that of times: any but dates by
-        ISO 8601, all in one form and of one time zone.
+        A key for each value, None for null, NaN and the empty text; the number of values that are not numbers, if
+        others are, else 0; and whether the order of text may differ from that of times, which it does not for
+        dates by ISO 8601 of one form and one time zone.
     """
     found = _converted(values, _comparable)
     is_absent = [is_missing(value) for value in found]
@@ -502,7 +476,7 @@ def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
 
 
 def _date_form(text: str) -> str:
-    """The form of a date by ISO 8601, with its time zone; in one form, the order of text is that of time."""
+    """Return the form of an ISO 8601 date, with its time zone; within one form, text sorts like time."""
     found = _DATE.fullmatch(text)
     return "" if found is None else re.sub(r"\d", "0", found[1]) + text[len(found[1]) :]
 

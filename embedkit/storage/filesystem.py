@@ -2,7 +2,7 @@
 
 Every open, listing, check, write and removal of the user's files goes through the functions of this module, which
 call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. The local file system is the
-only one today. The protocol fits object stores: a file is written whole, by `put` or `AtomicFiles`, without
+only one today. The protocol fits object stores: files are written whole, by `AtomicFiles`, without
 renames, syncs or locks, and methods for folders may do nothing.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
 from embedkit.errors import UsageError
+from embedkit.storage.disk_errors import as_output_error
 
 #: A path as the user typed it (`./a`, which `Path` would shorten), or one that was made of it.
 AnyPath: TypeAlias = "Path | str"
@@ -90,61 +91,26 @@ class AtomicFiles(Protocol):
 class FileSystem(Protocol):
     """What embedkit needs of a place that holds files.
 
-    Methods raise `OSError`; where a file is missing, `FileNotFoundError`.
+    Methods are documented by the functions of this module with the same names. They raise `OSError`; if a file is
+    missing, `FileNotFoundError`.
     """
 
-    def open(self, path: AnyPath) -> io.BufferedReader:
-        """Open a file for reading, with `seek`."""
-
-    def read(self, path: AnyPath) -> bytes:
-        """Read a whole file."""
-
-    def stat(self, path: AnyPath) -> FileStat:
-        """Describe a file or folder; of a link, its target."""
-
-    def exists(self, path: AnyPath) -> bool:
-        """Check for anything of this name, a link without a target too."""
-
-    def is_link(self, path: AnyPath) -> bool:
-        """Check for a symbolic link."""
-
-    def real_path(self, path: AnyPath) -> str:
-        """Return the path without links and `..`."""
-
-    def names(self, folder: AnyPath) -> list[str]:
-        """List the names directly in a folder."""
-
-    def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-        """List all files below a folder; see `list_files`."""
-
-    def walk(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
-        """Visit a folder and those below it; see `walk_folder`."""
-
-    def glob(self, pattern: str) -> Iterator[str]:
-        """Find files and folders by a pattern; see `match_files`."""
-
-    def put(
-        self, folder: Path, name: str, data: bytes, *, replace: bool, sweep: bool, check: Callable[[], None]
-    ) -> bool:
-        """Write a whole file in one step; see `write_file`."""
-
-    def atomic_files(self, folder: Path, *, sweep: bool) -> AtomicFiles:
-        """Prepare several files that appear together; see `new_files`."""
-
-    def make_folder(self, folder: Path, *, private: bool) -> None:
-        """Make a folder and its parents; not an error if it exists."""
-
-    def remove(self, path: Path) -> None:
-        """Remove a file; not an error if it is missing."""
-
-    def remove_empty(self, folder: Path) -> None:
-        """Remove a folder and those in it, if they hold no files."""
-
-    def remove_tree(self, folder: Path) -> None:
-        """Remove a folder with all of its content."""
-
-    def free_bytes(self, folder: Path) -> int:
-        """Return how much can still be written."""
+    def open_file(self, path: AnyPath) -> io.BufferedReader: ...
+    def read_file(self, path: AnyPath) -> bytes: ...
+    def stat_file(self, path: AnyPath) -> FileStat: ...
+    def exists(self, path: AnyPath) -> bool: ...
+    def is_link(self, path: AnyPath) -> bool: ...
+    def real_path(self, path: AnyPath) -> str: ...
+    def file_names(self, folder: AnyPath) -> list[str]: ...
+    def list_files(self, folder: AnyPath, prefix: str) -> Iterator[tuple[str, int | None]]: ...
+    def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]: ...
+    def match_files(self, pattern: str) -> Iterator[str]: ...
+    def new_files(self, folder: Path, *, sweep: bool) -> AtomicFiles: ...
+    def make_folder(self, folder: Path, *, private: bool) -> None: ...
+    def remove_file(self, path: Path) -> None: ...
+    def remove_empty(self, folder: Path) -> None: ...
+    def remove_tree(self, folder: Path) -> None: ...
+    def free_bytes(self, folder: Path) -> int: ...
 
 
 def filesystem_for(path: AnyPath) -> FileSystem:
@@ -167,17 +133,17 @@ def _local() -> FileSystem:
 
 def open_file(path: AnyPath) -> io.BufferedReader:
     """Open a file for reading, with `seek`."""
-    return filesystem_for(path).open(path)
+    return filesystem_for(path).open_file(path)
 
 
 def read_file(path: AnyPath) -> bytes:
     """Read a whole file."""
-    return filesystem_for(path).read(path)
+    return filesystem_for(path).read_file(path)
 
 
 def stat_file(path: AnyPath) -> FileStat:
     """Describe a file or folder; of a link, its target."""
-    return filesystem_for(path).stat(path)
+    return filesystem_for(path).stat_file(path)
 
 
 def exists(path: AnyPath) -> bool:
@@ -240,7 +206,7 @@ def _kind_if_known(path: AnyPath) -> str | None:
 
 def file_names(folder: AnyPath) -> list[str]:
     """List the names directly in a folder."""
-    return filesystem_for(folder).names(folder)
+    return filesystem_for(folder).file_names(folder)
 
 
 def list_files(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
@@ -268,7 +234,7 @@ def walk_folder(folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
     Raises:
         OSError: a folder cannot be listed.
     """
-    return filesystem_for(folder).walk(folder)
+    return filesystem_for(folder).walk_folder(folder)
 
 
 def match_files(pattern: str) -> Iterator[str]:
@@ -277,7 +243,7 @@ def match_files(pattern: str) -> Iterator[str]:
     Raises:
         OSError: a folder on the way cannot be listed.
     """
-    return filesystem_for(pattern).glob(pattern)
+    return filesystem_for(pattern).match_files(pattern)
 
 
 def sha256_of_file(path: AnyPath) -> str:
@@ -324,7 +290,14 @@ def write_file(
     Raises:
         OutputError: it cannot be written.
     """
-    return filesystem_for(folder).put(folder, name, data, replace=replace, sweep=sweep, check=check)
+    files = new_files(folder, sweep=sweep)
+    try:
+        with as_output_error(folder / name), files.create(name) as file:
+            file.write(data)
+        files.publish(replace=replace, check=check)
+    finally:
+        files.discard()
+    return not files.taken
 
 
 def new_files(folder: Path, *, sweep: bool = True) -> AtomicFiles:
@@ -335,7 +308,7 @@ def new_files(folder: Path, *, sweep: bool = True) -> AtomicFiles:
         sweep: remove temporary files that dead processes left of the same files. That lists the folder for each
             file: where there are 100,000, the caller does it once.
     """
-    return filesystem_for(folder).atomic_files(folder, sweep=sweep)
+    return filesystem_for(folder).new_files(folder, sweep=sweep)
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
@@ -350,7 +323,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file; not an error if it is missing."""
-    filesystem_for(path).remove(path)
+    filesystem_for(path).remove_file(path)
 
 
 def remove_tree(folder: Path) -> None:

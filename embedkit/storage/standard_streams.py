@@ -38,7 +38,7 @@ def rows_in() -> BinaryIO:
     """
     stream = _kept[-1].stdin if _kept else _binary(sys.stdin)
     if stream is None:
-        raise InputError("stdin is closed, so there are no rows to read", hint="pipe rows in, or name a file")
+        raise InputError("stdin is closed, so no rows can be read", hint="pipe the rows in, or name a file")
     return stream
 
 

@@ -261,7 +261,7 @@ def test_a_patient_s_row_in_the_place_of_a_header_reaches_nothing(
 def test_a_closed_stdin_is_an_input_error(encode: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = encode("-", "--format", "jsonl", "-o", "o.parquet")
-    assert (ran.code, ran.told[0]) == (3, "error: stdin is closed, so there are no rows to read")
+    assert (ran.code, ran.told[0]) == (3, "error: stdin is closed, so no rows can be read")
 
 
 def test_a_stdin_that_cannot_be_read_is_an_input_error(

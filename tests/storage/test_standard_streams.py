@@ -51,7 +51,7 @@ def test_closed_streams_are_told_by_name():
     command = f"exec {sys.executable} -c '{source}' <&- >&-"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert ran.stderr.splitlines() == [
-        "InputError stdin is closed, so there are no rows to read",
+        "InputError stdin is closed, so no rows can be read",
         "OutputError stdout is closed, so no rows can be written to it",
     ]
     assert ran.returncode == 0

@@ -179,7 +179,7 @@ class Table:
                 raise InputError(
                     f"column {shown(name)}, by which rows are grouped, has several types"
                     f" ({', '.join(sorted(types))}): one value may be two groups, such as 1 and 1.0",
-                    hint="cast it to one type in all files; integers beside text are fine",
+                    hint="cast it to one type in all files; integers and text together are fine",
                 )
 
     def kept_types(self) -> dict[str, str]:

@@ -525,7 +525,7 @@ def test_a_group_has_one_name_in_files_of_several_types_or_is_refused(encode, tm
         assert read(out)["id"].to_pylist() == names
     for values in [(["1"], [1.0]), (["True"], [True]), ([2**53 + 1], [1.0])]:
         ran = encode(*files(*values), "--group-by", "key", "-o", out, "--on-exists", "overwrite")
-        assert (ran.code, "the same value may be two groups" in ran.err) == (3, True), ran.err
+        assert (ran.code, "one value may be two groups" in ran.err) == (3, True), ran.err
 
 
 def test_rows_are_grouped_and_ordered_by_their_id(encode, embedkit_cli, bert, tmp_path):

@@ -93,11 +93,11 @@ def encode_groups(
             return summary_of_finished(config, model, time.monotonic() - began)
     summary = encode_rows(of_rows, callbacks, stop, spec_of_rows)
     plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=spec.normalize)
-    return _Fold(config, rows, plan, callbacks).write(summary)
+    return _GroupWriter(config, rows, plan, callbacks).write(summary)
 
 
 def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
-    """The plan of the groups by that of their rows, but for how many there are."""
+    """Returns the plan of the groups, without their number, from that of their rows."""
     recipe = {
         **plan.recipe,
         "normalize": normalize,
@@ -120,15 +120,15 @@ def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
 
 
 def _of_groups(kept: str) -> str:
-    """The type of a kept column of groups by that of their rows."""
+    """Returns the type of a kept column of groups from that of rows."""
     return "text" if kept == "mixed" else kept
 
 
 def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool:
-    """Whether the groups are all there, whose rows are gone: a former run has finished them.
+    """Checks whether a former run has completed the groups.
 
     Raises:
-        OutputError: they are of another recipe, or of another input.
+        OutputError: they are of another recipe or another input.
     """
     if stored is None:
         return destination.is_complete(make_sink(plan.format, layout_of(plan)), input_digests(plan))
@@ -136,14 +136,14 @@ def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool
     return len(destination.committed()) == stored.sharding.shards
 
 
-class _Fold:
-    """Makes groups of rows, and writes them.
+class _GroupWriter:
+    """Pools rows into groups, and writes these.
 
     Args:
         config: what the user asked for.
-        rows: folder of the rows' vectors, finished.
-        plan: that of the groups, but for how many there are.
-        callbacks: is told of what is lost.
+        rows: folder of the complete rows.
+        plan: of the groups, without their number.
+        callbacks: receives notices.
     """
 
     def __init__(self, config: RunConfig, rows: Path, plan: Plan, callbacks: Callbacks) -> None:
@@ -157,10 +157,10 @@ class _Fold:
         self.row_types = read_versioned(Plan, rows / PLAN).kept_types
         self.kept: dict[str, list[Any]] = {}
         self.non_finite = Counter[str]()
-        self.varied: set[str] = set()
+        self.mixed: set[str] = set()
 
     def write(self, summary: Summary) -> Summary:
-        """Write the output, and remove the rows."""
+        """Writes the output, and removes the rows."""
         groups, how = self.config.groups, self.config.groups.pool or "mean"
         facts = [piece.facts for piece in self.stored.batches(())]
         keys = _keys([self._values(facts, name) for name in groups.by])
@@ -181,12 +181,12 @@ class _Fold:
             for index in range(len(starts))
             for members in [tuple(islice(pooled, shard_rows))]
         ]
-        # The groups' own texts are those of the rows.
+        # The texts of groups are those of their rows.
         totals = replace(Totals.of(records, n_groups), n_content=summary.n_content, n_unknown=summary.n_unknown)
         destination.finish(sink, Manifest.of(plan, records, totals))
         for sentence in non_finite_notes(self.config, self.non_finite):
             self.callbacks.notice(sentence)
-        for name in sorted(self.varied):
+        for name in sorted(self.mixed):
             self.callbacks.notice(f"column {name} has several values in some groups: it is null there")
         self._keep_rejects()
         rows = Folder(self.rows, "overwrite")
@@ -214,7 +214,7 @@ class _Fold:
                 values[rows[0]] if len(rows) == 1 and rows[0] is not None else None for rows in first_rows
             ]
             if any(len(rows) > 1 for rows in first_rows):
-                self.varied.add(name)
+                self.mixed.add(name)
             self.non_finite[name] += sum(map(has_non_finite, plain_values(kept[name])))
         kept["n_rows"] = [group.rows for group in groups]
         kept["n_pooled"] = [group.pooled for group in groups]
@@ -244,7 +244,7 @@ class _Fold:
         ]
 
     def _order(self, facts: Sequence[pa.Table], name: str) -> list[Any]:
-        """What rows are ordered by; tells of a column that is ordered as text because some of it is no number."""
+        """Returns the keys that rows are ordered by; reports a column ordered as text."""
         keys, others, is_doubtful = order_keys(self._values(facts, name))
         if others:
             self.callbacks.notice(
@@ -253,8 +253,8 @@ class _Fold:
             )
         elif is_doubtful:
             self.callbacks.notice(
-                f"--order-by {name}: ordered as text, letter by letter, where 9 is behind 10: neither numbers nor"
-                " dates such as 2020-01-31, all in one form and of one time zone"
+                f"--order-by {name}: ordered as text, letter by letter, where 10 comes before 9: neither numbers"
+                " nor dates such as 2020-01-31, all in one form and of one time zone"
             )
         return keys
 
@@ -268,7 +268,7 @@ class _Fold:
         return as_stored(done, None, self.config.pooling.precision)
 
     def _keep_rejects(self) -> None:
-        """Rows that could not be read stay listed, beside the output."""
+        """Keeps the list of unreadable rows beside the output."""
         with as_read_error(self.rows):
             names = (name for name, _ in list_files(self.rows / "rejects") if name.endswith(".jsonl"))
             by_number = sorted(names, key=lambda of: (len(of), of))
@@ -285,9 +285,9 @@ def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]
 
 
 def _keys(columns: Sequence[Sequence[Any]]) -> list[tuple[str, ...] | None]:
-    """For each row the values of its group columns as text; None for a row that is in no group.
+    """Returns for each row the values of its group columns as text.
 
-    That is a faulty row which is kept as null; it is among the rejects.
+    None for a faulty row that is kept as null: it is in no group, and listed as a reject.
     """
     rows = zip(*(plain_values(values) for values in columns), strict=True)
     return [None if any(map(is_missing, row)) else tuple(map(text_of, row)) for row in rows]
@@ -299,7 +299,7 @@ def _items(
     alike: Sequence[Sequence[int | None]],
     ordered: Sequence[Any] | None,
 ) -> Iterator[Item]:
-    """The rows, one by one.
+    """Yields the rows.
 
     Args:
         stored: their vectors and receipts.

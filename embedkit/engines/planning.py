@@ -32,7 +32,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
     """Opens the input, with the spans of each row if vectors of spans are asked for; and the file of spans.
 
     Raises:
-        InputError: it cannot be read, or the file of spans cannot.
+        InputError: the input or the file of spans cannot be read.
     """
     table = open_table(config.table)
     book = None if config.units.spans is None else SpanBook(config.units.spans, table)
@@ -48,13 +48,13 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     """Checks, before anything is written, that the output replaces no file of the input.
 
     Args:
-        output: as the user named it.
+        output: path of the output.
         form: its format.
         table: the input.
-        spans: the file of spans, which is read, too.
+        spans: the file of spans, if there is one.
 
     Raises:
-        UsageError: a file of the input would be replaced, by a file or as one of a folder's.
+        UsageError: the output would replace a file of the input, or a folder that contains it.
     """
     if output == "-":
         return
@@ -189,7 +189,7 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
 def _kept_type(found: str, config: RunConfig) -> str:
     """Returns the type of a kept column in the output."""
     if config.groups.by and found == "text":
-        # Rows that are yet to be pooled are written so that they are read back as they were.
+        # The rows of groups are read back, so they keep text and other values apart.
         return "mixed"
     if config.output.format in {"parquet", "npy"} and not fits_parquet(found):
         return "json"

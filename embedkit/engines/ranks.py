@@ -1,7 +1,7 @@
-"""Which shards are this process's, and on which device: pure, from options and an environment that is handed in.
+"""Determines the shards and the device of a process, from options and an environment passed in.
 
-Knows nothing of files or of torch. A part is every `world_size`-th shard, so that all parts are done at about
-the same time however the texts' lengths change along the table.
+A part is every `world_size`-th shard, so that all parts take about the same time even if texts get longer along
+the table.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Mapping
 from embedkit.config import ShareConfig
 from embedkit.errors import UsageError
 
-#: How many tasks a step has, and the same for a Slurm that does not say so; there it is the allocation's.
+#: Tasks of a step; and the variable of older versions of Slurm, which may count those of the allocation.
 _STEP_TASKS, _TASKS = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
-#: Steps from this number on are none of srun's tasks: a batch script, an interactive shell.
+#: Steps from this number on are not srun's: a batch script, an interactive shell.
 _FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP")
 _ARRAY_MAX = "SLURM_ARRAY_TASK_MAX"
-#: This process's number among those of its machine, by who started it.
+#: Variable of the rank → that of the rank among the processes of this machine.
 _LOCAL = {"RANK": "LOCAL_RANK", "SLURM_PROCID": "SLURM_LOCALID"}
 
 
 def share_of(
     shard_id: int | None, num_shards: int | None, workers: int | None, environ: Mapping[str, str]
 ) -> ShareConfig:
-    """This process's part of a run: by the options, else by torchrun, Slurm's tasks, or a Slurm array.
+    """Returns this process's part of a run: by the options, else by torchrun, Slurm's tasks, or a Slurm array.
 
-    A batch script has SLURM_PROCID 0 and the SLURM_NTASKS of its allocation whether it starts that many tasks or
-    not: they are a task's numbers only in a step that srun made, which has a SLURM_STEP_ID.
+    A batch script has SLURM_PROCID 0 and the SLURM_NTASKS of its allocation, however many tasks it starts: they
+    are the numbers of a task only in a step made by srun, which has a SLURM_STEP_ID.
 
     Args:
         shard_id: `--shard-id`.
-        num_shards: `--num-shards`; 1 = all of it, whatever the environment says.
+        num_shards: `--num-shards`; 1 = all shards, in spite of the environment.
         workers: `--workers`.
         environ: the environment.
 
     Raises:
-        UsageError: one of the two options is missing, or the numbers do not fit each other.
+        UsageError: one of the two options is missing, or the numbers contradict each other.
     """
     place = _number(environ, "LOCAL_RANK") if "LOCAL_RANK" in environ else None
     if shard_id is not None or num_shards is not None:
@@ -56,7 +56,7 @@ def share_of(
             if place is None and local in environ:
                 place = _number(environ, local)
             if name_of_rank == "RANK" and in_step:
-                _refuse_contradiction(rank, world_size, environ)
+                _check_ranks_agree(rank, world_size, environ)
             return _checked(rank, world_size, workers, place, source)
         if rank:
             return _checked(rank, max(1, world_size), workers, place, source)
@@ -65,27 +65,27 @@ def share_of(
         first, step = (_number(environ, name, default) for name, default in zip(_ARRAY[2:], (0, 1), strict=True))
         step = max(1, step)
         rank, between = divmod(task - first, step)
-        # The numbers of a list such as 1,2,7 leave some out: then every task is to say so, not the last alone.
+        # A list such as 1,2,7 has gaps: every task reports it, not the last alone.
         last = first + (count - 1) * step
         has_holes = _number(environ, _ARRAY_MAX, last) != last
         return _checked(
             -1 if between or has_holes else rank, count, workers, place, "the numbers of the Slurm array"
         )
-    return ShareConfig(workers=workers, place=place, note="" if in_step else _of_allocation(environ))
+    return ShareConfig(workers=workers, place=place, note="" if in_step else _allocation_notice(environ))
 
 
 def shards_of(share: ShareConfig, shards: int) -> range:
-    """Numbers of the shards that are this process's part, of so many in all."""
+    """Returns the numbers of the shards of this process's part."""
     return range(share.rank, shards, share.world_size)
 
 
 def device_for(name: str, place: int | None, gpus: int) -> str:
-    """The device of one process of several on a machine.
+    """Returns the device of one of several processes on a machine.
 
     Args:
-        name: as `--device` gives it; one that is named by number stays.
+        name: of `--device`; a numbered device is kept.
         place: the process's number on this machine; None = it is alone.
-        gpus: how many this process sees. Where each sees its own only, that is one.
+        gpus: number of GPUs that this process sees; 1 if each process sees its own only.
     """
     if place is None or gpus == 0 or name not in {"auto", "cuda"}:
         return name
@@ -93,25 +93,25 @@ def device_for(name: str, place: int | None, gpus: int) -> str:
 
 
 def _is_in_step(environ: Mapping[str, str]) -> bool:
-    """Whether this process is a task of a step that srun made."""
+    """True if this process is a task of a step made by srun."""
     step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID", ""))
     return step.isascii() and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _ranks(environ: Mapping[str, str], *, in_step: bool) -> list[tuple[str, str]]:
-    """Who may say which process this is, in the order in which they are asked: its number, how many there are."""
+    """Returns the variables for the rank and the number of ranks, in order of precedence."""
     torchrun = ("RANK", "WORLD_SIZE")
     if not in_step:
         return [torchrun]
-    # A step may have fewer tasks than its allocation: where it says how many, the allocation is not asked.
+    # A step may have fewer tasks than its allocation.
     return [torchrun, ("SLURM_PROCID", _STEP_TASKS if _STEP_TASKS in environ else _TASKS)]
 
 
-def _refuse_contradiction(rank: int, world_size: int, environ: Mapping[str, str]) -> None:
-    """Refuse a RANK that was left from elsewhere: as many tasks as srun started, and of these another one.
+def _check_ranks_agree(rank: int, world_size: int, environ: Mapping[str, str]) -> None:
+    """Checks that RANK and SLURM_PROCID agree, if both count the same tasks.
 
     Raises:
-        UsageError: it is one; every task would do the same part.
+        UsageError: they differ: RANK is left from elsewhere, and every task would do the same part.
     """
     size = environ.get(_STEP_TASKS, environ.get(_TASKS, ""))
     task = environ.get("SLURM_PROCID", "")
@@ -122,8 +122,8 @@ def _refuse_contradiction(rank: int, world_size: int, environ: Mapping[str, str]
         )
 
 
-def _of_allocation(environ: Mapping[str, str]) -> str:
-    """What the user is told where an allocation has several tasks, and this process is none of them."""
+def _allocation_notice(environ: Mapping[str, str]) -> str:
+    """Returns a notice for a process outside of the several tasks of an allocation."""
     tasks = environ.get(_TASKS, "")
     if not (tasks.isascii() and tasks.isdigit()) or int(tasks) == 1:
         return ""

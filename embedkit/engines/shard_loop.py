@@ -16,7 +16,7 @@ from functools import partial
 from embedkit.config import RunConfig
 from embedkit.engines.accounting import unreadable_rows
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
-from embedkit.engines.threads import Worker, prefetched
+from embedkit.engines.threads import BackgroundWorker, prefetched
 from embedkit.errors import InputError, Stopped
 from embedkit.inference.batching import TokenBudget
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
@@ -65,10 +65,10 @@ class ShardLoop:
         """See Engine.run."""
         output = self.setup.config.output
         with (
-            Worker[Callable[[], EncodedShard]](self._write, self.prefetch, "embedkit-writer") as writer,
+            BackgroundWorker[Callable[[], EncodedShard]](self._write, self.prefetch, "embedkit-writer") as writer,
             prefetched(self._tasks(), self.prefetch, "embedkit-reader", self._raise_if_stopped) as tasks,
         ):
-            self._raise_writer_failure = writer.look
+            self._raise_writer_failure = writer.raise_failure
             for task in embed_all(self._unless_stopped(tasks), self.embedder, tasks.is_ready):
                 shard, raw = task.source, task.vectors()
                 finished = partial(

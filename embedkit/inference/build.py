@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.tokenizer import TextTokenizer
     from embedkit.types import Variant
 
-#: Tokens in a batch where the user did not say. On a CPU embedkit's own forward takes them in parts that stay in
-#: its caches, and 8,192 are parts enough for 16 cores; a GPU is asked how much it has room for.
+#: Default tokens of a batch. On a CPU embedkit's own forward pass takes them in parts that stay in its caches, and
+#: 8,192 are enough parts for 16 cores; for a GPU see `tokens_that_fit`.
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
-#: Texts for the check at load: of different lengths, so that mixing them up shows. The long one spans the
-#: windows of models that see only near tokens; it is cut at the model's limit like any text.
+#: Texts for the check at load, of different lengths, so that a mix-up shows. The long one exceeds the attention
+#: window of models with local attention; it is truncated at the model's limit.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
-#: What the user is told of a model that computes in a fork.
+#: Notice for a model in a forked process.
 _ONE_THREAD = (
     "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
     "compute in all"
@@ -79,12 +79,12 @@ class ReadyModel:
 
 
 def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> ReadyModel:
-    """Load the model and put everything around it.
+    """Loads the model and its tokenizer, pooling and transfer.
 
     Args:
         spec: the model, found.
         plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
-        processes: of this run that share the device.
+        processes: number of processes of this run on the device.
 
     Raises:
         ModelError: it cannot be loaded, or lacks what is asked of it.
@@ -93,7 +93,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
     of_fork = _ready_after_fork(model.device)
     if spec.folder.model_type in FAMILIES and not plainly:
-        # The compiler has it done before torch is imported.
+        # Compiles while torch is imported.
         build_ahead()
     from embedkit.inference.batching import TokenBudget
     from embedkit.inference.embedder import Embedder
@@ -105,14 +105,14 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
 
     folder, shipped = spec.folder, spec.shipped
     with ThreadPoolExecutor(1) as hasher:
-        # Reading the weights for their hash warms the cache that loading them reads from.
+        # Hashing the weights warms the page cache for loading them.
         hashes = hasher.submit(folder.hashes)
         loaded = load_model(folder, model, backend="reference" if plainly else "fastest")
         setup = set_up_tokenizer(
             spec, config=loaded.config, positions=loaded.max_positions, n_layers=loaded.n_layers
         )
         tokenizer, layers = setup.tokenizer, setup.layers
-        _refuse_impossible(spec, loaded, tokenizer, layers)
+        _check_supported(spec, loaded, tokenizer, layers)
         probe = tokenizer.probe(_PROBES)
         if setup.layer_agg == "weighted":
             check_no_final_norm(loaded, probe.input_ids[: probe.lengths[0]].tolist())
@@ -199,16 +199,16 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
 
 
 def _ready_after_fork(device: str) -> str | None:
-    """Make torch work in a fork of a process that had it.
+    """Makes torch work in a fork of a process that has used it.
 
-    The threads of OpenMP are not in the child, and its first parallel loop waits for them for ever: it computes in
-    one thread. CUDA does not work in it at all.
+    The child lacks OpenMP's threads, and its first parallel loop would wait for them forever: it computes in one
+    thread. CUDA does not work at all.
 
     Returns:
-        What the user should know, in a sentence; None where this is no fork.
+        A notice; None if this process is not a fork.
 
     Raises:
-        UsageError: CUDA is wanted, and was in use before the fork.
+        UsageError: CUDA is requested, and was in use before the fork.
     """
     if not LOAD_LOCK.is_fork:
         return None
@@ -226,15 +226,15 @@ def _ready_after_fork(device: str) -> str | None:
 def _tokens_for(
     encoder: LayerEncoder, loaded: LoadedModel, longest: int, returned: int, processes: int, batch: BatchConfig
 ) -> int | None:
-    """Tokens of a batch that a GPU's memory has room for; None where the user said, or it is no GPU.
+    """Returns the tokens of a batch that fit into a GPU's memory; None on other devices or if the user chose.
 
     Args:
         encoder: the model, on its device.
-        loaded: the same before that.
+        loaded: the model as loaded.
         longest: most tokens of a text.
-        returned: values in the vectors of a token, where these are wanted; else 0.
-        processes: of this run that share the device.
-        batch: what the user said.
+        returned: values in the vectors of a token, if token vectors are returned; else 0.
+        processes: number of processes of this run on the device.
+        batch: what the user asked for.
     """
     from embedkit.inference.batching import bytes_per_token, device_memory, tokens_that_fit
     from embedkit.models.repository.config_facts import inner_widths
@@ -243,14 +243,14 @@ def _tokens_for(
         return None
     hidden_size = encoder.hidden_size
     inner, n_heads = inner_widths(loaded.config, hidden_size)
-    # What is padded may add a bias or a mask to its scores, and then has them whole.
+    # A padded batch may add a bias or a mask to its scores, which are then kept as a whole.
     scores = None if encoder.packed else longest
     size = 4 if loaded.dtype == "fp32" else 2
     needed = bytes_per_token(hidden_size, inner, n_heads, size=size, longest_scores=scores, returned=returned)
     return tokens_that_fit(*device_memory(encoder.device), needed, processes, returned)
 
 
-def _refuse_impossible(
+def _check_supported(
     spec: ModelSpec, loaded: LoadedModel, tokenizer: TextTokenizer, layers: tuple[int, ...]
 ) -> None:
     if "pooler" in spec.poolings:

@@ -1,7 +1,7 @@
 """`embedkit.Encoder`: texts in memory to vectors in memory, by the options of `embedkit encode`.
 
-Threads may share an Encoder, and make several at once. Processes that are forked from one that has an Encoder
-cannot use it: torch's threads are not in them, and what waits for these would wait for ever.
+Threads may share an Encoder, and make several at once. A process forked from one with an Encoder cannot use it:
+the child lacks torch's threads and would wait for them forever.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SPAWN = 'make the Encoder in the child process, or start it with multiprocessin
 class Encoder:
     """A frozen encoder with a pooling. Its arguments are the options of `embedkit encode`, by the same names.
 
-    Several threads may use one Encoder: they take turns. It is pickled and copied by its arguments: whoever gets
-    it loads the model again.
+    Several threads may use one Encoder: they take turns. It is pickled and copied by its arguments; the copy loads
+    the model again.
 
     Args:
         model: folder, alias or hub id.
@@ -41,7 +41,7 @@ class Encoder:
         lowercase: auto, yes or no.
         device: auto, cpu, cuda, cuda:N or mps, or a torch.device.
         dtype: auto, fp32, bf16, fp16 or int8, or a dtype of torch or numpy.
-        max_length: most tokens of a text, special tokens counted; None or auto = what the model can take.
+        max_length: most tokens of a text, special tokens included; None or auto = the model's limit.
         on_long: truncate, chunk or error.
         stride: tokens that a window shares with the one before it.
         chunk_pool: mean, max or first: one vector of all windows.
@@ -58,7 +58,7 @@ class Encoder:
 
     Raises:
         UsageError: a value that cannot be used.
-        ModelError: the model cannot be had, or lacks what is asked of it.
+        ModelError: the model is unavailable, or lacks what is asked of it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Encoder:
         self.notices: tuple[str, ...] = ready.facts.notices
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments, and no weights."""
+        """Pickles the arguments, without weights."""
         return _rebuilt, (type(self), self._config, self.fingerprint)
 
     @property
@@ -145,7 +145,7 @@ class Encoder:
         return {variant.name: variant.dims for variant in self._embedder.variants}
 
     def encode(self, texts: Texts) -> NDArray[np.float32]:
-        """One vector a text: float32 [N, D]. An empty, blank or missing text has none: its row is NaN.
+        """Returns one vector a text: float32 [N, D]; NaN for an empty, blank or missing text.
 
         Args:
             texts: a list, generator, array or column (of pandas, polars, pyarrow, datasets) of str, taken by
@@ -154,7 +154,7 @@ class Encoder:
         Raises:
             UsageError: several vectors a text were asked for (`encode_variants` and `encode_tokens` give them), or
                 this is a fork of the process that made the Encoder.
-            InputError: it is a table, or holds something else than texts.
+            InputError: `texts` is a table, or contains something other than texts.
             ModelError: a vector is not finite, or a text does not fit into memory.
         """
         variants = self.encode_variants(texts)
@@ -165,7 +165,7 @@ class Encoder:
         return next(iter(variants.values()))
 
     def encode_variants(self, texts: Texts) -> dict[str, NDArray[np.float32]]:
-        """For each variant float32 [N, D]; NaN where the text is empty.
+        """Returns the vectors of each variant: float32 [N, D]; NaN for an empty text.
 
         Args:
             texts: see `encode`.
@@ -193,7 +193,7 @@ class Encoder:
         return out
 
     def encode_tokens(self, texts: Texts) -> list[NDArray[np.float32]]:
-        """Token vectors: N arrays float32 [tokens that take part, D]; [0, D] where the text is empty.
+        """Returns token vectors: N arrays float32 [pooled tokens, D]; [0, D] for an empty text.
 
         Args:
             texts: see `encode`.
@@ -213,13 +213,13 @@ class Encoder:
         return out
 
     def _embed(self, texts: Texts) -> tuple[int, RawVectors]:
-        """How many texts there are, and the vectors of those that have one."""
+        """Returns the number of texts, and the vectors of those that are not empty."""
         from embedkit.inference.embedder import embed
         from embedkit.tokenizer import refuse_long
 
         if os.getpid() != self._made_in:
             raise UsageError("this Encoder was made in a process that this one is a fork of", hint=_SPAWN)
-        # Before the turn is taken: a generator may call this Encoder itself.
+        # Before the lock is taken: a generator may call this Encoder itself.
         whole = texts_of(texts)
         with self._turn, LOAD_LOCK.encoding():
             tokenized = self._embedder.tokenizer.tokenize(whole)
@@ -240,10 +240,10 @@ class Encoder:
 
 
 def _rebuilt(kind: type[Encoder], config: VectorConfig, fingerprint: str) -> Encoder:
-    """The Encoder that was pickled, its model loaded again.
+    """Restores a pickled Encoder by loading its model again.
 
     Raises:
-        ModelError: the model is another one here.
+        ModelError: the model is a different one here.
     """
     encoder = kind.__new__(kind)
     encoder._config = config  # noqa: SLF001 - of the class this module is about

@@ -1,4 +1,4 @@
-"""What is asked of which model: found and read from its files, nothing loaded yet. Imports no torch."""
+"""A model that was found, with everything that its small files and the options decide. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class ModelSpec:
     Attributes:
         config: what the user asked for; layers and special tokens as trained poolers need them.
         folder: the model's files.
-        shipped: the recipe of its authors, where `--pool auto` follows it; else None.
+        shipped: the recipe that the model ships, if `--pool auto` follows it; else None.
         poolings: resolved names; () = token vectors.
-        unit_poolings: how the vectors of tokens become those of units; () where units are texts or windows.
+        unit_poolings: how the vectors of tokens become those of units; () if units are texts or windows.
         normalize: resolved.
         truncate_dim: resolved.
         prompt: resolved.
-        poolers: by the names that `poolings` has for them.
-        head: what `--with-head` adds the scores of; None = nothing.
-        remote_classes: of the model's own code, those that run.
+        poolers: trained and installed poolers, by their names in `poolings`.
+        head: classifier whose scores `--with-head` adds, if any.
+        remote_classes: classes of the model's own code that run.
         notices: what the user should know, a sentence each.
     """
 
@@ -51,17 +51,17 @@ class ModelSpec:
 
     @property
     def own_tokenizer(self) -> RemoteClass | None:
-        """The tokenizer's class, where it is code of the model's own that runs."""
+        """The tokenizer's class, if it is the model's own code."""
         return next((one for one in self.remote_classes if one.part == "tokenizer"), None)
 
     @property
     def many(self) -> bool:
-        """Whether a text has a vector for each of its tokens, words or spans."""
+        """True if a text has a vector for each of its tokens, words or spans."""
         return not self.poolings
 
 
 def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> ModelSpec:
-    """Find the model and resolve what its files alone decide; imports no torch. Called once a command.
+    """Finds the model and resolves what its small files decide. Called once per command.
 
     Args:
         config: what the user asked for.
@@ -70,7 +70,7 @@ def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> Model
     Raises:
         ModelError: there is no such model, it needs code that may not run, its own recipe cannot be carried out,
             or a pooler cannot be read.
-        UsageError: a prompt or a head that it does not have.
+        UsageError: the model lacks the requested prompt or head.
     """
     folder = folder or resolve_model(config.model)
     remote_classes, notices = check_remote_code(folder, trust=config.model.trust_remote_code)
@@ -117,7 +117,7 @@ def _unit_poolings(units: UnitConfig, names: tuple[str, ...]) -> tuple[str, ...]
 
 
 def rough_width(spec: ModelSpec) -> int:
-    """About how many values the vectors of a text have, from config.json; for cutting shards only."""
+    """Estimates the values in the vectors of a text from config.json; for cutting shards only."""
     if spec.shipped and spec.shipped.out_features:
         return spec.shipped.out_features
     config, pooling = spec.folder.config, spec.config.pooling

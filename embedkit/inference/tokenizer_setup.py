@@ -29,14 +29,14 @@ _USUAL_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSetup:
-    """A run without its weights.
+    """What a run needs of its model besides the weights.
 
     Attributes:
-        tokenizer: with casing, prompt and length settled.
-        lowercase: whether texts are lowercased.
+        tokenizer: with casing, prompt and length resolved.
+        lowercase: True if texts are lowercased.
         layers: resolved.
         layer_agg: resolved.
-        variant_suffix: what names of separate layers say of the pooling; "" = the poolings.
+        variant_suffix: pooling in the names of separate layers; "" = the poolings.
         raw_tokenizer: of transformers, which `tokenizer` uses.
         notices: what the user should know, a sentence each.
     """
@@ -51,7 +51,7 @@ class TokenizerSetup:
 
 
 def set_up_without_weights(spec: ModelSpec) -> tuple[TokenizerSetup, ConfigFacts]:
-    """Set up the tokenizer by the model's small files alone.
+    """Sets up the tokenizer by the model's small files alone.
 
     Raises:
         ModelError: there is no tokenizer that can be used.
@@ -63,7 +63,7 @@ def set_up_without_weights(spec: ModelSpec) -> tuple[TokenizerSetup, ConfigFacts
 
 
 def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_layers: int) -> TokenizerSetup:
-    """Resolve what takes no weights.
+    """Sets up the tokenizer and resolves the layers.
 
     Args:
         spec: the model, found.
@@ -73,7 +73,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
 
     Raises:
         ModelError: there is no tokenizer that can be used.
-        UsageError: a layer, a length or a number of dimensions that it does not have.
+        UsageError: a layer or a length that the model does not have.
     """
     from embedkit.tokenizer import (
         TextTokenizer,
@@ -98,7 +98,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
     )
     shipped_length = shipped.transformer.max_length if shipped else None
     if text.max_length is None and shipped_length is None:
-        _refuse_stated_length(folder, raw_tokenizer, positions)
+        _check_stated_length(folder, raw_tokenizer, positions)
     embedded = n_embeddings(folder, config)
     oversized = check_vocabulary(raw_tokenizer, embedded)
     architecture = architecture_of(folder)
@@ -109,7 +109,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
         stated=stated_length(raw_tokenizer, config, shipped_length) if shipped else raw_tokenizer.model_max_length,
         trained=trained if shipped_length is None else None,
     )
-    beyond = _beyond(folder, config, max_length, trained)
+    too_long = _long_text_notice(folder, config, max_length, trained)
     by_us = casing.by_us or (lowers and not prepend_lowercase(raw_tokenizer))
     prompt_left_out = shipped is not None and not shipped.include_prompt
     skipped = prompt_length(raw_tokenizer, spec.prompt, max_length) if prompt_left_out else 0
@@ -134,7 +134,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
         raw_tokenizer=raw_tokenizer,
         notices=(
             *(folder.notice, *spec.notices, casing.notice, oversized, unknown_characters_notice(tokenizer)),
-            *(*_said_aloud(spec, layers, layer_agg, max_length), beyond),
+            *(*_recipe_notices(spec, layers, layer_agg, max_length), too_long),
         ),
     )
 
@@ -176,7 +176,7 @@ def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str
 
 
 def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:
-    """The layers wanted and how they are aggregated: by the recipe's weights, or as the user says."""
+    """Returns the layers and their aggregation, by the weights of a shipped recipe or as the user asked."""
     weighted = shipped.weighted_layers(n_layers) if shipped else ()
     if not weighted:
         return resolve_layers(pooling.layers, n_layers), pooling.layer_agg
@@ -188,8 +188,8 @@ def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int
     return weighted, "weighted"
 
 
-def _refuse_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: int | None) -> None:
-    """Refuse a model whose own files leave no room for a text: --max-length was not given, and is not at fault."""
+def _check_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: int | None) -> None:
+    """Raises ModelError if the model's own files leave no room for a text; for runs without --max-length."""
     stated = raw_tokenizer.model_max_length
     counter = getattr(raw_tokenizer, "backend_tokenizer", None) or raw_tokenizer
     n_special = int(counter.num_special_tokens_to_add(False))
@@ -199,21 +199,21 @@ def _refuse_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: in
         raise ModelError(
             f"tokenizer_config.json of model '{folder.name}' says model_max_length {str(stated)[:20]!r}, "
             f"which {fault}",
-            hint=f"give --max-length {positions or _USUAL_LENGTH}, or mend tokenizer_config.json",
+            hint=f"give --max-length {positions or _USUAL_LENGTH}, or fix tokenizer_config.json",
         )
 
 
 def states_casing(folder: ModelFolder) -> bool:
-    """Whether a file of the model says how it is cased; `vocab.txt` alone does not."""
+    """Checks whether a file of the model states its casing; `vocab.txt` alone does not."""
     settings = folder.read_json("tokenizer_config.json") or {}
     return "do_lower_case" in settings or (folder.folder / "tokenizer.json").is_file()
 
 
-def _beyond(folder: ModelFolder, config: Any, max_length: int, trained: int | None) -> str | None:
-    """Say that texts may be longer than those that the model was trained on; its positions go on.
+def _long_text_notice(folder: ModelFolder, config: Any, max_length: int, trained: int | None) -> str | None:
+    """Returns a notice if texts may be longer than the model was trained on, for positions without a limit.
 
     Raises:
-        UsageError: its positions would then depend on what else it has read.
+        UsageError: the model's positions would then depend on what it computed before.
     """
     if trained is None or max_length <= trained:
         return None
@@ -229,7 +229,7 @@ def _beyond(folder: ModelFolder, config: Any, max_length: int, trained: int | No
     )
 
 
-def _said_aloud(
+def _recipe_notices(
     spec: ModelSpec, layers: tuple[int, ...], layer_agg: str, max_length: int
 ) -> tuple[str | None, str | None]:
     followed = joined = None

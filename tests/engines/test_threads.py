@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from embedkit.engines.threads import Worker, prefetched
+from embedkit.engines.threads import BackgroundWorker, prefetched
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -74,7 +74,7 @@ def test_a_request_to_stop_is_heard_while_the_reader_sits_in_a_read():
 
 def test_a_worker_handles_all_in_order_before_it_is_left():
     handled = []
-    with Worker(lambda item: (time.sleep(0.01), handled.append(item)), 2, "writer") as worker:
+    with BackgroundWorker(lambda item: (time.sleep(0.01), handled.append(item)), 2, "writer") as worker:
         for number in range(20):
             worker.put(number)
     assert handled == list(range(20))
@@ -84,7 +84,7 @@ def test_a_failing_worker_raises_and_blocks_nobody():
     def handle(item: int) -> None:
         raise OSError(f"disk full at {item}")
 
-    with pytest.raises(OSError, match="disk full at 0"), Worker(handle, 1, "writer") as worker:
+    with pytest.raises(OSError, match="disk full at 0"), BackgroundWorker(handle, 1, "writer") as worker:
         for number in range(100):
             worker.put(number)
 
@@ -94,7 +94,7 @@ def test_a_failure_at_the_last_item_is_not_lost():
         time.sleep(0.1)
         raise OSError("late")
 
-    with pytest.raises(OSError, match="late"), Worker(handle, 5, "writer") as worker:
+    with pytest.raises(OSError, match="late"), BackgroundWorker(handle, 5, "writer") as worker:
         worker.put(1)
 
 
@@ -105,7 +105,7 @@ def test_an_exception_in_the_block_wins_and_waiting_items_are_dropped():
         time.sleep(0.2)
         handled.append(item)
 
-    with pytest.raises(LookupError), Worker(handle, 5, "writer") as worker:
+    with pytest.raises(LookupError), BackgroundWorker(handle, 5, "writer") as worker:
         for number in range(5):
             worker.put(number)
         raise LookupError
@@ -117,11 +117,11 @@ def test_a_failure_is_seen_without_handing_anything_in():
         raise OSError(f"disk full at {item}")
 
     def look_until_it_failed() -> None:
-        with Worker(handle, 5, "writer") as worker:
-            worker.look()
+        with BackgroundWorker(handle, 5, "writer") as worker:
+            worker.raise_failure()
             worker.put(1)
             while True:
-                worker.look()
+                worker.raise_failure()
                 time.sleep(0.01)
 
     with pytest.raises(OSError, match="disk full at 1"):

@@ -102,6 +102,7 @@ for (const trace of chart.data) {
                           box.y + yaxis._offset + yaxis.l2p(trace.y[place])];
 }
 """
+NO_LABEL = "!document.querySelector('.hovertext')"
 HOVERED = """
 return [...document.querySelectorAll("#output-1-map .hovertext")].map((label) => label.textContent).join("|")
 """
@@ -117,6 +118,8 @@ return [...document.querySelectorAll("#output-1-map .hovertext")].map((label) =>
 )
 def test_the_point_under_the_mouse_tells_its_id_and_nothing_else(opened, label, told):
     x, y = opened.execute_script(POINT, label)
+    mouse(opened, "mouseMoved", 1, 1)
+    wait(opened, f"return {NO_LABEL}")  # that of the point before is gone
     mouse(opened, "mouseMoved", x - 40, y)
     mouse(opened, "mouseMoved", x, y)
     assert wait(opened, HOVERED) == told

@@ -1,6 +1,6 @@
-"""Everything a run is told, as frozen dataclasses: one a subject, together a `RunConfig`.
+"""What the user asked for, as frozen dataclasses: one for each subject, together a `RunConfig`.
 
-Values are checked where they are made; nothing here opens a file or imports a model.
+Values are checked when they are created; nothing here opens a file or imports a model.
 """
 
 from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint

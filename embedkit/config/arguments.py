@@ -1,7 +1,7 @@
-"""The arguments of `Encoder` in the spelling of the options: numbers of numpy, lists, devices and dtypes of torch.
+"""Converts the arguments of `Encoder` to option values: numpy numbers, lists, devices and dtypes of torch.
 
-Imports neither numpy's friends nor torch: what they hand over is known by its name. Checks types alone; whether a
-value is one that can be used is checked where the option is.
+Recognises objects of torch and numpy by the names of their classes, without importing them. Checks types alone;
+values are checked by the config that takes them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 from embedkit.errors import UsageError
 
-#: `--layers`: its text, a layer's number, several of them, or a slice of Python.
+#: `--layers`: its text, a layer number, several of them, or a slice.
 Layers: TypeAlias = "str | int | slice | Iterable[int]"
-#: `--pool`: its text, the path of a pooler's file, or several of these.
+#: `--pool`: its text, the path of a pooler file, or several of these.
 Pool: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
 #: What torch and numpy call the formats of `--dtype`.
@@ -23,10 +23,10 @@ _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "in
 
 
 def model_name(model: object) -> str:
-    """The folder, alias or hub id of a model.
+    """Returns the folder, alias or hub id of a model.
 
     Raises:
-        UsageError: it is none of these, such as a model of transformers that has been loaded already.
+        UsageError: it is none of these, such as a loaded model of transformers.
     """
     if isinstance(model, str) or (isinstance(model, os.PathLike) and isinstance(os.fspath(model), str)):
         return os.fspath(model)
@@ -38,10 +38,10 @@ def model_name(model: object) -> str:
 
 
 def layers_text(layers: object) -> str:
-    """`--layers` of a text, a number, several numbers or a slice.
+    """Returns `--layers` for a text, a number, several numbers or a slice.
 
     Raises:
-        UsageError: it is none of these, or names no layer.
+        UsageError: it is none of these, or empty.
     """
     hint = 'give a number (-1 is the last), a list such as [-1, -2], a slice such as slice(-4, None), or "all"'
     if isinstance(layers, str):
@@ -62,10 +62,10 @@ def layers_text(layers: object) -> str:
 
 
 def pool_text(pool: object) -> str:
-    """`--pool` of a text, a path, or several of these.
+    """Returns `--pool` for a text, a path, or several of these.
 
     Raises:
-        UsageError: it is none of these, or names no pooling.
+        UsageError: it is none of these, or empty.
     """
     hint = (
         'give a name, a file of `embedkit fit`, or a list such as ["cls", "mean"]; pool="none" for token vectors'
@@ -80,7 +80,7 @@ def pool_text(pool: object) -> str:
 
 
 def device_name(device: object) -> str:
-    """`--device` of its text or a torch.device.
+    """Returns `--device` for a text or a torch.device.
 
     Raises:
         UsageError: it is neither.
@@ -95,10 +95,10 @@ def device_name(device: object) -> str:
 
 
 def dtype_name(dtype: object) -> str:
-    """`--dtype` of its text, or a dtype of torch or numpy.
+    """Returns `--dtype` for a text, or a dtype of torch or numpy.
 
     Raises:
-        UsageError: it is neither, or one that no model computes in.
+        UsageError: it is neither.
     """
     if isinstance(dtype, str):
         return dtype
@@ -110,24 +110,24 @@ def dtype_name(dtype: object) -> str:
 
 
 def whole_number(name: str, value: object) -> int | None:
-    """A whole number, of numpy's too; None stays None.
+    """Returns a Python int for a whole number, also of numpy; None for None.
 
     Raises:
-        UsageError: it is none; 1.0 and True are none.
+        UsageError: it is another value, such as 1.0 or True.
     """
     return None if value is None else int(_whole(name, value, "give a whole number, or leave it out"))
 
 
 def none_if_auto(value: object) -> object:
-    """None for "auto", which some options take beside numbers; all else as it is."""
+    """Returns None for "auto", and any other value unchanged."""
     return None if isinstance(value, str) and value == "auto" else value
 
 
 def yes_or_no(name: str, value: object) -> bool:
-    """True or False, of numpy's too.
+    """Returns a Python bool for True or False, also of numpy.
 
     Raises:
-        UsageError: it is neither: a text such as "no" would count as True.
+        UsageError: it is another value: a text such as "no" would count as True.
     """
     if isinstance(value, bool) or _is_of(value, "numpy", "bool"):
         return bool(value)
@@ -135,7 +135,7 @@ def yes_or_no(name: str, value: object) -> bool:
 
 
 def text_or_none(name: str, value: object) -> str | None:
-    """A text; None stays None.
+    """Returns a text or None unchanged.
 
     Raises:
         UsageError: it is neither.
@@ -146,10 +146,10 @@ def text_or_none(name: str, value: object) -> str | None:
 
 
 def text(name: str, value: object) -> str:
-    """A text.
+    """Returns a text unchanged.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is no text.
     """
     if isinstance(value, str):
         return value
@@ -164,20 +164,20 @@ def _whole(name: str, value: object, hint: str) -> str:
 
 
 def _has_items(value: object) -> bool:
-    """Whether a value is several: not an array of no dimensions, which is one number."""
-    is_bytes = isinstance(value, bytes | bytearray | memoryview)  # whose items are numbers that nobody meant
+    """True for a collection; an array without dimensions is a number."""
+    is_bytes = isinstance(value, bytes | bytearray | memoryview)  # their items would be taken for numbers
     return isinstance(value, Iterable) and not is_bytes and getattr(value, "ndim", 1) != 0
 
 
 def _items(values: Any) -> list[Any]:
-    # An order is what a list of layers or poolings has: the vectors are concatenated in it.
+    # Vectors are concatenated in the order of layers and poolings.
     if isinstance(values, set | frozenset | dict):
         raise UsageError(f"a {type(values).__name__} has no order to put vectors in", hint="give a list")
     return list(values)
 
 
 def _is_of(value: object, package: str, name: str) -> bool:
-    """Whether a value is of a class, which is not imported for the question."""
+    """Checks whether a value is of a class, without importing it."""
     return any(
         of.__module__.partition(".")[0] == package and of.__name__.rstrip("_") == name
         for of in type(value).__mro__
@@ -185,7 +185,7 @@ def _is_of(value: object, package: str, name: str) -> bool:
 
 
 def _kind(value: object) -> str:
-    """A value as an error tells it: numbers and texts as they are, all else by its type."""
+    """Describes a value in an error: numbers and texts as they are, others by type."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     kind = type(value)

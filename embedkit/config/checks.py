@@ -1,15 +1,15 @@
-"""The checks that most values need, each with its way out."""
+"""Checks that most values need, with hints."""
 
 from __future__ import annotations
 
 from embedkit.errors import UsageError
 from embedkit.suggest import did_you_mean
 
-#: What Python, pyarrow and JSON readers take for a number of rows or tokens.
+#: Largest number of rows or tokens that Python, pyarrow and JSON readers take.
 _MOST = 2**63 - 1
-#: What numpy takes for a seed.
+#: Largest seed of numpy.
 MOST_SEED = 2**32 - 1
-#: What other tools call a value, and what it is here; of one word, the first that an option allows.
+#: Other tools' words for a value, and ours; of several for one word, the first that an option allows counts.
 _USUAL: tuple[tuple[str, str], ...] = (
     *((word, "fp16") for word in ("float16", "half", "f16", "16bit")),
     *((word, "float16") for word in ("fp16", "half", "f16", "bf16", "bfloat16")),
@@ -62,19 +62,19 @@ _USUAL: tuple[tuple[str, str], ...] = (
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among those allowed, with UsageError."""
+    """Raises UsageError for a value that is not allowed."""
     if value not in allowed:
         raise UsageError(f"{option} cannot be '{value}'", hint=value_hint(option, value, allowed))
 
 
 def value_hint(option: str, value: str, allowed: tuple[str, ...], every: str = "") -> str:
-    """Write the hint for a value that an option does not take.
+    """Returns the hint for a value that an option does not take.
 
     Args:
         option: as typed, such as `--dtype`.
         value: what was given.
-        allowed: what is known.
-        every: what may be given, where that is more than a list of `allowed`.
+        allowed: known values.
+        every: replaces the list of `allowed` in the hint.
 
     Returns:
         "did you mean --dtype fp16? use one of: auto, fp32"; without its first half if nothing is like the value.
@@ -88,7 +88,7 @@ def value_hint(option: str, value: str, allowed: tuple[str, ...], every: str = "
 
 
 def at_least(option: str, value: int | None, least: int, *, most: int = _MOST) -> None:
-    """Refuse a number below `least` or above `most`, with UsageError; None passes."""
+    """Raises UsageError for a number below `least` or above `most`; None passes."""
     if value is not None and not least <= value <= most:
         limit = f" to {most}" if value > most else ""
         raise UsageError(f"{option} cannot be {value}", hint=f"use a whole number from {least}{limit}")

@@ -1,4 +1,4 @@
-"""What `embedkit fit` is told beside the options that it shares with `encode`."""
+"""Options of `embedkit fit` besides those that it shares with `encode`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embedkit.config.poolings import POOLER_KINDS
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
 
-#: What other tools call a kind.
+#: Other tools' names of a kind.
 _USUAL_KINDS = {
     **dict.fromkeys(("attn", "attention pooling", "self attention", "gated attention"), "attention"),
     **dict.fromkeys(("tanh", "attn tanh", "additive attention"), "attention-tanh"),
@@ -24,42 +24,42 @@ _USUAL_KINDS = {
 }
 #: Kinds that are made without labels.
 WITHOUT_LABELS = ("idf", "pca", "whiten")
-#: Kinds that look at the vectors of several layers, one behind the other.
+#: Kinds that take the vectors of several layers as a sequence.
 OVER_LAYERS = ("weighted-layers", "lstm")
-#: All kinds, without their numbers; those that are trained on labels; those that look at one vector a layer.
+#: All kinds, without their numbers; those trained on labels; those that take one vector per layer.
 KINDS = tuple(name.partition(":")[0] for name in POOLER_KINDS)
 TRAINED = tuple(kind for kind in KINDS if kind not in WITHOUT_LABELS)
 WITH_LAYER_POOL = (*OVER_LAYERS, "pca", "whiten")
-#: Kinds that look at vectors of layers, not at tokens.
+#: Kinds that take vectors of layers, not of tokens.
 OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
 
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """One `embedkit fit`, beside its RunConfig.
+    """One `embedkit fit`, besides its RunConfig.
 
     Attributes:
         pooler: one of POOLER_KINDS.
         output: the file that is written.
         label: column of labels; None for the kinds that need none.
-        group: column whose rows with one value stay on one side of each split; None = every row for itself.
+        group: column whose equal values stay on one side of each split; None = every row by itself.
         task: auto, classification or regression.
-        layer_start: first of the layers that weighted-layers and lstm look at; None = as `--layers` says, and the
-            first encoder layer where that says nothing.
-        layer_pool: mean or cls, the vector of a layer for the kinds that look at such.
-        project: width of a learned projection behind mean and cls; None = none.
+        layer_start: first layer for weighted-layers and lstm; None = as `--layers` says, else the first encoder
+            layer.
+        layer_pool: mean or cls, the vector of a layer for the kinds that take such vectors.
+        project: width of a learned projection after mean and cls; None = none.
         hidden_size: width inside: of attention's network, of the LSTM's state; None = the kind's own.
-        heads: of multihead-attention; None = 8, or fewer where 8 do not divide the dimensions.
-        epochs: at most so many.
+        heads: of multihead-attention; None = 8, or fewer if 8 does not divide the dimensions.
+        epochs: most epochs.
         lr: learning rate of AdamW.
-        batch_size: rows in a step.
+        batch_size: rows per step.
         class_weight: balanced or none.
-        validation: share of the rows that decide when to stop.
-        test: share of the rows that are looked at once, at the end.
-        patience: epochs without a lower validation loss before it stops.
-        states: float16 or float32, what token states are kept in on disk meanwhile.
-        seed: decides the split, the first weights and the order of rows.
-        overwrite: replace a file that is there.
+        validation: share of the rows for early stopping.
+        test: share of the rows for the final score.
+        patience: epochs without a lower validation loss before training stops.
+        states: float16 or float32, precision of token states on disk.
+        seed: of the split, the first weights and the order of rows.
+        overwrite: replace an existing file.
     """
 
     pooler: str
@@ -125,9 +125,9 @@ class FitConfig:
                 )
         if not 0 < self.lr < 1000:
             raise UsageError(f"--lr cannot be {self.lr}", hint="use a number such as 0.001")
-        self._refuse_what_does_not_belong()
+        self._check_combinations()
 
-    def _refuse_what_does_not_belong(self) -> None:
+    def _check_combinations(self) -> None:
         if self.kind not in WITHOUT_LABELS and self.label is None:
             raise UsageError(f"--pooler {self.pooler} is trained on labels", hint="name their column with --label")
         if self.kind in WITHOUT_LABELS and (self.label is not None or self.group is not None):

@@ -1,4 +1,4 @@
-"""Which rows are read."""
+"""Options of the input."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
-    """Which rows are read, and what of them.
+    """The rows that are read, and their columns.
 
     Attributes:
         inputs: files, globs, folders, or `-` for stdin, as the user typed them.
         format: one of FORMATS; `auto` goes by the file's name.
-        text_columns: columns that make the text; () = `text`, else the first of the usual names.
+        text_columns: columns that form the text; () = `text`, else the first of the usual names.
         template: such as `"{title}. {body}"`; None = the text columns joined by a newline.
-        id_column: None = `id` if there, else the row number.
-        keep: columns that go through to the output.
-        limit: read no more than this many rows; None = all.
-        delimiter: what is between the cells of csv and tsv; None = a comma and a tab. `tab` is one, too.
-        quoting: whether the quotes of csv and tsv hold cells together. double: they do, and a quote in such a cell
-            is doubled; none: they are letters; auto: as double, but a row is a fault if its quotes more likely are
-            letters.
-        max_expansion: how many times its size a compressed file may grow to.
-        max_decompressed_gb: how many GB (10^9 bytes) it may grow to.
+        id_column: None = `id` if it exists, else the row number.
+        keep: columns that are copied to the output.
+        limit: most rows to read; None = all.
+        delimiter: of csv and tsv; None = a comma and a tab. The word `tab` is accepted.
+        quoting: of csv and tsv. double: cells are quoted, and a quote in such a cell is doubled; none: quotes are
+            letters; auto: as double, but a row whose quotes are more likely letters is a fault.
+        max_expansion: largest ratio of a file's decompressed size to its size.
+        max_decompressed_gb: largest decompressed size in GB (10^9 bytes).
     """
 
     inputs: tuple[str, ...]
@@ -47,7 +46,7 @@ class InputConfig:
     max_decompressed_gb: int = 1000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))  # a column named twice is kept once
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))  # without duplicates
         one_of("--format", self.format, FORMATS)
         one_of("--quoting", self.quoting, QUOTINGS)
         if self.delimiter is not None:

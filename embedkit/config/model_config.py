@@ -1,4 +1,4 @@
-"""Which model is loaded, how it runs, and how much of the input at once."""
+"""Options of the model and its batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model is loaded, and how.
+    """The model, and how it is loaded.
 
     Attributes:
         model: a folder, an alias or a hub id.
         revision: branch, tag or commit on the hub; None = its default branch.
-        offline: open no socket: only folders, installed packages and what is cached.
-        trust_remote_code: run code that comes with the model; needs a commit as revision.
+        offline: open no socket; use only folders, installed packages and the cache.
+        trust_remote_code: run the model's own code; needs a commit as revision.
         lowercase: auto, yes or no.
-        device: auto, cpu, cuda, cuda:N or mps; a comma list is a process for each.
-        dtype: one of DTYPES; auto = fp32 on CPU, bf16 on a GPU that has it.
+        device: auto, cpu, cuda, cuda:N or mps; for a comma list, one process each.
+        dtype: one of DTYPES; auto = fp32 on a CPU, bf16 on a GPU that supports it.
     """
 
     model: str = "minilm"
@@ -51,13 +51,13 @@ class ModelConfig:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices named, one a process."""
+        """The devices, one for each process."""
         return tuple(self.device.split(","))
 
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """What one forward pass holds. Changes the speed, not the numbers.
+    """Limits of a batch. They change the speed, not the numbers.
 
     Attributes:
         batch_tokens: tokens in a batch; None = chosen for the device.

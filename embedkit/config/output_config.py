@@ -1,4 +1,4 @@
-"""Where the vectors go, and whose part of the work is whose."""
+"""Options of the output, and of dividing the work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTPUT_FORMATS = ("parquet", "npy", "jsonl", "arrow")
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the vectors go.
+    """The output, and what to do with existing outputs and faulty rows.
 
     Attributes:
         output: a file, a folder, or `-` for JSON Lines on stdout.
@@ -22,7 +22,7 @@ class OutputConfig:
         shard_rows: most rows in a shard; None = chosen for the device.
         on_exists: error, resume or overwrite.
         on_bad_row: fail, null or skip.
-        verify: on resume, hold what is committed against the recorded hashes, too.
+        verify: on resume, check committed shards against their recorded hashes.
     """
 
     output: str
@@ -45,27 +45,27 @@ class OutputConfig:
 
     @property
     def is_stdout(self) -> bool:
-        """Whether the rows go to stdout."""
+        """True if the rows go to stdout."""
         return self.output == "-"
 
     @property
     def is_single_file(self) -> bool:
-        """Whether the output's name is that of a file of its format; with a slash at its end, it is a folder's."""
+        """True if the output has a file name of its format, without a slash at its end."""
         return Path(self.output).suffix == f".{self.format}" and not self.output.endswith(("/", os.sep))
 
 
 @dataclass(frozen=True, slots=True)
 class ShareConfig:
-    """What part of the work is this process's, and how many it starts for it. Not part of the plan.
+    """This process's part of the work. Not part of the plan.
 
     Attributes:
         rank: this process's number, from 0.
-        world_size: how many processes there are, on all machines; 1 = it is not told of others.
-        workers: local processes to start; None = one a device.
-        place: its number among the processes of its machine, which picks its GPU; None = it is alone there.
-        source: what in the environment says so; empty if the options do.
+        world_size: number of processes on all machines, local workers not counted.
+        workers: local processes to start; None = one per device.
+        place: its number among the processes of its machine, which selects its GPU; None = it is alone there.
+        source: variables of the environment that decided the rank; empty if the options did.
         on_device: processes of this run that share its device.
-        note: what the user should know of numbers in the environment that are not this process's.
+        note: notice about variables of the environment that were ignored.
     """
 
     rank: int = 0
@@ -87,5 +87,5 @@ class ShareConfig:
 
     @property
     def several(self) -> bool:
-        """Whether other processes work on the same output, which this one did not start."""
+        """True if processes that this one did not start work on the same output."""
         return self.world_size > 1

@@ -1,7 +1,4 @@
-"""The names that `--pool`, `--layers` and `--layer-agg` take, and what they come to for a model.
-
-Imports no torch: a wrong name is found before a model is loaded.
-"""
+"""Names for `--pool`, `--layers` and `--layer-agg`, and their resolution. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from embedkit.suggest import did_you_mean
 
 #: The entry-point group in which a package declares its poolers.
 ENTRY_POINTS = "embedkit.poolers"
-#: Each pooling with one line on when it helps; README's table is made of these.
+#: Each pooling with one line on when it helps; a table in the docs is made of these.
 POOLING_NAMES: dict[str, str] = {
     "cls": "the [CLS] or <s> token: what fine-tuned classifiers read; weak in a model that was only pretrained",
     "mean": "average of the tokens: the safe first choice for frozen encoders",
@@ -23,12 +20,12 @@ POOLING_NAMES: dict[str, str] = {
     "lasttoken": "the last token: for causal models, where only it has seen the whole text",
     "pooler": "the model's own pooling head on [CLS]: only where the checkpoint trained it",
 }
-#: What stands alone, in no comma list.
+#: Names that cannot be part of a comma list.
 WHOLE_NAMES: dict[str, str] = {
     "auto": "what the model's authors chose, if the model ships it, else mean",
     "none": "no pooling: one vector a token",
 }
-#: What `embedkit fit --pooler` makes, each with what it is; README's table is made of these.
+#: Kinds of `embedkit fit --pooler`; a table in the docs is made of these.
 POOLER_KINDS: dict[str, str] = {
     "idf": "average of the tokens, rare ones weighing more: sum(idf h) / sum(idf); no labels",
     "pca:N": "the N directions in which the pooled vectors vary most; no labels",
@@ -41,7 +38,7 @@ POOLER_KINDS: dict[str, str] = {
     "attention-tanh": "the same with Linear, Tanh, Linear, softmax",
     "multihead-attention": "a learned query attends to the tokens with several heads",
 }
-#: What other libraries call a pooling.
+#: Other libraries' names of a pooling.
 _SYNONYMS = {
     **dict.fromkeys(("average", "avg", "meanpooling", "mean_tokens", "mean_pooling"), "mean"),
     **dict.fromkeys(("first", "cls_token", "bos", "first_token", "[CLS]"), "cls"),
@@ -62,13 +59,13 @@ LAYER_AGGREGATIONS: dict[str, str] = {
 
 
 def parse_poolings(text: str) -> tuple[str, ...]:
-    """Names from a comma list such as `cls,mean`, in the order given.
+    """Returns the names of a comma list such as `cls,mean`, in order.
 
-    Beside the names of this module it takes files of `embedkit fit` (`idf:FILE`, `FILE.safetensors`) and the
-    names of poolers that installed packages declare; of these, nothing is opened or imported here.
+    Besides the names of this module it takes files of `embedkit fit` (`idf:FILE`, `FILE.safetensors`) and poolers
+    that installed packages declare; nothing of these is opened or imported here.
 
     Raises:
-        UsageError: an unknown name, a repeated one, or `auto`/`none` beside others.
+        UsageError: an unknown name, a repeated one, or `auto` or `none` with others.
     """
     names = tuple(name.strip() for name in text.split(","))
     known = [*WHOLE_NAMES, *POOLING_NAMES]
@@ -87,22 +84,22 @@ def parse_poolings(text: str) -> tuple[str, ...]:
             )
         if name in WHOLE_NAMES and len(names) > 1:
             raise UsageError(f"pooling '{name}' stands alone, not in a list", hint=f"--pool {name}")
-    _refuse_repeats("--pool", names)
+    _check_no_repeats("--pool", names)
     return names
 
 
 def is_file(name: str) -> bool:
-    """Whether a pooling's name is that of a file which `embedkit fit` makes."""
+    """True if a pooling's name is that of a file of `embedkit fit`."""
     return (name.startswith("idf:") and len(name) > len("idf:")) or name.endswith(".safetensors")
 
 
 def installed(name: str) -> list[EntryPoint]:
-    """What installed packages declare as the pooler of this name; nothing of theirs is imported."""
+    """Returns the entry points of installed packages for a pooler of this name, not loaded."""
     return list(entry_points(group=ENTRY_POINTS, name=name))
 
 
 def parse_layers(text: str) -> tuple[str, ...]:
-    """Parts of `--layers`, checked for their form: `-1`, `9:13`, `-4:`, `all`, or a comma list.
+    """Returns the parts of `--layers`, checked for their form: `-1`, `9:13`, `-4:`, `all`, or a comma list.
 
     Raises:
         UsageError: a part that is neither a whole number nor a slice of two.
@@ -119,10 +116,10 @@ def parse_layers(text: str) -> tuple[str, ...]:
 
 
 def resolve_layers(text: str, n_layers: int) -> tuple[int, ...]:
-    """Layer numbers 0..n_layers that `text` means for a model with `n_layers` encoder layers.
+    """Returns the layer numbers 0..n_layers of `--layers` for a model with `n_layers` encoder layers.
 
-    Layer 0 is the embedding output, layer k the output of the k-th encoder layer: the index into the
-    `hidden_states` of transformers. Slices are Python's, over that list of n_layers + 1.
+    Layer 0 is the embedding output, layer k the output of the k-th encoder layer, as in the `hidden_states` of
+    transformers. Slices are Python's, over that list of n_layers + 1.
 
     Raises:
         UsageError: a number outside the model's range, an empty slice, a layer named twice.
@@ -149,7 +146,7 @@ def resolve_layers(text: str, n_layers: int) -> tuple[int, ...]:
                 hint="a slice a:b takes layers a to b-1, as in Python",
             )
         layers += chosen
-    _refuse_repeats("--layers", tuple(str(layer) for layer in layers))
+    _check_no_repeats("--layers", tuple(str(layer) for layer in layers))
     return tuple(layers)
 
 
@@ -157,7 +154,7 @@ def _is_whole(text: str) -> bool:
     return text.lstrip("-").isdecimal() and text.count("-") <= 1
 
 
-def _refuse_repeats(option: str, names: tuple[str, ...]) -> None:
+def _check_no_repeats(option: str, names: tuple[str, ...]) -> None:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""One run, whole: the parts, and what they rule out together."""
+"""All options of a run, and the combinations that are errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embedkit.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorConfig:
-    """Everything that says which vectors a text gets, whatever the texts and wherever the vectors go."""
+    """The options that decide how texts become vectors, apart from input and output."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -39,19 +39,19 @@ class RunConfig(VectorConfig):
 
     @property
     def workers(self) -> int:
-        """How many processes compute: more than one are started for it."""
+        """Number of processes that compute."""
         return self.share.workers or len(self.model.devices)
 
     @property
     def group_columns(self) -> tuple[str, ...]:
-        """Columns that say which group a row is in, and what its place is there."""
+        """Columns that decide the group of a row, and its order in it."""
         return (*self.groups.by, *((self.groups.order_by,) if self.groups.order_by else ()))
 
     @property
     def input_of_rows(self) -> InputConfig:
-        """What is read of rows that become groups: their columns are kept beside those that the user keeps.
+        """The input of an encode of rows for groups, which keeps their group columns as well.
 
-        A group column `id` is the id, which rows have anyway.
+        A group column `id` is the id column.
         """
         names = (*self.input.keep, *self.group_columns)
         if "id" not in self.group_columns or self.input.id_column not in {None, "id"}:
@@ -61,21 +61,21 @@ class RunConfig(VectorConfig):
 
     @property
     def hidden_columns(self) -> tuple[str, ...]:
-        """Columns that are read beside those that are kept."""
+        """Columns that are read and not kept."""
         return () if self.units.spans_column is None else (self.units.spans_column,)
 
     @property
     def table(self) -> InputConfig:
-        """What is read: the input, and the hidden columns behind the kept ones."""
+        """The input with the hidden columns after the kept ones."""
         return replace(self.input, keep=(*self.input.keep, *self.hidden_columns))
 
     def __post_init__(self) -> None:
-        self._refuse_sharing()
-        self._refuse_units()
-        self._refuse_groups()
+        self._check_sharing()
+        self._check_units()
+        self._check_groups()
         if self.output.is_stdout and self.output.on_exists == "resume":
             raise UsageError(
-                "what is written to stdout cannot be resumed: nobody knows which rows arrived",
+                "what is written to stdout cannot be resumed: which rows arrived is unknown",
                 hint="leave out --on-exists, or write to a file or a folder with -o",
             )
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
@@ -85,7 +85,7 @@ class RunConfig(VectorConfig):
                 hint="use --precision float32 or float16, or write to a folder or a .parquet file",
             )
 
-    def _refuse_sharing(self) -> None:
+    def _check_sharing(self) -> None:
         if self.workers < len(self.model.devices):
             raise UsageError(
                 f"--workers {self.workers} is fewer than the {len(self.model.devices)} devices of --device",
@@ -104,7 +104,7 @@ class RunConfig(VectorConfig):
                 hint="remove the old output first, or use --on-exists resume",
             )
 
-    def _refuse_units(self) -> None:
+    def _check_units(self) -> None:
         unit, poolings = self.units.unit, self.pooling.pool.split(",")
         if unit == "span" and not set(poolings) <= {"auto", *SPAN_POOLINGS}:
             raise UsageError(
@@ -132,7 +132,7 @@ class RunConfig(VectorConfig):
                 hint="put the spans into a column (--spans-column), or give a file for INPUT",
             )
 
-    def _refuse_groups(self) -> None:
+    def _check_groups(self) -> None:
         if not self.groups.by:
             return
         if self.pooling.with_head:

@@ -1,4 +1,4 @@
-"""From a text to its vectors: how it becomes tokens, and what is made of their states."""
+"""Options of texts, pooling, units and groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK_POOLINGS = ("mean", "max", "first")
 LEVELS = ("text", "chunk", "word", "token")
 SUBTOKEN_POOLINGS = ("mean", "first", "last", "max")
 GROUP_POOLINGS = ("mean", "row_mean", "max", "last")
-#: What makes one vector of the tokens in a span, by the names of `--pool`.
+#: Poolings of the tokens of a span, by the names of `--pool`.
 SPAN_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "lasttoken")
 
 
@@ -22,11 +22,11 @@ class TextConfig:
     """How a text becomes tokens.
 
     Attributes:
-        max_length: most tokens that go through the model, special tokens counted; None = what it can take.
+        max_length: most tokens of a text, special tokens included; None = the model's limit.
         on_long: truncate, chunk or error, for texts with more tokens.
         stride: tokens that a window shares with the one before it; None = 0. Only with chunk.
-        chunk_pool: one of CHUNK_POOLINGS, which makes one vector of those of the windows; None = mean.
-        prompt: put before each text; None = the one the model names as its default, if it ships any.
+        chunk_pool: one of CHUNK_POOLINGS, which combines the vectors of the windows; None = mean.
+        prompt: put before each text; None = the model's default prompt, if it ships one.
         prompt_name: a name among the prompts that the model ships.
     """
 
@@ -55,17 +55,17 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
-    """From hidden states to the numbers that are written.
+    """How hidden states become vectors.
 
     Attributes:
         layers: such as `-1`, `-4:`, `9:13`, `all`; resolved once the model is known.
         layer_agg: one of LAYER_AGGREGATIONS.
         pool: a name, or a comma list of names.
-        exclude_special: leave the special tokens that the tokenizer added out of the pooling.
-        normalize: scale to length 1; None = as the model's own recipe says under `auto`, else not.
+        exclude_special: leave the tokenizer's special tokens out of the pooling.
+        normalize: scale to length 1; None = as a shipped recipe says under `auto`, else not.
         truncate_dim: keep the first dimensions; None = all.
         precision: one of PRECISIONS.
-        with_head: add the scores of the head that was trained with the pooler.
+        with_head: add the scores of the classifier trained with the pooler.
     """
 
     layers: str = "-1"
@@ -94,10 +94,10 @@ class PoolingConfig:
 
 @dataclass(frozen=True, slots=True)
 class UnitConfig:
-    """What a vector is of.
+    """The unit of a vector.
 
     Attributes:
-        level: one of LEVELS; spans, where they are given, are a level of their own.
+        level: one of LEVELS; spans, if given, are a level of their own.
         subtoken_pooling: one of SUBTOKEN_POOLINGS, for words; None = mean.
         spans: a file of character ranges, by id.
         spans_column: a column of them.
@@ -126,7 +126,7 @@ class UnitConfig:
 
     @property
     def has_spans(self) -> bool:
-        """Whether vectors of spans are asked for."""
+        """True if vectors of spans are requested."""
         return self.spans is not None or self.spans_column is not None
 
     @property
@@ -137,12 +137,12 @@ class UnitConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """From rows to one vector a group.
+    """How rows become one vector per group.
 
     Attributes:
-        by: columns whose values make a group, the finest first: each groups the groups of the one before.
+        by: columns whose values form a group, the finest first: each groups the groups of the one before.
         pool: one of GROUP_POOLINGS.
-        order_by: column that says which row is the last.
+        order_by: column that decides which row is the last.
     """
 
     by: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""How many tokens a run has still to do. Counts and divides; knows no clock, and nothing of who shows it.
+"""Estimates the remaining tokens of a run.
 
-Of shards that were tokenized the tokens are known. Those of the rest follow from how many characters they have,
-which planning counted, and from how many tokens a character came to so far.
+Tokens of tokenized shards are known. Those of the others follow from their characters, which planning counted, and
+from the tokens per character so far.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class TokensLeft:
     """Tokens of the shards that this process does.
 
     Args:
-        characters: by the number of the shard; of each text as many as the model can read at most.
+        characters: by the number of the shard; of each text at most those that the model reads.
     """
 
     def __init__(self, characters: Mapping[int, int]) -> None:
@@ -23,19 +23,19 @@ class TokensLeft:
         self._lock = threading.Lock()
 
     def tokenized(self, shard: int, tokens: int) -> None:
-        """A shard's tokens are known: so many go through the model."""
+        """Adds the tokens of a shard."""
         with self._lock:
             self._characters += self._waiting.pop(shard, 0)
             self._tokens += tokens
 
     def done(self, tokens: int) -> None:
-        """So many more tokens went through the model."""
+        """Adds tokens that went through the model."""
         with self._lock:
             self._done += tokens
 
     @property
     def left(self) -> float | None:
-        """Tokens to go, about; None as long as no shard was tokenized."""
+        """Estimated tokens that are left; None until a shard was tokenized."""
         with self._lock:
             if not self._characters:
                 return (

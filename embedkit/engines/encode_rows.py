@@ -23,7 +23,7 @@ from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, find_model
-from embedkit.manifest.identity import input_digests, refuse_changes
+from embedkit.manifest.identity import check_same_plan, input_digests
 from embedkit.manifest.recipe import as_text
 from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, Totals
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
@@ -245,7 +245,7 @@ def _remaining(sharding: Sharding, part: range | None, done: Mapping[int, Any]) 
 
 def _adopted(stored: Plan, plan: Plan) -> Plan:
     """Returns this run's plan with what only the stored one can say, if they are equal in all else."""
-    refuse_changes(stored, plan)
+    check_same_plan(stored, plan)
     return replace(
         plan,
         # Of equal content: the names that the plan, and all that repeats it, had first.

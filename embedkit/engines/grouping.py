@@ -27,7 +27,7 @@ from embedkit.engines.summary import Summary, summary_of_finished
 from embedkit.errors import UsageError
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.pipeline import as_stored
-from embedkit.manifest.identity import input_digests, refuse_changes
+from embedkit.manifest.identity import check_same_plan, input_digests
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import Manifest, Plan, Totals
 from embedkit.output.commit import PLAN
@@ -132,7 +132,7 @@ def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool
     """
     if stored is None:
         return destination.is_complete(make_sink(plan.format, layout_of(plan)), input_digests(plan))
-    refuse_changes(stored, plan)
+    check_same_plan(stored, plan)
     return len(destination.committed()) == stored.sharding.shards
 
 

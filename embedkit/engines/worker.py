@@ -25,7 +25,7 @@ from embedkit.engines.planning import input_facts, table_of
 from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, OutputError, Stopped
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.manifest.identity import refuse_another_input
+from embedkit.manifest.identity import check_same_input
 from embedkit.manifest.schema import Plan
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
 from embedkit.types import DeviceStats
@@ -66,7 +66,7 @@ def _work(config: RunConfig, spec: ModelSpec, workers: int, line: Line) -> None:
             line.order()
         destination = destination_of(config.output, config.share)
         plan = _stored_plan(destination)
-        refuse_another_input(plan.input, input_facts(table, spans, config.input, whole=False))
+        check_same_input(plan.input, input_facts(table, spans, config.input, whole=False))
         engine.run(ShardJob(plan, destination, {}, line.shards()))
         line.send(end=True)
     except BrokenPipeError:

@@ -24,7 +24,7 @@ class AnotherPlanError(OutputError):
     """A run to be resumed has another recipe or another input."""
 
 
-def refuse_changes(stored: Plan, asked: Plan) -> None:
+def check_same_plan(stored: Plan, asked: Plan) -> None:
     """Compares the run that was asked for with the plan of the output.
 
     The model's name is not compared, nor what only the stored plan can say: int8 ranges and batch size.
@@ -40,19 +40,19 @@ def refuse_changes(stored: Plan, asked: Plan) -> None:
     one["input"], other["input"] = _comparable(stored.input, asked.input)
     if asked.groups is not None:
         one, other = ({name: content[name] for name in _OF_GROUPS} for content in (one, other))
-    _refuse_difference(one, other)
+    _check_equal(one, other)
 
 
-def refuse_another_input(stored: InputFacts, now: InputFacts) -> None:
+def check_same_input(stored: InputFacts, now: InputFacts) -> None:
     """Compares the input with that of the plan.
 
     Raises:
         AnotherPlanError: they differ.
     """
-    _refuse_difference(*({"input": content} for content in _comparable(stored, now)))
+    _check_equal(*({"input": content} for content in _comparable(stored, now)))
 
 
-def _refuse_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     difference = first_difference(stored, asked)
     if difference is not None:
         name, was, now = difference

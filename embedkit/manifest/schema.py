@@ -51,7 +51,7 @@ class VersionedFile(ABC):
         """Returns the object as JSON of this version."""
 
     @classmethod
-    def parse(cls, data: bytes, path: Path, *, needs_checksum: bool = True) -> Self:
+    def parse(cls, data: bytes, path: Path | str, *, needs_checksum: bool = True) -> Self:
         """Reads a file's bytes.
 
         Args:
@@ -113,7 +113,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class InputFacts:
-    """What a run reads, and how.
+    """The input of a run, and how it is read.
 
     Attributes:
         files: of the table, in order; () if unknown, as for a single-file output.
@@ -190,7 +190,7 @@ def _input_files(content: Iterable[Json]) -> tuple[InputFile, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How the rows of an input are cut into shards. A stream is cut while it is read: the last three are None.
+    """The division of an input into shards. A stream is divided while it is read: the last three are None.
 
     Attributes:
         shard_rows: most rows in a shard.
@@ -222,7 +222,7 @@ class Sharding:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a run's model came from; names only, so no part of the recipe.
+    """The origin of a run's model: names only, so no part of the recipe.
 
     Attributes:
         model: what people call it; None in outputs of old versions.

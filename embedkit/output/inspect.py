@@ -25,7 +25,7 @@ from embedkit.types import STATUSES
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `embedkit inspect` shows.
+    """The result of `embedkit inspect`.
 
     Attributes:
         path: the folder or file.

@@ -1,4 +1,4 @@
-"""What a check finds: paths and what is wrong, no content of any row. Opens nothing."""
+"""Findings of a check: paths and problems, no content of any row. Opens no file."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from embedkit.storage.filesystem import is_folder
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How an output was made.
+    """The making of an output.
 
     Attributes:
         stored: the output, opened; `stored.source.name` is what was given as `--model`, None for a single file.

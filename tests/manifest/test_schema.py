@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit.errors import OutputError
-from embedkit.manifest.identity import input_digests, refuse_changes
+from embedkit.manifest.identity import check_same_plan, input_digests
 from embedkit.manifest.schema import (
     VERSION,
     MalformedFileError,
@@ -90,7 +90,7 @@ def test_content_that_embedkit_does_not_write_is_malformed_not_a_crash(file, dat
 )
 def test_a_changed_plan_is_refused_by_the_name_of_what_changed(changes, field):
     with pytest.raises(OutputError, match=f"cannot resume: {field}"):
-        refuse_changes(make_plan(), make_plan(**changes))
+        check_same_plan(make_plan(), make_plan(**changes))
 
 
 def with_file(**changes):
@@ -110,10 +110,10 @@ def with_file(**changes):
 def test_an_input_is_the_same_if_its_content_is(changes, is_same):
     for pair in ((make_plan(), with_file(**changes)), (with_file(**changes), make_plan())):
         if is_same:
-            refuse_changes(*pair)
+            check_same_plan(*pair)
         else:
             with pytest.raises(OutputError, match=r"cannot resume: input\.files\[0\]\."):
-                refuse_changes(*pair)
+                check_same_plan(*pair)
     by_content = [input_digests(plan)[0] for plan in (make_plan(), with_file(**changes))]
     assert (by_content[0] == by_content[1]) == (is_same and "name" in changes)
 

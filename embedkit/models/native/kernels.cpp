@@ -1,13 +1,38 @@
-/* What lies between the matrix products of a layer, each part in one pass over memory: attention of texts that lie
- * end to end, activations, and residuals with their norm. Compiled by kernels.py for the processor at hand.
+/* Everything between the matrix products of a layer, each part in one pass over memory: attention within packed
+ * texts, activations, and residuals with their norm. Compiled for this processor by compile_kernels.py, and called by
+ * kernels.py, which declares the same structs.
  *
  * All arrays are row-major and float32 unless their type says otherwise. A row of a result depends on its own text
- * alone, to the bit. What is not finite stays so. Where `scale` is not nullptr, the rows are raw products of bytes:
- * row t times scale[t], plus bias, is what they stand for. Where `bytes` is not nullptr, a result goes there too,
- * quantised: unsigned, 128 = 0, and `scale_out[t]` is what a step of row t is worth.
+ * alone, to the bit. What is not finite stays so.
  */
 #include <math.h>
 #include <stdint.h>
+
+/* The output of a linear layer, [n, width]: row t is values[t] * scale[t] + bias, or values[t] if scale is nullptr. */
+struct Products {
+    float *values;
+    const float *scale, *bias;
+    int64_t n, width;
+};
+
+/* A result. If bytes is not nullptr, it is quantised too: unsigned, 128 for 0, with scale[t] the step of row t. */
+struct Rows {
+    float *values;
+    uint8_t *bytes;
+    float *scale;
+};
+
+struct Norm {
+    const float *weight, *bias;
+    float eps;
+};
+
+/* Packed texts: the tokens of each, and [heads, length, length] that is added to its scores; nullptr for nothing. */
+struct Texts {
+    int64_t count;
+    const int64_t *lengths;
+    const float *const *biases;
+};
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -19,7 +44,7 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
-/* The same where they need not be aligned. */
+/* The same, unaligned. */
 typedef float vec_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -29,7 +54,7 @@ INLINE void store(float *at, vec x) { *(vec_at *)at = x; }
 INLINE vec all(float x) { return x - vec{}; }
 INLINE vec largest(vec a, vec b) { return a > b ? a : b; }
 
-/* Numbers of two vectors in another order: place j of the result is number f(s, j) of both, one behind the other. */
+/* Shuffles two vectors: number j of the result is number f(s, j) of both, concatenated. */
 #if LANES == 16
 #define EACH(f, s)                                                                                                   \
     f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7), f(s, 8), f(s, 9), f(s, 10), f(s, 11),     \
@@ -48,21 +73,21 @@ INLINE vec largest(vec a, vec b) { return a > b ? a : b; }
 #define UPPER(s, j) ((j) & (s) ? LANES + (j) - (s) : (j))
 #define LOWER(s, j) ((j) & (s) ? LANES + (j) : (j) + (s))
 
-/* In all places: the sum of a vector. */
+/* The sum of a vector, in all lanes. */
 template <int half = LANES / 2> INLINE vec sum_of(vec x) {
     x += SHUFFLED(x, x, TURNED, half);
     if constexpr (half == 1) return x;
     else return sum_of<half / 2>(x);
 }
 
-/* In all places: the largest of a vector. */
+/* The largest of a vector, in all lanes. */
 template <int half = LANES / 2> INLINE vec largest_of(vec x) {
     x = largest(x, SHUFFLED(x, x, TURNED, half));
     if constexpr (half == 1) return x;
     else return largest_of<half / 2>(x);
 }
 
-/* Columns of a square as its rows: halves change places, then halves of these. */
+/* Transposes a square: exchanges halves, then halves of these. */
 template <int half = LANES / 2> INLINE void transpose(vec rows[LANES]) {
     for (int i = 0; i < LANES; i++)
         if (!(i & half)) {
@@ -75,8 +100,8 @@ template <int half = LANES / 2> INLINE void transpose(vec rows[LANES]) {
 
 #define LOG2_E 1.44269504f
 
-/* 2^x to 2e-7 of itself, for x from -126 to 127: 2^n times a polynomial in what is left, which was fitted to 2^x on
- * -0.5..0.5 for the least largest relative error. */
+/* 2^x to 2e-7 of itself, for x from -126 to 127: 2^n times a polynomial in the rest, fitted to 2^x on
+ * -0.5..0.5 for the smallest maximum relative error. */
 INLINE vec power_of_two(vec x) {
     /* Adding 1.5 * 2^23 leaves the nearest integer in the low bits. */
     vec shifted = x + 12582912.0f;
@@ -96,7 +121,7 @@ INLINE vec exponential(vec x) {
 }
 
 /* erf(x) to 4e-7 of itself: x times the ratio of two polynomials in x^2, fitted to erf(x) / x on 0..3.9 for the
- * least largest relative error. Beyond 3.9 it is 1 in float32. */
+ * smallest maximum relative error. Above 3.9 it is 1 in float32. */
 INLINE vec error_function(vec x) {
     x = x < -3.9f ? all(-3.9f) : x;
     x = x > 3.9f ? all(3.9f) : x;
@@ -123,12 +148,12 @@ template <int kind> INLINE vec activated(vec x) {
     return x / (1.0f + exponential(-x));
 }
 
-/* A row as it is meant, at i: `width` is a multiple of LANES everywhere. */
-INLINE vec meant(const float *row, const float *scale, const float *bias, int64_t i) {
+/* The value of products at i; widths are multiples of LANES. */
+INLINE vec value_of(const float *row, const float *scale, const float *bias, int64_t i) {
     return scale ? load(row + i) * *scale + load(bias + i) : load(row + i);
 }
 
-/* Compared as integers, so that NaN and infinity are largest, and go into the scale. */
+/* Compares as integers, so that NaN and infinity are largest and reach the scale. */
 INLINE ints larger(ints size, vec x) {
     ints of_x = (ints)x & 0x7fffffff;
     return of_x > size ? of_x : size;
@@ -149,58 +174,65 @@ INLINE void quantise_row(const float *__restrict row, ints size, int64_t width, 
     *scale = most / 127.0f;
 }
 
-template <int kind>
-static void activate(float *rows, const float *scale, const float *bias, int64_t n, int64_t width, uint8_t *bytes,
-                     float *scale_out) {
+INLINE void quantise_rows(const float *values, int64_t n, int64_t width, uint8_t *bytes, float *scale) {
     for (int64_t t = 0; t < n; t++) {
-        float *row = rows + t * width;
+        const float *row = values + t * width;
+        ints size = {};
+        for (int64_t i = 0; i < width; i += LANES) size = larger(size, load(row + i));
+        quantise_row(row, size, width, bytes + t * width, scale + t);
+    }
+}
+
+template <int kind> static void activate(const Products *products, const Rows *out) {
+    const float *scale = products->scale, *bias = products->bias;
+    int64_t width = products->width;
+    for (int64_t t = 0; t < products->n; t++) {
+        float *row = products->values + t * width;
         ints size = {};
         for (int64_t i = 0; i < width; i += LANES) {
-            vec x = activated<kind>(meant(row, scale ? scale + t : nullptr, bias, i));
+            vec x = activated<kind>(value_of(row, scale ? scale + t : nullptr, bias, i));
             store(row + i, x);
             size = larger(size, x);
         }
-        if (bytes) quantise_row(row, size, width, bytes + t * width, scale_out + t);
+        if (out->bytes) quantise_row(row, size, width, out->bytes + t * width, out->scale + t);
     }
 }
 
-extern "C" void embedkit_quantise(const float *rows, int64_t n, int64_t width, uint8_t *bytes, float *scale_out) {
-    for (int64_t t = 0; t < n; t++) {
-        const float *row = rows + t * width;
-        ints size = {};
-        for (int64_t i = 0; i < width; i += LANES) size = larger(size, load(row + i));
-        quantise_row(row, size, width, bytes + t * width, scale_out + t);
-    }
+/* Quantises rows [n, width]. */
+extern "C" void embedkit_quantise(const Rows *rows, int64_t n, int64_t width) {
+    quantise_rows(rows->values, n, width, rows->bytes, rows->scale);
 }
 
-/* The activation of rows [n, width], in place. */
-extern "C" void embedkit_activate(float *rows, const float *scale, const float *bias, int64_t n, int64_t width,
-                                  int kind, uint8_t *bytes, float *scale_out) {
+/* Applies an activation in place; only bytes and scale of `out` are used. */
+extern "C" void embedkit_activate(const Products *products, int kind, const Rows *out) {
     auto work = kind == GELU        ? activate<GELU>
                 : kind == GELU_TANH ? activate<GELU_TANH>
                 : kind == RELU      ? activate<RELU>
                                     : activate<SILU>;
-    work(rows, scale, bias, n, width, bytes, scale_out);
+    work(products, out);
 }
 
 #define CHAINS 4
 
 INLINE vec square(vec x) { return x * x; }
 
-INLINE vec joined(const float *row, const float *scale, const float *bias, const float *beside, float *to, int64_t i) {
-    vec x = meant(row, scale, bias, i) + load(beside + i);
+INLINE vec joined(const float *row, const float *scale, const float *bias, const float *residual, float *to, int64_t i) {
+    vec x = value_of(row, scale, bias, i) + load(residual + i);
     store(to + i, x);
     return x;
 }
 
-/* Layer norm of rows + residual, [n, width], into `out`, which may be either of them. */
-extern "C" void embedkit_residual_norm(const float *rows, const float *scale, const float *bias, const float *residual,
-                            const float *weight, const float *shift, float eps, int64_t n, int64_t width,
-                            float *out, uint8_t *bytes, float *scale_out) {
-    for (int64_t t = 0; t < n; t++) {
-        const float *row = rows + t * width, *beside = residual + t * width, *by = scale ? scale + t : nullptr;
-        float *to = out + t * width;
-        /* Several sums side by side: an addition need not wait for the one before. */
+/* Layer norm of products + residual, [n, width], into `out`, which may be either of them. */
+extern "C" void embedkit_residual_norm(const Products *products, const float *residual, const Norm *norm,
+                                       const Rows *out) {
+    const float *scale = products->scale, *bias = products->bias, *weight = norm->weight, *shift = norm->bias;
+    float eps = norm->eps;
+    int64_t width = products->width;
+    for (int64_t t = 0; t < products->n; t++) {
+        const float *row = products->values + t * width, *beside = residual + t * width;
+        const float *by = scale ? scale + t : nullptr;
+        float *to = out->values + t * width;
+        /* Several independent sums: an addition need not wait for the one before. */
         vec sums[CHAINS] = {}, squares[CHAINS] = {};
         int64_t whole = width - width % (CHAINS * LANES);
         for (int64_t i = 0; i < whole; i += CHAINS * LANES)
@@ -217,11 +249,11 @@ extern "C" void embedkit_residual_norm(const float *rows, const float *scale, co
             store(to + i, x);
             size = larger(size, x);
         }
-        if (bytes) quantise_row(to, size, width, bytes + t * width, scale_out + t);
+        if (out->bytes) quantise_row(to, size, width, out->bytes + t * width, out->scale + t);
     }
 }
 
-/* Queries that are worked on together, and vectors of keys beside them: their products fill the registers. */
+/* Queries and vectors of keys that are processed together: their products fill the registers. */
 #define QUERIES 8
 #define KEYS 3
 #define WIDE 2
@@ -250,8 +282,8 @@ INLINE void weigh(const float *weights, const float *values, int64_t length, int
     }
 }
 
-/* One head of one text: all arrays are its own, and padded with zeros to whole vectors and to QUERIES rows. */
-INLINE void attend_head(const float *queries, const float *keys, const float *values, const float *near,
+/* One head of one text; its arrays are padded with zeros to whole vectors and to QUERIES rows. */
+INLINE void attend_head(const float *queries, const float *keys, const float *values, const float *score_bias,
                         int64_t length, int64_t padded, int64_t head, int64_t head_dim, int64_t stride,
                         float *scores, float *context) {
     vec last;
@@ -264,10 +296,10 @@ INLINE void attend_head(const float *queries, const float *keys, const float *va
         for (; k + 2 * LANES <= padded; k += 2 * LANES)
             score(queries + first * head, keys + k, padded, head, 2, scores + k);
         for (; k < padded; k += LANES) score(queries + first * head, keys + k, padded, head, 1, scores + k);
-        if (near)
+        if (score_bias)
             for (int64_t q = 0; q < rows; q++)
-                for (int64_t t = 0; t < length; t++) scores[q * padded + t] += near[(first + q) * length + t];
-        /* All queries at once: none waits for what another one's last step gives. */
+                for (int64_t t = 0; t < length; t++) scores[q * padded + t] += score_bias[(first + q) * length + t];
+        /* All queries at once: none waits for another one's last step. */
         vec tops[QUERIES], totals[QUERIES] = {};
         for (int q = 0; q < QUERIES; q++) {
             float *end = scores + q * padded + padded - LANES;
@@ -279,7 +311,7 @@ INLINE void attend_head(const float *queries, const float *keys, const float *va
         for (int q = 0; q < QUERIES; q++) tops[q] = largest_of(tops[q]) * LOG2_E;
         for (int64_t t = 0; t < padded; t += LANES)
             for (int q = 0; q < QUERIES; q++) {
-                /* What is far below the largest, as the padding is, adds 1e-38: nothing, beside 1. */
+                /* Scores far below the largest, as those of padding, add 1e-38, which is lost next to 1. */
                 vec x = load(scores + q * padded + t) * LOG2_E - tops[q];
                 vec e = power_of_two(x < -126.0f ? all(-126.0f) : x);
                 store(scores + q * padded + t, e);
@@ -308,41 +340,43 @@ INLINE void attend_head(const float *queries, const float *keys, const float *va
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-/* One token's part of a head, as it is meant. */
-INLINE void lay(float *to, const float *from, const float *scale, const float *bias, int64_t head_dim) {
+/* Copies one token's part of a head. */
+INLINE void copy_head(float *to, const float *from, const float *scale, const float *bias, int64_t head_dim) {
     int64_t d = 0;
-    for (; d + LANES <= head_dim; d += LANES) store(to + d, meant(from, scale, bias, d));
+    for (; d + LANES <= head_dim; d += LANES) store(to + d, value_of(from, scale, bias, d));
     for (; d < head_dim; d++) to[d] = scale ? from[d] * *scale + bias[d] : from[d];
 }
 
-/* What a whole number of vectors is called here: the numbers that a kernel works on at once. */
+/* Numbers in a vector register. */
 extern "C" int64_t embedkit_lanes(void) { return LANES; }
 
-/* Numbers that embedkit_attend needs room for, for texts of up to `length` tokens. */
+/* Size of the workspace of embedkit_attend for texts of up to `length` tokens, in numbers. */
 extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
     int64_t padded = rounded_up(length, LANES), head = rounded_up(head_dim, LANES);
     return (3 * padded + QUERIES + LANES) * head + QUERIES * padded;
 }
 
-/* Attention of texts that lie end to end, each to itself.
+/* Attention within packed texts.
  *
- * products: [T, 3 * heads * head_dim]: queries (scaled), keys, values.
- * lengths: tokens of each of `count` texts; T in all.
- * near: of each text [heads, length, length], added to the scores; nullptr = nothing.
- * context: [T, heads * head_dim].
- * room: see embedkit_attend_workspace.
+ * from: [T, 3 * heads * head_dim]: queries (scaled), keys, values.
+ * out: [T, heads * head_dim].
+ * workspace: see embedkit_attend_workspace.
  */
-extern "C" void embedkit_attend(const float *products, const float *scale, const float *bias, int64_t count,
-                                const int64_t *lengths, const float *const *near, int64_t heads, int64_t head_dim,
-                                float *context, float *room, uint8_t *bytes, float *scale_out) {
+extern "C" void embedkit_attend(const Products *from, const Texts *texts, int64_t heads, int64_t head_dim,
+                                const Rows *out, float *workspace) {
+    const float *products = from->values, *scale = from->scale, *bias = from->bias;
+    const float *const *biases = texts->biases;
+    const int64_t *lengths = texts->lengths;
+    float *context = out->values, *scale_out = out->scale;
+    uint8_t *bytes = out->bytes;
     int64_t head = rounded_up(head_dim, LANES), width = heads * head_dim;
-    for (int64_t text = 0; text < count; text++) {
+    for (int64_t text = 0; text < texts->count; text++) {
         int64_t length = lengths[text], padded = rounded_up(length, LANES);
-        float *queries = room, *keys = queries + (padded + QUERIES) * head;
+        float *queries = workspace, *keys = queries + (padded + QUERIES) * head;
         float *values = keys + padded * head, *tile = values + padded * head, *scores = tile + LANES * head;
-        /* What pads a text stays zero for all of its heads. */
+        /* The padding of a text stays zero for all of its heads. */
         if (!text || lengths[text - 1] != length)
-            __builtin_memset(room, 0, sizeof(float) * embedkit_attend_workspace(length, head_dim));
+            __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(length, head_dim));
         for (int64_t h = 0; h < heads; h++) {
             const float *at = products + h * head_dim, *add = bias ? bias + h * head_dim : nullptr;
             const float *add_key = bias ? add + width : nullptr, *add_value = bias ? add_key + width : nullptr;
@@ -354,9 +388,9 @@ extern "C" void embedkit_attend(const float *products, const float *scale, const
                         continue;
                     }
                     const float *token = at + t * 3 * width, *by = scale ? scale + t : nullptr;
-                    lay(queries + t * head, token, by, add, head_dim);
-                    lay(key, token + width, by, add_key, head_dim);
-                    lay(values + t * head, token + 2 * width, by, add_value, head_dim);
+                    copy_head(queries + t * head, token, by, add, head_dim);
+                    copy_head(key, token + width, by, add_key, head_dim);
+                    copy_head(values + t * head, token + 2 * width, by, add_value, head_dim);
                 }
                 for (int64_t d = 0; d < head; d += LANES) {
                     vec rows[LANES];
@@ -365,11 +399,11 @@ extern "C" void embedkit_attend(const float *products, const float *scale, const
                     for (int i = 0; i < LANES; i++) store(keys + (d + i) * padded + first, rows[i]);
                 }
             }
-            attend_head(queries, keys, values, near ? near[text] + h * length * length : nullptr, length, padded,
+            attend_head(queries, keys, values, biases ? biases[text] + h * length * length : nullptr, length, padded,
                         head, head_dim, width, scores, context + h * head_dim);
         }
         if (bytes) {
-            embedkit_quantise(context, length, width, bytes, scale_out);
+            quantise_rows(context, length, width, bytes, scale_out);
             bytes += length * width;
             scale_out += length;
         }

@@ -27,12 +27,32 @@ NO_COMPILER = (
 #: In the order of the source's `Activation`.
 _KINDS = ("gelu", "gelu_tanh", "relu", "silu")
 
-_Address, _Count, _Number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_Address, _Count = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Products(ctypes.Structure):
+    _fields_ = (("values", _Address), ("scale", _Address), ("bias", _Address), ("n", _Count), ("width", _Count))
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (("values", _Address), ("bytes", _Address), ("scale", _Address))
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", _Address), ("bias", _Address), ("eps", ctypes.c_float))
+
+
+class _Texts(ctypes.Structure):
+    _fields_ = (("count", _Count), ("lengths", _Address), ("biases", _Address))
+
+
+_Pointer = ctypes.POINTER
+#: Argument types; the structs are those of the source.
 _ARGUMENTS = {
-    "embedkit_quantise": (_Address, _Count, _Count, _Address, _Address),
-    "embedkit_activate": (*(_Address,) * 3, _Count, _Count, ctypes.c_int, _Address, _Address),
-    "embedkit_residual_norm": (*(_Address,) * 6, _Number, _Count, _Count, *(_Address,) * 3),
-    "embedkit_attend": (*(_Address,) * 3, _Count, *(_Address,) * 2, _Count, _Count, *(_Address,) * 4),
+    "embedkit_quantise": (_Pointer(_Rows), _Count, _Count),
+    "embedkit_activate": (_Pointer(_Products), ctypes.c_int, _Pointer(_Rows)),
+    "embedkit_residual_norm": (_Pointer(_Products), _Address, _Pointer(_Norm), _Pointer(_Rows)),
+    "embedkit_attend": (_Pointer(_Products), _Pointer(_Texts), _Count, _Count, _Pointer(_Rows), _Address),
 }
 
 
@@ -63,7 +83,7 @@ class Kernels:
         """Returns states float32 [T, K] as the input of a linear layer."""
         rows = _rows(states, quantise=quantise)
         if quantise:
-            self._library.embedkit_quantise(_at(states), *states.shape, _at(rows.bytes), _at(rows.steps))
+            self._library.embedkit_quantise(_rows_struct(rows), *states.shape)
         return rows
 
     def attend(
@@ -85,11 +105,11 @@ class Kernels:
         n_values = self._library.embedkit_attend_workspace(int(lengths.max()), width // n_heads)
         # Explicit: torch's default is another while a thread loads a model in 16 bits.
         workspace = torch.empty(n_values, dtype=torch.float32)
+        # Kept in a variable: the struct holds its address alone.
         addresses = (_Address * len(biases))(*(bias.data_ptr() for bias in biases)) if biases else None
+        texts = _Texts(len(lengths), _at(lengths), ctypes.cast(addresses, _Address) if addresses else None)
         self._library.embedkit_attend(
-            *(_at(products.values), _at(products.steps), _at(products.bias)),
-            *(len(lengths), _at(lengths), addresses, n_heads, width // n_heads),
-            *(_at(rows.states), _at(workspace), _at(rows.bytes), _at(rows.steps)),
+            _products_struct(products), texts, n_heads, width // n_heads, _rows_struct(rows), _at(workspace)
         )
         if rows.bytes is not None and rows.steps is not None:
             rows.bytes[in_texts:] = 128
@@ -99,19 +119,17 @@ class Kernels:
     def activate(self, products: Products, activation: str, *, quantise: bool) -> Rows:
         """Applies an activation, a name of layer.ACTIVATIONS."""
         rows = _rows(products.values, quantise=quantise)
-        self._library.embedkit_activate(
-            *(_at(products.values), _at(products.steps), _at(products.bias), *products.values.shape),
-            *(_KINDS.index(activation), _at(rows.bytes), _at(rows.steps)),
-        )
+        self._library.embedkit_activate(_products_struct(products), _KINDS.index(activation), _rows_struct(rows))
         return rows
 
     def residual_norm(self, products: Products, residual: Tensor, norm: Norm, *, quantise: bool) -> Rows:
         """Normalises products + residual."""
         rows = _rows(products.values, quantise=quantise)
         self._library.embedkit_residual_norm(
-            *(_at(products.values), _at(products.steps), _at(products.bias), _at(residual)),
-            *(_at(norm.weight), _at(norm.bias), norm.eps, *products.values.shape),
-            *(_at(rows.states), _at(rows.bytes), _at(rows.steps)),
+            _products_struct(products),
+            _at(residual),
+            _Norm(_at(norm.weight), _at(norm.bias), norm.eps),
+            _rows_struct(rows),
         )
         return rows
 
@@ -168,6 +186,14 @@ def _rows(states: Tensor, *, quantise: bool) -> Rows:
         return Rows(states)
     steps = torch.empty(len(states), dtype=torch.float32)
     return Rows(states, torch.empty(states.shape, dtype=torch.uint8), steps)
+
+
+def _products_struct(products: Products) -> _Products:
+    return _Products(_at(products.values), _at(products.steps), _at(products.bias), *products.values.shape)
+
+
+def _rows_struct(rows: Rows) -> _Rows:
+    return _Rows(_at(rows.states), _at(rows.bytes), _at(rows.steps))
 
 
 def _at(tensor: Tensor | None) -> int | None:

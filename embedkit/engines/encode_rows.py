@@ -32,7 +32,7 @@ from embedkit.sources import SpanBook, Table
 
 #: Engines by name; see base.py.
 ENGINES: dict[str, Callable[[EngineSetup], Engine]] = {"in_process": InProcessEngine, "worker_pool": WorkerPool}
-#: Share of unknown tokens from which on the user is told.
+#: Share of unknown tokens above which a notice is given.
 _MANY_UNKNOWN = 0.05
 _NO_MODEL = ModelFacts(
     recipe={}, fingerprint="", notices=(), device="", engine="", variants=(), max_length=0, source=ModelSource()

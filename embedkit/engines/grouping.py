@@ -275,9 +275,9 @@ class _GroupWriter:
             content = b"".join(read_file(self.rows / "rejects" / name) for name in by_number)
         if content:
             out = Path(self.config.output.output)
-            told = f"{out.name}.rows.rejects.jsonl"
-            write_file(out.parent, told, content)
-            self.callbacks.notice(f"rows that are in no group are listed in {out.with_name(told)}")
+            name = f"{out.name}.rows.rejects.jsonl"
+            write_file(out.parent, name, content)
+            self.callbacks.notice(f"rows that are in no group are listed in {out.with_name(name)}")
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -164,7 +164,7 @@ def is_leftover(path: Path) -> bool:
     """Check for a temporary file that no process is writing any more.
 
     Its process ran on this machine and has ended; or it was written elsewhere (or before the last start of this
-    machine), where processes cannot be asked for, and has not changed for a day.
+    machine), whose processes are unknown, and has not changed for a day.
     """
     name = _TEMPORARY.fullmatch(path.name)
     if name is None:

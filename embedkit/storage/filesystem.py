@@ -89,7 +89,7 @@ class AtomicFiles(Protocol):
 
 
 class FileSystem(Protocol):
-    """What embedkit needs of a place that holds files.
+    """Operations that embedkit needs of a place that holds files.
 
     Methods are documented by the functions of this module with the same names. They raise `OSError`; if a file is
     missing, `FileNotFoundError`.

@@ -250,8 +250,8 @@ CASES = [
     table(
         "broken.jsonl", "3 rows|row 12|invalid_json|row 13|not_an_object|row 14|text_not_string", "--on-bad-row"
     ),
-    table("quote.csv", "quote.csv|row 12|never closed", "quoted"),
-    table("behind_quote.csv", "behind_quote.csv|row 12|closing quote", "quoted"),
+    table("quote.csv", "quote.csv|row 12|never closed", "double the quote"),
+    table("behind_quote.csv", "behind_quote.csv|row 12|closing quote", "double the quote"),
     table("latin1.csv", "latin1.csv|row 12|not_utf8", "iconv|--on-bad-row"),
     table("array.jsonl", "array.jsonl|array", "jq"),
     table("notes.csv --on-long error --max-length 5", "row 0|--on-long error|5", "truncate"),

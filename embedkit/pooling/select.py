@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,12 @@ class ChosenPooler:
     exclude_special: bool | None
     file: PoolerFile | None
     made: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles a package's pooler by its name: the object may hold what cannot be pickled."""
+        if self.file is None:
+            return _of_package, (self.label,)
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
     @property
     def is_idf(self) -> bool:
@@ -155,7 +161,7 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
                 )
             labels.append(name)
             continue
-        chosen = _of_file(name) if is_file(name) else _of_package(name, entries)
+        chosen = _of_file(name) if is_file(name) else _of_package(name)
         label, number = chosen.label, 1
         while label in poolers:
             number += 1
@@ -243,7 +249,8 @@ def _of_file(name: str) -> ChosenPooler:
     )
 
 
-def _of_package(name: str, entries: list[EntryPoint]) -> ChosenPooler:
+def _of_package(name: str) -> ChosenPooler:
+    entries = installed(name)
     if len(entries) > 1:
         raise UsageError(
             f"two packages declare a pooler '{name}': {' and '.join(_package(entry) for entry in entries)}",

@@ -82,6 +82,21 @@ def test_with_and_without_special_tokens_packed_or_padded_and_a_column_a_layer(
             assert np.abs(out.variant(f"L{layer:02d}_norm-weighted")[row] - expected).max() <= 1e-5
 
 
+def test_workers_make_a_pooler_that_cannot_be_pickled_themselves(install, bert, tmp_path, embedkit_cli):
+    code = f"{EXAMPLE}\n\ndef make():\n    class Local(NormWeighted): pass\n    return Local()\n"
+    install(code, "norm-weighted = norm_weighted:make")
+    rows = tmp_path / "in.txt"
+    rows.write_text("".join(f"{text}\n" for text in TEXTS if text.strip() and "\n" not in text), encoding="utf-8")
+    for workers in (1, 2):
+        ran = embedkit_cli(
+            *("encode", rows, "-m", bert, "--pool", "norm-weighted", "--workers", workers, "--shard-rows", "2"),
+            *("-o", tmp_path / f"out{workers}", "-q"),
+        )
+        assert ran.code == 0, ran.err
+    one, two = (embedkit.read(tmp_path / f"out{workers}") for workers in (1, 2))
+    assert np.array_equal(one.vectors, two.vectors)
+
+
 def test_a_pooler_says_which_layers_it_needs(install, bert):
     install(EXAMPLE.replace("layers = None", 'layers = "1:3"'), "norm-weighted = norm_weighted:NormWeighted")
     assert Encoder(str(bert), pool="norm-weighted").recipe["layers"] == [1, 2]

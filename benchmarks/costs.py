@@ -199,9 +199,9 @@ def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> t
     """
     as_csv(work / "some.csv", [{"id": str(row), "text": text} for row, text in enumerate(texts)])
     config = RunConfig(
-        InputConfig((str(work / "some.csv"),)),
-        OutputConfig(str(work / "out"), "parquet", on_exists="overwrite"),
-        ModelConfig(str(folder)),
+        input=InputConfig((str(work / "some.csv"),)),
+        output=OutputConfig(str(work / "out"), "parquet", on_exists="overwrite"),
+        model=ModelConfig(str(folder)),
         pooling=PoolingConfig(pool="mean"),
     )
     encoder = Encoder(folder, pool="mean")

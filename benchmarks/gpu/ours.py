@@ -74,21 +74,21 @@ class Ours:
             at_start: called when the model is loaded and the first batch is about to run.
         """
         config = RunConfig(
-            InputConfig((str(self.texts),), limit=limit),
-            OutputConfig(str(self.work / name), "parquet", on_exists="overwrite"),
-            ModelConfig(str(self.folder), device=self.device),
+            input=InputConfig((str(self.texts),), limit=limit),
+            output=OutputConfig(str(self.work / name), "parquet", on_exists="overwrite"),
+            model=ModelConfig(str(self.folder), device=self.device),
             pooling=PoolingConfig(pool="mean"),
             share=ShareConfig(workers=workers),
         )
-        watcher = make_callbacks("none", quiet=True)
-        started = watcher.started
+        callbacks = make_callbacks("none", quiet=True)
+        started = callbacks.started
 
         def tell(**facts: Any) -> None:
             started(**facts)
             at_start()
 
-        watcher.started = tell  # type: ignore[method-assign]
-        return run(config, watcher, threading.Event())
+        callbacks.started = tell  # type: ignore[method-assign]
+        return run(config, callbacks, threading.Event())
 
     def timed_encode(self) -> float:
         """Seconds from the model's first batch to the manifest."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests import tiny_models
+from tests.conftest import embedkit_cli, one_thread  # noqa: F401 - fixtures: pytest finds them by their names here
 
 
 @pytest.fixture(scope="session")

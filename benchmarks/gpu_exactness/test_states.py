@@ -11,9 +11,9 @@ import torch
 from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
+from embedkit.models.base import tensors
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
-from embedkit.models.base import tensors
 from embedkit.types import Batch
 from tests import tiny_models
 from tests.models.test_architectures import alone, random_tokens, saved

@@ -1,7 +1,4 @@
-"""Tells whether two plans or two inputs are the same.
-
-Files are the same if their content is, whatever their names and modification times.
-"""
+"""Compares plans and inputs: files are the same if their content is, whatever their names and times."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import InputFacts, ModelSource, Plan
 
-_UNKNOWN = ModelSource()
 #: What two runs of groups must have in common to have the same output.
 _OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
@@ -34,7 +30,7 @@ def check_same_plan(stored: Plan, asked: Plan) -> None:
     """
     # The fingerprint follows from the recipe, whose fields say more.
     one, other = (
-        replace(plan, fingerprint="", source=_UNKNOWN, int8_ranges=None, batch_tokens=None).to_json()
+        replace(plan, fingerprint="", source=ModelSource(), int8_ranges=None, batch_tokens=None).to_json()
         for plan in (stored, asked)
     )
     one["input"], other["input"] = _comparable(stored.input, asked.input)
@@ -64,16 +60,16 @@ def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 
 def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns both inputs by content, with hashes of whole files only if both have them: older plans do not."""
-    one, other = input_content(stored), input_content(asked)
+    one, other = _input_content(stored), _input_content(asked)
     for key in ("files", "spans"):
-        for first, second in zip(one.get(key, ()), other.get(key, ()), strict=False):
-            if not ("content_sha256" in first and "content_sha256" in second):
-                first.pop("content_sha256", None)
-                second.pop("content_sha256", None)
+        for pair in zip(one.get(key, ()), other.get(key, ()), strict=False):
+            if not all("content_sha256" in file for file in pair):
+                for file in pair:
+                    file.pop("content_sha256", None)
     return one, other
 
 
-def input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_ns")) -> dict[str, Any]:
+def _input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_ns")) -> dict[str, Any]:
     """Returns the plan's `input` without what differs in a copy of the same files: names and times."""
     content = read.to_json()
     for file in (*content["files"], *content.get("spans", ())):
@@ -83,11 +79,11 @@ def input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_
 
 
 def input_digests(plan: Plan) -> tuple[str, str]:
-    """Returns what a single file says of its input: by content alone, and by names too, as before version 0.2."""
-    apart = {"on_bad_row": plan.on_bad_row, "kept_types": dict(plan.kept_types)}
+    """Returns digests of the input that a single file may name: by content, and by names too (before 0.2)."""
+    reading = {"on_bad_row": plan.on_bad_row, "kept_types": dict(plan.kept_types)}
     return (
-        fingerprint({"input": input_content(plan.input), **apart}),
-        fingerprint({"input": input_content(plan.input, ("content_sha256",)), **apart}),
+        fingerprint({"input": _input_content(plan.input), **reading}),
+        fingerprint({"input": _input_content(plan.input, ("content_sha256",)), **reading}),
     )
 
 
@@ -97,10 +93,10 @@ def files_digest(files: Iterable[tuple[int | None, str | None]]) -> str | None:
     Returns:
         64 hexadecimal digits; None if one of the files was stdin, whose size is None.
     """
-    facts = [list(file) for file in files]
-    return (
-        None if any(size is None for size, _ in facts) else hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    )
+    facts = list(files)
+    if any(size is None for size, _ in facts):
+        return None
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, str, str] | None:
@@ -110,20 +106,14 @@ def first_difference(stored: Any, asked: Any, name: str = "") -> tuple[str, str,
         The dotted name of the first field that differs, and both values, cut to 80 characters; None if equal.
     """
     if isinstance(stored, Mapping) and isinstance(asked, Mapping):
-        for key in sorted({*stored, *asked}):
-            found = first_difference(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
-            if found is not None:
-                return found
+        prefix = f"{name}." if name else ""
+        pairs = [(prefix + key, stored.get(key), asked.get(key)) for key in sorted({*stored, *asked})]
+    elif isinstance(stored, list | tuple) and isinstance(asked, list | tuple) and len(stored) == len(asked):
+        pairs = [(f"{name}[{place}]", *pair) for place, pair in enumerate(zip(stored, asked, strict=True))]
+    elif stored == asked:
         return None
-    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
-        for place, pair in enumerate(zip(stored, asked, strict=True)):
-            found = first_difference(*pair, f"{name}[{place}]")
-            if found is not None:
-                return found
-        return None
-    return None if stored == asked else (name, _short(stored), _short(asked))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    else:
+        was, now = (text if len(text) <= 80 else f"{text[:77]}..." for text in (repr(stored), repr(asked)))
+        return name, was, now
+    found = (first_difference(one, other, of) for of, one, other in pairs)
+    return next((difference for difference in found if difference is not None), None)

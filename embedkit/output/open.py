@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import ValidationError, convert
 from numpy.typing import NDArray
 
 from embedkit.errors import EmbedkitError, OutputError
@@ -347,12 +348,12 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}"))
         for key in ("recipe", "int8_ranges", "model", "read")
     )
-    if not all(isinstance(content, dict) for content in (recipe, ranges, source, read)):
-        raise TypeError("schema metadata that should be JSON objects is not")
+    if not isinstance(recipe, dict):
+        raise TypeError("the recipe is not a JSON object")
     return Stored(
         *(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), _int8_ranges(ranges)),
-        source=ModelSource.from_json(source),
-        input=InputFacts.from_json(read) if read else None,
+        source=convert(source, ModelSource),
+        input=convert(InputFacts.fields(read), InputFacts) if read else None,
     )
 
 
@@ -408,7 +409,7 @@ def _text_metadata(schema: pa.Schema) -> dict[str, str]:
 #: Raised by pyarrow, numpy, orjson, json and zlib for damaged bytes.
 _BROKEN = (
     *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError),
+    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError, ValidationError),
 )
 
 

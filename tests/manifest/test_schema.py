@@ -134,10 +134,10 @@ def test_a_stored_record_of_units_has_the_counts_of_its_texts_beside_those_of_it
 
 
 def test_older_outputs_name_the_model_as_far_as_they_can():
-    named = {"name": "minilm", "hub": "owner/MiniLM", "revision": "0a"}
-    assert ModelSource.from_json({"name": "/home/jane/bert", "hub": None}).describe() == "bert"
-    assert ModelSource.from_json(named).describe() == "minilm (owner/MiniLM at 0a)"
-    assert ModelSource.from_json(None).describe() is None
+    assert ModelSource(name="/home/jane/bert").describe() == "bert"
+    named = ModelSource(name="minilm", hub="owner/MiniLM", revision="0a")
+    assert named.describe() == "minilm (owner/MiniLM at 0a)"
+    assert ModelSource().describe() is None
 
 
 def test_plans_of_streams_have_no_ranges_and_others_cover_every_row_once():

@@ -35,11 +35,12 @@ from embedkit.output.destination import Destination, Folder, destination_of
 from embedkit.output.formats import layout_of, make_sink
 from embedkit.output.formats.values import kept_values_of
 from embedkit.output.open import Stored, open_stored, read_versioned
+from embedkit.output.rejects import lists_of_shards, rejects_path
 from embedkit.pooling.groups import Grouping, Item, last_rows
 from embedkit.pooling.postprocess import finish
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, list_files, read_file, seems_file, write_file
+from embedkit.storage.filesystem import exists, seems_file, write_file
 from embedkit.types import EncodedShard, Fault, Variant
 
 #: Columns that are written beside those of --keep.
@@ -61,7 +62,7 @@ def encode_groups(
     began = time.monotonic()
     if "-" not in config.input.inputs:
         names = [*expanded(config.input.inputs, []), *([config.units.spans] if config.units.spans else ())]
-        check_not_read([out, out.with_name(f"{out.stem}.rejects.jsonl")], names)
+        check_not_read([out, rejects_path(out)], names)
         check_not_read([rows, *([] if seems_file(out) else [out])], names, whole_folders=True)
     destination = destination_of(config.output)
     stored = destination.open()
@@ -270,9 +271,7 @@ class _GroupWriter:
     def _keep_rejects(self) -> None:
         """Keeps the list of unreadable rows beside the output."""
         with as_read_error(self.rows):
-            names = (name for name, _ in list_files(self.rows / "rejects") if name.endswith(".jsonl"))
-            by_number = sorted(names, key=lambda of: (len(of), of))
-            content = b"".join(read_file(self.rows / "rejects" / name) for name in by_number)
+            content = b"".join(lists_of_shards(self.rows))
         if content:
             out = Path(self.config.output.output)
             name = f"{out.name}.rows.rejects.jsonl"

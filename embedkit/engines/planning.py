@@ -16,6 +16,7 @@ from embedkit.manifest.shards import SHARD_CHARACTERS, ShardCutter, default_shar
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.values import fits_parquet
+from embedkit.output.rejects import rejects_path
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
 from embedkit.sources.locate import check_not_read, unreadable
@@ -63,7 +64,7 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     if path.suffix != f".{form}" or seems_folder(path):
         check_not_read([path], names, whole_folders=True)
         return
-    others = [path.with_name(f"{path.stem}.rejects.jsonl")]
+    others = [rejects_path(path)]
     others += [path.with_name(metadata_name(path.name))] if form == "npy" else []
     check_not_read([path, *others], names)
     check_not_read([path.with_name(f"{path.name}.partial")], names, whole_folders=True)

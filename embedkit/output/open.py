@@ -40,6 +40,7 @@ from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, Layout
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.sink import Sink
+from embedkit.output.rejects import rejects_path
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (
@@ -342,7 +343,7 @@ def _open_folder(path: Path) -> Stored:
 def _open_file(path: Path, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
-    for problem in mixed_files(files, layout, whole=False):
+    for problem in mixed_files(path, files, layout, whole=False):
         raise OutputError(problem, hint=_MIXED)
     recipe, ranges, source, read = (
         json.loads(layout.metadata.get(f"embedkit.{key}", "{}"))
@@ -361,10 +362,11 @@ def _int8_ranges(stored: Int8Ranges) -> dict[str, Int8Range]:
     return {name: Int8Range.from_json(of) for name, of in stored.items()}
 
 
-def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
+def mixed_files(path: Path, files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
     """Yields a sentence for each file of a single-file output that was not written with the others.
 
     Args:
+        path: of the output.
         files: of the output; the last one describes the others.
         layout: read from that one. Outputs of old versions do not name the others, and are not checked.
         whole: compare hashes of whole files, and the list of rejects; else only sizes and samples of arrays.
@@ -373,16 +375,15 @@ def mixed_files(files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterat
         OSError: a file cannot be read.
     """
     arrays = json.loads(layout.metadata.get(ARRAYS_KEY, "{}"))
-    for variant, path in zip(layout.variants, files, strict=False):
+    for variant, array in zip(layout.variants, files, strict=False):
         if variant.name not in arrays:
             continue
         of = arrays[variant.name]
-        is_same = stat_file(path).size == of["bytes"] and sha256_of_ends(path) == of["sampled"]
-        if not is_same or (whole and sha256_of_file(path) != of["sha256"]):
-            yield f"{path.name} is not the array that {files[-1].name} was written with"
+        is_same = stat_file(array).size == of["bytes"] and sha256_of_ends(array) == of["sampled"]
+        if not is_same or (whole and sha256_of_file(array) != of["sha256"]):
+            yield f"{array.name} is not the array that {files[-1].name} was written with"
     if whole and layout.metadata.get(REJECTS_KEY):
-        stem = files[-1].name.removesuffix(".metadata.parquet" if arrays else files[-1].suffix)
-        rejects = files[-1].with_name(f"{stem}.rejects.jsonl")
+        rejects = rejects_path(path)
         if exists(rejects) and sha256_of_file(rejects) != layout.metadata[REJECTS_KEY]:
             yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from embedkit.manifest.schema import ShardRecord
 from embedkit.output.formats.layout import Create, shard_name
-from embedkit.storage.filesystem import open_file, read_file
+from embedkit.storage.filesystem import list_files, open_file, read_file
 from embedkit.types import EncodedShard
 
 _KEYS = frozenset({"row", "file", "offset", "code"})
 _FIRST_LINE = 2**20
+
+
+def rejects_path(path: Path) -> Path:
+    """Returns the path of the list of rejects of a single-file output."""
+    return path.with_name(f"{path.stem}.rejects.jsonl")
 
 
 def lists_rejects(path: Path) -> bool:
@@ -48,6 +54,13 @@ def write_rejects(shard: EncodedShard, create: Create) -> None:
             }
             line |= {} if fault.layer is None else {"layer": fault.layer}
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def lists_of_shards(folder: Path) -> Iterator[bytes]:
+    """Yields the lists of rejects in a folder of shards, by number."""
+    names = (name for name, _ in list_files(folder / "rejects") if name.endswith(".jsonl"))
+    for name in sorted(names, key=lambda name: (len(name), name)):  # of more than 100,000 shards too
+        yield read_file(folder / "rejects" / name)
 
 
 def rejected_rows(path: Path) -> list[int]:

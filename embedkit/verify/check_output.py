@@ -5,7 +5,6 @@ Beyond the hashes, all files are read: rows, order, receipts, finite numbers. Ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from embedkit.errors import OutputError
@@ -72,10 +71,9 @@ def _verify_file(path: Path) -> Verification:
             found.problems.append(Finding(path.name, "its fingerprint is not that of its recipe"))
         if not contents.finite:
             found.problems.append(Finding(path.name, "holds a number that is not finite"))
-        files: Sequence[Path] = stored.parts[0]
-        found.problems += [
-            Finding(path.name, problem) for problem in mixed_files(files, stored.layout, whole=True)
-        ]
+        files = stored.parts[0]
+        mixed = mixed_files(path, files, stored.layout, whole=True)
+        found.problems += [Finding(path.name, problem) for problem in mixed]
         found.rows, found.vectors = contents.rows, contents.vectors
         found.files, found.bytes = len(files), sum(stat_file(file).size for file in files)
     except OutputError as error:

@@ -19,7 +19,7 @@ from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import InputFacts
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import readable
-from embedkit.output.rejects import rejected_rows
+from embedkit.output.rejects import rejected_rows, rejects_path
 from embedkit.sources import Table, open_table
 from embedkit.storage.filesystem import exists, is_folder
 from embedkit.types import Record
@@ -148,7 +148,7 @@ def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
     for batch in stored.batches(stored.layout.variants[:1]):
         n_rows += len(batch.facts)
         n_vectors += int(batch.has_vector.sum())
-    rejects = path.with_name(f"{path.stem}.rejects.jsonl")
+    rejects = rejects_path(path)
     there = [rejects] if exists(rejects) else []
     gone = len(_listed(there)) if _leaves_out(provenance) else 0
     yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, provenance), n_vectors)

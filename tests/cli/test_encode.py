@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
+from embedkit.verify import verify_output
 from tests.conftest import NOTES
 
 OUTPUTS = ("out", "out.parquet", "out.npy", "out.jsonl", "out.arrow")
@@ -372,6 +373,23 @@ def test_the_rejects_of_an_output_of_another_format_stay(encode, tmp_path):
     assert (tmp_path / "out.rejects.jsonl").read_text() == listed
     assert encode(good, "-o", tmp_path / "out.parquet", "--on-exists", "overwrite").code == 0
     assert not (tmp_path / "out.rejects.jsonl").exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [("npy", "jsonl"), ("jsonl", "npy"), ("parquet", "arrow")])
+def test_a_list_of_rejects_is_not_replaced_by_that_of_another_format(encode, tmp_path, first, second):
+    bad, worse = tmp_path / "bad.jsonl", tmp_path / "worse.jsonl"
+    bad.write_text('{"text": 5}\n{"text": "b"}\n')
+    worse.write_text('{"text": "b"}\n{"text": 5}\n')
+    skip = ("--on-bad-row", "skip")
+    assert encode(bad, "-o", tmp_path / f"out.{first}", *skip).code == 0
+    for on_exists in ("error", "resume", "overwrite"):
+        ran = encode(worse, "-o", tmp_path / f"out.{second}", *skip, "--on-exists", on_exists)
+        assert (ran.code, f"lists the rejects of out.{first}" in ran.err) == (5, True)
+        assert "choose another name, or a folder, with -o" in ran.err
+        assert not (tmp_path / f"out.{second}.partial").exists()
+    assert verify_output(tmp_path / f"out.{first}").problems == []
+    assert encode(worse, "-o", tmp_path / f"out.{first}", *skip, "--on-exists", "overwrite").code == 0
+    assert verify_output(tmp_path / f"out.{first}").problems == []
 
 
 @pytest.mark.parametrize(

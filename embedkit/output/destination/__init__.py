@@ -32,5 +32,9 @@ def destination_of(config: OutputConfig, share: ShareConfig = _ALONE) -> Destina
     with as_read_error(path):
         is_file = config.is_single_file and not is_folder(path)
     if is_file:
-        return SingleFile(path, config.on_exists, verify=config.verify, several=share.several)
+        # Beside .npy, which has no rows without a vector, empty texts are rejects as well.
+        may_reject = config.on_bad_row != "fail" or path.suffix == ".npy"
+        return SingleFile(
+            *(path, config.on_exists), verify=config.verify, several=share.several, may_reject=may_reject
+        )
     return Folder(path, config.on_exists, verify=config.verify, several=share.several)

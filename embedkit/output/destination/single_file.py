@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from json import loads
 from pathlib import Path
 
@@ -13,22 +15,21 @@ from embedkit.errors import OutputError
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
-from embedkit.output.formats import Sink, make_sink
+from embedkit.output.formats import FORMATS, Sink, make_sink
+from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.layout import REJECTS_KEY
-from embedkit.output.formats.npy_format import metadata_name
-from embedkit.output.open import former_files, open_stored, schema_metadata
-from embedkit.output.rejects import lists_rejects
+from embedkit.output.open import describing_file, former_files, open_stored, schema_metadata
+from embedkit.output.rejects import lists_of_shards, lists_rejects, rejects_path
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
     AtomicFiles,
     exists,
     is_folder,
-    list_files,
     new_files,
     open_file,
-    read_file,
     remove_empty,
     remove_file,
+    sha256_of_file,
 )
 from embedkit.types import EncodedShard
 
@@ -40,17 +41,19 @@ class SingleFile:
         path: of the file.
         on_exists: error, resume or overwrite.
         verify, several: see Folder.
+        may_reject: False if no row of the run can be a reject.
     """
 
-    def __init__(self, path: Path, on_exists: str, *, verify: bool = False, several: bool = False) -> None:
+    def __init__(self, path: Path, on_exists: str, *, verify: bool, several: bool, may_reject: bool) -> None:
         self.path = path
+        self.may_reject = may_reject
         self.on_exists = on_exists
         self.several = several
         self.parts = Folder(path.with_name(f"{path.name}.partial"), on_exists, verify=verify, several=several)
         self.was_complete = False
         #: The file that is published last, and whose presence means that the output is complete.
-        self.last = path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
-        self.rejects = f"{path.stem}.rejects.jsonl"
+        self.last = describing_file(path)
+        self.rejects = rejects_path(path)
         #: To recognise a file that another process of this run has completed.
         self._sink: Sink | None = None
         self._inputs: Collection[str] = ()
@@ -73,13 +76,15 @@ class SingleFile:
             check_no_link(self.path)
             is_last_there = exists(self.last)
             there = self._was_there = is_last_there or exists(self.path)
-            rejects = self.path.with_name(self.rejects)
-            self._has_former_rejects = exists(rejects) and (there or self.parts.has_plan())
-            if exists(rejects) and not lists_rejects(rejects):
+            has_rejects = exists(self.rejects)
+            if has_rejects and not lists_rejects(self.rejects):
                 raise OutputError(
-                    f"{rejects} is needed for the list of rejects, and embedkit did not write the existing file",
+                    f"{self.rejects} is needed for the list of rejects, and embedkit did not write the existing "
+                    "file",
                     hint="rename or move it, or choose another place with -o",
                 )
+            owner = self._owner_of_rejects() if has_rejects else None
+            self._has_former_rejects = has_rejects and not owner and (there or self.parts.has_plan())
         if there and self.on_exists == "error" and not self.several:
             name = self.path if exists(self.path) else self.last
             raise OutputError(f"{name} exists", hint=f"use {WAYS}")
@@ -87,9 +92,29 @@ class SingleFile:
             # A run that was killed after the file was complete leaves parts without a plan.
             self.was_complete = True
             return None
+        if owner and self.may_reject:
+            raise OutputError(
+                f"{self.rejects} lists the rejects of {owner.name}, and this run may have rejects as well",
+                hint="choose another name, or a folder, with -o",
+            )
         plan = self.parts.open()
         self.was_complete = there and plan is None
         return plan
+
+    def _owner_of_rejects(self) -> Path | None:
+        """Returns the other output that the existing list of rejects belongs to: all formats use one name."""
+        digest = sha256_of_file(self.rejects)
+        others = [self.path.with_suffix(f".{form}") for form in FORMATS if f".{form}" != self.path.suffix]
+        others = [path for path in others if exists(describing_file(path))]
+        for path in others:
+            if _names_rejects(path, digest):
+                return path
+        lines = self.path.with_suffix(".jsonl")  # JSON Lines cannot name their list
+        if lines in others and not (exists(self.last) and _names_rejects(self.path, digest)):
+            with suppress(OutputError):
+                sniff(lines)
+                return lines
+        return None
 
     def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:
         """See Destination."""
@@ -177,7 +202,7 @@ class SingleFile:
     def finish(self, sink: Sink, manifest: Manifest) -> None:
         """See Destination."""
         with as_read_error(self.path):
-            former = {*self._former_files(), *([self.rejects] if self._has_former_rejects else [])}
+            former = {*self._former_files(), *([self.rejects.name] if self._has_former_rejects else [])}
         shards = manifest.stored_shards
         self._check_parts(shards)
         files = new_files(self.path.parent)
@@ -258,18 +283,24 @@ class SingleFile:
 
     def _merge_rejects(self, files: AtomicFiles) -> str:
         """Concatenates the lists of rejects. Returns the SHA-256 of the list; "" if there is none."""
-        folder = self.parts.output.path
-        names = (name for name, _ in list_files(folder / "rejects") if name.endswith(".jsonl"))
-        parts = sorted(names, key=lambda name: (len(name), name))  # by number, of more than 100,000 too
-        if not parts:
+        lists = lists_of_shards(self.parts.output.path)
+        first = next(lists, None)
+        if first is None:
             return ""
         digest = hashlib.sha256()
-        with files.create(self.rejects) as out:
-            for part in parts:
-                data = read_file(folder / "rejects" / part)
+        with files.create(self.rejects.name) as out:
+            for data in chain([first], lists):
                 digest.update(data)
                 out.write(data)
         return digest.hexdigest()
+
+
+def _names_rejects(path: Path, digest: str) -> bool:
+    """Returns True if an output says that the list of rejects with this SHA-256 is its own."""
+    try:
+        return schema_metadata(path).get(REJECTS_KEY) == digest
+    except OutputError:  # damaged, or no output
+        return False
 
 
 def _same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -53,7 +53,9 @@ def code(text: object) -> str:
 def prose(text: str) -> str:
     """Return a sentence of the code as Markdown on one line, with `<` and `[` escaped outside of inline code."""
     parts = re.split(r"(`[^`]*`)", re.sub(r"\s+", " ", text).strip())
-    return "".join(part if part.startswith("`") else re.sub(r"([<\[])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else part.replace("<", "&lt;").replace("[", "\\[") for part in parts
+    )
 
 
 # Command line ------------------------------------------------------------------------------------------

@@ -56,6 +56,13 @@ def test_the_site_has_every_page_and_a_search_index(site):
     assert "fingerprint" in (site / "search.json").read_text(encoding="utf-8").lower()
 
 
+def test_no_token_such_as_s_in_angle_brackets_became_markup(site):
+    struck = {
+        page.name for page in site.rglob("*.html") if re.search(r"</?(s|del|mask|unk|pad)>", page.read_text())
+    }
+    assert struck == set()
+
+
 def test_every_page_is_in_the_navigation():
     def pages(entry) -> list[str]:
         if isinstance(entry, str):

@@ -87,7 +87,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
 
     folder, shipped, text = spec.folder, spec.shipped, spec.config.text
     model, unit = spec.config.model, spec.config.units.unit
-    lowers = shipped is not None and shipped.transformer.lowercase and model.lowercase != "no"
+    lowers = shipped is not None and shipped.lowercase and model.lowercase != "no"
     raw_tokenizer, casing = load_tokenizer(
         str(folder.folder),
         casing="auto" if lowers else model.lowercase,
@@ -96,7 +96,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
         code=spec.own_tokenizer,
         trust_remote_code=folder.runs_code,
     )
-    shipped_length = shipped.transformer.max_length if shipped else None
+    shipped_length = shipped.max_length if shipped else None
     if text.max_length is None and shipped_length is None:
         _check_stated_length(folder, raw_tokenizer, positions)
     embedded = n_embeddings(folder, config)

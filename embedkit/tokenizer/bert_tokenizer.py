@@ -1,7 +1,7 @@
 """Reads BERT's tokenizer without transformers, whose import takes longer than a small job.
 
-This is done only if tokenizer.json already contains what transformers would rebuild from tokenizer_config.json:
-normalizer, pre-tokenizer, special tokens. In any other case AutoTokenizer loads it.
+Only if tokenizer.json contains the normalizer, pre-tokenizer and special tokens that transformers would build from
+tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -31,24 +31,16 @@ _HARMLESS = {
     *("tokenizer_class", "tokenizer_file"),
 }
 _FOLLOWED = {"do_lower_case", "model_max_length", "strip_accents", "tokenize_chinese_chars", "truncation_side"}
-_NO_LIMIT = int(1e30)
 
 
 class FileTokenizer:
-    """A Rust tokenizer with the attributes of a transformers tokenizer that embedkit uses.
-
-    Attributes:
-        backend_tokenizer: the Rust tokenizer.
-        model_max_length: as stated in tokenizer_config.json; 1e30 if it is not.
-        model_input_names: arguments of the model.
-        truncation_side: right or left.
-        cls_token_id, unk_token_id, all_special_ids: ids of special tokens.
-    """
+    """A Rust tokenizer with the attributes of a transformers tokenizer that embedkit uses."""
 
     def __init__(self, backend: Any, settings: Mapping[str, Any], model_type: str) -> None:
         self.backend_tokenizer = backend
         stated = settings.get("model_max_length")
-        self.model_max_length: int = _NO_LIMIT if stated is None else stated
+        # transformers, too, has this number for no limit.
+        self.model_max_length: int = int(1e30) if stated is None else stated
         types = [] if model_type == "distilbert" else ["token_type_ids"]
         self.model_input_names = ["input_ids", *types, "attention_mask"]
         self.truncation_side: str = settings.get("truncation_side", "right")
@@ -67,16 +59,18 @@ class FileTokenizer:
 
 
 def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
-    """Reads the tokenizer of a folder; None if transformers has to load it."""
+    """Reads the tokenizer of a folder; None if only transformers can load it."""
     try:
         model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
         settings = json.loads((folder / "tokenizer_config.json").read_bytes())
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         parts = json.loads(text)
+        path = folder / "special_tokens_map.json"
+        special = json.loads(path.read_bytes()) if path.is_file() else {}
         plain = (
             model_type in _MODEL_TYPES
             and not any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
-            and _is_plain(settings, _special_tokens(folder))
+            and _is_plain(settings, special)
             and _matches_settings(parts, settings)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -88,23 +82,14 @@ def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
     return FileTokenizer(disable_truncation(Tokenizer.from_str(text)), settings, model_type)
 
 
-def _special_tokens(folder: Path) -> Mapping[str, Any]:
-    path = folder / "special_tokens_map.json"
-    found: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
-
-
 def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:
     """Checks that all settings are followed here, and that the special tokens are BERT's."""
-    name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
-    limit = settings.get("model_max_length", 1)
-    known = settings.keys() <= _HARMLESS | _FOLLOWED | _SPECIAL.keys()
     return (
-        name in _CLASSES
-        and known
+        str(settings.get("tokenizer_class", "")).removesuffix("Fast") in _CLASSES
+        and settings.keys() <= _HARMLESS | _FOLLOWED | _SPECIAL.keys()
         and special.keys() <= _SPECIAL.keys()
         and all(found.get(key, token) == token for found in (settings, special) for key, token in _SPECIAL.items())
-        and type(limit) is int
+        and type(settings.get("model_max_length", 1)) is int
         and settings.get("truncation_side", "right") in {"right", "left"}
         and "model_input_names" not in settings
         and settings.get("never_split") is None

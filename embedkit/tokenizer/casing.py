@@ -35,19 +35,20 @@ def settle_casing(
     normalizer: Any = getattr(rust_tokenizer(tokenizer), "normalizer", None)
     if not hasattr(normalizer, "lowercase"):
         return _settle_without_switch(tokenizer, casing, stated)
-    lowers, vocab = normalizer.lowercase, tokenizer.get_vocab()
-    settled = _decide(casing, known_casing, states=states_casing, lowers=lowers, vocab=vocab)
+    lowers = normalizer.lowercase
+    if casing != "auto":
+        settled = Casing(casing == "yes")
+    elif known_casing is not None:
+        settled = Casing(known_casing == "uncased")
+    else:
+        settled = _settle_by_vocabulary(tokenizer.get_vocab(), states=states_casing, lowers=lowers)
     if settled.lowercase != lowers:
         normalizer.lowercase = settled.lowercase
         tokenizer.backend_tokenizer.normalizer = normalizer
     return settled
 
 
-def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab: dict[str, int]) -> Casing:
-    if casing != "auto":
-        return Casing(casing == "yes")
-    if known is not None:
-        return Casing(known == "uncased")
+def _settle_by_vocabulary(vocab: dict[str, int], *, states: bool, lowers: bool) -> Casing:
     entries = [entry for entry in vocab if not (entry.startswith("[") and entry.endswith("]"))]
     capitals = sum(any(letter.isupper() for letter in entry) for entry in entries)
     # Of an uncased BERT vocabulary, no entry has a capital; of a cased one, about a third.
@@ -56,10 +57,10 @@ def _decide(casing: str, known: str | None, *, states: bool, lowers: bool, vocab
         return Casing(lowers)
     numbers = f"{capitals:,} of the vocabulary's {len(entries):,} entries have capitals"
     if states:
-        done = "lowercases" if lowers else "keeps capitals"
-        other = "no" if lowers else "yes"
-        notice = f"{numbers}, yet the model's tokenizer {done}; --lowercase {other} changes that"
-        return Casing(lowers, notice=notice)
+        does, other = ("lowercases", "no") if lowers else ("keeps capitals", "yes")
+        return Casing(
+            lowers, notice=f"{numbers}, yet the model's tokenizer {does}; --lowercase {other} changes that"
+        )
     if cased_vocab:
         notice = f"{numbers} and no file states the casing: texts keep their capitals (or --lowercase yes)"
         return Casing(lowercase=False, notice=notice)
@@ -76,15 +77,15 @@ def _settle_without_switch(tokenizer: Any, casing: str, stated: Any) -> Casing:
         )
     notice = None
     if casing == "auto" and isinstance(stated, bool) and stated != lowers:
-        done = "lowercases" if lowers else "keeps capitals (--lowercase yes changes that)"
-        notice = f"tokenizer_config.json has do_lower_case {str(stated).lower()}, and its tokenizer {done}"
+        does = "lowercases" if lowers else "keeps capitals (--lowercase yes changes that)"
+        notice = f"tokenizer_config.json has do_lower_case {str(stated).lower()}, and its tokenizer {does}"
     return Casing(lowers or casing == "yes", by_us=casing == "yes" and not lowers, notice=notice)
 
 
 def _lowercases(tokenizer: Any) -> bool:
     """Checks whether a tokenizer lowercases texts.
 
-    Vocabularies of letters, such as those of proteins, may lack the probe in both casings: then it does not count.
+    Vocabularies of letters, such as those of proteins, may lack the letters of the probe in both casings.
     """
     probe = "Abc DEF"
     backend = rust_tokenizer(tokenizer)

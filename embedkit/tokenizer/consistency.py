@@ -1,8 +1,8 @@
 """Compares the tokenizer that transformers builds with the checkpoint's files, and follows the files.
 
 transformers 5 rebuilds a tokenizer from the vocabulary in tokenizer.json, by the class that is declared for the
-model, and reads little else from that file. If the two tokenize a probe differently, tokenizer.json is used with
-the settings of tokenizer_config.json: that is what the authors saved, and what transformers 4 used.
+model. If that tokenizes a probe in another way, tokenizer.json is used with the settings of tokenizer_config.json:
+so did transformers 4.
 """
 
 from __future__ import annotations
@@ -36,15 +36,21 @@ _PROBES = (
     "",
 )
 _FILE = "tokenizer.json"
+#: Settings in tokenizer_config.json, and their names in BERT's normalizer.
+_BERT_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+_BERT_FLAGS = (*_BERT_SETTINGS.values(), "clean_text")
 #: A text that vocabularies of sentencepiece with these letters tokenize in one way.
 _PLAIN = "the patient was seen in the clinic today and went home"
-#: Classes that put <s> before a text unless told not to, whatever tokenizer.json does; transformers 5 follows only
-#: that file.
+#: Classes that put <s> before a text unless a setting forbids it; transformers 5 follows tokenizer.json alone.
 _OPEN_WITH_BOS = ("LlamaTokenizer", "GemmaTokenizer")
 
 
 def follow_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
-    """Makes a tokenizer do what the checkpoint's files say.
+    """Makes a tokenizer follow the checkpoint's files.
 
     Returns:
         The tokenizer, and notices for the user.
@@ -109,27 +115,23 @@ def compare_with_file(tokenizer: Any, folder: Path) -> tuple[str, ...]:
 
     if all(ids(text) == saved.encode(text).ids for text in _PROBES if text):
         return ()
-    built_kind, saved_kind = (
-        type(getattr(backend, "model", None)).__name__ for backend in (rust_tokenizer(tokenizer), saved)
-    )
-    models = f", as {built_kind}; the file has {saved_kind}" if built_kind not in {saved_kind, "NoneType"} else ""
+    backend = rust_tokenizer(tokenizer)
+    kinds = [] if backend is None else [type(each.model).__name__ for each in (backend, saved)]
+    models = f", as {kinds[0]}; the file has {kinds[1]}" if len(set(kinds)) == 2 else ""
     name = type(tokenizer).__name__
     return (f"{_FILE} is not used: code of the tokenizer's class, {name}, gives other tokens{models}",)
-
-
-# Comparing with tokenizer.json --------------------------------------------------------------------------
 
 
 def _overruled_settings(
     built: Any, saved: Any, settings: Mapping[str, Any], tokenizer: Any
 ) -> tuple[str, ...] | None:
-    """Finds out which of the saved settings transformers' defaults replace in a tokenizer that it built.
+    """Names the saved settings that transformers' defaults replace in a tokenizer that it built.
 
     For a setting that is not in tokenizer_config.json, transformers 4 and 5 use the same default, whatever
     tokenizer.json says, and published results of such models rely on it.
 
     Returns:
-        Their names; () if there are none; None if the tokenizers differ in anything else.
+        () if there are none; None if the tokenizers differ in anything else.
     """
     added = [str(token) for token in built.get_added_tokens_decoder().values()]
     # Many added tokens: the first and the last.
@@ -144,15 +146,14 @@ def _overruled_settings(
 
 def _encode(backend: Any, texts: Sequence[str]) -> list[Any]:
     """Encodes each text; the type of the exception if that fails."""
-
-    def encode(text: str) -> Any:
+    found: list[Any] = []
+    for text in texts:
         try:
             encoding = backend.encode(text)
+            found.append((encoding.ids, encoding.type_ids, encoding.special_tokens_mask))
         except Exception as error:  # noqa: BLE001 - the Rust library raises nothing more specific
-            return type(error)
-        return encoding.ids, encoding.type_ids, encoding.special_tokens_mask
-
-    return [encode(text) for text in texts]
+            found.append(type(error))
+    return found
 
 
 def _variants(
@@ -161,10 +162,11 @@ def _variants(
     """Yields the saved tokenizer with the stated settings and, named, with defaults of the built one."""
     changes: list[tuple[str, Callable[[Any], None]]] = []
     if _is_bert(saved) and _is_bert(built):
-        changes.append(("casing and accents", lambda variant: _copy_bert_flags(variant, built.normalizer)))
+        flags = {flag: getattr(built.normalizer, flag) for flag in _BERT_FLAGS}
+        changes.append(("casing and accents", lambda variant: _set(variant, "normalizer", flags)))
     if _is_byte_level(saved) and _is_byte_level(built) and "add_prefix_space" not in settings:
-        prefixes = built.pre_tokenizer.add_prefix_space
-        changes.append(("blanks before a text", lambda variant: _set_prefix_space(variant, prefixes)))
+        prefix = {"add_prefix_space": built.pre_tokenizer.add_prefix_space}
+        changes.append(("blanks before a text", lambda variant: _set(variant, "pre_tokenizer", prefix)))
     for without_ends, *chosen in itertools.product((False, True), *((False, True) for _ in changes)):
         variant = _with_settings(saved, settings, built)
         if without_ends:
@@ -178,11 +180,8 @@ def _variants(
 def _as_stated(saved: Any, settings: Mapping[str, Any], built: Any, tokenizer: Any) -> Any:
     """Returns the saved tokenizer with the stated settings, without ends that they switch off."""
     ends = find_ends(built, _PROBES)
-    switched_off = {
-        name: False
-        for name, end in (("add_bos_token", ends.prefix), ("add_eos_token", ends.suffix))
-        if settings.get(name) is False and not end
-    }
+    absent = [name for name, end in (("bos", ends.prefix), ("eos", ends.suffix)) if not end]
+    switched_off = {key: False for name in absent if settings.get(key := f"add_{name}_token") is False}
     variant = _with_settings(saved, settings, built)
     _drop_ends(variant, switched_off, tokenizer)
     return variant
@@ -194,14 +193,10 @@ def _with_settings(saved: Any, settings: Mapping[str, Any], built: Any) -> Any:
 
     variant = Tokenizer.from_str(saved.to_str())
     if _is_bert(variant):
-        flags = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-        normalizer = variant.normalizer
-        for name, flag in (*flags.items(), ("tokenize_chinese_chars", "handle_chinese_chars")):
-            if name in settings:
-                setattr(normalizer, flag, settings[name])
-        variant.normalizer = normalizer
+        flags = {_BERT_SETTINGS[name]: value for name, value in settings.items() if name in _BERT_SETTINGS}
+        _set(variant, "normalizer", flags)
     if _is_byte_level(variant) and isinstance(settings.get("add_prefix_space"), bool):
-        _set_prefix_space(variant, settings["add_prefix_space"])
+        _set(variant, "pre_tokenizer", {"add_prefix_space": settings["add_prefix_space"]})
     known = {str(token) for token in variant.get_added_tokens_decoder().values()}
     missing = [token for _, token in sorted(built.get_added_tokens_decoder().items()) if str(token) not in known]
     if missing:
@@ -218,17 +213,12 @@ def _is_byte_level(backend: Any) -> bool:
     return type(backend.pre_tokenizer).__name__ == "ByteLevel"
 
 
-def _copy_bert_flags(variant: Any, source: Any) -> None:
-    normalizer = variant.normalizer
-    for flag in ("lowercase", "strip_accents", "handle_chinese_chars", "clean_text"):
-        setattr(normalizer, flag, getattr(source, flag))
-    variant.normalizer = normalizer
-
-
-def _set_prefix_space(variant: Any, value: bool) -> None:
-    pre_tokenizer = variant.pre_tokenizer
-    pre_tokenizer.add_prefix_space = value
-    variant.pre_tokenizer = pre_tokenizer
+def _set(backend: Any, part: str, values: Mapping[str, Any]) -> None:
+    """Sets attributes of a part of a Rust tokenizer, which returns a copy of it."""
+    changed = getattr(backend, part)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    setattr(backend, part, changed)
 
 
 def _check_sentencepiece(backend: Any, folder: Path) -> None:
@@ -251,31 +241,21 @@ def _check_sentencepiece(backend: Any, folder: Path) -> None:
         )
 
 
-# Special tokens around a text ---------------------------------------------------------------------------
-
-
 def _add_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> Iterator[str]:
     """Adds the tokens around a text that tokenizer_config.json asks for and that are missing; yields notices."""
     ends = find_ends(backend, _PROBES)
-    wanted = {
-        name: getattr(tokenizer, f"{name}_token_id", None)
-        for name in ("bos", "eos")
-        if settings.get(f"add_{name}_token") is True
-    }
-    # Another token at that end was put there by the authors instead, such as [CLS].
-    bos = wanted.get("bos") if not ends.prefix else None
-    eos = wanted.get("eos") if not ends.suffix else None
-    if bos is None and eos is None:
-        return
-    prefix = ((bos, 0),) if bos is not None else ends.prefix
-    suffix = ((eos, 0),) if eos is not None else ends.suffix
-    set_ends(backend, Ends(prefix, suffix))
-    for name, side, token in (("bos", "before", bos), ("eos", "after", eos)):
-        if token is not None:
+    found = {"bos": ends.prefix, "eos": ends.suffix}
+    for name, side in (("bos", "before"), ("eos", "after")):
+        token = getattr(tokenizer, f"{name}_token_id", None)
+        # Another token at that end was put there by the authors instead, such as [CLS].
+        if settings.get(f"add_{name}_token") is True and token is not None and not found[name]:
+            found[name] = ((token, 0),)
             yield (
                 f"add_{name}_token asks for a token {side} each text, which transformers leaves out: "
                 f"{backend.id_to_token(token)} is added"
             )
+    if found != {"bos": ends.prefix, "eos": ends.suffix}:
+        set_ends(backend, Ends(found["bos"], found["eos"]))
 
 
 def _remove_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> Iterator[str]:
@@ -301,9 +281,8 @@ def _drop_ends(backend: Any, settings: Mapping[str, Any], tokenizer: Any) -> End
         token = getattr(tokenizer, f"{name}_token_id", None)
         return settings.get(f"add_{name}_token") is False and [found for found, _ in end] == [token]
 
-    kept = Ends(
-        () if is_off("bos", ends.prefix) else ends.prefix, () if is_off("eos", ends.suffix) else ends.suffix
-    )
+    prefix = () if is_off("bos", ends.prefix) else ends.prefix
+    kept = Ends(prefix, () if is_off("eos", ends.suffix) else ends.suffix)
     if kept != ends:
         set_ends(backend, kept)
     return kept

@@ -19,12 +19,7 @@ _FALLBACK_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of a text: content tokens [start, stop), each but the last of full size.
-
-    Attributes:
-        starts, stops: int64 [W].
-        added: int64 [W], tokens of each window that are in no earlier one.
-    """
+    """Windows of a text: content tokens [start, stop), and those added to the previous window; each int64 [W]."""
 
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
@@ -54,13 +49,12 @@ def usable_length(
     Args:
         asked: `--max-length`; None for the most that the model can take.
         positions: number of positions of the model; None if any.
-        stated: the tokenizer's `model_max_length`, or the limit in the model's recipe if that is followed; a
-            placeholder counts as none.
-        trained: number of positions that a model was trained with which computes any number; None if unknown, or
-            if its recipe sets the limit.
+        stated: the limit of the tokenizer or of the model's recipe; a placeholder counts as none.
+        trained: number of positions in training of a model that computes any number; None if unknown, or if its
+            recipe sets the limit.
 
     Raises:
-        UsageError: more is asked than the model has positions.
+        UsageError: `asked` is more than the model has positions.
     """
     if asked is not None:
         if positions is not None and asked > positions:
@@ -99,8 +93,8 @@ def stated_length(tokenizer: Any, config: Any, shipped: int | None) -> int:
 def prompt_length(tokenizer: Any, prompt: str, max_length: int) -> int:
     """Counts the tokens of the prompt, for a pooling that leaves them out.
 
-    As in sentence-transformers, these are the tokens of the prompt alone, without a special token at its end, even
-    if the last word of the prompt and the first of a text form one token.
+    As in sentence-transformers, these are the tokens of the prompt without a text and without a special token at
+    its end, even if a token reaches from the prompt into a text.
 
     Raises:
         UsageError: the prompt leaves no room for a text.

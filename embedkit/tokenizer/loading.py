@@ -52,8 +52,8 @@ def load_tokenizer(
 ) -> tuple[Any, Casing]:
     """Loads the tokenizer of a folder, as AutoTokenizer does, and settles its casing.
 
-    transformers lowercases for a checkpoint with `vocab.txt` alone, whatever the vocabulary contains (transformers
-    issues 343 and 3823); here the vocabulary decides.
+    For a checkpoint with `vocab.txt` alone, transformers lowercases (its issues 343 and 3823); here the vocabulary
+    decides.
 
     Args:
         folder: the model's.
@@ -64,7 +64,7 @@ def load_tokenizer(
         trust_remote_code: True if any code in the model's files may run, such as its configuration's.
 
     Returns:
-        The tokenizer; and its casing, whose notice includes all notices on the tokenizer.
+        The tokenizer; and its casing, with all notices on the tokenizer.
 
     Raises:
         ModelError: the tokenizer cannot be loaded, or its casing cannot be changed.
@@ -139,20 +139,17 @@ def _load_file_alone(folder: Path) -> Any | None:
 
 
 def _missing_package(error: BaseException, folder: Path) -> ModelError | None:
-    """Returns an error that names the package which is missing; None if none is."""
-    packages = dict.fromkeys(_missing_for_sentencepiece(folder) or _named_package(error, folder))
+    """Returns an error that names the missing package; None if none is missing."""
+    packages: list[str] = []
+    if not (folder / "tokenizer.json").is_file() and _has_file(folder, (".model", ".spm")):
+        packages = [_package(module) for module in _SENTENCEPIECE if not _is_importable(module)]
+    packages = packages or _named_package(error, folder)
     if not packages:
         return None
     return ModelError(
         f"the tokenizer in {folder} needs {' and '.join(packages)}, which cannot be imported here",
         hint=f"pip install {' '.join(packages)}",
     )
-
-
-def _missing_for_sentencepiece(folder: Path) -> list[str]:
-    if (folder / "tokenizer.json").is_file() or not _has_file(folder, (".model", ".spm")):
-        return []
-    return [_package(module) for module in _SENTENCEPIECE if not _is_importable(module)]
 
 
 def _named_package(error: BaseException, folder: Path) -> list[str]:

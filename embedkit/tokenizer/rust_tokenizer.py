@@ -1,4 +1,4 @@
-"""Functions for the tokenizers of the Rust library: reading, probing, and the special tokens around a text."""
+"""Functions for the tokenizers of the Rust library: reading, and the special tokens around a text."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_ends(backend: Any, probes: Iterable[str]) -> Ends:
 
 
 def set_ends(backend: Any, ends: Ends) -> None:
-    """Makes the post-processor put these tokens around a text, and keeps its trimming of offsets."""
+    """Makes the post-processor put these tokens around a text; keeps its trimming of offsets."""
     from tokenizers import processors
 
     around = [*ends.prefix, *ends.suffix]

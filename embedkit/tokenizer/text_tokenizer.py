@@ -39,9 +39,9 @@ class TextTokenizer:
         max_length: most tokens of a window, special tokens included.
         prompt: put before each text that is not blank, and into each of its windows.
         skipped: tokens of the prompt that the pooling leaves out; a text without other tokens is empty.
-        lowercase_first: lowercase texts before the tokenizer.
+        lowercase_first: True to lowercase texts before the tokenizer.
         overlap: tokens that a window shares with the previous one; None to truncate longer texts.
-        with_offsets: return the origin of each token.
+        with_offsets: True to return the origin of each token.
         n_embeddings: number of tokens that the model has an embedding for, from id 0; None if all.
 
     Attributes:
@@ -50,8 +50,8 @@ class TextTokenizer:
         opens_with_cls: True if there are special tokens before a text.
         closes_with_cls: True if the last special token after a text is [CLS].
         unknown_id: id of the token for unknown characters; None if every character has a token.
-        without_unknown: if there is neither that token nor a token for every character, "refused" if a text with
-            such a character fails, or "left out" if the character is dropped; else None.
+        without_unknown: if a character has no token and there is no `unknown_id`, "refused" if a text with it
+            fails, "left out" if it is dropped; else None.
 
     Raises:
         ModelError: the tokenizer puts special tokens inside of a text, or has no offsets where they are needed.
@@ -117,18 +117,16 @@ class TextTokenizer:
                 hint="give a shorter --prompt, or a larger --max-length",
             )
         if self.overlap is not None and self.max_length - before <= self.overlap:
-            what = "special tokens and the prompt" if self.prompt else "special tokens"
+            room = max(0, self.max_length - before)
+            prompt = " and the prompt" if self.prompt else ""
             raise UsageError(
-                f"--stride {self.overlap}: windows of {self.max_length} tokens have room for "
-                f"{max(0, self.max_length - before)} besides {what}",
-                hint=f"use a --stride below {max(1, self.max_length - before)}, or a larger --max-length",
+                f"--stride {self.overlap}: windows of {self.max_length} tokens have room for {room} besides "
+                f"special tokens{prompt}",
+                hint=f"use a --stride below {max(1, room)}, or a larger --max-length",
             )
 
     def probe(self, texts: Sequence[str]) -> Tokens:
-        """Tokenizes texts to try a model on; entries of the vocabulary if it has no tokens for the texts.
-
-        Args:
-            texts: at least two.
+        """Tokenizes two or more texts to try a model on, or entries of the vocabulary if these have no tokens.
 
         Raises:
             ModelError: it makes no tokens of these entries either.
@@ -143,7 +141,7 @@ class TextTokenizer:
         found = self.tokenize([" ".join(chosen) for chosen in rotated])
         if found.n_chunks.all():
             return found.tokens
-        lowered = " once they are lowercased" if self.lowercase_first else ""
+        lowered = " when they are lowercased" if self.lowercase_first else ""
         raise ModelError(
             f"the tokenizer makes no tokens of the entries of its own vocabulary{lowered}",
             hint="use --lowercase no" if lowered else "check the tokenizer's files",
@@ -160,7 +158,9 @@ class TextTokenizer:
         """
         found = _Windows(len(texts))
         for numbers in _portions(texts):
-            encodings = self._encode_all([self._prepared(texts[number]) for number in numbers])
+            prepared = [texts[number] or "" for number in numbers]
+            prepared = [self.prompt + (text.lower() if self.lowercase_first else text) for text in prepared]
+            encodings = self._encode_all(prepared)
             for number, encoding in zip(numbers, encodings, strict=True):
                 if encoding is None:
                     found.faults[number] = UNKNOWN_CHARACTER
@@ -201,10 +201,7 @@ class TextTokenizer:
             return None
 
     def _probe(self, tokenizer: Any) -> tuple[str, _Encoding | None, list[int]]:
-        """Finds a text that has tokens, preferably other than unknown ones; returns it and their indices.
-
-        A vocabulary may have no plain letter: its own entries are tried, too.
-        """
+        """Returns a text that has tokens, preferably known ones, perhaps an entry; and their indices."""
         special_ids = set(getattr(tokenizer, "all_special_ids", ()))
         fallback: tuple[str, _Encoding | None, list[int]] = ("", None, [])
         for text in chain(("a b", "A B", "0 1"), self._entries()):
@@ -218,9 +215,6 @@ class TextTokenizer:
             if fallback[1] is None:
                 fallback = (text, encoding, content)
         return fallback
-
-    def _prepared(self, text: str | None) -> str:
-        return self.prompt + ((text or "").lower() if self.lowercase_first else text or "")
 
     def _add_windows(self, number: int, text: str, encoding: _Encoding, found: _Windows) -> None:
         ids, total = np.asarray(encoding.ids, np.int32), len(encoding.ids)
@@ -261,11 +255,7 @@ class TextTokenizer:
         return count if self.overlap is None else min(count, self.max_length - self.suffix - self.overlap - 1)
 
     def _split(self, total: int, opening: int) -> list[tuple[slice | NDArray[np.int64], int]]:
-        """Splits the tokens of a text into windows.
-
-        Args:
-            total: number of tokens.
-            opening: number of special and prompt tokens at the start of every window.
+        """Splits the `total` tokens of a text into windows that all start with its first `opening` tokens.
 
         Returns:
             For each window, the indices of its tokens and the number of them that are in no earlier window.

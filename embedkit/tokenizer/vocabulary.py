@@ -35,11 +35,17 @@ def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
     missing = {number for number in vocab.values() if number >= n_embeddings}
     if not missing:
         return None
+    low, high = min(missing), max(missing)
+    ids = f"id {low}" if low == high else f"ids {low} to {high}"
     sentence = (
-        f"tokens without an embedding: {len(missing):,} of the tokenizer's {len(vocab):,} ({_range(missing)}); "
+        f"tokens without an embedding: {len(missing):,} of the tokenizer's {len(vocab):,} ({ids}); "
         f"the model has {n_embeddings:,}"
     )
-    if not missing <= _added(tokenizer) or missing & _special_ids(tokenizer):
+    backend = rust_tokenizer(tokenizer)
+    added = (
+        getattr(tokenizer, "added_tokens_decoder", {}) if backend is None else backend.get_added_tokens_decoder()
+    )
+    if not missing <= set(added) or missing & _special_ids(tokenizer):
         raise ModelError(
             sentence, hint="tokenizer and weights belong to different models: download both again, from one place"
         )
@@ -53,17 +59,10 @@ def unknown_characters_notice(tokenizer: TextTokenizer) -> str | None:
     """Returns a notice if characters have no token and there is no token for unknown ones; else None."""
     if tokenizer.without_unknown is None:
         return None
-    what = "the tokenizer has no token for unknown characters, and some characters have no token:"
+    effect = "they are left out of a text and not counted"
     if tokenizer.without_unknown == "refused":
-        return f"{what} a text with one of them is a bad row ({UNKNOWN_CHARACTER}, see --on-bad-row)"
-    return f"{what} they are left out of a text and not counted"
-
-
-def _added(tokenizer: Any) -> set[int]:
-    backend = rust_tokenizer(tokenizer)
-    if backend is not None:
-        return set(backend.get_added_tokens_decoder())
-    return set(getattr(tokenizer, "added_tokens_decoder", {}))
+        effect = f"a text with one of them is a bad row ({UNKNOWN_CHARACTER}, see --on-bad-row)"
+    return f"the tokenizer has no token for unknown characters, and some characters have no token: {effect}"
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
@@ -74,18 +73,13 @@ def _special_ids(tokenizer: Any) -> set[int]:
         return set()
 
 
-def _range(numbers: set[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"id {low}" if low == high else f"ids {low} to {high}"
-
-
 @dataclass(frozen=True, slots=True)
 class VocabularyCoverage:
     """The coverage of the first texts of the input by a vocabulary, in one casing.
 
     Attributes:
         texts: their number.
-        unknown_share: share of unknown tokens in their content tokens, 0 to 1; None if none can be unknown.
+        unknown_share: of their content tokens, 0 to 1; None if none can be unknown.
         tokens_per_word: content tokens for each word between blanks.
     """
 

@@ -54,7 +54,7 @@ def leaky(monkeypatch) -> None:
         return seen.transpose(1, 2), None
 
     packed_attention.register("groups")
-    monkeypatch.setitem(AttentionInterface._global_mapping, packed_attention.name_of("groups"), attend)
+    monkeypatch.setitem(AttentionInterface._global_mapping, packed_attention.register("groups"), attend)
 
 
 @pytest.fixture

@@ -372,5 +372,5 @@ def test_a_kernel_that_fails_or_is_wrong_is_left_for_the_next_and_the_user_told(
     model = loaded("bert", tmp_path)
     encoder, notice = model.make_encoder((2,), tokens(), for_pooler=False)
     assert encoder.packed
-    assert model.model.config._attn_implementation == packed_attention.name_of("groups")
+    assert model.model.config._attn_implementation == packed_attention.register("groups")
     assert "a slower one is used" in notice

@@ -122,7 +122,7 @@ def test_a_text_that_cannot_be_spelled_is_a_bad_row(rule, bert_with, table, embe
 
 def test_lowercasing_an_alphabet_of_capitals_is_refused_where_nothing_could_be_spelled(bert_with):
     folder = bert_with(alphabet("WordLevel", PROTEIN, unknown=False))
-    with pytest.raises(ModelError, match="once they are lowercased"):
+    with pytest.raises(ModelError, match="when they are lowercased"):
         Encoder(str(folder), lowercase="yes")
 
 

@@ -15,7 +15,7 @@ class Alias:
     """A model that embedkit knows by name.
 
     Attributes:
-        name: the alias as lists show it.
+        name: as lists show it.
         hub: `owner/name` on the hub.
         casing: cased or uncased, as its authors trained it; unstated if they do not say.
         source: where they state it.
@@ -84,19 +84,13 @@ def hub_ids(name: str) -> tuple[str, ...]:
 
 @cache
 def _data() -> Mapping[str, Any]:
-    data: Mapping[str, Any] = tomllib.loads(
-        files("embedkit.models.repository").joinpath("aliases.toml").read_text(encoding="utf-8")
-    )
-    return data
+    return tomllib.loads(files(__package__).joinpath("aliases.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def _by_spelling() -> Mapping[str, Alias]:
-    return {
-        _fold(spelling): alias
-        for alias in all_aliases().values()
-        for spelling in (alias.hub, *alias.also, alias.name)
-    }
+    aliases = all_aliases().values()
+    return {_fold(name): alias for alias in aliases for name in (alias.hub, *alias.also, alias.name)}
 
 
 def _fold(name: str) -> str:

@@ -13,12 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reason why models of a type, or some of them, cannot be run exactly.
+    """The reason why models of a type cannot be run exactly, as a clause about "it"; and what to do instead.
 
     Attributes:
-        reason: a clause about "it".
-        way_out: what to do instead.
-        when: given config.json, True if it applies to this model; None if it applies to all of the type.
+        when: returns True if it applies to a model with this config.json; None if it applies to all of the type.
     """
 
     reason: str
@@ -63,15 +61,12 @@ class Architecture:
         return next((why for why in self.refusals if why.when is None or why.when(config)), None)
 
 
-_PLAIN = "use a model that reads plain text, such as minilm"
-
-
 def _types(architecture: Architecture, *names: str) -> dict[str, Architecture]:
     return dict.fromkeys(names, architecture)
 
 
-def _refused(reason: str, *names: str, way_out: str = _PLAIN) -> dict[str, Architecture]:
-    return _types(Architecture(refusals=(Refusal(reason, way_out),)), *names)
+def _refused(reason: str, way_out: str = "use a model that reads plain text, such as minilm") -> Architecture:
+    return Architecture(refusals=(Refusal(reason, way_out),))
 
 
 def _t5(name: str) -> Architecture:
@@ -88,8 +83,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         *("bert", "bert-generation", "electra", "ernie", "splinter"),
     ),
     **_types(
-        Architecture(layers="encoder.layer"),
-        *("deberta", "deberta-v2", "megatron-bert", "rembert", "roformer"),
+        Architecture(layers="encoder.layer"), "deberta", "deberta-v2", "megatron-bert", "rembert", "roformer"
     ),
     # BigBird uses full attention or blocks, by the longest text of the batch.
     **_types(
@@ -220,23 +214,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "opt": Architecture(layers="decoder.layers", batches="packed", causal=True),
     "xglm": Architecture(layers="layers", causal=True),
     # Refused.
-    **_refused(
-        "it reads the position of each word on a page, which a text does not have",
+    **_types(
+        _refused("it reads the position of each word on a page, which a text does not have"),
         *("bros", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "udop"),
     ),
-    **_refused(
+    "dpr": _refused(
         "it returns one vector for each text, and no states of its tokens",
-        "dpr",
-        way_out="use the BERT that it is made of: save its bert_model as a folder",
+        "use the BERT that it is made of: save its bert_model as a folder",
     ),
-    **_refused("it reads the position of each word in a web page, which a text does not have", "markuplm"),
-    **_refused(
-        "without a CUDA kernel that is downloaded as code, transformers returns zeros for its attention", "mra"
+    "markuplm": _refused("it reads the position of each word in a web page, which a text does not have"),
+    "mra": _refused(
+        "without a CUDA kernel that is downloaded as code, transformers returns zeros for its attention"
     ),
-    **_refused("its states are those of its latents, not of the tokens", "perceiver"),
-    **_refused("its attention hashes at random, and its states are two streams", "reformer"),
-    **_refused("it reads the shape and sound of each character as well as the ids", "roc_bert"),
-    **_refused("it reads a table as well as the text", "tapas"),
+    "perceiver": _refused("its states are those of its latents, not of the tokens"),
+    "reformer": _refused("its attention hashes at random, and its states are two streams"),
+    "roc_bert": _refused("it reads the shape and sound of each character as well as the ids"),
+    "tapas": _refused("it reads a table as well as the text"),
 }
 #: A type that is not in the table.
 UNPROVEN = Architecture(batches="equal")

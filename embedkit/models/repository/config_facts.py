@@ -35,7 +35,7 @@ class ConfigFacts:
     """The sizes of a model.
 
     Attributes:
-        config: the keys of config.json as attributes, `hidden_size` and `num_hidden_layers` always among them.
+        config: has the keys of config.json as attributes, and always `hidden_size` and `num_hidden_layers`.
         hidden_size: dimensions of a state.
         n_layers: encoder layers.
         intermediate_size: inner dimensions of the feed-forward part; None if not stated.
@@ -83,7 +83,7 @@ def n_embeddings(folder: ModelFolder, config: Any) -> int | None:
 
 
 def read_config_facts(folder: ModelFolder, *, trust_remote_code: bool) -> ConfigFacts:
-    """Reads a model's sizes from config.json; from transformers' defaults what that leaves out.
+    """Reads a model's sizes from config.json, and from transformers' defaults if it lacks some.
 
     Raises:
         ModelError: transformers does not know the model type.

@@ -107,10 +107,10 @@ _SAME_AS = {
 
 
 def check_config(model: str, config: Mapping[str, Any], *, weights: Iterable[str]) -> None:
-    """Checks that a config.json asks for no change of the weights that embedkit does not apply.
+    """Checks that a config.json has no setting that changes the weights in a way that embedkit does not apply.
 
     Raises:
-        ModelError: by it, the weights are quantised or in another file, or there are adapters or the like.
+        ModelError: it sets a quantisation, another file of weights, adapters or the like.
     """
     _check_quantization(model, config)
     for key, meaning in _REFUSED.items():
@@ -132,16 +132,14 @@ def check_positions(model: str, config: Mapping[str, Any]) -> None:
     """Checks the kind of positions, a key that transformers 5 ignores for types with one kind only.
 
     Raises:
-        ModelError: the code of its type does not have such positions.
+        ModelError: the code of the model's type has other positions.
     """
     kind, model_type = config.get("position_embedding_type"), str(config.get("model_type"))
     known = ARCHITECTURES.get(model_type)
     if kind is None or known is None:
         return
-    if model_type == "esm":
-        allowed: tuple[str, ...] = ("absolute", "rotary")
-    else:
-        allowed = _COMPUTED_POSITIONS if known.positions == "none" else ("absolute",)
+    computed = ("absolute", "rotary") if model_type == "esm" else ("absolute",)
+    allowed = _COMPUTED_POSITIONS if known.positions == "none" else computed
     if kind not in allowed:
         raise ModelError(
             f"config.json of model '{model}' sets position_embedding_type to {str(kind)[:80]!r}, which "
@@ -172,16 +170,14 @@ def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code:
         and key not in declared | words
         and (_is_set(value) or (value is False and True in _neutral(raw, key)))
         and not _HARMLESS.fullmatch(key)
-        and not _is_neutral(raw, key, value)
+        and value not in _neutral(raw, key)
+        and not (key in _SAME_AS and value == raw.get(_SAME_AS[key]))
     }
     return {**unread, **_lost_rotation(raw, config, declared, words)}
 
 
 def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], words: set[str]) -> dict[str, Any]:
-    """Finds settings of rotary positions that transformers did not adopt, or that no code reads.
-
-    transformers moves them to `rope_parameters`, so that they are no attributes of the configuration.
-    """
+    """Finds settings of rotary positions that are not in `rope_parameters`, or that no code reads."""
     adopted = getattr(config, "rope_parameters", None) or {}
     groups = [adopted, *(group for group in adopted.values() if isinstance(group, Mapping))]
     lost = {}
@@ -200,10 +196,7 @@ def _lost_rotation(raw: Mapping[str, Any], config: Any, declared: set[str], word
 
 
 def check_unread(model: str, model_type: str, unread: Mapping[str, Any]) -> str | None:
-    """Refuses unread keys that may change numbers, and describes the others.
-
-    Returns:
-        A sentence that names the ignored keys; None if there are none.
+    """Returns a sentence that names the unread keys; None if there are none.
 
     Raises:
         ModelError: one of them may change numbers.
@@ -235,18 +228,10 @@ def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
             _check_quantization(model, value)
 
 
-def _is_neutral(raw: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Checks whether an unread key has the value that the code computes anyway."""
-    if key in _SAME_AS and value == raw.get(_SAME_AS[key]):
-        return True
-    return value in _neutral(raw, key)
-
-
 def _neutral(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     """Returns the values of an unread key that match what the code computes."""
     return (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
 
 
 def _is_set(value: Any) -> bool:
-    """Checks that a value is neither null nor false nor empty."""
     return value not in (None, False, "", [], {})

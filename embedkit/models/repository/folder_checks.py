@@ -1,6 +1,6 @@
-"""Checks that a folder holds a text encoder whose files are complete, and says what it holds instead.
+"""Checks that a folder holds a text encoder whose files are complete; else the errors describe its content.
 
-Looks at names, sizes, headers and the first bytes of files; loads no weights.
+Reads names, sizes, headers and the first bytes of files; loads no weights.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ SMALL_FILES = (
 #: Modules of sentence-transformers that are an encoder of transformers.
 ENCODER_MODULES = ("Transformer", "MLMTransformer")
 _OTHER_LIBRARY = "use sentence-transformers for it, or give --model an encoder, such as minilm"
+_STATIC_LIBRARY = f"use model2vec or {_OTHER_LIBRARY.removeprefix('use ')}"
 _STATIC = "a static model: a sum of one vector for each word piece, without layers"
 _MODULES = {
     "StaticEmbedding": _STATIC,
@@ -34,8 +35,7 @@ _MODULES = {
     "WordEmbeddings": "word vectors (WordEmbeddings) without a transformer",
     "BoW": "a bag of words (BoW) without a transformer",
     "CLIPModel": "a model of images and texts (CLIPModel)",
-    "Router": "a Router, which has a model for queries and one for documents",
-    "Asym": "a Router (Asym), which has a model for queries and one for documents",
+    **dict.fromkeys(("Router", "Asym"), "a Router, which has a model for queries and one for documents"),
 }
 _IMAGES = (
     "beit bit clip_vision_model convnext convnextv2 cvt data2vec-vision deit detr dinov2 dinov2_with_registers "
@@ -70,7 +70,7 @@ _FOREIGN = (
     ("*.tflite", "TensorFlow Lite"),
     ("*.nemo", "NeMo"),
 )
-#: First parts of the names of files of a training run, which hold no model.
+#: Starts of the names of files of a training run, which hold no model.
 _TRAINING_FILES = (
     "training_args.bin",
     "optimizer",
@@ -85,11 +85,13 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
 _MOST_SHOWN = 3
 _ENCODERS_ONLY = "embedkit is for transformer encoders of text"
-_GIVE_FOLDER = "give the folder that holds config.json, the weights and the tokenizer's files"
+_GIVE_FOLDER = (
+    "give the folder that holds config.json, model.safetensors or pytorch_model.bin, and the tokenizer's files"
+)
 
 
 def not_a_model(name: str, folder: Path) -> ModelError:  # noqa: PLR0911 - one for each kind of folder
-    """Returns the error for a folder without config.json and modules.json; says what it holds instead."""
+    """Returns the error for a folder without config.json and modules.json; it describes the folder's content."""
     if (folder / "adapter_config.json").is_file():
         return _adapter(name, folder)
     if (folder / "manifest.json").is_file() or (folder / "plan.json").is_file():
@@ -126,10 +128,6 @@ def file_not_folder(name: str, path: Path) -> ModelError:
         hint = f"give its folder: --model {path.parent}"
     elif path.suffix == ".safetensors":
         hint = "give the folder that holds config.json and weights; a pooler made by `embedkit fit` is for --pool"
-    elif path.suffix in {".gguf", ".onnx"}:
-        hint = (
-            "embedkit reads model.safetensors or pytorch_model.bin, in a folder with config.json and the tokenizer"
-        )
     else:
         hint = _GIVE_FOLDER
     return ModelError(f"--model '{name}' is a file; a model is a folder", hint=hint)
@@ -160,8 +158,8 @@ def missing_folder(name: str, path: Path) -> ModelError:
     else:
         exists = "check its spelling" if missing == path else f"'{parent}' exists"
         hint = f"{exists}; a hub id has another form: owner/name"
-    which = "" if missing == path else f": there is no '{missing}'"
-    return ModelError(f"folder '{name}' is missing{which}", hint=hint)
+    reason = "" if missing == path else f": there is no '{missing}'"
+    return ModelError(f"folder '{name}' is missing{reason}", hint=hint)
 
 
 def check_is_text_encoder(name: str, root: Path, folder: Path, modules: Sequence[tuple[str, str]]) -> None:
@@ -176,10 +174,9 @@ def check_is_text_encoder(name: str, root: Path, folder: Path, modules: Sequence
     Raises:
         ModelError: it is an adapter, a model without layers, or one that does not read text.
     """
-    if not any((folder / weights).is_file() for weights in WEIGHTS):
-        for path in (folder, root):
-            if (path / "adapter_config.json").is_file():
-                raise _adapter(name, path)
+    adapter = next((path for path in (folder, root) if (path / "adapter_config.json").is_file()), None)
+    if adapter is not None and not any((folder / weights).is_file() for weights in WEIGHTS):
+        raise _adapter(name, adapter)
     kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
     has_config = (folder / "config.json").is_file()
     known = next((_MODULES[kind] for kind in kinds if kind in _MODULES), None)
@@ -187,11 +184,11 @@ def check_is_text_encoder(name: str, root: Path, folder: Path, modules: Sequence
         inside = _models_inside(root)
         hint = f"give one of its encoders: --model {Path(name) / inside[0]}" if inside else _OTHER_LIBRARY
         if known == _STATIC:
-            hint = _OTHER_LIBRARY.replace("use ", "use model2vec or ")
-        custom = next((kind for kind, _ in modules if not kind.startswith("sentence_transformers.")), None)
+            hint = _STATIC_LIBRARY
         if known is None:
-            made_of = f"its own code ('{custom}')" if custom else f"{', '.join(kinds)}, without a transformer"
-            known = f"made of {made_of}"
+            custom = next((kind for kind, _ in modules if not kind.startswith("sentence_transformers.")), None)
+            parts = f"its own code ('{custom}')" if custom else f"{', '.join(kinds)}, without a transformer"
+            known = f"made of {parts}"
         raise ModelError(f"model '{name}' is {known}: {_ENCODERS_ONLY}", hint=hint)
     if not has_config:
         place = "" if folder == root else f" in {folder.name}, where its modules.json has the encoder"
@@ -201,22 +198,15 @@ def check_is_text_encoder(name: str, root: Path, folder: Path, modules: Sequence
         )
 
 
-def check_reads_text(name: str, config: Any) -> None:
+def check_reads_text(name: str, config: Mapping[str, Any]) -> None:
     """Checks that config.json describes an encoder of text.
 
     Raises:
         ModelError: it names no model type, or one of another kind.
     """
-    if not isinstance(config, dict):
-        raise ModelError(
-            f"config.json of model '{name}' is not a JSON object", hint="correct it, or download the model again"
-        )
     kind = config.get("model_type")
     if kind == "model2vec" or "StaticModel" in (config.get("architectures") or ()):
-        raise ModelError(
-            f"model '{name}' is {_STATIC}: {_ENCODERS_ONLY}",
-            hint="use model2vec or sentence-transformers for it, or give --model an encoder, such as minilm",
-        )
+        raise ModelError(f"model '{name}' is {_STATIC}: {_ENCODERS_ONLY}", hint=_STATIC_LIBRARY)
     if not kind:
         raise ModelError(
             f"config.json of model '{name}' has no model_type",
@@ -224,10 +214,10 @@ def check_reads_text(name: str, config: Any) -> None:
         )
     reads = _READS.get(str(kind))
     if reads is not None:
+        clip = "; a folder with its text part alone (clip_text_model) can be used" if kind == "clip" else ""
         raise ModelError(
             f"model '{name}' ({kind}) reads {reads}: {_ENCODERS_ONLY}",
-            hint="give --model an encoder of text, such as minilm"
-            + ("; a folder with its text part alone (clip_text_model) can be used" if kind == "clip" else ""),
+            hint=f"give --model an encoder of text, such as minilm{clip}",
         )
 
 
@@ -235,13 +225,33 @@ def check_has_weights(name: str, folder: Path) -> None:
     """Checks that a folder has weights in a format that is read, and names others that it has.
 
     Raises:
-        ModelError: there are none, only those of another library, or their index is damaged.
+        ModelError: there are none, or only those of another library; or their index is damaged.
     """
     weights = next((file for file in WEIGHTS if (folder / file).is_file()), None)
-    if weights is None:
-        raise _no_weights(name, folder)
-    if weights.endswith(".index.json"):
-        check_complete(name, folder, [folder / weights])
+    if weights is not None:
+        check_complete(name, folder, [folder / weights] if weights.endswith(".index.json") else [])
+        return
+    foreign = _foreign_weights(name, folder)
+    if foreign is not None:
+        raise foreign
+    readable = " or ".join(WEIGHTS[::2])
+    message, hint = f"has no weights in {folder}", f"put {readable} there"
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    parts = [file for file in files if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", file)]
+    others = [
+        file
+        for file in files
+        if file.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) and not file.startswith(_TRAINING_FILES)
+    ]
+    if parts:
+        index = re.sub(r"-\d+-of-\d+", "", parts[0]) + ".index.json"
+        message = f"has its weights in parts, such as {parts[0]}, without {index}"
+        hint = "download the index, too: it says which weight is in which part"
+    elif others:
+        shown = ", ".join(others[:_MOST_SHOWN]) + (", …" if len(others) > _MOST_SHOWN else "")
+        message = f"has no weights under a name that is read, but {shown}"
+        hint = f"if that is the encoder, name it {readable}"
+    raise ModelError(f"model '{name}' {message}", hint=hint)
 
 
 def check_complete(name: str, root: Path, paths: Iterable[Path]) -> None:
@@ -251,26 +261,27 @@ def check_complete(name: str, root: Path, paths: Iterable[Path]) -> None:
         ModelError: a file is damaged.
     """
     starts = {path: _start(name, path) for path in paths}
-    pointers = [path for path, start in starts.items() if start.startswith(_LFS)]
+    shown = {
+        path: path.relative_to(root if path.is_relative_to(root) else path.parent).as_posix() for path in starts
+    }
+    pointers = [shown[path] for path, start in starts.items() if start.startswith(_LFS)]
     if pointers:
         others = f", and so are {len(pointers) - 1} more" if len(pointers) > 1 else ""
         raise ModelError(
-            f"{_inside(pointers[0], root)} of model '{name}' is a Git LFS pointer, not the file itself{others}",
+            f"{pointers[0]} of model '{name}' is a Git LFS pointer, not the file itself{others}",
             hint=f"run `git lfs pull` in {root}, or download the model again",
         )
     for path, start in starts.items():
-        shown = _inside(path, root)
+        damage, hint = None, "copy or download the whole file again"
         if re.match(rb"\s*<(!doctype\s+)?html", start, re.IGNORECASE):
-            raise ModelError(
-                f"{shown} of model '{name}' is a web page, not the file itself",
-                hint="download it again: on the hub, a file's address has /resolve/ and its page's has /blob/",
-            )
-        is_weights = path.suffix in {".safetensors", ".bin"}
-        if not start and (is_weights or path.suffix == ".json"):
-            raise ModelError(f"{shown} of model '{name}' is empty (0 bytes)", hint="download the model again")
-        damage = _damage(path, start) if is_weights else None
+            damage = "is a web page, not the file itself"
+            hint = "download it again: on the hub, a file's address has /resolve/ and its page's has /blob/"
+        elif not start and path.suffix in {".safetensors", ".bin", ".json"}:
+            damage = "is empty (0 bytes)"
+        elif path.suffix in {".safetensors", ".bin"}:
+            damage = _damage(path, start)
         if damage is not None:
-            raise ModelError(f"{shown} of model '{name}' {damage}", hint="copy or download the whole file again")
+            raise ModelError(f"{shown[path]} of model '{name}' {damage}", hint=hint)
 
 
 def small_files(folder: Path) -> list[Path]:
@@ -316,34 +327,6 @@ def _foreign_weights(name: str, folder: Path) -> ModelError | None:
     return None
 
 
-def _no_weights(name: str, folder: Path) -> ModelError:
-    foreign = _foreign_weights(name, folder)
-    if foreign is not None:
-        return foreign
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    parts = [file for file in files if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", file)]
-    if parts:
-        stem = re.sub(r"-\d+-of-\d+", "", parts[0])
-        return ModelError(
-            f"model '{name}' has its weights in parts, such as {parts[0]}, without {stem}.index.json",
-            hint="download the index, too: it says which weight is in which part",
-        )
-    others = [
-        file
-        for file in files
-        if file.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) and not file.startswith(_TRAINING_FILES)
-    ]
-    if others:
-        shown = ", ".join(others[:_MOST_SHOWN]) + (", …" if len(others) > _MOST_SHOWN else "")
-        return ModelError(
-            f"model '{name}' has no weights under a name that is read, but {shown}",
-            hint=f"if that is the encoder, name it {' or '.join(WEIGHTS[::2])}",
-        )
-    return ModelError(
-        f"model '{name}' has no weights in {folder}", hint=f"put one of these there: {', '.join(WEIGHTS[::2])}"
-    )
-
-
 def _start(name: str, path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -356,7 +339,7 @@ def _start(name: str, path: Path) -> bytes:
 
 
 def _damage(path: Path, start: bytes) -> str | None:
-    """Says how a file of weights is damaged, by its header; None if it is not."""
+    """Describes the damage to a file of weights, by its header; None if there is none."""
     if path.suffix == ".bin":
         # Since torch 1.6 it is a zip archive, whose list of contents is at its end.
         truncated = start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path)
@@ -371,7 +354,3 @@ def _damage(path: Path, start: bytes) -> str | None:
         if re.search(r"incomplete|too ?small|invalid ?header ?length", str(error), re.IGNORECASE):
             return f"is truncated, or damaged at its end: it has {path.stat().st_size:,} bytes"
         return "is not a safetensors file, and cannot be read"
-
-
-def _inside(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,4 +1,4 @@
-"""Finds models in the hub's cache on this machine, and names the hub. Sends no request."""
+"""Finds models in the hub's cache on this machine. Sends no request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Snapshot:
         commit: 40 hexadecimal digits.
         folder: where the files are.
         missing: names of files known to be missing.
-        doubt: why more may be missing, as a sentence; None if nothing suggests it.
+        doubt: the reason why more may be missing, as a sentence; None if there is none.
     """
 
     repo: str
@@ -125,11 +125,10 @@ def _snapshot(repo: str, revision: str | None, wanted: FilePatterns) -> Snapshot
         return None
     names = _listed_files(repo, commit)
     if names is not None:
-        missing = [name for name in _needed(names, wanted(names), folder) if not (folder / name).is_file()]
-        return Snapshot(repo, commit, folder, tuple(missing))
-    missing = list(_certainly_missing(folder))
-    has_recipe = (folder / "modules.json").is_file()
-    return Snapshot(repo, commit, folder, tuple(missing), None if missing or has_recipe else _doubt(repo, folder))
+        needed = _needed(names, wanted(names), folder)
+        return Snapshot(repo, commit, folder, tuple(name for name in needed if not (folder / name).is_file()))
+    missing = tuple(_certainly_missing(folder))
+    return Snapshot(repo, commit, folder, missing, None if missing else _doubt(repo, folder))
 
 
 def _cached_commit(repo: str, revision: str | None) -> str | None:
@@ -209,11 +208,11 @@ def _modules_with_settings(folder: Path) -> list[str]:
 
 
 def _doubt(repo: str, folder: Path) -> str | None:
-    """Says why a folder may lack its modules.json: other programs download only the files that they read."""
+    """Returns the reason why modules.json may be missing: other programs download only what they read."""
     # huggingface_hub leaves an empty file here for each file that it asked for and the hub does not have.
-    if (folder.parent.parent / ".no_exist" / folder.name / "modules.json").is_file():
-        return None
+    absent = folder.parent.parent / ".no_exist" / folder.name / "modules.json"
     has_parts = any(next(folder.glob(name), None) for name in _RECIPE_FILES)
-    if not has_parts and not repo.startswith("sentence-transformers/"):
+    expected = has_parts or repo.startswith("sentence-transformers/")
+    if not expected or absent.is_file() or (folder / "modules.json").is_file():
         return None
     return "modules.json, the recipe of its authors, is not among the cached files"

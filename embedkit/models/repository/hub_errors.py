@@ -1,4 +1,4 @@
-"""Turns what goes wrong with the hub, the network or the disk into one sentence and a hint."""
+"""Turns failures of the hub, the network and the disk into a sentence and a hint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Any
 
 from embedkit.models.repository.hub_cache import cache_folder, host
 
-_PRIVATE = "for a private model set HF_TOKEN, or run `hf auth login`"
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {
+    *(*_DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG),
+}
+#: Also OSErrors, some with the same numbers.
+_NETWORK_ERRORS = (ConnectionError, socket.gaierror, ssl.SSLError)
 
 
 class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError, which has the model's name
@@ -41,7 +45,7 @@ def no_space(why: str) -> Unavailable:
 
 
 def no_answer(seconds: float, *, started: bool) -> Unavailable:
-    """Returns the error for a hub that sent nothing for so long, before or after the download started."""
+    """Returns the error for a hub that sent nothing for some seconds, before or after the download started."""
     if started:
         what, more = f"stopped sending for {seconds:.0f} s", "; the same command continues the download"
     else:
@@ -53,39 +57,28 @@ def explain_failure(error: BaseException, repo: str, revision: str | None, timeo
     """Turns an exception of a download into an `Unavailable`; returns one of any other origin unchanged."""
     if isinstance(error, Unavailable) or not isinstance(error, Exception):
         return error
-    chain = list(_chain(error))
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     answered = next((link for link in chain if getattr(link, "response", None) is not None), None)
     if answered is not None:
         return _explain_answer(answered, kinds, repo, revision)
     if "OfflineModeIsEnabled" in kinds:
         return Unavailable("is not on this machine, and HF_HUB_OFFLINE forbids downloads", "unset HF_HUB_OFFLINE")
-    disk_error = next((link for link in chain if isinstance(link, OSError) and _is_disk_error(link)), None)
+    disk_errors = (link for link in chain if isinstance(link, OSError) and not isinstance(link, _NETWORK_ERRORS))
+    disk_error = next((link for link in disk_errors if link.errno in _DISK_ERRORS), None)
     if disk_error is None:
         return _explain_network(chain, kinds, timeout)
-    if disk_error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if disk_error.errno in _DISK_FULL:
         return no_space(f"no space is left in {cache_folder()}")
     return Unavailable(
         f"cannot be downloaded: {cache_folder()} cannot be written ({disk_error.strerror})",
         "set HF_HOME to a folder that you may write to",
         final=True,
     )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _is_disk_error(error: OSError) -> bool:
-    return error.errno in {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG),
-    } and not isinstance(error, ConnectionError | socket.gaierror | ssl.SSLError)
 
 
 def _explain_answer(  # noqa: PLR0911
@@ -117,10 +110,10 @@ def _explain_answer(  # noqa: PLR0911
             "set HF_TOKEN to a valid one, run `hf auth login`, or remove the token: a public model needs none",
         )
     if "RepositoryNotFoundError" in kinds or status in {401, 404}:
-        private = "for a private model, your token must have access to it" if has_token else _PRIVATE
+        private = "your token must have access to it" if has_token else "set HF_TOKEN, or run `hf auth login`"
         return Unavailable(
             f"is not on {host()}, or is private (HTTP {status})",
-            f"check the spelling of owner/name; {private}",
+            f"check the spelling of owner/name; for a private model, {private}",
             absent=True,
         )
     if status == 403:
@@ -155,10 +148,9 @@ def _explain_network(  # noqa: PLR0911
     chain: list[BaseException], kinds: set[str], timeout: float
 ) -> Unavailable:
     proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if os.environ.get(name)]
+    proxy = proxies[0] if proxies else "HTTPS_PROXY"
     if "ProxyError" in kinds:
-        return Unavailable(
-            "cannot be downloaded: the proxy refuses", f"check {proxies[0] if proxies else 'HTTPS_PROXY'}"
-        )
+        return Unavailable("cannot be downloaded: the proxy refuses", f"check {proxy}")
     if {"TimeoutException", "TimeoutError"} & kinds:
         return no_answer(timeout, started=False)
     message = " ".join(str(link) for link in chain)
@@ -172,8 +164,8 @@ def _explain_network(  # noqa: PLR0911
             f"cannot be downloaded: the address of the hub ({host()}) or of a proxy is invalid",
             "give HF_ENDPOINT and HTTPS_PROXY with https:// in front",
         )
-    through = f" through the proxy of {proxies[0]}" if proxies else ""
-    check = f"check the network{', ' + proxies[0] if proxies else ''} and HF_ENDPOINT"
+    through = f" through the proxy of {proxy}" if proxies else ""
+    check = f"check the network{f', {proxy}' if proxies else ''} and HF_ENDPOINT"
     if "gaierror" in kinds or re.search(r"Name or service|resolution|getaddrinfo|No address associated", message):
         return Unavailable(f"cannot be downloaded: no address is found for {host()}{through}", check)
     if "ConnectionRefusedError" in kinds or "refused" in message:

@@ -63,7 +63,7 @@ class FetchObserver(Protocol):
 
 @dataclass(slots=True)
 class _Session:
-    """State of one command: its observer, and the commit that each branch had when it was first asked for."""
+    """The observer of one command, and the commit of each branch when it was first asked for."""
 
     observer: FetchObserver
     commits: dict[tuple[str, str | None], str] = field(default_factory=dict)
@@ -84,24 +84,16 @@ def observed_by(observer: FetchObserver) -> Generator[None, None, None]:
 
 @dataclass(slots=True)
 class _Download:
-    """A download in a thread of its own, and its progress.
-
-    Attributes:
-        repo: the hub id.
-        files: number of files to download; None until the hub has answered.
-        size: their bytes.
-        folder: the snapshot's folder, after success.
-        error: the exception that ended the thread.
-        status: HTTP status of the last answer that the library retried, such as 429; None if there was none.
-        retry_after: seconds until that retry, if the hub asked for a pause.
-        done: set at the end.
-    """
+    """A download in a thread of its own, and its progress."""
 
     repo: str
+    #: Number of files to download, None until the hub has answered; and their bytes.
     files: int | None = None
     size: int = 0
+    #: The snapshot's folder, after success.
     folder: Path = field(default_factory=Path)
     error: BaseException | None = None
+    #: HTTP status of the last answer that the library retried, such as 429; and its pause in seconds, if any.
     status: int | None = None
     retry_after: str = ""
     done: threading.Event = field(default_factory=threading.Event)
@@ -111,8 +103,8 @@ def fetch(name: str, repos: Sequence[str], revision: str | None, wanted: FilePat
     """Downloads what the cache lacks of a model.
 
     Args:
-        name: the model, as the user gave it.
-        repos: ids to ask for in turn, until the hub has one.
+        name: of the model, as the user gave it.
+        repos: ids to try in turn, until the hub has one.
         revision: branch, tag or commit; None for the default branch.
         wanted: selects the files to download.
 
@@ -139,7 +131,7 @@ def fetch(name: str, repos: Sequence[str], revision: str | None, wanted: FilePat
 def _fetch_first(
     repos: Sequence[str], revision: str | None, wanted: FilePatterns, observer: FetchObserver | None
 ) -> Snapshot:
-    """Downloads the first id that the hub has; if it has none, the error is that of the first id."""
+    """Downloads the first id that the hub has; the error for none is that of the first id."""
     try:
         folder = _fetch_repo(repos[0], revision, wanted, observer)
     except Unavailable as error:
@@ -229,7 +221,7 @@ def _retries_noted(download: _Download) -> Generator[None, None, None]:
 
 
 def _run(download: _Download, revision: str | None, wanted: FilePatterns, timeout: float, quiet: bool) -> None:
-    """Runs in the thread: asks for the list of files, then has the library download them."""
+    """Asks for the list of files, and downloads those that are missing; runs in the thread."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -270,9 +262,7 @@ def _bytes_in(blobs: Path) -> int:
 
 
 def _check_disk_space(size: int) -> None:
-    folder = cache_folder()
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    existing = next(path for path in (cache_folder(), *cache_folder().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     if size > free:
         raise no_space(f"it has {size / 1e6:,.0f} MB, and {cache_folder()} has room for {free / 1e6:,.0f} MB")

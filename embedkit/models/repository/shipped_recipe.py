@@ -1,7 +1,7 @@
 """Reads the recipe that a model's authors ship: sentence-transformers' `modules.json`, settings and prompts.
 
-Each setting has the meaning that it has in sentence-transformers 6.2. Parts that embedkit cannot follow are
-refused by name. Reads JSON only: the weights of the modules are read by `models/dense_head.py`.
+Each setting means the same as in sentence-transformers 6.2; one that embedkit cannot follow is refused. Reads JSON
+only: `models/dense_head.py` reads the weights of the modules.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ _MODULE_SETTINGS = {
     "Normalize": set[str](),
     "Pooling": {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_FLAGS},
     "WeightedLayerPooling": {
-        "word_embedding_dimension",
-        "embedding_dimension",
-        "layer_start",
-        "num_hidden_layers",
+        *("word_embedding_dimension", "embedding_dimension", "layer_start", "num_hidden_layers"),
     },
 }
 #: Modules that may follow the pooling. Dropout does nothing in a trained model.
@@ -83,21 +80,6 @@ _PROCESSING_SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class TransformerSettings:
-    """The authors' settings for tokenizing a text and running the encoder.
-
-    Attributes:
-        max_length: their limit in tokens; None if the tokenizer and the encoder decide.
-        lowercase: True if texts are lowercased before the tokenizer.
-        output_hidden_states: True if all layers are passed on; None if config.json decides.
-    """
-
-    max_length: int | None = None
-    lowercase: bool = False
-    output_hidden_states: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ShippedModule:
     """A module after the pooling: float32 [N, in] → [N, out].
 
@@ -106,31 +88,24 @@ class ShippedModule:
         path: its folder, relative to the model's root.
         settings: for Dense `in_features`, `out_features`, `bias`, `activation` (a class of torch.nn) and
             `use_residual`; for LayerNorm `dimension`.
+        in_features: input dimensions; None if any.
+        out_features: output dimensions; None if the same as the input.
     """
 
     kind: str
     path: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def in_features(self) -> int | None:
-        """Input dimensions; None if any."""
-        width: int | None = self.settings.get("in_features", self.settings.get("dimension"))
-        return width
-
-    @property
-    def out_features(self) -> int | None:
-        """Output dimensions; None if the same as the input."""
-        width: int | None = self.settings.get("out_features", self.settings.get("dimension"))
-        return width
+    settings: Mapping[str, Any]
+    in_features: int | None
+    out_features: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ShippedRecipe:
-    """The meaning of `--pool auto` for a model.
+    """The recipe of `--pool auto` for a model.
 
     Attributes:
-        transformer: settings of the tokenizer and of the encoder.
+        max_length: the authors' limit in tokens; None if the tokenizer and the encoder decide.
+        lowercase: True if texts are lowercased before the tokenizer.
         poolings: in the order in which they are concatenated.
         include_prompt: True if the prompt's tokens take part in the pooling.
         layer_start: the first layer of a weighted average of layers; None if only the last layer is used.
@@ -143,7 +118,8 @@ class ShippedRecipe:
         similarity: the function that the vectors were trained for, such as cosine; None if not stated.
     """
 
-    transformer: TransformerSettings
+    max_length: int | None = None
+    lowercase: bool = False
     poolings: tuple[str, ...] = ("mean",)
     include_prompt: bool = True
     layer_start: int | None = None
@@ -225,8 +201,7 @@ def _read_recipe(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Sh
     for kind, _ in modules:
         if not kind.startswith("sentence_transformers."):
             raise _refusal(model, f"has a module '{kind}', which is defined by its own code")
-    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in modules]
-    paths = [path for _, path in modules]
+    kinds, paths = [kind.rsplit(".", 1)[-1] for kind, _ in modules], [path for _, path in modules]
     unknown = next((kind for kind in kinds if kind not in MODULES), None)
     if unknown is not None:
         raise _refusal(model, f"has a module '{unknown}', which embedkit cannot run")
@@ -238,11 +213,11 @@ def _read_recipe(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Sh
         or not {*kinds[at + 1 :]} <= {*_AFTER_POOLING}
     ):
         raise _refusal(model, f"has its modules in an order that embedkit does not know: {', '.join(kinds)}")
-    transformer = _transformer_settings(model, paths[0])
+    max_length, lowercase, all_layers = _transformer_settings(model, paths[0])
     pooling = model.read_recipe(f"{paths[at]}/config.json")
     if not pooling:
         raise _refusal(model, f"has no {paths[at]}/config.json, which says how it pools")
-    _check_settings(model, "Pooling", pooling)
+    _check_module(model, "Pooling", pooling)
     after = [
         _module(model, kind, path)
         for kind, path in zip(kinds[at + 1 :], paths[at + 1 :], strict=True)
@@ -252,52 +227,41 @@ def _read_recipe(model: ModelFolder, modules: tuple[tuple[str, str], ...]) -> Sh
     _check_widths(model, after)
     _check_module_weights(model, paths)
     # Unless the encoder outputs all layers, sentence-transformers ignores the weights of the layers.
-    all_layers = transformer.output_hidden_states
-    if all_layers is None:
-        all_layers = bool(model.config.get("output_hidden_states", False))
-    weighted = weighted and all_layers
+    layer_start = None
+    if weighted and all_layers:
+        config = model.read_recipe(f"{paths[1]}/config.json")
+        _check_module(model, "WeightedLayerPooling", config)
+        layer_start = int(config.get("layer_start", 4))
+    truncate_dim, default_prompt = settings.get("truncate_dim"), settings.get("default_prompt_name")
+    # In sentence-transformers, these two are empty prompts if a model does not ship them.
+    if default_prompt is not None and default_prompt not in {*model.prompts(), "query", "document"}:
+        raise _refusal(model, f"names a default prompt '{default_prompt}' that it does not have")
     return ShippedRecipe(
-        transformer=transformer,
+        max_length=max_length,
+        lowercase=lowercase,
         poolings=_poolings(model, pooling),
         include_prompt=bool(pooling.get("include_prompt", True)) and model.hub not in _INSTRUCTORS,
-        layer_start=_layer_start(model, paths[1]) if weighted else None,
-        layer_weights_path=paths[1] if weighted else "",
+        layer_start=layer_start,
+        layer_weights_path="" if layer_start is None else paths[1],
         modules=tuple(after[:-1] if normalize else after),
         normalize=normalize,
-        truncate_dim=_positive(settings["truncate_dim"]) if settings.get("truncate_dim") is not None else None,
+        truncate_dim=None if truncate_dim is None else _positive(truncate_dim),
         prompts=model.prompts(),
-        default_prompt=_default_prompt(model, settings),
+        default_prompt=default_prompt,
         similarity=settings.get("similarity_fn_name"),
     )
 
 
-def _check_settings(model: ModelFolder, kind: str, config: Mapping[str, Any]) -> None:
+def _check_module(model: ModelFolder, kind: str, config: Mapping[str, Any]) -> None:
     known = _MODULE_SETTINGS[kind] | {"module_input_name", "module_output_name"}
-    for key, value in config.items():
-        if key not in known and value not in (None, False):
-            raise _refusal(
-                model, f"has a module '{kind}' with the setting '{key[:80]}', which embedkit does not know"
-            )
-
-
-def _layer_start(model: ModelFolder, path: str) -> int:
-    config = model.read_recipe(f"{path}/config.json")
-    _check_settings(model, "WeightedLayerPooling", config)
-    return int(config.get("layer_start", 4))
+    is_set = {key: value for key, value in config.items() if value not in (None, False)}
+    _check_known(model, is_set, known, f" of its module '{kind}'")
 
 
 def _positive(value: Any) -> int:
     if int(value) < 1:
         raise ValueError(value)
     return int(value)
-
-
-def _default_prompt(model: ModelFolder, settings: Mapping[str, Any]) -> str | None:
-    name: str | None = settings.get("default_prompt_name")
-    # In sentence-transformers, these two are empty prompts if a model does not ship them.
-    if name is not None and name not in {*model.prompts(), "query", "document"}:
-        raise _refusal(model, f"names a default prompt '{name}' that it does not have")
-    return name
 
 
 def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -313,34 +277,33 @@ def _poolings(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _module(model: ModelFolder, kind: str, path: str) -> ShippedModule:
     config = model.read_recipe(f"{path}/config.json")
-    _check_settings(model, kind, config)
+    _check_module(model, kind, config)
     for end in ("input", "output"):
         name = config.get(f"module_{end}_name") or "sentence_embedding"
         if name != "sentence_embedding":
             raise _refusal(model, f"has a module '{kind}' with {name} as {end}, which embedkit cannot run")
+    settings: dict[str, Any] = {}
     try:
         match kind:
             case "Dense":
+                activation = str(config.get("activation_function", "torch.nn.Tanh"))
+                if not activation.startswith("torch.nn."):
+                    raise _refusal(model, f"has a Dense with the activation '{activation}', not one of torch.nn")
                 settings = {
                     "in_features": _positive(config["in_features"]),
                     "out_features": _positive(config["out_features"]),
                     "bias": bool(config.get("bias", True)),
-                    "activation": _activation(model, config.get("activation_function", "torch.nn.Tanh")),
+                    "activation": activation.rsplit(".", 1)[-1],
                     "use_residual": bool(config.get("use_residual", False)),
                 }
             case "LayerNorm":
                 settings = {"dimension": _positive(config["dimension"])}
-            case _:
-                settings = {}
     except (KeyError, TypeError, ValueError):
         raise _refusal(model, f"has a module '{kind}' without dimensions in {path}/config.json") from None
-    return ShippedModule(kind, path, settings)
-
-
-def _activation(model: ModelFolder, name: Any) -> str:
-    if not str(name).startswith("torch.nn."):
-        raise _refusal(model, f"has a Dense with the activation '{name}', which is not one of torch.nn")
-    return str(name).rsplit(".", 1)[-1]
+    width = settings.get("dimension")
+    return ShippedModule(
+        kind, path, settings, settings.get("in_features", width), settings.get("out_features", width)
+    )
 
 
 def _check_widths(model: ModelFolder, modules: list[ShippedModule]) -> None:
@@ -361,8 +324,8 @@ def _check_module_weights(model: ModelFolder, paths: list[str]) -> None:
         raise ModelError(error.message, hint=f"{error.hint}; or {_CHOOSE}") from None
 
 
-def _transformer_settings(model: ModelFolder, path: str) -> TransformerSettings:
-    """Reads the settings of the Transformer module in the folder `path`."""
+def _transformer_settings(model: ModelFolder, path: str) -> tuple[int | None, bool, bool]:
+    """Reads the settings of the Transformer module: length limit, lowercasing, and output of all layers."""
     folder = f"{path}/" if path else ""
     settings = next((found for file in _TRANSFORMER_FILES if (found := model.read_recipe(folder + file))), {})
     _check_output(model, settings)
@@ -376,11 +339,11 @@ def _transformer_settings(model: ModelFolder, path: str) -> TransformerSettings:
     if processing.get("truncation", True) not in {True, "longest_first"}:
         raise _not_followed(model, "'truncation' in processing_kwargs")
     limits = (processing.get("max_length"), tokenizer.get("model_max_length"), settings.get("max_seq_length"))
-    return TransformerSettings(
-        max_length=next((_positive(limit) for limit in limits if limit is not None), None),
-        lowercase=bool(settings.get("do_lower_case", False)),
-        output_hidden_states=config.get("output_hidden_states"),
-    )
+    max_length = next((_positive(limit) for limit in limits if limit is not None), None)
+    all_layers = config.get("output_hidden_states")
+    if all_layers is None:
+        all_layers = model.config.get("output_hidden_states", False)
+    return max_length, bool(settings.get("do_lower_case", False)), bool(all_layers)
 
 
 def _check_output(model: ModelFolder, settings: Mapping[str, Any]) -> None:
@@ -406,7 +369,7 @@ def _arguments(model: ModelFolder, settings: Mapping[str, Any], names: tuple[str
 def _check_known(model: ModelFolder, settings: Mapping[str, Any], known: Collection[str], place: str = "") -> None:
     unknown = next((name for name in settings if name not in known), None)
     if unknown is not None:
-        raise _not_followed(model, f"'{unknown}'{place}" if place else f"the setting '{unknown}'")
+        raise _not_followed(model, f"the setting '{unknown[:80]}'{place}")
 
 
 def _not_followed(model: ModelFolder, what: str) -> ModelError:

@@ -1,7 +1,4 @@
-"""Decides which tensors of a checkpoint may be left unused: heads, recognised by their names.
-
-Any other tensor is part of the model, which would give different numbers without it.
-"""
+"""Decides by their names which tensors of a checkpoint may be left unused: heads, not parts of the encoder."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def is_known_head(name: str, prefix: str, parts: Collection[str]) -> bool:
 
 
 def is_added(name: str) -> bool:
-    """Checks whether a tensor's name is one of an adapter or a quantisation."""
+    """Checks whether a tensor belongs to an adapter or a quantisation, by its name."""
     return bool(_ADDED.search(name))
 
 
@@ -66,6 +63,10 @@ def check_unused(model: str, unused: Iterable[str], *, n_layers: int | None) -> 
         return
     added = [name for name in names if is_added(name)]
     layers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
+    way_out = (
+        "check that the weights belong to config.json; if they are a head, save the encoder alone with "
+        "transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+    )
     if added:
         way_out = (
             "they belong to an adapter or a quantisation: merge it (peft's merge_and_unload) or dequantise it, "
@@ -73,11 +74,6 @@ def check_unused(model: str, unused: Iterable[str], *, n_layers: int | None) -> 
         )
     elif n_layers is not None and layers and min(layers) >= n_layers:
         way_out = f"config.json says {n_layers} layers and the weights have more: correct num_hidden_layers"
-    else:
-        way_out = (
-            "check that the weights belong to config.json; if they are a head, save the encoder alone with "
-            "transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
-        )
     raise ModelError(
         f"the checkpoint of '{model}' has {len(names)} weights that its model would leave unused, such as "
         f"{(added or names)[0][:120]}",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from embedkit.errors import ModelError
 
@@ -20,21 +19,29 @@ WEIGHTS = (
 )
 #: Types of plain weights; any other type is the storage of a quantisation.
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"})
-#: Parts of a checkpoint that torch saved on several machines; transformers prefers them to all other weights.
-_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-#: Files that quantisation tools save with the weights.
-_QUANTIZED = ("quantize_config.json", "quant_config.json")
+#: Files that would change the weights: a pattern of their names, what is wrong, and what to do about it.
+_REFUSED = (
+    (
+        r"adapter_config\.json|adapter_model\.(safetensors|bin)",
+        "model '{model}' has an adapter in its folder ({file}), which embedkit does not apply",
+        "merge it (PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)), or remove it",
+    ),
+    (
+        # Parts that torch saved on several machines; transformers prefers them to all other weights.
+        r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors",
+        "model '{model}' has a distributed checkpoint in its folder ({file})",
+        "save the model again with save_pretrained, or remove these files",
+    ),
+    (
+        r"quantize_config\.json|quant_config\.json",
+        "the weights of model '{model}' are quantised, according to {file}; embedkit reads plain weights only",
+        "use the checkpoint that it was made from; if the weights are plain, remove that file",
+    ),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file.
-
-    Attributes:
-        file: its name.
-        dtype: as the file calls it, such as F16 (safetensors) or float16 (torch); "" if it is not a tensor.
-    """
+class StoredTensor(NamedTuple):
+    """A tensor's file, and its type there: F16 (safetensors) or float16 (torch); "" for another object."""
 
     file: str
     dtype: str
@@ -57,7 +64,15 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     name = next(name for name in WEIGHTS if (folder / name).is_file())
     if not name.endswith(".index.json"):
         return (folder / name,)
-    parts = _parts(model, folder / name)
+    try:
+        parts = sorted(set(json.loads((folder / name).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        parts = []
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise ModelError(
+            f"{name} of model '{model}' does not say which file each weight is in (weight_map)",
+            hint="download it again",
+        )
     for part in parts:
         if not is_inside(part):
             raise ModelError(
@@ -85,27 +100,11 @@ def check_no_others(model: str, folder: Path) -> None:
     Raises:
         ModelError: there is an adapter, a distributed checkpoint, or a file of a quantisation.
     """
-    files = {path.name for path in folder.iterdir()}
-    adapter = next((name for name in _ADAPTERS if name in files), None)
-    if adapter is not None:
-        raise ModelError(
-            f"model '{model}' has an adapter in its folder ({adapter}), which embedkit does not apply",
-            hint="merge it: peft's PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)"
-            "; or remove the adapter's files to use the model without it",
-        )
-    distributed = next((name for name in sorted(files) if _DISTRIBUTED.fullmatch(name)), None)
-    if distributed is not None:
-        raise ModelError(
-            f"model '{model}' has a distributed checkpoint in its folder ({distributed})",
-            hint="save the model again with save_pretrained, or remove these files",
-        )
-    quantized = next((name for name in _QUANTIZED if name in files), None)
-    if quantized is not None:
-        raise ModelError(
-            f"the weights of model '{model}' are quantised, according to {quantized}; embedkit reads plain "
-            "weights only",
-            hint="use the checkpoint that it was made from; if the weights are plain, remove that file",
-        )
+    files = sorted(path.name for path in folder.iterdir())
+    for pattern, message, way_out in _REFUSED:
+        found = next((file for file in files if re.fullmatch(pattern, file)), None)
+        if found is not None:
+            raise ModelError(message.format(model=model, file=found), hint=way_out)
 
 
 def stored_tensors(model: str, files: tuple[Path, ...]) -> dict[str, StoredTensor]:
@@ -130,19 +129,6 @@ def stored_tensors(model: str, files: tuple[Path, ...]) -> dict[str, StoredTenso
                 )
             found[name] = StoredTensor(file.name, dtype)
     return found
-
-
-def _parts(model: str, index: Path) -> list[str]:
-    try:
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if parts and all(isinstance(part, str) for part in parts):
-            return sorted(parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ModelError(
-        f"{index.name} of model '{model}' does not say which file each weight is in (weight_map)",
-        hint="download it again",
-    )
 
 
 def _safetensors_dtypes(file: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Loads a model by transformers, and finds the fastest exact way to run it.
 
-Every weight and every setting of the checkpoint has to be used, or the model is refused. A test on the loaded
-weights then decides which way of batching gives each text the vectors that it has alone.
+A checkpoint with a weight or a setting that would be left unused is refused.
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ from typing import Any
 import torch
 import transformers
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError
@@ -91,14 +85,13 @@ class TransformersModel(LoadedModel):
         every = ("packed", "padded", "equal")
         fastest = "equal" if "longrope" in rope_types(self.model.config) else self.architecture.batches
         hooks = (True, False) if self.architecture.layers is not None else (False,)
-        kernels = usable(self.device, self.model.dtype, _head_dim(self.model.config))
+        # The pooling head reads the first token of each row, and a packed batch is one row.
+        kernels = () if for_pooler else usable(self.device, self.model.dtype, _head_dim(self.model.config))
         ways = [
             (kind, hooked, kernel)
             for kind in every[every.index(fastest) :]
             for hooked in hooks
             for kernel in (kernels if kind == "packed" else ("groups",))
-            # The pooling head reads the first token of each row, and a packed batch is one row.
-            if not (kind == "packed" and for_pooler)
         ]
         notice = None
         for batches, hooked, kernel in ways:
@@ -158,12 +151,10 @@ def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = Fa
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     if architecture is UNPROVEN and folder.config.get("is_encoder_decoder"):
-        encoder_decoders = [
-            name for name, known in ARCHITECTURES.items() if known.encoder or known.loader != "AutoModel"
-        ]
+        known = [name for name, entry in ARCHITECTURES.items() if entry.encoder or entry.loader != "AutoModel"]
         raise ModelError(
             f"embedkit does not know which part of a '{folder.model_type}' model is the encoder",
-            hint=f"use a model that is an encoder alone, or one of these types: {', '.join(encoder_decoders)}",
+            hint=f"use a model that is an encoder alone, or one of these types: {', '.join(known)}",
         )
     if device.type == "cpu":
         tune_malloc()
@@ -172,11 +163,11 @@ def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = Fa
     # Some models download compiled code if the package `kernels` is installed. Read when they are imported.
     os.environ["USE_HUB_KERNELS"] = "NO"
     model, missing = _from_pretrained(folder, architecture, _DTYPES[dtype], trust=config.trust_remote_code)
-    missing_in_encoder = sorted(key for key in missing if not _in_pooler(key))
-    if missing_in_encoder:
+    lacking = sorted(key for key in missing if not _in_pooler(key))
+    if lacking:
         raise ModelError(
-            f"the checkpoint of '{folder.name}' lacks {len(missing_in_encoder)} of the encoder's weights, "
-            f"such as {missing_in_encoder[0]}",
+            f"the checkpoint of '{folder.name}' lacks {len(lacking)} of the encoder's weights, "
+            f"such as {lacking[0]}",
             hint="they would be random numbers; check that the weights belong to config.json",
         )
     _check_weights(folder, model)
@@ -245,8 +236,7 @@ def _from_pretrained(
 def _check_weights(folder: ModelFolder, model: Any) -> None:
     """Checks that every tensor in the model's files is used, apart from heads.
 
-    transformers' own report of unexpected tensors is incomplete: classes hide names from it, and of two tensors
-    for one weight, either is used.
+    transformers' report of unexpected tensors lacks those that a class hides, and the second of two for a weight.
 
     Raises:
         ModelError: a tensor is unused, competes with another, or is not stored as plain numbers.
@@ -295,24 +285,15 @@ def _targets(model: Any, names: list[str], state: Mapping[str, Any]) -> dict[str
 
 
 def _check_settings(folder: ModelFolder, model: Any) -> str | None:
-    """Compares the keys of config.json with those that the code of the model reads.
-
-    Returns:
-        A notice that names the ignored keys; None if there are none.
-
-    Raises:
-        ModelError: an ignored key may change numbers.
-    """
+    """Compares the keys of config.json with those that the code of the model reads; see `check_unread`."""
     config = model.config
     parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
     kinds = {kind for part in parts for of in (part, part.config) for kind in type(of).__mro__}
     # Shared code contains the keys of all models.
     modules = {kind.__module__ for kind in kinds if not kind.__module__.startswith(_COMMON_CODE)}
     # Code in a model's files may read its configuration in any module.
-    packages = tuple(
-        {f"{name.rpartition('.')[0]}." for name in modules if name.startswith("transformers_modules.")}
-    )
-    modules |= {name for name in sys.modules if packages and name.startswith(packages)}
+    own = tuple(f"{name.rpartition('.')[0]}." for name in modules if name.startswith("transformers_modules."))
+    modules |= {name for name in sys.modules if name.startswith(own)}
     code = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
     declared = {field.name for field in dataclasses.fields(config)} | set(type(config).attribute_map)
     return check_unread(folder.name, folder.model_type, unread_keys(folder.config, config, declared, code))
@@ -321,10 +302,8 @@ def _check_settings(folder: ModelFolder, model: Any) -> str | None:
 def _check_direction(folder: ModelFolder, model: Any) -> None:
     """Checks that a model whose config.json sets is_causal to false attends to later tokens.
 
-    Some classes ignore this key.
-
     Raises:
-        ModelError: it does not.
+        ModelError: it does not, because its class ignores this key.
     """
     if folder.config.get("is_causal") is not False:
         return
@@ -357,19 +336,14 @@ def _head_dim(config: Any) -> int | None:
 
 
 def _undo_attention_switch(model: Any) -> None:
-    """Makes BigBird use its block attention for long texts again after a short one.
-
-    In transformers' code, a short text switches to full attention permanently, so that the states of a long text
-    depend on earlier ones.
-    """
-    kind = getattr(model, "attention_type", None)
-    if kind != "block_sparse":
+    """Makes BigBird use its block attention for long texts, which transformers switches off after a short one."""
+    if getattr(model, "attention_type", None) != "block_sparse":
         return
     # The length up to which that code switches to full attention.
     short = (5 + 2 * model.config.num_random_blocks) * model.config.block_size
 
     def restore(module: Any, _args: object, kwargs: dict[str, Any]) -> None:
         if kwargs["input_ids"].shape[1] > short:
-            module.set_attention_type(kind)
+            module.set_attention_type("block_sparse")
 
     model.register_forward_pre_hook(restore, with_kwargs=True)

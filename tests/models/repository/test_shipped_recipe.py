@@ -457,7 +457,7 @@ def test_whatever_stands_in_the_files_is_followed_or_refused(ship):
         finally:
             file.write_text(before)
         assert found.out_features >= 1
-        assert found.transformer.max_length is None or found.transformer.max_length >= 1
+        assert found.max_length is None or found.max_length >= 1
 
     tried()
 

@@ -363,7 +363,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
     "no pooling": ("no 1_Pooling/config.json", lambda folder: (folder / "1_Pooling/config.json").unlink()),
     "mode": ("'median'", lambda folder: edit_json(folder / "1_Pooling/config.json", pooling_mode=["median"])),
     "activation": (
-        r"'transformers.activations.GELU', which is not one of torch.nn",
+        r"'transformers.activations.GELU', not one of torch.nn",
         lambda folder: edit_json(
             folder / "2_Dense/config.json", activation_function="transformers.activations.GELU"
         ),

@@ -17,23 +17,14 @@ from embedkit.output.open import readable
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Counts over all rows of some files.
-
-    Attributes:
-        rows: rows.
-        vectors: rows that have a vector, in every variant.
-        statuses: status → rows.
-        tokens: sums of `n_tokens` and of `n_used`.
-        finite: True if no number is NaN or infinite.
-        ids: [rows], in order.
-    """
+    """Counts over all rows of some files."""
 
     rows: int
-    vectors: int
-    statuses: Mapping[str, int]
-    tokens: tuple[int, int]
-    finite: bool
-    ids: Sequence[str | None]
+    vectors: int  # rows that have a vector, in every variant
+    statuses: Mapping[str, int]  # status → rows
+    tokens: tuple[int, int]  # sums of `n_tokens` and of `n_used`
+    finite: bool  # True if no number is NaN or infinite
+    ids: Sequence[str | None]  # [rows], in order
 
     def ids_as_numbers(self) -> list[int] | None:
         """Returns the ids as row numbers; None if one of them is not a number as embedkit writes it.

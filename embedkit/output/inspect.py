@@ -20,46 +20,28 @@ from embedkit.output.vector_norms import NormCounter, VectorNorms
 from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
-from embedkit.types import STATUSES
+from embedkit.types import STATUSES, Variant
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The result of `embedkit inspect`.
-
-    Attributes:
-        path: the folder or file.
-        complete: True if every row is accounted for.
-        rows: of the whole output; of an unfinished one, rows planned.
-        shards: (done, planned).
-        done: row ranges [start, stop) that are committed, adjacent ones merged.
-        totals: counts over the rows that are done.
-        dims: D by the variant's name.
-        norms: by the variant's name; only of finished outputs whose numbers are floats.
-        files, bytes: of vectors and metadata, without the records.
-        model: its name; None if the output does not say.
-    """
+    """The result of `embedkit inspect`."""
 
     path: Path
-    complete: bool
-    rows: int
-    shards: tuple[int, int]
-    done: tuple[tuple[int, int], ...]
-    totals: Totals
+    complete: bool  # True if every row is accounted for
+    rows: int  # of the whole output; of an unfinished one, rows planned
+    shards: tuple[int, int]  # done, planned
+    done: tuple[tuple[int, int], ...]  # row ranges [start, stop) that are committed, adjacent ones merged
+    totals: Totals  # counts over the rows that are done
     format: str
     precision: str
-    dims: Mapping[str, int]
+    variants: tuple[Variant, ...]
     recipe: Json
     fingerprint: str | None
-    norms: Mapping[str, VectorNorms]
-    files: int
+    norms: Mapping[str, VectorNorms]  # by the variant's name; only of finished outputs whose numbers are floats
+    files: int  # of vectors and metadata, without the records, as are `bytes`
     bytes: int
-    model: str | None = None
-
-    @property
-    def vectors(self) -> int:
-        """Rows that have a vector."""
-        return self.totals.vectors
+    model: str | None  # None if the output does not say
 
 
 def inspect_output(path: str | Path) -> Inspection:
@@ -87,7 +69,7 @@ def inspect_output(path: str | Path) -> Inspection:
         totals=totals,
         format=stored.format,
         precision=stored.layout.precision,
-        dims={variant.name: variant.dims for variant in stored.layout.variants},
+        variants=stored.layout.variants,
         recipe=stored.recipe,
         fingerprint=stored.fingerprint,
         norms=norms,
@@ -108,12 +90,13 @@ def lines(inspection: Inspection) -> list[str]:
     if not it.complete:
         ranges = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in it.done) or "none"
         shown.append(f"done       {totals.rows:,} rows: {ranges}")
-    shown += [f"vectors    {name or 'embedding'}: {dims} x {it.precision}" for name, dims in it.dims.items()]
+    shown += [f"vectors    {of.name or 'embedding'}: {of.dims} x {it.precision}" for of in it.variants]
     shown += [
         f"norms      {name or 'embedding'}: min {n.minimum:.4g}, median {n.median:.4g}, max {n.maximum:.4g}"
         for name, n in it.norms.items()
     ]
-    words = sorted(totals.statuses, key=lambda word: (_rank(word), word))
+    words = sorted(totals.statuses)
+    words.sort(key=lambda word: STATUSES.index(word) if word in STATUSES else len(STATUSES))
     shown.append("status     " + (", ".join(f"{word} {totals.statuses[word]:,}" for word in words) or "none"))
     shown.append(
         f"tokens     {totals.n_tokens:,}, {totals.n_used:,} used; "
@@ -150,7 +133,7 @@ def _unfinished(path: Path) -> Inspection:
         totals=totals,
         format=plan.format,
         precision=plan.precision,
-        dims={variant.name: variant.dims for variant in plan.variants},
+        variants=plan.variants,
         recipe=plan.recipe,
         fingerprint=plan.fingerprint,
         norms={},
@@ -182,10 +165,6 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         touches = bool(joined) and joined[-1][1] == start
         joined.append((joined.pop()[0] if touches else start, stop))
     return tuple(joined)
-
-
-def _rank(word: str) -> int:
-    return STATUSES.index(word) if word in STATUSES else len(STATUSES)
 
 
 def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:

@@ -1,10 +1,8 @@
 """Opens finished outputs: their files, their columns, their vectors as numbers. Needs no model and no options.
 
 An output describes itself: a folder by its `manifest.json`, a Parquet or Arrow file by its schema metadata, an
-.npy array by its metadata file, JSON Lines by their keys.
-
-No file is parsed before it is known to be safe: by the SHA-256 in its record, else because a child process has
-parsed it.
+.npy array by its metadata file, JSON Lines by their keys. No file is parsed before its SHA-256 was that of its
+record, or a child process has parsed it.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from embedkit.manifest.schema import (
 )
 from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
-from embedkit.output.formats.columns import RecordBatch
+from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
 from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, Layout
 from embedkit.output.formats.npy_format import metadata_name
@@ -69,38 +67,24 @@ _MIXED = (
     "a run was stopped while it replaced them: the same command with --on-exists resume goes on, "
     "or encode again with --on-exists overwrite"
 )
-_VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A finished output.
+    """A finished output."""
 
-    Attributes:
-        format: parquet, npy, jsonl or arrow.
-        sink: the format with the layout of this output; its kept types are unknown, and not needed to read.
-        parts: the files of each shard, in order; of a single-file output, one part.
-        recipe: all that decided the numbers; {} for JSON Lines, which cannot hold it.
-        fingerprint: of the recipe; None without one.
-        int8_ranges: by the variant's name; of int8 only.
-        rows, vectors: counts of the manifest; None without one.
-        source: the model's name and origin.
-        input: what was read; None if the output does not say.
-        records: paths of the shards' records, in the order of `parts`; () for a single file.
-        checks: True if files are compared with their hashes, or parsed by a child process, before they are read.
-    """
-
-    format: str
-    sink: Sink
-    parts: tuple[tuple[Path, ...], ...]
-    recipe: Mapping[str, Any]
-    fingerprint: str | None
-    int8_ranges: Mapping[str, Int8Range]
-    rows: int | None = None
+    format: str  # parquet, npy, jsonl or arrow
+    sink: Sink  # with the layout of this output; its kept types are unknown, and not needed to read
+    parts: tuple[tuple[Path, ...], ...]  # the files of each shard, in order; of a single-file output, one part
+    recipe: Mapping[str, Any]  # {} for JSON Lines, which cannot hold it
+    fingerprint: str | None  # of the recipe; None without one
+    int8_ranges: Mapping[str, Int8Range]  # by the variant's name; of int8 only
+    source: ModelSource
+    input: InputFacts | None  # None if the output does not say
+    rows: int | None = None  # by the manifest, as are `vectors`; None without one
     vectors: int | None = None
-    source: ModelSource = field(default_factory=ModelSource)
-    input: InputFacts | None = None
-    records: tuple[Path, ...] = ()
+    records: tuple[Path, ...] = ()  # of the shards, in the order of `parts`; () for a single file
+    #: True if files are compared with their hashes, or parsed by a child process, before they are read.
     checks: bool = True
     #: Files that were found safe, and the columns that were left out of the check.
     _safe: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
@@ -122,11 +106,7 @@ class Stored:
                 yield from self.sink.read(files, asked)
 
     def check_part(self, part: int, asked: Sequence[Variant]) -> None:
-        """Checks that the files of one part can be parsed; each is checked once.
-
-        Args:
-            part: its index in `parts`.
-            asked: the variants that will be read.
+        """Checks that the files of one part can be parsed to read the variants `asked`; each is checked once.
 
         Raises:
             OutputError: a file is missing, differs from its record, or cannot be parsed.
@@ -142,7 +122,7 @@ class Stored:
         for file in new:
             if hashes.get(file):
                 if sha256_of_file(file) != hashes[file]:
-                    raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=_VERIFY)
+                    raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=VERIFY)
                 self._safe[file] = frozenset()
             else:
                 check_parsable(file, without=unasked)
@@ -156,7 +136,7 @@ class Stored:
         """
         numbers = self.floats(vectors, variant)
         if not np.isfinite(numbers).all():
-            raise OutputError(f"{variant.column} holds a number that is not finite: it is damaged", hint=_VERIFY)
+            raise OutputError(f"{variant.column} holds a number that is not finite: it is damaged", hint=VERIFY)
         return numbers
 
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
@@ -180,11 +160,7 @@ class Stored:
 
 
 def open_stored(path: Path, *, checks: bool = True) -> Stored:
-    """Opens a folder, or a .parquet, .arrow, .npy or .jsonl file.
-
-    Args:
-        path: of the output.
-        checks: see Stored.
+    """Opens a folder, or a .parquet, .arrow, .npy or .jsonl file; for `checks` see Stored.
 
     Raises:
         OutputError: there is no output, it is not finished, or embedkit did not write it.
@@ -201,11 +177,11 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
         )
     describing = describing_file(path)
     with as_read_error(describing):
-        is_described = exists(describing)
-    if not is_described:
-        raise OutputError(
-            f"{describing}, which goes with {path.name}, does not exist", hint="copy both files, under one name"
-        )
+        if not exists(describing):
+            raise OutputError(
+                f"{describing}, which goes with {path.name}, does not exist",
+                hint="copy both files, under one name",
+            )
     with readable(describing):
         if checks:
             check_parsable(describing, part="none")
@@ -273,23 +249,12 @@ def schema_metadata(path: Path) -> Mapping[str, str]:
     Raises:
         OutputError: it cannot be read.
     """
-    form = path.suffix.removeprefix(".")
-    if form == "jsonl":
+    if path.suffix == ".jsonl":
         return {}
     describing = describing_file(path)
     with readable(describing):
         check_parsable(describing, part="none")
-        return _text_metadata(_schema(describing, form))
-
-
-def former_files(path: Path) -> tuple[str, ...]:
-    """Returns the names of the files of a single-file output; its own alone if it does not say.
-
-    Raises:
-        OutputError: it cannot be read.
-    """
-    layout = Layout.described_by(schema_metadata(path)) if path.suffix == ".npy" else None
-    return (path.name,) if layout is None else make_sink("npy", layout).merged_files(path.name)
+        return _text_metadata(_schema(describing))
 
 
 def read_versioned(kind: type[AnyFile], path: Path) -> AnyFile:
@@ -317,14 +282,14 @@ def _open_folder(path: Path) -> Stored:
         plan = path / "plan.json"
         # A copy may lack the plan, and manifests of older versions do not name it.
         if manifest.plan_sha256 and exists(plan) and sha256_of_file(plan) != manifest.plan_sha256:
-            raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=_VERIFY)
+            raise OutputError(f"{path}: manifest.json and plan.json are not of one run", hint=VERIFY)
         form, shards = manifest.format, manifest.stored_shards
         layout = Layout(manifest.variants, manifest.precision, bool(manifest.token_vectors), {}, {})
         sink = make_sink(form, layout)
         if manifest.token_vectors is None and shards and form != "npy":
-            check_parsable(path / sink.files(shards[0])[0], part="none")
-            own = _own_layout(path / sink.files(shards[0])[0], form)
-            sink = make_sink(form, replace(layout, token_vectors=own.token_vectors))
+            first = path / sink.files(shards[0])[0]
+            check_parsable(first, part="none")
+            sink = make_sink(form, replace(layout, token_vectors=_own_layout(first, form).token_vectors))
         return Stored(
             form,
             sink,
@@ -332,10 +297,10 @@ def _open_folder(path: Path) -> Stored:
             manifest.recipe,
             manifest.fingerprint,
             _int8_ranges(manifest.int8_ranges or {}),
+            manifest.source,
+            manifest.input,
             manifest.totals.rows,
             manifest.totals.vectors,
-            source=manifest.source,
-            input=manifest.input,
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
 
@@ -392,15 +357,15 @@ def _own_layout(path: Path, form: str) -> Layout:
     """Returns the layout that a file describes, in its schema's metadata or by its keys."""
     if form == "jsonl":
         return sniff(path)
-    schema = _schema(path, form)
+    schema = _schema(path)
     layout = Layout.described_by(_text_metadata(schema))
     if layout is None or not (form == "npy" or {of.column for of in layout.variants} <= set(schema.names)):
         raise OutputError(f"{path} is not an output of embedkit: its schema names no vectors", hint=_NOT_OURS)
     return layout
 
 
-def _schema(path: Path, form: str) -> pa.Schema:
-    return map_table(path).schema if form == "arrow" else pq.read_schema(path)
+def _schema(path: Path) -> pa.Schema:
+    return map_table(path).schema if path.suffix == ".arrow" else pq.read_schema(path)
 
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:
@@ -422,23 +387,16 @@ def readable(path: Path) -> Iterator[None]:
     except EmbedkitError:
         raise
     except FileNotFoundError as error:
-        raise OutputError(f"{error.filename or path} is missing", hint=_VERIFY) from None
+        raise OutputError(f"{error.filename or path} is missing", hint=VERIFY) from None
     except _BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise _unreadable(path, error) from None
+        if isinstance(error, OSError) and error.errno is not None:  # the file need not be damaged
+            raise OutputError(
+                f"{error.filename or path} cannot be read: {os.strerror(error.errno)}",
+                hint="fix the disk or the permissions, then run the same command again",
+            ) from None
         cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
-        if isinstance(error, MalformedFileError):
-            cause = str(error)
-        raise _damaged(path, cause) from None
+        raise _damaged(path, str(error) if isinstance(error, MalformedFileError) else cause) from None
 
 
 def _damaged(path: Path, cause: str) -> OutputError:
-    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=_VERIFY)
-
-
-def _unreadable(path: Path, error: OSError) -> OutputError:
-    """Returns the error for a file that the system does not let be read, which need not be damaged."""
-    return OutputError(
-        f"{error.filename or path} cannot be read: {os.strerror(error.errno or 0)}",
-        hint="fix the disk or the permissions, then run the same command again",
-    )
+    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=VERIFY)

@@ -25,17 +25,11 @@ BITS = {"bf16": 0.97, "fp16": 0.97, "int8": 0.91}
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """A row whose vector is out of tolerance.
+    """A row whose vector is out of tolerance."""
 
-    Attributes:
-        row: its number in the input.
-        column: of the vector.
-        what: the difference, in numbers.
-    """
-
-    row: int
-    column: str
-    what: str
+    row: int  # its number in the input
+    column: str  # of the vector
+    what: str  # the difference, in numbers
 
     def __str__(self) -> str:
         return f"row {self.row}, {self.column}: {self.what}"
@@ -43,25 +37,16 @@ class Deviation:
 
 @dataclass(slots=True)
 class Comparison:
-    """Stored vectors against reference vectors.
+    """Stored vectors against reference vectors."""
 
-    Attributes:
-        dtype: what the output was computed in.
-        precision: what it is stored as.
-        rows: rows compared.
-        deviations: rows out of tolerance; none for binary with a dtype below fp32, see `passed`.
-        max_difference: largest |Δ| of any value, in the output's precision.
-        cosines: of every vector.
-        bits, equal_bits: of binary.
-    """
-
-    dtype: str
-    precision: str
-    rows: int = 0
+    dtype: str  # of the computation
+    precision: str  # of the stored values
+    rows: int = 0  # compared
+    #: Rows out of tolerance; none for binary with a dtype below fp32, see `passed`.
     deviations: list[Deviation] = field(default_factory=list)
-    max_difference: float = 0.0
-    cosines: list[float] = field(default_factory=list)
-    bits: int = 0
+    max_difference: float = 0.0  # largest |Δ| of any value, in the output's precision
+    cosines: list[float] = field(default_factory=list)  # of every vector
+    bits: int = 0  # of binary, as are `equal_bits`
     equal_bits: int = 0
 
     @property

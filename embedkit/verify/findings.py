@@ -12,15 +12,10 @@ from embedkit.output.contents import Contents
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A difference from what was written.
+    """A difference from what was written."""
 
-    Attributes:
-        path: of the file, in the output.
-        what: is wrong, without content of any row.
-    """
-
-    path: str
-    what: str
+    path: str  # of the file, in the output
+    what: str  # the problem, without content of any row
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
@@ -28,22 +23,14 @@ class Finding:
 
 @dataclass(slots=True)
 class Verification:
-    """The result of `embedkit verify`.
+    """The result of `embedkit verify`."""
 
-    Attributes:
-        way_out: hint for the problems.
-        problems: in the order of the files.
-        notes: remarks that are no problems of the output.
-        rows, vectors: checked.
-        files, bytes: read.
-    """
-
-    way_out: str
-    problems: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-    rows: int = 0
+    way_out: str  # hint for the problems
+    problems: list[Finding] = field(default_factory=list)  # in the order of the files
+    notes: list[Finding] = field(default_factory=list)  # remarks that are no problems of the output
+    rows: int = 0  # checked, as are `vectors`
     vectors: int = 0
-    files: int = 0
+    files: int = 0  # read, as are `bytes`
     bytes: int = 0
 
 

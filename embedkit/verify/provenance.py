@@ -16,19 +16,12 @@ from embedkit.storage.filesystem import is_folder
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The making of an output.
+    """The origin of an output."""
 
-    Attributes:
-        stored: the output, opened; `stored.source.name` is what was given as `--model`, None for a single file.
-        input: what was read; without files for a single file, which has no plan.
-        on_bad_row: fail, null or skip.
-        files_digest: one hash of the input's files; None if the input was stdin.
-    """
-
-    stored: Stored
-    input: InputFacts
-    on_bad_row: str
-    files_digest: str | None
+    stored: Stored  # `stored.source.name` is what was given as `--model`; None for a single file
+    input: InputFacts  # without files for a single file, which has no plan
+    on_bad_row: str  # fail, null or skip
+    files_digest: str | None  # one hash of the input's files; None if the input was stdin
 
 
 def provenance_of(path: Path) -> Provenance:

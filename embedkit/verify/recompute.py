@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, VectorConfig
-from embedkit.errors import EmbedkitError, ModelError, OutputError
+from embedkit.errors import ModelError, OutputError
 from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
 from embedkit.manifest.identity import first_difference
@@ -27,18 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceModel:
-    """The model that computes rows again.
+    """The model that computes rows again; the fields are those of `ModelConfig`."""
 
-    Attributes:
-        model: where it is now; None if where the output says.
-        revision: branch, tag or commit on the hub; None if the commit that the output says.
-        offline: open no socket.
-        trust_remote_code: run code that comes with the model.
-        device: as `--device`.
-    """
-
-    model: str | None = None
-    revision: str | None = None
+    model: str | None = None  # None: the one that the output names
+    revision: str | None = None  # None: the commit that the output names
     offline: bool = False
     trust_remote_code: bool = False
     device: str = "cpu"
@@ -51,13 +43,13 @@ def recompute(path: Path, rows: int, *, seed: int, inputs: Sequence[str], refere
         path: a folder, or a .parquet, .arrow or .npy file.
         rows: how many of those that have a vector; all of them if there are fewer.
         seed: of the choice.
-        inputs: where the input's files are now; () if where the output says.
+        inputs: present paths of the input's files; () if they are those that the output names.
         reference: the model.
 
     Raises:
         OutputError: the output is not finished, does not say how it was made, or has a recipe that this version
-            cannot carry out.
-        InputError: the input is gone, or has changed.
+            cannot follow.
+        InputError: the input is missing or has changed.
         ModelError: the model is unavailable, or is another one.
     """
     provenance = provenance_of(path)
@@ -130,18 +122,15 @@ def _reference_embedder(provenance: Provenance, reference: ReferenceModel) -> Em
     )
     ready = build(find_model(config), plainly=True)
     difference = first_difference({**recipe, "dtype": "fp32"}, ready.facts.recipe)
-    if difference is not None:
-        raise _another_recipe(name, *difference)
-    return ready.embedder
-
-
-def _another_recipe(model: str, field: str, was: str, now: str) -> EmbedkitError:
+    if difference is None:
+        return ready.embedder
+    field, was, now = difference
     if field.startswith("model."):
-        return ModelError(
-            f"model '{model}' is not the one of the output: {field} was {was} and is {now}",
+        raise ModelError(
+            f"model '{name}' is not the one of the output: {field} was {was} and is {now}",
             hint="name the right one with --model",
         )
-    return OutputError(
+    raise OutputError(
         f"this version cannot compute the output again: {field} would be {now}, and the recipe says {was}",
         hint="verify it with the version of embedkit that made it",
     )

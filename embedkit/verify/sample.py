@@ -31,20 +31,11 @@ _ANY = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A row of the output that has a vector.
+    """A row of the output that has a vector."""
 
-    Attributes:
-        row: its number in the input.
-        id: as stored.
-        n_tokens, n_used: of its receipt.
-        vectors: for each variant the stored numbers as floats: [1, D], or [n, D] of token vectors.
-    """
-
-    row: int
+    row: int  # its number in the input
     id: str | None
-    n_tokens: int
-    n_used: int
-    vectors: Mapping[str, NDArray[np.float32]]
+    vectors: Mapping[str, NDArray[np.float32]]  # by variant, as floats: [1, D], or [n, D] of token vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +173,13 @@ def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Ite
     with readable(shard.files[0]):
         for batch in stored.sink.read(shard.files, variants):
             with_vector = np.flatnonzero(batch.has_vector).tolist()
-            facts = batch.facts.select(["id", "n_tokens", "n_used"])
             for place, of_batch in enumerate(with_vector):
                 if vector + place in wanted:
                     cells = {v.name: np.asarray(batch.vectors[v.name][place]) for v in variants}
-                    receipt = facts.slice(of_batch, 1).to_pylist()[0]
                     yield Sampled(
-                        row=_row(shard, row + of_batch),
-                        **receipt,
-                        vectors={v.name: np.atleast_2d(stored.floats(cells[v.name], v)) for v in variants},
+                        _row(shard, row + of_batch),
+                        batch.facts["id"][of_batch].as_py(),
+                        {v.name: np.atleast_2d(stored.floats(cells[v.name], v)) for v in variants},
                     )
             row += len(batch.facts)
             vector += len(with_vector)

@@ -244,7 +244,7 @@ def test_inspect_counts_rows_statuses_tokens_and_norms(tmp_path, form):
     )
     write_output(tmp_path / "out", form, like, [shard])
     seen = inspect_output(tmp_path / "out")
-    assert (seen.complete, seen.rows, seen.vectors, seen.dims) == (True, 6, 5, {"": 2})
+    assert (seen.complete, seen.rows, seen.totals.vectors, seen.variants) == (True, 6, 5, (Variant("", 2),))
     assert seen.totals.statuses == {"ok": 4, "truncated": 1, "empty": 1}
     assert (seen.totals.n_tokens, seen.totals.n_used) == (640, 540)
     assert seen.totals.truncated_share == pytest.approx(1 / 6)
@@ -269,7 +269,7 @@ def test_inspect_of_an_unfinished_folder_tells_which_rows_are_done(tmp_path):
         sink.write(shard, Folder(tmp_path / "out").create)
         write_record(tmp_path / "out", sink, shard)
     seen = inspect_output(tmp_path / "out")
-    assert (seen.complete, seen.rows, seen.shards, seen.vectors) == (False, 12, (3, 4), 6)
+    assert (seen.complete, seen.rows, seen.shards, seen.totals.vectors) == (False, 12, (3, 4), 6)
     assert seen.done == ((0, 6), (9, 12))
     text = "\n".join(lines(seen))
     assert "NOT FINISHED, 3 of 4 shards done" in text

@@ -17,8 +17,8 @@ from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import FORMATS, Sink, make_sink
 from embedkit.output.formats.jsonl_format import sniff
-from embedkit.output.formats.layout import REJECTS_KEY
-from embedkit.output.open import describing_file, former_files, open_stored, schema_metadata
+from embedkit.output.formats.layout import REJECTS_KEY, Layout
+from embedkit.output.open import describing_file, open_stored, schema_metadata
 from embedkit.output.rejects import lists_of_shards, lists_rejects, rejects_path
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
@@ -234,10 +234,11 @@ class SingleFile:
         """Returns the names of the files of the existing output."""
         if not exists(self.last):
             return ()
-        try:
-            return former_files(self.path)
-        except OutputError:  # damaged: no other name is known
-            return (self.path.name,)
+        layout = None
+        if self.path.suffix == ".npy":
+            with suppress(OutputError):  # damaged: no other name is known
+                layout = Layout.described_by(schema_metadata(self.path))
+        return (self.path.name,) if layout is None else make_sink("npy", layout).merged_files(self.path.name)
 
     def _check_parts(self, shards: Sequence[int]) -> None:
         """Compares the parts with their recorded hashes, which the single file will not have."""

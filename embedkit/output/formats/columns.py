@@ -19,7 +19,8 @@ from embedkit.output.formats.layout import RECEIPT, Layout
 from embedkit.output.formats.values import kept_array
 from embedkit.types import EncodedShard, Variant
 
-_WRITTEN = "`embedkit verify` names everything in an output that is not as it was written"
+#: Hint for damaged files.
+VERIFY = "`embedkit verify` names everything in an output that is not as it was written"
 
 #: The vectors of one variant: [V, width], or V arrays [n, width] of token vectors.
 Vectors = NDArray[Any] | Sequence[NDArray[Any]]
@@ -27,17 +28,11 @@ Vectors = NDArray[Any] | Sequence[NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """Consecutive rows of an output, as stored.
+    """Consecutive rows of an output, as stored."""
 
-    Attributes:
-        facts: [R] id, kept columns and receipt.
-        has_vector: bool [R]; undefined if no variant was asked for.
-        vectors: for each variant asked for, V = has_vector.sum() vectors in the stored precision.
-    """
-
-    facts: pa.Table
-    has_vector: NDArray[np.bool_]
-    vectors: Mapping[str, Vectors]
+    facts: pa.Table  # [R] id, kept columns and receipt
+    has_vector: NDArray[np.bool_]  # [R]; undefined if no variant was asked for
+    vectors: Mapping[str, Vectors]  # by variant asked for, V = has_vector.sum() vectors in the stored precision
 
 
 def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
@@ -94,13 +89,7 @@ def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
 
 
 def check_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
-    """Checks that a file's columns, except kept ones, have the types that embedkit writes.
-
-    Args:
-        path: of the file.
-        schema: of the file.
-        layout: of the output; its kept types are ignored.
-        asked: the variants that are read.
+    """Checks that a file's columns, except kept ones and vectors not `asked` for, have the types of the layout.
 
     Raises:
         OutputError: a column is missing, duplicated, or of another type.
@@ -110,11 +99,11 @@ def check_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[V
     for name, kind in expected.items():
         places = schema.get_all_field_indices(name)
         if len(places) != 1:
-            raise OutputError(f"{path} is damaged: its schema has {len(places)} columns '{name}'", hint=_WRITTEN)
+            raise OutputError(f"{path} is damaged: its schema has {len(places)} columns '{name}'", hint=VERIFY)
         found = schema.field(places[0]).type
         if not _same(found, kind):
             raise OutputError(
-                f"{path} is damaged: its column '{name}' is {found}, and {kind} is written", hint=_WRITTEN
+                f"{path} is damaged: its column '{name}' is {found}, and {kind} is written", hint=VERIFY
             )
 
 

@@ -83,7 +83,7 @@ def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
     nth = np.cumsum(shard.has_vector) - 1  # index among the rows with a vector
     kept = {name: plain_values(shard.kept[name]) for name in layout.kept_types}
     for row, has_vector in enumerate(shard.has_vector):
-        facts = _encode(_facts(shard, kept, row))
+        facts = _facts_json(shard, kept, row)
         if facts is None:
             raise OutputError(
                 f"the kept values at position {row} of shard {shard.index} cannot be written as UTF-8 JSON",
@@ -129,11 +129,7 @@ def _dims(cell: list[Any] | None) -> int:
 
 
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Parses a line.
-
-    Raises:
-        OutputError: it is not an object that embedkit wrote.
-    """
+    """Parses a line; raises OutputError if it is not an object that embedkit wrote."""
     try:
         row = orjson.loads(line)
         if isinstance(row, dict) and _may_be_wide({k: v for k, v in row.items() if not k.startswith("embedding")}):
@@ -162,19 +158,14 @@ def _not_ours(path: Path, number: int) -> OutputError:
     )
 
 
-def _facts(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
-    return {
+def _facts_json(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int) -> bytes | None:
+    """Returns a row without vectors, None if it is no UTF-8. The exception is not chained: it quotes the text."""
+    facts = {
         "id": shard.ids[row],
         **{name: values[row] for name, values in kept.items()},
-        "n_tokens": int(shard.n_tokens[row]),
-        "n_used": int(shard.n_used[row]),
-        "n_chunks": int(shard.n_chunks[row]),
+        **{name: int(getattr(shard, name)[row]) for name in RECEIPT[:3]},
         "status": shard.status[row],
     }
-
-
-def _encode(facts: dict[str, Any]) -> bytes | None:
-    """Returns the JSON, or None. The exception is dropped, not chained: it quotes the text."""
     try:
         return json_text(facts).encode()
     except UnicodeEncodeError:

@@ -43,23 +43,17 @@ _ELEMENTS: Mapping[str, tuple[pa.DataType, str]] = {
 class Layout:
     """The columns of every shard of one output.
 
-    Attributes:
-        variants: the columns of vectors, in order.
-        precision: float32, float16, int8 or binary.
-        token_vectors: True if a row holds [n, D], a vector per token, instead of [D].
-        kept_types: kept column → an Arrow type such as `int64`, `timestamp[ms]`, or `json`, `text`: see
-            `values.py`.
-        metadata: of the schema of Parquet and Arrow files.
-
     Raises:
         UsageError: two columns would have one name, or a type or precision is unknown.
     """
 
-    variants: tuple[Variant, ...]
-    precision: str
-    token_vectors: bool
-    kept_types: Mapping[str, str]
-    metadata: Mapping[str, str]
+    variants: tuple[Variant, ...]  # the columns of vectors, in order
+    precision: str  # float32, float16, int8 or binary
+    token_vectors: bool  # True if a row holds [n, D], a vector per token, instead of [D]
+    kept_types: Mapping[
+        str, str
+    ]  # kept column → an Arrow type such as `int64`, or `json`, `text`: see `values.py`
+    metadata: Mapping[str, str]  # of the schema of Parquet and Arrow files
 
     def __post_init__(self) -> None:
         if self.precision not in _ELEMENTS:
@@ -119,22 +113,19 @@ class Layout:
             *counts,
             pa.field("status", pa.string(), nullable=False),
         ]
-        return pa.schema(fields, metadata={**self.metadata, LAYOUT_KEY: self._describe()})
+        described = {
+            "precision": self.precision,
+            "token_vectors": self.token_vectors,
+            "variants": [{"name": variant.name, "dims": variant.dims} for variant in self.variants],
+        }
+        layout = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
+        return pa.schema(fields, metadata={**self.metadata, LAYOUT_KEY: layout})
 
     def schema(self) -> pa.Schema:
         """Returns the facts, then a column of vectors for each variant, null if a row has none."""
         facts = self.facts_schema()
         vectors = [pa.field(variant.column, self.cell_type(variant)) for variant in self.variants]
         return pa.schema([*facts, *vectors], metadata=facts.metadata)
-
-    def _describe(self) -> str:
-        variants = [{"name": variant.name, "dims": variant.dims} for variant in self.variants]
-        described = {
-            "precision": self.precision,
-            "token_vectors": self.token_vectors,
-            "variants": variants,
-        }
-        return json.dumps(described, ensure_ascii=False, separators=(",", ":"))
 
 
 def layout_of(plan: Plan) -> Layout:

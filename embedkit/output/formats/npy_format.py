@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
-from embedkit.output.formats.columns import RecordBatch, check_types, facts_table, matrix
+from embedkit.output.formats.columns import VERIFY, RecordBatch, check_types, facts_table, matrix
 from embedkit.output.formats.layout import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.output.formats.parquet_format import row_groups, write_tables
 from embedkit.types import EncodedShard, Variant
@@ -93,7 +93,7 @@ class NpySink:
                 raise OutputError(
                     f"{path} is damaged: its header says {found.dtype}{list(found.shape)}, and "
                     f"its rows need {self.layout.dtype}{list(expected)}",
-                    hint="`embedkit verify` names everything in an output that is not as it was written",
+                    hint=VERIFY,
                 )
         yield RecordBatch(facts, np.ones(len(facts), np.bool_), vectors)
 

@@ -42,27 +42,20 @@ def fits_parquet(name: str) -> bool:
 
 
 def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
-    """Returns the values of kept column `name` as Arrow's type for `kept`; None is null.
-
-    Args:
-        name: of the column.
-        values: kept values.
-        kept: see the module.
+    """Returns the values of kept column `name` as Arrow's type for `kept`, see the module; None is null.
 
     Raises:
         OutputError: a value is not of that type; gives its position, not the value.
     """
-    write = _WRITERS.get(kept)
+    write, kind = _WRITERS.get(kept), arrow_type(kept)
     if write is not None:
         values = [None if value is None else write(value) for value in plain_values(values)]
-    array = _try_array(values, arrow_type(kept))
+    array = _try_array(values, kind)
     if array is not None:
         return array
-    culprit = next(
-        (at for at in range(len(values)) if _try_array(values[at : at + 1], arrow_type(kept)) is None), 0
-    )
+    culprit = next((at for at in range(len(values)) if _try_array(values[at : at + 1], kind) is None), 0)
     raise OutputError(
-        f"column {name!r}: the value at position {culprit} of the shard is not of the type {_shown(kept)}",
+        f"column {name!r}: the value at position {culprit} of the shard is not of the type {kept if write else kind}",
         hint=f"make the values of {name!r} one type in the input, or leave it out of --keep",
     )
 
@@ -94,10 +87,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return str(value)
-
-
-def _shown(kept: str) -> str:
-    return kept if kept in _WRITERS else str(named_type(kept))
 
 
 def _text(value: Any) -> str:

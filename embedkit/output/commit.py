@@ -3,8 +3,8 @@
 A shard's files appear under their names once they are complete and synced, then its record appears the same way.
 Files without a record do not count and are written again. There are no locks: the same shard gives the same bytes,
 so that writing it twice does no harm. A record names its plan by SHA-256, and a run whose plan has been replaced
-commits nothing more. A read error ends the run: what cannot be read is not treated as absent, and nothing is
-removed or written again. Nothing is written through a symbolic link.
+commits nothing more. A read error ends the run: unreadable files are not treated as absent, and nothing is removed
+or written again. Nothing is written through a symbolic link.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Create = Callable[[str], BinaryIO]
 
 
 class DamagedPlanError(OutputError):
-    """A plan that was read, and is damaged."""
+    """A plan that can be read but is damaged."""
 
 
 class OutputFolder:
@@ -202,23 +202,16 @@ class OutputFolder:
         records: dict[int, ShardRecord] = {}
         with as_read_error(self.path):
             sizes = {name: size for folder in _DATA for name, size in list_files(self.path / folder, f"{folder}/")}
-            plans = {None, self._sha256_in_place()}
+            plans: set[str | None] = {None}
+            with contextlib.suppress(FileNotFoundError):
+                plans.add(sha256_of_file(self.path / PLAN))
             for index, path in sorted(self.record_paths()):
-                record = _record(path)
-                if (
-                    record is not None
-                    and record.index == index
-                    and (record.plan_sha256 in plans or plans == {None})
-                    and self._is_whole(record, sizes, verify)
-                ):
-                    records[index] = record
+                with contextlib.suppress(FileNotFoundError, ValueError):  # missing or damaged
+                    record = ShardRecord.parse(read_file(path), path)
+                    is_of_plan = record.plan_sha256 in plans or plans == {None}
+                    if record.index == index and is_of_plan and self._is_whole(record, sizes, verify):
+                        records[index] = record
         return records
-
-    def _sha256_in_place(self) -> str | None:
-        try:
-            return sha256_of_file(self.path / PLAN)
-        except FileNotFoundError:
-            return None
 
     @contextlib.contextmanager
     def shard(self, index: int) -> Iterator[ShardWriter]:
@@ -293,14 +286,11 @@ class OutputFolder:
             check_no_link(path)
 
     def _is_whole(self, record: ShardRecord, sizes: Mapping[str, int | None], verify: bool) -> bool:
-        try:
-            return all(
-                sizes.get(file.path) == file.bytes
-                and (not verify or sha256_of_file(self.path / file.path) == file.sha256)
-                for file in record.files
-            )
-        except FileNotFoundError:  # removed since the folders were listed
-            return False
+        return all(
+            sizes.get(file.path) == file.bytes
+            and (not verify or sha256_of_file(self.path / file.path) == file.sha256)
+            for file in record.files
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,11 +325,3 @@ class ShardWriter:
 def _is_own(name: str) -> bool:
     """Returns True if the path in the folder is one of embedkit's files, temporary ones included."""
     return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)
-
-
-def _record(path: str) -> ShardRecord | None:
-    """Reads a record; None if it is missing or damaged. Other disk errors are raised."""
-    try:
-        return ShardRecord.parse(read_file(path), path)
-    except (FileNotFoundError, ValueError):
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,12 +124,16 @@ def _unfinished(path: Path) -> Inspection:
     plan, records = read_versioned(Plan, path / "plan.json"), _records(path)
     files = [file for record in records for file in record.files]
     totals = Totals.of(records)
+    done: list[tuple[int, int]] = []
+    for record in sorted(records, key=lambda record: record.start):
+        touches = bool(done) and done[-1][1] == record.start
+        done.append((done.pop()[0] if touches else record.start, record.stop))
     return Inspection(
         path=path,
         complete=False,
         rows=plan.sharding.rows or totals.rows,
         shards=(len(records), plan.sharding.shards or len(records)),
-        done=_joined((record.start, record.stop) for record in records),
+        done=tuple(done),
         totals=totals,
         format=plan.format,
         precision=plan.precision,
@@ -159,26 +163,20 @@ def recorded_totals(path: Path) -> Totals | None:
     return Totals.of(records) if records else None
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    joined: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        touches = bool(joined) and joined[-1][1] == start
-        joined.append((joined.pop()[0] if touches else start, stop))
-    return tuple(joined)
-
-
 def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
     """Returns counts and norms by reading the files."""
     variants = stored.layout.variants
     has_floats = stored.layout.precision.startswith("float") or stored.int8_ranges
     counters = {variant.name: NormCounter() for variant in variants if has_floats}
     total, statuses = Counter[str](), Counter[str]()
-    text_starts = _TextStarts(stored.recipe.get("level"))
+    last: tuple[str | None, int] | None = None
     for batch in stored.batches(variants):
         total.update(rows=len(batch.facts), vectors=int(batch.has_vector.sum()))
-        texts = text_starts.of(batch.facts)
+        texts, last = _texts(batch.facts, stored.recipe.get("level"), last)
         total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
-        statuses.update(_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist())
+        statuses.update(
+            _status_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist()
+        )
         for variant in variants if has_floats else ():
             vectors = batch.vectors[variant.name]
             if not isinstance(vectors, np.ndarray):
@@ -188,44 +186,29 @@ def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
     return totals, {name: counter.norms() for name, counter in counters.items() if counter.count}
 
 
-class _TextStarts:
-    """Finds the first row of each text, if a text has a row for each of its units.
+def _texts(
+    facts: pa.Table, level: str | None, last: tuple[str | None, int] | None
+) -> tuple[pa.Table, tuple[str | None, int] | None]:
+    """Returns the first row of each text: where the id changes, or the unit's number does not increase.
 
     Args:
-        level: of the output; None if its columns decide.
+        facts: consecutive rows.
+        level: of the output; None if its columns decide, as in JSON Lines, which hold no recipe.
+        last: id and unit's number of the row before these, which is returned for the next rows.
     """
-
-    def __init__(self, level: str | None) -> None:
-        self.level = level
-        self.before: tuple[str | None, int] | None = None
-
-    def of(self, facts: pa.Table) -> pa.Table:
-        """Returns the rows at which a text starts: the id changes, or the unit's number does not increase."""
-        level = self.level or _level_of_columns(facts)
-        if level == "text" or not len(facts):
-            return facts
-        ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
-        rows = list(zip(ids, numbers, strict=True))
-        before = self.before or (None, numbers[0])
-        starts = [row[0] != last[0] or row[1] <= last[1] for last, row in pairwise([before, *rows])]
-        self.before = rows[-1]
-        return facts.filter(pa.array(starts))
-
-
-def _level_of_columns(facts: pa.Table) -> str:
-    """Returns the level by the columns that its units have, since JSON Lines hold no recipe."""
     types = dict(zip(facts.column_names, facts.schema.types, strict=True))
-    return next(
-        (
-            level
-            for level, columns in COLUMNS.items()
-            if columns and columns.keys() <= types.keys() and pa.types.is_integer(types[level])
-        ),
-        "text",
-    )
+    for of, columns in COLUMNS.items():
+        if level is None and columns and columns.keys() <= types.keys() and pa.types.is_integer(types[of]):
+            level = of
+    if level in {None, "text"} or not len(facts):
+        return facts, last
+    ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
+    rows = [last or (None, numbers[0]), *zip(ids, numbers, strict=True)]
+    starts = [row[0] != before[0] or row[1] <= before[1] for before, row in pairwise(rows)]
+    return facts.filter(pa.array(starts)), rows[-1]
 
 
-def _of_text(row: Json) -> str:
+def _status_of_text(row: Json) -> str:
     """Returns the status of a text by its first row; `outside` is the status of a span only."""
     if row["status"] == "outside":
         return "truncated" if row["n_used"] < row["n_tokens"] else "ok"

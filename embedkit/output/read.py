@@ -103,7 +103,7 @@ class Embeddings:
     def table(self) -> pa.Table:
         """[R] id, kept columns and receipt of every stored row (of .npy: those with a vector)."""
         tables = [batch.facts for batch in self._stored.batches(())]
-        return _concatenate(tables) if tables else self._stored.layout.facts_schema().empty_table()
+        return _concatenate(tables or [self._stored.layout.facts_schema().empty_table()])
 
     def variant(self, name: str) -> NDArray[np.float32]:
         """Returns [N, D] the vectors of one variant.
@@ -191,7 +191,7 @@ def _join(arrays: Iterator[NDArray[np.float32]], dims: int) -> NDArray[np.float3
 
 
 def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
-    """Returns the rows of all tables; columns whose types have no common type become text."""
+    """Returns the rows of all tables; columns without a common type become text."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException:

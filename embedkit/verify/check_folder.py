@@ -21,7 +21,7 @@ from embedkit.output.formats import Sink, layout_of, make_sink, shard_name
 from embedkit.output.open import schema_metadata
 from embedkit.output.rejects import are_rejects_damaged
 from embedkit.storage.atomic import is_temporary
-from embedkit.storage.filesystem import PublishedFile, read_file, sha256_of_file
+from embedkit.storage.filesystem import read_file, sha256_of_file
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
 
 _COUNTS = ("input_rows", "rows", "vectors", "rejects", "n_tokens", "n_used")
@@ -70,10 +70,6 @@ class FolderCheck:
         manifest = self._read(Manifest, MANIFEST, "is missing: the run is not finished")
         if manifest is not None and plan is not None:
             self._check_manifest(manifest, plan, records)
-        self._check_others()
-
-    def _check_others(self) -> None:
-        """Names files that no record lists."""
         for name, size in sorted(self.there.items()):
             if is_temporary(Path(name).name):
                 self.found.notes.append(Finding(name, "left by a run that was killed; the next one removes it"))
@@ -162,18 +158,16 @@ class FolderCheck:
             size = self.there.get(file.path)
             if size is None:
                 self.add(file.path, "is missing")
-            elif size != file.bytes:
+                continue
+            if size != file.bytes:
                 self.add(file.path, f"has {size:,} bytes, and its record says {file.bytes:,}")
-            else:
-                self._check_hash(file)
+                continue
+            try:
+                if sha256_of_file(self.path / file.path) != file.sha256:
+                    self.add(file.path, "is damaged: its SHA-256 is not that of its record")
+            except OSError as fault:
+                self.add(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
         return len(self.found.problems) == before
-
-    def _check_hash(self, file: PublishedFile) -> None:
-        try:
-            if sha256_of_file(self.path / file.path) != file.sha256:
-                self.add(file.path, "is damaged: its SHA-256 is not that of its record")
-        except OSError as fault:
-            self.add(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
 
     def _check_rows(self, record: ShardRecord, plan: Plan, sink: Sink) -> None:
         files = [self.path / name for name in sink.files(record.index)]
@@ -202,10 +196,9 @@ class FolderCheck:
                 self.add(MANIFEST, f"counts {stated:,} {name}, and the records {found:,}")
         if manifest.shards != len(records):
             self.add(MANIFEST, f"counts {manifest.shards:,} shards, and there are {len(records):,} records")
-        stated_hashes = (manifest.plan_sha256, manifest.records_sha256)
         names = ("plan_sha256", "records_sha256")
-        for name, stated_hash, digest in zip(names, stated_hashes, OutputFolder(self.path).hashes(), strict=True):
-            if stated_hash != digest:
+        for name, digest in zip(names, OutputFolder(self.path).hashes(), strict=True):
+            if getattr(manifest, name) != digest:
                 self.add(MANIFEST, f"its {name} differs from that of the present files")
 
 

@@ -40,10 +40,10 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """Files with the row numbers they hold, None if unknown, and the number of vectors."""
+    """Files with the row numbers they hold, and the number of vectors."""
 
     files: Sequence[Path]
-    rows: Sequence[int] | None
+    rows: Sequence[int]
     vectors: int
 
 
@@ -129,7 +129,7 @@ def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
     for index, record in OutputFolder(path).committed().items():
         if record.vectors:
             rejects = [path / file.path for file in record.files if file.path.startswith("rejects/")]
-            rows = _rows(range(record.start, record.stop), rejects, provenance)
+            rows = _rows(range(record.start, record.stop), _absent(rejects, provenance))
             yield _Shard([path / name for name in sink.files(index)], rows, record.vectors)
 
 
@@ -140,28 +140,21 @@ def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
         n_rows += len(batch.facts)
         n_vectors += int(batch.has_vector.sum())
     rejects = rejects_path(path)
-    there = [rejects] if exists(rejects) else []
-    gone = len(_listed(there)) if _leaves_out(provenance) else 0
-    yield _Shard(stored.parts[0], _rows(range(n_rows + gone), there, provenance), n_vectors)
+    absent = _absent([rejects] if exists(rejects) else [], provenance)
+    yield _Shard(stored.parts[0], _rows(range(n_rows + len(absent)), absent), n_vectors)
 
 
-def _leaves_out(provenance: Provenance) -> bool:
-    """Returns True if rejected rows are not stored."""
-    return provenance.stored.format == "npy" or provenance.on_bad_row == "skip"
+def _rows(span: range, absent: set[int]) -> Sequence[int]:
+    return [row for row in span if row not in absent] if absent else span
 
 
-def _rows(span: range, rejects: Sequence[Path], provenance: Provenance) -> Sequence[int]:
-    if not rejects or not _leaves_out(provenance):
-        return span
-    gone = _listed(rejects)
-    return [row for row in span if row not in gone]
-
-
-def _listed(rejects: Sequence[Path]) -> set[int]:
+def _absent(rejects: Sequence[Path], provenance: Provenance) -> set[int]:
+    """Returns the rejected rows that are not stored."""
     rows: set[int] = set()
-    for path in rejects:
-        with readable(path):
-            rows.update(rejected_rows(path))
+    if provenance.stored.format == "npy" or provenance.on_bad_row == "skip":
+        for path in rejects:
+            with readable(path):
+                rows.update(rejected_rows(path))
     return rows
 
 
@@ -176,22 +169,18 @@ def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Ite
             for place, of_batch in enumerate(with_vector):
                 if vector + place in wanted:
                     cells = {v.name: np.asarray(batch.vectors[v.name][place]) for v in variants}
+                    if row + of_batch >= len(shard.rows):
+                        raise OutputError(
+                            f"{shard.files[0]} has more rows than the input has for it",
+                            hint="`embedkit verify` without --resample names damaged files",
+                        )
                     yield Sampled(
-                        _row(shard, row + of_batch),
+                        shard.rows[row + of_batch],
                         batch.facts["id"][of_batch].as_py(),
                         {v.name: np.atleast_2d(stored.floats(cells[v.name], v)) for v in variants},
                     )
             row += len(batch.facts)
             vector += len(with_vector)
-
-
-def _row(shard: _Shard, place: int) -> int:
-    if shard.rows is None or place >= len(shard.rows):
-        raise OutputError(
-            f"{shard.files[0]} has more rows than the input has for it",
-            hint="`embedkit verify` without --resample names damaged files",
-        )
-    return shard.rows[place]
 
 
 def _first_changed(read: InputFacts, table: Table) -> str:

@@ -42,11 +42,6 @@ class Folder:
         self.was_complete = False
         self.notices: list[str] = []
 
-    @property
-    def replaces(self) -> bool:
-        """True if this run's output replaces another one when complete."""
-        return self.output.path != self.path
-
     def has_plan(self) -> bool:
         """Returns True if a run was begun here, or one that replaces it."""
         return self.output.has_plan() or OutputFolder(self.replacement.next).has_plan()
@@ -54,9 +49,9 @@ class Folder:
     def open(self) -> Plan | None:
         """See Destination."""
         with as_read_error(self.path):
-            return self._opened()
+            return self._open()
 
-    def _opened(self) -> Plan | None:
+    def _open(self) -> Plan | None:
         self.output.check_no_links()
         following = OutputFolder(self.replacement.next)
         following.check_no_links()
@@ -131,7 +126,7 @@ class Folder:
 
     def begin(self, plan: Plan) -> Plan:
         """See Destination."""
-        if self.replaces:
+        if self.output.path != self.path:
             self.replacement.start()
         found = self.output.join_plan(plan)
         if not (self.output.began or self.several or self.on_exists == "resume"):
@@ -157,7 +152,7 @@ class Folder:
         """See Destination."""
         self.output.remove_leftovers()
         self.output.write_manifest(manifest)
-        if self.replaces:
+        if self.output.path != self.path:
             self.notices += self.replacement.finish()
 
     def remove(self) -> None:

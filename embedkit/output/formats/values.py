@@ -54,8 +54,9 @@ def kept_array(name: str, values: Sequence[Any], kept: str) -> pa.Array:
     if array is not None:
         return array
     culprit = next((at for at in range(len(values)) if _try_array(values[at : at + 1], kind) is None), 0)
+    shown = kept if write else kind
     raise OutputError(
-        f"column {name!r}: the value at position {culprit} of the shard is not of the type {kept if write else kind}",
+        f"column {name!r}: the value at position {culprit} of the shard is not of the type {shown}",
         hint=f"make the values of {name!r} one type in the input, or leave it out of --keep",
     )
 

@@ -52,13 +52,10 @@ def _verify_file(path: Path) -> Verification:
         way_out="the command of the run with --on-exists resume, if that was stopped; else encode again with "
         "--on-exists overwrite"
     )
-    describing = describing_file(path)
-    if path.suffix.removeprefix(".") not in FORMATS or not exists(describing):
+    if path.suffix.removeprefix(".") not in FORMATS or not exists(describing_file(path)):
         open_stored(path)  # raises the error that names the problem
     if path.suffix != ".parquet":
-        what = (
-            "has no checksums: a bit that flipped inside a number cannot be found; a folder (-o FOLDER) has them"
-        )
+        what = "has no checksums: a flipped bit in a number cannot be found; a folder (-o FOLDER) has them"
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
     if exists(partial):

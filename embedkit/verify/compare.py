@@ -85,40 +85,34 @@ class Comparison:
             ranges: of int8.
         """
         if stored.shape != reference.shape:
-            self.deviations.append(Deviation(row, column, f"shape {stored.shape}, and {reference.shape} now"))
+            what = f"shape {stored.shape}, and {reference.shape} now"
         elif self.precision == "binary":
-            self._add_bits(row, column, stored > 0, reference)
+            what = self._compare_bits(stored > 0, reference)
         else:
-            self._add_floats(row, column, stored, reference, ranges)
+            what = self._compare_floats(stored, reference, ranges)
+        if what:
+            self.deviations.append(Deviation(row, column, what))
 
-    def _add_bits(self, row: int, column: str, stored: NDArray[np.bool_], reference: NDArray[np.float32]) -> None:
+    def _compare_bits(self, stored: NDArray[np.bool_], reference: NDArray[np.float32]) -> str:
+        """Returns the difference in words, as does `_compare_floats`; "" within the tolerance."""
         differs = stored != (reference > 0)
         self.bits += differs.size
         self.equal_bits += differs.size - int(differs.sum())
         wrong = int((differs & (np.abs(reference) > FP32 * _scale(reference))).sum())
-        if self.dtype == "fp32" and wrong:
-            self.deviations.append(Deviation(row, column, f"{wrong} of {differs.size} bits differ"))
+        return f"{wrong} of {differs.size} bits differ" if self.dtype == "fp32" and wrong else ""
 
-    def _add_floats(
-        self,
-        row: int,
-        column: str,
-        stored: NDArray[np.float32],
-        reference: NDArray[np.float32],
-        ranges: Int8Range | None,
-    ) -> None:
+    def _compare_floats(
+        self, stored: NDArray[np.float32], reference: NDArray[np.float32], ranges: Int8Range | None
+    ) -> str:
         expected, step = _in_precision(reference, self.precision, ranges)
         difference = np.abs(stored - expected)
         cosines = _cosines(stored, expected)
         self.max_difference = max(self.max_difference, float(difference.max(initial=0.0)))
         self.cosines += cosines.tolist()
         if self.dtype != "fp32":
-            if cosines.min(initial=1.0) < COSINES[self.dtype]:
-                self.deviations.append(Deviation(row, column, f"cosine {cosines.min():.6f}"))
-        elif (difference > FP32 * _scale(reference) + step).any():
-            self.deviations.append(
-                Deviation(row, column, f"|Δ| {difference.max():.2e}, cosine {cosines.min():.6f}")
-            )
+            return f"cosine {cosines.min():.6f}" if cosines.min(initial=1.0) < COSINES[self.dtype] else ""
+        differs = (difference > FP32 * _scale(reference) + step).any()
+        return f"|Δ| {difference.max():.2e}, cosine {cosines.min():.6f}" if differs else ""
 
 
 def _scale(vectors: NDArray[np.float32]) -> NDArray[Any]:
@@ -145,8 +139,6 @@ def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     products = np.einsum("nd,nd->n", x, y)
-    both_zero = ~(x.any(axis=1) | y.any(axis=1))
-    cosines = np.zeros(len(x))
+    cosines = np.where(x.any(axis=1) | y.any(axis=1), 0.0, 1.0)
     np.divide(products, lengths, out=cosines, where=lengths > 0)
-    cosines[both_zero] = 1.0
     return cosines

@@ -1,4 +1,4 @@
-"""Reads how an output was made: recipe, input and model. Reads its JSON files and schemas, no vectors."""
+"""Reads the origin of an output, recipe, input and model, from its JSON files and schemas."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Provenance:
 
 
 def provenance_of(path: Path) -> Provenance:
-    """Reads how an output was made.
+    """Reads the origin of an output.
 
     Raises:
-        OutputError: it is not finished, or does not say.
+        OutputError: the output is not finished, or does not describe its origin.
     """
     stored = open_stored(path)
     if is_folder(path):

@@ -152,7 +152,7 @@ def plan_input(
         return InputPlan(read, sharding, stored.kept_types, tuple(scores))
     if table.streaming:
         return InputPlan(read, sharding, planned_kept_types(table.kept_types(), config, scores), tuple(scores))
-    found = table.scan(cutter.count)
+    found = table.scan(cutter.opens_shard)
     if found.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(found.faults, found.n_faults)
     if spans is not None and config.input.limit is None:

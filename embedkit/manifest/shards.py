@@ -35,12 +35,8 @@ class ShardCutter:
         self.characters: list[int] = []
         self._characters = 0
 
-    def count(self, characters: int) -> None:
-        """Counts a row whose text has so many characters."""
-        self.opens_shard(characters)
-
     def opens_shard(self, characters: int) -> bool:
-        """Counts a row whose text has so many characters; returns True if it starts a shard."""
+        """Counts a row whose text has so many characters. Returns True if it starts a shard."""
         opened = self.starts[-1] if self.starts else 0
         opens = (
             not self.starts

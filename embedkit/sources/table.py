@@ -139,7 +139,7 @@ class Table:
             rows = map(change, rows)
         return islice(rows, self._config.limit)
 
-    def scan(self, on_row: Callable[[int], None] | None = None) -> Scan:
+    def scan(self, on_row: Callable[[int], object] | None = None) -> Scan:
         """Read everything once: count rows, collect faults, find the types of kept columns.
 
         Args:

@@ -1,4 +1,4 @@
-"""The protocol of destinations."""
+"""The protocol of destinations. Its own methods are those of a destination that cannot be resumed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Destination(Protocol):
         Raises:
             OutputError: there is an output, and no option says what to do with it.
         """
+        return None
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:
+    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
         """Returns True if the output is complete already, by the same recipe from the same input.
 
         Args:
@@ -43,15 +44,19 @@ class Destination(Protocol):
             OutputError: it is complete by another recipe or from another input; or it was before several ranks
                 started, and no option says what to do with it.
         """
+        return False
 
     def committed(self) -> dict[int, ShardRecord]:
         """Reads the records of the shards that are done."""
+        return {}
 
     def begin(self, plan: Plan) -> Plan:
         """Prepares the destination and writes the plan. Returns the plan of the rank that was first."""
+        return plan
 
     def abandon(self) -> None:
         """Removes the run's files if it failed before any shard was committed."""
+        return
 
     def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """Commits a shard. Returns its record.
@@ -60,9 +65,10 @@ class Destination(Protocol):
             AlreadyCompleted: another process has finished the output.
         """
 
-    def finish(self, sink: Sink, manifest: Manifest) -> None:
+    def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """Completes the output, once every row is accounted for.
 
         Raises:
             AlreadyCompleted: another process has done so.
         """
+        return

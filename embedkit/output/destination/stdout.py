@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from embedkit.errors import OutputError, ReaderGone
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import ShardRecord
+from embedkit.output.destination.base import Destination
 from embedkit.output.formats import Sink, jsonl_lines
 from embedkit.storage.standard_streams import rows_out
 from embedkit.types import EncodedShard
 
 
-class Stdout:
+class Stdout(Destination):
     """JSON Lines on stdout, shard by shard. A run cannot be resumed."""
 
     notices: Sequence[str] = ()
-
-    def open(self) -> None:
-        """See Destination."""
-
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
-        """See Destination."""
-        return False
-
-    def committed(self) -> dict[int, ShardRecord]:
-        """See Destination."""
-        return {}
-
-    def begin(self, plan: Plan) -> Plan:
-        """See Destination."""
-        return plan
-
-    def abandon(self) -> None:
-        """See Destination."""
 
     def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """See Destination.
@@ -54,6 +37,3 @@ class Stdout:
                 hint="free some space, or write to a folder with -o, which can be resumed",
             ) from None
         return ShardRecord.of(shard)
-
-    def finish(self, sink: Sink, manifest: Manifest) -> None:
-        """See Destination."""

@@ -40,8 +40,8 @@ def write_report(config: ReportConfig) -> int:
     sweeps = [read_sweep(path) for path in config.paths if is_sweep(path)]
     content = render_page(
         config.title,
-        [output_section(it, number) for number, it in enumerate(findings, 1)],
-        [sweep_section(it, number) for number, it in enumerate(sweeps, 1)],
+        [output_section(one, number) for number, one in enumerate(findings, 1)],
+        [sweep_section(one, number) for number, one in enumerate(sweeps, 1)],
         plotly=plotly,
         mark=mark,
     ).encode("utf-8", "replace")

@@ -7,9 +7,10 @@ differ by pattern and shape, for print.
 from __future__ import annotations
 
 import math
+import textwrap
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from embedkit.report.geometry import Map
 
 Figure = dict[str, Any]
+#: The bars of a histogram: first length, last length or None, and rows.
+Bins = list[tuple[int, int | None, int]]
 
 #: Okabe and Ito's colours, distinguishable with any colour vision, and a shape for each.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
@@ -35,10 +38,10 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def length_bins(lengths: Mapping[int, int], limit: int | None) -> list[tuple[int, int | None, int]]:
-    """Returns (first, last, rows) of each bar of a histogram of text lengths in tokens.
+def length_bins(lengths: Mapping[int, int], limit: int | None) -> Bins:
+    """Returns the bars of a histogram of text lengths in tokens, none of which crosses the limit.
 
-    The last bar has no end if some texts are far longer. No bar crosses the limit.
+    The last bar has no end if some texts are far longer.
     """
     longest = max(1, *lengths)
     shown = min(longest, 2 * limit) if limit else longest
@@ -47,70 +50,57 @@ def length_bins(lengths: Mapping[int, int], limit: int | None) -> list[tuple[int
     counts: Counter[int] = Counter()
     for tokens, rows in lengths.items():
         counts[max(bisect_left(edges, tokens) - 1, 0)] += rows
-    bins: list[tuple[int, int | None, int]] = [
-        (low + (low > 0), high, counts[place]) for place, (low, high) in enumerate(pairwise(edges))
-    ]
+    bins: Bins = [(low + (low > 0), high, counts[place]) for place, (low, high) in enumerate(pairwise(edges))]
     return [*bins, (edges[-1] + 1, None, counts[len(bins)])] if longest > edges[-1] else bins
 
 
-def lengths_figure(bins: Sequence[tuple[int, int | None, int]], limit: int | None) -> Figure:
+def bin_names(bins: Bins) -> list[str]:
+    """Returns the range of lengths of each bar in words."""
+    return [f"{first:,} or more" if last is None else f"{first:,} to {last:,}" for first, last, _ in bins]
+
+
+def lengths_figure(bins: Bins, limit: int | None) -> Figure:
     """Returns the bars of `length_bins`, those above the limit hatched, and the limit as a line."""
     edges = [max(first - 1, 0) for first, *_ in bins]
     edges.append(bins[-1][1] or edges[-1] + (edges[-1] - edges[-2]))
-    middles = [(low + high) / 2 for low, high in pairwise(edges)]
-    names = [f"{first:,} or more" if last is None else f"{first:,} to {last:,}" for first, last, _ in bins]
     cut = [limit is not None and first > limit for first, _, _ in bins]
-    trace = {
-        "type": "bar",
-        "x": middles,
+    bars = {
+        "x": [(low + high) / 2 for low, high in pairwise(edges)],
         "y": [rows for *_, rows in bins],
         "width": [high - low for low, high in pairwise(edges)],
-        "customdata": names,
+        "customdata": bin_names(bins),
         "hovertemplate": "%{customdata} tokens: %{y:,} rows<extra></extra>",
-        "marker": {
-            "color": [COLOURS[5] if is_above else COLOURS[0] for is_above in cut],
-            "pattern": {"shape": ["/" if is_above else "" for is_above in cut], "size": 6},
-            "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"},
-        },
     }
-    layout: Figure = {
-        "xaxis": {"title": {"text": "tokens of a text, before truncation"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "rows"}},
-        "showlegend": False,
+    marker = {
+        "color": [COLOURS[5] if is_above else COLOURS[0] for is_above in cut],
+        "pattern": {"shape": ["/" if is_above else "" for is_above in cut], "size": 6},
     }
+    x_axis = {"title": {"text": "tokens of a text, before truncation"}, "rangemode": "tozero"}
+    figure = _bar_chart(bars, marker, x_axis, "rows")
     if limit is not None and limit <= edges[-1]:
         line = {"type": "line", "x0": limit, "x1": limit, "yref": "paper", "y0": 0, "y1": 1}
-        layout["shapes"] = [{**line, "line": {"dash": "dash", "width": 2}}]
-        layout["annotations"] = [
-            {
-                "x": limit,
-                "y": 1,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": f"limit: {limit:,} tokens",
-            }
-        ]
-    return {"data": [trace], "layout": layout}
+        text = {"yref": "paper", "yanchor": "bottom", "showarrow": False, "text": f"limit: {limit:,} tokens"}
+        figure["layout"]["shapes"] = [{**line, "line": {"dash": "dash", "width": 2}}]
+        figure["layout"]["annotations"] = [{"x": limit, "y": 1, **text}]
+    return figure
 
 
 def norms_figure(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
     """Returns a histogram of the vectors' norms."""
-    trace = {
-        "type": "bar",
+    bars = {
         "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
         "y": counts.tolist(),
         "width": float(edges[1] - edges[0]),
         "customdata": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)],
         "hovertemplate": "%{customdata}: %{y:,} vectors<extra></extra>",
-        "marker": {"color": COLOURS[0], "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"}},
     }
-    layout = {
-        "xaxis": {"title": {"text": "length of a vector (L2 norm)"}},
-        "yaxis": {"title": {"text": "vectors"}},
-        "showlegend": False,
-    }
-    return {"data": [trace], "layout": layout}
+    return _bar_chart(bars, {"color": COLOURS[0]}, {"title": {"text": "length of a vector (L2 norm)"}}, "vectors")
+
+
+def _bar_chart(bars: Figure, marker: Figure, x_axis: Figure, y_title: str) -> Figure:
+    marker = {**marker, "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"}}
+    layout = {"xaxis": x_axis, "yaxis": {"title": {"text": y_title}}, "showlegend": False}
+    return {"data": [{"type": "bar", **bars, "marker": marker}], "layout": layout}
 
 
 def map_figure(
@@ -127,24 +117,21 @@ def map_figure(
     texts = [plain(name) for name in names]
     for column, cells in shown.items():
         texts = [f"{text}<br>{_folded(column, cell)}" for text, cell in zip(texts, cells, strict=True)]
-    traces = []
-    for group in _groups(colour, len(names)):
-        place = group.pop("places")
-        traces.append(
-            {
-                "type": "scattergl",
-                "mode": "markers",
-                "x": [round(float(x), 5) for x in drawn.points[place, 0]],
-                "y": [round(float(y), 5) for y in drawn.points[place, 1]],
-                "text": [texts[one] for one in place],
-                "hovertemplate": "%{text}<extra></extra>",
-                **group,
-            }
-        )
+    traces = [
+        {
+            "type": "scattergl",
+            "mode": "markers",
+            "x": [round(float(x), 5) for x in drawn.points[places, 0]],
+            "y": [round(float(y), 5) for y in drawn.points[places, 1]],
+            "text": [texts[place] for place in places],
+            "hovertemplate": "%{text}<extra></extra>",
+            **look,
+        }
+        for places, look in _groups(colour, len(names))
+    ]
     titles = [f"component {n} ({share:.1%} of the variance)" for n, share in enumerate(drawn.shares, 1)]
     layout = {
-        "xaxis": {"title": {"text": titles[0]}},
-        "yaxis": {"title": {"text": titles[1]}},
+        **{axis: {"title": {"text": title}} for axis, title in zip(("xaxis", "yaxis"), titles, strict=True)},
         "hovermode": "closest",
         "dragmode": "zoom",
         "showlegend": len(traces) > 1,
@@ -153,32 +140,33 @@ def map_figure(
     return {"data": traces, "layout": layout}
 
 
-def _groups(colour: tuple[str, Sequence[Any]] | None, points: int) -> list[dict[str, Any]]:
-    """Returns the traces' points and markers: numbers on a colour scale, other values by category."""
-    everywhere = np.arange(points)
+def _groups(
+    colour: tuple[str, Sequence[Any]] | None, points: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+    """Yields the traces' points and markers: numbers on a colour scale, other values by category."""
     marker = {"size": 8 if points <= 500 else 6, "opacity": 0.8}
     if colour is None:
-        return [{"places": everywhere, "marker": {**marker, "color": COLOURS[0]}}]
+        yield np.arange(points), {"marker": {**marker, "color": COLOURS[0]}}
+        return
     name, cells = colour
     counted = Counter(category(cell) for cell in cells)
     if len(counted) > CATEGORIES and _are_numbers(cells):
         numbers = [None if cell is None else float(cell) for cell in cells]
         bar = {"title": {"text": plain(name)}, "thickness": 14}
         scale = {"color": numbers, "colorscale": "Cividis", "showscale": True, "colorbar": bar}
-        return [{"places": everywhere, "marker": {**marker, **scale}}]
+        yield np.arange(points), {"marker": {**marker, **scale}}
+        return
     ranked = sorted(counted, key=lambda word: (-counted[word], word))
     own = ranked if len(ranked) <= CATEGORIES else ranked[: CATEGORIES - 1]
-    groups = []
     kinds = np.array([own.index(word) if word in own else len(own) for word in map(category, cells)])
     for number, word in enumerate([*own, f"{len(ranked) - len(own):,} others"][: len(set(kinds.tolist()))]):
         look = {
             "color": COLOURS[number % 8] if number < len(own) else "#BBBBBB",
             "symbol": SYMBOLS[(number + number // 8) % 8],
         }
-        count = int((kinds == number).sum())
-        label = f"{plain(word if len(word) <= 30 else word[:29] + '…')} ({count:,})"
-        groups.append({"places": np.flatnonzero(kinds == number), "name": label, "marker": {**marker, **look}})
-    return groups
+        places = np.flatnonzero(kinds == number)
+        label = f"{plain(word if len(word) <= 30 else word[:29] + '…')} ({len(places):,})"
+        yield places, {"name": label, "marker": {**marker, **look}}
 
 
 def category(cell: Any) -> str:
@@ -196,11 +184,4 @@ def _are_numbers(cells: Sequence[Any]) -> bool:
 def _folded(column: str, cell: Any) -> str:
     """Returns a column's name and a cell, wrapped to lines that fit on a screen."""
     text = plain(f"{column}: {category(cell)}")
-    lines, line = [], ""
-    for word in text.split(" "):
-        if line and len(line) + len(word) >= _WIDTH:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    return "<br>".join([*lines, line])
+    return "<br>".join(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False))

@@ -37,30 +37,18 @@ _NOT_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows"
 class ReportConfig:
     """The options of `embedkit report`.
 
-    Attributes:
-        paths: outputs of encode and folders of sweep, in the order of the page.
-        page: the file to write.
-        on_exists: error or overwrite.
-        variant: name of the column of vectors; None takes the first.
-        color: kept column that colours the map; None takes the first with few values.
-        show: kept columns shown for points of the map and for neighbours.
-        neighbours: ids whose nearest rows are listed; () takes five random rows.
-        sample: most rows of the map.
-        seed: of the sample.
-        title: of the page.
-
     Raises:
         UsageError: a value is not allowed.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...]  # outputs of encode and folders of sweep, in the order of the page
     page: Path
-    on_exists: str = "error"
-    variant: str | None = None
-    color: str | None = None
-    show: tuple[str, ...] = ()
-    neighbours: tuple[str, ...] = ()
-    sample: int = 20_000
+    on_exists: str = "error"  # or overwrite
+    variant: str | None = None  # column of vectors; None takes the first
+    color: str | None = None  # kept column that colours the map; None takes the first with few values
+    show: tuple[str, ...] = ()  # kept columns shown for points of the map and for neighbours
+    neighbours: tuple[str, ...] = ()  # ids whose nearest rows are listed; () takes five random rows
+    sample: int = 20_000  # most rows of the map
     seed: int = 0
     title: str = "embedkit report"
 
@@ -83,16 +71,10 @@ class Findings:
     """The numbers of one output.
 
     Attributes:
-        path: the folder or file.
-        stored: the output, opened.
-        variant: the column of vectors that the numbers are of.
         model: name of the model; None if the output has none.
-        totals: counts over all rows, with and without a vector.
-        scan: of the rows.
         color: the column that colours the map, or None.
         shown: columns shown for points of the map.
         columns: columns shown for neighbours: `color` and `shown`.
-        map: of the sample.
         near: nearly equal pairs in the sample; `closest` are positions in the sample.
         queries: rows whose neighbours are listed.
         nearest: for each, (cosine, row), nearest first.
@@ -114,36 +96,27 @@ class Findings:
     nearest: Sequence[Sequence[tuple[float, int]]]
     labels: Mapping[int, RowLabel]
 
-    @property
-    def sample(self) -> Sample:
-        """The rows of the map."""
-        return self.scan.sample
-
 
 def read_findings(path: Path, config: ReportConfig) -> Findings:
-    """Reads an output.
-
-    Raises:
-        OutputError: the output is missing, unfinished, damaged, or not written by embedkit.
-        UsageError: it has no such variant, kept column or id.
-    """
+    """Reads an output; raises as `write_report`."""
     stored = open_stored(path)
     variant = chosen_variant(stored, config.variant)
     _check_columns(path, stored, config)
     scan = scan_output(stored, variant, size=config.sample, seed=config.seed, ids=set(config.neighbours))
     sample = scan.sample
+    n_tokens = sum(tokens * rows for tokens, rows in scan.lengths.items())
     color = config.color or _few_values(sample, _texts_of(stored.input))
     columns = tuple(dict.fromkeys([*([color] if color else []), *config.show]))
     queries, vectors = _queries(path, scan, config)
     nearest = Nearest(vectors, queries, _NEIGHBOURS)
-    duplicates = {row for rows in scan.duplicates.largest for row in rows}
+    duplicates = {row for rows, _ in scan.duplicates.largest for row in rows}
     labels = _find_neighbours(blocks(stored, variant), nearest, {*queries, *duplicates}, columns)
     return Findings(
         path=path,
         stored=stored,
         variant=variant,
         model=stored.source.describe(),
-        totals=recorded_totals(path) or _totals(scan),
+        totals=recorded_totals(path) or Totals(scan.rows, scan.vectors, scan.status, n_tokens, scan.n_used),
         scan=scan,
         color=color,
         shown=tuple(dict.fromkeys(config.show)),
@@ -161,21 +134,12 @@ def row_name(identity: str | None, row: int) -> str:
     return f"row {row:,} (no id)" if identity is None else identity
 
 
-def _totals(scan: OutputScan) -> Totals:
-    n_tokens = sum(tokens * rows for tokens, rows in scan.lengths.items())
-    return Totals(scan.rows, scan.vectors, dict(scan.status), n_tokens, scan.n_used)
-
-
 def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
     """Checks by the first rows that the requested columns exist, before all rows are read."""
     first = next(stored.batches(()), None)
     kept = [] if first is None else [name for name in first.facts.column_names if name not in {"id", *RECEIPT}]
-    requested = [
-        *([("--color", config.color)] if config.color else []),
-        *(("--show", name) for name in config.show),
-    ]
-    for option, name in requested:
-        if name not in kept:
+    for option, name in [("--color", config.color), *(("--show", name) for name in config.show)]:
+        if name and name not in kept:
             near = did_you_mean(name, kept, "", prefix=f"{option} ")
             columns = f"it has {', '.join(kept) or 'none'}; `embedkit encode --keep COL` keeps one"
             raise UsageError(

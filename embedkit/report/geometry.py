@@ -25,15 +25,10 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Vectors in two dimensions.
+    """Vectors in two dimensions."""
 
-    Attributes:
-        points: float32 [S, 2]
-        shares: each dimension's share of the whole variance, 0 to 1.
-    """
-
-    points: NDArray[np.float32]
-    shares: tuple[float, float]
+    points: NDArray[np.float32]  # [S, 2]
+    shares: tuple[float, float]  # of each dimension in the whole variance, 0 to 1
 
 
 def principal_map(vectors: NDArray[np.float32]) -> Map:
@@ -44,9 +39,7 @@ def principal_map(vectors: NDArray[np.float32]) -> Map:
     entry of each component is positive.
     """
     points = np.zeros((len(vectors), 2), np.float32)
-    if len(vectors) < 2 or not vectors.shape[1]:
-        return Map(points, (0.0, 0.0))
-    centred = vectors - vectors.mean(axis=0)
+    centred = vectors - vectors.mean(axis=0) if len(vectors) else vectors
     variance = float(np.einsum("nd,nd->", centred, centred, dtype=np.float64))
     if not variance:
         return Map(points, (0.0, 0.0))
@@ -67,19 +60,12 @@ def principal_map(vectors: NDArray[np.float32]) -> Map:
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """Pairs of different vectors with nearly the same direction.
+    """Pairs of different vectors with nearly the same direction."""
 
-    Attributes:
-        among: number of different vectors compared.
-        pairs: for each of THRESHOLDS, the number of pairs with at least this cosine.
-        rows: for each of THRESHOLDS, the number of vectors in these pairs.
-        closest: (cosine, position, position) of the closest pairs above the lowest threshold, closest first.
-    """
-
-    among: int
-    pairs: tuple[int, ...]
-    rows: tuple[int, ...]
-    closest: tuple[tuple[float, int, int], ...]
+    among: int  # different vectors compared
+    pairs: tuple[int, ...]  # for each of THRESHOLDS, pairs with at least this cosine
+    rows: tuple[int, ...]  # for each of THRESHOLDS, vectors in these pairs
+    closest: tuple[tuple[float, int, int], ...]  # (cosine, position, position), closest first
 
 
 def near_pairs(vectors: NDArray[np.float32], seed: int) -> NearPairs:
@@ -133,8 +119,6 @@ class Nearest:
 
     def add(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         """Adds the vectors [V, D] of rows [V]."""
-        if not len(vectors):
-            return
         cosines = self._queries @ unit(vectors).T
         for query, own in enumerate(self._rows):
             best = np.argsort(-cosines[query], kind="stable")[: self._most + 1]

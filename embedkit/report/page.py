@@ -19,11 +19,7 @@ from embedkit.errors import UsageError
 
 
 def plotly_source() -> str:
-    """Returns plotly.js from the package `plotly`.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
+    """Returns plotly.js from the package `plotly`."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -49,14 +45,9 @@ def render_page(
     plotly: str,
     mark: str,
 ) -> str:
-    """Returns the page as HTML; equal arguments give an equal page.
+    """Returns the page as HTML, with sections from `output_section` and `sweep_section`, and `outputs_mark`.
 
-    Args:
-        title: of the page.
-        outputs: sections from `output_section`.
-        sweeps: sections from `sweep_section`.
-        plotly: plotly.js.
-        mark: from `outputs_mark`.
+    Equal arguments give an equal page.
     """
     assets = files("embedkit.report")
     scripts = [plotly, assets.joinpath("page.js").read_text(encoding="utf-8")]
@@ -70,11 +61,8 @@ def render_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "allow_nan": False,
-        "separators": (",", ":"),
-    }
+    json_options = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = json_options
     environment.filters |= {"thousands": "{:,}".format, "percent": percent, "digits": "{:.4g}".format}
     return environment.get_template("page.html.j2").render(
         title=title,

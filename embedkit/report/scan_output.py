@@ -40,14 +40,14 @@ _CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of an output, with one float32 vector each in any storage format.
+    """Consecutive rows of an output, R of them, V with a vector.
 
     Attributes:
         facts: [R] id, kept columns and receipt.
         start: number of the first row in the output.
-        has_vector: bool [R].
-        vectors: float32 [V, D], V = has_vector.sum(): the mean of token vectors, and bits as -1 and 1, so that
-            cosine is 1 less twice the share of bits that differ.
+        has_vector: bool [R]
+        vectors: float32 [V, D], the mean of token vectors; bits are -1 and 1, so that cosine is 1 less twice the
+            share of bits that differ.
     """
 
     facts: pa.Table
@@ -69,11 +69,7 @@ class Block:
 
 
 def chosen_variant(stored: Stored, name: str | None) -> Variant:
-    """Returns the column of vectors with this name; the first without a name.
-
-    Raises:
-        UsageError: there is no column of this name.
-    """
+    """Returns the column of vectors with this name; without a name the first."""
     variants = stored.layout.variants
     for variant in variants:
         if name is None or name in {variant.name, variant.column}:
@@ -85,11 +81,7 @@ def chosen_variant(stored: Stored, name: str | None) -> Variant:
 
 
 def blocks(stored: Stored, variant: Variant) -> Iterator[Block]:
-    """Yields all rows in order.
-
-    Raises:
-        OutputError: a file is missing or damaged.
-    """
+    """Yields all rows in order."""
     start = 0
     for piece in stored.batches([variant]):
         ends = np.concatenate([[0], np.cumsum(piece.has_vector)])
@@ -116,19 +108,12 @@ def _floats(stored: Stored, variant: Variant, values: Vectors) -> NDArray[np.flo
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A random sample of the rows with a vector, in their order.
+    """A random sample of S rows with a vector, in their order."""
 
-    Attributes:
-        rows: [S] their numbers in the output.
-        ids: [S]
-        vectors: float32 [S, D]
-        kept: kept column → [S] cells; strings shortened to 200 characters.
-    """
-
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # [S] numbers in the output
     ids: Sequence[str | None]
-    vectors: NDArray[np.float32]
-    kept: Mapping[str, Sequence[Any]]
+    vectors: NDArray[np.float32]  # [S, D]
+    kept: Mapping[str, Sequence[Any]]  # kept column → [S] shortened cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +124,13 @@ class Duplicates:
         groups: number of such vectors.
         rows: number of rows with one of them.
         one_in: 1, or N if one in N vectors was counted and the numbers are estimates.
-        largest: row numbers of the largest groups, at most five of each group.
-        sizes: number of rows of each of these groups.
+        largest: (row numbers, at most five, number of rows) of the largest groups.
     """
 
     groups: int
     rows: int
     one_in: int
-    largest: Sequence[Sequence[int]]
-    sizes: Sequence[int]
+    largest: Sequence[tuple[Sequence[int], int]]
 
 
 @dataclass
@@ -155,13 +138,11 @@ class OutputScan:
     """Counts over all rows, and the sample.
 
     Attributes:
-        rows: rows of the output.
         vectors: rows with a vector.
         status: status → rows.
         lengths: tokens of a text → rows.
         n_used: tokens that went through the model.
-        norms: of all vectors.
-        by_id: id → (row, unit vector [D]) for the requested ids; the first row of an id.
+        by_id: requested id → (its first row, unit vector [D]).
     """
 
     rows: int = 0
@@ -185,14 +166,7 @@ class OutputScan:
 
 
 def scan_output(stored: Stored, variant: Variant, *, size: int, seed: int, ids: Collection[str]) -> OutputScan:
-    """Reads all rows once.
-
-    Args:
-        stored: the output.
-        variant: its column of vectors.
-        size: most rows of the sample.
-        seed: of the sample.
-        ids: whose vectors are returned in `by_id`.
+    """Reads all rows once; samples at most `size` of them, and finds the vectors of `ids`.
 
     Raises:
         OutputError: a file is missing or damaged.
@@ -217,8 +191,8 @@ class _Sampler:
     def __init__(self, size: int, seed: int, dims: int) -> None:
         self._size, self._random = size, np.random.default_rng(seed)
         self._below = 1.0
-        self._keys, self._rows = [np.empty(0)], [np.empty(0, np.int64)]
-        self._vectors = [np.empty((0, dims), np.float32)]
+        #: Random numbers, row numbers and vectors.
+        self._parts = [(np.empty(0), np.empty(0, np.int64), np.empty((0, dims), np.float32))]
         self._ids: list[str | None] = []
         self._kept: dict[str, list[Any]] = {}
 
@@ -232,17 +206,14 @@ class _Sampler:
         self._ids += block.column("id", rows)
         for name, cells in self._kept.items():
             cells += [shortened(cell) for cell in block.column(name, rows)]
-        self._keys.append(keys[chosen])
-        self._rows.append(rows)
-        self._vectors.append(block.vectors[chosen])
+        self._parts.append((keys[chosen], rows, block.vectors[chosen]))
         if len(self._ids) > 2 * self._size:
             self._drop()
 
     def _drop(self) -> None:
-        keys = np.concatenate(self._keys)
+        keys, rows, vectors = map(np.concatenate, zip(*self._parts, strict=True))
         stay = np.sort(np.argpartition(keys, self._size)[: self._size])
-        self._keys, self._rows = [keys[stay]], [np.concatenate(self._rows)[stay]]
-        self._vectors = [np.concatenate(self._vectors)[stay]]
+        self._parts = [(keys[stay], rows[stay], vectors[stay])]
         self._ids = [self._ids[place] for place in stay]
         self._kept = {name: [cells[place] for place in stay] for name, cells in self._kept.items()}
         self._below = float(keys[stay].max())
@@ -250,7 +221,8 @@ class _Sampler:
     def sample(self) -> Sample:
         if len(self._ids) > self._size:
             self._drop()
-        return Sample(np.concatenate(self._rows), self._ids, np.concatenate(self._vectors), self._kept)
+        _, rows, vectors = map(np.concatenate, zip(*self._parts, strict=True))
+        return Sample(rows, self._ids, vectors, self._kept)
 
 
 class _DuplicateCounter:
@@ -298,8 +270,7 @@ class _DuplicateCounter:
             len(repeated) * self._one_in,
             int(counts[repeated].sum()) * self._one_in,
             self._one_in,
-            [rows[first : first + min(_SHOWN, counts[first])].tolist() for first in largest],
-            [int(counts[first]) for first in largest],
+            [(rows[first : first + min(_SHOWN, counts[first])].tolist(), int(counts[first])) for first in largest],
         )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,27 +25,16 @@ _SHARES = frozenset({"accuracy", "macro_f1", "auroc"})
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A finished sweep.
-
-    Attributes:
-        path: its folder.
-        rows: results.parquet, a row a candidate.
-        summary: summary.json.
-        metrics: all metrics, the deciding one first.
-    """
+    """A finished sweep."""
 
     path: Path
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]]  # of results.parquet, one for each candidate
     summary: Mapping[str, Any]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # the deciding one first
 
 
 def is_sweep(path: Path) -> bool:
-    """Returns True if this is the folder of a sweep, finished or not.
-
-    Raises:
-        OutputError: the folder cannot be read.
-    """
+    """Returns True if this is the folder of a sweep, finished or not."""
     with as_read_error(path):
         if exists(path / "manifest.json") or exists(path / "plan.json"):
             return False
@@ -74,25 +63,17 @@ def read_sweep(path: Path) -> Sweep:
                 hint="run the same `embedkit sweep` again with --on-exists resume",
             )
         found = pq.read_table(path / _RESULTS, page_checksum_verification=True)
-        names = set(found.column_names)
-        metrics = [
-            name
-            for name in found.column_names
-            if {f"{name}_low", f"{name}_high"} <= names and not name.startswith("versus_")
-        ]
+        ends_in_low = [name.removesuffix("_low") for name in found.column_names if name.endswith("_low")]
+        metrics = [name for name in ends_in_low if not name.startswith("versus_")]
         metrics.sort(key=lambda name: name != summary["metric"])
-        rows = found.select(
-            [
-                *("name", "layers", "layer_agg", "pool", "dims", "is_baseline", "is_winner"),
-                *(name + end for name in metrics for end in ("", "_low", "_high")),
-            ]
-        )
+        scores = [name + end for name in metrics for end in ("", "_low", "_high")]
+        rows = found.select(["name", "layers", "layer_agg", "pool", "dims", "is_baseline", "is_winner", *scores])
         return Sweep(path, rows.to_pylist(), summary, tuple(metrics))
 
 
-def sweep_section(it: Sweep, number: int) -> dict[str, Any]:
+def sweep_section(sweep: Sweep, number: int) -> dict[str, Any]:
     """Returns the values for the template sweep.html.j2; `number` makes the section's ids unique on the page."""
-    summary, metric = it.summary, it.metrics[0]
+    summary, metric = sweep.summary, sweep.metrics[0]
     nested = summary.get("nested", {}).get(metric)
     counts, model = summary.get("rows", {}), summary.get("model", {})
     facts = {
@@ -111,10 +92,10 @@ def sweep_section(it: Sweep, number: int) -> dict[str, Any]:
     }
     return {
         "id": f"sweep-{number}",
-        "name": it.path.name,
+        "name": sweep.path.name,
         "sentence": summary["sentence"],
         "metric": _title(metric),
-        "metrics": [_title(name) for name in it.metrics],
+        "metrics": [_title(name) for name in sweep.metrics],
         "nested": nested and _interval([nested[end] for end in ("mean", "low", "high")], metric),
         "facts": [
             (name, f"{value:,}" if isinstance(value, int) else value)
@@ -122,10 +103,10 @@ def sweep_section(it: Sweep, number: int) -> dict[str, Any]:
             if value not in {None, ""}
         ],
         "command": summary.get("command"),
-        "heat_map": heat_figure(it.rows, metric),
+        "heat_map": heat_figure(sweep.rows, metric),
         "scores": [
-            {**row, "scores": [_interval(_scores(row, name), name) for name in it.metrics]}
-            for row in sorted(it.rows, key=lambda row: -_number(row[metric]))
+            {**row, "scores": [_interval(_scores(row, name), name) for name in sweep.metrics]}
+            for row in sorted(sweep.rows, key=lambda row: -row[metric] if _is_defined(row[metric]) else math.inf)
         ],
     }
 
@@ -140,7 +121,7 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     for row in rows:
         line, pool = lines.index(_line(row)), pools.index(row["pool"])
         mean = row[metric]
-        if mean is None or not math.isfinite(mean):
+        if not _is_defined(mean):
             continue
         means[line][pool] = mean
         shown = _shown(mean, metric)
@@ -150,7 +131,9 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
             f"{_title(metric)} {_interval(_scores(row, metric), metric)}<br>{row['dims']:,} dimensions"
         )
         if row["is_winner"] or row["is_baseline"]:
-            frames.append(_frame(pool, line, winner=row["is_winner"]))
+            box = {"x0": pool - 0.47, "x1": pool + 0.47, "y0": line - 0.45, "y1": line + 0.45}
+            look = {"width": 4, "dash": "solid"} if row["is_winner"] else {"width": 2, "dash": "dash"}
+            frames.append({"type": "rect", **box, "line": {"color": "#111111", **look}})
     defined = [mean for of_line in means for mean in of_line if mean is not None]
     # The shades span the upper nine tenths: one bad candidate would take up the whole range.
     low, high = (float(np.quantile(defined, 0.1)), max(defined)) if defined else (0.0, 1.0)
@@ -171,16 +154,11 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         "xgap": 2,
         "ygap": 2,
     }
-    layout = {
-        "xaxis": _names(pools, "pooling"),
-        "yaxis": _names(lines, ""),
-        "shapes": frames,
-        "showlegend": False,
-    }
-    return {"data": [trace], "layout": layout}
+    axes = {"xaxis": _axis(pools, "pooling"), "yaxis": _axis(lines, "")}
+    return {"data": [trace], "layout": {**axes, "shapes": frames, "showlegend": False}}
 
 
-def _names(names: Sequence[str], title: str) -> Figure:
+def _axis(names: Sequence[str], title: str) -> Figure:
     return {
         "title": {"text": title},
         "tickvals": list(range(len(names))),
@@ -188,20 +166,6 @@ def _names(names: Sequence[str], title: str) -> Figure:
         "showgrid": False,
         "zeroline": False,
         "range": [-0.5, len(names) - 0.5],
-    }
-
-
-def _frame(pool: int, line: int, *, winner: bool) -> Figure:
-    return {
-        "type": "rect",
-        "x0": pool - 0.47,
-        "x1": pool + 0.47,
-        "y0": line - 0.45,
-        "y1": line + 0.45,
-        "line": {
-            "color": "#111111",
-            **({"width": 4, "dash": "solid"} if winner else {"width": 2, "dash": "dash"}),
-        },
     }
 
 
@@ -223,13 +187,13 @@ def _interval(scores: Sequence[float | None], metric: str) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _number(score: float | None) -> float:
-    return -math.inf if score is None or math.isnan(score) else score
+def _is_defined(score: float | None) -> TypeGuard[float]:
+    return score is not None and math.isfinite(score)
 
 
 def _shown(score: float | None, metric: str) -> str:
     """Returns a score as printed: `83.7` (per cent) or `0.512`."""
-    if score is None or not math.isfinite(score):
+    if not _is_defined(score):
         return "none"
     return f"{100 * score:.1f}" if metric in _SHARES else f"{score:.3f}"
 

@@ -24,17 +24,11 @@ _LAST = 4
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to make a vector.
+    """One way to make a vector."""
 
-    Attributes:
-        layers: numbers, ascending.
-        layer_agg: concat or mean; concat for a single layer.
-        poolings: in the order in which their vectors are concatenated.
-    """
-
-    layers: tuple[int, ...]
-    layer_agg: str
-    poolings: tuple[str, ...]
+    layers: tuple[int, ...]  # ascending
+    layer_agg: str  # concat or mean; concat for a single layer
+    poolings: tuple[str, ...]  # in the order in which their vectors are concatenated
 
     @property
     def pool(self) -> str:
@@ -67,12 +61,7 @@ class Candidate:
 
 
 def all_candidates(layers: Sequence[int], poolings: Sequence[str]) -> list[Candidate]:
-    """Returns each layer with each pooling and the usual concatenations, the last four layers joined, and means.
-
-    Args:
-        layers: numbers of the encoded layers.
-        poolings: names of the encoded poolings.
-    """
+    """Returns each layer with each pooling and usual concatenation, the last four layers joined, and means."""
     layers = sorted(layers)
     last = tuple(layers[-_LAST:])
     pools = [(name,) for name in poolings] + [names for names in _CONCATENATED if set(names) <= set(poolings)]
@@ -94,9 +83,6 @@ class PooledVectors:
 
     Files are memory-mapped, and only what a candidate needs is copied.
 
-    Args:
-        path: of the output.
-
     Raises:
         OutputError: the output is not finished, or a file is damaged.
     """
@@ -112,15 +98,7 @@ class PooledVectors:
         self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.batches(variants[:1])])
 
     def of(self, candidate: Candidate, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Reads a candidate's vectors.
-
-        Args:
-            candidate: of encoded layers and poolings.
-            rows: int64 [N], ascending numbers among the rows with a vector.
-
-        Returns:
-            float32 [N, D].
-        """
+        """Returns a candidate's vectors, float32 [N, D], of rows [N], ascending among those with a vector."""
         vectors = np.zeros((len(rows), candidate.dims(self.hidden_size)), np.float32)
         before = 0
         requested = [self._variants[layer] for layer in candidate.layers]
@@ -128,9 +106,8 @@ class PooledVectors:
             stop = before + int(piece.has_vector.sum())
             first, last = np.searchsorted(rows, (before, stop))
             here = rows[first:last] - before
-            for columns, part in self._parts(
-                candidate, [np.asarray(piece.vectors[variant.name]) for variant in requested]
-            ):
+            layers = [np.asarray(piece.vectors[variant.name]) for variant in requested]
+            for columns, part in self._parts(candidate, layers):
                 vectors[first:last, columns] += part[here]
             before = stop
         if candidate.layer_agg == "mean":

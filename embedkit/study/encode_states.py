@@ -55,11 +55,7 @@ _OVERHEAD = 1.05
 
 
 def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
-    """Returns the configuration of the encoding for a fit.
-
-    Args:
-        config: of the fit.
-        run_config: the user's options; output and pooling are replaced.
+    """Returns the user's `run_config` with the output and pooling of the encoding for a fit.
 
     Raises:
         UsageError: an option is not possible for this pooler.
@@ -110,20 +106,12 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """Facts about the input, found before a model is loaded.
-
-    Attributes:
-        rows: number of rows.
-        tokens: of all texts as the model sees them; 0 if they were not counted.
-        width: values of a token's or row's state, by the model's config.json.
-        kept: the kept columns of the rows with a text.
-        spec: the model.
-    """
+    """Facts about the input, found before a model is loaded."""
 
     rows: int
-    tokens: int
-    width: int
-    kept: pa.Table
+    tokens: int  # of all texts as the model sees them; 0 if they were not counted
+    width: int  # values of the state of a token or row
+    kept: pa.Table  # kept columns of the rows with a text
     spec: ModelSpec
 
 
@@ -167,10 +155,6 @@ def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Itera
 
 def check_disk_space(config: RunConfig, found: FirstPass) -> None:
     """Checks that the states fit on the disk.
-
-    Args:
-        config: of the encoding.
-        found: facts about the input.
 
     Raises:
         OutputError: the disk has too little free space.
@@ -234,12 +218,10 @@ def _encoded(config: RunConfig, spec: ModelSpec, watcher: Callbacks, stop: threa
     """Computes the missing states; removes those of another fit first."""
     output = OutputFolder(Path(config.output.output))
     try:
-        if output.has_plan():
-            with suppress(AnotherPlanError, DamagedPlanError):
+        with suppress(AnotherPlanError, DamagedPlanError):
+            if output.has_plan() or not output.has_shards():
                 return run(config, watcher, stop, spec)
-            output.clear()
-        elif output.has_shards():  # without a plan they cannot be reused
-            output.clear()
+        output.clear()
         return run(config, watcher, stop, spec)
     except Stopped:
         raise Stopped(

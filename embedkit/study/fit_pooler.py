@@ -41,29 +41,17 @@ _TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "
 
 @dataclass(frozen=True, slots=True)
 class FitSummary:
-    """The result of a fit.
-
-    Attributes:
-        path: of the file.
-        sha256: of its bytes.
-        recipe: stored in the file.
-        seconds_encoding: spent on the states; 0 if none are needed.
-        seconds_fitting: spent on the fit.
-    """
+    """The result of a fit."""
 
     path: str
     sha256: str
-    recipe: Mapping[str, Any]
-    seconds_encoding: float
+    recipe: Mapping[str, Any]  # stored in the file
+    seconds_encoding: float  # 0 if no states are needed
     seconds_fitting: float
 
 
-@dataclass(frozen=True, slots=True)
-class _FittedPooler:
-    """The contents of the file."""
-
-    recipe: dict[str, Any]
-    tensors: Mapping[str, NDArray[Any]]
+#: The contents of the file.
+RecipeAndTensors = tuple[dict[str, Any], Mapping[str, NDArray[Any]]]
 
 
 def fit(
@@ -73,14 +61,7 @@ def fit(
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
 ) -> FitSummary:
-    """Carries out one `embedkit fit`.
-
-    Args:
-        config: of the fit.
-        run_config: options of the encoding, as for `encode`.
-        watcher: receives the progress of the encoding.
-        on_epoch: receives the progress of the training.
-        stop: ends the fit when it is set.
+    """Carries out one `embedkit fit` on states encoded with `run_config`, until `stop` is set.
 
     Raises:
         EmbedkitError: of any kind.
@@ -100,10 +81,12 @@ def fit(
 
         # With `auto` the model's own recipe may have a shorter --max-length.
         named = replace(run_config, pooling=replace(run_config.pooling, pool="mean"))
-        pooler = _FittedPooler(*count_frequencies(named, stop, watcher.notice))
-        return _written(path, pooler, 0.0, time.monotonic() - began)
-    if config.kind not in WITHOUT_LABELS:
-        _check_scikit_learn()
+        recipe, frequencies = count_frequencies(named, stop, watcher.notice)
+        return _written(path, recipe, frequencies, 0.0, time.monotonic() - began)
+    if config.kind not in WITHOUT_LABELS and find_spec("sklearn") is None:
+        raise UsageError(
+            "fit with labels needs scikit-learn, which is not installed", hint="pip install 'scikit-learn>=1.6'"
+        )
     states = states_config(config, run_config)
     found = first_pass(states, count_tokens=config.kind not in OF_VECTORS)
     if config.kind not in WITHOUT_LABELS:
@@ -119,12 +102,13 @@ def fit(
         with as_read_error(folder):
             opened = open_states(folder, n_layers=len(layers))
         if config.kind in WITHOUT_LABELS:
-            pooler = _rotated(config, opened, states.pooling.pool)
+            recipe, tensors = _rotated(config, opened, states.pooling.pool)
         else:
             device = pick_device(states.model.devices[0])
-            pooler = _trained(config, opened, states.pooling.pool, device, on_epoch, stop)
-        pooler.recipe.update(_encoding_recipe(summary.recipe))
-        return _written(path, pooler, encoded - began, time.monotonic() - encoded)
+            recipe, tensors = _trained(config, opened, states.pooling.pool, device, on_epoch, stop)
+        read_by = {name: summary.recipe[name] for name in ("layers", "layer_agg", "exclude_special")}
+        recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": read_by}
+        return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 
 
 def _trained(
@@ -134,7 +118,7 @@ def _trained(
     device: Any,
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
-) -> _FittedPooler:
+) -> RecipeAndTensors:
     from embedkit.study.training import fit_pooler
 
     labels, split = _labels_and_split(states.facts, config)
@@ -160,16 +144,16 @@ def _trained(
             **{name: getattr(config, name) for name in _TRAINING_OPTIONS},
         },
     }
-    return _FittedPooler(recipe, {**tensors, "head.weight": fitted.head.weight, "head.bias": fitted.head.bias})
+    return recipe, {**tensors, "head.weight": fitted.head.weight, "head.bias": fitted.head.bias}
 
 
-def _rotated(config: FitConfig, states: States, pool: str) -> _FittedPooler:
+def _rotated(config: FitConfig, states: States, pool: str) -> RecipeAndTensors:
     from embedkit.study.unsupervised import fit_rotation
 
     center, rotation, share = fit_rotation(states.blocks(), config.kept_dims, whiten=config.kind == "whiten")
     shape = _shape(config, states, pool, width=rotation.shape[1])
     recipe = {**_shape_recipe(shape, rotation.shape[1]), "rows": len(states), "variance_kept": share}
-    return _FittedPooler(recipe, {"center": center, "rotation": rotation})
+    return recipe, {"center": center, "rotation": rotation}
 
 
 def _shape(config: FitConfig, states: States, pool: str, width: int = 0) -> PoolerShape:
@@ -206,25 +190,21 @@ def _shape_recipe(shape: PoolerShape, dims: int) -> dict[str, Any]:
     return {"kind": fields.pop("kind"), "shape": fields, "dims": dims}
 
 
-def _encoding_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the model and the states that the pooler is fitted to."""
-    states = {name: recipe[name] for name in ("layers", "layer_agg", "exclude_special")}
-    return {"model": recipe["model"], "text": recipe["text"], "input": states}
-
-
-def _written(path: Path, pooler: _FittedPooler, seconds_encoding: float, seconds_fitting: float) -> FitSummary:
+def _written(
+    path: Path,
+    recipe: dict[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    seconds_encoding: float,
+    seconds_fitting: float,
+) -> FitSummary:
     """Writes the file atomically."""
-    libraries = ("numpy", "torch", "tokenizers", "transformers", "scikit-learn")
-    used = libraries if "task" in pooler.recipe else libraries[:4]
-    recipe = {
-        **pooler.recipe,
-        "versions": {
-            "embedkit": version("embedkit-cli"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in used},
-        },
+    libraries = ["numpy", "torch", "tokenizers", "transformers", *(["scikit-learn"] if "task" in recipe else [])]
+    recipe["versions"] = {
+        "embedkit": version("embedkit-cli"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
     }
-    content = pooler_bytes(recipe, pooler.tensors)
+    content = pooler_bytes(recipe, tensors)
     write_file(path.parent, path.name, content)
     digest = hashlib.sha256(content).hexdigest()
     return FitSummary(str(path), digest, recipe, seconds_encoding, seconds_fitting)
@@ -241,12 +221,4 @@ def _check_output(path: Path, *, overwrite: bool) -> None:
     if is_taken and not overwrite:
         raise OutputError(
             f"{path} exists already", hint="choose another name with -o, or replace it with --overwrite"
-        )
-
-
-def _check_scikit_learn() -> None:
-    if find_spec("sklearn") is None:
-        raise UsageError(
-            "fit with labels needs scikit-learn, which is not installed",
-            hint="pip install 'scikit-learn>=1.6'",
         )

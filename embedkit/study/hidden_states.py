@@ -72,11 +72,7 @@ class States:
 
 
 def open_states(folder: Path, *, n_layers: int) -> States:
-    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors.
-
-    Raises:
-        OutputError: no row has a text, or a file is damaged.
-    """
+    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors."""
     stored = open_stored(folder)
     of_tokens = stored.layout.token_vectors
     rows: list[NDArray[np.floating]] = []

@@ -26,46 +26,27 @@ _MOST_NUMBERED_CLASSES = 20
 
 @dataclass(frozen=True, slots=True)
 class InputRows:
-    """Labels and signatures of the R rows of an input, without their texts.
+    """Labels and signatures of the R rows of an input, without their texts."""
 
-    Attributes:
-        table: the input, to check at the end that its files are unchanged.
-        labels: [R] the columns of labels and groups; null for unreadable rows.
-        signed: uint32 [R, 64] a near-duplicate signature for each text.
-        has_text: bool [R], True if the text is not blank.
-    """
-
-    table: Table
-    labels: pa.Table
-    signed: NDArray[np.uint32]
-    has_text: NDArray[np.bool_]
+    table: Table  # to check at the end that its files are unchanged
+    labels: pa.Table  # [R] columns of labels and groups; null for unreadable rows
+    signatures: NDArray[np.uint32]  # [R, 64], to find near-duplicates
+    has_text: NDArray[np.bool_]  # [R]
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of some rows of a table, as numbers.
+    """The labels of some rows of a table, as numbers."""
 
-    Attributes:
-        task: classification or regression.
-        rows: int64 [N], the rows of the table that have a label (and a group, if groups are used).
-        targets: int64 [N] numbers of `classes`, or float64 [N] values.
-        classes: the classes' names, sorted; () for regression.
-        groups: int64 [N], numbers of the groups by first appearance; None without groups.
-    """
-
-    task: str
-    rows: NDArray[np.int64]
-    targets: NDArray[np.int64] | NDArray[np.float64]
-    classes: tuple[str, ...]
-    groups: NDArray[np.int64] | None
+    task: str  # classification or regression
+    rows: NDArray[np.int64]  # [N] numbers of the rows with a label (and a group, if groups are used)
+    targets: NDArray[np.int64] | NDArray[np.float64]  # [N] numbers of `classes`, or values
+    classes: tuple[str, ...]  # sorted; () for regression
+    groups: NDArray[np.int64] | None  # [N] numbers by first appearance; None without groups
 
 
 def read_rows(config: InputConfig, columns: Sequence[str]) -> InputRows:
-    """Reads the input once; each text is reduced to its signature.
-
-    Args:
-        config: the input.
-        columns: names of the columns of labels and groups.
+    """Reads the input and its columns of labels and groups once; each text is reduced to its signature.
 
     Raises:
         InputError: a file or a column is missing, or a file cannot be read.
@@ -161,18 +142,12 @@ def _numbers(cells: list[Any]) -> NDArray[np.float64] | None:
     if any(isinstance(cell, bool) for cell in cells):
         return None
     try:
-        numbers = np.array([_number(cell) for cell in cells], np.float64)
+        # None for text that is not a number, such as `1_0`: a TypeError.
+        parsed: list[Any] = [number_in(cell) if isinstance(cell, str) else cell for cell in cells]
+        numbers = np.array([float(number) for number in parsed], np.float64)
     except (TypeError, ValueError, OverflowError):
         return None
     return numbers if np.isfinite(numbers).all() else None
-
-
-def _number(cell: Any) -> float:
-    """Returns a number or parses a string; `1_0` is not a number."""
-    found = number_in(cell) if isinstance(cell, str) else cell
-    if found is None:
-        raise ValueError("not a number")
-    return float(found)
 
 
 def _are_classes(numbers: NDArray[np.float64]) -> bool:

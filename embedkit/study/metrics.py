@@ -2,6 +2,9 @@
 
 A sweep scores each fold of each candidate for several penalties; scikit-learn takes one prediction a call. The
 tests compare both.
+
+All functions take P predictions, float32 [P, N, K], and targets, float64 [N, K], and return float64 [P]. For
+classes, predictions are K scores, and targets are 1 at the row's class, else 0; for values, K = 1.
 """
 
 from __future__ import annotations
@@ -18,23 +21,12 @@ Metric = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64
 
 
 def accuracy(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the share of rows whose class has the largest score.
-
-    Args:
-        scores: float32 [P, N, K], P predictions of a score for each class.
-        targets: float64 [N, K], 1 at the row's class, else 0.
-
-    Returns:
-        float64 [P].
-    """
+    """Returns the share of rows whose class has the largest score."""
     return np.asarray((scores.argmax(axis=2) == targets.argmax(axis=1)).mean(axis=1))
 
 
 def macro_f1(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean F1 of the classes that occur or are predicted: 2 hits / (rows + predictions).
-
-    Shapes as in `accuracy`.
-    """
+    """Returns the mean F1 of the classes that occur or are predicted: 2 hits / (rows + predictions)."""
     predicted = np.eye(targets.shape[1])[scores.argmax(axis=2)]
     hits = (predicted * targets).sum(axis=1)
     both = predicted.sum(axis=1) + targets.sum(axis=0)
@@ -46,8 +38,7 @@ def auroc(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[
     """Returns the mean area under the ROC curve of each class against the others, by ranks with ties averaged.
 
     The probability that a row of the class has a larger score than one of another class (Hanley & McNeil 1982):
-    (sum of its ranks - n(n+1)/2) / (n * others). Classes of no row or of all rows are left out. Shapes as in
-    `accuracy`.
+    (sum of its ranks - n(n+1)/2) / (n * others). Classes of no row or of all rows are left out.
     """
     from scipy.stats import rankdata
 
@@ -62,22 +53,14 @@ def auroc(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[
 
 
 def r2(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the explained share of the targets' variance: 1 - residual / total; predicting the mean gives 0.
-
-    Args:
-        scores: float32 [P, N, 1], P predictions of the values.
-        targets: float64 [N, 1].
-
-    Returns:
-        float64 [P].
-    """
+    """Returns the explained share of the targets' variance: 1 - residual / total; predicting the mean gives 0."""
     total = ((targets - targets.mean()) ** 2).sum()
     residual = ((scores - targets) ** 2).sum(axis=(1, 2))
     return np.asarray(1 - residual / total if total else np.full(len(scores), np.nan))
 
 
 def spearman(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the correlation of the ranks, ties averaged; 0 if all predictions are equal. Shapes as in `r2`."""
+    """Returns the correlation of the ranks, ties averaged; 0 if all predictions are equal."""
     from scipy.stats import rankdata
 
     ours = rankdata(scores[:, :, 0], axis=1)
@@ -89,10 +72,4 @@ def spearman(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArr
 
 
 #: Metric functions by their names in METRICS.
-BY_NAME: dict[str, Metric] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "auroc": auroc,
-    "r2": r2,
-    "spearman": spearman,
-}
+BY_NAME: dict[str, Metric] = {of.__name__: of for of in (accuracy, macro_f1, auroc, r2, spearman)}

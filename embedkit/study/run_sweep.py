@@ -48,31 +48,18 @@ _POOLINGS = tuple(name for name in POOLING_NAMES if name != "pooler")
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """The configuration of one `embedkit sweep`.
+    """The configuration of one `embedkit sweep`."""
 
-    Attributes:
-        run: the encoding; its layers and poolings are compared.
-        folder: for the results and the vectors.
-        label: column of labels.
-        group: column; rows with one value are never in both training and test; None without groups.
-        task: one of TASKS.
-        metric: the deciding metric; None takes the task's first.
-        probe: one of PROBES.
-        folds: of the cross-validation.
-        seed: of the folds.
-        dedupe: keep near-duplicate texts in one fold.
-    """
-
-    run: RunConfig
-    folder: Path
-    label: str
-    group: str | None = None
-    task: str = "auto"
-    metric: str | None = None
-    probe: str = "ridge"
+    run: RunConfig  # its layers and poolings are compared
+    folder: Path  # for the results and the vectors
+    label: str  # column of labels
+    group: str | None = None  # column; rows with one value are never in both training and test
+    task: str = "auto"  # one of TASKS
+    metric: str | None = None  # the deciding metric; None takes the task's first
+    probe: str = "ridge"  # one of PROBES
     folds: int = 5
-    seed: int = 0
-    dedupe: bool = False
+    seed: int = 0  # of the folds
+    dedupe: bool = False  # keep near-duplicate texts in one fold
 
     def __post_init__(self) -> None:
         one_of("--task", self.task, TASKS)
@@ -97,15 +84,10 @@ class SweepConfig:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """The result of a sweep.
-
-    Attributes:
-        verdict: the comparison of the candidates.
-        facts: input and method, as in summary.json.
-    """
+    """The result of a sweep."""
 
     verdict: Verdict
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # input and method, as in summary.json
 
 
 def sweep(
@@ -116,12 +98,12 @@ def sweep(
     command: Callable[[dict[str, str]], str],
     on_judged: Callable[[int, int], None],
 ) -> SweepResult | None:
-    """Carries out one `embedkit sweep`.
+    """Carries out one `embedkit sweep`, until `stop` is set.
 
     Args:
         config: of the sweep.
         watcher: receives the progress of the encoding.
-        stop: ends the sweep between two batches or two candidates when it is set.
+        stop: checked between two batches or two candidates.
         command: makes the command line of `encode` from the winner's options.
         on_judged: called after each candidate with the number done and the number of all.
 
@@ -131,7 +113,12 @@ def sweep(
     Raises:
         EmbedkitError: of any kind; committed vectors are kept.
     """
-    _check_libraries()
+    missing = [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"sweep needs scikit-learn and matplotlib; missing: {', '.join(missing)}",
+            hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
+        )
     inputs = expanded(config.run.input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
@@ -215,12 +202,7 @@ def sweep(
 def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
     """Returns the part of summary.json on which the results depend, besides the plan of the vectors."""
     return {
-        "label": config.label,
-        "group": config.group,
-        "probe": config.probe,
-        "folds": config.folds,
-        "seed": config.seed,
-        "dedupe": config.dedupe,
+        **{name: getattr(config, name) for name in ("label", "group", "probe", "folds", "seed", "dedupe")},
         "asked": {"task": config.task, "metric": config.metric},
         "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
     }
@@ -244,7 +226,7 @@ def _divide(
         )
     labelled = rows.labels.filter(pa.array(has_vector))
     labels = read_labels(labelled, config.label, group=config.group, task=config.task)
-    cluster = clusters(rows.signed[has_vector][labels.rows])
+    cluster = clusters(rows.signatures[has_vector][labels.rows])
     groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
     groups = merge_groupings(*groupings) if groupings else None
     return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.seed)
@@ -270,16 +252,14 @@ def _targets(labels: Labels) -> NDArray[np.float64]:
 
 def _encoding_config(config: RunConfig, folder: Path, spec: ModelSpec) -> RunConfig:
     """Returns the encoding of a sweep: into its folder, poolings by name, an output row for each input row."""
-    pooling = replace(config.pooling, pool=",".join(_poolings(config, spec)))
+    pool = config.pooling.pool
+    poolings = parse_poolings(pool) if pool != "auto" else _meaningful_poolings(config, spec)
     on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
     output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
-    return replace(config, pooling=pooling, output=output)
+    return replace(config, pooling=replace(config.pooling, pool=",".join(poolings)), output=output)
 
 
-def _poolings(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
-    """Returns the poolings to compare: the requested ones, or all that are meaningful for this kind of model."""
-    if config.pooling.pool != "auto":
-        return parse_poolings(config.pooling.pool)
+def _meaningful_poolings(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
     raw, _ = load_tokenizer(
         str(spec.folder.folder),
         casing=config.model.lowercase,
@@ -298,23 +278,10 @@ def _poolings(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
     return tuple(name for name in _POOLINGS if name not in unsuitable)
 
 
-def _check_libraries() -> None:
-    missing = [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"sweep needs scikit-learn and matplotlib; missing: {', '.join(missing)}",
-            hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
-        )
-
-
 def _prepare_folder(config: SweepConfig, replacement: Replacement) -> Path:
     """Checks that the folder is free, or holds a sweep that may be resumed or replaced; changes nothing in it.
 
-    Returns:
-        The folder to write to: the sweep's own, or a temporary one that replaces it when the sweep is finished.
-
-    Raises:
-        OutputError: the folder holds other files, or another sweep and `--on-exists` is error.
+    Returns the folder to write to: the sweep's own, or a temporary one that replaces it at the end.
     """
     folder, on_exists = config.folder, config.run.output.on_exists
     check_no_link(folder)

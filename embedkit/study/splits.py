@@ -16,14 +16,9 @@ from embedkit.study.near_duplicates import connected_components
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """A division of N rows into folds, each tested by a probe trained on the others.
+    """A division of N rows into folds, each tested by a probe trained on the others."""
 
-    Attributes:
-        of_row: int64 [N], the number of each row's fold, from 0.
-        count: number of folds.
-    """
-
-    of_row: NDArray[np.int64]
+    of_row: NDArray[np.int64]  # [N] number of each row's fold, from 0
     count: int
 
     @property
@@ -34,27 +29,15 @@ class Folds:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Disjoint parts of `Labels.rows`, as ascending int64 positions.
-
-    Attributes:
-        train: rows that weights are fitted to.
-        validation: rows that decide when training stops.
-        test: rows for the final score only; may be empty.
-    """
+    """Disjoint parts of `Labels.rows`, as ascending positions."""
 
     train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+    validation: NDArray[np.int64]  # decide when training stops
+    test: NDArray[np.int64]  # for the final score only; may be empty
 
 
 def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, seed: int) -> Folds:
-    """Divides rows into folds with about equal shares of every class.
-
-    Args:
-        labels: of N rows.
-        groups: int64 [N], rows of one number stay in one fold; None if rows are independent.
-        count: number of folds.
-        seed: of the shuffle.
+    """Divides N rows into folds with about equal shares of every class; groups [N] stay in one fold.
 
     Raises:
         InputError: there are fewer rows or groups than folds, or no class has as many rows.
@@ -80,14 +63,7 @@ def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, 
 
 
 def merge_groupings(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the finest grouping that keeps together what any of these keeps together.
-
-    Args:
-        groupings: int64 [N] each, rows of one number belong together.
-
-    Returns:
-        int64 [N], group numbers.
-    """
+    """Returns group numbers [N] of the finest grouping that keeps together what any of these, [N] each, does."""
     rows = len(groupings[0])
     # A graph of the rows and one node for each group.
     nodes, n_nodes = [], rows
@@ -103,11 +79,7 @@ def merge_groupings(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
 def split_rows(labels: Labels, *, validation: float, test: float, seed: int) -> Split:
     """Splits labelled rows, with about equal shares of every class in each part unless there are groups.
 
-    Args:
-        labels: of the rows.
-        validation: share of all rows that decide when training stops.
-        test: share of all rows that are only scored.
-        seed: of the shuffle.
+    `validation` and `test` are shares of all rows.
 
     Raises:
         InputError: there are too few rows or groups, or a class is too small to be in every part.

@@ -36,9 +36,6 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
         facts: input and method, for the summary.
         command: makes the winner's vectors.
         title: of the heat map.
-
-    Raises:
-        OutputError: a file cannot be written.
     """
     table = BytesIO()
     rows = pa.Table.from_pylist([_columns(row) for row in verdict.rows])
@@ -87,8 +84,10 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "metric": verdict.metric,
         "sentence": verdict.sentence,
         "winner": {"options": winner.candidate.options, **_columns(winner)},
-        "nested": {name: _ends(interval) for name, interval in verdict.nested.items()},
-        "nested_versus": {name: _ends(interval) for name, interval in verdict.nested_versus.items()},
+        **{
+            key: {name: {"mean": of.mean, "low": of.low, "high": of.high} for name, of in intervals.items()}
+            for key, intervals in (("nested", verdict.nested), ("nested_versus", verdict.nested_versus))
+        },
         "baselines": {row.baseline: _columns(row) for row in verdict.baselines},
         "not_distinguishable": [row.candidate.name for row in verdict.ranked if not row.distinguishable],
         "candidates": len(verdict.rows),
@@ -118,20 +117,18 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> 
 def _columns(row: Row) -> dict[str, Any]:
     """Returns a row of results.parquet."""
     candidate = row.candidate
-    metrics: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for name, interval in row.intervals.items():
-        metrics |= _named(name, interval) | {f"{name}_folds": list(row.folds[name])}
-    versus: dict[str, Any] = {}
+        scores |= _named(name, interval) | {f"{name}_folds": list(row.folds[name])}
     for name, interval in row.versus.items():
-        versus |= _named(f"versus_{name.replace('-', '_').replace(' ', '_').lower()}", interval)
+        scores |= _named(f"versus_{name.replace('-', '_').replace(' ', '_').lower()}", interval)
     return {
         "name": candidate.name,
         "layers": list(candidate.layers),
         "layer_agg": candidate.layer_agg,
         "pool": candidate.pool,
         "dims": row.dims,
-        **metrics,
-        **versus,
+        **scores,
         "is_baseline": bool(row.baseline),
         "is_winner": row.is_winner,
         "distinguishable": row.distinguishable,
@@ -142,10 +139,6 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _ends(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
 def _heat_map(verdict: Verdict, title: str) -> dict[str, bytes]:
     """Draws layers down and poolings across, the score in every cell; returns image format → content.
 
@@ -153,6 +146,7 @@ def _heat_map(verdict: Verdict, title: str) -> dict[str, bytes]:
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     cells = {(row.candidate.layers_text, "+".join(row.candidate.poolings)): row for row in verdict.rows}
     # Deep layers on top, as in a drawing of the network, and combinations of layers above them.
@@ -174,15 +168,17 @@ def _heat_map(verdict: Verdict, title: str) -> dict[str, bytes]:
         shades.set_clim(low - 1e-9, high + 0.25 * (high - low))
         axes.invert_yaxis()
         for (line, column), row in cells.items():
-            place = columns.index(column), lines.index(line)
-            share = (means[place[1], place[0]] - low) / max(high - low, 1e-9)
+            x, y = columns.index(column), lines.index(line)
+            share = (means[y, x] - low) / max(high - low, 1e-9)
             text = printed(row.intervals[verdict.metric].mean, verdict.metric)
-            look: dict[str, Any] = {
-                "color": "white" if share > 0.8 else "black",
-                "weight": "bold" if row.is_winner else "normal",
-            }
-            axes.text(*place, text, ha="center", va="center", **look)
-            _frame(axes, row, place)
+            color, weight = "white" if share > 0.8 else "black", "bold" if row.is_winner else "normal"
+            axes.text(x, y, text, ha="center", va="center", color=color, weight=weight)
+            if row.is_winner or row.baseline:
+                width, style = (2.6, "solid") if row.is_winner else (1.4, "dashed")
+                frame = Rectangle(
+                    (x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="black", lw=width, ls=style
+                )
+                axes.add_patch(frame)
         axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(lines)), lines)
         axes.tick_params(length=0)
@@ -197,13 +193,3 @@ def _heat_map(verdict: Verdict, title: str) -> dict[str, bytes]:
             figure.savefig(file, format=form, dpi=150, metadata=metadata)
             images[form] = file.getvalue()
     return images
-
-
-def _frame(axes: Any, row: Row, place: tuple[int, int]) -> None:
-    from matplotlib.patches import Rectangle
-
-    if row.is_winner or row.baseline:
-        style = "solid" if row.is_winner else "dashed"
-        width = 2.6 if row.is_winner else 1.4
-        corner = place[0] - 0.46, place[1] - 0.44
-        axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, edgecolor="black", lw=width, ls=style))

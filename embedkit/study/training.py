@@ -9,7 +9,6 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,40 +31,24 @@ _FIRST_ROWS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Progress after an epoch.
+    """Progress after an epoch."""
 
-    Attributes:
-        number: from 1.
-        loss: mean over the training rows, during the epoch.
-        validation_loss: after the epoch.
-        score: accuracy or R² on the validation rows.
-        best: True if the validation loss is the lowest so far.
-    """
-
-    number: int
-    loss: float
+    number: int  # from 1
+    loss: float  # mean over the training rows, during the epoch
     validation_loss: float
-    score: float
-    best: bool
+    score: float  # accuracy or R² on the validation rows
+    best: bool  # the validation loss is the lowest so far
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained pooler with its head, at its best epoch.
+    """A trained pooler with its head, at its best epoch."""
 
-    Attributes:
-        pooler: the module, without gradients.
-        head: for its vectors.
-        epochs: number of epochs run.
-        best_epoch: number of the best epoch, from 1.
-        scores: `validation` and `test` → metric → value.
-    """
-
-    pooler: TrainedPooler
+    pooler: TrainedPooler  # without gradients
     head: PredictionHead
-    epochs: int
-    best_epoch: int
-    scores: Mapping[str, Mapping[str, float]]
+    epochs: int  # that were run
+    best_epoch: int  # from 1
+    scores: Mapping[str, Mapping[str, float]]  # `validation` and `test` → metric → value
 
 
 class _Network(nn.Module):
@@ -108,7 +91,7 @@ def fit_pooler(
         config: of the training.
         device: to train on.
         on_epoch: called after each epoch.
-        stop: ends the training between two steps when it is set.
+        stop: checked between two steps.
 
     Raises:
         Stopped: `stop` was set.
@@ -142,41 +125,34 @@ def fit_pooler(
     return Fitted(network.pooler, training.head(), epoch, best_epoch, scores)
 
 
+@dataclass
 class _Training:
     """Network, optimizer and data of a training."""
 
-    def __init__(
-        self,
-        network: _Network,
-        states: States,
-        labels: Labels,
-        split: Split,
-        config: FitConfig,
-        device: torch.device,
-        stop: threading.Event,
-    ) -> None:
-        self.network = network
-        self.states = states
-        self.labels = labels
-        self.split = split
-        self.device = device
-        self.stop = stop
-        self.batch_size = config.batch_size
-        self.order = np.random.default_rng(config.seed)
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
-        train = labels.targets[split.train]
+    network: _Network
+    states: States
+    labels: Labels
+    split: Split
+    config: FitConfig
+    device: torch.device
+    stop: threading.Event
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(self.config.seed)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.config.lr)
+        targets, train = self.labels.targets, self.labels.targets[self.split.train]
         self.mean, self.spread = 0.0, 1.0
         self.class_weight: Tensor | None = None
-        if not labels.classes:
-            self.mean, self.spread = float(train.mean()), float(train.std()) or 1.0
-            self.targets = torch.from_numpy(((labels.targets - self.mean) / self.spread).astype(np.float32))
-        else:
-            self.targets = torch.from_numpy(labels.targets.astype(np.int64))
-            if config.class_weight == "balanced":
+        if n_classes := len(self.labels.classes):
+            self.targets = torch.from_numpy(targets.astype(np.int64))
+            if self.config.class_weight == "balanced":
                 # As in scikit-learn, n / (classes x rows of the class), but a class may have no training row.
-                counts = np.bincount(train.astype(np.int64), minlength=len(labels.classes))
-                weight = len(train) / (len(labels.classes) * np.maximum(counts, 1))
-                self.class_weight = torch.from_numpy(weight.astype(np.float32)).to(device)
+                counts = np.bincount(train.astype(np.int64), minlength=n_classes)
+                weight = len(train) / (n_classes * np.maximum(counts, 1))
+                self.class_weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
+        else:
+            self.mean, self.spread = float(train.mean()), float(train.std()) or 1.0
+            self.targets = torch.from_numpy(((targets - self.mean) / self.spread).astype(np.float32))
 
     def learn_scale(self) -> None:
         """Sets the scaling to the statistics of the untrained pooler's vectors."""
@@ -188,10 +164,10 @@ class _Training:
     def one_epoch(self) -> float:
         """Trains on every training row once; returns the mean loss."""
         self.network.train()
-        rows = self.order.permutation(self.split.train)
+        rows = self.random.permutation(self.split.train)
         total = 0.0
         # Batches of nearly equal size: a last batch of one row would have no variance.
-        for batch in np.array_split(rows, -(-len(rows) // self.batch_size)):
+        for batch in np.array_split(rows, -(-len(rows) // self.config.batch_size)):
             self._raise_if_stopped()
             self.optimizer.zero_grad()
             vectors = self.states.pooled(self.network.pooler, self.labels.rows[batch], self.device)
@@ -219,20 +195,17 @@ class _Training:
         from sklearn import metrics
 
         targets, found = self.labels.targets[rows], outputs.cpu().numpy()
-        measured: dict[str, Any]
         if self.labels.classes:
             chosen = found.argmax(axis=1)
-            measured = {
-                "accuracy": metrics.accuracy_score(targets, chosen),
-                "macro_f1": metrics.f1_score(targets, chosen, average="macro", zero_division=0.0),
+            return {
+                "accuracy": float(metrics.accuracy_score(targets, chosen)),
+                "macro_f1": float(metrics.f1_score(targets, chosen, average="macro", zero_division=0.0)),
             }
-        else:
-            values = found[:, 0].astype(np.float64) * self.spread + self.mean
-            measured = {
-                "r2": metrics.r2_score(targets, values),
-                "mean_absolute_error": metrics.mean_absolute_error(targets, values),
-            }
-        return {name: float(value) for name, value in measured.items()}
+        values = found[:, 0].astype(np.float64) * self.spread + self.mean
+        return {
+            "r2": float(metrics.r2_score(targets, values)),
+            "mean_absolute_error": float(metrics.mean_absolute_error(targets, values)),
+        }
 
     def head(self) -> PredictionHead:
         """Returns the head with the scaling folded in: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
@@ -255,6 +228,5 @@ class _Training:
     def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
             raise Stopped(
-                "stopped by a signal while training",
-                hint="run the same command again; the states are kept",
+                "stopped by a signal while training", hint="run the same command again; the states are kept"
             )

@@ -66,27 +66,16 @@ def corrected_interval(scores: Sequence[float], *, test_share: float) -> Interva
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A candidate with its scores.
-
-    Attributes:
-        candidate: layers and poolings.
-        dims: dimensions of its vectors.
-        folds: metric → score of each fold.
-        intervals: metric → mean with its interval.
-        versus: name of a baseline → difference to it in the deciding metric.
-        baseline: its name if it is a baseline, else empty.
-        is_winner: True if it has the best mean.
-        distinguishable: True if the interval of its difference to the winner excludes zero.
-    """
+    """A candidate with its scores."""
 
     candidate: Candidate
     dims: int
-    folds: dict[str, tuple[float, ...]]
-    intervals: dict[str, Interval]
-    versus: dict[str, Interval]
-    baseline: str
+    folds: dict[str, tuple[float, ...]]  # metric → score of each fold
+    intervals: dict[str, Interval]  # metric → mean with its interval
+    versus: dict[str, Interval]  # name of a baseline → difference to it in the deciding metric
+    baseline: str  # its name if it is a baseline, else empty
     is_winner: bool
-    distinguishable: bool
+    distinguishable: bool  # the interval of its difference to the winner excludes zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +135,7 @@ class Verdict:
         ]
         of_layers = ""
         if layers:
-            verb = "is" if len(layers) == 1 else "are"
-            noun = "layer" if len(layers) == 1 else "layers"
+            noun, verb = ("layer", "is") if len(layers) == 1 else ("layers", "are")
             pool = "+".join(winner.candidate.poolings)
             of_layers = f"{noun} {spans(layers)} with {pool} {verb} not distinguishable from it; "
         least = min(others, key=lambda row: (row.dims, -row.intervals[self.metric].mean))
@@ -174,37 +162,34 @@ def decide(
 
     Args:
         candidates: C of them.
-        scores: [C] of the candidates.
-        dims: [C] dimensions of their vectors.
-        baselines: some of the candidates; named by their pooling.
+        scores: [C]
+        dims: [C] of their vectors.
+        baselines: some of the candidates.
         metric: the deciding metric.
         test_share: n_test / n_train of a fold.
     """
     main = [of.by_metric[metric] for of in scores]
     means = [math.fsum(of_folds) / len(of_folds) for of_folds in main]
-    order = sorted(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
-    best = order[0]
+    best = min(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
     named = {of: f"last-layer {'CLS' if of.pool == 'cls' else of.pool}" for of in baselines}
 
     def versus(place: int, other: int) -> Interval:
         pairs = zip(main[place], main[other], strict=True)
         return corrected_interval([ours - theirs for ours, theirs in pairs], test_share=test_share)
 
-    rows = []
-    for place, candidate in enumerate(candidates):
-        by_metric = scores[place].by_metric
-        rows.append(
-            Row(
-                candidate=candidate,
-                dims=dims[place],
-                folds=by_metric,
-                intervals=_intervals(by_metric, test_share),
-                versus={name: versus(place, candidates.index(of)) for of, name in named.items()},
-                baseline=named.get(candidate, ""),
-                is_winner=place == best,
-                distinguishable=place != best and not versus(best, place).contains_zero,
-            )
+    rows = tuple(
+        Row(
+            candidate=candidate,
+            dims=dims[place],
+            folds=scores[place].by_metric,
+            intervals=_intervals(scores[place].by_metric, test_share),
+            versus={name: versus(place, candidates.index(of)) for of, name in named.items()},
+            baseline=named.get(candidate, ""),
+            is_winner=place == best,
+            distinguishable=place != best and not versus(best, place).contains_zero,
         )
+        for place, candidate in enumerate(candidates)
+    )
     # For each fold the best candidate without it; among ties, the one with the fewest dimensions.
     chosen = [
         min(range(len(scores)), key=lambda place: (-_number(scores[place].inner[fold]), dims[place]))
@@ -218,7 +203,7 @@ def decide(
         name: [ours - theirs for ours, theirs in zip(nested[metric], main[candidates.index(of)], strict=True)]
         for of, name in named.items()
     }
-    return Verdict(metric, tuple(rows), _intervals(nested, test_share), _intervals(ahead, test_share))
+    return Verdict(metric, rows, _intervals(nested, test_share), _intervals(ahead, test_share))
 
 
 def _intervals(scores: Mapping[str, Sequence[float]], test_share: float) -> dict[str, Interval]:

@@ -95,8 +95,7 @@ def test_repeated_vectors_are_found_with_their_first_rows(surveyed):
     repeats = surveyed(1000, 64).duplicates
     # Rows 10, 60, 110, … are multiples of 5 and have no vector; 11, 111, … have that of row 4.
     assert (repeats.groups, repeats.rows, repeats.one_in) == (1, 11, 1)
-    assert repeats.largest == [[4, 11, 111, 211, 311]]
-    assert repeats.sizes == [11]
+    assert repeats.largest == [([4, 11, 111, 211, 311], 11)]
 
 
 def test_with_too_many_vectors_the_count_of_repeated_ones_is_an_estimate(surveyed, monkeypatch):

@@ -9,6 +9,7 @@ result.py     all of it, as JSON and as text
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from embedkit.config import RunConfig
@@ -29,11 +30,7 @@ __all__ = ["Estimate", "estimate"]
 
 
 def estimate(config: RunConfig, rate: float | None) -> Estimate:
-    """Reads the table once and estimates what encoding it takes.
-
-    Args:
-        config: what the user asks for.
-        rate: tokens a second, if the user knows it.
+    """Reads the table once and estimates what encoding it takes; `rate` is in tokens a second, if known.
 
     Raises:
         EmbedkitError: any error that `encode` raises before its model is loaded, except for unreadable rows and
@@ -49,20 +46,18 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
     scan.read_all(cutter)
     counts, form = scan.counts, config.output.format
     as_is = measure_coverage(setup.tokenizer, scan.first_texts)
-    flipped = "no" if setup.lowercase else "yes"
-    try:
-        other_casing = replace(spec.config, model=replace(config.model, lowercase=flipped))
-        other_setup, _ = set_up_without_weights(replace(spec, config=other_casing))
-    except ModelError:
-        other = better = None
-    else:
+    lowercase = "no" if setup.lowercase else "yes"
+    other = better = None
+    with suppress(ModelError):
+        other_config = replace(spec.config, model=replace(config.model, lowercase=lowercase))
+        other_setup, _ = set_up_without_weights(replace(spec, config=other_config))
         other = measure_coverage(other_setup.tokenizer, scan.first_texts)
-        better = suggest_other_casing(as_is, other, f"--lowercase {flipped}")
+        better = suggest_other_casing(as_is, other, f"--lowercase {lowercase}")
     why_no_bytes = "--group-by makes one vector of several rows" if config.groups.by else ""
     sizes = {} if why_no_bytes else scan.disk.by_format()
     return Estimate(
         model=spec.folder.name,
-        fits=setup.tokenizer.max_length,
+        max_length=setup.tokenizer.max_length,
         n_layers=facts.n_layers,
         layers=setup.layers,
         on_long=config.text.on_long,
@@ -71,7 +66,7 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
         format=form,
         shard_rows=cutter.shard_rows,
         counts=counts,
-        spelled=as_is,
+        coverage=as_is,
         other_casing=other,
         dims={of.name: of.dims for of in scan.variants},
         rows=scan.disk.rows(form),
@@ -81,9 +76,7 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
         duration=duration(counts, facts, max(setup.layers), rate, config.model.device),
         memory=memory(
             facts,
-            weights=sum(
-                size for name, size in spec.folder.sizes().items() if name.endswith((".safetensors", ".bin"))
-            ),
+            weights=sum(n for name, n in spec.folder.sizes().items() if name.endswith((".safetensors", ".bin"))),
             batch_tokens=config.batch.batch_tokens or BATCH_TOKENS["cpu"],
             shard_rows=min(cutter.shard_rows, counts.rows),
             row_bytes=sum(4 * of.dims for of in scan.variants),

@@ -23,17 +23,11 @@ _SHARDS_HELD = 4
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Time that the model runs.
+    """Time that the model runs."""
 
-    Attributes:
-        seconds: None if unknown.
-        products_only: True if it counts matrix products only.
-        basis: of the estimate, in words; or why it is unknown.
-    """
-
-    seconds: float | None
-    products_only: bool
-    basis: str
+    seconds: float | None  # None if unknown
+    products_only: bool  # counts matrix products only
+    basis: str  # of the estimate, in words; or why it is unknown
 
 
 def duration(counts: InputCounts, facts: ConfigFacts, deepest: int, rate: float | None, device: str) -> Duration:
@@ -47,24 +41,16 @@ def duration(counts: InputCounts, facts: ConfigFacts, deepest: int, rate: float 
         device: as `--device`.
     """
     if rate is not None:
-        return Duration(counts.computed / rate, products_only=False, basis=f"at --rate {rate:,.0f} tokens/s")
+        return Duration(counts.computed / rate, False, f"at --rate {rate:,.0f} tokens/s")
     if not device.startswith(("cpu", "auto")):
         return Duration(
-            None,
-            products_only=False,
-            basis="the device is not measured; encode a few shards and give the tokens/s as --rate",
+            None, False, "the device is not measured; encode a few shards and give the tokens/s as --rate"
         )
     if facts.layer_weights is None:
-        return Duration(
-            None, products_only=False, basis="config.json does not give the size of a layer; give --rate TOKENS/S"
-        )
-    work = operations(counts, facts, deepest)
-    flops = _measured_flops(facts)
-    return Duration(
-        work / flops,
-        products_only=True,
-        basis=f"{work / 1e12:,.2f} TFLOP at the {flops / 1e9:,.0f} GFLOP/s that numpy just did on this CPU",
-    )
+        return Duration(None, False, "config.json does not give the size of a layer; give --rate TOKENS/S")
+    work, flops = operations(counts, facts, deepest), _measured_flops(facts)
+    basis = f"{work / 1e12:,.2f} TFLOP at the {flops / 1e9:,.0f} GFLOP/s that numpy just did on this CPU"
+    return Duration(work / flops, True, basis)
 
 
 def operations(counts: InputCounts, facts: ConfigFacts, deepest: int) -> float:

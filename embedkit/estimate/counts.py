@@ -16,56 +16,33 @@ _LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class LengthBin:
-    """The number of texts in a range of lengths.
+    """The number of texts in a range of lengths."""
 
-    Attributes:
-        low, high: tokens, both ends included.
-        texts: how many.
-        is_over: True if they are longer than the limit.
-    """
-
-    low: int
-    high: int
+    low: int  # tokens
+    high: int  # included
     texts: int
-    is_over: bool
+    is_over: bool  # longer than the limit
 
 
 @dataclass(slots=True)
 class InputCounts:
-    """Counts over all rows; memory grows with the longest text only.
+    """Counts over all rows; memory grows with the longest text only."""
 
-    Attributes:
-        rows: read, unreadable ones included.
-        texts: those with a token.
-        n_faults: unreadable rows.
-        faults: the first of them.
-        n_tokens: of all texts before any cut, special tokens included.
-        n_used: those of n_tokens that go through the model, each counted once.
-        n_content: those of n_tokens that are not special.
-        n_unknown: unknown tokens among n_content; None if the vocabulary has no unknown token.
-        truncated: texts that lose tokens.
-        windows: that go through the model.
-        computed: tokens of all windows: overlaps counted twice, equal windows of a shard once.
-        squares: sum of these windows' squared lengths, for attention.
-        repeated: windows equal to another of their shard, which are computed once.
-        shards: of the output.
-        lengths: int64 [longest + 1], texts by their tokens.
-    """
-
-    rows: int = 0
-    texts: int = 0
-    n_faults: int = 0
-    faults: list[Fault] = field(default_factory=list)
-    n_tokens: int = 0
-    n_used: int = 0
-    n_content: int = 0
-    n_unknown: int | None = None
-    truncated: int = 0
-    windows: int = 0
-    computed: int = 0
-    squares: int = 0
-    repeated: int = 0
+    rows: int = 0  # read, unreadable ones included
+    texts: int = 0  # with a token
+    n_faults: int = 0  # unreadable rows
+    faults: list[Fault] = field(default_factory=list)  # the first of them
+    n_tokens: int = 0  # of all texts before any cut, special tokens included
+    n_used: int = 0  # of n_tokens, those that go through the model, each counted once
+    n_content: int = 0  # of n_tokens, those that are not special
+    n_unknown: int | None = None  # of n_content; None if the vocabulary has no unknown token
+    truncated: int = 0  # texts that lose tokens
+    windows: int = 0  # that go through the model
+    computed: int = 0  # tokens of all windows: overlaps counted twice, equal windows of a shard once
+    squares: int = 0  # sum of these windows' squared lengths, for attention
+    repeated: int = 0  # windows equal to another of their shard, which are computed once
     shards: int = 0
+    #: [longest + 1] texts by their tokens.
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def add_faults(self, faults: Sequence[Fault]) -> None:

@@ -11,73 +11,51 @@ from embedkit.estimate.counts import InputCounts
 from embedkit.tokenizer.vocabulary import VocabularyCoverage
 
 _BAR_WIDTH = 32
+#: Keys of the JSON that differ from the names of fields: those of earlier versions.
+_KEYS = {"max_length": "fits", "coverage": "spelled", "other_casing": "flipped"}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Counts, sizes and costs of a run, estimated before it starts.
+    """Counts, sizes and costs of a run, estimated before it starts."""
 
-    Attributes:
-        model: name as the user gave it.
-        fits: most tokens of a text or window, special tokens included.
-        n_layers: layers of the model.
-        layers: those used.
-        on_long: truncate, chunk or error.
-        lowercase: True if texts are lowercased.
-        precision, format: of the output.
-        shard_rows: most rows in a shard.
-        counts: texts, tokens and windows of the input.
-        spelled: vocabulary coverage of the first texts.
-        other_casing: the same in the other casing; None if the tokenizer cannot be switched.
-        dims: dimensions of each variant.
-        rows: of the output.
-        bytes: of the output's data files; None with `why_no_bytes`.
-        other_bytes: the same in the other formats.
-        duration: of the model's work.
-        memory: bytes.
-        notices: notes for the user, a sentence each.
-    """
-
-    model: str
-    fits: int
+    model: str  # as the user named it
+    max_length: int  # most tokens of a text or window, special tokens included
     n_layers: int
-    layers: tuple[int, ...]
-    on_long: str
+    layers: tuple[int, ...]  # that are used
+    on_long: str  # truncate, chunk or error
     lowercase: bool
     precision: str
     format: str
-    shard_rows: int
+    shard_rows: int  # most rows in a shard
     counts: InputCounts
-    spelled: VocabularyCoverage
-    other_casing: VocabularyCoverage | None
-    dims: Mapping[str, int]
-    rows: int
-    bytes: int | None
+    coverage: VocabularyCoverage  # of the first texts
+    other_casing: VocabularyCoverage | None  # of the same texts; None if the tokenizer cannot be switched
+    dims: Mapping[str, int]  # of each variant
+    rows: int  # of the output
+    bytes: int | None  # of the output's data files; None with `why_no_bytes`
     why_no_bytes: str
-    other_bytes: Mapping[str, int]
-    duration: Duration
-    memory: int
+    other_bytes: Mapping[str, int]  # in the other formats
+    duration: Duration  # of the model's work
+    memory: int  # bytes
     notices: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Returns all fields as JSON values; `lengths` as `[tokens, texts]` pairs."""
-        fields = asdict(self)
+        fields = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
         counts = fields.pop("counts")
         lengths = [[length, int(texts)] for length, texts in enumerate(counts.pop("lengths")) if texts]
-        # A key of earlier versions.
-        fields["flipped"] = fields.pop("other_casing")
         return {**fields, **counts, "rows": self.rows, "input_rows": self.counts.rows, "lengths": lengths}
 
     def as_text(self) -> Iterator[str]:
         """Yields the lines of the text."""
         counts = self.counts
         yield f"model      {self.model}"
-        yield f"           {self.fits:,} tokens at most; layers {_short(self.layers)} of {self.n_layers} are used"
+        layers = f"layers {_short(self.layers)} of {self.n_layers} are used"
+        yield f"           {self.max_length:,} tokens at most; {layers}"
         empty = counts.rows - counts.n_faults - counts.texts
-        yield (
-            f"rows       {counts.rows:,}: {counts.texts:,} with a text, {empty:,} empty, "
-            f"{counts.n_faults:,} unreadable"
-        )
+        kinds = f"{counts.texts:,} with a text, {empty:,} empty, {counts.n_faults:,} unreadable"
+        yield f"rows       {counts.rows:,}: {kinds}"
         for fault in counts.faults:
             where = "" if fault.offset is None else f", byte {fault.offset}"
             yield f"           row {fault.row} of {fault.file}: {fault.code}{where}"
@@ -89,12 +67,10 @@ class Estimate:
         yield from self._costs()
 
     def _tokens(self) -> Iterator[str]:
-        counts, limit = self.counts, self.fits
-        mean = counts.n_tokens / counts.texts
-        yield (
-            f"tokens     {counts.n_tokens:,}; a text has {mean:.0f} (mean), {counts.quantile(0.5):,} (median), "
-            f"{counts.quantile(0.99):,} (99 %),"
-        )
+        counts, limit = self.counts, self.max_length
+        mean, median = counts.n_tokens / counts.texts, counts.quantile(0.5)
+        spread = f"{mean:.0f} (mean), {median:,} (median), {counts.quantile(0.99):,} (99 %)"
+        yield f"tokens     {counts.n_tokens:,}; a text has {spread},"
         yield f"           {len(counts.lengths) - 1:,} at most; special tokens counted"
         bins = list(counts.histogram(limit))
         most = max(of.texts for of in bins)
@@ -130,8 +106,8 @@ class Estimate:
             share = counts.n_unknown / max(1, counts.n_content)
             yield f"unknown    {counts.n_unknown:,} of {counts.n_content:,} tokens ({share:.2%})"
         casing = "lowercased" if self.lowercase else "with their capitals"
-        yield f"casing     texts are read {casing}; the first {self.spelled.texts:,} of them:"
-        yield f"           {'as is':<17}{_coverage(self.spelled)}"
+        yield f"casing     texts are read {casing}; the first {self.coverage.texts:,} of them:"
+        yield f"           {'as is':<17}{_coverage(self.coverage)}"
         if self.other_casing is None:
             yield "           other casing: this tokenizer cannot be switched"
         else:
@@ -157,9 +133,9 @@ class Estimate:
         yield f"memory     about {_size(self.memory)} on a CPU (libraries, weights, a batch, shards)"
 
 
-def _coverage(spelled: VocabularyCoverage) -> str:
-    unknown = "" if spelled.unknown_share is None else f"{spelled.unknown_share:.2%} unknown, "
-    return f"{unknown}{spelled.tokens_per_word:.2f} tokens a word"
+def _coverage(coverage: VocabularyCoverage) -> str:
+    unknown = "" if coverage.unknown_share is None else f"{coverage.unknown_share:.2%} unknown, "
+    return f"{unknown}{coverage.tokens_per_word:.2f} tokens a word"
 
 
 def _short(layers: tuple[int, ...]) -> str:

@@ -33,15 +33,8 @@ class InputScan:
         counts: texts, tokens and windows.
         first_texts: those on which casings are compared.
         largest_shard: bytes of the texts and tokens of the largest shard.
-        variants: columns of the output.
+        variants: columns of the output; `raw_variants` are those before `truncate_dim`.
         disk: size of the output.
-
-    Args:
-        config: what the user asks for.
-        spec: the model.
-        setup: its tokenizer and layers.
-        raw_variants: columns of the output before `truncate_dim`.
-        table: the input, read once.
     """
 
     def __init__(

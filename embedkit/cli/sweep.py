@@ -113,7 +113,7 @@ def sweep(
             callbacks,
             stop,
             command=lambda winner: _command(options["inputs"], winner, repeated),
-            on_judged=_CountCandidates(silent=quiet or progress == "none"),
+            on_candidate=_CountCandidates(silent=quiet or progress == "none"),
         )
     path = asked.folder / "summary.txt"
     with as_read_error(path):

@@ -175,7 +175,7 @@ def check_disk_space(config: RunConfig, found: FirstPass) -> None:
 
 @contextmanager
 def encoded_states(
-    config: RunConfig, spec: ModelSpec, watcher: Callbacks, stop: threading.Event
+    config: RunConfig, spec: ModelSpec, callbacks: Callbacks, stop: threading.Event
 ) -> Iterator[tuple[Path, Summary]]:
     """Encodes the states, and yields their folder and the run's summary; removes the folder afterwards.
 
@@ -189,7 +189,7 @@ def encoded_states(
     with as_read_error(folder):
         _check_not_in_use(folder)
         for other in _abandoned(folder):
-            watcher.notice(
+            callbacks.notice(
                 f"{other} holds states that an interrupted fit computed from its texts: run that fit again, or "
                 "remove the folder"
             )
@@ -198,31 +198,31 @@ def encoded_states(
         make_folder(folder, private=True)
         in_use.create(folder.name.removeprefix(".")).close()
     try:
-        yield folder, _encoded(config, spec, watcher, stop)
+        yield folder, _encoded(config, spec, callbacks, stop)
     except (Stopped, KeyboardInterrupt, OutputError, OSError):
         if _is_begun(folder):
-            watcher.notice(f"{folder} keeps the computed states: the same command continues from them")
+            callbacks.notice(f"{folder} keeps the computed states: the same command continues from them")
         else:
-            _remove(folder, watcher)
+            _remove(folder, callbacks)
         raise
     except BaseException:
-        _remove(folder, watcher)
+        _remove(folder, callbacks)
         raise
     else:
-        _remove(folder, watcher)
+        _remove(folder, callbacks)
     finally:
         in_use.discard()
 
 
-def _encoded(config: RunConfig, spec: ModelSpec, watcher: Callbacks, stop: threading.Event) -> Summary:
+def _encoded(config: RunConfig, spec: ModelSpec, callbacks: Callbacks, stop: threading.Event) -> Summary:
     """Computes the missing states; removes those of another fit first."""
     output = OutputFolder(Path(config.output.output))
     try:
         with suppress(AnotherPlanError, DamagedPlanError):
             if output.has_plan() or not output.has_shards():
-                return run(config, watcher, stop, spec)
+                return run(config, callbacks, stop, spec)
         output.clear()
-        return run(config, watcher, stop, spec)
+        return run(config, callbacks, stop, spec)
     except Stopped:
         raise Stopped(
             "stopped by a signal while the states were computed", hint="run the same command again to continue"
@@ -258,14 +258,14 @@ def _abandoned(folder: Path) -> Iterator[Path]:
             yield other
 
 
-def _remove(folder: Path, watcher: Callbacks) -> None:
+def _remove(folder: Path, callbacks: Callbacks) -> None:
     """Removes the states; a failure is a notice and does not undo the fit."""
     try:
         remove_tree(folder)
     except FileNotFoundError:
         return
     except OSError as fault:
-        watcher.notice(
+        callbacks.notice(
             f"{folder} holds states computed from the texts and could not be removed "
             f"({os.strerror(fault.errno or 0)}): remove it"
         )

@@ -57,7 +57,7 @@ RecipeAndTensors = tuple[dict[str, Any], Mapping[str, NDArray[Any]]]
 def fit(
     config: FitConfig,
     run_config: RunConfig,
-    watcher: Callbacks,
+    callbacks: Callbacks,
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
 ) -> FitSummary:
@@ -81,7 +81,7 @@ def fit(
 
         # With `auto` the model's own recipe may have a shorter --max-length.
         named = replace(run_config, pooling=replace(run_config.pooling, pool="mean"))
-        recipe, frequencies = count_frequencies(named, stop, watcher.notice)
+        recipe, frequencies = count_frequencies(named, stop, callbacks.notice)
         return _written(path, recipe, frequencies, 0.0, time.monotonic() - began)
     if config.kind not in WITHOUT_LABELS and find_spec("sklearn") is None:
         raise UsageError(
@@ -93,7 +93,7 @@ def fit(
         # Errors in the labels are raised before an hour of encoding.
         _labels_and_split(found.kept, config)
     check_disk_space(states, found)
-    with encoded_states(states, found.spec, watcher, stop) as (folder, summary):
+    with encoded_states(states, found.spec, callbacks, stop) as (folder, summary):
         encoded = time.monotonic()
         from embedkit.models.device import pick_device
         from embedkit.study.hidden_states import open_states

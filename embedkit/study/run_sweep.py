@@ -92,20 +92,20 @@ class SweepResult:
 
 def sweep(
     config: SweepConfig,
-    watcher: Callbacks,
+    callbacks: Callbacks,
     stop: threading.Event,
     *,
     command: Callable[[dict[str, str]], str],
-    on_judged: Callable[[int, int], None],
+    on_candidate: Callable[[int, int], None],
 ) -> SweepResult | None:
     """Carries out one `embedkit sweep`, until `stop` is set.
 
     Args:
         config: of the sweep.
-        watcher: receives the progress of the encoding.
+        callbacks: receives the progress of the encoding.
         stop: checked between two batches or two candidates.
         command: makes the command line of `encode` from the winner's options.
-        on_judged: called after each candidate with the number done and the number of all.
+        on_candidate: called after each candidate with the number done and the number of all.
 
     Returns:
         The result; None if the folder already holds the same sweep, finished.
@@ -127,22 +127,22 @@ def sweep(
         folder = _prepare_folder(config, replacement)
     spec = find_model(config.run)
     encoding = _encoding_config(config.run, folder, spec)
-    watcher.notice("reading the labels")
+    callbacks.notice("reading the labels")
     rows = read_rows(config.run.input, [name for name in (config.label, config.group) if name is not None])
     # Errors in the labels are raised before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
-        summary = run(encoding, watcher, stop, find_model(encoding, spec.folder))
+        summary = run(encoding, callbacks, stop, find_model(encoding, spec.folder))
     except EmbedkitError:
         remove_empty(replacement.next)
         raise
     rows.table.check_unchanged()
     former, settings = read_summary(folder), _settings(config, summary)
     if former is not None and all(former.get(name) == value for name, value in settings.items()):
-        _finish(config, folder, replacement, watcher)
-        watcher.notice(f"{config.folder} is finished already: the same rows, judged in the same way")
+        _finish(config, folder, replacement, callbacks)
+        callbacks.notice(f"{config.folder} is finished already: the same rows and options")
         return None
     with as_read_error(folder):
         vectors = PooledVectors(folder / VECTORS)
@@ -156,7 +156,7 @@ def sweep(
     with closing(cross_validate_all(makers, _targets(labels), folds, metrics, config.probe)) as results:
         for of_candidate in results:
             scores.append(of_candidate)
-            on_judged(len(scores), len(candidates))
+            on_candidate(len(scores), len(candidates))
             if stop.is_set():
                 raise Stopped(
                     "stopped by a signal while the probes were fitted; all vectors are committed",
@@ -195,7 +195,7 @@ def sweep(
         command=command(verdict.winner.candidate.options),
         title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
     )
-    _finish(config, folder, replacement, watcher)
+    _finish(config, folder, replacement, callbacks)
     return SweepResult(verdict, facts)
 
 
@@ -208,11 +208,11 @@ def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _finish(config: SweepConfig, folder: Path, replacement: Replacement, watcher: Callbacks) -> None:
+def _finish(config: SweepConfig, folder: Path, replacement: Replacement, callbacks: Callbacks) -> None:
     """Moves a sweep that replaces another one to its folder."""
     if folder != config.folder:
         for sentence in replacement.finish():
-            watcher.notice(sentence)
+            callbacks.notice(sentence)
 
 
 def _divide(

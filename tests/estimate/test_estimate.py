@@ -104,17 +104,17 @@ def table(tmp_path_factory):
     ids=" ".join,
 )
 def test_rows_tokens_shards_and_bytes_are_those_of_the_manifest(encode, plan, table, tmp_path, options):
-    told = plan(table, *options)
+    found = plan(table, *options)
     assert encode(table, "-o", tmp_path / "out", *options).code == 0
     manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
-    assert {name: told[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")} == {
+    assert {name: found[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")} == {
         name: manifest[name] for name in ("n_tokens", "n_used", "n_content", "n_unknown", "shards")
     }
-    assert told["truncated"] == manifest["statuses"].get("truncated", 0)
-    assert told["dims"] == {variant["name"]: variant["dims"] for variant in manifest["variants"]}
+    assert found["truncated"] == manifest["statuses"].get("truncated", 0)
+    assert found["dims"] == {variant["name"]: variant["dims"] for variant in manifest["variants"]}
     left_out = manifest["rows"] - manifest["vectors"] if "npy" in options else 0
-    assert (told["input_rows"], told["rows"]) == (manifest["input_rows"], manifest["rows"] - left_out)
-    assert told["bytes"] == pytest.approx(of_files(tmp_path / "out"), rel=0.1)
+    assert (found["input_rows"], found["rows"]) == (manifest["input_rows"], manifest["rows"] - left_out)
+    assert found["bytes"] == pytest.approx(of_files(tmp_path / "out"), rel=0.1)
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy", "jsonl", "arrow"])
@@ -142,18 +142,18 @@ def test_other_kinds_of_models_are_known_by_their_config_alone(
     embedkit_cli, plan, table, tmp_path, kind, spells_bytes
 ):
     model = make(kind, tmp_path / kind).folder
-    told = plan(table, "--pool", "mean", model=model)
+    found = plan(table, "--pool", "mean", model=model)
     assert embedkit_cli("encode", "-m", model, table, "--pool", "mean", "-o", tmp_path / "out").code == 0
     manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
     recipe = manifest["recipe"]
-    assert (told["fits"], told["layers"], told["lowercase"]) == (
+    assert (found["fits"], found["layers"], found["lowercase"]) == (
         recipe["text"]["max_length"],
         recipe["layers"],
         recipe["text"]["lowercase"],
     )
-    assert (told["n_tokens"], told["n_unknown"]) == (manifest["n_tokens"], manifest["n_unknown"])
+    assert (found["n_tokens"], found["n_unknown"]) == (manifest["n_tokens"], manifest["n_unknown"])
     if spells_bytes:
-        assert (told["n_unknown"], told["spelled"]["unknown_share"], manifest["unknown_share"]) == (None,) * 3
+        assert (found["n_unknown"], found["spelled"]["unknown_share"], manifest["unknown_share"]) == (None,) * 3
 
 
 def test_lengths_are_those_that_transformers_counts(plan, bert):
@@ -187,21 +187,21 @@ def test_nothing_is_written_and_no_weight_is_read(embedkit_cli, tmp_path, monkey
     assert all(len(line) <= 80 for line in ran.out.splitlines()[1:]), ran.out
 
 
-def test_the_time_is_by_the_rate_that_is_given_or_says_what_it_rests_on(plan):
-    told = plan(NOTES, "--rate", "1000")
-    assert told["duration"]["seconds"] == pytest.approx(told["computed"] / 1000)
-    told = plan(NOTES)["duration"]
-    assert told["products_only"]
-    assert "GFLOP/s" in told["basis"]
+def test_the_time_follows_from_the_rate_or_names_its_basis(plan):
+    found = plan(NOTES, "--rate", "1000")
+    assert found["duration"]["seconds"] == pytest.approx(found["computed"] / 1000)
+    found = plan(NOTES)["duration"]
+    assert found["products_only"]
+    assert "GFLOP/s" in found["basis"]
     assert plan(NOTES, "--device", "cuda")["duration"]["seconds"] is None
 
 
 @pytest.mark.parametrize("rate", ["0", "-3"])
-def test_a_rate_that_is_none_is_refused(embedkit_cli, rate):
+def test_an_invalid_rate_is_refused(embedkit_cli, rate):
     assert embedkit_cli("plan", NOTES, "--rate", rate).code == 2
 
 
-def test_no_text_is_in_what_is_said(embedkit_cli, bert, tmp_path):
+def test_no_text_is_printed(embedkit_cli, bert, tmp_path):
     table = tmp_path / "table.jsonl"
     table.write_text('{"id": "name", "text": "secret"}\n{"id": "name", "text": 7, "more": "secret"}\n')
     ran = embedkit_cli("plan", table, "-m", bert)
@@ -218,29 +218,29 @@ def test_unknown_tokens_are_counted_in_plan_record_manifest_and_summary(encode, 
     # The vocabulary of the tiny model has no Greek: 2 words of 5 are unknown, and 1 of 1, and 0 of 2.
     texts = ["pain αβγ and δ ,", "λόγος", "the patient"]
     table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    told = plan(table)
+    found = plan(table)
     ran = encode(table, "-o", tmp_path / "out", "--shard-rows", "2")
     assert ran.code == 0
     manifest = load_checksummed((tmp_path / "out/manifest.json").read_bytes())
     record = load_checksummed((tmp_path / "out/commits/00000.json").read_bytes())
-    assert (told["n_unknown"], manifest["n_unknown"], record["vocabulary"]["n_unknown"]) == (3, 3, 3)
+    assert (found["n_unknown"], manifest["n_unknown"], record["vocabulary"]["n_unknown"]) == (3, 3, 3)
     assert manifest["unknown_share"] == pytest.approx(3 / manifest["n_content"], abs=1e-6)
     assert f"unknown tokens: 3 ({300 / manifest['n_content']:.1f} %)" in ran.err
     assert "of the tokens are unknown to the model's vocabulary" in ran.err
 
 
-def test_few_unknown_tokens_are_no_matter_for_a_note(encode, tmp_path):
+def test_few_unknown_tokens_give_no_note(encode, tmp_path):
     ran = encode(NOTES, "-o", tmp_path / "out")
     assert ran.code == 0
     assert "unknown to the model's vocabulary" not in ran.err
 
 
-def test_a_casing_that_the_vocabulary_does_not_know_is_told_by_both(embedkit_cli, plan, bert, tmp_path):
+def test_both_commands_report_a_casing_that_the_vocabulary_lacks(embedkit_cli, plan, bert, tmp_path):
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps({"text": "THE PATIENT WAS DISCHARGED HOME"}) + "\n")
-    told = plan(table, "--lowercase", "no")
-    assert told["spelled"]["unknown_share"] == 1.0
-    assert told["flipped"]["unknown_share"] == 0.0
+    found = plan(table, "--lowercase", "no")
+    assert found["spelled"]["unknown_share"] == 1.0
+    assert found["flipped"]["unknown_share"] == 0.0
     for command in ("plan", "encode"):
         out = () if command == "plan" else ("-o", tmp_path / "out")
         ran = embedkit_cli(command, table, "-m", bert, "--lowercase", "no", *out)
@@ -253,9 +253,9 @@ def test_capitals_that_inflate_a_cased_vocabulary_show_in_tokens_a_word(plan, tm
     model = make_bio_clinicalbert_layout(tmp_path / "model")
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps({"text": "THE PATIENT WAS DISCHARGED HOME"}) + "\n")
-    told = plan(table, model=model)
-    assert not told["lowercase"]
-    assert told["spelled"]["tokens_per_word"] > 1.5 * told["flipped"]["tokens_per_word"]
+    found = plan(table, model=model)
+    assert not found["lowercase"]
+    assert found["spelled"]["tokens_per_word"] > 1.5 * found["flipped"]["tokens_per_word"]
 
 
 # The arithmetic --------------------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def page(bert, tmp_path_factory):
 def wait(driver, script, *arguments, seconds=60):
     """What a script returns, as soon as that is something."""
     deadline = time.monotonic() + seconds
-    while not (came := driver.execute_script(script, *arguments)) and time.monotonic() < deadline:
+    while not (result := driver.execute_script(script, *arguments)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert came, script
-    return came
+    assert result, script
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -109,23 +109,23 @@ return [...document.querySelectorAll("#output-1-map .hovertext")].map((label) =>
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "text"),
     [
         ("long", "long"),
         ("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;", EVIL),
     ],
     ids=["plain", "markup"],
 )
-def test_the_point_under_the_mouse_tells_its_id_and_nothing_else(opened, label, told):
+def test_the_point_under_the_mouse_shows_its_id_and_nothing_else(opened, label, text):
     x, y = opened.execute_script(POINT, label)
     mouse(opened, "mouseMoved", 1, 1)
     wait(opened, f"return {NO_LABEL}")  # that of the point before is gone
     mouse(opened, "mouseMoved", x - 40, y)
     mouse(opened, "mouseMoved", x, y)
-    assert wait(opened, HOVERED) == told
+    assert wait(opened, HOVERED) == text
 
 
-def test_a_cell_of_the_heat_map_tells_its_score_and_interval(opened):
+def test_a_cell_of_the_heat_map_shows_its_score_and_interval(opened):
     x, y = opened.execute_script(
         """
         const chart = document.getElementById("sweep-1-heat");
@@ -136,8 +136,8 @@ def test_a_cell_of_the_heat_map_tells_its_score_and_interval(opened):
     )
     mouse(opened, "mouseMoved", x - 9, y)
     mouse(opened, "mouseMoved", x, y)
-    told = wait(opened, HOVERED.replace("output-1-map", "sweep-1-heat"))
-    assert told == "layer 5, meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
+    text = wait(opened, HOVERED.replace("output-1-map", "sweep-1-heat"))
+    assert text == "layer 5, meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
 
 
 def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(opened):
@@ -167,8 +167,8 @@ def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(
 def test_an_id_is_found_by_the_keyboard(opened):
     field = opened.find_element("css selector", ".find input")
     field.send_keys("n7\n")
-    told = wait(opened, "return document.querySelector('.find output').textContent")
-    assert re.fullmatch(r"n7, b: -?[\d.]+, -?[\d.]+", told)
+    text = wait(opened, "return document.querySelector('.find output').textContent")
+    assert re.fullmatch(r"n7, b: -?[\d.]+, -?[\d.]+", text)
     arrow = wait(opened, "return document.querySelector('#output-1-map .annotation-text')?.textContent")
     assert arrow == "n7"
 

@@ -23,7 +23,7 @@ LENGTHS = st.dictionaries(st.integers(0, 5000), st.integers(1, 9), min_size=1)
 
 
 @given(LENGTHS, st.one_of(st.none(), st.integers(1, 1024)))
-def test_each_text_is_in_the_bar_of_its_length_and_no_bar_lies_across_the_limit(lengths, limit):
+def test_each_text_is_in_the_bar_of_its_length_and_no_bar_crosses_the_limit(lengths, limit):
     bins = length_bins(lengths, limit)
     for first, last, rows in bins:
         assert rows == sum(n for tokens, n in lengths.items() if first <= tokens <= (last or tokens))

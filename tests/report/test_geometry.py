@@ -30,7 +30,7 @@ def test_the_map_is_the_first_two_principal_components(rows, dims):
 
 
 @pytest.mark.parametrize("vectors", [np.empty((0, 4)), np.ones((1, 4)), np.ones((9, 4)), np.empty((3, 0))])
-def test_vectors_without_variance_lie_at_the_origin(vectors):
+def test_vectors_without_variance_are_at_the_origin(vectors):
     drawn = principal_map(vectors.astype(np.float32))
     assert (drawn.points == np.zeros((len(vectors), 2))).all()
     assert drawn.shares == (0, 0)
@@ -62,7 +62,7 @@ def test_equal_vectors_are_no_near_pair_and_many_near_ones_are_counted():
     assert near_pairs(nearly, 0).pairs == (600 * 599 // 2,) * 3
 
 
-def test_of_too_many_vectors_a_seeded_part_is_looked_at(monkeypatch):
+def test_of_too_many_vectors_a_seeded_sample_is_compared(monkeypatch):
     monkeypatch.setattr(geometry, "_MULTIPLICATIONS", 50**2 * 32)
     vectors = cloud(400)
     assert near_pairs(vectors, 0).among == 50

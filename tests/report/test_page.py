@@ -1,4 +1,4 @@
-"""`embedkit report` as its users meet it: what is on the page, what never is, and how it refuses."""
+"""`embedkit report` on the command line: what is on the page, what never is, and its errors."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def report(embedkit_cli, tmp_path, monkeypatch):
         if plotly is not None:
             monkeypatch.setattr("embedkit.report.plotly_source", lambda: plotly)
         page = tmp_path / "page.html"
-        came = embedkit_cli("report", *arguments, "-o", page, "--on-exists", "overwrite")
-        assert came.code == 0, came.err
+        result = embedkit_cli("report", *arguments, "-o", page, "--on-exists", "overwrite")
+        assert result.code == 0, result.err
         return page.read_text(encoding="utf-8")
 
     return ran
@@ -109,7 +109,7 @@ def test_the_page_shows_ids_and_labels_and_no_text(report, encoded):
     assert "secret" in report(encoded, "--show", "text")
 
 
-def test_what_cells_hold_is_text_and_never_markup(report, encoded):
+def test_cells_are_text_and_never_markup(report, encoded):
     asked = ("--neighbours", EVIL, "--show", "label", "--color", "label", "--title", EVIL)
     reader = Reader(report(encoded, *asked))
     assert [dict(a).get("type") for tag, a in reader.elements if tag == "script"].count(None) == 2
@@ -188,7 +188,7 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, enc
 
 
 @pytest.mark.parametrize(
-    ("asked", "code", "told"),
+    ("options", "code", "message"),
     [
         (("out", "--variant", "L09"), 2, "--variant L09: the output has no such column of vectors"),
         (("out", "--color", "age"), 2, "--color age: out has no kept column of this name"),
@@ -207,8 +207,8 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, enc
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_reported_is_told_and_no_page_appears(
-    asked, code, told, embedkit_cli, encoded, tmp_path, monkeypatch
+def test_invalid_options_and_outputs_are_refused_and_no_page_appears(
+    options, code, message, embedkit_cli, encoded, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(encoded, "out")
@@ -217,20 +217,20 @@ def test_what_cannot_be_reported_is_told_and_no_page_appears(
     (tmp_path / "there.html").write_text("mine")
     (tmp_path / "link.html").symlink_to("elsewhere.html")
     before = sorted(tmp_path.iterdir())
-    came = embedkit_cli("report", *asked)
-    assert (came.code, len(came.told)) == (code, 2)
-    assert told in came.told[0]
-    assert came.told[1].startswith("hint: ")
+    result = embedkit_cli("report", *options)
+    assert (result.code, len(result.told)) == (code, 2)
+    assert message in result.told[0]
+    assert result.told[1].startswith("hint: ")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "there.html").read_text() == "mine"
 
 
-def test_without_plotly_the_way_to_have_it_is_told(embedkit_cli, encoded, tmp_path, monkeypatch):
+def test_without_plotly_the_error_says_how_to_install_it(embedkit_cli, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    came = embedkit_cli("report", encoded)
-    assert came.code == 2
-    assert "pip install 'plotly>=6'" in came.err
+    result = embedkit_cli("report", encoded)
+    assert result.code == 2
+    assert "pip install 'plotly>=6'" in result.err
 
 
 def test_by_default_the_page_is_here_under_the_name_of_the_output(embedkit_cli, encoded, tmp_path, monkeypatch):

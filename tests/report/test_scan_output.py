@@ -1,4 +1,4 @@
-"""What one pass over the rows finds, against the same rows held whole."""
+"""One pass over the rows, compared with all rows in memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def rows(count, dims=4, seed=0):
 
 
 @pytest.fixture
-def surveyed(monkeypatch):
-    """Survey rows that come in blocks of some size."""
+def scanned(monkeypatch):
+    """Scans rows in blocks of some size."""
 
     def ran(count, step, **asked):
         facts, has_vector, vectors = rows(count)
@@ -52,8 +52,8 @@ def surveyed(monkeypatch):
     return ran
 
 
-def test_the_sample_depends_on_the_seed_and_not_on_the_blocks(surveyed):
-    whole, parts, other = surveyed(1000, 1000), surveyed(1000, 13), surveyed(1000, 13, seed=8)
+def test_the_sample_depends_on_the_seed_and_not_on_the_blocks(scanned):
+    whole, parts, other = scanned(1000, 1000), scanned(1000, 13), scanned(1000, 13, seed=8)
     assert len(whole.sample.rows) == 50
     assert whole.sample.rows.tolist() == parts.sample.rows.tolist() == sorted(set(parts.sample.rows.tolist()))
     assert (whole.sample.vectors == parts.sample.vectors).all()
@@ -68,20 +68,20 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_blocks(surveyed):
         assert (vector == vectors[row]).all()
 
 
-def test_a_sample_that_may_hold_all_rows_does(surveyed):
-    found = surveyed(60, 7, size=48)
+def test_a_sample_as_large_as_the_output_has_all_rows(scanned):
+    found = scanned(60, 7, size=48)
     assert found.sample.rows.tolist() == [row for row in range(60) if row % 5]
 
 
-def test_each_row_is_as_likely_as_another(surveyed):
-    counts = Counter(row for seed in range(80) for row in surveyed(100, 30, size=20, seed=seed).sample.rows)
+def test_each_row_is_as_likely_as_another(scanned):
+    counts = Counter(row for seed in range(80) for row in scanned(100, 30, size=20, seed=seed).sample.rows)
     # 80 rows have a vector; 80 x 20 / 80 = 20 times each, and one deviation is 3.9.
     assert len(counts) == 80
     assert all(0 < count < 40 for count in counts.values())
 
 
-def test_counts_are_over_all_rows(surveyed):
-    found = surveyed(1000, 64, ids={"id7", "id5", "nobody"})
+def test_counts_are_over_all_rows(scanned):
+    found = scanned(1000, 64, ids={"id7", "id5", "nobody"})
     assert (found.rows, found.vectors) == (1000, 800)
     assert found.status == {"ok": 800, "empty": 200}
     assert found.lengths == Counter(row % 7 for row in range(1000))
@@ -91,22 +91,22 @@ def test_counts_are_over_all_rows(surveyed):
     assert found.by_id["id7"][0] == 7
 
 
-def test_repeated_vectors_are_found_with_their_first_rows(surveyed):
-    repeats = surveyed(1000, 64).duplicates
+def test_repeated_vectors_are_found_with_their_first_rows(scanned):
+    repeats = scanned(1000, 64).duplicates
     # Rows 10, 60, 110, … are multiples of 5 and have no vector; 11, 111, … have that of row 4.
     assert (repeats.groups, repeats.rows, repeats.one_in) == (1, 11, 1)
     assert repeats.largest == [([4, 11, 111, 211, 311], 11)]
 
 
-def test_with_too_many_vectors_the_count_of_repeated_ones_is_an_estimate(surveyed, monkeypatch):
+def test_with_too_many_vectors_the_count_of_repeated_ones_is_an_estimate(scanned, monkeypatch):
     monkeypatch.setattr(module, "_HASHES", 128)
-    repeats = surveyed(1000, 64).duplicates
+    repeats = scanned(1000, 64).duplicates
     assert repeats.one_in in {8, 16, 32}
     # Either the one repeated vector is among those looked at, and stands for so many, or it is not.
     assert (repeats.groups, repeats.rows) in {(repeats.one_in, 11 * repeats.one_in), (0, 0)}
 
 
-def test_norms_are_counted_near_their_place():
+def test_norms_are_counted_in_their_bin_within_rounding():
     norms = np.random.default_rng(0).gamma(4, 2, 5000).astype(np.float32)
     tally = NormCounter()
     for part in np.array_split(norms, 9):

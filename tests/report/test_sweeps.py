@@ -1,4 +1,4 @@
-"""What a report tells of a sweep: every score once, the marks, and nothing of a sweep that is not finished."""
+"""The section of a sweep: every score once, the marks, and errors for unfinished sweeps."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_score_is_in_its_cell_with_its_interval_and_the_marks(tmp_path):
     figures.Figure(figure)
 
 
-def test_the_section_tells_the_verdict_and_all_scores(tmp_path):
+def test_the_section_has_the_verdict_and_all_scores(tmp_path):
     write_sweep(tmp_path / "sweep")
     write_report(ReportConfig((tmp_path / "sweep",), tmp_path / "page.html"))
     reader = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
@@ -107,11 +107,13 @@ def test_the_section_tells_the_verdict_and_all_scores(tmp_path):
     assert reader.data["sweep-1-heat"]["data"][0]["type"] == "heatmap"
 
 
-@pytest.mark.parametrize(("lacks", "told"), [("summary.json", "not finished"), ("results.parquet", "is missing")])
-def test_a_sweep_that_is_not_whole_is_refused(lacks, told, tmp_path, embedkit_cli):
+@pytest.mark.parametrize(
+    ("missing", "message"), [("summary.json", "not finished"), ("results.parquet", "is missing")]
+)
+def test_an_incomplete_sweep_is_refused(missing, message, tmp_path, embedkit_cli):
     write_sweep(tmp_path / "sweep")
-    (tmp_path / "sweep" / lacks).unlink()
-    came = embedkit_cli("report", tmp_path / "sweep", "-o", tmp_path / "page.html")
-    assert came.code == 5
-    assert told in came.told[0]
+    (tmp_path / "sweep" / missing).unlink()
+    result = embedkit_cli("report", tmp_path / "sweep", "-o", tmp_path / "page.html")
+    assert result.code == 5
+    assert message in result.told[0]
     assert not (tmp_path / "page.html").exists()

@@ -1,4 +1,4 @@
-"""`embedkit fit`, and `encode` with what it made: held against plain transformers, one text at a time."""
+"""`embedkit fit`, and `encode` with its pooler: compared with plain transformers, one text at a time."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def fit(embedkit_cli, bert, table, tmp_path):
-    """`embedkit fit ROWS ... -o p.safetensors`; the path and what was said."""
+    """`embedkit fit ROWS ... -o p.safetensors`; the path and the result of the command."""
 
     def ran(kind, *arguments, name="p.safetensors", code=0, left=frozenset()):
         path = tmp_path / name
         labelled = ("--label", "label", *SHORT) if kind in LABELLED else ()
         asked = last_counts("fit", table, "-m", bert, "--pooler", kind, *labelled, *arguments, "-o", path)
-        said = embedkit_cli("fit", *asked)
-        assert said.code == code, said.err
+        result = embedkit_cli("fit", *asked)
+        assert result.code == code, result.err
         assert {path.name for path in tmp_path.glob(".*")} <= left, "states are left behind"
-        return SimpleNamespace(path=path, said=said)
+        return SimpleNamespace(path=path, result=result)
 
     return ran
 
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_bytes(kind, fit):
     assert one.path.read_bytes() == again.path.read_bytes()
 
 
-def test_a_label_that_can_be_learned_is_and_the_file_says_how_well(fit):
+def test_a_learnable_label_is_learned_and_the_file_has_the_scores(fit):
     made = fit(
         "attention", "--layers", "0", "--epochs", "40", "--lr", "0.01", "--group", "patient", "--patience", "40"
     )
@@ -133,8 +133,8 @@ def test_a_label_that_can_be_learned_is_and_the_file_says_how_well(fit):
     assert sum(recipe["rows"].values()) == 71  # one text is empty
     assert recipe["rows"]["without_label"] == 1
     assert set(recipe["versions"]) >= {"embedkit", "torch", "transformers", "scikit-learn"}
-    assert "epoch 1: loss" in made.said.err
-    assert "use it with: embedkit encode INPUT --pool" in made.said.err
+    assert "epoch 1: loss" in made.result.err
+    assert "use it with: embedkit encode INPUT --pool" in made.result.err
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_verify_computes_the_rows_of_a_fitted_pooler_again(fit, encode, embedkit
 # What is refused -------------------------------------------------------------------------------------
 
 
-def test_another_model_other_layers_and_wrong_ways_of_use_are_refused(fit, fitted, encode, table, tmp_path):
+def test_another_model_other_layers_and_wrong_options_are_refused(fit, fitted, encode, table, tmp_path):
     out = ("-o", tmp_path / "out", "-q")
     other = tiny_models.make("roberta", tmp_path / "roberta").folder
     cases = {
@@ -255,10 +255,10 @@ def test_what_cannot_be_fitted_is_refused_without_a_label_in_the_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_kept_unless_it_is_to_be_replaced(fit):
+def test_an_existing_file_is_kept_without_overwrite(fit):
     made = fit("pca:2")
     before = made.path.read_bytes()
-    assert "exists already" in fit("pca:3", code=5).said.err
+    assert "exists already" in fit("pca:3", code=5).result.err
     assert made.path.read_bytes() == before
     fit("pca:3", "--overwrite")
     assert made.path.read_bytes() != before
@@ -267,16 +267,14 @@ def test_a_file_that_is_there_is_kept_unless_it_is_to_be_replaced(fit):
 # States on disk --------------------------------------------------------------------------------------
 
 
-def test_a_disk_without_room_is_told_before_anything_is_computed(fit, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_computed(fit, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr("embedkit.study.encode_states.run", lambda *_: pytest.fail("was encoded"))
-    said = fit("attention", code=5).said.err
-    assert "GB on disk" in said
+    err = fit("attention", code=5).result.err
+    assert "GB on disk" in err
 
 
-def test_a_fit_that_was_stopped_goes_on_with_the_states_that_are_there(
-    fit, embedkit_cli, bert, table, tmp_path, monkeypatch
-):
+def test_a_stopped_fit_continues_from_its_states(fit, embedkit_cli, bert, table, tmp_path, monkeypatch):
     from embedkit.study import training
 
     def stopped(*_, **__):
@@ -300,7 +298,7 @@ def test_a_fit_that_was_stopped_goes_on_with_the_states_that_are_there(
     assert recipe_of(path)["input"]["layers"] == [1]
 
 
-def test_states_that_a_killed_fit_left_are_named_by_the_next_one_and_those_in_use_are_not(fit, tmp_path):
+def test_the_next_fit_names_the_states_of_a_killed_fit_but_not_those_in_use(fit, tmp_path):
     for name in ("killed", "running"):
         (tmp_path / f".{name}.safetensors.states").mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -310,12 +308,12 @@ def test_states_that_a_killed_fit_left_are_named_by_the_next_one_and_those_in_us
     for name in (dead, alive):
         (tmp_path / name).touch()
     there = {path.name for path in tmp_path.glob(".*")}
-    said = fit("mean", left=there).said.err
-    assert f"{tmp_path / '.killed.safetensors.states'} holds states that an interrupted fit computed" in said
-    assert ".running.safetensors.states" not in said
+    err = fit("mean", left=there).result.err
+    assert f"{tmp_path / '.killed.safetensors.states'} holds states that an interrupted fit computed" in err
+    assert ".running.safetensors.states" not in err
 
 
-def test_states_stay_when_the_disk_refuses_and_the_same_command_goes_on(fit, embedkit_cli, bert, table, tmp_path):
+def test_states_stay_after_a_disk_error_and_the_same_command_continues(fit, embedkit_cli, bert, table, tmp_path):
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT, "-o")
     path = tmp_path / "p.safetensors"
     with pytest.MonkeyPatch.context() as patch:
@@ -335,7 +333,7 @@ def test_states_stay_when_the_disk_refuses_and_the_same_command_goes_on(fit, emb
     assert not (tmp_path / ".p.safetensors.states").exists()
 
 
-def test_a_fit_into_a_file_that_another_one_is_at_is_refused(embedkit_cli, bert, table, tmp_path):
+def test_two_fits_into_one_file_at_a_time_are_refused(embedkit_cli, bert, table, tmp_path):
     alive = tmp_path / temporary_name("p.safetensors.states").replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
     alive.touch()
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
@@ -351,8 +349,8 @@ def test_a_fit_into_a_file_that_another_one_is_at_is_refused(embedkit_cli, bert,
 def counted(embedkit_cli, bert, tmp_path):
     def ran(*arguments):
         path = tmp_path / "idf.safetensors"
-        said = embedkit_cli("fit", NOTES, "-m", bert, "--pooler", "idf", "-o", path, *arguments)
-        assert said.code == 0, said.err
+        result = embedkit_cli("fit", NOTES, "-m", bert, "--pooler", "idf", "-o", path, *arguments)
+        assert result.code == 0, result.err
         return path
 
     return ran

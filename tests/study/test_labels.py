@@ -34,12 +34,12 @@ def test_large_numbers_name_groups_and_classes_to_the_last_digit():
     assert read_labels(of(numbers), "label").classes == ("10000000000000000000000", "1234567", "1234568", "inf")
 
 
-def test_times_that_python_does_not_have_are_classes_by_their_text():
+def test_times_outside_pythons_range_are_classes_by_their_text():
     far = pa.array([253_402_300_800, 0] * 2, pa.timestamp("s"))
     assert read_labels(of(far), "label").classes == ("+10000-01-01T00:00:00", "1970-01-01T00:00:00")
 
 
-def test_digits_parted_by_underscores_are_no_number():
+def test_digits_with_underscores_are_not_a_number():
     assert read_labels(of(["1_0", "10"] * 2), "label").classes == ("10", "1_0")
 
 
@@ -63,7 +63,7 @@ def test_the_task_is_chosen_by_the_labels(cells, task):
     assert (labels.classes == ()) == (task == "regression")
 
 
-def test_numbers_are_values_when_regression_is_asked_for_and_classes_when_that_is():
+def test_numbers_are_values_or_classes_as_the_task_says():
     cells = ["3", "1.0", "3.0", "1", "2"]
     assert read_labels(of(cells), "label", task="regression").targets.tolist() == [3, 1, 3, 1, 2]
     assert read_labels(of([1, 2, 1, 2]), "label", task="classification").classes == ("1", "2")
@@ -85,7 +85,7 @@ def test_numbers_are_values_when_regression_is_asked_for_and_classes_when_that_i
         ([np.inf, 1.0], "regression", UsageError, "not finite numbers"),
     ],
 )
-def test_useless_labels_are_refused_and_none_is_told(cells, task, kind, what):
+def test_useless_labels_are_refused_and_no_error_contains_one(cells, task, kind, what):
     with pytest.raises(kind, match=what) as refused:
         read_labels(of(cells), "label", task=task)
     assert "secret" not in refused.value.message + refused.value.hint

@@ -50,15 +50,15 @@ def test_shuffled_labels_give_chance_and_a_signal_gives_more(probe):
     assert np.mean(found.by_metric["accuracy"]) > 0.6
 
 
-def test_a_row_that_gives_its_label_away_in_training_alone_helps_nobody():
-    """Each row has a dimension of its own: training knows its rows by heart, and tests have nothing."""
+def test_memorised_training_rows_do_not_raise_the_score():
+    """Each row has a dimension of its own: training can memorise its rows, and test rows have no signal."""
     vectors, targets, folds = data(120, 4, signal=0.0)
     vectors = np.concatenate([vectors, np.eye(120, dtype=np.float32)], axis=1)
     scores = cross_validate(vectors, targets, folds, ("accuracy",), "ridge").by_metric["accuracy"]
     assert abs(np.mean(scores) - 1 / 3) < 0.13  # three standard errors of 120 rows
 
 
-def test_a_fold_has_no_part_in_what_is_chosen_for_it():
+def test_what_is_chosen_for_a_fold_does_not_depend_on_it():
     vectors, targets, folds = data(200, 20, signal=1.0)
     before = cross_validate(vectors, targets, folds, CLASSES, "ridge")
     of_fold = folds.of_row == 2
@@ -101,19 +101,19 @@ def test_the_metrics_are_scikit_learns():
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
-def test_a_fold_of_outliers_leaves_dimensions_that_barely_vary_and_the_probe_is_solved_all_the_same(noise):
+def test_a_fold_of_outliers_leaves_nearly_constant_dimensions_and_the_probe_is_still_solved(noise):
     """Rounding in the sums over all rows is more than what varies among the rows of a training."""
     vectors, targets, folds = data(60, 16, signal=1.0)
     vectors = 3 + noise * vectors
     vectors[folds.of_row == 0] += 100 * np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
-    judged = cross_validate(vectors, targets, folds, ("accuracy",), "ridge")
-    assert np.isfinite(judged.by_metric["accuracy"]).all()
+    scores = cross_validate(vectors, targets, folds, ("accuracy",), "ridge")
+    assert np.isfinite(scores.by_metric["accuracy"]).all()
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_class_of_one_row_leaves_one_class_to_train_on_and_that_one_is_predicted(probe):
     vectors, _, folds = data(40, 8, signal=1.0)
     targets = np.eye(2)[(np.arange(40) == 0).astype(int)]
-    judged = cross_validate(vectors, targets, folds, ("accuracy",), probe)
+    scores = cross_validate(vectors, targets, folds, ("accuracy",), probe)
     alone = folds.of_row == folds.of_row[0]
-    assert judged.by_metric["accuracy"][folds.of_row[0]] == pytest.approx(1 - 1 / alone.sum())
+    assert scores.by_metric["accuracy"][folds.of_row[0]] == pytest.approx(1 - 1 / alone.sum())

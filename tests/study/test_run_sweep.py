@@ -39,14 +39,13 @@ class Swept:
         input: its file.
         arguments: of the command, but the output.
         folder: the output.
-        told: stdout.
     """
 
     rows: list[dict]
     input: Path
     arguments: list[str]
     folder: Path
-    told: str
+    stdout: str
 
     @property
     def summary(self) -> dict:
@@ -85,10 +84,10 @@ def swept(bert, one_thread, tmp_path_factory):
         *("--shard-rows", "50", "--seed", "3", "--batch-tokens", "512"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        told = []
-        patch.setattr("builtins.print", lambda *what, file=None, **_: file or told.append(" ".join(what)))
+        lines = []
+        patch.setattr("builtins.print", lambda *what, file=None, **_: file or lines.append(" ".join(what)))
         assert command_line([*arguments, "-o", str(folder / "out")]) == 0
-    return Swept(rows, path, arguments, folder / "out", "\n".join(told))
+    return Swept(rows, path, arguments, folder / "out", "\n".join(lines))
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_the_layer_in_which_the_signal_was_planted_wins(swept):
     assert {path.name for path in swept.folder.iterdir()} == FILES
     text = (swept.folder / "summary.txt").read_text(encoding="utf-8")
     assert summary["sentence"] in text
-    assert text in swept.told + "\n"
+    assert text in swept.stdout + "\n"
 
 
 def test_results_have_a_row_a_candidate_with_its_folds_and_differences(swept):
@@ -124,10 +123,10 @@ def test_results_have_a_row_a_candidate_with_its_folds_and_differences(swept):
     assert winner["r2_low"] < winner["r2"] < winner["r2_high"]
 
 
-def test_the_command_that_it_prints_makes_the_vectors_that_won(swept, tmp_path):
+def test_the_printed_command_makes_the_winners_vectors(swept, tmp_path):
     command = swept.summary["command"]
     assert shlex.quote(str(swept.input)) in command
-    assert command in swept.told
+    assert command in swept.stdout
     assert command_line([*shlex.split(command)[1:], "-o", str(tmp_path / "out.npy"), "-q"]) == 0
     vectors = PooledVectors(swept.folder / "vectors")
     winner = next(of for of in all_candidates(vectors.layers, vectors.poolings) if of.name == "layer 2 mean")
@@ -155,7 +154,7 @@ def test_a_candidate_is_what_encode_makes_by_its_options(swept, bert, name):
     np.testing.assert_allclose(vectors.of(candidate, rows), expected, rtol=0, atol=1e-5)
 
 
-def test_the_heat_map_is_there_twice_with_a_number_in_each_cell(swept):
+def test_both_heat_maps_have_a_number_in_each_cell(swept):
     assert (swept.folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
     drawing = ET.parse(swept.folder / "heatmap.svg")  # noqa: S314 - our own file
     texts = ["".join(element.itertext()) for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
@@ -166,14 +165,14 @@ def test_the_heat_map_is_there_twice_with_a_number_in_each_cell(swept):
     assert {"layer 0", "layer 3", "mean+max+min"} <= set(texts)
 
 
-def test_nothing_of_texts_labels_and_groups_is_in_the_folder(swept):
+def test_no_text_label_or_group_is_in_the_folder(swept):
     for path in swept.folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not [word for word in (b"PATIENT", b"KIND", b"metoprolol") if word in content], path
 
 
-def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same_bytes(
+def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
     swept, tmp_path, bert, monkeypatch
 ):
     class StopsAfterAShard:
@@ -209,7 +208,7 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same
         seed=3,
     )
     with pytest.raises(Stopped):
-        sweep(config, watcher, watcher.stop, command=lambda _: "", on_judged=lambda *_: None)
+        sweep(config, watcher, watcher.stop, command=lambda _: "", on_candidate=lambda *_: None)
     committed = {path: path.stat().st_mtime_ns for path in (folder / "vectors/embeddings").iterdir()}
     assert 1 <= len(committed) < 4
     assert command_line([*swept.arguments, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
@@ -225,7 +224,7 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_shards_and_ends_with_the_same
     assert committed.items() <= {path: path.stat().st_mtime_ns for path in committed}.items()
 
 
-def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_kept_together(
+def test_shuffled_labels_beat_nothing_and_a_warning_names_copies_in_several_folds(
     swept, embedkit_cli, tmp_path, bert, no_drawing
 ):
     rows = [{**row, "id": f"{row['id']}{copy}"} for copy in "ab" for row in swept.rows[:100]]
@@ -247,7 +246,7 @@ def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_ke
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (("--label", "nowhere"), 3, "nowhere"),
         (("--label", "kind", "--metric", "r2"), 2, "--metric cannot be 'r2'"),
@@ -258,16 +257,16 @@ def test_shuffled_labels_win_nothing_and_copies_are_warned_of_unless_they_are_ke
         (("--label", "kind", "--group", "shuffled"), 3, "2 groups, fewer than the 5 folds"),
     ],
 )
-def test_what_cannot_be_swept_is_told_before_a_model_runs(
-    swept, embedkit_cli, bert, tmp_path, options, code, told
+def test_invalid_options_and_labels_are_refused_before_a_model_runs(
+    swept, embedkit_cli, bert, tmp_path, options, code, message
 ):
     ran = embedkit_cli("sweep", swept.input, "-m", bert, "-o", tmp_path / "out", *options)
     assert (ran.code, ran.out) == (code, "")
-    assert told in ran.err
+    assert message in ran.err
     assert not (tmp_path / "out/vectors").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(swept, embedkit_cli, bert, tmp_path):
+def test_a_folder_of_other_files_is_left_alone(swept, embedkit_cli, bert, tmp_path):
     (tmp_path / "mine.txt").touch()
     common = ("sweep", swept.input, "-m", bert, "--label", "kind", "-o")
     assert embedkit_cli(*common, tmp_path, "--on-exists", "overwrite").code == 5
@@ -297,9 +296,7 @@ def again(swept, embedkit_cli, tmp_path, no_drawing):
     ("options", "replaced", "code"),
     [((), {"value": "vallue"}, 3), (("-m", "nowhere/at-all", "--offline"), {}, 4), (("--layers", "7"), {}, 2)],
 )
-def test_a_sweep_that_cannot_be_gone_on_with_leaves_the_finished_one_as_it_was(
-    again, tmp_path, way, options, replaced, code
-):
+def test_a_failed_sweep_leaves_the_finished_one_as_it_was(again, tmp_path, way, options, replaced, code):
     before = tree(tmp_path)
     ran = again("--on-exists", way, *options, **replaced)
     assert ran.code == code, ran.err
@@ -307,7 +304,7 @@ def test_a_sweep_that_cannot_be_gone_on_with_leaves_the_finished_one_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_told_as_such(again, tmp_path):
+def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_recognised(again, tmp_path):
     before = tree(tmp_path)
     other = again("--on-exists", "resume", "--layers", "0,1")
     assert (other.code, "cannot resume" in other.err) == (5, True), other.err
@@ -317,7 +314,7 @@ def test_resuming_with_other_vectors_is_refused_and_a_finished_sweep_is_told_as_
     assert tree(tmp_path) == before
 
 
-def test_an_overwritten_sweep_stays_until_the_new_one_is_whole(again, swept, tmp_path, monkeypatch):
+def test_an_overwritten_sweep_stays_until_the_new_one_is_finished(again, swept, tmp_path, monkeypatch):
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -331,7 +328,7 @@ def test_an_overwritten_sweep_stays_until_the_new_one_is_whole(again, swept, tmp
     assert summary["seed"] == 4
 
 
-def test_results_of_two_sweeps_are_not_taken_for_one(again, embedkit_cli, tmp_path):
+def test_results_of_two_sweeps_are_not_mixed(again, embedkit_cli, tmp_path):
     table = pq.read_table(tmp_path / "out/results.parquet")
     pq.write_table(table.slice(0, 5), tmp_path / "out/results.parquet")
     ran = embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html")
@@ -340,7 +337,7 @@ def test_results_of_two_sweeps_are_not_taken_for_one(again, embedkit_cli, tmp_pa
     assert embedkit_cli("report", tmp_path / "out", "-o", tmp_path / "page.html").code == 0
 
 
-def test_missing_libraries_are_told_with_the_command_that_installs_them(
+def test_missing_libraries_are_reported_with_the_command_that_installs_them(
     swept, embedkit_cli, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("embedkit.study.run_sweep.find_spec", lambda name: None)

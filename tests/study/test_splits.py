@@ -39,7 +39,7 @@ def test_neither_groups_nor_clusters_are_ever_in_two_folds(patients, clusters, s
             assert len(np.unique(folds[grouping == member])) == 1
 
 
-def test_what_belongs_together_by_way_of_another_row_does():
+def test_rows_linked_through_another_row_stay_together():
     # 0 and 1 share a patient, 1 and 2 a text, 3 is alone
     assert merge_groupings(np.array([7, 7, 8, 9]), np.array([1, 2, 2, 3])).tolist() == [0, 0, 0, 1]
 
@@ -53,7 +53,7 @@ def test_each_fold_has_its_share_of_every_class_and_the_seed_decides_which():
     assert (found[0] != found[2]).any()
 
 
-def test_fewer_rows_of_a_class_than_folds_are_refused_with_a_number_that_would_do():
-    with pytest.raises(InputError, match="4 rows in the largest class") as told:
+def test_fewer_rows_of_a_class_than_folds_are_refused_with_a_number_that_works():
+    with pytest.raises(InputError, match="4 rows in the largest class") as error:
         make_folds(labels_of([0, 0, 0, 0, 1, 1, 1]), None, count=5, seed=0)
-    assert told.value.hint == "use --folds 4"
+    assert error.value.hint == "use --folds 4"

@@ -1,4 +1,4 @@
-"""Training on made-up states: what is planted is found, what is not there is not, the seed decides all."""
+"""Training on made-up states: planted signals are found, random labels give chance, the seed decides all weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def labels_of(values, *, task="classification"):
     return Labels(task, rows, values, ("a", "b", "c"), None)
 
 
-def fitted(shape, values, states, *, task="classification", told=None, **settings):
+def fitted(shape, values, states, *, task="classification", on_epoch=None, **settings):
     labels = labels_of(values, task=task)
     settings = {
         "epochs": 25,
@@ -68,15 +68,17 @@ def fitted(shape, values, states, *, task="classification", told=None, **setting
     config = FitConfig(shape.kind, "x.safetensors", label="label", **settings)
     split = split_rows(labels, validation=config.validation, test=config.test, seed=config.seed)
     device = torch.device("cpu")
-    return fit_pooler(shape, states, labels, split, config, device, told or (lambda _: None), threading.Event())
+    return fit_pooler(
+        shape, states, labels, split, config, device, on_epoch or (lambda _: None), threading.Event()
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.kind)
-def test_what_is_planted_is_found_on_rows_that_were_not_learned_from(shape):
+def test_a_planted_signal_is_found_on_test_rows(shape):
     states, values = made_up(of_tokens=not shape.of_tokens)
     found = fitted(shape, values, states)
     assert found.scores["test"]["accuracy"] >= 0.8  # chance is 0.33
-    # The head takes the scaling into itself: what it says of the vectors is what the network said.
+    # The head takes the scaling into itself: its scores of the vectors are those of the network.
     split = split_rows(labels_of(values), validation=0.2, test=0.2, seed=0)
     scores = found.head.scores(states.pooled(found.pooler, split.test, torch.device("cpu")).numpy())
     assert scores.sum(axis=1) == pytest.approx(np.ones(len(scores)), abs=1e-6)
@@ -114,14 +116,16 @@ def test_the_seed_decides_every_weight():
     assert not torch.equal(one["score.0.weight"], other["score.0.weight"])
 
 
-def test_it_stops_when_the_validation_loss_does_not_fall_and_gives_the_best_epoch():
+def test_training_stops_when_the_validation_loss_does_not_fall_and_keeps_the_best_epoch():
     states, values = made_up(of_tokens=False, rows=90)
-    told = []
-    found = fitted(SHAPES[5], np.random.default_rng(0).permutation(values), states, patience=2, told=told.append)
-    losses = [epoch.validation_loss for epoch in told]
-    assert found.epochs == len(told) < 25
+    epochs = []
+    found = fitted(
+        SHAPES[5], np.random.default_rng(0).permutation(values), states, patience=2, on_epoch=epochs.append
+    )
+    losses = [epoch.validation_loss for epoch in epochs]
+    assert found.epochs == len(epochs) < 25
     assert found.best_epoch == int(np.argmin(losses)) + 1 == found.epochs - 2
-    assert [epoch.best for epoch in told] == [loss == min(losses[: n + 1]) for n, loss in enumerate(losses)]
+    assert [epoch.best for epoch in epochs] == [loss == min(losses[: n + 1]) for n, loss in enumerate(losses)]
 
 
 def test_a_balanced_weight_lets_a_rare_class_count():
@@ -139,7 +143,7 @@ def test_a_balanced_weight_lets_a_rare_class_count():
     assert chosen[1] > chosen[0]
 
 
-def test_a_loss_that_runs_away_and_a_signal_end_it():
+def test_an_infinite_loss_and_a_signal_end_the_training():
     states, values = made_up(of_tokens=False, rows=60)
     with pytest.raises(ModelError, match="not finite in epoch"):
         fitted(SHAPES[3], values * 1e30, states, task="regression", lr=999.0, epochs=25)

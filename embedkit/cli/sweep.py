@@ -78,8 +78,9 @@ def sweep(
         raise UsageError("a sweep writes a folder, not to stdout", hint="name a folder with -o")
     check_name(output, ())
     # Imports numpy and more: not before, so that `--help` is fast.
+    from embedkit.output.sweep_summary import VECTORS
     from embedkit.storage.disk_errors import as_read_error
-    from embedkit.study.run_sweep import SHARD_ROWS, VECTORS, SweepConfig
+    from embedkit.study.run_sweep import SHARD_ROWS, SweepConfig
     from embedkit.study.run_sweep import sweep as run_sweep
 
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS

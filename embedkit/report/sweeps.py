@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.output.open import readable
+from embedkit.output.sweep_summary import RESULTS, SUMMARY, VECTORS, read_summary
 from embedkit.report.charts import Figure, plain
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, read_file, sha256_of_file
+from embedkit.storage.filesystem import exists
 
-_RESULTS, _SUMMARY, _VECTORS = "results.parquet", "summary.json", "vectors"
 #: Scores that are shown in per cent.
 _SHARES = frozenset({"accuracy", "macro_f1", "auroc"})
 
@@ -38,7 +37,7 @@ def is_sweep(path: Path) -> bool:
     with as_read_error(path):
         if exists(path / "manifest.json") or exists(path / "plan.json"):
             return False
-        return any(exists(path / name) for name in (_RESULTS, _SUMMARY, f"{_VECTORS}/plan.json"))
+        return any(exists(path / name) for name in (RESULTS, SUMMARY, f"{VECTORS}/plan.json"))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -47,22 +46,14 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         OutputError: it is unfinished, or a file is damaged.
     """
-    with as_read_error(path):
-        is_finished = exists(path / _SUMMARY)
-    if not is_finished:
+    summary = read_summary(path, [RESULTS])
+    if summary is None:
         raise OutputError(
-            f"{path} is a sweep that is not finished: it has no {_SUMMARY}",
+            f"{path} is a sweep that is not finished, or its {SUMMARY} and {RESULTS} are not of one sweep",
             hint="run the same `embedkit sweep` again with --on-exists resume",
         )
-    with readable(path / _SUMMARY):
-        summary: Mapping[str, Any] = dict(json.loads(read_file(path / _SUMMARY)))
-    with readable(path / _RESULTS):
-        if summary.get("files", {}).get(_RESULTS, "") not in {"", sha256_of_file(path / _RESULTS)}:
-            raise OutputError(
-                f"{path}: {_SUMMARY} and {_RESULTS} are not of one sweep",
-                hint="run the same `embedkit sweep` again with --on-exists resume",
-            )
-        found = pq.read_table(path / _RESULTS, page_checksum_verification=True)
+    with readable(path / RESULTS):
+        found = pq.read_table(path / RESULTS, page_checksum_verification=True)
         ends_in_low = [name.removesuffix("_low") for name in found.column_names if name.endswith("_low")]
         metrics = [name for name in ends_in_low if not name.startswith("versus_")]
         metrics.sort(key=lambda name: name != summary["metric"])

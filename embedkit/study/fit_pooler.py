@@ -61,7 +61,7 @@ def fit(
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
 ) -> FitSummary:
-    """Carries out one `embedkit fit` on states encoded with `run_config`, until `stop` is set.
+    """Carries out one `embedkit fit` on states encoded with `run_config`; `stop` ends it.
 
     Raises:
         EmbedkitError: of any kind.
@@ -106,8 +106,8 @@ def fit(
         else:
             device = pick_device(states.model.devices[0])
             recipe, tensors = _trained(config, opened, states.pooling.pool, device, on_epoch, stop)
-        read_by = {name: summary.recipe[name] for name in ("layers", "layer_agg", "exclude_special")}
-        recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": read_by}
+        pooler_input = {name: summary.recipe[name] for name in ("layers", "layer_agg", "exclude_special")}
+        recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": pooler_input}
         return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 
 

@@ -24,6 +24,7 @@ from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.output.commit import OutputFolder
+from embedkit.output.sweep_summary import SUMMARY, VECTORS, read_summary
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.atomic import is_former_mark, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
@@ -35,12 +36,10 @@ from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import clusters, pairs_across
 from embedkit.study.probe import PROBES, ProbeScores, cross_validate_all
 from embedkit.study.splits import Folds, make_folds, merge_groupings
-from embedkit.study.sweep_files import NAMES, SUMMARY, read_summary, write_files
+from embedkit.study.sweep_files import NAMES, write_files
 from embedkit.study.verdict import Verdict, decide
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 
-#: The output of vectors in a sweep's folder.
-VECTORS = "vectors"
 #: Rows that a stopped sweep computes again at most.
 SHARD_ROWS = 1024
 _POOLINGS = tuple(name for name in POOLING_NAMES if name != "pooler")
@@ -98,12 +97,12 @@ def sweep(
     command: Callable[[dict[str, str]], str],
     on_candidate: Callable[[int, int], None],
 ) -> SweepResult | None:
-    """Carries out one `embedkit sweep`, until `stop` is set.
+    """Carries out one `embedkit sweep`.
 
     Args:
         config: of the sweep.
         callbacks: receives the progress of the encoding.
-        stop: checked between two batches or two candidates.
+        stop: ends the sweep between two batches or two candidates when it is set.
         command: makes the command line of `encode` from the winner's options.
         on_candidate: called after each candidate with the number done and the number of all.
 
@@ -139,7 +138,7 @@ def sweep(
         remove_empty(replacement.next)
         raise
     rows.table.check_unchanged()
-    former, settings = read_summary(folder), _settings(config, summary)
+    former, settings = read_summary(folder, NAMES), _settings(config, summary)
     if former is not None and all(former.get(name) == value for name, value in settings.items()):
         _finish(config, folder, replacement, callbacks)
         callbacks.notice(f"{config.folder} is finished already: the same rows and options")

@@ -17,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.storage.disk_errors import as_output_error, as_read_error
-from embedkit.storage.filesystem import exists, new_files, read_file, sha256_of_file
+from embedkit.output.sweep_summary import RESULTS, SUMMARY
+from embedkit.storage.disk_errors import as_output_error
+from embedkit.storage.filesystem import new_files
 from embedkit.study.verdict import Interval, Row, Verdict, printed
 
-#: Published last: if it exists, all the others do.
-SUMMARY = "summary.json"
 _IMAGES = ("png", "svg")
-NAMES = (SUMMARY, "summary.txt", "results.parquet", *(f"heatmap.{form}" for form in _IMAGES))
+NAMES = (SUMMARY, "summary.txt", RESULTS, *(f"heatmap.{form}" for form in _IMAGES))
 
 
 def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, command: str, title: str) -> None:
@@ -41,7 +40,7 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     rows = pa.Table.from_pylist([_columns(row) for row in verdict.rows])
     pq.write_table(rows, table, write_page_checksum=True)
     contents = {
-        "results.parquet": table.getvalue(),
+        RESULTS: table.getvalue(),
         "summary.txt": "".join(f"{line}\n" for line in _summary_lines(verdict, facts, command)).encode(
             errors="surrogateescape"
         ),
@@ -58,24 +57,6 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
         files.publish(last=SUMMARY)
     finally:
         files.discard()
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a finished sweep; returns None if a file is missing, damaged or another sweep's."""
-    path = folder / SUMMARY
-    with as_read_error(path):
-        if not exists(path):
-            return None
-        try:
-            found = dict(json.loads(read_file(path)))
-            hashes = dict(found.get("files", {}))
-        except (ValueError, TypeError):
-            return None
-        intact = all(
-            name in NAMES and exists(folder / name) and sha256_of_file(folder / name) == digest
-            for name, digest in hashes.items()
-        )
-    return found if intact else None
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

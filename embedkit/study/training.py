@@ -91,7 +91,7 @@ def fit_pooler(
         config: of the training.
         device: to train on.
         on_epoch: called after each epoch.
-        stop: checked between two steps.
+        stop: ends the training between two steps when it is set.
 
     Raises:
         Stopped: `stop` was set.

@@ -1,4 +1,4 @@
-"""Training on made-up states: planted signals are found, random labels give chance, the seed decides all weights."""
+"""Training on made-up states: planted signals are found, random labels give chance, one seed gives one result."""
 
 from __future__ import annotations
 

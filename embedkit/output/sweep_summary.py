@@ -1,0 +1,37 @@
+"""The names of the files in the folder of a sweep, and the reader of its summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.filesystem import exists, read_file, sha256_of_file
+
+#: Published last: if it exists, all the others do.
+SUMMARY = "summary.json"
+RESULTS = "results.parquet"
+#: The output with the vectors of all candidates.
+VECTORS = "vectors"
+
+
+def read_summary(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
+    """Reads the summary of a finished sweep; None if it is missing, damaged, or of another sweep than `files`.
+
+    Raises:
+        OutputError: a file exists and cannot be read.
+    """
+    path = folder / SUMMARY
+    with as_read_error(path):
+        if not exists(path):
+            return None
+        try:
+            summary = dict(json.loads(read_file(path)))
+            hashes = dict(summary.get("files", {}))
+        except (ValueError, TypeError):
+            return None
+        recorded = {folder / name: hashes[name] for name in files if name in hashes}
+        is_intact = all(exists(file) and sha256_of_file(file) == digest for file, digest in recorded.items())
+    return summary if is_intact else None

@@ -112,7 +112,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
     too_long = _long_text_notice(folder, config, max_length, trained)
     by_us = casing.by_us or (lowers and not prepend_lowercase(raw_tokenizer))
     prompt_left_out = shipped is not None and not shipped.include_prompt
-    skipped = prompt_length(raw_tokenizer, spec.prompt, max_length) if prompt_left_out else 0
+    skipped = prompt_length(raw_tokenizer, spec.prompt) if prompt_left_out else 0
     tokenizer = TextTokenizer(
         raw_tokenizer,
         max_length=max_length,

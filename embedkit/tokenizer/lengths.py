@@ -71,7 +71,7 @@ def refuse_long(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int
     """Checks that no text is too long, for `--on-long error`.
 
     Raises:
-        InputError: a text has more than `max_length` tokens; names the first such row.
+        InputError: a text has more than `max_length` tokens; names the first row with one.
     """
     long = np.flatnonzero(n_tokens > max_length)
     if len(long):
@@ -90,22 +90,13 @@ def stated_length(tokenizer: Any, config: Any, shipped: int | None) -> int:
     return stated if positions is None or positions <= 0 else min(stated, int(positions))
 
 
-def prompt_length(tokenizer: Any, prompt: str, max_length: int) -> int:
+def prompt_length(tokenizer: Any, prompt: str) -> int:
     """Counts the tokens of the prompt, for a pooling that leaves them out.
 
     As in sentence-transformers, these are the tokens of the prompt without a text and without a special token at
     its end, even if a token reaches from the prompt into a text.
-
-    Raises:
-        UsageError: the prompt leaves no room for a text.
     """
     if not prompt:
         return 0
     ids = tokenizer(prompt)["input_ids"]
-    count = len(ids) - bool(ids and ids[-1] in tokenizer.all_special_ids)
-    if len(ids) >= max_length:
-        raise UsageError(
-            f"the prompt has {len(ids)} tokens, and leaves no room for a text in {max_length}",
-            hint="give a shorter --prompt, or a larger --max-length",
-        )
-    return count
+    return len(ids) - bool(ids and ids[-1] in tokenizer.all_special_ids)

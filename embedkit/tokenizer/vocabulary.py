@@ -17,11 +17,7 @@ _NOTABLE = 0.05
 
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int | None) -> str | None:
-    """Checks that the model has an embedding for each token of the vocabulary.
-
-    Args:
-        tokenizer: of transformers, or a FileTokenizer.
-        n_embeddings: number of the model's embeddings; None if unknown.
+    """Checks that the model has an embedding for each token; `n_embeddings` is None if their number is unknown.
 
     Returns:
         A notice if only tokens that were added later have no embedding; None if all have one.
@@ -98,13 +94,7 @@ def measure_coverage(tokenizer: TextTokenizer, texts: Sequence[str]) -> Vocabula
 
 
 def suggest_other_casing(as_is: VocabularyCoverage, other: VocabularyCoverage, option: str) -> str | None:
-    """Returns a notice if the vocabulary covers the other casing much better; else None.
-
-    Args:
-        as_is: the first texts as they are.
-        other: the same texts in the other casing.
-        option: the command line option that switches to it.
-    """
+    """Returns a notice if the vocabulary covers the other casing, which `option` sets, much better; else None."""
     unknown, unknown_in_other = as_is.unknown_share or 0.0, other.unknown_share or 0.0
     if unknown - unknown_in_other <= _NOTABLE:
         return None

@@ -59,7 +59,7 @@ _HARMLESS = re.compile(
     r"|(.*_)?(intermediate|hidden|embedding|vocab)_size|num_(local_|shared_)?experts|n_(routed|shared)_experts"
     r"|n(um)?_(hidden_)?layers?"
 )
-#: Keys that some classes no longer read, and the values that match what their code computes.
+#: Keys that some classes no longer read, and the values with which their code computes the same.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_mode": ("longformer",),
     "down_scale_factor": (1,),
@@ -157,9 +157,6 @@ def unread_keys(raw: Mapping[str, Any], config: Any, known: Iterable[str], code:
         config: the configuration that transformers made of it; it keeps unknown keys as attributes.
         known: keys that its class knows.
         code: source of the configuration and of the model.
-
-    Returns:
-        The keys that are set, with their values.
     """
     kept, declared = vars(config), set(known)
     words = set(re.findall(r"\w+", code))
@@ -229,7 +226,7 @@ def _check_quantization(model: str, config: Mapping[str, Any]) -> None:
 
 
 def _neutral(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """Returns the values of an unread key that match what the code computes."""
+    """Returns the values of an unread key with which the code computes the same."""
     return (*_NEUTRAL.get(key, ()), *_NEUTRAL_OF.get(str(raw.get("model_type")), {}).get(key, ()))
 
 

@@ -61,8 +61,7 @@ _FOREIGN = (
     ("**/*.gguf", "GGUF (llama.cpp)"),
     ("**/*.onnx", "ONNX"),
     ("tf_model*.h5", "TensorFlow"),
-    ("*.ckpt.index", "TensorFlow"),
-    ("*.ckpt-*.index", "TensorFlow"),
+    ("*.ckpt*.index", "TensorFlow"),
     ("flax_model*.msgpack", "Flax"),
     ("**/openvino_model.xml", "OpenVINO"),
     ("rust_model.ot", "Rust"),
@@ -71,15 +70,7 @@ _FOREIGN = (
     ("*.nemo", "NeMo"),
 )
 #: Starts of the names of files of a training run, which hold no model.
-_TRAINING_FILES = (
-    "training_args.bin",
-    "optimizer",
-    "scheduler",
-    "rng_state",
-    "scaler",
-    "adapter_",
-    "trainer_state",
-)
+_TRAINING_FILES = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler", "adapter_", "trainer_")
 _LFS = b"version https://git-lfs.github.com/spec/"
 #: A Git LFS pointer has three lines; the specification allows a kilobyte.
 _POINTER_BYTES = 1024
@@ -90,36 +81,29 @@ _GIVE_FOLDER = (
 )
 
 
-def not_a_model(name: str, folder: Path) -> ModelError:  # noqa: PLR0911 - one for each kind of folder
+def not_a_model(name: str, folder: Path) -> ModelError:
     """Returns the error for a folder without config.json and modules.json; it describes the folder's content."""
     if (folder / "adapter_config.json").is_file():
         return _adapter(name, folder)
+    message, hint = "has no config.json, so it is not a model's", _GIVE_FOLDER
     if (folder / "manifest.json").is_file() or (folder / "plan.json").is_file():
-        return ModelError(
-            f"folder '{name}' is an output of embedkit, not a model",
-            hint="give it to `embedkit inspect`; --model takes the folder of an encoder",
-        )
-    if (folder / "snapshots").is_dir():
+        message = "is an output of embedkit, not a model"
+        hint = "give it to `embedkit inspect`; --model takes the folder of an encoder"
+    elif (folder / "snapshots").is_dir():
         commits = sorted((folder / "snapshots").iterdir())
-        hub_id = folder.name.removeprefix("models--").replace("--", "/")
-        return ModelError(
-            f"folder '{name}' is a model in the hub's cache, which has a folder for each commit",
-            hint=f"use --model {hub_id}" + (f", or --model {commits[-1]}" if commits else ""),
-        )
-    inside = _models_inside(folder)
-    if inside:
-        return ModelError(
-            f"folder '{name}' has no config.json, so it is not a model's",
-            hint=f"the model may be in the folder below: --model {Path(name) / inside[0]}",
-        )
-    foreign = _foreign_weights(name, folder)
-    if foreign is not None:
+        message = "is a model in the hub's cache, which has a folder for each commit"
+        hint = f"use --model {folder.name.removeprefix('models--').replace('--', '/')}"
+        hint += f", or --model {commits[-1]}" if commits else ""
+    elif inside := _models_inside(folder):
+        hint = f"the model may be in the folder below: --model {Path(name) / inside[0]}"
+    elif foreign := _foreign_weights(name, folder):
         return foreign
     # In a folder that may not be listed, every file seems to be missing.
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return ModelError(f"folder '{name}' may not be read", hint="change its permissions, or give another one")
-    empty = "; it is empty" if next(folder.iterdir(), None) is None else ""
-    return ModelError(f"folder '{name}' has no config.json, so it is not a model's{empty}", hint=_GIVE_FOLDER)
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        message, hint = "may not be read", "change its permissions, or give another one"
+    elif next(folder.iterdir(), None) is None:
+        message += "; it is empty"
+    return ModelError(f"folder '{name}' {message}", hint=hint)
 
 
 def file_not_folder(name: str, path: Path) -> ModelError:
@@ -144,7 +128,7 @@ def missing_folder(name: str, path: Path) -> ModelError:
     parent = missing = path
     while not os.path.isdir(parent) and parent != parent.parent:  # noqa: PTH112
         parent, missing = parent.parent, parent
-    if not os.access(parent, os.X_OK):  # it hides what is in it
+    if not os.access(parent, os.X_OK):
         return ModelError(f"folder '{name}' may not be read: '{parent}' forbids it", hint="change its permissions")
     if os.path.isfile(missing):  # noqa: PTH113
         return ModelError(f"folder '{name}' is missing: '{missing}' is a file", hint="give the folder of a model")
@@ -153,23 +137,15 @@ def missing_folder(name: str, path: Path) -> ModelError:
     except OSError:
         siblings = []
     near = [parent / sibling / path.relative_to(missing) for sibling in closest_names(missing.name, siblings)]
+    hint = "check its spelling; a hub id has another form: owner/name"
     if near:
         hint = f"did you mean --model {' or '.join(map(str, near))}?"
-    else:
-        exists = "check its spelling" if missing == path else f"'{parent}' exists"
-        hint = f"{exists}; a hub id has another form: owner/name"
     reason = "" if missing == path else f": there is no '{missing}'"
     return ModelError(f"folder '{name}' is missing{reason}", hint=hint)
 
 
 def check_is_text_encoder(name: str, root: Path, folder: Path, modules: Sequence[tuple[str, str]]) -> None:
-    """Checks that a folder holds a text encoder.
-
-    Args:
-        name: the model, as the user gave it.
-        root: the model's folder.
-        folder: the folder of its encoder.
-        modules: class and folder of each module of its recipe.
+    """Checks that `folder`, in a model's `root`, holds a text encoder; `modules` are those of its recipe.
 
     Raises:
         ModelError: it is an adapter, a model without layers, or one that does not read text.
@@ -238,11 +214,8 @@ def check_has_weights(name: str, folder: Path) -> None:
     message, hint = f"has no weights in {folder}", f"put {readable} there"
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     parts = [file for file in files if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", file)]
-    others = [
-        file
-        for file in files
-        if file.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) and not file.startswith(_TRAINING_FILES)
-    ]
+    weights_like = (file for file in files if file.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")))
+    others = [file for file in weights_like if not file.startswith(_TRAINING_FILES)]
     if parts:
         index = re.sub(r"-\d+-of-\d+", "", parts[0]) + ".index.json"
         message = f"has its weights in parts, such as {parts[0]}, without {index}"

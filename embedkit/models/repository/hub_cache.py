@@ -37,8 +37,6 @@ class Snapshot:
 
     Attributes:
         repo: the id that it is cached under.
-        commit: 40 hexadecimal digits.
-        folder: where the files are.
         missing: names of files known to be missing.
         doubt: the reason why more may be missing, as a sentence; None if there is none.
     """
@@ -107,11 +105,7 @@ def repo_folder(repo: str) -> Path:
 
 
 def find_snapshot(repos: Sequence[str], revision: str | None, wanted: FilePatterns) -> Snapshot | None:
-    """Finds a model in the cache.
-
-    Returns:
-        The first complete snapshot, else the first incomplete one, else None.
-    """
+    """Finds the first complete snapshot of a model in the cache, else the first incomplete one, else None."""
     found = [snapshot for repo in repos if (snapshot := _snapshot(repo, revision, wanted)) is not None]
     return next((snapshot for snapshot in found if snapshot.complete), found[0] if found else None)
 

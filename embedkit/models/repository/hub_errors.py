@@ -23,7 +23,7 @@ class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError, which has
     """The hub does not provide a model.
 
     Args:
-        why: as a sentence about the model.
+        why: a clause about the model.
         way_out: what to do about it.
         absent: True if the hub has no such model, or does not show it.
         final: True if a cached copy must not be used instead.
@@ -46,11 +46,10 @@ def no_space(why: str) -> Unavailable:
 
 def no_answer(seconds: float, *, started: bool) -> Unavailable:
     """Returns the error for a hub that sent nothing for some seconds, before or after the download started."""
+    problem, more = "does not answer within", "HF_HUB_ETAG_TIMEOUT allows more time"
     if started:
-        what, more = f"stopped sending for {seconds:.0f} s", "; the same command continues the download"
-    else:
-        what, more = f"does not answer within {seconds:.0f} s", "; HF_HUB_ETAG_TIMEOUT allows more time"
-    return Unavailable(f"cannot be downloaded: {host()} {what}", f"try again later{more}")
+        problem, more = "stopped sending for", "the same command continues the download"
+    return Unavailable(f"cannot be downloaded: {host()} {problem} {seconds:.0f} s", f"try again later; {more}")
 
 
 def explain_failure(error: BaseException, repo: str, revision: str | None, timeout: float) -> BaseException:

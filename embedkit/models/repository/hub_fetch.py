@@ -100,13 +100,9 @@ class _Download:
 
 
 def fetch(name: str, repos: Sequence[str], revision: str | None, wanted: FilePatterns) -> Snapshot:
-    """Downloads what the cache lacks of a model.
+    """Downloads what the cache lacks of the model called `name`, from the first of `repos` that the hub has.
 
-    Args:
-        name: of the model, as the user gave it.
-        repos: ids to try in turn, until the hub has one.
-        revision: branch, tag or commit; None for the default branch.
-        wanted: selects the files to download.
+    `revision` is a branch, tag or commit; None for the default branch.
 
     Raises:
         Unavailable: the hub does not answer, refuses, or has no such model; or the disk is full.

@@ -20,7 +20,7 @@ from embedkit.models.repository.folder_checks import (
     check_reads_text,
     small_files,
 )
-from embedkit.models.repository.weight_files import WEIGHTS, check_no_others, is_inside, weight_files
+from embedkit.models.repository.weight_files import WEIGHTS, check_no_others, is_inside, outside, weight_files
 from embedkit.storage.filesystem import sha256_of_file
 
 #: Attention implementations that a config may name. transformers downloads others from the hub as code to run,
@@ -68,7 +68,7 @@ class ModelFolder:
 
     @property
     def runs_own_encoder(self) -> bool:
-        """True if code in its files computes the states, so that its type may be unknown."""
+        """True if code in its files computes the states."""
         return self.runs_code and "AutoModel" in (self.config.get("auto_map") or {})
 
     @property
@@ -190,24 +190,17 @@ def _modules(name: str, root: Path) -> tuple[tuple[str, str], ...]:
         raise ModelError(
             f"modules.json of model '{name}' is not a list of modules", hint="correct it, or download it again"
         ) from None
-    outside = next((path for _, path in modules if path and not is_inside(path)), None)
-    if outside is not None:
-        raise ModelError(
-            f"modules.json of model '{name}' names a folder outside of the model's: '{outside}'",
-            hint="do not use this model, or correct its modules.json",
-        )
+    for _, path in modules:
+        if path and not is_inside(path):
+            raise outside(name, "modules.json", path)
     return modules
 
 
 def _check_tokenizer_files(name: str, settings: Any) -> None:
     files = settings.get("fast_tokenizer_files") if isinstance(settings, dict) else None
-    outside = [file for file in files or () if not isinstance(file, str) or Path(file).name != file]
-    if outside:
-        raise ModelError(
-            f"tokenizer_config.json of model '{name}' names a file outside of the model's folder: "
-            f"'{str(outside[0])[:80]}'",
-            hint="do not use this model, or remove fast_tokenizer_files from its tokenizer_config.json",
-        )
+    for file in files or ():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise outside(name, "tokenizer_config.json", file)
 
 
 def read_json(name: str, path: Path) -> Any:
@@ -221,15 +214,11 @@ def read_json(name: str, path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(
-            f"{path.name} of model '{name}' cannot be read: {error.strerror}",
-            hint=f"check the permissions of {path}",
-        ) from None
+        problem, hint = f"cannot be read: {error.strerror}", f"check the permissions of {path}"
     except (ValueError, RecursionError):
         check_complete(name, path.parent, [path])
-        raise ModelError(
-            f"{path.name} of model '{name}' is not valid JSON", hint=f"correct {path}, or download it again"
-        ) from None
+        problem, hint = "is not valid JSON", f"correct {path}, or download it again"
+    raise ModelError(f"{path.name} of model '{name}' {problem}", hint=hint)
 
 
 def read_object(name: str, path: Path) -> dict[str, Any]:

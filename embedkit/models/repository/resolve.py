@@ -244,25 +244,20 @@ def _not_cached(
     config: ModelConfig, alias: Alias | None, repos: Sequence[str], cached: Snapshot | None, why: str
 ) -> ModelError:
     """Returns the error for a model that is not, or not completely, in the cache when downloads are forbidden."""
-    label = _label(config, repos)
+    commits, hint, addition = hub_cache.cached_commits(repos), _alternatives(alias), ""
     if cached is not None:
         missing = ", ".join(cached.missing[:_MOST_SHOWN]) + (", …" if len(cached.missing) > _MOST_SHOWN else "")
-        return ModelError(
-            f"{label} is incomplete on this machine (commit {cached.commit[:_SHORT_COMMIT]} lacks {missing}), "
-            f"{why}",
-            hint=f"download the rest once without it, or {_alternatives(alias)}",
-        )
-    commits = hub_cache.cached_commits(repos)
-    if commits:
-        which = f"revision '{config.revision}'" if config.revision else "the default branch"
-        return ModelError(
-            f"{label} is on this machine, but not {which}, {why}",
-            hint=f"cached is --revision {' or '.join(commits[:_MOST_SHOWN])}",
-        )
-    if "/" not in config.model and not _is_listed(config.model):
+        state = f"is incomplete on this machine (commit {cached.commit[:_SHORT_COMMIT]} lacks {missing})"
+        hint = f"download the rest once without it, or {hint}"
+    elif commits:
+        revision = f"revision '{config.revision}'" if config.revision else "the default branch"
+        state = f"is on this machine, but not {revision}"
+        hint = f"cached is --revision {' or '.join(commits[:_MOST_SHOWN])}"
+    elif "/" not in config.model and not _is_listed(config.model):
         return _unknown(config.model)
-    hint = _hint(config.model, _alternatives(alias))
-    return ModelError(f"{label} is not on this machine, {why}{_no_folder(config.model)}", hint=hint)
+    else:
+        state, hint, addition = "is not on this machine", _hint(config.model, hint), _no_folder(config.model)
+    return ModelError(f"{_label(config, repos)} {state}, {why}{addition}", hint=hint)
 
 
 def _not_downloaded(

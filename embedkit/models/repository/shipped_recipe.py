@@ -16,12 +16,8 @@ from embedkit.models.repository.model_folder import ModelFolder
 
 #: Pooling modes of sentence-transformers and our names for them.
 _MODES = {
-    "cls": "cls",
-    "max": "max",
-    "mean": "mean",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
-    "weightedmean": "weightedmean",
-    "lasttoken": "lasttoken",
+    mode: mode.removesuffix("_tokens")
+    for mode in ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 }
 #: Its older flags and their modes, in the order in which it concatenates them.
 _FLAGS = {

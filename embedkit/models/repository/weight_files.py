@@ -55,6 +55,14 @@ def is_inside(name: str) -> bool:
     )
 
 
+def outside(model: str, file: str, name: object) -> ModelError:
+    """Returns the error for a JSON file of a model that names a file outside of the model's folder."""
+    return ModelError(
+        f"{file} of model '{model}' names a file outside of the model's folder: '{str(name)[:80]}'",
+        hint=f"do not use this model, or correct {file}",
+    )
+
+
 def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
     """Lists the files with the weights of the encoder in `folder`: one, or those that its index names.
 
@@ -75,10 +83,7 @@ def weight_files(model: str, folder: Path) -> tuple[Path, ...]:
         )
     for part in parts:
         if not is_inside(part):
-            raise ModelError(
-                f"{name} of model '{model}' names a file outside of the model's folder: '{part}'",
-                hint=f"do not use this model; or move that file into the folder and correct {name}",
-            )
+            raise outside(model, name, part)
         if part.endswith(".safetensors") != name.startswith("model.safetensors"):
             raise ModelError(
                 f"{name} of model '{model}' names '{part}', which is another kind of file",

@@ -136,11 +136,6 @@ class TransformersModel(LoadedModel):
 def load_model(folder: ModelFolder, config: ModelConfig, *, reference: bool = False) -> TransformersModel:
     """Loads the encoder of a model's folder onto its device.
 
-    Args:
-        folder: the model.
-        config: how it is loaded.
-        reference: see TransformersModel.
-
     Raises:
         ModelError: transformers does not know it; a weight outside the pooling head is missing, of another shape
             or type, or unused; a setting would be ignored; or a file is damaged.
@@ -326,8 +321,8 @@ def _in_pooler(key: str) -> bool:
 def _head_dim(config: Any) -> int | None:
     """Returns the width of an attention head; None if unknown, or different in each layer."""
     try:
-        stated = getattr(config, "head_dim", None)
-        width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+        names = ("head_dim", "hidden_size", "num_attention_heads")
+        stated, width, heads = (getattr(config, name, None) for name in names)
     except RuntimeError:
         return None
     if isinstance(stated, int):

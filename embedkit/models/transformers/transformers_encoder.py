@@ -21,16 +21,9 @@ from embedkit.types import Batch, Tokens
 class TransformersEncoder(LayerEncoder):
     """A frozen encoder of transformers for some of its layers.
 
-    Args:
-        model: the transformers module, in eval mode on its device.
-        architecture: its table entry.
-        layers: the wanted layers, resolved.
-        n_layers: the number of the last layer.
-        hidden_size: dimensions of the states of the wanted layers.
-        batches: packed, padded or equal; see Architecture.
-        hooked: True to take the states by forward hooks on the layers, and stop after the deepest wanted one;
-            False to let transformers collect the states of all layers.
-        attention: name in `varlen_attention.BACKENDS` of the attention for packed texts.
+    If it is `hooked`, forward hooks on the layers take their states, and the pass stops after the deepest wanted
+    one; else transformers collects the states of all layers. `attention`, a key of `varlen_attention.BACKENDS`, is
+    used if `batches` is packed (see Architecture).
     """
 
     backend = "transformers"

@@ -8,10 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from embedkit.engines.remaining_tokens import TokensLeft
+from embedkit.engines.base import RunStart
 from embedkit.types import DeviceStats
 
 MODES = ("auto", "bar", "json", "none")
@@ -42,8 +41,9 @@ class _Progress:
         self.before = self.done = 0
         self.texts = self.tokens = self.cells = 0
         self.stats: DeviceStats | None = None
-        self.tokens_left = TokensLeft({})
         self.counts_characters = False
+        self.characters_left: dict[int, int] = {}  # by shard, until it is tokenized
+        self.characters = self.tokenized_tokens = 0  # of the tokenized shards
         self.began = self.last_shown = time.monotonic()
         self.lock = threading.Lock()
 
@@ -51,30 +51,23 @@ class _Progress:
         if not self.silent:
             print(f"note: {sentence}", file=sys.stderr)
 
-    def started(
-        self,
-        *,
-        rows: int | None,
-        done: int,
-        device: str,
-        dtype: str,
-        characters: Mapping[int, int] | None = None,
-    ) -> None:
-        self.rows, self.before, self.done = rows, done, done
-        self.tokens_left = TokensLeft(characters or {})
-        self.counts_characters = characters is not None
+    def started(self, start: RunStart) -> None:
+        self.rows, self.before, self.done = start.rows, start.done, start.done
+        self.counts_characters = start.characters is not None
+        self.characters_left = dict(start.characters or {})
         self.began = self.last_shown = time.monotonic()
-        self.show_start(device, dtype)
+        self.show_start(start.device, start.dtype)
 
     def tokenized(self, shard: int, tokens: int) -> None:
-        self.tokens_left.tokenized(shard, tokens)
+        with self.lock:
+            self.characters += self.characters_left.pop(shard, 0)
+            self.tokenized_tokens += tokens
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
         with self.lock:
             self.texts += texts
             self.tokens += tokens
             self.cells += cells
-        self.tokens_left.done(tokens)
         self.show(texts)
 
     def device(self, use: DeviceStats) -> None:
@@ -117,8 +110,13 @@ class _Progress:
             return None
         if not self.counts_characters:
             return (self.rows - self.before - self.texts) / max(1, self.texts) * self.seconds
-        tokens = self.tokens_left.left
-        return None if tokens is None else tokens / self.tokens * self.seconds
+        # Tokens of the shards that are not tokenized follow from their characters, which planning counted.
+        with self.lock:
+            characters = sum(self.characters_left.values())
+            if characters and not self.characters:
+                return None
+            not_tokenized = characters and characters * self.tokenized_tokens / self.characters
+            return max(0.0, self.tokenized_tokens - self.tokens + not_tokenized) / self.tokens * self.seconds
 
     def due(self, every: float) -> bool:
         now = time.monotonic()

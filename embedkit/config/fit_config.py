@@ -36,51 +36,27 @@ OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """One `embedkit fit`, besides its RunConfig.
+    """One `embedkit fit`, besides its RunConfig."""
 
-    Attributes:
-        pooler: one of POOLER_KINDS.
-        output: the file that is written.
-        label: column of labels; None for the kinds that need none.
-        group: column whose equal values stay on one side of each split; None = every row by itself.
-        task: auto, classification or regression.
-        layer_start: first layer for weighted-layers and lstm; None = as `--layers` says, else the first encoder
-            layer.
-        layer_pool: mean or cls, the vector of a layer for the kinds that take such vectors.
-        project: width of a learned projection after mean and cls; None = none.
-        hidden_size: width inside: of attention's network, of the LSTM's state; None = the kind's own.
-        heads: of multihead-attention; None = 8, or fewer if 8 does not divide the dimensions.
-        epochs: most epochs.
-        lr: learning rate of AdamW.
-        batch_size: rows per step.
-        class_weight: balanced or none.
-        validation: share of the rows for early stopping.
-        test: share of the rows for the final score.
-        patience: epochs without a lower validation loss before training stops.
-        states: float16 or float32, precision of token states on disk.
-        seed: of the split, the first weights and the order of rows.
-        overwrite: replace an existing file.
-    """
-
-    pooler: str
+    pooler: str  # one of POOLER_KINDS
     output: str
-    label: str | None = None
-    group: str | None = None
-    task: str = "auto"
-    layer_start: int | None = None
-    layer_pool: str = "mean"
-    project: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    epochs: int = 30
-    lr: float = 1e-3
-    batch_size: int = 32
-    class_weight: str = "none"
-    validation: float = 0.15
-    test: float = 0.15
-    patience: int = 4
-    states: str = "float16"
-    seed: int = 0
+    label: str | None = None  # column; None for the kinds that need none
+    group: str | None = None  # column; rows of one value stay on one side of each split
+    task: str = "auto"  # auto, classification or regression
+    layer_start: int | None = None  # of OVER_LAYERS; None: as --layers says, else the first encoder layer
+    layer_pool: str = "mean"  # mean or cls, for WITH_LAYER_POOL
+    project: int | None = None  # width of a learned projection after mean or cls
+    hidden_size: int | None = None  # of attention's network or of the LSTM's state; None: the kind's own
+    heads: int | None = None  # of multihead-attention; None: 8, or fewer if 8 does not divide the dimensions
+    epochs: int = 30  # at most
+    lr: float = 1e-3  # of AdamW
+    batch_size: int = 32  # rows per step
+    class_weight: str = "none"  # balanced or none
+    validation: float = 0.15  # share of the rows, for early stopping
+    test: float = 0.15  # share of the rows, for the final score
+    patience: int = 4  # epochs without a lower validation loss before training stops
+    states: str = "float16"  # float16 or float32, of token states on disk
+    seed: int = 0  # of the split, the first weights and the order of rows
     overwrite: bool = False
 
     @property

@@ -16,34 +16,21 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
-    """The rows that are read, and their columns.
+    """The rows that are read, and their columns."""
 
-    Attributes:
-        inputs: files, globs, folders, or `-` for stdin, as the user typed them.
-        format: one of FORMATS; `auto` goes by the file's name.
-        text_columns: columns that form the text; () = `text`, else the first of the usual names.
-        template: such as `"{title}. {body}"`; None = the text columns joined by a newline.
-        id_column: None = `id` if it exists, else the row number.
-        keep: columns that are copied to the output.
-        limit: most rows to read; None = all.
-        delimiter: of csv and tsv; None = a comma and a tab. The word `tab` is accepted.
-        quoting: of csv and tsv. double: cells are quoted, and a quote in such a cell is doubled; none: quotes are
-            letters; auto: as double, but a row whose quotes are more likely letters is a fault.
-        max_expansion: largest ratio of a file's decompressed size to its size.
-        max_decompressed_gb: largest decompressed size in GB (10^9 bytes).
-    """
-
-    inputs: tuple[str, ...]
-    format: str = "auto"
-    text_columns: tuple[str, ...] = ()
-    template: str | None = None
-    id_column: str | None = None
-    keep: tuple[str, ...] = ()
-    limit: int | None = None
-    delimiter: str | None = None
+    inputs: tuple[str, ...]  # files, globs, folders, or - for stdin, as typed
+    format: str = "auto"  # one of FORMATS; auto goes by the file's name
+    text_columns: tuple[str, ...] = ()  # (): `text`, else the first of the usual names
+    template: str | None = None  # such as "{title}. {body}"; None: the text columns joined by a newline
+    id_column: str | None = None  # None: `id` if it exists, else the row number
+    keep: tuple[str, ...] = ()  # columns that are copied to the output
+    limit: int | None = None  # most rows to read
+    delimiter: str | None = None  # of csv and tsv; may be the word `tab`; None: a comma and a tab
+    #: Of csv and tsv. double: cells are quoted, and a quote in such a cell is doubled; none: quotes are
+    #: letters; auto: as double, but a row whose quotes are more likely letters is a fault.
     quoting: str = "auto"
-    max_expansion: int = 1000
-    max_decompressed_gb: int = 1000
+    max_expansion: int = 1000  # largest ratio of a file's decompressed size to its size
+    max_decompressed_gb: int = 1000  # of 10^9 bytes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))  # without duplicates

@@ -14,25 +14,15 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The model, and how it is loaded.
+    """The model, and how it is loaded."""
 
-    Attributes:
-        model: a folder, an alias or a hub id.
-        revision: branch, tag or commit on the hub; None = its default branch.
-        offline: open no socket; use only folders, installed packages and the cache.
-        trust_remote_code: run the model's own code; needs a commit as revision.
-        lowercase: auto, yes or no.
-        device: auto, cpu, cuda, cuda:N or mps; for a comma list, one process each.
-        dtype: one of DTYPES; auto = fp32 on a CPU, bf16 on a GPU that supports it.
-    """
-
-    model: str = "minilm"
-    revision: str | None = None
-    offline: bool = False
-    trust_remote_code: bool = False
-    lowercase: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
+    model: str = "minilm"  # a folder, an alias or a hub id
+    revision: str | None = None  # branch, tag or commit on the hub; None: its default branch
+    offline: bool = False  # open no socket
+    trust_remote_code: bool = False  # run the model's own code; needs a commit as revision
+    lowercase: str = "auto"  # auto, yes or no
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; for a comma list, one process each
+    dtype: str = "auto"  # one of DTYPES; auto: fp32 on a CPU, bf16 on a GPU that supports it
 
     def __post_init__(self) -> None:
         one_of("--lowercase", self.lowercase, ("auto", "yes", "no"))
@@ -57,15 +47,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """Limits of a batch. They change the speed, not the numbers.
+    """Limits of a batch. They change the speed, not the numbers."""
 
-    Attributes:
-        batch_tokens: tokens in a batch; None = chosen for the device.
-        batch_size: most texts in a batch; None = as many as the tokens allow.
-    """
-
-    batch_tokens: int | None = None
-    batch_size: int | None = None
+    batch_tokens: int | None = None  # None: chosen for the device
+    batch_size: int | None = None  # most texts; None: as many as the tokens allow
 
     def __post_init__(self) -> None:
         at_least("--batch-tokens", self.batch_tokens, 1)

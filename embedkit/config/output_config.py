@@ -14,23 +14,14 @@ OUTPUT_FORMATS = ("parquet", "npy", "jsonl", "arrow")
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """The output, and what to do with existing outputs and faulty rows.
+    """The output, and what to do with existing outputs and faulty rows."""
 
-    Attributes:
-        output: a file, a folder, or `-` for JSON Lines on stdout.
-        format: one of OUTPUT_FORMATS.
-        shard_rows: most rows in a shard; None = chosen for the device.
-        on_exists: error, resume or overwrite.
-        on_bad_row: fail, null or skip.
-        verify: on resume, check committed shards against their recorded hashes.
-    """
-
-    output: str
-    format: str
-    shard_rows: int | None = None
-    on_exists: str = "error"
-    on_bad_row: str = "fail"
-    verify: bool = False
+    output: str  # a file, a folder, or - for JSON Lines on stdout
+    format: str  # one of OUTPUT_FORMATS
+    shard_rows: int | None = None  # at most; None: chosen by the width of the vectors
+    on_exists: str = "error"  # error, resume or overwrite
+    on_bad_row: str = "fail"  # fail, null or skip
+    verify: bool = False  # on resume, check committed shards against their recorded hashes
 
     def __post_init__(self) -> None:
         one_of("--output-format", self.format, OUTPUT_FORMATS)
@@ -56,25 +47,15 @@ class OutputConfig:
 
 @dataclass(frozen=True, slots=True)
 class ShareConfig:
-    """This process's part of the work. Not part of the plan.
+    """This process's part of the work. Not part of the plan."""
 
-    Attributes:
-        rank: this process's number, from 0.
-        world_size: number of processes on all machines, local workers not counted.
-        workers: local processes to start; None = one per device.
-        place: its number among the processes of its machine, which selects its GPU; None = it is alone there.
-        source: variables of the environment that decided the rank; empty if the options did.
-        on_device: processes of this run that share its device.
-        note: notice about variables of the environment that were ignored.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    workers: int | None = None
-    place: int | None = None
-    source: str = ""
-    on_device: int = 1
-    note: str = ""
+    rank: int = 0  # this process's number, from 0
+    world_size: int = 1  # processes on all machines, local workers not counted
+    workers: int | None = None  # local processes to start; None: one per device
+    place: int | None = None  # number on its machine, which selects its GPU; None: it is alone there
+    source: str = ""  # variables of the environment that decided the rank
+    on_device: int = 1  # processes of this run that share its device
+    note: str = ""  # notice about variables of the environment that were ignored
 
     def __post_init__(self) -> None:
         at_least("--num-shards", self.world_size, 1)

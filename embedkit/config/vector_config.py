@@ -19,23 +19,14 @@ SPAN_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "lasttoken")
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """How a text becomes tokens.
+    """How a text becomes tokens."""
 
-    Attributes:
-        max_length: most tokens of a text, special tokens included; None = the model's limit.
-        on_long: truncate, chunk or error, for texts with more tokens.
-        stride: tokens that a window shares with the one before it; None = 0. Only with chunk.
-        chunk_pool: one of CHUNK_POOLINGS, which combines the vectors of the windows; None = mean.
-        prompt: put before each text; None = the model's default prompt, if it ships one.
-        prompt_name: a name among the prompts that the model ships.
-    """
-
-    max_length: int | None = None
-    on_long: str = "truncate"
-    stride: int | None = None
-    chunk_pool: str | None = None
-    prompt: str | None = None
-    prompt_name: str | None = None
+    max_length: int | None = None  # tokens of a text, special ones included; None: the model's limit
+    on_long: str = "truncate"  # truncate, chunk or error
+    stride: int | None = None  # tokens that a window shares with the one before; None: 0
+    chunk_pool: str | None = None  # one of CHUNK_POOLINGS, for the vectors of windows; None: mean
+    prompt: str | None = None  # put before each text; None: the model's default prompt, if it ships one
+    prompt_name: str | None = None  # of a prompt that the model ships
 
     def __post_init__(self) -> None:
         one_of("--on-long", self.on_long, ("truncate", "chunk", "error"))
@@ -55,27 +46,16 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
-    """How hidden states become vectors.
+    """How hidden states become vectors."""
 
-    Attributes:
-        layers: such as `-1`, `-4:`, `9:13`, `all`; resolved once the model is known.
-        layer_agg: one of LAYER_AGGREGATIONS.
-        pool: a name, or a comma list of names.
-        exclude_special: leave the tokenizer's special tokens out of the pooling.
-        normalize: scale to length 1; None = as a shipped recipe says under `auto`, else not.
-        truncate_dim: keep the first dimensions; None = all.
-        precision: one of PRECISIONS.
-        with_head: add the scores of the classifier trained with the pooler.
-    """
-
-    layers: str = "-1"
-    layer_agg: str = "concat"
-    pool: str = "auto"
-    exclude_special: bool = False
-    normalize: bool | None = None
-    truncate_dim: int | None = None
-    precision: str = "float32"
-    with_head: bool = False
+    layers: str = "-1"  # such as -1, -4:, 9:13, all; resolved once the model is known
+    layer_agg: str = "concat"  # one of LAYER_AGGREGATIONS
+    pool: str = "auto"  # a name, or a comma list of names
+    exclude_special: bool = False  # leave the tokenizer's special tokens out of the pooling
+    normalize: bool | None = None  # scale to length 1; None: as a shipped recipe says under `auto`, else not
+    truncate_dim: int | None = None  # keep the first dimensions
+    precision: str = "float32"  # one of PRECISIONS
+    with_head: bool = False  # add the scores of the classifier trained with the pooler
 
     def __post_init__(self) -> None:
         parse_layers(self.layers)
@@ -94,19 +74,12 @@ class PoolingConfig:
 
 @dataclass(frozen=True, slots=True)
 class UnitConfig:
-    """The unit of a vector.
+    """The unit of a vector."""
 
-    Attributes:
-        level: one of LEVELS; spans, if given, are a level of their own.
-        subtoken_pooling: one of SUBTOKEN_POOLINGS, for words; None = mean.
-        spans: a file of character ranges, by id.
-        spans_column: a column of them.
-    """
-
-    level: str = "text"
-    subtoken_pooling: str | None = None
-    spans: str | None = None
-    spans_column: str | None = None
+    level: str = "text"  # one of LEVELS; spans are a level of their own
+    subtoken_pooling: str | None = None  # one of SUBTOKEN_POOLINGS, for words; None: mean
+    spans: str | None = None  # a file of character ranges, by id
+    spans_column: str | None = None  # a column of them
 
     def __post_init__(self) -> None:
         one_of("--level", self.level, LEVELS)
@@ -137,17 +110,11 @@ class UnitConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """How rows become one vector per group.
+    """How rows become one vector per group."""
 
-    Attributes:
-        by: columns whose values form a group, the finest first: each groups the groups of the one before.
-        pool: one of GROUP_POOLINGS.
-        order_by: column that decides which row is the last.
-    """
-
-    by: tuple[str, ...] = ()
-    pool: str | None = None
-    order_by: str | None = None
+    by: tuple[str, ...] = ()  # columns, the finest first: each groups the groups of the one before
+    pool: str | None = None  # one of GROUP_POOLINGS; None: mean
+    order_by: str | None = None  # column that decides which row is the last
 
     def __post_init__(self) -> None:
         one_of("--group-pool", self.pool or "mean", GROUP_POOLINGS)

@@ -22,30 +22,25 @@ if TYPE_CHECKING:  # the command line imports this before anything that takes ti
     from embedkit.types import DeviceStats
 
 
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """The work of a run when its model starts to run."""
+
+    device: str
+    dtype: str
+    rows: int | None = None  # of this process's part of the input; None for a stream
+    done: int = 0  # of these, rows that a former run committed
+    characters: Mapping[int, int] | None = None  # of the shards that are left, by number; None if not counted
+
+
 class Callbacks(Protocol):
     """Reports the progress of a run. Called from the thread that computes or from the one that writes."""
 
     def notice(self, sentence: str) -> None:
         """Something that the user should know before using the numbers."""
 
-    def started(
-        self,
-        *,
-        rows: int | None,
-        done: int,
-        device: str,
-        dtype: str,
-        characters: Mapping[int, int] | None = None,
-    ) -> None:
-        """The model starts to run.
-
-        Args:
-            rows: of this process's part of the input; None for a stream.
-            done: rows of these that a former run committed.
-            device: where the model runs.
-            dtype: what it computes in.
-            characters: of the shards that are left, by number; None if they were not counted.
-        """
+    def started(self, start: RunStart) -> None:
+        """The model starts to run."""
 
     def tokenized(self, shard: int, tokens: int) -> None:
         """A shard was tokenized: the number of its tokens that will go through the model."""
@@ -62,55 +57,33 @@ class Callbacks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:
-    """What every engine is made from.
-
-    Attributes:
-        config: what the user asked for.
-        spec: the model, found; can be pickled.
-        table: the input, open in this process.
-        callbacks: reports progress.
-        stop: set from outside to end the run between two batches.
-        workers: processes to compute with.
-    """
+    """What every engine is made from."""
 
     config: RunConfig
-    spec: ModelSpec
-    table: Table
+    spec: ModelSpec  # can be pickled
+    table: Table  # open in this process
     callbacks: Callbacks
-    stop: threading.Event
-    workers: int = 1
+    stop: threading.Event  # set from outside to end the run between two batches
+    workers: int = 1  # processes to compute with
 
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """Shards of a plan that an engine is to compute.
+    """Shards of a plan that an engine is to compute."""
 
-    Attributes:
-        plan: of the run; it is stored at the destination already.
-        destination: where shards are committed.
-        done: records of the shards that are committed already, by number.
-        shards: numbers of the shards to compute, ascending, possibly known only one at a time; None = all of a
-            stream.
-    """
-
-    plan: Plan
+    plan: Plan  # stored at the destination already
     destination: Destination
-    done: Mapping[int, ShardRecord]
-    shards: Iterable[int] | None
+    done: Mapping[int, ShardRecord]  # shards that are committed already, by number
+    shards: Iterable[int] | None  # ascending, possibly known one at a time; None: all of a stream
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """What an engine has computed so far.
+    """What an engine has computed so far."""
 
-    Attributes:
-        rows, tokens: that went through the model.
-        device: how the device was used; None if it is not measured.
-    """
-
-    rows: int = 0
+    rows: int = 0  # that went through the model
     tokens: int = 0
-    device: DeviceStats | None = None
+    device: DeviceStats | None = None  # None if not measured
 
 
 class Engine(Protocol):

@@ -14,11 +14,11 @@ from typing import Any
 
 from embedkit.config import RunConfig, ShareConfig
 from embedkit.engines.accounting import account_for_rows
-from embedkit.engines.base import Callbacks, Engine, EngineSetup, ShardJob
+from embedkit.engines.base import Callbacks, Engine, EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import check_inputs_are_safe, non_finite_notes, plan_input, table_of
 from embedkit.engines.ranks import shards_of
-from embedkit.engines.summary import Summary, of_model, summary_of_finished
+from embedkit.engines.summary import Summary, summarize, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
@@ -71,7 +71,7 @@ def encode_rows(
     part = None if sharding.shards is None else shards_of(share, sharding.shards)
     if share.rank and not part:
         # Other ranks may already have finished: existing output is not an error here.
-        return _partial_summary(config, Totals.of((), sharding.rows), time.monotonic() - began)
+        return summarize(config, _NO_MODEL, Totals.of((), sharding.rows), began, complete=False)
     rows = "rows as they come" if sharding.rows is None else f"{sharding.rows:,} rows"
     callbacks.notice(f"{rows}; loading the model {as_text(spec.folder.name)}")
     workers = 1 if part is None else max(1, min(config.workers, len(part)))
@@ -94,13 +94,13 @@ def encode_rows(
         try:
             if destination.is_complete(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
                 callbacks.notice(f"{config.output.output} is whole already: made by this recipe from this input")
-                return summary_of_finished(config, model, time.monotonic() - began)
+                return summary_of_finished(config, model, began)
             if not stored:
                 plan = _adopted(destination.begin(plan), plan)
             return _PlannedRun(setup, model, plan, part, destination, began).carry_out(engine)
         except AlreadyCompleted:
             callbacks.notice(f"another process has made {config.output.output} whole meanwhile")
-            return summary_of_finished(config, model, time.monotonic() - began)
+            return summary_of_finished(config, model, began)
 
 
 def plan_rows(
@@ -116,23 +116,14 @@ def plan_rows(
 
 @dataclass(frozen=True, slots=True)
 class _PlannedRun:
-    """A run whose plan is stored.
-
-    Attributes:
-        setup: of the engine.
-        model: facts of the loaded model.
-        plan: of the run.
-        part: shards of this process; None for a stream.
-        destination: where shards are committed.
-        began: time at the start of the run.
-    """
+    """A run whose plan is stored."""
 
     setup: EngineSetup
     model: ModelFacts
     plan: Plan
-    part: range | None
+    part: range | None  # shards of this process; None for a stream
     destination: Destination
-    began: float
+    began: float  # time at the start of the run
 
     def carry_out(self, engine: Engine) -> Summary:
         """Has the shards of this part computed, and completes the output if no other is left."""
@@ -141,9 +132,7 @@ class _PlannedRun:
         done = destination.committed()
         left = None if self.part is None else [index for index in self.part if index not in done]
         computing = time.monotonic()
-        callbacks.started(
-            **_remaining(sharding, self.part, done), device=self.model.device, dtype=self.model.recipe["dtype"]
-        )
+        callbacks.started(_start(self.model, sharding, self.part, done))
         try:
             records = engine.run(ShardJob(self.plan, destination, done, left))
         except Stopped:
@@ -171,8 +160,8 @@ class _PlannedRun:
                     f"{sharding.shards - len(records)} shards are gone that were committed",
                     hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
                 )
-            now = time.monotonic()
-            return _partial_summary(config, totals, now - self.began, self.model, now - computing, **computed)
+            computed["encoding_seconds"] = time.monotonic() - computing
+            return summarize(config, self.model, totals, self.began, **computed, complete=False)
         account_for_rows(in_order, self.plan)
         if (totals.unknown_share or 0) > _MANY_UNKNOWN:
             callbacks.notice(
@@ -183,14 +172,8 @@ class _PlannedRun:
         destination.finish(sink, Manifest.of(self.plan, in_order, totals))
         for sentence in destination.notices:
             callbacks.notice(sentence)
-        ended = time.monotonic()
-        return Summary(
-            **of_model(config, self.model),
-            **totals.to_json(),
-            **computed,
-            seconds=ended - self.began,
-            encoding_seconds=ended - computing,
-        )
+        computed["encoding_seconds"] = time.monotonic() - computing
+        return summarize(config, self.model, totals, self.began, **computed)
 
 
 def _open_input(config: RunConfig) -> tuple[Table, SpanBook | None]:
@@ -229,18 +212,19 @@ def _report_notes(config: RunConfig, table: Table, callbacks: Callbacks) -> None
         callbacks.notice(sentence)
 
 
-def _remaining(sharding: Sharding, part: range | None, done: Mapping[int, Any]) -> dict[str, Any]:
-    """Returns the arguments of Callbacks.started that follow from the plan."""
-    ranges = sharding.ranges
+def _start(model: ModelFacts, sharding: Sharding, part: range | None, done: Mapping[int, Any]) -> RunStart:
+    ranges, dtype = sharding.ranges, model.recipe["dtype"]
     if ranges is None or part is None:
-        return {"rows": None, "done": 0}
+        return RunStart(model.device, dtype)
     rows = {index: stop - start for index, (start, stop) in ranges.items() if index in part}
     characters = sharding.characters
-    return {
-        "rows": sum(rows.values()),
-        "done": sum(count for index, count in rows.items() if index in done),
-        "characters": characters and {index: characters[index] for index in rows if index not in done},
-    }
+    return RunStart(
+        model.device,
+        dtype,
+        rows=sum(rows.values()),
+        done=sum(count for index, count in rows.items() if index in done),
+        characters=None if characters is None else {n: characters[n] for n in rows if n not in done},
+    )
 
 
 def _adopted(stored: Plan, plan: Plan) -> Plan:
@@ -253,23 +237,4 @@ def _adopted(stored: Plan, plan: Plan) -> Plan:
         source=stored.source,
         int8_ranges=stored.int8_ranges,
         batch_tokens=plan.batch_tokens if stored.batch_tokens is None else stored.batch_tokens,
-    )
-
-
-def _partial_summary(
-    config: RunConfig,
-    totals: Totals,
-    seconds: float,
-    model: ModelFacts = _NO_MODEL,
-    encoding_seconds: float = 0.0,
-    **computed: Any,
-) -> Summary:
-    """Returns the summary of a rank that does not complete the output; totals are over the committed shards."""
-    return Summary(
-        **of_model(config, model),
-        **totals.to_json(),
-        seconds=seconds,
-        encoding_seconds=encoding_seconds,
-        **{"computed_rows": 0, "computed_tokens": 0, **computed},
-        complete=False,
     )

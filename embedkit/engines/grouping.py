@@ -91,7 +91,7 @@ def encode_groups(
             for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
                 callbacks.notice(sentence)
             model = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
-            return summary_of_finished(config, model, time.monotonic() - began)
+            return summary_of_finished(config, model, began)
     summary = encode_rows(of_rows, callbacks, stop, spec_of_rows)
     plan = _plan_of_groups(config, read_versioned(Plan, rows / PLAN), normalize=spec.normalize)
     return _GroupWriter(config, rows, plan, callbacks).write(summary)

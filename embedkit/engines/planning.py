@@ -1,16 +1,18 @@
-"""Plans a run: opens and checks the input, and cuts it into shards. Imports no torch."""
+"""Opens and checks the input of a run, cuts it into shards, and reads these. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.accounting import unreadable_rows
-from embedkit.errors import UsageError
+from embedkit.errors import InputError, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, rough_width
+from embedkit.inference.pipeline import ReadShard
 from embedkit.manifest.schema import InputFacts, InputFile, Plan, Sharding
 from embedkit.manifest.shards import SHARD_CHARACTERS, ShardCutter, default_shard_characters, default_shard_rows
 from embedkit.output.formats.layout import RECEIPT
@@ -18,9 +20,10 @@ from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.values import fits_parquet
 from embedkit.output.rejects import rejects_path
 from embedkit.pooling.units import COLUMNS
-from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, open_table
+from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, Wanted, every, open_table
 from embedkit.sources.locate import check_not_read, unreadable
 from embedkit.storage.filesystem import seems_folder, sha256_of_file
+from embedkit.types import Fault, Record
 
 #: In English, for most vocabularies; used to estimate the remaining time only.
 _CHARACTERS_A_TOKEN = 4
@@ -195,6 +198,80 @@ def _kept_type(found: str, config: RunConfig) -> str:
     if config.output.format in {"parquet", "npy"} and not fits_parquet(found):
         return "json"
     return found
+
+
+def read_shards(
+    table: Table, sharding: Sharding, on_bad_row: str, wanted: Iterable[int] | None = None
+) -> Iterator[ReadShard]:
+    """Reads the rows of a table as shards.
+
+    Args:
+        table: the rows; read no further than the last wanted shard.
+        sharding: where the rows are cut; a stream is cut while it is read.
+        on_bad_row: fail, null or skip.
+        wanted: numbers of the wanted shards, ascending; None = all. Asked for the next one when one has been read.
+
+    Raises:
+        InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
+    """
+    cutter = ShardCutter(sharding.shard_rows, sharding.shard_characters)
+    starts = None if sharding.starts is None else set(sharding.starts)
+    numbers = iter(itertools.count() if wanted is None else wanted)
+    next_wanted = next(numbers, None)
+    if next_wanted is None:
+        return
+    index, start, row = -1, 0, 0
+    records: list[Record] = []
+    faults: list[Fault] = []
+    rows = table.records(_wanted_rows(sharding, lambda: next_wanted))
+    for row, item in enumerate(rows):
+        text = item.text if isinstance(item, Record) else None
+        opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
+        if opens:
+            if index == next_wanted:
+                yield ReadShard(index, start, row, records, faults)
+                next_wanted = next(numbers, None)
+                if next_wanted is None:
+                    return
+            index, start, records, faults = index + 1, row, [], []
+        if index == next_wanted:
+            kept = _kept(item, on_bad_row, len(table.columns.keep), faults)
+            records += [kept] if kept else []
+    found = row + 1 if index >= 0 else 0
+    if sharding.rows is not None and found != sharding.rows:
+        raise InputError(
+            f"the input has {found} rows now and had {sharding.rows} when the run was planned",
+            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
+        )
+    if index == next_wanted:
+        yield ReadShard(index, start, row + 1, records, faults)
+
+
+def _wanted_rows(sharding: Sharding, next_wanted: Callable[[], int | None]) -> Wanted:
+    """Returns the check that rows are of the shard that is wanted next; rows of a stream always may be."""
+    ranges = sharding.ranges
+    if ranges is None:
+        return every
+
+    def is_wanted(first: int, stop: int) -> bool:
+        number = next_wanted()
+        if number is None:
+            return True
+        start, end = ranges[number]
+        # The row after the shard is read as well: only then is the next wanted shard known.
+        return start < stop and first <= end
+
+    return is_wanted
+
+
+def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault]) -> Record | None:
+    """Returns the record of a row, or None if it is skipped; adds a faulty row to `faults`."""
+    if isinstance(item, Record):
+        return item
+    if on_bad_row == "fail":
+        raise unreadable_rows([item], 1)
+    faults.append(item)
+    return Record(item.row, None, None, (None,) * n_keep) if on_bad_row == "null" else None
 
 
 def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[str]:

@@ -7,17 +7,16 @@ memory does not grow with the input.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from embedkit.config import RunConfig
-from embedkit.engines.accounting import unreadable_rows
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
+from embedkit.engines.planning import read_shards
 from embedkit.engines.threads import BackgroundWorker, prefetched
-from embedkit.errors import InputError, Stopped
+from embedkit.errors import Stopped
 from embedkit.inference.batching import TokenBudget
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
 from embedkit.inference.pipeline import (
@@ -28,12 +27,11 @@ from embedkit.inference.pipeline import (
     non_finite_layers,
     tokenize_shard,
 )
-from embedkit.manifest.schema import Int8Ranges, Plan, Sharding, ShardRecord
-from embedkit.manifest.shards import ShardCutter
+from embedkit.manifest.schema import Int8Ranges, Plan, ShardRecord
 from embedkit.output.formats import layout_of, make_sink
 from embedkit.pooling.postprocess import Int8Range
-from embedkit.sources import Table, Wanted, every
-from embedkit.types import EncodedShard, Fault, Record
+from embedkit.sources import Table
+from embedkit.types import EncodedShard, Record
 
 _CALIBRATION_TEXTS, _CALIBRATION_CHARACTERS = 1000, 200_000
 
@@ -132,80 +130,6 @@ def _planned_embedder(config: RunConfig, embedder: Embedder, plan: Plan) -> Embe
         return embedder
     ranges = {name: Int8Range.from_json(ends) for name, ends in plan.int8_ranges.items()}
     return replace(embedder, int8_ranges=ranges)
-
-
-def read_shards(
-    table: Table, sharding: Sharding, on_bad_row: str, wanted: Iterable[int] | None = None
-) -> Iterator[ReadShard]:
-    """Reads the rows of a table as shards.
-
-    Args:
-        table: the rows; read no further than the last wanted shard.
-        sharding: where the rows are cut; a stream is cut while it is read.
-        on_bad_row: fail, null or skip.
-        wanted: numbers of the wanted shards, ascending; None = all. Asked for the next one when one has been read.
-
-    Raises:
-        InputError: a row cannot be read and `on_bad_row` is fail, or there are not as many rows as planned.
-    """
-    cutter = ShardCutter(sharding.shard_rows, sharding.shard_characters)
-    starts = None if sharding.starts is None else set(sharding.starts)
-    numbers = iter(itertools.count() if wanted is None else wanted)
-    next_wanted = next(numbers, None)
-    if next_wanted is None:
-        return
-    index, start, row = -1, 0, 0
-    records: list[Record] = []
-    faults: list[Fault] = []
-    rows = table.records(_wanted_rows(sharding, lambda: next_wanted))
-    for row, item in enumerate(rows):
-        text = item.text if isinstance(item, Record) else None
-        opens = cutter.opens_shard(len(text or "")) if starts is None else row in starts
-        if opens:
-            if index == next_wanted:
-                yield ReadShard(index, start, row, records, faults)
-                next_wanted = next(numbers, None)
-                if next_wanted is None:
-                    return
-            index, start, records, faults = index + 1, row, [], []
-        if index == next_wanted:
-            kept = _kept(item, on_bad_row, len(table.columns.keep), faults)
-            records += [kept] if kept else []
-    found = row + 1 if index >= 0 else 0
-    if sharding.rows is not None and found != sharding.rows:
-        raise InputError(
-            f"the input has {found} rows now and had {sharding.rows} when the run was planned",
-            hint="keep the input as it is while embedkit reads it; start again with --on-exists overwrite",
-        )
-    if index == next_wanted:
-        yield ReadShard(index, start, row + 1, records, faults)
-
-
-def _wanted_rows(sharding: Sharding, next_wanted: Callable[[], int | None]) -> Wanted:
-    """Returns the check whether rows are of the shard that is wanted next; rows of a stream always may be."""
-    ranges = sharding.ranges
-    if ranges is None:
-        return every
-
-    def is_wanted(first: int, stop: int) -> bool:
-        number = next_wanted()
-        if number is None:
-            return True
-        start, end = ranges[number]
-        # The row after the shard is read as well: only then is the next wanted shard known.
-        return start < stop and first <= end
-
-    return is_wanted
-
-
-def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault]) -> Record | None:
-    """Returns the record of a row, or None if it is skipped; adds a faulty row to `faults`."""
-    if isinstance(item, Record):
-        return item
-    if on_bad_row == "fail":
-        raise unreadable_rows([item], 1)
-    faults.append(item)
-    return Record(item.row, None, None, (None,) * n_keep) if on_bad_row == "null" else None
 
 
 def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,90 +11,61 @@ from embedkit.types import DeviceStats
 
 if TYPE_CHECKING:
     from embedkit.inference.build import ModelFacts
+    from embedkit.manifest.schema import Totals
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of the whole output; seconds and `computed_*` of this process.
+    """Counts of the whole output; seconds and `computed_*` of this process."""
 
-    Attributes:
-        path: of the output; `-` for stdout.
-        input_rows: rows of the input.
-        rows: rows of the output; fewer than `input_rows` if faulty ones were skipped.
-        vectors: rows that have one.
-        statuses: status → texts.
-        rejects: rows listed as rejects.
-        n_tokens: tokens of all texts before any cut.
-        n_used: of these, tokens that went through the model.
-        n_content: of n_tokens, those that are not special.
-        n_unknown: of n_content, those that the vocabulary has no entry for; None if it covers every character.
-        unknown_share: n_unknown / n_content, 0 to 1.
-        dims: dimensions of each variant.
-        max_length: most tokens of a text.
-        recipe: all that decided the numbers.
-        fingerprint: SHA-256 of the recipe.
-        seconds: from start to end.
-        encoding_seconds: of these, since the model was loaded.
-        computed_rows: rows computed now; the others are from a former run.
-        computed_tokens: tokens of these.
-        device: where it ran.
-        device_use: how that was used; None if not measured, as on a CPU.
-        device_waiting: share of the time that it waited between batches, 0 to 1; None likewise.
-        rank, world_size: this process's number, and how many processes share the run.
-        complete: True if the output is complete; else shards of other ranks are missing.
-    """
-
-    path: str
+    path: str  # of the output; - for stdout
     input_rows: int
-    rows: int
-    vectors: int
-    statuses: dict[str, int]
-    rejects: int
-    n_tokens: int
-    n_used: int
-    n_content: int
-    n_unknown: int | None
-    unknown_share: float | None
-    dims: dict[str, int]
-    max_length: int
-    recipe: dict[str, Any]
-    fingerprint: str
-    seconds: float
-    encoding_seconds: float
-    computed_rows: int
-    computed_tokens: int
+    rows: int  # of the output; fewer than `input_rows` if faulty ones were skipped
+    vectors: int  # rows that have one
+    statuses: dict[str, int]  # status → texts
+    rejects: int  # rows listed as rejects
+    n_tokens: int  # of all texts, before any cut
+    n_used: int  # of these, those that went through the model
+    n_content: int  # of n_tokens, those that are not special
+    n_unknown: int | None  # of n_content, those that the vocabulary lacks; None if it covers every character
+    unknown_share: float | None  # n_unknown / n_content, 0 to 1
+    dims: dict[str, int]  # of each variant
+    max_length: int  # most tokens of a text
+    recipe: dict[str, Any]  # all that decided the numbers
+    fingerprint: str  # SHA-256 of the recipe
+    seconds: float  # from start to end
+    encoding_seconds: float = 0.0  # of these, since the model was loaded
+    computed_rows: int = 0  # now; the others are from a former run
+    computed_tokens: int = 0  # of these rows
     device: str = ""
-    device_use: DeviceStats | None = None
-    device_waiting: float | None = None
+    device_use: DeviceStats | None = None  # None if not measured, as on a CPU
+    device_waiting: float | None = None  # share of the time that it waited between batches, 0 to 1
     rank: int = 0
     world_size: int = 1
-    complete: bool = True
+    complete: bool = True  # else shards of other ranks are missing
 
 
-def of_model(config: RunConfig, model: ModelFacts) -> dict[str, Any]:
-    """Returns the part of a summary that does not depend on the run's result."""
-    return {
-        "path": config.output.output,
-        "dims": {variant.name: variant.dims for variant in model.variants},
-        "max_length": model.max_length,
-        "recipe": dict(model.recipe),
-        "fingerprint": model.fingerprint,
-        "device": model.device,
-        "rank": config.share.rank,
-        "world_size": config.share.world_size,
-    }
+def summarize(config: RunConfig, model: ModelFacts, totals: Totals, began: float, **computed: Any) -> Summary:
+    """Returns the summary of a run that began at a time of the monotonic clock."""
+    return Summary(
+        path=config.output.output,
+        **totals.to_json(),
+        dims={variant.name: variant.dims for variant in model.variants},
+        max_length=model.max_length,
+        recipe=dict(model.recipe),
+        fingerprint=model.fingerprint,
+        seconds=time.monotonic() - began,
+        device=model.device,
+        rank=config.share.rank,
+        world_size=config.share.world_size,
+        **computed,
+    )
 
 
-def summary_of_finished(config: RunConfig, model: ModelFacts, seconds: float) -> Summary:
+def summary_of_finished(config: RunConfig, model: ModelFacts, began: float) -> Summary:
     """Returns the summary of an output that a former run, or another process, has finished, by its files."""
     from embedkit.output.inspect import inspect_output
 
     totals = inspect_output(config.output.output).totals
-    return Summary(
-        **of_model(config, model),
-        **replace(totals, input_rows=totals.rows, rejects=0, n_content=0, n_unknown=None).to_json(),
-        seconds=seconds,
-        encoding_seconds=0.0,
-        computed_rows=0,
-        computed_tokens=0,
-    )
+    totals = replace(totals, input_rows=totals.rows, rejects=0, n_content=0, n_unknown=None)
+    return summarize(config, model, totals, began)

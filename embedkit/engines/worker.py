@@ -12,14 +12,14 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from embedkit.config import RunConfig
-from embedkit.engines.base import EngineSetup, ShardJob
+from embedkit.engines.base import EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import input_facts, table_of
 from embedkit.engines.signals import install_handlers, unblock
@@ -150,15 +150,7 @@ class Line:
         """See Callbacks."""
         self.send(notice=sentence)
 
-    def started(
-        self,
-        *,
-        rows: int | None,
-        done: int,
-        device: str,
-        dtype: str,
-        characters: Mapping[int, int] | None = None,
-    ) -> None:
+    def started(self, start: RunStart) -> None:
         """See Callbacks; the pool reports it once for all workers."""
 
     def tokenized(self, shard: int, tokens: int) -> None:

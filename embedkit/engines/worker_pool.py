@@ -40,25 +40,15 @@ _RESUME = "what is committed stays; the same command with --on-exists resume goe
 
 @dataclass
 class _Worker:
-    """A worker process and its state.
+    """A worker process and its state."""
 
-    Attributes:
-        name: in error messages.
-        process: of the worker.
-        link: to it.
-        facts: of its model; None while it is loading.
-        shards: given to it and not committed, the oldest first.
-        use: how its device was used so far; None if it is not measured.
-        ended: True once it has finished.
-    """
-
-    name: str
+    name: str  # in error messages
     process: BaseProcess
-    link: Connection
-    facts: ModelFacts | None = None
-    shards: deque[int] = field(default_factory=deque)
-    use: DeviceStats | None = None
-    ended: bool = False
+    link: Connection  # to the process
+    facts: ModelFacts | None = None  # None while it is loading the model
+    shards: deque[int] = field(default_factory=deque)  # given to it and not committed, the oldest first
+    use: DeviceStats | None = None  # None if not measured
+    ended: bool = False  # True once it has finished
 
     def send(self, order: str | int | None) -> None:
         """Sends an order."""

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import planned_kept_types
+from embedkit.engines.planning import planned_kept_types, read_shards
 from embedkit.estimate.counts import InputCounts
 from embedkit.estimate.disk_size import DiskSize
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.pipeline import ReadShard, ShardSettings, finish_shard, tokenize_shard
 from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
 from embedkit.manifest.recipe import canonical_json
+from embedkit.manifest.schema import Sharding
 from embedkit.manifest.shards import ShardCutter
 from embedkit.output.formats import Layout
 from embedkit.sources import Table
 from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS
-from embedkit.types import Fault, RawVectors, Record, Variant
+from embedkit.types import Fault, RawVectors, Variant
 
 #: As long as a SHA-256.
 _HASH = "0" * 64
@@ -80,8 +79,10 @@ class InputScan:
         )
 
     def read_all(self, cutter: ShardCutter) -> None:
-        """Reads the table to its end, a shard at a time."""
-        for read in _shards(self._table, cutter, self._config):
+        """Reads the table to its end, in shards as `encode` cuts them; unreadable rows are counted, not raised."""
+        sharding = Sharding(cutter.shard_rows, cutter.shard_characters, None, None, None)
+        on_bad_row = "null" if self._config.output.on_bad_row == "null" else "skip"
+        for read in read_shards(self._table, sharding, on_bad_row):
             self._add(read)
 
     def _add(self, read: ReadShard) -> None:
@@ -116,23 +117,3 @@ class InputScan:
             special = texts.tokens.prefix + texts.tokens.suffix if self._config.pooling.exclude_special else 0
             n_vectors = int((texts.tokens.lengths - special).sum())
         self.disk.add(finished, n_vectors)
-
-
-def _shards(table: Table, cutter: ShardCutter, config: RunConfig) -> Iterator[ReadShard]:
-    """Yields the table's rows by shards, cut as `encode` cuts them; unreadable rows are counted, not raised."""
-    kept_as_null = config.output.on_bad_row == "null"
-    start = row = 0
-    records: list[Record] = []
-    faults: list[Fault] = []
-    for row, item in enumerate(table.records()):
-        text = item.text if isinstance(item, Record) else None
-        if cutter.opens_shard(len(text or "")) and row:
-            yield ReadShard(len(cutter.starts) - 2, start, row, records, faults)
-            start, records, faults = row, [], []
-        if isinstance(item, Record):
-            records.append(item)
-        else:
-            faults.append(item)
-            records += [Record(item.row, None, None, (None,) * len(table.columns.keep))] if kept_as_null else []
-    if cutter.rows:
-        yield ReadShard(len(cutter.starts) - 1, start, cutter.rows, records, faults)

@@ -43,31 +43,19 @@ _ONE_THREAD = (
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known once a model is loaded, in plain values: it may have been loaded in another process.
+    """What is known once a model is loaded, in plain values: it may have been loaded in another process."""
 
-    Attributes:
-        recipe: all that decides the numbers.
-        fingerprint: SHA-256 of the recipe.
-        notices: what the user should know, a sentence each.
-        device: where it runs.
-        engine: the backend that computes the states: fused or lean (embedkit's own, with compiled kernels or
-            without them), or transformers. Their last bits differ, so a run keeps to one.
-        variants: columns of the output.
-        max_length: most tokens of a text.
-        source: where the model's files are from: the `name` that finds them again, and their `hub` id and
-            `revision` (a commit), None for a plain folder; and the `pool` that finds poolers again.
-        batch_tokens: tokens of a batch, if they were chosen by a GPU's memory; else None.
-    """
-
-    recipe: Json
-    fingerprint: str
-    notices: tuple[str, ...]
+    recipe: Json  # all that decides the numbers
+    fingerprint: str  # SHA-256 of the recipe
+    notices: tuple[str, ...]  # what the user should know, a sentence each
     device: str
+    #: The backend: fused or lean (our own, with compiled kernels or without), or transformers. Their last bits
+    #: differ, so a run keeps to one.
     engine: str
-    variants: tuple[Variant, ...]
-    max_length: int
-    source: ModelSource
-    batch_tokens: int | None = None
+    variants: tuple[Variant, ...]  # columns of the output
+    max_length: int  # most tokens of a text
+    source: ModelSource  # where the files are from, so that they are found again
+    batch_tokens: int | None = None  # if chosen by a GPU's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +66,12 @@ class ReadyModel:
     facts: ModelFacts
 
 
-def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> ReadyModel:
+def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> ReadyModel:
     """Loads the model and its tokenizer, pooling and transfer.
 
     Args:
         spec: the model, found.
-        plainly: let transformers' own code run as it is and collect the states; to be given one text at a time.
+        reference: compute with transformers' own code, unchanged; for one text at a time.
         processes: number of processes of this run on the device.
 
     Raises:
@@ -92,7 +80,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     """
     model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
     of_fork = _ready_after_fork(model.device)
-    if spec.folder.model_type in FAMILIES and not plainly:
+    if spec.folder.model_type in FAMILIES and not reference:
         # Compiles while torch is imported.
         build_ahead()
     from embedkit.inference.batching import TokenBudget
@@ -107,7 +95,7 @@ def build(spec: ModelSpec, *, plainly: bool = False, processes: int = 1) -> Read
     with ThreadPoolExecutor(1) as hasher:
         # Hashing the weights warms the page cache for loading them.
         hashes = hasher.submit(folder.hashes)
-        loaded = load_model(folder, model, backend="reference" if plainly else "fastest")
+        loaded = load_model(folder, model, backend="reference" if reference else "fastest")
         setup = set_up_tokenizer(
             spec, config=loaded.config, positions=loaded.max_positions, n_layers=loaded.n_layers
         )

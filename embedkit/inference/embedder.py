@@ -28,29 +28,17 @@ T = TypeVar("T", bound="EmbeddingTask")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedder(ShardSettings):
-    """Everything that turns texts into vectors, resolved for one recipe.
+    """Everything that turns texts into vectors, resolved for one recipe."""
 
-    Attributes:
-        encoder: tokens → hidden states of the requested layers.
-        pooling: hidden states → vectors of windows, or of tokens.
-        exclude_special: leave the special tokens that the tokenizer added out of the pooling.
-        budget: tokens of a batch; shrinks when memory runs out.
-        transfer: copies batches to the device and vectors back.
-        by_segments: whether packed batches are pooled in one operation; see TokenLayout.
-        batch_size: most texts in a batch; None = as many as the tokens allow.
-        chunk_pool: how the vectors of a text's windows are combined; see `combine_windows`.
-        unit_poolings: how the tokens of a word or a span become one vector; see UnitPooler.
-    """
-
-    encoder: LayerEncoder
-    pooling: PoolingSpec
-    exclude_special: bool
-    budget: TokenBudget
-    transfer: Transfer
-    by_segments: bool
-    batch_size: int | None
-    chunk_pool: str = "mean"
-    unit_poolings: tuple[str, ...] = ()
+    encoder: LayerEncoder  # tokens → hidden states of the requested layers
+    pooling: PoolingSpec  # hidden states → vectors of windows, or of tokens
+    exclude_special: bool  # leave the tokenizer's special tokens out of the pooling
+    budget: TokenBudget  # tokens of a batch
+    transfer: Transfer  # copies batches to the device and vectors back
+    by_segments: bool  # pool packed batches in one operation; see TokenLayout
+    batch_size: int | None  # most texts in a batch; None: as many as the tokens allow
+    chunk_pool: str = "mean"  # see `combine_windows`
+    unit_poolings: tuple[str, ...] = ()  # see UnitPooler
 
     @property
     def raw_variants(self) -> tuple[Variant, ...]:
@@ -86,19 +74,12 @@ def embed_all(tasks: Iterable[T], embedder: Embedder, is_ready: Callable[[], boo
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A batch before its turn.
+    """A batch before its turn."""
 
-    Attributes:
-        staged: its arrays, on their way to the device.
-        for_model: names of the arrays that the encoder takes.
-        layout: positions of its tokens.
-        units: by pooling; see UnitPooler.prepare.
-    """
-
-    staged: Any
-    for_model: tuple[str, ...]
-    layout: TokenLayout
-    units: Mapping[str, NDArray[np.int64]]
+    staged: Any  # its arrays, on their way to the device
+    for_model: tuple[str, ...]  # names of the arrays that the encoder takes
+    layout: TokenLayout  # positions of its tokens
+    units: Mapping[str, NDArray[np.int64]]  # by pooling; see UnitPooler.prepare
 
 
 class EmbeddingTask:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from embedkit.config import TextConfig, UnitConfig, VectorConfig
 from embedkit.config.poolings import parse_poolings, resolve_layers
 from embedkit.errors import UsageError
+from embedkit.models.repository.config_facts import stated_sizes
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
 from embedkit.models.repository.resolve import resolve_model
@@ -19,35 +20,20 @@ from embedkit.suggest import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model that was found, and what is asked of it; nothing is loaded yet. Can be pickled.
+    """A model that was found, and what is asked of it; nothing is loaded yet. Can be pickled."""
 
-    Attributes:
-        config: what the user asked for; layers and special tokens as trained poolers need them.
-        folder: the model's files.
-        shipped: the recipe that the model ships, if `--pool auto` follows it; else None.
-        poolings: resolved names; () = token vectors.
-        unit_poolings: how the vectors of tokens become those of units; () if units are texts or windows.
-        normalize: resolved.
-        truncate_dim: resolved.
-        prompt: resolved.
-        poolers: trained and installed poolers, by their names in `poolings`.
-        head: classifier whose scores `--with-head` adds, if any.
-        remote_classes: classes of the model's own code that run.
-        notices: what the user should know, a sentence each.
-    """
-
-    config: VectorConfig
+    config: VectorConfig  # as asked for, but layers and special tokens as trained poolers need them
     folder: ModelFolder
-    shipped: ShippedRecipe | None
-    poolings: tuple[str, ...]
-    unit_poolings: tuple[str, ...]
-    normalize: bool
+    shipped: ShippedRecipe | None  # the recipe that the model ships, if `--pool auto` follows it
+    poolings: tuple[str, ...]  # resolved names; (): token vectors
+    unit_poolings: tuple[str, ...]  # from vectors of tokens to those of units; (): units are texts or windows
+    normalize: bool  # resolved, as are the next two
     truncate_dim: int | None
     prompt: str
-    poolers: Mapping[str, ChosenPooler]
-    head: PredictionHead | None
-    remote_classes: tuple[RemoteClass, ...] = ()
-    notices: tuple[str, ...] = ()
+    poolers: Mapping[str, ChosenPooler]  # trained and installed ones, by their names in `poolings`
+    head: PredictionHead | None  # classifier whose scores `--with-head` adds
+    remote_classes: tuple[RemoteClass, ...] = ()  # classes of the model's own code that run
+    notices: tuple[str, ...] = ()  # what the user should know, a sentence each
 
     @property
     def own_tokenizer(self) -> RemoteClass | None:
@@ -120,14 +106,11 @@ def rough_width(spec: ModelSpec) -> int:
     """Estimates the values in the vectors of a text from config.json; for cutting shards only."""
     if spec.shipped and spec.shipped.out_features:
         return spec.shipped.out_features
-    config, pooling = spec.folder.config, spec.config.pooling
-    hidden_size = next((config[key] for key in ("hidden_size", "dim", "d_model", "n_embd") if key in config), 768)
-    keys = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
-    n_layers = next((config[key] for key in keys if key in config), 12)
+    pooling, (hidden_size, n_layers) = spec.config.pooling, stated_sizes(spec.folder)
     keeps_all = pooling.layer_agg in {"concat", "separate"}
-    layers = len(resolve_layers(pooling.layers, n_layers)) if keeps_all else 1
+    layers = len(resolve_layers(pooling.layers, n_layers or 12)) if keeps_all else 1
     # Vectors of tokens, words and maybe spans: about a hundred a text.
-    return int(hidden_size) * layers * (len(spec.poolings) or 100 * max(1, len(spec.unit_poolings)))
+    return (hidden_size or 768) * layers * (len(spec.poolings) or 100 * max(1, len(spec.unit_poolings)))
 
 
 def _prompt(folder: ModelFolder, text: TextConfig, shipped: ShippedRecipe | None) -> str:

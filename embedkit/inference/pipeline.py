@@ -38,43 +38,27 @@ _NO_TOKENS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSettings:
-    """How the texts of a shard are tokenized and its vectors become rows.
-
-    Attributes:
-        tokenizer: texts → tokens.
-        on_long: truncate, chunk or error.
-        level: unit of a vector: text, chunk, word, token or span.
-        normalize, truncate_dim, precision: applied to each finished vector.
-        head: classifier whose scores are added as columns, if any.
-        int8_ranges: by variant; None unless the precision is int8.
-    """
+    """How the texts of a shard are tokenized and its vectors become rows."""
 
     tokenizer: TextTokenizer
-    on_long: str
-    level: str = "text"
+    on_long: str  # truncate, chunk or error
+    level: str = "text"  # unit of a vector: text, chunk, word, token or span
     normalize: bool = False
     truncate_dim: int | None = None
     precision: str = "float32"
-    head: PredictionHead | None = None
-    int8_ranges: Mapping[str, Int8Range] | None = None
+    head: PredictionHead | None = None  # adds its scores as columns
+    int8_ranges: Mapping[str, Int8Range] | None = None  # by variant; only for int8
 
 
 @dataclass(frozen=True, slots=True)
 class ReadShard:
-    """The rows of a shard as they were read.
-
-    Attributes:
-        index: number of the shard.
-        start, stop: rows [start, stop) of the input.
-        records: rows for the output, in order; among them faulty rows that are kept as null.
-        faults: rows that could not be read, skipped or kept as null.
-    """
+    """The rows of a shard as they were read."""
 
     index: int
-    start: int
+    start: int  # of its rows [start, stop) of the input
     stop: int
-    records: Sequence[Record]
-    faults: Sequence[Fault]
+    records: Sequence[Record]  # for the output, in order; faulty rows that are kept as null among them
+    faults: Sequence[Fault]  # rows that could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +72,12 @@ class TokenizedShard:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of the output: arrays [R], in the order of the records and of the units within them.
+    """Rows of the output: arrays [R], in the order of the records and of the units within them."""
 
-    Attributes:
-        record: int64, index of the record.
-        unit: int64, index of the unit; -1 if there is none.
-        has_vector: bool.
-        status: of the text, or of the unit.
-    """
-
-    record: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    has_vector: NDArray[np.bool_]
-    status: Sequence[str]
+    record: NDArray[np.int64]  # int64 [R], index of the record
+    unit: NDArray[np.int64]  # int64 [R], index of the unit; -1 if there is none
+    has_vector: NDArray[np.bool_]  # [R]
+    status: Sequence[str]  # [R], of the text or of the unit
 
 
 def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str = "null") -> TokenizedShard:

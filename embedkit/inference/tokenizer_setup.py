@@ -29,25 +29,15 @@ _USUAL_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSetup:
-    """What a run needs of its model besides the weights.
+    """What a run needs of its model besides the weights."""
 
-    Attributes:
-        tokenizer: with casing, prompt and length resolved.
-        lowercase: True if texts are lowercased.
-        layers: resolved.
-        layer_agg: resolved.
-        variant_suffix: pooling in the names of separate layers; "" = the poolings.
-        raw_tokenizer: of transformers, which `tokenizer` uses.
-        notices: what the user should know, a sentence each.
-    """
-
-    tokenizer: TextTokenizer
-    lowercase: bool
-    layers: tuple[int, ...]
+    tokenizer: TextTokenizer  # with casing, prompt and length resolved
+    lowercase: bool  # True if texts are lowercased
+    layers: tuple[int, ...]  # resolved
     layer_agg: str
-    variant_suffix: str
-    raw_tokenizer: Any
-    notices: tuple[str | None, ...]
+    variant_suffix: str  # pooling in the names of separate layers; "": the poolings
+    raw_tokenizer: Any  # of transformers, which `tokenizer` uses
+    notices: tuple[str | None, ...]  # what the user should know, a sentence each
 
 
 def set_up_without_weights(spec: ModelSpec) -> tuple[TokenizerSetup, ConfigFacts]:

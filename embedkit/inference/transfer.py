@@ -149,19 +149,12 @@ class CudaDevice:
 
 @dataclass(eq=False)
 class _Buffer:
-    """Reused memory, and the events that end its uses.
+    """Reused memory, and the events that end its uses."""
 
-    Attributes:
-        pinned: on the host.
-        memory: on the device; unused on the way back, where it is the vectors' own.
-        copied: ends the last copy from or to `pinned`.
-        used: ends the last batch that read `memory`.
-    """
-
-    pinned: Tensor | None = None
-    memory: Tensor | None = None
-    copied: Any = None
-    used: Any = None
+    pinned: Tensor | None = None  # on the host
+    memory: Tensor | None = None  # on the device; unused on the way back, where it is the vectors' own
+    copied: Any = None  # event that ends the last copy from or to `pinned`
+    used: Any = None  # event that ends the last batch that read `memory`
 
 
 @dataclass(eq=False)

@@ -120,7 +120,7 @@ def _reference_embedder(provenance: Provenance, reference: ReferenceModel) -> Em
         ),
         batch=BatchConfig(batch_size=1),
     )
-    ready = build(find_model(config), plainly=True)
+    ready = build(find_model(config), reference=True)
     difference = first_difference({**recipe, "dtype": "fp32"}, ready.facts.recipe)
     if difference is None:
         return ready.embedder

@@ -51,6 +51,11 @@ class ConfigFacts:
     layer_weights: int | None
 
 
+def stated_sizes(folder: ModelFolder) -> tuple[int | None, int | None]:
+    """Returns the dimensions of a state and the number of layers by config.json alone; None if not stated."""
+    return _first(folder.config, _HIDDEN_SIZE), _first(folder.config, _N_LAYERS)
+
+
 def inner_widths(config: Any, hidden_size: int) -> tuple[int, int]:
     """Returns the inner dimensions of the feed-forward part and the number of heads; the usual ones by default."""
     keys = {name: getattr(config, name, None) for name in (*_INTERMEDIATE_SIZE, *_N_HEADS)}
@@ -90,7 +95,7 @@ def read_config_facts(folder: ModelFolder, *, trust_remote_code: bool) -> Config
     """
     architecture = architecture_of(folder)
     raw = folder.config
-    size, layers = _first(raw, _HIDDEN_SIZE), _first(raw, _N_LAYERS)
+    size, layers = stated_sizes(folder)
     limit = architecture.position_limit
     complete = size and layers and (limit is None or limit in raw) and "pad_token_id" in raw
     config: Any = SimpleNamespace(**{**raw, "hidden_size": size, "num_hidden_layers": layers})

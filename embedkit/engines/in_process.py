@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import islice
 from typing import Self
 
-from embedkit.config import ModelConfig
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
 from embedkit.engines.ranks import device_for
 from embedkit.inference.build import ModelFacts, ReadyModel, build
@@ -41,8 +40,13 @@ class InProcessEngine:
     def model(self) -> ReadyModel:
         """The model, loaded at the first call."""
         if self._model is None:
-            share = self.setup.config.share
-            model = _placed(self.setup.config.model, share.place)
+            share, model = self.setup.config.share, self.setup.config.model
+            device = model.devices[0]
+            if share.place is not None and device in {"auto", "cuda"}:
+                import torch
+
+                device = device_for(device, share.place, torch.cuda.device_count())
+            model = replace(model, device=device)
             spec = replace(self.setup.spec, config=replace(self.setup.spec.config, model=model))
             with LOAD_LOCK.loading(exclusive=model.dtype != "fp32"):
                 self._model = build(spec, processes=share.on_device)
@@ -81,13 +85,3 @@ class InProcessEngine:
         return suggest_other_casing(
             measure_coverage(tokenizer, texts), measure_coverage(tokenizer, lowered), "--lowercase yes"
         )
-
-
-def _placed(model: ModelConfig, place: int | None) -> ModelConfig:
-    """Returns the configuration with this process's device."""
-    name = model.devices[0]
-    if place is None or name not in {"auto", "cuda"}:
-        return replace(model, device=name)
-    import torch
-
-    return replace(model, device=device_for(name, place, torch.cuda.device_count()))

@@ -85,7 +85,7 @@ def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None)
     rows = config.output.shard_rows or shard_rows
     return ShardCutter(
         default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
-        default_shard_characters(width) if spec.many else SHARD_CHARACTERS,
+        default_shard_characters(width) if not spec.poolings else SHARD_CHARACTERS,
         _longest(spec, config),
     )
 

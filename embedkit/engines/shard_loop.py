@@ -18,13 +18,11 @@ from embedkit.engines.planning import read_shards
 from embedkit.engines.threads import BackgroundWorker, prefetched
 from embedkit.errors import Stopped
 from embedkit.inference.batching import TokenBudget
-from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all
+from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all, non_finite_layers
 from embedkit.inference.pipeline import (
     ReadShard,
-    embedding_task,
     finish_shard,
     int8_ranges,
-    non_finite_layers,
     tokenize_shard,
 )
 from embedkit.manifest.schema import Int8Ranges, Plan, ShardRecord
@@ -88,7 +86,7 @@ class ShardLoop:
         on_bad_row = self.setup.config.output.on_bad_row
         for read in read_shards(self.setup.table, self.job.plan.sharding, on_bad_row, self.job.shards):
             shard = tokenize_shard(read, self.embedder, on_bad_row=on_bad_row)
-            task = embedding_task(shard, self.embedder, self._on_batch)
+            task = EmbeddingTask(shard.texts, self.embedder, self._on_batch, shard.units, source=shard)
             self.setup.callbacks.tokenized(read.index, task.tokens)
             yield task
 

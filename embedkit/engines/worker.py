@@ -84,9 +84,8 @@ def _work(config: RunConfig, spec: ModelSpec, workers: int, line: Line) -> None:
 def _stored_plan(destination: Destination) -> Plan:
     plan = destination.open()
     if plan is None:
-        raise OutputError(
-            "the plan of this run is gone", hint="start it again, and leave the output alone while it runs"
-        )
+        hint = "start it again, and leave the output alone while it runs"
+        raise OutputError("plan.json of this run was removed", hint=hint)
     return plan
 
 

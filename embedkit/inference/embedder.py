@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedkit.inference.batching import TokenBudget, make_batches
-from embedkit.inference.pipeline import ShardSettings
+from embedkit.inference.pipeline import ShardSettings, TokenizedShard, non_finite_texts
 from embedkit.inference.scheduler import BatchScheduler
 from embedkit.inference.transfer import Transfer
 from embedkit.models.base import LayerEncoder
@@ -239,8 +239,12 @@ class EmbeddingTask:
 
 
 @torch.inference_mode()
-def first_non_finite_layer(tokenized: TokenizedTexts, text: int, embedder: Embedder) -> int | None:
-    """Returns the first layer with a non-finite state for one of a text's windows; None if there is none."""
-    windows = np.flatnonzero(tokenized.texts == text).tolist()
-    found = (embedder.encoder.first_non_finite_layer(tokenized.tokens, window) for window in windows)
-    return min((layer for layer in found if layer is not None), default=None)
+def non_finite_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) -> dict[int, int | None]:
+    """Returns for each text with a non-finite vector the first layer with non-finite states; runs the model."""
+    layers: dict[int, int | None] = {}
+    for text in non_finite_texts(raw, shard):
+        if text not in raw.oom:
+            windows = np.flatnonzero(shard.texts.texts == text).tolist()
+            found = (embedder.encoder.first_non_finite_layer(shard.texts.tokens, window) for window in windows)
+            layers[text] = min((layer for layer in found if layer is not None), default=None)
+    return layers

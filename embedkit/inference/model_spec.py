@@ -40,11 +40,6 @@ class ModelSpec:
         """The tokenizer's class, if it is the model's own code."""
         return next((one for one in self.remote_classes if one.part == "tokenizer"), None)
 
-    @property
-    def many(self) -> bool:
-        """True if a text has a vector for each of its tokens, words or spans."""
-        return not self.poolings
-
 
 def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> ModelSpec:
     """Finds the model and resolves what its small files decide. Called once per command.

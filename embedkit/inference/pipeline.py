@@ -19,8 +19,7 @@ from embedkit.pooling.units import COLUMNS, Units, units_of
 from embedkit.tokenizer import refuse_long
 from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts
 
-if TYPE_CHECKING:  # torch is imported when a model is loaded, and not before
-    from embedkit.inference.embedder import Embedder, EmbeddingTask, OnBatch
+if TYPE_CHECKING:
     from embedkit.pooling.pooler_files import PredictionHead
     from embedkit.tokenizer import TextTokenizer
 
@@ -101,24 +100,6 @@ def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str 
     return TokenizedShard(read, texts, units)
 
 
-def embedding_task(shard: TokenizedShard, embedder: Embedder, on_batch: OnBatch) -> EmbeddingTask:
-    """Returns the task that computes the vectors of a shard's units."""
-    from embedkit.inference.embedder import EmbeddingTask
-
-    return EmbeddingTask(shard.texts, embedder, on_batch, shard.units, source=shard)
-
-
-def non_finite_layers(shard: TokenizedShard, raw: RawVectors, embedder: Embedder) -> dict[int, int | None]:
-    """Returns for each text with a non-finite vector the first layer with non-finite states; runs the model."""
-    from embedkit.inference.embedder import first_non_finite_layer
-
-    return {
-        text: first_non_finite_layer(shard.texts, text, embedder)
-        for text in _non_finite_texts(raw, shard)
-        if text not in raw.oom
-    }
-
-
 def finish_shard(
     shard: TokenizedShard,
     raw: RawVectors,
@@ -135,7 +116,7 @@ def finish_shard(
         shard: its tokens.
         raw: the vectors of its units.
         settings: how vectors are finished.
-        layers: see `non_finite_layers`.
+        layers: see `embedder.non_finite_layers`.
         keep: names of the kept columns.
         on_bad_row: fail, null or skip, for a row whose vector is not finite.
         list_nulls: list rows without a vector as rejects, because the output leaves them out.
@@ -223,7 +204,7 @@ def _quarantine(
 ) -> list[Fault]:
     """Returns the faults of texts with an unusable vector, and sets their statuses to the code."""
     faults: list[Fault] = []
-    for text in _non_finite_texts(raw, shard):
+    for text in non_finite_texts(raw, shard):
         row, code = shard.read.records[text].row, "out_of_memory" if text in raw.oom else "non_finite"
         layer = layers.get(text) if code == "non_finite" else None
         if on_bad_row == "fail":
@@ -238,7 +219,7 @@ def _quarantine(
     return faults
 
 
-def _non_finite_texts(raw: RawVectors, shard: TokenizedShard) -> list[int]:
+def non_finite_texts(raw: RawVectors, shard: TokenizedShard) -> list[int]:
     """Returns the texts with a unit that has tokens and a non-finite vector."""
     finite = _finite(raw.vectors, len(raw.texts))
     if shard.units is not None:

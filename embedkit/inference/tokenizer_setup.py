@@ -12,7 +12,7 @@ from embedkit.config import PoolingConfig
 from embedkit.config.poolings import resolve_layers
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.manifest.recipe import make_recipe
+from embedkit.manifest.schema import Json
 from embedkit.models.repository.architectures import has_position_table, rotates_by_history
 from embedkit.models.repository.config_facts import ConfigFacts, architecture_of, n_embeddings, read_config_facts
 from embedkit.models.repository.model_folder import ModelFolder
@@ -129,8 +129,11 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
     )
 
 
-def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str], dtype: str) -> dict[str, Any]:
-    """Returns the recipe of a run; see make_recipe.
+def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str], dtype: str) -> Json:
+    """Returns the recipe of a run: all that decides its numbers, with everything resolved.
+
+    Devices, workers, batch limits and progress are not part of it: they change the speed, not the vectors. Nor are
+    names and paths: the same files under another path are the same model.
 
     Args:
         spec: the model, found.
@@ -138,31 +141,35 @@ def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str
         files: SHA-256 of each of the model's files, by name.
         dtype: what the model computes in.
     """
-    shipped, text, groups = spec.shipped, spec.config.text, spec.config.groups
-    return make_recipe(
-        model_type=spec.folder.model_type,
-        files=files,
-        lowercase=setup.lowercase,
-        max_length=setup.tokenizer.max_length,
-        on_long=text.on_long,
-        stride=text.stride or 0,
-        chunk_pool=text.chunk_pool or "mean",
-        prompt=spec.prompt,
-        level=spec.config.units.unit,
-        groups={"by": list(groups.by), "pool": groups.pool or "mean", "order_by": groups.order_by}
-        if groups.by
-        else None,
-        layers=setup.layers,
-        layer_agg=setup.layer_agg,
-        pool=("token",) if spec.config.units.unit == "token" else spec.unit_poolings or spec.poolings,
-        poolers={name: chosen.identity for name, chosen in spec.poolers.items()},
-        exclude_special=spec.config.pooling.exclude_special,
-        normalize=spec.normalize,
-        truncate_dim=spec.truncate_dim,
-        precision=spec.config.pooling.precision,
-        dtype=dtype,
-        shipped={"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
-    )
+    config, shipped = spec.config, spec.shipped
+    text, groups, unit = config.text, config.groups, config.units.unit
+    windows = {"stride": text.stride or 0, "chunk_pool": None if unit == "chunk" else text.chunk_pool or "mean"}
+    grouping = {"by": list(groups.by), "pool": groups.pool or "mean", "order_by": groups.order_by}
+    pool = ("token",) if unit == "token" else spec.unit_poolings or spec.poolings or ("none",)
+    poolers = {name: dict(chosen.identity) for name, chosen in spec.poolers.items()}
+    return {
+        "version": 1,
+        "model": {"type": spec.folder.model_type, "files": dict(files)},
+        "text": {
+            "lowercase": setup.lowercase,
+            "prompt": spec.prompt,
+            "max_length": setup.tokenizer.max_length,
+            "on_long": text.on_long,
+            **(windows if text.on_long == "chunk" else {}),
+        },
+        "level": unit,
+        **({"groups": grouping} if groups.by else {}),
+        "layers": list(setup.layers),
+        "layer_agg": setup.layer_agg,
+        "pool": list(pool),
+        "exclude_special": config.pooling.exclude_special,
+        "normalize": spec.normalize,
+        "truncate_dim": spec.truncate_dim,
+        "precision": config.pooling.precision,
+        "dtype": dtype,
+        **({"poolers": poolers} if poolers else {}),
+        "shipped": {"modules": shipped.steps(), "similarity": shipped.similarity} if shipped else None,
+    }
 
 
 def _layers(shipped: ShippedRecipe | None, pooling: PoolingConfig, n_layers: int) -> tuple[tuple[int, ...], str]:

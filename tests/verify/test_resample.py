@@ -179,10 +179,10 @@ def test_another_model_is_refused_by_the_file_that_differs(moved, resample):
 
 
 def test_a_recipe_of_another_version_is_refused_by_the_field(moved, resample, monkeypatch):
-    from embedkit.inference import tokenizer_setup
+    from embedkit.inference import build
 
-    make_recipe = tokenizer_setup.make_recipe
-    monkeypatch.setattr(tokenizer_setup, "make_recipe", lambda **facts: {**make_recipe(**facts), "version": 99})
+    recipe_of = build.recipe_of
+    monkeypatch.setattr(build, "recipe_of", lambda *of, **facts: {**recipe_of(*of, **facts), "version": 99})
     ran = resample(moved / "out")
     assert (ran.code, "version would be 99" in ran.err) == (5, True), ran.err
 

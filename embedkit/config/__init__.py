@@ -1,4 +1,4 @@
-"""What the user asked for, as frozen dataclasses: one for each subject, together a `RunConfig`.
+"""The user's options as frozen dataclasses: one for each subject, together a `RunConfig`.
 
 Values are checked when they are created; nothing here opens a file or imports a model.
 """

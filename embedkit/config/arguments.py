@@ -1,7 +1,7 @@
 """Converts the arguments of `Encoder` to option values: numpy numbers, lists, devices and dtypes of torch.
 
-Recognises objects of torch and numpy by the names of their classes, without importing them. Checks types alone;
-values are checked by the config that takes them.
+Objects of torch and numpy are recognised by the names of their classes, without importing them. Every function
+raises UsageError for a value of another type; the config that takes a value checks it.
 """
 
 from __future__ import annotations
@@ -23,32 +23,25 @@ _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "in
 
 
 def model_name(model: object) -> str:
-    """Returns the folder, alias or hub id of a model.
-
-    Raises:
-        UsageError: it is none of these, such as a loaded model of transformers.
-    """
+    """Returns the folder, alias or hub id of a model."""
     if isinstance(model, str) or (isinstance(model, os.PathLike) and isinstance(os.fspath(model), str)):
         return os.fspath(model)
     raise UsageError(
         f"model cannot be {_kind(model)}",
         hint="give a folder, an alias or a hub id; a model in memory can be saved to a folder by its "
-        "save_pretrained, its tokenizer beside it",
+        "save_pretrained, with its tokenizer",
     )
 
 
 def layers_text(layers: object) -> str:
-    """Returns `--layers` for a text, a number, several numbers or a slice.
-
-    Raises:
-        UsageError: it is none of these, or empty.
-    """
+    """Returns `--layers` for a text, a number, several numbers or a slice."""
     hint = 'give a number (-1 is the last), a list such as [-1, -2], a slice such as slice(-4, None), or "all"'
     if isinstance(layers, str):
         return layers
     if isinstance(layers, slice):
         bounds = [
-            "" if of is None else _whole("layers", of, hint) for of in (layers.start, layers.stop, layers.step)
+            "" if bound is None else _whole("layers", bound, hint)
+            for bound in (layers.start, layers.stop, layers.step)
         ]
         if bounds[2] not in {"", "1"}:
             raise UsageError(f"layers cannot be a slice with a step of {bounds[2]}", hint=hint)
@@ -62,11 +55,7 @@ def layers_text(layers: object) -> str:
 
 
 def pool_text(pool: object) -> str:
-    """Returns `--pool` for a text, a path, or several of these.
-
-    Raises:
-        UsageError: it is none of these, or empty.
-    """
+    """Returns `--pool` for a text, a path, or several of these."""
     hint = (
         'give a name, a file of `embedkit fit`, or a list such as ["cls", "mean"]; pool="none" for token vectors'
     )
@@ -80,11 +69,7 @@ def pool_text(pool: object) -> str:
 
 
 def device_name(device: object) -> str:
-    """Returns `--device` for a text or a torch.device.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Returns `--device` for a text or a torch.device."""
     if isinstance(device, str):
         return device
     if _is_of(device, "torch", "device"):
@@ -95,26 +80,18 @@ def device_name(device: object) -> str:
 
 
 def dtype_name(dtype: object) -> str:
-    """Returns `--dtype` for a text, or a dtype of torch or numpy.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Returns `--dtype` for a text, or a dtype of torch or numpy."""
     if isinstance(dtype, str):
         return dtype
-    of_numpy = _is_of(dtype, "numpy", "dtype") or (isinstance(dtype, type) and dtype.__module__ == "numpy")
-    if of_numpy or _is_of(dtype, "torch", "dtype"):
+    is_numpy = _is_of(dtype, "numpy", "dtype") or (isinstance(dtype, type) and dtype.__module__ == "numpy")
+    if is_numpy or _is_of(dtype, "torch", "dtype"):
         name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
         return _DTYPES.get(name, name)
     raise UsageError(f"dtype cannot be {_kind(dtype)}", hint='use "auto", "fp32", "bf16", "fp16", "int8"')
 
 
 def whole_number(name: str, value: object) -> int | None:
-    """Returns a Python int for a whole number, also of numpy; None for None.
-
-    Raises:
-        UsageError: it is another value, such as 1.0 or True.
-    """
+    """Returns a Python int for a whole number, also of numpy; None for None."""
     return None if value is None else int(_whole(name, value, "give a whole number, or leave it out"))
 
 
@@ -124,33 +101,21 @@ def none_if_auto(value: object) -> object:
 
 
 def yes_or_no(name: str, value: object) -> bool:
-    """Returns a Python bool for True or False, also of numpy.
-
-    Raises:
-        UsageError: it is another value: a text such as "no" would count as True.
-    """
+    """Returns a Python bool for True or False, also of numpy; a text such as "no" would count as True."""
     if isinstance(value, bool) or _is_of(value, "numpy", "bool"):
         return bool(value)
     raise UsageError(f"{name} cannot be {_kind(value)}", hint="use True or False")
 
 
 def text_or_none(name: str, value: object) -> str | None:
-    """Returns a text or None unchanged.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Returns a text or None unchanged."""
     if value is None or isinstance(value, str):
         return value
     raise UsageError(f"{name} cannot be {_kind(value)}", hint="give a str, or leave it out")
 
 
 def text(name: str, value: object) -> str:
-    """Returns a text unchanged.
-
-    Raises:
-        UsageError: it is no text.
-    """
+    """Returns a text unchanged."""
     if isinstance(value, str):
         return value
     raise UsageError(f"{name} cannot be {_kind(value)}", hint="give a str, or leave it out")

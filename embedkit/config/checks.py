@@ -1,4 +1,4 @@
-"""Checks that most values need, with hints."""
+"""Checks of option values, with hints."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class FitConfig:
 
     @property
     def kept_dims(self) -> int | None:
-        """N of `pca:N` or `whiten:N`; None = as many as there are."""
+        """N of `pca:N` or `whiten:N`; None if not stated."""
         number = self.pooler.partition(":")[2]
         return int(number) if number else None
 

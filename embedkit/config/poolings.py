@@ -14,7 +14,7 @@ POOLING_NAMES: dict[str, str] = {
     "cls": "the [CLS] or <s> token: what fine-tuned classifiers read; weak in a model that was only pretrained",
     "mean": "average of the tokens: the safe first choice for frozen encoders",
     "max": "largest value of each dimension: a single finding in a long text stays visible",
-    "min": "smallest value of each dimension: seldom alone, often beside max",
+    "min": "smallest value of each dimension: seldom alone, often with max",
     "mean_sqrt_len": "sum over the square root of the length: keeps some of how long the text was",
     "weightedmean": "average that weighs later tokens more: for causal (GPT-like) models",
     "lasttoken": "the last token: for causal models, where only it has seen the whole text",
@@ -83,7 +83,7 @@ def parse_poolings(text: str) -> tuple[str, ...]:
                 ),
             )
         if name in WHOLE_NAMES and len(names) > 1:
-            raise UsageError(f"pooling '{name}' stands alone, not in a list", hint=f"--pool {name}")
+            raise UsageError(f"pooling '{name}' cannot be part of a list", hint=f"--pool {name}")
     _check_no_repeats("--pool", names)
     return names
 

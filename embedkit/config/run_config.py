@@ -25,7 +25,7 @@ class VectorConfig:
 
     @property
     def of_vectors(self) -> VectorConfig:
-        """This part alone, without what a RunConfig adds."""
+        """These options alone, without those that RunConfig adds."""
         return VectorConfig(**{each.name: getattr(self, each.name) for each in fields(VectorConfig)})
 
 
@@ -75,13 +75,13 @@ class RunConfig(VectorConfig):
         self._check_groups()
         if self.output.is_stdout and self.output.on_exists == "resume":
             raise UsageError(
-                "what is written to stdout cannot be resumed: which rows arrived is unknown",
+                "a run that writes to stdout cannot be resumed: which rows arrived is unknown",
                 hint="leave out --on-exists, or write to a file or a folder with -o",
             )
         alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
         if alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
-                f"JSON Lines alone have no place for what turns {self.pooling.precision} into numbers again",
+                f"a single JSON Lines file has no place for the ranges that decode {self.pooling.precision}",
                 hint="use --precision float32 or float16, or write to a folder or a .parquet file",
             )
 
@@ -100,7 +100,7 @@ class RunConfig(VectorConfig):
             )
         if self.share.several and self.output.on_exists == "overwrite":
             raise UsageError(
-                "--on-exists overwrite with several ranks: each would remove what the others have done",
+                "--on-exists overwrite with several ranks: each would remove the shards of the others",
                 hint="remove the old output first, or use --on-exists resume",
             )
 
@@ -114,11 +114,11 @@ class RunConfig(VectorConfig):
         if unit in {"word", "token"} and self.pooling.pool not in {"auto", "none"}:
             raise UsageError(
                 f"--pool makes one vector of many tokens, and --level is {unit}",
-                hint="leave --pool out; --subtoken-pooling says what becomes of the tokens of a word",
+                hint="leave --pool out; --subtoken-pooling combines the tokens of a word",
             )
         if unit in {"text", "chunk"} and self.pooling.pool == "none" and self.text.on_long == "chunk":
             raise UsageError(
-                "--pool none gives all tokens of one text, and --on-long chunk reads it in several windows",
+                "--pool none gives one vector per token, and --on-long chunk would give a token several",
                 hint="use --level token: each token has its vector from the window where it has most context",
             )
         if unit == "chunk" and self.text.chunk_pool is not None:
@@ -128,7 +128,7 @@ class RunConfig(VectorConfig):
             )
         if unit == "span" and self.units.spans is not None and "-" in self.input.inputs:
             raise UsageError(
-                "--spans FILE is held against the ids of the input, and stdin can be read only once",
+                "--spans FILE is checked against the ids of the input, and stdin can be read only once",
                 hint="put the spans into a column (--spans-column), or give a file for INPUT",
             )
 
@@ -142,13 +142,12 @@ class RunConfig(VectorConfig):
                 "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
             )
         if self.output.is_stdout or self.share.several:
-            what = "is written to stdout" if self.output.is_stdout else "several ranks work on"
             raise UsageError(
-                f"--group-by makes groups of rows when all of them are there, and nothing of that {what}",
-                hint="name a file or folder with -o; --workers does it with several processes, on one machine",
+                "--group-by needs all rows in one place, so neither stdout nor several ranks",
+                hint="name a file or folder with -o; --workers uses several processes on one machine",
             )
         if self.pooling.precision == "int8":
             raise UsageError(
-                "--precision int8 is calibrated on the first vectors, and those of groups come last",
+                "--precision int8 is calibrated before the vectors of groups are known",
                 hint="use --precision float16",
             )

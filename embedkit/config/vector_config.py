@@ -19,7 +19,7 @@ SPAN_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "lasttoken")
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """How a text becomes tokens."""
+    """The steps from a text to tokens."""
 
     max_length: int | None = None  # tokens of a text, special ones included; None: the model's limit
     on_long: str = "truncate"  # truncate, chunk or error
@@ -41,12 +41,12 @@ class TextConfig:
         if self.prompt is not None and self.prompt_name is not None:
             raise UsageError("--prompt and --prompt-name exclude each other", hint="give one of the two")
         if any("\ud800" <= letter <= "\udfff" for letter in self.prompt or ""):
-            raise UsageError("--prompt is not UTF-8, which no tokenizer takes", hint="give it in UTF-8")
+            raise UsageError("--prompt is not valid UTF-8", hint="give it in UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
-    """How hidden states become vectors."""
+    """The steps from hidden states to vectors."""
 
     layers: str = "-1"  # such as -1, -4:, 9:13, all; resolved once the model is known
     layer_agg: str = "concat"  # one of LAYER_AGGREGATIONS
@@ -110,7 +110,7 @@ class UnitConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """How rows become one vector per group."""
+    """The groups of rows that get one vector each."""
 
     by: tuple[str, ...] = ()  # columns, the finest first: each groups the groups of the one before
     pool: str | None = None  # one of GROUP_POOLINGS; None: mean

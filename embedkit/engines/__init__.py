@@ -1,1 +1,1 @@
-"""Who runs which shard."""
+"""Runs: planning, the engines that compute shards, and the order of it all."""

@@ -27,17 +27,17 @@ def account_for_rows(records: Iterable[ShardRecord], plan: Plan) -> None:
     next_row = 0
     for record in records:
         statuses, texts = record.by_row.statuses, record.by_text
-        # Only skipped rows are missing from the output. Beside .npy, empty texts are listed as rejects too.
+        # Only skipped rows are missing from the output. With .npy, empty texts are listed as rejects too.
         listed = sum(statuses.get(word, 0) for word in _WITHOUT_FAULT) if plan.format == "npy" else 0
         skipped = record.rejects - listed if plan.on_bad_row == "skip" else 0
-        sound = (
+        adds_up = (
             record.start == next_row
             and texts.rows + skipped == record.stop - record.start
             and texts.rows == sum(texts.statuses.values())
             and record.by_row.rows == sum(statuses.values())
             and record.vectors == sum(statuses.get(word, 0) for word in _WITH_VECTOR)
         )
-        if not sound:
+        if not adds_up:
             raise _unaccounted(f"shard {record.index}, rows {record.start} to {record.stop}")
         next_row = record.stop
     rows = plan.sharding.rows
@@ -53,7 +53,7 @@ def _unaccounted(where: str) -> EmbedkitError:
 
 
 def unreadable_rows(faults: Sequence[Fault], count: int) -> InputError:
-    """Returns the error for rows that cannot be read: where they are and why, never what they hold.
+    """Returns the error for rows that cannot be read: where they are and why, never their content.
 
     Args:
         faults: those to name, at least one.
@@ -77,7 +77,7 @@ _WAYS = {
     "not_utf8": "if the file is in another encoding, convert it: iconv -f WINDOWS-1252 -t UTF-8",
     **dict.fromkeys(
         ("lines_and_tabs_in_quotes", "lines_in_quotes"),
-        "if quotes are mere letters in this file, say --quoting none; if cells do hold lines, --quoting double",
+        "use --quoting none if quotes are ordinary characters here, --quoting double if cells contain line ends",
     ),
-    "quote_across_cells": "if the quotes are mere letters, say --quoting double or none",
+    "quote_across_cells": "use --quoting double or none if the quotes are ordinary characters",
 }

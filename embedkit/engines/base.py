@@ -2,7 +2,7 @@
 
 An engine loads the model, in this process or in others, and reads, computes and commits shards by their numbers.
 The run plans before and completes the output afterwards; it knows engines by this protocol alone. To add one,
-write a module with such a class and name it in `encode_rows.ENGINES`.
+write a module with a class that implements it, and add that class to `encode_rows.ENGINES`.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ class Callbacks(Protocol):
     """Reports the progress of a run. Called from the thread that computes or from the one that writes."""
 
     def notice(self, sentence: str) -> None:
-        """Something that the user should know before using the numbers."""
+        """Tells the user something to know before using the numbers."""
 
     def started(self, start: RunStart) -> None:
-        """The model starts to run."""
+        """Called when the model starts to run."""
 
     def tokenized(self, shard: int, tokens: int) -> None:
-        """A shard was tokenized: the number of its tokens that will go through the model."""
+        """Reports the tokens of a shard that will go through the model."""
 
     def batch(self, texts: int, tokens: int, cells: int) -> None:
-        """A batch was computed: its texts, their tokens, and the tokens computed (padding included)."""
+        """Reports a computed batch: its texts, their tokens, and the tokens computed (padding included)."""
 
     def device(self, use: DeviceStats) -> None:
-        """How the device was used so far; after each batch, if it is measured."""
+        """Reports the use of the device so far; called after each batch, if it is measured."""
 
     def shard_done(self, rows: int) -> None:
-        """A shard of so many input rows is committed."""
+        """Reports that a shard of so many input rows is committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:
-    """What every engine is made from."""
+    """The arguments of every engine."""
 
     config: RunConfig
     spec: ModelSpec  # can be pickled
@@ -79,7 +79,7 @@ class ShardJob:
 
 @dataclass(slots=True)
 class EngineStats:
-    """What an engine has computed so far."""
+    """The work that an engine has done so far."""
 
     rows: int = 0  # that went through the model
     tokens: int = 0
@@ -94,7 +94,7 @@ class Engine(Protocol):
 
     @property
     def stats(self) -> EngineStats:
-        """What was computed so far."""
+        """The work done so far."""
 
     def __enter__(self) -> Self:
         """Starts the processes that the engine needs."""

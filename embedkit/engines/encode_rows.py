@@ -93,13 +93,15 @@ def encode_rows(
             plan = replace(plan, int8_ranges=engine.calibrate())
         try:
             if destination.is_complete(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
-                callbacks.notice(f"{config.output.output} is whole already: made by this recipe from this input")
+                callbacks.notice(
+                    f"{config.output.output} is already complete: made by this recipe from this input"
+                )
                 return summary_of_finished(config, model, began)
             if not stored:
                 plan = _adopted(destination.begin(plan), plan)
             return _PlannedRun(setup, model, plan, part, destination, began).carry_out(engine)
         except AlreadyCompleted:
-            callbacks.notice(f"another process has made {config.output.output} whole meanwhile")
+            callbacks.notice(f"another process has completed {config.output.output}")
             return summary_of_finished(config, model, began)
 
 
@@ -126,7 +128,7 @@ class _PlannedRun:
     began: float  # time at the start of the run
 
     def carry_out(self, engine: Engine) -> Summary:
-        """Has the shards of this part computed, and completes the output if no other is left."""
+        """Has the shards of this part computed, and completes the output if no shard is missing."""
         config, callbacks, table = self.setup.config, self.setup.callbacks, self.setup.table
         sharding, destination = self.plan.sharding, self.destination
         done = destination.committed()
@@ -157,8 +159,8 @@ class _PlannedRun:
         if sharding.shards is not None and len(records) < sharding.shards:
             if not config.share.several:
                 raise OutputError(
-                    f"{sharding.shards - len(records)} shards are gone that were committed",
-                    hint="leave the output alone while embedkit writes it; --on-exists resume makes them again",
+                    f"{sharding.shards - len(records)} committed shards were removed",
+                    hint="leave the output alone while embedkit writes it; --on-exists resume computes them again",
                 )
             computed["encoding_seconds"] = time.monotonic() - computing
             return summarize(config, self.model, totals, self.began, **computed, complete=False)
@@ -190,18 +192,18 @@ def _open_input(config: RunConfig) -> tuple[Table, SpanBook | None]:
         )
     if table.streaming and config.output.on_exists == "resume":
         raise UsageError(
-            "a run that reads stdin cannot be resumed: its rows are gone",
+            "a run that reads stdin cannot be resumed: it can be read only once",
             hint="write the rows to a file and encode that",
         )
     return table, spans
 
 
 def _report_share(share: ShareConfig, callbacks: Callbacks) -> None:
-    """Says that this process does only a part of the work, or all of it in spite of the environment."""
+    """Reports that this process does a part of the work, or all of it although the environment names ranks."""
     if share.source:
         callbacks.notice(
-            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process does a part, and the "
-            "output is complete when all ranks are done; --num-shards 1 would do all of it"
+            f"rank {share.rank} of {share.world_size}, as {share.source} say: this process computes a part, "
+            "and the output is complete when all ranks are done; --num-shards 1 would compute all of it"
         )
     elif share.note:
         callbacks.notice(share.note)
@@ -228,11 +230,11 @@ def _start(model: ModelFacts, sharding: Sharding, part: range | None, done: Mapp
 
 
 def _adopted(stored: Plan, plan: Plan) -> Plan:
-    """Returns this run's plan with what only the stored one can say, if they are equal in all else."""
+    """Returns this run's plan with the fields that only the stored one has; all others must be equal."""
     check_same_plan(stored, plan)
     return replace(
         plan,
-        # Of equal content: the names that the plan, and all that repeats it, had first.
+        # Equal content may have other names now: keep those that the output already has.
         input=stored.input,
         source=stored.source,
         int8_ranges=stored.int8_ranges,

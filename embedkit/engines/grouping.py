@@ -1,4 +1,4 @@
-"""One `embedkit encode --group-by`: encodes rows into a folder beside the output, then pools these into groups.
+"""One `embedkit encode --group-by`: encodes rows into a folder next to the output, then pools these into groups.
 
 Encoding the rows is an ordinary run, which can be resumed, and most of the work. Pooling is cheap and starts again
 after a kill. The folder of rows is removed when the output is complete.
@@ -43,7 +43,7 @@ from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, seems_file, write_file
 from embedkit.types import EncodedShard, Fault, Variant
 
-#: Columns that are written beside those of --keep.
+#: Columns that are written besides those of --keep.
 _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 
 
@@ -69,8 +69,8 @@ def encode_groups(
     spec = spec or find_model(config)
     if spec.truncate_dim is not None and config.pooling.truncate_dim is None and spec.normalize:
         raise UsageError(
-            "the recipe of the model cuts its vectors, and those of groups are scaled after that",
-            hint="use --no-normalize, or say --truncate-dim yourself",
+            "the recipe of the model truncates its vectors before those of groups are scaled",
+            hint="use --no-normalize, or give --truncate-dim",
         )
     of_rows = replace(
         config,
@@ -79,16 +79,16 @@ def encode_groups(
         pooling=replace(config.pooling, normalize=False, truncate_dim=None, precision="float32"),
     )
     with as_read_error(out):
-        # Rows without a plan are left from a run that was killed after the groups were complete.
+        # A folder of rows without a plan is from a run that was killed after the groups were complete.
         left = Folder(rows, "overwrite")
         may_be_complete = config.output.on_exists == "resume" and exists(out) and not left.has_plan()
     spec_of_rows = find_model(of_rows, spec.folder)
     if may_be_complete:
         plan, model = plan_rows(of_rows, callbacks, stop, spec_of_rows)
         plan = _plan_of_groups(config, plan, normalize=spec.normalize)
-        if _is_whole(destination, stored, plan):
+        if _is_complete(destination, stored, plan):
             left.remove()
-            for sentence in (f"{out} is whole already: made by this recipe from this input", *left.notices):
+            for sentence in (f"{out} is already complete: made by this recipe from this input", *left.notices):
                 callbacks.notice(sentence)
             model = replace(model, recipe=plan.recipe, fingerprint=plan.fingerprint, variants=plan.variants)
             return summary_of_finished(config, model, began)
@@ -106,13 +106,14 @@ def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
         "precision": config.pooling.precision,
     }
     truncate_dim = config.pooling.truncate_dim
+    kept_types = ((name, plan.kept_types[name]) for name in config.input.keep)
     return replace(
         plan,
         sharding=replace(plan.sharding, characters=None),
         recipe=recipe,
         fingerprint=fingerprint(recipe),
         groups=recipe["groups"],
-        kept_types={**{name: _of_groups(plan.kept_types[name]) for name in config.input.keep}, **_COUNTS},
+        kept_types={**{name: kept.replace("mixed", "text") for name, kept in kept_types}, **_COUNTS},
         format=config.output.format,
         precision=config.pooling.precision,
         variants=tuple(replace(of, dims=min(truncate_dim or of.dims, of.dims)) for of in plan.variants),
@@ -120,12 +121,7 @@ def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
     )
 
 
-def _of_groups(kept: str) -> str:
-    """Returns the type of a kept column of groups from that of rows."""
-    return "text" if kept == "mixed" else kept
-
-
-def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool:
+def _is_complete(destination: Destination, stored: Plan | None, plan: Plan) -> bool:
     """Checks whether a former run has completed the groups.
 
     Raises:
@@ -138,14 +134,7 @@ def _is_whole(destination: Destination, stored: Plan | None, plan: Plan) -> bool
 
 
 class _GroupWriter:
-    """Pools rows into groups, and writes these.
-
-    Args:
-        config: what the user asked for.
-        rows: folder of the complete rows.
-        plan: of the groups, without their number.
-        callbacks: receives notices.
-    """
+    """Pools the rows in the folder `rows` into groups, and writes these; `plan` lacks the number of groups."""
 
     def __init__(self, config: RunConfig, rows: Path, plan: Plan, callbacks: Callbacks) -> None:
         self.config = config
@@ -269,7 +258,7 @@ class _GroupWriter:
         return as_stored(done, None, self.config.pooling.precision)
 
     def _keep_rejects(self) -> None:
-        """Keeps the list of unreadable rows beside the output."""
+        """Keeps the list of unreadable rows next to the output."""
         with as_read_error(self.rows):
             content = b"".join(lists_of_shards(self.rows))
         if content:
@@ -302,16 +291,16 @@ def _items(
 
     Args:
         stored: their vectors and receipts.
-        keys: [R] their groups.
+        keys: [R] of their groups.
         alike: for each kept column [R] the first row with the same value; None for null.
-        ordered: [R] what they are ordered by.
+        ordered: [R] keys that order the rows of a group, if any.
     """
-    coming = enumerate(keys)
+    numbered = enumerate(keys)
     for piece in stored.batches(stored.layout.variants):
         place = 0
         receipts = _columns(piece.facts, ("n_tokens", "n_used", "n_chunks", "status"))
         for has_vector, receipt in zip(piece.has_vector.tolist(), receipts, strict=True):
-            row, key = next(coming)
+            row, key = next(numbered)
             n_tokens, n_used, n_chunks, status = receipt
             vectors = {name: of[place] for name, of in piece.vectors.items()} if has_vector else None
             place += has_vector

@@ -19,9 +19,7 @@ from embedkit.types import Record
 class InProcessEngine:
     """Loads the model in this process and computes one shard after another; see Engine.
 
-    Args:
-        setup: of the run.
-        prefetch: shards that reading and writing may be ahead of and behind the model.
+    Reading is up to `prefetch` shards ahead of the model, and writing as many behind.
     """
 
     def __init__(self, setup: EngineSetup, *, prefetch: int = 2) -> None:

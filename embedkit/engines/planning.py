@@ -27,8 +27,8 @@ from embedkit.types import Fault, Record
 
 #: In English, for most vocabularies; used to estimate the remaining time only.
 _CHARACTERS_A_TOKEN = 4
-#: Files of more bytes are hashed as a whole when they are planned, and again only if their name or time has
-#: changed: 1 GiB takes about a second.
+#: Files of more bytes are hashed in full when they are planned, and again only if their name or time has changed:
+#: 1 GiB takes about a second.
 _LARGE = 2**30
 
 
@@ -49,13 +49,7 @@ def table_of(config: RunConfig) -> tuple[Table, SpanBook | None]:
 
 
 def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook | None) -> None:
-    """Checks, before anything is written, that the output replaces no file of the input.
-
-    Args:
-        output: path of the output.
-        form: its format.
-        table: the input.
-        spans: the file of spans, if there is one.
+    """Checks, before anything is written, that the output (of format `form`) replaces no file of the input.
 
     Raises:
         UsageError: the output would replace a file of the input, or a folder that contains it.
@@ -74,13 +68,7 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
 
 
 def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None) -> ShardCutter:
-    """Returns the cutter of the input.
-
-    Args:
-        spec: the model, found.
-        config: what the user asked for.
-        shard_rows: of a stored plan, used if the user gives none.
-    """
+    """Returns the cutter of the input; `shard_rows` is that of a stored plan, if the user gives none."""
     width = rough_width(spec)
     rows = config.output.shard_rows or shard_rows
     return ShardCutter(
@@ -91,7 +79,7 @@ def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None)
 
 
 def _longest(spec: ModelSpec, config: RunConfig) -> int | None:
-    """Returns about how many characters of a text a model reads; None if all, or if unknown."""
+    """Estimates the characters of a text that the model reads; None if all, or if unknown."""
     if config.text.on_long != "truncate":
         return None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -129,24 +117,23 @@ class InputPlan:
 
 
 def plan_input(
-    table: Table, spans: SpanBook | None, config: RunConfig, request: ModelSpec, stored: Plan | None
+    table: Table, spans: SpanBook | None, config: RunConfig, spec: ModelSpec, stored: Plan | None
 ) -> InputPlan:
     """Plans rows and shards of a table; finds faulty rows before a model is loaded.
 
     Args:
         table: the input.
-        spans: the file of spans, if there is one.
-        config: what the user asked for.
-        request: the model, found.
-        stored: the plan of a run to be resumed, for which the table was read already; that it is the same table is
-            checked later.
+        spans: the file of spans, if any.
+        config: the user's options.
+        spec: the model, found.
+        stored: the plan of a run to be resumed: the table is not read again, and compared with that plan later.
 
     Raises:
         InputError: rows are faulty and may not be, or spans are of ids that no row has.
         UsageError: a kept column has the name of one that embedkit writes.
     """
-    scores = request.head.columns if request.head else {}
-    cutter = cutter_of(request, config, stored.sharding.shard_rows if stored else None)
+    scores = spec.head.columns if spec.head else {}
+    cutter = cutter_of(spec, config, stored.sharding.shard_rows if stored else None)
     read = input_facts(table, spans, config.input, stored.input if stored else None)
     sharding = Sharding(cutter.shard_rows, cutter.shard_characters, None, None, None)
     if stored is not None:
@@ -275,12 +262,7 @@ def _kept(item: Record | Fault, on_bad_row: str, n_keep: int, faults: list[Fault
 
 
 def non_finite_notes(config: RunConfig, found: Mapping[str, int]) -> Iterator[str]:
-    """Yields notices about kept numbers that JSON Lines cannot hold.
-
-    Args:
-        config: what the user asked for.
-        found: for each kept column, the rows that hold NaN or an infinity.
-    """
+    """Yields notices about kept columns with NaN or infinities, in `found` rows each, for JSON Lines."""
     if config.output.format != "jsonl":
         return
     for name, rows in found.items():
@@ -303,11 +285,10 @@ def input_facts(
 
     Args:
         table: the input.
-        spans: the file of spans, if there is one.
+        spans: the file of spans, if any.
         config: how it is read.
-        stored: the `input` of a run to be resumed. Large files that look unchanged by it are not hashed as a whole
-            again.
-        whole: False hashes no file as a whole: another process of this run has, or the hashes are not compared.
+        stored: the `input` of a run to be resumed: large files that look unchanged are not hashed in full again.
+        whole: False hashes no file in full: another process of this run has.
     """
     known = {of.name: of for of in stored.all_files if of.content_sha256} if stored and whole else {}
 

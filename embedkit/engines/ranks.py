@@ -65,7 +65,7 @@ def share_of(
         first, step = (_number(environ, name, default) for name, default in zip(_ARRAY[2:], (0, 1), strict=True))
         step = max(1, step)
         rank, between = divmod(task - first, step)
-        # A list such as 1,2,7 has gaps: every task reports it, not the last alone.
+        # A list such as 1,2,7 has gaps: every task reports that, not only the last.
         last = first + (count - 1) * step
         has_holes = _number(environ, _ARRAY_MAX, last) != last
         return _checked(
@@ -118,7 +118,7 @@ def _check_ranks_agree(rank: int, world_size: int, environ: Mapping[str, str]) -
     if size == str(world_size) and task.isascii() and task.isdigit() and int(task) != rank:
         raise UsageError(
             f"RANK says that this is process {rank} of {world_size}, and SLURM_PROCID says {task}",
-            hint="unset RANK and WORLD_SIZE, or say which part this is with --shard-id and --num-shards",
+            hint="unset RANK and WORLD_SIZE, or give --shard-id and --num-shards",
         )
 
 
@@ -133,8 +133,8 @@ def _allocation_notice(environ: Mapping[str, str]) -> str:
 def _checked(rank: int, world_size: int, workers: int | None, place: int | None, source: str) -> ShareConfig:
     if not 0 <= rank < world_size:
         raise UsageError(
-            f"{source} give no number from 0 to {world_size - 1} for this process",
-            hint="say which part it does with --shard-id and --num-shards",
+            f"{source} do not give a number from 0 to {world_size - 1} for this process",
+            hint="give --shard-id and --num-shards",
         )
     return ShareConfig(rank, world_size, workers, place, source)
 
@@ -143,7 +143,7 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     text = environ.get(name, "" if default is None else str(default))
     if not text.isascii() or not text.isdigit():
         raise UsageError(
-            f"the environment's {name} is '{text}', which is no number",
-            hint=f"unset {name}, or say which part this is with --shard-id and --num-shards",
+            f"the environment's {name} is '{text}', which is not a number",
+            hint=f"unset {name}, or give --shard-id and --num-shards",
         )
     return int(text)

@@ -23,7 +23,7 @@ from embedkit.output.open import read_versioned, schema_metadata
 from embedkit.sources import open_table
 from embedkit.storage.filesystem import seems_file, seems_there
 
-#: Folders beside an output that hold an unfinished run of it.
+#: Folders next to an output that hold an unfinished run of it.
 _UNFINISHED = ("{}.partial", "{}.rows.partial", "{}.next", "{}.partial.next")
 
 
@@ -59,16 +59,16 @@ def other_outputs_spared(config: RunConfig) -> Generator[None, None, None]:
             raise
         if same is None:
             ways = error.hint.removesuffix(", or another place with -o")
-            hint = f"choose another place with -o; or, if what is there is of this input, {ways}"
+            hint = f"choose another place with -o; or, if the existing output is of this input, {ways}"
             raise OutputError(error.message, hint=hint) from None
         raise OutputError(
-            f"{error.message}; it is of another input than this one",
-            hint="choose another place with -o, or name the input that it is of to go on with it",
+            f"{error.message}; it was made from another input",
+            hint="choose another place with -o, or name the input of the existing output to continue it",
         ) from None
 
 
 def _has_this_input(config: RunConfig) -> bool | None:
-    """Checks whether the existing output was made from the requested input; None if it does not say."""
+    """Checks whether the existing output was made from the requested input; None if unknown."""
     existing = _input_digests(Path(config.output.output))
     if not existing or "-" in config.input.inputs:
         return None

@@ -113,10 +113,10 @@ class ShardLoop:
     def _raise_if_stopped(self) -> None:
         if self.setup.stop.is_set():
             if self.setup.config.output.is_stdout:
-                raise Stopped("stopped by a signal", hint="what went to stdout is not whole: run it again")
+                raise Stopped("stopped by a signal", hint="the output on stdout is incomplete: run it again")
             raise Stopped(
                 f"stopped by a signal; {len(self.records)} shards are committed",
-                hint="the same command with --on-exists resume goes on from there",
+                hint="the same command with --on-exists resume continues from there",
             )
 
 

@@ -25,8 +25,8 @@ _LEAVE_SECONDS = 2.0
 class _Interrupt:
     """Handler of a command without work to save: interrupts it, and makes sure that the process ends."""
 
-    def __init__(self, say: Callable[[], object]) -> None:
-        self._say = say
+    def __init__(self, report: Callable[[], object]) -> None:
+        self._report = report
         self._timer = threading.Timer(_LEAVE_SECONDS, self._leave)
         self._timer.daemon = True
 
@@ -38,17 +38,17 @@ class _Interrupt:
         raise KeyboardInterrupt
 
     def _leave(self) -> None:
-        self._say()
+        self._report()
         os._exit(Stopped.exit_code)
 
 
-def leave_on_signal(say: Callable[[], object]) -> None:
+def leave_on_signal(report: Callable[[], object]) -> None:
     """Makes this process the command's: a signal interrupts it, and ends it if the interrupt is swallowed.
 
     Args:
-        say: reports the stop if the interrupt is swallowed.
+        report: reports the stop if the interrupt is swallowed.
     """
-    handler = _Interrupt(say)
+    handler = _Interrupt(report)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
@@ -86,7 +86,7 @@ def stop_event(message: bytes) -> Generator[threading.Event, None, None]:
 
 @contextmanager
 def blocked() -> Generator[None, None, None]:
-    """Holds signals back, here and in processes started meanwhile, until these call `unblock`."""
+    """Holds signals back, here and in processes started inside the block, until these call `unblock`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -134,7 +134,7 @@ class Line:
         while not self.stop.is_set():
             with contextlib.suppress(queue.Empty):
                 return self._orders.get(timeout=_POLL_SECONDS)
-        raise Stopped("a worker was stopped", hint="the same command with --on-exists resume goes on")
+        raise Stopped("a worker was stopped", hint="the same command with --on-exists resume continues")
 
     def shards(self) -> Iterator[int]:
         """Asks for shards and yields them, each when the one before has been read."""

@@ -35,7 +35,7 @@ _STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
 _KINDS: dict[str, type[EmbedkitError]] = {
     kind.__name__: kind for of in EmbedkitError.__subclasses__() for kind in (of, *of.__subclasses__())
 }
-_RESUME = "what is committed stays; the same command with --on-exists resume goes on"
+_RESUME = "committed shards stay; the same command with --on-exists resume continues"
 
 
 @dataclass
@@ -56,11 +56,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """Runs worker processes on this machine; see Engine. Workers are spread over the devices in turn.
-
-    Args:
-        setup: of the run.
-    """
+    """Runs worker processes on this machine; see Engine. Workers are spread over the devices in turn."""
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
@@ -126,7 +122,7 @@ class WorkerPool:
                 for worker in self._workers:
                     if worker.facts is not None and worker not in started:
                         started.append(worker)
-                        _refuse_another_recipe(worker.name, worker.facts, job.plan)
+                        _check_recipe(worker.name, worker.facts, job.plan)
                         self._send(worker, "go")
                 self._receive()
         return job.destination.committed()
@@ -148,7 +144,7 @@ class WorkerPool:
             done = f"{self._shards_done} shards are committed" if self._is_running else "no shard was begun"
             raise Stopped(
                 f"stopped by a signal; {done}",
-                hint="the same command with --on-exists resume goes on from there",
+                hint="the same command with --on-exists resume continues from there",
             ) from None
         except BaseException:
             self._dismiss(_FAIL_SECONDS)
@@ -247,7 +243,7 @@ class WorkerPool:
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
-            how = "closed its pipe" if code is None else f"ended with exit code {code}"
+            how = "closed its connection" if code is None else f"ended with exit code {code}"
         where = f"at shard {worker.shards[0]}" if worker.shards else "before it had a shard"
         memory = "; fewer --workers or --batch-tokens need less memory" if code == -signal.SIGKILL else ""
         raise EmbedkitError(f"{worker.name} {how} {where}", hint=f"{_RESUME}{memory}")
@@ -269,7 +265,7 @@ def _of_worker(config: RunConfig, number: int, workers: int) -> RunConfig:
     )
 
 
-def _refuse_another_recipe(name: str, facts: ModelFacts, plan: Plan) -> None:
+def _check_recipe(name: str, facts: ModelFacts, plan: Plan) -> None:
     if facts.fingerprint != plan.fingerprint:
         now, planned = facts.recipe["dtype"], plan.recipe["dtype"]
         raise UsageError(

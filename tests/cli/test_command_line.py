@@ -334,10 +334,10 @@ def test_no_hint_offers_to_overwrite_the_output_of_another_input(encode, tmp_pat
     assert "--on-exists overwrite" in refused(again, OUTPUT)[1]
     error, hint = refused(encode(tmp_path / "old/notes.csv", *arguments, "--on-exists", on_exists), OUTPUT)
     if output == "out.jsonl":  # it does not say what it was made from
-        assert "if what is there is of this input" in hint
+        assert "if the existing output is of this input" in hint
     else:
         assert "overwrite" not in hint
-        assert "it is of another input" in error
+        assert "it was made from another input" in error
     assert "another place with -o" in hint
 
 

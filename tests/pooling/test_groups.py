@@ -178,7 +178,7 @@ def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
         patch.setattr(grouping, "encode_rows", lambda *_: pytest.fail("rows are encoded"))
         assert cli.run(["encode", *map(str, asked)]) == 0
         said = capsys.readouterr().err
-        assert "is whole already" in said
+        assert "is already complete" in said
         assert "3 rows, 3 vectors of 5 dimensions" in said
         assert "nothing was left to compute" in said
         assert ran(*asked, "--normalize") == 5

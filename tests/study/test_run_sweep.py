@@ -251,7 +251,7 @@ def test_shuffled_labels_beat_nothing_and_a_warning_names_copies_in_several_fold
         (("--label", "nowhere"), 3, "nowhere"),
         (("--label", "kind", "--metric", "r2"), 2, "--metric cannot be 'r2'"),
         (("--label", "value", "--probe", "logistic"), 2, "--probe logistic is for classes"),
-        (("--label", "kind", "--pool", "cls,none"), 2, "stands alone"),
+        (("--label", "kind", "--pool", "cls,none"), 2, "cannot be part of a list"),
         (("--label", "kind", "--pool", "pooler"), 2, "cannot compare 'pooler'"),
         (("--label", "kind", "--folds", "2"), 2, "--folds cannot be 2"),
         (("--label", "kind", "--group", "shuffled"), 3, "2 groups, fewer than the 5 folds"),

@@ -144,8 +144,8 @@ def _items(values: Any) -> list[Any]:
 def _is_of(value: object, package: str, name: str) -> bool:
     """Checks whether a value is of a class, without importing it."""
     return any(
-        of.__module__.partition(".")[0] == package and of.__name__.rstrip("_") == name
-        for of in type(value).__mro__
+        kind.__module__.partition(".")[0] == package and kind.__name__.rstrip("_") == name
+        for kind in type(value).__mro__
     )
 
 

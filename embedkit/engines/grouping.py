@@ -26,7 +26,7 @@ from embedkit.engines.planning import non_finite_notes
 from embedkit.engines.summary import Summary, summary_of_finished
 from embedkit.errors import UsageError
 from embedkit.inference.model_spec import ModelSpec, find_model
-from embedkit.inference.pipeline import as_stored
+from embedkit.inference.pipeline import as_stored, cut_variants
 from embedkit.manifest.identity import check_same_plan, input_digests
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import Manifest, Plan, Totals
@@ -116,7 +116,7 @@ def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
         kept_types={**{name: kept.replace("mixed", "text") for name, kept in kept_types}, **_COUNTS},
         format=config.output.format,
         precision=config.pooling.precision,
-        variants=tuple(replace(of, dims=min(truncate_dim or of.dims, of.dims)) for of in plan.variants),
+        variants=cut_variants(plan.variants, truncate_dim),
         on_bad_row="null",
     )
 
@@ -249,7 +249,7 @@ class _GroupWriter:
         return keys
 
     def _vectors(self, variant: Variant, groups: Sequence[Item]) -> Any:
-        width = next(of.dims for of in self.stored.layout.variants if of.name == variant.name)
+        width = next(stored.dims for stored in self.stored.layout.variants if stored.name == variant.name)
         flat = np.zeros((len(groups), width), np.float32)
         for place, group in enumerate(groups):
             flat[place] = (group.vectors or {})[variant.name]

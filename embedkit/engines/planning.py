@@ -83,8 +83,8 @@ def _longest(spec: ModelSpec, config: RunConfig) -> int | None:
     if config.text.on_long != "truncate":
         return None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    there = (spec.folder.config.get(key) for key in keys)
-    length = config.text.max_length or next((of for of in there if isinstance(of, int)), None)
+    stated = (spec.folder.config.get(key) for key in keys)
+    length = config.text.max_length or next((value for value in stated if isinstance(value, int)), None)
     return None if length is None else _CHARACTERS_A_TOKEN * length
 
 
@@ -290,19 +290,19 @@ def input_facts(
         stored: the `input` of a run to be resumed: large files that look unchanged are not hashed in full again.
         whole: False hashes no file in full: another process of this run has.
     """
-    known = {of.name: of for of in stored.all_files if of.content_sha256} if stored and whole else {}
+    known = {old.name: old for old in stored.all_files if old.content_sha256} if stored and whole else {}
 
     def facts(file: SourceFile) -> InputFile:
-        of = InputFile(**{**asdict(file), "name": file.shown})
+        now = InputFile(**{**asdict(file), "name": file.shown})
         if not whole or file.sha256 is None or (stored and not known):
-            return of  # not asked for; stdin; a plan of an older version, which has nothing to compare it with
+            return now  # not asked for; stdin; a plan of an older version, which has nothing to compare it with
         before = known.get(file.shown)
         if before is not None and (file.size or 0) > _LARGE:
-            looked_up = replace(of, content_sha256=before.content_sha256)
-            if looked_up == before:
-                return looked_up
+            unchanged = replace(now, content_sha256=before.content_sha256)
+            if unchanged == before:
+                return unchanged
         try:
-            return replace(of, content_sha256=sha256_of_file(Path(file.name)))
+            return replace(now, content_sha256=sha256_of_file(Path(file.name)))
         except OSError as error:
             raise unreadable(file.shown, error) from None
 

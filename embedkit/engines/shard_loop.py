@@ -146,4 +146,4 @@ def calibrate(table: Table, embedder: Embedder) -> Int8Ranges:
             break
     shard = tokenize_shard(ReadShard(0, 0, len(records), records, ()), replace(embedder, on_long="truncate"))
     raw = embed(shard.texts, embedder, lambda *_: None, shard.units).vectors
-    return {name: of.to_json() for name, of in int8_ranges(raw, embedder).items()}
+    return {name: ends.to_json() for name, ends in int8_ranges(raw, embedder).items()}

@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.1
 #: Seconds in which workers may end after a signal, and after another one failed; then they are killed.
 _STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
 _KINDS: dict[str, type[EmbedkitError]] = {
-    kind.__name__: kind for of in EmbedkitError.__subclasses__() for kind in (of, *of.__subclasses__())
+    kind.__name__: kind for base in EmbedkitError.__subclasses__() for kind in (base, *base.__subclasses__())
 }
 _RESUME = "committed shards stay; the same command with --on-exists resume continues"
 

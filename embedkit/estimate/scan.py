@@ -9,7 +9,7 @@ from embedkit.engines.planning import planned_kept_types, read_shards
 from embedkit.estimate.counts import InputCounts
 from embedkit.estimate.disk_size import DiskSize
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.inference.pipeline import ReadShard, ShardSettings, finish_shard, tokenize_shard
+from embedkit.inference.pipeline import ReadShard, ShardSettings, cut_variants, finish_shard, tokenize_shard
 from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
 from embedkit.manifest.recipe import canonical_json
 from embedkit.manifest.schema import Sharding
@@ -47,7 +47,7 @@ class InputScan:
         self.counts = InputCounts(n_unknown=None if setup.tokenizer.unknown_id is None else 0)
         self.first_texts: list[str] = []
         self.largest_shard = 0
-        self.variants = tuple(Variant(of.name, min(spec.truncate_dim or of.dims, of.dims)) for of in raw_variants)
+        self.variants = cut_variants(raw_variants, spec.truncate_dim)
         self._config = config
         self._table = table
         on_long = "truncate" if config.text.on_long == "error" else config.text.on_long

@@ -32,11 +32,7 @@ _SCORES = 3
 
 
 class TokenBudget:
-    """Tokens that a batch may have. Shrinks when memory runs out, for the rest of the run.
-
-    Args:
-        tokens: to begin with.
-    """
+    """The tokens that a batch may have. Shrinks when memory runs out, for the rest of the run."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -62,9 +58,9 @@ def make_batches(
     Args:
         lengths: [N] tokens of each text, each at least 1.
         max_tokens: budget of a batch, padding included if `padded`. A longer text makes a batch of its own.
-        max_rows: most texts in a batch; None = no limit.
-        padded: whether the texts of a batch are padded to the longest.
-        equal_lengths: whether all texts of a batch must have the same length.
+        max_rows: most texts in a batch; None: no limit.
+        padded: the texts of a batch are padded to the longest.
+        equal_lengths: all texts of a batch must have the same length.
 
     Returns:
         Batches that hold every text exactly once.
@@ -139,8 +135,8 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 1, returned: int = 0) -> int:
     """Returns the tokens of a batch on a GPU, a power of two: 65,536 where they fit, fewer on a small card.
 
-    It follows from the card's whole memory, not from what is free now, so that a job is cut into the same batches
-    whenever it runs on such a card.
+    It follows from all of the card's memory, not from what is free now, so that batches are the same in every run
+    on such a card.
 
     Args:
         memory: bytes of the device.
@@ -155,7 +151,7 @@ def tokens_that_fit(memory: int, weights: int, per_token: int, processes: int = 
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
-    """Checks whether an exception says that a CPU or GPU ran out of memory."""
+    """Returns True for the exceptions of a CPU or GPU that ran out of memory."""
     # On a CPU, torch's allocator raises a RuntimeError; CUDA's libraries have messages of their own.
     words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(fault, MemoryError | torch.OutOfMemoryError) or (

@@ -1,6 +1,6 @@
-"""Loads a model that was found, checks it, and puts together what turns texts into vectors.
+"""Loads the model that a ModelSpec names, checks it, and builds the embedder.
 
-The command line and the Python class both come through here, so that one option means the same in both.
+The command line and the Python class both use this, so that an option means the same in both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ONE_THREAD = (
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known once a model is loaded, in plain values: it may have been loaded in another process."""
+    """Facts about a loaded model, in plain values: it may have been loaded in another process."""
 
     recipe: Json  # all that decides the numbers
     fingerprint: str  # SHA-256 of the recipe
@@ -60,7 +60,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReadyModel:
-    """A loaded model: what turns texts into vectors, and the facts about it."""
+    """A loaded model and the facts about it."""
 
     embedder: Embedder
     facts: ModelFacts
@@ -75,11 +75,11 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
         processes: number of processes of this run on the device.
 
     Raises:
-        ModelError: it cannot be loaded, or lacks what is asked of it.
-        UsageError: a layer, a length or a device that it does not have.
+        ModelError: it cannot be loaded, or lacks the requested pooling.
+        UsageError: it lacks the requested layer, length or dimensions, or this machine the device.
     """
     model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
-    of_fork = _ready_after_fork(model.device)
+    fork_notice = _ready_after_fork(model.device)
     if spec.folder.model_type in FAMILIES and not reference:
         # Compiles while torch is imported.
         build_ahead()
@@ -93,7 +93,7 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
 
     folder, shipped = spec.folder, spec.shipped
     with ThreadPoolExecutor(1) as hasher:
-        # Hashing the weights warms the page cache for loading them.
+        # Hashing the weights brings them into the page cache, where loading finds them.
         hashes = hasher.submit(folder.hashes)
         loaded = load_model(folder, model, backend="reference" if reference else "fastest")
         setup = set_up_tokenizer(
@@ -138,7 +138,7 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
             head_width=shipped.out_features,
         )
         shipped.check_width(pooled.pooled_width(encoder.hidden_size))
-    returned = 0 if pooled.poolings else sum(of.dims for of in pooled.variants(encoder.hidden_size))
+    returned = 0 if pooled.poolings else sum(variant.dims for variant in pooled.variants(encoder.hidden_size))
     chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, returned, processes, batch)
     embedder = Embedder(
         tokenizer=tokenizer,
@@ -161,11 +161,11 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
     widest = max(variant.dims for variant in embedder.raw_variants)
     if pooling.truncate_dim is not None and pooling.truncate_dim > widest:
         raise UsageError(
-            f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions that there are",
+            f"--truncate-dim {pooling.truncate_dim} is more than the {widest} dimensions of the vectors",
             hint=f"use at most {widest}, or leave it out",
         )
     recipe = recipe_of(spec, setup, files=files, dtype=loaded.dtype)
-    notices = (*setup.notices, notice, loaded.notice, _of_weights(folder), of_fork)
+    notices = (*setup.notices, notice, loaded.notice, _pickle_notice(folder), fork_notice)
     facts = ModelFacts(
         recipe=recipe,
         fingerprint=fingerprint(recipe),
@@ -220,9 +220,9 @@ def _tokens_for(
         encoder: the model, on its device.
         loaded: the model as loaded.
         longest: most tokens of a text.
-        returned: values in the vectors of a token, if token vectors are returned; else 0.
-        processes: number of processes of this run on the device.
-        batch: what the user asked for.
+        returned: values per token in the returned vectors; 0 unless token vectors are returned.
+        processes: of this run on the device.
+        batch: the user's options.
     """
     from embedkit.inference.batching import bytes_per_token, device_memory, tokens_that_fit
     from embedkit.models.repository.config_facts import inner_widths
@@ -260,10 +260,10 @@ def _check_supported(
         )
 
 
-def _of_weights(folder: ModelFolder) -> str | None:
+def _pickle_notice(folder: ModelFolder) -> str | None:
     if not folder.pickles():
         return None
     return (
         f"weights of '{folder.name}' are a pickle ({', '.join(folder.pickles())}): tensors alone are read from "
-        "it, no code; a model.safetensors cannot hold any"
+        "it, no code; a model.safetensors cannot contain code"
     )

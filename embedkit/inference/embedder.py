@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedkit.inference.batching import TokenBudget, make_batches
-from embedkit.inference.pipeline import ShardSettings, TokenizedShard, non_finite_texts
+from embedkit.inference.pipeline import ShardSettings, TokenizedShard, cut_variants, non_finite_texts
 from embedkit.inference.scheduler import BatchScheduler
 from embedkit.inference.transfer import Transfer
 from embedkit.models.base import LayerEncoder
@@ -43,13 +43,14 @@ class Embedder(ShardSettings):
     @property
     def raw_variants(self) -> tuple[Variant, ...]:
         """Vectors of a unit before `truncate_dim`."""
+        n_poolings = max(1, len(self.unit_poolings))
         variants = self.pooling.variants(self.encoder.hidden_size)
-        return tuple(replace(of, dims=of.dims * max(1, len(self.unit_poolings))) for of in variants)
+        return tuple(replace(variant, dims=variant.dims * n_poolings) for variant in variants)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """Columns of the output."""
-        return tuple(replace(of, dims=min(self.truncate_dim or of.dims, of.dims)) for of in self.raw_variants)
+        return cut_variants(self.raw_variants, self.truncate_dim)
 
 
 def embed(
@@ -87,9 +88,9 @@ class EmbeddingTask:
 
     Args:
         tokenized: all windows.
-        embedder: what computes.
+        embedder: computes the vectors.
         on_batch: called after each batch; a text in several windows counts with its first.
-        units: units to compute vectors of; None = the texts.
+        units: to compute vectors of; None: the texts.
         source: kept for the caller.
     """
 
@@ -149,12 +150,12 @@ class EmbeddingTask:
         embedder, tokens = self.embedder, self.tokenized.tokens
         # Units choose their tokens themselves.
         leave_out = embedder.exclude_special and not embedder.unit_poolings
-        before, behind = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
+        before, after = (tokens.prefix, tokens.suffix) if leave_out else (0, 0)
         layout = TokenLayout(
             batch,
             packed=embedder.encoder.packed,
             skipped_start=max(before, embedder.pooling.skipped),
-            skipped_end=behind,
+            skipped_end=after,
             by_segments=embedder.by_segments,
         )
         ids = None
@@ -224,8 +225,8 @@ class EmbeddingTask:
         oom = frozenset(tokenized.texts[np.isin(self.duplicate_of, self._oom)].tolist())
         if units is not None and self._unit_pooler is not None:
             empty = {
-                of.name: np.full((len(units.texts), of.dims), np.nan, np.float32)
-                for of in self.embedder.raw_variants
+                variant.name: np.full((len(units.texts), variant.dims), np.nan, np.float32)
+                for variant in self.embedder.raw_variants
             }
             return RawVectors(units.texts, {**empty, **self._unit_pooler.vectors(self._oom)}, oom)
         for window in duplicates.tolist():
@@ -233,8 +234,10 @@ class EmbeddingTask:
                 vectors[window] = vectors[self.duplicate_of[window]]
         if units is not None or not self.embedder.pooling.poolings:
             return RawVectors(tokenized.texts, out, oom)
-        how = self.embedder.chunk_pool
-        combined = {name: combine_windows(of, tokenized.texts, tokenized.added, how) for name, of in out.items()}
+        combined = {
+            name: combine_windows(vectors, tokenized.texts, tokenized.added, self.embedder.chunk_pool)
+            for name, vectors in out.items()
+        }
         return RawVectors(np.unique(tokenized.texts), combined, oom)
 
 

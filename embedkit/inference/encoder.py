@@ -51,14 +51,14 @@ class Encoder:
         layer_agg: concat, mean, sum, max or separate.
         pool: a pooling, a file of `embedkit fit`, the name of an installed pooler, or a list of these.
         exclude_special: leave special tokens out of the pooling.
-        normalize: scale to length 1; None = as the model's recipe says under `auto`, else not.
+        normalize: scale to length 1; None: as the model's recipe says under `auto`, else not.
         truncate_dim: keep the first dimensions.
         batch_tokens: tokens in a batch; None or auto = what fits.
         batch_size: most texts in a batch.
 
     Raises:
         UsageError: a value that cannot be used.
-        ModelError: the model is unavailable, or lacks what is asked of it.
+        ModelError: the model is unavailable, or lacks the requested pooling.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Encoder:
             "batch_tokens": arguments.none_if_auto(batch_tokens),
             "batch_size": batch_size,
         }
-        whole = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
+        integers = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
         model_config = ModelConfig(
             arguments.model_name(model),
             arguments.text_or_none("revision", revision),
@@ -104,9 +104,9 @@ class Encoder:
             arguments.dtype_name(dtype),
         )
         texts = TextConfig(
-            whole["max_length"],
+            integers["max_length"],
             arguments.text("on_long", on_long),
-            whole["stride"],
+            integers["stride"],
             arguments.text_or_none("chunk_pool", chunk_pool),
             arguments.text_or_none("prompt", prompt),
             arguments.text_or_none("prompt_name", prompt_name),
@@ -117,9 +117,9 @@ class Encoder:
             arguments.pool_text(pool),
             arguments.yes_or_no("exclude_special", exclude_special),
             None if normalize is None else arguments.yes_or_no("normalize", normalize),
-            whole["truncate_dim"],
+            integers["truncate_dim"],
         )
-        batch = BatchConfig(whole["batch_tokens"], whole["batch_size"])
+        batch = BatchConfig(integers["batch_tokens"], integers["batch_size"])
         self._config = VectorConfig(model=model_config, text=texts, pooling=pooling, batch=batch)
         self._load()
 
@@ -218,25 +218,25 @@ class Encoder:
         from embedkit.tokenizer import refuse_long
 
         if os.getpid() != self._made_in:
-            raise UsageError("this Encoder was made in a process that this one is a fork of", hint=_SPAWN)
+            raise UsageError("this Encoder was made before this process was forked", hint=_SPAWN)
         # Before the lock is taken: a generator may call this Encoder itself.
-        whole = texts_of(texts)
+        all_texts = texts_of(texts)
         with self._turn, LOAD_LOCK.encoding():
-            tokenized = self._embedder.tokenizer.tokenize(whole)
+            tokenized = self._embedder.tokenizer.tokenize(all_texts)
             if tokenized.faults:
                 text, code = min(tokenized.faults.items())
                 raise InputError(
                     f"texts[{text}] has a token or a character that the model does not know ({code})",
-                    hint="change that text, or leave it out; encoder.notices tell what the model cannot take",
+                    hint="change that text, or leave it out; see encoder.notices for what the model cannot take",
                 )
             if self._embedder.on_long == "error":
-                refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(whole)))
+                refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(all_texts)))
             raw = embed(tokenized, self._embedder, lambda *_: None)
         if raw.oom:
             raise ModelError(
                 f"text {min(raw.oom)} does not fit into memory even alone", hint="use a smaller max_length"
             )
-        return len(whole), raw
+        return len(all_texts), raw
 
 
 def _rebuilt(kind: type[Encoder], config: VectorConfig, fingerprint: str) -> Encoder:
@@ -250,8 +250,7 @@ def _rebuilt(kind: type[Encoder], config: VectorConfig, fingerprint: str) -> Enc
     encoder._load()  # noqa: SLF001
     if encoder.fingerprint != fingerprint:
         raise ModelError(
-            f"model '{config.model.model}' is not that of the pickled Encoder: its files or its --dtype differ",
-            hint="make the Encoder where it is used; a folder or a --revision, and a --dtype, name one model "
-            "everywhere",
+            f"model '{config.model.model}' is not the one of the pickled Encoder: its files or its dtype differ",
+            hint="make the Encoder where it is used, or with a fixed revision and dtype",
         )
     return encoder

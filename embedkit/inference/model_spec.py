@@ -38,15 +38,15 @@ class ModelSpec:
     @property
     def own_tokenizer(self) -> RemoteClass | None:
         """The tokenizer's class, if it is the model's own code."""
-        return next((one for one in self.remote_classes if one.part == "tokenizer"), None)
+        return next((remote for remote in self.remote_classes if remote.part == "tokenizer"), None)
 
 
 def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> ModelSpec:
     """Finds the model and resolves what its small files decide. Called once per command.
 
     Args:
-        config: what the user asked for.
-        folder: the model's files, if another spec of the same model has found them.
+        config: the user's options.
+        folder: the model's files, if found already.
 
     Raises:
         ModelError: there is no such model, it needs code that may not run, its own recipe cannot be carried out,

@@ -6,7 +6,7 @@ Imports no torch: `embedkit plan` uses all of it but the model. The model's part
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,18 @@ from embedkit.errors import InputError, ModelError, OutputError
 from embedkit.pooling.postprocess import Int8Range, finish, store
 from embedkit.pooling.units import COLUMNS, Units, units_of
 from embedkit.tokenizer import refuse_long
-from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts
+from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts, Variant
 
 if TYPE_CHECKING:
     from embedkit.pooling.pooler_files import PredictionHead
     from embedkit.tokenizer import TextTokenizer
 
-#: Code of a text that has tokens and no vector: what the error says, and how to avoid it.
+#: Code of a text that has tokens and no vector → the problem, and its remedy.
 _NO_VECTOR = {
     "non_finite": ("a vector is not finite (NaN or infinite)", "--dtype fp32"),
     "out_of_memory": ("a text does not fit into memory even alone", "a smaller --max-length"),
 }
-#: Code of a text whose tokens the model cannot take.
+#: Code of a text whose tokens the model cannot take → the problem.
 _NO_TOKENS = {
     "no_embedding": "a text has a token that the model has no embedding for",
     "unknown_character": "a text has a character that the model's vocabulary has no token for",
@@ -37,7 +37,7 @@ _NO_TOKENS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSettings:
-    """How the texts of a shard are tokenized and its vectors become rows."""
+    """Settings that turn texts into tokens, and vectors into rows of the output."""
 
     tokenizer: TextTokenizer
     on_long: str  # truncate, chunk or error
@@ -115,7 +115,7 @@ def finish_shard(
     Args:
         shard: its tokens.
         raw: the vectors of its units.
-        settings: how vectors are finished.
+        settings: of the finished vectors.
         layers: see `embedder.non_finite_layers`.
         keep: names of the kept columns.
         on_bad_row: fail, null or skip, for a row whose vector is not finite.
@@ -271,6 +271,11 @@ def _finished(name: str, raw: Any, used: NDArray[np.int64], settings: ShardSetti
     return as_stored(vectors, ranges, settings.precision)
 
 
+def cut_variants(variants: Iterable[Variant], truncate_dim: int | None) -> tuple[Variant, ...]:
+    """Returns the columns of the output, given those before `truncate_dim`."""
+    return tuple(Variant(each.name, min(truncate_dim or each.dims, each.dims)) for each in variants)
+
+
 def as_stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision: str) -> NDArray[Any]:
     """Returns finished vectors in the output's precision.
 
@@ -280,7 +285,7 @@ def as_stored(vectors: NDArray[np.float32], ranges: Int8Range | None, precision:
     stored = store(vectors, precision, ranges)
     if precision == "float16" and not np.isfinite(stored).all():
         raise OutputError(
-            "a vector has a value beyond 65,504, the largest of float16",
+            "a vector has a value above 65,504, the largest of float16",
             hint="use --normalize, or --precision float32",
         )
     return stored
@@ -294,7 +299,7 @@ def int8_ranges(vectors: Mapping[str, NDArray[np.float32]], settings: ShardSetti
     """
     ranges: dict[str, Int8Range] = {}
     for name, raw in vectors.items():
-        # Not finite: units that were cut away, or rows that `--on-bad-row` leaves out.
+        # Not finite: units outside the windows, or rows that `--on-bad-row` leaves out.
         sample = raw[np.isfinite(raw).all(axis=1)]
         if not len(sample):
             raise InputError(

@@ -1,6 +1,6 @@
-"""Tokenizer, layers and recipe of a run: what a model's small files and the options decide without its weights.
+"""Sets up the tokenizer, layers and recipe of a run from the model's small files and the options, without weights.
 
-`build` goes on from here with the weights; `plan`, `fit` and `sweep` do without them. Imports no torch.
+`build` uses it and adds the weights; `plan`, `fit` and `sweep` need none. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _USUAL_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSetup:
-    """What a run needs of its model besides the weights."""
+    """The parts of a model besides its weights."""
 
     tokenizer: TextTokenizer  # with casing, prompt and length resolved
     lowercase: bool  # True if texts are lowercased
@@ -44,8 +44,8 @@ def set_up_without_weights(spec: ModelSpec) -> tuple[TokenizerSetup, ConfigFacts
     """Sets up the tokenizer by the model's small files alone.
 
     Raises:
-        ModelError: there is no tokenizer that can be used.
-        UsageError: a layer or a length that the model does not have.
+        ModelError: there is no usable tokenizer.
+        UsageError: the model lacks the requested layer or length.
     """
     facts = read_config_facts(spec.folder, trust_remote_code=spec.config.model.trust_remote_code)
     setup = set_up_tokenizer(spec, config=facts.config, positions=facts.positions, n_layers=facts.n_layers)
@@ -57,13 +57,13 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
 
     Args:
         spec: the model, found.
-        config: the encoder's, with its keys as attributes.
-        positions: most tokens that the model has positions for; None = any number.
+        config: of the encoder, with its keys as attributes.
+        positions: most tokens that the model has positions for; None: any number.
         n_layers: encoder layers.
 
     Raises:
-        ModelError: there is no tokenizer that can be used.
-        UsageError: a layer or a length that the model does not have.
+        ModelError: there is no usable tokenizer.
+        UsageError: the model lacks the requested layer or length.
     """
     from embedkit.tokenizer import (
         TextTokenizer,
@@ -192,7 +192,7 @@ def _check_stated_length(folder: ModelFolder, raw_tokenizer: Any, positions: int
     n_special = int(counter.num_special_tokens_to_add(False))
     is_number = isinstance(stated, int | float)
     if not is_number or stated <= n_special:
-        fault = f"leaves no room for a text beside {n_special} special tokens" if is_number else "is no number"
+        fault = f"leaves no room for a text besides {n_special} special tokens" if is_number else "is not a number"
         raise ModelError(
             f"tokenizer_config.json of model '{folder.name}' says model_max_length {str(stated)[:20]!r}, "
             f"which {fault}",

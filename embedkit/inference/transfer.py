@@ -78,7 +78,7 @@ class Transfer:
         """Returns unused memory to the device after memory ran out."""
 
     def stats(self) -> DeviceStats | None:
-        """How the device was used so far; None if that is not measured."""
+        """Returns the use of the device so far; None if that is not measured."""
         return None
 
 

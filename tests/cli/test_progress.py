@@ -10,6 +10,7 @@ import pytest
 
 from embedkit.cli import progress
 from embedkit.cli.progress import make_callbacks
+from embedkit.engines.base import RunStart
 from embedkit.types import DeviceStats
 
 # A quarter of eight seconds between batches.
@@ -20,7 +21,7 @@ def shown(mode, monkeypatch, capsys, use):
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_JSON_SECONDS", 0.0)
     watcher = make_callbacks(mode, quiet=False)
-    watcher.started(rows=4, done=0, device="cuda:0", dtype="bf16")
+    watcher.started(RunStart(rows=4, done=0, device="cuda:0", dtype="bf16"))
     for _ in range(2):
         if use is not None:
             watcher.device(use)
@@ -62,7 +63,9 @@ def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatc
     monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr", terminal)
     watcher = make_callbacks("auto", quiet=False)
-    watcher.started(rows=rows, done=0, device=device, dtype="bf16", characters={0: 4_000, 1: 400_000_000})
+    watcher.started(
+        RunStart(rows=rows, done=0, device=device, dtype="bf16", characters={0: 4_000, 1: 400_000_000})
+    )
     watcher.tokenized(0, 1_000)
     clock = watcher.began
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock + 0.01)
@@ -83,7 +86,7 @@ def test_the_time_that_is_left_is_that_of_the_tokens_left_and_does_not_jump(monk
     tokens = {shard: 1_000 if shard < 10 else 100_000 for shard in range(20)}
     watcher = make_callbacks("none", quiet=False)
     characters = {shard: 4 * count for shard, count in tokens.items()}
-    watcher.started(rows=200, done=0, device="cpu", dtype="fp32", characters=characters)
+    watcher.started(RunStart(rows=200, done=0, device="cpu", dtype="fp32", characters=characters))
     ends = []
     for shard, count in tokens.items():
         watcher.tokenized(shard, count)

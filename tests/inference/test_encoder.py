@@ -380,7 +380,7 @@ def test_a_fork_cannot_use_the_encoder_of_its_parent_and_is_told_the_way_out(ber
     encoder = embedkit.Encoder(bert, pool="mean")
     encoder.encode(TEXTS)
     told = of_child(lambda: encoder.encode(TEXTS))
-    assert told.startswith("UsageError: this Encoder was made in a process that this one is a fork of")
+    assert told.startswith("UsageError: this Encoder was made before this process was forked")
     assert "spawn" in told
 
 
@@ -450,7 +450,7 @@ def test_a_pickled_encoder_is_refused_where_its_model_is_another(tmp_path):
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     pickled = pickle.dumps(embedkit.Encoder(folder, pool="mean"))
     tiny_models.make("bert", folder, seed=1)
-    with pytest.raises(ModelError, match="not that of the pickled Encoder"):
+    with pytest.raises(ModelError, match="not the one of the pickled Encoder"):
         pickle.loads(pickled)  # noqa: S301 - pickled here
 
 

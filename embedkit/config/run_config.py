@@ -60,14 +60,10 @@ class RunConfig(VectorConfig):
         return replace(self.input, keep=kept, id_column="id")
 
     @property
-    def hidden_columns(self) -> tuple[str, ...]:
-        """Columns that are read and not kept."""
-        return () if self.units.spans_column is None else (self.units.spans_column,)
-
-    @property
     def table(self) -> InputConfig:
-        """The input with the hidden columns after the kept ones."""
-        return replace(self.input, keep=(*self.input.keep, *self.hidden_columns))
+        """The input, with the column of spans after the kept ones."""
+        column = self.units.spans_column
+        return self.input if column is None else replace(self.input, keep=(*self.input.keep, column))
 
     def __post_init__(self) -> None:
         self._check_sharing()

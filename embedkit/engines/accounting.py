@@ -53,12 +53,7 @@ def _unaccounted(where: str) -> EmbedkitError:
 
 
 def unreadable_rows(faults: Sequence[Fault], count: int) -> InputError:
-    """Returns the error for rows that cannot be read: where they are and why, never their content.
-
-    Args:
-        faults: those to name, at least one.
-        count: of all faults.
-    """
+    """Returns the error for `count` unreadable rows: where `faults` of them are and why, never their content."""
     named = [
         f"row {fault.row} of {fault.file} ({fault.code}{'' if fault.offset is None else f', byte {fault.offset}'})"
         for fault in faults

@@ -42,17 +42,7 @@ _NO_MODEL = ModelFacts(
 def encode_rows(
     config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None
 ) -> Summary:
-    """Carries out one encode of rows.
-
-    Args:
-        config: what the user asked for.
-        callbacks: reports progress.
-        stop: set from outside to end the run between two batches.
-        spec: the model, if the caller has found it.
-
-    Raises:
-        EmbedkitError: any of its kinds; committed shards stay.
-    """
+    """Carries out one encode of rows; see `run`."""
     began = time.monotonic()
     share = config.share
     _report_share(share, callbacks)

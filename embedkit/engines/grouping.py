@@ -50,7 +50,7 @@ _COUNTS = {"n_rows": "int32", "n_pooled": "int32"}
 def encode_groups(
     config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None
 ) -> Summary:
-    """Carries out one `embedkit encode --group-by`; see `encode_rows`."""
+    """Carries out one `embedkit encode --group-by`; see `run`."""
     out = Path(config.output.output)
     rows = out.with_name(f"{out.name}.rows.partial")
     taken = next((name for name in config.input.keep if name in _COUNTS), None)
@@ -268,10 +268,6 @@ class _GroupWriter:
             self.callbacks.notice(f"rows that are in no group are listed in {out.with_name(name)}")
 
 
-def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(table[name].to_pylist() for name in names), strict=True)
-
-
 def _keys(columns: Sequence[Sequence[Any]]) -> list[tuple[str, ...] | None]:
     """Returns for each row the values of its group columns as text.
 
@@ -298,10 +294,11 @@ def _items(
     numbered = enumerate(keys)
     for piece in stored.batches(stored.layout.variants):
         place = 0
-        receipts = _columns(piece.facts, ("n_tokens", "n_used", "n_chunks", "status"))
-        for has_vector, receipt in zip(piece.has_vector.tolist(), receipts, strict=True):
+        receipts = (piece.facts[name].to_pylist() for name in ("n_tokens", "n_used", "n_chunks", "status"))
+        for has_vector, n_tokens, n_used, n_chunks, status in zip(
+            piece.has_vector.tolist(), *receipts, strict=True
+        ):
             row, key = next(numbered)
-            n_tokens, n_used, n_chunks, status = receipt
             vectors = {name: of[place] for name, of in piece.vectors.items()} if has_vector else None
             place += has_vector
             if key is None:

@@ -31,10 +31,10 @@ def run(config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: Mo
     """Carries out one `embedkit encode`.
 
     Args:
-        config: what the user asked for.
-        callbacks: reports progress.
+        config: the user's options.
+        callbacks: report the progress.
         stop: set from outside (by a signal) to end the run between two batches.
-        spec: the model, if the caller has found it.
+        spec: the model, if found already.
 
     Raises:
         EmbedkitError: any of its kinds; committed shards stay.

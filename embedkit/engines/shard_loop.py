@@ -1,8 +1,8 @@
 """Computes the shards of one run on one device: reads, computes and writes in parallel.
 
 A reader thread reads and tokenizes the next shards, the caller's thread runs the model, and a writer thread
-finishes the vectors of the last ones and commits them. Each stage is at most two shards ahead of the next, so
-memory does not grow with the input.
+finishes the vectors of the last ones and commits them. Each stage is at most `prefetch` shards ahead of the next,
+so memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -35,15 +35,7 @@ _CALIBRATION_TEXTS, _CALIBRATION_CHARACTERS = 1000, 200_000
 
 
 class ShardLoop:
-    """Computes and commits shards, one after another.
-
-    Args:
-        setup: of the run.
-        embedder: computes the vectors.
-        job: the shards.
-        stats: counts what is computed.
-        prefetch: shards that a stage may be ahead of the next.
-    """
+    """Computes and commits the shards of a job, and counts in `stats`; see the module."""
 
     def __init__(
         self, setup: EngineSetup, embedder: Embedder, job: ShardJob, stats: EngineStats, prefetch: int

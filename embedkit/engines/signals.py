@@ -43,11 +43,7 @@ class _Interrupt:
 
 
 def leave_on_signal(report: Callable[[], object]) -> None:
-    """Makes this process the command's: a signal interrupts it, and ends it if the interrupt is swallowed.
-
-    Args:
-        report: reports the stop if the interrupt is swallowed.
-    """
+    """Lets a signal interrupt this process, the command's; if that is swallowed, calls `report` and ends it."""
     handler = _Interrupt(report)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)

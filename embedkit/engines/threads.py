@@ -59,17 +59,10 @@ class Prefetcher(Generic[T]):
 def prefetched(
     items: Iterable[T], depth: int, name: str, check: Callable[[], None]
 ) -> Generator[Prefetcher[T], None, None]:
-    """Iterates over items in a thread, at most `depth` items ahead.
+    """Iterates over items in a thread, at most `depth` items ahead; `check` is called while waiting for an item.
 
-    Args:
-        items: iterated in the thread; its exception is raised where the items are used.
-        depth: items that may wait.
-        name: of the thread.
-        check: called while waiting for an item; its exception ends the waiting.
-
-    Yields:
-        The items, in order. Leaving the block stops the thread; a thread blocked in a read of a pipe is abandoned
-        as a daemon.
+    Exceptions of `items` and of `check` are raised where the items are used. Leaving the block stops the thread; a
+    thread blocked in a read of a pipe is abandoned as a daemon.
     """
     queue_: queue.Queue[T | _Done] = queue.Queue(depth)
     stop = threading.Event()
@@ -94,15 +87,10 @@ def prefetched(
 
 
 class BackgroundWorker(Generic[T]):
-    """Handles items in a thread, in order, at most `depth` of them waiting. A context manager.
+    """Calls `handle` with items in a thread, in order, at most `depth` of them waiting. A context manager.
 
-    Leaving it normally waits until all items are handled; an exception drops the waiting ones. A failure of the
-    handler is raised at the next `put` or `raise_failure`, or on leaving.
-
-    Args:
-        handle: called in the thread with each item.
-        depth: items that may wait.
-        name: of the thread.
+    Leaving it normally waits until all items are handled; an exception drops the waiting ones. A failure of
+    `handle` is raised at the next `put` or `raise_failure`, or on leaving.
     """
 
     def __init__(self, handle: Callable[[T], None], depth: int, name: str) -> None:

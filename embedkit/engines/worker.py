@@ -100,11 +100,7 @@ def _limit_threads(workers: int) -> None:
 
 
 class Line:
-    """A worker's end of the connection to its pool; also its Callbacks.
-
-    Args:
-        link: the connection.
-    """
+    """A worker's end of the connection to its pool; also its Callbacks."""
 
     def __init__(self, link: Connection) -> None:
         self.stop = threading.Event()

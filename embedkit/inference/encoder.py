@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,9 +135,23 @@ class Encoder:
         self.fingerprint: str = ready.facts.fingerprint
         self.notices: tuple[str, ...] = ready.facts.notices
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[VectorConfig, str]:
         """Pickles the arguments, without weights."""
-        return _rebuilt, (type(self), self._config, self.fingerprint)
+        return self._config, self.fingerprint
+
+    def __setstate__(self, state: tuple[VectorConfig, str]) -> None:
+        """Loads the model again.
+
+        Raises:
+            ModelError: the model is a different one here.
+        """
+        self._config, fingerprint = state
+        self._load()
+        if self.fingerprint != fingerprint:
+            raise ModelError(
+                f"model '{self._config.model.model}' is not the one of the pickled Encoder: files or dtype differ",
+                hint="make the Encoder where it is used, or with a fixed revision and dtype",
+            )
 
     @property
     def dims(self) -> dict[str, int]:
@@ -237,20 +251,3 @@ class Encoder:
                 f"text {min(raw.oom)} does not fit into memory even alone", hint="use a smaller max_length"
             )
         return len(all_texts), raw
-
-
-def _rebuilt(kind: type[Encoder], config: VectorConfig, fingerprint: str) -> Encoder:
-    """Restores a pickled Encoder by loading its model again.
-
-    Raises:
-        ModelError: the model is a different one here.
-    """
-    encoder = kind.__new__(kind)
-    encoder._config = config  # noqa: SLF001 - of the class this module is about
-    encoder._load()  # noqa: SLF001
-    if encoder.fingerprint != fingerprint:
-        raise ModelError(
-            f"model '{config.model.model}' is not the one of the pickled Encoder: its files or its dtype differ",
-            hint="make the Encoder where it is used, or with a fixed revision and dtype",
-        )
-    return encoder

@@ -221,7 +221,12 @@ def _quarantine(
 
 def non_finite_texts(raw: RawVectors, shard: TokenizedShard) -> list[int]:
     """Returns the texts with a unit that has tokens and a non-finite vector."""
-    finite = _finite(raw.vectors, len(raw.texts))
+    finite = np.ones(len(raw.texts), np.bool_)
+    for vectors in raw.vectors.values():
+        if isinstance(vectors, np.ndarray):
+            finite &= np.isfinite(vectors).all(axis=1)
+        else:
+            finite &= np.fromiter((bool(np.isfinite(states).all()) for states in vectors), np.bool_, len(finite))
     if shard.units is not None:
         finite |= shard.units.empty
     return list(dict.fromkeys(raw.texts[~finite].tolist()))
@@ -249,16 +254,6 @@ def _count_texts(status: Sequence[str], texts: TokenizedTexts, skipped: Any) -> 
     statuses = dict(sorted(Counter(word for word in status if word not in skipped).items()))
     n_tokens, n_used = int(texts.n_tokens[written].sum()), int(texts.n_used[written].sum())
     return TextCounts(int(written.sum()), statuses, n_tokens, n_used)
-
-
-def _finite(raw: Mapping[str, Any], n_texts: int) -> NDArray[np.bool_]:
-    finite = np.ones(n_texts, np.bool_)
-    for vectors in raw.values():
-        if isinstance(vectors, np.ndarray):
-            finite &= np.isfinite(vectors).all(axis=1)
-        else:
-            finite &= np.fromiter((bool(np.isfinite(states).all()) for states in vectors), np.bool_, n_texts)
-    return finite
 
 
 def _finished(name: str, raw: Any, used: NDArray[np.int64], settings: ShardSettings) -> Any:

@@ -37,11 +37,8 @@ class Transfer:
     """Copies a batch when its turn comes, and waits for it.
 
     Attributes:
-        prefetch: batches staged before their turn, in a thread of their own; 0 = each in its turn.
+        prefetch: batches staged before their turn, in a thread of their own; 0: each in its turn.
         in_flight: batches that may be started before the vectors of the first are collected.
-
-    Args:
-        device: of the tensors.
     """
 
     def __init__(self, device: torch.device, *, prefetch: int = 0, in_flight: int = 0) -> None:
@@ -88,11 +85,7 @@ def transfer_for(device: torch.device) -> Transfer:
 
 
 class CudaDevice:
-    """The operations of CUDA that PinnedTransfer needs. Streams are called `in`, `compute` and `out`.
-
-    Args:
-        device: which GPU.
-    """
+    """The operations of CUDA that PinnedTransfer needs. Streams are called `in`, `compute` and `out`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -175,12 +168,7 @@ class _Returning:
 
 
 class PinnedTransfer(Transfer):
-    """Copies through pinned memory without waiting. One thread stages, another does the rest.
-
-    Args:
-        device: the GPU.
-        prefetch, in_flight: see Transfer.
-    """
+    """Copies through pinned memory without waiting. One thread stages, another does the rest."""
 
     def __init__(self, device: CudaDevice, *, prefetch: int = 2, in_flight: int = 2) -> None:
         super().__init__(torch.device("cuda"), prefetch=prefetch, in_flight=in_flight)

@@ -135,11 +135,11 @@ def plan_input(
     scores = spec.head.columns if spec.head else {}
     cutter = cutter_of(spec, config, stored.sharding.shard_rows if stored else None)
     read = input_facts(table, spans, config.input, stored.input if stored else None)
-    sharding = Sharding(cutter.shard_rows, cutter.shard_characters, None, None, None)
     if stored is not None:
-        cut = stored.sharding
-        sharding = replace(sharding, rows=cut.rows, starts=cut.starts, characters=cut.characters)
-        return InputPlan(read, sharding, stored.kept_types, tuple(scores))
+        return InputPlan(
+            read, replace(stored.sharding, shard_rows=cutter.shard_rows), stored.kept_types, tuple(scores)
+        )
+    sharding = Sharding(cutter.shard_rows, cutter.shard_characters, None, None, None)
     if table.streaming:
         return InputPlan(read, sharding, planned_kept_types(table.kept_types(), config, scores), tuple(scores))
     found = table.scan(cutter.opens_shard)

@@ -27,13 +27,8 @@ def share_of(
     """Returns this process's part of a run: by the options, else by torchrun, Slurm's tasks, or a Slurm array.
 
     A batch script has SLURM_PROCID 0 and the SLURM_NTASKS of its allocation, however many tasks it starts: they
-    are the numbers of a task only in a step made by srun, which has a SLURM_STEP_ID.
-
-    Args:
-        shard_id: `--shard-id`.
-        num_shards: `--num-shards`; 1 = all shards, in spite of the environment.
-        workers: `--workers`.
-        environ: the environment.
+    are the numbers of a task only in a step made by srun, which has a SLURM_STEP_ID. `--num-shards 1` means all
+    shards, whatever the environment says.
 
     Raises:
         UsageError: one of the two options is missing, or the numbers contradict each other.
@@ -67,9 +62,9 @@ def share_of(
         rank, between = divmod(task - first, step)
         # A list such as 1,2,7 has gaps: every task reports that, not only the last.
         last = first + (count - 1) * step
-        has_holes = _number(environ, _ARRAY_MAX, last) != last
+        has_gaps = _number(environ, _ARRAY_MAX, last) != last
         return _checked(
-            -1 if between or has_holes else rank, count, workers, place, "the numbers of the Slurm array"
+            -1 if between or has_gaps else rank, count, workers, place, "the numbers of the Slurm array"
         )
     return ShareConfig(workers=workers, place=place, note="" if in_step else _allocation_notice(environ))
 

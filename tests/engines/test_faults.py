@@ -317,7 +317,7 @@ def test_damaged_data_is_made_again_by_size_alone_or_with_verify_by_its_hash(
 
 
 @pytest.mark.parametrize("damage", [torn, zeroed, emptied, half_zeroed])
-def test_a_damaged_plan_is_told_and_not_guessed(
+def test_a_damaged_plan_is_reported_and_not_guessed(
     embedkit_cli: Cli, bench: Bench, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     place = tmp_path / "place"
@@ -334,7 +334,7 @@ def test_a_damaged_plan_is_told_and_not_guessed(
 
 @pytest.mark.parametrize("damage", [torn, zeroed, emptied, half_zeroed])
 @pytest.mark.parametrize("output", ["parquet file", "npy files", "jsonl file", "arrow file"])
-def test_damaged_parts_never_come_to_be_in_a_single_file(
+def test_damaged_parts_never_end_up_in_a_single_file(
     embedkit_cli: Cli, bench: Bench, tmp_path: Path, damage: Callable[[Path], None], output: str
 ) -> None:
     """The parts are those of a run that was stopped before it joined them."""

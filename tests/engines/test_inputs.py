@@ -274,7 +274,7 @@ def test_a_stdin_that_cannot_be_read_is_an_input_error(
     assert (ran.code, ran.told[0]) == (3, "error: stdin: Bad file descriptor")
 
 
-def test_an_input_whose_name_is_not_utf8_is_encoded_and_told_of(encode: Cli, here: Path) -> None:
+def test_an_input_whose_name_is_not_utf8_is_encoded_and_reported(encode: Cli, here: Path) -> None:
     name = os.fsdecode(b"caf\xe9.csv")
     (here / name).write_text("id,text\n1,fine\n2\n")
     assert encode(name, "-o", "o", "--on-bad-row", "null").code == 0

@@ -62,15 +62,17 @@ STEPS = ARRAY | {"SLURM_ARRAY_TASK_ID": "16", "SLURM_ARRAY_TASK_STEP": "2"}
         ({"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "1"}, 0, 1, None),
     ],
 )
-def test_the_environment_says_which_part_this_is(environ, rank, world_size, place):
+def test_the_environment_decides_the_rank(environ, rank, world_size, place):
     share = share_of(None, None, None, environ)
     assert (share.rank, share.world_size, share.place) == (rank, world_size, place)
     assert bool(share.source) == (world_size > 1)
 
 
-@pytest.mark.parametrize(("environ", "is_told"), [(BATCH, True), (SALLOC, True), (ONE_TASK, False), ({}, False)])
-def test_tasks_that_srun_did_not_start_are_told(environ, is_told):
-    assert ("has 4 tasks" in share_of(None, None, None, environ).note) == is_told
+@pytest.mark.parametrize(
+    ("environ", "has_notice"), [(BATCH, True), (SALLOC, True), (ONE_TASK, False), ({}, False)]
+)
+def test_tasks_that_srun_did_not_start_get_a_notice(environ, has_notice):
+    assert ("has 4 tasks" in share_of(None, None, None, environ).note) == has_notice
 
 
 def test_options_win_over_the_environment():
@@ -90,7 +92,7 @@ def test_options_win_over_the_environment():
         (None, None, {"RANK": "zero", "WORLD_SIZE": "4"}),
         (None, None, {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "²"}),
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_ID": "15"}),  # --array=10-13,15 has a hole
-        (None, None, ARRAY | {"SLURM_ARRAY_TASK_MAX": "15"}),  # and its other tasks are told, too
+        (None, None, ARRAY | {"SLURM_ARRAY_TASK_MAX": "15"}),  # and its other tasks get the error, too
         (None, None, STEPS | {"SLURM_ARRAY_TASK_ID": "13"}),
         (None, None, SRUN | {"RANK": "0", "WORLD_SIZE": "4"}),  # left in the environment: four would be rank 0
         (None, None, SRUN | {"SLURM_STEP_NUM_TASKS": "1"}),  # a part of a job of several kinds of nodes
@@ -297,7 +299,7 @@ def test_a_run_that_another_one_came_before_does_not_remove_its_work(
     assert_same(tmp_path / "place", expected)
 
 
-def test_a_rank_takes_its_part_from_the_environment_and_says_so(encode, tmp_path, monkeypatch):
+def test_a_rank_takes_its_part_from_the_environment_and_reports_it(encode, tmp_path, monkeypatch):
     for name, value in SRUN.items():
         monkeypatch.setitem(os.environ, name, value)
     ran = encode(NOTES, "-o", tmp_path / "out", "--shard-rows", 8)

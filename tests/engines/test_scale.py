@@ -47,5 +47,5 @@ def test_more_machines_shorten_everything_but_planning_and_passing_over():
     ("took", "words"),
     [(45, "45 s"), (119, "119 s"), (150, "2.5 min"), (7100, "118 min"), (9000, "2.5 h"), (3 * 86400, "3.0 days")],
 )
-def test_times_are_told_in_the_unit_that_people_would_use(took, words):
+def test_times_are_printed_in_a_readable_unit(took, words):
     assert told(took) == words

@@ -102,7 +102,7 @@ def test_a_batch_script_that_calls_the_command_without_srun_does_all_of_it(encod
     assert len(embedkit.read(tmp_path / "out").table) == 67
 
 
-def test_a_job_that_is_told_to_end_requeues_itself_and_goes_on(slurm, encode, bert, tmp_path):
+def test_a_signalled_job_requeues_itself_and_continues(slurm, encode, bert, tmp_path):
     header, *rows = NOTES.read_text(encoding="utf-8").split("\n0")  # ids begin with 0
     notes = tmp_path / "notes.csv"
     notes.write_text("\n0".join([header, *rows * 6]), encoding="utf-8")

@@ -16,7 +16,7 @@ def nothing() -> None:
     """Nobody asks to stop."""
 
 
-def test_items_come_in_order_and_no_more_than_asked_are_made_ahead():
+def test_items_keep_their_order_and_prefetching_is_bounded():
     made = []
 
     def items():

@@ -57,7 +57,7 @@ def test_workers_make_what_one_process_makes_and_tell_how_it_goes(workers, whole
     assert multiprocessing.active_children() == []
 
 
-def test_a_killed_worker_is_told_with_its_shard_and_resuming_ends_with_the_same_bytes(
+def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_bytes(
     workers, encode, whole, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed)
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_told_with_its_shard_and_resuming_ends_with_the_same_
     assert_same(tmp_path / "place", whole("out"))
 
 
-def test_a_worker_that_is_gone_at_the_start_holds_up_nobody(workers, tmp_path, monkeypatch):
+def test_a_worker_that_dies_at_the_start_does_not_block_the_pool(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed_at_once)
     monkeypatch.setattr(worker_pool, "_FAIL_SECONDS", 0.5)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch)
     assert (ran.code, ran.told) == (4, ["error: a vector is not finite", "hint: use --dtype fp32"])
 
 
-def test_a_fault_in_a_worker_is_told_by_its_place_without_its_words(monkeypatch):
+def test_a_fault_in_a_worker_is_reported_by_its_place_without_its_message(monkeypatch):
     def broken(_):
         raise ValueError(MARKER)
 

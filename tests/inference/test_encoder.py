@@ -376,7 +376,7 @@ def of_child(work) -> str:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_cannot_use_the_encoder_of_its_parent_and_is_told_the_way_out(bert):
+def test_a_fork_cannot_use_the_encoder_of_its_parent_and_the_hint_helps(bert):
     encoder = embedkit.Encoder(bert, pool="mean")
     encoder.encode(TEXTS)
     told = of_child(lambda: encoder.encode(TEXTS))
@@ -433,7 +433,7 @@ def test_commands_in_threads_take_turns(bert, tmp_path, one_thread):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_of_a_process_that_used_cuda_is_told_that_it_has_no_gpu(bert, monkeypatch):
+def test_a_fork_of_a_process_that_used_cuda_gets_an_error_for_the_gpu(bert, monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_isInBadFork", lambda: True, raising=False)
     told = of_child(lambda: embedkit.Encoder(bert, device="auto"))
     assert told.startswith("UsageError: --device auto: this process is a fork of one that has used CUDA")

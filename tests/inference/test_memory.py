@@ -56,7 +56,7 @@ def test_a_text_that_does_not_fit_alone_is_named(encoder):
 # Not doing the same work twice ---------------------------------------------------------------------------
 
 
-def test_a_text_that_stands_there_again_is_computed_once_and_gets_the_same_bits(tmp_path, monkeypatch):
+def test_a_repeated_text_is_computed_once_and_gets_the_same_bits(tmp_path, monkeypatch):
     encoder = Encoder(str(tiny_models.make("bert", tmp_path / "bert").folder), pool="mean,max")
     once = list(dict.fromkeys(tiny_models.TEXTS))
     expected = encoder.encode(once)

@@ -152,7 +152,7 @@ def test_without_a_device_each_batch_is_prepared_started_and_collected_before_th
     assert (here, work.most_held) == ({threading.current_thread()}, 1)
 
 
-def test_what_had_been_started_is_collected_before_room_is_made_and_a_failed_batch_never_is():
+def test_started_batches_are_collected_before_memory_is_freed_and_a_failed_one_never_is():
     log, budget = [], TokenBudget(20)
     # The fourth batch, of shorter texts, does not fit: somebody else has taken memory.
     work = Texts(0, [20, 20, 20, 5, 5, 5, 5], 20, budget, log=log)

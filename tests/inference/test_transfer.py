@@ -45,7 +45,7 @@ def test_batches_of_many_sizes_come_back_as_they_went_in_the_same_buffers():
     assert device.most_waiting <= 2 * (transfer.in_flight + 1)
 
 
-def test_the_time_between_batches_is_told_when_their_events_have_passed():
+def test_the_time_between_batches_is_known_when_their_events_have_passed():
     transfer = PinnedTransfer(FakeDevice())
     assert transfer.stats() is None
     for returning in [through(transfer, 1.0), through(transfer, 2.0), through(transfer, 3.0)]:

@@ -96,7 +96,7 @@ def test_a_request_to_stop_ends_all_workers_and_resume_goes_on(workers, encode, 
             time.sleep(0.05)
         stop.set()
 
-    monkeypatch.setattr("embedkit.cli.encode.stop_event", lambda _: nullcontext(stop))
+    monkeypatch.setattr("embedkit.cli.run_context.stop_event", lambda _: nullcontext(stop))
     monkeypatch.setattr(worker_pool, "work", unlucky.stalling)
     monkeypatch.setattr(worker_pool, "_STOP_SECONDS", 2.0)
     began = time.monotonic()

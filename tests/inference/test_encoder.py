@@ -244,7 +244,7 @@ def test_dtypes_of_torch_and_numpy_are_those_of_the_option():
         ({"layers": {-1, -2}}, "no order"),
         ({"layers": slice(0, 3, 2)}, "a step of 2"),
         ({"layers": b"-1"}, "layers cannot be a bytes"),
-        ({"prompt": "a\udce9"}, "--prompt is not UTF-8"),
+        ({"prompt": "a\udce9"}, "--prompt is not valid UTF-8"),
         ({"pool": []}, "names no pooling"),
         ({"pool": None}, "pool cannot be None"),
         ({"pool": ["mean", 1]}, "pool cannot be 1"),

@@ -96,9 +96,9 @@ def make_outputs(bert, notes, folder):
     (folder / "a_file").touch()
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.docx").touch()
-    shutil.copytree(folder / "done", folder / "no_plan")
-    (folder / "no_plan" / "plan.json").write_text("{")
-    (folder / "no_plan" / "manifest.json").unlink()
+    shutil.copytree(folder / "done", folder / "damaged_plan")
+    (folder / "damaged_plan" / "plan.json").write_text("{")
+    (folder / "damaged_plan" / "manifest.json").unlink()
 
 
 def write_configs(folder):
@@ -278,7 +278,7 @@ CASES = [
     output("a_file", "a_file|not a folder", "-o"),
     output("foreign", "foreign|not embedkit's", "-o"),
     output("foreign --on-exists overwrite", "foreign|not embedkit's", "-o"),
-    output("no_plan --on-exists resume", "plan.json|cannot be read", "overwrite"),
+    output("damaged_plan --on-exists resume", "plan.json is damaged|nothing was changed", "overwrite"),
     output("no_folder/out.parquet", "no_folder", "-o"),
     output("a_file/out", "a_file", "-o"),
     *(

@@ -7,6 +7,7 @@ Arrow array, with a `Cell` referring to it, so that nothing is rounded, cut, or 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import decimal
 import json
@@ -38,25 +39,18 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class Cell(NamedTuple):
-    """A value in an Arrow array; never null.
+    """A value in an Arrow array; never null."""
 
-    Attributes:
-        array: of a stored type: see `stored`.
-        place: position in it, from 0.
-    """
-
-    array: Any
-    place: int
+    array: Any  # of a stored type: see `stored`
+    place: int  # position in the array, from 0
 
 
 def type_name(kind: pa.DataType) -> str:
     """Return the name of a stored type, for `named_type`; such as `int64` or `timestamp[us, tz=UTC]`."""
     name = str(kind)
-    try:
+    with contextlib.suppress(UsageError):
         if named_type(name) == kind:
             return name
-    except UsageError:
-        pass
     encoded = base64.b64encode(pa.schema([pa.field("", kind)]).serialize().to_pybytes()).decode("ascii")
     return f"{name}{_ENCODED}{encoded}"
 
@@ -87,8 +81,7 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
     An Arrow file cannot hold a dictionary that changes between batches; pyarrow 26 can neither filter nor take
     from views.
     """
-    make = next((make for is_it, make in _STORED if is_it(kind)), None)
-    return kind if make is None else make(kind)
+    return next((make(kind) for is_it, make in _STORED if is_it(kind)), kind)
 
 
 def stored(array: Any) -> Any:
@@ -120,15 +113,14 @@ def is_nested(kind: pa.DataType) -> bool:
 
 def holds(kind: pa.DataType, is_it: Callable[[pa.DataType], bool]) -> bool:
     """Check whether a type, or one nested in it, satisfies `is_it`."""
-    if isinstance(kind, pa.BaseExtensionType):
+    if _is_extension(kind):
         return holds(kind.storage_type, is_it)
     return is_it(kind) or any(holds(kind.field(at).type, is_it) for at in range(kind.num_fields))
 
 
 def is_exact(kind: pa.DataType) -> bool:
     """Check for types whose values have one text each, as ids need it: times, decimals, UUIDs."""
-    types = pa.types
-    return bool(types.is_temporal(kind) or types.is_decimal(kind) or _is_uuid(kind))
+    return bool(pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or isinstance(kind, pa.UuidType))
 
 
 def _stored_field(field: pa.Field) -> pa.Field:
@@ -164,10 +156,6 @@ def _is_extension(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.BaseExtensionType)
 
 
-def _is_uuid(kind: pa.DataType) -> bool:
-    return isinstance(kind, pa.UuidType)
-
-
 def _is_plain(kind: pa.DataType) -> bool:
     """Check for types whose values are exact in Python and JSON."""
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
@@ -200,7 +188,8 @@ def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
     """
     if not any(isinstance(value, Cell) for value in values):
         return pa.array(values, kind)
-    parts = [_part(source, places, kind) for source, places in _by_array(values)]
+    parts = [source.take(pa.array(places, pa.int64())) for source, places in _by_array(values)]
+    parts = [part if part.type == kind else part.cast(kind) for part in parts]
     return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
 
@@ -220,11 +209,6 @@ def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
         source = value.array
         places.append(value.place)
     yield source, places
-
-
-def _part(source: Any, places: list[int | None], kind: pa.DataType) -> Any:
-    taken = source.take(pa.array(places, pa.int64()))
-    return taken if taken.type == kind else taken.cast(kind)
 
 
 def plain_values(values: Any) -> list[Any]:
@@ -276,7 +260,7 @@ def _each(values: list[Any], write: Callable[[Any], Any]) -> list[Any]:
 
 
 def _extension_values(array: Any) -> list[Any]:
-    if _is_uuid(array.type):
+    if isinstance(array.type, pa.UuidType):
         return _each(array.storage.to_pylist(), lambda value: str(uuid.UUID(bytes=value)))
     if isinstance(array.type, pa.Bool8Type):
         return _each(array.storage.to_pylist(), bool)
@@ -286,12 +270,12 @@ def _extension_values(array: Any) -> list[Any]:
 def _struct_values(array: Any) -> list[Any]:
     names = [array.type.field(at).name for at in range(array.type.num_fields)]
     columns = [json_values(child) for child in array.flatten()]
-    valid = array.is_valid().to_pylist()
     rows = zip(*columns, strict=True) if columns else iter([()] * len(array))
-    unique = len(set(names)) == len(names)
-    pairs = ([[name, value] for name, value in zip(names, row, strict=True)] for row in rows)
-    made = [dict(row) if unique else row for row in pairs]
-    return [row if is_valid else None for row, is_valid in zip(made, valid, strict=True)]
+    collect = dict if len(set(names)) == len(names) else (lambda pairs: [list(pair) for pair in pairs])
+    return [
+        collect(zip(names, row, strict=True)) if is_valid else None
+        for row, is_valid in zip(rows, array.is_valid().to_pylist(), strict=True)
+    ]
 
 
 def _map_values(array: Any) -> list[Any]:
@@ -343,19 +327,13 @@ def _writer(kind: pa.DataType) -> Callable[[Any], str]:
         return lambda value: f"{'-' if value < 0 else ''}PT{_seconds(abs(value), digits)}"
     if types.is_time(kind):
         return lambda value: _time(value, digits)
-    zone = _zone(kind)
+    zone: dt.tzinfo | None = None
+    if kind.tz is not None:
+        try:
+            zone = pa.scalar(0, kind).as_py().tzinfo
+        except (pa.ArrowException, LookupError, ValueError, OSError):
+            zone = dt.UTC  # this machine does not know the zone
     return lambda value: _timestamp(value, digits, zone)
-
-
-def _zone(kind: pa.DataType) -> dt.tzinfo | None:
-    """Return the time zone of timestamps; UTC for one that this machine does not know."""
-    if kind.tz is None:
-        return None
-    try:
-        zone: dt.tzinfo | None = pa.scalar(0, kind).as_py().tzinfo
-    except (pa.ArrowException, LookupError, ValueError, OSError):
-        return dt.UTC
-    return zone
 
 
 def _seconds(value: int, digits: int) -> str:
@@ -459,9 +437,9 @@ def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
     text.
 
     Returns:
-        A key for each value, None for null, NaN and the empty text; the number of values that are not numbers, if
-        others are, else 0; and whether the order of text may differ from that of times, which it does not for
-        dates by ISO 8601 of one form and one time zone.
+        A key for each value, None for null, NaN and the empty text; the number of values that are not numbers if
+        others are numbers, else 0; and True if text may sort differently from time: unless all values are dates by
+        ISO 8601 of one form and one time zone.
     """
     found = _converted(values, _comparable)
     is_absent = [is_missing(value) for value in found]
@@ -495,13 +473,10 @@ def _number(value: Any) -> Any:
 
 
 def first_alike(values: Sequence[Any]) -> list[int | None]:
-    """For each kept value the place of the first one that is the same, NaN too; None for null."""
+    """Return for each kept value the place of the first equal one, NaN too; None for null."""
     first: dict[Any, int] = {}
-    return [
-        None if value is None else first.setdefault(_key(value), place)
-        for place, value in enumerate(plain_values(values))
-    ]
-
-
-def _key(value: Any) -> tuple[type, Any]:
-    return type(value), value if isinstance(value, str | int) else json.dumps(value, sort_keys=True)
+    places: list[int | None] = []
+    for place, value in enumerate(plain_values(values)):
+        key = type(value), value if isinstance(value, str | int) else json.dumps(value, sort_keys=True)
+        places.append(None if value is None else first.setdefault(key, place))
+    return places

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from embedkit.cli.options import ConfigFile, Private, Progress, Quiet, run_config, takes_options_of
-from embedkit.cli.printing import check_stdin, check_stdout
+from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, describe_memory
 from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.engines.summary import Summary
+from embedkit.storage.standard_streams import rows_out
 
 
 @takes_options_of(run_config)
@@ -35,7 +36,7 @@ def encode(
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
     if asked.output.is_stdout:
-        check_stdout()
+        rows_out()
     # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.
     from embedkit.engines.run import run
 

@@ -6,17 +6,17 @@ Messages to stderr that cannot be written are dropped. If stdout cannot be writt
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from embedkit.errors import InputError, OutputError, ReaderGone
+from embedkit.errors import OutputError, ReaderGone
+from embedkit.storage.standard_streams import rows_in
 
 _STDIN, _STDOUT, _STDERR = range(3)
-#: Those of them that were closed when the process started.
-_closed: set[int] = set()
 
 
 def hold_descriptors() -> None:
@@ -29,27 +29,21 @@ def hold_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            _closed.add(number)
             null = os.open(os.devnull, mode)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-    if _STDOUT in _closed:
-        sys.stdout = io.TextIOWrapper(io.FileIO(_STDOUT, "r+", closefd=False), encoding="utf-8")
-    if _STDERR in _closed:
-        sys.stderr = io.TextIOWrapper(io.FileIO(_STDERR, "w", closefd=False), encoding="utf-8", write_through=True)
+            if number == _STDOUT:
+                sys.stdout = io.TextIOWrapper(io.FileIO(number, closefd=False), encoding="utf-8")
+            elif number == _STDERR:
+                file = io.FileIO(number, "w", closefd=False)
+                sys.stderr = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
 
 
 def check_stdin(inputs: Iterable[str]) -> None:
     """Raises InputError if rows are to be read from a closed stdin."""
-    if "-" in inputs and (_STDIN in _closed or sys.stdin is None):
-        raise InputError("stdin is closed, so no rows can be read", hint="pipe the rows in, or name a file")
-
-
-def check_stdout() -> None:
-    """Raises OutputError if rows are to be written to a closed stdout."""
-    if _STDOUT in _closed or sys.stdout is None:
-        raise OutputError("stdout is closed, so no rows can be written", hint="name a file or a folder with -o")
+    if "-" in inputs:
+        rows_in()
 
 
 @contextlib.contextmanager
@@ -118,6 +112,6 @@ def _as_output_error() -> Generator[None, None, None]:
         raise ReaderGone from None
     except OSError as fault:
         raise OutputError(
-            f"cannot write to stdout: {os.strerror(fault.errno or 0)}",
+            f"cannot write to stdout: {os.strerror(fault.errno or errno.EBADF)}",
             hint="free disk space, or write to another place",
         ) from None

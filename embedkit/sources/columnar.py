@@ -26,10 +26,11 @@ from embedkit.arrow_values import (
     texts,
     type_name,
 )
+from embedkit.config import InputConfig
 from embedkit.errors import InputError
 from embedkit.sources.columns import Column, Columns, Kind, Wanted, composer, every
 from embedkit.sources.headers import shown
-from embedkit.sources.opening import Limits
+from embedkit.sources.opening import check_size
 from embedkit.storage.parser_probe import probe_file
 from embedkit.types import UNREAD, Fault, Record
 
@@ -58,9 +59,9 @@ class Columnar:
 
     columns: tuple[Column, ...]
 
-    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, limits: Limits) -> None:
+    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, config: InputConfig) -> None:
         self._file = file
-        self._limits = limits
+        self._config = config
         self._format = file_format
         if file_format == "parquet":
             source, opener = _seekable(stream), self._open_parquet
@@ -76,7 +77,7 @@ class Columnar:
             raise self._damaged()
         schema, self._batches = opened
         self.columns = tuple(
-            Column(field.name, kind_of(field.type), _shown_type(field.type), kept_name(field.type))
+            Column(field.name, kind_of(field.type), _shown_type(field.type), type_name(stored_type(field.type)))
             for field in schema
         )
 
@@ -105,33 +106,26 @@ class Columnar:
                 row += 1
 
     def _check_parser(self, part: int | str, without: Collection[str]) -> None:
-        """Check that the parser survives a file, or a part of it; a damaged one may end the process.
-
-        Args:
-            part: number of a row group or a record batch; "all"; or "none", for the metadata alone.
-            without: columns to leave out.
-        """
-        if (
-            self._probed is not None
-            and probe_file(self._probed, self._format, part=part, without=without) is not None
-        ):
+        """Check that the parser survives the file, or a part of it; see `probe_file`."""
+        if self._probed is not None and probe_file(self._probed, self._format, part=part, without=without):
             raise self._damaged()
 
     def _parts(self, count: int, names: tuple[str, ...]) -> Iterator[int]:
-        """Probe the parts of a file one by one, as they are read, and yield their numbers."""
+        """Yield the numbers of the parts, each probed before it is read; all at once if they are in memory."""
         without = {column.name for column in self.columns} - set(names)
-        if not isinstance(self._probed, str):
+        is_file = isinstance(self._probed, str)
+        if not is_file:
             self._check_parser("all", without)
-            yield from range(count)
-            return
         for part in range(count):
-            self._check_parser(part, without)
+            if is_file:
+                self._check_parser(part, without)
             yield part
 
     def _open_parquet(self, source: BinaryIO) -> _Opened:
         file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
         groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
-        self._limits.check(sum(group.total_byte_size for group in groups), source.seek(0, io.SEEK_END), self._file)
+        size = sum(group.total_byte_size for group in groups)
+        check_size(self._config, size, source.seek(0, io.SEEK_END), self._file)
 
         def batches(names: tuple[str, ...]) -> Iterator[Any]:
             for part in self._parts(file.metadata.num_row_groups, names):
@@ -248,9 +242,7 @@ def _seekable(stream: io.BufferedReader) -> BinaryIO:
     Parquet and Arrow files are read from their end, which a pipe or a compressed file does not offer. A temporary
     file would write texts to a disk that the user did not choose.
     """
-    if stream.seekable():
-        return stream
-    return io.BytesIO(stream.read())
+    return stream if stream.seekable() else io.BytesIO(stream.read())
 
 
 def kind_of(declared: Any) -> Kind:
@@ -258,7 +250,9 @@ def kind_of(declared: Any) -> Kind:
     kind = stored_type(declared)
     if is_exact(kind):
         return "exact"
-    plain = _storage_type(kind)
+    plain = kind
+    while isinstance(plain, pa.BaseExtensionType):
+        plain = plain.storage_type
     if is_string(plain):
         return "string"
     if is_binary(plain):
@@ -268,16 +262,11 @@ def kind_of(declared: Any) -> Kind:
     return "null" if pa.types.is_null(plain) else "other"
 
 
-def kept_name(declared: Any) -> str:
-    """Return the name of the type in which a column of this Arrow type is kept."""
-    return type_name(stored_type(declared))
-
-
 def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
     """Convert cells to text: strings unchanged, bytes decoded, others by `texts`."""
     plain = stored(array)
-    if not is_exact(plain.type):
-        plain = _storage(plain)
+    while isinstance(plain.type, pa.BaseExtensionType) and not is_exact(plain.type):
+        plain = plain.storage
     try:
         if not is_binary(plain.type):
             return texts(plain)
@@ -292,29 +281,17 @@ def values(array: Any, unreadable: Unreadable) -> list[Any]:
     if is_string(plain.type):
         return strings(plain, unreadable)
     kept = kept_values(plain)
-    if holds(plain.type, is_string):
-        _find_unreadable(plain, unreadable)
+    if holds(plain.type, is_string) and not _is_readable(plain):
+        unreadable |= {at for at in range(len(plain)) if not _is_readable(plain.slice(at, 1))}
     return kept
 
 
-def _find_unreadable(array: Any, unreadable: Unreadable) -> None:
-    """Find the rows that contain a string with invalid UTF-8."""
+def _is_readable(array: Any) -> bool:
     try:
         json_values(array)
     except UnicodeDecodeError:
-        for at in range(len(array)):
-            try:
-                json_values(array.slice(at, 1))
-            except UnicodeDecodeError:
-                unreadable.add(at)
-
-
-def _storage_type(kind: Any) -> Any:
-    return _storage_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _storage(array: Any) -> Any:
-    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
+        return False
+    return True
 
 
 def _decoded(cell: Any, at: int, unreadable: Unreadable) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 from embedkit.config import InputConfig
@@ -16,10 +15,9 @@ from embedkit.sources.headers import hint_for, is_header, listed, lookalike, sho
 USUAL_TEXT = ("text", "note", "sentence", "content", "body")
 USUAL_ID = "id"
 
-#: Delimiters. One of them in the name of a table's only column means that the file was read with another one.
+#: Delimiters. One of them in the name of a table's only column means that it separates the cells.
 _SEPARATORS = {",": "','", ";": "';'", "|": "'|'", "\t": "tab"}
-#: Formats with delimiters.
-_DELIMITED = frozenset({"csv", "tsv"})
+DELIMITED = frozenset({"csv", "tsv"})
 
 #: Kinds of cells. `unknown`: it differs by row (JSON). `exact`: each value has one text, such as a date, a decimal
 #: or a UUID.
@@ -39,36 +37,22 @@ def every(first: int, stop: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a file.
-
-    Attributes:
-        name: as written.
-        kind: of its cells.
-        type: the type's name, for messages.
-        kept: the type's name if the column is kept: see `kept_types.py`.
-    """
+    """A column of a file."""
 
     name: str
     kind: Kind
-    type: str
-    kept: str
+    type: str  # for messages
+    kept: str  # name of the type in which it is kept: see `kept_types.py`
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns in use, the same for all files of a table.
+    """The columns in use, the same for all files of a table."""
 
-    Attributes:
-        text: columns that make the text, in order; those of the template if there is one.
-        template: combines them; None if they are joined by a newline.
-        id: the id column; None if ids are row numbers.
-        keep: columns that are copied to the output, in order.
-    """
-
-    text: tuple[str, ...]
-    template: str | None
-    id: str | None
-    keep: tuple[str, ...]
+    text: tuple[str, ...]  # in order; those of the template if there is one
+    template: str | None  # None if the texts are joined by a newline
+    id: str | None  # None if ids are row numbers
+    keep: tuple[str, ...]  # copied to the output, in order
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -85,7 +69,11 @@ def requested_columns(config: InputConfig) -> Columns:
     Raises:
         UsageError: the template is not made of plain `{name}` fields.
     """
-    text = config.text_columns if config.template is None else _fields(config.template)
+    text = config.text_columns
+    if config.template is not None:
+        text = tuple(dict.fromkeys(field for _, field in _parsed(config.template) if field is not None))
+        if not text:
+            raise _bad_template("it names no column")
     return Columns(text, config.template, config.id_column, tuple(dict.fromkeys(config.keep)))
 
 
@@ -129,13 +117,13 @@ def column_notices(
         chosen.append(f"the texts are those of {shown(decided.text[0])!r}")
     if requested.id is None:
         chosen.append("the ids are row numbers" if decided.id is None else f"the ids are those of {decided.id!r}")
-    found = [f"columns: {', '.join(chosen)}"] if chosen else []
+    notices = [f"columns: {', '.join(chosen)}"] if chosen else []
     odd = None if decided.id else lookalike(USUAL_ID, [column.name for column in present])
     if odd is not None:
-        found.append(
+        notices.append(
             f"ids are row numbers: a column's name differs from {USUAL_ID} only by invisible characters ({odd[1]})"
         )
-    return found
+    return notices
 
 
 def check_columns(
@@ -147,22 +135,22 @@ def check_columns(
         columns: those in use.
         present: those of the file.
         file: its name.
-        file_format: csv, tsv, jsonl, ….
+        file_format: of the file.
         typed: names of columns that the user typed.
 
     Raises:
         InputError: a column is missing, occurs twice, or cannot be a text or an id.
         UsageError: a field of the template is not the name of a column, but has format options.
     """
-    by_name: dict[str, list[Column]] = {}
-    for column in present:
-        by_name.setdefault(column.name, []).append(column)
+    names = [column.name for column in present]
     for name in columns.named:
-        found = by_name.get(name, [])
+        found = [column for column in present if column.name == name]
         if not found:
-            names = [column.name for column in present]
-            if columns.template is not None and name in columns.text:
-                _check_field(name, names)
+            plain = re.split(r"[.\[!:]", name)[0]  # without format options, as in {name!r}
+            if columns.template is not None and name in columns.text and plain in names:
+                raise _bad_template(
+                    f"it has a field that is not a plain {{name}}, and no column is named {shown(name)}"
+                )
             _check_lookalike(name, names, file=file)
             _check_delimiter(names, file=file, file_format=file_format)
             raise InputError(
@@ -208,7 +196,7 @@ def _usual_text(present: Sequence[Column], identity: str | None) -> tuple[str, .
 
 def _check_delimiter(names: Sequence[str], *, file: str, file_format: str) -> None:
     """Refuse a table of one column whose name contains another delimiter."""
-    if len(names) != 1 or file_format not in _DELIMITED:
+    if len(names) != 1 or file_format not in DELIMITED:
         return
     marks = [mark for mark in _SEPARATORS if mark in names[0]]
     if not marks:
@@ -226,15 +214,11 @@ def _check_lookalike(name: str, names: Sequence[str], *, file: str) -> None:
     found = lookalike(name, names)
     if found is None:
         return
-    escaped = "".join(letter if letter.isprintable() else _escape(letter) for letter in found[0])
+    escaped = "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in found[0])
     raise InputError(
         f"{file}: there is no column {shown(name)}; one differs only by invisible characters: {found[1]}",
         hint=f"remove them from the header, or name the column with them: in bash, $'{escaped}'",
     )
-
-
-def _escape(letter: str) -> str:
-    return f"\\u{ord(letter):04x}" if ord(letter) < 2**16 else f"\\U{ord(letter):08x}"
 
 
 def _joined(cells: Cells) -> str | None:
@@ -263,20 +247,6 @@ def _parsed(template: str) -> list[tuple[str, str | None]]:
     return [*parts, (literal + template[end:], None)]
 
 
-def _fields(template: str) -> tuple[str, ...]:
-    fields = tuple(dict.fromkeys(field for _, field in _parsed(template) if field is not None))
-    if not fields:
-        raise _bad_template("it names no column")
-    return fields
-
-
-def _check_field(name: str, names: Sequence[str]) -> None:
-    """Refuse a field with format options, such as `{name!r}`, unless a column has that name."""
-    plain = re.split(r"[.\[!:]", name)[0]
-    if plain != name and plain in names:
-        raise _bad_template(f"it has a field that is not a plain {{name}}, and no column is named {shown(name)}")
-
-
 def _bad_template(reason: str) -> UsageError:
     return UsageError(
         f"--template cannot be used: {reason}",
@@ -290,7 +260,6 @@ def _filler(template: str, names: tuple[str, ...]) -> Callable[[Cells], str | No
     def fill(cells: Cells) -> str | None:
         if all(cell is None or not cell.strip() for cell in cells):
             return None
-        pieces = ((literal, "" if at is None else cells[at] or "") for literal, at in parts)
-        return "".join(chain.from_iterable(pieces))
+        return "".join(literal + ("" if at is None else cells[at] or "") for literal, at in parts)
 
     return fill

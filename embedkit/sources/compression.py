@@ -13,7 +13,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from embedkit.errors import InputError
 
@@ -28,27 +28,8 @@ _ZSTD_WINDOW_LOG = 31
 _PADDING = {"gz": 1, "xz": 4}
 
 
-class _Decoder(Protocol):
-    """Decompresses one stream, as `lzma.LZMADecompressor` does."""
-
-    @property
-    def eof(self) -> bool:
-        """The stream is complete, and its checksum right."""
-
-    @property
-    def needs_input(self) -> bool:
-        """There is no output without more input."""
-
-    @property
-    def unused_data(self) -> bytes:
-        """Input after the end of the stream."""
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """Return the next bytes, b"" if there are none yet."""
-
-
 class _GzipMember:
-    """A member of a gzip file, header and checksum included, with the interface of the other decoders."""
+    """A decoder of a member of a gzip file, header and checksum included, with the interface of the others."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
@@ -69,7 +50,7 @@ class _GzipMember:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
-def _zstd_frame() -> _Decoder:
+def _zstd_frame() -> Any:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -77,7 +58,8 @@ def _zstd_frame() -> _Decoder:
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
 
 
-_DECODERS: dict[str, Callable[[], _Decoder]] = {
+#: Decoders of one stream, with the interface of `bz2.BZ2Decompressor`.
+_DECODERS: dict[str, Callable[[], Any]] = {
     "gz": _GzipMember,
     "bz2": bz2.BZ2Decompressor,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
@@ -85,28 +67,12 @@ _DECODERS: dict[str, Callable[[], _Decoder]] = {
 }
 
 
-class Decompressed(io.RawIOBase):
-    """The content of a compressed file.
+class ByteStream(io.RawIOBase):
+    """The bytes that `read_next` returns, call by call, until it returns none."""
 
-    Args:
-        source: the compressed bytes.
-        compression: gz, bz2, xz or zst.
-        file: its name, for errors.
-        check: called with the number of bytes made so far; raises if they are too many.
-
-    Raises:
-        InputError: while it is read: it is damaged, cut off, or not of this compression.
-    """
-
-    def __init__(self, source: BinaryIO, compression: str, *, file: str, check: Callable[[int], None]) -> None:
+    def __init__(self, read_next: Callable[[], bytes]) -> None:
         super().__init__()
-        self._source = source
-        self._compression = compression
-        self._file = file
-        self._check = check
-        self._decoder: _Decoder | None = None
-        self._complete = 0  # streams
-        self._unused = b""  # compressed bytes that were read
+        self._read_next = read_next
         self._content = memoryview(b"")
         self._delivered = 0
 
@@ -122,12 +88,41 @@ class Decompressed(io.RawIOBase):
         """See `io.RawIOBase`."""
         view = memoryview(buffer)
         if not self._content:
-            self._content = memoryview(self._next())
+            self._content = memoryview(self._read_next())
         data, self._content = self._content[: len(view)], self._content[len(view) :]
         view[: len(data)] = data
         self._delivered += len(data)
-        self._check(self._delivered)
         return len(data)
+
+
+class Decompressed(ByteStream):
+    """The content of a compressed file.
+
+    Args:
+        source: the compressed bytes.
+        compression: gz, bz2, xz or zst.
+        file: its name, for errors.
+        check: called with the number of bytes made so far; raises if they are too many.
+
+    Raises:
+        InputError: while it is read: it is damaged, cut off, or not of this compression.
+    """
+
+    def __init__(self, source: BinaryIO, compression: str, *, file: str, check: Callable[[int], None]) -> None:
+        super().__init__(self._next)
+        self._source = source
+        self._compression = compression
+        self._file = file
+        self._check = check
+        self._decoder: Any = None
+        self._complete = 0  # streams
+        self._unused = b""  # compressed bytes that were read
+
+    def readinto(self, buffer: Any, /) -> int:
+        """See `io.RawIOBase`."""
+        count = super().readinto(buffer)
+        self._check(self._delivered)
+        return count
 
     def _next(self) -> bytes:
         """Decompress the next bytes; b"" at the end of the last stream."""
@@ -143,7 +138,7 @@ class Decompressed(io.RawIOBase):
                 return content
         return b""
 
-    def _next_stream(self) -> _Decoder | None:
+    def _next_stream(self) -> Any:
         """Start with the next stream; None at the end of the file."""
         unit = _PADDING.get(self._compression, 0) if self._complete else 0
         padding = 0
@@ -163,9 +158,9 @@ class Decompressed(io.RawIOBase):
         data, self._unused = self._unused or self._source.read(_INPUT), b""
         return data
 
-    def _decompress(self, decoder: _Decoder, data: bytes) -> bytes:
+    def _decompress(self, decoder: Any, data: bytes) -> bytes:
         try:
-            return decoder.decompress(data, _OUTPUT)
+            return bytes(decoder.decompress(data, _OUTPUT))
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - each decoder has its own; none of them reads the disk

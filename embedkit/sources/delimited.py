@@ -33,27 +33,14 @@ _SNIFFED = 4096
 
 
 class Delimited:
-    """One file of separated values, read once, header first."""
+    """One file of separated values, read once; the constructor reads the header."""
 
-    def __init__(
-        self,
-        stream: io.BufferedReader,
-        file: str,
-        *,
-        delimiter: str | None = None,
-        quoting: str = "auto",
-        tabs: bool = False,
-    ) -> None:
-        """Read the header.
-
-        Args:
-            stream: the file.
-            file: its name, for errors and faults.
-            delimiter: between cells; None for the default.
-            quoting: auto, double or none: see `InputConfig`.
-            tabs: the default delimiter is a tab.
-        """
-        _check_is_no_json(stream, file)
+    def __init__(self, stream: io.BufferedReader, file: str, *, delimiter: str, quoting: str) -> None:
+        if _JSON.match(stream.peek(_SNIFFED)[:_SNIFFED].removeprefix(codecs.BOM_UTF8)):
+            raise InputError(
+                f"{file}: the first line is JSON instead of a header",
+                hint="if each line is an object, use --format jsonl",
+            )
         self._stream = stream
         self._file = file
         self._codec, self._position = _encoding(stream, file)
@@ -61,7 +48,7 @@ class Delimited:
         self._raw: list[str] = []  # its lines, if they contain a quote
         self._bad: int | None = None  # offset of its first invalid byte
         self._quoting = quoting
-        self._delimiter = delimiter or ("\t" if tabs else ",")
+        self._delimiter = delimiter
         self.stray_quotes = 0
         self.first_stray: int | None = None
         # The limit of `csv` is global in a process; records are limited below.
@@ -88,10 +75,9 @@ class Delimited:
         identity = None if columns.id is None else names.index(columns.id)
         row = first
         while (cells := self._next(f"row {row}")) is not None:
-            if not cells and width == 1:
-                cells = [""]
-            elif not cells:
+            if not cells and width > 1:
                 continue
+            cells = cells or [""]
             code = self._fault(cells, width, row) if wanted(row, row + 1) else UNREAD
             if code is not None:
                 yield Fault(row, self._file, self._start, code)
@@ -224,15 +210,6 @@ def _spans_cells(stray: list[str]) -> bool:
     odd = [cell for cell in stray if cell.count('"') % 2]
     opens = next((number for number, cell in enumerate(odd) if _OPENING.search(cell)), None)
     return opens is not None and any(cell.rstrip().endswith('"') for cell in odd[opens + 1 :])
-
-
-def _check_is_no_json(stream: io.BufferedReader, file: str) -> None:
-    head = stream.peek(_SNIFFED)[:_SNIFFED].removeprefix(codecs.BOM_UTF8)
-    if _JSON.match(head):
-        raise InputError(
-            f"{file}: the first line is JSON instead of a header",
-            hint="if each line is an object, use --format jsonl",
-        )
 
 
 def _encoding(stream: io.BufferedReader, file: str) -> tuple[str, int]:

@@ -18,40 +18,36 @@ from embedkit.suggest import closest_names
 #: Most names in a message, and most characters of a name that is shown.
 LISTED, NAME_LENGTH = 50, 64
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: Words that do not occur in cells: one of them makes a header. Names are split into words.
-_SURE = frozenset(
-    re.findall(
-        r"\w+",
-        """
+_SURE = _words(
+    """
     id ids uid uuid guid idx rowid txt text texts label labels mrn pid hadm icustay charttime chartdate storetime
     storedate cgid iserror filename doi pmid pmcid
-        """,
-    )
+    """
 )
 #: Words that are usual in headers and rare in cells: they make a header if they are half of it.
-_HEADING = frozenset(
-    re.findall(
-        r"\w+",
-        """
+_HEADING = _words(
+    """
     key index number num nr target category class classes score value count date datetime time timestamp year age
     sex gender name names type kind role status patients split fold cluster author file path url source origin lang
     language code codes icd offset length len embedding vector birth dob identifier span column field col var
     variable ref version created updated rating
-        """,
-    )
+    """
 )
 #: Words that may also be values (the kind of a document): one of them proves nothing.
-_AMBIGUOUS = frozenset(
-    re.findall(
-        r"\w+",
-        """
+_AMBIGUOUS = _words(
+    """
     note notes sentence sentences content contents body title abstract summary description desc comment comments
     report reports document documents doc docs question answer query passage paragraph section review
     message subject patient encounter visit admission stay chart start end begin stop month day weight sample
     specimen group row no y diagnosis discharge history findings impression narrative free clinical raw full
     main of the in for from to by at per
-        """,
-    )
+    """
 )
 
 _NAME = re.compile(r"[^\W\d][\w.:/\-]*(?: [\w.:/\-]+){0,3}")

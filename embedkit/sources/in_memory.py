@@ -1,6 +1,6 @@
 """Texts of a caller of `Encoder`: lists, generators, arrays, columns of any library.
 
-Objects of pandas, polars and pyarrow are recognised by their methods, without importing the library. Errors tell
+Objects of pandas, polars and pyarrow are recognised by their methods, without importing the library. Errors give
 the position and the type of an item, never its text.
 """
 
@@ -17,13 +17,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from embedkit.errors import InputError
+from embedkit.sources.columns import USUAL_TEXT
+from embedkit.sources.plain_text import LONE_SURROGATE
 
 #: What `Encoder.encode` takes: a list, a generator, an array or a column of str; None and NaN are empty texts.
 Texts: TypeAlias = "Iterable[str | None]"
 
 #: Usual names of a column of texts, the likeliest first.
 _LIKELY = (
-    *("text", "note", "sentence", "content", "body"),
+    *USUAL_TEXT,
     *("texts", "notes", "sentences", "note_text", "document", "abstract", "description", "report"),
     *("comment", "message", "passage", "title"),
 )
@@ -62,8 +64,9 @@ def _items(given: Any) -> Iterable[Any]:
         if callable(getattr(given, name, None)) and not isinstance(given, list | tuple):
             given = getattr(given, name)()
             break
-    if _is_sequence(given):
-        return (given[place] for place in range(len(given)))
+    kind = type(given)
+    if not isinstance(given, Iterable) and hasattr(kind, "__len__") and hasattr(kind, "__getitem__"):
+        return (given[place] for place in range(len(given)))  # a Dataset of torch
     items: Iterable[Any] | None = None
     # The error below is raised outside of this block, because the message of the first one may quote a text.
     with contextlib.suppress(TypeError):
@@ -71,12 +74,6 @@ def _items(given: Any) -> Iterable[Any]:
     if items is None:
         raise InputError(f"texts is {_a(given)}, not a list of str", hint="encode([text]) for a single text")
     return items
-
-
-def _is_sequence(given: Any) -> bool:
-    """Check for a length and items without being an Iterable, as in a Dataset of torch."""
-    kind = type(given)
-    return not isinstance(given, Iterable) and hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
 
 
 def _check_array(given: Any) -> None:
@@ -117,19 +114,12 @@ def _check_no_table(given: Any) -> None:
     kind = type(given).__name__
     known = {str(name).lower(): name for name in islice(names, _MOST_COLUMNS) if isinstance(name, str)}
     likely = next((known[name] for name in _LIKELY if name in known), None)
-    name = likely if likely is not None else "COLUMN"
-    if (
-        likely is None
-        and isinstance(given, Mapping)
-        and given
-        and all(isinstance(of, str) for of in given.values())
-    ):
-        raise InputError(f"texts is a {kind}, not a list of str", hint="encode(list(texts.values()))")
-    raise InputError(
-        f"texts is a table ({kind}), not one of its columns",
-        hint=f'give the column of texts: encode(table["{name}"])'
-        + ("" if likely is not None else ", with COLUMN replaced by its name"),
-    )
+    hint = f'give the column of texts: encode(table["{likely}"])'
+    if likely is None:
+        if isinstance(given, Mapping) and given and all(isinstance(value, str) for value in given.values()):
+            raise InputError(f"texts is a {kind}, not a list of str", hint="encode(list(texts.values()))")
+        hint = 'give the column of texts: encode(table["COLUMN"]), with COLUMN replaced by its name'
+    raise InputError(f"texts is a table ({kind}), not one of its columns", hint=hint)
 
 
 def _is_names(names: Any) -> bool:
@@ -138,9 +128,12 @@ def _is_names(names: Any) -> bool:
 
 def _text(item: Any, place: int) -> str | None:
     if not isinstance(item, str):
-        item = _plain(item)
+        if callable(getattr(item, "as_py", None)):
+            item = item.as_py()  # a scalar of pyarrow
+        elif getattr(item, "ndim", None) == 0 and callable(getattr(item, "item", None)):
+            item = item.item()  # an array of no dimensions
     if isinstance(item, str):
-        if not item.isascii() and _has_half_character(item):
+        if not item.isascii() and LONE_SURROGATE.search(item):
             raise InputError(
                 f"texts[{place}] has half a character (a lone surrogate), which tokenizers refuse",
                 hint='repair it, for example with text.encode("utf-8", "replace").decode()',
@@ -159,24 +152,6 @@ def _text(item: Any, place: int) -> str | None:
         f"texts[{place}] is {_a(item)}, not a str",
         hint=hints.get(type(item).__name__, "convert it to a str, or to None if there is no text"),
     )
-
-
-def _plain(item: Any) -> Any:
-    """Convert a scalar of pyarrow, or an array of no dimensions, to a Python value."""
-    if callable(getattr(item, "as_py", None)):
-        return item.as_py()
-    if getattr(item, "ndim", None) == 0 and callable(getattr(item, "item", None)):
-        return item.item()
-    return item
-
-
-def _has_half_character(text: str) -> bool:
-    """Check whether a text cannot be encoded as UTF-8, and drop the error, which holds the text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _is_missing(item: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from embedkit.errors import InputError
 from embedkit.sources.columns import Cells, Column, Columns, Wanted, composer, every
-from embedkit.sources.plain_text import bounded_lines
+from embedkit.sources.plain_text import LONE_SURROGATE, bounded_lines
 from embedkit.types import UNREAD, Fault, Record
 
 #: Most levels of nesting. Python's parser fails near 1,000, depending on the call stack; this limit does not, and
@@ -40,9 +40,7 @@ class _RefusedError(ValueError):
 class JsonLines:
     """One file of JSON Lines, read once.
 
-    Attributes:
-        columns: keys of the first object (of more objects, if it lacks one of `wanted`); None if the file has no
-            object.
+    Its columns are the keys of the first object; of more objects, if it lacks one of `wanted`.
     """
 
     def __init__(self, stream: io.BufferedReader, file: str, *, wanted: frozenset[str] = frozenset()) -> None:
@@ -112,7 +110,7 @@ def parsed(line: bytes) -> dict[str, Any] | str:
         return "not_an_object"
     if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _too_deep(found):
         return "nested_too_deep"
-    if (b"\\ud" in line or b"\\uD" in line) and _has_lone_surrogate(found):
+    if (b"\\ud" in line or b"\\uD" in line) and LONE_SURROGATE.search(json.dumps(found, ensure_ascii=False)):
         return "lone_surrogate"
     return found
 
@@ -182,11 +180,3 @@ def _too_deep(value: Any) -> bool:
             return False
         level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
     return any(isinstance(item, dict | list) for item in level)
-
-
-def _has_lone_surrogate(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False

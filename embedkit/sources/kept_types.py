@@ -78,9 +78,18 @@ def common_type(one: str, other: str) -> str | None:
     """
     if one == other:
         return one
-    kinds = (named_type(one), named_type(other))
-    found = next((join(*kinds) for is_it, join in _JOINS if all(is_it(kind) for kind in kinds)), None)
-    return None if found is None else type_name(found)
+    kinds = [named_type(one), named_type(other)]
+    if not any(all(map(is_it, kinds)) for is_it in _JOINABLE):
+        return None
+    if pa.uint64() in kinds and any(map(pa.types.is_signed_integer, kinds)):
+        return None  # pyarrow would choose int64
+    try:
+        schema = pa.unify_schemas([pa.schema([("", kind)]) for kind in kinds], promote_options="permissive")
+    except pa.ArrowException:
+        return None
+    found = schema.field(0).type
+    # Parquet has no negative scales.
+    return None if pa.types.is_decimal(found) and found.scale < 0 else type_name(found)
 
 
 def fit_together(one: str, other: str) -> bool:
@@ -91,41 +100,12 @@ def fit_together(one: str, other: str) -> bool:
     )
 
 
-def _join_integers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other):
-        return max(one, other, key=lambda kind: kind.bit_width)
-    signed, unsigned = (one, other) if pa.types.is_signed_integer(one) else (other, one)
-    bits = max(signed.bit_width, 2 * unsigned.bit_width)
-    return named_type(f"int{bits}") if bits <= 64 else None
-
-
-def _join_decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    scale = max(one.scale, other.scale)
-    precision = scale + max(one.precision - one.scale, other.precision - other.scale)
-    if precision > 76 or scale < 0:
-        return None
-    is_wide = precision > 38 or pa.types.is_decimal256(one) or pa.types.is_decimal256(other)
-    return (pa.decimal256 if is_wide else pa.decimal128)(precision, scale)
-
-
-def _join_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    finer = max(one, other, key=lambda kind: _UNITS.index(kind.unit))
-    is_stamp = pa.types.is_timestamp(one)
-    return finer if not is_stamp or one.tz == other.tz else None
-
-
-_UNITS = ("s", "ms", "us", "ns")
-#: Predicates on types, and the function that returns the common type of two that satisfy it.
-_JOINS: tuple[tuple[Callable[[pa.DataType], bool], Callable[..., pa.DataType | None]], ...] = (
-    (is_string, lambda *_: pa.large_string()),
-    (pa.types.is_integer, _join_integers),
-    (pa.types.is_floating, lambda *kinds: max(kinds, key=lambda kind: kind.bit_width)),
-    (pa.types.is_decimal, _join_decimals),
-    (pa.types.is_timestamp, _join_times),
-    (pa.types.is_duration, _join_times),
-    (pa.types.is_time, _join_times),
-    (pa.types.is_date, lambda *_: pa.date64()),
-    (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), lambda *_: pa.large_binary()),
+#: Predicates on types: two types can have a common one if both satisfy the same predicate.
+_JOINABLE: tuple[Callable[[pa.DataType], bool], ...] = (
+    is_string,
+    *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
+    *(pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time, pa.types.is_date),
+    lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
 )
 
 

@@ -60,28 +60,17 @@ _OF_REJECTS = frozenset({"row", "file", "offset", "code"})
 _OF_A_RUN = frozenset({"version", "recipe", "fingerprint", "variants"})
 _FIRST_LINE = 64 * 2**20
 
-_SAMPLED = 2**20
-
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the input; equal values mean an unchanged file.
+    """A file of the input; equal values mean an unchanged file."""
 
-    Attributes:
-        name: as typed, or from a glob or a folder; `-` for stdin.
-        format: csv, tsv, jsonl, parquet, arrow or txt.
-        compression: gz, zst, bz2, xz; None if there is none.
-        size: bytes on disk; None for stdin, as are the next two.
-        mtime_ns: time of the last change.
-        sha256: of the first and last MiB on disk together.
-    """
-
-    name: str
-    format: str
-    compression: str | None
-    size: int | None
+    name: str  # as typed, or from a glob or a folder; `-` for stdin
+    format: str  # csv, tsv, jsonl, parquet, arrow or txt
+    compression: str | None  # gz, zst, bz2, xz
+    size: int | None  # in bytes on disk; None for stdin, as are the next two
     mtime_ns: int | None
-    sha256: str | None
+    sha256: str | None  # of the first and last MiB on disk together
 
     @property
     def shown(self) -> str:
@@ -104,7 +93,7 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
     names = expanded(inputs, notes)
     twice = len(names) - len({real_path(name) for name in names})
     if twice:
-        notes.append(f"{_count(twice, 'file')} of the input {_are(twice)} named twice, and read twice")
+        notes.append(f"{_count(twice, 'file')} named more than once in the input, and read each time")
     return tuple(described(name, file_format) for name in names)
 
 
@@ -206,7 +195,7 @@ _HINTS = {
 
 
 def unreadable(name: str, error: OSError | ValueError) -> InputError:
-    """Make the error of a file that cannot be read."""
+    """Return the error of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or "cannot be read"
     hint = _HINTS.get(getattr(error, "errno", None) or 0, "check the name and the permissions")
     return InputError(f"{shown_name(name)}: {reason}", hint=hint)
@@ -219,17 +208,18 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
         if is_own_output(typed):
             notes.append(f"{shown_name(typed)} was written by embedkit; it is read because you named it")
         return [typed]
+    what = f"contains no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
     try:
-        names = (_inside if is_inside else _matching)(typed, notes)
+        found = [typed] if is_inside else list(match_files(typed))
+        names = [name for name in found if not seems_folder(name)]
+        for folder in filter(seems_folder, found):
+            names += _inside(folder, notes)
     except OSError as error:
         raise unreadable(str(error.filename), error) from None
-    what = f"contains no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
     own = [name for name in names if is_own_output(name)]
     if own:
-        notes.append(
-            f"{shown_name(typed)}: {_count(len(own), 'file')} that embedkit wrote {_are(len(own))} left out, "
-            f"first {shown_name(own[0])}"
-        )
+        outputs, first = _count(len(own), "file"), shown_name(own[0])
+        notes.append(f"{shown_name(typed)}: left out {outputs} that embedkit wrote, first {first}")
     names = sorted(set(names) - set(own))
     if not names:
         raise InputError(
@@ -238,25 +228,14 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
     return names
 
 
-def _matching(pattern: str, notes: list[str]) -> list[str]:
-    """List the files that a pattern matches, and those in the folders that it matches."""
-    found = list(match_files(pattern))
-    inside = [name for folder in found if seems_folder(folder) for name in _inside(folder, notes)]
-    return [name for name in found if not seems_folder(name)] + inside
-
-
 def _inside(folder: str, notes: list[str]) -> list[str]:
-    """List the files of a known format in a folder, at any depth; none that is hidden or an output of embedkit.
-
-    A link to a file that is read anyway is left out.
-    """
+    """List the files of known formats below a folder, without hidden ones, outputs of embedkit, and doubled links."""
     names: list[str] = []
     own: list[str] = []
     n_others = 0
     for root, folders, files in walk_folder(folder):
-        if any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)) or (
-            set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
-        ):
+        is_sweep = set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
+        if is_sweep or any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)):
             own.append(root)
             folders.clear()
             continue
@@ -269,26 +248,21 @@ def _inside(folder: str, notes: list[str]) -> list[str]:
                 raise InputError(
                     f"{shown_name(path)}: a link to a missing file", hint="fix it, or remove it from the folder"
                 )
-            names += [path] if is_known else []
+            if is_known:
+                names.append(path)
             n_others += not is_known
     linked = {name: real_path(name) for name in names if is_link(name)}
     whole = {real_path(name) for name in names if name not in linked} if linked else set()
     doubled = {name for name, target in linked.items() if target in whole}
     shown = shown_name(folder)
     if doubled:
-        links = _count(len(doubled), "link")
-        notes.append(f"{shown}: {links} to a file that is read anyway {_are(len(doubled))} left out")
+        notes.append(f"{shown}: left out {_count(len(doubled), 'link')} to a file that is read anyway")
     if own:
-        folders_left = _count(len(own), "folder")
-        notes.append(
-            f"{shown}: {folders_left} with an output of embedkit {_are(len(own))} left out, "
-            f"first {shown_name(own[0])}"
-        )
+        outputs, first = _count(len(own), "folder"), shown_name(own[0])
+        notes.append(f"{shown}: left out {outputs} with an output of embedkit, first {first}")
     if n_others:
-        notes.append(
-            f"{shown}: {_count(n_others, 'file')} {_are(n_others)} left out, "
-            f"whose names do not end in {' '.join(SUFFIXES)}"
-        )
+        others = _count(n_others, "file")
+        notes.append(f"{shown}: left out {others} with a suffix other than {' '.join(SUFFIXES)}")
     return [name for name in names if name not in doubled]
 
 
@@ -337,7 +311,3 @@ def _is_of_embedkit(schema: Any) -> bool:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"

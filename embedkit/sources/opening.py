@@ -6,12 +6,11 @@ import codecs
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from embedkit.config import FORMATS
+from embedkit.config import FORMATS, InputConfig
 from embedkit.errors import InputError, UsageError
-from embedkit.sources.compression import Decompressed
+from embedkit.sources.compression import ByteStream, Decompressed
 from embedkit.sources.locate import STDIN, SourceFile, canonical, unreadable
 from embedkit.storage.filesystem import open_file
 
@@ -43,49 +42,36 @@ _OTHERS = {
 #: Most bytes of stdin to search for the first one that is not blank.
 _SNIFFED = 64 * 2**10
 
-#: Any compressed file may grow to this size: a small table of equal rows is not a bomb.
+#: Any compressed file may grow to this size: a small table of equal rows is not a bomb. Notes shrink to a fifth,
+#: tables of repeated rows to a hundredth; a bomb of gzip grows 1,030 times, one of zstd 30,000 times.
 _HARMLESS = 64 * 2**20
 _GB = 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits on the size of a decompressed file; 64 MiB are always allowed.
+def check_size(config: InputConfig, made: int, taken: int, file: str) -> None:
+    """Check the size `made` of decompressed bytes from `taken` compressed ones.
 
-    Attributes:
-        expansion: times its compressed size. Notes shrink to a fifth, tables of repeated rows to a hundredth; a
-        bomb
-            of gzip grows 1,030 times, one of zstd 30,000 times.
-        gigabytes: of 10^9 bytes.
+    Raises:
+        InputError: it exceeds a limit of `config`.
     """
-
-    expansion: int
-    gigabytes: int
-
-    def check(self, made: int, taken: int, file: str) -> None:
-        """Check the size `made` of decompressed bytes from `taken` compressed ones.
-
-        Raises:
-            InputError: it exceeds a limit.
-        """
-        if made > self.gigabytes * _GB:
-            option, limit = "--max-decompressed-gb", f"{self.gigabytes} GB"
-        elif made > max(_HARMLESS, self.expansion * taken):
-            option, limit = "--max-expansion", f"{self.expansion:,} times its size"
-        else:
-            return
-        raise InputError(
-            f"{file}: decompresses to more than {limit}, as files made to fill the memory do",
-            hint=f"if you trust it, raise {option}",
-        )
+    if made > config.max_decompressed_gb * _GB:
+        option, limit = "--max-decompressed-gb", f"{config.max_decompressed_gb} GB"
+    elif made > max(_HARMLESS, config.max_expansion * taken):
+        option, limit = "--max-expansion", f"{config.max_expansion:,} times its size"
+    else:
+        return
+    raise InputError(
+        f"{file}: decompresses to more than {limit}, as files made to fill the memory do",
+        hint=f"if you trust it, raise {option}",
+    )
 
 
 @contextmanager
-def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
+def opened(file: SourceFile, config: InputConfig) -> Iterator[io.BufferedReader]:
     """Open a file as decompressed bytes; seekable only if it is not compressed.
 
     Raises:
-        InputError: it cannot be opened; while read: it is damaged, cut off, or exceeds the limits.
+        InputError: it cannot be opened; while read: it is damaged, cut off, or exceeds the config.
     """
     try:
         raw = open_file(file.name)
@@ -93,28 +79,22 @@ def opened(file: SourceFile, limits: Limits) -> Iterator[io.BufferedReader]:
         raise unreadable(file.name, error) from None
     with raw:
         try:
-            stream = _stream_of(raw, file, limits)
+            stream = raw
+            if file.compression is not None:
+                found = _compression(raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES])
+                if found not in {None, file.compression}:
+                    raise InputError(
+                        f"{file.shown}: this is {_COMPRESSION_NAMES[found]}, named .{file.compression}",
+                        hint=f"name it so that it ends in .{found}",
+                    )
+                stream = _decompressed(raw, file.compression, file.shown, config)
+            _check_content(stream, file)
         except OSError as error:
             raise unreadable(file.name, error) from None
         yield stream
 
 
-def _stream_of(raw: io.BufferedReader, file: SourceFile, limits: Limits) -> io.BufferedReader:
-    if file.compression is None:
-        _check_content(raw, file)
-        return raw
-    found = _compression(raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES])
-    if found is not None and found != file.compression:
-        raise InputError(
-            f"{file.shown}: this is {_COMPRESSION_NAMES[found]}, and its name says .{file.compression}",
-            hint=f"name it so that it ends in .{found}",
-        )
-    stream = _decompressed(raw, file.compression, file.shown, limits)
-    _check_content(stream, file)
-    return stream
-
-
-def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
+def opened_stdin(stdin: BinaryIO, config: InputConfig) -> tuple[SourceFile, io.BufferedReader]:
     """Open stdin, decompressed according to its first bytes; JSON Lines are recognised by their first `{`.
 
     Raises:
@@ -122,59 +102,34 @@ def opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[Sou
         UsageError: the format is `auto`, and this is not JSON Lines.
     """
     try:
-        return _opened_stdin(stdin, file_format, limits)
+        head = b""
+        while len(head) < _MAGIC_BYTES and (more := stdin.read(_MAGIC_BYTES - len(head))):
+            head += more
+        compression = _compression(head)
+        stream = _joined(head, stdin)
+        if compression is not None:
+            stream = _decompressed(stream, compression, STDIN, config)
+        file_format = config.format
+        if file_format == "auto":
+            stream, file_format = _sniffed(stream)
+        file = SourceFile(STDIN, canonical(file_format), compression, None, None, None)
+        _check_content(stream, file)
     except (OSError, ValueError) as error:  # a folder, a descriptor for writing, a closed file
         raise unreadable("stdin", error) from None
-
-
-def _opened_stdin(stdin: BinaryIO, file_format: str, limits: Limits) -> tuple[SourceFile, io.BufferedReader]:
-    head = b""
-    while len(head) < _MAGIC_BYTES and (more := stdin.read(_MAGIC_BYTES - len(head))):
-        head += more
-    compression = _compression(head)
-    stream = _joined(head, stdin)
-    if compression is not None:
-        stream = _decompressed(stream, compression, STDIN, limits)
-    if file_format == "auto":
-        stream, file_format = _sniffed(stream)
-    file = SourceFile(STDIN, canonical(file_format), compression, None, None, None)
-    _check_content(stream, file)
     return file, stream
 
 
-class _Feed(io.RawIOBase):
-    """The bytes of `head` and then those of `source`."""
-
-    def __init__(self, source: Any, *, head: bytes) -> None:
-        super().__init__()
-        self._read = getattr(source, "read1", source.read)
-        self._head = head
-        self._delivered = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._delivered
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer)
-        data = self._head[: len(view)] or self._read(len(view))
-        self._head = self._head[len(view) :]
-        view[: len(data)] = data
-        self._delivered += len(data)
-        return len(data)
-
-
-def _decompressed(raw: io.BufferedReader, compression: str, file: str, limits: Limits) -> io.BufferedReader:
+def _decompressed(raw: io.BufferedReader, compression: str, file: str, config: InputConfig) -> io.BufferedReader:
     def check(delivered: int) -> None:
-        limits.check(delivered, raw.tell(), file)
+        check_size(config, delivered, raw.tell(), file)
 
     return io.BufferedReader(Decompressed(raw, compression, file=file, check=check), buffer_size=2**16)
 
 
 def _joined(head: bytes, rest: BinaryIO) -> io.BufferedReader:
-    return io.BufferedReader(_Feed(rest, head=head), buffer_size=2**16)
+    """Return a stream of the bytes of `head` and then those of `rest`."""
+    heads, read = iter((head,)), getattr(rest, "read1", rest.read)
+    return io.BufferedReader(ByteStream(lambda: next(heads, b"") or read(2**16)), buffer_size=2**16)
 
 
 def _compression(head: bytes) -> str | None:
@@ -184,24 +139,17 @@ def _compression(head: bytes) -> str | None:
 
 
 def _check_content(stream: io.BufferedReader, file: SourceFile) -> None:
-    """Refuse a file whose first bytes contradict its name or `--format`.
-
-    Raises:
-        InputError: it is compressed (twice), or of another format.
-    """
+    """Refuse a file whose first bytes are those of a compression or of another format."""
     head = stream.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
     found = _compression(head)
     if found is not None:
-        what = (
-            f"{_COMPRESSION_NAMES[found]} within {_COMPRESSION_NAMES[file.compression]}"
-            if file.compression
-            else _COMPRESSION_NAMES[found]
-        )
-        way = "decompress it once" if file.compression else f"name it so that it ends in .{file.format}.{found}"
-        raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=way)
-    for magic, (what, way) in _OTHERS.items():
+        what, hint = _COMPRESSION_NAMES[found], f"name it so that it ends in .{file.format}.{found}"
+        if file.compression:
+            what, hint = f"{what} within {_COMPRESSION_NAMES[file.compression]}", "decompress it once"
+        raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=hint)
+    for magic, (what, hint) in _OTHERS.items():
         if head.startswith(magic) and what != file.format:
-            raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=way)
+            raise InputError(f"{file.shown}: this is {what}, not {file.format}", hint=hint)
 
 
 def _sniffed(stream: io.BufferedReader) -> tuple[io.BufferedReader, str]:

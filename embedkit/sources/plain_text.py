@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 
 from embedkit.errors import InputError
@@ -14,6 +15,7 @@ from embedkit.types import UNREAD, Fault, Record
 #: csv holds 4 bytes a character. The longest note in MIMIC-III has 0.06 MB.
 MAX_RECORD_BYTES = 64 * 2**20
 
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -40,7 +42,7 @@ def bounded_lines(stream: io.BufferedReader, file: str) -> Iterator[tuple[int, b
 
 
 def too_long(file: str, offset: int) -> InputError:
-    """Make the error of a record that is too long."""
+    """Return the error of a record that is too long."""
     return InputError(
         f"{file}: the record at byte {offset} is over {MAX_RECORD_BYTES / 2**20:g} MiB",
         hint="look there for an unclosed quote, or for other line ends",
@@ -48,7 +50,7 @@ def too_long(file: str, offset: int) -> InputError:
 
 
 def not_utf8(file: str, offset: int) -> InputError:
-    """Make the error of a file in another encoding."""
+    """Return the error of a file in another encoding."""
     return InputError(
         f"{file}: not UTF-8 at byte {offset}",
         hint="convert it: iconv -f WINDOWS-1252 -t UTF-8 (or its real encoding)",

@@ -24,7 +24,7 @@ class SpanBook:
     """The spans of a file, by the id of their text.
 
     Args:
-        path: of the file: csv, tsv, jsonl, parquet or arrow, plain or compressed.
+        path: of the file, of any format but txt.
         table: of the texts; named in errors.
 
     Raises:
@@ -33,7 +33,7 @@ class SpanBook:
 
     def __init__(self, path: str, table: Table) -> None:
         self.path = path
-        self.place = place_of(table)
+        self.place = table.shown
         self.table = _opened(path)
         self.by_id: Mapping[str, tuple[Span, ...]] = _read(self.table, path)
         self.unseen = set(self.by_id)
@@ -61,15 +61,10 @@ class SpanBook:
 
 
 class SpanColumn:
-    """The spans in a kept column of the table.
-
-    Args:
-        table: of the texts.
-        name: of the column.
-    """
+    """The spans in a kept column of a table of texts."""
 
     def __init__(self, table: Table, name: str) -> None:
-        self.place = place_of(table)
+        self.place = table.shown
         self.column = table.columns.keep.index(name)
 
     def attach(self, item: Record | Fault) -> Record | Fault:
@@ -83,11 +78,6 @@ class SpanColumn:
         except (LookupError, TypeError, ValueError, RecursionError):
             return Fault(item.row, self.place, None, "bad_span")
         return _with_spans(item, spans, self.place)
-
-
-def place_of(table: Table) -> str:
-    """Return the name of the table for errors."""
-    return table.files[0].shown if len(table.files) == 1 else "the input"
 
 
 def _with_spans(record: Record, spans: tuple[Span, ...], place: str) -> Record | Fault:

@@ -14,6 +14,7 @@ from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import (
+    DELIMITED,
     USUAL_TEXT,
     Column,
     Columns,
@@ -29,7 +30,7 @@ from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept_types import KeptTypes, common_type, declared_type, fit_together, unified
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
-from embedkit.sources.opening import Limits, opened, opened_stdin
+from embedkit.sources.opening import opened, opened_stdin
 from embedkit.sources.plain_text import PlainText
 from embedkit.storage.standard_streams import rows_in
 from embedkit.types import Fault, Record
@@ -39,7 +40,6 @@ FAULTS_LISTED = 20
 
 #: Formats whose files declare the types of their columns.
 _TYPED = frozenset({"parquet", "arrow"})
-_DELIMITED = frozenset({"csv", "tsv"})
 
 
 class Reader(Protocol):
@@ -55,29 +55,23 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Result of a full pass over the input.
+    """Result of a full pass over the input."""
 
-    Attributes:
-        rows: number of records and faults.
-        faults: the first `FAULTS_LISTED` faults.
-        n_faults: number of faults.
-        kept_types: the type of each kept column; see `kept_types.py`.
-    """
-
-    rows: int
-    faults: tuple[Fault, ...]
+    rows: int  # records and faults
+    faults: tuple[Fault, ...]  # the first `FAULTS_LISTED`
     n_faults: int
-    kept_types: dict[str, str]
+    kept_types: dict[str, str]  # by name of the column; see `kept_types.py`
 
 
 class Table:
     """The rows of all files, in order. Made by `open_table`.
 
     Attributes:
-        files: of the input. columns: the columns in use. streaming: True for stdin, which can be read only once.
+        files: of the input.
+        columns: the columns in use.
+        streaming: True for stdin, which can be read only once.
         non_finite: for each kept column that has any, the number of rows with NaN or an infinity; filled by
-        `scan`,
-            or while a stream is read.
+            `scan`, or while a stream is read.
     """
 
     def __init__(
@@ -102,6 +96,11 @@ class Table:
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
 
+    @property
+    def shown(self) -> str:
+        """Name of the table for errors."""
+        return self.files[0].shown if len(self.files) == 1 else "the input"
+
     def map_rows(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
         """Apply a function to every row; it may turn a record into a fault."""
         self._each.append(change)
@@ -111,14 +110,13 @@ class Table:
         places = [self.columns.keep.index(name) for name in columns if name in self.columns.keep]
         is_by_id = len(places) < len(columns)
         self._groups = tuple(name for name in columns if name in self.columns.keep)
-        name = self.files[0].shown if len(self.files) == 1 else "the input"
 
         def change(item: Record | Fault) -> Record | Fault:
             if isinstance(item, Fault):
                 return item
             if not (any(is_missing(item.kept[place]) for place in places) or (is_by_id and is_missing(item.id))):
                 return item
-            return Fault(item.row, name, None, "no_group")
+            return Fault(item.row, self.shown, None, "no_group")
 
         self.map_rows(change)
 
@@ -127,8 +125,7 @@ class Table:
 
         Args:
             wanted: returns whether any of the rows [first, stop) is wanted; called just before they are read.
-            Others
-                are skipped, and may come as a `Fault` with the code `unread`.
+                Others are skipped, and may come as a `Fault` with the code `unread`.
 
         Raises:
             InputError: a file is damaged, or can no longer be split into rows.
@@ -169,11 +166,7 @@ class Table:
         return Scan(rows, tuple(faults), n_faults, found.names())
 
     def _check_split_groups(self, found: KeptTypes) -> None:
-        """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there.
-
-        Raises:
-            InputError: a group column has several types.
-        """
+        """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there."""
         for name, types in self._declared_types().items():
             if name in self._groups and len(types) > 1 and found.splits(name):
                 raise InputError(
@@ -197,13 +190,12 @@ class Table:
 
     def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
         """Return the types that files of these formats declare for each kept column; None for all formats."""
-        declared = [
-            column
-            for file_format, columns in self._declared
-            if formats is None or file_format in formats
-            for column in columns
-        ]
-        return {name: {column.kept for column in declared if column.name == name} for name in self.columns.keep}
+        types: dict[str, set[str]] = {name: set() for name in self.columns.keep}
+        for file_format, columns in self._declared:
+            if formats is None or file_format in formats:
+                for column in columns:
+                    types[column.name].add(column.kept)
+        return types
 
     def take_notes(self) -> list[str]:
         """Return the notices about the input, each one once."""
@@ -236,9 +228,6 @@ class Table:
         reader, self._reader = self._reader, None
         if reader is None:
             raise _read_once()
-        return self._stream_rows(reader)
-
-    def _stream_rows(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
         self.non_finite = found.non_finite
         with _as_input_error(STDIN):
@@ -251,8 +240,8 @@ class Table:
     def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
         for file in self.files:
-            with opened(file, _limits(self._config)) as stream, _as_input_error(file.shown):
-                reader = _reader(file, stream, frozenset(self.columns.named), self._config)
+            with opened(file, self._config) as stream, _as_input_error(file.shown):
+                reader = _reader(file, stream, self.columns.named, self._config)
                 if reader.columns is not None:
                     typed = requested_columns(self._config).named
                     check_columns(
@@ -281,46 +270,46 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         UsageError: the template is malformed, `-` is not the only input.
     """
     notes: list[str] = []
-    if STDIN not in config.inputs:
+    requested = requested_columns(config)
+    files: tuple[SourceFile, ...]
+    reader = None
+    if STDIN in config.inputs:
+        if len(config.inputs) > 1:
+            raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
+        file, stream = opened_stdin(stdin or rows_in(), config)
+        with _as_input_error(STDIN):
+            reader = _reader(file, stream, requested.named, config)
+            files, headers = (file,), iter([reader.columns])
+    else:
         files = locate(config.inputs, config.format, notes)
-        if config.delimiter and not any(file.format in _DELIMITED for file in files):
+        if config.delimiter and not any(file.format in DELIMITED for file in files):
             raise UsageError("--delimiter is for csv and tsv, and no input is one", hint="leave it out")
-        return _checked(files, config, notes, decided=not has_texts)
-    if len(config.inputs) > 1:
-        raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
-    columns = requested_columns(config)
-    file, stream = opened_stdin(stdin or rows_in(), config.format, _limits(config))
-    with _as_input_error(STDIN):
-        reader = _reader(file, stream, frozenset(columns.named), config)
-        present = reader.columns
-    if present is None:
-        return Table((file,), _undecided(columns), [], config, reader)
-    decided = resolve_columns(columns, present, file=STDIN, file_format=file.format)
-    check_columns(decided, present, file=STDIN, file_format=file.format, typed=columns.named)
-    notes = column_notices(columns, decided, present, file_format=file.format)
-    return Table((file,), decided, [(file.format, present)], config, reader, notes)
-
-
-def _checked(files: tuple[SourceFile, ...], config: InputConfig, notes: list[str], *, decided: bool) -> Table:
-    columns = requested_columns(config)
+        headers = _headers(files, requested, config)
+    columns = None if has_texts else requested
     declared: list[tuple[str, tuple[Column, ...]]] = []
     typed: dict[str, Column] = {}
-    for file in files:
-        with opened(file, _limits(config)) as stream, _as_input_error(file.shown):
-            present = _reader(file, stream, frozenset(columns.named), config).columns
+    for file, present in zip(files, headers, strict=True):
         if present is None:
             continue
-        if not decided:
-            before, decided = columns, True
-            columns = resolve_columns(columns, present, file=file.shown, file_format=file.format)
-            notes += column_notices(before, columns, present, file_format=file.format)
-        check_columns(
-            columns, present, file=file.shown, file_format=file.format, typed=requested_columns(config).named
-        )
+        if columns is None:
+            columns = resolve_columns(requested, present, file=file.shown, file_format=file.format)
+            notes += column_notices(requested, columns, present, file_format=file.format)
+        check_columns(columns, present, file=file.shown, file_format=file.format, typed=requested.named)
         if file.format in _TYPED:
             _check_drift(columns, present, typed, file=file.shown)
         declared.append((file.format, tuple(column for column in present if column.name in columns.keep)))
-    return Table(files, columns if decided else _undecided(columns), declared, config, notes=notes)
+    if columns is None:  # there are no rows
+        columns = replace(requested, text=requested.text or USUAL_TEXT[:1])
+    return Table(files, columns, declared, config, reader, notes)
+
+
+def _headers(
+    files: Sequence[SourceFile], columns: Columns, config: InputConfig
+) -> Iterator[tuple[Column, ...] | None]:
+    for file in files:
+        with opened(file, config) as stream, _as_input_error(file.shown):
+            header = _reader(file, stream, columns.named, config).columns
+        yield header
 
 
 def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
@@ -342,11 +331,6 @@ def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, C
             )
 
 
-def _undecided(columns: Columns) -> Columns:
-    """Return the columns of a table without rows."""
-    return replace(columns, text=columns.text or USUAL_TEXT[:1])
-
-
 @contextmanager
 def _as_input_error(name: str) -> Iterator[None]:
     """Raise an `OSError` as the error of a file that cannot be read."""
@@ -356,25 +340,17 @@ def _as_input_error(name: str) -> Iterator[None]:
         raise unreadable(name, error) from None
 
 
-def _limits(config: InputConfig) -> Limits:
-    return Limits(config.max_expansion, config.max_decompressed_gb)
-
-
-def _reader(file: SourceFile, stream: io.BufferedReader, wanted: frozenset[str], config: InputConfig) -> Reader:
+def _reader(file: SourceFile, stream: io.BufferedReader, names: Sequence[str], config: InputConfig) -> Reader:
     match file.format:
         case "csv" | "tsv":
-            return Delimited(
-                *(stream, file.shown),
-                delimiter=config.delimiter,
-                quoting=config.quoting,
-                tabs=file.format == "tsv",
-            )
+            delimiter = config.delimiter or ("\t" if file.format == "tsv" else ",")
+            return Delimited(stream, file.shown, delimiter=delimiter, quoting=config.quoting)
         case "jsonl":
-            return JsonLines(stream, file.shown, wanted=wanted)
+            return JsonLines(stream, file.shown, wanted=frozenset(names))
         case "txt":
             return PlainText(stream, file.shown)
         case _:
-            return Columnar(stream, file.shown, file_format=file.format, limits=_limits(config))
+            return Columnar(stream, file.shown, file_format=file.format, config=config)
 
 
 def _read_once() -> UsageError:

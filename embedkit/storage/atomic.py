@@ -23,8 +23,7 @@ from typing import BinaryIO
 from embedkit.storage.disk_errors import as_output_error, check_no_link
 from embedkit.storage.filesystem import PublishedFile
 
-_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
-_FORMER = re.compile(r"\.former\.[^.]+\.tmp")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 #: Temporary files of other machines count as leftovers after this time: writing one takes minutes.
 _LEFTOVER_SECONDS = 24 * 3600
 #: Errors of file systems without hard links.
@@ -45,7 +44,6 @@ class LocalAtomicFiles:
         self.taken: set[str] = set()
 
     def create(self, name: str) -> BinaryIO:
-        """See AtomicFiles."""
         final = self._root / name
         temporary = final.with_name(temporary_name(final.name))
         for folder in list(final.parents)[: len(Path(name).parts) - 1]:
@@ -64,7 +62,6 @@ class LocalAtomicFiles:
     def publish(
         self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
     ) -> list[PublishedFile]:
-        """See AtomicFiles."""
         facts: list[PublishedFile] = []
         in_order = sorted(self._temporary.items(), key=lambda item: item[0] == last)
         for name, temporary in in_order:
@@ -84,7 +81,6 @@ class LocalAtomicFiles:
         return facts
 
     def discard(self) -> None:
-        """See AtomicFiles."""
         for temporary in self._temporary.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -121,9 +117,6 @@ def sync_folder(folder: Path, descriptor: int | None = None) -> None:
     Args:
         folder: its path.
         descriptor: of the folder if it is open: it may have been moved.
-
-    Raises:
-        OSError: the disk fails.
     """
     opened = os.open(folder, os.O_RDONLY) if descriptor is None else descriptor
     try:
@@ -157,7 +150,8 @@ def former_mark() -> str:
 
 def is_former_mark(name: str) -> bool:
     """Check for a name by `former_mark`, of any process."""
-    return is_temporary(name) and _FORMER.fullmatch(name) is not None
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found["name"] == "former"
 
 
 def is_leftover(path: Path) -> bool:

@@ -49,11 +49,7 @@ def as_read_error(path: Path | str) -> Iterator[None]:
 
 
 def check_no_link(path: Path) -> None:
-    """Refuse a symbolic link: whoever made it would choose where the output goes.
-
-    Raises:
-        OutputError: the path is one.
-    """
+    """Raise OutputError for a symbolic link: who made it would choose where the output goes."""
     with as_read_error(path):
         is_link = path.is_symlink()
     if is_link:

@@ -2,8 +2,8 @@
 
 Every open, listing, check, write and removal of the user's files goes through the functions of this module, which
 call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. The local file system is the
-only one today. The protocol fits object stores: files are written whole, by `AtomicFiles`, without
-renames, syncs or locks, and methods for folders may do nothing.
+only one today. The protocol fits object stores: files are written whole, by `AtomicFiles`, without renames, syncs
+or locks, and methods for folders may do nothing.
 """
 
 from __future__ import annotations
@@ -16,32 +16,29 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from embedkit.errors import UsageError
 from embedkit.storage.disk_errors import as_output_error
 
-#: A path as the user typed it (`./a`, which `Path` would shorten), or one that was made of it.
+#: A path as the user typed it (`./a`, which `Path` would shorten), or one made from it.
 AnyPath: TypeAlias = "Path | str"
 
 _SAMPLED = 2**20
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Path = TypeVar("_Path", bound=AnyPath)
+
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """A file or folder as it is now; equal values mean an unchanged file.
+    """A file or folder as it is now; equal values mean an unchanged file."""
 
-    Attributes:
-        size: in bytes.
-        mtime_ns: time of the last change, in ns.
-        kind: file, folder or other (a device, a pipe).
-        identity: the same for all names of one file.
-    """
-
-    size: int
+    size: int  # in bytes
     mtime_ns: int
-    kind: str
-    identity: tuple[int, ...] | str
+    kind: str  # file, folder or other (a device, a pipe)
+    identity: tuple[int, ...] | str  # the same for all names of one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +88,89 @@ class AtomicFiles(Protocol):
 class FileSystem(Protocol):
     """Operations that embedkit needs of a place that holds files.
 
-    Methods are documented by the functions of this module with the same names. They raise `OSError`; if a file is
-    missing, `FileNotFoundError`.
+    They raise `OSError`; if a file is missing, `FileNotFoundError`. Functions of this module with the same names
+    call them on the file system of the path.
     """
 
-    def open_file(self, path: AnyPath) -> io.BufferedReader: ...
-    def read_file(self, path: AnyPath) -> bytes: ...
-    def stat_file(self, path: AnyPath) -> FileStat: ...
-    def exists(self, path: AnyPath) -> bool: ...
-    def is_link(self, path: AnyPath) -> bool: ...
-    def real_path(self, path: AnyPath) -> str: ...
-    def file_names(self, folder: AnyPath) -> list[str]: ...
-    def list_files(self, folder: AnyPath, prefix: str) -> Iterator[tuple[str, int | None]]: ...
-    def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]: ...
-    def match_files(self, pattern: str) -> Iterator[str]: ...
-    def new_files(self, folder: Path, *, sweep: bool) -> AtomicFiles: ...
-    def make_folder(self, folder: Path, *, private: bool) -> None: ...
-    def remove_file(self, path: Path) -> None: ...
-    def remove_empty(self, folder: Path) -> None: ...
-    def remove_tree(self, folder: Path) -> None: ...
-    def free_bytes(self, folder: Path) -> int: ...
+    def open_file(self, path: AnyPath) -> io.BufferedReader:
+        """Open a file for reading, with `seek`."""
+
+    def read_file(self, path: AnyPath) -> bytes:
+        """Read a whole file."""
+
+    def stat_file(self, path: AnyPath) -> FileStat:
+        """Describe a file or folder; of a link, its target."""
+
+    def exists(self, path: AnyPath) -> bool:
+        """Check for anything of this name, a link without a target too.
+
+        Raises:
+            OSError: the disk or its permissions hide it. `Path.exists` would say False.
+        """
+
+    def is_link(self, path: AnyPath) -> bool:
+        """Check for a symbolic link."""
+
+    def real_path(self, path: AnyPath) -> str:
+        """Return the path without links and `..`."""
+
+    def file_names(self, folder: AnyPath) -> list[str]:
+        """List the names directly in a folder."""
+
+    def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+        """List all files below a folder.
+
+        Yields:
+            `prefix` and the path in the folder, and the size in bytes; None for a link or a device. A missing
+            folder has no files; a file that is removed during the listing is left out.
+
+        Raises:
+            OSError: a folder or a file in it cannot be accessed.
+        """
+
+    def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
+
+        A link to a folder that the link is in is not followed.
+
+        Yields:
+            The path of the folder, the names of folders in it, and those of files. Removing names from the first
+            list leaves these folders out.
+
+        Raises:
+            OSError: a folder cannot be listed.
+        """
+
+    def match_files(self, pattern: str) -> Iterator[str]:
+        """Find files by a pattern, in any order; folders, too, unless it has a `**`.
+
+        Raises:
+            OSError: a folder on the way cannot be listed.
+        """
+
+    def new_files(self, folder: Path, *, sweep: bool = True) -> AtomicFiles:
+        """Prepare several files that appear together.
+
+        Args:
+            folder: that their names are relative to.
+            sweep: remove temporary files that dead processes left of the same files. That lists the folder for
+                each file: where there are 100,000, the caller does it once.
+        """
+
+    def make_folder(self, folder: Path, *, private: bool = False) -> None:
+        """Make a folder, accessible for this user alone if `private`, and its parents; no error if it exists."""
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file; not an error if it is missing."""
+
+    def remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those in it, if they hold no files."""
+
+    def remove_tree(self, folder: Path) -> None:
+        """Remove a folder with all of its content."""
+
+    def free_bytes(self, folder: Path) -> int:
+        """Return how much can still be written where a folder is."""
 
 
 def filesystem_for(path: AnyPath) -> FileSystem:
@@ -131,43 +191,38 @@ def _local() -> FileSystem:
     return LocalFileSystem()
 
 
-def open_file(path: AnyPath) -> io.BufferedReader:
-    """Open a file for reading, with `seek`."""
-    return filesystem_for(path).open_file(path)
+def _on_file_system_of_path(
+    method: Callable[Concatenate[FileSystem, _Path, _P], _T],
+) -> Callable[Concatenate[_Path, _P], _T]:
+    @functools.wraps(method)
+    def call(path: _Path, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        result: _T = getattr(filesystem_for(path), method.__name__)(path, *args, **kwargs)
+        return result
+
+    return call
 
 
-def read_file(path: AnyPath) -> bytes:
-    """Read a whole file."""
-    return filesystem_for(path).read_file(path)
-
-
-def stat_file(path: AnyPath) -> FileStat:
-    """Describe a file or folder; of a link, its target."""
-    return filesystem_for(path).stat_file(path)
-
-
-def exists(path: AnyPath) -> bool:
-    """Check for anything of this name, a link without a target too.
-
-    Raises:
-        OSError: the disk or its permissions hide it. `Path.exists` would say False.
-    """
-    return filesystem_for(path).exists(path)
+open_file = _on_file_system_of_path(FileSystem.open_file)
+read_file = _on_file_system_of_path(FileSystem.read_file)
+stat_file = _on_file_system_of_path(FileSystem.stat_file)
+exists = _on_file_system_of_path(FileSystem.exists)
+is_link = _on_file_system_of_path(FileSystem.is_link)
+real_path = _on_file_system_of_path(FileSystem.real_path)
+file_names = _on_file_system_of_path(FileSystem.file_names)
+list_files = _on_file_system_of_path(FileSystem.list_files)
+walk_folder = _on_file_system_of_path(FileSystem.walk_folder)
+match_files = _on_file_system_of_path(FileSystem.match_files)
+new_files = _on_file_system_of_path(FileSystem.new_files)
+make_folder = _on_file_system_of_path(FileSystem.make_folder)
+remove_file = _on_file_system_of_path(FileSystem.remove_file)
+remove_empty = _on_file_system_of_path(FileSystem.remove_empty)
+remove_tree = _on_file_system_of_path(FileSystem.remove_tree)
+free_bytes = _on_file_system_of_path(FileSystem.free_bytes)
 
 
 def is_same_file(one: AnyPath, other: AnyPath) -> bool:
     """Check whether two names are of one file, through links too; False if one of them is missing."""
     return seems_there(one) and seems_there(other) and stat_file(one).identity == stat_file(other).identity
-
-
-def real_path(path: AnyPath) -> str:
-    """Return the path without links and `..`."""
-    return filesystem_for(path).real_path(path)
-
-
-def is_link(path: AnyPath) -> bool:
-    """Check for a symbolic link."""
-    return filesystem_for(path).is_link(path)
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -183,7 +238,7 @@ def is_folder(path: AnyPath) -> bool:
 
 
 def seems_file(path: AnyPath) -> bool:
-    """Check for a file; False as well where that cannot be found out, which its use will report."""
+    """Check for a file; False if the disk or its permissions hide it: opening it will report the error."""
     return _kind_if_known(path) == "file"
 
 
@@ -204,48 +259,6 @@ def _kind_if_known(path: AnyPath) -> str | None:
         return None
 
 
-def file_names(folder: AnyPath) -> list[str]:
-    """List the names directly in a folder."""
-    return filesystem_for(folder).file_names(folder)
-
-
-def list_files(folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-    """List all files below a folder.
-
-    Yields:
-        `prefix` and the path in the folder, and the size in bytes; None for a link or a device. A missing folder
-        has no files; a file that is removed during the listing is left out.
-
-    Raises:
-        OSError: a folder or a file in it cannot be accessed.
-    """
-    return filesystem_for(folder).list_files(folder, prefix)
-
-
-def walk_folder(folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
-
-    A link to a folder that the link is in is not followed.
-
-    Yields:
-        The path of the folder, the names of folders in it, and those of files. Removing names from the first list
-        leaves these folders out.
-
-    Raises:
-        OSError: a folder cannot be listed.
-    """
-    return filesystem_for(folder).walk_folder(folder)
-
-
-def match_files(pattern: str) -> Iterator[str]:
-    """Find files by a pattern, in any order; folders, too, unless it has a `**`.
-
-    Raises:
-        OSError: a folder on the way cannot be listed.
-    """
-    return filesystem_for(pattern).match_files(pattern)
-
-
 def sha256_of_file(path: AnyPath) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     try:
@@ -257,7 +270,7 @@ def sha256_of_file(path: AnyPath) -> str:
 
 
 def sha256_of_ends(path: AnyPath) -> str:
-    """Return the SHA-256 of a file's first and last MiB together: a quick test for another content."""
+    """Return the SHA-256 of a file's first and last MiB together: a quick check for changes."""
     with open_file(path) as file:
         digest = hashlib.sha256(file.read(_SAMPLED))
         file.seek(max(_SAMPLED, file.seek(0, os.SEEK_END) - _SAMPLED))
@@ -280,9 +293,9 @@ def write_file(
         folder: it may be a link.
         name: path of the file in the folder; no folder on the way to it may be a link.
         data: its content.
-        replace: False leaves an existing file alone: the first of several processes wins.
-        sweep: see `new_files`.
-        check: called when the data is stored; raises if the file must not get its name after all.
+        replace: see `AtomicFiles.publish`.
+        sweep: see `FileSystem.new_files`.
+        check: see `AtomicFiles.publish`.
 
     Returns:
         False if there was a file already and `replace` is False.
@@ -300,49 +313,7 @@ def write_file(
     return not files.taken
 
 
-def new_files(folder: Path, *, sweep: bool = True) -> AtomicFiles:
-    """Prepare several files that appear together.
-
-    Args:
-        folder: that their names are relative to.
-        sweep: remove temporary files that dead processes left of the same files. That lists the folder for each
-            file: where there are 100,000, the caller does it once.
-    """
-    return filesystem_for(folder).new_files(folder, sweep=sweep)
-
-
-def make_folder(folder: Path, *, private: bool = False) -> None:
-    """Make a folder and its parents; not an error if it exists.
-
-    Args:
-        folder: its path.
-        private: accessible for this user alone.
-    """
-    filesystem_for(folder).make_folder(folder, private=private)
-
-
-def remove_file(path: Path) -> None:
-    """Remove a file; not an error if it is missing."""
-    filesystem_for(path).remove_file(path)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder with all of its content."""
-    filesystem_for(folder).remove_tree(folder)
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove a folder and those in it, if they hold no files."""
-    filesystem_for(folder).remove_empty(folder)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return how much can still be written where a folder is."""
-    return filesystem_for(folder).free_bytes(folder)
-
-
 def cache_folder() -> Path:
-    """Return the folder for what embedkit can make again."""
-    of_user = os.environ.get("XDG_CACHE_HOME")
-    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path(of_user or Path.home() / usual) / "embedkit"
+    """Return the folder of files that embedkit can make again."""
+    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "embedkit"

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 _SCRIPT = Path(__file__).with_name("parser_probe_child.py")
 
@@ -28,7 +28,7 @@ class Prober:
     def __init__(self, script: Path = _SCRIPT) -> None:
         self._script = script
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Any = None  # a Popen with pipes
         #: False if Python cannot be started, or its child has no pyarrow: files are then parsed without a probe.
         self._usable = bool(sys.executable) and not getattr(sys, "frozen", False)
 
@@ -52,10 +52,10 @@ class Prober:
             The type of the error, or the signal that ended the child, without content of the file; None if there
             was none, or if no child can be started.
         """
-        data = source if isinstance(source, bytes | memoryview) else None
+        path, data = (None, source) if isinstance(source, bytes | memoryview) else (str(source), b"")
         request = {
-            "path": None if data is not None else str(source),
-            "bytes": len(data or b""),
+            "path": path,
+            "bytes": len(data),
             "format": file_format,
             "part": part,
             "without": sorted(without),
@@ -67,7 +67,7 @@ class Prober:
                 child = self._started()
                 if child is None:
                     return None
-                reply = self._answer(child, line, data or b"")
+                reply = self._answer(child, line, data)
                 if reply is not None:
                     fault: str | None = json.loads(reply)["fault"]
                     return fault
@@ -81,18 +81,23 @@ class Prober:
         with self._lock:
             self._end()
 
+    def forget_child(self) -> None:
+        """Start another one when it is needed: after a fork, the child belongs to the parent process."""
+        self._lock, self._child = threading.Lock(), None
+
     def _end(self) -> int:
         """Close the child's pipes, which ends it, and return its exit code."""
         child, self._child = self._child, None
         if child is None:
             return 0
         with contextlib.suppress(OSError):
-            _pipe(child.stdin).close()
-        _pipe(child.stdout).close()
-        return child.wait()
+            child.stdin.close()
+        child.stdout.close()
+        code: int = child.wait()
+        return code
 
-    def _answer(self, child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
-        """Send a request; a child whose reply is not awaited, because of an exception, is ended."""
+    def _answer(self, child: Any, line: bytes, data: bytes | memoryview) -> bytes | None:
+        """Send a request; end the child if an exception prevents reading its reply."""
         try:
             return _exchange(child, line, data)
         except BaseException:
@@ -101,7 +106,7 @@ class Prober:
             self._end()
             raise
 
-    def _started(self) -> subprocess.Popen[bytes] | None:
+    def _started(self) -> Any:
         if self._child is not None or not self._usable:
             return self._child
         try:
@@ -124,22 +129,15 @@ class Prober:
         return self._child
 
 
-def _exchange(child: subprocess.Popen[bytes], line: bytes, data: bytes | memoryview) -> bytes | None:
+def _exchange(child: Any, line: bytes, data: bytes | memoryview) -> bytes | None:
     """Send a line and the bytes after it, and return the reply; None if the child has ended."""
     try:
-        requests = _pipe(child.stdin)
-        requests.write(line)
-        requests.write(data)
-        requests.flush()
-        return _pipe(child.stdout).readline() or None
+        child.stdin.write(line)
+        child.stdin.write(data)
+        child.stdin.flush()
+        return child.stdout.readline() or None
     except OSError:
         return None
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise ValueError("the child was started without this pipe")
-    return pipe
 
 
 def _cause(code: int) -> str:
@@ -163,16 +161,6 @@ def probe_file(
     return _PROBER.probe_file(source, file_format, part=part, without=without)
 
 
-def _at_exit() -> None:
-    _PROBER.close()
-
-
-def _after_fork() -> None:
-    # The inherited child belongs to the parent process.
-    global _PROBER  # noqa: PLW0603 - one for each process
-    _PROBER = Prober()
-
-
-atexit.register(_at_exit)
+atexit.register(_PROBER.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_PROBER.forget_child)

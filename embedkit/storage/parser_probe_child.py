@@ -43,12 +43,17 @@ def main() -> None:
         request = json.loads(line)
         fault = None
         try:
-            data = requests.read(request["bytes"]) if request["path"] is None else None
-            _limit(len(data) if data is not None else Path(request["path"]).stat().st_size)
-            key = _identity(request)
-            if kept is None or kept[0] != key or data is not None:
+            path = request["path"]
+            if path is None:
+                key, source, size = None, requests.read(request["bytes"]), request["bytes"]
+            else:
+                facts = Path(path).stat()
+                size = facts.st_size
+                key, source = (path, request["format"], facts.st_ino, size, facts.st_mtime_ns), path
+            _limit(size)
+            if kept is None or kept[0] != key or path is None:
                 kept = None
-                kept = (key, _open(request["path"] if data is None else data, request["format"]))
+                kept = (key, _open(source, request["format"]))
             _parse(kept[1], request["part"], frozenset(request["without"]))
         except BaseException as error:  # noqa: BLE001 - panics of libraries, too
             fault = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
@@ -66,13 +71,6 @@ def _reply(replies: Any, message: dict[str, Any]) -> None:
 def _wait_for_request(requests: Any) -> bool:
     """Wait for a request; False after `_IDLE` seconds. Windows cannot wait for a pipe, and reads it at once."""
     return os.name == "nt" or bool(select.select([requests], [], [], _IDLE)[0])
-
-
-def _identity(request: dict[str, Any]) -> object:
-    if request["path"] is None:
-        return None
-    facts = Path(request["path"]).stat()
-    return request["path"], request["format"], facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _open(source: Any, file_format: str) -> _Opened:

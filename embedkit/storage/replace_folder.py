@@ -52,10 +52,11 @@ class Replacement:
         with as_read_error(self.path):
             notices: list[str] = []
             for old in (self._former, self.next):
-                if is_folder(old) and not any(old.iterdir()):
+                names = [entry.name for entry in old.iterdir()] if is_folder(old) else None
+                if names == []:
                     with suppress(OSError):  # all but the folder itself was removed
                         old.rmdir()
-                if not _is_marked(old):
+                if not any(map(is_former_mark, names or ())):
                     continue
                 if not exists(self.path):
                     new = self.next if old == self._former and is_folder(self.next) else old
@@ -73,22 +74,20 @@ class Replacement:
             OutputError: it cannot.
         """
         with as_read_error(self.path):
-            reason = (
-                "a link"
-                if self.path.is_symlink()
-                else "a mount point"
-                if os.path.ismount(self.path)
-                else "the folder that this command runs in"
-                if is_folder(self.path) and self.path.samefile(Path.cwd())
-                else ""
-                if os.access(self.path.absolute().parent, os.W_OK | os.X_OK)
-                else "in a folder that may not be written to"
-            )
-        if reason:
-            raise OutputError(
-                f"{self.path} is {reason}, and a new output is made next to the old one until it is complete",
-                hint="name a folder inside it with -o, or remove the old output yourself first",
-            )
+            reasons = {
+                "a link": self.path.is_symlink(),
+                "a mount point": os.path.ismount(self.path),
+                "the folder that this command runs in": is_folder(self.path) and self.path.samefile(Path.cwd()),
+                "in a folder that may not be written to": not os.access(
+                    self.path.absolute().parent, os.W_OK | os.X_OK
+                ),
+            }
+        for reason, is_true in reasons.items():
+            if is_true:
+                raise OutputError(
+                    f"{self.path} is {reason}, and a new output is made next to the old one until it is complete",
+                    hint="name a folder inside it with -o, or remove the old output yourself first",
+                )
 
     def start(self) -> None:
         """Make the new folder, empty.
@@ -150,10 +149,6 @@ class Replacement:
         except (OSError, OutputError):
             return [f"{old} is left of the replaced output and could not be removed: remove it"]
         return []
-
-
-def _is_marked(folder: Path) -> bool:
-    return is_folder(folder) and any(is_former_mark(entry.name) for entry in folder.iterdir())
 
 
 def _move(old: Path, new: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO, TextIO
 
 from embedkit.errors import InputError, OutputError
@@ -20,14 +19,8 @@ from embedkit.errors import InputError, OutputError
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    stdin: BinaryIO | None
-    stdout: BinaryIO | None
-
-
-#: The original streams, inside `reserved_for_rows`.
-_kept: list[_Kept] = []
+#: Stdin and stdout as they were, inside `reserved_for_rows`.
+_kept: list[tuple[BinaryIO | None, BinaryIO | None]] = []
 
 
 def rows_in() -> BinaryIO:
@@ -36,7 +29,7 @@ def rows_in() -> BinaryIO:
     Raises:
         InputError: stdin is closed.
     """
-    stream = _kept[-1].stdin if _kept else _binary(sys.stdin)
+    stream = _kept[-1][0] if _kept else _binary(sys.stdin)
     if stream is None:
         raise InputError("stdin is closed, so no rows can be read", hint="pipe the rows in, or name a file")
     return stream
@@ -48,9 +41,9 @@ def rows_out() -> BinaryIO:
     Raises:
         OutputError: stdout is closed.
     """
-    stream = _kept[-1].stdout if _kept else _binary(sys.stdout)
-    if stream is None:
-        raise OutputError("stdout is closed, so no rows can be written to it", hint="write to a file with -o")
+    stream = _kept[-1][1] if _kept else _binary(sys.stdout)
+    if stream is None or not stream.writable():  # as `hold_descriptors` leaves a stream that was closed
+        raise OutputError("stdout is closed, so no rows can be written", hint="name a file or a folder with -o")
     return stream
 
 
@@ -60,7 +53,8 @@ def reserved_for_rows() -> Generator[None, None, None]:
     stdin, stdout = sys.stdin, sys.stdout
     _flush(stdout)
     saved = {number: _duplicate(number) for number in (_STDIN, _STDOUT)}
-    _kept.append(_Kept(_own(stdin, _STDIN, "rb"), _own(stdout, _STDOUT, "wb")))
+    rows_stdout = _own(stdout, _STDOUT, "wb")
+    _kept.append((_own(stdin, _STDIN, "rb"), rows_stdout))
     nothing = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - a device; closed below
     try:
         os.dup2(nothing.fileno(), _STDIN)
@@ -69,15 +63,15 @@ def reserved_for_rows() -> Generator[None, None, None]:
         sys.stdin, sys.stdout = nothing, sys.stderr
         yield
     finally:
-        rows = _kept.pop()
+        _kept.pop()
         _flush(sys.stdout)
         # What compiled code printed is still in the C library's buffer.
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).fflush(None)
         sys.stdin, sys.stdout = stdin, stdout
-        if rows.stdout is not None and rows.stdout is not _binary(stdout):
+        if rows_stdout is not None and rows_stdout is not _binary(stdout):
             with contextlib.suppress(OSError):  # the reader is gone, which the writer has reported
-                rows.stdout.close()
+                rows_stdout.close()
         nothing.close()
         for number, duplicate in saved.items():
             _restore(number, duplicate)

@@ -138,7 +138,7 @@ def test_a_link_to_a_file_that_is_read_anyway_is_left_out_and_said(tmp_path: Pat
     (data / "far.csv").symlink_to("../far.csv")
     found = open_table(InputConfig((str(data),)))
     assert texts(list(found.records())) == ["a", "b"]
-    assert notes_on_files(found) == [f"{data}: 1 link to a file that is read anyway is left out"]
+    assert notes_on_files(found) == [f"{data}: left out 1 link to a file that is read anyway"]
 
 
 @pytest.mark.parametrize("name", ["2019", "a.csv", "b.csv.gz"])
@@ -174,8 +174,8 @@ def test_a_folder_that_may_not_be_listed_is_an_error_and_not_passed_over(
 def test_files_that_a_folder_holds_beside_its_tables_are_counted(tree: Path) -> None:
     found = open_table(InputConfig((str(tree),)))
     assert notes_on_files(found) == [
-        f"{tree}: 2 folders with an output of embedkit are left out, first {tree}/a.embeddings",
-        f"{tree}: 1 file is left out, whose names do not end in {' '.join(SUFFIXES)}",
+        f"{tree}: left out 2 folders with an output of embedkit, first {tree}/a.embeddings",
+        f"{tree}: left out 1 file with a suffix other than {' '.join(SUFFIXES)}",
     ]
 
 
@@ -191,7 +191,7 @@ def test_a_folder_that_a_glob_matches_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_named_twice_is_said_to_be(tree: Path) -> None:
     found = open_table(InputConfig((f"{tree}/a.csv", f"{tree}/*.csv")))
     assert texts(list(found.records())) == ["a.csv", "a.csv", "b.csv"]
-    assert notes_on_files(found) == ["1 file of the input is named twice, and read twice"]
+    assert notes_on_files(found) == ["1 file named more than once in the input, and read each time"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl", ".parquet", ".arrow", ".txt"])

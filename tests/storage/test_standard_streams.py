@@ -52,7 +52,7 @@ def test_closed_streams_are_told_by_name():
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert ran.stderr.splitlines() == [
         "InputError stdin is closed, so no rows can be read",
-        "OutputError stdout is closed, so no rows can be written to it",
+        "OutputError stdout is closed, so no rows can be written",
     ]
     assert ran.returncode == 0
 

@@ -1,4 +1,4 @@
-"""Decompression of a file's every stream, to its last byte.
+"""Decompresses all streams of a file, to its last byte.
 
 A .gz file may have several members, .bz2 and .xz several streams, .zst several frames (skippable ones too). The
 file classes of Python's library ignore what follows a stream unless it looks like another one, so that a damaged

@@ -20,7 +20,7 @@ from embedkit.errors import InputError
 from embedkit.sources.columns import USUAL_TEXT
 from embedkit.sources.plain_text import LONE_SURROGATE
 
-#: What `Encoder.encode` takes: a list, a generator, an array or a column of str; None and NaN are empty texts.
+#: Texts for `Encoder.encode`: a list, a generator, an array or a column of str; None and NaN are empty texts.
 Texts: TypeAlias = "Iterable[str | None]"
 
 #: Usual names of a column of texts, the likeliest first.
@@ -35,60 +35,60 @@ _MOST_COLUMNS = 1_000
 _TO_LIST = ("to_pylist", "to_list", "tolist")
 
 
-def texts_of(given: Texts) -> list[str | None]:
+def texts_of(texts: Texts) -> list[str | None]:
     """List all texts, in order; None for a missing one (None, NaN, NA, NaT).
 
     Args:
-        given: a list, tuple, generator, array, Series, Arrow array or any other column of str.
+        texts: a list, tuple, generator, array, Series, Arrow array or any other column of str.
 
     Raises:
         InputError: it is a table, a single text, unordered, or contains anything but texts.
     """
-    return [_text(item, place) for place, item in enumerate(_items(given))]
+    return [_text(item, place) for place, item in enumerate(_items(texts))]
 
 
-def _items(given: Any) -> Iterable[Any]:
-    if isinstance(given, str | bytes | bytearray | memoryview):
+def _items(texts: Any) -> Iterable[Any]:
+    if isinstance(texts, str | bytes | bytearray | memoryview):
         raise InputError(
-            f"texts is one {type(given).__name__}, not a list of str",
+            f"texts is one {type(texts).__name__}, not a list of str",
             hint="encode([text]) for a single text",
         )
-    _check_no_table(given)
-    if isinstance(given, AbstractSet) and not hasattr(given, "mapping"):
+    _check_no_table(texts)
+    if isinstance(texts, AbstractSet) and not hasattr(texts, "mapping"):
         raise InputError(
-            f"texts is a {type(given).__name__}, which has no order",
+            f"texts is a {type(texts).__name__}, which has no order",
             hint="give a list, such as sorted(texts), and keep it with the vectors",
         )
-    _check_array(given)
+    _check_array(texts)
     for name in _TO_LIST:
-        if callable(getattr(given, name, None)) and not isinstance(given, list | tuple):
-            given = getattr(given, name)()
+        if callable(getattr(texts, name, None)) and not isinstance(texts, list | tuple):
+            texts = getattr(texts, name)()
             break
-    kind = type(given)
-    if not isinstance(given, Iterable) and hasattr(kind, "__len__") and hasattr(kind, "__getitem__"):
-        return (given[place] for place in range(len(given)))  # a Dataset of torch
+    kind = type(texts)
+    if not isinstance(texts, Iterable) and hasattr(kind, "__len__") and hasattr(kind, "__getitem__"):
+        return (texts[place] for place in range(len(texts)))  # a Dataset of torch
     items: Iterable[Any] | None = None
     # The error below is raised outside of this block, because the message of the first one may quote a text.
     with contextlib.suppress(TypeError):
-        items = iter(given)
+        items = iter(texts)
     if items is None:
-        raise InputError(f"texts is {_a(given)}, not a list of str", hint="encode([text]) for a single text")
+        raise InputError(f"texts is {_a(texts)}, not a list of str", hint="encode([text]) for a single text")
     return items
 
 
-def _check_array(given: Any) -> None:
+def _check_array(texts: Any) -> None:
     """Refuse an array that is not a column, or whose type excludes texts."""
-    ndim, shape = getattr(given, "ndim", 1), getattr(given, "shape", ())
+    ndim, shape = getattr(texts, "ndim", 1), getattr(texts, "shape", ())
     if isinstance(ndim, int) and ndim != 1:
         raise InputError(
             f"texts is an array of shape {tuple(shape)}, not of one dimension",
             hint="encode([text]) for a single text" if ndim == 0 else "give one column, such as texts[:, 0]",
         )
     # Empty arrays and arrays of NaN have a numeric type in numpy.
-    if isinstance(given, np.ndarray) and given.dtype.kind not in "UOT" and not _is_missing_alone(given):
+    if isinstance(texts, np.ndarray) and texts.dtype.kind not in "UOT" and not _is_missing_alone(texts):
         raise InputError(
-            f"texts is an array of {given.dtype}, not of str",
-            hint="decode it with np.char.decode(texts)" if given.dtype.kind == "S" else "give the column of texts",
+            f"texts is an array of {texts.dtype}, not of str",
+            hint="decode it with np.char.decode(texts)" if texts.dtype.kind == "S" else "give the column of texts",
         )
 
 
@@ -96,27 +96,27 @@ def _is_missing_alone(array: Any) -> bool:
     return not array.size or (array.dtype.kind in "fMm" and bool((array != array).all()))  # noqa: PLR0124 - NaN, NaT
 
 
-def _check_no_table(given: Any) -> None:
+def _check_no_table(texts: Any) -> None:
     """Refuse a table: iterating it gives names of columns, or rows."""
-    dtype_names = getattr(getattr(given, "dtype", None), "names", None)
-    if isinstance(given, Mapping):
-        names: Any = given.keys()
+    dtype_names = getattr(getattr(texts, "dtype", None), "names", None)
+    if isinstance(texts, Mapping):
+        names: Any = texts.keys()
     elif isinstance(dtype_names, tuple):
         names = dtype_names
-    elif callable(getattr(given, "collect_schema", None)):
+    elif callable(getattr(texts, "collect_schema", None)):
         # A lazy frame of polars warns if asked for `columns`.
-        names = given.collect_schema().names()
+        names = texts.collect_schema().names()
     else:
-        names = getattr(given, "column_names", None)
-        names = getattr(given, "columns", None) if not _is_names(names) else names
+        names = getattr(texts, "column_names", None)
+        names = getattr(texts, "columns", None) if not _is_names(names) else names
     if not _is_names(names):
         return
-    kind = type(given).__name__
+    kind = type(texts).__name__
     known = {str(name).lower(): name for name in islice(names, _MOST_COLUMNS) if isinstance(name, str)}
     likely = next((known[name] for name in _LIKELY if name in known), None)
     hint = f'give the column of texts: encode(table["{likely}"])'
     if likely is None:
-        if isinstance(given, Mapping) and given and all(isinstance(value, str) for value in given.values()):
+        if isinstance(texts, Mapping) and texts and all(isinstance(value, str) for value in texts.values()):
             raise InputError(f"texts is a {kind}, not a list of str", hint="encode(list(texts.values()))")
         hint = 'give the column of texts: encode(table["COLUMN"]), with COLUMN replaced by its name'
     raise InputError(f"texts is a table ({kind}), not one of its columns", hint=hint)

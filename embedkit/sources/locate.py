@@ -229,7 +229,7 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
 
 
 def _inside(folder: str, notes: list[str]) -> list[str]:
-    """List the files of known formats below a folder, without hidden ones, outputs of embedkit, and doubled links."""
+    """List the files of known formats below a folder; not hidden ones, outputs of embedkit, and doubled links."""
     names: list[str] = []
     own: list[str] = []
     n_others = 0

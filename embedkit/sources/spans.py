@@ -1,8 +1,8 @@
 """Spans of texts, from a file that refers to rows by their ids, or from a column of the table.
 
-A file has one row a span: `id`, `start`, `end`, and optionally `label`. A column has one list a text, of such
-objects or of [start, end] or [start, end, label]; as JSON if the format has no lists. Offsets count characters
-from 0; `end` is exclusive.
+A file has one row a span: `id`, `start`, `end`, and optionally `label`. A column has one list a text, of objects
+with these keys, of [start, end] or of [start, end, label]; as JSON if the format has no lists. Offsets
+count characters from 0; `end` is exclusive.
 """
 
 from __future__ import annotations

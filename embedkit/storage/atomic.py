@@ -1,4 +1,4 @@
-"""Local files that get their names when they are complete and on disk, and the temporary names before.
+"""Writes local files under temporary names, and gives them their names when they are complete and on disk.
 
 A file gets its name in the folder that was opened for it: if another run replaces that folder meanwhile, no file
 of this one appears in the new one. A temporary name carries the machine and the process, as in

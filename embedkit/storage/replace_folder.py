@@ -41,7 +41,7 @@ class Replacement:
         self._former = path.with_name(f"{path.name}.former")
 
     def recover(self) -> list[str]:
-        """Finish the replacement of a run that was killed between two renames, or while it removed the old folder.
+        """Finish a replacement that was killed between two renames, or while it removed the old folder.
 
         Returns:
             A notice for each old folder that could not be removed.
@@ -111,7 +111,7 @@ class Replacement:
                 self.next.chmod(old if made & 0o077 else old & 0o700)
 
     def finish(self) -> list[str]:
-        """Put the new folder, which is complete, in the place of the old one, and remove that.
+        """Replace the old folder by the new one, which is complete, and remove it.
 
         Returns:
             A notice if the old folder could not be removed.

@@ -1,6 +1,6 @@
-"""What tables are like that somebody else exported, and what becomes of each: one table, used by several tests.
+"""Odd tables as other programs export them, with the expected rows or errors; used by several tests.
 
-Every text of every case holds MARK, which stands for what a patient would not want printed.
+Every text of every case holds MARK, a placeholder of a patient's text, which must not be printed.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_columns_are_decided_by_name_then_by_there_being_one(
         ("a," + "secret " * 20 + ",", {}, "columns: 3, not shown because the names do not look like a header$"),
     ],
 )
-def test_a_column_that_is_not_there_is_an_error_that_lists_those_that_are(
+def test_a_missing_column_is_an_error_that_lists_the_columns(
     tmp_path: Path, header: str, options: dict[str, tuple[str, ...]], words: str
 ) -> None:
     refused(tmp_path, "t.csv", header.encode() + b"\n", kind=InputError, match=words, **options)

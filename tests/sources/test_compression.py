@@ -77,7 +77,7 @@ def test_no_damage_to_a_byte_of_any_stream_loses_a_row_unseen(suffix: str) -> No
 
 @SUFFIXES
 @pytest.mark.parametrize("junk", [b"x", b"junk" * 9, b'{"text": "more"}\n', b"\0\0x", b"\xff" * 16, b"BZh9"])
-def test_what_follows_a_stream_and_is_none_is_refused(tmp_path: Path, suffix: str, junk: bytes) -> None:
+def test_bytes_after_a_stream_that_are_no_stream_are_refused(tmp_path: Path, suffix: str, junk: bytes) -> None:
     refused(
         tmp_path,
         f"t.jsonl.{suffix}",
@@ -116,7 +116,7 @@ def test_a_long_window_is_read(tmp_path: Path, log: int) -> None:
     assert texts(rows(tmp_path, "t.jsonl.zst", data)) == ["two"]
 
 
-def test_a_window_that_zstd_cannot_have_is_told(tmp_path: Path) -> None:
+def test_a_window_that_zstd_cannot_have_is_an_error_with_a_hint(tmp_path: Path) -> None:
     header = b"\x28\xb5\x2f\xfd\x00" + bytes([22 << 3]) + b"\x01\x00\x00"  # 4 GiB; an empty last block
     error = refused(tmp_path, "t.jsonl.zst", header, kind=InputError, match="a window of more than 2 GiB")
     assert "--long=27" in error.hint
@@ -136,7 +136,7 @@ def test_an_arrow_stream_is_read_on_to_the_end_of_its_file(tmp_path: Path, suffi
     pack, name = PACKERS[suffix], f"t.arrow.{suffix}"
     good = pack(_arrow("a"))
     assert texts(rows(tmp_path, name, good)) == ["a"]
-    # The last bytes are checksums, which nobody looks at who stops where the arrow stream ends.
+    # The last bytes are checksums, which are not checked by a reader that stops at the end of the arrow stream.
     damaged = good[:-5] + bytes([good[-5] ^ 1]) + good[-4:]
     for data in (damaged, pack(_arrow("a", "b")), good + pack(_arrow("b"))):
         refused(tmp_path, name, data, kind=InputError, match="damaged|cannot be read as arrow")
@@ -175,7 +175,7 @@ def test_a_disk_that_fails_is_not_called_damage_of_the_file(
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.txt", "t.parquet", "t.arrow"])
 @SUFFIXES
-def test_a_compressed_file_whose_name_does_not_say_so_is_told(tmp_path: Path, suffix: str, name: str) -> None:
+def test_a_compressed_file_without_the_suffix_is_an_error(tmp_path: Path, suffix: str, name: str) -> None:
     error = refused(
         tmp_path, name, PACKERS[suffix](LINES[0]), kind=InputError, match="this is (gzip|bzip2|xz|zstd), "
     )
@@ -185,14 +185,14 @@ def test_a_compressed_file_whose_name_does_not_say_so_is_told(tmp_path: Path, su
 
 
 @pytest.mark.parametrize(("suffix", "other"), [("gz", "zst"), ("xz", "gz"), ("zst", "bz2")])
-def test_a_compressed_file_whose_name_says_another_compression_is_told(
+def test_a_compressed_file_with_the_suffix_of_another_compression_is_an_error(
     tmp_path: Path, suffix: str, other: str
 ) -> None:
     refused(tmp_path, f"t.csv.{suffix}", PACKERS[other](b"id,text\n"), kind=InputError, match=f"says .{suffix}")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"PK\x03\x04\x14\0\x06\0", "a ZIP file, as .xlsx is one, not csv"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, such as .xls, not csv"),
@@ -202,9 +202,11 @@ def test_a_compressed_file_whose_name_says_another_compression_is_told(
         (b"%PDF-1.7\n", "a PDF, not csv"),
     ],
 )
-def test_a_file_of_another_kind_is_told_by_its_first_bytes(tmp_path: Path, data: bytes, told: str) -> None:
-    refused(tmp_path, "t.csv", data, kind=InputError, match=told)
-    with pytest.raises(InputError, match=told):
+def test_a_file_of_another_kind_is_recognised_by_its_first_bytes(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    refused(tmp_path, "t.csv", data, kind=InputError, match=message)
+    with pytest.raises(InputError, match=message):
         piped(data, format="csv")
 
 

@@ -71,7 +71,7 @@ def test_cells_are_read_as_they_were_written(tmp_path: Path, data: bytes, expect
     assert texts(rows(tmp_path, "t.csv", data)) == expected
 
 
-def test_a_row_of_another_width_is_a_fault_that_tells_row_and_byte(tmp_path: Path) -> None:
+def test_a_row_of_another_width_is_a_fault_with_row_and_byte(tmp_path: Path) -> None:
     data = 'id,text\n1,"é\nx"\n2\n3,c,d\n4,ok\n'.encode()
     found = rows(tmp_path, "t.csv", data)
     name = str(tmp_path / "t.csv")
@@ -103,7 +103,7 @@ def test_a_faults_offset_is_where_its_bytes_are_in_the_file(tmp_path: Path, mark
         ("text,b\na,x\n".encode("utf-16-le"), "NUL bytes in the header"),
     ],
 )
-def test_a_file_that_cannot_be_split_into_rows_is_an_error_that_tells_where(
+def test_a_file_that_cannot_be_split_into_rows_is_an_error_with_the_position(
     tmp_path: Path, data: bytes, words: str
 ) -> None:
     refused(tmp_path, "t.csv", data, kind=InputError, match=words)
@@ -136,7 +136,7 @@ def test_half_a_character_of_utf16_costs_its_row_alone(tmp_path: Path) -> None:
         ("t.csv", "\x01", 'id\x01text\n1\x01"a;\nb, c"\n'),
     ],
 )
-def test_a_delimiter_that_is_said_is_used(tmp_path: Path, name: str, delimiter: str, data: str) -> None:
+def test_the_delimiter_of_the_user_is_used(tmp_path: Path, name: str, delimiter: str, data: str) -> None:
     assert texts(rows(tmp_path, name, data.encode(), delimiter=delimiter)) == ["a;\nb, c"]
 
 
@@ -150,7 +150,7 @@ def test_a_delimiter_that_cannot_be_one_is_refused(tmp_path: Path, name: str, de
 @settings(max_examples=100, deadline=None)
 @given(cells=st.lists(st.tuples(FIELDS, FIELDS), max_size=5))
 def test_without_quoting_every_quote_is_a_letter(cells: list[tuple[str, str]]) -> None:
-    """What a database writes: cells with neither tabs nor line ends, joined as they are."""
+    """Texts as a database writes them: cells with neither tabs nor line ends, joined as they are."""
     plain = [tuple("".join(c for c in cell if c not in "\t\r\n") for cell in row) for row in cells]
     data = "text\tb\n" + "".join("\t".join(row) + "\n" for row in plain)
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +158,7 @@ def test_without_quoting_every_quote_is_a_letter(cells: list[tuple[str, str]]) -
     assert [item.kept for item in found if isinstance(item, Record)] == plain
 
 
-def test_quotes_inside_cells_are_counted_and_their_first_row_told(tmp_path: Path) -> None:
+def test_quotes_inside_cells_are_counted_with_their_first_row(tmp_path: Path) -> None:
     data = 'id,text,b\n1,"he said ""so""",x\n2,6" tall,x\n3,"a, b",x\n4,say "x" now,5"\n'
     found = table(tmp_path, "t.csv", data.encode())
     assert found.scan().n_faults == 0
@@ -168,7 +168,7 @@ def test_quotes_inside_cells_are_counted_and_their_first_row_told(tmp_path: Path
     assert found.take_notes() == []
 
 
-def test_a_column_that_is_there_twice_does_not_matter_unless_it_is_read(tmp_path: Path) -> None:
+def test_a_duplicate_column_does_not_matter_unless_it_is_read(tmp_path: Path) -> None:
     assert texts(rows(tmp_path, "t.csv", b"x,text,x\n1,a,2\n")) == ["a"]
 
 

@@ -1,4 +1,4 @@
-"""A name that nobody typed is shown, or chosen, only where it is known to be a name: it may be a patient's row."""
+"""A name that the user did not type is shown or chosen only if it is surely a name: it may be a patient's row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedkit.sources import open_table
 from embedkit.sources.headers import is_header
 from tests.sources.helpers import refused, table
 
-#: First rows of files without a header, each with what must not be told of it.
+#: First rows of files without a header, each with cells that must not be shown.
 ROWS = [
     ["Pt has flu"],
     ["fever"],
@@ -69,12 +69,12 @@ def test_the_first_row_of_a_file_without_a_header_is_neither_chosen_nor_shown(
         if name in {"t.jsonl", "t.parquet"} and "" in names:
             continue
         (tmp_path / name).write_bytes(data)
-        told = _told(tmp_path / name, options)
-        assert not any(cell in told for cell in names if len(cell) > 1 and cell != "note"), told
+        message = _shown(tmp_path / name, options)
+        assert not any(cell in message for cell in names if len(cell) > 1 and cell != "note"), message
 
 
-def _told(path: Path, options: dict[str, Any]) -> str:
-    """All that is said or stored of the columns of a file."""
+def _shown(path: Path, options: dict[str, Any]) -> str:
+    """Return all messages and stored data on the columns of a file."""
     try:
         found = open_table(InputConfig((str(path),), **options))
     except InputError as error:
@@ -131,7 +131,7 @@ def test_a_mistyped_column_is_hinted_at(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("text\u200b", "U+200B ZERO WIDTH SPACE"),
         ("\ufefftext", "U+FEFF ZERO WIDTH NO-BREAK SPACE"),
@@ -141,13 +141,13 @@ def test_a_mistyped_column_is_hinted_at(
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"text_columns": ("text",)}])
-def test_what_cannot_be_seen_in_a_name_is_named(
-    tmp_path: Path, name: str, told: str, options: dict[str, tuple[str, ...]]
+def test_invisible_characters_of_a_name_are_named(
+    tmp_path: Path, name: str, message: str, options: dict[str, tuple[str, ...]]
 ) -> None:
     error = refused(
         tmp_path, "t.csv", f"n,{name}\n1,a\n".encode(), kind=InputError, match="invisible characters", **options
     )
-    assert told in error.message
+    assert message in error.message
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ def test_another_delimiter_is_named_with_the_option_for_it(tmp_path: Path, heade
         ),
     ],
 )
-def test_a_choice_that_the_user_did_not_make_is_said(tmp_path: Path, header: str, notes: list[str]) -> None:
+def test_a_choice_that_the_user_did_not_make_is_reported(tmp_path: Path, header: str, notes: list[str]) -> None:
     assert table(tmp_path, "t.csv", header.encode() + b"\n").take_notes() == notes

@@ -114,7 +114,7 @@ def test_utf16_is_an_error_that_names_iconv(tmp_path: Path) -> None:
     assert "iconv" in error.hint
 
 
-def test_the_first_object_tells_the_columns(tmp_path: Path) -> None:
+def test_the_first_object_decides_the_columns(tmp_path: Path) -> None:
     found = table(tmp_path, "t.jsonl", b'oops\n{"id": 1, "n": 2, "report": "a"}\n{"id": 2, "text": "b"}\n')
     assert found.columns.text == ("report",)
     assert texts(list(found.records())) == ["<invalid_json>", "a", "<missing_column>"]

@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def notes_on_files(found: Table) -> list[str]:
-    """What is told of the files; that a column was chosen is another subject."""
+    """Return the notices on files, without those on columns."""
     return [note for note in found.take_notes() if not note.startswith("columns: ")]
 
 
@@ -63,7 +63,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("name", "way_out"), [("a.xlsx", "save it as .csv"), ("a.dat", "--format")])
-def test_a_file_of_another_kind_is_told_what_helps(tmp_path: Path, name: str, way_out: str) -> None:
+def test_a_file_of_another_kind_is_an_error_with_a_hint(tmp_path: Path, name: str, way_out: str) -> None:
     (tmp_path / name).write_text("text\na\n")
     with pytest.raises(UsageError, match="unknown suffix") as caught:
         open_table(InputConfig((str(tmp_path / name),)))
@@ -80,7 +80,7 @@ def test_a_file_of_another_kind_is_told_what_helps(tmp_path: Path, name: str, wa
         ("s3://bucket/a.csv", UsageError, "only local files"),
     ],
 )
-def test_what_cannot_be_found_is_said(
+def test_a_missing_input_is_an_error(
     tree: Path, monkeypatch: pytest.MonkeyPatch, typed: str, kind: type[EmbedkitError], words: str
 ) -> None:
     monkeypatch.chdir(tree)
@@ -94,7 +94,7 @@ def test_a_pipe_with_a_name_is_refused_because_it_is_read_twice(tmp_path: Path) 
         open_table(InputConfig((str(tmp_path / "p.csv"),)))
 
 
-def test_the_format_that_is_said_wins_over_the_name(tmp_path: Path) -> None:
+def test_the_format_of_the_user_wins_over_the_name(tmp_path: Path) -> None:
     found = table(tmp_path, "t.txt", b'{"text": "a"}', format="ndjson")
     assert found.files[0].format == "jsonl"
     assert texts(list(found.records())) == ["a"]
@@ -129,7 +129,7 @@ def test_linked_folders_are_read_once_and_links_in_circles_end(tmp_path: Path) -
     assert _names(tmp_path / "da*") == expected
 
 
-def test_a_link_to_a_file_that_is_read_anyway_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_link_to_a_file_that_is_read_anyway_is_left_out_with_a_notice(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "2024.csv").write_text("text\na\n")
@@ -171,7 +171,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error_and_not_passed_over(
             open_table(InputConfig((str(typed),)))
 
 
-def test_files_that_a_folder_holds_beside_its_tables_are_counted(tree: Path) -> None:
+def test_other_files_of_a_folder_are_counted(tree: Path) -> None:
     found = open_table(InputConfig((str(tree),)))
     assert notes_on_files(found) == [
         f"{tree}: left out 2 folders with an output of embedkit, first {tree}/a.embeddings",
@@ -188,7 +188,7 @@ def test_a_folder_that_a_glob_matches_is_read(tmp_path: Path) -> None:
     assert _names(tmp_path / "**/*.csv") == ["a.csv", "b.csv/part-0.csv", "b.csv/part-1.csv"]
 
 
-def test_a_file_that_is_named_twice_is_said_to_be(tree: Path) -> None:
+def test_a_file_that_is_named_twice_is_reported(tree: Path) -> None:
     found = open_table(InputConfig((f"{tree}/a.csv", f"{tree}/*.csv")))
     assert texts(list(found.records())) == ["a.csv", "a.csv", "b.csv"]
     assert notes_on_files(found) == ["1 file named more than once in the input, and read each time"]

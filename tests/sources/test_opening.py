@@ -62,13 +62,13 @@ def test_stdin_is_known_for_json_lines_by_its_first_brace(blank: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"id,text\n1,a\n", b"", b"   ", b"BZhead,text\n1,a\n"])
-def test_stdin_of_another_format_needs_to_be_told(data: bytes) -> None:
+def test_stdin_of_another_format_needs_its_name(data: bytes) -> None:
     with pytest.raises(UsageError, match="the format of stdin is unknown") as caught:
         piped(data)
     assert "--format: csv, tsv, jsonl, ndjson, parquet, arrow, txt" in caught.value.hint
 
 
-def test_stdin_is_read_as_told_and_once() -> None:
+def test_stdin_is_read_in_the_named_format_and_once() -> None:
     found = piped(b"BZhead,text\n1,a\n", format="csv", keep=("BZhead",))
     assert found.kept_types() == {"BZhead": "string"}
     assert texts(list(found.records())) == ["a"]
@@ -105,6 +105,6 @@ def test_a_limit_reads_no_further_than_it_must(suffix: str, pack: Callable[[byte
     assert stdin.taken <= (600_000 if suffix == "bz2" else 150_000)
 
 
-def test_a_stdin_without_a_byte_is_told_to_be_empty() -> None:
+def test_a_stdin_without_a_byte_is_reported_as_empty() -> None:
     with pytest.raises(UsageError, match="it is empty"):
         piped(b"")

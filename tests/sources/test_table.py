@@ -74,10 +74,10 @@ def test_a_limit_counts_rows_over_files_faults_too(tmp_path: Path, limit: int | 
 
 def test_a_scan_counts_rows_faults_and_characters(tmp_path: Path) -> None:
     data = b'{"text": "abc"}\n{"text": null}\n' + b"3\n" * 25 + '{"text": "é"}\n'.encode()
-    told: list[int] = []
-    found = table(tmp_path, "t.jsonl", data).scan(told.append)
+    collected: list[int] = []
+    found = table(tmp_path, "t.jsonl", data).scan(collected.append)
     assert (found.rows, found.n_faults, len(found.faults)) == (28, 25, 20)
-    assert told == [3, 0, *[0] * 25, 1]
+    assert collected == [3, 0, *[0] * 25, 1]
 
 
 @pytest.mark.parametrize(
@@ -138,19 +138,19 @@ MARKER = "Mr Miller of Ward 7"
     ],
 )
 def test_no_fault_and_no_error_holds_what_is_in_a_row(tmp_path: Path, name: str, data: str) -> None:
-    told: list[object] = []
+    collected: list[object] = []
     try:
-        told.extend(item for item in rows(tmp_path, name, data.encode("latin-1")) if isinstance(item, Fault))
+        collected.extend(item for item in rows(tmp_path, name, data.encode("latin-1")) if isinstance(item, Fault))
     except InputError as error:
         chain: BaseException | None = error
         while chain is not None:
-            told.append(
+            collected.append(
                 (str(chain), chain.args, vars(chain), getattr(chain, "doc", None), getattr(chain, "object", None))
             )
             chain = chain.__cause__ or chain.__context__
-        told.append("".join(traceback.format_exception(error)))
-    assert told
-    assert "Miller" not in repr(told)
+        collected.append("".join(traceback.format_exception(error)))
+    assert collected
+    assert "Miller" not in repr(collected)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "txt", "parquet", "arrow"])

@@ -37,7 +37,7 @@ def of_process(name: str, pid: int, machine: str | None = None) -> str:
     ],
     ids=["dead", "own, old", "alive", "elsewhere", "elsewhere, old", "elsewhere, from a clock ahead"],
 )
-def test_a_leftover_is_what_nobody_writes_any_more(tmp_path, pid, machine, age, is_one):
+def test_a_leftover_is_a_file_that_no_process_writes(tmp_path, pid, machine, age, is_one):
     path = tmp_path / of_process("part-00000.npy", pid, machine)
     path.touch()
     os.utime(path, (time.time() - age,) * 2)

@@ -50,7 +50,7 @@ def read_all(path: Path) -> None:
 
 
 def string_offsets(path: Path, column: str) -> int:
-    """Where the offsets of a column of strings begin in an Arrow file of one batch or more."""
+    """Return the position of the offsets of a column of strings in an Arrow file of one batch or more."""
     mapped = pa.memory_map(str(path))
     column_of_first = pa.ipc.open_file(mapped).get_batch(0).column(column)
     return column_of_first.buffers()[1].address - mapped.read_buffer(1).address
@@ -62,7 +62,7 @@ def flip(path: Path, place: int, bit: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("bit", [3, 7])  # too far by 128 MiB: what lies there is nobody's; and negative
+@pytest.mark.parametrize("bit", [3, 7])  # too far by 128 MiB: outside of the file; and negative
 def test_an_offset_beyond_its_column_is_an_error_and_not_the_end_of_the_process(outputs, tmp_path, bit):
     path = tmp_path / "o.arrow"
     shutil.copy(outputs / "one.arrow", path)
@@ -85,7 +85,7 @@ def test_a_column_of_another_type_is_damage_and_not_a_fault_of_embedkit(outputs,
             opens(path)
 
 
-def test_the_shape_that_an_array_states_is_held_against_its_rows(outputs, tmp_path):
+def test_the_shape_in_an_array_s_header_is_compared_with_its_rows(outputs, tmp_path):
     for name in ("one.npy", "one.metadata.parquet"):
         shutil.copy(outputs / name, tmp_path / name)
     array = np.load(tmp_path / "one.npy")
@@ -103,7 +103,7 @@ PARSERS = (
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("opens", [inspect_output, read_all], ids=["inspect", "read"])
-def test_a_shard_is_held_against_its_hash_before_it_is_parsed(form, opens, outputs, tmp_path, monkeypatch):
+def test_a_shard_s_hash_is_checked_before_it_is_parsed(form, opens, outputs, tmp_path, monkeypatch):
     folder = tmp_path / "o"
     shutil.copytree(outputs / form, folder)
     for parser in PARSERS:
@@ -131,7 +131,7 @@ def test_reading_without_the_check_reads_each_file_once(outputs, monkeypatch):
 def test_a_flipped_bit_anywhere_is_an_answer_or_an_error_of_one_line(form, outputs, tmp_path):
     for path in outputs.glob("one.*"):
         shutil.copy(path, tmp_path / path.name)
-    given, pick, told = tmp_path / f"one.{form}", random.Random(form), []
+    given, pick, messages = tmp_path / f"one.{form}", random.Random(form), []
     for name in ("one.npy", "one.metadata.parquet") if form == "npy" else (f"one.{form}",):
         path = tmp_path / name
         content = path.read_bytes()
@@ -142,10 +142,10 @@ def test_a_flipped_bit_anywhere_is_an_answer_or_an_error_of_one_line(form, outpu
                 try:
                     opens(given)
                 except OutputError as error:
-                    told.append(error.message)
+                    messages.append(error.message)
             path.write_bytes(content)
-    assert told
-    assert not any("\n" in sentence for sentence in told)
+    assert messages
+    assert not any("\n" in sentence for sentence in messages)
 
 
 def a_child(tmp_path: Path, then: str) -> Prober:
@@ -158,7 +158,7 @@ def a_child(tmp_path: Path, then: str) -> Prober:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(
-    ("then", "told"),
+    ("then", "fault"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the parser crashes with SIGSEGV"),
         ("import os; os.abort()", "the parser crashes with SIGABRT"),
@@ -169,12 +169,14 @@ def a_child(tmp_path: Path, then: str) -> Prober:
         ),
     ],
 )
-def test_a_child_that_dies_over_a_file_is_a_finding(tmp_path, then, told):
-    assert a_child(tmp_path, then).probe_file(tmp_path / "x.parquet", "parquet") == told
+def test_a_child_that_dies_over_a_file_is_a_finding(tmp_path, then, fault):
+    assert a_child(tmp_path, then).probe_file(tmp_path / "x.parquet", "parquet") == fault
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-def test_what_kills_the_parser_is_told_by_verify_inspect_read_and_encode(outputs, tmp_path, monkeypatch, bert):
+def test_a_file_that_kills_the_parser_is_reported_by_verify_inspect_read_and_encode(
+    outputs, tmp_path, monkeypatch, bert
+):
     crash = "the parser crashes with SIGSEGV"
     path = tmp_path / "o.parquet"
     shutil.copy(outputs / "one.parquet", path)
@@ -188,7 +190,7 @@ def test_what_kills_the_parser_is_told_by_verify_inspect_read_and_encode(outputs
         open_table(InputConfig((str(path),), text_columns=("label",)))
 
 
-def test_a_child_that_ended_for_want_of_work_is_started_again(tmp_path):
+def test_a_child_that_ended_because_it_was_idle_is_started_again(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     script = Path(parser_probe_child.__file__).read_text(encoding="utf-8")
     assert "_IDLE = 20" in script
@@ -204,7 +206,9 @@ def test_a_child_that_ended_for_want_of_work_is_started_again(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["it starts", "it parses"])
-def test_who_is_stopped_while_the_child_answers_leaves_no_answer_for_the_next_file(place, tmp_path, monkeypatch):
+def test_a_reply_that_an_interrupted_request_did_not_read_is_not_taken_for_the_next_file(
+    place, tmp_path, monkeypatch
+):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
     prober, asked, calls = Prober(), parser_probe._exchange, []
@@ -233,7 +237,7 @@ def test_where_no_child_can_be_started_files_are_parsed_here(tmp_path, outputs, 
     assert Prober().probe_file(outputs / "one.parquet", "parquet") is None
 
 
-def test_a_file_that_is_not_there_or_in_memory_is_no_finding_of_its_own(tmp_path):
+def test_a_missing_file_or_one_in_memory_is_no_fault(tmp_path):
     assert probe_file(tmp_path / "gone.parquet", "parquet") is None
     pq.write_table(pa.table({"a": ["x"] * 3}), tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
@@ -241,7 +245,7 @@ def test_a_file_that_is_not_there_or_in_memory_is_no_finding_of_its_own(tmp_path
     assert probe_file(memoryview(data[:-9]), "parquet") == "ArrowInvalid"
 
 
-def test_the_child_says_nothing_of_what_is_in_a_file(tmp_path):
+def test_the_child_reports_no_content_of_a_file(tmp_path):
     path = tmp_path / "t.arrow"
     table = pa.table({"text": ["Jane Doe has a cold"] * 3})
     with pa.ipc.new_file(path, table.schema) as writer:
@@ -268,7 +272,7 @@ def test_a_flipped_bit_in_an_input_is_rows_or_an_input_error(form, compressed, t
     else:
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
-    content, pick, told = path.read_bytes(), random.Random(0), []
+    content, pick, messages = path.read_bytes(), random.Random(0), []
     given = tmp_path / f"t.{form}.gz" if compressed else path
     for _ in range(30):
         flip(path, pick.randrange(len(content)), pick.randrange(8))
@@ -278,10 +282,10 @@ def test_a_flipped_bit_in_an_input_is_rows_or_an_input_error(form, compressed, t
             found = list(open_table(InputConfig((str(given),), text_columns=("text",))).records())
             assert all(isinstance(item, Record | Fault) for item in found)
         except InputError as error:
-            told.append(error.message)
+            messages.append(error.message)
         path.write_bytes(content)
-    assert told
-    assert not any("\n" in sentence for sentence in told)
+    assert messages
+    assert not any("\n" in sentence for sentence in messages)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["file", "stream"])
@@ -315,10 +319,10 @@ def test_a_limit_leaves_the_rest_of_an_input_alone(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": ["x"] * 40, "other": ["y"] * 40}), path, row_group_size=10)
     asked = []
 
-    def told(*arguments: object, **options: object) -> None:
+    def probed(*arguments: object, **options: object) -> None:
         asked.append((options["part"], sorted(options["without"])))
 
-    monkeypatch.setattr("embedkit.sources.columnar.probe_file", told)
+    monkeypatch.setattr("embedkit.sources.columnar.probe_file", probed)
     found = list(open_table(InputConfig((str(path),), limit=15)).records())
     assert len(found) == 15
     assert [part for part in asked if part[0] != "none"] == [(0, ["other"]), (1, ["other"])]
@@ -328,7 +332,7 @@ MISSING = [embedkit.read, inspect_output, verify_output]
 
 
 @pytest.mark.parametrize("opens", MISSING)
-def test_an_output_that_is_missing_is_said_to_be_missing_and_what_is_near_it(opens, outputs, tmp_path):
+def test_a_missing_output_is_reported_with_similar_names(opens, outputs, tmp_path):
     for name, near in {"one.parqet": "one.parquet", "ones.npy": "one.npy", "parqett": "parquet"}.items():
         with pytest.raises(OutputError) as caught:
             opens(outputs / name)
@@ -345,7 +349,7 @@ def test_an_output_that_is_missing_is_said_to_be_missing_and_what_is_near_it(ope
         opens(tmp_path / "link.parquet")
 
 
-def test_read_takes_a_str_or_a_path_and_says_so(outputs):
+def test_read_takes_a_str_or_a_path(outputs):
     assert embedkit.read(str(outputs / "one.parquet")).ids == embedkit.read(outputs / "one.parquet").ids
     for wrong in (None, 7, b"one.parquet", pa.table({})):
         with pytest.raises(UsageError, match="path cannot be a"):

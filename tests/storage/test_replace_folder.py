@@ -56,7 +56,7 @@ MINE = {"notes.txt": "mine", "embeddings/notes.txt": "mine too"}
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_the_new_folder_takes_the_place_and_what_is_not_embedkits_moves_along(
+def test_the_new_folder_takes_the_place_and_files_of_others_move_to_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
@@ -112,7 +112,7 @@ def _counted(real: Callable[..., object], left: object) -> Callable[..., object]
     return call
 
 
-def test_what_cannot_be_removed_is_told_and_the_new_output_is_in_its_place(
+def test_an_old_folder_that_cannot_be_removed_is_reported_and_the_new_output_is_in_its_place(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = made(place)
@@ -121,8 +121,8 @@ def test_what_cannot_be_removed_is_told_and_the_new_output_is_in_its_place(
         raise PermissionError(13, "Permission denied")
 
     new.clear = refuse
-    (told,) = new.finish()
-    assert "out.next" in told
+    (notice,) = new.finish()
+    assert "out.next" in notice
     assert (place / "plan.json").read_text() == "new"
     assert Replacement(place, clear).recover() == []
     assert contents(place) == {**NEW, **MINE}

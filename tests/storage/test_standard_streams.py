@@ -32,15 +32,21 @@ def child(source: str, *, given: bytes = b"", **options: object) -> subprocess.C
     return subprocess.run([sys.executable, "-c", source], input=given, capture_output=True, check=False, **options)
 
 
-def test_nobody_but_the_reader_of_rows_reads_stdin_and_nothing_but_rows_goes_to_stdout():
+def test_only_the_reader_of_rows_reads_stdin_and_only_rows_go_to_stdout():
     ran = child(CHILD, given=b"y\nyes\n")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == b"row: y\nrow: yes\nafterwards: True\n"
-    for said in (b"a library prints", b"compiled code prints", b"a descriptor", b"a child", b"nothing to answer"):
-        assert said in ran.stderr
+    for printed in (
+        b"a library prints",
+        b"compiled code prints",
+        b"a descriptor",
+        b"a child",
+        b"nothing to answer",
+    ):
+        assert printed in ran.stderr
 
 
-def test_closed_streams_are_told_by_name():
+def test_closed_streams_are_errors_with_their_names():
     source = (
         "from embedkit.storage.standard_streams import reserved_for_rows, rows_in, rows_out\n"
         "with reserved_for_rows():\n"

@@ -131,7 +131,10 @@ class Table:
             InputError: a file is damaged, or can no longer be split into rows.
             UsageError: stdin has been read already.
         """
-        rows = self._streamed() if self.streaming else self._rows(wanted)
+        if self.streaming and self._reader is None:
+            raise _read_once()
+        rows = self._rows(wanted) if self._reader is None else self._streamed(self._reader)
+        self._reader = None
         for change in self._each:
             rows = map(change, rows)
         return islice(rows, self._config.limit)
@@ -224,10 +227,7 @@ class Table:
                     hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
                 )
 
-    def _streamed(self) -> Iterator[Record | Fault]:
-        reader, self._reader = self._reader, None
-        if reader is None:
-            raise _read_once()
+    def _streamed(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
         self.non_finite = found.non_finite
         with _as_input_error(STDIN):

@@ -188,7 +188,7 @@ def test_a_compressed_file_without_the_suffix_is_an_error(tmp_path: Path, suffix
 def test_a_compressed_file_with_the_suffix_of_another_compression_is_an_error(
     tmp_path: Path, suffix: str, other: str
 ) -> None:
-    refused(tmp_path, f"t.csv.{suffix}", PACKERS[other](b"id,text\n"), kind=InputError, match=f"says .{suffix}")
+    refused(tmp_path, f"t.csv.{suffix}", PACKERS[other](b"id,text\n"), kind=InputError, match=f"named .{suffix}")
 
 
 @pytest.mark.parametrize(

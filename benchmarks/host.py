@@ -36,7 +36,7 @@ from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import Layout, make_sink
 from embedkit.sources import open_table
-from embedkit.storage.filesystem import PublishedFile
+from embedkit.storage.protocol import PublishedFile
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from embedkit.types import TextCounts, Variant
 from tests.manifest.plans import make_plan

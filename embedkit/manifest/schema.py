@@ -16,7 +16,7 @@ from msgspec import ValidationError, convert, to_builtins
 
 from embedkit.errors import OutputError
 from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed, load_json
-from embedkit.storage.filesystem import PublishedFile
+from embedkit.storage.protocol import PublishedFile
 from embedkit.types import EncodedShard, TextCounts, Variant
 
 #: Of the plan, the records and the manifest that this embedkit writes.

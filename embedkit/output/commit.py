@@ -23,8 +23,6 @@ from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
-    AtomicFiles,
-    FileStat,
     exists,
     file_names,
     is_folder,
@@ -40,6 +38,7 @@ from embedkit.storage.filesystem import (
     stat_file,
     write_file,
 )
+from embedkit.storage.protocol import AtomicFiles, FileStat
 
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
 _DATA = ("embeddings", "metadata", "rejects")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedkit.storage.disk_errors import as_output_error, check_no_link
-from embedkit.storage.filesystem import PublishedFile
+from embedkit.storage.protocol import PublishedFile
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 #: Temporary files of other machines count as leftovers after this time: writing one takes minutes.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from embedkit.storage.atomic import LocalAtomicFiles
-from embedkit.storage.filesystem import AnyPath, AtomicFiles, FileStat
+from embedkit.storage.protocol import AnyPath, AtomicFiles, FileStat
 
 
 class LocalFileSystem:

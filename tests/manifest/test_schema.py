@@ -24,7 +24,7 @@ from embedkit.manifest.schema import (
     Totals,
 )
 from embedkit.storage.checksummed_json import dump_checksummed
-from embedkit.storage.filesystem import PublishedFile
+from embedkit.storage.protocol import PublishedFile
 from embedkit.types import TextCounts, Variant
 from tests.manifest.plans import make_plan, make_record
 

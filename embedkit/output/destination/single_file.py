@@ -22,7 +22,6 @@ from embedkit.output.open import describing_file, open_stored, schema_metadata
 from embedkit.output.rejects import lists_of_shards, lists_rejects, rejects_path
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
-    AtomicFiles,
     exists,
     is_folder,
     new_files,
@@ -31,6 +30,7 @@ from embedkit.storage.filesystem import (
     remove_file,
     sha256_of_file,
 )
+from embedkit.storage.protocol import AtomicFiles
 from embedkit.types import EncodedShard
 
 

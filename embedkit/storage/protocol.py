@@ -1,0 +1,158 @@
+"""The protocol of a file system: what embedkit needs of a place that holds inputs and outputs.
+
+It fits object stores: files are written whole, by `AtomicFiles`, without renames, syncs or locks, and methods for
+folders may do nothing. `embedkit.storage.filesystem` finds the file system of a path and calls it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+#: A path as the user typed it (`./a`, which `Path` would shorten), or one made from it.
+AnyPath: TypeAlias = "Path | str"
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """A file or folder as it is now; equal values mean an unchanged file."""
+
+    size: int  # in bytes
+    mtime_ns: int
+    kind: str  # file, folder or other (a device, a pipe)
+    identity: tuple[int, ...] | str  # the same for all names of one file
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """File with its final name: path relative to its root, size in bytes, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class AtomicFiles(Protocol):
+    """New files that appear together, once all of them are complete and safely stored."""
+
+    @property
+    def taken(self) -> set[str]:
+        """Names that `publish(replace=False)` found in use, and left alone."""
+
+    def create(self, name: str) -> BinaryIO:
+        """Open a new file for the path `name` in the folder.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+
+    def publish(
+        self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
+    ) -> list[PublishedFile]:
+        """Give the files their names.
+
+        Args:
+            last: the name to publish after all others, so that its presence means that all are there.
+            replace: False leaves an existing file alone: the first of several processes wins.
+            check: called when all files are stored; raises if they must not get their names after all.
+
+        Returns:
+            The files, in the order in which they got their names.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+
+    def discard(self) -> None:
+        """Remove the files that were not published."""
+
+
+class FileSystem(Protocol):
+    """Operations that embedkit needs of a place that holds files.
+
+    They raise `OSError`; if a file is missing, `FileNotFoundError`. Functions of `embedkit.storage.filesystem`
+    with the same names call them on the file system of the path.
+    """
+
+    def open_file(self, path: AnyPath) -> io.BufferedReader:
+        """Open a file for reading, with `seek`."""
+
+    def read_file(self, path: AnyPath) -> bytes:
+        """Read a whole file."""
+
+    def stat_file(self, path: AnyPath) -> FileStat:
+        """Describe a file or folder; of a link, its target."""
+
+    def exists(self, path: AnyPath) -> bool:
+        """Check for anything of this name, a link without a target too.
+
+        Raises:
+            OSError: the disk or its permissions hide it. `Path.exists` would say False.
+        """
+
+    def is_link(self, path: AnyPath) -> bool:
+        """Check for a symbolic link."""
+
+    def real_path(self, path: AnyPath) -> str:
+        """Return the path without links and `..`."""
+
+    def file_names(self, folder: AnyPath) -> list[str]:
+        """List the names directly in a folder."""
+
+    def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+        """List all files below a folder.
+
+        Yields:
+            `prefix` and the path in the folder, and the size in bytes; None for a link or a device. A missing
+            folder has no files; a file that is removed during the listing is left out.
+
+        Raises:
+            OSError: a folder or a file in it cannot be accessed.
+        """
+
+    def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
+
+        A link to a folder that the link is in is not followed.
+
+        Yields:
+            The path of the folder, the names of folders in it, and those of files. Removing names from the first
+            list leaves these folders out.
+
+        Raises:
+            OSError: a folder cannot be listed.
+        """
+
+    def match_files(self, pattern: str) -> Iterator[str]:
+        """Find files by a pattern, in any order; folders, too, unless it has a `**`.
+
+        Raises:
+            OSError: a folder on the way cannot be listed.
+        """
+
+    def new_files(self, folder: Path, *, sweep: bool = True) -> AtomicFiles:
+        """Prepare several files that appear together.
+
+        Args:
+            folder: that their names are relative to.
+            sweep: remove temporary files that dead processes left of the same files. That lists the folder for
+                each file: where there are 100,000, the caller does it once.
+        """
+
+    def make_folder(self, folder: Path, *, private: bool = False) -> None:
+        """Make a folder, accessible for this user alone if `private`, and its parents; no error if it exists."""
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file; not an error if it is missing."""
+
+    def remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those in it, if they hold no files."""
+
+    def remove_tree(self, folder: Path) -> None:
+        """Remove a folder with all of its content."""
+
+    def free_bytes(self, folder: Path) -> int:
+        """Return how much can still be written where a folder is."""

@@ -407,7 +407,7 @@ def test_a_config_file_is_told_its_mistakes_by_key_and_type(embedkit_cli, tmp_pa
 
 def test_a_value_that_is_no_text_is_refused_and_bytes_of_a_files_name_are_shown(embedkit_cli, encode, tmp_path):
     error, _ = refused(embedkit_cli("encode", "a.csv", "--prompt", "caf\udce9"))
-    assert "--prompt is not valid UTF-8" in error
+    assert "--prompt is not UTF-8" in error
     for arguments in (["-o", "caf\udce9"], ["-m", "caf\udce9"]):
         assert "is not UTF-8" in refused(embedkit_cli("encode", "a.csv", *arguments))[0]
     ran = encode(f"{tmp_path}/caf\udce9.csv", "-o", tmp_path / "out", "--progress", "json")

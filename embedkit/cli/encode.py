@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from embedkit.cli.options import ConfigFile, Private, Progress, Quiet, run_config, takes_options_of
+from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, RUN_OPTIONS, option, run_config, takes
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, describe_memory
 from embedkit.cli.run_context import run_context
@@ -18,16 +16,8 @@ from embedkit.engines.summary import Summary
 from embedkit.storage.standard_streams import rows_out
 
 
-@takes_options_of(run_config)
-def encode(
-    *,
-    private: Private = False,
-    progress: Progress = "auto",
-    quiet: Quiet = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print the recipe.")] = False,
-    config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
-    **options: Any,
-) -> None:
+@takes(*RUN_OPTIONS, *PROCESS_OPTIONS, option("-v --verbose", False, "Also print the recipe."), CONFIG)
+def encode(*, private: bool, progress: str, quiet: bool, verbose: bool, **options: Any) -> None:
     """Embed the texts of a table.
 
     Example: embedkit encode notes.csv --model Bio_ClinicalBERT --pool mean

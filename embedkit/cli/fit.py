@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import ConfigFile, Private, Progress, Quiet, run_config, takes_options_of
+from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, run_config, study_options, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES
@@ -21,80 +21,46 @@ if TYPE_CHECKING:
     from embedkit.study.fit_pooler import FitSummary
     from embedkit.study.training import Epoch
 
-#: Options of encode about units and about how vectors are written.
-_NOT_FOR_FIT = (
-    *("output", "pool", "normalize", "truncate_dim", "precision", "output_format", "shard_rows", "on_exists"),
-    *("verify", "keep", "shard_id", "num_shards", "with_head", "stride", "chunk_pool"),
-    *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
-)
 #: Options for poolers that are trained.
 _TRAINING_OPTIONS = ("task", "epochs", "lr", "batch_size", "class_weight", "validation", "test", "patience")
 
 
-@takes_options_of(run_config, leave_out=_NOT_FOR_FIT)
-def fit(
-    ctx: typer.Context,
-    *,
-    pooler: Annotated[
+@takes(
+    *study_options("stride", "chunk_pool", "shard_rows", "on_exists", "verify", "batch_size"),
+    option(
+        "--pooler",
         str,
-        typer.Option(
-            help="Kind of pooler: idf, pca:N, whiten; with --label also mean, cls, weighted-layers, lstm, "
-            "attention, attention-tanh, multihead-attention."
-        ),
-    ],
-    output: Annotated[str, typer.Option("-o", "--output", help="The .safetensors file to write.")],
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of labels: classes or numbers.")
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Keep rows with the same value in this column in the same split."),
-    ] = None,
-    task: Annotated[str, typer.Option(help="auto (from the labels), classification, regression.")] = "auto",
-    layer_start: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="weighted-layers, lstm: first layer, instead of --layers. By default 1."),
-    ] = None,
-    layer_pool: Annotated[
-        str, typer.Option(help="weighted-layers, lstm, pca, whiten: how to pool each layer: mean, cls.")
-    ] = "mean",
-    project: Annotated[
-        int | None, typer.Option(metavar="N", help="mean, cls: dimensions of a learned projection of the vector.")
-    ] = None,
-    hidden_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="attention, attention-tanh, lstm: hidden size. By default 512 (attention-tanh) or the model's.",
-        ),
-    ] = None,
-    heads: Annotated[
-        int | None, typer.Option(metavar="N", help="multihead-attention: number of heads. By default 8.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(metavar="N", help="Maximum epochs.")] = 30,
-    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate of AdamW.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Rows per training step.")] = 32,
-    class_weight: Annotated[
-        str, typer.Option(help="Weights of the classes in the loss: none, balanced.")
-    ] = "none",
-    validation: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the rows for early stopping.")
-    ] = 0.15,
-    test: Annotated[float, typer.Option(metavar="SHARE", help="Share of the rows for the final test.")] = 0.15,
-    patience: Annotated[
-        int, typer.Option(metavar="N", help="Stop after N epochs without a lower validation loss.")
-    ] = 4,
-    states: Annotated[
-        str, typer.Option(help="Precision of temporary token states on disk: float16, float32.")
-    ] = "float16",
-    seed: Annotated[int, typer.Option(metavar="N", help="Random seed; the same seed gives the same file.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    private: Private = False,
-    progress: Progress = "auto",
-    quiet: Quiet = False,
-    config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
-    **options: Any,
-) -> None:
+        "Kind of pooler: idf, pca:N, whiten; with --label also mean, cls, weighted-layers, lstm, attention, "
+        "attention-tanh, multihead-attention.",
+        required=True,
+    ),
+    option("-o --output", str, "The .safetensors file to write.", required=True),
+    option("--label COLUMN", str, "Column of labels: classes or numbers."),
+    option("--group COLUMN", str, "Keep rows with the same value in this column in the same split."),
+    option("--task", "auto", "auto (from the labels), classification, regression."),
+    option("--layer-start N", int, "weighted-layers, lstm: first layer, instead of --layers. By default 1."),
+    option("--layer-pool", "mean", "weighted-layers, lstm, pca, whiten: how to pool each layer: mean, cls."),
+    option("--project N", int, "mean, cls: dimensions of a learned projection of the vector."),
+    option(
+        "--hidden-size N",
+        int,
+        "attention, attention-tanh, lstm: hidden size. By default 512 (attention-tanh) or the model's.",
+    ),
+    option("--heads N", int, "multihead-attention: number of heads. By default 8."),
+    option("--epochs N", 30, "Maximum epochs."),
+    option("--lr RATE", 1e-3, "Learning rate of AdamW."),
+    option("--batch-size N", 32, "Rows per training step."),
+    option("--class-weight", "none", "Weights of the classes in the loss: none, balanced."),
+    option("--validation SHARE", 0.15, "Share of the rows for early stopping."),
+    option("--test SHARE", 0.15, "Share of the rows for the final test."),
+    option("--patience N", 4, "Stop after N epochs without a lower validation loss."),
+    option("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
+    option("--seed N", 0, "Random seed; the same seed gives the same file."),
+    option("--overwrite", False, "Replace an existing file."),
+    *PROCESS_OPTIONS,
+    CONFIG,
+)
+def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **options: Any) -> None:
     """Train a pooler on a frozen encoder.
 
     The file that it writes is used with `encode --pool FILE`.
@@ -102,30 +68,9 @@ def fit(
     Example: embedkit fit notes.csv --label label --pooler attention -o attention.safetensors
     """
     one_of("--progress", progress, MODES)
-    _check_kind(pooler.partition(":")[0], given_on(ctx))
-    wanted = FitConfig(
-        pooler=pooler,
-        output=output,
-        label=label,
-        group=group,
-        task=task,
-        layer_start=layer_start,
-        layer_pool=layer_pool,
-        project=project,
-        hidden_size=hidden_size,
-        heads=heads,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        class_weight=class_weight,
-        validation=validation,
-        test=test,
-        patience=patience,
-        states=states,
-        seed=seed,
-        overwrite=overwrite,
-    )
-    asked = run_config(**options, output=f"{output}.states")
+    _check_kind(options["pooler"].partition(":")[0], given_on(ctx))
+    wanted = take(FitConfig, options)
+    asked = run_config(**options, output=f"{wanted.output}.states")
     check_stdin(asked.input.inputs)
     from embedkit.study.fit_pooler import fit as run_fit
 

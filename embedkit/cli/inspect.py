@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from embedkit.cli.options import argument, takes
 
 
-def inspect(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file written by encode.")],
-) -> None:
+@takes(argument("out", str, "OUT", "Folder or file written by encode."))
+def inspect(*, out: str) -> None:
     """Show the contents of an output.
 
     Shows rows, dimensions, the recipe, receipts and norms. Needs no model.

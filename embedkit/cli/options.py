@@ -1,15 +1,15 @@
 """The options that define what is computed and from what: `encode` has all of them, other commands some.
 
-`run_config` declares them. A command decorated with `takes_options_of(run_config)` has them on its command line
-and receives their values as keyword arguments, to pass on to `run_config`.
+Options are declared once, as parameters for Typer. A command decorated with `takes` has them on its command line,
+and receives the values of those that it does not name as `**options`, to pass on to `run_config`.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from functools import partial
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,252 +34,218 @@ from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_file
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
-
-# An option with its section of `--help`. Sections are shown in this order, the options without one last.
-_input = partial(typer.Option, rich_help_panel="Input")
-_model = partial(typer.Option, rich_help_panel="Model")
-_text = partial(typer.Option, rich_help_panel="Texts")
-_pooling = partial(typer.Option, rich_help_panel="Layers, pooling and vectors")
-_unit = partial(typer.Option, rich_help_panel="Units and groups")
-_output = partial(typer.Option, rich_help_panel="Output")
-_batch = partial(typer.Option, rich_help_panel="Batches and processes")
-
-#: Options of several commands, declared once.
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Read options from a TOML file; those on the command line win.",
-        is_eager=True,
-        callback=read_config_file,
-    ),
-]
-Progress = Annotated[str, typer.Option(help="How to report progress on stderr: auto, bar, json, none.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")]
-Private = Annotated[
-    bool, typer.Option("--private", help="Make new files and folders readable only by you (0600, 0700).")
-]
-Revision = Annotated[str | None, _model(help="Branch, tag or commit of the model on the hub.")]
-Offline = Annotated[bool, _model("--offline", help="Do not access the network.")]
-TrustRemoteCode = Annotated[
-    bool,
-    _model("--trust-remote-code", help="Run Python code that comes with the model; needs a commit as --revision."),
-]
+_Config = TypeVar("_Config")
 
 
-def takes_options_of(
-    source: Callable[..., Any], *, leave_out: tuple[str, ...] = ()
-) -> Callable[[_Function], _Function]:
-    """Adds the parameters of `source` to a command, before its own; it receives them in its `**options`.
+def argument(name: str, kind: Any, metavar: str, text: str) -> Parameter:
+    """Declares an argument; `text` is its help."""
+    annotation = Annotated[kind, typer.Argument(metavar=metavar, help=text)]
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def option(
+    declared: str, default: Any, text: str, *, required: bool = False, name: str = "", **more: Any
+) -> Parameter:
+    """Declares an option.
 
     Args:
-        source: a function whose parameters are declared for Typer.
-        leave_out: names of parameters that the command does not take.
+        declared: its names and then its metavar, if any, as in `-o --output FILE`.
+        default: its default value, or its type if it has none.
+        text: its help.
+        required: True if the command cannot run without it.
+        name: the parameter that receives the value; by default as the last name.
+        more: other arguments of `typer.Option`.
     """
+    words = declared.split()
+    names = [word for word in words if word.startswith("-")]
+    metavar = words[-1] if len(words) > len(names) else None
+    is_type = not isinstance(default, (str, int, float))
+    kind = (default if required else default | None) if is_type else type(default)
+    return Parameter(
+        name or names[-1].partition("/")[0].lstrip("-").replace("-", "_"),
+        Parameter.KEYWORD_ONLY,
+        default=Parameter.empty if required else None if is_type else default,
+        annotation=Annotated[kind, typer.Option(*names, metavar=metavar, help=text, **more)],
+    )
+
+
+# An option with its section of `--help`. Sections are shown in this order, the options without one last.
+_input = partial(option, rich_help_panel="Input")
+_model = partial(option, rich_help_panel="Model")
+_text = partial(option, rich_help_panel="Texts")
+_pooling = partial(option, rich_help_panel="Layers, pooling and vectors")
+_unit = partial(option, rich_help_panel="Units and groups")
+_output = partial(option, rich_help_panel="Output")
+_batch = partial(option, rich_help_panel="Batches and processes")
+
+CONFIG = option(
+    "--config FILE",
+    Path,
+    "Read options from a TOML file; those on the command line win.",
+    is_eager=True,
+    callback=read_config_file,
+)
+#: Options of every command that runs a model.
+PROCESS_OPTIONS = (
+    option("--private", False, "Make new files and folders readable only by you (0600, 0700)."),
+    option("--progress", "auto", "How to report progress on stderr: auto, bar, json, none."),
+    option("-q --quiet", False, "Print only errors."),
+)
+HUB_OPTIONS = (
+    _model("--revision", str, "Branch, tag or commit of the model on the hub."),
+    _model("--offline", False, "Do not access the network."),
+    _model(
+        "--trust-remote-code", False, "Run Python code that comes with the model; needs a commit as --revision."
+    ),
+)
+RUN_OPTIONS = (
+    argument("inputs", list[str], "INPUT...", "Files, globs or folders to read, or - for stdin."),
+    _input("--format", "auto", "Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."),
+    _input("--text-column COLUMN", list[str], "Column to embed; several are joined. Repeatable."),
+    _input("--template", str, 'Build each text from columns, such as "{title}. {body}".'),
+    _input("--id-column COLUMN", str, "Column of ids. By default `id` if present, else row numbers."),
+    _input("--keep COLUMN", list[str], "Copy a column to the output. Repeatable."),
+    _input("--limit N", int, "Read only the first N rows."),
+    _input("--delimiter", str, "Cell delimiter of csv and tsv: one character, or tab."),
+    _input(
+        "--quoting", "auto", "Quotes in csv and tsv: auto, double (they enclose cells), none (plain characters)."
+    ),
+    _input(
+        "--max-expansion N", 1000, "Largest decompressed size of a file over 64 MiB, as a multiple of its size."
+    ),
+    _input("--max-decompressed-gb GB", 1000, "Largest decompressed size of a file, in GB."),
+    _model("-m --model", "minilm", "Model: a folder, an alias or a hub id."),
+    *HUB_OPTIONS,
+    _model("--lowercase", "auto", "Lowercase texts before tokenizing: auto, yes, no."),
+    _model("--device", "auto", "auto, cpu, cuda, cuda:N, mps, or a comma list with one process per entry."),
+    _model(
+        "--dtype", "auto", "auto (fp32 on CPU, bf16 on GPUs that support it), fp32, bf16, fp16, int8 (CPU only)."
+    ),
+    _text("--max-length", "auto", "Maximum tokens per text, special tokens included; auto = the model's limit."),
+    _text(
+        "--on-long",
+        "truncate",
+        "Texts over the maximum length: truncate (and report), chunk (into windows), error.",
+    ),
+    _text("--stride N", int, "Tokens that consecutive windows share. By default 0."),
+    _text("--chunk-pool", str, "Combine the windows of a text: mean (weighted by tokens), max, first."),
+    _text("--prompt", str, "Text to put before each text."),
+    _text("--prompt-name", str, "Name of a prompt that the model defines."),
+    _pooling("--layers", "-1", "Layers, such as -1 (the last), -1,-2, -4:, 9:13, all; 0 is the embedding output."),
+    _pooling(
+        "--layer-agg", "concat", "Combine several layers: concat, mean, sum, max, separate (a column for each)."
+    ),
+    _pooling(
+        "--pool",
+        "auto",
+        "Pooling of tokens: auto (the model's own, else mean), cls, mean, max, min, mean_sqrt_len, weightedmean, "
+        "lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file from `fit`, or a comma list.",
+    ),
+    _pooling("--exclude-special", False, "Exclude special tokens from the pooling."),
+    _pooling("--with-head", False, "Add the predictions of the head that `fit` trained with the pooler."),
+    _pooling("--normalize/--no-normalize", bool, "Scale vectors to length 1.", show_default=False),
+    _pooling("--truncate-dim N", int, "Keep only the first N dimensions."),
+    _pooling("--precision", "float32", "Stored precision: float32, float16, int8, binary."),
+    _unit("--level", "text", "Unit that gets a vector: text, chunk, word, token."),
+    _unit("--subtoken-pooling", str, "Combine the tokens of a word: mean, first, last, max."),
+    _unit("--spans FILE", str, "Table of character ranges to embed: columns id, start, end and optionally label."),
+    _unit("--spans-column COLUMN", str, "Column with the list of character ranges of each text."),
+    _unit("--group-by COLUMN", list[str], "One vector per group of rows. Repeatable, the finest grouping first."),
+    _unit("--group-pool", str, "Combine the rows of a group: mean (weighted by tokens), row_mean, max, last."),
+    _unit("--order-by COLUMN", str, "Column that orders the rows of a group, for --group-pool last."),
+    _output(
+        "-o --output",
+        str,
+        "A .parquet, .npy, .jsonl or .arrow file, a folder of shards, or - for JSON Lines on stdout. "
+        "By default the folder INPUTNAME.embeddings.",
+    ),
+    _output(
+        "--output-format",
+        str,
+        "parquet, npy, jsonl, arrow. By default taken from the output's name, else parquet.",
+    ),
+    _output("--shard-rows N", int, "Maximum rows per shard."),
+    _output("--on-exists", "error", "If the output exists: error, resume, overwrite."),
+    _output("--verify", False, "When resuming, also check the SHA-256 of committed files."),
+    _output("--on-bad-row", "fail", "Rows that cannot be read: fail, null (keep without a vector), skip."),
+    _batch("--batch-tokens", "auto", "Tokens per batch, or auto."),
+    _batch("--batch-size N", int, "Maximum texts per batch."),
+    _batch("--shard-id N", int, "This process's part of the work, from 0. By default from the environment."),
+    _batch("--num-shards N", int, "Number of processes that share the work. By default from the environment."),
+    _batch("--workers N", int, "Worker processes on this machine. By default one per device."),
+)
+#: Those about units, ranks and how vectors are written: commands that compare or train do not take them.
+_FOR_OUTPUTS_ONLY = {
+    *("keep", "with_head", "pool", "normalize", "truncate_dim", "precision", "level", "subtoken_pooling", "spans"),
+    *("spans_column", "group_by", "group_pool", "order_by", "output", "output_format", "shard_id", "num_shards"),
+}
+
+
+def study_options(*left_out: str) -> list[Parameter]:
+    """Returns the options of a run that apply to commands that compare or train, less those named."""
+    return [one for one in RUN_OPTIONS if one.name not in _FOR_OUTPUTS_ONLY.union(left_out)]
+
+
+def takes(*parameters: Parameter) -> Callable[[_Function], _Function]:
+    """Gives a command these arguments and options."""
 
     def decorate(command: _Function) -> _Function:
-        shared = inspect.signature(source, eval_str=True).parameters.values()
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        excluded = {parameter.name for parameter in own} | set(leave_out)
-        parameters = [
-            *(parameter for parameter in shared if parameter.name not in excluded),
-            *(parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD),
-        ]
-        parameters.sort(key=lambda parameter: parameter.kind)
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        context = [own for own in signature(command, eval_str=True).parameters.values() if own.name == "ctx"]
+        command.__signature__ = Signature([*context, *parameters])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in (*context, *parameters)}
         return command
 
     return decorate
 
 
-def run_config(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, globs or folders to read, or - for stdin.")
-    ],
-    *,
-    format: Annotated[  # noqa: A002 - the option's name
-        str,
-        _input(
-            "--format", help="Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."
-        ),
-    ] = "auto",
-    text_column: Annotated[
-        list[str] | None, _input(metavar="COLUMN", help="Column to embed; several are joined. Repeatable.")
-    ] = None,
-    template: Annotated[
-        str | None, _input(help='Build each text from columns, such as "{title}. {body}".')
-    ] = None,
-    id_column: Annotated[
-        str | None, _input(metavar="COLUMN", help="Column of ids. By default `id` if present, else row numbers.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, _input(metavar="COLUMN", help="Copy a column to the output. Repeatable.")
-    ] = None,
-    limit: Annotated[int | None, _input(metavar="N", help="Read only the first N rows.")] = None,
-    delimiter: Annotated[str | None, _input(help="Cell delimiter of csv and tsv: one character, or tab.")] = None,
-    quoting: Annotated[
-        str, _input(help="Quotes in csv and tsv: auto, double (they enclose cells), none (plain characters).")
-    ] = "auto",
-    max_expansion: Annotated[
-        int,
-        _input(metavar="N", help="Largest decompressed size of a file over 64 MiB, as a multiple of its size."),
-    ] = 1000,
-    max_decompressed_gb: Annotated[
-        int, _input(metavar="GB", help="Largest decompressed size of a file, in GB.")
-    ] = 1000,
-    model: Annotated[str, _model("-m", "--model", help="Model: a folder, an alias or a hub id.")] = "minilm",
-    revision: Revision = None,
-    offline: Offline = False,
-    trust_remote_code: TrustRemoteCode = False,
-    lowercase: Annotated[str, _model(help="Lowercase texts before tokenizing: auto, yes, no.")] = "auto",
-    device: Annotated[
-        str, _model(help="auto, cpu, cuda, cuda:N, mps, or a comma list with one process per entry.")
-    ] = "auto",
-    dtype: Annotated[
-        str, _model(help="auto (fp32 on CPU, bf16 on GPUs that support it), fp32, bf16, fp16, int8 (CPU only).")
-    ] = "auto",
-    max_length: Annotated[
-        str, _text(help="Maximum tokens per text, special tokens included; auto = the model's limit.")
-    ] = "auto",
-    on_long: Annotated[
-        str, _text(help="Texts over the maximum length: truncate (and report), chunk (into windows), error.")
-    ] = "truncate",
-    stride: Annotated[
-        int | None, _text(metavar="N", help="Tokens that consecutive windows share. By default 0.")
-    ] = None,
-    chunk_pool: Annotated[
-        str | None, _text(help="Combine the windows of a text: mean (weighted by tokens), max, first.")
-    ] = None,
-    prompt: Annotated[str | None, _text(help="Text to put before each text.")] = None,
-    prompt_name: Annotated[str | None, _text(help="Name of a prompt that the model defines.")] = None,
-    layers: Annotated[
-        str, _pooling(help="Layers, such as -1 (the last), -1,-2, -4:, 9:13, all; 0 is the embedding output.")
-    ] = "-1",
-    layer_agg: Annotated[
-        str, _pooling(help="Combine several layers: concat, mean, sum, max, separate (a column for each).")
-    ] = "concat",
-    pool: Annotated[
-        str,
-        _pooling(
-            help="Pooling of tokens: auto (the model's own, else mean), cls, mean, max, min, mean_sqrt_len, "
-            "weightedmean, lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file from `fit`, "
-            "or a comma list."
-        ),
-    ] = "auto",
-    exclude_special: Annotated[
-        bool, _pooling("--exclude-special", help="Exclude special tokens from the pooling.")
-    ] = False,
-    with_head: Annotated[
-        bool, _pooling("--with-head", help="Add the predictions of the head that `fit` trained with the pooler.")
-    ] = False,
-    normalize: Annotated[
-        bool | None,
-        _pooling("--normalize/--no-normalize", help="Scale vectors to length 1.", show_default=False),
-    ] = None,
-    truncate_dim: Annotated[int | None, _pooling(metavar="N", help="Keep only the first N dimensions.")] = None,
-    precision: Annotated[str, _pooling(help="Stored precision: float32, float16, int8, binary.")] = "float32",
-    level: Annotated[str, _unit(help="Unit that gets a vector: text, chunk, word, token.")] = "text",
-    subtoken_pooling: Annotated[
-        str | None, _unit(help="Combine the tokens of a word: mean, first, last, max.")
-    ] = None,
-    spans: Annotated[
-        str | None,
-        _unit(
-            metavar="FILE", help="Table of character ranges to embed: columns id, start, end and optionally label."
-        ),
-    ] = None,
-    spans_column: Annotated[
-        str | None, _unit(metavar="COLUMN", help="Column with the list of character ranges of each text.")
-    ] = None,
-    group_by: Annotated[
-        list[str] | None,
-        _unit(metavar="COLUMN", help="One vector per group of rows. Repeatable, the finest grouping first."),
-    ] = None,
-    group_pool: Annotated[
-        str | None, _unit(help="Combine the rows of a group: mean (weighted by tokens), row_mean, max, last.")
-    ] = None,
-    order_by: Annotated[
-        str | None, _unit(metavar="COLUMN", help="Column that orders the rows of a group, for --group-pool last.")
-    ] = None,
-    output: Annotated[
-        str | None,
-        _output(
-            "-o",
-            "--output",
-            help="A .parquet, .npy, .jsonl or .arrow file, a folder of shards, or - for JSON Lines on stdout. "
-            "By default the folder INPUTNAME.embeddings.",
-        ),
-    ] = None,
-    output_format: Annotated[
-        str | None,
-        _output(help="parquet, npy, jsonl, arrow. By default taken from the output's name, else parquet."),
-    ] = None,
-    shard_rows: Annotated[int | None, _output(metavar="N", help="Maximum rows per shard.")] = None,
-    on_exists: Annotated[str, _output(help="If the output exists: error, resume, overwrite.")] = "error",
-    verify: Annotated[
-        bool, _output("--verify", help="When resuming, also check the SHA-256 of committed files.")
-    ] = False,
-    on_bad_row: Annotated[
-        str, _output(help="Rows that cannot be read: fail, null (keep without a vector), skip.")
-    ] = "fail",
-    batch_tokens: Annotated[str, _batch(help="Tokens per batch, or auto.")] = "auto",
-    batch_size: Annotated[int | None, _batch(metavar="N", help="Maximum texts per batch.")] = None,
-    shard_id: Annotated[
-        int | None,
-        _batch(metavar="N", help="This process's part of the work, from 0. By default from the environment."),
-    ] = None,
-    num_shards: Annotated[
-        int | None,
-        _batch(metavar="N", help="Number of processes that share the work. By default from the environment."),
-    ] = None,
-    workers: Annotated[
-        int | None, _batch(metavar="N", help="Worker processes on this machine. By default one per device.")
-    ] = None,
-) -> RunConfig:
-    """Builds the configuration of a run from the options.
+def pop_fields(config: Callable[..., Any], options: dict[str, Any], *left_out: str) -> dict[str, Any]:
+    """Removes the options named as fields of a configuration, and returns those that have a value."""
+    names = options.keys() & signature(config).parameters.keys() - set(left_out)
+    values = {name: options.pop(name) for name in names}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+
+
+def take(config: Callable[..., _Config], options: dict[str, Any], **others: Any) -> _Config:
+    """Builds a configuration from the options named as its fields, which it removes, and `others`."""
+    return config(**pop_fields(config, options, *others), **others)
+
+
+def run_config(inputs: list[str], **options: Any) -> RunConfig:
+    """Builds the configuration of a run from the values of RUN_OPTIONS; those left out have their defaults.
 
     Raises:
         UsageError: a value cannot be used, or two options exclude each other.
     """
-    if template is not None and text_column:
+    text_columns = tuple(options.pop("text_column", None) or ())
+    if options.get("template") is not None and text_columns:
         raise UsageError("--template and --text-column exclude each other", hint="give only one of them")
-    if revision is not None and not trust_remote_code and seems_file(Path(model) / "config.json"):
+    model = take(ModelConfig, options)
+    is_pinned = model.revision is not None and not model.trust_remote_code
+    if is_pinned and seems_file(Path(model.model) / "config.json"):
         raise UsageError(
-            f"--revision is for models on the hub, and '{model}' is a folder", hint="leave out --revision"
+            f"--revision is for models on the hub, and '{model.model}' is a folder", hint="leave out --revision"
         )
+    output, group_by = options.pop("output", None), options.pop("group_by", None)
+    shard_id, num_shards, workers = (options.pop(name, None) for name in ("shard_id", "num_shards", "workers"))
     out = default_output(inputs) if output is None else absolute_name(output)
-    return RunConfig(
-        input=InputConfig(
-            inputs=tuple(inputs),
-            format=format,
-            text_columns=tuple(text_column or ()),
-            template=template,
-            id_column=id_column,
-            keep=tuple(keep or ()),
-            limit=limit,
-            delimiter=delimiter,
-            quoting=quoting,
-            max_expansion=max_expansion,
-            max_decompressed_gb=max_decompressed_gb,
-        ),
-        output=OutputConfig(out, format_of(out, output_format), shard_rows, on_exists, on_bad_row, verify),
-        model=ModelConfig(model, revision, offline, trust_remote_code, lowercase, device, dtype),
-        text=TextConfig(
-            _number_or_auto("--max-length", max_length), on_long, stride, chunk_pool, prompt, prompt_name
-        ),
-        pooling=PoolingConfig(
-            layers, layer_agg, pool, exclude_special, normalize, truncate_dim, precision, with_head
-        ),
-        batch=BatchConfig(_number_or_auto("--batch-tokens", batch_tokens), batch_size),
+    config = RunConfig(
+        input=take(InputConfig, options, inputs=tuple(inputs), text_columns=text_columns),
+        output=take(OutputConfig, options, output=out, format=format_of(out, options.pop("output_format", None))),
+        model=model,
+        text=take(TextConfig, options, max_length=_number_or_auto("--max-length", options)),
+        pooling=take(PoolingConfig, options),
+        batch=take(BatchConfig, options, batch_tokens=_number_or_auto("--batch-tokens", options)),
         share=share_of(shard_id, num_shards, workers, os.environ),
-        units=UnitConfig(level, subtoken_pooling, spans, spans_column),
-        groups=GroupConfig(tuple(group_by or ()), group_pool, order_by),
+        units=take(UnitConfig, options),
+        groups=take(GroupConfig, options, by=tuple(group_by or ()), pool=options.pop("group_pool", None)),
     )
+    if unknown := options.keys() - {"config"}:
+        raise TypeError(f"not options of a run: {', '.join(unknown)}")
+    return config
 
 
-def _number_or_auto(option: str, text: str | int) -> int | None:
+def _number_or_auto(option: str, options: dict[str, Any]) -> int | None:
+    text = options.pop(option.lstrip("-").replace("-", "_"), "auto")
     if text == "auto":
         return None
     try:

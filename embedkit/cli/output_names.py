@@ -29,33 +29,17 @@ _CLOSEST = {
 }
 #: Suffixes that certainly mean a file. Not included: those that folders have as well (`run.out`), and those of
 #: names made from the name of a weights file.
-_OTHER_FILES = frozenset(
-    {
-        *(*_CLOSEST, *_TABLES, *_COMPRESSED),
-        *("zip", "tar", "tgz", "7z", "lz4", "snappy", "br", "zstd", "bgz"),
-        *("pt", "pth", "bin", "ckpt", "onnx", "gguf", "tfrecord", "tfrecords", "pb"),
-        *(
-            "pkl",
-            "pickle",
-            "joblib",
-            "dill",
-            "msgpack",
-            "mat",
-            "rds",
-            "rdata",
-            "rda",
-            "sav",
-            "dta",
-            "sas7bdat",
-            "por",
-        ),
-        *("h5", "hdf5", "hdf", "h5ad", "nc", "zarr"),
-        *("db", "db3", "sqlite", "sqlite3", "duckdb", "ddb", "lmdb", "mdb", "sql", "rocksdb", "leveldb"),
-        *("faiss", "annoy", "hnsw", "usearch", "w2v", "word2vec"),
-        *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "pdf", "html", "htm", "xml", "yaml", "yml", "toml", "ini"),
-        *("md", "rst", "svm", "libsvm", "arff", "psv", "png", "svg", "py", "ipynb"),
-    }
-)
+_OTHER_FILES = {
+    *(*_CLOSEST, *_TABLES, *_COMPRESSED),
+    *("zip", "tar", "tgz", "7z", "lz4", "snappy", "br", "zstd", "bgz"),
+    *("pt", "pth", "bin", "ckpt", "onnx", "gguf", "tfrecord", "tfrecords", "pb"),
+    *("pkl", "pickle", "joblib", "dill", "msgpack", "mat", "rds", "rdata", "rda", "sav", "dta", "sas7bdat", "por"),
+    *("h5", "hdf5", "hdf", "h5ad", "nc", "zarr"),
+    *("db", "db3", "sqlite", "sqlite3", "duckdb", "ddb", "lmdb", "mdb", "sql", "rocksdb", "leveldb"),
+    *("faiss", "annoy", "hnsw", "usearch", "w2v", "word2vec"),
+    *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "pdf", "html", "htm", "xml", "yaml", "yml", "toml", "ini"),
+    *("md", "rst", "svm", "libsvm", "arff", "psv", "png", "svg", "py", "ipynb"),
+}
 
 
 def default_output(inputs: list[str]) -> str:

@@ -5,30 +5,22 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from embedkit.cli.download_progress import shown_downloads
-from embedkit.cli.options import ConfigFile, run_config, takes_options_of
+from embedkit.cli.options import CONFIG, RUN_OPTIONS, option, run_config, takes
 from embedkit.cli.printing import check_stdin
 from embedkit.errors import UsageError
 from embedkit.storage.standard_streams import reserved_for_rows
 
 
-@takes_options_of(run_config)
-def plan(
-    *,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="TOKENS/S", help="Speed of the model, as encode reports it, for an estimate of the time."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
-    **options: Any,
-) -> None:
+@takes(
+    *RUN_OPTIONS,
+    option("--rate TOKENS/S", float, "Speed of the model, as encode reports it, for an estimate of the time."),
+    option("--json", False, "Print one JSON object.", name="as_json"),
+    CONFIG,
+)
+def plan(*, rate: float | None, as_json: bool, **options: Any) -> None:
     """Estimate a run without running the model.
 
     Reads and tokenizes the table as encode would. Reports rows and faults, text lengths, truncation, unknown

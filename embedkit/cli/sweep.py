@@ -6,11 +6,11 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import ConfigFile, Private, Progress, Quiet, run_config, takes_options_of
+from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, pop_fields, run_config, study_options, takes
 from embedkit.cli.output_names import absolute_name, check_name
 from embedkit.cli.progress import MODES
 from embedkit.cli.run_context import run_context
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 30.0
 _SHOWN = 10
-#: Options of `encode` that a sweep sets itself, or that do not apply to it.
-_NOT_TAKEN = (
-    *("keep", "layer_agg", "normalize", "truncate_dim", "precision", "output_format", "shard_id", "num_shards"),
-    *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by", "with_head"),
-)
 #: Options about the sweep itself, not about the vectors: the command it suggests does not have them.
 _NOT_REPEATED = (
     *("inputs", "output", "label", "group", "task", "metric", "probe", "folds", "seed", "dedupe"),
@@ -36,37 +31,27 @@ _NOT_REPEATED = (
 )
 
 
-@takes_options_of(run_config, leave_out=_NOT_TAKEN)
-def sweep(
-    ctx: typer.Context,
-    *,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column of labels: classes or numbers.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder for the results and the vectors.")],
-    group: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Keep rows with the same value in this column in the same fold."),
-    ] = None,
-    task: Annotated[str, typer.Option(help="auto (from the labels), classification, regression.")] = "auto",
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="Metric to rank by: accuracy (default), macro_f1, auroc; for regression r2 (default), spearman."
-        ),
-    ] = None,
-    probe: Annotated[str, typer.Option(help="Linear probe: ridge, logistic (much slower).")] = "ridge",
-    folds: Annotated[int, typer.Option(metavar="N", help="Folds of the cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the folds.")] = 0,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Keep near-duplicate texts in the same fold.")] = False,
-    layers: Annotated[str, typer.Option(help="Layers to compare, such as all, -4:, 0,6,12.")] = "all",
-    pool: Annotated[
-        str, typer.Option(help="Poolings to compare: a comma list, or auto for all that suit the model.")
-    ] = "auto",
-    private: Private = False,
-    progress: Progress = "auto",
-    quiet: Quiet = False,
-    config: ConfigFile = None,  # noqa: ARG001 - read before the other options, by its callback
-    **options: Any,
-) -> None:
+@takes(
+    *study_options("layers", "layer_agg"),
+    option("--label COLUMN", str, "Column of labels: classes or numbers.", required=True),
+    option("-o --output", str, "Folder for the results and the vectors.", required=True),
+    option("--group COLUMN", str, "Keep rows with the same value in this column in the same fold."),
+    option("--task", "auto", "auto (from the labels), classification, regression."),
+    option(
+        "--metric",
+        str,
+        "Metric to rank by: accuracy (default), macro_f1, auroc; for regression r2 (default), spearman.",
+    ),
+    option("--probe", "ridge", "Linear probe: ridge, logistic (much slower)."),
+    option("--folds N", 5, "Folds of the cross-validation."),
+    option("--seed N", 0, "Random seed of the folds."),
+    option("--dedupe", False, "Keep near-duplicate texts in the same fold."),
+    option("--layers", "all", "Layers to compare, such as all, -4:, 0,6,12."),
+    option("--pool", "auto", "Poolings to compare: a comma list, or auto for all that suit the model."),
+    *PROCESS_OPTIONS,
+    CONFIG,
+)
+def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quiet: bool, **options: Any) -> None:
     """Compare layers and poolings on labelled rows.
 
     Each gets a linear probe, cross-validated.
@@ -83,37 +68,20 @@ def sweep(
     from embedkit.study.run_sweep import SHARD_ROWS, SweepConfig
     from embedkit.study.run_sweep import sweep as run_sweep
 
+    folder, inputs = Path(absolute_name(output)), options["inputs"]
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
-    output = absolute_name(output)
-    asked = SweepConfig(
-        run=run_config(
-            **options,
-            output=str(Path(output) / VECTORS),
-            output_format="arrow",
-            layers=layers,
-            layer_agg="separate",
-            pool=pool,
-            normalize=False,
-            shard_id=0,
-            num_shards=1,
-        ),
-        folder=Path(output),
-        label=label,
-        group=group,
-        task=task,
-        metric=metric,
-        probe=probe,
-        folds=folds,
-        seed=seed,
-        dedupe=dedupe,
-    )
+    own = pop_fields(SweepConfig, options)
+    vectors = str(folder / VECTORS)
+    options.update(output=vectors, output_format="arrow", layer_agg="separate", normalize=False)
+    run = run_config(**options, shard_id=0, num_shards=1)
+    asked = SweepConfig(**own, run=run, folder=folder)
     repeated = _repeated(ctx)
     with run_context(progress, quiet=quiet, private=private) as (stop, callbacks):
         found = run_sweep(
             asked,
             callbacks,
             stop,
-            command=lambda winner: _command(options["inputs"], winner, repeated),
+            command=lambda winner: _command(inputs, winner, repeated),
             on_candidate=_CountCandidates(silent=quiet or progress == "none"),
         )
     path = asked.folder / "summary.txt"
@@ -150,12 +118,12 @@ class _CountCandidates:
 def _repeated(ctx: typer.Context) -> list[str]:
     """Returns the options of `encode` that this sweep has, from the command line or a config file."""
     words: list[str] = []
-    for option in ctx.command.params:
-        name = option.name or ""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
         value = ctx.params.get(name)
-        if name in _NOT_REPEATED or not isinstance(value, (str, int, list, tuple)) or value == option.default:
+        if name in _NOT_REPEATED or not isinstance(value, (str, int, list, tuple)) or value == parameter.default:
             continue
-        flag = option.opts[-1]
+        flag = parameter.opts[-1]
         if isinstance(value, bool):
             words += [flag] if value else []
             continue

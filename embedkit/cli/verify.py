@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from embedkit.cli.download_progress import shown_downloads
-from embedkit.cli.options import Offline, Revision, TrustRemoteCode
+from embedkit.cli.options import HUB_OPTIONS, argument, option, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.config import at_least
@@ -25,23 +25,16 @@ _LISTED = 20
 _RESAMPLE_OPTIONS = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
 
 
-def verify(
-    ctx: typer.Context,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or file written by encode.")],
-    *,
-    resample: Annotated[
-        int | None, typer.Option(metavar="N", help="Also recompute N random rows in fp32 and compare the vectors.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the choice of rows.")] = 0,
-    input: Annotated[  # noqa: A002 - the option's name
-        list[str] | None, typer.Option(metavar="INPUT", help="Input files, if they have moved. Repeatable.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Model, if it has moved.")] = None,
-    revision: Revision = None,
-    offline: Offline = False,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Annotated[str, typer.Option(help="Device for --resample: auto, cpu, cuda, cuda:N, mps.")] = "cpu",
-) -> None:
+@takes(
+    argument("out", str, "OUT", "Folder or file written by encode."),
+    option("--resample N", int, "Also recompute N random rows in fp32 and compare the vectors."),
+    option("--seed N", 0, "Random seed of the choice of rows."),
+    option("--input INPUT", list[str], "Input files, if they have moved. Repeatable."),
+    option("-m --model", str, "Model, if it has moved."),
+    *HUB_OPTIONS,
+    option("--device", "cpu", "Device for --resample: auto, cpu, cuda, cuda:N, mps."),
+)
+def verify(ctx: typer.Context, *, out: str, resample: int | None, **options: Any) -> None:
     """Check the files of an output, and on request its vectors.
 
     Checks sizes, SHA-256, page checksums, rows and their order, without a model. With --resample N, also
@@ -72,8 +65,8 @@ def verify(
     if resample is not None:
         from embedkit.verify.recompute import ReferenceModel
 
-        reference = ReferenceModel(model, revision, offline, trust_remote_code, device)
-        _resample(Path(out), resample, seed, tuple(input or ()), reference)
+        reference = take(ReferenceModel, options)
+        _resample(Path(out), resample, options["seed"], tuple(options["input"] or ()), reference)
 
 
 def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], reference: ReferenceModel) -> None:

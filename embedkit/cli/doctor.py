@@ -70,9 +70,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Processors ------------------------------------------------------------------------------------------
-
-
 def _cpu() -> Iterator[str]:
     import torch
 
@@ -95,16 +92,19 @@ def _cpu() -> Iterator[str]:
 def _gpus() -> Iterator[str]:
     import torch
 
-    gpus = range(torch.cuda.device_count())
-    for number in gpus:
+    from embedkit.models.varlen_attention import usable
+
+    for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        dtype = "bf16" if _capability(number) >= _AMPERE else "no bf16: --dtype auto is fp16"
+        capability = (properties.major, properties.minor)
+        dtype = "bf16" if capability >= _AMPERE else "no bf16: --dtype auto is fp16"
         yield (
             f"cuda:{number:<5} {properties.name}, compute capability {properties.major}.{properties.minor}, "
             f"{properties.total_memory / 2**30:.0f} GiB, {dtype}"
         )
-        yield f"           packed attention by {_ATTENTION[_backends(number)[0]]}"
-    if gpus:
+        attention = usable(torch.device("cuda", number), torch.float16, None)[0]
+        yield f"           packed attention by {_ATTENTION[attention]}"
+    if torch.cuda.device_count():
         yield f"cuda       torch is built for CUDA {torch.version.cuda}, the driver supports {_driver() or 'it'}"
         triton = _version("triton") or "installed"
         yield f"compile    {f'Triton {triton}' if find_spec('triton') else 'no Triton'}"
@@ -114,47 +114,34 @@ def _gpus() -> Iterator[str]:
         yield "no GPU: --device auto means cpu"
 
 
-def _backends(number: int) -> tuple[str, ...]:
-    """Returns the attention backends to try on a GPU in 16 bits, in order."""
-    import torch
-
-    from embedkit.models.varlen_attention import usable
-
-    return usable(torch.device("cuda", number), torch.float16, None)
-
-
-def _capability(number: int) -> tuple[int, int]:
-    import torch
-
-    properties = torch.cuda.get_device_properties(number)
-    return properties.major, properties.minor
-
-
-# What is missing -------------------------------------------------------------------------------------
-
-
 def _missing() -> Iterator[tuple[str, str]]:
     """Yields what keeps this machine from full speed on a GPU: the problem and the remedy."""
     import torch
 
-    gpus = range(torch.cuda.device_count())
+    from embedkit.models.varlen_attention import usable
+
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if not gpus:
-        if _has_nvidia():
+        if _NVIDIA.exists() or shutil.which("nvidia-smi") is not None or _driver() is not None:
             yield _why_no_gpu()
         return
-    for number in gpus:
-        name = f"cuda:{number}"
-        if not _has_code(_capability(number), torch.cuda.get_arch_list()):
+    targets = torch.cuda.get_arch_list()
+    lacks_varlen = False
+    for gpu in gpus:
+        capability = torch.cuda.get_device_capability(gpu)
+        if not _has_code(capability, targets):
             yield (
-                f"this torch is not built for {name} (it supports {', '.join(torch.cuda.get_arch_list())})",
+                f"this torch is not built for {gpu} (it supports {', '.join(targets)})",
                 "install a torch that supports it: an older one for an old GPU, a newer one for a new GPU",
             )
-        if _capability(number) < _AMPERE:
+        if capability < _AMPERE:
             yield (
-                f"{name} has neither bf16 nor flash attention: its compute capability is below 8.0",
+                f"{gpu} has neither bf16 nor flash attention: its compute capability is below 8.0",
                 "no action needed: fp16 and torch's own attention are used; --dtype fp32 is exact",
             )
-    if any(_capability(number) >= _AMPERE and _backends(number) == ("groups",) for number in gpus):
+        elif usable(gpu, torch.float16, None) == ("groups",):
+            lacks_varlen = True
+    if lacks_varlen:
         yield (
             f"torch {torch.__version__} has no variable-length attention, and flash-attn is not installed",
             "install torch 2.11 or newer; until then, attention runs once for each text length of a batch",
@@ -176,10 +163,10 @@ def _why_no_gpu() -> tuple[str, str]:
             f"there is an NVIDIA driver, but torch {torch.__version__} is built without CUDA",
             f"install a build of torch for CUDA{f' {driver} or older' if driver else ''}",
         )
-    if driver is not None and _number(driver)[0] < _number(built)[0]:
+    if driver is not None and int(driver.split(".")[0]) < int(built.split(".")[0]):
         return (
             f"torch is built for CUDA {built}, but the NVIDIA driver supports {driver} at most",
-            f"install a newer driver, or a torch built for CUDA {_number(driver)[0]}",
+            f"install a newer driver, or a torch built for CUDA {driver.split('.')[0]}",
         )
     if visible is not None:
         return f"CUDA_VISIBLE_DEVICES='{visible}' hides the GPUs", "unset it, or name an existing GPU"
@@ -187,10 +174,6 @@ def _why_no_gpu() -> tuple[str, str]:
         "there is an NVIDIA driver, but torch finds no GPU",
         "check whether nvidia-smi finds one; in a container, pass the devices through",
     )
-
-
-def _has_nvidia() -> bool:
-    return _NVIDIA.exists() or shutil.which("nvidia-smi") is not None or _driver() is not None
 
 
 def _driver() -> str | None:
@@ -210,13 +193,8 @@ def _has_code(capability: tuple[int, int], built_for: list[str]) -> bool:
     Machine code (sm) runs on the same major version, from its minor version on; the driver compiles `compute` code
     for all later GPUs.
     """
-    for name in built_for:
-        kind, digits = name.partition("_")[0], re.sub(r"\D", "", name)
-        target = (int(digits[:-1]), int(digits[-1]))
-        if target <= capability and (kind == "compute" or target[0] == capability[0]):
-            return True
-    return False
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    targets = ((name, divmod(int(re.sub(r"\D", "", name)), 10)) for name in built_for)
+    return any(
+        target <= capability and (name.startswith("compute") or target[0] == capability[0])
+        for name, target in targets
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, RUN_OPTIONS, option, run_config, takes
 from embedkit.cli.printing import check_stdin
-from embedkit.cli.progress import MODES, describe_memory
+from embedkit.cli.progress import MODES, describe_memory, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.engines.summary import Summary
@@ -35,7 +35,7 @@ def encode(*, private: bool, progress: str, quiet: bool, verbose: bool, **option
     if quiet:
         return
     if progress == "json":
-        print(json.dumps({"event": "done", **asdict(summary)}), file=sys.stderr)
+        print_event(event="done", **asdict(summary))
         return
     for line in _lines(summary) if summary.complete else _lines_of_rank(summary):
         print(line, file=sys.stderr)

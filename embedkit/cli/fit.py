@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import typer
 from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, run_config, study_options, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import check_stdin
-from embedkit.cli.progress import MODES
+from embedkit.cli.progress import MODES, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.config.fit_config import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
@@ -83,8 +82,7 @@ def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **opti
     if quiet:
         return
     if progress == "json":
-        done = {"event": "done", "path": summary.path, "sha256": summary.sha256, "recipe": dict(summary.recipe)}
-        print(json.dumps(done), file=sys.stderr)
+        print_event(event="done", path=summary.path, sha256=summary.sha256, recipe=dict(summary.recipe))
         return
     for line in _lines(summary):
         print(line, file=sys.stderr)
@@ -103,15 +101,8 @@ def _check_kind(kind: str, given: frozenset[str]) -> None:
 
 def _show_epoch(epoch: Epoch, *, as_json: bool) -> None:
     if as_json:
-        event = {
-            "event": "epoch",
-            "epoch": epoch.number,
-            "loss": epoch.loss,
-            "validation_loss": epoch.validation_loss,
-            "score": epoch.score,
-            "best": epoch.best,
-        }
-        print(json.dumps(event), file=sys.stderr, flush=True)
+        numbers = {"loss": epoch.loss, "validation_loss": epoch.validation_loss, "score": epoch.score}
+        print_event(event="epoch", epoch=epoch.number, **numbers, best=epoch.best)
         return
     best = "  best so far" if epoch.best else ""
     print(

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from embedkit.cli.parsing import is_utf8
 from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_folder
@@ -54,13 +55,9 @@ def default_output(inputs: list[str]) -> str:
             f"cannot derive an output name from '{inputs[0]}'",
             hint="name the output with -o OUT, or use -o - for JSON Lines on stdout",
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UsageError(
-            "cannot derive an output name from the input's name, which is not UTF-8",
-            hint="name the output with -o",
-        ) from None
+    if not is_utf8(name):
+        message = "cannot derive an output name from the input's name, which is not UTF-8"
+        raise UsageError(message, hint="name the output with -o")
     return f"{without_suffixes(name)}.embeddings"
 
 
@@ -99,8 +96,8 @@ def output_format(output: str, asked: str | None) -> str:
     _check_no_uri(output)
     if is_folder(output):
         return asked or (by_name if by_name in OUTPUT_FORMATS else "parquet")
-    if Path(output).name.removeprefix(".") in OUTPUT_FORMATS and Path(output).name.startswith("."):
-        name = Path(output).name
+    name = Path(output).name
+    if name.startswith(".") and name[1:] in OUTPUT_FORMATS:
         raise UsageError(
             f"-o {output}: the file has no name before its suffix",
             hint=f"use a name such as -o {output.removesuffix(name)}vectors{name}, or -o {output}/ for a folder",
@@ -118,10 +115,7 @@ def output_format(output: str, asked: str | None) -> str:
 def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -> None:
     """Rejects a name that is meant for a file of a format that is not written.
 
-    Args:
-        output: as typed.
-        known: suffixes of the files that the command writes.
-        or_folder: True if it may write a folder instead.
+    `known` holds the suffixes of the files that the command writes.
 
     Raises:
         UsageError: names what the command writes.
@@ -151,14 +145,12 @@ def is_folder(output: str) -> bool:
 
 def _check_no_uri(output: str) -> None:
     """Rejects a URI, which would otherwise become a folder named `s3:`."""
-    scheme = _URI.match(output)
-    if scheme is not None:
+    if scheme := _URI.match(output):
         is_local = scheme[1].lower() == "file"
+        path = f"/{output[scheme.end() :]}"
         raise UsageError(
             f"-o {output}: outputs are written to local paths, and this is a URI",
-            hint=f"use -o /{output[scheme.end() :]}"
-            if is_local
-            else "write to a local path, then copy the output",
+            hint=f"use -o {path}" if is_local else "write to a local path, then copy the output",
         )
 
 

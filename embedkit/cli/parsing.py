@@ -181,19 +181,12 @@ class Command(TyperCommand):
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """One option on the command line.
-
-    Attributes:
-        parameter: Typer's parameter.
-        option: the option as typed.
-        value: its value; None for a flag.
-        positions: positions of its arguments on the command line.
-    """
+    """One option on the command line."""
 
     parameter: Any
-    option: str
-    value: str | None
-    positions: tuple[int, ...]
+    option: str  # as typed
+    value: str | None  # None for a flag
+    positions: tuple[int, ...]  # of its arguments on the command line
 
 
 def _given(parameters: list[Any], args: list[str]) -> list[_Given]:
@@ -209,34 +202,27 @@ def _given(parameters: list[Any], args: list[str]) -> list[_Given]:
                 return found
             parameter = options[option]
             if parameter.is_flag or attached is not None:
-                _check_attached(argument, option, attached, parameter)
+                # Click would read `-o=out` as a file named `=out`.
+                if len(option) == len("-o") and attached is not None and attached.startswith("="):
+                    raise UsageError(
+                        f"'{argument}': a one-letter option takes its value without =",
+                        hint=f"write {option} {attached[1:]}, or {parameter.opts[-1]}{attached}",
+                    )
                 found.append(_Given(parameter, option, attached, (place,)))
-            elif place + 1 == len(args):
+                continue
+            if place + 1 == len(args):
                 return found
-            else:
-                _check_value(option, args[place + 1], parameter, options)
-                found.append(_Given(parameter, option, args[place + 1], (place, place + 1)))
-                place += 1
+            value = args[place + 1]
+            # Click would read `-o --quiet` as a folder named `--quiet`.
+            if value in options:
+                raise UsageError(
+                    f"{option} is followed by the option {value}, not by a value",
+                    hint=f"add the value of {option}, or write {parameter.opts[-1]}={value} if that is the value",
+                )
+            found.append(_Given(parameter, option, value, (place, place + 1)))
+            place += 1
         place += 1
     return found
-
-
-def _check_attached(argument: str, option: str, attached: str | None, parameter: Any) -> None:
-    """Rejects `-o=out`, which Click reads as a file named `=out`."""
-    if len(option) == len("-o") and attached is not None and attached.startswith("="):
-        raise UsageError(
-            f"'{argument}': a one-letter option takes its value without =",
-            hint=f"write {option} {attached[1:]}, or {parameter.opts[-1]}{attached}",
-        )
-
-
-def _check_value(option: str, value: str, parameter: Any, options: Mapping[str, Any]) -> None:
-    """Rejects `-o --quiet`, which Click reads as a folder named `--quiet`."""
-    if value in options:
-        raise UsageError(
-            f"{option} is followed by the option {value}, not by a value",
-            hint=f"add the value of {option}, or write {parameter.opts[-1]}={value} if that is the value",
-        )
 
 
 def _split(argument: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str | None, bool]]:
@@ -305,7 +291,7 @@ def _check_values(parameters: list[Any], values: Mapping[str, Any]) -> None:
         texts = value if isinstance(value, (list, tuple)) else (value,)
         for text in texts:
             _check_not_empty(parameter, text)
-        if parameter.name in _PATHS or all(_is_utf8(str(text)) for text in texts):
+        if parameter.name in _PATHS or all(is_utf8(str(text)) for text in texts):
             continue
         what = parameter.opts[-1] if parameter.opts[-1].startswith("-") else parameter.metavar
         if parameter.name in _LIBRARY_PATHS:
@@ -316,12 +302,9 @@ def _check_values(parameters: list[Any], values: Mapping[str, Any]) -> None:
         raise UsageError(f"the value of {what} is not UTF-8", hint="check the locale of the shell (`locale`)")
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def is_utf8(text: str) -> bool:
+    """True if a name from the command line is UTF-8: its other bytes are surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def given_on(ctx: typer.Context) -> frozenset[str]:

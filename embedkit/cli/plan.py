@@ -7,9 +7,9 @@ import math
 import sys
 from typing import Any
 
-from embedkit.cli.download_progress import shown_downloads
 from embedkit.cli.options import CONFIG, RUN_OPTIONS, option, run_config, takes
 from embedkit.cli.printing import check_stdin
+from embedkit.cli.progress import shown_downloads
 from embedkit.errors import UsageError
 from embedkit.storage.standard_streams import reserved_for_rows
 

@@ -1,4 +1,4 @@
-"""Reports the progress of a run on stderr: as a bar, as lines, as JSON, or not at all."""
+"""Reports the progress of a run, and of the download of its model, on stderr: as `--progress` asks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Generator
 from typing import Any
 
 from embedkit.engines.base import RunStart
+from embedkit.models.repository.hub_fetch import observed_by
 from embedkit.types import DeviceStats
 
 MODES = ("auto", "bar", "json", "none")
-_LINE_SECONDS = 30.0
+LINE_SECONDS = 30.0
 _JSON_SECONDS = 1.0
 _BAR_SECONDS = 0.2
 #: Rows of the terminal, as given to tqdm: it shows no bar on a terminal that reports 0 rows.
@@ -27,9 +29,31 @@ def make_callbacks(mode: str, *, quiet: bool) -> _Progress:
         return _Progress(silent=quiet)
     if mode == "json":
         return _JsonLines()
-    if mode == "bar" or sys.stderr.isatty():
-        return _Bar()
-    return _Lines()
+    return _Bar() if _is_bar(mode) else _Lines()
+
+
+def _is_bar(mode: str) -> bool:
+    return mode == "bar" or (mode == "auto" and sys.stderr.isatty())
+
+
+def print_event(**event: Any) -> None:
+    """Prints a line of `--progress json`."""
+    print(json.dumps(event), file=sys.stderr, flush=True)
+
+
+class Interval:
+    """Spaces printed lines in time."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def has_passed(self, seconds: float) -> bool:
+        """Returns True if so much time has passed since it last did, or since it was created."""
+        now = time.monotonic()
+        if now - self._last < seconds:
+            return False
+        self._last = now
+        return True
 
 
 class _Progress:
@@ -44,7 +68,8 @@ class _Progress:
         self.counts_characters = False
         self.characters_left: dict[int, int] = {}  # by shard, until it is tokenized
         self.characters = self.tokenized_tokens = 0  # of the tokenized shards
-        self.began = self.last_shown = time.monotonic()
+        self.began = time.monotonic()
+        self.interval = Interval()
         self.lock = threading.Lock()
 
     def notice(self, sentence: str) -> None:
@@ -55,7 +80,8 @@ class _Progress:
         self.rows, self.before, self.done = start.rows, start.done, start.done
         self.counts_characters = start.characters is not None
         self.characters_left = dict(start.characters or {})
-        self.began = self.last_shown = time.monotonic()
+        self.began = time.monotonic()
+        self.interval = Interval()
         self.show_start(start.device, start.dtype)
 
     def tokenized(self, shard: int, tokens: int) -> None:
@@ -118,13 +144,6 @@ class _Progress:
             not_tokenized = characters and characters * self.tokenized_tokens / self.characters
             return max(0.0, self.tokenized_tokens - self.tokens + not_tokenized) / self.tokens * self.seconds
 
-    def due(self, every: float) -> bool:
-        now = time.monotonic()
-        if now - self.last_shown < every:
-            return False
-        self.last_shown = now
-        return True
-
 
 class _Bar(_Progress):
     """A bar of one line, however narrow the terminal; the details follow when it is complete."""
@@ -185,7 +204,7 @@ class _Lines(_Progress):
         self.where = f"on {device} in {dtype}"
 
     def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
-        if not self.due(_LINE_SECONDS):
+        if not self.interval.has_passed(LINE_SECONDS):
             return
         total = "" if self.rows is None else f" of {self.rows:,}"
         left = "" if self.left is None else f", {_duration(self.left)} left"
@@ -199,32 +218,95 @@ class _Lines(_Progress):
 
 class _JsonLines(_Progress):
     def notice(self, sentence: str) -> None:
-        self._print({"event": "notice", "message": sentence})
+        print_event(event="notice", message=sentence)
 
     def show_start(self, device: str, dtype: str) -> None:
-        self._print({"event": "start", "rows": self.rows, "done": self.before, "device": device, "dtype": dtype})
+        print_event(event="start", rows=self.rows, done=self.before, device=device, dtype=dtype)
 
     def show(self, texts: int) -> None:  # noqa: ARG002 - counted already
-        if self.due(_JSON_SECONDS):
-            self._print(
-                {
-                    "event": "progress",
-                    "rows": self.before + self.texts,
-                    "total": self.rows,
-                    "rows_per_second": round(self.texts / self.seconds, 1),
-                    "tokens_per_second": round(self.tokens / self.seconds),
-                    "padding_percent": round(self.padding, 2),
-                    "seconds_left": None if self.left is None else round(self.left),
-                    **_device_fields(self.stats),
-                }
+        if self.interval.has_passed(_JSON_SECONDS):
+            print_event(
+                event="progress",
+                rows=self.before + self.texts,
+                total=self.rows,
+                rows_per_second=round(self.texts / self.seconds, 1),
+                tokens_per_second=round(self.tokens / self.seconds),
+                padding_percent=round(self.padding, 2),
+                seconds_left=None if self.left is None else round(self.left),
+                **_device_fields(self.stats),
             )
 
     def shard_done(self, rows: int) -> None:
         super().shard_done(rows)
-        self._print({"event": "shard", "committed": self.done, "total": self.rows})
+        print_event(event="shard", committed=self.done, total=self.rows)
 
-    def _print(self, event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=sys.stderr, flush=True)
+
+@contextlib.contextmanager
+def shown_downloads(
+    progress: str = "auto", *, quiet: bool = False, stop: threading.Event | None = None
+) -> Generator[None, None, None]:
+    """Reports downloads as `--progress` asks, and ends them when `stop` is set."""
+    with observed_by(_DownloadObserver(progress, quiet=quiet, stop=stop or threading.Event())):
+        yield
+
+
+class _DownloadObserver:
+    """Implements FetchObserver."""
+
+    def __init__(self, progress: str, *, quiet: bool, stop: threading.Event) -> None:
+        self._mode = "none" if quiet else progress
+        self._quiet = quiet
+        self._stop = stop
+        self._model = ""
+        self._size = 0
+        self._bar: Any = None
+        self._interval = Interval()
+
+    def fetching(self, model: str, host: str) -> None:
+        self._model = model
+        self._print(f"fetching {model} from {host}", note=True, event="fetching", host=host)
+
+    def sized(self, files: int, size: int) -> None:
+        self._size, self._interval = size, Interval()
+        if _is_bar(self._mode):
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=size or None,
+                desc=f"fetching {self._model}",
+                unit="B",
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+            )
+            return
+        count = f"{files:,} files" if files > 1 else "1 file"
+        self._print(
+            f"fetching {self._model}: {count}, {_format_size(size)}", event="fetch_size", files=files, bytes=size
+        )
+
+    def received(self, size: int) -> None:
+        if self._bar is not None:
+            self._bar.update(size - self._bar.n)
+            return
+        if self._interval.has_passed(_JSON_SECONDS if self._mode == "json" else LINE_SECONDS):
+            line = f"fetching {self._model}: {_format_size(size)} of {_format_size(self._size)}"
+            self._print(line, event="fetch_progress", bytes=size, total=self._size)
+
+    def ended(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def _print(self, sentence: str, *, note: bool = False, **event: Any) -> None:
+        """Prints a line or a JSON event; a note is printed even with `--progress none`."""
+        if self._mode == "json":
+            print_event(model=self._model, **event)
+        elif self._mode != "none" or (note and not self._quiet):
+            print(f"note: {sentence}" if note else sentence, file=sys.stderr, flush=True)
 
 
 def describe_memory(stats: DeviceStats) -> str:
@@ -259,3 +341,7 @@ def _duration(seconds: float) -> str:
 
 def _short(count: float) -> str:
     return f"{count:,.0f}" if count < 10_000 else f"{count / 1000:,.0f}k"
+
+
+def _format_size(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"

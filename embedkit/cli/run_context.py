@@ -7,8 +7,7 @@ import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 
-from embedkit.cli.download_progress import shown_downloads
-from embedkit.cli.progress import make_callbacks
+from embedkit.cli.progress import make_callbacks, shown_downloads
 from embedkit.engines.base import Callbacks
 from embedkit.engines.signals import stop_event
 from embedkit.storage.standard_streams import reserved_for_rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, pop_fields, run_config, study_options, takes
 from embedkit.cli.output_names import absolute_name, check_name
-from embedkit.cli.progress import MODES
+from embedkit.cli.progress import LINE_SECONDS, MODES, Interval
 from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.errors import UsageError
@@ -21,7 +20,6 @@ from embedkit.storage.filesystem import read_file
 if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
 
-_LINE_SECONDS = 30.0
 _SHOWN = 10
 #: Options about the sweep itself, not about the vectors: the command it suggests does not have them.
 _NOT_REPEATED = (
@@ -107,11 +105,10 @@ class _CountCandidates:
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
-        self.last_shown = time.monotonic()
+        self.interval = Interval()
 
     def __call__(self, done: int, total: int) -> None:
-        if not self.silent and (done == total or time.monotonic() - self.last_shown > _LINE_SECONDS):
-            self.last_shown = time.monotonic()
+        if not self.silent and (self.interval.has_passed(LINE_SECONDS) or done == total):
             print(f"{done} of {total} candidates evaluated", file=sys.stderr, flush=True)
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.download_progress import shown_downloads
 from embedkit.cli.options import HUB_OPTIONS, argument, option, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
+from embedkit.cli.progress import shown_downloads
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
 from embedkit.storage.standard_streams import reserved_for_rows

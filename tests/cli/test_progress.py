@@ -18,7 +18,7 @@ USE = DeviceStats(busy=6.0, waited=2.0, allocated=3 << 30, reserved=5 << 30)
 
 
 def shown(mode, monkeypatch, capsys, use):
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_JSON_SECONDS", 0.0)
     watcher = make_callbacks(mode, quiet=False)
     watcher.started(RunStart(rows=4, done=0, device="cuda:0", dtype="bf16"))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import embedkit.cli.download_progress
+import embedkit.cli.progress
 from embedkit.config import ModelConfig
 from embedkit.engines.encode_rows import ENGINES
 from embedkit.errors import ModelError, Stopped
@@ -350,13 +350,13 @@ def test_fetching_is_said_before_the_first_wait_and_its_bytes_beside_it(served, 
 
 
 def test_a_bar_shows_the_bytes_on_a_terminal(served, capsys):
-    with embedkit.cli.download_progress.shown_downloads("bar"):
+    with embedkit.cli.progress.shown_downloads("bar"):
         found("owner/name")
     assert "fetching owner/name: 100%" in capsys.readouterr().err
 
 
 def test_one_command_takes_one_commit_of_a_branch(served):
-    with embedkit.cli.download_progress.shown_downloads(quiet=True):
+    with embedkit.cli.progress.shown_downloads(quiet=True):
         assert found("owner/name", revision="main").revision == COMMIT
         served.commit = "f" * 40
         assert found("owner/name", revision="main").revision == COMMIT
@@ -379,5 +379,5 @@ def test_a_stop_ends_the_wait(served):
     served.answer = lambda handler: handler.hang() or True
     stop = threading.Event()
     stop.set()
-    with embedkit.cli.download_progress.shown_downloads("none", stop=stop), pytest.raises(Stopped):
+    with embedkit.cli.progress.shown_downloads("none", stop=stop), pytest.raises(Stopped):
         found("owner/name")

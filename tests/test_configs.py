@@ -36,7 +36,7 @@ def config_of(monkeypatch):
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.stem)
-def test_a_preset_is_taken_whole_and_names_a_known_model(config_of, preset):
+def test_a_preset_sets_known_options_and_a_known_model(config_of, preset):
     config = config_of("notes.csv", "--config", str(preset))
     flags = []
     for name, value in tomllib.loads(preset.read_text(encoding="utf-8")).items():
@@ -61,7 +61,7 @@ def test_a_flag_wins_over_a_preset(config_of):
     assert (config.pooling.pool, config.model.model) == ("max", "Bio_ClinicalBERT")
 
 
-def test_the_constraints_lie_within_the_ranges_of_the_package():
+def test_constraints_are_within_the_ranges_of_the_package():
     packaging = pytest.importorskip("packaging.requirements", reason="comes with pytest")
     pinned = {}
     for line in (ROOT / "configs/constraints.txt").read_text(encoding="utf-8").splitlines():

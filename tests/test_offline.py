@@ -96,7 +96,7 @@ def sockets(folder):
 
 
 @pytest.mark.parametrize("name", ["folder", "minilm", "folder, offline", "minilm, offline"])
-def test_a_model_that_is_here_needs_no_socket(runs, name):
+def test_a_local_model_needs_no_socket(runs, name):
     folder = runs[name]
     assert sockets(folder) == []
     assert [(folder / said).read_text() for said in ("code", "out", "err")] == ["0", "", ""]
@@ -107,7 +107,7 @@ def test_a_model_that_is_here_needs_no_socket(runs, name):
 @pytest.mark.parametrize(
     ("name", "reason"), [("not here, offline", "--offline"), ("no network", "cannot be downloaded")]
 )
-def test_a_model_that_cannot_be_had_is_an_error_that_says_why_and_what_to_do(runs, name, reason):
+def test_an_unavailable_model_is_an_error_with_reason_and_hint(runs, name, reason):
     folder = runs[name]
     # That sockets are asked for without --offline shows that the watch sees what a library does.
     assert (sockets(folder) != []) == (name == "no network")

@@ -232,7 +232,7 @@ def assert_vectors(out: Any, name: str, expected: Expected) -> None:
 
 
 @pytest.mark.parametrize("name", FINISHED)
-def test_a_finished_output_is_read_as_what_transformers_gives_for_each_text(name, stored, expected):
+def test_a_finished_output_reads_as_the_vectors_of_transformers(name, stored, expected):
     out = embedkit.read(name)
     assert_vectors(out, name, expected)
     if "--group-by" not in FINISHED[name]:
@@ -248,7 +248,7 @@ WITH_KEPT = [name for name, options in FINISHED.items() if "--keep" in options a
 
 
 @pytest.mark.parametrize("name", WITH_KEPT)
-def test_kept_columns_are_those_of_the_input_to_the_type(name, stored):
+def test_kept_columns_keep_values_and_types_of_the_input(name, stored):
     table = embedkit.read(name).table
     words = FINISHED[name].split()
     kept = [words[place + 1] for place, word in enumerate(words) if word == "--keep"]
@@ -284,7 +284,7 @@ RECOMPUTED = (
 
 
 @pytest.mark.parametrize("name", RECOMPUTED)
-def test_vectors_of_a_finished_output_are_those_that_are_computed_again(name, stored, embedkit_cli):
+def test_recomputed_vectors_equal_those_of_a_finished_output(name, stored, embedkit_cli):
     # What plan.json says of the model's place is not so here.
     given = ("--model", "model", "--input", FINISHED[name].split()[0])
     ran = embedkit_cli("verify", name, "--resample", 6, *given)
@@ -328,7 +328,7 @@ def done(said: str) -> dict[str, Any]:
         ("manifest.json", ("verify", "inspect", "report")),
     ],
 )
-def test_a_newer_version_is_refused_by_name_with_the_way_out(file, commands, previous, embedkit_cli):
+def test_a_newer_format_version_is_rejected_with_a_hint(file, commands, previous, embedkit_cli):
     name = "shards-parquet"
     path = Path(name, file)
     path.write_bytes(dump_checksummed({**load_checksummed(path.read_bytes()), "version": 2}))
@@ -349,7 +349,7 @@ def test_a_newer_version_is_refused_by_name_with_the_way_out(file, commands, pre
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_an_unfinished_output_is_not_taken_for_a_whole_one(name, stored, embedkit_cli):
+def test_an_unfinished_output_is_reported_as_unfinished(name, stored, embedkit_cli):
     run = UNFINISHED[name]
     folder = Path(run.folder)
     assert len(list(folder.glob("commits/*.json"))) == run.done
@@ -363,7 +363,7 @@ def test_an_unfinished_output_is_not_taken_for_a_whole_one(name, stored, embedki
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if "bf16" in name else needs_compiler) for name in UNFINISHED]
 )
-def test_an_unfinished_output_is_finished_by_its_missing_shards_alone(name, previous, expected, embedkit_cli):
+def test_resuming_computes_only_the_missing_shards(name, previous, expected, embedkit_cli):
     run = UNFINISHED[name]
     folder, before = previous / run.folder, state_of(previous)
     numbers = sorted(path.stem for path in folder.glob("commits/*.json"))
@@ -395,7 +395,7 @@ def test_an_unfinished_output_is_finished_by_its_missing_shards_alone(name, prev
         assert out.table.equals(embedkit.read(whole[name]).table)
 
 
-def test_an_output_that_is_being_replaced_is_still_the_former_one(stored, expected, embedkit_cli):
+def test_an_output_being_replaced_still_reads_as_the_old_one(stored, expected, embedkit_cli):
     (name,) = FINISHED_FIRST
     assert embedkit_cli("verify", name).code == 0
     assert embedkit.read(name).table.num_rows == SHARD_ROWS
@@ -429,7 +429,7 @@ def test_a_finished_sweep_is_resumed_with_nothing_to_do(previous, embedkit_cli):
 
 
 @needs_compiler
-def test_a_sweep_without_its_summary_is_judged_again_on_its_vectors(previous, embedkit_cli):
+def test_a_sweep_without_its_summary_is_evaluated_again(previous, embedkit_cli):
     was = pq.read_table("sweep/results.parquet")
     Path("sweep/summary.json").unlink()  # it is written last
     before = state_of(previous / "sweep/vectors")
@@ -441,7 +441,7 @@ def test_a_sweep_without_its_summary_is_judged_again_on_its_vectors(previous, em
     assert np.allclose(now["accuracy"], was["accuracy"])
 
 
-def test_a_report_is_written_of_former_outputs_and_sweeps(previous, embedkit_cli):
+def test_a_report_reads_previous_outputs_and_sweeps(previous, embedkit_cli):
     pytest.importorskip("plotly", reason="in the report extra")
     ran = embedkit_cli("report", "shards-parquet", "float16.npy", "sweep", "-o", "page.html")
     assert (ran.code, Path("page.html").stat().st_size > 0) == (0, True), ran.err

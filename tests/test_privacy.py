@@ -98,7 +98,7 @@ def asked(case: Case) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
-def test_no_table_of_the_list_leaves_its_texts_anywhere(encode: Cli, places: Places, name: str) -> None:
+def test_no_listed_table_leaves_its_texts_anywhere(encode: Cli, places: Places, name: str) -> None:
     for number, case in enumerate(CASES[name]):
         for path in places.table.iterdir():
             path.unlink()
@@ -124,7 +124,7 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("kind", [ValueError, UnicodeEncodeError, MemoryError, PanicException])
 @pytest.mark.parametrize("stage", ["tokenize_shard", "finish_shard", "_write"])
-def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
+def test_an_internal_error_in_any_thread_shows_no_text(
     encode: Cli,
     places: Places,
     notes_table: Path,
@@ -147,7 +147,7 @@ def test_a_fault_of_embedkit_in_any_thread_tells_no_text(
 @pytest.mark.skipif(sys.platform != "linux", reason="tells paths of open files by /proc")
 @pytest.mark.parametrize("kind", ["open", "write", "torn", "fsync", "rename", "mkdir", "unlink"])
 @pytest.mark.parametrize("output", ["out", "out.jsonl"])
-def test_no_fault_of_a_disk_tells_or_leaves_a_text(
+def test_a_disk_error_neither_shows_nor_leaves_a_text(
     encode: Cli, places: Places, notes_table: Path, kind: str, output: str
 ) -> None:
     for allowed in (0, 1, 3):
@@ -157,7 +157,7 @@ def test_no_fault_of_a_disk_tells_or_leaves_a_text(
         assert places.hits(ran) == []
 
 
-def test_an_input_that_changes_or_is_too_long_tells_no_text(
+def test_an_input_that_changes_or_is_too_long_shows_no_text(
     encode: Cli, places: Places, notes_table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = encode(*command(places, "--on-long", "error", "--max-length", "5"))
@@ -200,7 +200,7 @@ def test_a_crash_leaves_no_core_file_and_no_text_in_the_stack(
     assert places.hits(Ran(0, said, "")) == []
 
 
-def test_the_rejects_that_are_listed_say_where_and_why_alone(encode: Cli, places: Places) -> None:
+def test_listed_rejects_hold_only_position_and_reason(encode: Cli, places: Places) -> None:
     (places.table / "t.jsonl").write_text(f'{{"text": "{MARK}"}}\n{{"text": ["{MARK}"]}}\n')
     ran = encode(*command(places, "--on-bad-row", "skip"))
     assert (ran.code, places.hits(ran)) == (0, [])

@@ -40,7 +40,7 @@ def test_the_commands_are_these():
     assert set(COMMANDS) == {"encode", "plan", "fit", "sweep", "verify", "inspect", "report", "doctor"}
 
 
-def test_encoder_takes_the_options_of_encode_by_the_same_names_and_defaults():
+def test_encoder_arguments_have_the_names_and_defaults_of_encode_options():
     arguments = inspect.signature(embedkit.Encoder).parameters
     assert set(arguments) == set(OPTIONS) - NOT_OF_ENCODER
     configs = {

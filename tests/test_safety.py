@@ -63,7 +63,7 @@ def bombs(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_file_that_grows_a_thousandfold_is_refused_by_its_name_and_the_option_that_allows_it(bombs):
+def test_a_decompression_bomb_is_rejected_with_its_name_and_the_option_that_allows_it(bombs):
     with pytest.raises(InputError, match=r"b\.csv\.zst: decompresses to more than 1,000 times its size") as caught:
         rows_of(bombs / "b.csv.zst")
     assert "--max-expansion" in caught.value.hint
@@ -80,7 +80,7 @@ def test_the_limits_can_be_set_both_ways(bombs, monkeypatch):
     assert "--max-decompressed-gb" in caught.value.hint
 
 
-def test_a_bomb_on_stdin_and_one_that_parquet_would_hold_in_memory_are_refused(bombs, tmp_path):
+def test_a_bomb_on_stdin_and_one_in_parquet_pages_are_rejected(bombs, tmp_path):
     piped = open_table(InputConfig(("-",), format="csv"), stdin=io.BytesIO((bombs / "b.csv.zst").read_bytes()))
     with pytest.raises(InputError, match="-: decompresses to more than"):
         list(piped.records())
@@ -89,7 +89,7 @@ def test_a_bomb_on_stdin_and_one_that_parquet_would_hold_in_memory_are_refused(b
         rows_of(tmp_path / "b.parquet.zst")
 
 
-def test_a_parquet_file_whose_own_compression_hides_a_bomb_is_refused(tmp_path):
+def test_a_parquet_file_whose_own_compression_hides_a_bomb_is_rejected(tmp_path):
     texts = pa.table({"text": ["pain " * 20_000] * 800})
     for compression, refused in (("zstd", True), ("none", False)):
         pq.write_table(texts, tmp_path / "b.parquet", compression=compression, use_dictionary=False)
@@ -149,7 +149,7 @@ def test_a_link_that_appears_between_two_shards_is_not_followed(tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_link_on_the_way_to_the_output_is_the_users_own(encode, tmp_path):
+def test_a_link_in_the_path_of_the_output_is_followed(encode, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "here").symlink_to(tmp_path / "disk")
     assert encode(NOTES, "-o", tmp_path / "here/out", "--limit", 2).code == 0
@@ -170,7 +170,7 @@ def modes(folder: Path) -> set[tuple[str, int]]:
     [(0o022, (), 0o644, 0o755), (0o027, (), 0o640, 0o750), (0o022, ("--private",), 0o600, 0o700)],
     ids=["umask 022", "umask 027", "private"],
 )
-def test_new_files_follow_the_umask_or_are_the_users_alone(encode, tmp_path, umask, options, file, folder):
+def test_new_files_follow_the_umask_or_are_private(encode, tmp_path, umask, options, file, folder):
     before = os.umask(umask)
     try:
         (tmp_path / "place").mkdir(0o700)
@@ -198,19 +198,19 @@ def test_new_files_follow_the_umask_or_are_the_users_alone(encode, tmp_path, uma
     ],
     ids=json.dumps,
 )
-def test_a_config_that_names_an_attention_to_be_fetched_is_refused(encode, bert, tmp_path, values):
+def test_a_config_that_names_a_downloadable_attention_is_rejected(encode, bert, tmp_path, values):
     ran = encode(NOTES, "-o", tmp_path / "out", "-m", edited(bert, tmp_path / "model", **values))
     assert (ran.code, "would be downloaded as code" in ran.err) == (4, True), ran.err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", None])
-def test_an_attention_of_transformers_own_is_taken(bert, tmp_path, name):
+def test_a_builtin_attention_of_transformers_is_accepted(bert, tmp_path, name):
     model = edited(bert, tmp_path / "model", _attn_implementation=name)
     assert embedkit.Encoder(model).encode(["a cat"]).shape == (1, 32)
 
 
-def test_a_pickle_of_tensors_is_read_with_a_word_and_gives_the_same_vectors(bert, pickled):
+def test_a_pickle_of_tensors_is_read_with_a_notice_and_gives_the_same_vectors(bert, pickled):
     by_pickle, by_safetensors = embedkit.Encoder(pickled), embedkit.Encoder(bert)
     assert (by_pickle.encode(["a cat"]) == by_safetensors.encode(["a cat"])).all()
     assert [notice for notice in by_pickle.notices if "pickle" in notice and "safetensors" in notice]
@@ -227,7 +227,7 @@ class Runs:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_the_code_not_run(encode, pickled, tmp_path):
+def test_a_pickle_with_code_is_rejected_and_the_code_not_run(encode, pickled, tmp_path):
     torch.save({"weight": Runs(tmp_path / "ran")}, pickled / "pytorch_model.bin")
     ran = encode(NOTES, "-o", tmp_path / "out", "-m", pickled)
     assert (ran.code, len(ran.told)) == (4, 2), ran.err

@@ -24,10 +24,10 @@ def test_a_mistyped_name_finds_the_known_one(typed, names, meant):
     assert closest_names(typed, names, synonyms=SYNONYMS) == meant
 
 
-def test_a_synonym_of_a_name_that_is_not_there_is_not_proposed():
+def test_a_synonym_of_an_absent_name_is_not_suggested():
     assert closest_names("float16", ("fp32",), synonyms=SYNONYMS) == ()
 
 
-def test_the_hint_names_what_was_meant_or_says_the_other_way_out():
+def test_the_hint_names_the_closest_name_or_the_alternative():
     assert did_you_mean("maen", ["mean", "max"], "choose one", prefix="--pool ") == "did you mean --pool mean?"
     assert did_you_mean("xyzzy", ["mean", "max"], "choose one") == "choose one"

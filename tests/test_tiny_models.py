@@ -99,9 +99,7 @@ def test_a_folder_loads_with_plain_transformers(model_type: str, folders: dict[s
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_special_tokens_stand_where_the_real_model_has_them(
-    model_type: str, folders: dict[str, TinyModel]
-) -> None:
+def test_special_tokens_are_where_the_real_model_has_them(model_type: str, folders: dict[str, TinyModel]) -> None:
     tokenizer, model = load(folders[model_type])
     before, after, pad_id = FRAMES[model_type]
     body = tokenizer.tokenize(TEXT)
@@ -118,7 +116,7 @@ def test_special_tokens_stand_where_the_real_model_has_them(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_length_limit_is_what_the_files_say(model_type: str, folders: dict[str, TinyModel]) -> None:
+def test_the_length_limit_is_that_of_the_files(model_type: str, folders: dict[str, TinyModel]) -> None:
     tiny = folders[model_type]
     tokenizer, model = load(tiny)
     stated = tokenizer.model_max_length
@@ -159,7 +157,7 @@ def test_every_layer_changes_the_hidden_states(model_type: str, folders: dict[st
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_fault_in_positions_would_be_seen(model_type: str, folders: dict[str, TinyModel]) -> None:
+def test_wrong_positions_change_the_states(model_type: str, folders: dict[str, TinyModel]) -> None:
     tokenizer, model = load(folders[model_type])
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     turned = ids.flip(1)
@@ -168,7 +166,7 @@ def test_a_fault_in_positions_would_be_seen(model_type: str, folders: dict[str, 
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_fault_in_the_mask_would_be_seen(model_type: str, folders: dict[str, TinyModel]) -> None:
+def test_a_wrong_mask_changes_the_states(model_type: str, folders: dict[str, TinyModel]) -> None:
     tokenizer, model = load(folders[model_type])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2, as everyone does
@@ -187,7 +185,7 @@ def test_a_fault_in_the_mask_would_be_seen(model_type: str, folders: dict[str, T
 
 
 @pytest.mark.parametrize("model_type", ["bert", "albert", "electra", "xlnet"])
-def test_a_fault_in_token_types_would_be_seen(model_type: str, folders: dict[str, TinyModel]) -> None:
+def test_wrong_token_types_change_the_states(model_type: str, folders: dict[str, TinyModel]) -> None:
     tokenizer, model = load(folders[model_type])
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     zeros, mixed = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -230,7 +228,7 @@ def test_the_same_seed_gives_the_same_files(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_texts_are_shorter_and_far_longer_than_the_limit(
+def test_some_texts_are_shorter_and_some_far_longer_than_the_limit(
     model_type: str, folders: dict[str, TinyModel]
 ) -> None:
     tiny = folders[model_type]
@@ -244,7 +242,7 @@ def test_the_texts_are_shorter_and_far_longer_than_the_limit(
     assert len(set(TEXTS)) == len(TEXTS) - 1  # one text comes twice
 
 
-def test_the_bio_clinicalbert_layout_is_three_files_and_no_word_on_casing(tmp_path: Path) -> None:
+def test_the_bio_clinicalbert_layout_is_three_files_without_casing(tmp_path: Path) -> None:
     folder = make_bio_clinicalbert_layout(tmp_path / "model")
     assert {path.name for path in folder.iterdir()} == {"config.json", "vocab.txt", "pytorch_model.bin"}
     vocab = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]

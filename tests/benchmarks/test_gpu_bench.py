@@ -52,7 +52,7 @@ def near(number, other):
     return math.isclose(number, other, rel_tol=1e-9)
 
 
-def test_rates_are_tokens_by_seconds_and_shares_are_rates_by_the_limit(found):
+def test_rates_are_tokens_per_second_and_shares_are_of_the_limit(found):
     for model in found["models"].values():
         limit = model["limit"]["tokens_per_second"]
         assert near(limit, model["limit"]["largest_flop_per_second"] / model["flop_a_token"])
@@ -76,7 +76,7 @@ def test_rates_are_tokens_by_seconds_and_shares_are_rates_by_the_limit(found):
         assert 0 < model["profile"]["busy_share"] <= 1
 
 
-def test_other_ways_to_run_the_forward_passes_are_told_beside_the_usual_one(found):
+def test_other_ways_to_run_forward_passes_are_compared_with_the_default(found):
     told = found["models"]["bert-base"]["ways"]
     others = [f"{size} tokens a batch" for size in (1024, 4096) if size != told["batch_tokens"]]
     assert list(told["tokens_per_second"]) == ["usual", *others]
@@ -85,7 +85,7 @@ def test_other_ways_to_run_the_forward_passes_are_told_beside_the_usual_one(foun
         assert near(of, n_tokens / np.median(told["seconds"][way]))
 
 
-def test_vectors_are_held_against_plain_transformers_and_bytes_against_each_other(found):
+def test_vectors_are_compared_with_transformers_and_bytes_with_each_other(found):
     base = found["models"]["bert-base"]
     # fp32 on both sides; texts of other rows are other vectors, so a cosine near 1 says something.
     assert base["cosine_to_fp32"]["least"] > 0.999999
@@ -97,7 +97,7 @@ def test_vectors_are_held_against_plain_transformers_and_bytes_against_each_othe
     assert near(both["times"], both["tokens_per_second_of_two"] / both["tokens_per_second_of_one"])
 
 
-def test_the_goals_are_told_beside_what_was_found(found):
+def test_the_goals_are_listed_with_the_results(found):
     aims = {goal["what"]: goal for goal in found["goals"]}
     speed = aims["tokens/s from JSON Lines to Parquet"]
     assert speed["found"] == found["models"]["bert-base"]["end_to_end"]["tokens_per_second"]
@@ -108,14 +108,14 @@ def test_the_goals_are_told_beside_what_was_found(found):
     assert found["machine"]["driver"] is None
 
 
-def test_a_python_that_lacks_something_is_told_in_one_line(monkeypatch):
+def test_missing_packages_are_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(needs, "find_spec", lambda name: None if name in {"torch", "pytest"} else name)
     with pytest.raises(SystemExit, match=r"^error: .* lacks torch, pytest\nhint: .*PYTHON=") as refused:
         needs.refuse_without(("pytest",))
     assert str(refused.value).count("\n") == 1
 
 
-def test_small_dependencies_are_stood_in_for_and_said(monkeypatch):
+def test_stand_ins_for_small_dependencies_are_reported(monkeypatch):
     monkeypatch.setattr(needs, "find_spec", lambda name: None if name == "orjson" else name)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert needs.refuse_without().startswith("orjson: not installed")
@@ -133,11 +133,11 @@ def test_small_dependencies_are_stood_in_for_and_said(monkeypatch):
         (Goal("", 3.0, None), "not measured"),
     ],
 )
-def test_a_goal_says_by_how_much_it_was_missed(goal, verdict):
+def test_a_goal_shows_by_how_much_it_was_missed(goal, verdict):
     assert goal.verdict == verdict
 
 
-def test_what_there_is_no_time_for_is_left_out_and_named():
+def test_parts_without_time_are_left_out_and_named():
     clock = Clock(limit=0.0)
     assert not clock.allows(5, "the profile")
     assert clock.rounds({"work": lambda: pytest.fail("begun")}, rounds=5, budget=9, what="rounds") == {"work": []}
@@ -145,7 +145,7 @@ def test_what_there_is_no_time_for_is_left_out_and_named():
 
 
 @pytest.mark.parametrize("limit", [0.0, 600.0])
-def test_without_time_for_a_round_all_is_left_out_and_told(limit, tmp_path, monkeypatch):
+def test_without_time_for_a_round_all_parts_are_left_out_and_named(limit, tmp_path, monkeypatch):
     monkeypatch.setattr(Clock, "rounds", lambda *_, **__: {"end_to_end": [], "forward": []})
     measuring = Measuring("cpu", tmp_path, limit, 5, small=True)
     measuring.all()
@@ -156,7 +156,7 @@ def test_without_time_for_a_round_all_is_left_out_and_told(limit, tmp_path, monk
     assert ("bert-base, whole" in measuring.table()) == (limit == 0)
 
 
-def test_rounds_are_in_turn_and_the_first_is_for_caches():
+def test_rounds_alternate_and_the_first_warms_caches():
     order: list[str] = []
     works = {name: (lambda name=name: order.append(name) or float(len(order))) for name in "ab"}
     assert Clock(limit=60).rounds(works, rounds=2, budget=60, what="") == {"a": [3, 5], "b": [4, 6]}

@@ -54,7 +54,7 @@ def refused(ran, code=USAGE):
         (["--keep", "a", "--keep", "b", "--text-column", "t", "--text-column", "u"], None),
     ],
 )
-def test_an_option_that_makes_a_list_is_joined_and_a_flag_may_be_repeated(config_of, arguments, once):
+def test_a_repeated_list_option_is_joined_and_a_flag_may_be_repeated(config_of, arguments, once):
     config = config_of("notes.csv", *arguments)
     if once is None:
         assert (config.input.keep, config.input.text_columns) == (("a", "b"), ("t", "u"))
@@ -80,7 +80,7 @@ def test_an_option_that_makes_a_list_is_joined_and_a_flag_may_be_repeated(config
         ("encode a.csv --config a.toml --config b.toml", "--config", "'a.toml' and 'b.toml'"),
     ],
 )
-def test_another_option_that_is_given_twice_is_refused_with_its_values(embedkit_cli, command, named, values):
+def test_another_repeated_option_is_rejected_with_its_values(embedkit_cli, command, named, values):
     error, _ = refused(embedkit_cli(*command.split()))
     assert error == f"error: {named} is given 2 times: {values}"
 
@@ -101,7 +101,7 @@ def test_another_option_that_is_given_twice_is_refused_with_its_values(embedkit_
         (["--pool"], "'--pool' requires an argument", "encode --help"),
     ],
 )
-def test_what_would_be_read_as_something_else_is_refused(embedkit_cli, arguments, told, way_out):
+def test_an_ambiguous_form_is_rejected(embedkit_cli, arguments, told, way_out):
     error, hint = refused(embedkit_cli("encode", "a.csv", *arguments))
     assert told in error
     assert way_out in hint
@@ -123,7 +123,7 @@ def test_what_would_be_read_as_something_else_is_refused(embedkit_cli, arguments
         ),
     ],
 )
-def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, command, told):
+def test_an_option_without_effect_is_rejected(embedkit_cli, bert, command, told):
     assert told in refused(embedkit_cli(*(word.replace("$bert", str(bert)) for word in command.split())))[0]
 
 
@@ -178,13 +178,13 @@ def test_an_option_that_would_have_no_effect_is_refused(embedkit_cli, bert, comm
         ("encode a.csv --group-by a --group-pool average", "--group-pool mean?"),
     ],
 )
-def test_a_mistyped_option_command_or_value_is_told_what_it_was_meant_to_be(embedkit_cli, command, meant):
+def test_a_mistyped_option_command_or_value_gets_a_suggestion(embedkit_cli, command, meant):
     _, hint = refused(embedkit_cli(*command.split()))
     assert meant in hint
 
 
 @pytest.mark.parametrize("command", ["encode a.csv --seed 3", "encode a.csv --cache-dir x"])
-def test_an_option_that_is_like_none_is_told_no_other(embedkit_cli, command):
+def test_an_option_similar_to_none_gets_no_suggestion(embedkit_cli, command):
     _, hint = refused(embedkit_cli(*command.split()))
     assert hint == "hint: `embedkit encode --help` lists all options"
 
@@ -205,7 +205,7 @@ def test_an_option_that_is_like_none_is_told_no_other(embedkit_cli, command):
         ("fit a.csv --pooler pca:2 -o p.safetensors --seed -1", "--seed", "from 0"),
     ],
 )
-def test_a_number_that_cannot_be_used_is_told_what_can(embedkit_cli, command, option, way_out):
+def test_the_error_of_a_bad_number_names_allowed_ones(embedkit_cli, command, option, way_out):
     error, hint = refused(embedkit_cli(*command.split()))
     assert error.startswith(f"error: {option} cannot be ")
     assert way_out in hint
@@ -219,30 +219,30 @@ def test_a_number_that_cannot_be_used_is_told_what_can(embedkit_cli, command, op
         *("sweep a.csv --label x -o ''", "report out -o ''", "verify out --resample 1 --input ''"),
     ],
 )
-def test_an_empty_name_of_a_file_is_told_as_that(embedkit_cli, command):
+def test_an_empty_file_name_is_rejected_as_empty(embedkit_cli, command):
     error, hint = refused(embedkit_cli(*shlex.split(command)))
     assert error.endswith(" is empty")
     assert "a shell variable may be unset" in hint
 
 
 @pytest.mark.parametrize("option", ["--id-column", "--keep", "--group-by"])
-def test_an_empty_name_of_a_column_is_no_default(encode, tmp_path, option):
+def test_an_empty_column_name_does_not_mean_the_default(encode, tmp_path, option):
     error, _ = refused(encode(NOTES, option, "", "-o", tmp_path / "out"), code=3)
     assert "there is no column (no name)" in error
 
 
-def test_a_sweep_by_an_empty_group_is_refused_and_so_is_one_to_stdout(embedkit_cli, bert, tmp_path):
+def test_a_sweep_with_an_empty_group_or_to_stdout_is_rejected(embedkit_cli, bert, tmp_path):
     swept = ("sweep", NOTES, "-m", bert, "--label", "label")
     assert "(no name)" in refused(embedkit_cli(*swept, "--group", "", "-o", tmp_path / "out"), code=3)[0]
     assert "not to stdout" in refused(embedkit_cli(*swept, "-o", "-"))[0]
 
 
-def test_a_device_that_is_not_there_is_refused_though_no_shard_is_left_for_it(encode, tmp_path):
+def test_a_missing_device_is_rejected_even_if_no_shard_is_left(encode, tmp_path):
     error, _ = refused(encode(NOTES, "--limit", 2, "--device", "cpu,cuda:99", "-o", tmp_path / "out"))
     assert error == "error: there is no device 'cuda:99' here"
 
 
-def test_a_prompt_that_fills_the_window_is_refused(encode, tmp_path):
+def test_a_prompt_that_fills_the_window_is_rejected(encode, tmp_path):
     error, hint = refused(encode(NOTES, "--limit", 2, "--prompt", "a " * 100, "-o", tmp_path / "out"))
     assert "leaves no room for a text in 64" in error
     assert "--prompt" in hint
@@ -262,7 +262,7 @@ def test_a_prompt_that_fills_the_window_is_refused(encode, tmp_path):
         ("out.parquet.gz", "folder of that name"),
     ],
 )
-def test_the_name_of_a_file_that_embedkit_does_not_write_makes_no_folder(encode, tmp_path, name, way_out):
+def test_the_name_of_an_unsupported_file_makes_no_folder(encode, tmp_path, name, way_out):
     error, hint = refused(encode(NOTES, "-o", tmp_path / name))
     assert f"{name}: this command does not write ." in error
     assert way_out in hint
@@ -286,7 +286,7 @@ def test_a_uri_or_a_suffix_without_a_name_makes_no_folder(encode, tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["v1.2", "run.2024", "notes.embeddings", "out.final", "out.db/", "out.parquet/"])
-def test_a_name_with_a_dot_or_a_slash_at_its_end_is_a_folders(encode, tmp_path, name):
+def test_a_name_that_ends_in_a_dot_or_a_slash_is_a_folder(encode, tmp_path, name):
     assert encode(NOTES, "--limit", 1, "-o", f"{tmp_path}/{name}").code == 0
     assert (tmp_path / name / "manifest.json").exists()
 
@@ -302,7 +302,7 @@ def test_a_name_with_a_dot_or_a_slash_at_its_end_is_a_folders(encode, tmp_path, 
         "encode a.csv -o out.parquet --output-format npy",
     ],
 )
-def test_other_commands_refuse_names_of_files_that_they_do_not_write(embedkit_cli, command):
+def test_other_commands_reject_names_of_unsupported_files(embedkit_cli, command):
     refused(embedkit_cli(*command.split()))
 
 
@@ -317,13 +317,13 @@ def test_other_commands_refuse_names_of_files_that_they_do_not_write(embedkit_cl
         ("a.csv.csv", "a.csv.embeddings"),
     ],
 )
-def test_an_output_is_called_after_its_input_without_the_suffixes_of_tables(name, output):
+def test_the_default_output_is_the_input_name_without_table_suffixes(name, output):
     assert default_output([name]) == output
 
 
 @pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy", "out.jsonl", "groups"])
 @pytest.mark.parametrize("on_exists", ["error", "resume"])
-def test_no_hint_offers_to_overwrite_the_output_of_another_input(encode, tmp_path, output, on_exists):
+def test_no_hint_suggests_overwriting_the_output_of_another_input(encode, tmp_path, output, on_exists):
     options = ("--group-by", "patient") if output == "groups" else ()
     for folder in ("data", "old"):
         (tmp_path / folder).mkdir()
@@ -362,7 +362,7 @@ def test_no_hint_offers_to_overwrite_the_output_of_another_input(encode, tmp_pat
         ('\ufeffpool = "mean"', ["--pool", "mean"]),
     ],
 )
-def test_a_config_file_takes_lists_numbers_and_booleans_as_toml_has_them(config_of, tmp_path, toml, flags):
+def test_a_config_file_takes_lists_numbers_and_booleans_of_toml(config_of, tmp_path, toml, flags):
     (tmp_path / "run.toml").write_text(toml, encoding="utf-8")
     assert config_of("notes.csv", "--config", tmp_path / "run.toml") == config_of("notes.csv", *flags)
 
@@ -398,14 +398,14 @@ def test_a_config_file_may_name_the_input(config_of, tmp_path):
         ("max-length = 3\nmax_length = 4", "max_length twice", "leave out one"),
     ],
 )
-def test_a_config_file_is_told_its_mistakes_by_key_and_type(embedkit_cli, tmp_path, toml, told, way_out):
+def test_errors_in_a_config_file_name_key_and_type(embedkit_cli, tmp_path, toml, told, way_out):
     (tmp_path / "run.toml").write_text(toml)
     error, hint = refused(embedkit_cli("encode", "a.csv", "--config", tmp_path / "run.toml"))
     assert told in error
     assert way_out in hint
 
 
-def test_a_value_that_is_no_text_is_refused_and_bytes_of_a_files_name_are_shown(embedkit_cli, encode, tmp_path):
+def test_a_value_that_is_not_utf8_is_rejected_and_such_file_names_are_shown(embedkit_cli, encode, tmp_path):
     error, _ = refused(embedkit_cli("encode", "a.csv", "--prompt", "caf\udce9"))
     assert "--prompt is not UTF-8" in error
     for arguments in (["-o", "caf\udce9"], ["-m", "caf\udce9"]):

@@ -55,7 +55,7 @@ def machine(monkeypatch, embedkit_cli):
 H200 = ("NVIDIA H200", 9, 0, 140)
 
 
-def test_a_card_with_all_it_takes_lacks_nothing(machine):
+def test_a_gpu_with_all_packages_lacks_nothing(machine):
     has, lacks = machine([H200, ("NVIDIA A10G", 8, 6, 22)], there={*ALL, "flash_attn_interface"})
     assert "cuda:0     NVIDIA H200, compute capability 9.0, 140 GiB, bf16\n" in has
     assert "cuda:1     NVIDIA A10G, compute capability 8.6, 22 GiB, bf16\n" in has
@@ -65,7 +65,7 @@ def test_a_card_with_all_it_takes_lacks_nothing(machine):
     assert lacks == ""
 
 
-def test_without_a_card_nothing_is_missing(machine):
+def test_without_a_gpu_nothing_is_missing(machine):
     has, lacks = machine(cuda=None, driver=None)
     assert "no GPU: --device auto means cpu" in has
     assert lacks == ""
@@ -80,7 +80,7 @@ def test_without_a_card_nothing_is_missing(machine):
         ({}, "torch finds no GPU", "nvidia-smi"),
     ],
 )
-def test_it_says_why_torch_sees_no_card_although_there_is_a_driver(machine, asked, what, way_out):
+def test_it_explains_why_torch_finds_no_gpu_despite_a_driver(machine, asked, what, way_out):
     has, lacks = machine(**asked)
     assert "no GPU" in has
     found, out = lacks.splitlines()
@@ -98,18 +98,18 @@ def test_it_says_why_torch_sees_no_card_although_there_is_a_driver(machine, aske
         ({"cards": [("B200", 10, 0, 180)], "code": ["sm_90a"]}, "not built for cuda:0", "newer one"),
     ],
 )
-def test_it_says_what_is_missing_beside_a_card(machine, asked, what, way_out):
+def test_it_lists_what_a_gpu_lacks(machine, asked, what, way_out):
     _, lacks = machine(**{"cards": [H200], **asked})
     found, out = lacks.splitlines()
     assert what in found
     assert way_out in out
 
 
-def test_a_later_card_runs_what_the_driver_makes_for_it(machine):
+def test_a_later_gpu_runs_code_that_the_driver_compiles(machine):
     assert machine([("B200", 10, 0, 180)], code=["sm_80", "compute_90"])[1] == ""
 
 
-def test_a_machine_tells_what_its_processor_has(machine, monkeypatch):
+def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     has, _ = machine(cuda=None, driver=None)

@@ -47,9 +47,7 @@ def as_jsonl(notes, tmp_path):
         ("out.parquet", ("--output-format", "parquet", "--shard-rows", 8)),
     ],
 )
-def test_every_output_holds_the_ids_and_the_numbers_that_the_python_class_gives(
-    encode, notes, tmp_path, output, options
-):
+def test_every_output_holds_the_ids_and_vectors_of_the_python_class(encode, notes, tmp_path, output, options):
     ran = encode(NOTES, "-o", tmp_path / output, *options)
     assert (ran.code, ran.out) == (0, ""), ran.err
     found = embedkit.read(tmp_path / output)
@@ -67,7 +65,7 @@ def test_stdout_is_json_lines_with_the_same_bytes_as_a_jsonl_file(encode, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["notes.csv", "notes.csv.gz"])
-def test_without_o_the_vectors_lie_in_a_folder_named_after_the_input(encode, tmp_path, monkeypatch, name):
+def test_without_o_the_output_is_a_folder_named_after_the_input(encode, tmp_path, monkeypatch, name):
     content = NOTES.read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     monkeypatch.chdir(tmp_path)
@@ -77,7 +75,7 @@ def test_without_o_the_vectors_lie_in_a_folder_named_after_the_input(encode, tmp
     assert ran.told[0].startswith("notes.embeddings: 3 rows")
 
 
-def test_a_row_keeps_its_place_its_zeros_and_says_what_became_of_its_text(encode, notes, tmp_path):
+def test_a_row_keeps_its_position_its_id_and_has_a_receipt(encode, notes, tmp_path):
     assert encode(NOTES, "-o", tmp_path / "out.parquet").code == 0
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column_names == ["id", "n_tokens", "n_used", "n_chunks", "status", "embedding"]
@@ -118,7 +116,7 @@ def test_the_text_is_what_the_options_make_of_a_row(encode, notes, bert, tmp_pat
     np.testing.assert_allclose(found, expected[~np.isnan(expected).any(axis=1)], rtol=0, atol=1e-5)
 
 
-def test_kept_columns_go_along_and_the_text_only_when_it_is_named(encode, notes, tmp_path):
+def test_kept_columns_are_copied_and_the_text_only_if_named(encode, notes, tmp_path):
     assert encode(NOTES, "-o", tmp_path / "a", "--keep", "label", "--keep", "patient_id").code == 0
     table = embedkit.read(tmp_path / "a").table
     for name in ("label", "patient_id"):
@@ -140,7 +138,7 @@ def test_limit_takes_the_first_rows_and_ids_come_from_the_column_named(encode, t
     assert embedkit.read(tmp_path / "out").ids == ids
 
 
-def test_no_row_at_all_is_an_output_of_no_rows(encode, tmp_path):
+def test_an_empty_table_gives_an_output_without_rows(encode, tmp_path):
     assert encode(NOTES, "-o", tmp_path / "out", "--limit", 0).code == 0
     assert embedkit.read(tmp_path / "out").vectors.shape == (0, 32)
 
@@ -224,7 +222,7 @@ def test_vectors_are_normalised_then_cut(encode, notes, tmp_path):
 
 @pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy", "out.arrow"])
 @pytest.mark.parametrize("precision", ["float16", "int8", "binary"])
-def test_fewer_bits_are_read_back_as_near_as_they_can_be(encode, notes, tmp_path, precision, output):
+def test_lower_precision_is_read_back_within_its_rounding(encode, notes, tmp_path, precision, output):
     found = vectors_of(encode(NOTES, "-o", tmp_path / output, "--precision", precision), tmp_path / output)
     expected, steps = {
         "float16": (notes.vectors.astype(np.float16), 0),
@@ -235,7 +233,7 @@ def test_fewer_bits_are_read_back_as_near_as_they_can_be(encode, notes, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["int8", "binary"])
-def test_whole_numbers_in_json_lines_are_never_taken_for_the_vectors(encode, tmp_path, precision):
+def test_integers_in_json_lines_are_not_read_as_vectors(encode, tmp_path, precision):
     # One .jsonl file has no place for the ranges or the bits that make vectors of them again.
     ran = encode(NOTES, "-o", tmp_path / "out.jsonl", "--precision", precision)
     if ran.code == 0:
@@ -245,7 +243,7 @@ def test_whole_numbers_in_json_lines_are_never_taken_for_the_vectors(encode, tmp
         assert ran.code == 2
 
 
-def test_layers_of_a_model_that_names_its_sizes_otherwise_work_as_well(embedkit_cli, tmp_path):
+def test_layers_of_a_model_with_other_config_names_work(embedkit_cli, tmp_path):
     from tests.tiny_models import make
 
     folder = make("distilbert", tmp_path / "distilbert").folder  # dim, n_layers and n_heads in its config
@@ -256,7 +254,7 @@ def test_layers_of_a_model_that_names_its_sizes_otherwise_work_as_well(embedkit_
 # What is said ------------------------------------------------------------------------------------------
 
 
-def test_the_summary_counts_rows_vectors_and_what_was_cut_and_says_where_it_lies(encode, tmp_path):
+def test_the_summary_shows_path_rows_vectors_and_truncation(encode, tmp_path):
     # [CLS] pain [SEP] are 3 tokens; 70 times pain are 72, of which 64 fit.
     table = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in ("pain", "", "pain " * 70, "pain")])
     ran = encode(table, "-o", tmp_path / "out")
@@ -272,7 +270,7 @@ def test_the_summary_counts_rows_vectors_and_what_was_cut_and_says_where_it_lies
     assert found["status"].to_pylist() == ["ok", "empty", "truncated", "ok"]
 
 
-def test_q_says_nothing_and_v_says_the_recipe(encode, tmp_path):
+def test_q_prints_nothing_and_v_prints_the_recipe(encode, tmp_path):
     layers = ("--layers", "-1,-2")  # a notice goes with it
     quiet = encode(NOTES, "-o", tmp_path / "q", "-q", *layers)
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
@@ -338,7 +336,7 @@ def test_in_a_pipe_only_json_lines_are_on_stdout(as_jsonl, bert, notes, monkeypa
     assert "20 rows, 20 vectors" in ran.stderr
 
 
-def test_a_reader_that_has_had_enough_ends_the_run_quietly(bert, monkeypatch):
+def test_a_closed_pipe_ends_the_run_without_an_error(bert, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # 384 numbers a row are 4 KB: far more in all than the 64 KB that a pipe holds.
     wide = ["--layers", "all", "--pool", "mean,max,min", "--shard-rows", "8", "-q"]
@@ -353,7 +351,7 @@ def test_a_reader_that_has_had_enough_ends_the_run_quietly(bert, monkeypatch):
 
 @pytest.mark.parametrize("on_exists", ["error", "resume", "overwrite"])
 @pytest.mark.parametrize("rows", ['{"text": "a"}\n', '{"text": 5}\n{"text": "b"}\n'])
-def test_a_file_of_the_user_in_the_place_of_the_list_of_rejects_stays(encode, tmp_path, on_exists, rows):
+def test_a_file_of_the_user_named_as_the_rejects_stays(encode, tmp_path, on_exists, rows):
     mine, source = tmp_path / "out.rejects.jsonl", tmp_path / "in.jsonl"
     mine.write_text('{"patient": 1}\n')
     source.write_text(rows)
@@ -395,7 +393,7 @@ def test_a_list_of_rejects_is_not_replaced_by_that_of_another_format(encode, tmp
 @pytest.mark.parametrize(
     "command", [("encode",), ("sweep", "--label", "label", "--layers", "-1", "--pool", "mean")]
 )
-def test_an_output_may_be_the_folder_that_this_is(
+def test_an_output_may_be_the_working_folder(
     embedkit_cli,
     bert,
     tmp_path,

@@ -305,7 +305,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "error", "hint"), CASES)
-def test_a_failure_is_told_in_one_error_line_and_one_hint_line(embedkit_cli, here, arguments, code, error, hint):
+def test_a_failure_prints_one_error_line_and_one_hint_line(embedkit_cli, here, arguments, code, error, hint):
     before = everything_in(here["outputs"])
     ran = embedkit_cli(*(Template(argument).substitute(here) for argument in arguments.split()))
     assert ran.code == code, ran.err
@@ -318,7 +318,7 @@ def test_a_failure_is_told_in_one_error_line_and_one_hint_line(embedkit_cli, her
     assert everything_in(here["outputs"]) == before
 
 
-def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monkeypatch, tmp_path):
+def test_an_internal_error_shows_its_position_and_no_content(encode, places, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise ValueError(f"cannot pool {MARK}")
 
@@ -341,7 +341,7 @@ def test_a_fault_of_embedkit_tells_its_place_and_no_content(encode, places, monk
         (OSError(errno.ENOSPC, MARK), OUTPUT, "the disk is full"),
     ],
 )
-def test_what_the_machine_refuses_is_no_fault_of_embedkit(embedkit_cli, monkeypatch, fault, code, told):
+def test_limits_of_the_machine_are_not_internal_errors(embedkit_cli, monkeypatch, fault, code, told):
     def fail(*_, **__):
         raise fault
 
@@ -353,7 +353,7 @@ def test_what_the_machine_refuses_is_no_fault_of_embedkit(embedkit_cli, monkeypa
     assert MARK not in ran.err
 
 
-def test_a_folder_that_is_gone_is_told_as_that(embedkit_cli, places, monkeypatch, tmp_path):
+def test_a_missing_working_folder_is_named_in_the_error(embedkit_cli, places, monkeypatch, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

@@ -36,7 +36,9 @@ class Broken(io.TextIOBase):
 @pytest.mark.parametrize(
     "fault", [BrokenPipeError(), OSError(28, "full"), OSError(5, "gone"), ValueError("closed")]
 )
-def test_a_note_that_cannot_be_written_ends_no_run(bert, one_thread, tmp_path, monkeypatch, progress, fault):
+def test_a_notice_that_cannot_be_written_does_not_end_the_run(
+    bert, one_thread, tmp_path, monkeypatch, progress, fault
+):
     from embedkit.cli import run
 
     monkeypatch.setattr(sys, "stderr", Broken(fault))
@@ -47,7 +49,7 @@ def test_a_note_that_cannot_be_written_ends_no_run(bert, one_thread, tmp_path, m
     assert run(["encode", str(NOTES), "-m", str(bert), "-o", str(tmp_path / "out")]) == OUTPUT
 
 
-def test_the_reader_of_stderr_may_go_at_any_moment(bert, tmp_path, monkeypatch):
+def test_the_reader_of_stderr_may_close_it_at_any_time(bert, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["--shard-rows", "2", "--progress", "json", "--offline"]
     command = [sys.executable, "-m", "embedkit", "encode", str(NOTES), "-m", str(bert), "-o", "out", *options]
@@ -60,7 +62,7 @@ def test_the_reader_of_stderr_may_go_at_any_moment(bert, tmp_path, monkeypatch):
 
 @full
 @pytest.mark.parametrize("command", ["inspect", "verify", "doctor", "--version", "encode --help"])
-def test_a_result_that_does_not_fit_is_an_output_error(embedkit_cli, encode, tmp_path, monkeypatch, command):
+def test_a_full_stdout_is_an_output_error(embedkit_cli, encode, tmp_path, monkeypatch, command):
     words = command.split()
     if command in {"inspect", "verify"}:
         assert encode(NOTES, "--limit", 2, "-o", tmp_path / "out").code == 0
@@ -74,14 +76,14 @@ def test_a_result_that_does_not_fit_is_an_output_error(embedkit_cli, encode, tmp
     assert len(ran.told) == 2
 
 
-def test_a_reader_of_results_who_has_had_enough_is_no_failure(embedkit_cli, monkeypatch):
+def test_a_closed_pipe_on_stdout_is_no_failure(embedkit_cli, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", Broken(BrokenPipeError()))
         ran = embedkit_cli("encode", "--help")
     assert (ran.code, ran.err) == (0, "")
 
 
-def test_a_reader_who_goes_does_not_make_a_damaged_output_a_good_one(embedkit_cli, encode, tmp_path, monkeypatch):
+def test_a_closed_pipe_does_not_hide_a_damaged_output(embedkit_cli, encode, tmp_path, monkeypatch):
     assert encode(NOTES, "--limit", 2, "-o", tmp_path / "out").code == 0
     (tmp_path / "out/manifest.json").write_text("{}")
     with monkeypatch.context() as patched:
@@ -108,14 +110,14 @@ def shell(bert, folder, script):
         ("$EK doctor --help >&-", OUTPUT, b"error: cannot write to stdout"),
     ],
 )
-def test_a_closed_stream_that_is_needed_is_told_before_anything_runs(bert, tmp_path, script, code, told):
+def test_a_needed_stream_that_is_closed_is_an_error_before_the_run(bert, tmp_path, script, code, told):
     ran = shell(bert, tmp_path, script)
     assert ran.returncode == code
     assert told in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_said_into_closed_streams_lands_in_no_file(bert, tmp_path):
+def test_text_for_closed_streams_ends_up_in_no_file(bert, tmp_path):
     ran = shell(bert, tmp_path, "$EK encode $NOTES -m $M -o out.parquet <&- >&- 2>&-")
     assert ran.returncode == 0
     assert len(embedkit.read(tmp_path / "out.parquet").table) == 67
@@ -156,7 +158,7 @@ def test_a_signal_ends_a_command_though_a_library_swallows_the_interrupt(name, t
     assert (ran.returncode, ran.stdout.strip()) == (75, b"told")
 
 
-def test_an_interrupt_while_modules_are_imported_is_told_in_two_lines(monkeypatch, capsys):
+def test_an_interrupt_during_imports_prints_two_lines(monkeypatch, capsys):
     from embedkit import __main__ as entry
 
     def interrupted():
@@ -179,7 +181,7 @@ def test_an_interrupt_while_modules_are_imported_is_told_in_two_lines(monkeypatc
         (["plan", "a.csv"], "run the command again"),
     ],
 )
-def test_an_interrupted_command_is_told_to_go_on_only_where_it_can(embedkit_cli, monkeypatch, arguments, way_out):
+def test_an_interrupted_command_suggests_resuming_only_if_possible(embedkit_cli, monkeypatch, arguments, way_out):
     def interrupted(_):
         raise KeyboardInterrupt
 

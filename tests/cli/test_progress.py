@@ -31,14 +31,14 @@ def shown(mode, monkeypatch, capsys, use):
 
 
 @pytest.mark.parametrize("mode", ["auto", "bar"])
-def test_people_are_told_where_it_runs_and_what_the_device_waits_for(mode, monkeypatch, capsys):
+def test_the_bar_and_lines_show_device_dtype_speed_and_memory(mode, monkeypatch, capsys):
     told = shown(mode, monkeypatch, capsys, USE)
     for part in ("cuda:0", "bf16", "tokens/s, 10.0 % padding, device idle 25.0%, peak memory 3.0 GiB, 5.0 GiB"):
         assert part in told, part
     assert "device idle" not in shown(mode, monkeypatch, capsys, None)
 
 
-def test_programs_are_told_the_same_in_numbers(monkeypatch, capsys):
+def test_json_events_hold_the_same_numbers(monkeypatch, capsys):
     events = [json.loads(line) for line in shown("json", monkeypatch, capsys, USE).splitlines()]
     assert (events[0]["device"], events[0]["dtype"]) == ("cuda:0", "bf16")
     numbers = {name: events[2][name] for name in ("device_waiting_percent", "memory_allocated", "memory_reserved")}
@@ -58,7 +58,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("rows", "device"), [(10_000_000, "4 workers, cuda:0"), (67, "cpu"), (None, "cpu")])
-def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatch, rows, device):
+def test_the_bar_fits_into_80_columns_and_shows_the_time_left(monkeypatch, rows, device):
     terminal = Terminal()
     monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr", terminal)
@@ -79,7 +79,7 @@ def test_the_bar_fits_into_80_columns_and_tells_the_time_that_is_left(monkeypatc
     assert terminal.getvalue().endswith("\n")
 
 
-def test_the_time_that_is_left_is_that_of_the_tokens_left_and_does_not_jump(monkeypatch):
+def test_the_time_left_follows_the_tokens_left_and_does_not_jump(monkeypatch):
     """Ten short shards, then ten whose texts are a hundred times as long; tokens go by at one pace."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
@@ -98,7 +98,7 @@ def test_the_time_that_is_left_is_that_of_the_tokens_left_and_does_not_jump(monk
 
 
 @pytest.mark.parametrize("progress_mode", ["auto", "json"])
-def test_what_is_read_and_which_columns_is_told_before_the_model_is_loaded(encode, tmp_path, progress_mode):
+def test_input_and_columns_are_printed_before_the_model_is_loaded(encode, tmp_path, progress_mode):
     table = tmp_path / "in.jsonl"
     table.write_text('{"note": "pain", "label": "x"}\n')
     ran = encode(table, "-o", tmp_path / "out", "--progress", progress_mode)
@@ -113,7 +113,7 @@ def test_what_is_read_and_which_columns_is_told_before_the_model_is_loaded(encod
     assert encode(table, "-o", tmp_path / "quiet", "-q").err == ""
 
 
-def test_nothing_that_was_cut_is_not_told_and_half_of_it_names_the_way_out(encode, tmp_path):
+def test_truncation_is_reported_with_a_hint_if_half_of_the_tokens_are_lost(encode, tmp_path):
     (tmp_path / "short.jsonl").write_text('{"text": "pain"}\n')
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "pain " * 126}) + "\n")  # 128 tokens, of which 64 fit
     (tmp_path / "less.jsonl").write_text(json.dumps({"text": "pain " * 125}) + "\n")

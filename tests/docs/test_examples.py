@@ -243,7 +243,7 @@ def test_every_command_and_make_target_that_a_page_names_exists():
     assert [found for found in in_prose(r"`embedkit ([a-z]+)") if found[1] not in COMMANDS] == []
 
 
-def test_nobody_is_told_to_install_the_other_project_of_this_name():
+def test_no_page_installs_the_other_project_of_this_name():
     for path in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "Makefile"):
         assert not re.search(r"pip install (-\S+ )*embedkit(?!-cli)", path.read_text(encoding="utf-8")), name_of(
             path

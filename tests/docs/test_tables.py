@@ -21,7 +21,7 @@ def test_the_generated_tables_of_a_page_are_up_to_date(page, monkeypatch, capsys
     assert ended == 0, f"run `make docs-tables`: {capsys.readouterr()}"
 
 
-def test_the_picture_of_the_architecture_has_the_floors_that_imports_are_held_to():
+def test_the_architecture_diagram_has_the_layers_of_the_import_rules():
     picture = (DOCS / "images/architecture.svg").read_text(encoding="utf-8")
     floors = defaultdict(set)
     for height, name in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"[^>]*>(\w+)<', picture):

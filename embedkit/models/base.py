@@ -33,27 +33,16 @@ class NotExactError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel(ABC):
-    """A model that is understood and checked, before it is known which layers are wanted.
-
-    Attributes:
-        architecture: what is known of its type.
-        config: its configuration, in the backend's own form.
-        device: where it runs.
-        dtype: fp32, bf16, fp16 or int8; resolved.
-        n_layers: hidden states are numbered 0..n_layers.
-        has_pooler: whether the checkpoint has weights for a pooling head.
-        max_positions: most tokens that it has positions for; None if there is no limit.
-        notice: what the user should know of its config.json; None if nothing.
-    """
+    """A model whose configuration was checked, before it is known which layers are wanted."""
 
     architecture: Architecture
-    config: Any
+    config: Any  # in the backend's own form
     device: torch.device
-    dtype: str
-    n_layers: int
-    has_pooler: bool
-    max_positions: int | None
-    notice: str | None = None
+    dtype: str  # fp32, bf16, fp16 or int8; resolved
+    n_layers: int  # hidden states are numbered 0..n_layers
+    has_pooler: bool  # whether the checkpoint has weights of a pooling head
+    max_positions: int | None  # most tokens that it has positions for; None if there is no limit
+    notice: str | None = None  # what the user should know of its config.json; None if nothing
 
     @abstractmethod
     def make_encoder(
@@ -81,34 +70,19 @@ class LoadedModel(ABC):
 
 
 class LayerEncoder(ABC):
-    """A frozen encoder that hands out the wanted layers as they are computed.
+    """A frozen encoder that hands out the wanted layers as they are computed."""
 
-    Attributes:
-        backend: the name of the code that computes the states; a run is not resumed by another one.
-        device: where its states are.
-        layers: the layers wanted, resolved.
-        n_layers: the number of the last layer.
-        hidden_size: dimensions of a state of the layers wanted.
-        packed: whether the texts of a batch are concatenated, [1, T, D]; else they are padded, [B, T, D].
-        equal_lengths: whether a batch may only have texts of one length.
-    """
-
-    backend: str
+    backend: str  # the name of the code that computes the states; a run is not resumed by another one
     device: torch.device
     layers: tuple[int, ...]
     n_layers: int
-    hidden_size: int
-    packed: bool
-    equal_lengths: bool
+    hidden_size: int  # dimensions of a state of the layers wanted
+    packed: bool  # whether the texts of a batch are concatenated, [1, T, D]; else they are padded, [B, T, D]
+    equal_lengths: bool  # whether a batch may only have texts of one length
 
     @abstractmethod
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Makes the inputs of a forward pass. Uses numpy alone, so any thread may call it ahead.
-
-        Args:
-            tokens: the shard's texts.
-            batch: which of them.
-        """
+        """Makes the inputs of a forward pass. Uses numpy alone, so any thread may call it ahead."""
 
     @abstractmethod
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
@@ -116,7 +90,7 @@ class LayerEncoder(ABC):
 
     @torch.inference_mode()
     def run(self, tokens: Tokens, batch: Batch, take: TakeLayer) -> Tensor | None:
-        """Prepares a batch and compute it; see `prepare` and `forward`."""
+        """Prepares a batch and computes its states; see `forward`."""
         return self.forward(tensors(self.prepare(tokens, batch), self.device), batch, take)
 
     @torch.inference_mode()
@@ -127,7 +101,7 @@ class LayerEncoder(ABC):
             inputs: the arrays of `prepare`, as tensors on the encoder's device.
             batch: the same batch.
             take: called once for each wanted layer, in order of depth. Padded states are as wide as the longest
-                text: a text's tokens are at 0..length, and what follows is arbitrary.
+                text; those after a text's last token are arbitrary.
 
         Returns:
             The output of the model's own pooling head, [n, D]; None if it has none, or the last layer is not
@@ -139,13 +113,8 @@ class LayerEncoder(ABC):
     def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:
         """Finds the first layer where a state of a text is NaN or infinite, by running the text alone.
 
-        Args:
-            tokens: the shard's texts.
-            text: which of them.
-
-        Returns:
-            A layer from 0 to the deepest wanted; None if all are finite, so that the pooling makes the vector
-            non-finite.
+        Layers from 0 to the deepest wanted are examined; None if all are finite, so that the pooling makes the
+        vector non-finite.
         """
         length = int(tokens.lengths[text])
         broken: list[int] = []
@@ -160,7 +129,7 @@ class LayerEncoder(ABC):
         return min(broken, default=None)
 
     def compile_if_worthwhile(self, rows: int | None) -> str | None:  # noqa: ARG002 - for encoders that compile
-        """Compiles parts of the model if a run of so many input rows wins the time back; None if unknown.
+        """Compiles parts of the model if a run of so many input rows saves that time; None if unknown.
 
         Returns:
             A notice for the user if compiling fails; else None.
@@ -179,10 +148,7 @@ def positions_after_pad(ids: NDArray[np.int64], position: NDArray[np.int64], pad
     Args:
         ids: int64 [T], tokens of all texts, packed.
         position: int64 [T], the position of each token in its text, from 0.
-        pad_id: the padding's id.
-
-    Returns:
-        int64 [T].
+        pad_id: id of the padding token.
     """
     content = (ids != pad_id).astype(np.int64)
     counted = np.cumsum(content)

@@ -1,12 +1,14 @@
 """The modules that a model ships after its pooling, with their weights: Dense, LayerNorm, Normalize.
 
-They map vectors to vectors in float32. Files are safetensors, or pickles of which the tensors alone are read.
+They map vectors to vectors in float32, and name their weights as sentence-transformers' files do.
+Files are safetensors, or pickles of which the tensors alone are read.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -19,12 +21,11 @@ from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.shipped_recipe import ShippedModule, ShippedRecipe
 from embedkit.models.repository.weight_files import PLAIN_DTYPES
 
+_OWN_POOLING = "choose the pooling yourself, such as --pool mean"
+
 
 class Dense(nn.Module):
-    """activation(W x + b), plus x or its projection if there is a residual: [N, in] → [N, out].
-
-    The parts are named as in sentence-transformers' files.
-    """
+    """activation(W x + b), plus x or its projection if there is a residual: [N, in] → [N, out]."""
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, activation: nn.Module, use_residual: bool
@@ -42,19 +43,6 @@ class Dense(nn.Module):
         if not self.use_residual:
             return found
         return found + (self.residual(vectors) if hasattr(self, "residual") else vectors)
-
-
-class LayerNorm(nn.Module):
-    """torch's LayerNorm under the name in sentence-transformers' files: [N, D] → [N, D]."""
-
-    def __init__(self, dimension: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dimension)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """float32 [N, D] → [N, D]."""
-        found: Tensor = self.norm(vectors)
-        return found
 
 
 class Normalize(nn.Module):
@@ -84,18 +72,12 @@ def load_layer_weights(model: ModelFolder, shipped: ShippedRecipe, n_layers: int
         ModelError: the file does not have one for each of these layers, or has other tensors.
     """
     read = _read(model, shipped.layer_weights_path)
-    if read.keys() > {"layer_weights"}:
-        raise ModelError(
-            f"{shipped.layer_weights_path} of model '{model.name}' holds more than the weights of its layers",
-            hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
-        )
     found = read.get("layer_weights")
     wanted = n_layers + 1 - int(shipped.layer_start or 0)
-    if found is None or found.shape != (wanted,):
-        shape = "none" if found is None else f"{found.numel()}"
+    if found is None or len(read) > 1 or found.shape != (wanted,):
         raise ModelError(
-            f"{shipped.layer_weights_path} of model '{model.name}' has weights for {shape} of its {wanted} layers",
-            hint="check that it belongs to this model, or choose the pooling yourself, such as --pool mean",
+            f"{shipped.layer_weights_path} of model '{model.name}' is not the weights of its {wanted} layers",
+            hint=f"check that it belongs to this model, or {_OWN_POOLING}",
         )
     return tuple(found.float().tolist())
 
@@ -104,10 +86,7 @@ def check_no_final_norm(loaded: LoadedModel, input_ids: list[int]) -> None:
     """Checks that a model whose layers are averaged by weights has no norm after the last one.
 
     sentence-transformers uses the state before that norm, and embedkit's last layer is the state after it.
-
-    Args:
-        loaded: the model.
-        input_ids: [T], any text.
+    `input_ids` are those of any text.
 
     Raises:
         ModelError: it has such a norm.
@@ -115,7 +94,7 @@ def check_no_final_norm(loaded: LoadedModel, input_ids: list[int]) -> None:
     if loaded.has_final_norm(input_ids):
         raise ModelError(
             "the model's recipe averages its layers before the final norm, which embedkit does not support",
-            hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
+            hint=_OWN_POOLING,
         )
 
 
@@ -126,7 +105,8 @@ def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:
     # No memory is allocated before the weights are known to have the shapes in config.json.
     with torch.device("meta"):
         if shipped.kind == "LayerNorm":
-            module: nn.Module = LayerNorm(**shipped.settings)
+            norm = nn.LayerNorm(shipped.settings["dimension"])
+            module: nn.Module = nn.Sequential(OrderedDict(norm=norm))
         else:
             settings = dict(shipped.settings)
             module = Dense(activation=_activation(model, settings.pop("activation")), **settings)
@@ -134,8 +114,8 @@ def _with_weights(model: ModelFolder, shipped: ShippedModule) -> nn.Module:
         module.load_state_dict(weights, assign=True)
     except RuntimeError:
         raise ModelError(
-            f"the weights in {shipped.path} of model '{model.name}' are not those that its config.json says",
-            hint="check that the files are whole, or choose the pooling yourself, such as --pool mean",
+            f"the weights in {shipped.path} of model '{model.name}' do not fit its config.json",
+            hint=f"check that the files are whole, or {_OWN_POOLING}",
         ) from None
     return module
 
@@ -150,9 +130,9 @@ def _activation(model: ModelFolder, name: str) -> nn.Module:
         else:
             return made
     raise ModelError(
-        f"the recipe that model '{model.name}' ships has a Dense with the activation '{name}', "
-        "which torch.nn does not have, or not without arguments",
-        hint="choose the pooling yourself, such as --pool mean; it is then the plain encoder's vector",
+        f"the recipe of model '{model.name}' has a Dense with the activation '{name}', which is no class of "
+        "torch.nn that takes no arguments",
+        hint=_OWN_POOLING,
     )
 
 
@@ -161,7 +141,7 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
     if file is None:
         raise ModelError(
             f"model '{model.name}' has no weights in {path}",
-            hint="put model.safetensors or pytorch_model.bin there, or choose the pooling yourself",
+            hint=f"put model.safetensors or pytorch_model.bin there, or {_OWN_POOLING}",
         )
     check_torch_version(model, Path(path) / file.name)
     # Imported here: transformers takes seconds to import, and most recipes have no weights of their own.
@@ -174,13 +154,12 @@ def _read(model: ModelFolder, path: str) -> dict[str, Tensor]:
     except Exception as fault:  # noqa: BLE001 - transformers may raise anything; no row is involved yet
         raise ModelError(
             f"{path}/{file.name} of model '{model.name}' cannot be read ({type(fault).__name__})",
-            hint="download it again, or choose the pooling yourself, such as --pool mean",
+            hint=f"download it again, or {_OWN_POOLING}",
         ) from None
     for name, tensor in found.items():
         if str(tensor.dtype).removeprefix("torch.") not in PLAIN_DTYPES:
             raise ModelError(
-                f"{name[:120]} in {path}/{file.name} of model '{model.name}' is stored as {tensor.dtype}, not as "
-                "plain numbers",
-                hint="it is quantised: use the original model",
+                f"{name[:120]} in {path}/{file.name} of model '{model.name}' is quantised to {tensor.dtype}",
+                hint="use the original model",
             )
     return {name: tensor.to(torch.float32) for name, tensor in found.items()}

@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
     found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     found += ["mps"] if torch.backends.mps.is_available() else []
     found += ["cpu"]
-    wanted = found[0] if name == "auto" else ("cuda:0" if name == "cuda" else name)
+    wanted = {"auto": found[0], "cuda": "cuda:0"}.get(name, name)
     if wanted not in found:
         raise UsageError(f"there is no device '{name}' here", hint=f"use one of: {', '.join(found)}")
     return torch.device(wanted)
@@ -36,13 +36,10 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if _has_bf16(device) else "fp16"
+        # `is_bf16_supported` may ask about another GPU, and counts emulation.
+        has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if has_bf16 else "fp16"
     return "fp32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Checks whether a GPU has bf16. `is_bf16_supported` may ask about another GPU, and counts emulation."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def disable_reduced_precision(device: torch.device) -> None:
@@ -83,10 +80,6 @@ def limit_onednn_cache(kept: int) -> None:
 
 def check_torch_version(folder: ModelFolder, weights: Path) -> None:
     """Checks that torch is new enough to read tensors alone from a pickle: older versions have known holes.
-
-    Args:
-        folder: the model.
-        weights: one of its files, relative to the folder.
 
     Raises:
         ModelError: the file is a pickle, and torch is too old.

@@ -26,11 +26,8 @@ def load_model(
 ) -> LoadedModel:
     """Loads the encoder of a model's folder.
 
-    Args:
-        folder: the model.
-        config: how it is loaded.
-        backend: `transformers` leaves embedkit's own code out; `reference` is transformers' code as it is, to be
-            given one text at a time.
+    `transformers` leaves embedkit's own code out; `reference` is transformers' code as it is, for one text at a
+    time.
 
     Raises:
         ModelError: it cannot be loaded, or not in int8.
@@ -41,7 +38,7 @@ def load_model(
     if dtype == "int8" and (device.type != "cpu" or not has_int8_dot_products()):
         raise UsageError(
             f"--dtype int8 needs a CPU that multiplies bytes (AVX-512 VNNI), and --device is {device.type} here",
-            hint="leave --dtype out: that is the fastest here",
+            hint="leave --dtype out: the default is the fastest here",
         )
     is_ours = device.type == "cuda" or (device.type == "cpu" and dtype in {"fp32", "int8"})
     if backend == "fastest" and is_ours:

@@ -12,24 +12,17 @@ from embedkit.errors import ModelError
 from embedkit.models.base import LayerEncoder
 from embedkit.types import Batch, Tokens
 
-#: Largest difference between two correct ways to compute the states of a text: root mean square, each dimension
-#: divided by its own size, or one that is a thousand times larger than the rest would hide them. In MiniLM, texts
-#: that attend to each other differ by 0.6 after one layer, and states of the next layer by 1.2, in fp32 and bf16.
+#: Largest difference between two correct ways to compute the states of a text: the root mean square, after each
+#: dimension is divided by its own size, since one that is a thousand times larger would hide the others. In
+#: MiniLM, texts that attend to each other differ by 0.6 after one layer, and states of the next layer by 1.2, in
+#: fp32 and bf16.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 #: The notice where a way to batch texts fails this check and another one is used.
 SLOWER = "this model does not give the same vectors in embedkit's fast path: a slower one is used"
 
 
 def states_alone(encoder: LayerEncoder, probe: Tokens, dtype: str) -> list[dict[int, Tensor]]:
-    """Runs each probe text by itself.
-
-    Args:
-        encoder: the reference.
-        probe: the texts.
-        dtype: of the run, for the hint.
-
-    Returns:
-        For each text, its states [T, D] by layer.
+    """Runs each probe text by itself, and returns for each its states [T, D] by layer; `dtype` is for the hint.
 
     Raises:
         ModelError: a state is not finite.
@@ -54,13 +47,7 @@ def states_alone(encoder: LayerEncoder, probe: Tokens, dtype: str) -> list[dict[
 
 
 def matches_reference(encoder: LayerEncoder, expected: Sequence[dict[int, Tensor]], probe: Tokens) -> bool:
-    """Checks that the probe texts, batched as the encoder wants them, have the states that they have alone.
-
-    Args:
-        encoder: what is checked.
-        expected: the states of `states_alone`.
-        probe: the same texts.
-    """
+    """Checks that the probe texts, batched as the encoder wants them, have the states of `states_alone`."""
     order = np.argsort(probe.lengths, kind="stable")
     cuts = np.flatnonzero(np.diff(probe.lengths[order])) + 1
     groups = np.split(order, cuts) if encoder.equal_lengths else [order]

@@ -1,8 +1,7 @@
 """Attention over packed texts: one table of the kernels that can compute it.
 
 `groups` works everywhere. The others take a whole batch in one launch, on CUDA devices and in 16 bits. Each sums
-in
-an order that depends on the text alone, and uses no atomics in the forward pass: a batch always gives the same
+in an order that depends on the text alone, and uses no atomics in the forward pass: a batch always gives the same
 bytes.
 """
 
@@ -12,7 +11,8 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeAlias, cast
 
@@ -29,17 +29,11 @@ CU_SEQLENS = "cu_seqlens"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The texts of a packed batch; computed on the host, so that no layer waits for the device.
+    """The texts of a packed batch; computed on the host, so that no layer waits for the device."""
 
-    Attributes:
-        groups: the texts by length; they cover the T tokens in order.
-        cu_seqlens: int32 [n + 1], where each text begins, and T; on the device.
-        max_length: tokens of the longest text.
-    """
-
-    groups: tuple[LengthGroup, ...]
-    cu_seqlens: Tensor
-    max_length: int
+    groups: tuple[LengthGroup, ...]  # the texts by length; they cover the T tokens in order
+    cu_seqlens: Tensor  # int32 [n + 1], where each text begins, and T; on the device
+    max_length: int  # tokens of the longest text
 
     @classmethod
     def of(cls, batch: Batch, cu_seqlens: Tensor) -> Packing:
@@ -56,17 +50,11 @@ def cu_seqlens(batch: Batch) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, slots=True)
 class AttentionRules:
-    """The tokens of its text that a token attends to, and the scale of the scores.
+    """The tokens of its text that a token attends to, and the scale of the scores."""
 
-    Attributes:
-        causal: a token attends only to itself and earlier ones.
-        window: a token attends to those less than this many tokens away; None if to all.
-        scale: factor for the scores; None for 1 / sqrt(head_dim).
-    """
-
-    causal: bool = False
-    window: int | None = None
-    scale: float | None = None
+    causal: bool = False  # a token attends only to itself and earlier ones
+    window: int | None = None  # a token attends to those less than this many tokens away; None if to all
+    scale: float | None = None  # factor for the scores; None for 1 / sqrt(head_dim)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -113,100 +101,52 @@ def torch_varlen(
 ) -> Tensor:
     """Runs torch's own kernel, flash-attention 2 unless another is activated; see Attend.
 
-    Its arguments depend on the version: 2.10 has `is_causal` alone, 2.11 `window_size` and `scale`, 2.12
+    Its arguments depend on torch's version: 2.10 has `is_causal` alone, 2.11 `window_size` and `scale`, 2.12
     `enable_gqa` and `num_splits`.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     known = _parameters(varlen_attn)
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if "window_size" in known:
-        given["window_size"] = rules.reach
+        options["window_size"] = rules.reach
     elif rules.window is not None:
         raise ValueError("this torch's varlen_attn has no window")
     else:
-        given["is_causal"] = rules.causal
+        options["is_causal"] = rules.causal
     if "scale" in known:
-        given["scale"] = rules.scale
+        options["scale"] = rules.scale
     elif rules.scale is not None and not math.isclose(rules.scale, query.shape[2] ** -0.5):
         raise ValueError("this torch's varlen_attn only scales by 1 / sqrt(head_dim)")
     if key.shape[1] != query.shape[1]:
         if "enable_gqa" in known:
-            given["enable_gqa"] = True
+            options["enable_gqa"] = True
         else:
             key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
     if "num_splits" in known and _may_split():
         # Otherwise the longest text of the batch decides how the sums of all texts are split.
-        given["num_splits"] = 1
+        options["num_splits"] = 1
     at, longest = packing.cu_seqlens, packing.max_length
-    seen = varlen_attn(query, key, value, at, at, longest, longest, **given)
+    seen = varlen_attn(query, key, value, at, at, longest, longest, **options)
     # It returns a pair only if the sums of the scores are asked for.
     return cast("Tensor", seen)
 
 
-def flash_attention_2(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, rules: AttentionRules = FULL
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    rules: AttentionRules = FULL,
+    *,
+    package: str = "flash_attn",
 ) -> Tensor:
-    """Runs the package flash-attn; see Attend."""
-    from flash_attn import flash_attn_varlen_func
-
-    return _flash(flash_attn_varlen_func, (query, key, value), packing, rules)
-
-
-def flash_attention_3(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, rules: AttentionRules = FULL
-) -> Tensor:
-    """Runs the package flash-attn-3, for Hopper; see Attend."""
-    from flash_attn_interface import flash_attn_varlen_func
-
-    return _flash(flash_attn_varlen_func, (query, key, value), packing, rules)
-
-
-#: By name, in the order in which they are tried.
-BACKENDS: dict[str, Attend] = {
-    "fa3": flash_attention_3,
-    "torch_varlen": torch_varlen,
-    "fa2": flash_attention_2,
-    "groups": groups,
-}
-#: The module that a backend needs; `groups` needs none.
-_MODULES = {"fa3": "flash_attn_interface", "torch_varlen": "torch.nn.attention.varlen", "fa2": "flash_attn"}
-
-
-def usable(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> tuple[str, ...]:
-    """Returns names of backends that may work, the fastest first; the last one always does.
-
-    Whether they support a model's windows and scales shows in the check at load.
-
-    Args:
-        device: where the states are.
-        dtype: of the states.
-        head_dim: of the model's heads; None if unknown.
-    """
-    # Flash attention is for 16 bits, and for heads of 8 to 256 in steps of 8. On ROCm it is another kernel.
-    odd = head_dim is not None and (head_dim % 8 != 0 or head_dim > 256)
-    if device.type != "cuda" or torch.version.hip or odd or dtype not in {torch.bfloat16, torch.float16}:
-        return ("groups",)
-    major, _ = torch.cuda.get_device_capability(device)
-    wanted = {"fa3": major == 9, "torch_varlen": major >= 8, "fa2": major >= 8}
-    found = (name for name, module in _MODULES.items() if wanted[name] and _is_here(module))
-    return (*found, "groups")
-
-
-def _is_here(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _flash(
-    kernel: Callable[..., Any], states: tuple[Tensor, Tensor, Tensor], packing: Packing, rules: AttentionRules
-) -> Tensor:
+    """Runs the package flash-attn, or version 3 of it for Hopper, `flash_attn_interface`; see Attend."""
+    kernel = import_module(package).flash_attn_varlen_func
     # Version 3 has `num_splits`, and might split by the longest text of the batch; 2 does not split packed texts.
     unsplit = {"num_splits": 1} if "num_splits" in _parameters(kernel) else {}
     seen = kernel(
-        *states,
+        *(query, key, value),
         cu_seqlens_q=packing.cu_seqlens,
         cu_seqlens_k=packing.cu_seqlens,
         max_seqlen_q=packing.max_length,
@@ -219,6 +159,42 @@ def _flash(
     # The first releases of version 3 also return the sums of the scores.
     out: Tensor = seen[0] if isinstance(seen, tuple) else seen
     return out
+
+
+#: By name, in the order in which they are tried.
+BACKENDS: dict[str, Attend] = {
+    "fa3": partial(flash_attention, package="flash_attn_interface"),
+    "torch_varlen": torch_varlen,
+    "fa2": flash_attention,
+    "groups": groups,
+}
+#: The module that a backend needs, and the compute capabilities of the GPUs that it is for.
+_NEEDS = {
+    "fa3": ("flash_attn_interface", range(9, 10)),
+    "torch_varlen": ("torch.nn.attention.varlen", range(8, 100)),
+    "fa2": ("flash_attn", range(8, 100)),
+}
+
+
+def usable(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> tuple[str, ...]:
+    """Returns names of backends that may work, the fastest first; the last one always does.
+
+    The check at load shows whether they support a model's windows and scales. `head_dim` is None if unknown.
+    """
+    # Flash attention is for 16 bits, and for heads of 8 to 256 in steps of 8. On ROCm it is another kernel.
+    odd = head_dim is not None and (head_dim % 8 != 0 or head_dim > 256)
+    if device.type != "cuda" or torch.version.hip or odd or dtype not in {torch.bfloat16, torch.float16}:
+        return ("groups",)
+    major, _ = torch.cuda.get_device_capability(device)
+    found = (name for name, (module, majors) in _NEEDS.items() if major in majors and _is_installed(module))
+    return (*found, "groups")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @cache

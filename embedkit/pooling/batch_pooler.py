@@ -23,17 +23,11 @@ from embedkit.types import LengthGroup
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
-    """Texts of a batch whose states form a rectangle.
+    """Texts of a batch whose states form a rectangle."""
 
-    Attributes:
-        tokens: where they are in a packed batch; None if the batch is this rectangle.
-        mask: bool [texts, T], the tokens that take part in pooling; None if all do.
-        input_ids: int64 [texts, T]; None unless a pooler needs them.
-    """
-
-    tokens: LengthGroup | None
-    mask: Tensor | None
-    input_ids: Tensor | None = None
+    tokens: LengthGroup | None  # where they are in a packed batch; None if the batch is this rectangle
+    mask: Tensor | None  # bool [texts, T], the tokens that take part in pooling; None if all do
+    input_ids: Tensor | None = None  # int64 [texts, T]; None unless a pooler needs them
 
     def states(self, hidden_states: Tensor) -> Tensor:
         """Returns this group's part of [1, T, D] or [B, T, D], as a view [texts, length, D]."""
@@ -47,7 +41,7 @@ class BatchPooler:
     """Takes the layers of one batch as they are computed, and returns its vectors at the end.
 
     Args:
-        spec: what is computed.
+        spec: layers and poolings.
         groups: the texts, in order; () if `segments` suffice, and for token vectors.
         segments: the arrays of Segments, to pool a packed batch without groups; None if groups are used.
         places: for token vectors: int64 [T'], the rows of the states, packed, that take part; None if all do.
@@ -130,7 +124,7 @@ class BatchPooler:
         return torch.cat(vectors)
 
     def _finish_layers(self) -> tuple[int, ...]:
-        """Pools the aggregated states, if layers are aggregated; return the numbers that pooled states have."""
+        """Pools the aggregated states, if layers are aggregated; returns the numbers of the pooled layers."""
         if self._joined is None:
             return self._spec.layers
         if self._spec.aggregation == "mean":
@@ -178,8 +172,8 @@ def _ids(group: TokenGroup) -> Tensor:
 
 def _check_shape(name: str, found: object, expected: tuple[int, int]) -> None:
     if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
-        given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        returned = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(
-            f"the pooler '{name}' returned {given}; its dims() promises float32 {list(expected)}",
+            f"the pooler '{name}' returned {returned}; its dims() promises float32 {list(expected)}",
             hint="fix the pooler, or leave it out of --pool",
         )

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedkit.types import ranges
+
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Inputs: TypeAlias = Mapping[str, Tensor]
 
@@ -120,51 +122,43 @@ class Rectangle(TextTokens):
         self._states, self._mask, self._skipped = hidden_states, mask, skipped
 
     def first(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states[:, 0].float()
         # argmax of equal maxima is the first of them.
         return self._at(self._mask.int().argmax(dim=1))
 
     def last(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states[:, -1].float()
         return self._at(self._mask.shape[1] - 1 - self._mask.int().flip(1).argmax(dim=1))
 
     def maximum(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states.amax(dim=1).float()
         return self._filled(self._mask, -torch.inf).amax(dim=1)
 
     def minimum(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states.amin(dim=1).float()
         return self._filled(self._mask, torch.inf).amin(dim=1)
 
     def total(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states.sum(dim=1, dtype=torch.float32)
         return self._weighted(self._mask.float())
 
     def count(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return self._states.new_full((1, 1), self._states.shape[1], dtype=torch.float32)
         return self._mask.float().sum(dim=1, keepdim=True)
 
     def sqrt_count(self) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             # torch's float32 square root is not correctly rounded for 19, 34, ...
             return self._states.new_full((1, 1), math.sqrt(self._states.shape[1]), dtype=torch.float32)
         return super().sqrt_count()
 
     def total_by_rank(self) -> tuple[Tensor, Tensor]:
-        """See TextTokens."""
         mask = self._mask
         if mask is None:
             mask = torch.ones(self._states.shape[:2], dtype=torch.bool, device=self._states.device)
@@ -172,7 +166,6 @@ class Rectangle(TextTokens):
         return self._weighted(weights), weights.sum(dim=1, keepdim=True)
 
     def nan_where_empty(self, vectors: Tensor) -> Tensor:
-        """See TextTokens."""
         if self._mask is None:
             return vectors
         return vectors.masked_fill(~self._mask.any(dim=1, keepdim=True), torch.nan)
@@ -193,8 +186,8 @@ class Segments(TextTokens):
     """Packed texts, pooled in one call, whatever their lengths.
 
     A batch of 64k tokens has some hundred lengths: pooled a length at a time, a GPU would run hundreds of small
-    kernels. Here each text is a segment of the tokens, and so are the tokens between them that take no part.
-    Nothing is scattered, so the order of additions is fixed; nothing waits for the device.
+    kernels. Here each text is a segment, and so are the tokens between two texts that take no part. The order of
+    additions is fixed, and nothing waits for the device.
 
     Args:
         arrays: the result of `segment_arrays`, on the device of the states.
@@ -205,36 +198,28 @@ class Segments(TextTokens):
         self._of, self._states = arrays, hidden_states
 
     def first(self) -> Tensor:
-        """See TextTokens."""
         return self._states.index_select(0, self._of["segment_first"]).float()
 
     def last(self) -> Tensor:
-        """See TextTokens."""
         return self._states.index_select(0, self._of["segment_last"]).float()
 
     def maximum(self) -> Tensor:
-        """See TextTokens."""
         return self._reduced(self._states, "max")
 
     def minimum(self) -> Tensor:
-        """See TextTokens."""
         return self._reduced(self._states, "min")
 
     def total(self) -> Tensor:
-        """See TextTokens."""
         return self._reduced(self._states, "sum")
 
     def count(self) -> Tensor:
-        """See TextTokens."""
         return self._of["segment_counts"]
 
     def total_by_rank(self) -> tuple[Tensor, Tensor]:
-        """See TextTokens."""
         weighted = self._states.float() * self._of["segment_weights"]
         return self._reduced(weighted, "sum"), self._of["segment_weight"]
 
     def nan_where_empty(self, vectors: Tensor) -> Tensor:
-        """See TextTokens."""
         return vectors.masked_fill(self._of["segment_empty"], torch.nan)
 
     def _reduced(self, states: Tensor, how: str) -> Tensor:
@@ -251,7 +236,7 @@ def segment_arrays(
 
     Args:
         starts: int64 [B], the first token of each text that takes part; ascending.
-        stops: int64 [B], the end of those that do; none beyond the next start.
+        stops: int64 [B], the end of those that do, at most the next start.
         n_tokens: T of the batch.
         skipped: tokens of a prompt before those that take part; None if no pooling weights by position.
     """
@@ -267,8 +252,7 @@ def segment_arrays(
     }
     if skipped is not None:
         weights = np.zeros(n_tokens, np.float32)
-        rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        weights[np.repeat(starts, counts) + rank] = rank + 1 + skipped
+        weights[ranges(starts, counts)] = ranges(np.full_like(starts, skipped + 1), counts)
         arrays["segment_weights"] = weights[:, None]
         # 1 + 2 + ... + n, and n times what was skipped.
         arrays["segment_weight"] = (counts * (counts + 1) / 2 + counts * skipped).astype(np.float32)[:, None]

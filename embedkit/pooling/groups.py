@@ -18,30 +18,20 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class Item:
-    """A row, or a finished group.
+    """A row, or a finished group."""
 
-    Attributes:
-        key: values of the group columns, as text; a group has those from its own column on.
-        vectors: variant → [D] of any float dtype; None if it has no vector.
-        weight: number of tokens behind the vector.
-        rows, pooled: number of rows, and of rows with a vector.
-        n_tokens, n_used, n_chunks: sums of the rows' receipts.
-        statuses: statuses of its rows.
-        kept: for each kept column, up to two different values of its rows, or the caller's codes for them.
-        order: the value by which the last item is chosen.
-    """
-
-    key: tuple[str, ...]
-    vectors: Mapping[str, NDArray[Any]] | None
-    weight: int
-    rows: int
+    key: tuple[str, ...]  # values of the group columns, as text; a group has those from its own column on
+    vectors: Mapping[str, NDArray[Any]] | None  # variant → [D] of any float dtype; None if it has no vector
+    weight: int  # number of tokens behind the vector
+    rows: int  # number of rows, and of rows with a vector
     pooled: int
-    n_tokens: int
+    n_tokens: int  # sums of the rows' receipts
     n_used: int
     n_chunks: int
-    statuses: set[str]
+    statuses: set[str]  # statuses of its rows
+    #: for each kept column, up to two different values of its rows, or the caller's codes for them
     kept: tuple[tuple[Any, ...], ...]
-    order: Any = None
+    order: Any = None  # the value by which the last item is chosen
 
     @property
     def status(self) -> str:

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from embedkit.errors import ModelError
 from embedkit.storage.filesystem import read_file, stat_file
 
-#: The only key of the metadata: the order of several, and so the file's bytes, would be random.
+#: The only key of the metadata: several would be written in random order, and change the file's bytes.
 _KEY = "embedkit"
 _VERSION = 1
 #: A larger file is not a pooler.
@@ -30,18 +30,11 @@ _MOST_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class PoolerFile:
-    """The content of a file.
+    """The content of a file."""
 
-    Attributes:
-        path: as the user named it.
-        sha256: of its bytes.
-        recipe: the pooler's kind, and what it was trained on.
-        tensors: arrays by name.
-    """
-
-    path: str
+    path: str  # as the user named it
     sha256: str
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any]  # the pooler's kind, and what it was trained on
     tensors: Mapping[str, NDArray[Any]]
 
     @property
@@ -65,21 +58,15 @@ class PoolerFile:
 
 @dataclass(frozen=True, slots=True)
 class PredictionHead:
-    """The linear layer that `fit` trains on pooled vectors: W v + b, a logit a class or the predicted value.
+    """The linear layer that `fit` trains on pooled vectors: W v + b, one logit a class or the predicted value."""
 
-    Attributes:
-        weight: float32 [C, D]; C is 1 for regression.
-        bias: float32 [C].
-        classes: names of the C classes; () for regression.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    classes: tuple[str, ...]
+    weight: NDArray[np.float32]  # float32 [C, D]; C is 1 for regression
+    bias: NDArray[np.float32]  # float32 [C]
+    classes: tuple[str, ...]  # names of the C classes; () for regression
 
     @property
     def columns(self) -> dict[str, str]:
-        """Returns the columns that it adds to an output, and their types."""
+        """Returns the columns that it adds to an output, with their types."""
         if not self.classes:
             return {"prediction": "float32"}
         return {**{f"score_{name}": "float32" for name in self.classes}, "predicted": "string"}
@@ -124,7 +111,7 @@ def read_pooler(path: str) -> PoolerFile:
     """
     try:
         if stat_file(path).size > _MOST_BYTES:
-            raise damaged(path, "is too large to be a pooler's")
+            raise damaged(path, "too large for a pooler")
         content = read_file(path)
     except OSError as fault:
         raise ModelError(
@@ -135,14 +122,14 @@ def read_pooler(path: str) -> PoolerFile:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, ValueError, KeyError, TypeError):
-        raise damaged(path, "is not a safetensors file, or damaged") from None
+        raise damaged(path, "no safetensors file, or a damaged one") from None
     try:
         recipe = json.loads(header["__metadata__"][_KEY])
         version, kind = recipe["version"], recipe["kind"]
     except (ValueError, KeyError, TypeError):
         raise ModelError(
             f"{path} has no recipe of a pooler: `embedkit fit` did not write it",
-            hint="give a file that `embedkit fit -o FILE` has written",
+            hint="name a file written by `embedkit fit -o FILE`",
         ) from None
     if version != _VERSION or not isinstance(kind, str):
         raise ModelError(

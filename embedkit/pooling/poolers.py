@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -28,6 +28,7 @@ class Pooler(Protocol):
 
     layers: str | None
 
+    @abstractmethod
     def dims(self, n_layers: int, hidden_size: int) -> int:
         """Returns the dimensions D' of its vectors, for `n_layers` layers of `hidden_size` dimensions."""
 
@@ -45,14 +46,10 @@ class Pooler(Protocol):
         """
 
 
-class LayerwisePooler(ABC):
+class LayerwisePooler(Pooler):
     """A pooler that makes a vector of each layer first, so that no states are kept for it."""
 
     layers: str | None = None
-
-    @abstractmethod
-    def dims(self, n_layers: int, hidden_size: int) -> int:
-        """Returns the dimensions of its vectors; see Pooler."""
 
     @abstractmethod
     def of_layer(self, hidden_states: Tensor, mask: Tensor | None, input_ids: Tensor) -> Tensor:

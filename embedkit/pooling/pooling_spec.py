@@ -16,31 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolingSpec:
-    """Layers, aggregation and poolings, resolved for a model.
+    """Layers, aggregation and poolings, resolved for a model."""
 
-    Attributes:
-        layers: resolved layer numbers, in the order asked for.
-        aggregation: concat, mean, sum, max, separate or weighted; applied to tokens, before pooling.
-        poolings: names of POOLINGS or of `poolers`, or `pooler`, in the order asked for; () for token vectors.
-        cls_is_last: whether the model's [CLS] ends the text, as XLNet's does, instead of beginning it.
-        layer_weights: of each layer, under the aggregation `weighted`, which divides by their sum.
-        skipped: tokens of a prompt at the start of each text, which take no part in the pooling.
-        head: the modules after the pooling, float32 [n, D] → [n, D']; None if there are none.
-        head_width: D' of the head; None if it is D.
-        variant_suffix: names the pooling in the names of separate layers; by default the poolings.
-        poolers: by the names that `poolings` has for them.
-    """
-
-    layers: tuple[int, ...]
-    aggregation: str
+    layers: tuple[int, ...]  # resolved layer numbers, in the order asked for
+    aggregation: str  # concat, mean, sum, max, separate or weighted; applied to tokens, before pooling
+    #: Names of POOLINGS or of `poolers`, or `pooler`, in the order asked for; () for token vectors.
     poolings: tuple[str, ...]
-    cls_is_last: bool = False
-    layer_weights: tuple[float, ...] = ()
-    skipped: int = 0
+    cls_is_last: bool = False  # whether the model's [CLS] ends the text, as XLNet's does, instead of beginning it
+    layer_weights: tuple[float, ...] = ()  # under the aggregation `weighted`, which divides by their sum
+    skipped: int = 0  # tokens of a prompt at the start of each text, which take no part in the pooling
+    #: The modules after the pooling, float32 [n, D] → [n, D'].
     head: Callable[[Tensor], Tensor] | None = None
-    head_width: int | None = None
-    variant_suffix: str = ""
-    poolers: Mapping[str, Pooler] = field(default_factory=dict)
+    head_width: int | None = None  # D' of the head; None if it is D
+    variant_suffix: str = ""  # names the pooling in the names of separate layers; by default the poolings
+    poolers: Mapping[str, Pooler] = field(default_factory=dict)  # by the names that `poolings` has for them
 
     def variants(self, hidden_size: int) -> tuple[Variant, ...]:
         """Returns the columns of the output for a model whose states have `hidden_size` dimensions."""
@@ -57,11 +46,9 @@ class PoolingSpec:
     def pooled_width(self, hidden_size: int) -> int:
         """Returns the dimensions of a pooled vector, before the head."""
         n_layers = len(self.layers) if self.aggregation == "concat" else 1
-        if not self.poolings:
-            return n_layers * hidden_size
         return sum(
             self.poolers[name].dims(n_layers, hidden_size) if name in self.poolers else n_layers * hidden_size
-            for name in self.poolings
+            for name in self.poolings or ("none",)
         )
 
     def pooling_name(self, name: str) -> str:

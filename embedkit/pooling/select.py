@@ -29,25 +29,15 @@ _WIDEST = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ChosenPooler:
-    """A pooler that `--pool` names.
+    """A pooler that `--pool` names."""
 
-    Attributes:
-        label: its name in columns and recipes.
-        identity: identifies it in the recipe, by hash or by package and version.
-        layers: the layers it needs, as `--layers` takes them; None if any.
-        layer_agg: their aggregation; None if any.
-        exclude_special: whether special tokens take no part; None if either.
-        file: a file of `fit`; None for a package's pooler.
-        made: a package's pooler; None for a file.
-    """
-
-    label: str
-    identity: Mapping[str, str]
-    layers: str | None
-    layer_agg: str | None
-    exclude_special: bool | None
-    file: PoolerFile | None
-    made: Any
+    label: str  # its name in columns and recipes
+    identity: Mapping[str, str]  # identifies it in the recipe, by hash or by package and version
+    layers: str | None  # the layers it needs, as `--layers` takes them; None if any
+    layer_agg: str | None  # their aggregation; None if any
+    exclude_special: bool | None  # whether special tokens take no part; None if either
+    file: PoolerFile | None  # a file of `fit`; None for a package's pooler
+    made: Any  # a package's pooler; None for a file
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles a package's pooler by its name: the object may hold what cannot be pickled."""

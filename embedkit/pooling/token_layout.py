@@ -1,4 +1,4 @@
-"""The layout of a batch's tokens, and which of them take part in the pooling.
+"""The layout of a batch's tokens, and the tokens that take part in the pooling.
 
 Its arrays are made in numpy, in any thread, and are on the device before the states are computed.
 """
@@ -15,24 +15,18 @@ from torch import Tensor
 from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
 from embedkit.pooling.functions import Arrays, Inputs, segment_arrays
 from embedkit.pooling.pooling_spec import PoolingSpec
-from embedkit.types import Batch
+from embedkit.types import Batch, ranges
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """The layout of a batch before the pooling.
-
-    Attributes:
-        batch: its texts.
-        packed: whether they are concatenated, [1, T]; else they are padded, [n, longest].
-        skipped_start, skipped_end: tokens at the ends of each text that take no part.
-        by_segments: pool a packed batch in one call; else one length after another, which is as fast on a CPU.
-    """
+    """The layout of a batch before the pooling."""
 
     batch: Batch
-    packed: bool
-    skipped_start: int = 0
+    packed: bool  # whether they are concatenated, [1, T]; else they are padded, [n, longest]
+    skipped_start: int = 0  # tokens at the ends of each text that take no part
     skipped_end: int = 0
+    #: Pool a packed batch in one call; else one length after another, which is as fast on a CPU.
     by_segments: bool = False
 
     @property
@@ -42,12 +36,7 @@ class TokenLayout:
         return stops - starts
 
     def arrays(self, spec: PoolingSpec, input_ids: NDArray[np.int64] | None) -> Arrays:
-        """Makes the arrays of `pooler`.
-
-        Args:
-            spec: what is computed.
-            input_ids: int64 [T] of the packed texts; None unless a pooler needs them.
-        """
+        """Makes the arrays of `pooler`; `input_ids`, int64 [T], packed, are None unless a pooler needs them."""
         lengths = self.batch.lengths
         width = int(lengths[-1])
         starts, stops = self._borders()
@@ -55,9 +44,7 @@ class TokenLayout:
         if not spec.poolings:
             if self.packed and not (self.skipped_start or self.skipped_end):
                 return {}
-            counts = stops - starts
-            position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            return {"token_places": np.repeat(opens + starts, counts) + position}
+            return {"token_places": ranges(opens + starts, stops - starts)}
         arrays: Arrays = {}
         if input_ids is not None:
             arrays["token_ids"] = input_ids
@@ -72,13 +59,7 @@ class TokenLayout:
         return arrays
 
     def pooler(self, spec: PoolingSpec, arrays: Inputs, device: torch.device) -> BatchPooler:
-        """Returns what takes the layers of this batch.
-
-        Args:
-            spec: what is computed.
-            arrays: those of `arrays`, on the device.
-            device: of the states.
-        """
+        """Returns what takes the layers of this batch, given the result of `arrays` on the device."""
         if not spec.poolings:
             return BatchPooler(spec, (), places=arrays.get("token_places"))
         ids = arrays.get("token_ids")

@@ -6,7 +6,7 @@ layers: a token's state is then [n_layers * hidden_size].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +20,16 @@ from embedkit.pooling.poolers import LayerwisePooler, concatenate_layers
 
 @dataclass(frozen=True, slots=True)
 class PoolerShape:
-    """The sizes of a trained pooler; with its weights they define it.
+    """The sizes of a trained pooler; with its weights they define it."""
 
-    Attributes:
-        kind: a key of _CLASSES.
-        n_layers: layers given, after aggregation.
-        hidden_size: dimensions of a state.
-        width: the kind's own size: of the hidden layer that scores tokens, of the LSTM's state, of the projection,
-            or the dimensions kept; 0 if it has none.
-        heads: of the multi-head attention; else 0.
-        of_tokens: cls or mean, the pooling of each layer for kinds that combine vectors of layers; else "".
-    """
-
-    kind: str
-    n_layers: int
+    kind: str  # a key of _CLASSES
+    n_layers: int  # after aggregation
     hidden_size: int
+    #: The kind's own size: of the hidden layer that scores tokens, of the LSTM's state, of the projection, or the
+    #: dimensions kept; 0 if it has none.
     width: int = 0
-    heads: int = 0
-    of_tokens: str = ""
+    heads: int = 0  # of the multi-head attention; else 0
+    of_tokens: str = ""  # cls or mean, the pooling of each layer for kinds that combine vectors of layers; else ""
 
     @property
     def input_size(self) -> int:
@@ -50,18 +42,15 @@ class TrainedPooler(nn.Module):
 
     Args:
         shape: its sizes.
+        size: dimensions D' of its vectors.
     """
 
     layers: str | None = None
 
-    def __init__(self, shape: PoolerShape) -> None:
+    def __init__(self, shape: PoolerShape, size: int) -> None:
         super().__init__()
         self.shape = shape
-
-    @property
-    def size(self) -> int:
-        """Returns the dimensions D' of its vectors."""
-        return self.shape.input_size
+        self.size = size
 
     def dims(self, n_layers: int, hidden_size: int) -> int:
         """Returns the dimensions of its vectors, which its weights decide."""
@@ -82,7 +71,7 @@ class AttentionPooler(TrainedPooler):
     """
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.input_size)
         inner = [nn.LayerNorm(shape.width), nn.GELU()] if shape.kind == "attention" else [nn.Tanh()]
         self.score = nn.Sequential(nn.Linear(shape.input_size, shape.width), *inner, nn.Linear(shape.width, 1))
 
@@ -99,7 +88,7 @@ class MultiheadPooler(TrainedPooler):
     """A learned query that attends to the tokens with several heads (Lee et al. 2019, arXiv 1810.00825, PMA)."""
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.input_size)
         self.query = nn.Parameter(torch.empty(1, 1, shape.input_size))
         nn.init.normal_(self.query, std=shape.input_size**-0.5)
         self.attention = nn.MultiheadAttention(shape.input_size, shape.heads, batch_first=True)
@@ -129,13 +118,8 @@ class WeightedLayersPooler(_OfLayerVectors):
     """sum(softmax(w)[l] v[l]): one learned weight a layer (as ELMo's: Peters et al. 2018, arXiv 1802.05365)."""
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.hidden_size)
         self.weights = nn.Parameter(torch.zeros(shape.n_layers))
-
-    @property
-    def size(self) -> int:
-        """Returns the dimensions of one layer."""
-        return self.shape.hidden_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
         """Combines [L, N, D] to [N, D]."""
@@ -146,13 +130,8 @@ class LstmPooler(_OfLayerVectors):
     """The last state of an LSTM over the layers' vectors, from the first layer on."""
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.width)
         self.lstm = nn.LSTM(shape.hidden_size, shape.width)
-
-    @property
-    def size(self) -> int:
-        """Returns the LSTM's hidden size."""
-        return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
         """Combines [L, N, D] to [N, hidden size]."""
@@ -164,13 +143,8 @@ class ProjectedPooler(_OfLayerVectors):
     """tanh(W v + b) of the layers' concatenated vectors; with width 0, these vectors unchanged."""
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.width or shape.input_size)
         self.project = nn.Linear(shape.input_size, shape.width) if shape.width else None
-
-    @property
-    def size(self) -> int:
-        """Returns the dimensions of the projection."""
-        return self.shape.width or self.shape.input_size
 
     def of_layers(self, pooled: Tensor) -> Tensor:
         """Combines [L, N, D] to [N, width]."""
@@ -182,16 +156,11 @@ class RotatedPooler(_OfLayerVectors):
     """(v - center) R of the layers' concatenated vectors: PCA, or whitening (Su et al. 2021, arXiv 2103.15316)."""
 
     def __init__(self, shape: PoolerShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, shape.width)
         self.register_buffer("center", torch.zeros(shape.input_size))
         self.register_buffer("rotation", torch.zeros(shape.input_size, shape.width))
         self.center: Tensor
         self.rotation: Tensor
-
-    @property
-    def size(self) -> int:
-        """Returns the dimensions kept."""
-        return self.shape.width
 
     def of_layers(self, pooled: Tensor) -> Tensor:
         """Combines [L, N, D] to [N, width]."""
@@ -199,7 +168,7 @@ class RotatedPooler(_OfLayerVectors):
 
 
 #: By kind. All are trained on labels but pca and whiten.
-_CLASSES: Mapping[str, type[TrainedPooler]] = {
+_CLASSES: Mapping[str, Callable[[PoolerShape], TrainedPooler]] = {
     "attention": AttentionPooler,
     "attention-tanh": AttentionPooler,
     "multihead-attention": MultiheadPooler,

@@ -27,15 +27,10 @@ _TEXT = 2**32
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The tokens of units: M pairs, ordered by unit, then by position in the text.
+    """The tokens of units: M pairs, ordered by unit, then by position in the text."""
 
-    Attributes:
-        unit: int64 [M].
-        place: int64 [M], the token's index among the shard's tokens.
-    """
-
-    unit: NDArray[np.int64]
-    place: NDArray[np.int64]
+    unit: NDArray[np.int64]  # int64 [M]
+    place: NDArray[np.int64]  # int64 [M], the token's index among the shard's tokens
 
     def only(self, how: str) -> Members:
         """Returns the `first` or the `last` token of each unit."""
@@ -48,17 +43,11 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The units of a shard, in the order of the texts and within them.
+    """The units of a shard, in the order of the texts and within them."""
 
-    Attributes:
-        texts: int64 [U], the text of each, ascending.
-        columns: name → [U] values, the unit's columns in the output.
-        members: their tokens; None if they are windows.
-    """
-
-    texts: NDArray[np.int64]
-    columns: Mapping[str, NDArray[Any] | list[str | None]]
-    members: Members | None
+    texts: NDArray[np.int64]  # int64 [U], the text of each, ascending
+    columns: Mapping[str, NDArray[Any] | list[str | None]]  # name → [U] values, the unit's columns in the output
+    members: Members | None  # their tokens; None if they are windows
 
     @property
     def empty(self) -> NDArray[np.bool_]:

@@ -33,10 +33,6 @@ RELATIVE_BUCKETS = 32
 class Checkpoint:
     """A model's weights, read one at a time.
 
-    Args:
-        folder: the model.
-        config: what config.json says.
-
     Raises:
         NotNativeError: a weight is missing, has another shape or dtype, or would not be used; or a file cannot be
             read.
@@ -138,15 +134,13 @@ class Checkpoint:
     def _read_headers(self, folder: ModelFolder) -> Mapping[str, _Stored]:
         path = folder.folder / folder.weights
         try:
-            if path.name == "model.safetensors":
-                return self._of_safetensors(path)
-            if path.name == "model.safetensors.index.json":
+            if path.name in {"model.safetensors", "model.safetensors.index.json"}:
                 return _merged([self._of_safetensors(part) for part in folder.weight_files()])
             if path.name == "pytorch_model.bin":
                 return _of_pickle(path)
         except NotNativeError:
             raise
-        except Exception as fault:  # noqa: BLE001 - damaged files raise anything; transformers tells which it is
+        except Exception as fault:  # noqa: BLE001 - damaged files raise anything, and transformers reports them
             raise NotNativeError(f"{folder.weights} cannot be read ({type(fault).__name__})") from None
         raise NotNativeError(f"its weights are {folder.weights}")
 
@@ -164,7 +158,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A tensor in a file: its shape, its dtype, and how to read it."""
+    """A tensor in a file, which `read` reads."""
 
     shape: tuple[int, ...]
     dtype: str

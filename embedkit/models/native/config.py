@@ -23,13 +23,10 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
+#: Keys of every family.
+_KEYS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "hidden_act", "pad_token_id"),
 )
 #: Keys that change what is computed, and the values that are supported.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -41,61 +38,29 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "relative_attention_num_buckets": (32,),
     "return_dict": (True, None),
 }
-#: Keys that change no number of the encoder: training, heads, generation, the files' origin.
-_HARMLESS = frozenset(
-    (
-        "_attn_implementation",
-        "_name_or_path",
-        "_num_labels",
-        "architectures",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "attn_implementation",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "cls_token_id",
-        "directionality",
-        "dropout",
-        "dtype",
-        "eos_token_id",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_factor",
-        "initializer_range",
-        "label2id",
-        "language",
-        "mask_token_id",
-        "model_type",
-        "name",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
+#: Keys that change no number of the encoder.
+_HARMLESS = {
+    # The files' origin and the output's form.
+    *("_name_or_path", "architectures", "dtype", "language", "model_type", "name", "name_or_path", "torch_dtype"),
+    *("output_attentions", "output_hidden_states", "output_past", "transformers_version"),
+    # Training, and values before it.
+    *("attention_dropout", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "hidden_dropout_prob"),
+    *("finetuning_task", "gradient_checkpointing", "initializer_factor", "initializer_range", "problem_type"),
+    *("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
+    # Heads and generation.
+    *("_num_labels", "id2label", "label2id", "num_labels", "tie_weights_", "tie_word_embeddings", "use_cache"),
+    *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "sep_token_id"),
+    *(
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",
         "pooler_size_per_head",
         "pooler_type",
-        "problem_type",
-        "qa_dropout",
-        "sep_token_id",
-        "seq_classif_dropout",
-        "sinusoidal_pos_embds",
-        "summary_activation",
-        "summary_last_dropout",
-        "summary_type",
-        "summary_use_proj",
-        "tie_weights_",
-        "tie_word_embeddings",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    )
-)
+    ),
+    *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),
+    # How the same numbers are computed.
+    *("_attn_implementation", "attn_implementation", "chunk_size_feed_forward", "directionality"),
+}
 
 
 class NotNativeError(Exception):
@@ -104,18 +69,7 @@ class NotNativeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NativeConfig:
-    """The configuration of a model, as far as it decides numbers.
-
-    Attributes:
-        family: its family.
-        vocab_size, hidden_size, n_layers, n_heads, intermediate_size: the usual sizes.
-        max_position_embeddings: rows of the position embeddings.
-        type_vocab_size: rows of the token type embeddings; 0 if it has none.
-        embedding_size: width of the embeddings; projected if it is not `hidden_size`.
-        activation: one of the values of ACTIVATIONS.
-        layer_norm_eps: the epsilon of every norm.
-        pad_id: positions count from the one after it; None if they count from 0.
-    """
+    """The configuration of a model, as far as it decides numbers."""
 
     family: Family
     vocab_size: int
@@ -123,12 +77,12 @@ class NativeConfig:
     n_layers: int
     n_heads: int
     intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    embedding_size: int
-    activation: str
-    layer_norm_eps: float
-    pad_id: int | None
+    max_position_embeddings: int  # rows of the position embeddings
+    type_vocab_size: int  # rows of the token type embeddings; 0 if it has none
+    embedding_size: int  # width of the embeddings; projected if it is not `hidden_size`
+    activation: str  # one of the values of ACTIVATIONS
+    layer_norm_eps: float  # the epsilon of every norm
+    pad_id: int | None  # positions count from the one after it; None if they count from 0
 
     @property
     def usable_positions(self) -> int:
@@ -137,10 +91,7 @@ class NativeConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> NativeConfig:
-    """Reads a config.json.
-
-    Args:
-        config: its content.
+    """Reads the content of a config.json.
 
     Raises:
         NotNativeError: it is of another family, or has a setting that embedkit does not know or support.
@@ -148,43 +99,49 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise NotNativeError(f"its type is '{config.get('model_type')}', not one of {', '.join(FAMILIES)}")
-    key_of = {key: family.config_keys.get(key, key) for key in (*_SIZES, "hidden_act")}
-    known = {*key_of.values(), "pad_token_id"}
-    known |= {"layer_norm_eps"} if family.layer_norm_eps is None else set()
-    known |= {"type_vocab_size"} if family.token_types else set()
-    known |= {"embedding_size"} if family.projects_embeddings else set()
-    _check_keys(config, known)
-    sizes = {key: _size(config, key_of[key]) for key in _SIZES}
-    activation = config.get(key_of["hidden_act"], "gelu")
+    _check_keys(config, family)
+
+    def size(key: str, default: int | None = None) -> int:
+        key = family.config_keys.get(key, key)
+        return _checked(config.get(key, default), key, least=1)
+
+    activation = config.get(family.config_keys.get("hidden_act", "hidden_act"), "gelu")
     if activation not in ACTIVATIONS:
         raise NotNativeError(f"its activation is {str(activation)[:80]!r}")
     eps = family.layer_norm_eps or config.get("layer_norm_eps", 1e-12)
     if type(eps) is not float or not 0 < eps < 1:
         raise NotNativeError(f"its layer_norm_eps is {str(eps)[:80]!r}")
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise NotNativeError("its hidden size is no multiple of its heads")
+    pad_id = None
+    if family.positions_after_pad:
+        pad_id = (
+            _checked(config.get("pad_token_id", 1), "pad_token_id") if family.pad_id is None else family.pad_id
+        )
     read = NativeConfig(
         family=family,
-        vocab_size=sizes["vocab_size"],
-        hidden_size=sizes["hidden_size"],
-        n_layers=sizes["num_hidden_layers"],
-        n_heads=sizes["num_attention_heads"],
-        intermediate_size=sizes["intermediate_size"],
-        max_position_embeddings=sizes["max_position_embeddings"],
-        type_vocab_size=_size(config, "type_vocab_size", 2) if family.token_types else 0,
-        embedding_size=(
-            _size(config, "embedding_size", 128) if family.projects_embeddings else sizes["hidden_size"]
-        ),
+        vocab_size=size("vocab_size"),
+        hidden_size=size("hidden_size"),
+        n_layers=size("num_hidden_layers"),
+        n_heads=size("num_attention_heads"),
+        intermediate_size=size("intermediate_size"),
+        max_position_embeddings=size("max_position_embeddings"),
+        type_vocab_size=size("type_vocab_size", 2) if family.token_types else 0,
+        embedding_size=size("embedding_size", 128) if family.projects_embeddings else size("hidden_size"),
         activation=ACTIVATIONS[activation],
         layer_norm_eps=eps,
-        pad_id=_pad_id(config, family),
+        pad_id=pad_id,
     )
+    if read.hidden_size % read.n_heads:
+        raise NotNativeError("its hidden size is no multiple of its heads")
     if read.usable_positions < 1:
         raise NotNativeError("it has no positions for tokens")
     return read
 
 
-def _check_keys(config: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(config: Mapping[str, Any], family: Family) -> None:
+    known = {family.config_keys.get(key, key) for key in _KEYS}
+    known |= {"layer_norm_eps"} if family.layer_norm_eps is None else set()
+    known |= {"type_vocab_size"} if family.token_types else set()
+    known |= {"embedding_size"} if family.projects_embeddings else set()
     unknown = sorted(config.keys() - known - _FIXED.keys() - _HARMLESS)
     if unknown:
         raise NotNativeError(f"its config.json sets '{unknown[0][:80]}'")
@@ -193,18 +150,8 @@ def _check_keys(config: Mapping[str, Any], known: set[str]) -> None:
             raise NotNativeError(f"its config.json sets '{key}' to {str(config[key])[:80]!r}")
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    size = config.get(key, default)
+def _checked(number: Any, key: str, *, least: int = 0) -> int:
     # `type`, since True is an int too.
-    if type(size) is not int or size < 1:
-        raise NotNativeError(f"its config.json has {str(size)[:80]!r} as '{key}'")
-    return size
-
-
-def _pad_id(config: Mapping[str, Any], family: Family) -> int | None:
-    if not family.positions_after_pad:
-        return None
-    pad_id = config.get("pad_token_id", 1) if family.pad_id is None else family.pad_id
-    if type(pad_id) is not int or pad_id < 0:
-        raise NotNativeError(f"its pad_token_id is {str(pad_id)[:80]!r}")
-    return pad_id
+    if type(number) is not int or number < least:
+        raise NotNativeError(f"its config.json has {str(number)[:80]!r} as '{key}'")
+    return number

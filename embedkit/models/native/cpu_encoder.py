@@ -14,7 +14,7 @@ from torch.nn import functional
 from embedkit.models.base import Inputs, TakeLayer
 from embedkit.models.native.kernels import load_kernels
 from embedkit.models.native.layer import LayerWeights, fused_layer, torch_layer
-from embedkit.models.native.linear import Linear, make_linear
+from embedkit.models.native.linear import Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.thread_pool import Part, ThreadPool
 from embedkit.types import Batch
@@ -80,7 +80,9 @@ class CpuEncoder(NativeEncoder):
         return weight.clone()
 
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-        return make_linear(weight, bias, dtype)
+        if dtype == "int8":
+            return Int8Linear(weight, bias)
+        return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
 
 
 def _concatenated(states: list[Tensor]) -> Tensor:

@@ -57,12 +57,9 @@ _ARGUMENTS = {
 
 
 class Kernels:
-    """The functions of `kernels.cpp`. All tensors are contiguous and on the CPU.
+    """The functions of a library built from `kernels.cpp`. All tensors are contiguous and on the CPU.
 
     With `quantise`, the resulting rows have bytes too.
-
-    Args:
-        library: built from `kernels.cpp`.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -92,11 +89,11 @@ class Kernels:
         """Computes attention within each of some packed texts.
 
         Args:
-            products: [T, 3 D]: queries (scaled), keys, values.
+            products: [T, 3 D]: scaled queries, keys and values.
             lengths: int64 [n], tokens of each text; rows after the last text give zeros.
             biases: for each text, what is added to its scores, float32 [heads, length, length]; empty if nothing.
             n_heads: heads that D is made of.
-            quantise: see above.
+            quantise: see the class.
         """
         n_tokens, width = products.values.shape[0], products.values.shape[1] // 3
         rows = _rows(products.values.new_empty(n_tokens, width), quantise=quantise)

@@ -39,28 +39,19 @@ class Norm:
     eps: float
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Scales each row to mean 0 and variance 1, then apply weight and bias."""
+        """Scales each row to mean 0 and variance 1, then applies weight and bias."""
         return functional.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Attention and feed-forward network of one layer, each followed by its residual and its norm.
+    """Attention and feed-forward network of one layer, each followed by its residual and its norm."""
 
-    Attributes:
-        qkv: queries, keys and values in one: [T, D] → [T, 3 D].
-        attention_out: output projection of the attention.
-        attention_norm: after the attention.
-        up, activation, down: the feed-forward network; the activation is a name of ACTIVATIONS.
-        output_norm: after it.
-        n_heads: of the attention.
-    """
-
-    qkv: Linear
+    qkv: Linear  # queries, keys and values in one: [T, D] → [T, 3 D]
     attention_out: Linear
     attention_norm: Norm
     up: Linear
-    activation: str
+    activation: str  # a name of ACTIVATIONS
     down: Linear
     output_norm: Norm
     n_heads: int
@@ -72,9 +63,9 @@ def torch_layer(
     """Computes the next layer's states with torch's operations.
 
     Args:
-        layer: the layer; its queries are scaled by 1 / sqrt(head_dim).
+        layer: its queries are scaled by 1 / sqrt(head_dim).
         states: [T, D] of packed texts.
-        groups: those texts.
+        groups: the lengths of those texts.
         biases: for each length, what is added to the scores: [heads, length, length]; empty if nothing is.
 
     Returns:
@@ -97,7 +88,7 @@ def fused_layer(
 
     Args:
         layer: see `torch_layer`.
-        kernels: compiled.
+        kernels: the compiled ones.
         rows: [T, D] of packed texts; quantised if the linear layers take bytes.
         lengths: int64 [n], tokens of each text.
         biases: for each text, what is added to the scores: [heads, length, length]; empty if nothing is.
@@ -135,7 +126,10 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Map
             parts = qkv[rows].view(count, length, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
             query, key, value = parts.reshape(3, count * n_heads, length, -1).unbind()
             if length > _LONGEST:
-                seen = _attend_without_scores(query, key, value, biases.get(length))
+                bias = biases.get(length)
+                seen = functional.scaled_dot_product_attention(
+                    query[None], key[None], value[None], attn_mask=None if bias is None else bias[None], scale=1.0
+                )[0].contiguous()
             else:
                 scores = torch.bmm(query, key.transpose(1, 2))
                 if biases:
@@ -145,12 +139,3 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Map
                 seen.view(count, n_heads, length, -1).transpose(1, 2)
             )
     return context
-
-
-def _attend_without_scores(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes torch's attention of one text: [heads, length, head_dim] each."""
-    mask = None if bias is None else bias[None]
-    attended = functional.scaled_dot_product_attention(
-        query[None], key[None], value[None], attn_mask=mask, scale=1.0
-    )
-    return attended[0].contiguous()

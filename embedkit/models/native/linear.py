@@ -24,32 +24,20 @@ _LEAST = 1e-36
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The input of a linear layer: T rows of K numbers.
+    """The input of a linear layer: T rows of K numbers."""
 
-    Attributes:
-        states: float32 [T, K].
-        bytes: the same quantised, uint8 [T, K] with 128 for 0; None if no layer needs it.
-        steps: float32 [T], the value of a step in each row of `bytes`.
-    """
-
-    states: Tensor
-    bytes: Tensor | None = None
-    steps: Tensor | None = None
+    states: Tensor  # float32 [T, K]
+    bytes: Tensor | None = None  # the same quantised, uint8 [T, K] with 128 for 0; None if no layer needs it
+    steps: Tensor | None = None  # float32 [T], the value of a step in each row of `bytes`
 
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """The output of a linear layer: row t is values[t] * steps[t] + bias.
+    """The output of a linear layer: row t is values[t] * steps[t] + bias."""
 
-    Attributes:
-        values: float32 [T, N]; overwritten by the kernel that takes them.
-        steps: float32 [T]; None if the values are scaled and have the bias already.
-        bias: float32 [N]; None likewise.
-    """
-
-    values: Tensor
-    steps: Tensor | None = None
-    bias: Tensor | None = None
+    values: Tensor  # float32 [T, N]; overwritten by the kernel that takes them
+    steps: Tensor | None = None  # float32 [T]; None if the values are scaled and have the bias already
+    bias: Tensor | None = None  # float32 [N]; None likewise
 
 
 class Linear(ABC):
@@ -62,19 +50,6 @@ class Linear(ABC):
     def products(self, rows: Rows) -> Products:
         """Returns the same for a kernel that continues from there."""
         return Products(self(rows.states))
-
-
-def make_linear(weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-    """Returns the fastest linear layer on this CPU.
-
-    Args:
-        weight: fp32 [N, K]; copied.
-        bias: fp32 [N]; copied.
-        dtype: fp32 or int8.
-    """
-    if dtype == "int8":
-        return Int8Linear(weight, bias)
-    return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
 
 
 def has_onednn() -> bool:

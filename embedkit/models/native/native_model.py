@@ -38,15 +38,10 @@ _SHORT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class NativeModel(LoadedModel):
-    """A checkpoint of a family that embedkit computes itself; weights are read when the layers are known.
-
-    Attributes:
-        config: what config.json says.
-        checkpoint: the weights; closed by `make_encoder`.
-    """
+    """A checkpoint of a family that embedkit computes itself; weights are read when the layers are known."""
 
     config: NativeConfig
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # the weights; closed by `make_encoder`
 
     def make_encoder(
         self, layers: tuple[int, ...], probe: Tokens, *, for_pooler: bool
@@ -66,7 +61,7 @@ class NativeModel(LoadedModel):
             raise _inexact(ModelError if self.dtype == "int8" else NotExactError)
         return encoder, NO_COMPILER if load_kernels() is None else None
 
-    def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed to know
+    def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed
         """Returns False: the layers of these families end with their own norm."""
         return False
 
@@ -98,7 +93,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
     Args:
         folder: the model.
         dtype: fp32 or int8 on a CPU; fp32, bf16 or fp16 on a GPU.
-        device: where it is to run.
+        device: the device that it will run on.
 
     Raises:
         NotNativeError: it is left to transformers.
@@ -114,11 +109,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
     elif config.family.relative_bias is not None:
         raise NotNativeError("no kernel for packed attention adds its relative position bias")
     disable_reduced_precision(device)
-    return native_model(config, Checkpoint(folder, config), dtype, device)
-
-
-def native_model(config: NativeConfig, checkpoint: Checkpoint, dtype: str, device: torch.device) -> NativeModel:
-    """Puts together what `open_native` found."""
+    checkpoint = Checkpoint(folder, config)
     return NativeModel(
         architecture=ARCHITECTURES[config.family.model_type],
         config=config,

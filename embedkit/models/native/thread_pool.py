@@ -30,16 +30,11 @@ _FEWEST_TOKENS, _MOST_TOKENS = 128, 512
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive texts of a packed batch.
+    """Consecutive texts of a packed batch."""
 
-    Attributes:
-        start, stop: the tokens [start, stop) of the batch.
-        groups: its texts; `start` of a group counts from the part's first token.
-    """
-
-    start: int
+    start: int  # the tokens [start, stop) of the batch
     stop: int
-    groups: tuple[LengthGroup, ...]
+    groups: tuple[LengthGroup, ...]  # its texts; `start` of a group counts from the part's first token
 
 
 class ThreadPool:

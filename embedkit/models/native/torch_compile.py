@@ -25,7 +25,7 @@ _TESTED = (33, 257)
 
 
 def add_norm(update: Tensor, states: Tensor, norm: Norm) -> Tensor:
-    """Adds [T, D] to states [T, D] and normalise the sum; overwrites `update`."""
+    """Adds [T, D] to states [T, D] and normalises the sum; overwrites `update`."""
     return norm(update.add_(states))
 
 
@@ -42,7 +42,7 @@ def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
     one that was not stopped.
 
     Args:
-        rows: of the whole input; None for a stream.
+        rows: rows of the whole input; None for a stream.
         device: the model's.
         has_triton: whether Triton, which torch compiles with on a GPU, is installed.
     """
@@ -50,7 +50,7 @@ def pays(rows: int | None, device: torch.device, *, has_triton: bool) -> bool:
 
 
 def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
-    """Compiles `add_norm` into one kernel for any number of rows, and test it.
+    """Compiles `add_norm` into one kernel for any number of rows, and tests it.
 
     Args:
         norm: one of the model's; the others have the same width, epsilon, dtype and device.

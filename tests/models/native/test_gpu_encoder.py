@@ -24,12 +24,10 @@ from embedkit.inference.batching import make_batches
 from embedkit.models import select_backend
 from embedkit.models.base import NotExactError
 from embedkit.models.native import native_model
-from embedkit.models.native.checkpoint import Checkpoint
-from embedkit.models.native.config import read_config
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.gpu_encoder import GpuEncoder
 from embedkit.models.native.layer import Norm
-from embedkit.models.native.native_model import NativeModel
+from embedkit.models.native.native_model import NativeModel, open_native
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
 from embedkit.models.varlen_attention import BACKENDS, FULL, AttentionRules, Packing, usable
@@ -68,10 +66,7 @@ def backends(monkeypatch) -> pytest.MonkeyPatch:
 
 def opened(folder: Path, dtype: str) -> NativeModel:
     """A model as `load_model` opens it for a GPU, to be put on the CPU."""
-    config = ModelConfig(str(folder))
-    model = resolve_model(config)
-    read = read_config(model.config)
-    return native_model.native_model(read, Checkpoint(model, read), dtype, CPU)
+    return open_native(resolve_model(ModelConfig(str(folder))), dtype, CPU)
 
 
 def settled(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[GpuEncoder, str | None]:

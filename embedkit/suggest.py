@@ -23,18 +23,11 @@ def closest_names(
 ) -> tuple[str, ...]:
     """Finds the known names closest to a mistyped word.
 
-    Case, hyphens, underscores and blanks are ignored. A synonym wins over similarity: `float16` gives `fp16`,
-    although it is closer to `float32`.
-
-    Args:
-        word: the word as typed.
-        names: the known names.
-        synonyms: common alternative → known name.
-        most: maximum number of names to return.
-        likeness: minimum similarity, 0 to 1.
+    Case, hyphens, underscores and blanks are ignored. A synonym (common alternative → known name) wins over
+    similarity: `float16` gives `fp16`, although it is closer to `float32`.
 
     Returns:
-        At most `most` names, the closest first; () if none is close.
+        At most `most` names of at least the similarity `likeness`, 0 to 1, the closest first.
     """
     known = list(names)
     plain = _plain(word)
@@ -59,12 +52,7 @@ def did_you_mean(
 ) -> str:
     """Returns the hint for an unknown name: "did you mean --pool mean?", or `otherwise` if none is close.
 
-    Args:
-        word: the word as typed.
-        names: the known names.
-        otherwise: the hint if no name is close.
-        prefix: put before each name, such as "--pool ".
-        synonyms: see `closest_names`.
+    `prefix`, such as "--pool ", is put before each name.
     """
     near = closest_names(word, names, synonyms=synonyms)
     return f"did you mean {' or '.join(prefix + name for name in near)}?" if near else otherwise

@@ -22,16 +22,16 @@ class Item:
 
     key: tuple[str, ...]  # values of the group columns, as text; a group has those from its own column on
     vectors: Mapping[str, NDArray[Any]] | None  # variant → [D] of any float dtype; None if it has no vector
-    weight: int  # number of tokens behind the vector
-    rows: int  # number of rows, and of rows with a vector
-    pooled: int
-    n_tokens: int  # sums of the rows' receipts
+    weight: int  # tokens that the vector is pooled from
+    rows: int
+    pooled: int  # rows with a vector
+    n_tokens: int  # this and the next two are sums over the rows
     n_used: int
     n_chunks: int
-    statuses: set[str]  # statuses of its rows
-    #: for each kept column, up to two different values of its rows, or the caller's codes for them
+    statuses: set[str]
+    #: For each kept column, up to two different values of its rows, or the caller's codes for them.
     kept: tuple[tuple[Any, ...], ...]
-    order: Any = None  # the value by which the last item is chosen
+    order: Any = None  # value by which the last item is chosen
 
     @property
     def status(self) -> str:
@@ -94,12 +94,12 @@ class _Group:
         if how in {"mean", "row_mean"}:
             factor = float(max(item.weight, 1)) if how == "mean" else 1.0
             self.divisor += factor
-            added = {name: factor * of.astype(np.float64) for name, of in item.vectors.items()}
+            added = {name: factor * vector.astype(np.float64) for name, vector in item.vectors.items()}
             before = total.vectors
-            total.vectors = {name: before[name] + of for name, of in added.items()} if before else added
+            total.vectors = {name: before[name] + vector for name, vector in added.items()} if before else added
         elif total.vectors is None or how == "max":
             before = total.vectors or item.vectors
-            total.vectors = {name: np.maximum(before[name], of) for name, of in item.vectors.items()}
+            total.vectors = {name: np.maximum(before[name], vector) for name, vector in item.vectors.items()}
             total.order = item.order
         elif not _earlier(item.order, total.order):
             total.vectors, total.order = item.vectors, item.order
@@ -108,7 +108,7 @@ class _Group:
         """Returns the group after its last item."""
         if self.item_so_far.vectors is not None and how in {"mean", "row_mean"}:
             sums = self.item_so_far.vectors
-            self.item_so_far.vectors = {name: of / self.divisor for name, of in sums.items()}
+            self.item_so_far.vectors = {name: total / self.divisor for name, total in sums.items()}
         return self.item_so_far
 
 

@@ -46,9 +46,10 @@ class PoolingSpec:
     def pooled_width(self, hidden_size: int) -> int:
         """Returns the dimensions of a pooled vector, before the head."""
         n_layers = len(self.layers) if self.aggregation == "concat" else 1
+        names = self.poolings or ("none",)  # token vectors have the width of one pooling
         return sum(
             self.poolers[name].dims(n_layers, hidden_size) if name in self.poolers else n_layers * hidden_size
-            for name in self.poolings or ("none",)
+            for name in names
         )
 
     def pooling_name(self, name: str) -> str:

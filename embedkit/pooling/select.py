@@ -29,7 +29,7 @@ _WIDEST = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ChosenPooler:
-    """A pooler that `--pool` names."""
+    """A pooler that `--pool` names. Its methods raise ModelError if the file is damaged."""
 
     label: str  # its name in columns and recipes
     identity: Mapping[str, str]  # identifies it in the recipe, by hash or by package and version
@@ -47,7 +47,7 @@ class ChosenPooler:
 
     @property
     def is_idf(self) -> bool:
-        """Whether it is bound to a tokenizer, not to a model."""
+        """True if it is bound to a tokenizer instead of a model."""
         return self.file is not None and self.file.kind == "idf"
 
     @property
@@ -58,11 +58,7 @@ class ChosenPooler:
         return f"{'idf:' if self.is_idf else ''}{Path(self.file.path).absolute()}"
 
     def head(self) -> PredictionHead | None:
-        """Reads the head that was trained with it; None if there is none.
-
-        Raises:
-            ModelError: the file is damaged.
-        """
+        """Reads the head that was trained with it; None if there is none."""
         if self.file is None or "task" not in self.file.recipe:
             return None
         try:
@@ -75,14 +71,7 @@ class ChosenPooler:
         return PredictionHead(weight, bias, classes)
 
     def pooler(self, device: Any) -> Pooler:
-        """Makes the pooler.
-
-        Args:
-            device: torch's device of the model's states.
-
-        Raises:
-            ModelError: the file is damaged.
-        """
+        """Makes the pooler for states on this device of torch."""
         if self.file is None:
             pooler: Pooler = self.made
             return pooler
@@ -100,16 +89,7 @@ class ChosenPooler:
         return IdfPooler(torch.from_numpy(inverse_document_frequencies(frequencies, n_documents)).to(device))
 
     def check_model(self, model: Mapping[str, Any], vocabulary: Mapping[str, int], *, lowercase: bool) -> None:
-        """Checks that it was made for this model.
-
-        Args:
-            model: `model` of a recipe: type, and hashes of files.
-            vocabulary: the tokenizer's entries.
-            lowercase: whether texts are lowercased.
-
-        Raises:
-            ModelError: it was made for another model.
-        """
+        """Raises ModelError unless it was made for this model, as in a recipe, and this tokenizer."""
         if self.file is None:
             return
         if self.is_idf:
@@ -121,19 +101,15 @@ class ChosenPooler:
                     hint="count again with this model: embedkit fit INPUT --pooler idf -m MODEL -o FILE",
                 )
         elif self.file.recipe.get("model") != model:
-            theirs = self.file.recipe.get("model") or {}
+            fitted_on = (self.file.recipe.get("model") or {}).get("type", "nameless")
             raise ModelError(
-                f"{self.file.path} was fitted on another model, with other files "
-                f"(a {theirs.get('type', 'nameless')} model there, {model['type']} here)",
+                f"{self.file.path} was fitted on another model ({fitted_on}) than this one ({model['type']})",
                 hint="name the model that it was fitted on with -m, or fit it again on this model",
             )
 
 
 def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPooler]]:
-    """Finds the poolers among the names of `--pool`.
-
-    Returns:
-        The names, with labels in place of poolers; and the poolers by label.
+    """Finds the poolers among the names of `--pool`; returns the names, with labels for poolers, and the poolers.
 
     Raises:
         UsageError: a package's pooler has the name of a pooling, or two packages declare the same name.
@@ -164,7 +140,7 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
 def with_needs_of(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -> PoolingConfig:
     """Sets `--layers`, `--layer-agg` and `--exclude-special` to what poolers need.
 
-    Their defaults (`-1`, `concat`, not given) count as not given.
+    Options at their defaults (`-1`, `concat`, off) count as not set.
 
     Raises:
         UsageError: two poolers need different ones, or the user asks for others.
@@ -194,8 +170,7 @@ def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> Pred
     """Reads the head of the only pooling in `--pool`.
 
     Raises:
-        UsageError: several poolings are asked for, or one that has no head.
-        ModelError: the file is damaged.
+        UsageError: there are several poolings, or one without a head.
     """
     head = poolers[names[0]].head() if len(names) == 1 and names[0] in poolers else None
     if head is None:
@@ -227,16 +202,15 @@ def _of_file(name: str) -> ChosenPooler:
     if file.kind == "idf":
         return ChosenPooler("idf", identity, None, None, None, file, None)
     try:
-        given = file.recipe["input"]
-        layers, layer_agg = ",".join(str(int(layer)) for layer in given["layers"]), str(given["layer_agg"])
-        exclude_special = bool(given["exclude_special"])
+        states = file.recipe["input"]
+        layers, layer_agg = ",".join(str(int(layer)) for layer in states["layers"]), str(states["layer_agg"])
+        exclude_special = bool(states["exclude_special"])
     except (KeyError, TypeError, ValueError):
         raise damaged(path, "its recipe is incomplete") from None
     _trained_shape(file)
     # The kind alone may be the name of a pooling, such as `mean`.
-    return ChosenPooler(
-        f"fit_{file.kind.replace('-', '_')}", identity, layers, layer_agg, exclude_special, file, None
-    )
+    label = f"fit_{file.kind.replace('-', '_')}"
+    return ChosenPooler(label, identity, layers, layer_agg, exclude_special, file, None)
 
 
 def _of_package(name: str) -> ChosenPooler:
@@ -246,9 +220,10 @@ def _of_package(name: str) -> ChosenPooler:
             f"two packages declare a pooler '{name}': {' and '.join(_package(entry) for entry in entries)}",
             hint="uninstall one of them",
         )
+    package = _package(entries[0])
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UsageError(
-            f"the pooler '{name}' of {_package(entries[0])} cannot name a column",
+            f"the pooler '{name}' of {package} cannot name a column",
             hint="a pooler's name has letters, digits, - and _ only",
         )
     try:
@@ -257,16 +232,16 @@ def _of_package(name: str) -> ChosenPooler:
         fits = callable(made) and callable(made.dims) and (layers is None or isinstance(layers, str))
     except Exception as fault:  # noqa: BLE001 - a package's code may raise anything
         raise ModelError(
-            f"the pooler '{name}' of {_package(entries[0])} cannot be made ({type(fault).__name__})",
+            f"the pooler '{name}' of {package} cannot be made ({type(fault).__name__})",
             hint=f"its entry point in {ENTRY_POINTS} must be a class, or a function, that takes no arguments",
         ) from None
     if not fits:
         raise ModelError(
-            f"the pooler '{name}' of {_package(entries[0])} must be callable and have layers and dims()",
+            f"the pooler '{name}' of {package} must be callable and have layers and dims()",
             hint="see embedkit.pooling.poolers.Pooler",
         )
-    package, _, version = _package(entries[0]).partition(" ")
-    return ChosenPooler(name, {"package": package, "version": version}, layers, None, None, None, made)
+    distribution, _, version = package.partition(" ")
+    return ChosenPooler(name, {"package": distribution, "version": version}, layers, None, None, None, made)
 
 
 def _package(entry: EntryPoint) -> str:
@@ -274,15 +249,15 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _trained_shape(file: PoolerFile) -> Mapping[str, Any]:
-    """Reads and check the fields of a PoolerShape."""
+    """Reads and checks the fields of a PoolerShape."""
     try:
         shape = {**file.recipe["shape"], "kind": file.kind}
         numbers = [shape[name] for name in ("n_layers", "hidden_size", "width", "heads")]
-        whole = all(type(number) is int and 0 <= number <= _WIDEST for number in numbers)
-        known = len(shape) == 6 and shape["of_tokens"] in {"", "cls", "mean"}
+        valid = all(type(number) is int and 0 <= number <= _WIDEST for number in numbers)
+        valid &= len(shape) == 6 and shape["of_tokens"] in {"", "cls", "mean"}
     except (KeyError, TypeError):
-        whole = known = False
-    if not (whole and known):
+        valid = False
+    if not valid:
         raise damaged(file.path, "its recipe is incomplete")
     return shape
 

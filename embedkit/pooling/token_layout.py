@@ -59,7 +59,7 @@ class TokenLayout:
         return arrays
 
     def pooler(self, spec: PoolingSpec, arrays: Inputs, device: torch.device) -> BatchPooler:
-        """Returns what takes the layers of this batch, given the result of `arrays` on the device."""
+        """Returns the pooler of this batch; `arrays` is the result of that method, on the device."""
         if not spec.poolings:
             return BatchPooler(spec, (), places=arrays.get("token_places"))
         ids = arrays.get("token_ids")

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedkit.pooling.units import Members
-from embedkit.types import Tokens
-
-#: Poolings of a unit's tokens; `mean_sqrt_len` is their sum divided by the square root of their number.
-UNIT_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "first", "last")
+from embedkit.types import Tokens, ranges
 
 
 class UnitPooler:
@@ -22,10 +19,11 @@ class UnitPooler:
     The tokens of a unit may be in several windows, and these in several batches.
 
     Args:
-        poolings: of UNIT_POOLINGS; several are concatenated.
+        poolings: mean, max, min, first, last or mean_sqrt_len (the sum divided by the square root of the number of
+            tokens); several are concatenated.
         members: the tokens of the units.
         n_units: the number of units.
-        tokens: the shard's.
+        tokens: the shard's W windows.
         duplicate_of: int64 [W], for each window the equal one that is computed.
     """
 
@@ -57,19 +55,16 @@ class UnitPooler:
     def prepare(
         self, windows: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-        """Makes the arguments of `reduce` and `add`. Uses numpy alone, so one other thread may call it ahead.
+        """Makes the arrays of `reduce` for a batch of windows, and for `add` the units by pooling.
 
-        Args:
-            windows: int64 [n], the batch's.
-
-        Returns:
-            Arrays for `reduce`; and by pooling, the units that have tokens in the batch.
+        Uses numpy alone, so one other thread may call it ahead.
         """
         places, _ = self._tokens.indices_of(windows)
         self._where[places] = np.arange(len(places))
         arrays, found = {}, {}
         for how, (members, order, computed) in self._parts.items():
-            inside = np.sort(np.concatenate([order[slice(*_range(computed, window))] for window in windows]))
+            first = np.searchsorted(computed, windows)
+            inside = np.sort(order[ranges(first, np.searchsorted(computed, windows, side="right") - first)])
             if not len(inside):
                 continue
             found[how], counts = np.unique(members.unit[inside], return_counts=True)
@@ -96,8 +91,8 @@ class UnitPooler:
             for name, of_variant in states.items():
                 part = of_variant.index_select(0, rows)
                 if lengths is not None:
-                    # Scattered additions would have another order each time on a GPU. Unsafe: the checks would
-                    # wait for it.
+                    # Scattered additions would have another order each time on a GPU. Unsafe: its checks would
+                    # wait for the device.
                     part = torch.segment_reduce(part, _kind(how), lengths=lengths, unsafe=True)
                 parts[name, how] = part
         return parts
@@ -105,22 +100,15 @@ class UnitPooler:
     def add(
         self, units: Mapping[str, NDArray[np.int64]], parts: Mapping[tuple[str, str], NDArray[np.float32]]
     ) -> None:
-        """Adds a batch's part, copied from the device.
-
-        Args:
-            units: those of `prepare`.
-            parts: those of `reduce`.
-        """
+        """Adds the result of `reduce`, copied from the device, to the units of `prepare`."""
         for (name, how), found in parts.items():
             kind = _kind(how)
-            start = {"max": -np.inf, "min": np.inf}.get(kind, 0.0)
             if (name, how) not in self.sums:
+                start = {"max": -np.inf, "min": np.inf, "sum": 0.0}[kind]
                 self.sums[name, how] = np.full((self.n_units, found.shape[1]), start, np.float32)
-            sums, of = self.sums[name, how], units[how]
-            if kind == "sum":
-                sums[of] += found
-            else:
-                sums[of] = (np.maximum if kind == "max" else np.minimum)(sums[of], found)
+            sums, of_batch = self.sums[name, how], units[how]
+            combine = {"max": np.maximum, "min": np.minimum, "sum": np.add}[kind]
+            sums[of_batch] = combine(sums[of_batch], found)
 
     def vectors(self, lost: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Returns variant → float32 [U, D x poolings].
@@ -129,11 +117,10 @@ class UnitPooler:
             lost: windows that did not fit into memory; units with a token in one of them are NaN, as are those
                 without tokens.
         """
-        gone = set(lost)
         for how, (members, order, computed) in self._parts.items():
-            units = members.unit[order[np.isin(computed, list(gone))]]
-            for (_, of), sums in self.sums.items():
-                if of == how:
+            units = members.unit[order[np.isin(computed, lost)]]
+            for (_, pooling), sums in self.sums.items():
+                if pooling == how:
                     sums[units] = np.nan
         counts = np.maximum(self._counts, 1).astype(np.float32)[:, None]
         by = {"mean": counts, "mean_sqrt_len": np.sqrt(counts)}
@@ -143,7 +130,7 @@ class UnitPooler:
         names = dict.fromkeys(name for name, _ in self.sums)
         for name in names:
             # If memory ran out, a pooling may have seen none of its tokens.
-            width = next(sums.shape[1] for (of, _), sums in self.sums.items() if of == name)
+            width = next(sums.shape[1] for (variant, _), sums in self.sums.items() if variant == name)
             for how in self.poolings:
                 self.sums.setdefault((name, how), np.full((self.n_units, width), np.nan, np.float32))
         return {name: np.concatenate([self.sums[name, how] for how in self.poolings], axis=1) for name in names}
@@ -152,11 +139,6 @@ class UnitPooler:
 def _kind(how: str) -> str:
     """Returns the reduction of `segment_reduce` for a pooling."""
     return how if how in {"max", "min"} else "sum"
-
-
-def _range(ordered: NDArray[np.int64], value: np.int64) -> tuple[int, int]:
-    """Returns the range of `value` in an ordered array."""
-    return int(np.searchsorted(ordered, value)), int(np.searchsorted(ordered, value, side="right"))
 
 
 def combine_windows(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets
+from embedkit.types import Record, Span, TokenizedTexts, TokenOffsets, ranges
 
 #: Characters that belong to the preceding letter or symbol, like combining marks: joiners of Indic and Persian
 #: letters, and skin tones of emoji.
@@ -29,8 +29,8 @@ _TEXT = 2**32
 class Members:
     """The tokens of units: M pairs, ordered by unit, then by position in the text."""
 
-    unit: NDArray[np.int64]  # int64 [M]
-    place: NDArray[np.int64]  # int64 [M], the token's index among the shard's tokens
+    unit: NDArray[np.int64]
+    place: NDArray[np.int64]  # the token's index among the shard's tokens
 
     def only(self, how: str) -> Members:
         """Returns the `first` or the `last` token of each unit."""
@@ -51,7 +51,7 @@ class Units:
 
     @property
     def empty(self) -> NDArray[np.bool_]:
-        """Whether each unit has no token: bool [U]."""
+        """True for units without a token: bool [U]."""
         if self.members is None:
             return np.zeros(len(self.texts), np.bool_)
         empty: NDArray[np.bool_] = np.bincount(self.members.unit, minlength=len(self.texts)) == 0
@@ -69,27 +69,24 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 
 
 def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -> Units:
-    """Finds the units of a shard's texts.
+    """Finds the units of a shard's texts: its chunks, words, tokens or spans.
 
-    Args:
-        level: chunk, word, token or span.
-        tokenized: the texts, with the offsets of their tokens.
-        records: [R] rows of the texts, with their spans.
+    `tokenized` has the offsets of the tokens, and `records` the R rows of the texts, with their spans.
     """
     offsets = tokenized.offsets
     if offsets is None:
         raise ValueError("units need the offsets of the tokens")
     if level == "chunk":
         return _windows(tokenized, offsets)
-    table = _one_of_each(tokenized, offsets)
+    of_texts = _tokens_of_texts(tokenized, offsets)
     if level == "token":
-        return _tokens(tokenized, offsets, table)
+        return _tokens(tokenized, offsets, of_texts)
     with_tokens = np.unique(tokenized.texts).tolist()
     if level == "word":
         found = _spans((text, words_of(records[text].text or "")) for text in with_tokens)
     else:
         found = _spans((text, records[text].spans) for text in with_tokens)
-    members = _overlapping(found, offsets, table)
+    members = _overlapping(found, offsets, of_texts)
     if level == "word":
         # Words without tokens have no row; the others keep their number in the text, whatever the model.
         found, members = _without_empty(found, members)
@@ -97,14 +94,6 @@ def units_of(level: str, tokenized: TokenizedTexts, records: Sequence[Record]) -
     columns: dict[str, NDArray[Any] | list[str | None]]
     columns = {"span": found.number, "start": found.start, "end": found.stop, "label": found.labels}
     return Units(found.texts, columns, members)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Every token of the texts once, without special tokens: arrays [T], ordered by text and position."""
-
-    text: NDArray[np.int64]
-    place: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +122,25 @@ def _windows(tokenized: TokenizedTexts, offsets: TokenOffsets) -> Units:
     return Units(tokenized.texts, columns, None)
 
 
-def _tokens(tokenized: TokenizedTexts, offsets: TokenOffsets, table: _Table) -> Units:
+def _tokens(tokenized: TokenizedTexts, offsets: TokenOffsets, of_texts: Members) -> Units:
     columns: dict[str, NDArray[Any] | list[str | None]] = {
-        "token": offsets.number[table.place],
-        "token_id": tokenized.tokens.input_ids[table.place],
-        "start": offsets.start[table.place],
-        "end": offsets.stop[table.place],
+        "token": offsets.number[of_texts.place],
+        "token_id": tokenized.tokens.input_ids[of_texts.place],
+        "start": offsets.start[of_texts.place],
+        "end": offsets.stop[of_texts.place],
     }
-    return Units(table.text, columns, Members(np.arange(len(table.place)), table.place))
+    return Units(of_texts.unit, columns, Members(np.arange(len(of_texts.place)), of_texts.place))
 
 
-def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
-    """Takes each token of the texts from the window where it has most context."""
+def _tokens_of_texts(tokenized: TokenizedTexts, offsets: TokenOffsets) -> Members:
+    """Returns each text's tokens without special tokens, each from the window where it has most context."""
     lengths = tokenized.tokens.lengths
     window = np.repeat(np.arange(len(lengths)), lengths)
     place = np.flatnonzero(offsets.number >= 0)
     window, number = window[place], offsets.number[place].astype(np.int64)
     text = tokenized.texts[window]
     if not len(place) or len(np.unique(tokenized.texts)) == len(tokenized.texts):
-        return _Table(text, place)
+        return Members(text, place)
     opens = np.flatnonzero(np.diff(window, prepend=-1))
     of_window = np.cumsum(np.diff(window, prepend=-1) != 0) - 1
     first, last = number[opens][of_window], number[np.append(opens[1:], len(number)) - 1][of_window]
@@ -162,7 +151,7 @@ def _one_of_each(tokenized: TokenizedTexts, offsets: TokenOffsets) -> _Table:
     right = np.where(last == ends[text], unbounded, last - number)
     order = np.lexsort((window, -np.minimum(left, right), number, text))
     best = order[np.flatnonzero(np.diff(text[order] * _TEXT + number[order], prepend=-1))]
-    return _Table(text[best], place[best])
+    return Members(text[best], place[best])
 
 
 def words_of(text: str) -> Iterator[Span]:
@@ -198,35 +187,32 @@ def _spans(spans: Iterable[tuple[int, Iterable[Span]]]) -> _Ranges:
     )
 
 
-def _overlapping(ranges: _Ranges, offsets: TokenOffsets, table: _Table) -> Members:
-    """Finds the tokens that share a character with each range."""
-    opens = table.text * _TEXT + offsets.start[table.place]
-    closes = table.text * _TEXT + offsets.stop[table.place]
-    # Offsets ascend in nearly every tokenizer; where one reaches back, its neighbours are candidates too.
-    first = np.searchsorted(np.maximum.accumulate(closes), ranges.texts * _TEXT + ranges.start, side="right")
+def _overlapping(spans: _Ranges, offsets: TokenOffsets, of_texts: Members) -> Members:
+    """Finds the tokens that share a character with each span."""
+    opens = of_texts.unit * _TEXT + offsets.start[of_texts.place]
+    closes = of_texts.unit * _TEXT + offsets.stop[of_texts.place]
+    # Offsets ascend in nearly every tokenizer; where one does not, its neighbours are candidates too.
+    first = np.searchsorted(np.maximum.accumulate(closes), spans.texts * _TEXT + spans.start, side="right")
     ordered = np.minimum.accumulate(opens[::-1])[::-1]
-    last = np.searchsorted(ordered, ranges.texts * _TEXT + ranges.stop, side="left")
+    last = np.searchsorted(ordered, spans.texts * _TEXT + spans.stop, side="left")
     counts = np.maximum(last - first, 0)
     unit = np.repeat(np.arange(len(counts)), counts)
-    near = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    base = ranges.texts[unit] * _TEXT
+    near = ranges(first, counts)
+    base = spans.texts[unit] * _TEXT
     # They overlap if the later start is before the earlier end; a token of no characters overlaps nothing.
-    shares = np.maximum(opens[near], base + ranges.start[unit]) < np.minimum(
-        closes[near], base + ranges.stop[unit]
-    )
-    return Members(unit[shares], table.place[near[shares]])
+    shares = np.maximum(opens[near], base + spans.start[unit]) < np.minimum(closes[near], base + spans.stop[unit])
+    return Members(unit[shares], of_texts.place[near[shares]])
 
 
-def _without_empty(ranges: _Ranges, members: Members) -> tuple[_Ranges, Members]:
-    there = np.bincount(members.unit, minlength=len(ranges.texts)) > 0
-    renumbered = np.cumsum(there) - 1
-    kept = _Ranges(ranges.texts[there], ranges.number[there], ranges.start[there], ranges.stop[there], [])
-    return kept, Members(renumbered[members.unit], members.place)
+def _without_empty(words: _Ranges, members: Members) -> tuple[_Ranges, Members]:
+    kept = np.bincount(members.unit, minlength=len(words.texts)) > 0
+    renumbered = np.cumsum(kept) - 1
+    with_tokens = _Ranges(words.texts[kept], words.number[kept], words.start[kept], words.stop[kept], [])
+    return with_tokens, Members(renumbered[members.unit], members.place)
 
 
 def _numbers(texts: NDArray[np.int64]) -> NDArray[np.int32]:
     """Numbers the units of each text from 0."""
     opens = np.flatnonzero(np.diff(texts, prepend=-1))
     counts = np.diff(opens, append=len(texts))
-    numbers: NDArray[np.int32] = (np.arange(len(texts)) - np.repeat(opens, counts)).astype(np.int32)
-    return numbers
+    return ranges(np.zeros_like(opens), counts).astype(np.int32)

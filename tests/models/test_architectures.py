@@ -38,7 +38,7 @@ from tests.oracle import pool
 POOLINGS = ("cls", "mean", "max", "lasttoken")
 #: Tokens: the last is what the models with learned positions have room for.
 LENGTHS = (1, 3, 9, 9, 9, 17, 40, 66, 66, 80)
-#: Budgets of a batch: long texts alone and short ones together; all at once, the shortest beside the longest.
+#: Budgets of a batch: long texts alone and short ones together; all at once, the shortest with the longest.
 BUDGETS = (60, 100_000)
 #: One for each code path: batches, positions, forward hooks, loaders, windows, layers that are called repeatedly.
 SMOKE = {
@@ -121,15 +121,15 @@ class Way:
     pooled: float
 
 
-def every_way(settled: Settled, expected: list[list[np.ndarray]]) -> Iterator[Way]:
-    """The way that was settled on, and the slower ones that it would fall back to."""
-    first = settled.batches
+def every_way(chosen: Chosen, expected: list[list[np.ndarray]]) -> Iterator[Way]:
+    """The way that was chosen, and the slower ones that it would fall back to."""
+    first = chosen.batches
     names = ("packed", "padded", "equal")
     for batches in names[names.index(first) :]:
-        for hooked in (True, False) if settled.encoder._hooks is not None else (False,):
-            is_first = (batches, hooked) == (first, settled.encoder._hooks is not None)
-            encoder = settled.encoder if is_first else settled.other(batches, hooked=hooked)
-            yield measured(encoder, batches, settled.tokens, expected, BUDGETS)
+        for hooked in (True, False) if chosen.encoder._hooks is not None else (False,):
+            is_first = (batches, hooked) == (first, chosen.encoder._hooks is not None)
+            encoder = chosen.encoder if is_first else chosen.other(batches, hooked=hooked)
+            yield measured(encoder, batches, chosen.tokens, expected, BUDGETS)
 
 
 def measured(
@@ -195,7 +195,7 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Chosen:
     loaded: TransformersModel
     encoder: TransformersEncoder
     notice: str | None
@@ -207,7 +207,7 @@ class Settled:
         return "packed" if self.encoder.packed else "equal" if self.encoder.equal_lengths else "padded"
 
     def other(self, batches: str, *, hooked: bool) -> TransformersEncoder:
-        """The same model run in another way; the encoder settled on must not be used after it."""
+        """The same model run in another way; the chosen encoder must not be used after it."""
         if batches != "packed":
             self.loaded.model.set_attn_implementation(self.own_attention)
         return TransformersEncoder(
@@ -221,13 +221,13 @@ class Settled:
         )
 
 
-def settle(kind: str, folder: Path) -> Settled:
+def choose(kind: str, folder: Path) -> Chosen:
     loaded = load(kind, folder)
     own_attention = loaded.model.config._attn_implementation
     pad_id = getattr(loaded.model.config, "pad_token_id", None) or 0
     layers = tuple(layer for layer in range(loaded.n_layers + 1) if layer not in SHORTENED.get(kind, ()))
     encoder, notice = loaded.make_encoder(layers, random_tokens(pad_id, seed=2), for_pooler=False)
-    return Settled(loaded, encoder, notice, random_tokens(pad_id, seed=1), own_attention)
+    return Chosen(loaded, encoder, notice, random_tokens(pad_id, seed=1), own_attention)
 
 
 def test_every_type_in_the_table_is_tested_here():
@@ -247,22 +247,22 @@ def test_the_smoke_has_every_value_of_each_field_of_the_table(field):
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_every_state_and_pooling_of_every_text_is_the_same_in_a_batch_as_alone(kind, tmp_path, capfd):
-    settled = settle(kind, tmp_path)
-    loaded, encoder = settled.loaded, settled.encoder
+    chosen = choose(kind, tmp_path)
+    loaded, encoder = chosen.loaded, chosen.encoder
     # It runs in the way that the table promises, not in one that the check fell back to.
-    assert settled.notice is None
+    assert chosen.notice is None
     architecture = ARCHITECTURES[model_type(kind)]
     promised = "equal" if kind == "phi3 longrope" else architecture.batches
-    assert (settled.batches, encoder._hooks is not None) == (promised, architecture.layers is not None)
+    assert (chosen.batches, encoder._hooks is not None) == (promised, architecture.layers is not None)
     assert loaded.max_positions is None or loaded.max_positions >= max(LENGTHS)
 
-    expected = alone(tmp_path, settled.tokens, FEWEST.get(kind, 1))
+    expected = alone(tmp_path, chosen.tokens, FEWEST.get(kind, 1))
     assert len(expected[0]) == loaded.n_layers + 1
-    way = measured(encoder, settled.batches, settled.tokens, expected, BUDGETS)
+    way = measured(encoder, chosen.batches, chosen.tokens, expected, BUDGETS)
     assert max(way.states, way.pooled) <= 1e-5, way
-    if settled.batches == "packed":
-        padded = settled.other("padded", hooked=True)
-        way = measured(padded, "padded", settled.tokens, expected, BUDGETS[-1:])
+    if chosen.batches == "packed":
+        padded = chosen.other("padded", hooked=True)
+        way = measured(padded, "padded", chosen.tokens, expected, BUDGETS[-1:])
         assert max(way.states, way.pooled) <= 1e-5, way
     assert capfd.readouterr() == ("", "")
 
@@ -275,7 +275,7 @@ def config_only(folder: Path, **config: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize("kind", ["fsmt", "seamless_m4t"])
-def test_an_encoder_decoder_that_is_not_known_is_refused_and_the_known_ones_named(kind, tmp_path):
+def test_an_unknown_encoder_decoder_is_refused_and_the_known_ones_are_named(kind, tmp_path):
     config = config_only(tmp_path, model_type=kind, is_encoder_decoder=True)
     with pytest.raises(ModelError, match="which part of a") as caught:
         load_model(resolve_model(config), config)
@@ -293,7 +293,7 @@ def test_an_encoder_decoder_that_is_not_known_is_refused_and_the_known_ones_name
     ],
     ids=lambda config: config["model_type"],
 )
-def test_a_model_that_cannot_be_served_exactly_is_refused_by_name_with_the_reason_and_a_way_out(config, tmp_path):
+def test_a_model_that_cannot_be_computed_exactly_is_refused_with_reason_and_hint(config, tmp_path):
     asked = config_only(tmp_path, **config)
     with pytest.raises(ModelError, match=rf"\({config['model_type']}\): (it|its|without) ") as caught:
         load_model(resolve_model(asked), asked)
@@ -310,7 +310,7 @@ def test_a_layer_with_fewer_states_than_tokens_is_refused_and_the_others_are_nam
         assert caught.value.hint.endswith(": " + ", ".join(map(str, there)))
 
 
-def test_funnels_base_model_ends_short_so_that_only_its_first_layers_can_be_asked_for(tmp_path):
+def test_only_the_first_layers_of_funnels_base_model_are_available(tmp_path):
     config = transformers.FunnelConfig(**FUNNEL | {"architectures": ["FunnelBaseModel"]})
     transformers.FunnelBaseModel(config).save_pretrained(tmp_path)
     loaded = load_model(resolve_model(ModelConfig(str(tmp_path))), ModelConfig(str(tmp_path)))
@@ -319,7 +319,7 @@ def test_funnels_base_model_ends_short_so_that_only_its_first_layers_can_be_aske
     assert caught.value.hint.endswith(": 0, 1, 2")
 
 
-def test_layers_of_different_width_are_not_put_together(tmp_path):
+def test_layers_of_different_width_are_not_combined(tmp_path):
     # OPT-350m is such a model: its last states are projected down to the width of its embeddings.
     config = transformers.OPTConfig(**CONFIGS["opt"] | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
     transformers.OPTModel(config).save_pretrained(tmp_path)
@@ -356,12 +356,12 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in sorted(CONFIGS):
         with tempfile.TemporaryDirectory() as name:
-            settled = settle(kind, Path(name))
+            chosen = choose(kind, Path(name))
             short = SHORTENED.get(kind)
-            last = f"{settled.loaded.n_layers}" + (
+            last = f"{chosen.loaded.n_layers}" + (
                 f" without {', '.join(map(str, sorted(short)))}" if short else ""
             )
-            for way in every_way(settled, alone(Path(name), settled.tokens, FEWEST.get(kind, 1))):
+            for way in every_way(chosen, alone(Path(name), chosen.tokens, FEWEST.get(kind, 1))):
                 taken = "hooked" if way.hooked else "collected"
                 row = f"{kind} | {way.batches} | {taken} | {last} | {way.states:.1e} | {way.pooled:.1e}"
                 print(f"| {row} |", flush=True)

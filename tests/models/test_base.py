@@ -51,7 +51,7 @@ class IdEncoder(LayerEncoder):
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-def test_another_encoder_goes_through_the_embedder_and_the_check_at_load(packed, bert):
+def test_another_encoder_works_in_the_embedder_and_the_check_at_load(packed, bert):
     encoder = IdEncoder((0, 2), packed=packed)
     spec = PoolingSpec(encoder.layers, "concat", ("mean",))
     embedder = replace(Encoder(str(bert), pool="mean")._embedder, encoder=encoder, pooling=spec)

@@ -72,7 +72,7 @@ def test_vectors_are_those_of_the_text_alone_however_short(model, layer):
         assert np.abs(row - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
-def test_asking_for_all_layers_names_those_that_there_are(model):
+def test_all_layers_are_refused_with_the_available_ones_named(model):
     kind, folder = model
     with pytest.raises(UsageError, match="has fewer states than the text has tokens") as caught:
         Encoder(str(folder), layers="all", pool="mean")

@@ -36,7 +36,7 @@ def backends() -> Iterator[object]:
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_sums_are_in_full_on_a_gpu_and_what_the_user_has_set_for_products_stays(tf32, backends):
+def test_reduced_precision_is_off_on_a_gpu_but_the_users_tf32_setting_stays(tf32, backends):
     products = backends.cuda.matmul
     products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = True
     products.allow_tf32 = tf32

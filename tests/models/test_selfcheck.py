@@ -1,4 +1,4 @@
-"""Models broken on purpose: the check at load sees it, takes a slower way, and says so once."""
+"""Models broken on purpose: the check at load detects it, takes a slower way, and gives one notice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def slower(loaded: Encoder) -> int:
 
 @pytest.fixture
 def leaky(monkeypatch) -> None:
-    """Packed texts that see each other."""
+    """Packed texts that attend to each other."""
 
     def attend(module, query, key, value, attention_mask, *, scaling=None, **_others):
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
@@ -71,13 +71,13 @@ def late(monkeypatch) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("layers", ["1", "-1", "all"])
-def test_texts_that_see_each_other_are_noticed_in_every_precision(folder, leaky, dtype, layers):
+def test_attention_across_texts_is_detected_in_every_precision(folder, leaky, dtype, layers):
     loaded = Encoder(str(folder), pool="mean", dtype=dtype, layers=layers, layer_agg="mean")
     assert way(loaded) == (False, False, True)
     assert slower(loaded) == 1
 
 
-def test_what_is_computed_instead_is_right(folder, leaky):
+def test_the_fallback_is_correct(folder, leaky):
     oracle = Oracle(folder, max_length=64)
     expected = np.stack([pool("mean", oracle.states(text).layers[-1]) for text in tiny_models.TEXTS])
     found = Encoder(str(folder), pool="mean").encode(tiny_models.TEXTS)
@@ -86,13 +86,13 @@ def test_what_is_computed_instead_is_right(folder, leaky):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("layers", ["0", "1,2", "-2:"])
-def test_hooks_that_are_a_layer_late_are_noticed_and_only_the_hooks_are_given_up(folder, late, dtype, layers):
+def test_hooks_that_are_a_layer_late_are_detected_and_replaced(folder, late, dtype, layers):
     loaded = Encoder(str(folder), pool="mean", dtype=dtype, layers=layers, layer_agg="mean")
     assert way(loaded) == (True, False, False)
     assert slower(loaded) == 1
 
 
-def test_both_faults_at_once_are_told_once(folder, leaky, late):
+def test_both_faults_at_once_give_one_notice(folder, leaky, late):
     loaded = Encoder(str(folder), pool="mean", layers="1")
     assert way(loaded) == (False, False, False)
     assert slower(loaded) == 1
@@ -100,7 +100,7 @@ def test_both_faults_at_once_are_told_once(folder, leaky, late):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_dimension_of_huge_values_does_not_hide_it(tmp_path, leaky, dtype):
-    """Real models have such dimensions: a difference measured by the largest state would be lost beside them."""
+    """Real models have such dimensions: relative to the largest state, a difference would not be visible."""
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     weights = load_file(folder / "model.safetensors")
     for name, values in weights.items():
@@ -112,7 +112,7 @@ def test_a_dimension_of_huge_values_does_not_hide_it(tmp_path, leaky, dtype):
     assert slower(loaded) == 1
 
 
-def test_padding_that_is_seen_is_noticed_and_lengths_are_not_mixed(tmp_path, monkeypatch):
+def test_attention_to_padding_is_detected_and_lengths_are_not_mixed(tmp_path, monkeypatch):
     """A model of which the table would say too much: here FNet, whose Fourier transform runs over the padding."""
     from transformers import BertTokenizer, FNetConfig, FNetModel
 
@@ -126,13 +126,13 @@ def test_padding_that_is_seen_is_noticed_and_lengths_are_not_mixed(tmp_path, mon
     assert slower(loaded) == 1
 
 
-def test_a_model_that_no_way_of_batching_leaves_as_it_is_alone_is_refused(folder, monkeypatch):
+def test_a_model_without_an_exact_way_of_batching_is_refused(folder, monkeypatch):
     monkeypatch.setattr(load, "matches_reference", lambda *_: False)
     with pytest.raises(ModelError, match="gives other vectors in a batch"):
         Encoder(str(folder), pool="mean")
 
 
-def test_a_model_whose_numbers_break_is_refused_with_the_layer(tmp_path):
+def test_a_model_with_non_finite_states_is_refused_with_the_layer(tmp_path):
     folder = tiny_models.make("bert", tmp_path / "bert").folder
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.1.output.dense.bias"][0] = np.inf
@@ -141,7 +141,7 @@ def test_a_model_whose_numbers_break_is_refused_with_the_layer(tmp_path):
         Encoder(str(folder), pool="mean", layers="all")
 
 
-def test_a_model_whose_code_knows_no_half_precision_says_what_to_do(tmp_path):
+def test_a_model_that_fails_in_half_precision_is_refused_with_a_hint(tmp_path):
     folder = tiny_models.make("xlnet", tmp_path / "xlnet").folder
     with pytest.raises(ModelError, match="cannot be run on a plain text in bf16") as caught:
         Encoder(str(folder), pool="mean", dtype="bf16")

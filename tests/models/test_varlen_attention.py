@@ -1,7 +1,7 @@
-"""The kernels for packed attention: what each is asked for, and what a model makes of one that is not there.
+"""The kernels for packed attention: their arguments, and the fallback where one is not installed.
 
-There is no GPU here. The kernels' own signatures are held by calling them, on tensors without content; what they
-would compute stands in for them, one text and one head at a time in float32.
+There is no GPU here. The kernels' own signatures are tested by calls on tensors without content; attention by its
+definition, one text and one head at a time in float32, takes the place of what they compute.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ SEEN = {"causal": (-1, 0), "window": (3, 3), "causal window": (3, 0), "grouped":
 
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_texts_by_groups_of_one_length_see_what_the_definition_says(wanted, dtype):
+def test_groups_of_one_length_match_the_definition_of_attention(wanted, dtype):
     asked = dict(WANTED[wanted])
     q, k, v = states(key_heads=asked.pop("key_heads", 4), dtype=dtype)
     expected = one_by_one(q, k, v, packing().cu_seqlens, asked.get("scale"), SEEN.get(wanted, (-1, -1)))
@@ -163,7 +163,7 @@ def test_texts_by_groups_of_one_length_see_what_the_definition_says(wanted, dtyp
 
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("which", KERNELS)
-def test_a_kernel_is_given_what_its_signature_takes_and_what_the_layer_wants(which, wanted, kernel):
+def test_a_kernel_gets_the_arguments_of_its_signature_and_the_rules_of_the_layer(which, wanted, kernel):
     backend, like = KERNELS[which]
     stand_in = kernel(backend, like)
     asked = dict(WANTED[wanted])
@@ -186,7 +186,7 @@ def test_a_kernel_is_given_what_its_signature_takes_and_what_the_layer_wants(whi
     assert "dropout_p" not in given
 
 
-def test_the_scale_that_torch_2_10_takes_for_granted_may_be_asked_for(kernel):
+def test_torch_2_10_accepts_its_default_scale(kernel):
     kernel("torch_varlen", torch_2_10)
     q, k, v = states()
     torch.testing.assert_close(
@@ -194,16 +194,14 @@ def test_the_scale_that_torch_2_10_takes_for_granted_may_be_asked_for(kernel):
     )
 
 
-def test_the_first_releases_of_flash_attention_3_gave_a_pair(kernel):
+def test_pairs_of_the_first_releases_of_flash_attention_3_are_accepted(kernel):
     kernel("fa3", flash_3, pairs=True)
     q, k, v = states()
     torch.testing.assert_close(BACKENDS["fa3"](q, k, v, packing()), groups(q, k, v, packing()))
 
 
 @pytest.mark.parametrize(("active", "splits"), [(None, None), ("FA2", None), ("FA3", 1)])
-def test_another_kernel_activated_in_torch_is_kept_from_splitting_by_the_longest_text(
-    active, splits, kernel, monkeypatch
-):
+def test_another_kernel_activated_in_torch_does_not_split_by_the_longest_text(active, splits, kernel, monkeypatch):
     stand_in = kernel("torch_varlen", torchs.varlen_attn)
     monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active)
     BACKENDS["torch_varlen"](*states(), packing())
@@ -246,7 +244,7 @@ def card(monkeypatch) -> Callable[..., None]:
         ((7, 5), ("flash_attn",), ("groups",)),
     ],
 )
-def test_the_card_and_the_packages_decide_what_is_tried(capability, packages, expected, card):
+def test_the_gpu_and_the_packages_decide_which_kernels_are_tried(capability, packages, expected, card):
     card(capability, *packages)
     assert usable(GPU, torch.bfloat16, 64) == expected
     assert usable(GPU, torch.float16, None) == expected
@@ -293,9 +291,7 @@ def last_states(encoder: LayerEncoder, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_model_of_transformers_goes_through_the_kernel_and_gives_what_it_gives_alone(
-    kind, kernel, monkeypatch, tmp_path
-):
+def test_a_transformers_model_with_the_kernel_gives_the_states_of_texts_alone(kind, kernel, monkeypatch, tmp_path):
     stand_in = kernel("torch_varlen", torchs.varlen_attn)
     monkeypatch.setattr(load, "usable", lambda *_: ("torch_varlen", "groups"))
     model = loaded(kind, tmp_path)
@@ -341,7 +337,7 @@ def waits(encoder: LayerEncoder) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_nothing_in_a_packed_forward_pass_waits_for_the_device(kind, tmp_path):
+def test_a_packed_forward_pass_does_not_wait_for_the_device(kind, tmp_path):
     model = loaded(kind, tmp_path)
     encoder, _ = model.make_encoder((model.n_layers,), tokens(), for_pooler=False)
     assert encoder.packed
@@ -365,7 +361,7 @@ def is_broken(*_: Any, **__: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("fault", [leaks, fails, is_broken])
-def test_a_kernel_that_fails_or_is_wrong_is_left_for_the_next_and_the_user_told(fault, monkeypatch, tmp_path):
+def test_a_kernel_that_fails_or_is_wrong_is_replaced_by_the_next_with_a_notice(fault, monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "broken", fault)
     monkeypatch.setattr(load, "usable", lambda *_: ("broken", "groups"))
     packed_attention.register.cache_clear()

@@ -1,4 +1,4 @@
-"""Each pooling against arithmetic written beside it."""
+"""Each pooling against arithmetic in the tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def padded(places: list[int | None], junk: float) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("name", POOLINGS)
 @pytest.mark.parametrize("where", PADS)
 @pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
-def test_what_the_mask_leaves_out_leaves_no_trace(name, where, junk):
+def test_masked_tokens_have_no_influence(name, where, junk):
     states, mask = padded(PADS[where], junk)
     assert pooled(name, states, mask)[0].tolist() == pytest.approx(EXPECTED[name], abs=1e-6)
 
@@ -84,7 +84,7 @@ def test_half_precision_states_are_pooled_in_float32(name, dtype):
     st.integers(0, 2**31 - 1),
     st.sampled_from(sorted(EXPECTED)),
 )
-def test_any_mask_gives_what_the_chosen_tokens_give_alone(masks, seed, name):
+def test_any_mask_gives_the_pooling_of_the_chosen_tokens(masks, seed, name):
     states = torch.randn(len(masks), 5, 3, generator=torch.Generator().manual_seed(seed))
     vectors = pooled(name, states, torch.tensor(masks))
     for row, chosen in enumerate(masks):

@@ -46,7 +46,7 @@ def expected(members: list[tuple[int, Any]], how: str) -> list[float] | None:
 
 
 @given(rows=ROWS, how=st.sampled_from(["mean", "row_mean", "max"]))
-def test_a_group_is_pooled_of_its_rows_and_leaves_with_its_last_one(rows, how):
+def test_a_group_is_pooled_from_its_rows_and_returned_after_the_last(rows, how):
     keys = [(fine, coarse) for fine, coarse, *_ in rows]
     fold = Grouping(last_rows(iter(keys), 1), how)
     found = list(fold.groups(item(key, w, v, None) for key, (_, _, w, v) in zip(keys, rows, strict=True)))
@@ -62,7 +62,7 @@ def test_a_group_is_pooled_of_its_rows_and_leaves_with_its_last_one(rows, how):
 
 
 @given(rows=ROWS)
-def test_nested_groups_are_pooled_of_the_groups_below(rows):
+def test_nested_groups_are_pooled_from_the_groups_below(rows):
     keys = [(fine, coarse) for fine, coarse, *_ in rows]
     fold = Grouping(last_rows(iter(keys), 2), "row_mean")
     found = {
@@ -145,9 +145,7 @@ def test_vectors_of_patients_are_those_of_their_notes_pooled(bert, notes, tmp_pa
     assert {name: row["ward"] for name, row in table.items()} == dict.fromkeys(table, "A") | {"p1": None}
 
 
-def test_a_run_that_was_stopped_between_rows_and_groups_goes_on_to_the_same_bytes(
-    bert, notes, tmp_path, monkeypatch
-):
+def test_a_run_stopped_between_rows_and_groups_resumes_to_the_same_bytes(bert, notes, tmp_path, monkeypatch):
     asked = (notes, "-m", bert, "--pool", "cls", "--group-by", "patient", "--shard-rows", 4)
     assert ran(*asked, "-o", tmp_path / "whole.parquet") == 0
     with monkeypatch.context() as patch:
@@ -164,9 +162,7 @@ def test_a_run_that_was_stopped_between_rows_and_groups_goes_on_to_the_same_byte
 
 
 @pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy"])
-def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
-    bert, notes, tmp_path, monkeypatch, capsys, output
-):
+def test_a_complete_output_is_kept_and_no_row_is_encoded_again(bert, notes, tmp_path, monkeypatch, capsys, output):
     table = tmp_path / "notes.jsonl"
     table.write_bytes(notes.read_bytes())
     asked = (table, "-m", bert, "--pool", "cls", "--group-by", "patient", "--shard-rows", 4, "--truncate-dim", 5)
@@ -177,10 +173,10 @@ def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
     with monkeypatch.context() as patch:
         patch.setattr(grouping, "encode_rows", lambda *_: pytest.fail("rows are encoded"))
         assert cli.run(["encode", *map(str, asked)]) == 0
-        said = capsys.readouterr().err
-        assert "is already complete" in said
-        assert "3 rows, 3 vectors of 5 dimensions" in said
-        assert "nothing was left to compute" in said
+        printed = capsys.readouterr().err
+        assert "is already complete" in printed
+        assert "3 rows, 3 vectors of 5 dimensions" in printed
+        assert "nothing was left to compute" in printed
         assert ran(*asked, "--normalize") == 5
         table.write_bytes(
             b'{"id": "new", "text": "a note", "patient": "p9", "ward": "A", "visit": "", "day": ""}\n'
@@ -190,7 +186,7 @@ def test_an_output_that_is_whole_is_left_alone_and_no_row_is_encoded_again(
     assert {path: path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()} == made
 
 
-def test_a_folder_of_groups_that_lacks_a_shard_is_made_anew(bert, notes, tmp_path):
+def test_a_folder_of_groups_that_lacks_a_shard_is_rebuilt(bert, notes, tmp_path):
     asked = (notes, "-m", bert, "--group-by", "patient", "--shard-rows", 2, "-o", tmp_path / "out")
     assert ran(*asked) == 0
     part = tmp_path / "out" / "embeddings" / "part-00001.parquet"
@@ -215,10 +211,10 @@ def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_ro
     out = tmp_path / "out"
     asked = (table, "-m", bert, "--group-by", "patient", "--on-bad-row", on_bad_row, "-o", out)
     assert ran(*asked) == code
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     if code:
-        assert "row 1" in said
-        assert "no_group" in said
+        assert "row 1" in printed
+        assert "no_group" in printed
         assert not out.exists()
         return
     assert embedkit.read(out).table.select(["id", "n_rows"]).to_pylist() == [{"id": "p1", "n_rows": 2}]
@@ -226,7 +222,7 @@ def test_a_row_without_a_group_is_a_faulty_one(bert, tmp_path, capsys, on_bad_ro
     assert json.loads(listed) | {"file": ""} == {"row": 1, "file": "", "offset": None, "code": "no_group"}
 
 
-def test_the_list_of_rows_without_a_group_is_there_whole_or_not_at_all(bert, tmp_path, monkeypatch):
+def test_the_list_of_rows_without_a_group_is_written_atomically(bert, tmp_path, monkeypatch):
     table = tmp_path / "notes.csv"
     table.write_text("text,patient\none note,p1\nanother,\n")
     asked = (table, "-m", bert, "--group-by", "patient", "--on-bad-row", "skip", "-o", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What `--layers` and `--pool` mean."""
+"""The meaning of `--layers` and `--pool`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_layers_are_hidden_states_of_a_model_with_12_layers(text, layers):
 
 
 @pytest.mark.parametrize("text", ["13", "-14", "9:14", "-20:", "0,99"])
-def test_a_layer_out_of_range_says_the_range(text):
+def test_a_layer_out_of_range_is_refused_with_the_range(text):
     with pytest.raises(UsageError, match=r"layers 0 \(embeddings\) to 12 \(last\)"):
         resolve_layers(text, 12)
 
@@ -39,7 +39,7 @@ def test_a_layer_out_of_range_says_the_range(text):
 @pytest.mark.parametrize(
     "text", ["", "x", "1:2:3", "1.5", "--1", ":x", "1,,2", "5:5", "9:3", "1,1", "-1,12", "all,0"]
 )
-def test_what_is_no_layer_is_refused(text):
+def test_invalid_layers_are_refused(text):
     with pytest.raises(UsageError):
         resolve_layers(text, 12)
 
@@ -58,7 +58,7 @@ def test_slices_are_pythons(n_layers, data):
 
 
 @pytest.mark.parametrize("text", ["meen", "mean,mean", "auto,mean", "none,cls", "", "idf:", "none,idf:x"])
-def test_what_is_no_pooling_is_refused(text):
+def test_invalid_poolings_are_refused(text):
     with pytest.raises(UsageError):
         parse_poolings(text)
 

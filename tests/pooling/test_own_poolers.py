@@ -40,7 +40,7 @@ def install(tmp_path, monkeypatch):
     return put
 
 
-def test_the_pooler_of_the_documentation_does_what_it_says(install, bert):
+def test_the_pooler_of_the_documentation_works(install, bert):
     install(EXAMPLE, "\n".join(DECLARED.splitlines()[1:]).replace('"', ""))
     encoder = Encoder(str(bert), pool="mean,norm-weighted", layers="1,3", batch_tokens=200)
     vectors = encoder.encode(TEXTS)
@@ -97,7 +97,7 @@ def test_workers_make_a_pooler_that_cannot_be_pickled_themselves(install, bert, 
     assert np.array_equal(one.vectors, two.vectors)
 
 
-def test_a_pooler_says_which_layers_it_needs(install, bert):
+def test_a_pooler_declares_the_layers_it_needs(install, bert):
     install(EXAMPLE.replace("layers = None", 'layers = "1:3"'), "norm-weighted = norm_weighted:NormWeighted")
     assert Encoder(str(bert), pool="norm-weighted").recipe["layers"] == [1, 2]
     with pytest.raises(UsageError, match="needs --layers 1:3"):
@@ -137,14 +137,14 @@ WORKS = "norm-weighted = norm_weighted:NormWeighted"
         ),
     ],
 )
-def test_what_cannot_be_a_pooler_is_refused(install, bert, code, entries, pool, kind, what):
+def test_invalid_poolers_are_refused(install, bert, code, entries, pool, kind, what):
     install(code, entries)
     with pytest.raises(kind, match=what) as refused:
         Encoder(str(bert), pool=pool).encode(["a text"])
     assert "secret" not in refused.value.message + refused.value.hint
 
 
-def test_two_packages_with_one_name_are_refused_and_a_near_name_is_offered(install, bert):
+def test_two_packages_with_one_name_are_refused_and_a_similar_name_is_suggested(install, bert):
     install(EXAMPLE, WORKS)
     with pytest.raises(UsageError) as unknown:
         Encoder(str(bert), pool="norm-weigthed")

@@ -45,7 +45,7 @@ def pooler_of(shape):
 
 
 def texts(shape, lengths, width=None):
-    """States [L, N, T, D], mask and ids of texts of these lengths; what stands behind them is NaN."""
+    """States [L, N, T, D], mask and ids of texts of these lengths; the padding is NaN."""
     torch.manual_seed(2)
     width = width or max(lengths)
     states = torch.randn(shape.n_layers, len(lengths), width, shape.hidden_size)
@@ -146,7 +146,7 @@ class Spread(LayerwisePooler):
 
 
 class Whole:
-    """All layers at once, and the ids: the same as Spread, and the largest id behind it."""
+    """All layers at once, and the ids: the same as Spread, followed by the largest id."""
 
     layers = None
 
@@ -160,7 +160,7 @@ class Whole:
 
 @pytest.mark.parametrize("aggregation", ["concat", "mean", "separate"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_pooler_gets_what_the_layers_give_packed_or_padded(aggregation, packed):
+def test_a_pooler_gets_the_states_of_its_layers_packed_or_padded(aggregation, packed):
     lengths, hidden = (2, 2, 4), torch.randn(3, 8, 5)
     ids = torch.arange(8)
     spec = PoolingSpec(
@@ -196,7 +196,7 @@ def test_a_pooler_gets_what_the_layers_give_packed_or_padded(aggregation, packed
             assert torch.allclose(of_variant[text], expected, atol=1e-6)
 
 
-def test_a_pooler_that_gives_another_shape_than_it_says_is_refused():
+def test_a_pooler_that_returns_another_shape_than_declared_is_refused():
     class Wrong(Whole):
         def dims(self, n_layers, hidden_size):
             return 7
@@ -211,7 +211,7 @@ def test_a_pooler_that_gives_another_shape_than_it_says_is_refused():
 # Heads and files -------------------------------------------------------------------------------------
 
 
-def test_a_head_gives_probabilities_and_the_likeliest_class_or_a_value():
+def test_a_head_predicts_probabilities_and_a_class_or_a_value():
     head = PredictionHead(np.array([[1.0], [-1.0]], np.float32), np.zeros(2, np.float32), ("no", "yes"))
     cells = head.cells(np.array([[0.0], [1.0], [-1.0]], np.float32))
     assert list(cells) == list(head.columns) == ["score_no", "score_yes", "predicted"]

@@ -1,4 +1,4 @@
-"""Normalise, cut, store: in this order, with the arithmetic beside."""
+"""Normalising, truncating and storing vectors, against arithmetic in the tests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from embedkit.pooling.postprocess import Int8Range, finish, store
 VECTORS = np.array([[3, 4, 12], [0, 0, 0]], np.float32)
 
 
-def test_a_vector_is_scaled_first_and_cut_afterwards():
+def test_a_vector_is_normalised_before_it_is_truncated():
     # |(3, 4, 12)| = 13
     found = finish(VECTORS, normalize=True, truncate_dim=2)
     assert found.tolist() == [pytest.approx([3 / 13, 4 / 13]), [0, 0]]
     assert found.flags["C_CONTIGUOUS"]
 
 
-def test_nothing_asked_nothing_changed():
+def test_without_options_vectors_are_unchanged():
     assert finish(VECTORS, normalize=False, truncate_dim=None).tolist() == VECTORS.tolist()
 
 
@@ -39,7 +39,7 @@ def test_int8_is_read_back_to_half_a_step(vectors):
     assert (np.abs(back - vectors) <= step * 0.51 + 1e-5).all()
 
 
-def test_int8_beyond_the_calibrated_range_is_clipped_to_its_ends():
+def test_int8_outside_the_calibrated_range_is_clipped():
     ranges = Int8Range(np.array([-1], np.float32), np.array([1], np.float32))
     assert store(np.array([[-5], [-1], [1], [9]], np.float32), "int8", ranges)[:, 0].tolist() == [
         -128,

@@ -1,4 +1,4 @@
-"""Pooling in one go gives what pooling one length after another gives, whatever stands beside a text."""
+"""Pooling in one call gives the vectors of pooling one length after another, in any batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from embedkit.types import Batch
 ODD = [0.0, 1e6, -1e6, 3e38, float("inf"), float("-inf"), float("nan")]
 
 
-def pooled(spec, states, lengths, before, behind, *, by_segments, packed=True):
+def pooled(spec, states, lengths, before, after, *, by_segments, packed=True):
     """Vectors of texts with these states [T, D]; those of each layer are the states times its number."""
     sizes = np.array(lengths)
-    layout = TokenLayout(Batch(np.arange(len(sizes)), sizes), packed, before, behind, by_segments)
+    layout = TokenLayout(Batch(np.arange(len(sizes)), sizes), packed, before, after, by_segments)
     given_arrays = {name: torch.from_numpy(array) for name, array in layout.arrays(spec, None).items()}
     pooler = layout.pooler(spec, given_arrays, torch.device("cpu"))
     if packed:
@@ -44,7 +44,7 @@ def pooled(spec, states, lengths, before, behind, *, by_segments, packed=True):
     st.integers(0, 3),
     st.sampled_from(["float32", "bfloat16", "float16"]),
 )
-def test_segments_give_what_groups_give(lengths, before, behind, cls_is_last, seed, odd, skipped, dtype):
+def test_segments_match_groups(lengths, before, after, cls_is_last, seed, odd, skipped, dtype):
     states = torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(seed))
     for place, value in odd:
         states[place % len(states), place % 3] = value
@@ -53,7 +53,7 @@ def test_segments_give_what_groups_give(lengths, before, behind, cls_is_last, se
     before = max(before, skipped)
     spec = PoolingSpec((1, 2), "concat", tuple(POOLINGS), cls_is_last=cls_is_last, skipped=skipped)
     groups, segments = (
-        pooled(spec, states, lengths, before, behind, by_segments=of).vectors()[""] for of in (False, True)
+        pooled(spec, states, lengths, before, after, by_segments=of).vectors()[""] for of in (False, True)
     )
     size = states.float().abs().nan_to_num(0, 0, 0).clamp_max(1e7).max()
     assert segments.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_segments_give_what_groups_give(lengths, before, behind, cls_is_last, se
 
 
 @pytest.mark.parametrize("name", list(POOLINGS))
-def test_a_text_that_is_not_finite_leaves_its_neighbours_alone_to_the_bit(name):
+def test_a_non_finite_text_does_not_change_its_neighbours(name):
     states = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
     spec, lengths = PoolingSpec((1,), "concat", (name,)), [3, 4, 5]
     expected = pooled(spec, states, lengths, 0, 0, by_segments=True).vectors()[""]
@@ -72,7 +72,7 @@ def test_a_text_that_is_not_finite_leaves_its_neighbours_alone_to_the_bit(name):
     assert found[1].isnan().all()
 
 
-def test_how_many_calls_it_takes_does_not_depend_on_how_many_lengths_there_are():
+def test_the_number_of_calls_does_not_depend_on_the_number_of_lengths():
     spec = PoolingSpec((1,), "concat", tuple(POOLINGS))
 
     def calls(lengths):
@@ -88,16 +88,16 @@ def test_how_many_calls_it_takes_does_not_depend_on_how_many_lengths_there_are()
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("cut", [(0, 0), (1, 1), (3, 0)])
-def test_token_vectors_are_those_that_take_part_end_to_end(packed, cut):
-    lengths, (before, behind) = [2, 2, 5], cut
+def test_token_vectors_are_the_packed_tokens_that_take_part(packed, cut):
+    lengths, (before, after) = [2, 2, 5], cut
     states = torch.arange(18.0).view(9, 2)
     spec = PoolingSpec((2, 1), "concat", ())
-    found = pooled(spec, states, lengths, before, behind, by_segments=False, packed=packed).token_vectors()[""]
+    found = pooled(spec, states, lengths, before, after, by_segments=False, packed=packed).token_vectors()[""]
     starts = [0, 2, 4]
     kept = [
         states[start + place]
         for start, length in zip(starts, lengths, strict=True)
-        for place in range(before, length - behind)
+        for place in range(before, length - after)
     ]
     expected = torch.stack(kept) if kept else torch.zeros(0, 2)
     assert torch.equal(found, torch.cat([expected * 2, expected], dim=1))

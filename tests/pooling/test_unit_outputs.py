@@ -51,9 +51,7 @@ COLUMNS = {"chunk": (), "word": (), "token": ("token_id",), "span": ("label",)}
 
 
 @pytest.mark.parametrize("level", UNITS)
-def test_all_formats_hold_the_same_rows_and_verify_and_inspect_tell_the_truth(
-    encode, embedkit_cli, table, tmp_path, level
-):
+def test_all_formats_have_the_same_rows_and_verify_and_inspect_agree(encode, embedkit_cli, table, tmp_path, level):
     names = ["id", "ward", level, *COLUMNS[level], "start", "end", "n_tokens", "n_used", "n_chunks", "status"]
     outputs = ["out.parquet", "out.arrow", "out.jsonl", "out.npy", "folder", "folder_npy"]
     found = {}
@@ -69,8 +67,8 @@ def test_all_formats_hold_the_same_rows_and_verify_and_inspect_tell_the_truth(
         else:
             assert {row["id"] for row in kept} == {str(n) for n in range(len(TEXTS))}
         found[name] = ([row for row in kept if row["n_chunks"]], read.vectors)
-    said = encode(table, *UNITS[level], "--keep", "ward", "-o", "-")
-    lines = [json.loads(line) for line in said.out.splitlines()]
+    printed = encode(table, *UNITS[level], "--keep", "ward", "-o", "-")
+    lines = [json.loads(line) for line in printed.out.splitlines()]
     first, vectors = found["out.parquet"]
     for name, (rows, others) in found.items():
         assert rows == first, name
@@ -142,9 +140,11 @@ def test_spans_come_from_any_file_by_id_and_its_integers_are_ids(encode, table, 
     ran = encode(table, "--spans", spans, "-o", tmp_path / "out.parquet")
     assert ran.code == 0, ran.err
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    told = [(row["id"], row["span"], row["start"], row["end"], row["label"]) for row in found if row["embedding"]]
+    with_vectors = [
+        (row["id"], row["span"], row["start"], row["end"], row["label"]) for row in found if row["embedding"]
+    ]
     names = ["l2", "l1", "l0"] if labels else [None, None, None]
-    assert told == [("0", 0, 0, 4, names[0]), ("0", 1, 12, 16, names[1]), ("5", 0, 0, 3, names[2])]
+    assert with_vectors == [("0", 0, 0, 4, names[0]), ("0", 1, 12, 16, names[1]), ("5", 0, 0, 3, names[2])]
     assert [row["id"] for row in found] == ["0", "0", "1", "2", "3", "4", "5", "6"]
 
 
@@ -191,7 +191,7 @@ BAD = [
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 @pytest.mark.parametrize("rule", ["fail", "null", "skip"])
-def test_spans_that_are_none_make_the_row_a_faulty_one(encode, tmp_path, form, rule):
+def test_invalid_spans_make_a_faulty_row(encode, tmp_path, form, rule):
     cells = ["", "  ", "[]", "[[0, 2]]", '[{"start": 1, "end": 4, "label": "dose"}]', *BAD]
     if form == "jsonl":
         # A cell may be JSON text here too; what is a list already is taken as it is.
@@ -222,7 +222,7 @@ def test_spans_that_are_none_make_the_row_a_faulty_one(encode, tmp_path, form, r
     assert [(line["row"], line["code"]) for line in listed] == [(5 + n, "bad_span") for n in range(len(BAD))]
 
 
-def test_int8_is_calibrated_on_the_units_that_there_are(encode, embedkit_cli, table, tmp_path):
+def test_int8_is_calibrated_on_the_units(encode, embedkit_cli, table, tmp_path):
     ran = encode(table, "--spans-column", "ents", "--precision", "int8", "-o", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert embedkit_cli("verify", tmp_path / "out").code == 0
@@ -233,7 +233,7 @@ def test_int8_is_calibrated_on_the_units_that_there_are(encode, embedkit_cli, ta
 
 
 @pytest.mark.parametrize("level", [(), ("--level", "word"), ("--on-long", "chunk")])
-def test_a_row_whose_states_break_is_named_with_the_layer(embedkit_cli, tmp_path, level):
+def test_a_row_with_non_finite_states_is_reported_with_the_layer(embedkit_cli, tmp_path, level):
     folder = tiny_models.make("bert", tmp_path / "model").folder
     weights = load_file(folder / "model.safetensors")
     # A word that the check at load does not have breaks the embeddings' output, which is layer 0.
@@ -268,7 +268,7 @@ def test_a_shard_of_units_is_bounded_by_its_text(encode, tmp_path):
     assert limits[0] < limits[1] == SHARD_CHARACTERS
 
 
-def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_named():
+def test_a_tokenizer_without_offsets_is_refused():
     class SlowTokenizer:
         model_input_names = ("input_ids",)
 

@@ -38,7 +38,7 @@ PROMPT = "clinical note: "
 
 @dataclass(frozen=True)
 class Window:
-    """One window as the model sees it alone: content tokens [start, stop), behind `opens` others."""
+    """One window as the model sees it alone: content tokens [start, stop), after `opens` others."""
 
     start: int
     stop: int
@@ -93,10 +93,10 @@ class InProcessEngine:
         ids, special, where = (encoded[k] for k in ("input_ids", "special_tokens_mask", "offset_mapping"))
         types = encoded.get("token_type_ids")
         content = [place for place, mark in enumerate(special) if not mark]
-        behind = len(ids) - content[-1] - 1
+        after = len(ids) - content[-1] - 1
         opens = next(place for place in content if where[place][1] > len(prompt))
-        own = range(opens, len(ids) - behind)
-        room = LIMIT - opens - behind
+        own = range(opens, len(ids) - after)
+        room = LIMIT - opens - after
         bounds = [(0, len(own))]
         if len(ids) > LIMIT and stride is not None:
             bounds = [(0, room)]
@@ -107,7 +107,7 @@ class InProcessEngine:
             bounds = [(0, room)]
         windows = []
         for start, stop in bounds:
-            places = [*range(opens), *own[start:stop], *range(len(ids) - behind, len(ids))]
+            places = [*range(opens), *own[start:stop], *range(len(ids) - after, len(ids))]
             inputs = {"input_ids": torch.tensor([[ids[place] for place in places]])}
             if types is not None:
                 inputs["token_type_ids"] = torch.tensor([[types[place] for place in places]])
@@ -185,7 +185,7 @@ def columns(row: dict[str, object], *names: str) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("stride", "prompt"), [(0, ""), (5, ""), (0, PROMPT), (5, PROMPT)])
-def test_each_window_is_what_the_model_gives_for_it_alone(models, rows_of, tmp_path, kind, stride, prompt):
+def test_each_window_has_the_vector_of_the_window_alone(models, rows_of, tmp_path, kind, stride, prompt):
     folder = models(kind)
     pools = ("max", "mean", "lasttoken") if kind == "gpt2" else ("cls", "mean", "max")
     found = rows_of(
@@ -323,7 +323,7 @@ def test_spans_are_the_tokens_that_overlap_them_pooled(models, rows_of, tmp_path
     random = np.random.default_rng(0)
     spans = [
         sorted((int(a), int(min(len(text), a + n))) for a, n in random.integers(1, 30, (5, 2)) if a < len(text))
-        + ([(len(text) - 5, len(text))] if len(text) > 60 else [])  # behind the cut
+        + ([(len(text) - 5, len(text))] if len(text) > 60 else [])  # after the cut
         for text in TEXTS
     ]
     cells = [[[a, b, f"label {a}"] for a, b in of_text] for of_text in spans]
@@ -367,7 +367,7 @@ def test_spans_are_the_tokens_that_overlap_them_pooled(models, rows_of, tmp_path
 
 @pytest.mark.parametrize("kind", ["gpt2", "xlm-roberta"])
 def test_characters_are_those_of_the_text_where_it_is_lowercased_first(models, rows_of, tmp_path, kind):
-    # Lowercased, İ is two characters: everything behind it is one further on in what the tokenizer sees.
+    # Lowercased, İ is two characters: all following characters are one further on for the tokenizer.
     text = "İİ PAIN in İzmir\r\n\tSOB"
     found = rows_of(
         *(table_of(tmp_path / "t.jsonl", [text]), "-m", models(kind), "--level", "word", "--lowercase", "yes"),
@@ -394,12 +394,12 @@ def test_a_text_of_30_000_tokens_is_read_in_batches_of_the_budget(models, one_th
     lengths = tokenized.tokens.lengths
     assert lengths.max() == 64
     assert max(batch.tokens for batch in make_batches(lengths, max_tokens=1024, padded=False)) <= 1024
-    told: list[tuple[int, int]] = []
-    raw = embed(tokenized, encoder._embedder, lambda texts, tokens, _: told.append((texts, tokens)))
-    # The copy is computed once, and each text is told of once.
-    assert sum(tokens for _, tokens in told) == lengths.sum() // 2
-    assert max(tokens for _, tokens in told) <= 1024
-    assert sum(texts for texts, _ in told) == 2
+    reported: list[tuple[int, int]] = []
+    raw = embed(tokenized, encoder._embedder, lambda texts, tokens, _: reported.append((texts, tokens)))
+    # The copy is computed once, and each text is reported once.
+    assert sum(tokens for _, tokens in reported) == lengths.sum() // 2
+    assert max(tokens for _, tokens in reported) <= 1024
+    assert sum(texts for texts, _ in reported) == 2
     assert raw.vectors[""][0].tobytes() == raw.vectors[""][1].tobytes()
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     ids, added = tokenized.tokens.input_ids, tokenized.added[: len(lengths) // 2]

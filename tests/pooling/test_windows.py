@@ -34,7 +34,7 @@ def test_windows_hold_every_token_and_each_adds_what_no_earlier_one_has(content,
 
 
 @pytest.mark.parametrize("overlap", [-1, 3, 4])
-def test_windows_that_would_never_end_are_refused(overlap):
+def test_an_overlap_that_does_not_advance_is_refused(overlap):
     with pytest.raises(ValueError, match="overlap"):
         windows(10, 3, overlap)
 
@@ -175,7 +175,7 @@ def test_each_token_of_a_text_is_a_unit_once(shard):
         ("\u0301 İstanbul \u00a0", ["\u0301", "İstanbul"]),
     ],
 )
-def test_words_are_what_a_reader_calls_words(text, words):
+def test_texts_are_split_into_words(text, words):
     assert [text[word.start : word.stop] for word in words_of(text)] == words
 
 

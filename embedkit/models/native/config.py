@@ -1,7 +1,6 @@
 """Reads config.json of the families that embedkit computes itself; imports no torch.
 
-Every key must be known, either as one that decides a number or as one that does not. A model with any other key is
-left to transformers.
+Every key must be known, whether it affects the numbers or not; a model with any other key is left to transformers.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class NotNativeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NativeConfig:
-    """The configuration of a model, as far as it decides numbers."""
+    """The part of a model's configuration that affects the numbers."""
 
     family: Family
     vocab_size: int

@@ -26,10 +26,7 @@ STARTS = "starts"
 class NativeEncoder(LayerEncoder):
     """Reads the weights of the wanted layers, and embeds tokens; subclasses run the layers.
 
-    Args:
-        model: the checkpoint; closed at the end.
-        layers: the layers wanted, resolved.
-        for_pooler: whether the model's own pooling head is wanted.
+    Closes the model's checkpoint. `for_pooler` also reads the model's own pooling head.
 
     Raises:
         NotNativeError: a weight cannot be read.
@@ -37,7 +34,7 @@ class NativeEncoder(LayerEncoder):
 
     packed = True
     equal_lengths = False
-    #: Whether 1 / sqrt(head_dim) is part of the queries' weights, or left to the attention kernel.
+    #: True if 1 / sqrt(head_dim) is part of the queries' weights, False if the attention kernel applies it.
     scales_queries: bool
 
     def __init__(self, model: NativeModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
@@ -47,21 +44,19 @@ class NativeEncoder(LayerEncoder):
         self.n_layers = config.n_layers
         self.hidden_size = config.hidden_size
         self._model = model
-        self._words = self._copy(checkpoint.tensor("embeddings.word_embeddings.weight"))
-        self._positions = self._copy(checkpoint.tensor("embeddings.position_embeddings.weight"))
-        self._types = (
-            self._copy(checkpoint.tensor("embeddings.token_type_embeddings.weight"))
-            if config.type_vocab_size
-            else None
-        )
+
+        def read(name: str) -> Tensor:
+            return self._copy(checkpoint.tensor(f"{name}.weight"))
+
+        self._words = read("embeddings.word_embeddings")
+        self._positions = read("embeddings.position_embeddings")
+        self._types = read("embeddings.token_type_embeddings") if config.type_vocab_size else None
         self._norm = self._read_norm("embeddings.LayerNorm")
         projects = config.embedding_size != config.hidden_size
         self._project = self._linear(*checkpoint.pair("embeddings_project"), "fp32") if projects else None
         self._pooler = self._linear(*checkpoint.pair("pooler.dense"), "fp32") if for_pooler else None
         #: [buckets, heads].
-        self._relative_bias = (
-            self._copy(checkpoint.tensor(f"{family.relative_bias}.weight")) if family.relative_bias else None
-        )
+        self._relative_bias = read(family.relative_bias) if family.relative_bias else None
         self._stack = [self._read_layer(number) for number in range(max(layers))]
         checkpoint.close()
 

@@ -1,4 +1,4 @@
-"""embedkit's own forward of BERT and its kin, held against plain transformers on every way to load a model."""
+"""embedkit's own forward pass on a CPU, compared with plain transformers for every way to load a model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LENGTHS = (2, 3, 3, 9, 9, 9, 17, 130, 150, 150, 150)
 
 @dataclass(frozen=True)
 class Expected:
-    """What transformers gives for a text alone: layers [n_layers + 1][T, D], and the pooling head's [D]."""
+    """The result of transformers for a text alone: layers [n_layers + 1][T, D], and the pooling head's [D]."""
 
     layers: list[np.ndarray]
     pooler: np.ndarray | None
@@ -337,7 +337,7 @@ def test_without_a_trained_pooling_head_there_is_none(tmp_path):
     ],
     ids=str,
 )
-def test_a_setting_that_is_not_followed_is_seen(kind, setting):
+def test_unsupported_settings_are_rejected(kind, setting):
     sizes = {**DISTILBERT, "max_position_embeddings": 180} if kind == "distilbert" else SIZES
     if kind != "albert":
         assert read_config({"model_type": kind, **sizes}).n_layers == 2
@@ -345,7 +345,7 @@ def test_a_setting_that_is_not_followed_is_seen(kind, setting):
         read_config({"model_type": kind, **sizes, **setting})
 
 
-def test_a_model_with_such_a_setting_is_left_to_transformers(tmp_path):
+def test_a_model_with_an_unsupported_setting_runs_in_transformers(tmp_path):
     folder = save("bert", tmp_path)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "a_setting_of_next_year": 1}))
@@ -355,7 +355,7 @@ def test_a_model_with_such_a_setting_is_left_to_transformers(tmp_path):
     assert encoder.backend == "transformers"
 
 
-def test_weights_of_another_framework_are_left_to_transformers(tmp_path):
+def test_weights_of_another_framework_are_loaded_by_transformers(tmp_path):
     other = save("bert", tmp_path / "b")
     save_file(load_file(other / "model.safetensors"), other / "model.safetensors", metadata={"format": "mlx"})
     with pytest.raises(ModelError, match=r"int8: .* not of torch"):
@@ -373,14 +373,14 @@ def test_weights_of_another_framework_are_left_to_transformers(tmp_path):
     ],
     ids=["missing", "misshapen"],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_as_ever(change, word, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused_by_transformers(change, word, tmp_path):
     folder = save("bert", tmp_path)
     rewritten(folder, change)
     with pytest.raises(ModelError, match=word):
         loaded(folder)
 
 
-def test_a_model_whose_weights_are_no_numbers_is_refused(tmp_path):
+def test_a_model_with_nan_weights_is_refused(tmp_path):
     folder = save("bert", tmp_path)
     rewritten(folder, lambda weights: {name: tensor * float("nan") for name, tensor in weights.items()})
     tokens = tokens_with_pads(types=False)
@@ -405,7 +405,7 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
 
 @needs_vnni
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_in_int8_a_vector_is_near_and_its_batch_mates_do_not_move_it(kind, tmp_path):
+def test_int8_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, tmp_path):
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=False)
     exact = by_transformers(folder, tokens)
@@ -449,19 +449,19 @@ def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch)
     assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
 
 
-def test_a_forward_that_batches_wrongly_is_left_to_transformers_and_that_is_said_once(bert, monkeypatch):
+def test_a_forward_pass_that_batches_wrongly_is_replaced_by_transformers_with_one_notice(bert, monkeypatch):
     right = Encoder(bert, pool="mean")
     run = CpuEncoder.run
 
     def wrong(self, tokens, batch, take):
-        """In a batch of several texts, the states of each are those of another."""
+        """Swaps the states of the texts in a batch of several."""
         shift = 1 if len(batch.texts) > 1 else 0
         return run(self, tokens, batch, lambda layer, states: take(layer, states.roll(shift, dims=1)))
 
     monkeypatch.setattr(CpuEncoder, "run", wrong)
     found = Encoder(bert, pool="mean")
     assert (right._embedder.encoder.backend, found._embedder.encoder.backend) == (ENGINE, "transformers")
-    assert [said for said in found.notices if "fast path" in said and said not in right.notices] != []
+    assert [notice for notice in found.notices if "fast path" in notice and notice not in right.notices] != []
     assert len(found.notices) == len(right.notices) + 1
     texts = list(tiny_models.TEXTS)
     assert np.abs(found.encode(texts) - right.encode(texts)).max() > 0  # `right` is wrong by now

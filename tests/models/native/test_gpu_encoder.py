@@ -1,7 +1,6 @@
-"""embedkit's own forward for GPUs, run on a CPU and held against plain transformers.
+"""embedkit's own forward pass for GPUs, run on a CPU and compared with plain transformers.
 
-Nothing in it is particular to a GPU but the attention kernel; one that computes what it should, text by text and
-head by head, stands in for that.
+Only the attention kernel is specific to GPUs: one that computes attention by its definition takes its place.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def opened(folder: Path, dtype: str) -> NativeModel:
     return open_native(resolve_model(ModelConfig(str(folder))), dtype, CPU)
 
 
-def settled(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[GpuEncoder, str | None]:
+def checked_encoder(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[GpuEncoder, str | None]:
     model = opened(folder, dtype)
     layers = tuple(range(model.n_layers + 1))
     return model._on_device(layers, tokens, for_pooler=model.has_pooler)
@@ -79,7 +78,7 @@ def settled(folder: Path, tokens: Tokens, dtype: str = "fp32") -> tuple[GpuEncod
 def test_in_fp32_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch(kind, backends, tmp_path):
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
-    encoder, notice = settled(folder, tokens)
+    encoder, notice = checked_encoder(folder, tokens)
     assert (encoder.backend, encoder.attention, notice) == ("lean", "torch_varlen", None)
     expected = by_transformers(folder, tokens)
     for max_tokens in (1, 200, 10_000):
@@ -100,7 +99,7 @@ def test_in_fp32_every_layer_and_the_pooler_are_those_of_transformers_whatever_t
 def test_settings_that_change_the_numbers_are_followed(kind, settings, backends, tmp_path):
     folder = save(kind, tmp_path, **settings)
     tokens = tokens_with_pads(types=False)
-    assert_same(states(settled(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
+    assert_same(states(checked_encoder(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
 
 
 def vectors(encoder: GpuEncoder, tokens: Tokens, max_tokens: int) -> np.ndarray:
@@ -127,7 +126,7 @@ def test_in_16_bits_a_vector_stays_near_to_transformers_in_fp32_and_to_itself_al
 ):
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=False)
-    encoder, notice = settled(folder, tokens, dtype)
+    encoder, notice = checked_encoder(folder, tokens, dtype)
     assert (encoder.attention, notice) == ("torch_varlen", None)
     exact = np.array([text.layers[-1].mean(axis=0) for text in by_transformers(folder, tokens)])
     together, alone = vectors(encoder, tokens, 10_000), vectors(encoder, tokens, 1)
@@ -139,7 +138,7 @@ def test_in_16_bits_a_vector_stays_near_to_transformers_in_fp32_and_to_itself_al
 
 
 def test_the_norms_take_mean_and_variance_in_fp32():
-    """What torch does with 16-bit states, in the code that a layer calls: [2,048] of 1,000 + noise of 1."""
+    """torch's layer norm of 16-bit states, as a layer calls it: rows of 2,048 values, 1,000 + noise of 1."""
     torch.manual_seed(0)
     rows = (1000 + torch.randn(4, 2048)).half()
     norm = Norm(torch.ones(2048).half(), torch.zeros(2048).half(), 1e-12)
@@ -148,7 +147,7 @@ def test_the_norms_take_mean_and_variance_in_fp32():
     assert rows.mean(dtype=torch.float64) > 999
 
 
-def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer(backends, tmp_path):
+def test_cu_seqlens_are_computed_once_a_batch_for_all_layers(backends, tmp_path):
     seen: list[Packing] = []
 
     def keep(query: Tensor, key: Tensor, value: Tensor, packing: Packing, *_: Any) -> Tensor:
@@ -157,7 +156,7 @@ def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer
         return kernel(query, key, value, packing)
 
     tokens = tokens_with_pads(types=False)
-    encoder, _ = settled(save("bert", tmp_path), tokens)
+    encoder, _ = checked_encoder(save("bert", tmp_path), tokens)
     backends.setitem(BACKENDS, "torch_varlen", keep)
     encoder.run(tokens, Batch(np.arange(len(LENGTHS)), np.array(LENGTHS)), lambda *_: None)
     assert len(seen) == 2
@@ -167,7 +166,7 @@ def test_where_a_text_begins_is_worked_out_once_a_batch_and_given_to_every_layer
     assert seen[0].max_length == 150
 
 
-def test_nothing_in_a_forward_pass_waits_for_the_device(tmp_path):
+def test_a_forward_pass_does_not_wait_for_the_device(tmp_path):
     encoder = GpuEncoder(opened(save("roberta", tmp_path), "bf16"), (0, 1, 2), for_pooler=True)
     assert waits(encoder) == []
 
@@ -207,16 +206,16 @@ def test_a_file_that_is_written_to_does_not_change_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [leaks, is_broken])
-def test_a_kernel_that_is_wrong_or_fails_is_left_for_the_next_and_the_user_told(fault, backends, tmp_path):
+def test_a_kernel_that_is_wrong_or_fails_is_replaced_by_the_next_with_a_notice(fault, backends, tmp_path):
     backends.setitem(BACKENDS, "torch_varlen", fault)
     folder, tokens = save("bert", tmp_path), tokens_with_pads(types=False)
-    encoder, notice = settled(folder, tokens, "bf16")
+    encoder, notice = checked_encoder(folder, tokens, "bf16")
     assert encoder.attention == "groups"
     assert "'torch_varlen' does not work here" in notice
-    assert_same(states(settled(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
+    assert_same(states(checked_encoder(folder, tokens)[0], tokens, 10_000), by_transformers(folder, tokens))
 
 
-def test_where_no_kernel_is_exact_the_model_is_left_to_transformers_and_its_weights_are_gone(backends, tmp_path):
+def test_without_an_exact_kernel_the_weights_are_freed_for_transformers(backends, tmp_path):
     # Each text alone goes through `groups` first, for what is right; then the batch does.
     plain = BACKENDS["groups"]
 
@@ -231,7 +230,7 @@ def test_where_no_kernel_is_exact_the_model_is_left_to_transformers_and_its_weig
         GpuEncoder, "prepare", lambda self, *args: made.append(weakref.ref(self)) or prepare(self, *args)
     )
     with pytest.raises(NotExactError) as caught:
-        settled(save("bert", tmp_path), tokens_with_pads(types=False))
+        checked_encoder(save("bert", tmp_path), tokens_with_pads(types=False))
     gc.collect()
     assert made
     assert {of() for of in made} == {None}, caught
@@ -240,21 +239,21 @@ def test_where_no_kernel_is_exact_the_model_is_left_to_transformers_and_its_weig
 prepare = GpuEncoder.prepare
 
 
-def test_states_that_overflow_in_fp16_are_refused_with_the_way_out(backends, tmp_path):
+def test_states_that_overflow_in_fp16_are_refused_with_a_hint(backends, tmp_path):
     folder = save("bert", tmp_path)
     rewritten(
         folder, lambda weights: {n: t * 3e4 if "1.output.LayerNorm.w" in n else t for n, t in weights.items()}
     )
     tokens = tokens_with_pads(types=False)
     with pytest.raises(ModelError, match=r"not finite .* from layer 2 on") as caught:
-        settled(folder, tokens, "fp16")
+        checked_encoder(folder, tokens, "fp16")
     assert "--dtype fp32" in caught.value.hint
-    assert settled(folder, tokens, "bf16")[1] is None
+    assert checked_encoder(folder, tokens, "bf16")[1] is None
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "fp16"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_on_a_gpu_these_types_run_by_embedkits_own_code_but_mpnet(kind, dtype, monkeypatch, tmp_path):
+def test_on_a_gpu_all_families_but_mpnet_run_natively(kind, dtype, monkeypatch, tmp_path):
     asked: list[torch.device] = []
     monkeypatch.setattr(select_backend, "pick_device", lambda _: GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))

@@ -1,4 +1,4 @@
-"""The compiled kernels against torch in float64, and that nothing but what this user built is ever loaded."""
+"""The compiled kernels against torch in float64, and the loading of libraries that only this user can write."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_b
         meant = given_products.values * given_products.steps[:, None] + given_products.bias
     found = kernels().attend(given_products, torch.tensor(lengths), near, n_heads, quantise=in_bytes)
     expected = attention(meant, lengths, n_heads, near)
-    # A score of some thousands has no more digits behind its point.
+    # A score of some thousands has no more digits after its point.
     assert (found.states - expected).abs().max() <= 2e-6 * max(1.0, size**3)
     if in_bytes:
         assert_quantised(found)
 
 
 @needs_compiler
-def test_rows_behind_the_texts_are_zeros():
+def test_rows_after_the_last_text_are_zeros():
     found = kernels().attend(Products(normal(9, 48)), torch.tensor([2, 3]), [], 2, quantise=True)
     assert found.states[5:].eq(0).all()
     assert_quantised(Rows(found.states[:5], found.bytes[:5], found.steps[:5]))
@@ -131,7 +131,7 @@ def test_a_residual_and_its_norm_are_torchs_in_float64(width, in_bytes):
 
 @needs_compiler
 @pytest.mark.parametrize("broken", NOT_FINITE, ids=str)
-def test_what_is_not_finite_stays_so_and_stays_in_its_text(broken):
+def test_non_finite_values_stay_non_finite_and_in_their_text(broken):
     lengths, n_heads = [3, 20, 5], 2
     products, residual = normal(28, 3 * WIDTH), normal(28, WIDTH, seed=1)
     norm = Norm(torch.ones(WIDTH), torch.zeros(WIDTH), 1e-5)
@@ -220,7 +220,7 @@ def test_what_others_can_write_is_not_loaded(who, empty_cache):
 
 
 @needs_compiler
-def test_a_library_that_is_none_is_built_anew(empty_cache, tmp_path, monkeypatch):
+def test_a_corrupt_library_is_rebuilt(empty_cache, tmp_path, monkeypatch):
     assert loaded_anew() is not None
     (whole,) = empty_cache.iterdir()
     # Elsewhere: what is loaded already is not looked at again.
@@ -274,7 +274,7 @@ def test_without_a_compiler_or_a_cache_there_are_none(tmp_path, monkeypatch):
     assert not Path(tmp_path / "embedkit").exists()
 
 
-def test_models_of_other_widths_are_left_to_torch():
+def test_models_of_other_widths_use_torch():
     if KERNELS is not None:
         lanes = KERNELS.lanes
         assert KERNELS.fit(4 * lanes, 8 * lanes)

@@ -1,4 +1,4 @@
-"""When the norms of the forward for GPUs are compiled, and what becomes of it; the compiler here changes nothing.
+"""Compiling the norms of the forward pass for GPUs, with a compiler that changes nothing.
 
 What Triton makes of it on a GPU is not tested here. torch's own compiler for CPUs takes minutes on two cores.
 """
@@ -80,7 +80,7 @@ def norm(dtype: torch.dtype) -> Norm:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_one_kernel_does_for_any_number_of_rows(dtype, pretend):
+def test_one_kernel_serves_any_number_of_rows(dtype, pretend):
     compiler = Compiler()
     fused = compiled_add_norm(norm(dtype), compiler)
     for rows in (2, 33, 64, 1000):
@@ -113,7 +113,7 @@ def does_not_build(*_: Any) -> Any:
     [does_not_build, Compiler(lambda found: found * 1.1), Compiler(lambda found: found * torch.nan)],
     ids=["fails", "is off", "is no number"],
 )
-def test_a_compiler_that_fails_or_is_wrong_changes_nothing_and_the_user_is_told(backend, pretend, tmp_path):
+def test_a_compiler_that_fails_or_is_wrong_changes_nothing_but_gives_a_notice(backend, pretend, tmp_path):
     pretend(backend)
     encoder = GpuEncoder(opened(save("bert", tmp_path), "bf16"), (2,), for_pooler=False)
     notice = encoder.compile_if_worthwhile(5)
@@ -141,7 +141,7 @@ def test_there_is_nothing_to_compile_without_layers_or_for_another_encoder(prete
         ({"HOME": "/home/who", "TORCHINDUCTOR_CACHE_DIR": "/mine"}, "/mine"),
     ],
 )
-def test_kernels_are_kept_between_runs_where_the_user_keeps_caches(variables, expected, monkeypatch):
+def test_kernels_are_kept_in_the_users_cache_folder(variables, expected, monkeypatch):
     for name in ("XDG_CACHE_HOME", "HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -152,12 +152,12 @@ def test_kernels_are_kept_between_runs_where_the_user_keeps_caches(variables, ex
     assert Path(torch_compile.os.environ["TORCHINDUCTOR_CACHE_DIR"]) == Path(expected)
 
 
-def test_a_run_tells_its_rows_before_it_begins_and_the_user_what_came_of_it(embedkit_cli, tmp_path, monkeypatch):
-    told: list[int | None] = []
+def test_a_run_passes_its_rows_to_the_encoder_and_prints_the_notice(embedkit_cli, tmp_path, monkeypatch):
+    passed: list[int | None] = []
     monkeypatch.setattr(
-        LayerEncoder, "compile_if_worthwhile", lambda _, rows: told.append(rows) or "nothing was compiled"
+        LayerEncoder, "compile_if_worthwhile", lambda _, rows: passed.append(rows) or "nothing was compiled"
     )
     ran = embedkit_cli("encode", NOTES, "--pool", "mean", "--limit", "3", "-o", tmp_path / "out")
     assert ran.code == 0
-    assert told == [3]
+    assert passed == [3]
     assert ran.err.count("nothing was compiled") == 1

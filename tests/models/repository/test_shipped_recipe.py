@@ -377,7 +377,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
         lambda folder: edit_json(folder / "2_Dense/config.json", module_input_name="token_embeddings"),
     ),
     "shape": (
-        "2_Dense .* are not those",
+        "2_Dense .* do not fit",
         lambda folder: edit_json(folder / "2_Dense/config.json", out_features=17),
     ),
     "no weights": ("no weights in 2_Dense", lambda folder: (folder / "2_Dense/model.safetensors").unlink()),

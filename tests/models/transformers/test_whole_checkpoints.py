@@ -327,7 +327,7 @@ def test_a_shipped_dense_layer_of_int8_is_not_read_as_plain_numbers(bert):
     Encoder(str(bert))
     weights = load_file(bert / "Dense/model.safetensors")
     save_file({name: tensor.to(torch.int8) for name, tensor in weights.items()}, bert / "Dense/model.safetensors")
-    with pytest.raises(ModelError, match="is quantised to torch.int8"):
+    with pytest.raises(ModelError, match=r"is quantised to torch\.int8"):
         Encoder(str(bert))
 
 

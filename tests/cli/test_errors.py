@@ -167,7 +167,7 @@ CASES = [
     option("--pool meen", USAGE, "|".join(["meen", *POOLING_NAMES, *WHOLE_NAMES]), "--pool mean"),
     option("--pool bm25", USAGE, "|".join(["bm25", *POOLING_NAMES, *WHOLE_NAMES]), "one of these"),
     option("--pool cls,cls", USAGE, "--pool|cls twice", "once"),
-    option("--pool auto,cls", USAGE, "auto|alone", "--pool auto"),
+    option("--pool auto,cls", USAGE, "auto|part of a list", "--pool auto"),
     option("--pool idf:x.safetensors", MODEL, "cannot read x.safetensors", "embedkit fit"),
     option("--pool mean --with-head", USAGE, "--with-head", "embedkit fit --label"),
     option("--pool none --normalize", USAGE, "--normalize|--pool none", "leave"),

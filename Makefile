@@ -76,7 +76,7 @@ demo: install ## embed 67 sample notes, show what came out and how to read it
 # Checks --------------------------------------------------------------------------------------------------
 
 .PHONY: lint
-lint: $(VENV)/installed-dev ## ruff and mypy
+lint: $(VENV)/installed-dev ## ruff, mypy and the import rules
 	$(BIN)/ruff check embedkit tests benchmarks docs
 	$(BIN)/ruff format --check embedkit tests benchmarks docs README.md
 	$(BIN)/mypy
@@ -88,11 +88,11 @@ test: lint ## lint, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal
 
 .PHONY: test-all
-test-all: lint ## the same with every model type, not one for each code path
+test-all: lint ## lint, then all tests with every model type, not one for each code path
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m ''
 
 .PHONY: torture
-torture: $(VENV)/installed-dev ## what takes long: thousands of kills and of flipped bits
+torture: $(VENV)/installed-dev ## kill runs, flip bits and make system calls fail, thousands of times
 	$(BIN)/python -m benchmarks.torture
 
 .PHONY: bench-readers
@@ -103,11 +103,11 @@ bench-readers: install $(READERS)/installed ## read an output with Hugging Face 
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(READERS)/bin/python benchmarks/readers.py $(READ)/parquet $(READ)/npy
 
 .PHONY: check-real
-check-real: $(VENV)/installed-dev $(TEXTS) ## hold it against real texts [TEXTS=file.jsonl] [PEER=python with sentence-transformers]
+check-real: $(VENV)/installed-dev $(TEXTS) ## compare vectors of real texts with plain transformers [TEXTS=file.jsonl] [PEER=python with sentence-transformers]
 	$(BIN)/python -m benchmarks.real $(TEXTS) $(if $(PEER),--peer $(PEER))
 
 .PHONY: bench
-bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
+bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
 	$(BIN)/python -m benchmarks.costs $(TEXTS) -o $(BENCH)/costs.json
 
@@ -115,15 +115,15 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## speed beside sentenc
 DEVICE ?= cuda
 
 .PHONY: bench-gpu
-bench-gpu: ## speed, limits, kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda] [OUT=file.json]
+bench-gpu: ## measure speed, limits and kernels of one GPU, in 8 minutes [PYTHON=python3] [DEVICE=cuda] [OUT=file.json]
 	PYTHONPATH=.:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --device $(DEVICE) -o $(or $(OUT),$(BENCH)/gpu.json)
 
 .PHONY: test-gpu
-test-gpu: ## exactness and the same bytes on one GPU [PYTHON=python3] [DEVICE=cuda; cpu tries the tests themselves]
+test-gpu: ## test exactness and reproducibility on one GPU [PYTHON=python3] [DEVICE=cuda; cpu runs the tests without a GPU]
 	PYTHONPATH=.:$$PYTHONPATH EMBEDKIT_TEST_DEVICE=$(DEVICE) $(PYTHON) -m benchmarks.gpu_exactness
 
 .PHONY: bench-host
-bench-host: $(VENV)/installed-dev $(TEXTS) ## reading, planning, tokenising, committing; with 100,000 shards, too [TEXTS=file.jsonl]
+bench-host: $(VENV)/installed-dev $(TEXTS) ## time reading, planning, tokenising and committing, also with 100,000 shards [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.host $(TEXTS) -o $(BENCH)/host.json
 
 # Documentation -------------------------------------------------------------------------------------------

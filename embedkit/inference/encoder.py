@@ -229,7 +229,7 @@ class Encoder:
     def _embed(self, texts: Texts) -> tuple[int, RawVectors]:
         """Returns the number of texts, and the vectors of those that are not empty."""
         from embedkit.inference.embedder import embed
-        from embedkit.tokenizer import refuse_long
+        from embedkit.tokenizer import check_length
 
         if os.getpid() != self._made_in:
             raise UsageError("this Encoder was made before this process was forked", hint=_SPAWN)
@@ -244,7 +244,7 @@ class Encoder:
                     hint="change that text, or leave it out; see encoder.notices for what the model cannot take",
                 )
             if self._embedder.on_long == "error":
-                refuse_long(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(all_texts)))
+                check_length(tokenized.n_tokens, self._embedder.tokenizer.max_length, range(len(all_texts)))
             raw = embed(tokenized, self._embedder, lambda *_: None)
         if raw.oom:
             raise ModelError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedkit.errors import InputError, ModelError, OutputError
 from embedkit.pooling.postprocess import Int8Range, finish, store
 from embedkit.pooling.units import COLUMNS, Units, units_of
-from embedkit.tokenizer import refuse_long
+from embedkit.tokenizer import check_length
 from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts, Variant
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str 
             hint="change these texts, or use --on-bad-row null (kept without a vector) or skip (left out)",
         )
     if settings.on_long == "error":
-        refuse_long(texts.n_tokens, settings.tokenizer.max_length, [record.row for record in read.records])
+        check_length(texts.n_tokens, settings.tokenizer.max_length, [record.row for record in read.records])
     units = None if settings.level == "text" else units_of(settings.level, texts, read.records)
     return TokenizedShard(read, texts, units)
 

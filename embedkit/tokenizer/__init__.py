@@ -5,7 +5,7 @@ special tokens.
 """
 
 from embedkit.tokenizer.casing import Casing
-from embedkit.tokenizer.lengths import refuse_long, usable_length
+from embedkit.tokenizer.lengths import check_length, usable_length
 from embedkit.tokenizer.loading import load_tokenizer
 from embedkit.tokenizer.text_tokenizer import TextTokenizer
 from embedkit.tokenizer.vocabulary import check_vocabulary, unknown_characters_notice
@@ -15,7 +15,7 @@ __all__ = [
     "TextTokenizer",
     "check_vocabulary",
     "load_tokenizer",
-    "refuse_long",
+    "check_length",
     "unknown_characters_notice",
     "usable_length",
 ]

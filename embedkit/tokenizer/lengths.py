@@ -67,7 +67,7 @@ def usable_length(
     return min(limits, default=_FALLBACK_LENGTH)
 
 
-def refuse_long(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int]) -> None:
+def check_length(n_tokens: NDArray[np.int32], max_length: int, rows: Sequence[int]) -> None:
     """Checks that no text is too long, for `--on-long error`.
 
     Raises:

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import zstandard
 from safetensors.torch import load_file
 
 import embedkit
@@ -24,6 +23,7 @@ from embedkit.errors import InputError, ModelError
 from embedkit.sources import open_table
 from tests.conftest import NOTES
 from tests.manifest.plans import make_plan
+from tests.sources.helpers import zstd
 
 MIB = 2**20
 
@@ -58,7 +58,7 @@ BOMB = b"text\n" + (b"pain " * 20_000 + b"\n") * 800
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bombs")
-    (folder / "b.csv.zst").write_bytes(zstandard.compress(BOMB))
+    (folder / "b.csv.zst").write_bytes(zstd.compress(BOMB))
     (folder / "b.csv.gz").write_bytes(gzip.compress(BOMB, 6))
     return folder
 

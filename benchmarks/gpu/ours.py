@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from embedkit.config import (
     ShareConfig,
     VectorConfig,
 )
+from embedkit.engines.base import RunStart
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.inference.batching import make_batches
@@ -83,11 +83,11 @@ class Ours:
         callbacks = make_callbacks("none", quiet=True)
         started = callbacks.started
 
-        def tell(**facts: Any) -> None:
-            started(**facts)
+        def started_and_timed(start: RunStart) -> None:
+            started(start)
             at_start()
 
-        callbacks.started = tell  # type: ignore[method-assign]
+        callbacks.started = started_and_timed  # type: ignore[method-assign]
         return run(config, callbacks, threading.Event())
 
     def timed_encode(self) -> float:

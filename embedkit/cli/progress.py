@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedkit.engines.base import RunStart
 from embedkit.models.repository.hub_fetch import observed_by
-from embedkit.types import DeviceStats
+
+if TYPE_CHECKING:
+    from embedkit.types import DeviceStats
 
 MODES = ("auto", "bar", "json", "none")
 LINE_SECONDS = 30.0

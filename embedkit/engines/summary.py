@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from embedkit.config import RunConfig
-from embedkit.types import DeviceStats
+
+if TYPE_CHECKING:
+    from embedkit.types import DeviceStats
 
 if TYPE_CHECKING:
     from embedkit.inference.build import ModelFacts

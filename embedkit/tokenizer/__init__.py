@@ -13,9 +13,9 @@ from embedkit.tokenizer.vocabulary import check_vocabulary, unknown_characters_n
 __all__ = [
     "Casing",
     "TextTokenizer",
+    "check_length",
     "check_vocabulary",
     "load_tokenizer",
-    "check_length",
     "unknown_characters_notice",
     "usable_length",
 ]

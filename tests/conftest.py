@@ -11,11 +11,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from benchmarks.torture.kills import Bench
 
 NOTES = Path(__file__).parent / "data" / "notes.csv"
 
@@ -130,3 +134,38 @@ def notes(bert: Path) -> Notes:
     has_vector = ~np.isnan(vectors).any(axis=1)
     ids = [row["id"] for row, has in zip(rows, has_vector, strict=True) if has]
     return Notes(rows, ids, vectors[has_vector])
+
+
+@pytest.fixture(scope="module")
+def load_once() -> Callable[..., Any]:
+    """`build`, which loads each model once for all tests of a module."""
+    from benchmarks.torture.kills import loaded_once
+    from embedkit.engines import in_process
+
+    return loaded_once(in_process.build)
+
+
+@pytest.fixture
+def models_loaded_once(load_once: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets runs in this process share the models that `load_once` loaded."""
+    from embedkit.engines import in_process
+
+    monkeypatch.setattr(in_process, "build", load_once)
+
+
+@pytest.fixture(scope="module")
+def bench(
+    request: pytest.FixtureRequest,
+    bert: Path,
+    load_once: Callable[..., Any],
+    one_thread: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bench:
+    """Two shards, one text empty, and undisturbed outputs of them: those in a module's BENCH_OUTPUTS, or all."""
+    from benchmarks.torture.kills import SHARD_ROWS, prepared
+    from embedkit.engines import in_process
+
+    only = getattr(request.module, "BENCH_OUTPUTS", ())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(in_process, "build", load_once)
+        return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert, only)

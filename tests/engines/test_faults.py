@@ -33,12 +33,10 @@ from benchmarks.torture.kills import (
     SHARD_ROWS,
     Bench,
     contents,
-    loaded_once,
     look_after_end,
     look_after_kill,
-    prepared,
 )
-from embedkit.engines import in_process, shard_loop
+from embedkit.engines import shard_loop
 from embedkit.engines.accounting import account_for_rows
 from embedkit.errors import EmbedkitError
 from embedkit.manifest.schema import ShardRecord
@@ -52,25 +50,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="tells paths of open 
 Cli = Callable[..., Ran]
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Callable[..., Any]:
-    return loaded_once(in_process.build)
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are loaded once for all tests here."""
-    monkeypatch.setattr(in_process, "build", loaded)
-
-
-@pytest.fixture(scope="module")
-def bench(
-    bert: Path, loaded: Callable[..., Any], one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Bench:
-    """Two shards of rows, one of them empty, and what undisturbed runs make of them."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(in_process, "build", loaded)
-        return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert)
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 def in_two_lines(ran: Ran) -> tuple[str, str]:

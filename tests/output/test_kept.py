@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import embedkit
-from benchmarks.torture.kills import SHARD_ROWS, Bench, contents, loaded_once, look_after_end, prepared
+from benchmarks.torture.kills import Bench, contents, look_after_end
 from embedkit.engines import in_process, shard_loop
 from embedkit.errors import OutputError
 from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed
@@ -30,25 +30,9 @@ from tests.conftest import Ran, last_counts
 Cli = Callable[..., Ran]
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Callable[..., Any]:
-    return loaded_once(in_process.build)
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are loaded once for all tests here."""
-    monkeypatch.setattr(in_process, "build", loaded)
-
-
-@pytest.fixture(scope="module")
-def bench(
-    bert: Path, loaded: Callable[..., Any], one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Bench:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(in_process, "build", loaded)
-        only = ("out", "npy", "out.parquet", "out.npy")
-        return prepared(tmp_path_factory.mktemp("bench").resolve(), 2 * SHARD_ROWS, bert, only)
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
+#: Outputs that the fixture `bench` makes for this module.
+BENCH_OUTPUTS = ("out", "npy", "out.parquet", "out.npy")
 
 
 # A disk that refuses to be read -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.tokenizer_setup import TokenizerSetup, set_up_without_weights
 from embedkit.models.repository.config_facts import ConfigFacts
 from embedkit.pooling.pooling_spec import PoolingSpec
+from embedkit.pooling.select import make_poolers
 from embedkit.tokenizer.vocabulary import measure_coverage, suggest_other_casing
 from embedkit.types import Variant
 
@@ -94,7 +95,7 @@ def _variants(spec: ModelSpec, setup: TokenizerSetup, facts: ConfigFacts) -> tup
         spec.poolings,
         head_width=spec.shipped.out_features if spec.shipped else None,
         variant_suffix=setup.variant_suffix,
-        poolers={name: chosen.pooler("cpu") for name, chosen in spec.poolers.items()},
+        poolers=make_poolers(spec.poolers, "cpu"),
     )
     per_unit = max(1, len(spec.unit_poolings))
     return tuple(Variant(of.name, of.dims * per_unit) for of in pooled.variants(facts.hidden_size))

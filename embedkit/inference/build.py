@@ -20,7 +20,7 @@ from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.pooling.pooling_spec import PoolingSpec
-from embedkit.pooling.select import pool_option
+from embedkit.pooling.select import make_poolers, pool_option
 
 if TYPE_CHECKING:  # torch is imported when the model is loaded, and not before
     from embedkit.inference.embedder import Embedder
@@ -124,7 +124,7 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
         spec.poolings,
         cls_is_last=tokenizer.closes_with_cls and not shipped,
         variant_suffix=setup.variant_suffix,
-        poolers={name: chosen.pooler(encoder.device) for name, chosen in spec.poolers.items()},
+        poolers=make_poolers(spec.poolers, encoder.device),
     )
     if shipped is not None:
         head = load_head(folder, shipped)
@@ -138,6 +138,11 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
             head_width=shipped.out_features,
         )
         shipped.check_width(pooled.pooled_width(encoder.hidden_size))
+    if spec.head is not None and spec.head.weight.shape[1] != (width := pooled.pooled_width(encoder.hidden_size)):
+        raise ModelError(
+            f"the head takes {spec.head.weight.shape[1]} dimensions, and the vectors of its pooling have {width}",
+            hint="the pooler's file is damaged: make it again with `embedkit fit` or `embedkit sweep`",
+        )
     returned = 0 if pooled.poolings else sum(variant.dims for variant in pooled.variants(encoder.hidden_size))
     chosen_tokens = _tokens_for(encoder, loaded, tokenizer.max_length, returned, processes, batch)
     embedder = Embedder(

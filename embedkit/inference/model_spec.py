@@ -13,7 +13,7 @@ from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.repository.shipped_recipe import ShippedRecipe, shipped_recipe
-from embedkit.pooling.pooler_files import PredictionHead
+from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.select import ChosenPooler, choose, head_of, with_needs_of
 from embedkit.suggest import did_you_mean
 

@@ -20,7 +20,7 @@ from embedkit.tokenizer import check_length
 from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts, Variant
 
 if TYPE_CHECKING:
-    from embedkit.pooling.pooler_files import PredictionHead
+    from embedkit.pooling.heads import PredictionHead
     from embedkit.tokenizer import TextTokenizer
 
 #: Code of a text that has tokens and no vector → the problem, and its remedy.

@@ -1,5 +1,6 @@
-"""Files that `embedkit fit` writes and `--pool` reads: a pooler, and the head trained on its vectors.
+"""Files that `embedkit fit` and `embedkit sweep` write and `--pool` reads: a pooler, or a probe.
 
+A pooler may have a head, which was trained on its vectors. A probe is a head on the vectors of built-in poolings.
 They are safetensors with a recipe as JSON in the metadata; nothing is unpickled. Imports no torch, so that a wrong
 file is found before a model is loaded.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from embedkit.errors import ModelError
+from embedkit.pooling.heads import HEAD_TASKS, VALUE_TASKS, PredictionHead
 from embedkit.storage.filesystem import read_file, stat_file
 
 #: The only key of the metadata: several would be written in random order, and change the file's bytes.
 _KEY = "embedkit"
 _VERSION = 1
+#: The kind of a file with a head alone.
+PROBE = "probe"
 #: A larger file is not a pooler.
 _MOST_BYTES = 2 * 2**30
 
@@ -39,8 +43,30 @@ class PoolerFile:
 
     @property
     def kind(self) -> str:
-        """Returns the pooler's kind, such as `attention` or `idf`."""
+        """Returns the pooler's kind, such as `attention` or `idf`; `probe` for a head alone."""
         return str(self.recipe["kind"])
+
+    @property
+    def head(self) -> PredictionHead | None:
+        """Reads the head; None if there is none.
+
+        Raises:
+            ModelError: it is damaged, or of a task that this version does not know.
+        """
+        if "task" not in self.recipe:
+            return None
+        try:
+            task, classes = str(self.recipe["task"]), tuple(str(name) for name in self.recipe["classes"])
+            size = int(self.recipe["dims"])
+            for name in classes:
+                name.encode()
+        except (KeyError, TypeError, ValueError):
+            raise damaged(self.path, "its recipe is incomplete") from None
+        if task not in HEAD_TASKS or len(set(classes)) < len(classes) or (not classes) != (task == "regression"):
+            raise damaged(self.path, f"its head for the task '{task[:20]}' has {len(classes)} classes")
+        outputs = 1 if task in VALUE_TASKS else len(classes)
+        weight, bias = self.tensor("head.weight", (outputs, size)), self.tensor("head.bias", (outputs,))
+        return PredictionHead(weight, bias, classes, task, self.recipe)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Returns an array of the file, float32 or int64.
@@ -56,41 +82,6 @@ class PoolerFile:
         return array
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionHead:
-    """The linear layer that `fit` trains on pooled vectors: W v + b, one logit a class or the predicted value."""
-
-    weight: NDArray[np.float32]  # float32 [C, D]; C is 1 for regression
-    bias: NDArray[np.float32]  # float32 [C]
-    classes: tuple[str, ...]  # names of the C classes; () for regression
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Returns the columns that it adds to an output, with their types."""
-        if not self.classes:
-            return {"prediction": "float32"}
-        return {**{f"score_{name}": "float32" for name in self.classes}, "predicted": "string"}
-
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the classes' probabilities (softmax), [N, D] → float32 [N, C]; or the values, [N, 1]."""
-        logits = vectors @ self.weight.T + self.bias
-        if not self.classes:
-            return logits
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float32] = odds / odds.sum(axis=1, keepdims=True)
-        return probabilities
-
-    def cells(self, vectors: NDArray[np.float32]) -> dict[str, list[Any]]:
-        """Returns N values for each column."""
-        scores = self.scores(vectors)
-        # Rounded to the shortest text that gives the same float32, for JSON Lines.
-        values = [[float(str(score)) for score in column] for column in scores.T]
-        if not self.classes:
-            return {"prediction": values[0]}
-        best = [self.classes[number] for number in scores.argmax(axis=1)]
-        return {**dict(zip(self.columns, values, strict=False)), "predicted": best}
-
-
 def damaged(path: str, what: str) -> ModelError:
     """Returns the error for a damaged file."""
     return ModelError(f"{path}: {what}", hint="make the file again with `embedkit fit`")
@@ -101,6 +92,40 @@ def pooler_bytes(recipe: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]])
     text = json.dumps({"version": _VERSION, **recipe}, sort_keys=True, ensure_ascii=False, allow_nan=False)
     content: bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text})
     return content
+
+
+def probe_bytes(
+    head: PredictionHead,
+    recipe: Mapping[str, Any],
+    *,
+    layers: Sequence[int],
+    layer_agg: str,
+    poolings: Sequence[str],
+    facts: Mapping[str, Any],
+) -> bytes:
+    """Returns the bytes of a probe's file.
+
+    Args:
+        head: trained on vectors of these layers and poolings, neither scaled to length 1 nor cut.
+        recipe: of the run that computed the vectors: its model and texts are those of the head.
+        layers: resolved numbers, in the order in which they are concatenated.
+        layer_agg: their aggregation, such as concat or mean.
+        poolings: names of built-in poolings, in the order in which their vectors are concatenated.
+        facts: what else a reader of the file should know, as JSON: label, scores, rows, seed, versions.
+    """
+    states = {"layers": list(layers), "layer_agg": layer_agg}
+    content = {
+        **facts,
+        "kind": PROBE,
+        "task": head.task,
+        "classes": list(head.classes),
+        "dims": head.weight.shape[1],
+        "pool": list(poolings),
+        "model": recipe["model"],
+        "text": recipe["text"],
+        "input": {**states, **{name: recipe[name] for name in ("exclude_special", "dtype")}},
+    }
+    return pooler_bytes(content, {"head.weight": head.weight, "head.bias": head.bias})
 
 
 def read_pooler(path: str) -> PoolerFile:

@@ -1,4 +1,4 @@
-"""Finds the poolers that `--pool` names: files of `fit`, and those that installed packages declare.
+"""Finds the poolers that `--pool` names: files of `fit` and `sweep`, and those that installed packages declare.
 
 Finding them and reading what they need takes no torch; they are made when the model is loaded.
 """
@@ -17,7 +17,8 @@ import numpy as np
 from embedkit.config import PoolingConfig
 from embedkit.config.poolings import ENTRY_POINTS, POOLING_NAMES, WHOLE_NAMES, installed, is_file
 from embedkit.errors import ModelError, UsageError
-from embedkit.pooling.pooler_files import PoolerFile, PredictionHead, damaged, read_pooler
+from embedkit.pooling.heads import PredictionHead
+from embedkit.pooling.pooler_files import PROBE, PoolerFile, damaged, read_pooler
 
 if TYPE_CHECKING:
     from embedkit.pooling.poolers import Pooler
@@ -36,7 +37,7 @@ class ChosenPooler:
     layers: str | None  # the layers it needs, as `--layers` takes them; None if any
     layer_agg: str | None  # their aggregation; None if any
     exclude_special: bool | None  # whether special tokens take no part; None if either
-    file: PoolerFile | None  # a file of `fit`; None for a package's pooler
+    file: PoolerFile | None  # a file of `fit` or `sweep`; None for a package's pooler
     made: Any  # a package's pooler; None for a file
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,18 +58,14 @@ class ChosenPooler:
             return self.label
         return f"{'idf:' if self.is_idf else ''}{Path(self.file.path).absolute()}"
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The built-in poolings whose vectors a probe takes; () unless it is a probe."""
+        return tuple(self.file.recipe["pool"]) if self.file is not None and self.file.kind == PROBE else ()
+
     def head(self) -> PredictionHead | None:
         """Reads the head that was trained with it; None if there is none."""
-        if self.file is None or "task" not in self.file.recipe:
-            return None
-        try:
-            classes = tuple(str(name) for name in self.file.recipe["classes"])
-            size = int(self.file.recipe["dims"])
-        except (KeyError, TypeError, ValueError):
-            raise damaged(self.file.path, "its recipe is incomplete") from None
-        outputs = len(classes) or 1
-        weight, bias = self.file.tensor("head.weight", (outputs, size)), self.file.tensor("head.bias", (outputs,))
-        return PredictionHead(weight, bias, classes)
+        return None if self.file is None else self.file.head
 
     def pooler(self, device: Any) -> Pooler:
         """Makes the pooler for states on this device of torch."""
@@ -111,8 +108,11 @@ class ChosenPooler:
 def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPooler]]:
     """Finds the poolers among the names of `--pool`; returns the names, with labels for poolers, and the poolers.
 
+    A probe is among the poolers, and in place of its name are those of its poolings.
+
     Raises:
-        UsageError: a package's pooler has the name of a pooling, or two packages declare the same name.
+        UsageError: a package's pooler has the name of a pooling, two packages declare the same name, or a probe is
+            one of several names.
         ModelError: a file is damaged, or a package's pooler cannot be made.
     """
     labels: list[str] = []
@@ -128,6 +128,13 @@ def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPoo
             labels.append(name)
             continue
         chosen = _of_file(name) if is_file(name) else _of_package(name)
+        if chosen.poolings and len(names) > 1:
+            raise UsageError(
+                f"--pool {name}: the file has a probe, which takes the vectors of its own poolings alone",
+                hint=f"use --pool {name} without other poolings, or name the poolings themselves",
+            )
+        if chosen.poolings:
+            return chosen.poolings, {chosen.label: chosen}
         label, number = chosen.label, 1
         while label in poolers:
             number += 1
@@ -161,8 +168,15 @@ def with_needs_of(poolers: Mapping[str, ChosenPooler], pooling: PoolingConfig) -
     return replace(pooling, layers=layers, layer_agg=layer_agg, exclude_special=exclude)
 
 
+def make_poolers(poolers: Mapping[str, ChosenPooler], device: Any) -> dict[str, Pooler]:
+    """Makes the poolers for states on this device of torch; a probe has none."""
+    return {name: chosen.pooler(device) for name, chosen in poolers.items() if not chosen.poolings}
+
+
 def pool_option(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> str:
-    """Returns a value of `--pool` that names the same poolings in any folder."""
+    """Returns a value of `--pool` that names the same poolings, or the same probe, in any folder."""
+    if probe := next((chosen for chosen in poolers.values() if chosen.poolings), None):
+        return probe.option
     return ",".join(poolers[name].option if name in poolers else name for name in names)
 
 
@@ -172,11 +186,13 @@ def head_of(names: tuple[str, ...], poolers: Mapping[str, ChosenPooler]) -> Pred
     Raises:
         UsageError: there are several poolings, or one without a head.
     """
-    head = poolers[names[0]].head() if len(names) == 1 and names[0] in poolers else None
+    chosen = next(iter(poolers.values()), None) if len(poolers) == 1 else None
+    head = chosen.head() if chosen is not None and (chosen.poolings or len(names) == 1) else None
     if head is None:
         raise UsageError(
             "--with-head: there is no head for the pooling in --pool",
-            hint="name a single file of `embedkit fit --label`, such as --pool pooler.safetensors",
+            hint="name a single file of `embedkit fit --label` or `embedkit sweep`, such as "
+            "--pool pooler.safetensors",
         )
     return head
 
@@ -207,6 +223,14 @@ def _of_file(name: str) -> ChosenPooler:
         exclude_special = bool(states["exclude_special"])
     except (KeyError, TypeError, ValueError):
         raise damaged(path, "its recipe is incomplete") from None
+    if file.kind == PROBE:
+        known = {*POOLING_NAMES} - {"pooler"}
+        poolings = file.recipe.get("pool")
+        if not isinstance(poolings, list) or not poolings or any(each not in known for each in map(str, poolings)):
+            raise damaged(path, "its recipe names no poolings of this version")
+        if file.head is None:
+            raise damaged(path, "its recipe is incomplete")
+        return ChosenPooler(PROBE, identity, layers, layer_agg, exclude_special, file, None)
     _trained_shape(file)
     # The kind alone may be the name of a pooling, such as `mean`.
     label = f"fit_{file.kind.replace('-', '_')}"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # torch is imported after the input and its labels are checke
 #: Default of --hidden-size for `attention-tanh`, and the largest default of --heads.
 _TANH_WIDTH = 512
 _MOST_HEADS = 8
+#: What the file says of the states that the pooler was fitted on.
+_INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
 #: Options that are stored in the file.
 _TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "patience", "states", "seed")
 
@@ -106,7 +108,7 @@ def fit(
         else:
             device = pick_device(states.model.devices[0])
             recipe, tensors = _trained(config, opened, states.pooling.pool, device, on_epoch, stop)
-        pooler_input = {name: summary.recipe[name] for name in ("layers", "layer_agg", "exclude_special")}
+        pooler_input = {name: summary.recipe[name] for name in _INPUT}
         recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": pooler_input}
         return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embedkit.config.fit_config import FitConfig
 from embedkit.errors import ModelError, Stopped
-from embedkit.pooling.pooler_files import PredictionHead
+from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
@@ -216,7 +216,8 @@ class _Training:
         weight = linear.weight.double() / deviation
         bias = linear.bias.double() - weight @ scale.running_mean.double()
         weight, bias = weight * self.spread, bias * self.spread + self.mean
-        return PredictionHead(weight.float().cpu().numpy(), bias.float().cpu().numpy(), self.labels.classes)
+        arrays = weight.float().cpu().numpy(), bias.float().cpu().numpy()
+        return PredictionHead(*arrays, self.labels.classes, self.labels.task)
 
     @torch.no_grad()
     def _vectors(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:

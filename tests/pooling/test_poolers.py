@@ -12,7 +12,8 @@ import torch
 
 from embedkit.errors import ModelError
 from embedkit.pooling.batch_pooler import BatchPooler, TokenGroup
-from embedkit.pooling.pooler_files import PredictionHead, pooler_bytes, read_pooler
+from embedkit.pooling.heads import PredictionHead
+from embedkit.pooling.pooler_files import pooler_bytes, read_pooler
 from embedkit.pooling.poolers import (
     IdfPooler,
     LayerwisePooler,
@@ -212,13 +213,15 @@ def test_a_pooler_that_returns_another_shape_than_declared_is_refused():
 
 
 def test_a_head_predicts_probabilities_and_a_class_or_a_value():
-    head = PredictionHead(np.array([[1.0], [-1.0]], np.float32), np.zeros(2, np.float32), ("no", "yes"))
+    head = PredictionHead(
+        np.array([[1.0], [-1.0]], np.float32), np.zeros(2, np.float32), ("no", "yes"), "classification"
+    )
     cells = head.cells(np.array([[0.0], [1.0], [-1.0]], np.float32))
     assert list(cells) == list(head.columns) == ["score_no", "score_yes", "predicted"]
     # e^1 / (e^1 + e^-1) = 0.880797
     assert cells["score_no"] == pytest.approx([0.5, 0.880797, 0.119203], abs=1e-6)
     assert cells["predicted"][1:] == ["no", "yes"]
-    value = PredictionHead(np.array([[2.0]], np.float32), np.ones(1, np.float32), ())
+    value = PredictionHead(np.array([[2.0]], np.float32), np.ones(1, np.float32), (), "regression")
     assert value.cells(np.array([[0.1]], np.float32)) == {"prediction": [1.2]}
 
 

@@ -94,7 +94,9 @@ def _from_toml(path: Path, key: str, value: Any, option: Any, command: str) -> A
     """
     converted: Any
     if option.multiple or option.nargs == -1:
-        needed, converted = "a list of strings", _as_strings(value)
+        # `--test` of fit is also a share.
+        share = str(value) if option.name == "test" and isinstance(value, float | int) else value
+        needed, converted = "a list of strings", _as_strings(share)
     elif option.is_flag:
         needed, converted = "a boolean, true or false,", value if isinstance(value, bool) else None
     elif annotation_of(option) in (int, float):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, run_config, study_options, take, takes
+from embedkit.cli.options import (
+    CONFIG,
+    LABEL_OPTIONS,
+    PROCESS_OPTIONS,
+    label_option,
+    option,
+    run_config,
+    study_options,
+    take,
+    takes,
+)
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, print_event
 from embedkit.cli.run_context import run_context
-from embedkit.config import one_of
+from embedkit.config import LabelConfig, one_of
 from embedkit.config.fit_config import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
 from embedkit.errors import UsageError
 
@@ -34,9 +45,8 @@ _TRAINING_OPTIONS = ("task", "epochs", "lr", "batch_size", "class_weight", "vali
         required=True,
     ),
     option("-o --output", str, "The .safetensors file to write.", required=True),
-    option("--label COLUMN", str, "Column of labels: classes or numbers."),
-    option("--group COLUMN", str, "Keep rows with the same value in this column in the same split."),
-    option("--task", "auto", "auto (from the labels), classification, regression."),
+    label_option("--label COLUMN", str, "Column of labels: classes or numbers."),
+    *LABEL_OPTIONS,
     option("--layer-start N", int, "weighted-layers, lstm: first layer, instead of --layers. By default 1."),
     option("--layer-pool", "mean", "weighted-layers, lstm, pca, whiten: how to pool each layer: mean, cls."),
     option("--project N", int, "mean, cls: dimensions of a learned projection of the vector."),
@@ -51,10 +61,13 @@ _TRAINING_OPTIONS = ("task", "epochs", "lr", "batch_size", "class_weight", "vali
     option("--batch-size N", 32, "Rows per training step."),
     option("--class-weight", "none", "Weights of the classes in the loss: none, balanced."),
     option("--validation SHARE", 0.15, "Share of the rows for early stopping."),
-    option("--test SHARE", 0.15, "Share of the rows for the final test."),
+    label_option(
+        "--test SHARE|FILE",
+        list[str],
+        "Share of the rows for the final score, or a file of test rows (repeatable). By default 0.15.",
+    ),
     option("--patience N", 4, "Stop after N epochs without a lower validation loss."),
     option("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
-    option("--seed N", 0, "Random seed; the same seed gives the same file."),
     option("--overwrite", False, "Replace an existing file."),
     *PROCESS_OPTIONS,
     CONFIG,
@@ -68,7 +81,9 @@ def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **opti
     """
     one_of("--progress", progress, MODES)
     _check_kind(options["pooler"].partition(":")[0], given_on(ctx))
-    wanted = take(FitConfig, options)
+    share, files = _test_rows(options.pop("test") or [])
+    labels = take(LabelConfig, options, test=files)
+    wanted = take(FitConfig, options, labels=labels, **share)
     asked = run_config(**options, output=f"{wanted.output}.states")
     check_stdin(asked.input.inputs)
     from embedkit.study.fit_pooler import fit as run_fit
@@ -86,6 +101,23 @@ def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **opti
         return
     for line in _lines(summary):
         print(line, file=sys.stderr)
+
+
+def _test_rows(values: list[str]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Returns the test share, if `--test` is a number, and the test files, which are its other values.
+
+    Raises:
+        UsageError: there are several values, and one of them is a number.
+    """
+    shares = []
+    for value in values:
+        with suppress(ValueError):
+            shares.append(float(value))
+    if shares and len(values) > 1:
+        raise UsageError("--test is given several times, and one is a share", hint="give one share, or files only")
+    if shares:
+        return {"test": shares[0]}, ()
+    return ({"test": 0.0} if values else {}), tuple(values)
 
 
 def _check_kind(kind: str, given: frozenset[str]) -> None:

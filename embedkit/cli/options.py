@@ -77,6 +77,7 @@ _pooling = partial(option, rich_help_panel="Layers, pooling and vectors")
 _unit = partial(option, rich_help_panel="Units and groups")
 _output = partial(option, rich_help_panel="Output")
 _batch = partial(option, rich_help_panel="Batches and processes")
+label_option = partial(option, rich_help_panel="Labels and splits")
 
 CONFIG = option(
     "--config FILE",
@@ -173,6 +174,21 @@ RUN_OPTIONS = (
     _batch("--shard-id N", int, "This process's part of the work, from 0. By default from the environment."),
     _batch("--num-shards N", int, "Number of processes that share the work. By default from the environment."),
     _batch("--workers N", int, "Worker processes on this machine. By default one per device."),
+)
+#: Options of labels and splits that `sweep` and `fit` share; `--label` and `--test` differ a little.
+LABEL_OPTIONS = (
+    label_option("--group COLUMN", str, "Keep rows with the same value in this column on one side of each split."),
+    label_option("--task", "auto", "auto (from the labels), classification, multilabel, ordinal, regression."),
+    label_option("--label-delimiter TEXT", str, "Separates several labels in a cell, such as ';'."),
+    label_option(
+        "--missing-label TEXT",
+        list[str],
+        "Text that means no label, in place of the usual ones: NA, N/A, NaN, null, None and the like. Repeatable.",
+    ),
+    label_option("--split-column COLUMN", str, "Column that says which rows are train, validation, test."),
+    label_option("--exclude-rare N", 0, "Leave out classes with fewer than N rows."),
+    label_option("--dedupe", False, "Keep near-duplicate texts on one side of each split."),
+    label_option("--seed N", 0, "Random seed; the same seed gives the same result."),
 )
 #: Those about units, ranks and how vectors are written: commands that compare or train do not take them.
 _FOR_OUTPUTS_ONLY = {

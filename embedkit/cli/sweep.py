@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, option, pop_fields, run_config, study_options, takes
+from embedkit.cli.options import (
+    CONFIG,
+    LABEL_OPTIONS,
+    PROCESS_OPTIONS,
+    label_option,
+    option,
+    pop_fields,
+    run_config,
+    study_options,
+    take,
+    takes,
+)
 from embedkit.cli.output_names import absolute_name, check_name
 from embedkit.cli.progress import LINE_SECONDS, MODES, Interval
 from embedkit.cli.run_context import run_context
-from embedkit.config import one_of
+from embedkit.config import LabelConfig, one_of
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import read_file
 
@@ -23,7 +35,7 @@ if TYPE_CHECKING:
 _SHOWN = 10
 #: Options about the sweep itself, not about the vectors: the command it suggests does not have them.
 _NOT_REPEATED = (
-    *("inputs", "output", "label", "group", "task", "metric", "probe", "folds", "seed", "dedupe"),
+    *("inputs", "output", "metric", "probe", "folds", *(field.name for field in fields(LabelConfig))),
     *("layers", "pool", "limit", "on_exists", "verify", "shard_rows", "private", "progress", "quiet", "config"),
     "help",
 )
@@ -31,10 +43,10 @@ _NOT_REPEATED = (
 
 @takes(
     *study_options("layers", "layer_agg"),
-    option("--label COLUMN", str, "Column of labels: classes or numbers.", required=True),
+    label_option("--label COLUMN", str, "Column of labels: classes or numbers.", required=True),
     option("-o --output", str, "Folder for the results and the vectors.", required=True),
-    option("--group COLUMN", str, "Keep rows with the same value in this column in the same fold."),
-    option("--task", "auto", "auto (from the labels), classification, regression."),
+    *LABEL_OPTIONS,
+    label_option("--test FILE", list[str], "File of test rows, used for the final score only. Repeatable."),
     option(
         "--metric",
         str,
@@ -42,8 +54,6 @@ _NOT_REPEATED = (
     ),
     option("--probe", "ridge", "Linear probe: ridge, logistic (much slower)."),
     option("--folds N", 5, "Folds of the cross-validation."),
-    option("--seed N", 0, "Random seed of the folds."),
-    option("--dedupe", False, "Keep near-duplicate texts in the same fold."),
     option("--layers", "all", "Layers to compare, such as all, -4:, 0,6,12."),
     option("--pool", "auto", "Poolings to compare: a comma list, or auto for all that suit the model."),
     *PROCESS_OPTIONS,
@@ -68,7 +78,7 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
 
     folder, inputs = Path(absolute_name(output)), options["inputs"]
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
-    own = pop_fields(SweepConfig, options)
+    own = {**pop_fields(SweepConfig, options), "labels": take(LabelConfig, options)}
     vectors = str(folder / VECTORS)
     options.update(output=vectors, output_format="arrow", layer_agg="separate", normalize=False)
     run = run_config(**options, shard_id=0, num_shards=1)

@@ -5,6 +5,7 @@ Values are checked when they are created; nothing here opens a file or imports a
 
 from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
 from embedkit.config.input_config import FORMATS, InputConfig
+from embedkit.config.label_config import TASKS, LabelConfig
 from embedkit.config.model_config import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.output_config import OUTPUT_FORMATS, OutputConfig, ShareConfig
 from embedkit.config.run_config import RunConfig, VectorConfig
@@ -16,9 +17,11 @@ __all__ = [
     "MOST_SEED",
     "OUTPUT_FORMATS",
     "PRECISIONS",
+    "TASKS",
     "BatchConfig",
     "GroupConfig",
     "InputConfig",
+    "LabelConfig",
     "ModelConfig",
     "OutputConfig",
     "PoolingConfig",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
+from embedkit.config.checks import at_least, one_of, value_hint
+from embedkit.config.label_config import LabelConfig
 from embedkit.config.poolings import POOLER_KINDS
 from embedkit.errors import UsageError
 from embedkit.suggest import closest_names
@@ -40,9 +41,7 @@ class FitConfig:
 
     pooler: str  # one of POOLER_KINDS
     output: str
-    label: str | None = None  # column; None for the kinds that need none
-    group: str | None = None  # column; rows of one value stay on one side of each split
-    task: str = "auto"  # auto, classification or regression
+    labels: LabelConfig = field(default_factory=LabelConfig)  # its label is None for the kinds that need none
     layer_start: int | None = None  # of OVER_LAYERS; None: as --layers says, else the first encoder layer
     layer_pool: str = "mean"  # mean or cls, for WITH_LAYER_POOL
     project: int | None = None  # width of a learned projection after mean or cls
@@ -56,7 +55,6 @@ class FitConfig:
     test: float = 0.15  # share of the rows, for the final score
     patience: int = 4  # epochs without a lower validation loss before training stops
     states: str = "float16"  # float16 or float32, of token states on disk
-    seed: int = 0  # of the split, the first weights and the order of rows
     overwrite: bool = False
 
     @property
@@ -84,14 +82,12 @@ class FitConfig:
             raise UsageError(
                 f"-o {self.output}: a pooler is a .safetensors file", hint="such as -o pooler.safetensors"
             )
-        one_of("--task", self.task, ("auto", "classification", "regression"))
         one_of("--layer-pool", self.layer_pool, ("mean", "cls"))
         one_of("--class-weight", self.class_weight, ("none", "balanced"))
         one_of("--states", self.states, ("float16", "float32"))
         for option in ("project", "hidden_size", "heads", "epochs", "patience"):
             at_least(f"--{option.replace('_', '-')}", getattr(self, option), 1)
         at_least("--batch-size", self.batch_size, 2)
-        at_least("--seed", self.seed, 0, most=MOST_SEED)
         for option in ("validation", "test"):
             if not 0 < getattr(self, option) < 0.5 and (option == "validation" or self.test != 0):
                 raise UsageError(
@@ -104,10 +100,12 @@ class FitConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.kind not in WITHOUT_LABELS and self.label is None:
+        if self.kind not in WITHOUT_LABELS and self.labels.label is None:
             raise UsageError(f"--pooler {self.pooler} is trained on labels", hint="name their column with --label")
-        if self.kind in WITHOUT_LABELS and (self.label is not None or self.group is not None):
-            raise UsageError(f"--pooler {self.pooler} needs no labels", hint="leave out --label and --group")
+        if self.kind in WITHOUT_LABELS and self.labels != LabelConfig(seed=self.labels.seed):
+            raise UsageError(
+                f"--pooler {self.pooler} needs no labels", hint="leave out --label and the options about labels"
+            )
         belongs = {
             "project": ("mean", "cls"),
             "hidden_size": ("attention", "attention-tanh", "lstm"),

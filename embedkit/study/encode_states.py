@@ -85,7 +85,9 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
     return replace(
         run_config,
         input=replace(
-            run_config.input, keep=tuple(name for name in (config.label, config.group) if name is not None)
+            run_config.input,
+            inputs=(*run_config.input.inputs, *config.labels.test),
+            keep=config.labels.columns,
         ),
         pooling=replace(
             run_config.pooling,

@@ -38,7 +38,7 @@ _MOST_HEADS = 8
 #: What the file says of the states that the pooler was fitted on.
 _INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
 #: Options that are stored in the file.
-_TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "patience", "states", "seed")
+_TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "patience", "states")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def _trained(
     recipe = {
         **_shape_recipe(shape, fitted.pooler.size),
         "task": labels.task,
-        "label": config.label,
-        "group": config.group,
+        "label": config.labels.label,
+        "group": config.labels.group,
         "classes": list(labels.classes),
         "scores": fitted.scores,
         "rows": {
@@ -144,6 +144,7 @@ def _trained(
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,
             **{name: getattr(config, name) for name in _TRAINING_OPTIONS},
+            "seed": config.labels.seed,
         },
     }
     return recipe, {**tensors, "head.weight": fitted.head.weight, "head.bias": fitted.head.bias}
@@ -183,8 +184,8 @@ def _shape(config: FitConfig, states: States, pool: str, width: int = 0) -> Pool
 
 
 def _labels_and_split(facts: Any, config: FitConfig) -> tuple[Labels, Split]:
-    labels = read_labels(facts, str(config.label), group=config.group, task=config.task)
-    return labels, split_rows(labels, validation=config.validation, test=config.test, seed=config.seed)
+    labels = read_labels(facts, config.labels)
+    return labels, split_rows(labels, validation=config.validation, test=config.test, seed=config.labels.seed)
 
 
 def _shape_recipe(shape: PoolerShape, dims: int) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.arrow_values import array_of, number_in, plain_values
-from embedkit.config import InputConfig
+from embedkit.config import InputConfig, LabelConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.output.formats.values import json_text
 from embedkit.sources import Table, open_table
 from embedkit.study.near_duplicates import signatures
 from embedkit.types import Record
 
-TASKS = ("auto", "classification", "regression")
+#: The parts of a user's split, in `Labels.split`.
+TRAIN, VALIDATION, TEST = 0, 1, 2
 #: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
 _MOST_NUMBERED_CLASSES = 20
 
@@ -38,20 +39,24 @@ class InputRows:
 class Labels:
     """The labels of some rows of a table, as numbers."""
 
-    task: str  # classification or regression
-    rows: NDArray[np.int64]  # [N] numbers of the rows with a label (and a group, if groups are used)
-    targets: NDArray[np.int64] | NDArray[np.float64]  # [N] numbers of `classes`, or values
-    classes: tuple[str, ...]  # sorted; () for regression
+    task: str  # one of TASKS but auto
+    rows: NDArray[np.int64]  # [N] positions of the rows with a label, and a group and a part where these are used
+    #: int64 [N], numbers of `classes`, in order if ordinal; multilabel: bool [N, K]; regression: float64 [N].
+    targets: NDArray[Any]
+    classes: tuple[str, ...]  # [K] sorted by name, ordinal ones by number; () for regression
     groups: NDArray[np.int64] | None  # [N] numbers by first appearance; None without groups
+    split: NDArray[np.int8] | None = None  # [N] the user's parts: TRAIN, VALIDATION or TEST; None without
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason, such as "missing label" -> rows
+    notes: tuple[str, ...] = ()  # sentences for the user about rows that are left out
 
 
-def read_rows(config: InputConfig, columns: Sequence[str]) -> InputRows:
-    """Reads the input and its columns of labels and groups once; each text is reduced to its signature.
+def read_rows(config: InputConfig, labels: LabelConfig) -> InputRows:
+    """Reads the input and its columns of labels and splits once; each text is reduced to its signature.
 
     Raises:
         InputError: a file or a column is missing, or a file cannot be read.
     """
-    columns = tuple(dict.fromkeys(columns))
+    columns = labels.columns
     table = open_table(replace(config, keep=columns))
     values: list[tuple[Any, ...]] = []
     has_text: list[bool] = []
@@ -79,7 +84,7 @@ def column_array(values: Sequence[Any], to_text: Callable[[Any], str]) -> pa.Arr
         return pa.array([None if value is None else to_text(value) for value in plain_values(values)], pa.string())
 
 
-def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: str = "auto") -> Labels:
+def read_labels(table: pa.Table, config: LabelConfig) -> Labels:
     """Reads the labels of a table's rows; rows without a label or a group are left out.
 
     `auto` is regression if every label is a number, and one has a fraction or there are more than 20 different
@@ -87,14 +92,13 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
 
     Args:
         table: kept columns of rows that have a vector: `out.table.filter(out.has_vector)`.
-        label: name of the column of labels.
-        group: name of a column; rows with one value stay together when rows are split.
-        task: one of TASKS.
+        config: the columns, and the task.
 
     Raises:
         UsageError: regression was requested and a label is not a number.
         InputError: fewer than two rows have a label, all labels are equal, or nearly every row has its own class.
     """
+    label, group, task = str(config.label), config.group, config.task
     cells = [_cell(value) for value in plain_values(table[label])]
     members = None if group is None else [_cell(value) for value in plain_values(table[group])]
     rows = [
@@ -128,6 +132,15 @@ def read_labels(table: pa.Table, label: str, *, group: str | None = None, task: 
         classes=classes,
         groups=None if members is None else _numbered([members[row] for row in rows]),
     )
+
+
+def target_matrix(labels: Labels) -> NDArray[np.float64]:
+    """Returns float64 [N, K]: 1 at a row's class or classes, else 0; for regression values [N, 1], not scaled."""
+    if not labels.classes:
+        return labels.targets.astype(np.float64)[:, None]
+    if labels.targets.ndim == 2:
+        return labels.targets.astype(np.float64)
+    return np.asarray(np.eye(len(labels.classes))[labels.targets])
 
 
 def _cell(value: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.config import MOST_SEED, RunConfig, at_least, one_of, value_hint
+from embedkit.config import LabelConfig, RunConfig, at_least, one_of, value_hint
 from embedkit.config.poolings import POOLING_NAMES, parse_poolings
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared, run
@@ -31,7 +31,7 @@ from embedkit.storage.disk_errors import as_output_error, as_read_error, check_n
 from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file
 from embedkit.storage.replace_folder import Replacement
 from embedkit.study.candidates import PooledVectors, all_candidates, baselines
-from embedkit.study.labels import TASKS, InputRows, Labels, read_labels, read_rows
+from embedkit.study.labels import InputRows, Labels, read_labels, read_rows, target_matrix
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import clusters, pairs_across
 from embedkit.study.probe import PROBES, ProbeScores, cross_validate_all
@@ -51,23 +51,17 @@ class SweepConfig:
 
     run: RunConfig  # its layers and poolings are compared
     folder: Path  # for the results and the vectors
-    label: str  # column of labels
-    group: str | None = None  # column; rows with one value are never in both training and test
-    task: str = "auto"  # one of TASKS
+    labels: LabelConfig
     metric: str | None = None  # the deciding metric; None takes the task's first
     probe: str = "ridge"  # one of PROBES
     folds: int = 5
-    seed: int = 0  # of the folds
-    dedupe: bool = False  # keep near-duplicate texts in one fold
 
     def __post_init__(self) -> None:
-        one_of("--task", self.task, TASKS)
         one_of("--probe", self.probe, PROBES)
-        known = [name for task, names in METRICS.items() if self.task in {"auto", task} for name in names]
+        known = [name for task, names in METRICS.items() if self.labels.task in {"auto", task} for name in names]
         if self.metric is not None:
             one_of("--metric", self.metric, tuple(known))
         at_least("--folds", self.folds, 3)
-        at_least("--seed", self.seed, 0, most=MOST_SEED)
         if "-" in self.run.input.inputs:
             raise UsageError(
                 "a sweep reads its input twice, and stdin can be read only once",
@@ -127,7 +121,7 @@ def sweep(
     spec = find_model(config.run)
     encoding = _encoding_config(config.run, folder, spec)
     callbacks.notice("reading the labels")
-    rows = read_rows(config.run.input, [name for name in (config.label, config.group) if name is not None])
+    rows = read_rows(config.run.input, config.labels)
     # Errors in the labels are raised before a model runs for hours.
     metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
@@ -201,8 +195,9 @@ def sweep(
 def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
     """Returns the part of summary.json on which the results depend, besides the plan of the vectors."""
     return {
-        **{name: getattr(config, name) for name in ("label", "group", "probe", "folds", "seed", "dedupe")},
-        "asked": {"task": config.task, "metric": config.metric},
+        **{name: getattr(config.labels, name) for name in ("label", "group", "seed", "dedupe")},
+        **{name: getattr(config, name) for name in ("probe", "folds")},
+        "asked": {"task": config.labels.task, "metric": config.metric},
         "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
     }
 
@@ -224,11 +219,11 @@ def _divide(
             hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
         )
     labelled = rows.labels.filter(pa.array(has_vector))
-    labels = read_labels(labelled, config.label, group=config.group, task=config.task)
+    labels = read_labels(labelled, config.labels)
     cluster = clusters(rows.signatures[has_vector][labels.rows])
-    groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
+    groupings = [of for of in (labels.groups, cluster if config.labels.dedupe else None) if of is not None]
     groups = merge_groupings(*groupings) if groupings else None
-    return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.seed)
+    return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.labels.seed)
 
 
 def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
@@ -243,10 +238,8 @@ def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
 
 def _targets(labels: Labels) -> NDArray[np.float64]:
     """Returns float64 [N, K], one-hot classes; or [N, 1] values, standardised so that penalties have no unit."""
-    if labels.task == "classification":
-        return np.eye(len(labels.classes))[labels.targets.astype(np.int64)]
-    values = labels.targets.astype(np.float64)[:, None]
-    return np.asarray((values - values.mean()) / values.std())
+    targets = target_matrix(labels)
+    return targets if labels.classes else np.asarray((targets - targets.mean()) / targets.std())
 
 
 def _encoding_config(config: RunConfig, folder: Path, spec: ModelSpec) -> RunConfig:

@@ -18,12 +18,20 @@ from embedkit.study.near_duplicates import connected_components
 class Folds:
     """A division of N rows into folds, each tested by a probe trained on the others."""
 
-    of_row: NDArray[np.int64]  # [N] number of each row's fold, from 0
-    count: int
+    #: [N] the fold that tests each row, from 0; -1 for the user's test rows, which no fold sees. In a fixed split
+    #: validation rows are 0, and training rows 1: a fold from `count` on is never tested.
+    of_row: NDArray[np.int64]
+    count: int  # 1 for a fixed split
+
+    def training(self, fold: int) -> NDArray[np.bool_]:
+        """Returns bool [N], the rows on which the probe that `fold` tests is trained."""
+        return np.asarray((self.of_row != fold) & (self.of_row >= 0))
 
     @property
     def test_share(self) -> float:
-        """n_test / n_train of equal folds: 1 / (count - 1)."""
+        """n_test / n_train of a fold: 1 / (count - 1), or of the fixed split."""
+        if self.count == 1:
+            return float((self.of_row == 0).sum() / self.training(0).sum())
         return 1 / (self.count - 1)
 
 

@@ -4,8 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedkit.config import LabelConfig
 from embedkit.errors import InputError, UsageError
-from embedkit.study.labels import read_labels
+from embedkit.study import labels as module
+
+
+def read_labels(table, label="label", **options):
+    return module.read_labels(table, LabelConfig(label, **options))
 
 
 def of(label, **columns):
@@ -22,7 +27,7 @@ def test_classes_are_sorted_by_name_and_rows_without_a_label_are_left_out():
 
 def test_groups_are_numbered_as_they_come_and_a_row_without_one_is_left_out():
     table = of(["a", "b", "a", "b"], patient=["p9", None, "p1", "p9"])
-    labels = read_labels(table, "label", group="patient")
+    labels = read_labels(table, group="patient")
     assert labels.rows.tolist() == [0, 2, 3]
     assert labels.groups.tolist() == [0, 1, 0]
 

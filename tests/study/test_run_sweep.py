@@ -19,6 +19,7 @@ import pytest
 import embedkit
 from embedkit.cli import run as command_line
 from embedkit.cli.options import run_config
+from embedkit.config import LabelConfig
 from embedkit.errors import Stopped
 from embedkit.study.candidates import PooledVectors, all_candidates
 from embedkit.study.run_sweep import SweepConfig, sweep
@@ -203,9 +204,7 @@ def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
             batch_tokens="512",
         ),
         folder=folder,
-        label="value",
-        group="patient",
-        seed=3,
+        labels=LabelConfig("value", group="patient", seed=3),
     )
     with pytest.raises(Stopped):
         sweep(config, watcher, watcher.stop, command=lambda _: "", on_candidate=lambda *_: None)

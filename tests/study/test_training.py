@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from embedkit.config import LabelConfig
 from embedkit.config.fit_config import FitConfig
 from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.pooling.trained import PoolerShape
@@ -65,8 +66,8 @@ def fitted(shape, values, states, *, task="classification", on_epoch=None, **set
         "validation": 0.2,
         "test": 0.2,
     } | settings
-    config = FitConfig(shape.kind, "x.safetensors", label="label", **settings)
-    split = split_rows(labels, validation=config.validation, test=config.test, seed=config.seed)
+    config = FitConfig(shape.kind, "x.safetensors", LabelConfig("label", seed=settings.pop("seed", 0)), **settings)
+    split = split_rows(labels, validation=config.validation, test=config.test, seed=config.labels.seed)
     device = torch.device("cpu")
     return fit_pooler(
         shape, states, labels, split, config, device, on_epoch or (lambda _: None), threading.Event()
@@ -151,7 +152,7 @@ def test_an_infinite_loss_and_a_signal_end_the_training():
     stop.set()
     labels = labels_of(values)
     split = split_rows(labels, validation=0.2, test=0.2, seed=0)
-    config = FitConfig("weighted-layers", "x.safetensors", label="label")
+    config = FitConfig("weighted-layers", "x.safetensors", LabelConfig("label"))
     with pytest.raises(Stopped):
         fit_pooler(SHAPES[3], states, labels, split, config, torch.device("cpu"), lambda _: None, stop)
 

@@ -58,6 +58,21 @@ class FitConfig:
     overwrite: bool = False
 
     @property
+    def label(self) -> str | None:
+        """The column of labels."""
+        return self.labels.label
+
+    @property
+    def group(self) -> str | None:
+        """The column of groups."""
+        return self.labels.group
+
+    @property
+    def seed(self) -> int:
+        """Decides the split, the first weights and the order of rows."""
+        return self.labels.seed
+
+    @property
     def kind(self) -> str:
         """The pooler's kind without its number: `pca` of `pca:64`."""
         return self.pooler.partition(":")[0]

@@ -85,9 +85,7 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
     return replace(
         run_config,
         input=replace(
-            run_config.input,
-            inputs=(*run_config.input.inputs, *config.labels.test),
-            keep=config.labels.columns,
+            run_config.input, keep=tuple(name for name in (config.label, config.group) if name is not None)
         ),
         pooling=replace(
             run_config.pooling,

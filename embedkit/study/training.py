@@ -98,7 +98,7 @@ def fit_pooler(
         ModelError: the loss is not finite.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(config.labels.seed)
+        torch.manual_seed(config.seed)
         network = _Network(shape, len(labels.classes) or 1).to(device)
     training = _Training(network, states, labels, split, config, device, stop)
     training.learn_scale()
@@ -138,7 +138,7 @@ class _Training:
     stop: threading.Event
 
     def __post_init__(self) -> None:
-        self.random = np.random.default_rng(self.config.labels.seed)
+        self.random = np.random.default_rng(self.config.seed)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.config.lr)
         targets, train = self.labels.targets, self.labels.targets[self.split.train]
         self.mean, self.spread = 0.0, 1.0

@@ -17,19 +17,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import is_missing
 from embedkit.report.geometry import Map
 
 Figure = dict[str, Any]
 #: The bars of a histogram: first length, last length or None, and rows.
 Bins = list[tuple[int, int | None, int]]
 
-#: Okabe and Ito's colours, distinguishable with any colour vision, and a shape for each.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
+#: Seven colours of Okabe and Ito, distinguishable with any colour vision, then those that are farthest from all
+#: before them in CIELAB, of a lightness that shows on white and on black.
+COLOURS = (
+    *(
+        "#0072B2",
+        "#E69F00",
+        "#009E73",
+        "#CC79A7",
+        "#56B4E9",
+        "#D55E00",
+        "#8C6BB1",
+        "#6C00FC",
+        "#00E400",
+        "#FC24D8",
+    ),
+    *(
+        "#FC0060",
+        "#606000",
+        "#A8CC30",
+        "#0054E4",
+        "#FCA884",
+        "#008400",
+        "#A83C3C",
+        "#C0C078",
+        "#CC78FC",
+        "#B40078",
+    ),
+)
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
-#: Most categories with a colour and shape of their own; the rest are drawn as one.
-CATEGORIES = 20
+#: Most categories with a colour of their own; the rest are drawn as one.
+CATEGORIES = len(COLOURS)
+#: Markers of missing values and of the categories without a colour of their own, drawn beneath the others.
+_MISSING, _OTHERS = {"color": "#999999", "symbol": "circle-open"}, {"color": "#7F7F7F", "symbol": "star"}
+_LAST = {"legendrank": 2000}
 _BARS = 32
 _WIDTH = 70
+_NONE = "(none)"
 
 
 def plain(text: str) -> str:
@@ -115,7 +146,7 @@ def map_figure(
         shown: column → [S] cells that are shown, too.
     """
     texts = [plain(name) for name in names]
-    for column, cells in shown.items():
+    for column, cells in (({colour[0]: colour[1]} if colour else {}) | dict(shown)).items():
         texts = [f"{text}<br>{_folded(column, cell)}" for text, cell in zip(texts, cells, strict=True)]
     traces = [
         {
@@ -130,12 +161,15 @@ def map_figure(
         for places, look in _groups(colour, len(names))
     ]
     titles = [f"component {n} ({share:.1%} of the variance)" for n, share in enumerate(drawn.shares, 1)]
+    legend: Figure = {"title": {"text": plain(colour[0])}} if colour else {}
+    if any("colorbar" in trace["marker"] for trace in traces):  # which stands where the legend would
+        legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     layout = {
         **{axis: {"title": {"text": title}} for axis, title in zip(("xaxis", "yaxis"), titles, strict=True)},
         "hovermode": "closest",
         "dragmode": "zoom",
         "showlegend": len(traces) > 1,
-        "legend": {"title": {"text": plain(colour[0])}, "itemsizing": "constant"} if colour else {},
+        "legend": {**legend, "itemsizing": "constant"},
     }
     return {"data": traces, "layout": layout}
 
@@ -143,45 +177,55 @@ def map_figure(
 def _groups(
     colour: tuple[str, Sequence[Any]] | None, points: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
-    """Yields the traces' points and markers: numbers on a colour scale, other values by category."""
+    """Yields the traces' points and markers: numbers on a colour scale, other values by category.
+
+    Missing values are a grey trace of their own.
+    """
     marker = {"size": 8 if points <= 500 else 6, "opacity": 0.8}
     if colour is None:
         yield np.arange(points), {"marker": {**marker, "color": COLOURS[0]}}
         return
     name, cells = colour
-    counted = Counter(category(cell) for cell in cells)
-    if len(counted) > CATEGORIES and _are_numbers(cells):
-        numbers = [None if cell is None else float(cell) for cell in cells]
+    is_absent = np.array([is_missing(cell) for cell in cells], np.bool_)
+    if is_absent.any():
+        places = np.flatnonzero(is_absent)
+        yield places, {"name": f"{_NONE} ({len(places):,})", **_LAST, "marker": {**marker, **_MISSING}}
+    present = np.flatnonzero(~is_absent)
+    values = [cells[place] for place in present.tolist()]
+    counted = Counter(map(category, values))
+    is_numeric = all(map(_is_number, values))
+    if len(counted) > CATEGORIES and is_numeric:
         bar = {"title": {"text": plain(name)}, "thickness": 14}
-        scale = {"color": numbers, "colorscale": "Cividis", "showscale": True, "colorbar": bar}
-        yield np.arange(points), {"marker": {**marker, **scale}}
+        scale = {"color": list(map(float, values)), "colorscale": "Cividis", "showscale": True, "colorbar": bar}
+        yield present, {"name": f"numbers ({len(present):,})", "marker": {**marker, **scale}}
         return
     ranked = sorted(counted, key=lambda word: (-counted[word], word))
     own = ranked if len(ranked) <= CATEGORIES else ranked[: CATEGORIES - 1]
-    kinds = np.array([own.index(word) if word in own else len(own) for word in map(category, cells)])
-    for number, word in enumerate([*own, f"{len(ranked) - len(own):,} others"][: len(set(kinds.tolist()))]):
-        look = {
-            "color": COLOURS[number % 8] if number < len(own) else "#BBBBBB",
-            "symbol": SYMBOLS[(number + number // 8) % 8],
-        }
-        places = np.flatnonzero(kinds == number)
+    if is_numeric:
+        own = sorted(own, key=float)
+    numbers = {word: number for number, word in enumerate(own)}
+    kinds = np.array([numbers.get(category(value), len(own)) for value in values])
+    if len(ranked) > len(own):
+        places = present[kinds == len(own)]
+        label = f"{len(ranked) - len(own):,} others ({len(places):,})"
+        yield places, {"name": label, **_LAST, "marker": {**marker, **_OTHERS}}
+    for number, word in enumerate(own):
+        places = present[kinds == number]
+        look = {"color": COLOURS[number], "symbol": SYMBOLS[number % len(SYMBOLS)]}
         label = f"{plain(word if len(word) <= 30 else word[:29] + '…')} ({len(places):,})"
         yield places, {"name": label, "marker": {**marker, **look}}
 
 
 def category(cell: Any) -> str:
     """Returns the category of a cell."""
-    return "(none)" if cell is None else str(cell)
+    return _NONE if is_missing(cell) else str(cell)
 
 
-def _are_numbers(cells: Sequence[Any]) -> bool:
-    return all(
-        cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell))
-        for cell in cells
-    )
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell)
 
 
 def _folded(column: str, cell: Any) -> str:
     """Returns a column's name and a cell, wrapped to lines that fit on a screen."""
-    text = plain(f"{column}: {category(cell)}")
-    return "<br>".join(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
+    lines = textwrap.wrap(f"{column}: {category(cell)}", _WIDTH, break_on_hyphens=False)
+    return "<br>".join(map(plain, lines))

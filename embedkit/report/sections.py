@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from embedkit.report.charts import bin_names, length_bins, lengths_figure, map_figure, norms_figure
+from embedkit.report.charts import bin_names, category, length_bins, lengths_figure, map_figure, norms_figure
 from embedkit.report.findings import Findings, RowLabel, row_name
 from embedkit.report.geometry import THRESHOLDS
 from embedkit.report.page import percent
 from embedkit.types import STATUSES
 
 _BINS = 40
+#: Characters of a cell from which it has a line of its own.
+_LONG = 40
 #: Norms whose relative difference is smaller are equal but for rounding.
 _EQUAL_NORMS = 1e-3
 
@@ -45,13 +47,13 @@ def output_section(findings: Findings, number: int) -> dict[str, Any]:
             {column: sample.kept[column] for column in findings.shown},
         ),
         "neighbours": [
-            (
-                _with_cells(findings, findings.labels[row]),
-                [
-                    (f"{cosine:.4f}", findings.labels[near].name, *_cells(findings.labels[near]))
+            {
+                **_labelled(findings, findings.labels[row]),
+                "nearest": [
+                    {"cosine": f"{cosine:.4f}", **_labelled(findings, findings.labels[near])}
                     for cosine, near in nearest
                 ],
-            )
+            }
             for row, nearest in zip(findings.queries, findings.nearest, strict=True)
         ],
     }
@@ -112,10 +114,8 @@ def _more(count: int) -> str:
     return f" and {count:,} more" if count else ""
 
 
-def _cells(label: RowLabel) -> list[str]:
-    return ["" if cell is None else str(cell) for cell in label.cells]
-
-
-def _with_cells(findings: Findings, label: RowLabel) -> str:
-    cells = ", ".join(f"{column}: {cell}" for column, cell in zip(findings.columns, _cells(label), strict=True))
-    return f"{label.name} ({cells})" if cells else label.name
+def _labelled(findings: Findings, label: RowLabel) -> dict[str, Any]:
+    """Returns the name of a row, and the names, values and layout of its cells: long ones have a line each."""
+    words = [category(cell) for cell in label.cells]
+    cells = [(column, word, len(word) > _LONG) for column, word in zip(findings.columns, words, strict=True)]
+    return {"name": label.name, "cells": cells}

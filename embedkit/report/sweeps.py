@@ -19,7 +19,9 @@ from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists
 
 #: Scores that are shown in per cent.
-_SHARES = frozenset({"accuracy", "macro_f1", "auroc"})
+_SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "auroc", "average_precision"})
+#: Most characters of a name beside the heat map.
+_NAME = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def sweep_section(sweep: Sweep, number: int) -> dict[str, Any]:
     summary, metric = sweep.summary, sweep.metrics[0]
     nested = summary.get("nested", {}).get(metric)
     counts, model = summary.get("rows", {}), summary.get("model", {})
+    heat_map = heat_figure(sweep.rows, metric)
     facts = {
         "label": summary.get("label"),
         "kept together": summary.get("group"),
@@ -94,7 +97,9 @@ def sweep_section(sweep: Sweep, number: int) -> dict[str, Any]:
             if value not in {None, ""}
         ],
         "command": summary.get("command"),
-        "heat_map": heat_figure(sweep.rows, metric),
+        "label": summary.get("label"),
+        "heat_map": heat_map,
+        "heat_size": tuple(len(heat_map["layout"][axis]["tickvals"]) for axis in ("yaxis", "xaxis")),
         "scores": [
             {**row, "scores": [_interval(_scores(row, name), name) for name in sweep.metrics]}
             for row in sorted(sweep.rows, key=lambda row: -row[metric] if _is_defined(row[metric]) else math.inf)
@@ -104,21 +109,22 @@ def sweep_section(sweep: Sweep, number: int) -> dict[str, Any]:
 
 def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     """Returns a heat map of the metric's means: layers down, the deepest on top, and poolings across."""
-    lines = list(dict.fromkeys(map(_line, rows)))
-    pools = list(dict.fromkeys(row["pool"] for row in rows))
+    rows = [row for row in rows if row["layers"]]  # not the constant prediction
+    places = [_line_and_pool(row) for row in rows]
+    lines, pools = (list(dict.fromkeys(of)) for of in zip(*places, strict=True))
     means: list[list[float | None]] = [[None] * len(pools) for _ in lines]
     words, hovered = ([[""] * len(pools) for _ in lines] for _ in range(2))
     frames = []
-    for row in rows:
-        line, pool = lines.index(_line(row)), pools.index(row["pool"])
+    for row, (line_name, pool_name) in zip(rows, places, strict=True):
+        line, pool = lines.index(line_name), pools.index(pool_name)
         mean = row[metric]
         if not _is_defined(mean):
             continue
         means[line][pool] = mean
-        shown = _shown(mean, metric)
+        shown = f"{_shown(mean, metric)}{_half(row, metric)}"
         words[line][pool] = f"<b>{shown}</b>" if row["is_winner"] else shown
         hovered[line][pool] = (
-            f"{plain(lines[line])}, {plain(pools[pool])}<br>"
+            f"{plain(row['name'])}<br>"
             f"{_title(metric)} {_interval(_scores(row, metric), metric)}<br>{row['dims']:,} dimensions"
         )
         if row["is_winner"] or row["is_baseline"]:
@@ -153,19 +159,26 @@ def _axis(names: Sequence[str], title: str) -> Figure:
     return {
         "title": {"text": title},
         "tickvals": list(range(len(names))),
-        "ticktext": [plain(name) for name in names],
+        "ticktext": [plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…") for name in names],
         "showgrid": False,
         "zeroline": False,
         "range": [-0.5, len(names) - 0.5],
     }
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    """Returns the layers of a candidate in words."""
-    layers = row["layers"]
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    return f"{row['layer_agg']} of {', '.join(map(str, layers))}"
+def _line_and_pool(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Splits the name of a candidate at its pooling."""
+    name, pool = row["name"], (row["pool"] or "").replace(",", "+")
+    return name.removesuffix(f" {pool}"), pool
+
+
+def _half(row: Mapping[str, Any], metric: str) -> str:
+    """Returns half the interval of a mean as ` ±1.2`, if it is symmetric."""
+    mean, low, high = _scores(row, metric)
+    if mean is None or not (_is_defined(low) and _is_defined(high)):
+        return ""
+    is_symmetric = abs((high - mean) - (mean - low)) <= 1e-6 * max(1.0, abs(mean))
+    return f" ±{_shown(high - mean, metric)}" if is_symmetric else ""
 
 
 def _scores(row: Mapping[str, Any], metric: str) -> list[float | None]:

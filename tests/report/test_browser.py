@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -53,11 +54,25 @@ def page(bert, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("report")
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS if row["id"]), encoding="utf-8")
-    asked = ["encode", str(rows), "-m", str(bert), "--keep", "label", "-o", str(folder / "out"), "-q"]
+    long = {"id": "unbroken", "text": "x" * 300, "label": "b"}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, long] if row["id"]), encoding="utf-8")
+    asked = [
+        "encode",
+        str(rows),
+        "-m",
+        str(bert),
+        "--keep",
+        "label",
+        "--keep",
+        "text",
+        "-o",
+        str(folder / "out"),
+        "-q",
+    ]
     assert run(asked) == 0
     write_sweep(folder / "sweep")
     write_report(ReportConfig((folder / "out", folder / "sweep"), folder / "page.html", title="<b>A title</b>"))
+    write_report(ReportConfig((folder / "out",), folder / "shown.html", show=("text", "label")))
     return folder / "page.html"
 
 
@@ -111,12 +126,15 @@ return [...document.querySelectorAll("#output-1-map .hovertext")].map((label) =>
 @pytest.mark.parametrize(
     ("label", "text"),
     [
-        ("long", "long"),
-        ("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;", EVIL),
+        ("long<br>label: (none)", "longlabel: (none)"),
+        (
+            f"{html.escape(EVIL)}<br>label: &lt;b onmouseover=alert(2)&gt;",
+            f"{EVIL}label: <b onmouseover=alert(2)>",
+        ),
     ],
     ids=["plain", "markup"],
 )
-def test_the_point_under_the_mouse_shows_its_id_and_nothing_else(opened, label, text):
+def test_the_point_under_the_mouse_shows_its_id_and_colour_and_nothing_else(opened, label, text):
     x, y = opened.execute_script(POINT, label)
     mouse(opened, "mouseMoved", 1, 1)
     wait(opened, f"return {NO_LABEL}")  # that of the point before is gone
@@ -137,13 +155,13 @@ def test_a_cell_of_the_heat_map_shows_its_score_and_interval(opened):
     mouse(opened, "mouseMoved", x - 9, y)
     mouse(opened, "mouseMoved", x, y)
     text = wait(opened, HOVERED.replace("output-1-map", "sweep-1-heat"))
-    assert text == "layer 5, meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
+    assert text == "layer 5 meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
 
 
 def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(opened):
     ranges = "return document.getElementById('output-1-map')._fullLayout.xaxis.range.map(Number)"
     before = opened.execute_script(ranges)
-    opened.execute_script(POINT, "long")  # brings the map to the middle of the screen
+    opened.execute_script(POINT, "long<br>label: (none)")  # brings the map to the middle of the screen
     box = opened.execute_script(
         "const r = document.querySelector('#output-1-map .nsewdrag').getBoundingClientRect();"
         "return [r.x + r.width / 2, r.y + r.height / 2]"
@@ -199,11 +217,15 @@ def test_the_page_offers_no_way_to_send_a_chart_elsewhere(opened):
     assert not [title for title in offered if re.search("cloud|share|studio|plotly|edit", title, re.IGNORECASE)]
 
 
-def test_it_fits_a_narrow_screen(opened):
-    opened.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    )
-    opened.refresh()
-    wait(opened, "return document.documentElement.dataset.drawn")
-    assert opened.execute_script("return document.documentElement.scrollWidth") <= 400
-    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+@pytest.mark.parametrize(("name", "width"), [("page.html", 400), ("shown.html", 400), ("shown.html", 1200)])
+def test_it_fits_the_screen(name, width, browser, page):
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == 400}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(page.with_name(name).as_uri())
+    wait(browser, "return document.documentElement.dataset.drawn")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # No text of a neighbour is cut off, or has to be scrolled to.
+    cut = "(one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1"
+    found = browser.execute_script(f"return [...document.querySelectorAll('.records *')].filter({cut}).length")
+    assert found == 0
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -46,23 +46,36 @@ def drawn(cells, points=60):
         ([f"k{number % 3}" for number in range(60)], 3, False),
         ([None, True, False] * 20, 3, False),
         ([number / 7 for number in range(60)], 1, True),
-        ([None, *range(59)], 1, True),
+        ([None, *range(59)], 2, True),
         ([f"k{number}" for number in range(60)], 20, False),  # 19 of their own, and the rest
-        ([float("nan"), *range(59)], 20, False),
+        ([float("nan"), None, *range(58)], 2, True),
+        ([float("inf"), *range(59)], 20, False),
+        ([None, *(f"k{number}" for number in range(59))], 21, False),
         ([dt.date(2026, 1, 1 + number % 2) for number in range(60)], 2, False),
     ],
 )
 def test_a_map_has_every_point_once_by_category_or_on_a_scale(cells, traces, scale):
     figure = drawn(cells)
-    assert sorted(text for trace in figure["data"] for text in trace["text"])[:2] == [
-        "id0<br>more: (none)",
-        "id10<br>more: 9",
-    ]
+    texts = sorted(text for trace in figure["data"] for text in trace["text"])
+    assert texts[0].startswith("id0<br>")
+    assert texts[0].endswith("more: (none)")
+    assert (f"kind: {cells[10]}" if cells else "more: 9") in texts[1].split("<br>")
     assert sum(len(trace["x"]) for trace in figure["data"]) == 60
     assert len(figure["data"]) == traces
-    assert ("colorscale" in figure["data"][0]["marker"]) == scale
+    assert ("colorscale" in figure["data"][-1]["marker"]) == scale
     looks = {str((trace["marker"]["color"], trace["marker"].get("symbol"))) for trace in figure["data"]}
     assert len(looks) == traces
+
+
+@pytest.mark.parametrize("cells", [[None, *range(59)], [None, *(f"k{number}" for number in range(59))]])
+def test_missing_values_and_rare_categories_are_grey_and_counted_in_the_legend(cells):
+    by_name = {trace["name"]: trace for trace in drawn(cells)["data"]}
+    assert by_name["(none) (1)"]["marker"]["color"] == "#999999"
+    assert len(by_name["(none) (1)"]["x"]) == 1
+    if isinstance(cells[1], str):
+        assert len(by_name["40 others (40)"]["x"]) == 40
+        colours = [trace["marker"]["color"] for trace in by_name.values()]
+        assert len(set(colours)) == len(colours) == 21
 
 
 def test_plotly_takes_every_figure():

@@ -90,7 +90,7 @@ class Reader(HTMLParser):
 
 
 def points(reader, name="output-1-map"):
-    return [html.unescape(text) for trace in reader.data[name]["data"] for text in trace["text"]]
+    return [html.unescape(text.split("<br>")[0]) for trace in reader.data[name]["data"] for text in trace["text"]]
 
 
 def test_the_page_shows_ids_and_labels_and_no_text(report, encoded):

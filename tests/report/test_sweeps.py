@@ -15,10 +15,14 @@ from tests.report.test_page import Reader
 pytest.importorskip("plotly", reason="in the dev extra")
 
 POOLS = ("cls", "mean", "max", "cls,mean")
-LINES = [([layer], "concat") for layer in range(7)] + [([3, 4, 5, 6], "concat"), ([3, 4, 5, 6], "mean")]
+LINES = {
+    **{f"layer {layer}": ([layer], "concat") for layer in range(7)},
+    "layers 3-6 joined": ([3, 4, 5, 6], "concat"),
+    "mean of layers 3-6": ([3, 4, 5, 6], "mean"),
+}
 
 
-def candidate(layers, agg, pool, score):
+def candidate(line, layers, agg, pool, score):
     """A row of results.parquet, as `embedkit sweep` writes it."""
     metrics = {"accuracy": score, "macro_f1": score - 0.05, "versus_last_layer_cls": score - 0.5}
     ends = {
@@ -27,7 +31,7 @@ def candidate(layers, agg, pool, score):
         for end, by in (("_low", -0.02), ("_high", 0.02))
     }
     return {
-        "name": f"{'L' + str(layers[0]) if len(layers) == 1 else agg} {pool}",
+        "name": f"{line} {pool.replace(',', '+')}",
         "layers": layers,
         "layer_agg": agg,
         "pool": pool,
@@ -44,8 +48,10 @@ def candidate(layers, agg, pool, score):
 def write_sweep(folder):
     """A sweep's folder; the best is layer 5's mean."""
     rows = [
-        candidate(layers, agg, pool, 0.9 if (layers, pool) == ([5], "mean") else 0.5 + number / 100 + place / 1000)
-        for number, (layers, agg) in enumerate(LINES)
+        candidate(
+            line, layers, agg, pool, 0.9 if (layers, pool) == ([5], "mean") else 0.5 + number / 100 + place / 1000
+        )
+        for number, (line, (layers, agg)) in enumerate(LINES.items())
         for place, pool in enumerate(POOLS)
     ]
     rows[0]["accuracy"] = float("nan")  # a fold of one class has no score
@@ -74,14 +80,14 @@ def test_every_score_is_in_its_cell_with_its_interval_and_the_marks(tmp_path):
     figure = heat_figure(found.rows, "accuracy")
     heat = figure["data"][0]
     lines, pools = figure["layout"]["yaxis"]["ticktext"], figure["layout"]["xaxis"]["ticktext"]
-    assert pools == list(POOLS)
-    assert lines == [*(f"layer {n}" for n in range(7)), "concat of 3, 4, 5, 6", "mean of 3, 4, 5, 6"]
+    assert pools == ["cls", "mean", "max", "cls+mean"]
+    assert lines == list(LINES)
     for place, row in enumerate(rows):
         line, pool = divmod(place, len(POOLS))
-        shown = f"{100 * row['accuracy']:.1f}" if place else ""
+        shown = f"{100 * row['accuracy']:.1f} ±2.0" if place else ""
         assert heat["text"][line][pool] == (f"<b>{shown}</b>" if row["is_winner"] else shown)
         assert heat["z"][line][pool] == (row["accuracy"] if place else None)
-    assert heat["customdata"][5][1] == "layer 5, mean<br>accuracy (%) 90.0 (88.0 to 92.0)<br>384 dimensions"
+    assert heat["customdata"][5][1] == "layer 5 mean<br>accuracy (%) 90.0 (88.0 to 92.0)<br>384 dimensions"
     frames = {
         (shape["x0"] + 0.47, shape["y0"] + 0.45, shape["line"]["dash"]) for shape in figure["layout"]["shapes"]
     }
@@ -102,8 +108,8 @@ def test_the_section_has_the_verdict_and_all_scores(tmp_path):
     assert "accuracy (%) 89.0 (87.0 to 91.0)" in reader.text
     assert "embedkit encode notes.csv --layers 5 --pool mean" in reader.text
     assert "<b>section</b>" in reader.text
-    assert "L5 mean 384 90.0 (88.0 to 92.0) 85.0 (83.0 to 87.0) best" in " ".join(reader.text.split())
-    assert "L0 cls 384 none (48.0 to 52.0)" in reader.text
+    assert "layer 5 mean 384 90.0 (88.0 to 92.0) 85.0 (83.0 to 87.0) best" in " ".join(reader.text.split())
+    assert "layer 0 cls 384 none (48.0 to 52.0)" in reader.text
     assert reader.data["sweep-1-heat"]["data"][0]["type"] == "heatmap"
 
 

@@ -50,6 +50,12 @@ class Candidate:
         """Model (of several), layers and poolings in words."""
         return f"{f'{self.model} ' * bool(self.model)}{self.layers_text} {'+'.join(self.poolings)}"
 
+    @property
+    def baseline_name(self) -> str:
+        """The name as a baseline: `last-layer CLS`, of several models `minilm last-layer mean`."""
+        pool = "CLS" if self.pool == "cls" else self.pool
+        return f"{f'{self.model} ' * bool(self.model)}last-layer {pool}"
+
     def dims(self, hidden_size: int) -> int:
         """Returns the dimensions of its vectors."""
         return hidden_size * len(self.poolings) * (len(self.layers) if self.layer_agg == "concat" else 1)

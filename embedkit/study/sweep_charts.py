@@ -19,7 +19,9 @@ from embedkit.study.verdict import Row, Verdict, printed
 
 FORMATS = ("png", "svg")
 #: Characters of a name, and of a line of a title.
-_LONGEST_NAME, _LONGEST_LINE = 48, 72
+_LONGEST_NAME, _LONGEST_LINE = 48, 110
+#: Ratio of the largest cost to the smallest from which an axis is logarithmic.
+_FAR_APART = 10
 _MARKERS = "osD^vP*X"
 
 
@@ -62,7 +64,9 @@ def heat_map(verdict: Verdict, title: Sequence[str]) -> dict[str, bytes]:
             _panel(axes, rows, columns, verdict.metric, (low - 1e-9, high + 0.25 * (high - low) + 1e-9))
             if model:
                 axes.set_title(shown_name(model), fontsize=9, loc="left", weight="bold")
-        figure.suptitle("\n".join(map(_fitting, title)), fontsize=9, x=0.02, ha="left")
+        figure.suptitle(
+            "\n".join(shown_name(line, _LONGEST_LINE) for line in title), fontsize=9, x=0.02, ha="left"
+        )
         note = "±: half of the 95 % interval; thick frame: the best; dashed frame: a baseline"
         figure.supxlabel(note, fontsize=8, x=0.02, ha="left")
         return _images(figure)
@@ -97,7 +101,7 @@ def _panel(
             axes.text(x, y + 0.24, half, ha="center", va="center", color=color, fontsize=6.5)
         if row.is_winner or row.baseline:
             width, style = (2.6, "solid") if row.is_winner else (1.4, "dashed")
-            frame = Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=color, lw=width, ls=style)
+            frame = Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="black", lw=width, ls=style)
             axes.add_patch(frame)
     axes.set_xticks(range(len(columns)), map(shown_name, columns), rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(lines)), map(shown_name, lines))
@@ -142,16 +146,32 @@ def cost_chart(verdict: Verdict, costs: Sequence[Cost], title: Sequence[str]) ->
                 point = (values[place], scores[place])
                 number = str(numbered.index(place) + 1)
                 axes.annotate(number, point, (3, 3), textcoords="offset points", fontsize=8)
-            axes.set_xscale("log")
+            _scale_costs(axes, [value for value in values if value])
             axes.set_xlabel(name)
             axes.grid(visible=True, alpha=0.25)
         figure.axes[0].set_ylabel(verdict.metric.replace("_", " "))
         figure.axes[0].legend(fontsize=8, loc="lower right")
-        figure.suptitle("\n".join(map(_fitting, title)), fontsize=9, x=0.02, ha="left")
-        names = (f"{number}  {verdict.rows[place].candidate.name}" for number, place in enumerate(numbered, 1))
-        note = "\n".join(["line: no other candidate is both better and cheaper", *map(_fitting, names)])
+        figure.suptitle(
+            "\n".join(shown_name(line, _LONGEST_LINE) for line in title), fontsize=9, x=0.02, ha="left"
+        )
+        names = [shown_name(verdict.rows[place].candidate.name, _LONGEST_LINE) for place in numbered]
+        key = [f"{number}  {name}" for number, name in enumerate(names, 1)]
+        note = "\n".join(["line: no other candidate is both better and cheaper", *key])
         figure.supxlabel(note, fontsize=8, x=0.02, ha="left")
         return _images(figure)
+
+
+def _scale_costs(axes: Any, values: Sequence[float]) -> None:
+    """Sets a logarithmic axis if costs differ much, else one from 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if values and max(values) > _FAR_APART * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, 1.1 * max(values, default=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def pareto_front(costs: Sequence[float | None], scores: Sequence[float]) -> list[int]:
@@ -171,18 +191,11 @@ def pareto_front(costs: Sequence[float | None], scores: Sequence[float]) -> list
     return front
 
 
-def shown_name(name: str) -> str:
+def shown_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """Returns a name that fits: on one line, its middle left out if it is long."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in name)
-    if len(plain) <= _LONGEST_NAME:
-        return plain
-    half = (_LONGEST_NAME - 1) // 2
-    return f"{plain[:half]}…{plain[-half:]}"
-
-
-def _fitting(line: str) -> str:
-    plain = "".join(letter if letter.isprintable() else "?" for letter in line)
-    return plain if len(plain) <= _LONGEST_LINE else f"{plain[: _LONGEST_LINE - 1]}…"
+    half = (longest - 1) // 2
+    return plain if len(plain) <= longest else f"{plain[:half]}…{plain[-half:]}"
 
 
 def _pool(row: Row) -> str:

@@ -64,9 +64,7 @@ def heat_map(verdict: Verdict, title: Sequence[str]) -> dict[str, bytes]:
             _panel(axes, rows, columns, verdict.metric, (low - 1e-9, high + 0.25 * (high - low) + 1e-9))
             if model:
                 axes.set_title(shown_name(model), fontsize=9, loc="left", weight="bold")
-        figure.suptitle(
-            "\n".join(shown_name(line, _LONGEST_LINE) for line in title), fontsize=9, x=0.02, ha="left"
-        )
+        _put_title(figure, title)
         note = "±: half of the 95 % interval; thick frame: the best; dashed frame: a baseline"
         figure.supxlabel(note, fontsize=8, x=0.02, ha="left")
         return _images(figure)
@@ -151,9 +149,7 @@ def cost_chart(verdict: Verdict, costs: Sequence[Cost], title: Sequence[str]) ->
             axes.grid(visible=True, alpha=0.25)
         figure.axes[0].set_ylabel(verdict.metric.replace("_", " "))
         figure.axes[0].legend(fontsize=8, loc="lower right")
-        figure.suptitle(
-            "\n".join(shown_name(line, _LONGEST_LINE) for line in title), fontsize=9, x=0.02, ha="left"
-        )
+        _put_title(figure, title)
         names = [shown_name(verdict.rows[place].candidate.name, _LONGEST_LINE) for place in numbered]
         key = [f"{number}  {name}" for number, name in enumerate(names, 1)]
         note = "\n".join(["line: no other candidate is both better and cheaper", *key])
@@ -189,6 +185,11 @@ def pareto_front(costs: Sequence[float | None], scores: Sequence[float]) -> list
         if not front or scores[place] > scores[front[-1]]:
             front.append(place)
     return front
+
+
+def _put_title(figure: Any, lines: Sequence[str]) -> None:
+    shown = "\n".join(shown_name(line, _LONGEST_LINE) for line in lines)
+    figure.suptitle(shown, fontsize=9, x=0.02, ha="left")
 
 
 def shown_name(name: str, longest: int = _LONGEST_NAME) -> str:

@@ -132,8 +132,8 @@ class Verdict:
             row.candidate.layers[0]
             for row in others
             if len(row.candidate.layers) == 1
-            and (row.candidate.model, row.candidate.poolings)
-            == (winner.candidate.model, winner.candidate.poolings)
+            and row.candidate.model == winner.candidate.model
+            and row.candidate.poolings == winner.candidate.poolings
         ]
         of_layers = ""
         if layers:

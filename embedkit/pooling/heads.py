@@ -54,7 +54,7 @@ class PredictionHead:
         """Returns probabilities or values for vectors [N, D]: float32 [N, C].
 
         Probabilities are softmax(W v + b), those of a multilabel head sigmoid(W v + b). The value of an ordinal
-        head is a position among its classes, from 0.
+        head is a position among its classes, from 0 to K - 1.
 
         Raises:
             UsageError: the vectors do not have the dimensions that the head was trained on.
@@ -70,6 +70,8 @@ class PredictionHead:
         if self.task == "classification":
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             logits = odds / odds.sum(axis=1, keepdims=True)
+        elif self.task == "ordinal":
+            logits = logits.clip(0, len(self.classes) - 1)
         elif self.task == "multilabel":
             logits = np.exp(-np.logaddexp(0.0, -logits))  # 1 / (1 + exp(-x)), without overflow
         return logits.astype(np.float32)
@@ -126,7 +128,8 @@ class PredictionHead:
         """Returns a fitted `sklearn.pipeline.Pipeline` of one step, `head`, that predicts from vectors [N, D].
 
         The step is a LogisticRegression, for multilabel a OneVsRestClassifier of them, and for values a
-        LinearRegression (of an ordinal head: the position among the classes). It can be cloned and fitted again.
+        LinearRegression (of an ordinal head: the position among the classes, not limited to these). It can be
+        cloned and fitted again.
 
         Raises:
             UsageError: scikit-learn is not installed, or there is one class only.
@@ -156,7 +159,7 @@ class PredictionHead:
             return np.asarray(scores >= 0.5)
         numbers = scores.argmax(axis=1)
         if self.task == "ordinal":  # the nearest; halves are rounded up
-            numbers = np.clip(np.floor(scores[:, 0] + 0.5), 0, len(self.classes) - 1).astype(np.int64)
+            numbers = np.floor(scores[:, 0] + 0.5).astype(np.int64)
         return np.asarray(np.array(self.classes)[numbers])
 
 

@@ -125,7 +125,7 @@ RUN_OPTIONS = (
     _text(
         "--max-length",
         "auto",
-        "Maximum tokens per text, special tokens included; auto = as a pooler's file says, else the model's limit.",
+        "Maximum tokens per text, special tokens included; auto = by a pooler's file, else the model's limit.",
     ),
     _text(
         "--on-long",

@@ -265,7 +265,7 @@ def _abandoned(folder: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path, callbacks: Callbacks) -> None:
-    """Removes the states; a failure is a notice: it neither undoes the fit nor replaces the error that ended it."""
+    """Removes the states; a failure is a notice, and neither undoes the fit nor hides the error that ended it."""
     try:
         remove_tree(folder)
     except Exception as fault:  # noqa: BLE001 - see above

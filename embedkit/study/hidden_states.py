@@ -86,7 +86,9 @@ class States:
     def blocks(self, size: int = 4096) -> Iterator[NDArray[np.float64]]:
         """Yields all rows' vectors in blocks, float64 [n, n_layers * hidden_size]."""
         for start in range(0, len(self), size):
-            yield np.stack([self._row(row) for row in range(start, min(start + size, len(self)))]).astype(np.float64)
+            yield np.stack([self._row(row) for row in range(start, min(start + size, len(self)))]).astype(
+                np.float64
+            )
 
     def _row(self, row: int) -> NDArray[np.floating]:
         return self._rows[row] if self._columns is None else self._rows[row][..., self._columns]
@@ -112,9 +114,7 @@ class States:
         return by_layer.permute(2, 0, 1, 3), mask, torch.from_numpy(ids)
 
 
-def open_states(
-    folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.int32]] | None = None
-) -> States:
+def open_states(folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.int32]] | None = None) -> States:
     """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors.
 
     Args:
@@ -148,7 +148,9 @@ def open_states(
         n_layers=n_layers,
         of_tokens=of_tokens,
         facts=pa.concat_tables(facts, promote_options="permissive"),
-        token_ids=None if token_ids is None else [token_ids[row] for row in np.flatnonzero(np.concatenate(has_states))],
+        token_ids=None
+        if token_ids is None
+        else [token_ids[row] for row in np.flatnonzero(np.concatenate(has_states)).tolist()],
     )
 
 

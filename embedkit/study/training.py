@@ -57,7 +57,7 @@ class Fitted:
     def predictions(
         self, states: States, rows: NDArray[np.int64], n_outputs: int, device: torch.device
     ) -> NDArray[Any]:
-        """Predicts rows [n]: probabilities of `n_outputs` classes, 0 for one without training rows; or values [n, 1].
+        """Predicts rows: the probability of each class, 0 for those without training rows; or the value.
 
         Args:
             states: of all rows.
@@ -107,9 +107,9 @@ def fit_pooler(
 ) -> Fitted:
     """Trains until the validation loss has not improved for some epochs (`config.patience`).
 
-    AdamW; cross-entropy for classes, binary cross-entropy for rows of several labels, squared error for values (and
-    for the ranks of ordinal classes) scaled to mean 0 and variance 1. The head has the classes of the training rows,
-    as in scikit-learn; rows of other classes count as missed in the scores.
+    AdamW; cross-entropy for classes, binary cross-entropy for rows of several labels, squared error for values and
+    for the ranks of ordinal classes, scaled to mean 0 and variance 1. The head has the classes of the training
+    rows, as in scikit-learn; rows of other classes count as missed in the scores.
 
     Args:
         shape: of the pooler.
@@ -128,7 +128,8 @@ def fit_pooler(
     """
     if len(split.train) < 2:
         raise InputError(
-            f"{len(split.train)} rows are left to train on", hint="label more rows, or lower --validation and --test"
+            f"{len(split.train)} rows are left to train on",
+            hint="label more rows, or lower --validation and --test",
         )
     targets = _targets(labels, split, balanced=config.class_weight == "balanced")
     with torch.random.fork_rng():
@@ -173,7 +174,7 @@ class _Targets:
     spread: float  # standard deviation of these; 1 for classes
 
     def loss(self, outputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Returns the mean loss of outputs [n, C] for these rows; those of a class without training rows are left out."""
+        """Returns the mean loss of outputs [n, C] for these rows, less those of a class not trained on."""
         targets = torch.from_numpy(self.scaled[rows]).to(outputs.device)
         weight = None if self.weight is None else torch.from_numpy(self.weight).to(outputs.device)
         if self.labels.task == "classification":
@@ -234,7 +235,9 @@ def _targets(labels: Labels, split: Split, *, balanced: bool) -> _Targets:
     # Divided by the largest value first: squares of values near 1e300 would overflow.
     unit = float(np.abs(train).max()) or 1.0
     mean, spread = float((train / unit).mean()), float((train / unit).std()) or 1.0
-    return _Targets(labels, (targets / unit - mean) / spread, np.zeros(1, np.int64), None, mean * unit, spread * unit)
+    return _Targets(
+        labels, (targets / unit - mean) / spread, np.zeros(1, np.int64), None, mean * unit, spread * unit
+    )
 
 
 @dataclass
@@ -294,7 +297,7 @@ class _Training:
         bias = linear.bias.double() - weight @ scale.running_mean.double()
         weight, bias = weight * self.targets.spread, bias * self.targets.spread + self.targets.mean
         # Predictions have the dtype of the weights, and values may be beyond the range of float32.
-        fits = _SMALLEST < self.targets.spread and max(abs(self.targets.mean), self.targets.spread) < _LARGEST
+        fits = self.targets.spread > _SMALLEST and max(abs(self.targets.mean), self.targets.spread) < _LARGEST
         dtype = torch.float32 if fits else torch.float64
         names = self.labels.classes
         if self.labels.task in {"classification", "multilabel"}:

@@ -132,7 +132,7 @@ def _trained(
         "task": labels.task,
         "label": config.labels.label,
         "group": config.labels.group,
-        "classes": list(fitted.head.classes),
+        "classes": list(labels.classes),
         "scores": fitted.scores,
         "rows": {
             "train": len(split.train),

@@ -134,15 +134,6 @@ def read_labels(table: pa.Table, config: LabelConfig) -> Labels:
     )
 
 
-def target_matrix(labels: Labels) -> NDArray[np.float64]:
-    """Returns float64 [N, K]: 1 at a row's class or classes, else 0; for regression values [N, 1], not scaled."""
-    if not labels.classes:
-        return labels.targets.astype(np.float64)[:, None]
-    if labels.targets.ndim == 2:
-        return labels.targets.astype(np.float64)
-    return np.asarray(np.eye(len(labels.classes))[labels.targets])
-
-
 def _cell(value: Any) -> Any:
     """Returns the value of a cell; None if it is null, blank or NaN."""
     if isinstance(value, str):

@@ -1,75 +1,245 @@
-"""Accuracy, macro-F1, AUROC, R² and Spearman's correlation, for many predictions at once; larger is better.
+"""Scores of predictions, for one or many weightings of the rows; larger is better.
 
-A sweep scores each fold of each candidate for several penalties; scikit-learn takes one prediction a call. The
-tests compare both.
+All functions take predictions, float32 [N, K], the truth of the N rows, and weights, float64 [B, N]; they return
+float64 [B], NaN where a score is undefined. The weights are ones, or how often each row is in a bootstrap sample.
 
-All functions take P predictions, float32 [P, N, K], and targets, float64 [N, K], and return float64 [P]. For
-classes, predictions are K scores, and targets are 1 at the row's class, else 0; for values, K = 1.
+| task | predictions | truth |
+| --- | --- | --- |
+| classification | a score for each class | int64 [N], numbers of classes |
+| multilabel | a score for each class, above 0 if it is predicted | bool [N, K] |
+| ordinal | [N, 1], a rank from 0 to the number of classes less 1 | int64 [N], ranks |
+| regression | [N, 1] | float64 [N], in units of the labels' standard deviation |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: The metrics of each task; the first decides unless `--metric` is given.
-METRICS = {"classification": ("accuracy", "macro_f1", "auroc"), "regression": ("r2", "spearman")}
+Vector = NDArray[np.float64]
+Metric = Callable[[NDArray[Any], NDArray[Any], Vector], Vector]
 
-Metric = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
-
-
-def accuracy(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the share of rows whose class has the largest score."""
-    return np.asarray((scores.argmax(axis=2) == targets.argmax(axis=1)).mean(axis=1))
+#: R² is undefined for rows whose labels have at most this share of the variance of all labels: the division by so
+#: little could give any number.
+_CONSTANT = 1e-10
 
 
-def macro_f1(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean F1 of the classes that occur or are predicted: 2 hits / (rows + predictions)."""
-    predicted = np.eye(targets.shape[1])[scores.argmax(axis=2)]
-    hits = (predicted * targets).sum(axis=1)
-    both = predicted.sum(axis=1) + targets.sum(axis=0)
-    f1 = np.divide(2 * hits, both, out=np.full_like(hits, np.nan), where=both > 0)
-    return np.asarray(np.nanmean(f1, axis=1))
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """Weighted numbers of rows of each class, float64 [K, B]."""
+
+    hits: Vector  # predicted rightly
+    predicted: Vector
+    actual: Vector
+
+    @property
+    def precision(self) -> Vector:
+        """Share of the predictions that are right; NaN for a class that is never predicted."""
+        return _ratio(self.hits, self.predicted)
+
+    @property
+    def recall(self) -> Vector:
+        """Share of the class's rows that are found; NaN for a class without rows."""
+        return _ratio(self.hits, self.actual)
+
+    @property
+    def f1(self) -> Vector:
+        """2 hits / (rows + predictions); NaN for a class that neither occurs nor is predicted."""
+        return _ratio(2 * self.hits, self.predicted + self.actual)
 
 
-def auroc(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean area under the ROC curve of each class against the others, by ranks with ties averaged.
+def count_classes(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> ClassCounts:
+    """Returns the counts of classification (the class with the largest score) or multilabel (scores above 0)."""
+    if truth.ndim == 2:
+        return count_memberships(scores > 0, truth, weights)
+    return count_numbers(scores.argmax(axis=1), truth, scores.shape[1], weights)
 
-    The probability that a row of the class has a larger score than one of another class (Hanley & McNeil 1982):
-    (sum of its ranks - n(n+1)/2) / (n * others). Classes of no row or of all rows are left out.
+
+def count_numbers(predicted: NDArray[Any], truth: NDArray[Any], n_classes: int, weights: Vector) -> ClassCounts:
+    """Returns the counts for predicted and true class numbers, [N] each."""
+    from scipy.sparse import csr_array
+
+    def of_class(numbers: NDArray[Any], kept: NDArray[Any]) -> Vector:
+        one_hot = csr_array(
+            (kept.astype(np.float64), numbers, np.arange(len(numbers) + 1)), (len(numbers), n_classes)
+        )
+        return np.asarray(one_hot.T @ weights.T)
+
+    every = np.ones(len(truth))
+    return ClassCounts(of_class(truth, predicted == truth), of_class(predicted, every), of_class(truth, every))
+
+
+def count_memberships(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], weights: Vector) -> ClassCounts:
+    """Returns the counts for predicted and true memberships, bool [N, K] each."""
+    from scipy.sparse import csr_array
+
+    parts = (predicted & truth, predicted, truth)
+    return ClassCounts(*(np.asarray(csr_array(part).T.astype(np.float64) @ weights.T) for part in parts))
+
+
+def ranking(scores: NDArray[Any], positive: NDArray[np.bool_], weights: Vector) -> tuple[Vector, Vector]:
+    """Returns the area under the ROC curve and the average precision of one class, float64 [B] each.
+
+    The area is the probability that a row of the class has a larger score than one of another class, ties counting
+    half (Hanley & McNeil 1982). The average precision is the sum over distinct scores of the precision times the
+    recall gained there, without interpolation. Both are NaN without rows of the class or of others.
+
+    Args:
+        scores: [N]
+        positive: [N]
+        weights: [B, N]
     """
-    from scipy.stats import rankdata
-
-    counts = targets.sum(axis=0)
-    defined = (counts > 0) & (counts < len(targets))
-    if not defined.any():
-        return np.full(len(scores), np.nan)
-    ranks = rankdata(scores[:, :, defined], axis=1)
-    n = counts[defined]
-    area = ((ranks * targets[:, defined]).sum(axis=1) - n * (n + 1) / 2) / (n * (len(targets) - n))
-    return np.asarray(area.mean(axis=1))
-
-
-def r2(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the explained share of the targets' variance: 1 - residual / total; predicting the mean gives 0."""
-    total = ((targets - targets.mean()) ** 2).sum()
-    residual = ((scores - targets) ** 2).sum(axis=(1, 2))
-    return np.asarray(1 - residual / total if total else np.full(len(scores), np.nan))
-
-
-def spearman(scores: NDArray[np.float32], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the correlation of the ranks, ties averaged; 0 if all predictions are equal."""
-    from scipy.stats import rankdata
-
-    ours = rankdata(scores[:, :, 0], axis=1)
-    theirs = rankdata(targets[:, 0])
-    ours -= ours.mean(axis=1, keepdims=True)
-    theirs -= theirs.mean()
-    scale = np.sqrt((ours**2).sum(axis=1) * (theirs**2).sum())
-    return np.asarray(np.divide(ours @ theirs, scale, out=np.zeros(len(ours)), where=scale > 0))
+    order = np.argsort(-scores, kind="stable")
+    ordered, is_positive = scores[order], positive[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    ends = np.append(starts[1:], len(ordered))
+    # Only scores that a row of the class has add to either sum.
+    holds = np.logical_or.reduceat(is_positive, starts)
+    starts, ends = starts[holds], ends[holds]
+    below = np.zeros((len(weights), len(ordered) + 1))
+    np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
+    total = below[:, -1].copy()
+    at, to = below[:, starts], below[:, ends]
+    np.cumsum(weights[:, order] * is_positive, axis=1, out=below[:, 1:])
+    hits_at, hits_to, hits = below[:, starts], below[:, ends], below[:, -1]
+    gained = hits_to - hits_at
+    others = total - hits
+    # Rows of other classes: those with smaller scores, and half of those with the same.
+    outranked = others[:, None] - ((to - hits_to) + (at - hits_at)) / 2
+    defined = (hits > 0) & (others > 0)
+    area = _ratio((gained * outranked).sum(axis=1), np.where(defined, hits * others, 0))
+    precision = np.divide(hits_to, to, out=np.zeros_like(to), where=to > 0)
+    return area, _ratio((gained * precision).sum(axis=1), np.where(defined, hits, 0))
 
 
-#: Metric functions by their names in METRICS.
-BY_NAME: dict[str, Metric] = {of.__name__: of for of in (accuracy, macro_f1, auroc, r2, spearman)}
+def rankings(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> tuple[Vector, Vector]:
+    """Returns `ranking` of each class against all others, float64 [K, B] each."""
+    found = np.full((2, scores.shape[1], len(weights)), np.nan)
+    for number in range(scores.shape[1]):
+        positive = truth[:, number] if truth.ndim == 2 else truth == number
+        if positive.any() and not positive.all():
+            found[:, number] = ranking(scores[:, number], positive, weights)
+    return found[0], found[1]
+
+
+def accuracy(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the share of rows whose class has the largest score."""
+    return _mean(scores.argmax(axis=1) == truth, weights)
+
+
+def macro_f1(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the mean F1 of the classes that occur or are predicted; undefined if no row has a class."""
+    counts = count_classes(scores, truth, weights)
+    return np.where(counts.actual.sum(axis=0) > 0, mean_of_defined(counts.f1), np.nan)
+
+
+def micro_f1(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the F1 of all pairs of a row and a class together; undefined if no row has a class."""
+    counts = count_classes(scores, truth, weights)
+    actual = counts.actual.sum(axis=0)
+    both = np.where(actual > 0, actual + counts.predicted.sum(axis=0), 0)
+    return _ratio(2 * counts.hits.sum(axis=0), both)
+
+
+def auroc(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the mean area under the ROC curve of each class; classes of no row or of all rows are left out."""
+    return mean_of_defined(rankings(scores, truth, weights)[0])
+
+
+def average_precision(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the mean average precision of each class; classes of no row or of all rows are left out."""
+    return mean_of_defined(rankings(scores, truth, weights)[1])
+
+
+def qwk(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns Cohen's kappa with quadratic weights, of predictions rounded to ranks.
+
+    1 - E[(p - t)²] / E[(p' - t)²], with p' the prediction for an independently drawn row (Cohen 1968). Undefined
+    if all true ranks are equal.
+    """
+    predicted = np.rint(scores[:, 0].astype(np.float64))
+    # From the mean, so that the variances below are not differences of large numbers.
+    center = truth.mean()
+    p, t = predicted - center, truth - center
+    chance = _mean(p**2, weights) + _mean(t**2, weights) - 2 * _mean(p, weights) * _mean(t, weights)
+    varies = _mean(t**2, weights) - _mean(t, weights) ** 2 > _CONSTANT
+    return 1 - _ratio(_mean((p - t) ** 2, weights), np.where(varies, chance, 0))
+
+
+def rank_accuracy(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the share of rows whose rounded prediction is their rank."""
+    return _mean(np.rint(scores[:, 0]) == truth, weights)
+
+
+def r2(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the explained share of the labels' variance: 1 - residual / total; predicting the mean gives 0.
+
+    Undefined where the variance is at most 1e-10 of that of all labels.
+    """
+    centered = truth - truth.mean()
+    total = _mean(centered**2, weights) - _mean(centered, weights) ** 2
+    residual = _mean((scores[:, 0] - truth) ** 2, weights)
+    return 1 - _ratio(residual, np.where(total > _CONSTANT, total, 0))
+
+
+def spearman(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the correlation of the ranks, ties averaged.
+
+    0 if all predictions are equal; undefined if all labels are.
+    """
+    ours, theirs = _ranks(scores[:, 0], weights), _ranks(truth, weights)
+    total = weights.sum(axis=1, keepdims=True)
+    ours -= (ours * weights).sum(axis=1, keepdims=True) / total
+    theirs -= (theirs * weights).sum(axis=1, keepdims=True) / total
+    ours_squared, theirs_squared = ((of**2 * weights).sum(axis=1) for of in (ours, theirs))
+    scale = np.sqrt(ours_squared * theirs_squared)
+    found = np.divide((ours * theirs * weights).sum(axis=1), scale, out=np.zeros(len(scale)), where=scale > 0)
+    return np.where(theirs_squared > 0, found, np.nan)
+
+
+#: The metrics of each task by name; the first decides unless `--metric` is given.
+FUNCTIONS: dict[str, dict[str, Metric]] = {
+    "classification": {of.__name__: of for of in (accuracy, macro_f1, auroc, average_precision)},
+    "multilabel": {of.__name__: of for of in (macro_f1, micro_f1, auroc, average_precision)},
+    "ordinal": {"qwk": qwk, "spearman": spearman, "accuracy": rank_accuracy},
+    "regression": {of.__name__: of for of in (r2, spearman)},
+}
+METRICS = {task: tuple(functions) for task, functions in FUNCTIONS.items()}
+
+
+def score(task: str, metric: str, scores: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Returns a score of predictions [N, K] for rows that count once each; NaN if it is undefined."""
+    return float(FUNCTIONS[task][metric](scores, truth, np.ones((1, len(truth))))[0]) if len(truth) else math.nan
+
+
+def mean_of_defined(values: Vector, axis: int = 0) -> Vector:
+    """Returns the mean along an axis without NaN; NaN where nothing is defined."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=axis), defined.sum(axis=axis))
+
+
+def _mean(of_rows: NDArray[Any], weights: Vector) -> Vector:
+    return np.asarray(weights @ of_rows / weights.sum(axis=1))
+
+
+def _ratio(upper: NDArray[Any], lower: NDArray[Any]) -> Vector:
+    """Returns upper / lower, NaN where lower is 0."""
+    return np.asarray(np.divide(upper, lower, out=np.full(np.shape(upper), np.nan), where=lower > 0))
+
+
+def _ranks(values: NDArray[Any], weights: Vector) -> Vector:
+    """Returns the rank of each row among rows that occur `weights` times, up to a constant, float64 [B, N]."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+    ends = np.append(starts[1:], len(order))
+    below = np.zeros((len(weights), len(order) + 1))
+    np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
+    of_group = (below[:, starts] + below[:, ends]) / 2
+    found = np.empty_like(weights)
+    found[:, order] = np.repeat(of_group, ends - starts, axis=1)
+    return found

@@ -15,7 +15,10 @@ _LEVEL = 0.95
 _PRINTED = {
     "accuracy": (100, 1, "points of accuracy"),
     "macro_f1": (100, 1, "points of macro-F1"),
+    "micro_f1": (100, 1, "points of micro-F1"),
     "auroc": (100, 1, "points of AUROC"),
+    "average_precision": (100, 1, "points of average precision"),
+    "qwk": (1, 3, "of weighted kappa"),
     "r2": (1, 3, "of R²"),
     "spearman": (1, 3, "of Spearman's correlation"),
 }
@@ -131,9 +134,7 @@ class Verdict:
         layers = [
             row.candidate.layers[0]
             for row in others
-            if len(row.candidate.layers) == 1
-            and row.candidate.model == winner.candidate.model
-            and row.candidate.poolings == winner.candidate.poolings
+            if len(row.candidate.layers) == 1 and row.candidate.poolings == winner.candidate.poolings
         ]
         of_layers = ""
         if layers:
@@ -173,7 +174,7 @@ def decide(
     main = [of.by_metric[metric] for of in scores]
     means = [math.fsum(of_folds) / len(of_folds) for of_folds in main]
     best = min(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
-    named = {of: of.baseline_name for of in baselines}
+    named = {of: f"last-layer {'CLS' if of.pool == 'cls' else of.pool}" for of in baselines}
 
     def versus(place: int, other: int) -> Interval:
         pairs = zip(main[place], main[other], strict=True)

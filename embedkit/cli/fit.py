@@ -139,7 +139,7 @@ def _show_epoch(epoch: Epoch, *, as_json: bool) -> None:
     best = "  best so far" if epoch.best else ""
     print(
         f"epoch {epoch.number}: loss {epoch.loss:.4f}, validation {epoch.validation_loss:.4f}, "
-        f"score {epoch.score:.4f}{best}",
+        f"score {'undefined' if epoch.score is None else f'{epoch.score:.4f}'}{best}",
         file=sys.stderr,
         flush=True,
     )

@@ -122,11 +122,16 @@ RUN_OPTIONS = (
     _model(
         "--dtype", "auto", "auto (fp32 on CPU, bf16 on GPUs that support it), fp32, bf16, fp16, int8 (CPU only)."
     ),
-    _text("--max-length", "auto", "Maximum tokens per text, special tokens included; auto = the model's limit."),
+    _text(
+        "--max-length",
+        "auto",
+        "Maximum tokens per text, special tokens included; auto = by a pooler's file, else the model's limit.",
+    ),
     _text(
         "--on-long",
-        "truncate",
-        "Texts over the maximum length: truncate (and report), chunk (into windows), error.",
+        str,
+        "Texts over the maximum length: truncate (and report), chunk (into windows), error. By default truncate, "
+        "or as a pooler's file says.",
     ),
     _text("--stride N", int, "Tokens that consecutive windows share. By default 0."),
     _text("--chunk-pool", str, "Combine the windows of a text: mean (weighted by tokens), max, first."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from embedkit.cli.options import (
 from embedkit.cli.output_names import absolute_name, check_name
 from embedkit.cli.progress import LINE_SECONDS, MODES, Interval
 from embedkit.cli.run_context import run_context
-from embedkit.config import LabelConfig, one_of
+from embedkit.config import LabelConfig, ModelConfig, one_of
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import read_file
 
@@ -35,14 +36,21 @@ if TYPE_CHECKING:
 _SHOWN = 10
 #: Options about the sweep itself, not about the vectors: the command it suggests does not have them.
 _NOT_REPEATED = (
-    *("inputs", "output", "metric", "probe", "folds", *(field.name for field in fields(LabelConfig))),
+    *("inputs", "output", "model", "revision"),
+    *("metric", "probe", "folds", *(field.name for field in fields(LabelConfig))),
     *("layers", "pool", "limit", "on_exists", "verify", "shard_rows", "private", "progress", "quiet", "config"),
     "help",
 )
 
 
 @takes(
-    *study_options("layers", "layer_agg"),
+    *study_options("layers", "layer_agg", "model"),
+    option(
+        "-m --model",
+        list[str],
+        "Model: a folder, an alias or a hub id. Repeatable: all are compared. By default minilm.",
+        rich_help_panel="Model",
+    ),
     label_option("--label COLUMN", str, "Column of labels: classes or numbers.", required=True),
     option("-o --output", str, "Folder for the results and the vectors.", required=True),
     *LABEL_OPTIONS,
@@ -60,7 +68,7 @@ _NOT_REPEATED = (
     CONFIG,
 )
 def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quiet: bool, **options: Any) -> None:
-    """Compare layers and poolings on labelled rows.
+    """Compare models, layers and poolings on labelled rows.
 
     Each gets a linear probe, cross-validated.
 
@@ -73,23 +81,25 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
     # Imports numpy and more: not before, so that `--help` is fast.
     from embedkit.output.sweep_summary import VECTORS
     from embedkit.storage.disk_errors import as_read_error
-    from embedkit.study.run_sweep import SHARD_ROWS, SweepConfig
+    from embedkit.study.run_sweep import SHARD_ROWS
     from embedkit.study.run_sweep import sweep as run_sweep
+    from embedkit.study.sweep_config import SweepConfig
 
     folder, inputs = Path(absolute_name(output)), options["inputs"]
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
     own = {**pop_fields(SweepConfig, options), "labels": take(LabelConfig, options)}
     vectors = str(folder / VECTORS)
     options.update(output=vectors, output_format="arrow", layer_agg="separate", normalize=False)
-    run = run_config(**options, shard_id=0, num_shards=1)
-    asked = SweepConfig(**own, run=run, folder=folder)
+    models = options.pop("model") or [ModelConfig().model]
+    runs = tuple(run_config(**options, model=model, shard_id=0, num_shards=1) for model in models)
+    asked = SweepConfig(**own, runs=runs, folder=folder)
     repeated = _repeated(ctx)
     with run_context(progress, quiet=quiet, private=private) as (stop, callbacks):
         found = run_sweep(
             asked,
             callbacks,
             stop,
-            command=lambda winner: _command(inputs, winner, repeated),
+            command=lambda name, chosen: _command(name, inputs, chosen, repeated),
             on_candidate=_CountCandidates(silent=quiet or progress == "none"),
         )
     path = asked.folder / "summary.txt"
@@ -134,16 +144,21 @@ def _repeated(ctx: typer.Context) -> list[str]:
         if isinstance(value, bool):
             words += [flag] if value else []
             continue
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            words += [flag, str(one)]
+        words += [_assigned(flag, one) for one in (value if isinstance(value, (list, tuple)) else [value])]
     return words
 
 
-def _command(inputs: list[str], winner: dict[str, str], repeated: list[str]) -> str:
-    """Returns the command line that makes the winner's vectors."""
-    # With `=`: a value such as -1 would look like an option.
-    chosen = [f"--{name.replace('_', '-')}={value}" for name, value in winner.items()]
-    return shlex.join(["embedkit", "encode", *inputs, *repeated, *chosen])
+def _command(name: str, inputs: list[str], chosen: Mapping[str, str], repeated: list[str]) -> str:
+    """Returns a command line on the same input, with the options `chosen` by the sweep."""
+    words = [_assigned(f"--{option.replace('_', '-')}", value) for option, value in chosen.items()]
+    # A file named `-notes.csv` would look like an option.
+    files = [f"./{typed}" if typed.startswith("-") else typed for typed in inputs]
+    return shlex.join(["embedkit", name, *files, *repeated, *words])
+
+
+def _assigned(flag: str, value: object) -> str:
+    """Returns an option with its value after `=`, since a value such as -1 would look like an option."""
+    return f"{flag}={value}"
 
 
 def _table(verdict: Verdict) -> list[str]:

@@ -21,20 +21,22 @@ SPAN_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "lasttoken")
 class TextConfig:
     """The steps from a text to tokens."""
 
-    max_length: int | None = None  # tokens of a text, special ones included; None: the model's limit
-    on_long: str = "truncate"  # truncate, chunk or error
+    max_length: int | None = (
+        None  # tokens of a text, special ones included; None: as a pooler's file says, else the model's limit
+    )
+    on_long: str | None = None  # truncate, chunk or error; None: as a pooler's file says, else truncate
     stride: int | None = None  # tokens that a window shares with the one before; None: 0
     chunk_pool: str | None = None  # one of CHUNK_POOLINGS, for the vectors of windows; None: mean
     prompt: str | None = None  # put before each text; None: the model's default prompt, if it ships one
     prompt_name: str | None = None  # of a prompt that the model ships
 
     def __post_init__(self) -> None:
-        one_of("--on-long", self.on_long, ("truncate", "chunk", "error"))
+        one_of("--on-long", self.on_long or "truncate", ("truncate", "chunk", "error"))
         at_least("--stride", self.stride, 0)
         one_of("--chunk-pool", self.chunk_pool or "mean", CHUNK_POOLINGS)
         if self.on_long != "chunk" and not (self.stride is None and self.chunk_pool is None):
             raise UsageError(
-                f"--stride and --chunk-pool are for windows, and --on-long is {self.on_long}",
+                f"--stride and --chunk-pool are for windows, and --on-long is {self.on_long or 'truncate'}",
                 hint="add --on-long chunk, or leave them out",
             )
         at_least("--max-length", self.max_length, 1)

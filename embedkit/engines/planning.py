@@ -74,17 +74,17 @@ def cutter_of(spec: ModelSpec, config: RunConfig, shard_rows: int | None = None)
     return ShardCutter(
         default_shard_rows(width, to_stdout=config.output.is_stdout) if rows is None else rows,
         default_shard_characters(width) if not spec.poolings else SHARD_CHARACTERS,
-        _longest(spec, config),
+        _longest(spec),
     )
 
 
-def _longest(spec: ModelSpec, config: RunConfig) -> int | None:
+def _longest(spec: ModelSpec) -> int | None:
     """Estimates the characters of a text that the model reads; None if all, or if unknown."""
-    if config.text.on_long != "truncate":
+    if spec.config.text.on_long != "truncate":
         return None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     stated = (spec.folder.config.get(key) for key in keys)
-    length = config.text.max_length or next((value for value in stated if isinstance(value, int)), None)
+    length = spec.config.text.max_length or next((value for value in stated if isinstance(value, int)), None)
     return None if length is None else _CHARACTERS_A_TOKEN * length
 
 

@@ -40,7 +40,7 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
     config = replace(config, input=config.input_of_rows)
     table, _ = table_of(config)
     spec = find_model(config)
-    config = replace(config, pooling=spec.config.pooling)
+    config = replace(config, model=spec.config.model, text=spec.config.text, pooling=spec.config.pooling)
     setup, facts = set_up_without_weights(spec)
     cutter = cutter_of(spec, config)
     scan = InputScan(config, spec, setup, _variants(spec, setup, facts), table)
@@ -61,7 +61,7 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
         max_length=setup.tokenizer.max_length,
         n_layers=facts.n_layers,
         layers=setup.layers,
-        on_long=config.text.on_long,
+        on_long=setup.on_long,
         lowercase=setup.lowercase,
         precision=config.pooling.precision,
         format=form,

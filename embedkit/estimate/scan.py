@@ -50,7 +50,7 @@ class InputScan:
         self.variants = cut_variants(raw_variants, spec.truncate_dim)
         self._config = config
         self._table = table
-        on_long = "truncate" if config.text.on_long == "error" else config.text.on_long
+        on_long = "truncate" if setup.on_long == "error" else setup.on_long
         self._settings = ShardSettings(tokenizer=setup.tokenizer, on_long=on_long, level=config.units.unit)
         self._token_vectors = not spec.poolings and not spec.unit_poolings
         recipe = recipe_of(

@@ -153,7 +153,7 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
         normalize=spec.normalize,
         truncate_dim=spec.truncate_dim,
         precision=pooling.precision,
-        on_long=spec.config.text.on_long,
+        on_long=setup.on_long,
         budget=TokenBudget(batch.batch_tokens or chosen_tokens or BATCH_TOKENS[encoder.device.type]),
         transfer=transfer_for(encoder.device),
         by_segments=encoder.device.type == "cuda",
@@ -170,7 +170,8 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
             hint=f"use at most {widest}, or leave it out",
         )
     recipe = recipe_of(spec, setup, files=files, dtype=loaded.dtype)
-    notices = (*setup.notices, notice, loaded.notice, _pickle_notice(folder), fork_notice)
+    dtypes = (chosen.dtype_notice(loaded.dtype) for chosen in spec.poolers.values())
+    notices = (*setup.notices, *dtypes, notice, loaded.notice, _pickle_notice(folder), fork_notice)
     facts = ModelFacts(
         recipe=recipe,
         fingerprint=fingerprint(recipe),

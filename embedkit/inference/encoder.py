@@ -41,8 +41,9 @@ class Encoder:
         lowercase: auto, yes or no.
         device: auto, cpu, cuda, cuda:N or mps, or a torch.device.
         dtype: auto, fp32, bf16, fp16 or int8, or a dtype of torch or numpy.
-        max_length: most tokens of a text, special tokens included; None or auto = the model's limit.
-        on_long: truncate, chunk or error.
+        max_length: most tokens of a text, special tokens included; None or auto = as a pooler's file says, else
+            the model's limit.
+        on_long: truncate, chunk or error; None: as a pooler's file says, else truncate.
         stride: tokens that a window shares with the one before it.
         chunk_pool: mean, max or first: one vector of all windows.
         prompt: put before each text.
@@ -72,7 +73,7 @@ class Encoder:
         device: str | object = "auto",
         dtype: str | object = "auto",
         max_length: int | Literal["auto"] | None = None,
-        on_long: str = "truncate",
+        on_long: str | None = None,
         stride: int | None = None,
         chunk_pool: str | None = None,
         prompt: str | None = None,
@@ -105,7 +106,7 @@ class Encoder:
         )
         texts = TextConfig(
             integers["max_length"],
-            arguments.text("on_long", on_long),
+            arguments.text_or_none("on_long", on_long),
             integers["stride"],
             arguments.text_or_none("chunk_pool", chunk_pool),
             arguments.text_or_none("prompt", prompt),

@@ -13,6 +13,7 @@ from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.remote_code import RemoteClass, check_remote_code
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.repository.shipped_recipe import ShippedRecipe, shipped_recipe
+from embedkit.pooling.fitted_texts import with_texts_of
 from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.select import ChosenPooler, choose, head_of, with_needs_of
 from embedkit.suggest import did_you_mean
@@ -22,7 +23,7 @@ from embedkit.suggest import did_you_mean
 class ModelSpec:
     """A model that was found, and what is asked of it; nothing is loaded yet. Can be pickled."""
 
-    config: VectorConfig  # as asked for, but layers and special tokens as trained poolers need them
+    config: VectorConfig  # as asked for; what was not given is as in the files of poolers
     folder: ModelFolder
     shipped: ShippedRecipe | None  # the recipe that the model ships, if `--pool auto` follows it
     poolings: tuple[str, ...]  # resolved names; (): token vectors
@@ -57,7 +58,12 @@ def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> Model
     remote_classes, notices = check_remote_code(folder, trust=config.model.trust_remote_code)
     folder = replace(folder, runs_code=bool(remote_classes))
     names, poolers = choose(parse_poolings(config.pooling.pool))
-    pooling = with_needs_of(poolers, config.pooling)
+    of_poolers = replace(config.of_vectors, pooling=with_needs_of(poolers, config.pooling))
+    own_prompt = None if config.text.prompt_name is None else _prompt(folder, config.text, None)
+    of_poolers, taken = with_texts_of(
+        poolers, of_poolers, config.text.prompt if own_prompt is None else own_prompt
+    )
+    pooling = of_poolers.pooling
     head = head_of(names, poolers) if pooling.with_head else None
     unit_poolings = _unit_poolings(config.units, names)
     if unit_poolings:
@@ -70,18 +76,18 @@ def find_model(config: VectorConfig, folder: ModelFolder | None = None) -> Model
     normalize = pooling.normalize if pooling.normalize is not None else bool(shipped and shipped.normalize)
     truncate_dim = pooling.truncate_dim if pooling.truncate_dim or not shipped else shipped.truncate_dim
     return ModelSpec(
-        config=replace(config.of_vectors, pooling=pooling),
+        config=of_poolers,
         folder=folder,
         shipped=shipped,
         poolings=poolings,
         unit_poolings=unit_poolings,
         normalize=normalize,
         truncate_dim=truncate_dim,
-        prompt=_prompt(folder, config.text, shipped),
+        prompt=_prompt(folder, of_poolers.text, shipped),
         poolers=poolers,
         head=head,
         remote_classes=remote_classes,
-        notices=notices,
+        notices=(*notices, *taken),
     )
 
 

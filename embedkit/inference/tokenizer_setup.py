@@ -33,6 +33,7 @@ class TokenizerSetup:
 
     tokenizer: TextTokenizer  # with casing, prompt and length resolved
     lowercase: bool  # True if texts are lowercased
+    on_long: str  # truncate, chunk or error
     layers: tuple[int, ...]  # resolved
     layer_agg: str
     variant_suffix: str  # pooling in the names of separate layers; "": the poolings
@@ -118,6 +119,7 @@ def set_up_tokenizer(spec: ModelSpec, *, config: Any, positions: int | None, n_l
     return TokenizerSetup(
         tokenizer=tokenizer,
         lowercase=casing.lowercase or lowers or tokenizer.lowercase_first,
+        on_long=text.on_long or "truncate",
         layers=layers,
         layer_agg=layer_agg,
         variant_suffix=variant_suffix,
@@ -154,8 +156,8 @@ def recipe_of(spec: ModelSpec, setup: TokenizerSetup, *, files: Mapping[str, str
             "lowercase": setup.lowercase,
             "prompt": spec.prompt,
             "max_length": setup.tokenizer.max_length,
-            "on_long": text.on_long,
-            **(windows if text.on_long == "chunk" else {}),
+            "on_long": setup.on_long,
+            **(windows if setup.on_long == "chunk" else {}),
         },
         "level": unit,
         **({"groups": grouping} if groups.by else {}),

@@ -13,8 +13,15 @@ from embedkit.storage.filesystem import exists, read_file, sha256_of_file
 #: Published last: if it exists, all the others do.
 SUMMARY = "summary.json"
 RESULTS = "results.parquet"
-#: The output with the vectors of all candidates.
+#: The measured cost of encoding each model, written when that is done.
+COSTS = "costs.json"
+#: The output with the vectors of all candidates; of several models, `vectors-MODEL` each.
 VECTORS = "vectors"
+
+
+def is_of_vectors(name: str) -> bool:
+    """Checks whether a name in the folder of a sweep is that of an output with vectors."""
+    return name in {VECTORS, f"{VECTORS}.next"} or name.startswith(f"{VECTORS}-")
 
 
 def read_summary(folder: Path, files: Collection[str]) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ class PredictionHead:
     """A linear layer on pooled vectors: W v + b, one logit for each class, or the predicted value.
 
     Attributes:
-        weight: float32 [C, D], W; C is 1 for ordinal and regression.
+        weight: float32 [C, D], W; C is 1 for ordinal and regression; float64 for values beyond float32's range.
         bias: float32 [C], b.
         classes: names of the classes; of an ordinal head in ascending order; () for regression.
         task: classification, multilabel, ordinal or regression.
@@ -44,17 +44,17 @@ class PredictionHead:
         """The columns that it adds to an output, with their types."""
         match self.task:
             case "regression":
-                return {"prediction": "float32"}
+                return {"prediction": str(self.weight.dtype)}
             case "ordinal":
-                return {"prediction": "float32", "predicted": "string"}
+                return {"prediction": str(self.weight.dtype), "predicted": "string"}
         scores = {f"{SCORE}{name}": "float32" for name in self.classes}
         return {**scores, "predicted": "string" if self.task == "classification" else _LIST_OF_STRINGS}
 
     def scores(self, vectors: ArrayLike) -> NDArray[np.float32]:
-        """Returns probabilities or values for vectors [N, D]: float32 [N, C].
+        """Returns probabilities or values for vectors [N, D]: [N, C] of the weight's dtype.
 
         Probabilities are softmax(W v + b), those of a multilabel head sigmoid(W v + b). The value of an ordinal
-        head is a position among its classes, from 0.
+        head is a position among its classes, from 0 to K - 1.
 
         Raises:
             UsageError: the vectors do not have the dimensions that the head was trained on.
@@ -70,9 +70,11 @@ class PredictionHead:
         if self.task == "classification":
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             logits = odds / odds.sum(axis=1, keepdims=True)
+        elif self.task == "ordinal":
+            logits = logits.clip(0, len(self.classes) - 1)
         elif self.task == "multilabel":
             logits = np.exp(-np.logaddexp(0.0, -logits))  # 1 / (1 + exp(-x)), without overflow
-        return logits.astype(np.float32)
+        return logits.astype(self.weight.dtype)
 
     def predict_proba(self, vectors: ArrayLike) -> NDArray[np.float32]:
         """Returns the probability of each class, in the order of `classes`: float32 [N, K].
@@ -126,7 +128,8 @@ class PredictionHead:
         """Returns a fitted `sklearn.pipeline.Pipeline` of one step, `head`, that predicts from vectors [N, D].
 
         The step is a LogisticRegression, for multilabel a OneVsRestClassifier of them, and for values a
-        LinearRegression (of an ordinal head: the position among the classes). It can be cloned and fitted again.
+        LinearRegression (of an ordinal head: the position among the classes, not limited to these). It can be
+        cloned and fitted again.
 
         Raises:
             UsageError: scikit-learn is not installed, or there is one class only.
@@ -156,7 +159,7 @@ class PredictionHead:
             return np.asarray(scores >= 0.5)
         numbers = scores.argmax(axis=1)
         if self.task == "ordinal":  # the nearest; halves are rounded up
-            numbers = np.clip(np.floor(scores[:, 0] + 0.5), 0, len(self.classes) - 1).astype(np.int64)
+            numbers = np.floor(scores[:, 0] + 0.5).astype(np.int64)
         return np.asarray(np.array(self.classes)[numbers])
 
 

@@ -69,13 +69,13 @@ class PoolerFile:
         return PredictionHead(weight, bias, classes, task, self.recipe)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Returns an array of the file, float32 or int64.
+        """Returns an array of the file, float32, float64 or int64.
 
         Raises:
             ModelError: it is missing, has another shape, or a value that is not finite.
         """
         array = self.tensors.get(name)
-        if array is None or array.shape != shape or array.dtype not in (np.float32, np.int64):
+        if array is None or array.shape != shape or array.dtype not in (np.float32, np.float64, np.int64):
             raise damaged(self.path, f"'{name}' is not an array of shape {list(shape)}")
         if not np.isfinite(array).all():
             raise damaged(self.path, f"'{name}' has values that are not finite")

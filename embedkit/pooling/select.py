@@ -63,6 +63,24 @@ class ChosenPooler:
         """The built-in poolings whose vectors a probe takes; () unless it is a probe."""
         return tuple(self.file.recipe["pool"]) if self.file is not None and self.file.kind == PROBE else ()
 
+    @property
+    def needs(self) -> list[str]:
+        """The options of `encode` on layers and poolings that it decides."""
+        options = [] if self.layers is None else [f"--layers {self.layers}"]
+        options += [f"--layer-agg {self.layer_agg}"] if self.layer_agg not in {None, "concat"} else []
+        options += [f"--pool {','.join(self.poolings)}"] if self.poolings else []
+        return options + ["--exclude-special"] * bool(self.exclude_special)
+
+    def dtype_notice(self, dtype: str) -> str | None:
+        """Returns a notice if it was fitted on states in another dtype than the model computes in."""
+        fitted = None if self.file is None else self.file.recipe.get("input", {}).get("dtype", dtype)
+        if self.file is None or fitted == dtype:
+            return None
+        return (
+            f"{self.file.path} was fitted on states in {fitted}, and the model computes in {dtype}: vectors and "
+            f"scores differ slightly from those that it was judged by; --dtype {fitted} gives these"
+        )
+
     def head(self) -> PredictionHead | None:
         """Reads the head that was trained with it; None if there is none."""
         return None if self.file is None else self.file.head

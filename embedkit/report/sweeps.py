@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.output.open import readable
-from embedkit.output.sweep_summary import RESULTS, SUMMARY, VECTORS, read_summary
+from embedkit.output.sweep_summary import RESULTS, SUMMARY, is_of_vectors, read_summary
 from embedkit.report.charts import Figure, plain
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists
+from embedkit.storage.filesystem import exists, file_names, is_folder
 
 #: Scores that are shown in per cent.
 _SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "auroc", "average_precision"})
@@ -39,7 +39,10 @@ def is_sweep(path: Path) -> bool:
     with as_read_error(path):
         if exists(path / "manifest.json") or exists(path / "plan.json"):
             return False
-        return any(exists(path / name) for name in (RESULTS, SUMMARY, f"{VECTORS}/plan.json"))
+        if any(exists(path / name) for name in (RESULTS, SUMMARY)):
+            return True
+        folders = filter(is_of_vectors, file_names(path) if is_folder(path) else ())
+        return any(exists(path / name / "plan.json") for name in folders)
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -51,8 +51,8 @@ COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 #: Folders with one of these, if embedkit wrote it, are outputs and not tables of texts.
 OWN_FILES = frozenset({"plan.json", "manifest.json"})
 
-#: Folders with all of these are outputs of a sweep.
-_SWEEP_FILES, _SWEEP_FOLDER = frozenset({"results.parquet", "summary.json"}), "vectors"
+#: Folders with all of these files, and a folder whose name starts so, are outputs of a sweep.
+_SWEEP_FILES, _SWEEP_FOLDERS = frozenset({"results.parquet", "summary.json"}), "vectors"
 #: Keys of a row of JSON Lines output, and of a list of rejects.
 _OF_ROWS = frozenset({"id", "n_tokens", "n_used", "n_chunks", "status"})
 _OF_REJECTS = frozenset({"row", "file", "offset", "code"})
@@ -234,7 +234,7 @@ def _inside(folder: str, notes: list[str]) -> list[str]:
     own: list[str] = []
     n_others = 0
     for root, folders, files in walk_folder(folder):
-        is_sweep = set(files) >= _SWEEP_FILES and _SWEEP_FOLDER in folders
+        is_sweep = set(files) >= _SWEEP_FILES and any(name.startswith(_SWEEP_FOLDERS) for name in folders)
         if is_sweep or any(_is_of_a_run(root, name) for name in OWN_FILES & set(files)):
             own.append(root)
             folders.clear()

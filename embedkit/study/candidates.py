@@ -29,6 +29,7 @@ class Candidate:
     layers: tuple[int, ...]  # ascending
     layer_agg: str  # concat or mean; concat for a single layer
     poolings: tuple[str, ...]  # in the order in which their vectors are concatenated
+    model: str = ""  # its name if several models are compared
 
     @property
     def pool(self) -> str:
@@ -46,8 +47,14 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Layers and poolings in words."""
-        return f"{self.layers_text} {'+'.join(self.poolings)}"
+        """Model (of several), layers and poolings in words."""
+        return f"{f'{self.model} ' * bool(self.model)}{self.layers_text} {'+'.join(self.poolings)}"
+
+    @property
+    def baseline_name(self) -> str:
+        """The name as a baseline: `last-layer CLS`, of several models `minilm last-layer mean`."""
+        pool = "CLS" if self.pool == "cls" else self.pool
+        return f"{f'{self.model} ' * bool(self.model)}last-layer {pool}"
 
     def dims(self, hidden_size: int) -> int:
         """Returns the dimensions of its vectors."""

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -193,25 +193,26 @@ def encoded_states(
                 f"{other} holds states that an interrupted fit computed from its texts: run that fit again, or "
                 "remove the folder"
             )
-    in_use = new_files(folder.parent)
-    with as_output_error(folder):
-        make_folder(folder, private=True)
-        in_use.create(folder.name.removeprefix(".")).close()
-    try:
-        yield folder, _encoded(config, spec, callbacks, stop)
-    except (Stopped, KeyboardInterrupt, OutputError, OSError):
-        if _is_begun(folder):
-            callbacks.notice(f"{folder} keeps the computed states: the same command continues from them")
+    with ExitStack() as stack:
+        in_use = new_files(folder.parent)
+        stack.callback(in_use.discard)
+        with as_output_error(folder):
+            make_folder(folder, private=True)
+        try:
+            with as_output_error(folder):
+                in_use.create(folder.name.removeprefix(".")).close()
+            yield folder, _encoded(config, spec, callbacks, stop)
+        except (Stopped, KeyboardInterrupt, OutputError, OSError):
+            if _is_begun(folder):
+                callbacks.notice(f"{folder} keeps the computed states: the same command continues from them")
+            else:
+                _remove(folder, callbacks)
+            raise
+        except BaseException:
+            _remove(folder, callbacks)
+            raise
         else:
             _remove(folder, callbacks)
-        raise
-    except BaseException:
-        _remove(folder, callbacks)
-        raise
-    else:
-        _remove(folder, callbacks)
-    finally:
-        in_use.discard()
 
 
 def _encoded(config: RunConfig, spec: ModelSpec, callbacks: Callbacks, stop: threading.Event) -> Summary:
@@ -231,8 +232,13 @@ def _encoded(config: RunConfig, spec: ModelSpec, callbacks: Callbacks, stop: thr
 
 def _is_begun(folder: Path) -> bool:
     """True if a folder may hold states, or cannot be read."""
+    return _exists(folder / PLAN)
+
+
+def _exists(path: Path) -> bool:
+    """True if there is a file or folder, or the disk does not tell."""
     try:
-        return exists(folder / PLAN)
+        return exists(path)
     except OSError:
         return True
 
@@ -259,13 +265,13 @@ def _abandoned(folder: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path, callbacks: Callbacks) -> None:
-    """Removes the states; a failure is a notice and does not undo the fit."""
+    """Removes the states; a failure is a notice, and neither undoes the fit nor hides the error that ended it."""
     try:
         remove_tree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as fault:
+    except Exception as fault:  # noqa: BLE001 - see above
+        if isinstance(fault, FileNotFoundError) and not _exists(folder):
+            return
+        reason = os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else type(fault).__name__
         callbacks.notice(
-            f"{folder} holds states computed from the texts and could not be removed "
-            f"({os.strerror(fault.errno or 0)}): remove it"
+            f"{folder} holds states computed from the texts and could not be removed ({reason}): remove it"
         )

@@ -132,7 +132,7 @@ def _trained(
         "task": labels.task,
         "label": config.labels.label,
         "group": config.labels.group,
-        "classes": list(labels.classes),
+        "classes": list(fitted.head.classes),
         "scores": fitted.scores,
         "rows": {
             "train": len(split.train),

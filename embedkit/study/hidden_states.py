@@ -1,4 +1,4 @@
-"""Encoded states of the rows, memory-mapped; only a batch of them is in memory."""
+"""States of rows that poolers are fitted to; those of tokens are memory-mapped, with only a batch in memory."""
 
 from __future__ import annotations
 
@@ -15,68 +15,121 @@ from embedkit.errors import OutputError
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.npy_format import map_array
 from embedkit.output.open import open_stored
-from embedkit.pooling.poolers import LayerwisePooler
-from embedkit.pooling.trained import TrainedPooler
+from embedkit.pooling.poolers import Pooler
 
 
 class States:
-    """States of the rows with a text, in the order of the input.
+    """States of rows, in order, with concatenated layers.
 
-    Attributes:
-        facts: id and kept columns of these rows.
-        n_layers, hidden_size: layers are concatenated.
-        of_tokens: True if a row is [tokens, n_layers * hidden_size], False if it is [n_layers * hidden_size].
+    Args:
+        rows: for each row [tokens, L * hidden_size], or [L * hidden_size] if they are not of tokens.
+        n_layers: the layers L of a row.
+        of_tokens: True if a row has a state for each token.
+        facts: id and kept columns of the rows.
+        token_ids: for each row int32 [tokens]; None if they are not known.
+        columns: the columns of `rows` that are used, whole layers; None for all.
     """
 
     def __init__(
-        self, facts: pa.Table, rows: Sequence[NDArray[np.floating]], *, n_layers: int, of_tokens: bool
+        self,
+        rows: Sequence[NDArray[np.floating]],
+        *,
+        n_layers: int,
+        of_tokens: bool,
+        facts: pa.Table | None = None,
+        token_ids: Sequence[NDArray[np.int32]] | None = None,
+        columns: NDArray[np.int64] | None = None,
     ) -> None:
         self.facts = facts
         self.n_layers = n_layers
         self.of_tokens = of_tokens
+        self.token_ids = token_ids
         self._rows = rows
-        self.hidden_size = rows[0].shape[-1] // n_layers
+        self._columns = columns
+        self.hidden_size = (rows[0].shape[-1] if columns is None else len(columns)) // n_layers
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def pooled(self, pooler: TrainedPooler, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    def take(self, rows: NDArray[np.int64]) -> States:
+        """Returns the states of these rows, without copying them."""
+        return States(
+            [self._rows[row] for row in rows.tolist()],
+            n_layers=self.n_layers,
+            of_tokens=self.of_tokens,
+            token_ids=None if self.token_ids is None else [self.token_ids[row] for row in rows.tolist()],
+            columns=self._columns,
+        )
+
+    def select_layers(self, places: Sequence[int]) -> States:
+        """Returns the states of some of the layers, by their places among all, without copying them."""
+        width = self.hidden_size
+        columns = np.concatenate([np.arange(place * width, (place + 1) * width) for place in places])
+        return States(
+            self._rows,
+            n_layers=len(places),
+            of_tokens=self.of_tokens,
+            facts=self.facts,
+            token_ids=self.token_ids,
+            columns=columns if self._columns is None else self._columns[columns],
+        )
+
+    def pooled(self, pooler: Pooler, rows: NDArray[np.int64], device: torch.device) -> Tensor:
         """Returns the vectors of some rows, float32 [n, D'], with gradients."""
-        if isinstance(pooler, LayerwisePooler):
-            return pooler.of_layers(self._layers(rows).to(device))
-        states, mask = self._tokens(rows)
-        vectors: Tensor = pooler(states.to(device), mask.to(device))
-        return vectors
+        if not self.of_tokens:
+            # Made by `fit` for vectors of layers, not of tokens.
+            combined: Tensor = pooler.of_layers(self._layers(rows).to(device))  # type: ignore[attr-defined]
+            return combined
+        states, mask, ids = self._tokens(rows)
+        return pooler(states.to(device), mask.to(device), ids.to(device))
 
     def blocks(self, size: int = 4096) -> Iterator[NDArray[np.float64]]:
         """Yields all rows' vectors in blocks, float64 [n, n_layers * hidden_size]."""
         for start in range(0, len(self), size):
-            yield np.stack(self._rows[start : start + size]).astype(np.float64)
+            yield np.stack([self._row(row) for row in range(start, min(start + size, len(self)))]).astype(
+                np.float64
+            )
+
+    def _row(self, row: int) -> NDArray[np.floating]:
+        return self._rows[row] if self._columns is None else self._rows[row][..., self._columns]
 
     def _layers(self, rows: NDArray[np.int64]) -> Tensor:
         """Returns float32 [L, n, D]."""
-        flat = np.stack([self._rows[row] for row in rows.tolist()])
+        flat = np.stack([self._row(row) for row in rows.tolist()])
         by_layer = flat.reshape(len(rows), self.n_layers, self.hidden_size).transpose(1, 0, 2)
         return torch.from_numpy(np.ascontiguousarray(by_layer, np.float32))
 
-    def _tokens(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Returns float32 [L, n, T, D], padded with zeros, and the mask, bool [n, T]."""
-        found = [self._rows[row] for row in rows.tolist()]
+    def _tokens(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns float32 [L, n, T, D], padded with zeros, the mask, bool [n, T], and the ids, int64 [n, T]."""
+        found = [self._row(row) for row in rows.tolist()]
         lengths = np.array([len(states) for states in found])
         padded = np.zeros((len(rows), lengths.max(), self.n_layers * self.hidden_size), np.float32)
-        for place, states in enumerate(found):
+        ids = np.zeros(padded.shape[:2], np.int64)
+        for place, (row, states) in enumerate(zip(rows.tolist(), found, strict=True)):
             padded[place, : len(states)] = states
+            if self.token_ids is not None:
+                ids[place, : len(states)] = self.token_ids[row]
         mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         by_layer = torch.from_numpy(padded).view(*padded.shape[:2], self.n_layers, self.hidden_size)
-        return by_layer.permute(2, 0, 1, 3), mask
+        return by_layer.permute(2, 0, 1, 3), mask, torch.from_numpy(ids)
 
 
-def open_states(folder: Path, *, n_layers: int) -> States:
-    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors."""
+def open_states(folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.int32]] | None = None) -> States:
+    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors.
+
+    Args:
+        folder: of the run.
+        n_layers: layers of a row.
+        token_ids: of each row of the input, int32 [tokens]; empty for rows without a text.
+
+    Raises:
+        OutputError: no row has states.
+    """
     stored = open_stored(folder)
     of_tokens = stored.layout.token_vectors
     rows: list[NDArray[np.floating]] = []
     facts: list[pa.Table] = []
+    has_states: list[NDArray[np.bool_]] = []
     for files in stored.parts:
         if of_tokens:
             table = map_table(files[0])
@@ -84,13 +137,20 @@ def open_states(folder: Path, *, n_layers: int) -> States:
             rows += _token_rows(column)
             columns = [variant.column for variant in stored.layout.variants]
             facts.append(table.drop_columns(columns).filter(column.is_valid()))
+            has_states.append(column.is_valid().to_numpy())
         else:
             rows += list(map_array(files[0]))
             facts += [piece.facts for piece in stored.sink.read(files, ())]
     if not rows:
         raise OutputError("no row has a text to learn from", hint="check --text-column")
     return States(
-        pa.concat_tables(facts, promote_options="permissive"), rows, n_layers=n_layers, of_tokens=of_tokens
+        rows,
+        n_layers=n_layers,
+        of_tokens=of_tokens,
+        facts=pa.concat_tables(facts, promote_options="permissive"),
+        token_ids=None
+        if token_ids is None
+        else [token_ids[row] for row in np.flatnonzero(np.concatenate(has_states)).tolist()],
     )
 
 

@@ -1,11 +1,12 @@
-"""`embedkit sweep`: one forward pass, then a probe on the user's labels for every layer and pooling."""
+"""`embedkit sweep`: one forward pass of each model, then a probe on the labels for every layer and pooling."""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,64 +16,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.config import LabelConfig, RunConfig, at_least, one_of, value_hint
-from embedkit.config.poolings import POOLING_NAMES, parse_poolings
+from embedkit.config import LabelConfig, one_of
 from embedkit.engines.base import Callbacks
-from embedkit.engines.run import other_outputs_spared, run
-from embedkit.engines.summary import Summary
+from embedkit.engines.run import other_outputs_spared
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
-from embedkit.inference.model_spec import ModelSpec, find_model
-from embedkit.models.repository.architectures import ARCHITECTURES
-from embedkit.output.commit import OutputFolder
-from embedkit.output.sweep_summary import SUMMARY, VECTORS, read_summary
+from embedkit.output.sweep_summary import VECTORS, read_summary
 from embedkit.sources.locate import check_not_read, expanded
-from embedkit.storage.atomic import is_former_mark, temporary_files
-from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
-from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file
+from embedkit.storage.filesystem import remove_empty
 from embedkit.storage.replace_folder import Replacement
-from embedkit.study.candidates import PooledVectors, all_candidates, baselines
+from embedkit.study.candidates import Candidate
 from embedkit.study.labels import InputRows, Labels, read_labels, read_rows
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import clusters, pairs_across
-from embedkit.study.probe import PROBES, ProbeScores, cross_validate_all
+from embedkit.study.probe import ProbeScores, cross_validate_all
 from embedkit.study.splits import Folds, make_folds, merge_groupings
+from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import NAMES, write_files
+from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
+from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
 from embedkit.study.verdict import Verdict, decide
-from embedkit.tokenizer import TextTokenizer, load_tokenizer
 
 #: Rows that a stopped sweep computes again at most.
 SHARD_ROWS = 1024
-_POOLINGS = tuple(name for name in POOLING_NAMES if name != "pooler")
-
-
-@dataclass(frozen=True, slots=True)
-class SweepConfig:
-    """The configuration of one `embedkit sweep`."""
-
-    run: RunConfig  # its layers and poolings are compared
-    folder: Path  # for the results and the vectors
-    labels: LabelConfig
-    metric: str | None = None  # the deciding metric; None takes the task's first
-    probe: str = "ridge"  # one of PROBES
-    folds: int = 5
-
-    def __post_init__(self) -> None:
-        one_of("--probe", self.probe, PROBES)
-        known = [name for task, names in METRICS.items() if self.labels.task in {"auto", task} for name in names]
-        if self.metric is not None:
-            one_of("--metric", self.metric, tuple(known))
-        at_least("--folds", self.folds, 3)
-        if "-" in self.run.input.inputs:
-            raise UsageError(
-                "a sweep reads its input twice, and stdin can be read only once",
-                hint="save it to a file first, and name the file",
-            )
-        for name in parse_poolings(self.run.pooling.pool):
-            if name not in {*_POOLINGS, "auto"}:
-                raise UsageError(
-                    f"a sweep cannot compare '{name}'",
-                    hint=value_hint("--pool", name, _POOLINGS, f"use any of: {', '.join(_POOLINGS)}"),
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +53,7 @@ def sweep(
     callbacks: Callbacks,
     stop: threading.Event,
     *,
-    command: Callable[[dict[str, str]], str],
+    command: Callable[[str, Mapping[str, str]], str],
     on_candidate: Callable[[int, int], None],
 ) -> SweepResult | None:
     """Carries out one `embedkit sweep`.
@@ -97,7 +62,7 @@ def sweep(
         config: of the sweep.
         callbacks: receives the progress of the encoding.
         stop: ends the sweep between two batches or two candidates when it is set.
-        command: makes the command line of `encode` from the winner's options.
+        command: makes a command line of the name of a command and the options that the sweep has chosen.
         on_candidate: called after each candidate with the number done and the number of all.
 
     Returns:
@@ -115,11 +80,11 @@ def sweep(
     inputs = expanded(config.run.input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
-    replacement = Replacement(config.folder, _clear)
+    replacement = Replacement(config.folder, clear)
     with other_outputs_spared(config.run):
-        folder = _prepare_folder(config, replacement)
-    spec = find_model(config.run)
-    encoding = _encoding_config(config.run, folder, spec)
+        folder = prepare_folder(config.folder, config.run.output.on_exists, replacement)
+    models = find_models(config.runs)
+    places = vector_folders(folder, [model.name for model in models], [model.spec for model in models])
     callbacks.notice("reading the labels")
     rows = read_rows(config.run.input, config.labels)
     # Errors in the labels are raised before a model runs for hours.
@@ -127,25 +92,22 @@ def sweep(
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
-        summary = run(encoding, callbacks, stop, find_model(encoding, spec.folder))
+        encoded = encode_models(models, places, folder, callbacks, stop)
     except EmbedkitError:
         remove_empty(replacement.next)
         raise
     rows.table.check_unchanged()
-    former, settings = read_summary(folder, NAMES), _settings(config, summary)
-    if former is not None and all(former.get(name) == value for name, value in settings.items()):
+    settings = _settings(config, encoded)
+    if _is_finished(read_summary(folder, NAMES), settings):
         _finish(config, folder, replacement, callbacks)
         callbacks.notice(f"{config.folder} is finished already: the same rows and options")
         return None
-    with as_read_error(folder):
-        vectors = PooledVectors(folder / VECTORS)
-    labels, cluster, folds = _divide(rows, vectors.has_vector, config)
-    candidates = all_candidates(vectors.layers, vectors.poolings)
-    if config.run.text.chunk_pool == "max":
-        # The maximum over windows of a mean of layers is not the mean of the layers' maxima.
-        candidates = [candidate for candidate in candidates if candidate.layer_agg != "mean"]
+    has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
+    labels, cluster, folds = _divide(rows, has_vector, config)
+    judged = np.flatnonzero(has_vector)[labels.rows]
+    candidates = dict(_candidates(encoded))
     scores: list[ProbeScores] = []
-    makers = [partial(vectors.of, candidate, labels.rows) for candidate in candidates]
+    makers = [partial(model.vectors.of, candidate, model.rows(judged)) for candidate, model in candidates.items()]
     with closing(cross_validate_all(makers, labels, folds, metrics, config.probe)) as results:
         for of_candidate in results:
             scores.append(of_candidate)
@@ -156,10 +118,10 @@ def sweep(
                     hint="run the same command with --on-exists resume: it continues from the vectors",
                 )
     verdict = decide(
-        candidates,
+        list(candidates),
         scores,
-        [candidate.dims(vectors.hidden_size) for candidate in candidates],
-        baselines(vectors.layers, vectors.poolings),
+        [candidate.dims(model.vectors.hidden_size) for candidate, model in candidates.items()],
+        [_named(candidate, encoded[0], encoded) for candidate in encoded[0].baselines],
         metric=metrics[0],
         test_share=folds.test_share,
     )
@@ -168,9 +130,9 @@ def sweep(
         **settings,
         "task": labels.task,
         "rows": {
-            "input": summary.input_rows,
-            "without_vector": summary.input_rows - int(vectors.has_vector.sum()),
-            "without_label": int(vectors.has_vector.sum()) - len(labels.rows),
+            "input": len(has_vector),
+            "without_vector": int((~has_vector).sum()),
+            "without_label": int(has_vector.sum()) - len(labels.rows),
             "judged": len(labels.rows),
         },
         "classes": len(labels.classes),
@@ -178,28 +140,54 @@ def sweep(
             "texts": int((np.bincount(cluster)[cluster] > 1).sum()),
             "pairs_across_folds": pairs_across(cluster, folds.of_row),
         },
-        "layers": list(vectors.layers),
-        "poolings": list(vectors.poolings),
+        "models": [model.to_json(folder) for model in encoded],
     }
+    if len(encoded) == 1:
+        facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
+    winner = verdict.winner.candidate
     write_files(
-        folder,
-        verdict,
-        facts,
-        command=command(verdict.winner.candidate.options),
-        title=f"{metrics[0]} by layer and pooling, {len(labels.rows):,} rows, {config.run.model.model}",
+        folder, verdict, facts, command=command("encode", {**candidates[winner].options, **winner.options})
     )
     _finish(config, folder, replacement, callbacks)
     return SweepResult(verdict, facts)
 
 
-def _settings(config: SweepConfig, summary: Summary) -> dict[str, Any]:
-    """Returns the part of summary.json on which the results depend, besides the plan of the vectors."""
+def _candidates(encoded: Sequence[EncodedModel]) -> Iterator[tuple[Candidate, EncodedModel]]:
+    """Yields all candidates of all models."""
+    for model in encoded:
+        for candidate in model.candidates:
+            yield _named(candidate, model, encoded), model
+
+
+def _named(candidate: Candidate, model: EncodedModel, encoded: Sequence[EncodedModel]) -> Candidate:
+    return replace(candidate, model=model.name) if len(encoded) > 1 else candidate
+
+
+def _settings(config: SweepConfig, encoded: Sequence[EncodedModel]) -> dict[str, Any]:
+    """Returns the part of summary.json on which the results depend, besides the plans of the vectors."""
+    first, labels = encoded[0], asdict(config.labels)
+    task, test_files = labels.pop("task"), labels.pop("test")
+    model = (
+        {"model": {"name": config.run.model.model, "fingerprint": first.fingerprint}}
+        if len(encoded) == 1
+        else {"fingerprints": {model.name: model.fingerprint for model in encoded}}
+    )
     return {
-        **{name: getattr(config.labels, name) for name in ("label", "group", "seed", "dedupe")},
+        **labels,
         **{name: getattr(config, name) for name in ("probe", "folds")},
-        "asked": {"task": config.labels.task, "metric": config.metric},
-        "model": {"name": config.run.model.model, "fingerprint": summary.fingerprint},
+        "asked": {"task": task, "metric": config.metric},
+        "test_files": list(test_files),
+        **model,
     }
+
+
+def _is_finished(former: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> bool:
+    """Checks whether a summary is of the same settings; older ones lack some, which then had their defaults."""
+    if former is None:
+        return False
+    before = {**{field.name: field.default for field in fields(LabelConfig)}, "test_files": [], **former}
+    stored = json.loads(json.dumps({name: before.get(name) for name in settings}))
+    return bool(stored == json.loads(json.dumps(settings)))
 
 
 def _finish(config: SweepConfig, folder: Path, replacement: Replacement, callbacks: Callbacks) -> None:
@@ -234,85 +222,3 @@ def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
     if labels.task == "regression" and config.probe == "logistic":
         raise UsageError("--probe logistic is for classes, and these labels are values", hint="use --probe ridge")
     return (deciding, *(name for name in names if name != deciding))
-
-
-def _encoding_config(config: RunConfig, folder: Path, spec: ModelSpec) -> RunConfig:
-    """Returns the encoding of a sweep: into its folder, poolings by name, an output row for each input row."""
-    pool = config.pooling.pool
-    poolings = parse_poolings(pool) if pool != "auto" else _meaningful_poolings(config, spec)
-    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
-    output = replace(config.output, output=str(folder / VECTORS), on_bad_row=on_bad_row)
-    return replace(config, pooling=replace(config.pooling, pool=",".join(poolings)), output=output)
-
-
-def _meaningful_poolings(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
-    raw, _ = load_tokenizer(
-        str(spec.folder.folder),
-        casing=config.model.lowercase,
-        known_casing=None,
-        states_casing=True,
-        code=spec.own_tokenizer,
-        trust_remote_code=spec.folder.runs_code,
-    )
-    tokenizer = TextTokenizer(raw, max_length=512)
-    architecture = ARCHITECTURES.get(spec.folder.model_type)
-    causal = architecture is not None and architecture.causal
-    # In a causal model the first token sees no other; only in such a model do later tokens see more.
-    unsuitable = set() if causal else {"weightedmean"}
-    if causal or not (tokenizer.opens_with_cls or tokenizer.closes_with_cls):
-        unsuitable.add("cls")
-    return tuple(name for name in _POOLINGS if name not in unsuitable)
-
-
-def _prepare_folder(config: SweepConfig, replacement: Replacement) -> Path:
-    """Checks that the folder is free, or holds a sweep that may be resumed or replaced; changes nothing in it.
-
-    Returns the folder to write to: the sweep's own, or a temporary one that replaces it at the end.
-    """
-    folder, on_exists = config.folder, config.run.output.on_exists
-    check_no_link(folder)
-    check_no_link(replacement.next)
-    replacement.recover()
-    existing, next_names = _names(folder), _names(replacement.next)
-    for place, names in ((folder, existing), (replacement.next, next_names)):
-        if names - {VECTORS, f"{VECTORS}.next", *NAMES} and (place == folder or on_exists == "overwrite"):
-            raise OutputError(
-                f"{place} holds files that are not a sweep's", hint="choose an empty or new folder with -o"
-            )
-    for name in existing & set(NAMES):
-        check_no_link(folder / name)
-    if (existing or VECTORS in next_names) and on_exists == "error":
-        raise OutputError(
-            f"{folder} holds another sweep",
-            hint="use --on-exists resume (which reuses its vectors) or overwrite, or another -o",
-        )
-    if on_exists == "resume" and VECTORS in next_names:
-        return replacement.next
-    if on_exists == "overwrite" and (existing or next_names):
-        replacement.check_movable()
-        return replacement.next
-    return folder
-
-
-def _names(folder: Path) -> set[str]:
-    """Returns the names in a folder without hidden files; none if there is no folder."""
-    with as_read_error(folder):
-        if not exists(folder):
-            return set()
-        if not is_folder(folder):
-            raise OutputError(f"{folder} is a file, not a folder", hint="choose another place with -o")
-        return {name for name in file_names(folder) if not name.startswith(".")}
-
-
-def _clear(folder: Path) -> None:
-    """Removes a sweep's own files from a folder."""
-    with as_output_error(folder):
-        for name in (SUMMARY, *NAMES):
-            remove_file(folder / name)
-        for left in temporary_files(folder):
-            if not is_former_mark(left.name):
-                remove_file(left)
-        for vectors in (folder / VECTORS, folder / f"{VECTORS}.next"):
-            if exists(vectors):
-                OutputFolder(vectors).clear()
-                remove_empty(vectors)

@@ -9,6 +9,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedkit.config.fit_config import FitConfig
-from embedkit.errors import ModelError, Stopped
+from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
 from embedkit.study.hidden_states import States
@@ -27,6 +28,8 @@ from embedkit.study.splits import Split
 _ROWS = 256
 #: Rows from which the scale of the untrained pooler's vectors is computed.
 _FIRST_ROWS = 2048
+#: Standard deviations and means of values whose predictions are stored as float32.
+_SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Epoch:
     number: int  # from 1
     loss: float  # mean over the training rows, during the epoch
     validation_loss: float
-    score: float  # accuracy or R² on the validation rows
+    score: float | None  # the task's first metric on the validation rows; None if it is undefined there
     best: bool  # the validation loss is the lowest so far
 
 
@@ -46,9 +49,32 @@ class Fitted:
 
     pooler: TrainedPooler  # without gradients
     head: PredictionHead
+    classes: NDArray[np.int64]  # int64 [C], numbers of the head's classes in `Labels.classes`; [1] for values
     epochs: int  # that were run
     best_epoch: int  # from 1
-    scores: Mapping[str, Mapping[str, float]]  # `validation` and `test` → metric → value
+    scores: Mapping[str, Mapping[str, float]]  # `validation` and `test` → metric → value; undefined ones left out
+
+    def predictions(
+        self, states: States, rows: NDArray[np.int64], n_outputs: int, device: torch.device
+    ) -> NDArray[Any]:
+        """Predicts rows: the probability of each class, 0 for those without training rows; or the value.
+
+        Args:
+            states: of all rows.
+            rows: int64 [n], positions in `states`.
+            n_outputs: classes of the labels; 1 for values.
+            device: of the pooler.
+
+        Returns:
+            Float [n, n_outputs], of the dtype of the head's weights.
+        """
+        found = np.zeros((len(rows), n_outputs), self.head.weight.dtype)
+        with torch.no_grad():
+            for start in range(0, len(rows), _ROWS):
+                part = slice(start, start + _ROWS)
+                vectors = states.pooled(self.pooler, rows[part], device).cpu().numpy()
+                found[part, self.classes] = self.head.scores(vectors)
+        return found
 
 
 class _Network(nn.Module):
@@ -81,7 +107,9 @@ def fit_pooler(
 ) -> Fitted:
     """Trains until the validation loss has not improved for some epochs (`config.patience`).
 
-    AdamW; cross-entropy, or squared error on values scaled to mean 0 and variance 1.
+    AdamW; cross-entropy for classes, binary cross-entropy for rows of several labels, squared error for values and
+    for the ranks of ordinal classes, scaled to mean 0 and variance 1. The head has the classes of the training
+    rows, as in scikit-learn; rows of other classes count as missed in the scores.
 
     Args:
         shape: of the pooler.
@@ -95,18 +123,25 @@ def fit_pooler(
 
     Raises:
         Stopped: `stop` was set.
+        InputError: there are fewer than two training rows, or no validation row has a class of theirs.
         ModelError: the loss is not finite.
     """
+    if len(split.train) < 2:
+        raise InputError(
+            f"{len(split.train)} rows are left to train on",
+            hint="label more rows, or lower --validation and --test",
+        )
+    targets = _targets(labels, split, balanced=config.class_weight == "balanced")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = _Network(shape, len(labels.classes) or 1).to(device)
-    training = _Training(network, states, labels, split, config, device, stop)
+        network = _Network(shape, len(targets.classes)).to(device)
+    training = _Training(network, states, labels, split, targets, config, device, stop)
     training.learn_scale()
     best, best_loss, best_epoch, epoch = copy.deepcopy(network.state_dict()), np.inf, 0, 0
     for epoch in range(1, config.epochs + 1):
         loss = training.one_epoch()
         outputs = training.outputs(split.validation)
-        validation_loss = float(training.loss(outputs, split.validation))
+        validation_loss = float(targets.loss(outputs, split.validation))
         if not np.isfinite(loss + validation_loss):
             raise ModelError(
                 f"the loss is not finite in epoch {epoch}", hint="use a smaller --lr, or check the labels"
@@ -114,15 +149,95 @@ def fit_pooler(
         is_best = validation_loss < best_loss
         if is_best:
             best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), validation_loss, epoch
-        score = next(iter(training.metrics(outputs, split.validation).values()))
+        score = next(iter(targets.measures(outputs, split.validation).values()), None)
         on_epoch(Epoch(epoch, loss, validation_loss, score, is_best))
         if epoch - best_epoch >= config.patience:
             break
     network.load_state_dict(best)
     parts = {"validation": split.validation, "test": split.test}
-    scores = {name: training.metrics(training.outputs(rows), rows) for name, rows in parts.items() if len(rows)}
+    scores = {name: targets.measures(training.outputs(rows), rows) for name, rows in parts.items() if len(rows)}
     network.eval().requires_grad_(requires_grad=False)
-    return Fitted(network.pooler, training.head(), epoch, best_epoch, scores)
+    return Fitted(network.pooler, training.head(), targets.classes, epoch, best_epoch, scores)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The targets of a training, as its loss takes them."""
+
+    labels: Labels
+    #: [N]: int64, position of the row's class in `classes`, or -1; float32 [N, C], 1 for a row's labels; float64,
+    #: values scaled to mean 0 and variance 1.
+    scaled: NDArray[Any]
+    classes: NDArray[np.int64]  # as in `Fitted`
+    weight: NDArray[np.float32] | None  # [C] weights in the loss; None for equal ones
+    mean: float  # of the training rows' values, in their unit; 0 for classes
+    spread: float  # standard deviation of these; 1 for classes
+
+    def loss(self, outputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Returns the mean loss of outputs [n, C] for these rows, less those of a class not trained on."""
+        targets = torch.from_numpy(self.scaled[rows]).to(outputs.device)
+        weight = None if self.weight is None else torch.from_numpy(self.weight).to(outputs.device)
+        if self.labels.task == "classification":
+            return nn.functional.cross_entropy(outputs, targets, weight=weight, ignore_index=-1)
+        if self.labels.task == "multilabel":
+            return nn.functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weight)
+        return nn.functional.mse_loss(outputs[:, 0], targets.float())
+
+    def measures(self, outputs: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Returns the task's metrics for outputs [n, C] of these rows; those undefined for them are left out."""
+        from sklearn import metrics
+
+        truth, found = self.labels.targets[rows], outputs.double().cpu().numpy()
+        if self.labels.task == "classification":
+            chosen = self.classes[found.argmax(axis=1)]
+            return {
+                "accuracy": float(metrics.accuracy_score(truth, chosen)),
+                "macro_f1": float(metrics.f1_score(truth, chosen, average="macro", zero_division=0.0)),
+            }
+        if self.labels.task == "multilabel":
+            sets = np.zeros(truth.shape, np.bool_)
+            sets[:, self.classes] = found >= 0
+            return {
+                f"{average}_f1": float(metrics.f1_score(truth, sets, average=average, zero_division=0.0))
+                for average in ("macro", "micro")
+            }
+        # In the scaled unit: squares of values near 1e300 would overflow.
+        scaled = self.scaled[rows]
+        error = {"mean_absolute_error": float(np.abs(scaled - found[:, 0]).mean()) * self.spread}
+        if self.labels.task == "ordinal":
+            ranks = np.floor(found[:, 0] * self.spread + self.mean + 0.5).clip(0, len(self.labels.classes) - 1)
+            kappa = metrics.cohen_kappa_score(truth, ranks.astype(np.int64), weights="quadratic")
+            defined = {"qwk": float(kappa)} if np.isfinite(kappa) else {}
+            return {**defined, "accuracy": float((ranks == truth).mean()), **error}
+        return {**({"r2": float(metrics.r2_score(scaled, found[:, 0]))} if np.ptp(scaled) else {}), **error}
+
+
+def _targets(labels: Labels, split: Split, *, balanced: bool) -> _Targets:
+    targets = labels.targets
+    train, weight = targets[split.train], None
+    if labels.task == "classification":
+        classes, counts = np.unique(train, return_counts=True)
+        place = np.full(len(labels.classes), -1, np.int64)
+        place[classes] = np.arange(len(classes))
+        if not np.isin(targets[split.validation], classes).any():
+            raise InputError(
+                "no validation row has a class that training rows have", hint="label more rows, or larger groups"
+            )
+        if balanced:  # as in scikit-learn
+            weight = (len(train) / (len(classes) * counts)).astype(np.float32)
+        return _Targets(labels, place[targets], classes, weight, 0.0, 1.0)
+    if labels.task == "multilabel":
+        counts = train.sum(axis=0)
+        classes = np.flatnonzero(counts)
+        if balanced:  # a label's rows weigh as much as all others together
+            weight = ((len(train) - counts) / np.maximum(counts, 1))[classes].astype(np.float32)
+        return _Targets(labels, targets[:, classes].astype(np.float32), classes, weight, 0.0, 1.0)
+    # Divided by the largest value first: squares of values near 1e300 would overflow.
+    unit = float(np.abs(train).max()) or 1.0
+    mean, spread = float((train / unit).mean()), float((train / unit).std()) or 1.0
+    return _Targets(
+        labels, (targets / unit - mean) / spread, np.zeros(1, np.int64), None, mean * unit, spread * unit
+    )
 
 
 @dataclass
@@ -133,6 +248,7 @@ class _Training:
     states: States
     labels: Labels
     split: Split
+    targets: _Targets
     config: FitConfig
     device: torch.device
     stop: threading.Event
@@ -140,19 +256,6 @@ class _Training:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.config.seed)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.config.lr)
-        targets, train = self.labels.targets, self.labels.targets[self.split.train]
-        self.mean, self.spread = 0.0, 1.0
-        self.class_weight: Tensor | None = None
-        if n_classes := len(self.labels.classes):
-            self.targets = torch.from_numpy(targets.astype(np.int64))
-            if self.config.class_weight == "balanced":
-                # As in scikit-learn, n / (classes x rows of the class), but a class may have no training row.
-                counts = np.bincount(train.astype(np.int64), minlength=n_classes)
-                weight = len(train) / (n_classes * np.maximum(counts, 1))
-                self.class_weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
-        else:
-            self.mean, self.spread = float(train.mean()), float(train.std()) or 1.0
-            self.targets = torch.from_numpy(((targets - self.mean) / self.spread).astype(np.float32))
 
     def learn_scale(self) -> None:
         """Sets the scaling to the statistics of the untrained pooler's vectors."""
@@ -166,12 +269,13 @@ class _Training:
         self.network.train()
         rows = self.random.permutation(self.split.train)
         total = 0.0
-        # Batches of nearly equal size: a last batch of one row would have no variance.
-        for batch in np.array_split(rows, -(-len(rows) // self.config.batch_size)):
+        # Batches of nearly equal size, of at least two rows: a single one has no variance.
+        n_batches = min(-(-len(rows) // self.config.batch_size), len(rows) // 2)
+        for batch in np.array_split(rows, n_batches):
             self._raise_if_stopped()
             self.optimizer.zero_grad()
             vectors = self.states.pooled(self.network.pooler, self.labels.rows[batch], self.device)
-            loss = self.loss(self.network.of_vectors(vectors), batch)
+            loss = self.targets.loss(self.network.of_vectors(vectors), batch)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.item() * len(batch)
@@ -183,30 +287,6 @@ class _Training:
         self.network.eval()
         return torch.cat([self.network.of_vectors(vectors) for vectors in self._vectors(rows)])
 
-    def loss(self, outputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Returns the mean loss of outputs [n, outputs] for these rows."""
-        targets = self.targets[rows].to(self.device)
-        if self.labels.classes:
-            return nn.functional.cross_entropy(outputs, targets, weight=self.class_weight)
-        return nn.functional.mse_loss(outputs[:, 0], targets)
-
-    def metrics(self, outputs: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Returns accuracy and macro-F1, or R² and the mean absolute error in the labels' unit."""
-        from sklearn import metrics
-
-        targets, found = self.labels.targets[rows], outputs.cpu().numpy()
-        if self.labels.classes:
-            chosen = found.argmax(axis=1)
-            return {
-                "accuracy": float(metrics.accuracy_score(targets, chosen)),
-                "macro_f1": float(metrics.f1_score(targets, chosen, average="macro", zero_division=0.0)),
-            }
-        values = found[:, 0].astype(np.float64) * self.spread + self.mean
-        return {
-            "r2": float(metrics.r2_score(targets, values)),
-            "mean_absolute_error": float(metrics.mean_absolute_error(targets, values)),
-        }
-
     def head(self) -> PredictionHead:
         """Returns the head with the scaling folded in: W (v - m) / s + b = (W / s) v + (b - (W / s) m)."""
         scale, linear = self.network.scale, self.network.linear
@@ -215,9 +295,15 @@ class _Training:
         deviation = torch.sqrt(scale.running_var.double() + scale.eps)
         weight = linear.weight.double() / deviation
         bias = linear.bias.double() - weight @ scale.running_mean.double()
-        weight, bias = weight * self.spread, bias * self.spread + self.mean
-        arrays = weight.float().cpu().numpy(), bias.float().cpu().numpy()
-        return PredictionHead(*arrays, self.labels.classes, self.labels.task)
+        weight, bias = weight * self.targets.spread, bias * self.targets.spread + self.targets.mean
+        # Predictions have the dtype of the weights, and values may be beyond the range of float32.
+        fits = self.targets.spread > _SMALLEST and max(abs(self.targets.mean), self.targets.spread) < _LARGEST
+        dtype = torch.float32 if fits else torch.float64
+        names = self.labels.classes
+        if self.labels.task in {"classification", "multilabel"}:
+            names = tuple(names[number] for number in self.targets.classes)
+        arrays = weight.to(dtype).cpu().numpy(), bias.to(dtype).cpu().numpy()
+        return PredictionHead(*arrays, names, self.labels.task)
 
     @torch.no_grad()
     def _vectors(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:

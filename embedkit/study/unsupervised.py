@@ -72,7 +72,7 @@ def count_frequencies(
         "kind": "idf",
         "vocabulary": vocabulary_hash(entries, lowercase=setup.lowercase),
         "n_documents": n_documents,
-        "text": {"prompt": tokenizer.prompt, "max_length": tokenizer.max_length, "on_long": config.text.on_long},
+        "text": {"prompt": tokenizer.prompt, "max_length": tokenizer.max_length, "on_long": setup.on_long},
         "rows": rows,
     }
     return recipe, {"document_frequencies": frequencies}

@@ -134,7 +134,9 @@ class Verdict:
         layers = [
             row.candidate.layers[0]
             for row in others
-            if len(row.candidate.layers) == 1 and row.candidate.poolings == winner.candidate.poolings
+            if len(row.candidate.layers) == 1
+            and row.candidate.model == winner.candidate.model
+            and row.candidate.poolings == winner.candidate.poolings
         ]
         of_layers = ""
         if layers:
@@ -174,7 +176,7 @@ def decide(
     main = [of.by_metric[metric] for of in scores]
     means = [math.fsum(of_folds) / len(of_folds) for of_folds in main]
     best = min(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
-    named = {of: f"last-layer {'CLS' if of.pool == 'cls' else of.pool}" for of in baselines}
+    named = {of: of.baseline_name for of in baselines}
 
     def versus(place: int, other: int) -> Interval:
         pairs = zip(main[place], main[other], strict=True)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 
 import embedkit
 from embedkit.cli import run
-from embedkit.errors import Stopped
+from embedkit.errors import InputError, Stopped
 from embedkit.pooling.select import choose
 from embedkit.storage.atomic import temporary_name
 from tests import tiny_models
@@ -331,6 +332,46 @@ def test_states_stay_after_a_disk_error_and_the_same_command_continues(fit, embe
         )
         assert embedkit_cli(*command, path).code == 0
     assert not (tmp_path / ".p.safetensors.states").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "what"),
+    [
+        (InputError("the training failed", hint="none"), 3, "error: the training failed\n"),
+        (ValueError("of torch"), 1, "internal error of embedkit: ValueError"),
+        (OSError(5, "Input/output error"), 5, "error: Input/output error\n"),
+    ],
+)
+@pytest.mark.parametrize("removal", [PermissionError(13, "Permission denied"), RuntimeError("of a file system")])
+def test_a_failed_removal_of_the_states_does_not_hide_why_the_fit_failed(
+    fault, code, what, removal, embedkit_cli, bert, table, tmp_path, monkeypatch
+):
+    def failing(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    monkeypatch.setattr("embedkit.study.training.fit_pooler", failing(fault))
+    monkeypatch.setattr("embedkit.study.encode_states.remove_tree", failing(removal))
+    command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
+    ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
+    assert ran.code == code
+    assert what in ran.err
+    folder = tmp_path / ".p.safetensors.states"
+    kept = f"{folder} keeps the computed states" if code == 5 else f"{folder} holds states computed from the texts"
+    assert kept in ran.err
+
+
+def test_states_that_are_gone_do_not_hide_why_the_fit_failed(embedkit_cli, bert, table, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        shutil.rmtree(tmp_path / ".p.safetensors.states")
+        raise InputError("the training failed", hint="none")
+
+    monkeypatch.setattr("embedkit.study.training.fit_pooler", fail)
+    command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
+    ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
+    assert (ran.code, ran.told[-2:]) == (3, ["error: the training failed", "hint: none"])
 
 
 def test_two_fits_into_one_file_at_a_time_are_refused(embedkit_cli, bert, table, tmp_path):

@@ -22,12 +22,14 @@ from embedkit.cli.options import run_config
 from embedkit.config import LabelConfig
 from embedkit.errors import Stopped
 from embedkit.study.candidates import PooledVectors, all_candidates
-from embedkit.study.run_sweep import SweepConfig, sweep
+from embedkit.study.run_sweep import sweep
+from embedkit.study.sweep_config import SweepConfig
 from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle, pool
 from tests.tiny_models import CORPUS
 
-FILES = {"vectors", "results.parquet", "summary.json", "summary.txt", "heatmap.png", "heatmap.svg"}
+FILES = {"vectors", "costs.json", "results.parquet", "summary.json", "summary.txt", "heatmap.png", "heatmap.svg"}
+MEASURED = {"costs.json", "results.parquet", "summary.json"}  # they hold seconds
 PLANTED = 2  # of layers 0 to 3
 
 
@@ -94,7 +96,7 @@ def swept(bert, one_thread, tmp_path_factory):
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Empty heat maps, where they are not the subject: drawing takes most of a small sweep's time."""
-    monkeypatch.setattr("embedkit.study.sweep_files._heat_map", lambda *_: {"png": b"", "svg": b""})
+    monkeypatch.setattr("embedkit.study.sweep_files.heat_map", lambda *_: {"png": b"", "svg": b""})
 
 
 def test_the_layer_in_which_the_signal_was_planted_wins(swept):
@@ -190,32 +192,31 @@ def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
 
     folder = tmp_path / "out"
     watcher = StopsAfterAShard()
-    config = SweepConfig(
-        run=run_config(
-            [str(swept.input)],
-            output=str(folder / "vectors"),
-            output_format="arrow",
-            layers="all",
-            layer_agg="separate",
-            normalize=False,
-            model=str(bert),
-            exclude_special=True,
-            shard_rows=50,
-            batch_tokens="512",
-        ),
-        folder=folder,
-        labels=LabelConfig("value", group="patient", seed=3),
+    run = run_config(
+        [str(swept.input)],
+        output=str(folder / "vectors"),
+        output_format="arrow",
+        layers="all",
+        layer_agg="separate",
+        normalize=False,
+        model=str(bert),
+        exclude_special=True,
+        shard_rows=50,
+        batch_tokens="512",
     )
+    config = SweepConfig((run,), folder, LabelConfig("value", group="patient", seed=3))
     with pytest.raises(Stopped):
-        sweep(config, watcher, watcher.stop, command=lambda _: "", on_candidate=lambda *_: None)
+        sweep(config, watcher, watcher.stop, command=lambda *_: "", on_candidate=lambda *_: None)
     committed = {path: path.stat().st_mtime_ns for path in (folder / "vectors/embeddings").iterdir()}
     assert 1 <= len(committed) < 4
     assert command_line([*swept.arguments, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
     assert committed.items() <= {path: path.stat().st_mtime_ns for path in committed}.items()
-    for name in FILES - {"vectors"}:
+    for name in FILES - {"vectors", *MEASURED}:
         assert (folder / name).read_bytes() == (swept.folder / name).read_bytes(), name
+    tables = [pq.read_table(of / "results.parquet").drop("seconds_per_1000_rows") for of in (folder, swept.folder)]
+    assert tables[0].equals(tables[1])
     # Another label needs no other vectors.
-    monkeypatch.setattr("embedkit.study.sweep_files._heat_map", lambda *_: {"png": b"", "svg": b""})
+    monkeypatch.setattr("embedkit.study.sweep_files.heat_map", lambda *_: {"png": b"", "svg": b""})
     again = [word if word != "value" else "kind" for word in swept.arguments]
     assert command_line([*again, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, r2_score, roc_auc_score
 
 from embedkit.config import LabelConfig
 from embedkit.config.fit_config import FitConfig
@@ -15,7 +15,7 @@ from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.pooling.trained import PoolerShape
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
-from embedkit.study.splits import split_rows
+from embedkit.study.splits import Split, split_rows
 from embedkit.study.training import fit_pooler
 from embedkit.study.unsupervised import fit_rotation
 
@@ -46,7 +46,7 @@ def made_up(of_tokens, *, rows=240, seed=3):
             states[token, 0] += 6
             states[token, 3] = 4 * value
             found.append(states)
-    return States(pa.table({"row": range(rows)}), found, n_layers=N_LAYERS, of_tokens=of_tokens), values
+    return States(found, n_layers=N_LAYERS, of_tokens=of_tokens), values
 
 
 def labels_of(values, *, task="classification"):
@@ -155,6 +155,86 @@ def test_an_infinite_loss_and_a_signal_end_the_training():
     config = FitConfig("weighted-layers", "x.safetensors", LabelConfig("label"))
     with pytest.raises(Stopped):
         fit_pooler(SHAPES[3], states, labels, split, config, torch.device("cpu"), lambda _: None, stop)
+
+
+def one_split(train, validation, test=()):
+    return Split(*(np.array(rows, np.int64) for rows in (train, validation, test)))
+
+
+def train_on(labels, states, split, *, device="cpu", **settings):
+    settings = {"epochs": 25, "lr": 0.01, "batch_size": 16, "patience": 25} | settings
+    config = FitConfig("mean", "x.safetensors", LabelConfig("label"), **settings)
+    return fit_pooler(
+        SHAPES[5], states, labels, split, config, torch.device(device), lambda _: None, threading.Event()
+    )
+
+
+@pytest.mark.parametrize("n_train", [2, 3, 33])
+def test_no_batch_has_a_single_row(n_train):
+    states, values = made_up(of_tokens=False, rows=60)
+    found = train_on(labels_of(values), states, one_split(range(n_train), range(40, 60)), batch_size=2, epochs=2)
+    assert found.epochs == 2
+    with pytest.raises(InputError, match="1 rows are left to train on"):
+        train_on(labels_of(values), states, one_split([0], range(40, 60)))
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1e300])
+def test_values_of_any_size_are_predicted_in_their_unit(unit):
+    states, values = made_up(of_tokens=False)
+    labels = Labels("regression", np.arange(240), (100 + 10 * values) / 120 * unit, (), None)
+    found = train_on(labels, states, one_split(range(160), range(160, 200), range(200, 240)), epochs=40)
+    assert found.scores["test"]["r2"] >= 0.6
+    predicted = found.predictions(states, np.arange(200, 240), 1, torch.device("cpu"))[:, 0]
+    # The same R² by scikit-learn, in a unit in which squares are finite.
+    assert r2_score(labels.targets[200:] / unit, predicted / unit) == pytest.approx(
+        found.scores["test"]["r2"], abs=1e-3
+    )
+
+
+def test_a_class_without_training_rows_is_no_class_of_the_head_and_its_rows_count_as_missed():
+    states, values = made_up(of_tokens=False)
+    train, rest = np.flatnonzero(values[:160] != 1), np.arange(160, 240)
+    found = train_on(labels_of(values), states, one_split(train, rest, rest))
+    assert found.head.classes == ("a", "c")
+    predicted = found.predictions(states, rest, 3, torch.device("cpu"))
+    assert not predicted[:, 1].any()
+    assert predicted.sum(axis=1) == pytest.approx(np.ones(80), abs=1e-6)
+    chosen = predicted.argmax(axis=1)
+    assert found.scores["test"] == pytest.approx(
+        {
+            "accuracy": accuracy_score(values[rest], chosen),
+            "macro_f1": f1_score(values[rest], chosen, average="macro"),
+        }
+    )
+    assert found.scores["test"]["accuracy"] < (values[rest] != 1).mean() + 1e-9
+    with pytest.raises(InputError, match="no validation row has a class"):
+        train_on(labels_of(values), states, one_split(train, np.flatnonzero(values == 1)))
+
+
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
+def test_several_labels_a_row_are_learned_one_by_one(class_weight):
+    states, values = made_up(of_tokens=False)
+    sets = np.stack([values == 1, values >= 1, np.zeros(240, np.bool_)], axis=1)
+    labels = Labels("multilabel", np.arange(240), sets, ("one", "more", "never"), None)
+    split = one_split(range(160), range(160, 200), range(200, 240))
+    found = train_on(labels, states, split, class_weight=class_weight)
+    assert found.head.classes == ("one", "more")  # nothing can be learned of a label that no row has
+    predicted = found.predictions(states, split.test, 3, torch.device("cpu"))
+    assert roc_auc_score(sets[split.test][:, :2], predicted[:, :2]) >= 0.8
+    expected = f1_score(sets[split.test], predicted >= 0.5, average="macro", zero_division=0)
+    assert found.scores["test"]["macro_f1"] == pytest.approx(expected)
+
+
+def test_ordinal_classes_are_learned_as_ranks():
+    states, values = made_up(of_tokens=False)
+    labels = Labels("ordinal", np.arange(240), values, ("0", "1", "2"), None)
+    split = one_split(range(160), range(160, 200), range(200, 240))
+    found = train_on(labels, states, split)
+    ranks = found.predictions(states, split.test, 1, torch.device("cpu"))[:, 0]
+    nearest = np.clip(np.floor(ranks + 0.5), 0, 2)
+    kappa = cohen_kappa_score(values[split.test], nearest, weights="quadratic")
+    assert found.scores["test"]["qwk"] == pytest.approx(kappa)
+    assert kappa >= 0.6
 
 
 # Splits ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from embedkit.cli import doctor, encode, fit, inspect, plan, printing, report, sweep, verify
+from embedkit.cli import completion, doctor, encode, fit, inspect, plan, printing, report, sweep, verify
 from embedkit.cli.machine_errors import as_machine_error
 from embedkit.cli.parsing import WRONG_USAGE, Command, Group, as_usage_error
 from embedkit.engines.signals import leave_on_signal
@@ -34,14 +34,16 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command("encode", cls=Command)(encode.encode)
-app.command("plan", cls=Command)(plan.plan)
-app.command("sweep", cls=Command)(sweep.sweep)
-app.command("fit", cls=Command)(fit.fit)
-app.command("inspect", cls=Command)(inspect.inspect)
-app.command("verify", cls=Command)(verify.verify)
-app.command("report", cls=Command)(report.report)
-app.command("doctor", cls=Command)(doctor.doctor)
+#: The commands by the sections of `--help`.
+_COMMANDS = {
+    "Embed": (encode.encode, plan.plan),
+    "Compare and train on labels": (sweep.sweep, fit.fit),
+    "Look at outputs": (inspect.inspect, verify.verify, report.report),
+    "Set up": (doctor.doctor, completion.completion),
+}
+for _section, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(_command.__name__, cls=Command, rich_help_panel=_section)(_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -87,6 +89,8 @@ def _is_resumable(arguments: Sequence[str]) -> bool:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
+    if completion.is_completion():
+        return completion.complete(command_tree())
     # Not `app(...)`: that ends the process with 1 at any broken pipe, be it stderr's or a worker's.
     try:
         with command_tree().make_context("embedkit", list(arguments)) as context:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from embedkit.cli.config_file import read_config_file
+from embedkit.cli.option_values import completions_of
 from embedkit.cli.output_names import absolute_name, default_output
 from embedkit.cli.output_names import output_format as format_of
 from embedkit.config import (
@@ -39,7 +40,8 @@ _Config = TypeVar("_Config")
 
 def argument(name: str, kind: Any, metavar: str, text: str) -> Parameter:
     """Declares an argument; `text` is its help."""
-    annotation = Annotated[kind, typer.Argument(metavar=metavar, help=text)]
+    declaration = typer.Argument(metavar=metavar, help=text, autocompletion=completions_of(name))
+    annotation = Annotated[kind, declaration]
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation)
 
 
@@ -49,7 +51,7 @@ def option(
     """Declares an option.
 
     Args:
-        declared: its names and then its metavar, if any, as in `-o --output FILE`.
+        declared: its names and then its metavar, as in `-o --output FILE`; by default the name in capitals.
         default: its default value, or its type if it has none.
         text: its help.
         required: True if the command cannot run without it.
@@ -58,14 +60,17 @@ def option(
     """
     words = declared.split()
     names = [word for word in words if word.startswith("-")]
-    metavar = words[-1] if len(words) > len(names) else None
     is_type = not isinstance(default, (str, int, float))
     kind = (default if required else default | None) if is_type else type(default)
+    long_name = names[-1].partition("/")[0].lstrip("-")
+    metavar = words[-1] if len(words) > len(names) else None if kind in (bool, bool | None) else long_name.upper()
+    name = name or long_name.replace("-", "_")
+    declaration = typer.Option(*names, metavar=metavar, help=text, autocompletion=completions_of(name), **more)
     return Parameter(
-        name or names[-1].partition("/")[0].lstrip("-").replace("-", "_"),
+        name,
         Parameter.KEYWORD_ONLY,
         default=Parameter.empty if required else None if is_type else default,
-        annotation=Annotated[kind, typer.Option(*names, metavar=metavar, help=text, **more)],
+        annotation=Annotated[kind, declaration],
     )
 
 

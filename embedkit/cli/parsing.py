@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from embedkit.cli import environment
+from embedkit.cli.progress import make_callbacks
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_there
 from embedkit.suggest import LIKENESS, closest_names
@@ -28,6 +31,7 @@ _LIBRARY_PATHS = frozenset({"out", "outs", "output", "model"})
 #: Dashes that word processors and web pages put in place of `--`.
 _LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _GIVEN = "embedkit.given"
+_FROM_ENVIRONMENT = "embedkit.from_environment"
 
 #: Options of other tools, by the option here; of several, the first that the command has is suggested.
 _OPTION_SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -140,6 +144,14 @@ class Group(TyperGroup):
         )
 
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands of `--help` in sections, each with its first sentence."""
+        width = formatter.width - max(map(len, self.commands)) - 6
+        for title, commands in groupby(self.commands.values(), lambda command: command.rich_help_panel):
+            with formatter.section(title):
+                formatter.write_dl([(str(one.name), one.get_short_help_str(width)) for one in commands])
+
+
 class Command(TyperCommand):
     """One command. The values of a repeated option are joined if it takes a comma list, else it is an error."""
 
@@ -151,6 +163,8 @@ class Command(TyperCommand):
         """
         given = _given(self.params, args)
         ctx.meta[_GIVEN] = {one.parameter.name: one.value for one in given}
+        ctx.meta[_FROM_ENVIRONMENT] = environment.defaults(self.params)
+        ctx.default_map = {**ctx.meta[_FROM_ENVIRONMENT], **(ctx.default_map or {})}
         for one in given:
             _check_not_empty(one.parameter, one.value)
         joined = _joined(given)
@@ -166,13 +180,27 @@ class Command(TyperCommand):
         _check_values(self.params, ctx.params)
         return rest
 
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, after a note about each value from an environment variable."""
+        callbacks = make_callbacks(ctx.params.get("progress", "auto"), quiet=ctx.params.get("quiet", False))
+        for sentence in environment.notes(ctx, ctx.meta[_FROM_ENVIRONMENT]):
+            callbacks.notice(sentence)
+        return super().invoke(ctx)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns what follows the command in the usage line: its arguments, then `[OPTIONS]`."""
+        arguments = [one.metavar for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        return [*arguments, self.options_metavar]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the options of `--help` in sections, those without a section last."""
         sections: dict[str, list[Any]] = {}
         for parameter in self.get_params(ctx):
             is_argument = parameter.param_type_name == "argument"
             title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
-            sections.setdefault(title, []).append(parameter.get_help_record(ctx))
+            names, text = parameter.get_help_record(ctx)
+            # Typer adds the Python type to the name of an argument.
+            sections.setdefault(title, []).append((parameter.metavar if is_argument else names, text))
         sections["Options"] = sections.pop("Options")
         for title, rows in sections.items():
             with formatter.section(title):

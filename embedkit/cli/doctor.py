@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import re
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from embedkit.cli.options import option, takes
 from embedkit.models.repository.aliases import all_aliases
 from embedkit.models.repository.hub_cache import cache_folder
 from embedkit.models.repository.resolve import is_here
@@ -40,27 +43,49 @@ _ATTENTION = {
 }
 
 
-def doctor() -> None:
+@takes(option("--json", False, "Print one JSON object.", name="as_json"))
+def doctor(*, as_json: bool) -> None:
     """Show devices, versions, caches and model aliases.
 
     Also shows what is missing for full speed.
     """
+    cpu, gpus, missing = _cpu(), list(_gpus()), list(_missing())
+    packages = {package: _version(package) for package in _PACKAGES}
+    cache = cache_folder()
+    aliases = {alias: is_here(alias) for alias in all_aliases().values()}
+    if as_json:
+        facts = {
+            "python": platform.python_version(),
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "packages": packages,
+            "cpu": cpu,
+            "gpus": gpus,
+            "cuda": _cuda(),
+            "mps": _has_mps(),
+            "missing": [{"problem": problem, "remedy": remedy} for problem, remedy in missing],
+            "hub_cache": str(cache),
+            "aliases": [
+                {"name": alias.name, "casing": alias.casing, "hub": alias.hub, "on_this_machine": is_present}
+                for alias, is_present in aliases.items()
+            ],
+        }
+        print(json.dumps(facts))
+        return
     print(f"python     {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in _PACKAGES:
-        print(f"{package:<22} {_version(package) or 'not installed'}")
+    for package, installed in packages.items():
+        print(f"{package:<22} {installed or 'not installed'}")
     print()
-    for line in (*_cpu(), *_gpus()):
+    for line in (*_cpu_lines(cpu), *_gpu_lines(gpus)):
         print(line)
-    missing = list(_missing())
     if missing:
         print("\nmissing for full speed:")
     for problem, remedy in missing:
         print(f"- {problem}\n  {remedy}")
-    cache = cache_folder()
     print(f"\nhub cache  {cache}{'' if seems_folder(cache) else ' (empty)'}\n")
     print("aliases (for --model; * = on this machine):")
-    for alias in all_aliases().values():
-        print(f"{'*' if is_here(alias) else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")
+    for alias, is_present in aliases.items():
+        print(f"{'*' if is_present else ' '} {alias.name:<28} {alias.casing:<8} {alias.hub}")
 
 
 def _version(package: str) -> str | None:
@@ -70,26 +95,36 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> Iterator[str]:
+def _cpu() -> dict[str, Any]:
     import torch
 
-    from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+    from embedkit.models.native.kernels import load_kernels
     from embedkit.models.native.linear import has_int8_dot_products
 
-    # torch has no public names for these.
-    features = {
-        "VNNI": torch.cpu._is_vnni_supported(),  # noqa: SLF001
-        "bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
-        "AMX": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
+    return {
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        # torch has no public names for these.
+        "features": {
+            "VNNI": torch.cpu._is_vnni_supported(),  # noqa: SLF001
+            "bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
+            "AMX": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
+        },
+        "int8": has_int8_dot_products(),
+        "kernels": load_kernels() is not None,
     }
-    shown = ", ".join(name if present else f"no {name}" for name, present in features.items())
-    yield f"cpu        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}: {shown}"
-    int8 = "supported" if has_int8_dot_products() else "not supported: this CPU has no AVX-512 VNNI"
-    yield f"--dtype int8: {int8}"
-    yield f"kernels    {'compiled for this CPU' if load_kernels() else 'none: ' + NO_COMPILER}"
 
 
-def _gpus() -> Iterator[str]:
+def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
+    from embedkit.models.native.kernels import NO_COMPILER
+
+    shown = ", ".join(name if present else f"no {name}" for name, present in cpu["features"].items())
+    yield f"cpu        {cpu['threads']} threads, {cpu['capability']}: {shown}"
+    yield f"--dtype int8: {'supported' if cpu['int8'] else 'not supported: this CPU has no AVX-512 VNNI'}"
+    yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + NO_COMPILER}"
+
+
+def _gpus() -> Iterator[dict[str, Any]]:
     import torch
 
     from embedkit.models.varlen_attention import usable
@@ -97,18 +132,46 @@ def _gpus() -> Iterator[str]:
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = (properties.major, properties.minor)
-        dtype = "bf16" if capability >= _AMPERE else "no bf16: --dtype auto is fp16"
+        yield {
+            "device": f"cuda:{number}",
+            "name": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "memory_gib": round(properties.total_memory / 2**30),
+            "bf16": capability >= _AMPERE,
+            "attention": _ATTENTION[usable(torch.device("cuda", number), torch.float16, None)[0]],
+        }
+
+
+def _cuda() -> dict[str, str | None]:
+    """Returns the CUDA version that torch is built for, the newest that the driver supports, and Triton's version."""
+    import torch
+
+    return {"torch": torch.version.cuda, "driver": _driver(), "triton": _triton()}
+
+
+def _triton() -> str | None:
+    return (_version("triton") or "installed") if find_spec("triton") else None
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def _gpu_lines(gpus: list[dict[str, Any]]) -> Iterator[str]:
+    for gpu in gpus:
+        dtype = "bf16" if gpu["bf16"] else "no bf16: --dtype auto is fp16"
         yield (
-            f"cuda:{number:<5} {properties.name}, compute capability {properties.major}.{properties.minor}, "
-            f"{properties.total_memory / 2**30:.0f} GiB, {dtype}"
+            f"{gpu['device']:<10} {gpu['name']}, compute capability {gpu['compute_capability']}, "
+            f"{gpu['memory_gib']} GiB, {dtype}"
         )
-        attention = usable(torch.device("cuda", number), torch.float16, None)[0]
-        yield f"           packed attention by {_ATTENTION[attention]}"
-    if torch.cuda.device_count():
-        yield f"cuda       torch is built for CUDA {torch.version.cuda}, the driver supports {_driver() or 'it'}"
-        triton = _version("triton") or "installed"
-        yield f"compile    {f'Triton {triton}' if find_spec('triton') else 'no Triton'}"
-    elif torch.backends.mps.is_available():
+        yield f"           packed attention by {gpu['attention']}"
+    if gpus:
+        cuda = _cuda()
+        yield f"cuda       torch is built for CUDA {cuda['torch']}, the driver supports {cuda['driver'] or 'it'}"
+        yield f"compile    {f'Triton {triton}' if (triton := cuda['triton']) else 'no Triton'}"
+    elif _has_mps():
         yield "mps        available"
     else:
         yield "no GPU: --device auto means cpu"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from embedkit.cli.options import argument, takes
+import json
+
+from embedkit.cli.options import argument, option, takes
 
 
-@takes(argument("out", str, "OUT", "Folder or file written by encode."))
-def inspect(*, out: str) -> None:
+@takes(
+    argument("out", str, "OUT", "Folder or file written by encode."),
+    option("--json", False, "Print one JSON object.", name="as_json"),
+)
+def inspect(*, out: str, as_json: bool) -> None:
     """Show the contents of an output.
 
     Shows rows, dimensions, the recipe, receipts and norms. Needs no model.
@@ -14,5 +19,9 @@ def inspect(*, out: str) -> None:
     # Imports pyarrow: not before, so that `--help` is fast.
     from embedkit.output.inspect import inspect_output, lines
 
-    for line in lines(inspect_output(out)):
+    inspection = inspect_output(out)
+    if as_json:
+        print(json.dumps(inspection.as_json()))
+        return
+    for line in lines(inspection):
         print(line)

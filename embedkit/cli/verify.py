@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from embedkit.errors import OutputError, UsageError
 from embedkit.storage.standard_streams import reserved_for_rows
 
 if TYPE_CHECKING:
-    from embedkit.verify.recompute import ReferenceModel
+    from embedkit.verify.compare import Comparison
+    from embedkit.verify.findings import Verification
 
 #: Number of differing rows to list.
 _LISTED = 20
@@ -33,8 +35,9 @@ _RESAMPLE_OPTIONS = ("input", "model", "revision", "offline", "trust_remote_code
     option("-m --model", str, "Model, if it has moved."),
     *HUB_OPTIONS,
     option("--device", "cpu", "Device for --resample: auto, cpu, cuda, cuda:N, mps."),
+    option("--json", False, "Print one JSON object.", name="as_json"),
 )
-def verify(ctx: typer.Context, *, out: str, resample: int | None, **options: Any) -> None:
+def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool, **options: Any) -> None:
     """Check the files of an output, and on request its vectors.
 
     Checks sizes, SHA-256, page checksums, rows and their order, without a model. With --resample N, also
@@ -51,29 +54,49 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, **options: Any
     from embedkit.verify import verify_output
 
     found = verify_output(Path(out))
-    for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
-    show(found.problems)
+    result = {"path": out, "ok": not found.problems, **found.as_json(), "resample": None}
+    if not as_json:
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        show(found.problems or [_as_written(out, found)])
+    error = None
     if count := len(found.problems):
-        raise OutputError(
+        error = OutputError(
             f"{out} is not as it was written: {count:,} fault{'s' * (count != 1)}", hint=found.way_out
         )
-    print(
+    elif resample is not None:
+        from embedkit.verify.recompute import ReferenceModel, recompute
+
+        reference = take(ReferenceModel, options)
+        with reserved_for_rows(), shown_downloads():
+            compared = recompute(
+                Path(out), resample, seed=options["seed"], inputs=tuple(options["input"] or ()), reference=reference
+            )
+        result |= {"ok": compared.passed, "resample": {"seed": options["seed"], **compared.as_json()}}
+        if not as_json:
+            show(_lines(compared, options["seed"]))
+        if not compared.passed:
+            error = OutputError(
+                f"{out} differs from what the model computes in {len(compared.deviations):,} of "
+                f"{compared.rows:,} rows",
+                hint="encode again with --on-exists overwrite; if it still differs, report it with "
+                "`embedkit doctor`",
+            )
+    if as_json:
+        print(json.dumps(result))
+    if error is not None:
+        raise error
+
+
+def _as_written(out: str, found: Verification) -> str:
+    return (
         f"{out}: as it was written: {found.rows:,} rows, {found.vectors:,} vectors, "
         f"{found.files:,} file{'s' * (found.files != 1)}, {found.bytes / 1e6:,.1f} MB"
     )
-    if resample is not None:
-        from embedkit.verify.recompute import ReferenceModel
-
-        reference = take(ReferenceModel, options)
-        _resample(Path(out), resample, options["seed"], tuple(options["input"] or ()), reference)
 
 
-def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], reference: ReferenceModel) -> None:
-    from embedkit.verify.recompute import recompute
-
-    with reserved_for_rows(), shown_downloads():
-        found = recompute(out, rows, seed=seed, inputs=inputs, reference=reference)
+def _lines(found: Comparison, seed: int) -> list[str]:
+    """Formats a comparison with vectors that were computed again."""
     lines = [str(deviation) for deviation in found.deviations[:_LISTED]]
     lines.append(f"{found.rows:,} random rows (--seed {seed}) recomputed, one at a time in fp32:")
     if found.cosines:
@@ -83,9 +106,4 @@ def _resample(out: Path, rows: int, seed: int, inputs: tuple[str, ...], referenc
         )
     if found.bits:
         lines.append(f"{found.equal_bits:,} of {found.bits:,} bits equal ({found.equal_bits / found.bits:.3%})")
-    show([*lines, f"{'pass' if found.passed else 'FAIL'}: tolerance is {found.tolerance}"])
-    if not found.passed:
-        raise OutputError(
-            f"{out} differs from what the model computes in {len(found.deviations):,} of {found.rows:,} rows",
-            hint="encode again with --on-exists overwrite; if it still differs, report it with `embedkit doctor`",
-        )
+    return [*lines, f"{'pass' if found.passed else 'FAIL'}: tolerance is {found.tolerance}"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,33 @@ class Inspection:
     files: int  # of vectors and metadata, without the records, as are `bytes`
     bytes: int
     model: str | None  # None if the output does not say
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all fields as JSON values; row ranges as `[start, stop]`, vectors by column."""
+        done, planned = self.shards
+        variants = {
+            variant.column: {
+                "dims": variant.dims,
+                "precision": self.precision,
+                "norms": asdict(self.norms[variant.name]) if variant.name in self.norms else None,
+            }
+            for variant in self.variants
+        }
+        return {
+            "path": str(self.path),
+            "complete": self.complete,
+            "rows": self.rows,
+            "shards": {"done": done, "planned": planned},
+            "done": [list(span) for span in self.done],
+            "counts": self.totals.to_json(),
+            "format": self.format,
+            "vectors": variants,
+            "files": self.files,
+            "bytes": self.bytes,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe,
+        }
 
 
 def inspect_output(path: str | Path) -> Inspection:

@@ -6,7 +6,7 @@ one step of that precision is allowed, since rounding may go either way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,17 @@ class Comparison:
             return f"cosine {COSINES[self.dtype]} ({self.dtype})"
         step = {"float32": "", "float16": " and one step of float16", "int8": " and one of 255 steps"}
         return f"|Δ| {FP32:g} of the vector's largest value{step[self.precision]} (fp32)"
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the comparison as JSON values; the cosines as their minimum and mean."""
+        cosines = self.cosines
+        return {
+            **{name: value for name, value in asdict(self).items() if name != "cosines"},
+            "min_cosine": min(cosines) if cosines else None,
+            "mean_cosine": sum(cosines) / len(cosines) if cosines else None,
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+        }
 
     def add(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from embedkit.manifest.schema import Plan, ShardRecord
 from embedkit.output.contents import Contents
@@ -32,6 +33,10 @@ class Verification:
     vectors: int = 0
     files: int = 0  # read, as are `bytes`
     bytes: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all fields as JSON values."""
+        return asdict(self)
 
 
 def wrong_counts(record: ShardRecord, plan: Plan) -> Iterator[str]:

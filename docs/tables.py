@@ -17,7 +17,7 @@ from typing import Any
 
 import embedkit
 from embedkit import errors
-from embedkit.cli import command_tree
+from embedkit.cli import command_tree, environment
 from embedkit.config import poolings
 from embedkit.models.repository import aliases as models
 from embedkit.models.repository import architectures as types_of_model
@@ -107,6 +107,14 @@ def command(name: str) -> str:
     if len(lacking) < len(options):
         return page + f"It also takes the options of `encode`, except {', '.join(lacking)}.\n\n"
     return page + (f"Options as in `encode`: {', '.join(options)}.\n\n" if options else "\n")
+
+
+def environment_variables() -> str:
+    """Return the environment variables that set defaults, with their options."""
+    encode = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
+    options = ((environment.variable(name), encode[name]) for name in environment.NAMES)
+    rows = ((code(variable), code(one.opts[-1]), prose(one.help)) for variable, one in options)
+    return table(("variable", "option", "meaning"), rows)
 
 
 def exit_codes() -> str:

@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 #: The commands by the sections of `--help`.
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Embed": (encode.encode, plan.plan),
     "Compare and train on labels": (sweep.sweep, fit.fit),
     "Look at outputs": (inspect.inspect, verify.verify, report.report),

@@ -21,9 +21,7 @@ def completion(*, shell: str) -> None:
     Example: eval "$(embedkit completion bash)"
     """
     one_of("SHELL", shell, ("bash", "zsh", "fish"))
-    from typer.completion import get_completion_script
-
-    print(get_completion_script(prog_name="embedkit", complete_var=_VARIABLE, shell=shell))
+    print(_typer().get_completion_script(prog_name="embedkit", complete_var=_VARIABLE, shell=shell))
 
 
 def is_completion() -> bool:
@@ -33,7 +31,13 @@ def is_completion() -> bool:
 
 def complete(commands: Any) -> int:
     """Prints the completions of the command line that the script has put into the environment."""
-    from typer.completion import completion_init, shell_complete
+    completions = _typer()
+    completions.completion_init()
+    return int(completions.shell_complete(commands, {}, "embedkit", _VARIABLE, os.environ[_VARIABLE]))
 
-    completion_init()
-    return shell_complete(commands, {}, "embedkit", _VARIABLE, os.environ[_VARIABLE])
+
+def _typer() -> Any:
+    # Its functions are not in the interface that Typer declares.
+    from typer import completion as functions
+
+    return functions

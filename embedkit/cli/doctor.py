@@ -143,7 +143,7 @@ def _gpus() -> Iterator[dict[str, Any]]:
 
 
 def _cuda() -> dict[str, str | None]:
-    """Returns the CUDA version that torch is built for, the newest that the driver supports, and Triton's version."""
+    """Returns the CUDA versions of torch and, at most, of the driver, and the version of Triton."""
     import torch
 
     return {"torch": torch.version.cuda, "driver": _driver(), "triton": _triton()}

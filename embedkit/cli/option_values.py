@@ -11,42 +11,38 @@ from embedkit.config.poolings import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NA
 from embedkit.config.vector_config import CHUNK_POOLINGS, GROUP_POOLINGS, LEVELS, SUBTOKEN_POOLINGS
 from embedkit.models.repository.aliases import all_aliases
 
-#: Parameter → function that returns its values.
-VALUES: Mapping[str, Callable[[], Iterable[str]]] = {
-    name: values if callable(values) else lambda values=values: values
-    for name, values in {
-        "format": FORMATS,
-        "quoting": QUOTINGS,
-        "model": all_aliases,
-        "lowercase": ("auto", "yes", "no"),
-        "device": ("auto", "cpu", "cuda", "mps"),
-        "dtype": DTYPES,
-        "on_long": ("truncate", "chunk", "error"),
-        "chunk_pool": CHUNK_POOLINGS,
-        "layer_agg": LAYER_AGGREGATIONS,
-        "pool": (*WHOLE_NAMES, *POOLING_NAMES),
-        "pooler": KINDS,
-        "precision": PRECISIONS,
-        "level": LEVELS,
-        "subtoken_pooling": SUBTOKEN_POOLINGS,
-        "group_pool": GROUP_POOLINGS,
-        "output_format": OUTPUT_FORMATS,
-        "on_bad_row": ("fail", "null", "skip"),
-        "progress": ("auto", "bar", "json", "none"),
-        "shell": ("bash", "zsh", "fish"),
-    }.items()
+#: Values by parameter.
+VALUES: Mapping[str, Iterable[str]] = {
+    "format": FORMATS,
+    "quoting": QUOTINGS,
+    "lowercase": ("auto", "yes", "no"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": DTYPES,
+    "on_long": ("truncate", "chunk", "error"),
+    "chunk_pool": CHUNK_POOLINGS,
+    "layer_agg": LAYER_AGGREGATIONS,
+    "pool": (*WHOLE_NAMES, *POOLING_NAMES),
+    "pooler": KINDS,
+    "precision": PRECISIONS,
+    "level": LEVELS,
+    "subtoken_pooling": SUBTOKEN_POOLINGS,
+    "group_pool": GROUP_POOLINGS,
+    "output_format": OUTPUT_FORMATS,
+    "on_bad_row": ("fail", "null", "skip"),
+    "progress": ("auto", "bar", "json", "none"),
+    "shell": ("bash", "zsh", "fish"),
 }
 
 
 def completions_of(parameter: str) -> Callable[[str], list[str]] | None:
     """Returns the function that completes a parameter's value; None if its values are not known."""
-    if parameter not in VALUES:
+    if parameter not in {*VALUES, "model"}:
         return None
 
     def completions(incomplete: str) -> list[str]:
         # Of a comma list, its last value.
         before, comma, word = incomplete.rpartition(",")
-        matching = [value for value in VALUES[parameter]() if value.lower().startswith(word.lower())]
-        return [f"{before}{comma}{value}" for value in matching]
+        values = VALUES.get(parameter) or (alias.name for alias in all_aliases().values())
+        return [f"{before}{comma}{value}" for value in values if value.startswith(word)]
 
     return completions

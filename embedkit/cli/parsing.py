@@ -143,11 +143,10 @@ class Group(TyperGroup):
             hint=f"{f'did you mean {meant}? ' * bool(meant)}`embedkit --help` lists the commands",
         )
 
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - Typer's signature
         """Writes the commands of `--help` in sections, each with its first sentence."""
         width = formatter.width - max(map(len, self.commands)) - 6
-        for title, commands in groupby(self.commands.values(), lambda command: command.rich_help_panel):
+        for title, commands in groupby(self.commands.values(), lambda one: getattr(one, "rich_help_panel", "")):
             with formatter.section(title):
                 formatter.write_dl([(str(one.name), one.get_short_help_str(width)) for one in commands])
 
@@ -189,8 +188,8 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Returns what follows the command in the usage line: its arguments, then `[OPTIONS]`."""
-        arguments = [one.metavar for one in self.get_params(ctx) if one.param_type_name == "argument"]
-        return [*arguments, self.options_metavar]
+        arguments = [str(one.metavar) for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        return [*arguments, "[OPTIONS]"]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the options of `--help` in sections, those without a section last."""
@@ -198,9 +197,9 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             is_argument = parameter.param_type_name == "argument"
             title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
-            names, text = parameter.get_help_record(ctx)
+            record: Any = parameter.get_help_record(ctx)
             # Typer adds the Python type to the name of an argument.
-            sections.setdefault(title, []).append((parameter.metavar if is_argument else names, text))
+            sections.setdefault(title, []).append((parameter.metavar, record[1]) if is_argument else record)
         sections["Options"] = sections.pop("Options")
         for title, rows in sections.items():
             with formatter.section(title):

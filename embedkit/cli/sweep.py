@@ -24,7 +24,7 @@ from embedkit.cli.options import (
     takes,
 )
 from embedkit.cli.output_names import absolute_name, check_name
-from embedkit.cli.progress import LINE_SECONDS, MODES, Interval
+from embedkit.cli.progress import LINE_SECONDS, MODES, Interval, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import LabelConfig, ModelConfig, one_of
 from embedkit.errors import UsageError
@@ -100,7 +100,7 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
             callbacks,
             stop,
             command=lambda name, chosen: _command(name, inputs, chosen, repeated),
-            on_candidate=_CountCandidates(silent=quiet or progress == "none"),
+            on_candidate=_CountCandidates("none" if quiet else progress),
         )
     path = asked.folder / "summary.txt"
     with as_read_error(path):
@@ -110,25 +110,32 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
         return
     near = found.facts["near_duplicates"]
     if near["pairs_across_folds"] and not quiet:
-        print(
-            f"warning: {near['pairs_across_folds']:,} pair(s) of near-duplicate texts are in different folds, so "
-            "scores may be too high; --dedupe keeps near-duplicates in one fold",
-            file=sys.stderr,
+        sentence = (
+            f"{near['pairs_across_folds']:,} pair(s) of near-duplicate texts are in different folds, so "
+            "scores may be too high; --dedupe keeps near-duplicates in one fold"
         )
+        if progress == "json":
+            print_event(event="notice", message=sentence)
+        else:
+            print(f"warning: {sentence}", file=sys.stderr)
     for line in _table(found.verdict):
         print(line)
     print(f"\n{summary}", end="")
 
 
 class _CountCandidates:
-    """Prints the number of evaluated candidates every 30 s."""
+    """Prints the number of evaluated candidates every 30 s, as `--progress` asks."""
 
-    def __init__(self, *, silent: bool) -> None:
-        self.silent = silent
+    def __init__(self, progress: str) -> None:
+        self.progress = progress
         self.interval = Interval()
 
     def __call__(self, done: int, total: int) -> None:
-        if not self.silent and (self.interval.has_passed(LINE_SECONDS) or done == total):
+        if self.progress == "none" or not (self.interval.has_passed(LINE_SECONDS) or done == total):
+            return
+        if self.progress == "json":
+            print_event(event="candidates", done=done, total=total)
+        else:
             print(f"{done} of {total} candidates evaluated", file=sys.stderr, flush=True)
 
 

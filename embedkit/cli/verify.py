@@ -69,9 +69,8 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
 
         reference = take(ReferenceModel, options)
         with reserved_for_rows(), shown_downloads():
-            compared = recompute(
-                Path(out), resample, seed=options["seed"], inputs=tuple(options["input"] or ()), reference=reference
-            )
+            inputs = tuple(options["input"] or ())
+            compared = recompute(Path(out), resample, seed=options["seed"], inputs=inputs, reference=reference)
         result |= {"ok": compared.passed, "resample": {"seed": options["seed"], **compared.as_json()}}
         if not as_json:
             show(_lines(compared, options["seed"]))

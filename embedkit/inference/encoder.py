@@ -154,6 +154,15 @@ class Encoder:
                 hint="make the Encoder where it is used, or with a fixed revision and dtype",
             )
 
+    def __repr__(self) -> str:
+        """Returns the model and what its vectors are made of, such as `Encoder('minilm', layers=[6], …)`."""
+        recipe, model = self.recipe, self._config.model.model
+        dims = "+".join(map(str, self.dims.values()))
+        return (
+            f"Encoder({model!r}, layers={recipe['layers']}, pool={recipe['pool']}, dtype={recipe['dtype']!r}, "
+            f"max_length={recipe['text']['max_length']}, normalize={recipe['normalize']}) -> [N, {dims}]"
+        )
+
     @property
     def dims(self) -> dict[str, int]:
         """Dimensions of each variant; one with the name "" unless layers are kept separate."""

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,10 @@ from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.values import json_text
 from embedkit.output.open import Stored, open_stored
 from embedkit.types import Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 
 def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
@@ -38,7 +43,7 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the output's path as a str or Path")
-    return Embeddings(open_stored(Path(path), checks=check))
+    return Embeddings(open_stored(Path(path), checks=check), Path(path))
 
 
 class Embeddings:
@@ -48,8 +53,9 @@ class Embeddings:
     `has_vector` marks those that have a vector: `table.filter(has_vector)` is aligned with `vectors`.
     """
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: Stored, path: Path) -> None:
         self._stored = stored
+        self._path = path
         self._by_name = {variant.name: variant for variant in stored.layout.variants}
         self._columns: dict[str, _Column] = {}
 
@@ -104,6 +110,44 @@ class Embeddings:
         """[R] id, kept columns and receipt of every stored row (of .npy: those with a vector)."""
         tables = [batch.facts for batch in self._stored.batches(())]
         return _concatenate(tables or [self._stored.layout.facts_schema().empty_table()])
+
+    def to_arrow(self) -> pa.Table:
+        """Returns `table` with a column of vectors for each variant, null where a row has none.
+
+        A vector is a FixedSizeList<float32>[D]; the vectors of a row's tokens are a list of these.
+        """
+        table = self.table
+        for name, variant in self._by_name.items():
+            column = self._column(name)
+            table = table.append_column(variant.column, _cells(column, variant.dims))
+        return table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns `to_arrow()` as a pandas DataFrame: in each cell a float32 array [D], None without a vector.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        _check_installed("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns `to_arrow()` as a polars DataFrame: vectors are of type Array(Float32, D).
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        _check_installed("polars")
+        import polars as pl
+
+        # In one chunk: polars 2.1 cuts other columns where one has chunks, and fails at cut lists with nulls.
+        return pl.DataFrame(self.to_arrow().combine_chunks())
+
+    def __repr__(self) -> str:
+        """Returns the place, the format and the columns of vectors; reads no vector."""
+        columns = ", ".join(f"{of.column} {self.precision}[{of.dims}]" for of in self._by_name.values())
+        rows = "" if self._stored.rows is None else f"{self._stored.rows:,} rows, "
+        return f"<Embeddings {str(self._path)!r}: {rows}{columns}, {self.format}>"
 
     def variant(self, name: str) -> NDArray[np.float32]:
         """Returns [N, D] the vectors of one variant.
@@ -173,6 +217,28 @@ def _load(stored: Stored, variant: Variant) -> _Column:
         return _Column(np.concatenate(masks), tokens)
     vectors = _join((stored.floats(np.asanyarray(batch), variant) for batch in vectors_of_batches()), variant.dims)
     return _Column(np.concatenate(masks), vectors)
+
+
+def _cells(column: _Column, dims: int) -> pa.Array:
+    """Returns a vector of `column`, or those of a row's tokens, for each of R rows; null where there is none."""
+    absent = pa.array(~column.has_vector)
+    if isinstance(column.vectors, list):
+        lengths = np.zeros(len(absent), np.int64)
+        lengths[column.has_vector] = [len(of_row) for of_row in column.vectors]
+        flat = np.concatenate([np.zeros((0, dims), np.float32), *column.vectors])
+        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+        return pa.LargeListArray.from_arrays(offsets, tokens, mask=absent)
+    vectors = column.vectors
+    if not column.has_vector.all():
+        vectors = np.zeros((len(absent), dims), np.float32)
+        vectors[column.has_vector] = column.vectors
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dims, mask=absent)
+
+
+def _check_installed(library: str) -> None:
+    if find_spec(library) is None:
+        raise UsageError(f"{library} is not installed", hint=f"pip install {library}, or use .vectors and .table")
 
 
 def _join(arrays: Iterator[NDArray[np.float32]], dims: int) -> NDArray[np.float32]:

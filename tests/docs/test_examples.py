@@ -108,14 +108,16 @@ def check_foreign(command: str) -> None:
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE), f"no target {words[0]}"
-    elif program == "pip":
+    elif program == "python3":
+        assert words == ["-m", "venv", "venv"]
+    elif Path(program).name == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
             "optional-dependencies"
         ]
-        named = re.findall(r"\.\[(.*)\]", words[-1])
+        named = re.findall(r"(?:\.|embedkit-cli)\[(.*)\]", words[-1])
         assert "embedkit" not in words
         assert {extra for names in named for extra in names.split(",")} <= set(extras)
-        assert (ROOT / words[words.index("-c") + 1]).is_file()
+        assert "--no-index" in words or (ROOT / words[words.index("-c") + 1]).is_file()
     elif program == "sbatch":
         assert (ROOT / words[0]).is_file()
         COMMANDS["encode"].make_context("encode", words[1:])

@@ -283,3 +283,33 @@ def test_the_median_norm_is_close_whatever_the_scale(tmp_path):
     write_output(tmp_path / "out", "npy", like, [replace(shard, vectors={"": vectors})])
     norms = inspect_output(tmp_path / "out").norms[""]
     assert norms.median == pytest.approx(np.median(np.linalg.norm(vectors, axis=1)), rel=3e-4)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("precision", FLOATS)
+def test_pandas_and_polars_frames_have_the_rows_of_the_table_and_their_vectors(tmp_path, form, precision):
+    like = layout(SEVERAL, precision)
+    write_output(tmp_path / "out", form, like, shards_of(like))
+    found = read(tmp_path / "out")
+    assert repr(found).startswith(f"<Embeddings '{tmp_path / 'out'}': ")
+    pandas, polars = found.to_pandas(), found.to_polars()
+    for variant in like.variants:
+        expected = found.variant(variant.name)
+        cells = pandas[variant.column][found.has_vector]
+        assert same_bits(np.stack(cells), expected)
+        assert same_bits(polars[variant.column].drop_nulls().to_numpy(), expected)
+        assert pandas[variant.column].isna().tolist() == (~found.has_vector).tolist()
+        assert polars[variant.column].is_null().to_list() == (~found.has_vector).tolist()
+    ids = found.table["id"].to_pylist()
+    assert polars["id"].to_list() == ids
+    assert pandas["id"].dropna().tolist() == [id_ for id_ in ids if id_ is not None]
+
+
+def test_frames_of_token_vectors_hold_a_list_for_each_row(tmp_path):
+    like = layout(ONE, "float32", token_vectors=True)
+    write_output(tmp_path / "out", "parquet", like, shards_of(like))
+    found = read(tmp_path / "out")
+    column = found.to_polars()[like.variants[0].column]
+    assert column.is_null().to_list() == (~found.has_vector).tolist()
+    for cell, expected in zip(column.drop_nulls(), found.token_vectors, strict=True):
+        assert same_bits(cell.to_numpy(), expected)

@@ -46,11 +46,13 @@ def heat_map(verdict: Verdict, title: Sequence[str]) -> dict[str, bytes]:
         Image format → content.
     """
     panels: dict[str, list[Row]] = {}
-    for row in verdict.rows:
+    # The constant prediction has no layers, and so no place.
+    drawn = [row for row in verdict.rows if row.candidate.layers]
+    for row in drawn:
         panels.setdefault(row.candidate.model, []).append(row)
-    columns = list(dict.fromkeys(_pool(row) for row in verdict.rows))
+    columns = list(dict.fromkeys(_pool(row) for row in drawn))
     n_lines = [len({row.candidate.layers_text for row in rows}) for rows in panels.values()]
-    means = np.array([row.intervals[verdict.metric].mean for row in verdict.rows], np.float64)
+    means = np.array([row.intervals[verdict.metric].mean for row in drawn], np.float64)
     defined = means[np.isfinite(means)]
     # The shades span the upper nine tenths: layer 0's CLS, equal for all texts, would take up the whole range.
     low, high = (float(np.quantile(defined, 0.1)), float(defined.max())) if len(defined) else (0.0, 1.0)
@@ -90,7 +92,7 @@ def _panel(
     for (y, x), row in places.items():
         interval = row.intervals[metric]
         is_defined = bool(np.isfinite(interval.mean))
-        color = _readable_on(shades.to_rgba(means[y, x])) if is_defined else "black"
+        color = readable_on(shades.to_rgba(means[y, x])) if is_defined else "black"
         weight = "bold" if row.is_winner else "normal"
         score = printed(interval.mean, metric) if is_defined else "undefined"
         axes.text(x, y - 0.14 * is_defined, score, ha="center", va="center", color=color, weight=weight)
@@ -203,7 +205,7 @@ def _pool(row: Row) -> str:
     return "+".join(row.candidate.poolings)
 
 
-def _readable_on(shade: Sequence[float]) -> str:
+def readable_on(shade: Sequence[float]) -> str:
     """Returns black or white, whichever has more contrast to a shade, RGBA (WCAG 2.2, relative luminance)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in shade[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

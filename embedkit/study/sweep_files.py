@@ -99,7 +99,8 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> 
     rows, near = facts["rows"], facts["near_duplicates"]
     nested = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in verdict.nested.items())
     ahead = " and ".join(f"{verdict.value(of)} above {name}" for name, of in verdict.nested_versus.items())
-    left_out = f"{rows['without_vector']:,} have no vector, {rows['without_label']:,} no label or group"
+    of_all = " in every model" if len(facts["models"]) > 1 else ""
+    left_out = f"{rows['without_vector']:,} have no vector{of_all}, {rows['without_label']:,} no label or group"
     judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {facts['folds']} folds"
     found = [
         f"{verdict.sentence}.",

@@ -70,6 +70,7 @@ class Table:
         files: of the input.
         columns: the columns in use.
         streaming: True for stdin, which can be read only once.
+        first_rows: number of the first row of each file that was read; filled while it is read.
         non_finite: for each kept column that has any, the number of rows with NaN or an infinity; filled by
             `scan`, or while a stream is read.
     """
@@ -87,6 +88,7 @@ class Table:
         self._notes = list(notes)
         self.columns = columns
         self.streaming = reader is not None
+        self.first_rows: list[int] = []
         self.non_finite: Mapping[str, int] = {}
         self._declared = declared
         self._config = config
@@ -239,7 +241,9 @@ class Table:
 
     def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
         row = 0
+        self.first_rows = []
         for file in self.files:
+            self.first_rows.append(row)
             with opened(file, self._config) as stream, _as_input_error(file.shown):
                 reader = _reader(file, stream, self.columns.named, self._config)
                 if reader.columns is not None:

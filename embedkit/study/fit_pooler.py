@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from embedkit.arrow_values import plain_values
 from embedkit.config import RunConfig
 from embedkit.config.fit_config import OF_VECTORS, WITHOUT_LABELS, FitConfig
 from embedkit.engines.base import Callbacks
@@ -184,8 +185,11 @@ def _shape(config: FitConfig, states: States, pool: str, width: int = 0) -> Pool
 
 
 def _labels_and_split(facts: Any, config: FitConfig) -> tuple[Labels, Split]:
-    labels = read_labels(facts, config.labels)
-    return labels, split_rows(labels, validation=config.validation, test=config.test, seed=config.labels.seed)
+    labels = read_labels({name: plain_values(facts[name]) for name in config.labels.columns}, config.labels)
+    split = split_rows(
+        labels, labels.groups, validation=config.validation, test=config.test, seed=config.labels.seed
+    )
+    return labels, split
 
 
 def _shape_recipe(shape: PoolerShape, dims: int) -> dict[str, Any]:

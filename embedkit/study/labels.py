@@ -1,9 +1,11 @@
-"""Labels, groups and near-duplicates of an input's rows, as numbers. No error holds a label."""
+"""Labels, groups and parts of an input's rows, as numbers. No error and no note holds a value of a row."""
 
 from __future__ import annotations
 
+import decimal
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,27 +14,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.arrow_values import array_of, number_in, plain_values
-from embedkit.config import InputConfig, LabelConfig
+from embedkit.config import LabelConfig
 from embedkit.errors import InputError, UsageError
-from embedkit.output.formats.values import json_text
-from embedkit.sources import Table, open_table
-from embedkit.study.near_duplicates import signatures
-from embedkit.types import Record
 
-#: The parts of a user's split, in `Labels.split`.
+#: The parts of a user's split, in `Labels.split`, and the words for them in its column.
 TRAIN, VALIDATION, TEST = 0, 1, 2
+_PARTS = {
+    **dict.fromkeys(("train", "training", "trn", "tr"), TRAIN),
+    **dict.fromkeys(("validation", "validate", "valid", "val", "development", "develop", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "tst", "te", "holdout", "hold-out", "hold_out", "held-out"), TEST),
+}
+#: Texts that mean a missing value, as pandas reads them in files.
+MISSING = (
+    *("NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
 #: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
 _MOST_NUMBERED_CLASSES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class InputRows:
-    """Labels and signatures of the R rows of an input, without their texts."""
-
-    table: Table  # to check at the end that its files are unchanged
-    labels: pa.Table  # [R] columns of labels and groups; null for unreadable rows
-    signatures: NDArray[np.uint32]  # [R, 64], to find near-duplicates
-    has_text: NDArray[np.bool_]  # [R]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +41,29 @@ class Labels:
     rows: NDArray[np.int64]  # [N] positions of the rows with a label, and a group and a part where these are used
     #: int64 [N], numbers of `classes`, in order if ordinal; multilabel: bool [N, K]; regression: float64 [N].
     targets: NDArray[Any]
-    classes: tuple[str, ...]  # [K] sorted by name, ordinal ones by number; () for regression
+    classes: tuple[str, ...]  # [K] sorted, numbers by size; () for regression
     groups: NDArray[np.int64] | None  # [N] numbers by first appearance; None without groups
     split: NDArray[np.int8] | None = None  # [N] the user's parts: TRAIN, VALIDATION or TEST; None without
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason, such as "missing label" -> rows
     notes: tuple[str, ...] = ()  # sentences for the user about rows that are left out
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """The rows of each class, int64 [K]."""
+        if self.targets.ndim == 2:
+            return np.asarray(self.targets.sum(axis=0, dtype=np.int64))
+        return np.bincount(self.targets, minlength=len(self.classes)) if self.classes else np.zeros(0, np.int64)
 
-def read_rows(config: InputConfig, labels: LabelConfig) -> InputRows:
-    """Reads the input and its columns of labels and splits once; each text is reduced to its signature.
-
-    Raises:
-        InputError: a file or a column is missing, or a file cannot be read.
-    """
-    columns = labels.columns
-    table = open_table(replace(config, keep=columns))
-    values: list[tuple[Any, ...]] = []
-    has_text: list[bool] = []
-
-    def texts() -> Iterator[str]:
-        for item in table.records():
-            record = item if isinstance(item, Record) else None
-            values.append(record.kept if record else (None,) * len(columns))
-            text = (record and record.text) or ""
-            has_text.append(bool(text.strip()))
-            yield text
-
-    signed = signatures(texts())
-    arrays = [column_array([of_row[place] for of_row in values], json_text) for place in range(len(columns))]
-    return InputRows(
-        table, pa.table(dict(zip(columns, arrays, strict=True))), signed, np.array(has_text, np.bool_)
-    )
+    def without(self, rows: NDArray[np.bool_], reason: str) -> Labels:
+        """Returns the labels without some of the N rows, which are counted under `reason`."""
+        return replace(
+            self,
+            rows=self.rows[~rows],
+            targets=self.targets[~rows],
+            groups=None if self.groups is None else self.groups[~rows],
+            split=None if self.split is None else self.split[~rows],
+            left_out={**self.left_out, reason: int(rows.sum())},
+        )
 
 
 def column_array(values: Sequence[Any], to_text: Callable[[Any], str]) -> pa.Array:
@@ -84,78 +74,184 @@ def column_array(values: Sequence[Any], to_text: Callable[[Any], str]) -> pa.Arr
         return pa.array([None if value is None else to_text(value) for value in plain_values(values)], pa.string())
 
 
-def read_labels(table: pa.Table, config: LabelConfig) -> Labels:
-    """Reads the labels of a table's rows; rows without a label or a group are left out.
+def read_labels(
+    columns: Mapping[str, Sequence[Any]], config: LabelConfig, *, in_test_file: Sequence[bool] | None = None
+) -> Labels:
+    """Reads the labels of R rows; rows without a label, a group or a part are left out.
 
-    `auto` is regression if every label is a number, and one has a fraction or there are more than 20 different
-    ones; otherwise classification.
+    `--task auto` is multilabel if there are lists or `--label-delimiter`; regression if every label is a number,
+    and one has a fraction or there are more than 20 different ones; otherwise classification. If every label is a
+    number, equal numbers are one class, however they are spelled.
 
     Args:
-        table: kept columns of rows that have a vector: `out.table.filter(out.has_vector)`.
-        config: the columns, and the task.
+        columns: the columns of `config`, [R] values each, in the form of `plain_values`.
+        config: the columns and the task.
+        in_test_file: [R], true for the rows of `--test FILE`; None without such files.
 
     Raises:
-        UsageError: regression was requested and a label is not a number.
-        InputError: fewer than two rows have a label, all labels are equal, or nearly every row has its own class.
+        UsageError: the labels are not of the task.
+        InputError: fewer than two rows have a label, labels are objects, all labels are equal, nearly every row
+            has its own class, or no row is in training.
     """
-    label, group, task = str(config.label), config.group, config.task
-    cells = [_cell(value) for value in plain_values(table[label])]
-    members = None if group is None else [_cell(value) for value in plain_values(table[group])]
-    rows = [
-        row for row, cell in enumerate(cells) if cell is not None and (members is None or members[row] is not None)
-    ]
-    found = [cells[row] for row in rows]
+    kept, left_out, missing = _usable(columns, config, in_test_file)
+    found = [kept.cells[row] for row in kept.rows]
     if len(found) < 2:
         raise InputError(
-            f"column '{label}' has a label in {len(found)} of {len(cells)} rows",
+            f"column '{config.label}' has a label in {len(found)} of {len(kept.cells)} rows"
+            + " that have a group and a part" * (config.group is not None or kept.parts is not None),
             hint="name the column of labels with --label, and check that it is filled",
         )
-    numbers = _numbers(found)
-    if task == "regression" and numbers is None:
+    task, targets, classes = _targets(found, config)
+    groups = None if kept.members is None else _numbered([kept.members[row] for row in kept.rows])
+    split = None if kept.parts is None else np.array([kept.parts[row] for row in kept.rows], np.int8)
+    labels = Labels(task, np.array(kept.rows, np.int64), targets, classes, groups, split, left_out)
+    labels = _without_rare(labels, config)
+    _check_useful(labels, config)
+    return replace(labels, notes=tuple(_notes(labels, config, missing)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """Values of R rows, and which of them are used."""
+
+    cells: list[Any]  # labels; None if missing
+    members: list[Any] | None  # groups
+    parts: Sequence[int | None] | None  # of the user's split
+    rows: list[int]  # with all of these
+
+
+def _usable(
+    columns: Mapping[str, Sequence[Any]], config: LabelConfig, in_test_file: Sequence[bool] | None
+) -> tuple[_Usable, dict[str, int], Counter[str]]:
+    """Returns the values, the rows left out by reason, and the missing labels by spelling."""
+    spellings = frozenset(MISSING if config.missing_label is None else config.missing_label)
+    missing: Counter[str] = Counter()
+    cells = [_cell(value, spellings, missing) for value in columns[str(config.label)]]
+    members: list[Any] | None = None
+    parts: Sequence[int | None] | None = None
+    if config.group is not None:
+        members = [_cell(value, spellings, Counter()) for value in columns[config.group]]
+    if config.split_column is not None:
+        parts = [_PARTS.get(str(value).strip().lower()) for value in columns[config.split_column]]
+        _check_parts(config.split_column, parts)
+    elif in_test_file is not None:
+        parts = [TEST if is_test else TRAIN for is_test in in_test_file]
+    left_out = dict.fromkeys(("missing label", "missing group", "no split"), 0)
+    rows: list[int] = []
+    for row, cell in enumerate(cells):
+        if cell is None:
+            left_out["missing label"] += 1
+        elif members is not None and members[row] is None:
+            left_out["missing group"] += 1
+        elif parts is not None and parts[row] is None:
+            left_out["no split"] += 1
+        else:
+            rows.append(row)
+    return _Usable(cells, members, parts, rows), {name: n for name, n in left_out.items() if n}, missing
+
+
+def _check_parts(column: str, parts: Sequence[int | None]) -> None:
+    found = set(parts) - {None}
+    if TRAIN not in found or len(found) < 2:
+        what = "no row that is in training" if TRAIN not in found else "training rows only"
+        raise InputError(
+            f"--split-column: column '{column}' has {what}",
+            hint="write train, validation or test into it; or leave --split-column out",
+        )
+
+
+def _cell(value: Any, spellings: frozenset[str], missing: Counter[str]) -> Any:
+    """Returns the value of a cell, a list without its missing items; None if it is missing."""
+    if isinstance(value, str):
+        value = value.strip()
+        if not value or value in spellings:
+            missing[value] += 1
+            return None
+        return value
+    if isinstance(value, list):
+        items = [_cell(item, spellings, Counter()) for item in value]
+        present = [item for item in items if item is not None]
+        # An empty list says that no label applies.
+        return present if present or not value else None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], tuple[str, ...]]:
+    """Returns the task, the targets and the names of the classes.
+
+    Raises:
+        UsageError: the labels are not of the task.
+        InputError: a label is an object.
+    """
+    label, task = config.label, config.task
+    has_lists = any(isinstance(cell, list) for cell in cells)
+    if task == "auto" and (has_lists or config.label_delimiter is not None):
+        task = "multilabel"
+    items = (
+        [_items(cell, config.label_delimiter) for cell in cells]
+        if task == "multilabel"
+        else [[it] for it in cells]
+    )
+    flat = [item for of_row in items for item in of_row]
+    if any(isinstance(item, dict) or (isinstance(item, list) and task == "multilabel") for item in flat):
+        raise InputError(
+            f"column '{label}' has labels that are objects, or lists in lists",
+            hint="name a column of texts, of numbers, or of lists of them",
+        )
+    if has_lists and task != "multilabel":
         raise UsageError(
-            f"--task regression: column '{label}' has labels that are not finite numbers",
-            hint="use --task classification, or fix the column",
+            f"--task {task}: column '{label}' has lists, so several labels for a row",
+            hint="use --task multilabel, or name another column",
+        )
+    numbers = _numbers(flat)
+    if task in {"regression", "ordinal"} and numbers is None:
+        raise UsageError(
+            f"--task {task}: column '{label}' has labels that are not finite numbers",
+            hint="number the classes in their order"
+            if task == "ordinal"
+            else "use --task classification, or fix the column",
         )
     if task == "auto":
         task = "classification" if numbers is None or _are_classes(numbers) else "regression"
     if task == "regression" and numbers is not None:
-        targets: NDArray[Any] = numbers
-        classes: tuple[str, ...] = ()
-    else:
-        names, targets = np.unique(np.array([_name(cell) for cell in found]), return_inverse=True)
-        classes = tuple(names.tolist())
-    _check_useful(label, task, len(found), len(np.unique(targets)))
-    return Labels(
-        task=task,
-        rows=np.array(rows, np.int64),
-        targets=targets,
-        classes=classes,
-        groups=None if members is None else _numbered([members[row] for row in rows]),
-    )
+        return task, np.array([float(number) for number in numbers], np.float64), ()
+    names = [_name(item) for item in flat] if numbers is None else _numbered_names(flat, numbers)
+    order = sorted(set(names)) if numbers is None else list(dict.fromkeys(_by_number(names, numbers)))
+    place = {name: number for number, name in enumerate(order)}
+    if task != "multilabel":
+        return task, np.array([place[name] for name in names], np.int64), tuple(order)
+    targets = np.zeros((len(items), len(order)), np.bool_)
+    rows = np.repeat(np.arange(len(items)), [len(of_row) for of_row in items])
+    targets[rows, [place[name] for name in names]] = True
+    return task, targets, tuple(order)
 
 
-def _cell(value: Any) -> Any:
-    """Returns the value of a cell; None if it is null, blank or NaN."""
-    if isinstance(value, str):
-        return value.strip() or None
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _items(cell: Any, delimiter: str | None) -> list[Any]:
+    if isinstance(cell, list):
+        return cell
+    if delimiter is None or not isinstance(cell, str):
+        return [cell]
+    return [part for item in cell.split(delimiter) if (part := item.strip())]
 
 
-def _numbers(cells: list[Any]) -> NDArray[np.float64] | None:
-    """Returns the cells as finite numbers; None if one is not a finite number."""
-    if any(isinstance(cell, bool) for cell in cells):
-        return None
-    try:
-        # None for text that is not a number, such as `1_0`: a TypeError.
-        parsed: list[Any] = [number_in(cell) if isinstance(cell, str) else cell for cell in cells]
-        numbers = np.array([float(number) for number in parsed], np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return numbers if np.isfinite(numbers).all() else None
+def _numbers(cells: list[Any]) -> list[decimal.Decimal] | None:
+    """Returns the cells as exact numbers; None if one is not a number, or not finite as a float."""
+    numbers: list[decimal.Decimal] = []
+    for cell in cells:
+        number: decimal.Decimal | None = None
+        if isinstance(cell, str):
+            number = number_in(cell)  # None for text that is not a number, such as `1_0`
+        elif isinstance(cell, int | float) and not isinstance(cell, bool):
+            number = decimal.Decimal(repr(cell))
+        if number is None or not math.isfinite(float(number)):
+            return None
+        numbers.append(number)
+    return numbers
 
 
-def _are_classes(numbers: NDArray[np.float64]) -> bool:
-    return bool((numbers == np.rint(numbers)).all()) and len(np.unique(numbers)) <= _MOST_NUMBERED_CLASSES
+def _are_classes(numbers: list[decimal.Decimal]) -> bool:
+    different = set(numbers)
+    return len(different) <= _MOST_NUMBERED_CLASSES and all(float(number).is_integer() for number in different)
 
 
 def _name(cell: Any) -> str:
@@ -165,19 +261,101 @@ def _name(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
+def _numbered_names(cells: list[Any], numbers: list[decimal.Decimal]) -> list[str]:
+    """Returns the names of classes that are numbers: as spelled, if each number is spelled in one way."""
+    spellings: dict[decimal.Decimal, set[str]] = {}
+    for cell, number in zip(cells, numbers, strict=True):
+        spellings.setdefault(number, set()).add(_name(cell))
+    if all(len(of_number) == 1 for of_number in spellings.values()):
+        return [_name(cell) for cell in cells]
+    names = {number: _shortest(number) for number in spellings}
+    return [names[number] for number in numbers]
+
+
+def _shortest(number: decimal.Decimal) -> str:
+    """Returns all digits of a number, without zeros that do not change it."""
+    text = format(number, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text if number else "0"
+
+
+def _by_number(names: list[str], numbers: list[decimal.Decimal]) -> list[str]:
+    return [name for _, name in sorted(zip(numbers, names, strict=True))]
+
+
 def _numbered(members: list[Any]) -> NDArray[np.int64]:
     number: dict[str, int] = {}
     return np.array([number.setdefault(_name(member), len(number)) for member in members], np.int64)
 
 
-def _check_useful(label: str, task: str, rows: int, different: int) -> None:
+def _without_rare(labels: Labels, config: LabelConfig) -> Labels:
+    """Leaves out classes with fewer rows than `--exclude-rare`, and the rows that have no other."""
+    if not config.exclude_rare:
+        return labels
+    if not labels.classes:
+        raise UsageError(
+            "--exclude-rare is for classes, and these labels are values",
+            hint="leave it out, or use --task classification",
+        )
+    frequent = labels.counts >= config.exclude_rare
+    if frequent.all():
+        return labels
+    classes = tuple(name for name, stays in zip(labels.classes, frequent, strict=True) if stays)
+    if labels.targets.ndim == 2:
+        rare: NDArray[np.bool_] = labels.targets.any(axis=1) & ~labels.targets[:, frequent].any(axis=1)
+        renumbered = labels.targets[:, frequent]
+    else:
+        rare = np.asarray(~frequent[labels.targets])
+        renumbered = (np.cumsum(frequent) - 1)[labels.targets]
+    return replace(labels, targets=renumbered, classes=classes).without(rare, "rare class")
+
+
+def _check_useful(labels: Labels, config: LabelConfig) -> None:
+    label = config.label
+    used = np.ones(len(labels.rows), np.bool_) if labels.split is None else labels.split != TEST
+    rows, different = int(used.sum()), len(np.unique(labels.targets[used], axis=0))
+    if labels.split is not None and not (labels.split == TRAIN).any():
+        raise InputError(
+            f"no training row has a label in column '{label}'", hint="check --label and the split of the rows"
+        )
+    if not rows:
+        raise InputError(
+            f"every class of column '{label}' has fewer than {config.exclude_rare} rows",
+            hint="use a smaller --exclude-rare",
+        )
     if different < 2:
         raise InputError(
-            f"column '{label}' has the same label in all {rows} rows that have one",
+            f"column '{label}' has the same label in all {rows} rows"
+            f"{' of training' * (labels.split is not None)} that have one",
             hint="name another column with --label",
         )
-    if task == "classification" and different > max(2, rows / 2):
+    if labels.task in {"classification", "ordinal"} and different > max(2, rows / 2):
         raise InputError(
             f"column '{label}' has {different} classes in {rows} rows: nearly every row has its own",
             hint="name a column of classes with --label, or use --task regression for numbers",
         )
+
+
+def _notes(labels: Labels, config: LabelConfig, missing: Counter[str]) -> list[str]:
+    """Returns a sentence for each reason to leave rows out; spellings are ours, or typed by the user."""
+    notes = []
+    reasons = {
+        "missing label": f"have no label in column '{config.label}'",
+        "missing group": f"have no value in column '{config.group}'",
+        "no split": f"are neither train, validation nor test by column '{config.split_column}'",
+        "rare class": f"have a class of fewer than {config.exclude_rare} rows",
+    }
+    for reason, count in labels.left_out.items():
+        spelled = ""
+        if reason == "missing label" and (texts := missing.most_common()):
+            spelled = f" ({', '.join(f'{n:,} {text!r}' if text else f'{n:,} blank' for text, n in texts)})"
+            if any(missing) and config.missing_label is None:
+                spelled += "; --missing-label '' takes only blank cells for missing"
+        notes.append(f"{count:,} rows {reasons[reason]}{spelled}; they are left out")
+    if labels.split is not None and labels.classes:
+        seen = replace(labels, targets=labels.targets[labels.split == TRAIN]).counts > 0
+        if not seen.all():
+            notes.append(
+                f"{int((~seen).sum())} of {len(seen)} classes have no training row: no probe predicts them"
+            )
+    return notes

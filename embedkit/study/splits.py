@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.errors import InputError
-from embedkit.study.labels import Labels
+from embedkit.study.labels import TEST, TRAIN, VALIDATION, Labels
 from embedkit.study.near_duplicates import connected_components
+
+#: Values of `Folds.of_row` besides the numbers of folds.
+HELD_OUT, TRAINED_ON = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
 class Folds:
     """A division of N rows into folds, each tested by a probe trained on the others."""
 
-    #: [N] the fold that tests each row, from 0; -1 for the user's test rows, which no fold sees. In a fixed split
-    #: validation rows are 0, and training rows 1: a fold from `count` on is never tested.
+    #: [N] the fold that tests each row, from 0. HELD_OUT: the user's test rows, which no fold sees. TRAINED_ON: of
+    #: a fixed split into training and validation rows, the training rows; its validation rows are fold 0.
     of_row: NDArray[np.int64]
     count: int  # 1 for a fixed split
 
     def training(self, fold: int) -> NDArray[np.bool_]:
         """Returns bool [N], the rows on which the probe that `fold` tests is trained."""
-        return np.asarray((self.of_row != fold) & (self.of_row >= 0))
+        return np.asarray((self.of_row != fold) & (self.of_row != HELD_OUT))
 
     @property
     def test_share(self) -> float:
@@ -47,27 +49,52 @@ class Split:
 def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, seed: int) -> Folds:
     """Divides N rows into folds with about equal shares of every class; groups [N] stay in one fold.
 
+    The user's own test rows are in no fold, and validation rows of the user's make a fixed split. Values of a
+    regression are not stratified. A class of fewer rows than folds is missing in some.
+
     Raises:
-        InputError: there are fewer rows or groups than folds, or no class has as many rows.
+        InputError: there are fewer rows or groups than folds.
     """
+    of_row = np.full(len(labels.rows), HELD_OUT, np.int64)
+    if labels.split is not None and (labels.split == VALIDATION).any():
+        of_row[labels.split == VALIDATION] = 0
+        of_row[labels.split == TRAIN] = TRAINED_ON
+        return Folds(of_row, 1)
+    rows = np.arange(len(labels.rows)) if labels.split is None else np.flatnonzero(labels.split == TRAIN)
+    own_groups = None if groups is None else groups[rows]
+    size = len(rows) if own_groups is None else len(np.unique(own_groups))
+    if size < count:
+        what = "rows" if own_groups is None else "groups"
+        raise InputError(
+            f"there are {size} {what}, fewer than the {count} folds",
+            hint=f"use --folds {max(size, 3)}" if size >= 3 else "label more rows",
+        )
+    of_row[rows] = _stratified(labels, rows, own_groups, count, seed)
+    return Folds(of_row, count)
+
+
+def _stratified(
+    labels: Labels, rows: NDArray[np.int64], groups: NDArray[np.int64] | None, count: int, seed: int
+) -> NDArray[np.int64]:
+    """Returns int64 [n], the folds of some rows: by scikit-learn, or by `_dealt` where that has no method."""
+    import warnings
+
     from sklearn import model_selection
 
-    size = len(labels.targets) if groups is None else len(np.unique(groups))
-    _check_enough("rows" if groups is None else "groups", size, count)
-    is_classification = labels.task == "classification"
-    if is_classification:
-        largest = int(np.bincount(labels.targets.astype(np.int64)).max())
-        _check_enough("rows in the largest class", largest, count)
-    prefix = "Stratified" if is_classification else ""
-    name = f"{prefix}{'' if groups is None else 'Group'}KFold"
-    splitter: Any = getattr(model_selection, name)(count, shuffle=True, random_state=seed)
-    of_row = np.zeros(len(labels.targets), np.int64)
-    with warnings.catch_warnings():
-        # The results show the scores of such classes.
-        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        for fold, (_, tested) in enumerate(splitter.split(np.zeros((len(of_row), 1)), labels.targets, groups)):
-            of_row[tested] = fold
-    return Folds(of_row, count)
+    targets = labels.targets[rows]
+    is_stratified = labels.task in {"classification", "ordinal"}
+    if labels.task != "multilabel" and not (is_stratified and np.bincount(targets).max() < count):
+        name = f"{'Stratified' * is_stratified}{'' if groups is None else 'Group'}KFold"
+        splitter: Any = getattr(model_selection, name)(count, shuffle=True, random_state=seed)
+        of_row = np.zeros(len(rows), np.int64)
+        with warnings.catch_warnings():
+            # The results show the scores of such classes.
+            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+            for fold, (_, tested) in enumerate(splitter.split(np.zeros((len(rows), 1)), targets, groups)):
+                of_row[tested] = fold
+        if len(np.unique(of_row)) == count:
+            return of_row
+    return _dealt(labels, rows, groups, [1 / count] * count, seed)
 
 
 def merge_groupings(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -84,47 +111,93 @@ def merge_groupings(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(np.unique(component[:rows], return_inverse=True)[1], np.int64)
 
 
-def split_rows(labels: Labels, *, validation: float, test: float, seed: int) -> Split:
-    """Splits labelled rows, with about equal shares of every class in each part unless there are groups.
+def split_rows(
+    labels: Labels, groups: NDArray[np.int64] | None, *, validation: float, test: float, seed: int
+) -> Split:
+    """Splits labelled rows, with about equal shares of every class in each part; groups [N] stay in one part.
 
-    `validation` and `test` are shares of all rows.
+    `validation` and `test` are shares of all rows. The user's own test and validation rows stay what they are; if
+    there are none for validation, a share of the training rows is taken.
 
     Raises:
-        InputError: there are too few rows or groups, or a class is too small to be in every part.
+        InputError: there are too few rows or groups.
     """
-    every = np.arange(len(labels.rows))
-    try:
-        rest, tested = _split_in_two(labels, every, test, seed) if test else (every, every[:0])
-        train, validated = _split_in_two(labels, rest, validation / (1 - test), seed)
-    except ValueError:
-        # Not chained: scikit-learn's message may hold labels.
-        raise InputError(
-            f"{len(every)} rows cannot be split into training, validation and test rows",
-            hint="a class needs 3 rows or more, and groups at least 3; or change --validation and --test",
-        ) from None
+    split = np.zeros(len(labels.rows), np.int64) if labels.split is None else labels.split.astype(np.int64)
+    shares = [1 - validation - test, validation, test] if labels.split is None else [1 - validation, validation]
+    if not (split == VALIDATION).any():
+        rows = np.flatnonzero(split == TRAIN)
+        parts = len([share for share in shares if share])
+        own_groups = None if groups is None else groups[rows]
+        size = len(rows) if own_groups is None else len(np.unique(own_groups))
+        if size < parts:
+            what = "rows" if own_groups is None else "groups"
+            raise InputError(
+                f"{size} {what} cannot be split into {parts} parts for training, validation and test",
+                hint="label more rows, or group them by another column",
+            )
+        split[rows] = _dealt(labels, rows, own_groups, shares[:parts], seed)
+    train, validated, tested = (np.flatnonzero(split == part) for part in (TRAIN, VALIDATION, TEST))
     return Split(train, validated, tested)
 
 
-def _split_in_two(
-    labels: Labels, rows: NDArray[np.int64], share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+def _dealt(
+    labels: Labels, rows: NDArray[np.int64], groups: NDArray[np.int64] | None, shares: list[float], seed: int
+) -> NDArray[np.int64]:
+    """Deals some rows, or whole groups of them, into parts with these shares of the rows and of every class.
 
-    options: dict[str, Any] = {"n_splits": 1, "test_size": share, "random_state": seed}
+    Iterative stratification (Sechidis, Tsoumakas & Vlahavas, "On the stratification of multi-label data", 2011):
+    the class with the fewest rows left is dealt first, each time to the part that lacks most of it, or most rows.
+    Groups are dealt as if they were rows of many labels, those with most rows of the class first.
+
+    Returns:
+        int64 [n], a part for each of `rows`; no part is empty.
+    """
+    unit = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    counts = _class_counts(labels, rows, unit)
+    sizes = np.bincount(unit)
+    by_class = counts.tocsc()
+    lacking = np.outer(shares, np.asarray(counts.sum(axis=0)).ravel())  # [parts, K]
+    room = np.array(shares) * len(rows)
+    part = np.full(len(sizes), -1)
+    random = np.random.default_rng(seed).permutation(len(sizes))  # decides between equal units
+    left = lacking.sum(axis=0)
+
+    def deal(chosen: int, missing: NDArray[np.float64]) -> None:
+        best = max(range(len(shares)), key=lambda to: (round(float(missing[to]), 6), float(room[to])))
+        of_unit = slice(*counts.indptr[chosen : chosen + 2])
+        lacking[best, counts.indices[of_unit]] -= counts.data[of_unit]
+        left[counts.indices[of_unit]] -= counts.data[of_unit]
+        room[best] -= sizes[chosen]
+        part[chosen] = best
+
+    while (left > 0.5).any():
+        rarest = int(np.where(left > 0.5, left, np.inf).argmin())
+        of_class = slice(*by_class.indptr[rarest : rarest + 2])
+        units, held = by_class.indices[of_class], by_class.data[of_class]
+        for chosen in units[np.lexsort((random[units], -held))]:
+            if part[chosen] < 0:
+                deal(chosen, lacking[:, rarest])
+    for chosen in np.lexsort((random, -sizes)):
+        if part[chosen] < 0:  # without a class
+            deal(chosen, room)
+    for empty in np.setdiff1d(np.arange(len(shares)), part):
+        most = np.bincount(part).argmax()
+        part[min(np.flatnonzero(part == most), key=lambda chosen: sizes[chosen])] = empty
+    return part[unit]
+
+
+def _class_counts(labels: Labels, rows: NDArray[np.int64], unit: NDArray[np.int64]) -> Any:
+    """Returns a sparse int64 [units, K], the rows of each class in each unit; K = 0 for values."""
+    from scipy.sparse import csr_array
+
     targets = labels.targets[rows]
-    if labels.groups is not None:
-        splits = GroupShuffleSplit(**options).split(rows, targets, labels.groups[rows])
-    elif labels.task == "classification":
-        splits = StratifiedShuffleSplit(**options).split(rows, targets)
+    if not labels.classes:
+        at, classes = np.zeros((2, 0), np.int64)
+    elif targets.ndim == 2:
+        at, classes = targets.nonzero()
     else:
-        splits = ShuffleSplit(**options).split(rows)
-    larger, smaller = next(iter(splits))
-    return np.sort(rows[larger]), np.sort(rows[smaller])
-
-
-def _check_enough(what: str, size: int, count: int) -> None:
-    if size < count:
-        raise InputError(
-            f"there are {size} {what}, fewer than the {count} folds",
-            hint=f"use --folds {max(size, 3)}" if size >= 3 else "label more rows",
-        )
+        at, classes = np.arange(len(rows)), targets
+    shape = (unit.max() + 1, len(labels.classes))
+    counts = csr_array((np.ones(len(at), np.int64), (unit[at], classes)), shape=shape)
+    counts.sum_duplicates()
+    return counts

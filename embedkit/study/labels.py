@@ -302,12 +302,12 @@ def _without_rare(labels: Labels, config: LabelConfig) -> Labels:
         return labels
     classes = tuple(name for name, stays in zip(labels.classes, frequent, strict=True) if stays)
     if labels.targets.ndim == 2:
-        rare: NDArray[np.bool_] = labels.targets.any(axis=1) & ~labels.targets[:, frequent].any(axis=1)
+        rare = labels.targets.any(axis=1) & ~labels.targets[:, frequent].any(axis=1)
         renumbered = labels.targets[:, frequent]
     else:
-        rare = np.asarray(~frequent[labels.targets])
+        rare = ~frequent[labels.targets]
         renumbered = (np.cumsum(frequent) - 1)[labels.targets]
-    return replace(labels, targets=renumbered, classes=classes).without(rare, "rare class")
+    return replace(labels, targets=renumbered, classes=classes).without(np.asarray(rare), "rare class")
 
 
 def _check_useful(labels: Labels, config: LabelConfig) -> None:

@@ -3,8 +3,8 @@
 MinHash (Broder, "On the resemblance and containment of documents", 1997): a text is the set of its runs of three
 words, and two texts resemble each other by the share of runs that they have in common. The chance that the
 smallest hash of two sets is equal is that share, so 64 smallest hashes estimate it. A second signature is made of
-the tokens that a model reads, so that texts are near-duplicates, too, if they differ only beyond its maximum length
-or in characters that it does not know.
+the tokens that a model reads, so that texts are near-duplicates, too, if they differ only beyond its maximum
+length or in characters that it does not know.
 """
 
 from __future__ import annotations

@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.config import LabelConfig, one_of
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.inference.model_spec import find_model
+from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.output.sweep_summary import VECTORS, read_summary
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
 from embedkit.storage.replace_folder import Replacement
 from embedkit.study.candidates import Candidate
-from embedkit.study.labels import InputRows, Labels, read_labels, read_rows
+from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows, read_rows, with_test_files
+from embedkit.study.labels import Labels
 from embedkit.study.metrics import METRICS
-from embedkit.study.near_duplicates import clusters, pairs_across
+from embedkit.study.near_duplicates import pairs_across
 from embedkit.study.probe import ProbeScores, cross_validate_all
-from embedkit.study.splits import Folds, make_folds, merge_groupings
+from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import NAMES, write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
@@ -77,18 +79,23 @@ def sweep(
             f"sweep needs scikit-learn and matplotlib; missing: {', '.join(missing)}",
             hint="pip install scikit-learn matplotlib, or from the clone: pip install '.[study]'",
         )
-    inputs = expanded(config.run.input.inputs, [])
+    runs = [replace(run, input=with_test_files(run.input, config.labels)) for run in config.runs]
+    inputs = expanded(runs[0].input.inputs, [])
     check_not_read([config.folder / name for name in NAMES], inputs)
     check_not_read([config.folder / VECTORS], inputs, whole_folders=True)
     replacement = Replacement(config.folder, clear)
     with other_outputs_spared(config.run):
         folder = prepare_folder(config.folder, config.run.output.on_exists, replacement)
-    models = find_models(config.runs)
+    models = find_models(runs)
     places = vector_folders(folder, [model.name for model in models], [model.spec for model in models])
     callbacks.notice("reading the labels")
-    rows = read_rows(config.run.input, config.labels)
+    setups = [set_up_without_weights(find_model(model.config, model.spec.folder))[0] for model in models]
+    rows = read_rows(config.run.input, config.labels, setups)
     # Errors in the labels are raised before a model runs for hours.
-    metrics = _metrics(_divide(rows, rows.has_text, config)[0], config)
+    found, _ = _divide(rows, rows.has_text, config)
+    metrics = _metrics(found.labels, config)
+    for sentence in (*found.labels.notes, *found.warnings):
+        callbacks.notice(sentence)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
@@ -103,7 +110,8 @@ def sweep(
         callbacks.notice(f"{config.folder} is finished already: the same rows and options")
         return None
     has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
-    labels, cluster, folds = _divide(rows, has_vector, config)
+    found, folds = _divide(rows, has_vector, config)
+    labels, in_folds = found.labels, folds.of_row >= 0
     judged = np.flatnonzero(has_vector)[labels.rows]
     candidates = dict(_candidates(encoded))
     scores: list[ProbeScores] = []
@@ -135,10 +143,12 @@ def sweep(
             "without_label": int(has_vector.sum()) - len(labels.rows),
             "judged": len(labels.rows),
         },
+        "left_out": dict(labels.left_out),
+        "warnings": list(found.warnings),
         "classes": len(labels.classes),
         "near_duplicates": {
-            "texts": int((np.bincount(cluster)[cluster] > 1).sum()),
-            "pairs_across_folds": pairs_across(cluster, folds.of_row),
+            "texts": int((np.bincount(found.cluster)[found.cluster] > 1).sum()),
+            "pairs_across_folds": pairs_across(found.cluster[in_folds], folds.of_row[in_folds]),
         },
         "models": [model.to_json(folder) for model in encoded],
     }
@@ -197,21 +207,15 @@ def _finish(config: SweepConfig, folder: Path, replacement: Replacement, callbac
             callbacks.notice(sentence)
 
 
-def _divide(
-    rows: InputRows, has_vector: NDArray[np.bool_], config: SweepConfig
-) -> tuple[Labels, NDArray[np.int64], Folds]:
-    """Returns the labels of rows with a vector, the near-duplicate clusters of their texts, and their folds."""
-    if len(has_vector) != len(rows.has_text):
+def _divide(rows: InputRows, has_vector: NDArray[np.bool_], config: SweepConfig) -> tuple[LabelledRows, Folds]:
+    """Returns the labelled rows with a vector, and their folds."""
+    if len(has_vector) != len(rows):
         raise OutputError(
-            f"the vectors have {len(has_vector)} rows, and the input has {len(rows.has_text)}",
+            f"the vectors have {len(has_vector)} rows, and the input has {len(rows)}",
             hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
         )
-    labelled = rows.labels.filter(pa.array(has_vector))
-    labels = read_labels(labelled, config.labels)
-    cluster = clusters(rows.signatures[has_vector][labels.rows])
-    groupings = [of for of in (labels.groups, cluster if config.labels.dedupe else None) if of is not None]
-    groups = merge_groupings(*groupings) if groupings else None
-    return labels, cluster, make_folds(labels, groups, count=config.folds, seed=config.labels.seed)
+    found = labelled_rows(rows, has_vector, config.labels)
+    return found, make_folds(found.labels, found.groups, count=config.folds, seed=config.labels.seed)
 
 
 def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:

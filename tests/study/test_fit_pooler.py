@@ -50,7 +50,7 @@ def table(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(["id", "text", "label", "size", "patient"])
         for row in range(72):
-            name, word = choice.choice([("cat", "cat"), ("dog", "dog"), ("n/a", "bird")])
+            name, word = choice.choice([("cat", "cat"), ("dog", "dog"), ("x/y", "bird")])
             text = " ".join([*choice.choices(["the", "did", "see", "it"], k=choice.randrange(1, 20)), word])
             writer.writerow(
                 [f"r{row}", "" if row == 5 else text, "" if row == 9 else name, len(text) / 10, row % 20]
@@ -128,7 +128,7 @@ def test_a_learnable_label_is_learned_and_the_file_has_the_scores(fit):
     recipe = recipe_of(made.path)
     assert recipe["scores"]["validation"]["accuracy"] >= 0.8
     assert recipe["scores"]["test"].keys() == {"accuracy", "macro_f1"}
-    assert recipe["classes"] == ["cat", "dog", "n/a"]
+    assert recipe["classes"] == ["cat", "dog", "x/y"]
     assert recipe["label"] == "label"
     assert recipe["group"] == "patient"
     assert sum(recipe["rows"].values()) == 71  # one text is empty
@@ -159,7 +159,7 @@ def test_the_head_adds_its_scores_in_every_format(form, fitted, encode, table, t
     vectors = iter(embedkit.read(out).vectors)
     assert len(rows) == (71 if form == "npy" else 72)
     for row in rows:
-        scores = [row[f"score_{name}"] for name in ("cat", "dog", "n/a")]
+        scores = [row[f"score_{name}"] for name in ("cat", "dog", "x/y")]
         if row["status"] == "empty":
             assert scores == [None] * 3
             assert row["predicted"] is None
@@ -167,7 +167,7 @@ def test_the_head_adds_its_scores_in_every_format(form, fitted, encode, table, t
         logits = weights["head.weight"].astype(np.float64) @ next(vectors) + weights["head.bias"]
         odds = np.exp(logits - logits.max())
         assert scores == pytest.approx(odds / odds.sum(), abs=1e-6)
-        assert row["predicted"] == ("cat", "dog", "n/a")[int(np.argmax(scores))]
+        assert row["predicted"] == ("cat", "dog", "x/y")[int(np.argmax(scores))]
     if form == "parquet":
         types = {field.name: str(field.type) for field in embedkit.read(out).table.schema}
         assert (types["score_cat"], types["predicted"]) == ("float", "string")
@@ -252,7 +252,7 @@ def test_what_cannot_be_fitted_is_refused_without_a_label_in_the_error(
     ran = embedkit_cli("fit", table, "-m", bert, *arguments, "-o", tmp_path / "p.safetensors", "-q")
     assert ran.code == code, ran.err
     assert what in ran.err
-    assert not any(word in ran.err for word in ("dog", "n/a", "bird"))
+    assert not any(word in ran.err for word in ("dog", "x/y", "bird"))
     assert list(tmp_path.iterdir()) == []
 
 

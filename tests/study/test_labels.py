@@ -4,13 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedkit.arrow_values import plain_values
 from embedkit.config import LabelConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.study import labels as module
 
 
 def read_labels(table, label="label", **options):
-    return module.read_labels(table, LabelConfig(label, **options))
+    columns = {name: plain_values(table[name]) for name in table.column_names}
+    return module.read_labels(columns, LabelConfig(label, **options))
 
 
 def of(label, **columns):

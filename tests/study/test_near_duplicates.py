@@ -3,10 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedkit.study.near_duplicates import clusters, pairs_across, signatures
+from embedkit.study.near_duplicates import clusters, pairs_across, text_signature
 
 RANDOM = np.random.default_rng(0)
 WORDS = [f"w{number}" for number in range(3000)]
+
+
+def signatures(texts):
+    return np.array([text_signature(text) for text in texts])
 
 
 def text(length=80):

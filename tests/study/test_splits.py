@@ -51,9 +51,3 @@ def test_each_fold_has_its_share_of_every_class_and_the_seed_decides_which():
         assert np.bincount(labels.targets[found[0] == fold]).tolist() == [10, 6, 4]
     assert (found[0] == found[1]).all()
     assert (found[0] != found[2]).any()
-
-
-def test_fewer_rows_of_a_class_than_folds_are_refused_with_a_number_that_works():
-    with pytest.raises(InputError, match="4 rows in the largest class") as error:
-        make_folds(labels_of([0, 0, 0, 0, 1, 1, 1]), None, count=5, seed=0)
-    assert error.value.hint == "use --folds 4"

@@ -67,7 +67,7 @@ def fitted(shape, values, states, *, task="classification", on_epoch=None, **set
         "test": 0.2,
     } | settings
     config = FitConfig(shape.kind, "x.safetensors", LabelConfig("label", seed=settings.pop("seed", 0)), **settings)
-    split = split_rows(labels, validation=config.validation, test=config.test, seed=config.labels.seed)
+    split = split_rows(labels, None, validation=config.validation, test=config.test, seed=config.labels.seed)
     device = torch.device("cpu")
     return fit_pooler(
         shape, states, labels, split, config, device, on_epoch or (lambda _: None), threading.Event()
@@ -80,7 +80,7 @@ def test_a_planted_signal_is_found_on_test_rows(shape):
     found = fitted(shape, values, states)
     assert found.scores["test"]["accuracy"] >= 0.8  # chance is 0.33
     # The head takes the scaling into itself: its scores of the vectors are those of the network.
-    split = split_rows(labels_of(values), validation=0.2, test=0.2, seed=0)
+    split = split_rows(labels_of(values), None, validation=0.2, test=0.2, seed=0)
     scores = found.head.scores(states.pooled(found.pooler, split.test, torch.device("cpu")).numpy())
     assert scores.sum(axis=1) == pytest.approx(np.ones(len(scores)), abs=1e-6)
     assert (scores.argmax(axis=1) == values[split.test]).mean() == found.scores["test"]["accuracy"]
@@ -100,7 +100,7 @@ def test_values_are_predicted_in_their_own_unit(shape):
     found = fitted(shape, values, states, task="regression", epochs=40)
     assert found.scores["test"]["r2"] >= 0.6
     assert found.head.columns == {"prediction": "float32"}
-    split = split_rows(labels_of(values, task="regression"), validation=0.2, test=0.2, seed=0)
+    split = split_rows(labels_of(values, task="regression"), None, validation=0.2, test=0.2, seed=0)
     cells = found.head.cells(states.pooled(found.pooler, split.test, torch.device("cpu")).numpy())
     error = np.abs(np.array(cells["prediction"]) - (100 + 10 * values[split.test])).mean()
     assert error == pytest.approx(found.scores["test"]["mean_absolute_error"], rel=1e-4)
@@ -136,7 +136,7 @@ def test_a_balanced_weight_lets_a_rare_class_count():
         fitted(SHAPES[3], rare, states, epochs=6, lr=0.003, class_weight=how) for how in ("none", "balanced")
     )
     of = labels_of(rare)
-    split = split_rows(of, validation=0.2, test=0.2, seed=0)
+    split = split_rows(of, None, validation=0.2, test=0.2, seed=0)
     chosen = [
         (run.head.scores(states.pooled(run.pooler, split.train, torch.device("cpu")).numpy()).argmax(1) == 2).sum()
         for run in (plain, balanced)
@@ -151,7 +151,7 @@ def test_an_infinite_loss_and_a_signal_end_the_training():
     stop = threading.Event()
     stop.set()
     labels = labels_of(values)
-    split = split_rows(labels, validation=0.2, test=0.2, seed=0)
+    split = split_rows(labels, None, validation=0.2, test=0.2, seed=0)
     config = FitConfig("weighted-layers", "x.safetensors", LabelConfig("label"))
     with pytest.raises(Stopped):
         fit_pooler(SHAPES[3], states, labels, split, config, torch.device("cpu"), lambda _: None, stop)
@@ -244,23 +244,23 @@ def test_groups_stay_on_one_side_and_classes_keep_their_shares():
     random = np.random.default_rng(0)
     targets, groups = random.integers(0, 2, 200), random.integers(0, 40, 200)
     plain = Labels("classification", np.arange(200), targets, ("a", "b"), None)
-    split = split_rows(plain, validation=0.2, test=0.2, seed=1)
+    split = split_rows(plain, None, validation=0.2, test=0.2, seed=1)
     parts = (split.train, split.validation, split.test)
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
     assert [len(part) for part in parts] == [120, 40, 40]
     assert np.ptp([targets[part].mean() for part in parts]) <= 0.03
     grouped = Labels("classification", np.arange(200), targets, ("a", "b"), groups)
-    split = split_rows(grouped, validation=0.2, test=0.2, seed=1)
+    split = split_rows(grouped, groups, validation=0.2, test=0.2, seed=1)
     members = [set(groups[part].tolist()) for part in (split.train, split.validation, split.test)]
     assert all(members)
     assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
-    assert len(split_rows(plain, validation=0.2, test=0, seed=1).test) == 0
+    assert len(split_rows(plain, None, validation=0.2, test=0, seed=1).test) == 0
 
 
 def test_too_few_rows_are_refused():
-    labels = Labels("classification", np.arange(6), np.array([0, 0, 0, 0, 0, 1]), ("a", "b"), None)
-    with pytest.raises(InputError, match="6 rows cannot be split"):
-        split_rows(labels, validation=0.2, test=0.2, seed=0)
+    labels = Labels("classification", np.arange(2), np.array([0, 1]), ("a", "b"), None)
+    with pytest.raises(InputError, match="2 rows cannot be split"):
+        split_rows(labels, None, validation=0.2, test=0.2, seed=0)
 
 
 # PCA and whitening -----------------------------------------------------------------------------------

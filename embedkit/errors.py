@@ -13,9 +13,13 @@ content, which may be patients' records. Row numbers, byte offsets, column names
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 from unicodedata import category
+
+#: The password in a URL, which a user may have typed where no URL is expected.
+_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s@]*@|((?:^|[?&])(?:ssl)?password=)[^&\s'\"]*", re.IGNORECASE)
 
 
 class EmbedkitError(Exception):
@@ -44,8 +48,14 @@ class EmbedkitError(Exception):
         return partial(type(self), hint=self.hint), (self.message,), self.__dict__
 
 
+def without_passwords(sentence: str) -> str:
+    """Replaces the passwords of URLs by asterisks."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", sentence)
+
+
 def _in_one_line(sentence: str) -> str:
-    """Escapes line ends and control characters, which names of files and columns may contain."""
+    """Escapes line ends and control characters, which names of files may contain; hides passwords in URLs."""
+    sentence = without_passwords(sentence)
     if sentence.isprintable():
         return sentence
     controls = ("Cc", "Zl", "Zp")

@@ -31,8 +31,8 @@ from embedkit.config import (
     UnitConfig,
 )
 from embedkit.engines.ranks import share_of
-from embedkit.errors import UsageError
-from embedkit.storage.filesystem import seems_file
+from embedkit.errors import InputError, UsageError
+from embedkit.storage.filesystem import read_file, seems_file
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _Config = TypeVar("_Config")
@@ -105,7 +105,8 @@ HUB_OPTIONS = (
     ),
 )
 RUN_OPTIONS = (
-    argument("inputs", list[str], "INPUT...", "Files, globs or folders to read, or - for stdin."),
+    argument("inputs", list[str], "INPUT...", "Files, globs, folders, a database for --sql, or - for stdin."),
+    _input("--sql QUERY", str, "Read the rows of this SELECT, or of that in @FILE, from the database."),
     _input("--format", "auto", "Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."),
     _input("--text-column COLUMN", list[str], "Column to embed; several are joined. Repeatable."),
     _input("--template", str, 'Build each text from columns, such as "{title}. {body}".'),
@@ -254,8 +255,9 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
     output, group_by = options.pop("output", None), options.pop("group_by", None)
     shard_id, num_shards, workers = (options.pop(name, None) for name in ("shard_id", "num_shards", "workers"))
     out = default_output(inputs) if output is None else absolute_name(output)
+    sql = read_query(options.pop("sql", None))
     config = RunConfig(
-        input=take(InputConfig, options, inputs=tuple(inputs), text_columns=text_columns),
+        input=take(InputConfig, options, inputs=tuple(inputs), text_columns=text_columns, sql=sql),
         output=take(OutputConfig, options, output=out, format=format_of(out, options.pop("output_format", None))),
         model=model,
         text=take(TextConfig, options, max_length=_number_or_auto("--max-length", options)),
@@ -268,6 +270,21 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
     if unknown := options.keys() - {"config"}:
         raise TypeError(f"not options of a run: {', '.join(unknown)}")
     return config
+
+
+def read_query(sql: str | None) -> str | None:
+    """Returns the query of `--sql`, which is the content of a file after an `@`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if sql is None or not sql.startswith("@"):
+        return sql
+    try:
+        return read_file(sql[1:]).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"--sql {sql}: {reason}", hint="name a file that holds one SELECT") from None
 
 
 def _number_or_auto(option: str, options: dict[str, Any]) -> int | None:

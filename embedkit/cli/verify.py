@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import HUB_OPTIONS, argument, option, take, takes
+from embedkit.cli.options import HUB_OPTIONS, argument, option, read_query, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.cli.progress import shown_downloads
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Number of differing rows to list.
 _LISTED = 20
 #: Options that apply to --resample only.
-_RESAMPLE_OPTIONS = ("input", "model", "revision", "offline", "trust_remote_code", "device", "seed")
+_RESAMPLE_OPTIONS = ("input", "sql", "model", "revision", "offline", "trust_remote_code", "device", "seed")
 
 
 @takes(
@@ -32,6 +32,7 @@ _RESAMPLE_OPTIONS = ("input", "model", "revision", "offline", "trust_remote_code
     option("--resample N", int, "Also recompute N random rows in fp32 and compare the vectors."),
     option("--seed N", 0, "Random seed of the choice of rows."),
     option("--input INPUT", list[str], "Input files, if they have moved. Repeatable."),
+    option("--sql QUERY", str, "Query, if the input was a database."),
     option("-m --model", str, "Model, if it has moved."),
     *HUB_OPTIONS,
     option("--device", "cpu", "Device for --resample: auto, cpu, cuda, cuda:N, mps."),
@@ -69,8 +70,14 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
 
         reference = take(ReferenceModel, options)
         with reserved_for_rows(), shown_downloads():
-            inputs = tuple(options["input"] or ())
-            compared = recompute(Path(out), resample, seed=options["seed"], inputs=inputs, reference=reference)
+            compared = recompute(
+                Path(out),
+                resample,
+                seed=options["seed"],
+                inputs=tuple(options["input"] or ()),
+                reference=reference,
+                sql=read_query(options["sql"]),
+            )
         result |= {"ok": compared.passed, "resample": {"seed": options["seed"], **compared.as_json()}}
         if not as_json:
             show(_lines(compared, options["seed"]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedkit.config.checks import at_least, one_of
-from embedkit.errors import UsageError
+from embedkit.config.databases import is_database, is_postgres, one_select, place_of, split_url
+from embedkit.errors import UsageError, without_passwords
 
 FORMATS = ("auto", "csv", "tsv", "jsonl", "ndjson", "parquet", "arrow", "txt")
 
@@ -18,7 +19,8 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 class InputConfig:
     """The rows that are read, and their columns."""
 
-    inputs: tuple[str, ...]  # files, globs, folders, or - for stdin, as typed
+    #: Files, globs, folders, or - for stdin, as typed; with `sql` a file, or a PostgreSQL URL without password.
+    inputs: tuple[str, ...]
     format: str = "auto"  # one of FORMATS; auto goes by the file's name
     text_columns: tuple[str, ...] = ()  # (): `text`, else the first of the usual names
     template: str | None = None  # such as "{title}. {body}"; None: the text columns joined by a newline
@@ -31,6 +33,13 @@ class InputConfig:
     quoting: str = "auto"
     max_expansion: int = 1000  # largest ratio of a file's decompressed size to its size
     max_decompressed_gb: int = 1000  # of 10^9 bytes
+    sql: str | None = None  # the query whose rows are the table; the input is a database
+    secrets: str = field(default="", repr=False)  # parameters of the database's URL: see `split_url`
+
+    @property
+    def shown_inputs(self) -> tuple[str, ...]:
+        """The inputs as messages show them: of a PostgreSQL URL host and database, of others no password."""
+        return tuple(place_of(name) if is_postgres(name) else without_passwords(name) for name in self.inputs)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))  # without duplicates
@@ -48,6 +57,28 @@ class InputConfig:
                     f"--delimiter is for csv and tsv, and --format is {self.format}",
                     hint="leave out one of the two",
                 )
+        self._check_database()
         at_least("--limit", self.limit, 0)
         at_least("--max-expansion", self.max_expansion, 1)
         at_least("--max-decompressed-gb", self.max_decompressed_gb, 1)
+
+    def _check_database(self) -> None:
+        """Take the password out of the inputs, and check that a query and a database come together."""
+        databases = [name for name in self.inputs if is_database(name)]
+        if self.sql is None:
+            if databases:
+                raise UsageError(
+                    f"{split_url(databases[0])[0]}: a database, and no query says which rows to read",
+                    hint='add --sql "SELECT id, text FROM note"',
+                )
+            return
+        if len(self.inputs) != 1 or "-" in self.inputs:
+            raise UsageError("--sql reads one database", hint="name a single database file or URL as INPUT")
+        object.__setattr__(self, "sql", one_select(self.sql))
+        for option, value in (("--format", self.format != "auto"), ("--delimiter", self.delimiter is not None)):
+            if value:
+                raise UsageError(f"{option} is for files of rows, not for a query", hint="leave it out")
+        if databases:
+            name, secrets = split_url(databases[0])
+            object.__setattr__(self, "inputs", (name,))
+            object.__setattr__(self, "secrets", secrets or self.secrets)

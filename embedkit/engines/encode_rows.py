@@ -46,7 +46,7 @@ def encode_rows(
     began = time.monotonic()
     share = config.share
     _report_share(share, callbacks)
-    first = "stdin" if config.input.inputs[0] == "-" else as_text(config.input.inputs[0])
+    first = "stdin" if config.input.inputs[0] == "-" else as_text(config.input.shown_inputs[0])
     more = f" and {len(config.input.inputs) - 1:,} more" if len(config.input.inputs) > 1 else ""
     callbacks.notice(f"reading {first}{more}")
     table, spans = _open_input(config)

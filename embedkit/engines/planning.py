@@ -134,15 +134,18 @@ def plan_input(
     """
     scores = spec.head.columns if spec.head else {}
     cutter = cutter_of(spec, config, stored.sharding.shard_rows if stored else None)
-    read = input_facts(table, spans, config.input, stored.input if stored else None)
     if stored is not None:
+        table.identify()
+        read = input_facts(table, spans, config.input, stored.input)
         return InputPlan(
             read, replace(stored.sharding, shard_rows=cutter.shard_rows), stored.kept_types, tuple(scores)
         )
     sharding = Sharding(cutter.shard_rows, cutter.shard_characters, None, None, None)
     if table.streaming:
+        read = input_facts(table, spans, config.input)
         return InputPlan(read, sharding, planned_kept_types(table.kept_types(), config, scores), tuple(scores))
     found = table.scan(cutter.opens_shard)
+    read = input_facts(table, spans, config.input)
     if found.n_faults and config.output.on_bad_row == "fail":
         raise unreadable_rows(found.faults, found.n_faults)
     if spans is not None and config.input.limit is None:
@@ -294,8 +297,9 @@ def input_facts(
 
     def facts(file: SourceFile) -> InputFile:
         now = InputFile(**{**asdict(file), "name": file.shown})
-        if not whole or file.sha256 is None or (stored and not known):
-            return now  # not asked for; stdin; a plan of an older version, which has nothing to compare it with
+        if not whole or now.sha256 is None or now.content_sha256 is not None or (stored and not known):
+            # Not asked for; stdin; a query; a plan of an older version, which has nothing to compare it with.
+            return now
         before = known.get(file.shown)
         if before is not None and (file.size or 0) > _LARGE:
             unchanged = replace(now, content_sha256=before.content_sha256)

@@ -70,7 +70,7 @@ def other_outputs_spared(config: RunConfig) -> Generator[None, None, None]:
 def _has_this_input(config: RunConfig) -> bool | None:
     """Checks whether the existing output was made from the requested input; None if unknown."""
     existing = _input_digests(Path(config.output.output))
-    if not existing or "-" in config.input.inputs:
+    if not existing or "-" in config.input.inputs or config.input.sql is not None:
         return None
     with suppress(EmbedkitError):
         return existing == {files_digest((file.size, file.sha256) for file in open_table(config.input).files)}

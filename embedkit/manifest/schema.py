@@ -94,10 +94,14 @@ def _omit(content: Json, *names: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """File of the input, as it was when the run was planned. Of stdin, size, time and hashes are None."""
+    """File of the input, as it was when the run was planned. Of stdin, size, time and hashes are None.
 
-    name: str  # as typed, or as expanded from a glob or a folder; `-` for stdin
-    format: str  # csv, tsv, jsonl, parquet, arrow or txt
+    Of a query, size and hashes are those of its rows: `sha256` of ids and texts, `content_sha256` of kept values
+    too. Its text is not recorded, since it may name patients.
+    """
+
+    name: str  # as typed, or as expanded from a glob or a folder; `-` for stdin; host and name of a database
+    format: str  # csv, tsv, jsonl, parquet, arrow, txt, postgresql, sqlite or duckdb
     compression: str | None  # gz, zst, bz2 or xz
     size: int | None  # bytes on disk
     mtime_ns: int | None  # not compared

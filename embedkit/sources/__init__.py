@@ -7,6 +7,7 @@ rows, an `InputError` is raised.
     headers.py    names of columns             columns.py    the text, id and kept columns
     delimited.py  csv, tsv                     jsonl.py      jsonl, ndjson
     columnar.py   parquet, arrow               plain_text.py txt
+    databases.py  queries of databases         record_batches.py  rows of columnar formats
     table.py      all files together           kept_types.py types of kept columns
     spans.py      parts of texts               in_memory.py  texts of a Python caller
 """

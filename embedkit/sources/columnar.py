@@ -1,63 +1,36 @@
-"""Parquet and Arrow: record batches, streamed, of the needed columns.
-
-Strings of every layout work, dictionaries of them too; binary cells are read as UTF-8. Errors of pyarrow end in
-`_attempt`, because their messages may quote cells.
-"""
+"""Parquet and Arrow files: record batches, streamed, of the needed columns."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.arrow_values import (
-    holds,
-    is_binary,
-    is_exact,
-    is_string,
-    json_values,
-    kept_values,
-    stored,
-    stored_type,
-    texts,
-    type_name,
-)
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.sources.columns import Column, Columns, Kind, Wanted, composer, every
-from embedkit.sources.headers import shown
 from embedkit.sources.opening import check_size
+from embedkit.sources.record_batches import BATCH_ROWS, Batches, RecordBatches, attempt, sliced
 from embedkit.storage.parser_probe import probe_file
-from embedkit.types import UNREAD, Fault, Record
-
-T = TypeVar("T")
-
-BATCH_ROWS = 1_024
 
 #: Bytes of a Parquet column chunk to read at a time: a chunk may have gigabytes.
 _PARQUET_BUFFER = 2**20
 
 _FILE_MAGIC = b"ARROW1"
 
-#: Positions in a batch of the rows with invalid UTF-8.
-Unreadable = set[int]
-
-#: An open file: its schema, and a function that reads the columns of the given names, batch by batch.
-_Opened = tuple[Any, Callable[[tuple[str, ...]], Iterator[Any]]]
+#: An open file: its schema, and the function that reads its batches.
+_Opened = tuple[Any, Batches]
 
 
-class Columnar:
+class Columnar(RecordBatches):
     """One file of record batches, read once.
 
     Raises:
         InputError: it is damaged, cut off, of another format, or grows beyond the limits.
     """
-
-    columns: tuple[Column, ...]
 
     def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, config: InputConfig) -> None:
         self._file = file
@@ -72,38 +45,10 @@ class Columnar:
         # A pipe can be read only once, so it is not probed.
         self._probed = None if source is stream and not stream.seekable() else _probed(source)
         self._check_parser("none", ())
-        opened = _attempt(lambda: opener(source))
+        opened = attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
-        schema, self._batches = opened
-        self.columns = tuple(
-            Column(field.name, kind_of(field.type), _shown_type(field.type), type_name(stored_type(field.type)))
-            for field in schema
-        )
-
-    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
-        compose = composer(columns)
-        row = first
-        batches = _attempt(lambda: self._batches(columns.named))
-        while (batch := self._next(batches)) is not None:
-            if not wanted(row, row + batch.num_rows):
-                yield from (Fault(row + at, self._file, None, UNREAD) for at in range(batch.num_rows))
-                row += batch.num_rows
-                continue
-            unreadable: Unreadable = set()
-            texts = [self._cells(batch, name, strings, unreadable) for name in columns.text]
-            keeps = [self._cells(batch, name, values, unreadable) for name in columns.keep]
-            ids: list[str | None] = [str(number) for number in range(row, row + batch.num_rows)]
-            if columns.id is not None:
-                ids = self._cells(batch, columns.id, strings, unreadable)
-            for at, identity in enumerate(ids):
-                if at in unreadable:
-                    yield Fault(row, self._file, None, "not_utf8")
-                else:
-                    text = compose([cells[at] for cells in texts])
-                    yield Record(row, identity, text, tuple([cells[at] for cells in keeps]))
-                row += 1
+        super().__init__(*opened, file)
 
     def _check_parser(self, part: int | str, without: Collection[str]) -> None:
         """Check that the parser survives the file, or a part of it; see `probe_file`."""
@@ -140,7 +85,7 @@ class Columnar:
         def batches(names: tuple[str, ...]) -> Iterator[Any]:
             fields = [schema.get_field_index(name) for name in names]
             reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
-            return _sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
+            return sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
 
         return schema, batches
 
@@ -150,49 +95,15 @@ class Columnar:
 
         def batches(names: tuple[str, ...]) -> Iterator[Any]:
             self._check_parser("all", ())
-            return _sliced(_checked(batch, names) for batch in _to_the_end(stream, mapped))
+            return sliced(_checked(batch, names) for batch in _to_the_end(stream, mapped))
 
         return stream.schema, batches
-
-    def _next(self, batches: Iterator[Any] | None) -> Any:
-        """Return the next batch, or None after the last."""
-        end = object()
-        batch = None if batches is None else _attempt(lambda: next(batches, end))
-        if batch is None:
-            raise self._damaged()
-        return None if batch is end else batch
-
-    def _cells(
-        self, batch: Any, name: str, convert: Callable[[Any, Unreadable], list[Any]], unreadable: Unreadable
-    ) -> list[Any]:
-        column = batch.column(name)
-        cells = _attempt(lambda: convert(column, unreadable))
-        if cells is None:
-            raise InputError(
-                f"{self._file}: column {shown(name)}, of type {_shown_type(column.type)}, cannot be read",
-                hint="cast it to a string, or leave it out of --keep",
-            )
-        return cells
 
     def _damaged(self) -> InputError:
         return InputError(
             f"{self._file}: cannot be read as {self._format}: cut off, damaged, or of another format",
             hint="write or copy it again; if it is of another format, name that with --format",
         )
-
-
-def _shown_type(declared: Any) -> str:
-    """Return the type's name for messages, without names of fields, which may be row content."""
-    name = str(declared)
-    return name.partition("<")[0] if "struct<" in name or "union<" in name else name
-
-
-def _attempt(action: Callable[[], T]) -> T | None:
-    """Run the action; None if pyarrow fails. Errors of embedkit pass."""
-    try:
-        return action()
-    except (pa.ArrowException, OSError, ValueError):
-        return None
 
 
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
@@ -213,13 +124,6 @@ def _checked(batch: Any, names: tuple[str, ...]) -> Any:
             if "UTF8" not in str(error):
                 raise
     return batch
-
-
-def _sliced(batches: Iterator[Any]) -> Iterator[Any]:
-    """Slice batches, which may be whole tables, so that few rows at a time become Python objects."""
-    for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS)
 
 
 def _mapped(source: BinaryIO) -> Any:
@@ -243,62 +147,3 @@ def _seekable(stream: io.BufferedReader) -> BinaryIO:
     file would write texts to a disk that the user did not choose.
     """
     return stream if stream.seekable() else io.BytesIO(stream.read())
-
-
-def kind_of(declared: Any) -> Kind:
-    """Classify the cells of an Arrow type."""
-    kind = stored_type(declared)
-    if is_exact(kind):
-        return "exact"
-    plain = kind
-    while isinstance(plain, pa.BaseExtensionType):
-        plain = plain.storage_type
-    if is_string(plain):
-        return "string"
-    if is_binary(plain):
-        return "binary"
-    if pa.types.is_integer(plain) and plain == kind:
-        return "integer"
-    return "null" if pa.types.is_null(plain) else "other"
-
-
-def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
-    """Convert cells to text: strings unchanged, bytes decoded, others by `texts`."""
-    plain = stored(array)
-    while isinstance(plain.type, pa.BaseExtensionType) and not is_exact(plain.type):
-        plain = plain.storage
-    try:
-        if not is_binary(plain.type):
-            return texts(plain)
-    except UnicodeDecodeError:  # pyarrow does not check what a file declares as UTF-8
-        pass
-    return [_decoded(cell, at, unreadable) for at, cell in enumerate(plain)]
-
-
-def values(array: Any, unreadable: Unreadable) -> list[Any]:
-    """Convert cells to kept values: see `arrow_values.kept_values`."""
-    plain = stored(array)
-    if is_string(plain.type):
-        return strings(plain, unreadable)
-    kept = kept_values(plain)
-    if holds(plain.type, is_string) and not _is_readable(plain):
-        unreadable |= {at for at in range(len(plain)) if not _is_readable(plain.slice(at, 1))}
-    return kept
-
-
-def _is_readable(array: Any) -> bool:
-    try:
-        json_values(array)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _decoded(cell: Any, at: int, unreadable: Unreadable) -> str | None:
-    if not cell.is_valid:
-        return None
-    try:
-        return bytes(cell.as_buffer()).decode()
-    except UnicodeDecodeError:
-        unreadable.add(at)
-        return None

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.config.databases import is_postgres
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
@@ -63,14 +64,18 @@ _FIRST_LINE = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the input; equal values mean an unchanged file."""
+    """A file of the input, or a query of a database; equal values mean unchanged rows.
 
-    name: str  # as typed, or from a glob or a folder; `-` for stdin
-    format: str  # csv, tsv, jsonl, parquet, arrow or txt
+    Size and hashes of a query are those of its rows (see `query.RowsDigest`), and None before it was read once.
+    """
+
+    name: str  # as typed, or from a glob or a folder; `-` for stdin; host and name of a PostgreSQL database
+    format: str  # csv, tsv, jsonl, parquet, arrow, txt, postgresql, sqlite or duckdb
     compression: str | None  # gz, zst, bz2, xz
     size: int | None  # in bytes on disk; None for stdin, as are the next two
     mtime_ns: int | None
     sha256: str | None  # of the first and last MiB on disk together
+    content_sha256: str | None = None  # of all, where that is known without another pass
 
     @property
     def shown(self) -> str:
@@ -103,7 +108,7 @@ def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
     Raises:
         InputError: an input does not exist, or a folder cannot be read.
     """
-    return [name for typed in inputs for name in _expanded(typed, notes)]
+    return [name for typed in inputs for name in ([typed] if is_postgres(typed) else _expanded(typed, notes))]
 
 
 def shown_name(name: str) -> str:
@@ -145,6 +150,10 @@ def described(name: str, file_format: str) -> SourceFile:
     form = named if file_format == "auto" else canonical(file_format)
     if form is None:
         suffix = Path(name).suffix.lower()
+        if suffix in _DATABASES:
+            raise UsageError(
+                f"{shown_name(name)}: a database, and no query says which rows to read", hint=_QUERY_HINT
+            )
         raise UsageError(
             f"{shown_name(name)}: unknown suffix; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
@@ -164,14 +173,14 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
     Raises:
         UsageError: an input is among them.
     """
-    reads = {real_path(name): name for name in inputs}
+    reads = {real_path(name): name for name in inputs if "://" not in name}
     for output in outputs:
         target = real_path(output)
         hit = reads.get(target)
         if hit is None and whole_folders:
             hit = next((name for read, name in reads.items() if read.startswith(target + os.sep)), None)
         elif hit is None and seems_there(output):  # a hard link
-            hit = next((name for name in inputs if is_same_file(output, name)), None)
+            hit = next((name for name in reads.values() if is_same_file(output, name)), None)
         if hit is not None:
             raise UsageError(
                 f"the output would replace {shown_name(hit)}, which is an input",
@@ -179,12 +188,15 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
             )
 
 
+#: Suffixes of database files.
+_DATABASES = frozenset({".db", ".db3", ".sqlite", ".sqlite3", ".duckdb", ".ddb"})
+_QUERY_HINT = 'add --sql "SELECT id, text FROM note"'
 #: Suffixes of files that are read with no --format.
 _NOT_TABLES = frozenset(
     f".{suffix}"
     for suffix in (
         *("xls", "xlsx", "xlsm", "ods", "doc", "docx", "odt", "rtf", "pdf", "htm", "html", "xml", "yaml"),
-        *("sav", "dta", "sas7bdat", "xpt", "rds", "rdata", "pkl", "pickle", "h5", "db", "sqlite", "orc", "avro"),
+        *("sav", "dta", "sas7bdat", "xpt", "rds", "rdata", "pkl", "pickle", "h5", "orc", "avro"),
         *("zip", "tar", "7z", "npy", "npz"),
     )
 )

@@ -30,7 +30,7 @@ _OTHERS = {
     b"PK\x03\x04": ("a ZIP file, as .xlsx is one", "unpack it, or save the sheet as CSV"),
     b"\xd0\xcf\x11\xe0\xa1\xb1": ("an old Office file, such as .xls", "save the sheet as CSV"),
     b"%PDF-": ("a PDF", "extract its text first"),
-    b"SQLite for": ("a SQLite database", "export the table as CSV"),
+    b"SQLite for": ("a SQLite database", 'name the rows with --sql "SELECT id, text FROM note"'),
     b"\x93NUMPY": ("an array of NumPy", "name a table of texts"),
     b"\x89HDF\r\n": ("HDF5", "export the table as CSV or Parquet"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z file", "unpack it"),

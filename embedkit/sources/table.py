@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from embedkit.sources.columns import (
     requested_columns,
     resolve_columns,
 )
+from embedkit.sources.databases import database_file, opened_query
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
@@ -32,14 +34,20 @@ from embedkit.sources.kept_types import KeptTypes, common_type, declared_type, f
 from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
 from embedkit.sources.opening import opened, opened_stdin
 from embedkit.sources.plain_text import PlainText
+from embedkit.sources.query import RowsDigest, with_id
 from embedkit.storage.standard_streams import rows_in
 from embedkit.types import Fault, Record
 
 #: Most faults that a scan lists.
 FAULTS_LISTED = 20
 
+_VISIBLE = (
+    "a password in a URL is visible to other users of this machine while the command runs; PGPASSWORD and"
+    " ~/.pgpass are not"
+)
+
 #: Formats whose files declare the types of their columns.
-_TYPED = frozenset({"parquet", "arrow"})
+_TYPED = frozenset({"parquet", "arrow", "postgresql", "duckdb"})
 
 
 class Reader(Protocol):
@@ -67,7 +75,7 @@ class Table:
     """The rows of all files, in order. Made by `open_table`.
 
     Attributes:
-        files: of the input.
+        files: of the input; size and hashes of a query are known after its first pass.
         columns: the columns in use.
         streaming: True for stdin, which can be read only once.
         first_rows: number of the first row of each file that was read; filled while it is read.
@@ -97,6 +105,8 @@ class Table:
         self._stray: dict[str, tuple[int, int]] = {}
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
+        #: Whether the pass that counts was of the rows that `files` describes.
+        self._is_confirmed = False
 
     @property
     def shown(self) -> str:
@@ -135,6 +145,12 @@ class Table:
         """
         if self.streaming and self._reader is None:
             raise _read_once()
+        if self._config.sql is not None:
+            # Skipped rows would be missing in the hash; the query has the limit.
+            rows = self._identified(self._rows(every))
+            for change in self._each:
+                rows = map(change, rows)
+            return rows
         rows = self._rows(wanted) if self._reader is None else self._streamed(self._reader)
         self._reader = None
         for change in self._each:
@@ -167,6 +183,7 @@ class Table:
             if on_row is not None:
                 on_row(0 if isinstance(item, Fault) else len(item.text or ""))
         self.non_finite = found.non_finite
+        self._is_confirmed = False  # vectors come from a later pass
         self._check_split_groups(found)
         return Scan(rows, tuple(faults), n_faults, found.names())
 
@@ -217,17 +234,43 @@ class Table:
         return notes
 
     def check_unchanged(self) -> None:
-        """Check that no file was changed since it was located.
+        """Check that no file was changed since it was located, and that a query still has the same rows.
+
+        A query is read again, unless the last pass was of all rows.
 
         Raises:
             InputError: one of them was.
         """
+        if self._config.sql is not None:
+            if not self._is_confirmed:
+                self._read_through()
+            return
         for file in self.files:
             if not self.streaming and described(file.name, file.format) != file:
-                raise InputError(
-                    f"{file.shown} was changed while it was read",
-                    hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
-                )
+                raise _changed(file)
+
+    def identify(self) -> None:
+        """Read a query once, so that `files` describes its rows; files are described already."""
+        if self._config.sql is not None and self.files[0].sha256 is None:
+            self._read_through()
+            self._is_confirmed = False  # vectors come from a later pass
+
+    def _read_through(self) -> None:
+        deque(self._identified(self._rows(every)), maxlen=0)
+
+    def _identified(self, rows: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
+        """Pass on the rows of a query, and compare them with those of the first pass at the end."""
+        self._is_confirmed = False
+        digest = RowsDigest()
+        for item in rows:
+            digest.add(item)
+            yield item
+        (file,) = self.files
+        found = digest.of(file)
+        if file.sha256 is not None and file != found:
+            raise _changed(file)
+        self.files = (found,)
+        self._is_confirmed = True
 
     def _streamed(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
@@ -244,8 +287,7 @@ class Table:
         self.first_rows = []
         for file in self.files:
             self.first_rows.append(row)
-            with opened(file, self._config) as stream, _as_input_error(file.shown):
-                reader = _reader(file, stream, self.columns.named, self._config)
+            with _reading(file, self.columns.named, self._config) as reader:
                 if reader.columns is not None:
                     typed = requested_columns(self._config).named
                     check_columns(
@@ -285,7 +327,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
             reader = _reader(file, stream, requested.named, config)
             files, headers = (file,), iter([reader.columns])
     else:
-        files = locate(config.inputs, config.format, notes)
+        files = (database_file(config),) if config.sql is not None else locate(config.inputs, config.format, notes)
         if config.delimiter and not any(file.format in DELIMITED for file in files):
             raise UsageError("--delimiter is for csv and tsv, and no input is one", hint="leave it out")
         headers = _headers(files, requested, config)
@@ -296,8 +338,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         if present is None:
             continue
         if columns is None:
-            columns = resolve_columns(requested, present, file=file.shown, file_format=file.format)
-            notes += column_notices(requested, columns, present, file_format=file.format)
+            columns = _chosen(requested, present, file, config, notes)
         check_columns(columns, present, file=file.shown, file_format=file.format, typed=requested.named)
         if file.format in _TYPED:
             _check_drift(columns, present, typed, file=file.shown)
@@ -307,12 +348,25 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
     return Table(files, columns, declared, config, reader, notes)
 
 
+def _chosen(
+    requested: Columns, present: tuple[Column, ...], file: SourceFile, config: InputConfig, notes: list[str]
+) -> Columns:
+    """Choose the columns by those of the first file, and add notices to `notes`."""
+    columns = resolve_columns(requested, present, file=file.shown, file_format=file.format)
+    if config.sql is not None:
+        columns = with_id(columns, present, file.shown)
+        if config.secrets:
+            notes.append(_VISIBLE)
+    notes += column_notices(requested, columns, present, file_format=file.format)
+    return columns
+
+
 def _headers(
     files: Sequence[SourceFile], columns: Columns, config: InputConfig
 ) -> Iterator[tuple[Column, ...] | None]:
     for file in files:
-        with opened(file, config) as stream, _as_input_error(file.shown):
-            header = _reader(file, stream, columns.named, config).columns
+        with _reading(file, columns.named, config) as reader:
+            header = reader.columns
         yield header
 
 
@@ -344,6 +398,17 @@ def _as_input_error(name: str) -> Iterator[None]:
         raise unreadable(name, error) from None
 
 
+@contextmanager
+def _reading(file: SourceFile, names: Sequence[str], config: InputConfig) -> Iterator[Reader]:
+    """Open a file or a query for one pass."""
+    if config.sql is not None:
+        with opened_query(file, config) as rows:
+            yield rows
+        return
+    with opened(file, config) as stream, _as_input_error(file.shown):
+        yield _reader(file, stream, names, config)
+
+
 def _reader(file: SourceFile, stream: io.BufferedReader, names: Sequence[str], config: InputConfig) -> Reader:
     match file.format:
         case "csv" | "tsv":
@@ -355,6 +420,13 @@ def _reader(file: SourceFile, stream: io.BufferedReader, names: Sequence[str], c
             return PlainText(stream, file.shown)
         case _:
             return Columnar(stream, file.shown, file_format=file.format, config=config)
+
+
+def _changed(file: SourceFile) -> InputError:
+    return InputError(
+        f"{file.shown} was changed while it was read",
+        hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
+    )
 
 
 def _read_once() -> UsageError:

@@ -36,7 +36,15 @@ class ReferenceModel:
     device: str = "cpu"
 
 
-def recompute(path: Path, rows: int, *, seed: int, inputs: Sequence[str], reference: ReferenceModel) -> Comparison:
+def recompute(
+    path: Path,
+    rows: int,
+    *,
+    seed: int,
+    inputs: Sequence[str],
+    reference: ReferenceModel,
+    sql: str | None = None,
+) -> Comparison:
     """Computes random rows of an output again, and compares.
 
     Args:
@@ -45,6 +53,7 @@ def recompute(path: Path, rows: int, *, seed: int, inputs: Sequence[str], refere
         seed: of the choice.
         inputs: present paths of the input's files; () if they are those that the output names.
         reference: the model.
+        sql: the query, if the input was a database.
 
     Raises:
         OutputError: the output is not finished, does not say how it was made, or has a recipe that this version
@@ -54,7 +63,7 @@ def recompute(path: Path, rows: int, *, seed: int, inputs: Sequence[str], refere
     """
     provenance = provenance_of(path)
     stored = provenance.stored
-    table = opened_input(provenance, inputs)
+    table = opened_input(provenance, inputs, sql)
     sampled = choose(path, provenance, rows, seed)
     texts = texts_of(sampled, table)
     embedder = _reference_embedder(provenance, reference)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, OutputError
-from embedkit.manifest.identity import files_digest
+from embedkit.manifest.identity import QUERIES, files_digest
 from embedkit.manifest.schema import InputFacts
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import readable
@@ -47,8 +47,8 @@ class _Shard:
     vectors: int
 
 
-def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
-    """Opens the table that the output was made of.
+def opened_input(provenance: Provenance, inputs: Sequence[str], sql: str | None = None) -> Table:
+    """Opens the table that the output was made of; `sql` is the query, if the input was a database.
 
     Raises:
         InputError: it has changed, or its place is unknown.
@@ -59,10 +59,15 @@ def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
         what = "was stdin" if names else "is not recorded in a single file"
         raise InputError(f"the input {what}, and its texts are needed", hint="name the files with --input FILE")
     formats = {file.format for file in read.files}
+    if sql is None and formats & QUERIES:
+        raise InputError(
+            "the input was a query, whose text is not recorded because it may name patients",
+            hint="give it with --sql; for PostgreSQL with --input postgresql://USER@HOST/DATABASE",
+        )
     table = open_table(
         InputConfig(
             names,
-            format=formats.pop() if len(formats) == 1 else "auto",
+            format=formats.pop() if len(formats) == 1 and sql is None else "auto",
             text_columns=() if read.template else read.text,
             template=read.template,
             id_column=read.id,
@@ -71,13 +76,17 @@ def opened_input(provenance: Provenance, inputs: Sequence[str]) -> Table:
             quoting=read.quoting,
             max_expansion=_ANY,
             max_decompressed_gb=_ANY,
+            sql=sql,
         )
     )
+    table.identify()
     digest = files_digest((file.size, file.sha256) for file in table.files)
     if provenance.files_digest not in {None, digest}:
         raise InputError(
             f"the input has changed: {_first_changed(read, table)}",
-            hint="name the files that were encoded, in their order, with --input",
+            hint="name the files that were encoded, in their order, with --input"
+            if sql is None
+            else "give the query that was encoded, on the database as it was",
         )
     return table
 
@@ -188,7 +197,8 @@ def _first_changed(read: InputFacts, table: Table) -> str:
         return "other files" if not read.files else f"{len(table.files)} files, and {len(read.files)} were read"
     for was, now in zip(read.files, table.files, strict=True):
         if was.size != now.size:
-            return f"{now.name} has {now.size:,} bytes and had {was.size:,}"
+            of = " of ids and texts" if now.format in QUERIES else ""
+            return f"{now.name} has {now.size:,} bytes{of} and had {was.size:,}"
         if was.sha256 != now.sha256:
             return f"the content of {now.name} has changed"
     return "other files"

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from embedkit.errors import EmbedkitError
     from embedkit.inference.encoder import Encoder
     from embedkit.output.read import read
+    from embedkit.pooling.pooler_files import read_head
 
-__all__ = ["EmbedkitError", "Encoder", "__version__", "read"]
+__all__ = ["EmbedkitError", "Encoder", "__version__", "read", "read_head"]
 
 _MODULES = {
     "EmbedkitError": "embedkit.errors",
     "Encoder": "embedkit.inference.encoder",
     "read": "embedkit.output.read",
+    "read_head": "embedkit.pooling.pooler_files",
 }
 
 

@@ -29,7 +29,7 @@ NOT_OF_ENCODER = {
 
 
 def test_the_package_has_these_names_and_no_others():
-    assert sorted(embedkit.__all__) == ["EmbedkitError", "Encoder", "__version__", "read"]
+    assert sorted(embedkit.__all__) == ["EmbedkitError", "Encoder", "__version__", "read", "read_head"]
     assert dir(embedkit) == embedkit.__all__
     assert all(getattr(embedkit, name) for name in embedkit.__all__)
     with pytest.raises(AttributeError, match="encode_all"):

@@ -19,6 +19,7 @@ from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.values import fits_parquet
 from embedkit.output.rejects import rejects_path
+from embedkit.pooling.heads import SCORE
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, Wanted, every, open_table
 from embedkit.sources.locate import check_not_read, unreadable
@@ -169,6 +170,13 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
         raise UsageError(
             f"--keep {ours}: embedkit writes a column of that name",
             hint="leave it out of --keep, or rename it in the input",
+        )
+    alone = config.output.is_stdout or config.output.output.endswith(".jsonl")
+    unclear = next((name for name in kept if scores and alone and name.startswith(SCORE)), None)
+    if unclear is not None:
+        raise UsageError(
+            f"--keep {unclear}: a single JSON Lines file cannot say which of its {SCORE} columns are of the head",
+            hint="leave it out of --keep, rename it in the input, or write to a folder or a .parquet file",
         )
     taken = next((name for name in kept if name in units), None)
     if taken is not None:

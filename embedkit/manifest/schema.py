@@ -383,7 +383,9 @@ class Manifest(VersionedFile):
 
     KIND: ClassVar = "manifest"
     #: Fields that repeat the plan's.
-    REPEATED: ClassVar = ("format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input")
+    REPEATED: ClassVar = (
+        *("format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input", "scores"),
+    )
 
     format: str
     precision: str
@@ -394,6 +396,7 @@ class Manifest(VersionedFile):
     int8_ranges: Int8Ranges | None = None
     input: InputFacts | None = None  # None if the file does not say
     token_vectors: bool | None = None  # True if a row has a vector for each token; None if the file does not say
+    scores: tuple[str, ...] = ()  # columns that a trained head adds
     totals: Totals  # counts over all shards
     shards: int  # how many there are
     empty_shards: tuple[int, ...] = ()  # numbers of those that have no files of vectors
@@ -429,4 +432,4 @@ class Manifest(VersionedFile):
         content = {"version": VERSION, **to_builtins(self), "source": self.source.to_json()}
         del content["totals"]
         content |= {"input": self.input and self.input.to_json(), **self.totals.to_json()}
-        return _omit(content, "plan_sha256", "records_sha256")
+        return _omit(content, "plan_sha256", "records_sha256", "scores")

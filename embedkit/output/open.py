@@ -35,7 +35,7 @@ from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
-from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, Layout
+from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, SCORES_KEY, Layout
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.sink import Sink
 from embedkit.output.rejects import rejects_path
@@ -83,6 +83,7 @@ class Stored:
     input: InputFacts | None  # None if the output does not say
     rows: int | None = None  # by the manifest, as are `vectors`; None without one
     vectors: int | None = None
+    scores: tuple[str, ...] = ()  # columns of a head; () as well if the output does not say
     records: tuple[Path, ...] = ()  # of the shards, in the order of `parts`; () for a single file
     #: True if files are compared with their hashes, or parsed by a child process, before they are read.
     checks: bool = True
@@ -301,6 +302,7 @@ def _open_folder(path: Path) -> Stored:
             manifest.input,
             manifest.totals.rows,
             manifest.totals.vectors,
+            manifest.scores,
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
         )
 
@@ -320,6 +322,7 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
         *(form, sink, (files,), recipe, layout.metadata.get("embedkit.fingerprint"), _int8_ranges(ranges)),
         source=convert(source, ModelSource),
         input=convert(InputFacts.fields(read), InputFacts) if read else None,
+        scores=convert(json.loads(layout.metadata.get(SCORES_KEY, "[]")), tuple[str, ...]),
     )
 
 

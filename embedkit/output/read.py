@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from embedkit.errors import OutputError, UsageError
 from embedkit.output.formats.columns import Vectors
+from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.values import json_text
 from embedkit.output.open import Stored, open_stored
+from embedkit.pooling.heads import PREDICTED, PREDICTION, SCORE
 from embedkit.types import Variant
 
 if TYPE_CHECKING:
@@ -149,6 +152,57 @@ class Embeddings:
         rows = "" if self._stored.rows is None else f"{self._stored.rows:,} rows, "
         return f"<Embeddings {str(self._path)!r}: {rows}{columns}, {self.format}>"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names of the classes of the head that made `probabilities`.
+
+        Raises:
+            OutputError: the output has no predictions of a head, or a head that predicts values.
+        """
+        columns = self._columns_of_head
+        if columns[0] == PREDICTION:
+            raise OutputError(
+                "the head of this output predicts values, no probabilities of classes", hint="use .predicted"
+            )
+        return tuple(name.removeprefix(SCORE) for name in columns[:-1])
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """[N, K] probabilities of `classes`, by the head that `--with-head` applied; aligned with `vectors`.
+
+        Raises:
+            OutputError: the output has no predictions of a head, or a head that predicts values.
+        """
+        table = self.table.filter(pa.array(self.has_vector))
+        columns = [table[f"{SCORE}{name}"].to_numpy() for name in self.classes]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    @property
+    def predicted(self) -> list[Any]:
+        """N predictions of the head, aligned with `vectors`: a class, a list of labels, or a value each.
+
+        Raises:
+            OutputError: the output has no predictions of a head.
+        """
+        columns = self._columns_of_head
+        found: list[Any] = self.table[columns[-1]].filter(pa.array(self.has_vector)).to_pylist()
+        if self.format == "jsonl" and columns[0] != PREDICTION and not set(self.classes).issuperset(found):
+            return [json.loads(labels) for labels in found]  # lists are read as JSON
+        return found
+
+    @property
+    def _columns_of_head(self) -> tuple[str, ...]:
+        """Names of the columns of a head."""
+        columns = self._stored.scores
+        if not columns and (self.format == "jsonl" or "poolers" in self.recipe):
+            columns = _columns_before_receipt(self.table.column_names)
+        if not columns:
+            raise OutputError(
+                "this output has no predictions of a head",
+                hint="encode with --pool FILE --with-head, where FILE is of `embedkit fit --label` or `sweep`",
+            )
+        return columns
+
     def variant(self, name: str) -> NDArray[np.float32]:
         """Returns [N, D] the vectors of one variant.
 
@@ -194,6 +248,19 @@ class Embeddings:
                 )
             self._columns[name] = column
         return self._columns[name]
+
+
+def _columns_before_receipt(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of a head by name and place, in outputs that do not say which they are; () if none."""
+    others = list(names[: names.index(RECEIPT[0])])
+    if others[-1:] == [PREDICTION] or others[-2:] == [PREDICTION, PREDICTED]:
+        return tuple(others[others.index(PREDICTION) :])
+    if others[-1:] != [PREDICTED]:
+        return ()
+    first = len(others) - 1
+    while others[first - 1].startswith(SCORE):
+        first -= 1
+    return tuple(others[first:]) if first < len(others) - 1 else ()
 
 
 @dataclass(frozen=True, slots=True)

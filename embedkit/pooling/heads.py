@@ -16,8 +16,8 @@ from embedkit.errors import UsageError
 #: Tasks that predict one value, and all tasks.
 VALUE_TASKS = ("ordinal", "regression")
 HEAD_TASKS = ("classification", "multilabel", *VALUE_TASKS)
-#: Start of the name of a class's column.
-SCORE = "score_"
+#: Names of columns: the start of a class's, of the predicted class or labels, of the predicted value.
+SCORE, PREDICTED, PREDICTION = "score_", "predicted", "prediction"
 _LIST_OF_STRINGS = type_name(pa.list_(pa.string()))
 
 
@@ -44,11 +44,11 @@ class PredictionHead:
         """The columns that it adds to an output, with their types."""
         match self.task:
             case "regression":
-                return {"prediction": str(self.weight.dtype)}
+                return {PREDICTION: str(self.weight.dtype)}
             case "ordinal":
-                return {"prediction": str(self.weight.dtype), "predicted": "string"}
+                return {PREDICTION: str(self.weight.dtype), PREDICTED: "string"}
         scores = {f"{SCORE}{name}": "float32" for name in self.classes}
-        return {**scores, "predicted": "string" if self.task == "classification" else _LIST_OF_STRINGS}
+        return {**scores, PREDICTED: "string" if self.task == "classification" else _LIST_OF_STRINGS}
 
     def scores(self, vectors: ArrayLike) -> NDArray[np.float32]:
         """Returns probabilities or values for vectors [N, D]: [N, C] of the weight's dtype.
@@ -114,7 +114,7 @@ class PredictionHead:
         values = [[float(str(score)) for score in column] for column in scores.T]
         cells = dict(zip(self.columns, values, strict=False))
         if self.task != "regression":
-            cells["predicted"] = self.labels(scores)
+            cells[PREDICTED] = self.labels(scores)
         return cells
 
     def labels(self, scores: NDArray[np.float32]) -> list[Any]:

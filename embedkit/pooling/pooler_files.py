@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from embedkit.errors import ModelError
+from embedkit.errors import ModelError, UsageError
 from embedkit.pooling.heads import HEAD_TASKS, VALUE_TASKS, PredictionHead
 from embedkit.storage.filesystem import read_file, stat_file
 
@@ -126,6 +126,24 @@ def probe_bytes(
         "input": {**states, **{name: recipe[name] for name in ("exclude_special", "dtype")}},
     }
     return pooler_bytes(content, {"head.weight": head.weight, "head.bias": head.bias})
+
+
+def read_head(path: str | os.PathLike[str]) -> PredictionHead:
+    """Reads the head of a file of `embedkit fit --label` or `embedkit sweep`.
+
+    Raises:
+        UsageError: `path` is neither a str nor a Path, or the file has no head.
+        ModelError: the file cannot be read, is damaged, or is another kind of file.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the file's path as a str or Path")
+    file = read_pooler(os.fspath(path))
+    if file.head is None:
+        raise UsageError(
+            f"{file.path} has a pooler of kind '{file.kind}' without a head",
+            hint="name a file that was trained on labels: of `embedkit fit --label`, or a winner.safetensors",
+        )
+    return file.head
 
 
 def read_pooler(path: str) -> PoolerFile:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
 
 import embedkit
 from embedkit.pooling.heads import PredictionHead
-from embedkit.pooling.pooler_files import probe_bytes
+from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes, read_pooler
 from tests.conftest import NOTES
 from tests.oracle import Oracle, pool
 
@@ -145,3 +151,194 @@ def test_a_head_does_not_score_texts_in_another_casing_or_with_another_prompt(op
     assert f"the head in {path} was trained with" in ran.err
     assert f"hint: leave out {options[0]}" in ran.err
     assert not (tmp_path / "out.npy").exists()
+
+
+# Reading the predictions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        *((task, name) for task in TASKS for name in ("parquet", "out.jsonl")),
+        *(("multilabel", name) for name in ("out.parquet", "out.npy", "out.arrow", "npy", "arrow", "jsonl")),
+    ],
+)
+def test_predictions_are_read_from_every_format(task, name, probe, encode, notes, tmp_path, models_loaded_once):
+    path, head = probe(task)
+    options = () if "." in name else ("--output-format", name, "--shard-rows", 30)
+    # A kept column that looks like one of the head.
+    table = tmp_path / "notes.csv"
+    rows = [{"id": row["id"], "score_x": row["id"], "text": row["text"]} for row in notes.rows]
+    pa_csv.write_csv(pa.Table.from_pylist(rows), table)
+    keep = () if name == "out.jsonl" else ("--keep", "score_x")
+    ran = encode(table, "--pool", path, "--with-head", *keep, *options, "-o", tmp_path / name)
+    assert ran.code == 0, ran.err
+    out = embedkit.read(tmp_path / name)
+    if task in {"ordinal", "regression"}:
+        with pytest.raises(embedkit.EmbedkitError, match="predicts values"):
+            _ = out.probabilities
+        values = out.table.filter(pa.array(out.has_vector))["prediction"].to_numpy()
+        assert np.array_equal(values.astype(np.float32), head.scores(out.vectors)[:, 0])
+    else:
+        assert out.classes == TASKS[task]
+        assert out.probabilities.dtype == np.float32
+        assert np.array_equal(out.probabilities, head.predict_proba(out.vectors))
+    expected = head.labels(head.scores(out.vectors))
+    assert out.predicted == (pytest.approx(expected, abs=1e-6) if task == "regression" else expected)
+    assert len(out.predicted) == len(out.vectors) == len(out.ids) == len(notes.ids)
+
+
+def test_an_output_without_a_head_says_so(probe, encode, tmp_path):
+    path, _ = probe()
+    for name, options in {"a.jsonl": (), "a.parquet": (), "b.parquet": ("--pool", "mean")}.items():
+        assert encode(NOTES, "--pool", path, *options, "-o", tmp_path / name).code == 0
+        with pytest.raises(embedkit.EmbedkitError, match="no predictions of a head") as refused:
+            _ = embedkit.read(tmp_path / name).predicted
+        assert "--with-head" in refused.value.hint
+
+
+def test_kept_columns_that_would_be_taken_for_those_of_the_head_are_refused(probe, encode, tmp_path):
+    path, _ = probe()
+    table = tmp_path / "t.csv"
+    table.write_text("id,text,score_x,predicted\n1,pain,a,b\n")
+    for kept, name in (("score_x", "out.jsonl"), ("predicted", "out.parquet")):
+        ran = encode(table, "--pool", path, "--with-head", "--keep", kept, "-o", tmp_path / name)
+        assert (ran.code, f"--keep {kept}" in ran.err) == (2, True)
+
+
+# From Python, and in scikit-learn ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "classes"), [*TASKS.items(), ("classification", ("b", "a"))])
+def test_scikit_learn_predicts_as_the_head_does(task, classes, probe):
+    path, _ = probe(task, classes, layers=(3,), poolings=("mean",))
+    head = embedkit.read_head(path)
+    assert head.recipe["label"] == "animal"
+    vectors = np.random.default_rng(1).normal(0, 3, (50, 32)).astype(np.float32)
+    pipeline = head.to_sklearn()
+    check_is_fitted(pipeline)
+    if task in {"ordinal", "regression"}:
+        top = len(head.classes) - 1 if task == "ordinal" else np.inf
+        values = pipeline.predict(vectors)
+        assert (
+            np.abs(np.clip(values, 0 if top < np.inf else -np.inf, top) - head.scores(vectors)[:, 0]).max() < 1e-5
+        )
+    else:
+        assert np.abs(pipeline.predict_proba(vectors) - head.predict_proba(vectors)).max() < 1e-6
+        assert np.array_equal(pipeline.predict(vectors), head.predict(vectors))
+        assert pipeline.classes_.tolist() == list(head.classes)
+    again = clone(pipeline)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(again)
+    targets = head.predict(vectors)
+    assert again.fit(vectors, targets).score(vectors, targets) > 0.8
+
+
+def test_a_fitted_head_agrees_with_scikit_learns_own_logistic_regression(recipe, tmp_path):
+    """The other way round: weights that scikit-learn fitted, in our file, give its probabilities."""
+    random = np.random.default_rng(0)
+    vectors, targets = random.normal(size=(90, 8)), np.array(["x", "y", "z"] * 30)
+    for names in (("x", "y", "z"), ("x", "y")):
+        kept = np.isin(targets, names)
+        model = LogisticRegression().fit(vectors[kept], targets[kept])
+        weight, bias = model.coef_, model.intercept_
+        if len(names) == 2:  # scikit-learn holds the difference of the two logits
+            weight, bias = np.vstack([0 * weight, weight]), np.append(0, bias)
+        head = PredictionHead(weight.astype(np.float32), bias.astype(np.float32), names, "classification")
+        where = {"layers": [3], "layer_agg": "concat", "poolings": ["mean"], "facts": {}}
+        (tmp_path / "p.safetensors").write_bytes(probe_bytes(head, recipe, **where))
+        read = embedkit.read_head(tmp_path / "p.safetensors")
+        assert np.abs(read.predict_proba(vectors) - model.predict_proba(vectors)).max() < 1e-6
+        assert np.array_equal(read.predict(vectors), model.predict(vectors))
+
+
+def test_extreme_logits_give_probabilities_without_a_warning(recwarn):
+    for task in ("classification", "multilabel"):
+        head = PredictionHead(np.array([[1e4], [-1e4]], np.float32), np.zeros(2, np.float32), ("a", "b"), task)
+        assert head.predict_proba([[1.0], [-1.0]]).tolist() == [[1, 0], [0, 1]]
+    assert not recwarn.list
+
+
+def test_what_is_no_head_or_no_vectors_of_it_is_refused(probe, tmp_path):
+    _, head = probe()
+    for wrong in (np.zeros((2, 5)), np.zeros(128), [[0.0]]):
+        with pytest.raises(embedkit.EmbedkitError, match="vectors"):
+            head.predict_proba(wrong)
+    with pytest.raises(embedkit.EmbedkitError, match="no probabilities"):
+        make_head("regression", 3).predict_proba(np.zeros((1, 3)))
+    with pytest.raises(embedkit.EmbedkitError, match="cannot read"):
+        embedkit.read_head(tmp_path / "nowhere.safetensors")
+    with pytest.raises(embedkit.EmbedkitError, match="path cannot be"):
+        embedkit.read_head(b"x")
+
+
+ODD = ("", " ", "a", "A", "score_a", "predicted", "n/a", "a,b", 'say "so"', "line\nfeed", "Grüße", "\0", "id", "☃")
+
+
+@pytest.mark.parametrize("classes", [ODD, tuple(f"class {number}" for number in range(2000))], ids=["odd", "2000"])
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl", "out.npy"])
+def test_any_and_many_names_of_classes_are_columns(classes, name, probe, encode, tmp_path, models_loaded_once):
+    path, head = probe("classification", classes)
+    assert embedkit.read_head(path).classes == classes
+    ran = encode(NOTES, "--limit", 20, "--pool", path, "--with-head", "-o", tmp_path / name)
+    assert ran.code == 0, ran.err
+    out = embedkit.read(tmp_path / name)
+    assert out.classes == classes
+    assert np.array_equal(out.probabilities, head.predict_proba(out.vectors))
+    assert out.predicted == head.predict(out.vectors).tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["a", "a", "b"]},
+        {"classes": ["a", "\ud800", "b"]},
+        {"classes": []},
+        {"task": "clustering"},
+        {"dims": 5},
+        {"pool": []},
+        {"pool": ["pooler"]},
+        {"pool": [["mean"]]},
+        {"pool": "mean"},
+        {"text": {"max_length": "24"}},
+        {"text": [1]},
+        {"input": {"layers": [1]}},
+    ],
+    ids=str,
+)
+def test_damaged_files_of_probes_are_refused_in_one_line(change, probe, encode, tmp_path):
+    path, _ = probe()
+    file = read_pooler(str(path))
+    path.write_bytes(pooler_bytes({**file.recipe, **change}, file.tensors))
+    ran = encode(NOTES, "--pool", path, "--with-head", "-o", tmp_path / "out.npy")
+    assert (ran.code, len(ran.told)) == (4, 2), ran.err
+    assert ran.told[0].startswith("error: ")
+
+
+def test_a_probe_stands_alone_and_keeps_its_layers(probe, encode, tmp_path):
+    path, _ = probe()
+    out = ("-o", tmp_path / "out.npy")
+    for options, message in {
+        ("--pool", f"{path},mean"): "takes the vectors of its own poolings",
+        ("--pool", path, "--layers", "2"): "needs --layers 1,3",
+        ("--pool", path, "--layer-agg", "mean"): "needs --layer-agg concat",
+    }.items():
+        ran = encode(NOTES, *options, *out)
+        assert (ran.code, message in ran.err) == (2, True), ran.err
+
+
+def test_verify_and_resume_work_with_a_probe(probe, encode, embedkit_cli, tmp_path):
+    path, _ = probe()
+    run = (NOTES, "--pool", path, "--with-head", "--shard-rows", 20, "-o", tmp_path / "out")
+    assert encode(*run).code == 0
+    assert embedkit_cli("verify", tmp_path / "out", "--resample", 5).code == 0
+    assert encode(*run, "--on-exists", "resume").code == 0
+    probe("classification", ("x", "y", "z"))  # another head under the same name
+    ran = encode(*run, "--on-exists", "resume")
+    assert (ran.code, "error:" in ran.err) == (5, True)
+
+
+def test_a_model_in_another_dtype_than_the_file_records_is_told(probe, encode, tmp_path):
+    path, _ = probe(change={"dtype": "bf16"})
+    ran = encode(NOTES, "--limit", 2, "--pool", path, "-o", tmp_path / "out.npy")
+    assert f"{path} was fitted on states in bf16, and the model computes in fp32" in ran.err

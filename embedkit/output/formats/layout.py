@@ -25,6 +25,8 @@ Create = Callable[[str], BinaryIO]
 LAYOUT_KEY = "embedkit.layout"
 #: Of a single file: SHA-256 of its list of rejects, "" if there is none.
 REJECTS_KEY = "embedkit.rejects_sha256"
+#: Of a file with predictions of a head: the names of their columns, as JSON.
+SCORES_KEY = "embedkit.scores"
 #: Of the metadata of .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
 ARRAYS_KEY = "embedkit.arrays"
 
@@ -135,6 +137,7 @@ def layout_of(plan: Plan) -> Layout:
         "on_bad_row": plan.on_bad_row,
         "files_digest": files_digest((file.size, file.sha256) for file in plan.input.files),
     }
+    scores = {SCORES_KEY: json.dumps(plan.scores, ensure_ascii=False)} if plan.scores else {}
     ranges = {"embedkit.int8_ranges": canonical_json(plan.int8_ranges)} if plan.int8_ranges else {}
     return Layout(
         variants=plan.variants,
@@ -148,6 +151,7 @@ def layout_of(plan: Plan) -> Layout:
             "embedkit.input": input_digests(plan)[0],
             "embedkit.read": canonical_json(described),
             **ranges,
+            **scores,
         },
     )
 

@@ -197,5 +197,5 @@ def _one_vs_rest(weight: NDArray[np.float64], bias: NDArray[np.float64], classes
     model.estimators_, model.n_features_in_ = steps, weight.shape[1]
     # Rows of several labels, which tell it that the targets are multilabel indicators.
     model.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(np.ones((2, max(2, len(classes))), np.int64))
-    model.label_binarizer_.classes_ = np.array(classes)
+    model.label_binarizer_.classes_ = model.classes_ = np.array(classes)
     return model

@@ -292,7 +292,6 @@ def test_any_and_many_names_of_classes_are_columns(classes, name, probe, encode,
     "change",
     [
         {"classes": ["a", "a", "b"]},
-        {"classes": ["a", "\ud800", "b"]},
         {"classes": []},
         {"task": "clustering"},
         {"dims": 5},
@@ -313,6 +312,13 @@ def test_damaged_files_of_probes_are_refused_in_one_line(change, probe, encode, 
     ran = encode(NOTES, "--pool", path, "--with-head", "-o", tmp_path / "out.npy")
     assert (ran.code, len(ran.told)) == (4, 2), ran.err
     assert ran.told[0].startswith("error: ")
+
+
+def test_a_name_of_a_class_that_is_no_utf_8_is_refused(probe):
+    path, _ = probe("classification", ("0123456", "b"))
+    path.write_bytes(path.read_bytes().replace(b"0123456", rb"\\ud800"))
+    with pytest.raises(embedkit.EmbedkitError, match="recipe is incomplete"):
+        embedkit.read_head(path)
 
 
 def test_a_probe_stands_alone_and_keeps_its_layers(probe, encode, tmp_path):

@@ -101,14 +101,12 @@ def ranking(scores: NDArray[Any], positive: NDArray[np.bool_], weights: Vector) 
     # Only scores that a row of the class has add to either sum.
     holds = np.logical_or.reduceat(is_positive, starts)
     starts, ends = starts[holds], ends[holds]
-    below = np.zeros((len(weights), len(ordered) + 1))
-    np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
-    total = below[:, -1].copy()
-    at, to = below[:, starts], below[:, ends]
-    np.cumsum(weights[:, order] * is_positive, axis=1, out=below[:, 1:])
-    hits_at, hits_to, hits = below[:, starts], below[:, ends], below[:, -1]
-    gained = hits_to - hits_at
-    others = total - hits
+    above, hits_above = _cumulated(weights[:, order]), _cumulated(weights[:, order[is_positive]])
+    positives = np.append(0, np.cumsum(is_positive))
+    at, to = above[:, starts], above[:, ends]
+    hits_at, hits_to = hits_above[:, positives[starts]], hits_above[:, positives[ends]]
+    gained, hits = hits_to - hits_at, hits_above[:, -1]
+    others = above[:, -1] - hits
     # Rows of other classes: those with smaller scores, and half of those with the same.
     outranked = others[:, None] - ((to - hits_to) + (at - hits_at)) / 2
     defined = (hits > 0) & (others > 0)
@@ -162,7 +160,7 @@ def qwk(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
     1 - E[(p - t)²] / E[(p' - t)²], with p' the prediction for an independently drawn row (Cohen 1968). Undefined
     if all true ranks are equal.
     """
-    predicted = np.rint(scores[:, 0].astype(np.float64))
+    predicted = nearest_rank(scores)
     # From the mean, so that the variances below are not differences of large numbers.
     center = truth.mean()
     p, t = predicted - center, truth - center
@@ -173,7 +171,7 @@ def qwk(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
 
 def rank_accuracy(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
     """Returns the share of rows whose rounded prediction is their rank."""
-    return _mean(np.rint(scores[:, 0]) == truth, weights)
+    return _mean(nearest_rank(scores) == truth, weights)
 
 
 def r2(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> Vector:
@@ -217,6 +215,11 @@ def score(task: str, metric: str, scores: NDArray[Any], truth: NDArray[Any]) -> 
     return float(FUNCTIONS[task][metric](scores, truth, np.ones((1, len(truth))))[0]) if len(truth) else math.nan
 
 
+def nearest_rank(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns the rank nearest to each of the values [N, 1], int64 [N]; halves are rounded up."""
+    return np.floor(scores[:, 0].astype(np.float64) + 0.5).astype(np.int64)
+
+
 def mean_of_defined(values: Vector, axis: int = 0) -> Vector:
     """Returns the mean along an axis without NaN; NaN where nothing is defined."""
     defined = ~np.isnan(values)
@@ -232,13 +235,19 @@ def _ratio(upper: NDArray[Any], lower: NDArray[Any]) -> Vector:
     return np.asarray(np.divide(upper, lower, out=np.full(np.shape(upper), np.nan), where=lower > 0))
 
 
+def _cumulated(weights: Vector) -> Vector:
+    """Returns the sums of the first 0, 1, …, N columns of weights [B, N], float64 [B, N + 1]."""
+    found = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=found[:, 1:])
+    return found
+
+
 def _ranks(values: NDArray[Any], weights: Vector) -> Vector:
     """Returns the rank of each row among rows that occur `weights` times, up to a constant, float64 [B, N]."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
     ends = np.append(starts[1:], len(order))
-    below = np.zeros((len(weights), len(order) + 1))
-    np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
+    below = _cumulated(weights[:, order])
     of_group = (below[:, starts] + below[:, ends]) / 2
     found = np.empty_like(weights)
     found[:, order] = np.repeat(of_group, ends - starts, axis=1)

@@ -139,7 +139,7 @@ def nested_scores(
     scores: dict[str, list[float]] = {name: [] for name in metrics}
     best: list[float] = []
     for fold in range(folds.count):
-        chosen, its_score = _best(np.array(inner[fold]))
+        chosen, its_score = best_setting(np.array(inner[fold]))
         best.append(its_score)
         predicted = next(islice(predictions((fold,)), chosen, None))
         for name in metrics:
@@ -168,7 +168,7 @@ def _validated(
     )
 
 
-def _best(of_settings: Vector) -> tuple[int, float]:
+def best_setting(of_settings: Vector) -> tuple[int, float]:
     """Returns the setting with the best mean over folds of scores [folds, settings], and that mean."""
     means = mean_of_defined(of_settings)
     place = int(np.nan_to_num(means, nan=-np.inf).argmax())
@@ -253,6 +253,8 @@ class _Training:
 
 class LinearProbe(ABC):
     """A linear probe, trained on any folds of some vectors."""
+
+    penalties: tuple[float, ...]
 
     def __init__(self, vectors: NDArray[np.float32], labels: Labels, folds: Folds) -> None:
         self.labels = labels
@@ -409,6 +411,25 @@ class LogisticProbe(LinearProbe):
                     weights[:, found], biases[found] = model.coef_.T, model.intercept_
             weights *= training.scale[:, None]
             yield weights, biases - training.mean @ weights
+
+
+def constant_predictions(labels: Labels, folds: Folds) -> Predict:
+    """Returns predictions that are the same for all rows, as `nested_scores` takes them.
+
+    They are the shares of the classes in the training rows, of which the largest is predicted; the mean value; the
+    most frequent rank.
+    """
+
+    def predictions(held: Sequence[int]) -> list[NDArray[np.float32]]:
+        trained = np.flatnonzero((folds.of_row >= 0) & ~np.isin(folds.of_row, held))
+        if labels.task == "ordinal":
+            found = np.array([np.bincount(labels.targets[trained]).argmax()])
+        else:
+            found = target_columns(labels, trained).mean(axis=0) - (0.5 if labels.task == "multilabel" else 0)
+        rows = sum(int((folds.of_row == fold).sum()) for fold in held)
+        return [np.broadcast_to(found.astype(np.float32), (rows, len(found)))]
+
+    return predictions
 
 
 def linear_probe(vectors: NDArray[np.float32], labels: Labels, folds: Folds, probe: str) -> LinearProbe:

@@ -21,10 +21,12 @@ ORACLES = {
     ("multilabel", "auroc"): lambda s, y: metrics.roc_auc_score(y, s),
     ("multilabel", "average_precision"): lambda s, y: metrics.average_precision_score(y, s),
     ("ordinal", "qwk"): lambda s, y: metrics.cohen_kappa_score(
-        y, np.rint(s[:, 0]).astype(int), weights="quadratic"
+        y, np.floor(s[:, 0].astype(float) + 0.5).astype(int), weights="quadratic"
     ),
     ("ordinal", "spearman"): lambda s, y: spearmanr(y, s[:, 0]).statistic,
-    ("ordinal", "accuracy"): lambda s, y: metrics.accuracy_score(y, np.rint(s[:, 0]).astype(int)),
+    ("ordinal", "accuracy"): lambda s, y: metrics.accuracy_score(
+        y, np.floor(s[:, 0].astype(float) + 0.5).astype(int)
+    ),
     ("regression", "r2"): lambda s, y: metrics.r2_score(y, s[:, 0]),
     ("regression", "spearman"): lambda s, y: spearmanr(y, s[:, 0]).statistic,
 }

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from embedkit.study.labels import Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.probe import (
     PROBES,
@@ -21,34 +20,9 @@ from embedkit.study.probe import (
     target_columns,
 )
 from embedkit.study.splits import Folds
+from tests.study.data import classified, labels_of, of_task
 
 CLASSES = METRICS["classification"]
-
-
-def labels_of(task, targets, n_classes=0):
-    names = tuple(str(number) for number in range(n_classes))
-    return Labels(task=task, rows=np.arange(len(targets)), targets=np.asarray(targets), classes=names, groups=None)
-
-
-def data(rows, dims, *, signal, classes=3, seed=0):
-    """Vectors with dimensions of other sizes and places, as encoders have, and one that never varies."""
-    random = np.random.default_rng(seed)
-    numbers = random.integers(0, classes, rows)
-    vectors = random.normal(size=(rows, dims))
-    vectors[:, :classes] += signal * np.eye(classes)[numbers]
-    vectors = vectors * random.uniform(0.01, 30, dims) + random.normal(0, 10, dims)
-    vectors[:, -1] = 0.3
-    folds = Folds(random.permutation(rows) % 4, 4)
-    return vectors.astype(np.float32), labels_of("classification", numbers, classes), folds
-
-
-def of_task(task, numbers, random):
-    """Labels of a task that depend on class numbers 0, 1, 2."""
-    if task == "multilabel":
-        return labels_of(task, np.stack([numbers == 0, numbers != 1], axis=1), 2)
-    if task == "regression":
-        return labels_of(task, numbers * 1000.0 + random.normal(size=len(numbers)))
-    return labels_of(task, numbers, 3)
 
 
 def sklearn_ridge(vectors, targets, trained, tested, penalty):
@@ -60,7 +34,7 @@ def sklearn_ridge(vectors, targets, trained, tested, penalty):
 @pytest.mark.parametrize(("rows", "dims"), [(200, 24), (40, 120)], ids=["by dimensions", "by rows"])
 @pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
 def test_ridge_by_sums_over_folds_is_ridge_on_vectors_standardised_by_the_training_rows(rows, dims, task):
-    vectors, labels, folds = data(rows, dims, signal=1.0)
+    vectors, labels, folds = classified(rows, dims, signal=1.0)
     labels = standardised(of_task(task, labels.targets, np.random.default_rng(1)), folds)[0]
     targets = target_columns(labels, np.arange(rows))
     probe = RidgeProbe(vectors, labels, folds)
@@ -118,7 +92,7 @@ def test_texts_that_are_all_cut_but_one_or_two_are_scored(probe):
 
 
 def test_a_matrix_without_a_cholesky_decomposition_is_solved_all_the_same(monkeypatch):
-    vectors, labels, folds = data(60, 16, signal=1.0)
+    vectors, labels, folds = classified(60, 16, signal=1.0)
     by_cholesky = list(RidgeProbe(vectors, labels, folds).predictions((1,)))
 
     def fails(*_, **__):
@@ -131,7 +105,7 @@ def test_a_matrix_without_a_cholesky_decomposition_is_solved_all_the_same(monkey
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
 def test_logistic_regression_is_scikit_learns(task):
-    vectors, labels, folds = data(150, 8, signal=1.0)
+    vectors, labels, folds = classified(150, 8, signal=1.0)
     labels = of_task(task, labels.targets, None)
     trained, tested = folds.of_row != 2, folds.of_row == 2
     scaler = StandardScaler().fit(vectors[trained])
@@ -159,7 +133,7 @@ def test_shuffled_labels_give_chance_and_a_signal_gives_more(probe, task, chance
     random = np.random.default_rng(0)
     found = {}
     for signal in (0.0, 3.0):
-        vectors, labels, folds = data(300, 30, signal=signal)
+        vectors, labels, folds = classified(300, 30, signal=signal)
         scores = cross_validate(vectors, of_task(task, labels.targets, random), folds, METRICS[task], probe)
         found[signal] = {name: np.mean(of) for name, of in scores.by_metric.items()}
     for name, value in chance.items():
@@ -170,14 +144,14 @@ def test_shuffled_labels_give_chance_and_a_signal_gives_more(probe, task, chance
 
 def test_memorised_training_rows_do_not_raise_the_score():
     """Each row has a dimension of its own: training can memorise its rows, and test rows have no signal."""
-    vectors, labels, folds = data(120, 4, signal=0.0)
+    vectors, labels, folds = classified(120, 4, signal=0.0)
     vectors = np.concatenate([vectors, np.eye(120, dtype=np.float32)], axis=1)
     scores = cross_validate(vectors, labels, folds, ("accuracy",), "ridge").by_metric["accuracy"]
     assert abs(np.mean(scores) - 1 / 3) < 0.13  # three standard errors of 120 rows
 
 
 def test_what_is_chosen_for_a_fold_does_not_depend_on_it():
-    vectors, labels, folds = data(200, 20, signal=1.0)
+    vectors, labels, folds = classified(200, 20, signal=1.0)
     before = cross_validate(vectors, labels, folds, CLASSES, "ridge")
     of_fold = folds.of_row == 2
     spoilt = labels.targets.copy()
@@ -189,7 +163,7 @@ def test_what_is_chosen_for_a_fold_does_not_depend_on_it():
 
 
 def test_many_candidates_come_in_order():
-    vectors, labels, folds = data(150, 10, signal=3.0)
+    vectors, labels, folds = classified(150, 10, signal=3.0)
     value = labels_of("regression", (labels.targets == 0) * 2.0 + 5)
     makers = [lambda: vectors, lambda: vectors[:, 3:], lambda: lambda held: vectors]
     found = list(cross_validate_all(makers, value, folds, METRICS["regression"], "ridge"))
@@ -200,7 +174,7 @@ def test_many_candidates_come_in_order():
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300, 1.0])
 def test_values_of_any_size_have_the_same_scores(scale):
-    vectors, labels, folds = data(100, 10, signal=3.0)
+    vectors, labels, folds = classified(100, 10, signal=3.0)
     values = labels.targets * 1.0 + np.random.default_rng(0).normal(0, 0.1, 100)
     scores = [
         cross_validate(vectors, labels_of("regression", of), folds, ("r2", "spearman"), "ridge")
@@ -213,7 +187,7 @@ def test_values_of_any_size_have_the_same_scores(scale):
 @pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
 def test_a_fold_of_outliers_leaves_nearly_constant_dimensions_and_the_probe_is_still_solved(noise):
     """Rounding in sums over all rows would be more than what varies among the rows of a training."""
-    vectors, labels, folds = data(60, 16, signal=1.0)
+    vectors, labels, folds = classified(60, 16, signal=1.0)
     vectors = 3 + noise * vectors
     vectors[folds.of_row == 0] += 100 * np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
     scores = cross_validate(vectors, labels, folds, ("accuracy",), "ridge")
@@ -222,7 +196,7 @@ def test_a_fold_of_outliers_leaves_nearly_constant_dimensions_and_the_probe_is_s
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_class_of_one_row_leaves_one_class_to_train_on_and_that_one_is_predicted(probe):
-    vectors, _, folds = data(40, 8, signal=1.0)
+    vectors, _, folds = classified(40, 8, signal=1.0)
     labels = labels_of("classification", (np.arange(40) == 0).astype(np.int64), 2)
     scores = cross_validate(vectors, labels, folds, ("accuracy",), probe)
     alone = folds.of_row == folds.of_row[0]
@@ -237,7 +211,7 @@ def test_three_rows_are_scored():
 
 
 def test_of_a_fixed_split_training_rows_are_trained_on_and_validation_rows_choose_the_penalty():
-    vectors, labels, _ = data(200, 20, signal=1.0)
+    vectors, labels, _ = classified(200, 20, signal=1.0)
     of_row = np.repeat((1, 0, -1), (120, 40, 40))
     found = cross_validate(vectors, labels, Folds(of_row, 1), CLASSES, "ridge")
     targets = np.eye(3)[labels.targets]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.output.open import open_stored
@@ -96,13 +97,17 @@ class PooledVectors:
 
     def __init__(self, path: Path) -> None:
         self._stored = open_stored(path)
+        self.recipe = self._stored.recipe
         self.layers = tuple(int(layer) for layer in self._stored.recipe["layers"])
         self.poolings = tuple(self._stored.recipe["pool"])
         variants = self._stored.layout.variants
         self.hidden_size = variants[0].dims // len(self.poolings)
         self._variants = dict(zip(self.layers, variants, strict=True))
+        pieces = [(piece.has_vector, piece.facts["id"]) for piece in self._stored.batches(variants[:1])]
         #: bool [R], the rows of the input that have a vector.
-        self.has_vector = np.concatenate([piece.has_vector for piece in self._stored.batches(variants[:1])])
+        self.has_vector = np.concatenate([has_vector for has_vector, _ in pieces])
+        #: string [R], of all rows of the input.
+        self.ids = pa.chunked_array([chunk for _, ids in pieces for chunk in ids.chunks], pa.string())
 
     def of(self, candidate: Candidate, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns a candidate's vectors, float32 [N, D], of rows [N], ascending among those with a vector."""

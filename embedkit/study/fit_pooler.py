@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ from embedkit.storage.filesystem import exists, file_names, is_folder, seems_fol
 from embedkit.study.encode_states import check_disk_space, encoded_states, first_pass, states_config
 from embedkit.study.labels import Labels, read_labels
 from embedkit.study.splits import Split, split_rows
+from embedkit.study.versions import library_versions
 
 if TYPE_CHECKING:  # torch is imported after the input and its labels are checked
     from embedkit.pooling.trained import PoolerShape
@@ -205,12 +204,7 @@ def _written(
     seconds_fitting: float,
 ) -> FitSummary:
     """Writes the file atomically."""
-    libraries = ["numpy", "torch", "tokenizers", "transformers", *(["scikit-learn"] if "task" in recipe else [])]
-    recipe["versions"] = {
-        "embedkit": version("embedkit-cli"),
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-    }
+    recipe["versions"] = library_versions()
     content = pooler_bytes(recipe, tensors)
     write_file(path.parent, path.name, content)
     digest = hashlib.sha256(content).hexdigest()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,25 +16,26 @@ from numpy.typing import NDArray
 from embedkit.config import LabelConfig, one_of
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
-from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
+from embedkit.errors import EmbedkitError, OutputError, UsageError
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.output.sweep_summary import VECTORS, read_summary
+from embedkit.pooling.heads import VALUE_TASKS
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
 from embedkit.storage.replace_folder import Replacement
-from embedkit.study.candidates import Candidate
 from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows, read_rows, with_test_files
 from embedkit.study.labels import Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import pairs_across
-from embedkit.study.probe import ProbeScores, cross_validate_all
 from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import NAMES, write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
+from embedkit.study.sweep_judging import Candidates, judge
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
-from embedkit.study.verdict import Verdict, decide
+from embedkit.study.verdict import Verdict
+from embedkit.study.versions import library_versions, processor
 
 #: Rows that a stopped sweep computes again at most.
 SHARD_ROWS = 1024
@@ -112,27 +111,8 @@ def sweep(
     has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
     found, folds = _divide(rows, has_vector, config)
     labels, in_folds = found.labels, folds.of_row >= 0
-    judged = np.flatnonzero(has_vector)[labels.rows]
-    candidates = dict(_candidates(encoded))
-    scores: list[ProbeScores] = []
-    makers = [partial(model.vectors.of, candidate, model.rows(judged)) for candidate, model in candidates.items()]
-    with closing(cross_validate_all(makers, labels, folds, metrics, config.probe)) as results:
-        for of_candidate in results:
-            scores.append(of_candidate)
-            on_candidate(len(scores), len(candidates))
-            if stop.is_set():
-                raise Stopped(
-                    "stopped by a signal while the probes were fitted; all vectors are committed",
-                    hint="run the same command with --on-exists resume: it continues from the vectors",
-                )
-    verdict = decide(
-        list(candidates),
-        scores,
-        [candidate.dims(model.vectors.hidden_size) for candidate, model in candidates.items()],
-        [_named(candidate, encoded[0], encoded) for candidate in encoded[0].baselines],
-        metric=metrics[0],
-        test_share=folds.test_share,
-    )
+    candidates = Candidates.of(encoded, np.flatnonzero(has_vector)[labels.rows])
+    verdict = judge(candidates, labels, folds, metrics, config.probe, on_candidate=on_candidate, stop=stop)
     facts = {
         "version": 1,
         **settings,
@@ -146,6 +126,8 @@ def sweep(
         "left_out": dict(labels.left_out),
         "warnings": list(found.warnings),
         "classes": len(labels.classes),
+        "versions": library_versions(),
+        "processor": processor(),
         "near_duplicates": {
             "texts": int((np.bincount(found.cluster)[found.cluster] > 1).sum()),
             "pairs_across_folds": pairs_across(found.cluster[in_folds], folds.of_row[in_folds]),
@@ -155,22 +137,10 @@ def sweep(
     if len(encoded) == 1:
         facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
     winner = verdict.winner.candidate
-    write_files(
-        folder, verdict, facts, command=command("encode", {**candidates[winner].options, **winner.options})
-    )
+    options = {**candidates.models[winner].options, **winner.options}
+    write_files(folder, verdict, facts, command=command("encode", options))
     _finish(config, folder, replacement, callbacks)
     return SweepResult(verdict, facts)
-
-
-def _candidates(encoded: Sequence[EncodedModel]) -> Iterator[tuple[Candidate, EncodedModel]]:
-    """Yields all candidates of all models."""
-    for model in encoded:
-        for candidate in model.candidates:
-            yield _named(candidate, model, encoded), model
-
-
-def _named(candidate: Candidate, model: EncodedModel, encoded: Sequence[EncodedModel]) -> Candidate:
-    return replace(candidate, model=model.name) if len(encoded) > 1 else candidate
 
 
 def _settings(config: SweepConfig, encoded: Sequence[EncodedModel]) -> dict[str, Any]:
@@ -223,6 +193,7 @@ def _metrics(labels: Labels, config: SweepConfig) -> tuple[str, ...]:
     names = METRICS[labels.task]
     deciding = config.metric or names[0]
     one_of("--metric", deciding, names)
-    if labels.task == "regression" and config.probe == "logistic":
-        raise UsageError("--probe logistic is for classes, and these labels are values", hint="use --probe ridge")
+    if labels.task in VALUE_TASKS and config.probe == "logistic":
+        kind = "values" if labels.task == "regression" else "ranks"
+        raise UsageError(f"--probe logistic is for classes, and these labels are {kind}", hint="use --probe ridge")
     return (deciding, *(name for name in names if name != deciding))

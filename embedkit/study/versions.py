@@ -1,0 +1,32 @@
+"""Versions of what computed a result, for files that others should be able to reproduce."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "tokenizers", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of embedkit, Python and the libraries that are installed, by name."""
+    found = {"embedkit": version("embedkit-cli"), "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Returns the model of the processor, such as `Intel(R) Xeon(R) Platinum 8480+`; its family if unknown."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

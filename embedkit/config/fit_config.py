@@ -35,6 +35,24 @@ WITH_LAYER_POOL = (*OVER_LAYERS, "pca", "whiten")
 OF_VECTORS = (*OVER_LAYERS, "mean", "cls", "pca", "whiten")
 
 
+def check_kind(pooler: str) -> None:
+    """Checks the name of a pooler that `fit` makes, such as `attention` or `pca:64`.
+
+    Raises:
+        UsageError: there is no such kind, or its number is missing or misplaced.
+    """
+    name = pooler.partition(":")[0]
+    if name not in KINDS or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", pooler):
+        kind = closest_names(name, KINDS, synonyms=_USUAL_KINDS, most=1)
+        near = tuple(known for known in POOLER_KINDS if known.partition(":")[0] in kind)
+        raise UsageError(
+            f"--pooler cannot be '{pooler}'",
+            hint=value_hint("--pooler", near[0] if near else pooler, tuple(POOLER_KINDS)),
+        )
+    if pooler == "pca":
+        raise UsageError("--pooler pca does not say how many dimensions", hint="such as --pooler pca:128")
+
+
 @dataclass(frozen=True, slots=True)
 class FitConfig:
     """One `embedkit fit`, besides its RunConfig."""
@@ -84,15 +102,7 @@ class FitConfig:
         return int(number) if number else None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or not re.fullmatch(r"pca:[1-9]\d*|whiten(:[1-9]\d*)?|[a-z-]+", self.pooler):
-            kind = closest_names(self.kind, KINDS, synonyms=_USUAL_KINDS, most=1)
-            near = tuple(name for name in POOLER_KINDS if name.partition(":")[0] in kind)
-            raise UsageError(
-                f"--pooler cannot be '{self.pooler}'",
-                hint=value_hint("--pooler", near[0] if near else self.pooler, tuple(POOLER_KINDS)),
-            )
-        if self.pooler == "pca":
-            raise UsageError("--pooler pca does not say how many dimensions", hint="such as --pooler pca:128")
+        check_kind(self.pooler)
         if not self.output.endswith(".safetensors"):
             raise UsageError(
                 f"-o {self.output}: a pooler is a .safetensors file", hint="such as -o pooler.safetensors"

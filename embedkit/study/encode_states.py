@@ -17,7 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from embedkit.config import OutputConfig, RunConfig
 from embedkit.config.fit_config import OF_VECTORS, OVER_LAYERS, FitConfig
@@ -102,6 +104,48 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
             on_bad_row=run_config.output.on_bad_row,
         ),
     )
+
+
+def token_states_config(config: RunConfig, folder: Path, layers: Sequence[int]) -> RunConfig:
+    """Returns the configuration that encodes the token states of these layers into a folder.
+
+    Every row of the input is in the output, with null for one without states.
+    """
+    pooling = replace(
+        config.pooling,
+        pool="none",
+        layers=",".join(map(str, layers)),
+        layer_agg="concat",
+        normalize=False,
+        precision="float16",
+    )
+    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
+    output = OutputConfig(str(folder), "arrow", on_exists="resume", on_bad_row=on_bad_row)
+    return replace(config, input=replace(config.input, keep=()), pooling=pooling, output=output)
+
+
+def read_token_ids(config: RunConfig, spec: ModelSpec) -> list[NDArray[np.int32]]:
+    """Reads the input and returns for each row the ids of the tokens that are pooled, int32 [tokens].
+
+    Raises:
+        InputError: the input cannot be read.
+    """
+    setup, _ = set_up_without_weights(spec)
+    records = open_table(config.input).records()
+    found: list[NDArray[np.int32]] = []
+    texts = (item.text if isinstance(item, Record) else None for item in records)
+    for batch in tokenize_all(texts, setup.tokenizer):
+        tokens = batch.tokens
+        special = (tokens.prefix, tokens.suffix) if config.pooling.exclude_special else (0, 0)
+        start, end = max(special[0], setup.tokenizer.skipped), special[1]
+        of_text = {
+            text: ids[start : len(ids) - end]
+            for text, ids in zip(
+                batch.texts.tolist(), np.split(tokens.input_ids, np.cumsum(tokens.lengths)[:-1]), strict=False
+            )
+        }
+        found += [of_text.get(text, tokens.input_ids[:0]) for text in range(len(batch.n_tokens))]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:  # torch is imported after the input and its labels are checke
     from embedkit.study.hidden_states import States
     from embedkit.study.training import Epoch
 
-#: Default of --hidden-size for `attention-tanh`, and the largest default of --heads.
-_TANH_WIDTH = 512
-_MOST_HEADS = 8
 #: What the file says of the states that the pooler was fitted on.
 _INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
 #: Options that are stored in the file.
@@ -121,10 +118,10 @@ def _trained(
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
 ) -> RecipeAndTensors:
-    from embedkit.study.training import fit_pooler
+    from embedkit.study.training import fit_pooler, pooler_shape
 
     labels, split = _labels_and_split(states.facts, config)
-    shape = _shape(config, states, pool)
+    shape = pooler_shape(config, states, pool)
     fitted = fit_pooler(shape, states, labels, split, config, device, on_epoch, stop)
     tensors = {name: tensor.cpu().numpy() for name, tensor in fitted.pooler.state_dict().items()}
     recipe = {
@@ -151,36 +148,13 @@ def _trained(
 
 
 def _rotated(config: FitConfig, states: States, pool: str) -> RecipeAndTensors:
+    from embedkit.study.training import pooler_shape
     from embedkit.study.unsupervised import fit_rotation
 
     center, rotation, share = fit_rotation(states.blocks(), config.kept_dims, whiten=config.kind == "whiten")
-    shape = _shape(config, states, pool, width=rotation.shape[1])
+    shape = pooler_shape(config, states, pool, width=rotation.shape[1])
     recipe = {**_shape_recipe(shape, rotation.shape[1]), "rows": len(states), "variance_kept": share}
     return recipe, {"center": center, "rotation": rotation}
-
-
-def _shape(config: FitConfig, states: States, pool: str, width: int = 0) -> PoolerShape:
-    """Returns the sizes of the pooler: the user's or the defaults."""
-    from embedkit.pooling.trained import PoolerShape
-
-    size = states.n_layers * states.hidden_size
-    match config.kind:
-        case "attention":
-            width = config.hidden_size or size
-        case "attention-tanh":
-            width = config.hidden_size or _TANH_WIDTH
-        case "lstm":
-            width = config.hidden_size or states.hidden_size
-        case "mean" | "cls":
-            width = config.project or 0
-    heads = 0
-    if config.kind == "multihead-attention":
-        heads = config.heads or next(heads for heads in range(_MOST_HEADS, 0, -1) if size % heads == 0)
-        if size % heads:
-            raise UsageError(f"--heads {heads} does not divide the {size} dimensions", hint="such as --heads 4")
-    return PoolerShape(
-        config.kind, states.n_layers, states.hidden_size, width, heads, "" if states.of_tokens else pool
-    )
 
 
 def _labels_and_split(facts: Any, config: FitConfig) -> tuple[Labels, Split]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedkit.config.fit_config import FitConfig
-from embedkit.errors import InputError, ModelError, Stopped
+from embedkit.errors import InputError, ModelError, Stopped, UsageError
 from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.trained import PoolerShape, TrainedPooler, make_pooler
 from embedkit.study.hidden_states import States
@@ -28,6 +28,9 @@ from embedkit.study.splits import Split
 _ROWS = 256
 #: Rows from which the scale of the untrained pooler's vectors is computed.
 _FIRST_ROWS = 2048
+#: Default of --hidden-size for `attention-tanh`, and the largest default of --heads.
+_TANH_WIDTH = 512
+_MOST_HEADS = 8
 #: Standard deviations and means of values whose predictions are stored as float32.
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
@@ -93,6 +96,37 @@ class _Network(nn.Module):
         """Maps vectors [n, D'] to outputs [n, outputs]."""
         logits: Tensor = self.linear(self.scale(vectors))
         return logits
+
+
+def pooler_shape(config: FitConfig, states: States, layer_pool: str, *, width: int = 0) -> PoolerShape:
+    """Returns the sizes of a pooler, the user's or the defaults.
+
+    Args:
+        config: of the fit.
+        states: that it is fitted to.
+        layer_pool: pooling of each layer, if they are not of tokens.
+        width: dimensions kept, of pca and whiten.
+
+    Raises:
+        UsageError: the number of heads does not divide the dimensions.
+    """
+    size = states.n_layers * states.hidden_size
+    match config.kind:
+        case "attention":
+            width = config.hidden_size or size
+        case "attention-tanh":
+            width = config.hidden_size or _TANH_WIDTH
+        case "lstm":
+            width = config.hidden_size or states.hidden_size
+        case "mean" | "cls":
+            width = config.project or 0
+    heads = 0
+    if config.kind == "multihead-attention":
+        heads = config.heads or next(heads for heads in range(_MOST_HEADS, 0, -1) if size % heads == 0)
+        if size % heads:
+            raise UsageError(f"--heads {heads} does not divide the {size} dimensions", hint="such as --heads 4")
+    of_tokens = "" if states.of_tokens else layer_pool
+    return PoolerShape(config.kind, states.n_layers, states.hidden_size, width, heads, of_tokens)
 
 
 def fit_pooler(

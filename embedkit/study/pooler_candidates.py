@@ -1,0 +1,358 @@
+"""Poolers as candidates of a sweep: fitted without each fold in turn, and judged on it as the static poolings are.
+
+Kinds with a head (`attention`, `lstm`, ...) are trained together with it, with early stopping on a part of their
+training rows; the head's predictions are scored. Kinds without labels (`idf`, `pca`, `whiten`) are fitted to the
+training rows, and a linear probe is trained on their vectors, as on those of a pooler that a package declares.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.config import LabelConfig, RunConfig
+from embedkit.config.fit_config import (
+    KINDS,
+    OF_VECTORS,
+    OVER_LAYERS,
+    WITH_LAYER_POOL,
+    WITHOUT_LABELS,
+    FitConfig,
+    check_kind,
+)
+from embedkit.config.poolings import installed, resolve_layers
+from embedkit.engines.base import Callbacks
+from embedkit.errors import UsageError
+from embedkit.inference.model_spec import find_model
+from embedkit.pooling.select import choose
+from embedkit.storage.disk_errors import as_read_error
+from embedkit.study.candidates import Candidate
+from embedkit.study.encode_states import encoded_states, read_token_ids, token_states_config
+from embedkit.study.labels import Labels
+from embedkit.study.probe import FoldVectors, ProbeScores, nested_scores, standardised
+from embedkit.study.splits import Folds, split_rows
+from embedkit.study.unsupervised import fit_rotation
+
+if TYPE_CHECKING:
+    import torch
+
+    from embedkit.pooling.poolers import Pooler
+    from embedkit.study.hidden_states import States
+
+#: Texts that are pooled at a time.
+_TEXTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerCandidate(Candidate):
+    """A pooler of `sweep --pooler`; `poolings` holds its name, as `fit --pooler` or `encode --pool` takes it."""
+
+    layer_pool: str = ""  # pooling of each layer, for kinds that take vectors of layers and not of tokens
+
+    @property
+    def pooler(self) -> str:
+        """The value of `--pooler`."""
+        return self.poolings[0]
+
+    @property
+    def kind(self) -> str:
+        """The pooler's kind without its number: `pca` of `pca:64`."""
+        return self.pooler.partition(":")[0]
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True if it needs the states of tokens."""
+        return not self.layer_pool
+
+    @property
+    def is_trained(self) -> bool:
+        """True if it is trained on the labels, together with a head."""
+        return self.kind in KINDS and self.kind not in WITHOUT_LABELS
+
+    @property
+    def layer_vectors(self) -> Candidate:
+        """The static candidate with the vectors of layers that it takes."""
+        return Candidate(self.layers, "concat", (self.layer_pool,))
+
+    @property
+    def fit_options(self) -> dict[str, str]:
+        """The options of `embedkit fit` that make it; none for a package's pooler."""
+        if self.kind not in KINDS:
+            return {}
+        layer_pool = {"layer_pool": self.layer_pool} if self.kind in WITH_LAYER_POOL else {}
+        return {"pooler": self.pooler, "layers": ",".join(map(str, self.layers)), **layer_pool}
+
+    @property
+    def name(self) -> str:
+        """Model (of several), layers and pooler in words."""
+        # `layer 6 mean` is the static candidate, which has another probe.
+        return super(PoolerCandidate, self).name + " trained" * (self.kind in {"mean", "cls"})
+
+    @property
+    def layers_text(self) -> str:
+        """The layers in words: `layer 6`, `layers 1-6`."""
+        return super(PoolerCandidate, self).layers_text.removesuffix(" joined")
+
+    def dims(self, hidden_size: int) -> int:
+        """Returns the dimensions of its vectors."""
+        number = self.pooler.partition(":")[2]
+        if self.kind not in KINDS:
+            return int(_declared(self.pooler).dims(len(self.layers), hidden_size))
+        return int(number) if number else hidden_size * (1 if self.kind in OVER_LAYERS else len(self.layers))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerScores:
+    """The scores of a pooler, and its predictions of each row by a pooler and a probe that never saw it."""
+
+    scores: ProbeScores
+    predictions: NDArray[np.float64]  # [N, K] probabilities, or [N, 1] values in the labels' unit; NaN in no fold
+
+
+def pooler_candidates(
+    names: Sequence[str], layers: Sequence[int], poolings: Sequence[str], n_layers: int
+) -> list[PoolerCandidate]:
+    """Returns the candidates of `--pooler`.
+
+    `weighted-layers` and `lstm` take all layers but the embeddings, as in `fit`; a package's pooler takes the
+    layers that it needs; all others take the last layer.
+
+    Args:
+        names: of the poolers, checked by `check_poolers`.
+        layers: that the sweep compares.
+        poolings: that the sweep compares; mean or cls must be among them for kinds that take vectors of layers.
+        n_layers: encoder layers of the model.
+
+    Raises:
+        UsageError: a pooler needs vectors that the sweep does not compute.
+    """
+    found = []
+    for name in names:
+        kind = name.partition(":")[0]
+        chosen = tuple(sorted(layers)[-1:])
+        layer_pool = ""
+        if kind in OF_VECTORS:
+            wanted = (kind,) if kind in {"mean", "cls"} else ("mean", "cls")
+            layer_pool = next((pooling for pooling in wanted if pooling in poolings), "")
+            if not layer_pool:
+                raise UsageError(
+                    f"--pooler {name} takes the {' or '.join(wanted)} of each layer, which --pool leaves out",
+                    hint=f"add {wanted[0]} to --pool",
+                )
+            if kind in OVER_LAYERS:
+                chosen = tuple(layer for layer in sorted(layers) if layer) or chosen
+        elif kind not in KINDS and (needed := _declared(name).layers) is not None:
+            chosen = resolve_layers(needed, n_layers)
+        found.append(PoolerCandidate(chosen, "concat", (name,), layer_pool=layer_pool))
+    return found
+
+
+def check_poolers(names: Sequence[str]) -> None:
+    """Checks the names of `sweep --pooler`.
+
+    Raises:
+        UsageError: a name is neither a kind of `embedkit fit` nor a pooler of an installed package.
+    """
+    for name in names:
+        if name.endswith(".safetensors"):
+            raise UsageError(
+                f"--pooler {name}: a fitted pooler may have been trained on these labels, and would look too good",
+                hint="name its kind, such as attention: it is fitted again without the rows that judge it",
+            )
+        if not installed(name):
+            check_kind(name)
+
+
+@contextmanager
+def token_states(
+    config: RunConfig,
+    candidates: Sequence[PoolerCandidate],
+    folder: Path,
+    callbacks: Callbacks,
+    stop: threading.Event,
+) -> Iterator[TokenStates]:
+    """Encodes the token states that the candidates need, once, and yields them; removes them afterwards.
+
+    They are kept if a signal or the disk ended the sweep, so that the same command continues from them.
+
+    Args:
+        config: of the sweep.
+        candidates: those with `needs_tokens`.
+        folder: for the states, hidden and next to the results.
+        callbacks: receive the progress.
+        stop: ends the encoding when it is set.
+
+    Raises:
+        EmbedkitError: as `encoded_states`.
+    """
+    layers = tuple(sorted({layer for candidate in candidates for layer in candidate.layers}))
+    encoding = token_states_config(config, folder, layers)
+    spec = find_model(encoding)
+    # Only these look at the tokens themselves.
+    by_tokens = any(candidate.kind == "idf" or candidate.kind not in KINDS for candidate in candidates)
+    ids = read_token_ids(encoding, spec) if by_tokens else None
+    with encoded_states(encoding, spec, callbacks, stop) as (path, _):
+        from embedkit.study.hidden_states import open_states
+
+        with as_read_error(path):
+            yield TokenStates(layers, open_states(path, n_layers=len(layers), token_ids=ids))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates:
+    """The token states of all rows with a text."""
+
+    layers: tuple[int, ...]
+    states: States
+
+    def of(self, candidate: PoolerCandidate, rows: NDArray[np.int64]) -> States:
+        """Returns the states that a candidate takes, of rows [N] among those with a text."""
+        return self.states.select_layers([self.layers.index(layer) for layer in candidate.layers]).take(rows)
+
+
+def vector_states(vectors: NDArray[np.float32], n_layers: int) -> States:
+    """Returns the states for kinds that take vectors of layers, float32 [N, L * hidden_size]."""
+    from embedkit.study.hidden_states import States
+
+    return States(list(vectors), n_layers=n_layers, of_tokens=False)
+
+
+def pooler_scores(
+    candidate: PoolerCandidate,
+    states: States,
+    labels: Labels,
+    folds: Folds,
+    metrics: Sequence[str],
+    *,
+    groups: NDArray[np.int64] | None,
+    seed: int,
+    device: torch.device,
+    stop: threading.Event,
+) -> PoolerScores:
+    """Judges a trained pooler with its head on folds that they have not seen.
+
+    For each fold they are trained on the others. For the nested estimate they are trained on all but two
+    neighbouring folds and judged on both: 2 x folds trainings in all.
+
+    Args:
+        candidate: a pooler that is trained.
+        states: of the N labelled rows, in order.
+        labels: of these rows.
+        folds: of these rows.
+        metrics: names of the task's metrics; the first one decides.
+        groups: int64 [N], rows that stay together when some are held out for early stopping; None without groups.
+        seed: of the first weights, the order of rows, and the rows for early stopping.
+        device: to train on.
+        stop: ends the training when it is set.
+
+    Raises:
+        Stopped: `stop` was set.
+        EmbedkitError: as `fit_pooler`.
+    """
+    from embedkit.study.training import fit_pooler, pooler_shape
+
+    labels, center, spread = standardised(labels, folds)
+    config = FitConfig(candidate.pooler, "pooler.safetensors", LabelConfig("label", seed=seed))
+    shape = pooler_shape(config, states, candidate.layer_pool)
+    n_outputs = len(labels.classes) if labels.task in {"classification", "multilabel"} else 1
+
+    out_of_fold = np.full((len(states), n_outputs), np.nan)
+
+    def predictions(held: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Trains without the held-out folds and predicts their rows in order, [n, K]."""
+        rows = trained_rows(folds, held)
+        trained_on = replace(
+            labels,
+            rows=rows,
+            targets=labels.targets[rows],
+            split=None,
+        )
+        split = split_rows(
+            trained_on, None if groups is None else groups[rows], validation=config.validation, test=0, seed=seed
+        )
+        fitted = fit_pooler(shape, states, trained_on, split, config, device, lambda _: None, stop)
+        tested = rows_of(folds, held)
+        predicted = fitted.predictions(states, tested, n_outputs, device)
+        if len(held) == 1:
+            out_of_fold[tested] = predicted
+        # The metrics take a score above 0 for a label.
+        return [(predicted - 0.5 if labels.task == "multilabel" else predicted).astype(np.float32)]
+
+    neighbours = [(fold, (fold + 1) % folds.count) for fold in range(folds.count)] if folds.count > 2 else []
+    scores = nested_scores(predictions, labels, folds, metrics, neighbours)
+    return PoolerScores(scores, out_of_fold * spread + center)
+
+
+def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> FoldVectors:
+    """Returns a function of the held-out folds that returns all rows' vectors, float32 [N, D'].
+
+    The pooler is fitted to the rows that are neither in these folds nor the user's test rows; a package's pooler
+    has nothing to fit.
+
+    Args:
+        candidate: a pooler that is not trained.
+        states: of the N labelled rows, in order.
+        folds: of these rows.
+    """
+    if candidate.kind not in KINDS:
+        declared = _pooled(states, _declared(candidate.pooler))
+        return lambda _: declared
+
+    def vectors(held: Sequence[int]) -> NDArray[np.float32]:
+        rows = trained_rows(folds, held)
+        if candidate.kind == "idf":
+            return _pooled(states, _idf_pooler(states, rows))
+        number = candidate.pooler.partition(":")[2]
+        blocks = states.take(rows).blocks()
+        center, rotation, _ = fit_rotation(
+            blocks, int(number) if number else None, whiten=candidate.kind == "whiten"
+        )
+        return np.concatenate([(block - center) @ rotation for block in states.blocks()]).astype(np.float32)
+
+    return vectors
+
+
+def trained_rows(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
+    """Returns the rows that are in none of these folds and no test rows of the user."""
+    return np.flatnonzero(~np.isin(folds.of_row, [*held, -1]))
+
+
+def rows_of(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
+    """Returns the rows of these folds, in their order."""
+    return np.concatenate([np.flatnonzero(folds.of_row == fold) for fold in held])
+
+
+def _declared(name: str) -> Pooler:
+    """Makes the pooler that a package declares."""
+    pooler: Pooler = choose((name,))[1][name].made
+    return pooler
+
+
+def _idf_pooler(states: States, rows: NDArray[np.int64]) -> Pooler:
+    """Returns the pooler of the document frequencies of tokens in these rows."""
+    import torch
+
+    from embedkit.pooling.poolers import IdfPooler, inverse_document_frequencies
+
+    ids = states.token_ids or []
+    frequencies = np.zeros(max(int(of_row.max()) for of_row in ids) + 1, np.int64)
+    for row in rows.tolist():
+        frequencies[np.unique(ids[row])] += 1
+    return IdfPooler(torch.from_numpy(inverse_document_frequencies(frequencies, len(rows))))
+
+
+def _pooled(states: States, pooler: Pooler) -> NDArray[np.float32]:
+    """Returns the vectors of all rows, float32 [N, D']."""
+    import torch
+
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        parts = np.array_split(np.arange(len(states)), -(-len(states) // _TEXTS))
+        return np.concatenate([states.pooled(pooler, rows, cpu).numpy() for rows in parts])

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from embedkit.cli import completion, doctor, encode, fit, inspect, plan, printing, report, sweep, verify
+from embedkit.cli import completion, diff, doctor, encode, fit, inspect, plan, printing, report, sweep, verify
 from embedkit.cli.machine_errors import as_machine_error
 from embedkit.cli.parsing import WRONG_USAGE, Command, Group, as_usage_error
 from embedkit.engines.signals import leave_on_signal
@@ -38,7 +38,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Embed": (encode.encode, plan.plan),
     "Compare and train on labels": (sweep.sweep, fit.fit),
-    "Look at outputs": (inspect.inspect, verify.verify, report.report),
+    "Look at outputs": (inspect.inspect, verify.verify, diff.diff, report.report),
     "Set up": (doctor.doctor, completion.completion),
 }
 for _section, _commands in _COMMANDS.items():

@@ -114,6 +114,7 @@ _COMMAND_SYNONYMS = {
         "inspect": "show info stat stats describe",
         "plan": "estimate dry-run forecast",
         "sweep": "probe compare search",
+        "diff": "compare-outputs cmp difference",
         "report": "html page visualize",
         "doctor": "diagnose env devices models",
     }.items()

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
 from embedkit.output.commit import OutputFolder
-from embedkit.output.open import Stored, open_stored, read_versioned
+from embedkit.output.open import Stored, level_of, open_stored, read_versioned
 from embedkit.output.vector_norms import NormCounter, VectorNorms
-from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
 from embedkit.types import STATUSES, Variant
@@ -200,7 +199,7 @@ def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
     last: tuple[str | None, int] | None = None
     for batch in stored.batches(variants):
         total.update(rows=len(batch.facts), vectors=int(batch.has_vector.sum()))
-        texts, last = _texts(batch.facts, stored.recipe.get("level"), last)
+        texts, last = _texts(batch.facts, level_of(stored.recipe, batch.facts.schema), last)
         total.update({name: pc.sum(texts[name]).as_py() or 0 for name in ("n_tokens", "n_used")})
         statuses.update(
             _status_of_text(text) for text in texts.select(["status", "n_tokens", "n_used"]).to_pylist()
@@ -215,20 +214,16 @@ def _walk(stored: Stored) -> tuple[Totals, Mapping[str, VectorNorms]]:
 
 
 def _texts(
-    facts: pa.Table, level: str | None, last: tuple[str | None, int] | None
+    facts: pa.Table, level: str, last: tuple[str | None, int] | None
 ) -> tuple[pa.Table, tuple[str | None, int] | None]:
     """Returns the first row of each text: where the id changes, or the unit's number does not increase.
 
     Args:
         facts: consecutive rows.
-        level: of the output; None if its columns decide, as in JSON Lines, which hold no recipe.
+        level: of the output.
         last: id and unit's number of the row before these, which is returned for the next rows.
     """
-    types = dict(zip(facts.column_names, facts.schema.types, strict=True))
-    for of, columns in COLUMNS.items():
-        if level is None and columns and columns.keys() <= types.keys() and pa.types.is_integer(types[of]):
-            level = of
-    if level in {None, "text"} or not len(facts):
+    if level == "text" or not len(facts):
         return facts, last
     ids, numbers = facts["id"].to_pylist(), facts[level].fill_null(-1).to_pylist()
     rows = [last or (None, numbers[0]), *zip(ids, numbers, strict=True)]

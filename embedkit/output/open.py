@@ -40,6 +40,7 @@ from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.sink import Sink
 from embedkit.output.rejects import rejects_path
 from embedkit.pooling.postprocess import Int8Range
+from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import (
     exists,
@@ -187,6 +188,21 @@ def open_stored(path: Path, *, checks: bool = True) -> Stored:
         if checks:
             check_parsable(describing, part="none")
         return replace(_open_file(path, form, _own_layout(describing, form)), checks=checks)
+
+
+def level_of(recipe: Mapping[str, Any], schema: pa.Schema) -> str:
+    """Returns what a row stands for: text, chunk, word, token or span.
+
+    JSON Lines hold no recipe: there the columns decide.
+    """
+    if "level" in recipe:
+        return str(recipe["level"])
+    types = dict(zip(schema.names, schema.types, strict=True))
+    found = "text"
+    for level, columns in COLUMNS.items():
+        if columns and columns.keys() <= types.keys() and pa.types.is_integer(types[level]):
+            found = level
+    return found
 
 
 def describing_file(path: Path) -> Path:

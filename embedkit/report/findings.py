@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from embedkit.comparison.similarity import unit
 from embedkit.config import MOST_SEED, at_least, one_of
 from embedkit.errors import UsageError
 from embedkit.manifest.schema import InputFacts, Totals
@@ -22,7 +23,7 @@ from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.inspect import recorded_totals
 from embedkit.output.open import Stored, open_stored
 from embedkit.report.charts import CATEGORIES, category
-from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map, unit
+from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map
 from embedkit.report.scan_output import Block, OutputScan, Sample, blocks, chosen_variant, scan_output, shortened
 from embedkit.suggest import did_you_mean
 from embedkit.types import Variant

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.comparison.similarity import unit
+
 #: Lowest cosines of the pairs that are counted.
 THRESHOLDS = (0.95, 0.99, 0.999)
 #: Most multiplications of a search for pairs: 20,000 vectors of 1,024 dimensions.
 _MULTIPLICATIONS = 20_000**2 * 1024
 _PAIRS = 10
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the vectors [..., D] scaled to length 1; zeros stay zeros."""
-    norms: NDArray[np.float32] = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
-    norms[norms == 0] = 1
-    return vectors / norms
 
 
 @dataclass(frozen=True, slots=True)

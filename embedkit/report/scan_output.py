@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedkit.arrow_values import plain_values
+from embedkit.comparison.similarity import unit
 from embedkit.errors import UsageError
 from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored
 from embedkit.output.vector_norms import NormCounter
-from embedkit.report.geometry import unit
 from embedkit.types import Variant
 
 #: Rows of a block.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.comparison.similarity import cosines
 from embedkit.pooling.postprocess import Int8Range, store
 
 #: Largest |Δ| for fp32, as a share of the vector's largest value (of 1, if that is smaller).
@@ -117,13 +118,13 @@ class Comparison:
     ) -> str:
         expected, step = _in_precision(reference, self.precision, ranges)
         difference = np.abs(stored - expected)
-        cosines = _cosines(stored, expected)
+        of_rows = cosines(stored, expected)
         self.max_difference = max(self.max_difference, float(difference.max(initial=0.0)))
-        self.cosines += cosines.tolist()
+        self.cosines += of_rows.tolist()
         if self.dtype != "fp32":
-            return f"cosine {cosines.min():.6f}" if cosines.min(initial=1.0) < COSINES[self.dtype] else ""
+            return f"cosine {of_rows.min():.6f}" if of_rows.min(initial=1.0) < COSINES[self.dtype] else ""
         differs = (difference > FP32 * _scale(reference) + step).any()
-        return f"|Δ| {difference.max():.2e}, cosine {cosines.min():.6f}" if differs else ""
+        return f"|Δ| {difference.max():.2e}, cosine {of_rows.min():.6f}" if differs else ""
 
 
 def _scale(vectors: NDArray[np.float32]) -> NDArray[Any]:
@@ -143,13 +144,3 @@ def _in_precision(
         # 0.05 % more: the ends of a step are rounded as well.
         return ranges.restore(kept), np.asarray(span / 255 * 1.0005, np.float32)
     return kept, np.zeros(1, np.float32)
-
-
-def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns [n] the cosine of each pair; 1 if both vectors are zero."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    products = np.einsum("nd,nd->n", x, y)
-    cosines = np.where(x.any(axis=1) | y.any(axis=1), 0.0, 1.0)
-    np.divide(products, lengths, out=cosines, where=lengths > 0)
-    return cosines

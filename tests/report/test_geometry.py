@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from embedkit.comparison.similarity import unit
 from embedkit.report import geometry
-from embedkit.report.geometry import THRESHOLDS, Nearest, near_pairs, principal_map, unit
+from embedkit.report.geometry import THRESHOLDS, Nearest, near_pairs, principal_map
 
 SPREAD = np.array([9.0, 5.0] + [1.0] * 30, np.float32)
 

@@ -37,7 +37,8 @@ def test_the_package_has_these_names_and_no_others():
 
 
 def test_the_commands_are_these():
-    assert set(COMMANDS) == {"encode", "plan", "fit", "sweep", "verify", "inspect", "diff", "report", "doctor"}
+    studies, outputs = {"sweep", "fit"}, {"inspect", "verify", "diff", "report"}
+    assert set(COMMANDS) == {"encode", "plan", *studies, *outputs, "doctor", "completion"}
 
 
 def test_encoder_arguments_have_the_names_and_defaults_of_encode_options():

@@ -107,6 +107,7 @@ class ChosenPooler:
         """Raises ModelError unless it was made for this model, as in a recipe, and this tokenizer."""
         if self.file is None:
             return
+        has_head = "task" in self.file.recipe
         if self.is_idf:
             from embedkit.pooling.poolers import vocabulary_hash
 
@@ -115,7 +116,7 @@ class ChosenPooler:
                     f"{self.file.path} has counts of another tokenizer, or of texts in another casing",
                     hint="count again with this model: embedkit fit INPUT --pooler idf -m MODEL -o FILE",
                 )
-        elif self.file.recipe.get("model") != model:
+        if (has_head or not self.is_idf) and self.file.recipe.get("model") != model:
             fitted_on = (self.file.recipe.get("model") or {}).get("type", "nameless")
             raise ModelError(
                 f"{self.file.path} was fitted on another model ({fitted_on}) than this one ({model['type']})",
@@ -233,7 +234,7 @@ def _of_file(name: str) -> ChosenPooler:
             hint=f"write --pool {'idf:' if file.kind == 'idf' else ''}{path}",
         )
     identity = {"kind": file.kind, "sha256": file.sha256}
-    if file.kind == "idf":
+    if file.kind == "idf" and "task" not in file.recipe:
         return ChosenPooler("idf", identity, None, None, None, file, None)
     try:
         states = file.recipe["input"]
@@ -241,6 +242,8 @@ def _of_file(name: str) -> ChosenPooler:
         exclude_special = bool(states["exclude_special"])
     except (KeyError, TypeError, ValueError):
         raise damaged(path, "its recipe is incomplete") from None
+    if file.kind == "idf":  # its head is for these layers
+        return ChosenPooler("idf", identity, layers, layer_agg, exclude_special, file, None)
     if file.kind == PROBE:
         known = {*POOLING_NAMES} - {"pooler"}
         poolings = file.recipe.get("pool")

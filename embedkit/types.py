@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 STATUSES = ("ok", "truncated", "chunked", "empty", "no_unit", "outside")
 
 
+#: Columns that `--keep-hashes` adds, and their types: the keyed hash of a text as 32 hexadecimal digits, and how
+#: many of its tokens are unknown to the vocabulary. Null where a row has no vector.
+HASH_COLUMNS = {"text_hash": "string", "n_unknown": "int32"}
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One row of the input."""
@@ -197,6 +202,16 @@ class RawVectors:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierRows:
+    """K rows of an earlier output, whose vectors are taken instead of computed."""
+
+    #: By column, K values: n_tokens, n_used, n_chunks, status, n_unknown (None if not counted), scores of a head.
+    columns: Mapping[str, Sequence[Any]]
+    #: By variant, as stored: [K, width], or of token vectors K arrays [n, width].
+    vectors: Mapping[str, NDArray[Any] | Sequence[NDArray[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedShard:
     """The R output rows of one shard, in input order."""
 
@@ -218,6 +233,7 @@ class EncodedShard:
     texts: TextCounts | None = None  # the counts per text; None if each text has one row
     n_content: int = 0  # tokens of all texts before truncation, special tokens excluded
     n_unknown: int | None = None  # unknown tokens among these; None if the vocabulary covers every character
+    reused: int = 0  # rows whose vectors are from an earlier output
 
 
 @dataclass(frozen=True, slots=True)

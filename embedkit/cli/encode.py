@@ -51,6 +51,10 @@ def _lines(summary: Summary) -> list[str]:
     dims = ", ".join(f"{dims:,}" for dims in sorted(set(summary.dims.values())))
     columns = f" in {len(summary.dims)} columns" if len(summary.dims) > 1 else ""
     lines = [f"{output}: {summary.rows:,} rows, {summary.vectors:,} vectors of {dims} dimensions{columns}"]
+    if summary.reused:
+        lines.append(
+            f"taken from earlier outputs: {summary.reused:,} vectors ({_percent(summary.reused, summary.vectors)})"
+        )
     if without or summary.rejects:
         lines.append(f"without a vector: {without or 'none'}; rejects listed: {summary.rejects:,}")
     chunked, truncated = (summary.statuses.get(word, 0) for word in ("chunked", "truncated"))

@@ -26,6 +26,7 @@ from embedkit.config import (
     ModelConfig,
     OutputConfig,
     PoolingConfig,
+    ReuseConfig,
     RunConfig,
     TextConfig,
     UnitConfig,
@@ -180,6 +181,13 @@ RUN_OPTIONS = (
     _output("--on-exists", "error", "If the output exists: error, resume, overwrite."),
     _output("--verify", False, "When resuming, also check the SHA-256 of committed files."),
     _output("--on-bad-row", "fail", "Rows that cannot be read: fail, null (keep without a vector), skip."),
+    _output(
+        "--update OLD",
+        list[str],
+        "Take the vectors of texts that an earlier output has from it, and compute only the others. Repeatable.",
+    ),
+    _output("--keep-hashes", False, "Write a keyed hash of each text, so that the output can be updated later."),
+    _output("--hash-key FILE", str, "Key of the hashes. By default the file OUT.key, made with mode 0600."),
     _batch("--batch-tokens", "auto", "Tokens per batch, or auto."),
     _batch("--batch-size N", int, "Maximum texts per batch."),
     _batch("--shard-id N", int, "This process's part of the work, from 0. By default from the environment."),
@@ -205,6 +213,7 @@ LABEL_OPTIONS = (
 _FOR_OUTPUTS_ONLY = {
     *("keep", "with_head", "pool", "normalize", "truncate_dim", "precision", "level", "subtoken_pooling", "spans"),
     *("spans_column", "group_by", "group_pool", "order_by", "output", "output_format", "shard_id", "num_shards"),
+    *("update", "keep_hashes", "hash_key"),
 }
 
 
@@ -266,6 +275,7 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
         share=share_of(shard_id, num_shards, workers, os.environ),
         units=take(UnitConfig, options),
         groups=take(GroupConfig, options, by=tuple(group_by or ()), pool=options.pop("group_pool", None)),
+        reuse=take(ReuseConfig, options),
     )
     if unknown := options.keys() - {"config"}:
         raise TypeError(f"not options of a run: {', '.join(unknown)}")

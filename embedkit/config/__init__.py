@@ -8,6 +8,7 @@ from embedkit.config.input_config import FORMATS, InputConfig
 from embedkit.config.label_config import TASKS, LabelConfig
 from embedkit.config.model_config import DTYPES, BatchConfig, ModelConfig
 from embedkit.config.output_config import OUTPUT_FORMATS, OutputConfig, ShareConfig
+from embedkit.config.reuse_config import ReuseConfig
 from embedkit.config.run_config import RunConfig, VectorConfig
 from embedkit.config.vector_config import PRECISIONS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "PoolingConfig",
+    "ReuseConfig",
     "RunConfig",
     "ShareConfig",
     "TextConfig",

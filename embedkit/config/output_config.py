@@ -40,6 +40,11 @@ class OutputConfig:
         return self.output == "-"
 
     @property
+    def is_jsonl_alone(self) -> bool:
+        """True if the output is JSON Lines without a manifest: on stdout or as a single file."""
+        return self.is_stdout or self.output.endswith(".jsonl")
+
+    @property
     def is_single_file(self) -> bool:
         """True if the output has a file name of its format, without a slash at its end."""
         return Path(self.output).suffix == f".{self.format}" and not self.output.endswith(("/", os.sep))

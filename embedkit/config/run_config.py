@@ -8,6 +8,7 @@ from embedkit.config.checks import value_hint
 from embedkit.config.input_config import InputConfig
 from embedkit.config.model_config import BatchConfig, ModelConfig
 from embedkit.config.output_config import OutputConfig, ShareConfig
+from embedkit.config.reuse_config import ReuseConfig
 from embedkit.config.vector_config import SPAN_POOLINGS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
 
@@ -36,6 +37,7 @@ class RunConfig(VectorConfig):
     input: InputConfig
     output: OutputConfig
     share: ShareConfig = field(default_factory=ShareConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
 
     @property
     def workers(self) -> int:
@@ -65,17 +67,22 @@ class RunConfig(VectorConfig):
         column = self.units.spans_column
         return self.input if column is None else replace(self.input, keep=(*self.input.keep, column))
 
+    @property
+    def keeps_hashes(self) -> bool:
+        """True if the output has hashes of texts. JSON Lines alone have no place for what they belong to."""
+        return bool(self.reuse) and not self.output.is_jsonl_alone
+
     def __post_init__(self) -> None:
         self._check_sharing()
         self._check_units()
         self._check_groups()
+        self._check_reuse()
         if self.output.is_stdout and self.output.on_exists == "resume":
             raise UsageError(
                 "a run that writes to stdout cannot be resumed: which rows arrived is unknown",
                 hint="leave out --on-exists, or write to a file or a folder with -o",
             )
-        alone = self.output.is_stdout or self.output.output.endswith(".jsonl")
-        if alone and self.pooling.precision in {"int8", "binary"}:
+        if self.output.is_jsonl_alone and self.pooling.precision in {"int8", "binary"}:
             raise UsageError(
                 f"a single JSON Lines file has no place for the ranges that decode {self.pooling.precision}",
                 hint="use --precision float32 or float16, or write to a folder or a .parquet file",
@@ -126,6 +133,25 @@ class RunConfig(VectorConfig):
             raise UsageError(
                 "--spans FILE is checked against the ids of the input, and stdin can be read only once",
                 hint="put the spans into a column (--spans-column), or give a file for INPUT",
+            )
+
+    def _check_reuse(self) -> None:
+        option = "--update" if self.reuse.update else "--keep-hashes"
+        if self.reuse and self.groups.by:
+            raise UsageError(
+                f"{option} is for vectors of texts, and --group-by stores those of groups alone",
+                hint="encode the rows without --group-by, with --keep-hashes: that output can be updated",
+            )
+        if self.reuse and self.units.unit != "text":
+            what = "spans" if self.units.has_spans else f"--level {self.units.unit}"
+            raise UsageError(
+                f"{option} is for one row a text, and {what} may give a text several rows",
+                hint="leave out one of the two",
+            )
+        if self.reuse.keep_hashes and self.output.is_jsonl_alone:
+            raise UsageError(
+                "--keep-hashes: JSON Lines alone do not hold the recipe, so that they cannot be updated later",
+                hint="write to a folder, or to a .parquet, .arrow or .npy file",
             )
 
     def _check_groups(self) -> None:

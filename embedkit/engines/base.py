@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:  # the command line imports this before anything that takes time
     from embedkit.config import RunConfig
+    from embedkit.engines.reuse import TextReuse
     from embedkit.inference.build import ModelFacts
     from embedkit.inference.model_spec import ModelSpec
     from embedkit.manifest.schema import Int8Ranges, Plan, ShardRecord
@@ -65,6 +66,7 @@ class EngineSetup:
     callbacks: Callbacks
     stop: threading.Event  # set from outside to end the run between two batches
     workers: int = 1  # processes to compute with
+    reuse: TextReuse | None = None  # hashes and earlier outputs, open in this process; None if not asked for
 
 
 @dataclass(frozen=True, slots=True)

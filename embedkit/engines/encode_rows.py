@@ -16,8 +16,9 @@ from embedkit.config import RunConfig, ShareConfig
 from embedkit.engines.accounting import account_for_rows
 from embedkit.engines.base import Callbacks, Engine, EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
-from embedkit.engines.planning import check_inputs_are_safe, non_finite_notes, plan_input, table_of
+from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_finite_notes, plan_input, table_of
 from embedkit.engines.ranks import shards_of
+from embedkit.engines.reuse import check_not_output, open_reuse
 from embedkit.engines.summary import Summary, summarize, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
@@ -52,8 +53,10 @@ def encode_rows(
     table, spans = _open_input(config)
     check_inputs_are_safe(config.output.output, config.output.format, table, spans)
     _report_notes(config, table, callbacks)
+    check_not_output(config)
     destination = destination_of(config.output, share)
     stored = destination.open()
+    reuse = open_reuse(config, stored)
     spec = spec or find_model(config)
     planned = plan_input(table, spans, config, spec, stored)
     _report_notes(config, table, callbacks)
@@ -71,16 +74,12 @@ def encode_rows(
 
         for name in unused:
             pick_device(name)
-    setup = EngineSetup(config, spec, table, callbacks, stop, workers)
+    setup = EngineSetup(config, spec, table, callbacks, stop, workers, reuse)
     with ENGINES["worker_pool" if workers > 1 else "in_process"](setup) as engine:
         model = engine.load()
         for sentence in model.notices:
             callbacks.notice(sentence)
-        plan = planned.complete(model, config)
-        if stored:
-            plan = _adopted(stored, plan)
-        elif config.pooling.precision == "int8":
-            plan = replace(plan, int8_ranges=engine.calibrate())
+        plan = _plan(planned, model, setup, stored, engine)
         try:
             if destination.is_complete(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
                 callbacks.notice(
@@ -88,11 +87,34 @@ def encode_rows(
                 )
                 return summary_of_finished(config, model, began)
             if not stored:
+                if plan.hash_key and reuse:
+                    plan = replace(plan, hash_key=reuse.store_key())
                 plan = _adopted(destination.begin(plan), plan)
             return _PlannedRun(setup, model, plan, part, destination, began).carry_out(engine)
         except AlreadyCompleted:
             callbacks.notice(f"another process has completed {config.output.output}")
             return summary_of_finished(config, model, began)
+
+
+def _plan(planned: InputPlan, model: ModelFacts, setup: EngineSetup, stored: Plan | None, engine: Engine) -> Plan:
+    """Returns the plan of a run, or its stored one if that is the same.
+
+    Raises:
+        OutputError: the stored plan is another one, or an earlier output has vectors that are not this run's.
+    """
+    config, reuse = setup.config, setup.reuse
+    plan = planned.complete(model, config, reuse)
+    if reuse:
+        reuse.check_plan(plan)
+    if stored:
+        if reuse and reuse.takes_from(config.output.output):
+            # The earlier output may have been replaced by this run, which was killed just after that.
+            plan = replace(plan, update=stored.update)
+        return _adopted(stored, plan)
+    if config.pooling.precision == "int8":
+        ranges = reuse.int8_ranges() if reuse else None
+        plan = replace(plan, int8_ranges=ranges or engine.calibrate())
+    return plan
 
 
 def plan_rows(

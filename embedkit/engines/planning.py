@@ -9,6 +9,7 @@ from pathlib import Path
 
 from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.accounting import unreadable_rows
+from embedkit.engines.reuse import TextReuse
 from embedkit.errors import InputError, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, rough_width
@@ -24,7 +25,7 @@ from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SourceFile, SpanBook, SpanColumn, Table, Wanted, every, open_table
 from embedkit.sources.locate import check_not_read, unreadable
 from embedkit.storage.filesystem import seems_folder, sha256_of_file
-from embedkit.types import Fault, Record
+from embedkit.types import HASH_COLUMNS, Fault, Record
 
 #: In English, for most vocabularies; used to estimate the remaining time only.
 _CHARACTERS_A_TOKEN = 4
@@ -98,8 +99,9 @@ class InputPlan:
     kept_types: Mapping[str, str]
     scores: tuple[str, ...]
 
-    def complete(self, model: ModelFacts, config: RunConfig) -> Plan:
+    def complete(self, model: ModelFacts, config: RunConfig, reuse: TextReuse | None = None) -> Plan:
         """Returns the plan, without `int8_ranges`, once a model is loaded."""
+        hash_key = reuse.key.id if reuse and config.keeps_hashes else None
         return Plan(
             input=self.input,
             sharding=self.sharding,
@@ -114,6 +116,8 @@ class InputPlan:
             on_bad_row=config.output.on_bad_row,
             batch_tokens=model.batch_tokens,
             scores=self.scores,
+            hash_key=hash_key,
+            update=tuple(output.digest for output in reuse.earlier) if reuse else (),
         )
 
 
@@ -156,8 +160,9 @@ def plan_input(
 
 
 def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapping[str, str]) -> dict[str, str]:
-    """Returns the types of the columns besides the receipt: kept ones, those of units, those of a head."""
-    units = {**COLUMNS[config.units.unit], **scores}
+    """Returns the types of the columns besides the receipt: kept ones, those of units, of a head, of hashes."""
+    hashes = HASH_COLUMNS if config.keeps_hashes else {}
+    units = {**COLUMNS[config.units.unit], **scores, **hashes}
     kept = {name: _kept_type(kind, config) for name, kind in found.items() if name in config.input.keep}
     ours = next((name for name in kept if name in {"id", *RECEIPT, "embedding"}), None)
     if ours is not None and ours in config.group_columns:
@@ -181,6 +186,7 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
     taken = next((name for name in kept if name in units), None)
     if taken is not None:
         why = "with the scores of a head" if taken in scores else f"with vectors of a {config.units.unit}"
+        why = "with hashes of texts" if taken in hashes else why
         raise UsageError(
             f"--keep {taken}: {why}, embedkit writes a column of that name",
             hint="leave it out of --keep, or rename it in the input",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
@@ -21,6 +22,7 @@ from embedkit.inference.batching import TokenBudget
 from embedkit.inference.embedder import Embedder, EmbeddingTask, embed, embed_all, non_finite_layers
 from embedkit.inference.pipeline import (
     ReadShard,
+    TokenizedShard,
     finish_shard,
     int8_ranges,
     tokenize_shard,
@@ -60,7 +62,7 @@ class ShardLoop:
             for task in embed_all(self._unless_stopped(tasks), self.embedder, tasks.is_ready):
                 shard, raw = task.source, task.vectors()
                 finished = partial(
-                    finish_shard,
+                    self._finish,
                     shard,
                     raw,
                     self.embedder,
@@ -71,13 +73,14 @@ class ShardLoop:
                 )
                 # In the writer's thread: a GPU would be idle meanwhile.
                 writer.put(finished)
-                self.stats.rows += len(shard.read.records)
+                self.stats.rows += len(shard.read.records) - (len(shard.known.records) if shard.known else 0)
         return self.records
 
     def _tasks(self) -> Iterator[EmbeddingTask]:
         on_bad_row = self.setup.config.output.on_bad_row
         for read in read_shards(self.setup.table, self.job.plan.sharding, on_bad_row, self.job.shards):
-            shard = tokenize_shard(read, self.embedder, on_bad_row=on_bad_row)
+            known = None if self.setup.reuse is None else self.setup.reuse.find(read.records)
+            shard = tokenize_shard(read, self.embedder, on_bad_row=on_bad_row, known=known)
             task = EmbeddingTask(shard.texts, self.embedder, self._on_batch, shard.units, source=shard)
             self.setup.callbacks.tokenized(read.index, task.tokens)
             yield task
@@ -86,6 +89,14 @@ class ShardLoop:
         for task in tasks:
             self._raise_if_stopped()
             yield task
+
+    def _finish(self, shard: TokenizedShard, *arguments: Any, **options: Any) -> EncodedShard:
+        """Makes the rows of a shard, with those that earlier outputs have; see `finish_shard`."""
+        reuse, plan = self.setup.reuse, self.job.plan
+        if reuse is None or shard.known is None:
+            return finish_shard(shard, *arguments, **options)
+        reused = reuse.rows(shard.known, plan.scores)
+        return finish_shard(shard, *arguments, **options, reused=reused, keep_hashes=plan.hash_key is not None)
 
     def _write(self, finished: Callable[[], EncodedShard]) -> None:
         shard = finished()

@@ -39,6 +39,7 @@ class Summary:
     encoding_seconds: float = 0.0  # of these, since the model was loaded
     computed_rows: int = 0  # now; the others are from a former run
     computed_tokens: int = 0  # of these rows
+    reused: int = 0  # rows whose vectors are from earlier outputs
     device: str = ""
     device_use: DeviceStats | None = None  # None if not measured, as on a CPU
     device_waiting: float | None = None  # share of the time that it waited between batches, 0 to 1

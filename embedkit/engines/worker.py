@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from embedkit.config import RunConfig
 from embedkit.engines.base import EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import input_facts, table_of
+from embedkit.engines.reuse import open_reuse
 from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, OutputError, Stopped
 from embedkit.inference.model_spec import ModelSpec
@@ -67,6 +68,8 @@ def _work(config: RunConfig, spec: ModelSpec, workers: int, line: Line) -> None:
         destination = destination_of(config.output, config.share)
         plan = _stored_plan(destination)
         check_same_input(plan.input, input_facts(table, spans, config.input, whole=False))
+        # The key of the hashes is there once there is a plan.
+        engine.setup = replace(engine.setup, reuse=open_reuse(config, plan))
         engine.run(ShardJob(plan, destination, {}, line.shards()))
         line.send(end=True)
     except BrokenPipeError:

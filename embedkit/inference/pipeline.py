@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,17 @@ from embedkit.errors import InputError, ModelError, OutputError
 from embedkit.pooling.postprocess import Int8Range, finish, store
 from embedkit.pooling.units import COLUMNS, Units, units_of
 from embedkit.tokenizer import check_length
-from embedkit.types import EncodedShard, Fault, RawVectors, Record, TextCounts, TokenizedTexts, Variant
+from embedkit.types import (
+    HASH_COLUMNS,
+    EarlierRows,
+    EncodedShard,
+    Fault,
+    RawVectors,
+    Record,
+    TextCounts,
+    TokenizedTexts,
+    Variant,
+)
 
 if TYPE_CHECKING:
     from embedkit.pooling.heads import PredictionHead
@@ -61,12 +72,31 @@ class ReadShard:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownTexts:
+    """Hashes of the texts of a shard, and which of them earlier outputs have."""
+
+    hashes: Sequence[bytes | None]  # of each record; None if it has no text
+    records: NDArray[np.int64]  # int64 [K], indices of the records that earlier outputs have, ascending
+    sources: NDArray[np.int64]  # int64 [K], number of the earlier output that each is in
+    rows: NDArray[np.int64]  # int64 [K], its row there
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizedShard:
     """The rows of a shard, their tokens, and the units to compute vectors of; None = the texts."""
 
     read: ReadShard
     texts: TokenizedTexts
     units: Units | None
+    known: KnownTexts | None = None  # texts that are not tokenized, as an earlier output has their vectors
+
+
+@dataclass(frozen=True, slots=True)
+class ReusedRecords:
+    """Records of a shard whose vectors are from an earlier output."""
+
+    records: NDArray[np.int64]  # int64 [K], their indices, ascending
+    rows: EarlierRows  # K rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +109,33 @@ class _Rows:
     status: Sequence[str]  # [R], of the text or of the unit
 
 
-def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str = "null") -> TokenizedShard:
+#: Places among the rows of a shard, and the rows of an earlier output to put there.
+_Taken = Sequence[tuple[NDArray[np.int64], EarlierRows]]
+
+
+def tokenize_shard(
+    read: ReadShard,
+    settings: ShardSettings,
+    *,
+    on_bad_row: str = "null",
+    known: KnownTexts | None = None,
+) -> TokenizedShard:
     """Tokenizes the texts of a shard and finds their units.
+
+    Args:
+        read: its rows.
+        settings: of the texts.
+        on_bad_row: fail, null or skip, for texts whose tokens the model cannot take.
+        known: texts to leave out, as an earlier output has their vectors.
 
     Raises:
         InputError: a text is too long and `--on-long` is error, or the model cannot take its tokens and
             `on_bad_row` is fail.
     """
-    texts = settings.tokenizer.tokenize([record.text for record in read.records])
+    contents = [record.text for record in read.records]
+    for record in () if known is None else known.records.tolist():
+        contents[record] = None
+    texts = settings.tokenizer.tokenize(contents)
     if texts.faults and on_bad_row == "fail":
         text, code = min(texts.faults.items())
         more = f", and {len(texts.faults) - 1} more of the rows near it" if len(texts.faults) > 1 else ""
@@ -97,7 +146,7 @@ def tokenize_shard(read: ReadShard, settings: ShardSettings, *, on_bad_row: str 
     if settings.on_long == "error":
         check_length(texts.n_tokens, settings.tokenizer.max_length, [record.row for record in read.records])
     units = None if settings.level == "text" else units_of(settings.level, texts, read.records)
-    return TokenizedShard(read, texts, units)
+    return TokenizedShard(read, texts, units, known)
 
 
 def finish_shard(
@@ -109,6 +158,8 @@ def finish_shard(
     keep: Sequence[str],
     on_bad_row: str,
     list_nulls: bool,
+    reused: Sequence[ReusedRecords] = (),
+    keep_hashes: bool = False,
 ) -> EncodedShard:
     """Makes the rows of a shard, in input order.
 
@@ -120,16 +171,22 @@ def finish_shard(
         keep: names of the kept columns.
         on_bad_row: fail, null or skip, for a row whose vector is not finite.
         list_nulls: list rows without a vector as rejects, because the output leaves them out.
+        reused: records whose vectors are from earlier outputs, and which were tokenized as empty.
+        keep_hashes: write the hashes of the texts.
 
     Raises:
         ModelError: a vector is not finite, and `on_bad_row` is fail.
         OutputError: a vector does not fit the output's precision.
     """
-    texts, records = shard.texts, shard.read.records
-    status = _statuses(shard)
+    texts, records = _with_receipts(shard.texts, reused), shard.read.records
+    status = _statuses(shard, reused)
     untaken = [Fault(records[text].row, "", None, code) for text, code in sorted(texts.faults.items())]
     faults = [*shard.read.faults, *untaken, *_quarantine(raw, shard, status, layers, on_bad_row)]
     rows = _rows(raw.texts, shard.units, status)
+    is_computed = rows.has_vector.copy()
+    taken = [(np.searchsorted(rows.record, of.records), of.rows) for of in reused]
+    for places, _ in taken:
+        rows.has_vector[places] = True
     if list_nulls:
         listed = {fault.row for fault in faults}
         without = zip(rows.record.tolist(), rows.status, rows.has_vector.tolist(), strict=True)
@@ -138,7 +195,7 @@ def finish_shard(
     skipped = {*_NO_VECTOR, *_NO_TOKENS} if on_bad_row == "skip" else ()
     written = np.array([word not in skipped for word in rows.status], np.bool_)
     of_record = rows.record[written]
-    used = rows.unit[rows.has_vector]
+    used = rows.unit[is_computed]
     kept: dict[str, Sequence[Any]] = {
         name: [records[record].kept[place] for record in of_record.tolist()] for place, name in enumerate(keep)
     }
@@ -148,9 +205,10 @@ def finish_shard(
         plain = values.tolist() if isinstance(values, np.ndarray) else values
         kept[name] = [None if unit < 0 else plain[unit] for unit in units]
     if settings.head is not None:
-        has_vector = rows.has_vector[written]
-        cells = settings.head.cells(raw.vectors[""][rows.unit[written][has_vector]])
-        kept |= {name: _spread(values, has_vector) for name, values in cells.items()}
+        for name, values in settings.head.cells(raw.vectors[""][used]).items():
+            kept[name] = list(compress(_spread(values, name, is_computed, taken), written))
+    if shard.known is not None and keep_hashes:
+        kept |= _hash_columns(shard.known.hashes, texts, of_record, rows.has_vector[written])
     return EncodedShard(
         index=shard.read.index,
         start=shard.read.start,
@@ -162,21 +220,93 @@ def finish_shard(
         n_chunks=np.where(rows.has_vector, texts.n_chunks[rows.record], 0)[written].astype(np.int32),
         status=[word for word, is_written in zip(rows.status, written, strict=True) if is_written],
         has_vector=rows.has_vector[written],
-        vectors={name: _finished(name, vectors, used, settings) for name, vectors in raw.vectors.items()},
+        vectors={
+            name: _with_taken(_finished(name, vectors, used, settings), name, rows.has_vector, is_computed, taken)
+            for name, vectors in raw.vectors.items()
+        },
         rejects=faults,
         texts=None if shard.units is None else _count_texts(status, texts, skipped),
         n_content=int(texts.n_content.sum()),
         n_unknown=None if texts.n_unknown is None else int(texts.n_unknown.sum()),
+        reused=sum(len(of.records) for of in reused),
     )
 
 
-def _spread(values: Sequence[Any], has_value: NDArray[np.bool_]) -> list[Any]:
-    """Puts values into the rows that have one, and None into the others."""
+def _with_receipts(texts: TokenizedTexts, reused: Sequence[ReusedRecords]) -> TokenizedTexts:
+    """Returns the texts with the counts of those whose vectors are from earlier outputs."""
+    if not reused:
+        return texts
+    counts = {name: getattr(texts, name) for name in ("n_tokens", "n_used", "n_chunks", "n_unknown")}
+    counts = {name: None if of is None else of.copy() for name, of in counts.items()}
+    for of in reused:
+        for name, values in counts.items():
+            if values is not None:
+                values[of.records] = [count or 0 for count in of.rows.columns[name]]
+    return replace(texts, **counts)
+
+
+def _hash_columns(
+    hashes: Sequence[bytes | None],
+    texts: TokenizedTexts,
+    of_record: NDArray[np.int64],
+    has_vector: NDArray[np.bool_],
+) -> dict[str, Sequence[Any]]:
+    """Returns the columns of `HASH_COLUMNS` for the written rows, given the record of each."""
+    with_vector = [record if has else None for record, has in zip(of_record.tolist(), has_vector, strict=True)]
+    unknown = texts.n_unknown
+    columns = (
+        [None if record is None else (hashes[record] or b"").hex() for record in with_vector],
+        [None if record is None or unknown is None else int(unknown[record]) for record in with_vector],
+    )
+    return dict(zip(HASH_COLUMNS, columns, strict=True))
+
+
+def _with_taken(
+    computed: Any,
+    name: str,
+    has_vector: NDArray[np.bool_],
+    is_computed: NDArray[np.bool_],
+    taken: _Taken,
+) -> Any:
+    """Puts vectors of earlier outputs among the computed ones of a variant.
+
+    Args:
+        computed: [C, width], or C arrays of token vectors.
+        name: of the variant.
+        has_vector: [R] True for the V rows with a vector.
+        is_computed: [R] True for the C rows among these whose vector was computed.
+        taken: places of the other rows, and their vectors.
+
+    Returns:
+        [V, width], or V arrays.
+    """
+    if not taken:
+        return computed
+    nth = np.cumsum(has_vector) - 1
+    parts = [(nth[is_computed], computed), *((nth[places], earlier.vectors[name]) for places, earlier in taken)]
+    if isinstance(computed, list):
+        arrays: list[Any] = [None] * int(has_vector.sum())
+        for places, found in parts:
+            for place, tokens in zip(places.tolist(), found, strict=True):
+                arrays[place] = tokens
+        return arrays
+    merged = np.empty((int(has_vector.sum()), computed.shape[1]), computed.dtype)
+    for places, found in parts:
+        merged[places] = found
+    return merged
+
+
+def _spread(values: Sequence[Any], name: str, is_computed: NDArray[np.bool_], taken: _Taken) -> list[Any]:
+    """Returns [R] the computed values of a column and those of earlier outputs; None for rows without a vector."""
     remaining = iter(values)
-    return [next(remaining) if has else None for has in has_value.tolist()]
+    cells = [next(remaining) if is_next else None for is_next in is_computed.tolist()]
+    for places, earlier in taken:
+        for place, value in zip(places.tolist(), earlier.columns[name], strict=True):
+            cells[place] = value
+    return cells
 
 
-def _statuses(shard: TokenizedShard) -> list[str]:
+def _statuses(shard: TokenizedShard, reused: Sequence[ReusedRecords]) -> list[str]:
     """Returns the status of each record's text, or the code of the row's fault."""
     texts = shard.texts
     status = ["empty"] * len(shard.read.records)
@@ -192,6 +322,9 @@ def _statuses(shard: TokenizedShard) -> list[str]:
     for place, record in enumerate(shard.read.records):
         if record.row in codes:
             status[place] = codes[record.row]
+    for of in reused:
+        for place, word in zip(of.records.tolist(), of.rows.columns["status"], strict=True):
+            status[place] = word
     return status
 
 

@@ -225,6 +225,8 @@ class Plan(VersionedFile):
     batch_tokens: int | None = None  # of a batch, if a GPU's memory decided them: batches change the last bits
     scores: tuple[str, ...] = ()  # columns that a trained head adds
     groups: Json | None = None  # how rows become groups, in the plan of an output of groups
+    hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
+    update: tuple[str, ...] = ()  # earlier outputs that vectors are taken from: SHA-256 of what describes each
 
     @property
     def has_token_vectors(self) -> bool:
@@ -242,7 +244,8 @@ class Plan(VersionedFile):
         content = to_builtins(self)
         content |= {"input": self.input.to_json(), "source": self.source.to_json(), "shards": self.sharding.shards}
         sharding = content.pop("sharding")
-        return {"version": VERSION} | _omit(sharding | content, "characters", "scores", "batch_tokens", "groups")
+        optional = ("characters", "scores", "batch_tokens", "groups", "hash_key", "update")
+        return {"version": VERSION} | _omit(sharding | content, *optional)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +266,7 @@ class ShardRecord(VersionedFile):
     n_unknown: int | None = None  # of these, those not in the vocabulary; None if it covers every character
     files: tuple[PublishedFile, ...] = ()
     plan_sha256: str | None = None  # of the shard's plan; None in outputs of old versions and on stdout
+    reused: int | None = None  # rows whose vectors are from an earlier output; None without `--update`
 
     @classmethod
     def of(cls, shard: EncodedShard) -> ShardRecord:
@@ -280,6 +284,7 @@ class ShardRecord(VersionedFile):
             has_units=shard.texts is not None,
             n_content=shard.n_content,
             n_unknown=shard.n_unknown,
+            reused=shard.reused or None,
         )
 
     @classmethod
@@ -310,6 +315,7 @@ class ShardRecord(VersionedFile):
             },
             "texts",
             "plan_sha256",
+            "reused",
         )
 
 
@@ -335,6 +341,7 @@ class Totals:
     rejects: int = 0  # rows listed as rejects
     n_content: int = 0  # of `n_tokens`, those that are not special
     n_unknown: int | None = None  # of `n_content`, those not in the vocabulary; None if it covers every character
+    reused: int = 0  # rows whose vectors are from earlier outputs
 
     @classmethod
     def of(cls, records: Iterable[ShardRecord], input_rows: int | None = None) -> Totals:
@@ -354,6 +361,7 @@ class Totals:
             rejects=sum(record.rejects for record in records),
             n_content=sum(record.n_content for record in records),
             n_unknown=sum(unknown) if unknown and len(unknown) == len(records) else None,
+            reused=sum(record.reused or 0 for record in records),
         )
 
     @property
@@ -374,7 +382,8 @@ class Totals:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest's counts, which are those of a Summary as well."""
-        return {**to_builtins(self), "unknown_share": self.unknown_share}
+        content = {**to_builtins(self), "unknown_share": self.unknown_share}
+        return content if self.reused else {k: v for k, v in content.items() if k != "reused"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +394,7 @@ class Manifest(VersionedFile):
     #: Fields that repeat the plan's.
     REPEATED: ClassVar = (
         *("format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input", "scores"),
+        "hash_key",
     )
 
     format: str
@@ -400,6 +410,7 @@ class Manifest(VersionedFile):
     totals: Totals  # counts over all shards
     shards: int  # how many there are
     empty_shards: tuple[int, ...] = ()  # numbers of those that have no files of vectors
+    hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
     plan_sha256: str | None = None  # of plan.json; None in outputs of old versions
     records_sha256: str | None = None  # of all records, concatenated by number
 
@@ -432,4 +443,4 @@ class Manifest(VersionedFile):
         content = {"version": VERSION, **to_builtins(self), "source": self.source.to_json()}
         del content["totals"]
         content |= {"input": self.input and self.input.to_json(), **self.totals.to_json()}
-        return _omit(content, "plan_sha256", "records_sha256", "scores")
+        return _omit(content, "plan_sha256", "records_sha256", "scores", "hash_key")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def inspect_output(path: str | Path) -> Inspection:
         return _unfinished(path)
     stored = open_stored(path)
     seen, norms = _walk(stored)
-    totals = recorded_totals(path) or seen
+    totals = recorded_totals(path) or replace(seen, reused=stored.reused)
     rows = totals.rows if stored.rows is None else stored.rows
     files = [file for part in stored.parts for file in part]
     return Inspection(
@@ -117,6 +117,8 @@ def lines(inspection: Inspection) -> list[str]:
     if not it.complete:
         ranges = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in it.done) or "none"
         shown.append(f"done       {totals.rows:,} rows: {ranges}")
+    if totals.reused:
+        shown.append(f"reused     {totals.reused:,} vectors from earlier outputs (--update)")
     shown += [f"vectors    {of.name or 'embedding'}: {of.dims} x {it.precision}" for of in it.variants]
     shown += [
         f"norms      {name or 'embedding'}: min {n.minimum:.4g}, median {n.median:.4g}, max {n.maximum:.4g}"

@@ -35,7 +35,14 @@ from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.jsonl_format import sniff
-from embedkit.output.formats.layout import ARRAYS_KEY, REJECTS_KEY, SCORES_KEY, Layout
+from embedkit.output.formats.layout import (
+    ARRAYS_KEY,
+    HASH_KEY_KEY,
+    REJECTS_KEY,
+    REUSED_KEY,
+    SCORES_KEY,
+    Layout,
+)
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.sink import Sink
 from embedkit.output.rejects import rejects_path
@@ -86,6 +93,8 @@ class Stored:
     vectors: int | None = None
     scores: tuple[str, ...] = ()  # columns of a head; () as well if the output does not say
     records: tuple[Path, ...] = ()  # of the shards, in the order of `parts`; () for a single file
+    hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
+    reused: int = 0  # rows whose vectors are from earlier outputs
     #: True if files are compared with their hashes, or parsed by a child process, before they are read.
     checks: bool = True
     #: Files that were found safe, and the columns that were left out of the check.
@@ -320,6 +329,8 @@ def _open_folder(path: Path) -> Stored:
             manifest.totals.vectors,
             manifest.scores,
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
+            hash_key=manifest.hash_key,
+            reused=manifest.totals.reused,
         )
 
 
@@ -339,6 +350,8 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
         source=convert(source, ModelSource),
         input=convert(InputFacts.fields(read), InputFacts) if read else None,
         scores=convert(json.loads(layout.metadata.get(SCORES_KEY, "[]")), tuple[str, ...]),
+        hash_key=layout.metadata.get(HASH_KEY_KEY),
+        reused=int(layout.metadata.get(REUSED_KEY, "0")),
     )
 
 

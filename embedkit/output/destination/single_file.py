@@ -17,7 +17,7 @@ from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import FORMATS, Sink, make_sink
 from embedkit.output.formats.jsonl_format import sniff
-from embedkit.output.formats.layout import REJECTS_KEY, Layout
+from embedkit.output.formats.layout import REJECTS_KEY, REUSED_KEY, Layout
 from embedkit.output.open import describing_file, open_stored, schema_metadata
 from embedkit.output.rejects import lists_of_shards, lists_rejects, rejects_path
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
@@ -211,7 +211,10 @@ class SingleFile:
             with as_output_error(self.path):
                 digest = self._merge_rejects(files)
                 # The file holds the hash of the list of rejects that belongs to it.
-                layout = replace(sink.layout, metadata={**sink.layout.metadata, REJECTS_KEY: digest})
+                metadata = {**sink.layout.metadata, REJECTS_KEY: digest}
+                if manifest.totals.reused:
+                    metadata[REUSED_KEY] = str(manifest.totals.reused)
+                layout = replace(sink.layout, metadata=metadata)
                 own = make_sink(sink.suffix.removeprefix("."), layout)
                 own.merge(parts.path, shards, self.path.name, files.create)
             facts = files.publish(last=self.last.name, check=parts.check_plan)

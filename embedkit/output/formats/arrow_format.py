@@ -36,16 +36,21 @@ class ArrowSink(OneFile):
             for index in indices:
                 writer.write_table(map_table(folder / self.files(index)[0]))
 
-    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+    def read(
+        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+    ) -> Iterator[RecordBatch]:
         """Reads one file, memory-mapped, a record batch at a time."""
         columns = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
         stored = map_table(files[0])
         check_types(files[0], stored.schema, self.layout, asked)
         table = stored.drop_columns([name for name in stored.column_names if name in columns])
-        # There is no checksum, and following an offset beyond its column would end the process.
-        table.validate(full=True)
-        for batch in table.to_batches() or [None]:
-            yield split(table if batch is None else pa.Table.from_batches([batch]), asked)
+        for number, batch in enumerate(table.to_batches() or [None]):
+            if only not in {None, number}:
+                continue
+            read = table if batch is None else pa.Table.from_batches([batch])
+            # There is no checksum, and following an offset beyond its column would end the process.
+            read.validate(full=True)
+            yield split(read, asked)
 
 
 def map_table(path: Path) -> pa.Table:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,14 +49,18 @@ class JsonlSink(OneFile):
                 with open_file(folder / self.files(index)[0]) as part:
                     file.writelines(iter(lambda: part.read(2**20), b""))
 
-    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+    def read(
+        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+    ) -> Iterator[RecordBatch]:
         """Reads one file, some thousand lines at a time."""
-        start = 0
         with open_file(files[0]) as file:
-            while lines := list(islice(file, _LINES)):
-                rows = [parse_line(line, files[0], start + i) for i, line in enumerate(lines)]
-                yield self._batch(rows, asked, files[0])
-                start += len(lines)
+            for number in count():
+                lines = list(islice(file, _LINES))
+                if not lines:
+                    return
+                if only in {None, number}:
+                    rows = [parse_line(line, files[0], number * _LINES + i) for i, line in enumerate(lines)]
+                    yield self._batch(rows, asked, files[0])
 
     def _batch(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: Path) -> RecordBatch:
         vectors: dict[str, Vectors] = {}

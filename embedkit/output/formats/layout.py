@@ -30,6 +30,11 @@ SCORES_KEY = "embedkit.scores"
 #: Of the metadata of .npy arrays: variant's name → `bytes`, `sha256`, and `sampled` of its first and last MiB.
 ARRAYS_KEY = "embedkit.arrays"
 
+#: Identifies the key of the hashes of texts, if there are any.
+HASH_KEY_KEY = "embedkit.hash_key"
+#: Of a single file: rows whose vectors are from earlier outputs, if there are any.
+REUSED_KEY = "embedkit.reused"
+
 RECEIPT = ("n_tokens", "n_used", "n_chunks", "status")
 
 #: precision → (Arrow type of one stored value, NumPy type of the same).
@@ -152,6 +157,7 @@ def layout_of(plan: Plan) -> Layout:
             "embedkit.read": canonical_json(described),
             **ranges,
             **scores,
+            **({HASH_KEY_KEY: plan.hash_key} if plan.hash_key else {}),
         },
     )
 

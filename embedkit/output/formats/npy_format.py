@@ -81,7 +81,13 @@ class NpySink:
         arrays = (f"{stem}.{v.name}{self.suffix}" if v.name else f"{stem}{self.suffix}" for v in variants)
         return (*arrays, metadata_name(name))
 
-    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+    def read(
+        self,
+        files: Sequence[Path],
+        asked: Sequence[Variant],
+        *,
+        only: int | None = None,  # noqa: ARG002 - there is one
+    ) -> Iterator[RecordBatch]:
         """Reads one shard as one batch, its arrays memory-mapped."""
         facts = pq.read_table(files[-1], page_checksum_verification=True)
         check_types(files[-1], facts.schema, self.layout, ())

@@ -43,14 +43,16 @@ class ParquetSink(OneFile):
         with create(name) as file:
             write_tables(file, self.layout.schema(), row_groups(paths), self.layout.variants)
 
-    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+    def read(
+        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+    ) -> Iterator[RecordBatch]:
         """Reads one file, a row group at a time, and verifies page checksums."""
         unasked = {variant.column for variant in self.layout.variants} - {v.column for v in asked}
         schema = pq.read_schema(files[0])
         check_types(files[0], schema, self.layout, asked)
         columns = [name for name in schema.names if name not in unasked]
         pieces = 0
-        for table in row_groups(files, columns):
+        for table in row_groups(files, columns, only):
             yield split(table, asked)
             pieces += 1
         if not pieces:
@@ -99,11 +101,13 @@ def _written(writer: pq.ParquetWriter, table: pa.Table, rows: int) -> bool:
     return True
 
 
-def row_groups(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yields the row groups of the files, and verifies page checksums."""
+def row_groups(
+    paths: Iterable[Path], columns: Sequence[str] | None = None, only: int | None = None
+) -> Iterator[pa.Table]:
+    """Yields the row groups of the files, of each file one if `only` gives its number; verifies page checksums."""
     for path in paths:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
+            for group in range(file.num_row_groups) if only is None else (only,):
                 yield file.read_row_group(group, columns=columns)
 
 

@@ -40,10 +40,13 @@ class Sink(Protocol):
     def merged_files(self, name: str) -> tuple[str, ...]:
         """Returns the paths of the files that `merge` writes for `name`."""
 
-    def read(self, files: Sequence[Path], asked: Sequence[Variant]) -> Iterator[RecordBatch]:
+    def read(
+        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+    ) -> Iterator[RecordBatch]:
         """Reads the rows of one shard's or one merged output's files, a batch at a time.
 
-        Batches have the vectors of the variants `asked`; no other variant is decoded.
+        Batches have the vectors of the variants `asked`; no other variant is decoded. With `only`, the batch of
+        that number alone is read.
         """
 
 

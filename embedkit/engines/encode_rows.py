@@ -105,7 +105,7 @@ def _plan(planned: InputPlan, model: ModelFacts, setup: EngineSetup, stored: Pla
     config, reuse = setup.config, setup.reuse
     plan = planned.complete(model, config, reuse)
     if reuse:
-        reuse.check_plan(plan)
+        reuse.check_recipe(plan.recipe, plan.scores)
     if stored:
         if reuse and reuse.takes_from(config.output.output):
             # The earlier output may have been replaced by this run, which was killed just after that.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from embedkit.config import RunConfig
 from embedkit.errors import OutputError, UsageError
 from embedkit.inference.pipeline import KnownTexts, ReusedRecords
-from embedkit.manifest.schema import Int8Ranges, Plan
+from embedkit.manifest.schema import Int8Ranges, Json, Plan
 from embedkit.output.earlier import EarlierOutput
 from embedkit.storage.filesystem import is_same_file, seems_there
 from embedkit.storage.hash_key import HashKey, join_key, key_beside, read_key, required_key
@@ -51,10 +51,10 @@ class TextReuse:
             self.key = stored
         return self.key.id
 
-    def check_plan(self, plan: Plan) -> None:
-        """Checks that the earlier outputs have what the plan asks for; see `EarlierOutput.check_recipe`."""
+    def check_recipe(self, recipe: Json, scores: Sequence[str], *, without: Collection[str] = ()) -> None:
+        """Checks the earlier outputs; see `EarlierOutput.check_recipe`."""
         for output in self.earlier:
-            output.check_recipe(plan.recipe, plan.fingerprint, plan.scores)
+            output.check_recipe(recipe, scores, without=without)
 
     def int8_ranges(self) -> Int8Ranges | None:
         """Returns the ranges of int8 of the earlier outputs, whose vectors are taken as stored; None without any.

@@ -40,6 +40,7 @@ class InputCounts:
     windows: int = 0  # that go through the model
     computed: int = 0  # tokens of all windows: overlaps counted twice, equal windows of a shard once
     squares: int = 0  # sum of these windows' squared lengths, for attention
+    reused: int = 0  # texts that an earlier output has, which are not computed
     repeated: int = 0  # windows equal to another of their shard, which are computed once
     shards: int = 0
     #: [longest + 1] texts by their tokens.
@@ -61,11 +62,16 @@ class InputCounts:
         self.truncated += int((n_used < n_tokens).sum())
 
     def add_windows(self, lengths: NDArray[np.int64], duplicate_of: NDArray[np.int64]) -> None:
-        """Adds a shard's windows: [W] tokens of each, and the first window with the same tokens."""
+        """Adds a shard's windows.
+
+        Args:
+            lengths: [W] tokens of each.
+            duplicate_of: [C] of those that are to be computed, the first window with the same tokens.
+        """
         distinct = lengths[np.unique(duplicate_of)]
         self.shards += 1
         self.windows += len(lengths)
-        self.repeated += len(lengths) - len(distinct)
+        self.repeated += len(duplicate_of) - len(distinct)
         self.computed += int(distinct.sum())
         self.squares += int((distinct.astype(np.int64) ** 2).sum())
 

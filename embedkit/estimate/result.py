@@ -94,6 +94,9 @@ class Estimate:
                 )
                 if 2 * lost >= counts.n_tokens:
                     yield "           half of the tokens or more: --on-long chunk loses none"
+        if counts.reused:
+            share = counts.reused / counts.texts
+            yield f"reused     {counts.reused:,} texts ({share:.1%}) are in an earlier output: not computed"
         if counts.repeated:
             share = counts.repeated / counts.windows
             yield f"repeated   {counts.repeated:,} ({share:.1%}) equal another of their shard: computed once"

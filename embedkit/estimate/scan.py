@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from embedkit.config import RunConfig
 from embedkit.engines.planning import planned_kept_types, read_shards
+from embedkit.engines.reuse import TextReuse
 from embedkit.estimate.counts import InputCounts
 from embedkit.estimate.disk_size import DiskSize
 from embedkit.inference.model_spec import ModelSpec
@@ -43,6 +46,7 @@ class InputScan:
         setup: TokenizerSetup,
         raw_variants: tuple[Variant, ...],
         table: Table,
+        reuse: TextReuse | None,
     ) -> None:
         self.counts = InputCounts(n_unknown=None if setup.tokenizer.unknown_id is None else 0)
         self.first_texts: list[str] = []
@@ -50,6 +54,7 @@ class InputScan:
         self.variants = cut_variants(raw_variants, spec.truncate_dim)
         self._config = config
         self._table = table
+        self._reuse = reuse
         on_long = "truncate" if setup.on_long == "error" else setup.on_long
         self._settings = ShardSettings(tokenizer=setup.tokenizer, on_long=on_long, level=config.units.unit)
         self._token_vectors = not spec.poolings and not spec.unit_poolings
@@ -59,6 +64,8 @@ class InputScan:
             files=dict.fromkeys(spec.folder.sizes(), _HASH),
             dtype="fp32" if config.model.dtype == "auto" else config.model.dtype,
         )
+        if reuse is not None:
+            reuse.check_recipe(recipe, tuple(spec.head.columns) if spec.head else (), without=("model", "dtype"))
         ranges = sum(of.dims for of in self.variants) if config.pooling.precision == "int8" else 0
         self.disk = DiskSize(
             Layout(
@@ -90,13 +97,17 @@ class InputScan:
         missing = COVERAGE_TEXTS - len(self.first_texts)
         if missing > 0:
             self.first_texts += [of.text for of in rows if of.text and of.text.strip()][:missing]
-        shard = tokenize_shard(read, self._settings)
+        known = None if self._reuse is None else self._reuse.find(rows)
+        # Earlier outputs' texts are counted as well.
+        shard = replace(tokenize_shard(read, self._settings), known=known)
         texts = shard.texts
+        is_computed = np.isin(texts.texts, [] if known is None else known.records, invert=True)
+        counts.reused += 0 if known is None else len(known.records)
         counts.rows += read.stop - read.start
         counts.add_faults(read.faults)
         counts.add_faults([Fault(rows[text].row, "", None, code) for text, code in sorted(texts.faults.items())])
         counts.add_texts(texts.n_tokens, texts.n_used)
-        counts.add_windows(texts.tokens.lengths, texts.tokens.duplicate_of())
+        counts.add_windows(texts.tokens.lengths, texts.tokens.duplicate_of()[is_computed])
         counts.n_content += int(texts.n_content.sum())
         if counts.n_unknown is not None and texts.n_unknown is not None:
             counts.n_unknown += int(texts.n_unknown.sum())
@@ -111,6 +122,7 @@ class InputScan:
             keep=self._config.input.keep,
             on_bad_row=self._config.output.on_bad_row,
             list_nulls=False,
+            keep_hashes=self._config.keeps_hashes,
         )
         n_vectors = int(finished.has_vector.sum())
         if self._token_vectors:

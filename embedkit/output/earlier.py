@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,16 +75,22 @@ class EarlierOutput:
             )
         self._kept: OrderedDict[tuple[int, int], RecordBatch] = OrderedDict()
 
-    def check_recipe(self, recipe: Json, fingerprint: str, scores: Sequence[str]) -> None:
+    def check_recipe(self, recipe: Json, scores: Sequence[str], *, without: Collection[str] = ()) -> None:
         """Checks that its vectors are those that this run would compute.
+
+        Args:
+            recipe: of this run.
+            scores: columns that a head adds.
+            without: fields of the recipe that are not known yet.
 
         Raises:
             OutputError: its recipe is another one; names the first field that differs. Or it lacks a column of
                 the scores of a head.
         """
-        if self.stored.fingerprint != fingerprint:
-            difference = first_difference(dict(self.stored.recipe), dict(recipe))
-            field, was, now = difference or ("fingerprint", str(self.stored.fingerprint), fingerprint)
+        one, other = ({k: v for k, v in of.items() if k not in without} for of in (self.stored.recipe, recipe))
+        difference = first_difference(one, other)
+        if difference is not None:
+            field, was, now = difference
             raise OutputError(
                 f"--update {self.path}: another recipe made it: {field} was {was} and is {now} now",
                 hint=f"{_SAME_OPTIONS}out --update",

@@ -402,3 +402,24 @@ def test_a_head_keeps_its_scores(tables, encode, embedkit_cli, bert, tmp_path):
             np.testing.assert_allclose(new[name].to_numpy(), fresh[name].to_numpy(), atol=1e-4)
         else:
             assert new[name].equals(fresh[name])
+
+
+def test_a_plan_counts_what_would_be_taken(tables, encode, embedkit_cli, bert, tmp_path):
+    old_table, new_table = tables
+    assert encode(old_table, "--keep-hashes", "-o", tmp_path / "old").code == 0
+    plans = [
+        json.loads(embedkit_cli("plan", new_table, "-m", bert, *options, "--json").out)
+        for options in (("--keep-hashes",), ("--update", tmp_path / "old"))
+    ]
+    assert [plan["reused"] for plan in plans] == [0, 27]
+    assert encode(new_table, "--update", tmp_path / "old", "-o", tmp_path / "new").code == 0
+    computed = json.loads((tmp_path / "new" / "manifest.json").read_text())["n_used"]
+    before = sum(embedkit.read(tmp_path / "old").table["n_used"].to_pylist())
+    assert 0 < plans[1]["computed"] < plans[0]["computed"] < computed + before
+    for plan in plans:
+        assert plan["bytes"] == pytest.approx(
+            (tmp_path / "new/embeddings/part-00000.parquet").stat().st_size, rel=0.3
+        )
+    refused = embedkit_cli("plan", new_table, "-m", bert, "--update", tmp_path / "old", "--pool", "cls")
+    assert (refused.code, "pool[0] was 'mean'" in refused.err) == (5, True)
+    assert not (tmp_path / "planned.embeddings.key").exists()

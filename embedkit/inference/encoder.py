@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.sources.in_memory import Texts, texts_of
 
 if TYPE_CHECKING:
+    from embedkit.pooling.heads import PredictionHead
     from embedkit.types import RawVectors
 
 _SPAWN = 'make the Encoder in the child process, or start it with multiprocessing.get_context("spawn")'
@@ -128,8 +130,11 @@ class Encoder:
         model = self._config.model
         in_full = model.dtype == "fp32" or (model.dtype == "auto" and model.device == "cpu")
         with LOAD_LOCK.loading(exclusive=not in_full):
-            ready = build(find_model(self._config))
+            spec = find_model(self._config)
+            ready = build(spec)
+        self._spec = spec
         self._embedder = ready.embedder
+        self._found_head: PredictionHead | None = None
         self._turn = threading.Lock()
         self._made_in = os.getpid()
         self.recipe = dict(ready.facts.recipe)
@@ -201,20 +206,56 @@ class Encoder:
         """
         from embedkit.pooling.postprocess import finish
 
-        if not self._embedder.pooling.poolings:
-            raise UsageError("pool='none' gives a vector a token", hint="use encode_tokens(texts)")
-        n_texts, raw = self._embed(texts)
+        n_texts, raw = self._pooled(texts)
         out: dict[str, NDArray[np.float32]] = {}
         for name, vectors in raw.vectors.items():
-            broken = raw.texts[~np.isfinite(vectors).all(axis=1)]
-            if len(broken):
-                raise ModelError(
-                    f"a vector is not finite (NaN or infinite): texts[{broken[0]}]", hint="use dtype='fp32'"
-                )
             done = finish(vectors, normalize=self._embedder.normalize, truncate_dim=self._embedder.truncate_dim)
             out[name] = np.full((n_texts, done.shape[1]), np.nan, np.float32)
             out[name][raw.texts] = done
         return out
+
+    def predict_proba(self, texts: Texts) -> NDArray[np.float32]:
+        """Returns the probability of each class of the head in the pooler's file, for each text.
+
+        Args:
+            texts: see `encode`.
+
+        Returns:
+            float32 [N, K] in the order of `embedkit.read_head(FILE).classes`; NaN for an empty text.
+
+        Raises:
+            UsageError: the pooler has no head, a head that predicts values, or one that was trained on texts in
+                another casing or with another prompt.
+            InputError: see `encode`.
+            ModelError: see `encode`; or the pooler's file has changed.
+        """
+        head = self._head()
+        n_texts, raw = self._pooled(texts)
+        found = head.predict_proba(raw.vectors[""])
+        probabilities = np.full((n_texts, found.shape[1]), np.nan, np.float32)
+        probabilities[raw.texts] = found
+        return probabilities
+
+    def predict(self, texts: Texts) -> list[Any]:
+        """Returns what the head in the pooler's file predicts: N classes, lists of labels, or values.
+
+        None for an empty text.
+
+        Args:
+            texts: see `encode`.
+
+        Raises:
+            UsageError: the pooler has no head, or one that was trained on texts in another casing or with another
+                prompt.
+            InputError: see `encode`.
+            ModelError: see `encode`; or the pooler's file has changed.
+        """
+        head = self._head()
+        n_texts, raw = self._pooled(texts)
+        predicted: list[Any] = [None] * n_texts
+        for text, label in zip(raw.texts.tolist(), head.labels(head.scores(raw.vectors[""])), strict=True):
+            predicted[text] = label
+        return predicted
 
     def encode_tokens(self, texts: Texts) -> list[NDArray[np.float32]]:
         """Returns token vectors: N arrays float32 [pooled tokens, D]; [0, D] for an empty text.
@@ -235,6 +276,32 @@ class Encoder:
         for text, states in zip(raw.texts.tolist(), raw.vectors[""], strict=True):
             out[text] = states
         return out
+
+    def _head(self) -> PredictionHead:
+        """Returns the head of the pooler; checks that it is for texts as this Encoder reads them."""
+        if self._found_head is None:
+            config = replace(self._config, pooling=replace(self._config.pooling, with_head=True))
+            spec = find_model(config, self._spec.folder)
+            was, now = ([one.identity for one in of.poolers.values()] for of in (self._spec, spec))
+            if was != now:
+                raise ModelError("the pooler's file has changed", hint="make the Encoder again")
+            self._found_head = spec.head
+        if self._found_head is None:
+            raise ValueError("find_model gives a head or raises")
+        return self._found_head
+
+    def _pooled(self, texts: Texts) -> tuple[int, RawVectors]:
+        """Returns the number of texts, and the vectors of those that are not empty, before they are finished."""
+        if not self._embedder.pooling.poolings:
+            raise UsageError("pool='none' gives a vector a token", hint="use encode_tokens(texts)")
+        n_texts, raw = self._embed(texts)
+        for vectors in raw.vectors.values():
+            broken = raw.texts[~np.isfinite(vectors).all(axis=1)]
+            if len(broken):
+                raise ModelError(
+                    f"a vector is not finite (NaN or infinite): texts[{broken[0]}]", hint="use dtype='fp32'"
+                )
+        return n_texts, raw
 
     def _embed(self, texts: Texts) -> tuple[int, RawVectors]:
         """Returns the number of texts, and the vectors of those that are not empty."""

@@ -348,3 +348,66 @@ def test_a_model_in_another_dtype_than_the_file_records_is_told(probe, encode, t
     path, _ = probe(change={"dtype": "bf16"})
     ran = encode(NOTES, "--limit", 2, "--pool", path, "-o", tmp_path / "out.npy")
     assert f"{path} was fitted on states in bf16, and the model computes in fp32" in ran.err
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_encoder_predicts_texts_with_the_head_of_its_file(task, probe, bert):
+    path, head = probe(task)
+    encoder = embedkit.Encoder(str(bert), pool=path, normalize=True, truncate_dim=5)
+    texts = ["", "pain", None, "cough and fever since three days " * 9]
+    states = [Oracle(bert, max_length=24).states(texts[place]).layers for place in (1, 3)]
+    vectors = np.array(
+        [np.concatenate([pool(p, of[layer]) for p in POOLINGS for layer in LAYERS]) for of in states]
+    )
+    expected = oracle_scores(task, head.weight, head.bias, vectors)
+    predicted = encoder.predict(texts)
+    assert predicted[0] is predicted[2] is None
+    if task == "regression":
+        assert [predicted[1], predicted[3]] == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+    else:
+        assert [predicted[1], predicted[3]] == head.labels(expected)
+    if head.task in {"ordinal", "regression"}:
+        with pytest.raises(embedkit.EmbedkitError, match="no probabilities"):
+            encoder.predict_proba(texts)
+        return
+    probabilities = encoder.predict_proba(texts)
+    assert np.isnan(probabilities[[0, 2]]).all()
+    assert np.abs(probabilities[[1, 3]] - expected).max() < 1e-5
+
+
+def test_an_encoder_without_a_head_for_its_texts_does_not_predict(probe, bert):
+    path, _ = probe()
+    other = embedkit.Encoder(str(bert), pool=path, prompt="x: ")
+    assert any("--prompt 'x: '" in notice for notice in other.notices)
+    for encoder, message in ((embedkit.Encoder(str(bert)), "no head"), (other, "was trained with no prompt")):
+        with pytest.raises(embedkit.EmbedkitError, match=message):
+            encoder.predict(["pain"])
+    changed = embedkit.Encoder(str(bert), pool=path)
+    probe("classification", ("x", "y", "z"))
+    with pytest.raises(embedkit.EmbedkitError, match="has changed"):
+        changed.predict(["pain"])
+
+
+def test_a_file_of_counts_with_a_head_is_for_its_layers_and_model(embedkit_cli, encode, bert, recipe, tmp_path):
+    idf, out = tmp_path / "idf.safetensors", tmp_path / "out.npy"
+    assert embedkit_cli("fit", NOTES, "--pooler", "idf", "-m", bert, "-o", idf).code == 0
+    file, head = read_pooler(str(idf)), make_head("classification", 64)
+    content = {
+        **file.recipe,
+        **{name: recipe[name] for name in ("model", "text")},
+        "input": {"layers": [1, 3], "layer_agg": "concat", "exclude_special": False},
+        "task": head.task,
+        "classes": list(head.classes),
+        "dims": 64,
+    }
+    tensors = {**file.tensors, "head.weight": head.weight, "head.bias": head.bias}
+    idf.write_bytes(pooler_bytes(content, tensors))
+    ran = encode(NOTES, "--pool", f"idf:{idf}", "--with-head", "-o", out)
+    assert ran.code == 0, ran.err
+    found = embedkit.read(out)
+    assert found.recipe["layers"] == [1, 3]
+    assert np.array_equal(found.probabilities, head.predict_proba(found.vectors))
+    content["model"] = {"type": "bert", "files": {}}
+    idf.write_bytes(pooler_bytes(content, tensors))
+    ran = encode(NOTES, "--pool", f"idf:{idf}", "--with-head", "-o", tmp_path / "other.npy")
+    assert (ran.code, "another model" in ran.err) == (4, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from embedkit.config import DTYPES, FORMATS, OUTPUT_FORMATS, PRECISIONS
+from embedkit.config import DTYPES, FORMATS, OUTPUT_FORMATS, PRECISIONS, TASKS
 from embedkit.config.fit_config import KINDS
 from embedkit.config.input_config import QUOTINGS
 from embedkit.config.poolings import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAMES
@@ -23,6 +23,7 @@ VALUES: Mapping[str, Iterable[str]] = {
     "layer_agg": LAYER_AGGREGATIONS,
     "pool": (*WHOLE_NAMES, *POOLING_NAMES),
     "pooler": KINDS,
+    "task": TASKS,
     "precision": PRECISIONS,
     "level": LEVELS,
     "subtoken_pooling": SUBTOKEN_POOLINGS,

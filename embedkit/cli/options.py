@@ -83,7 +83,7 @@ _pooling = partial(option, rich_help_panel="Layers, pooling and vectors")
 _unit = partial(option, rich_help_panel="Units and groups")
 _output = partial(option, rich_help_panel="Output")
 _batch = partial(option, rich_help_panel="Batches and processes")
-label_option = partial(option, rich_help_panel="Labels and splits")
+label_option = partial(option, rich_help_panel="Labels")
 
 CONFIG = option(
     "--config FILE",

@@ -150,10 +150,7 @@ def labelled_rows(rows: InputRows, chosen: NDArray[np.bool_], config: LabelConfi
         copied |= (labels.split == TRAIN) & np.isin(cluster, cluster[labels.split == VALIDATION])
         if copied.any():
             labels = labels.without(copied, "near-duplicate")
-            note = (
-                f"{int(copied.sum()):,} rows are near-duplicates of validation or test rows; they are left out "
-                "(--dedupe)"
-            )
+            note = f"rows left out: {int(copied.sum()):,} near-duplicates of validation or test rows (--dedupe)"
             labels, cluster = replace(labels, notes=(*labels.notes, note)), cluster[~copied]
     groupings = [of for of in (labels.groups, cluster if config.dedupe else None) if of is not None]
     groups = merge_groupings(*groupings) if groupings else None
@@ -173,14 +170,14 @@ def _warnings(labels: Labels, cluster: NDArray[np.int64], config: LabelConfig) -
         pairs = pairs_across(cluster[used], tested[used].astype(np.int64))
         if pairs:
             yield (
-                f"{pairs:,} pairs of near-duplicate texts are in both training and {name} rows, so scores may be "
-                "too high; --dedupe leaves out the training rows"
+                f"pairs of near-duplicate texts in both training and {name} rows: {pairs:,}; scores may be too "
+                "high, and --dedupe leaves out the training rows of these"
             )
         if labels.groups is not None:
             shared = np.intersect1d(labels.groups[tested], labels.groups[trained])
             if len(shared):
                 rows = int(np.isin(labels.groups[tested], shared).sum())
                 yield (
-                    f"{len(shared):,} values of column '{config.group}' are in both training and {name} rows "
-                    f"({rows:,} {name} rows), so scores may be too high"
+                    f"values of column '{config.group}' in both training and {name} rows: {len(shared):,}, with "
+                    f"{rows:,} {name} rows; scores may be too high"
                 )

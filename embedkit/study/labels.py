@@ -31,6 +31,8 @@ MISSING = (
 )
 #: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
 _MOST_NUMBERED_CLASSES = 20
+#: If more of the rows than this share have a class of their own, the column is one of names or texts.
+_MOST_ALONE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,33 +331,33 @@ def _check_useful(labels: Labels, config: LabelConfig) -> None:
             f"{' of training' * (labels.split is not None)} that have one",
             hint="name another column with --label",
         )
-    if labels.task in {"classification", "ordinal"} and different > max(2, rows / 2):
+    alone = int((labels.counts == 1).sum()) if labels.task == "classification" else 0
+    if different > 2 and alone > _MOST_ALONE * rows:
         raise InputError(
             f"column '{label}' has {different} classes in {rows} rows: nearly every row has its own",
-            hint="name a column of classes with --label, or use --task regression for numbers",
+            hint="name a column of classes with --label, or use --exclude-rare 2, or --task regression for numbers",
         )
 
 
 def _notes(labels: Labels, config: LabelConfig, missing: Counter[str]) -> list[str]:
-    """Returns a sentence for each reason to leave rows out; spellings are ours, or typed by the user."""
-    notes = []
-    reasons = {
-        "missing label": f"have no label in column '{config.label}'",
-        "missing group": f"have no value in column '{config.group}'",
-        "no split": f"are neither train, validation nor test by column '{config.split_column}'",
-        "rare class": f"have a class of fewer than {config.exclude_rare} rows",
+    """Returns sentences about rows that are left out; the spellings in them are ours, or typed by the user."""
+    notes, reasons = [], []
+    names = {
+        "missing label": f"without a label in column '{config.label}'",
+        "missing group": f"without a value in column '{config.group}'",
+        "no split": f"neither train, validation nor test by column '{config.split_column}'",
+        "rare class": f"of classes with fewer than {config.exclude_rare} rows",
     }
     for reason, count in labels.left_out.items():
-        spelled = ""
-        if reason == "missing label" and (texts := missing.most_common()):
-            spelled = f" ({', '.join(f'{n:,} {text!r}' if text else f'{n:,} blank' for text, n in texts)})"
-            if any(missing) and config.missing_label is None:
-                spelled += "; --missing-label '' takes only blank cells for missing"
-        notes.append(f"{count:,} rows {reasons[reason]}{spelled}; they are left out")
+        spelled = [f"{n:,} {text!r}" if text else f"{n:,} blank" for text, n in missing.most_common()]
+        shown = f" ({', '.join(spelled)})" if reason == "missing label" and spelled else ""
+        reasons.append(f"{count:,} {names[reason]}{shown}")
+    if reasons:
+        kept = "; --missing-label '' would keep these texts as classes"
+        is_usual = any(missing) and config.missing_label is None
+        notes.append(f"rows left out: {', '.join(reasons)}{kept * is_usual}")
     if labels.split is not None and labels.classes:
-        seen = replace(labels, targets=labels.targets[labels.split == TRAIN]).counts > 0
-        if not seen.all():
-            notes.append(
-                f"{int((~seen).sum())} of {len(seen)} classes have no training row: no probe predicts them"
-            )
+        unseen = int((replace(labels, targets=labels.targets[labels.split == TRAIN]).counts == 0).sum())
+        if unseen:
+            notes.append(f"classes without a training row, which no probe predicts: {unseen}")
     return notes

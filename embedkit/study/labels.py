@@ -335,7 +335,7 @@ def _check_useful(labels: Labels, config: LabelConfig) -> None:
     if different > 2 and alone > _MOST_ALONE * rows:
         raise InputError(
             f"column '{label}' has {different} classes in {rows} rows: nearly every row has its own",
-            hint="name a column of classes with --label, or use --exclude-rare 2, or --task regression for numbers",
+            hint="name a column of classes; or use --exclude-rare 2, or --task regression for numbers",
         )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedkit.study.near_duplicates import clusters, pairs_across, text_signature
+from embedkit.study.near_duplicates import clusters, pairs_across, text_signature, token_signature
 
 RANDOM = np.random.default_rng(0)
 WORDS = [f"w{number}" for number in range(3000)]
@@ -29,6 +29,62 @@ def test_a_note_copied_forward_is_found_and_another_is_not():
 @pytest.mark.parametrize(("a", "b"), [("a b", "b a"), ("one two three", "three two one"), ("", "x")])
 def test_the_order_of_words_counts_in_short_texts_too(a, b):
     assert len(set(clusters(signatures([a, b])).tolist())) == 2
+
+
+def written(letters, length=300):
+    return "".join(RANDOM.choice(list(letters), length))
+
+
+def letters(first, last):
+    return [chr(code) for code in range(ord(first), ord(last) + 1)]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        letters("一", "鿿"),
+        letters("ぁ", "ん") + letters("ァ", "ヶ") + letters("一", "亿"),
+        letters("ก", "ฮ") + letters("ะ", "ู"),
+        letters("က", "အ"),
+        letters("ក", "អ"),
+        list("ACDEFGHIKLMNPQRSTVWY"),  # a protein: one word of 300 letters
+        letters("\U0001f600", "\U0001f64f"),
+    ],
+    ids=["Chinese", "Japanese", "Thai", "Burmese", "Khmer", "protein", "emoji"],
+)
+def test_copies_are_found_in_scripts_without_spaces_and_other_texts_are_not(script):
+    first, second = written(script), written(script)
+    copied = f"{first[:150]}{script[0]}{first[151:]}"
+    found = clusters(signatures([first, second, copied, second[:150] + first[150:]]))
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("😀 😀", "👍"),
+        ("?!", "..."),
+        ("नमस्ते दुनिया", "नमस्ता दुनियी"),  # the vowels are marks
+        ("été", "ètè"),
+        ("今日は", "明日は"),
+    ],
+)
+def test_texts_of_emoji_punctuation_or_marks_are_not_all_equal(a, b):
+    assert len(set(clusters(signatures([a, b])).tolist())) == 2
+    assert len(set(clusters(signatures([a, f" {a} "])).tolist())) == 1
+
+
+def test_tokens_are_compared_in_runs_that_fit_the_vocabulary():
+    # Unrelated sequences of four letters: all 64 runs of three letters are in both, of ten hardly any.
+    sequences = [RANDOM.integers(0, 4, 800).astype(np.int32) for _ in range(2)]
+    assert len(set(clusters(np.array([token_signature(ids, 30) for ids in sequences])).tolist())) == 2
+    ids = RANDOM.integers(0, 30_000, 500).astype(np.int32)
+    changed = np.where(np.arange(500) % 50 == 0, 1, ids).astype(np.int32)  # 30 of 498 runs: 468 / 528 = 0.89
+    signed = np.array([token_signature(of, 30_000) for of in (ids, changed, ids[::-1])])
+    assert clusters(signed).tolist() == [0, 0, 1]
+    # Near in one kind of signature is near.
+    assert clusters(signatures(["a", "b", "c"]), signed).tolist() == [0, 0, 1]
 
 
 def test_many_copies_are_one_cluster_and_many_texts_none():

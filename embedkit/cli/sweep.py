@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,11 @@ from embedkit.cli.progress import LINE_SECONDS, MODES, Interval, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import LabelConfig, ModelConfig, one_of
 from embedkit.errors import UsageError
+from embedkit.output.sweep_summary import WINNER
 from embedkit.storage.filesystem import read_file
 
 if TYPE_CHECKING:
+    from embedkit.study.sweep_config import SweepConfig
     from embedkit.study.verdict import Row, Verdict
 
 _SHOWN = 10
@@ -41,6 +43,8 @@ _NOT_REPEATED = (
     *("layers", "pool", "limit", "on_exists", "verify", "shard_rows", "private", "progress", "quiet", "config"),
     "help",
 )
+#: Of the others, those that the model of new rows needs: their texts are read as the file of the probe says.
+_OF_MODEL = ("offline", "trust_remote_code", "device", "dtype")
 
 
 @takes(
@@ -85,7 +89,7 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
     from embedkit.study.run_sweep import sweep as run_sweep
     from embedkit.study.sweep_config import SweepConfig
 
-    folder, inputs = Path(absolute_name(output)), options["inputs"]
+    folder = Path(absolute_name(output))
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
     own = {**pop_fields(SweepConfig, options), "labels": take(LabelConfig, options)}
     vectors = str(folder / VECTORS)
@@ -93,13 +97,13 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
     models = options.pop("model") or [ModelConfig().model]
     runs = tuple(run_config(**options, model=model, shard_id=0, num_shards=1) for model in models)
     asked = SweepConfig(**own, runs=runs, folder=folder)
-    repeated = _repeated(ctx)
+    commands = _Commands(ctx, asked, output)
     with run_context(progress, quiet=quiet, private=private) as (stop, callbacks):
         found = run_sweep(
             asked,
             callbacks,
             stop,
-            command=lambda name, chosen: _command(name, inputs, chosen, repeated),
+            command=commands,
             on_candidate=_CountCandidates("none" if quiet else progress),
         )
     path = asked.folder / "summary.txt"
@@ -139,9 +143,34 @@ class _CountCandidates:
             print(f"{done} of {total} candidates evaluated", file=sys.stderr, flush=True)
 
 
-def _repeated(ctx: typer.Context) -> list[str]:
-    """Returns the options of `encode` that this sweep has, from the command line or a config file."""
-    words: list[str] = []
+class _Commands:
+    """Makes the command lines that a sweep suggests."""
+
+    def __init__(self, ctx: typer.Context, config: SweepConfig, output: str) -> None:
+        self.inputs = (*config.run.input.shown_inputs, *config.labels.test)
+        self.output = output
+        self.repeated = dict(_repeated(ctx))
+
+    def __call__(self, name: str, chosen: Mapping[str, str]) -> str:
+        """Returns the command line to `encode` the input again, or to `predict` new rows.
+
+        Args:
+            name: encode or predict.
+            chosen: options that the sweep has chosen.
+        """
+        inputs, names = self.inputs, tuple(self.repeated)
+        words = [_assigned(f"--{option.replace('_', '-')}", value) for option, value in chosen.items()]
+        if name == "predict":
+            inputs, names = ("NEW.csv",), _OF_MODEL
+            words += [_assigned("--pool", Path(self.output) / WINNER), "--with-head"]
+        # A file named `-notes.csv` would look like an option.
+        files = [f"./{typed}" if typed.startswith("-") else typed for typed in inputs]
+        used = [word for option in names for word in self.repeated.get(option, ())]
+        return shlex.join(["embedkit", "encode", *files, *used, *words])
+
+
+def _repeated(ctx: typer.Context) -> Iterator[tuple[str, list[str]]]:
+    """Yields the options of `encode` that this sweep has, from the command line or a config file, by name."""
     for parameter in ctx.command.params:
         name = parameter.name or ""
         value = ctx.params.get(name)
@@ -149,18 +178,12 @@ def _repeated(ctx: typer.Context) -> list[str]:
             continue
         flag = parameter.opts[-1]
         if isinstance(value, bool):
-            words += [flag] if value else []
+            if value:
+                yield name, [flag]
             continue
-        words += [_assigned(flag, one) for one in (value if isinstance(value, (list, tuple)) else [value])]
-    return words
-
-
-def _command(name: str, inputs: list[str], chosen: Mapping[str, str], repeated: list[str]) -> str:
-    """Returns a command line on the same input, with the options `chosen` by the sweep."""
-    words = [_assigned(f"--{option.replace('_', '-')}", value) for option, value in chosen.items()]
-    # A file named `-notes.csv` would look like an option.
-    files = [f"./{typed}" if typed.startswith("-") else typed for typed in inputs]
-    return shlex.join(["embedkit", name, *files, *repeated, *words])
+        if name == "sql" and not str(value).startswith("@"):
+            value = "@QUERY.sql"  # a query may name people
+        yield name, [_assigned(flag, one) for one in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def _assigned(flag: str, value: object) -> str:

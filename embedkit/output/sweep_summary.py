@@ -13,6 +13,10 @@ from embedkit.storage.filesystem import exists, read_file, sha256_of_file
 #: Published last: if it exists, all the others do.
 SUMMARY = "summary.json"
 RESULTS = "results.parquet"
+EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions.parquet"
+#: The probe that won, for `--pool`.
+WINNER = "winner.safetensors"
 #: The measured cost of encoding each model, written when that is done.
 COSTS = "costs.json"
 #: The output with the vectors of all candidates; of several models, `vectors-MODEL` each.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.config import LabelConfig, one_of
@@ -34,6 +35,7 @@ from embedkit.study.sweep_files import NAMES, write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
 from embedkit.study.sweep_judging import Candidates, judge
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
+from embedkit.study.sweep_winner import judge_winner
 from embedkit.study.verdict import Verdict
 from embedkit.study.versions import library_versions, processor
 
@@ -63,7 +65,8 @@ def sweep(
         config: of the sweep.
         callbacks: receives the progress of the encoding.
         stop: ends the sweep between two batches or two candidates when it is set.
-        command: makes a command line of the name of a command and the options that the sweep has chosen.
+        command: makes the command line to `encode` or to `predict` with the winner, from the options that the
+            sweep has chosen.
         on_candidate: called after each candidate with the number done and the number of all.
 
     Returns:
@@ -136,9 +139,25 @@ def sweep(
     }
     if len(encoded) == 1:
         facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
-    winner = verdict.winner.candidate
-    options = {**candidates.models[winner].options, **winner.options}
-    write_files(folder, verdict, facts, command=command("encode", options))
+    best = verdict.winner.candidate
+    model = candidates.models[best]
+    of_file = {name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")}
+    winner = judge_winner(
+        best,
+        candidates.vectors(best),
+        model.vectors.recipe,
+        labels,
+        model.vectors.ids.take(pa.array(candidates.rows)),
+        folds,
+        metrics,
+        config.probe,
+        {**of_file, "candidate": best.name},
+    )
+    commands = {
+        "encode": command("encode", {**model.options, **best.options}),
+        "predict": command("predict", model.options),
+    }
+    write_files(folder, verdict, winner, facts, commands)
     _finish(config, folder, replacement, callbacks)
     return SweepResult(verdict, facts)
 

@@ -1,4 +1,4 @@
-"""The files of a sweep: results.parquet, summary.json, summary.txt and its pictures.
+"""The files of a sweep: scores, summaries, pictures, and what it writes of its winner.
 
 The summary holds the SHA-256 of the others, so that files of two sweeps are not mixed. They hold no text, label or
 class name.
@@ -16,26 +16,33 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.output.sweep_summary import COSTS, RESULTS, SUMMARY
+from embedkit.output.sweep_summary import COSTS, EVALUATION, PREDICTIONS, RESULTS, SUMMARY, WINNER
 from embedkit.storage.disk_errors import as_output_error
 from embedkit.storage.filesystem import new_files, remove_file
 from embedkit.study.sweep_charts import FORMATS, Cost, cost_chart, heat_map, shown_name
+from embedkit.study.sweep_winner import Winner
 from embedkit.study.verdict import Interval, Row, Verdict
 
 _FLOAT32 = 4
 _PICTURES = ("heatmap", "cost")
 #: All files of a sweep that may be in its folder.
-NAMES = (SUMMARY, "summary.txt", RESULTS, COSTS, *(f"{name}.{form}" for name in _PICTURES for form in FORMATS))
+NAMES = (
+    *(SUMMARY, "summary.txt", RESULTS, EVALUATION, PREDICTIONS, WINNER, COSTS),
+    *(f"{name}.{form}" for name in _PICTURES for form in FORMATS),
+)
 
 
-def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, command: str) -> None:
+def write_files(
+    folder: Path, verdict: Verdict, winner: Winner, facts: Mapping[str, Any], commands: Mapping[str, str]
+) -> None:
     """Writes all files and publishes them together.
 
     Args:
         folder: of the sweep.
         verdict: its result.
+        winner: the winner in full.
         facts: input, models and method, for the summary.
-        command: makes the winner's vectors.
+        commands: command lines by what they do: `encode` makes the winner's vectors, `predict` uses its file.
     """
     table = BytesIO()
     seconds = {model["name"]: model["seconds_per_1000_rows"] for model in facts["models"]}
@@ -45,14 +52,17 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     pq.write_table(rows, table, write_page_checksum=True)
     contents = {
         RESULTS: table.getvalue(),
-        "summary.txt": "".join(f"{line}\n" for line in _summary_lines(verdict, facts, command)).encode(
+        EVALUATION: _json(winner.evaluation),
+        PREDICTIONS: winner.predictions,
+        WINNER: winner.file,
+        "summary.txt": "".join(f"{line}\n" for line in _summary_lines(verdict, facts, commands)).encode(
             errors="surrogateescape"
         ),
         **_pictures(verdict, facts, costs),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
-    summary = {**facts, **_verdict_json(verdict), "command": command, "files": hashes}
-    contents[SUMMARY] = json.dumps(summary, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    of_winner = {"command": commands["encode"], "commands": commands}
+    contents[SUMMARY] = _json({**facts, **_verdict_json(verdict), **of_winner, "files": hashes})
     files = new_files(folder)
     try:
         for name, content in contents.items():
@@ -65,6 +75,10 @@ def write_files(folder: Path, verdict: Verdict, facts: Mapping[str, Any], *, com
     for name in set(NAMES) - {*contents, COSTS}:
         with as_output_error(folder / name):
             remove_file(folder / name)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _pictures(verdict: Verdict, facts: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, bytes]:
@@ -94,7 +108,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> list[str]:
+def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping[str, str]) -> list[str]:
     """Returns the lines of summary.txt."""
     rows, near = facts["rows"], facts["near_duplicates"]
     nested = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in verdict.nested.items())
@@ -112,7 +126,15 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], command: str) -> 
             "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pair(s) across folds"
         )
         found.append(f"{near['texts']:,} texts are nearly the same as another: {kept}.")
-    return [*found, "", command]
+    return [
+        *found,
+        f"{PREDICTIONS} has a prediction of each row by a probe that has not seen it, {EVALUATION} its measures.",
+        "",
+        commands["encode"],
+        "",
+        f"{WINNER} is the best candidate's probe, trained on all rows that are not test rows. On new rows:",
+        commands["predict"],
+    ]
 
 
 def _columns(row: Row, cost: Cost) -> dict[str, Any]:

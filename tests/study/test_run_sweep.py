@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 import embedkit
 from embedkit.cli import run as command_line
@@ -26,7 +27,10 @@ from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle, pool
 from tests.tiny_models import CORPUS
 
-FILES = {"vectors", "costs.json", "results.parquet", "summary.json", "summary.txt", "heatmap.png", "heatmap.svg"}
+FILES = {
+    *("vectors", "costs.json", "results.parquet", "summary.json", "summary.txt", "heatmap.png", "heatmap.svg"),
+    *("evaluation.json", "predictions.parquet", "winner.safetensors"),
+}
 MEASURED = {"costs.json", "results.parquet", "summary.json"}  # they hold seconds
 PLANTED = 2  # of layers 0 to 3
 
@@ -134,6 +138,58 @@ def test_the_printed_command_makes_the_winners_vectors(swept, tmp_path):
     rows = np.flatnonzero(vectors.has_vector)
     ours = vectors.of(winner, np.arange(len(rows)))
     np.testing.assert_allclose(embedkit.read(tmp_path / "out.npy").vectors, ours, rtol=0, atol=1e-5)
+
+
+def test_the_commands_can_be_pasted_with_odd_names_and_options(
+    embedkit_cli, bert, tmp_path, monkeypatch, no_drawing
+):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(5)
+    words = [word for word in " ".join(CORPUS).split() if word.isalpha()]
+    rows = [(f"k{n}", " ".join(random.choice(words, 4 + n % 9)), "AB"[n % 2]) for n in range(40)]
+    lines = ["key;the text;what;note", *(f"{key};{text.title()};{kind};x" for key, text, kind in rows)]
+    Path("-it's $1 `x`.data").write_text("\n".join(lines), encoding="utf-8")
+    ran = embedkit_cli(
+        *("sweep", "--label", "what", "-m", bert, "-o", "a sweep", "--layers=-2:", "--pool", "mean,max", "-q"),
+        *("--format", "csv", "--delimiter", ";", "--text-column", "the text", "--id-column", "key"),
+        *('--prompt=-it\'s "so": ', "--max-length", "18", "--lowercase", "yes", "--exclude-special"),
+        *("--", "-it's $1 `x`.data"),
+    )
+    assert ran.code == 0, ran.err
+    summary = json.loads(Path("a sweep/summary.json").read_text(encoding="utf-8"))
+    assert all(command in ran.out for command in summary["commands"].values())
+    assert embedkit_cli(*shlex.split(summary["commands"]["encode"])[1:], "-o", "again.npy", "-q").code == 0
+    winner, made = summary["winner"], embedkit.read("again.npy")
+    vectors = PooledVectors(Path("a sweep/vectors"))
+    candidate = next(of for of in all_candidates(vectors.layers, vectors.poolings) if of.name == winner["name"])
+    ours = vectors.of(candidate, np.arange(len(rows)))
+    np.testing.assert_allclose(made.vectors, ours, rtol=0, atol=1e-5)
+    assert made.ids == [key for key, _, _ in rows]
+    # New rows, in another form: the file of the probe says how texts become tokens.
+    write_rows(Path("NEW.jsonl"), [{"text": text.upper()} for _, text, _ in rows[:7]])
+    predict = [word.replace("NEW.csv", "NEW.jsonl") for word in shlex.split(summary["commands"]["predict"])]
+    assert embedkit_cli(*predict[1:], "-o", "new.parquet", "-q").code == 0
+    head = load_file("a sweep/winner.safetensors")
+    logits = ours[:7] @ head["head.weight"].T + head["head.bias"]
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scored = pq.read_table("new.parquet")
+    np.testing.assert_allclose(np.stack([scored[f"score_{of}"] for of in "AB"], axis=1), odds, atol=1e-5)
+
+
+def test_predictions_are_of_folds_that_the_probe_has_not_seen_and_give_the_measures(swept):
+    found = pq.read_table(swept.folder / "predictions.parquet").to_pandas()
+    evaluation = json.loads((swept.folder / "evaluation.json").read_text(encoding="utf-8"))
+    by_id = {row["id"]: row for row in swept.rows}
+    assert sorted(found["id"]) == sorted(row["id"] for row in swept.rows[:160])
+    assert found["label"].tolist() == [by_id[name]["value"] for name in found["id"]]
+    # Rows of a patient are in one fold, and so is none of a probe's training rows.
+    assert found.groupby(found["id"].map(lambda name: by_id[name]["patient"]))["fold"].nunique().max() == 1
+    assert found["fold"].nunique() == swept.summary["folds"]
+    residual = ((found["label"] - found["prediction"]) ** 2).sum()
+    r2 = 1 - residual / ((found["label"] - found["label"].mean()) ** 2).sum()
+    assert (evaluation["estimate"], evaluation["rows"]) == ("out-of-fold", 160)
+    assert evaluation["metrics"]["r2"]["value"] == pytest.approx(r2, abs=1e-5)
+    assert {"embedkit", "python", "torch", "transformers", "scikit-learn"} <= swept.summary["versions"].keys()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ COLOURS = (
     ),
 )
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+#: Of heat maps: black text is readable on all of them, also in print.
+SHADES = ((0, "#f7fafd"), (1, "#4f8ac9"))
+#: A legend above the chart, where its right side has an axis.
+ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 #: Most categories with a colour of their own; the rest are drawn as one.
 CATEGORIES = len(COLOURS)
 #: Markers of missing values and of the categories without a colour of their own, drawn beneath the others.
@@ -163,7 +167,7 @@ def map_figure(
     titles = [f"component {n} ({share:.1%} of the variance)" for n, share in enumerate(drawn.shares, 1)]
     legend: Figure = {"title": {"text": plain(colour[0])}} if colour else {}
     if any("colorbar" in trace["marker"] for trace in traces):  # which stands where the legend would
-        legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+        legend = ABOVE
     layout = {
         **{axis: {"title": {"text": title}} for axis, title in zip(("xaxis", "yaxis"), titles, strict=True)},
         "hovermode": "closest",

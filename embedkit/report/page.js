@@ -47,7 +47,10 @@
       for (const trace of data) trace.type = "scatter";
     }
     const narrow = chart.clientWidth < 640;
-    if (narrow && layout.showlegend) layout.legend = { ...layout.legend, orientation: "h", y: -0.16, yanchor: "top" };
+    if (narrow && layout.showlegend && !(layout.legend?.y > 1)) {
+      const y = chart.classList.contains("tall") ? -0.16 : -0.35;
+      layout.legend = { ...layout.legend, orientation: "h", y, yanchor: "top" };
+    }
     const config = {
       displaylogo: false,
       responsive: true,

@@ -1,9 +1,10 @@
-"""The section of a sweep: the scores in its folder as a heat map and a table."""
+"""The section of a sweep: the scores in its folder as heat maps, against their costs, and as a table."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,13 +14,12 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
 from embedkit.output.open import readable
-from embedkit.output.sweep_summary import RESULTS, SUMMARY, is_of_vectors, read_summary
-from embedkit.report.charts import Figure, plain
+from embedkit.output.sweep_summary import EVALUATION, RESULTS, SUMMARY, is_of_vectors, read_summary
+from embedkit.report.charts import COLOURS, SHADES, SYMBOLS, Figure, plain
+from embedkit.report.evaluation import SHARES, evaluation_values, number, title
 from embedkit.storage.disk_errors import as_read_error
-from embedkit.storage.filesystem import exists, file_names, is_folder
+from embedkit.storage.filesystem import exists, file_names, is_folder, read_file
 
-#: Scores that are shown in per cent.
-_SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "auroc", "average_precision"})
 #: Most characters of a name beside the heat map.
 _NAME = 32
 
@@ -32,6 +32,7 @@ class Sweep:
     rows: Sequence[Mapping[str, Any]]  # of results.parquet, one for each candidate
     summary: Mapping[str, Any]
     metrics: tuple[str, ...]  # the deciding one first
+    evaluation: Mapping[str, Any] | None  # of the winner; None in the folders of earlier versions
 
 
 def is_sweep(path: Path) -> bool:
@@ -51,7 +52,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         OutputError: it is unfinished, or a file is damaged.
     """
-    summary = read_summary(path, [RESULTS])
+    summary = read_summary(path, [RESULTS, EVALUATION])
     if summary is None:
         raise OutputError(
             f"{path} is a sweep that is not finished, or its {SUMMARY} and {RESULTS} are not of one sweep",
@@ -63,56 +64,116 @@ def read_sweep(path: Path) -> Sweep:
         metrics = [name for name in ends_in_low if not name.startswith("versus_")]
         metrics.sort(key=lambda name: name != summary["metric"])
         scores = [name + end for name in metrics for end in ("", "_low", "_high")]
-        rows = found.select(["name", "layers", "layer_agg", "pool", "dims", "is_baseline", "is_winner", *scores])
-        return Sweep(path, rows.to_pylist(), summary, tuple(metrics))
+        columns = ["name", "layers", "layer_agg", "pool", "dims", "is_baseline", "is_winner", *scores]
+        # Columns that earlier versions did not write.
+        costs = [
+            name for name in ("model", "seconds_per_1000_rows", "bytes_per_vector") if name in found.column_names
+        ]
+        rows = [{"model": "", **row} for row in found.select([*columns, *costs]).to_pylist()]
+    return Sweep(path, rows, summary, tuple(metrics), _evaluation(path, summary))
 
 
-def sweep_section(sweep: Sweep, number: int) -> dict[str, Any]:
-    """Returns the values for the template sweep.html.j2; `number` makes the section's ids unique on the page."""
+def _evaluation(path: Path, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if EVALUATION not in summary.get("files", {}):
+        return None
+    with readable(path / EVALUATION):
+        return dict(json.loads(read_file(path / EVALUATION)))
+
+
+def sweep_section(sweep: Sweep, place: int) -> dict[str, Any]:
+    """Returns the values for the template sweep.html.j2; `place` makes the section's ids unique on the page."""
     summary, metric = sweep.summary, sweep.metrics[0]
-    nested = summary.get("nested", {}).get(metric)
-    counts, model = summary.get("rows", {}), summary.get("model", {})
-    heat_map = heat_figure(sweep.rows, metric)
-    facts = {
-        "label": summary.get("label"),
-        "kept together": summary.get("group"),
-        "task": summary.get("task"),
-        "rows judged": counts.get("judged"),
-        "rows of the input": counts.get("input"),
-        "classes": summary.get("classes"),
-        "folds": summary.get("folds"),
-        "probe": summary.get("probe"),
-        "seed": summary.get("seed"),
-        "model": model.get("name"),
-        "recipe": model.get("fingerprint"),
-        "nearly equal texts": summary.get("near_duplicates", {}).get("texts"),
-    }
     return {
-        "id": f"sweep-{number}",
+        "id": f"sweep-{place}",
         "name": sweep.path.name,
         "sentence": summary["sentence"],
-        "metric": _title(metric),
-        "metrics": [_title(name) for name in sweep.metrics],
-        "nested": nested and _interval([nested[end] for end in ("mean", "low", "high")], metric),
+        "metric": title(metric),
+        "metrics": [title(name) for name in sweep.metrics],
+        "estimates": list(_estimates(summary, metric)),
+        "label": summary.get("label") or _asked(summary, "label"),
         "facts": [
             (name, f"{value:,}" if isinstance(value, int) else value)
-            for name, value in facts.items()
+            for name, value in _facts(summary).items()
             if value not in {None, ""}
         ],
+        "models": [_model(of) for of in summary.get("models", [])],
         "command": summary.get("command"),
-        "label": summary.get("label"),
-        "heat_map": heat_map,
-        "heat_size": tuple(len(heat_map["layout"][axis]["tickvals"]) for axis in ("yaxis", "xaxis")),
+        "heat_maps": heat_maps(sweep.rows, metric),
+        "costs": cost_figures(sweep.rows, metric),
         "scores": [
             {**row, "scores": [_interval(_scores(row, name), name) for name in sweep.metrics]}
             for row in sorted(sweep.rows, key=lambda row: -row[metric] if _is_defined(row[metric]) else math.inf)
         ],
+        "evaluation": None if sweep.evaluation is None else evaluation_values(sweep.evaluation),
     }
 
 
-def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """Returns a heat map of the metric's means: layers down, the deepest on top, and poolings across."""
+def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the input and the method."""
+    counts, model = summary.get("rows", {}), summary.get("model", {})
+    versions = summary.get("versions", {})
+    return {
+        "label": summary.get("label") or _asked(summary, "label"),
+        "kept together": summary.get("group") or _asked(summary, "group"),
+        "task": summary.get("task"),
+        "rows judged": counts.get("judged"),
+        "rows of the input": counts.get("input"),
+        **{f"left out: {reason}": rows for reason, rows in summary.get("left_out", {}).items()},
+        "classes": summary.get("classes"),
+        "folds": summary.get("folds"),
+        "probe": summary.get("probe"),
+        "seed": summary["seed"] if "seed" in summary else _asked(summary, "seed"),
+        "model": model.get("name"),
+        "recipe": model.get("fingerprint"),
+        "nearly equal texts": summary.get("near_duplicates", {}).get("texts"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _asked(summary: Mapping[str, Any], name: str) -> Any:
+    """Returns an option about labels."""
+    asked = summary.get("labels", {})
+    return asked.get(name) if isinstance(asked, Mapping) else None
+
+
+def _model(of: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Returns a row of the table of models: name, revision, recipe, seconds for 1,000 rows."""
+    seconds = of.get("seconds_per_1000_rows")
+    recipe = (of.get("fingerprint") or "")[:12]
+    return of["name"], of.get("revision") or "", recipe, "" if seconds is None else f"{seconds:.3g}"
+
+
+def _estimates(summary: Mapping[str, Any], metric: str) -> Iterator[tuple[str, str]]:
+    """Yields what was estimated, and the score: of the selection, and on the test rows."""
+    for key, name in (("nested", "with the selection repeated inside each fold"), ("test", "on the test rows")):
+        of = (summary.get(key) or {}).get(metric)
+        if of:
+            yield name, _interval([of["mean"], of["low"], of["high"]], metric)
+
+
+def heat_maps(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Returns for each model its name, "" if there is one, its heat map, and the map's height and width in rem.
+
+    A heat map has the metric's means: layers down, the deepest on top, and poolings across.
+    """
     rows = [row for row in rows if row["layers"]]  # not the constant prediction
+    defined = [row[metric] for row in rows if _is_defined(row[metric])]
+    # The shades span the upper nine tenths: one bad candidate would take up the whole range.
+    limits = (float(np.quantile(defined, 0.1)), max(defined)) if defined else (0.0, 1.0)
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault(row["model"], []).append(row)
+    found = []
+    for model, of_model in panels.items():
+        figure, lines, pools = _heat_map(of_model, metric, limits)
+        found.append({"model": model, "figure": figure, "size": (7 + 2 * lines, 13 + 6 * pools)})
+    return found
+
+
+def _heat_map(
+    rows: Sequence[Mapping[str, Any]], metric: str, limits: tuple[float, float]
+) -> tuple[Figure, int, int]:
+    """Returns a figure, and its numbers of lines and poolings."""
     places = [_line_and_pool(row) for row in rows]
     lines, pools = (list(dict.fromkeys(of)) for of in zip(*places, strict=True))
     means: list[list[float | None]] = [[None] * len(pools) for _ in lines]
@@ -124,38 +185,83 @@ def heat_figure(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         if not _is_defined(mean):
             continue
         means[line][pool] = mean
-        shown = f"{_shown(mean, metric)}{_half(row, metric)}"
+        shown = f"{number(mean, metric)}{_half(row, metric)}"
         words[line][pool] = f"<b>{shown}</b>" if row["is_winner"] else shown
-        hovered[line][pool] = (
-            f"{plain(row['name'])}<br>"
-            f"{_title(metric)} {_interval(_scores(row, metric), metric)}<br>{row['dims']:,} dimensions"
-        )
+        hovered[line][pool] = _hovered(row, metric)
         if row["is_winner"] or row["is_baseline"]:
             box = {"x0": pool - 0.47, "x1": pool + 0.47, "y0": line - 0.45, "y1": line + 0.45}
             look = {"width": 4, "dash": "solid"} if row["is_winner"] else {"width": 2, "dash": "dash"}
             frames.append({"type": "rect", **box, "line": {"color": "#111111", **look}})
-    defined = [mean for of_line in means for mean in of_line if mean is not None]
-    # The shades span the upper nine tenths: one bad candidate would take up the whole range.
-    low, high = (float(np.quantile(defined, 0.1)), max(defined)) if defined else (0.0, 1.0)
     trace = {
         "type": "heatmap",
         "z": means,
-        "zmin": low,
-        "zmax": high + 1e-9,
+        "zmin": limits[0],
+        "zmax": limits[1] + 1e-9,
         "text": words,
         "texttemplate": "%{text}",
         "customdata": hovered,
         "hovertemplate": "%{customdata}<extra></extra>",
         "hoverongaps": False,
-        # Black text is readable on all of these shades, also in print.
-        "colorscale": [[0, "#f7fafd"], [1, "#4f8ac9"]],
+        "colorscale": SHADES,
         "textfont": {"color": "#111111", "size": 13},
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
     }
     axes = {"xaxis": _axis(pools, "pooling"), "yaxis": _axis(lines, "")}
-    return {"data": [trace], "layout": {**axes, "shapes": frames, "showlegend": False}}
+    return {"data": [trace], "layout": {**axes, "shapes": frames, "showlegend": False}}, len(lines), len(pools)
+
+
+def cost_figures(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, Figure]]:
+    """Returns the scores of several models against each cost, with its name; none for one model."""
+    models = list(dict.fromkeys(row["model"] for row in rows if row["layers"]))
+    if len(models) < 2:
+        return []
+    costs = {"seconds_per_1000_rows": "seconds to encode 1,000 rows", "bytes_per_vector": "bytes of a vector"}
+    return [(name, _cost_figure(rows, metric, models, column, name)) for column, name in costs.items()]
+
+
+def _cost_figure(
+    rows: Sequence[Mapping[str, Any]], metric: str, models: Sequence[str], column: str, cost: str
+) -> Figure:
+    traces = []
+    for place, model in enumerate(models):
+        of_model = [
+            row for row in rows if row["model"] == model and _is_defined(row[metric]) and _is_defined(row[column])
+        ]
+        marker = {
+            "color": COLOURS[place % len(COLOURS)],
+            "symbol": ["star" if row["is_winner"] else SYMBOLS[place % (len(SYMBOLS) - 1)] for row in of_model],
+            "size": [16 if row["is_winner"] else 8 for row in of_model],
+            "opacity": 0.8,
+        }
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": plain(model),
+                "x": [row[column] for row in of_model],
+                "y": [row[metric] * (100 if metric in SHARES else 1) for row in of_model],
+                "text": [f"{_hovered(row, metric)}<br>{row[column]:,.4g} {cost}" for row in of_model],
+                "hovertemplate": "%{text}<extra></extra>",
+                "marker": marker,
+            }
+        )
+    values = [value for trace in traces for value in trace["x"]]
+    is_wide = bool(values) and 0 < 10 * min(values) < max(values)
+    layout = {
+        "xaxis": {"title": {"text": cost}, **({"type": "log"} if is_wide else {"rangemode": "tozero"})},
+        "yaxis": {"title": {"text": title(metric)}},
+        "hovermode": "closest",
+        "showlegend": True,
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _hovered(row: Mapping[str, Any], metric: str) -> str:
+    """Returns what the mouse shows of a candidate."""
+    scores = f"{title(metric)} {_interval(_scores(row, metric), metric)}"
+    return f"{plain(row['name'])}<br>{scores}<br>{row['dims']:,} dimensions"
 
 
 def _axis(names: Sequence[str], title: str) -> Figure:
@@ -170,9 +276,10 @@ def _axis(names: Sequence[str], title: str) -> Figure:
 
 
 def _line_and_pool(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Splits the name of a candidate at its pooling."""
-    name, pool = row["name"], (row["pool"] or "").replace(",", "+")
-    return name.removesuffix(f" {pool}"), pool
+    """Splits the name of a candidate at its pooling, without the model's name."""
+    name, pool = row["name"].removeprefix(f"{row['model']} "), (row["pool"] or "").replace(",", "+")
+    line, mark, rest = name.rpartition(f" {pool}")
+    return (line, f"{pool}{rest}") if mark else (name, pool)
 
 
 def _half(row: Mapping[str, Any], metric: str) -> str:
@@ -181,7 +288,7 @@ def _half(row: Mapping[str, Any], metric: str) -> str:
     if mean is None or not (_is_defined(low) and _is_defined(high)):
         return ""
     is_symmetric = abs((high - mean) - (mean - low)) <= 1e-6 * max(1.0, abs(mean))
-    return f" ±{_shown(high - mean, metric)}" if is_symmetric else ""
+    return f" ±{number(high - mean, metric)}" if is_symmetric else ""
 
 
 def _scores(row: Mapping[str, Any], metric: str) -> list[float | None]:
@@ -190,20 +297,9 @@ def _scores(row: Mapping[str, Any], metric: str) -> list[float | None]:
 
 
 def _interval(scores: Sequence[float | None], metric: str) -> str:
-    mean, low, high = (_shown(score, metric) for score in scores)
+    mean, low, high = (number(score, metric) for score in scores)
     return f"{mean} ({low} to {high})"
 
 
 def _is_defined(score: float | None) -> TypeGuard[float]:
     return score is not None and math.isfinite(score)
-
-
-def _shown(score: float | None, metric: str) -> str:
-    """Returns a score as printed: `83.7` (per cent) or `0.512`."""
-    if not _is_defined(score):
-        return "none"
-    return f"{100 * score:.1f}" if metric in _SHARES else f"{score:.3f}"
-
-
-def _title(metric: str) -> str:
-    return f"{metric.replace('_', ' ')} (%)" if metric in _SHARES else metric.replace("_", " ")

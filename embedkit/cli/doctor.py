@@ -16,9 +16,9 @@ from typing import Any
 
 from embedkit.cli.options import option, takes
 from embedkit.models.repository.aliases import all_aliases
-from embedkit.models.repository.hub_cache import cache_folder
 from embedkit.models.repository.resolve import is_here
 from embedkit.storage.filesystem import seems_folder
+from embedkit.storage.hub import cache_folder
 
 _PACKAGES = (
     "embedkit-cli",

@@ -73,6 +73,9 @@ class RunConfig(VectorConfig):
         return bool(self.reuse) and not self.output.is_jsonl_alone
 
     def __post_init__(self) -> None:
+        remote = next((name for name in self.input.inputs if name.startswith("hf://")), None)
+        if remote is not None and self.model.offline:
+            raise UsageError(f"{remote}: --offline forbids reading from the hub", hint="download the files first")
         self._check_sharing()
         self._check_units()
         self._check_groups()

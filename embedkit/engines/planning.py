@@ -320,7 +320,7 @@ def input_facts(
             if unchanged == before:
                 return unchanged
         try:
-            return replace(now, content_sha256=sha256_of_file(Path(file.name)))
+            return replace(now, content_sha256=sha256_of_file(file.name))
         except OSError as error:
             raise unreadable(file.shown, error) from None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from json import loads
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from embedkit.engines.summary import Summary
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import files_digest
-from embedkit.manifest.schema import Plan
+from embedkit.manifest.schema import InputFacts, Plan
 from embedkit.output.commit import PLAN
 from embedkit.output.open import read_versioned, schema_metadata
 from embedkit.sources import open_table
@@ -25,6 +27,8 @@ from embedkit.storage.filesystem import seems_file, seems_there
 
 #: Folders next to an output that hold an unfinished run of it.
 _UNFINISHED = ("{}.partial", "{}.rows.partial", "{}.next", "{}.partial.next")
+_AT_COMMIT = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)@([0-9a-f]{40})(?=/|$)")
+_DATA_SET = re.compile(r"hf://datasets/[^/@]+/[^/@]+(?=/|$)")
 
 
 def run(config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None) -> Summary:
@@ -39,6 +43,8 @@ def run(config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: Mo
     Raises:
         EmbedkitError: any of its kinds; committed shards stay.
     """
+    if config.output.on_exists == "resume":
+        config = _at_stored_commits(config)
     with other_outputs_spared(config):
         return (encode_groups if config.groups.by else encode_rows)(config, callbacks, stop, spec)
 
@@ -79,14 +85,31 @@ def _has_this_input(config: RunConfig) -> bool | None:
 
 def _input_digests(path: Path) -> set[Any]:
     """Returns the digests of the inputs of an output and of its unfinished runs."""
-    folders = (path, *(path.with_name(name.format(path.name)) for name in _UNFINISHED))
-    found: set[Any] = set()
-    for plan in (folder / PLAN for folder in folders):
-        with suppress(EmbedkitError):
-            if seems_there(plan):
-                files = read_versioned(Plan, plan).input.files
-                found.add(files_digest((file.size, file.sha256) for file in files))
+    found: set[Any] = {
+        files_digest((file.size, file.sha256) for file in read.files) for read in _stored_inputs(path)
+    }
     if seems_file(path):
         with suppress(EmbedkitError):
             found.add(loads(schema_metadata(path).get("embedkit.read", "{}")).get("files_digest"))
     return found - {None}
+
+
+def _stored_inputs(path: Path) -> Iterator[InputFacts]:
+    """Yields the inputs of the plans of an output and of its unfinished runs."""
+    for folder in (path, *(path.with_name(name.format(path.name)) for name in _UNFINISHED)):
+        with suppress(EmbedkitError):
+            if seems_there(folder / PLAN):
+                yield read_versioned(Plan, folder / PLAN).input
+
+
+def _at_stored_commits(config: RunConfig) -> RunConfig:
+    """Returns the options of a resumed run, with data sets of the hub at the commits that it began with."""
+    stored = (file.name for read in _stored_inputs(Path(config.output.output)) for file in read.files)
+    commits = {found[1]: found[2] for name in stored if (found := _AT_COMMIT.match(name))}
+    inputs = tuple(
+        f"{found[0]}@{commits[found[0]]}{name[found.end() :]}"
+        if (found := _DATA_SET.match(name)) and found[0] in commits
+        else name
+        for name in config.input.inputs
+    )
+    return replace(config, input=replace(config.input, inputs=inputs))

@@ -20,7 +20,7 @@ from embedkit.config.databases import is_postgres
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
-    filesystem_for,
+    fixed_name,
     is_link,
     is_same_file,
     match_files,
@@ -214,7 +214,7 @@ def unreadable(name: str, error: OSError | ValueError) -> InputError:
 
 
 def _expanded(typed: str, notes: list[str]) -> list[str]:
-    filesystem_for(typed)  # refuses URIs
+    typed = fixed_name(typed)  # refuses URIs that are not read
     is_inside = seems_folder(typed)
     if not is_inside and (seems_there(typed) or is_link(typed) or not glob.has_magic(typed)):
         if is_own_output(typed):

@@ -1,8 +1,8 @@
 """The seam to the places that hold inputs and outputs.
 
 Every open, listing, check, write and removal of the user's files goes through the functions of this module, which
-call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. The local file system is the
-only one today.
+call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. Data sets of the Hugging Face
+hub (`hf://datasets/...`) are read only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from embedkit.errors import UsageError
 from embedkit.storage.disk_errors import as_output_error
+from embedkit.storage.hub_filesystem import SCHEME, HubFileSystem
 from embedkit.storage.local_filesystem import LocalFileSystem
 from embedkit.storage.protocol import AnyPath, FileSystem
 
 _LOCAL: FileSystem = LocalFileSystem()
+_HUB: FileSystem = HubFileSystem()
 _SAMPLED = 2**20
 
 _P = ParamSpec("_P")
@@ -34,9 +36,14 @@ def filesystem_for(path: AnyPath) -> FileSystem:
     Raises:
         UsageError: it is a URI of a scheme that is not supported.
     """
-    if isinstance(path, str) and "://" in path:
-        raise UsageError(f"{path}: only local files are read", hint="copy it here first, or pipe it in with -")
-    return _LOCAL
+    if not isinstance(path, str) or "://" not in path:
+        return _LOCAL
+    if path.startswith(SCHEME):
+        return _HUB
+    raise UsageError(
+        f"{path}: only local files, and data sets of the hub (hf://datasets/OWNER/NAME/...), are read",
+        hint="copy it here first, or pipe it in with -",
+    )
 
 
 def _on_file_system_of_path(
@@ -55,6 +62,7 @@ read_file = _on_file_system_of_path(FileSystem.read_file)
 stat_file = _on_file_system_of_path(FileSystem.stat_file)
 exists = _on_file_system_of_path(FileSystem.exists)
 is_link = _on_file_system_of_path(FileSystem.is_link)
+fixed_name = _on_file_system_of_path(FileSystem.fixed_name)
 real_path = _on_file_system_of_path(FileSystem.real_path)
 file_names = _on_file_system_of_path(FileSystem.file_names)
 list_files = _on_file_system_of_path(FileSystem.list_files)

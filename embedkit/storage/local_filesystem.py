@@ -50,6 +50,9 @@ class LocalFileSystem:
     def is_link(self, path: AnyPath) -> bool:
         return os.path.islink(path)  # noqa: PTH114 - `Path.is_symlink` raises where a name is too long
 
+    def fixed_name(self, path: str) -> str:
+        return path
+
     def real_path(self, path: AnyPath) -> str:
         return os.path.realpath(path)
 

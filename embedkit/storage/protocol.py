@@ -96,6 +96,9 @@ class FileSystem(Protocol):
     def is_link(self, path: AnyPath) -> bool:
         """Check for a symbolic link."""
 
+    def fixed_name(self, path: str) -> str:
+        """Return the name under which a path or pattern is read: of a branch of the hub, its present commit."""
+
     def real_path(self, path: AnyPath) -> str:
         """Return the path without links and `..`."""
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from embedkit.models.repository.folder_checks import SMALL_FILES
 from embedkit.models.repository.weight_files import WEIGHTS
+from embedkit.storage.hub import cache_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
@@ -51,28 +51,6 @@ class Snapshot:
     def complete(self) -> bool:
         """True if nothing has to be downloaded."""
         return not self.missing and self.doubt is None
-
-
-def is_offline() -> bool:
-    """Checks whether the environment forbids requests to the hub (HF_HUB_OFFLINE)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def cache_folder() -> Path:
-    """Returns the folder of the hub's cache."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser()
-
-
-def host() -> str:
-    """Returns the host name of the hub, such as huggingface.co."""
-    from huggingface_hub import constants
-
-    # Without a user name and password that the address may contain.
-    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or str(constants.ENDPOINT)
 
 
 def is_commit(revision: str | None) -> bool:

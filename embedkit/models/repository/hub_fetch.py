@@ -24,15 +24,15 @@ from embedkit.errors import Stopped
 from embedkit.models.repository.hub_cache import (
     FilePatterns,
     Snapshot,
-    cache_folder,
     find_snapshot,
-    host,
     repo_folder,
 )
-from embedkit.models.repository.hub_errors import (
+from embedkit.storage.hub import (
     Unavailable,
+    cache_folder,
     explain_failure,
     explain_overload,
+    host,
     no_answer,
     no_space,
 )

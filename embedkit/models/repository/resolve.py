@@ -20,9 +20,9 @@ from embedkit.models.repository import hub_cache, hub_fetch
 from embedkit.models.repository.aliases import Alias, all_aliases, canonical_ids, find_alias, hub_ids
 from embedkit.models.repository.folder_checks import file_not_folder, missing_folder, not_a_model
 from embedkit.models.repository.hub_cache import Snapshot
-from embedkit.models.repository.hub_errors import Unavailable
 from embedkit.models.repository.model_folder import ModelFolder, open_model_folder
 from embedkit.storage.filesystem import sha256_of_file
+from embedkit.storage.hub import Unavailable, is_offline
 from embedkit.suggest import closest_names, did_you_mean
 
 #: Files to download from the hub: settings, tokenizers, recipes, and weights in a format that holds no code.
@@ -194,7 +194,7 @@ def _from_hub(config: ModelConfig, alias: Alias | None) -> ModelFolder:
     wanted = partial(_wanted, code=config.trust_remote_code)
     cached = hub_cache.find_snapshot(repos, revision, wanted)
     usable = cached if cached is not None and not cached.missing else None
-    if config.offline or hub_cache.is_offline():
+    if config.offline or is_offline():
         if usable is None:
             forbids = "--offline" if config.offline else "HF_HUB_OFFLINE"
             raise _not_cached(config, alias, repos, cached, f"and {forbids} forbids to download it")

@@ -196,7 +196,7 @@ def test_a_mistyped_alias_is_not_asked_for(served, name, meant):
         (403, {"X_Error_Code": "GatedRepo"}, "is gated (HTTP 403)", "accept its licence at "),
         (401, {"X_Error_Code": "GatedRepo"}, "is gated (HTTP 401)", "/owner/name, then set HF_TOKEN"),
         (403, {}, "forbids it (HTTP 403)", "licence"),
-        (403, {"X_Error_Message": "Access to this resource is disabled."}, "was disabled", "another model"),
+        (403, {"X_Error_Message": "Access to this resource is disabled."}, "was disabled", "another one"),
         (401, {"X_Error_Message": "Invalid credentials in Authorization header"}, "your token", "HF_TOKEN"),
         (404, {"X_Error_Code": "RevisionNotFound"}, "has no revision", "/owner/name/commits"),
         (429, {"Retry_After": "37"}, "too many requests (HTTP 429)", "wait 37 s"),

@@ -1,4 +1,4 @@
-"""Turns failures of the hub, the network and the disk into a sentence and a hint."""
+"""The Hugging Face hub: its address, its cache, and its failures as a sentence and a hint."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import re
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
-
-from embedkit.models.repository.hub_cache import cache_folder, host
+from urllib.parse import urlsplit
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {
@@ -19,13 +19,35 @@ _DISK_ERRORS = {
 _NETWORK_ERRORS = (ConnectionError, socket.gaierror, ssl.SSLError)
 
 
-class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError, which has the model's name
-    """The hub does not provide a model.
+def is_offline() -> bool:
+    """Checks whether the environment forbids requests to the hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cache_folder() -> Path:
+    """Returns the folder of the hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def host() -> str:
+    """Returns the host name of the hub, such as huggingface.co."""
+    from huggingface_hub import constants
+
+    # Without a user name and password that the address may contain.
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or str(constants.ENDPOINT)
+
+
+class Unavailable(Exception):  # noqa: N818 - it becomes a ModelError or an InputError, which has the name
+    """The hub does not provide a repository.
 
     Args:
-        why: a clause about the model.
+        why: a clause about the repository.
         way_out: what to do about it.
-        absent: True if the hub has no such model, or does not show it.
+        absent: True if the hub has no such repository, or does not show it.
         final: True if a cached copy must not be used instead.
     """
 
@@ -100,19 +122,19 @@ def _explain_answer(  # noqa: PLR0911
             final=True,
         )
     if "DisabledRepoError" in kinds:
-        return Unavailable(f"was disabled on {host()} (HTTP {status})", f"see {page}, or use another model")
-    # "Invalid username or password." is the answer for a model that does not exist, to a request without a token.
+        return Unavailable(f"was disabled on {host()} (HTTP {status})", f"see {page}, or use another one")
+    # "Invalid username or password." is the answer for what does not exist, to a request without a token.
     about_token = re.search(r"credentials|token", str(headers.get("X-Error-Message", "")), re.IGNORECASE)
     if status == 401 and about_token and "RepositoryNotFoundError" not in kinds:
         return Unavailable(
             f"cannot be downloaded: {host()} does not accept your token (HTTP 401)",
-            "set HF_TOKEN to a valid one, run `hf auth login`, or remove the token: a public model needs none",
+            "set HF_TOKEN to a valid one, run `hf auth login`, or remove the token: a public one needs none",
         )
     if "RepositoryNotFoundError" in kinds or status in {401, 404}:
         private = "your token must have access to it" if has_token else "set HF_TOKEN, or run `hf auth login`"
         return Unavailable(
             f"is not on {host()}, or is private (HTTP {status})",
-            f"check the spelling of owner/name; for a private model, {private}",
+            f"check the spelling of owner/name; for a private one, {private}",
             absent=True,
         )
     if status == 403:

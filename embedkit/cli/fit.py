@@ -159,6 +159,8 @@ def _lines(summary: FitSummary) -> list[str]:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items())
         lines.append(f"{part}: {shown} on {recipe['rows'][part]:,} rows")
     if "training" in recipe:
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in recipe["left_out"].items())
+        lines.append(f"{recipe['rows']['input']:,} rows; left out: {left_out or 'none'}")
         training = recipe["training"]
         lines.append(
             f"trained on {recipe['rows']['train']:,} rows; epoch {training['best_epoch']} of {training['epochs']}"

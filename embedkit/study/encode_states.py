@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.config import OutputConfig, RunConfig
@@ -27,7 +24,7 @@ from embedkit.engines.base import Callbacks
 from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, Stopped, UsageError
-from embedkit.inference.model_spec import ModelSpec, find_model
+from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.identity import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
@@ -45,7 +42,7 @@ from embedkit.storage.filesystem import (
     remove_file,
     remove_tree,
 )
-from embedkit.study.labels import column_array
+from embedkit.study.labelled_rows import with_test_files
 from embedkit.tokenizer import TextTokenizer
 from embedkit.types import Record, TokenizedTexts
 
@@ -86,9 +83,7 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
     path = Path(config.output)
     return replace(
         run_config,
-        input=replace(
-            run_config.input, keep=tuple(name for name in (config.label, config.group) if name is not None)
-        ),
+        input=replace(with_test_files(run_config.input, config.labels), keep=()),
         pooling=replace(
             run_config.pooling,
             pool=pool,
@@ -99,9 +94,9 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
         ),
         output=OutputConfig(
             str(path.with_name(f".{path.name}{_STATES}")),
-            "arrow" if of_tokens else "npy",
+            "arrow",
             on_exists="resume",
-            on_bad_row=run_config.output.on_bad_row,
+            on_bad_row=_kept_as_null(run_config),
         ),
     )
 
@@ -119,9 +114,13 @@ def token_states_config(config: RunConfig, folder: Path, layers: Sequence[int]) 
         normalize=False,
         precision="float16",
     )
-    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
-    output = OutputConfig(str(folder), "arrow", on_exists="resume", on_bad_row=on_bad_row)
+    output = OutputConfig(str(folder), "arrow", on_exists="resume", on_bad_row=_kept_as_null(config))
     return replace(config, input=replace(config.input, keep=()), pooling=pooling, output=output)
+
+
+def _kept_as_null(config: RunConfig) -> str:
+    """Returns `--on-bad-row` for states, which have an output row for each row of the input."""
+    return "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
 
 
 def read_token_ids(config: RunConfig, spec: ModelSpec) -> list[NDArray[np.int32]]:
@@ -148,48 +147,6 @@ def read_token_ids(config: RunConfig, spec: ModelSpec) -> list[NDArray[np.int32]
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class FirstPass:
-    """Facts about the input, found before a model is loaded."""
-
-    rows: int
-    tokens: int  # of all texts as the model sees them; 0 if they were not counted
-    width: int  # values of the state of a token or row
-    kept: pa.Table  # kept columns of the rows with a text
-    spec: ModelSpec
-
-
-def first_pass(config: RunConfig, *, count_tokens: bool) -> FirstPass:
-    """Reads the input once, without the model: rows, labels, and tokens as `encode` makes them.
-
-    Raises:
-        InputError: the input cannot be read.
-    """
-    table = open_table(config.input)
-    spec = find_model(config)
-    setup, facts = set_up_without_weights(spec)
-    rows = tokens = 0
-    kept: list[Sequence[Any]] = []
-
-    def texts() -> Iterator[str]:
-        nonlocal rows
-        for item in table.records():
-            rows += 1
-            if isinstance(item, Record) and (item.text or "").strip():
-                kept.append(item.kept)
-                yield item.text or ""
-
-    if count_tokens:
-        tokens = sum(int(batch.n_used.sum()) for batch in tokenize_all(texts(), setup.tokenizer))
-    else:
-        deque(texts(), maxlen=0)
-    columns = {
-        name: column_array([of_row[place] for of_row in kept], str) for place, name in enumerate(config.input.keep)
-    }
-    width = facts.hidden_size * (len(setup.layers) if setup.layer_agg == "concat" else 1)
-    return FirstPass(rows, tokens, width, pa.table(columns), spec)
-
-
 def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
     """Tokenizes texts in batches."""
     remaining = iter(texts)
@@ -197,8 +154,8 @@ def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Itera
         yield tokenizer.tokenize(batch)
 
 
-def check_disk_space(config: RunConfig, found: FirstPass) -> None:
-    """Checks that the states fit on the disk.
+def check_disk_space(config: RunConfig, rows: int, values: int) -> None:
+    """Checks that the states of so many rows, which have so many values, fit on the disk.
 
     Raises:
         OutputError: the disk has too little free space.
@@ -207,11 +164,10 @@ def check_disk_space(config: RunConfig, found: FirstPass) -> None:
     with as_output_error(folder):
         existing = sum(size or 0 for _, size in list_files(folder))
         free = free_bytes(folder.parent)
-    value = 2 if config.pooling.precision == "float16" else 4
-    needed = int((found.tokens or found.rows) * found.width * value * _OVERHEAD) - existing
+    needed = int(values * (2 if config.pooling.precision == "float16" else 4) * _OVERHEAD) - existing
     if needed > free:
         raise OutputError(
-            f"the states of {found.rows:,} rows take {needed / 1e9:,.1f} GB on disk while the fit runs, and "
+            f"the states of {rows:,} rows take {needed / 1e9:,.1f} GB on disk while the fit runs, and "
             f"{folder.parent} has {free / 1e9:,.1f} GB free",
             hint="choose another disk with -o, fewer rows (--limit) or a smaller --max-length",
         )

@@ -5,32 +5,37 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.arrow_values import plain_values
 from embedkit.config import RunConfig
 from embedkit.config.fit_config import OF_VECTORS, WITHOUT_LABELS, FitConfig
 from embedkit.engines.base import Callbacks
 from embedkit.errors import OutputError, UsageError
+from embedkit.inference.model_spec import find_model
+from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.pooling.pooler_files import pooler_bytes
+from embedkit.sources import open_table
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.disk_errors import as_read_error, check_no_link
 from embedkit.storage.filesystem import exists, file_names, is_folder, seems_folder, write_file
-from embedkit.study.encode_states import check_disk_space, encoded_states, first_pass, states_config
-from embedkit.study.labels import Labels, read_labels
+from embedkit.study.encode_states import check_disk_space, encoded_states, states_config
+from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows, read_rows
+from embedkit.study.labels import Labels
+from embedkit.study.near_duplicates import pairs_across
 from embedkit.study.splits import Split, split_rows
 from embedkit.study.versions import library_versions
 
 if TYPE_CHECKING:  # torch is imported after the input and its labels are checked
     from embedkit.pooling.trained import PoolerShape
     from embedkit.study.hidden_states import States
-    from embedkit.study.training import Epoch
+    from embedkit.study.training import Epoch, Fitted
 
 #: What the file says of the states that the pooler was fitted on.
 _INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
@@ -72,7 +77,9 @@ def fit(
     # The model's files are inputs, too: the pooler must not replace its model.safetensors.
     model = run_config.model.model
     model_files = [f"{model}/{name}" for name in file_names(model)] if seems_folder(model) else []
-    inputs = [] if "-" in run_config.input.inputs else expanded(run_config.input.inputs, [])
+    inputs = (
+        [] if "-" in run_config.input.inputs else expanded([*run_config.input.inputs, *config.labels.test], [])
+    )
     check_not_read([path], [*inputs, *model_files])
     began = time.monotonic()
     if config.kind == "idf":
@@ -87,41 +94,83 @@ def fit(
             "fit with labels needs scikit-learn, which is not installed", hint="pip install 'scikit-learn>=1.6'"
         )
     states = states_config(config, run_config)
-    found = first_pass(states, count_tokens=config.kind not in OF_VECTORS)
-    if config.kind not in WITHOUT_LABELS:
+    spec = find_model(states)
+    setup, facts = set_up_without_weights(spec)
+    rows: InputRows | None = None
+    if config.kind in WITHOUT_LABELS:
+        n_rows = n_states = sum(1 for _ in open_table(states.input).records())
+    else:
+        rows = read_rows(run_config.input, config.labels, [setup])
+        n_rows, n_states = len(rows), len(rows) if config.kind in OF_VECTORS else rows.tokens
         # Errors in the labels are raised before an hour of encoding.
-        _labels_and_split(found.kept, config)
-    check_disk_space(states, found)
-    with encoded_states(states, found.spec, callbacks, stop) as (folder, summary):
+        found = labelled_rows(rows, rows.has_text, config.labels)
+        for sentence in (*found.labels.notes, *found.warnings, *_near_duplicates(found, _split(found, config))):
+            callbacks.notice(sentence)
+    n_layers = len(setup.layers) if setup.layer_agg == "concat" else 1
+    check_disk_space(states, n_rows, n_states * facts.hidden_size * n_layers)
+    with encoded_states(states, spec, callbacks, stop) as (folder, summary):
         encoded = time.monotonic()
         from embedkit.models.device import pick_device
         from embedkit.study.hidden_states import open_states
 
-        layers = summary.recipe["layers"] if states.pooling.layer_agg == "concat" else [0]
         with as_read_error(folder):
-            opened = open_states(folder, n_layers=len(layers))
-        if config.kind in WITHOUT_LABELS:
+            opened, has_states = open_states(folder, n_layers=n_layers)
+        if rows is None:
             recipe, tensors = _rotated(config, opened, states.pooling.pool)
         else:
+            rows.table.check_unchanged()
+            found = labelled_rows(rows, has_states, config.labels)
             device = pick_device(states.model.devices[0])
-            recipe, tensors = _trained(config, opened, states.pooling.pool, device, on_epoch, stop)
+            fitted = trained(config, opened, found, states.pooling.pool, device, on_epoch, stop)
+            for sentence in fitted.notes:
+                callbacks.notice(sentence)
+            recipe, tensors = fitted.recipe, fitted.tensors
+            left_out = {"no text": len(rows) - len(opened), **found.labels.left_out}
+            recipe["rows"] |= {"input": len(rows), "without_label": len(opened) - len(found.labels.rows)}
+            recipe["left_out"] = {reason: count for reason, count in left_out.items() if count}
         pooler_input = {name: summary.recipe[name] for name in _INPUT}
         recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": pooler_input}
         return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 
 
-def _trained(
+@dataclass(frozen=True, slots=True)
+class TrainedPoolerFile:
+    """A trained pooler with its head, as a file holds them."""
+
+    recipe: dict[str, Any]
+    tensors: Mapping[str, NDArray[Any]]
+    fitted: Fitted
+    split: Split
+    notes: tuple[str, ...]  # sentences for the user
+
+
+def trained(
     config: FitConfig,
     states: States,
-    pool: str,
+    found: LabelledRows,
+    layer_pool: str,
     device: Any,
     on_epoch: Callable[[Epoch], None],
     stop: threading.Event,
-) -> RecipeAndTensors:
+) -> TrainedPoolerFile:
+    """Trains a pooler on the labelled rows among those of `states`.
+
+    Args:
+        config: of the fit.
+        states: of the rows with a text.
+        found: the labelled rows; `labels.rows` are positions in `states`.
+        layer_pool: pooling of each layer, if the states are not of tokens.
+        device: to train on.
+        on_epoch: called after each epoch.
+        stop: ends the training when it is set.
+
+    Raises:
+        EmbedkitError: as `fit_pooler`.
+    """
     from embedkit.study.training import fit_pooler, pooler_shape
 
-    labels, split = _labels_and_split(states.facts, config)
-    shape = pooler_shape(config, states, pool)
+    labels, split = found.labels, _split(found, config)
+    shape = pooler_shape(config, states, layer_pool)
     fitted = fit_pooler(shape, states, labels, split, config, device, on_epoch, stop)
     tensors = {name: tensor.cpu().numpy() for name, tensor in fitted.pooler.state_dict().items()}
     recipe = {
@@ -131,20 +180,57 @@ def _trained(
         "group": config.labels.group,
         "classes": list(fitted.head.classes),
         "scores": fitted.scores,
-        "rows": {
-            "train": len(split.train),
-            "validation": len(split.validation),
-            "test": len(split.test),
-            "without_label": len(states) - len(labels.rows),
+        "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        "near_duplicates": {
+            "texts": int((np.bincount(found.cluster)[found.cluster] > 1).sum()),
+            "pairs_across_parts": pairs_across(found.cluster, _part_of_row(split)),
         },
         "training": {
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,
             **{name: getattr(config, name) for name in _TRAINING_OPTIONS},
             "seed": config.labels.seed,
+            "dedupe": config.labels.dedupe,
         },
     }
-    return recipe, {**tensors, "head.weight": fitted.head.weight, "head.bias": fitted.head.bias}
+    head = {"head.weight": fitted.head.weight, "head.bias": fitted.head.bias}
+    return TrainedPoolerFile(recipe, {**tensors, **head}, fitted, split, tuple(_untrained(labels, split, fitted)))
+
+
+def _untrained(labels: Labels, split: Split, fitted: Fitted) -> Iterator[str]:
+    """Yields a sentence about classes without a training row, if there are any."""
+    if labels.task not in {"classification", "multilabel"}:
+        return
+    missing = np.setdiff1d(np.arange(len(labels.classes)), fitted.classes)
+    judged = labels.targets[np.concatenate([split.validation, split.test])]
+    rows = judged[:, missing].any(axis=1) if judged.ndim == 2 else np.isin(judged, missing)
+    if len(missing):
+        yield (
+            f"{len(missing):,} of {len(labels.classes):,} classes have no training row: the head cannot predict "
+            f"them, and their {int(rows.sum()):,} validation and test rows count as missed"
+        )
+
+
+def _split(found: LabelledRows, config: FitConfig) -> Split:
+    return split_rows(
+        found.labels, found.groups, validation=config.validation, test=config.test, seed=config.labels.seed
+    )
+
+
+def _part_of_row(split: Split) -> NDArray[np.int64]:
+    part = np.zeros(len(split.train) + len(split.validation) + len(split.test), np.int64)
+    part[split.validation], part[split.test] = 1, 2
+    return part
+
+
+def _near_duplicates(found: LabelledRows, split: Split) -> Iterator[str]:
+    """Yields a sentence about near-duplicates in several parts of a split that embedkit has made."""
+    pairs = pairs_across(found.cluster, _part_of_row(split))
+    if pairs and found.labels.split is None:
+        yield (
+            f"{pairs:,} pairs of near-duplicate texts are in two of training, validation and test rows, so scores "
+            "may be too high; --dedupe keeps near-duplicates together"
+        )
 
 
 def _rotated(config: FitConfig, states: States, pool: str) -> RecipeAndTensors:
@@ -155,14 +241,6 @@ def _rotated(config: FitConfig, states: States, pool: str) -> RecipeAndTensors:
     shape = pooler_shape(config, states, pool, width=rotation.shape[1])
     recipe = {**_shape_recipe(shape, rotation.shape[1]), "rows": len(states), "variance_kept": share}
     return recipe, {"center": center, "rotation": rotation}
-
-
-def _labels_and_split(facts: Any, config: FitConfig) -> tuple[Labels, Split]:
-    labels = read_labels({name: plain_values(facts[name]) for name in config.labels.columns}, config.labels)
-    split = split_rows(
-        labels, labels.groups, validation=config.validation, test=config.test, seed=config.labels.seed
-    )
-    return labels, split
 
 
 def _shape_recipe(shape: PoolerShape, dims: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from embedkit.errors import OutputError
 from embedkit.output.formats.arrow_format import map_table
-from embedkit.output.formats.npy_format import map_array
 from embedkit.output.open import open_stored
 from embedkit.pooling.poolers import Pooler
 
@@ -25,7 +24,6 @@ class States:
         rows: for each row [tokens, L * hidden_size], or [L * hidden_size] if they are not of tokens.
         n_layers: the layers L of a row.
         of_tokens: True if a row has a state for each token.
-        facts: id and kept columns of the rows.
         token_ids: for each row int32 [tokens]; None if they are not known.
         columns: the columns of `rows` that are used, whole layers; None for all.
     """
@@ -36,11 +34,9 @@ class States:
         *,
         n_layers: int,
         of_tokens: bool,
-        facts: pa.Table | None = None,
         token_ids: Sequence[NDArray[np.int32]] | None = None,
         columns: NDArray[np.int64] | None = None,
     ) -> None:
-        self.facts = facts
         self.n_layers = n_layers
         self.of_tokens = of_tokens
         self.token_ids = token_ids
@@ -69,7 +65,6 @@ class States:
             self._rows,
             n_layers=len(places),
             of_tokens=self.of_tokens,
-            facts=self.facts,
             token_ids=self.token_ids,
             columns=columns if self._columns is None else self._columns[columns],
         )
@@ -114,13 +109,18 @@ class States:
         return by_layer.permute(2, 0, 1, 3), mask, torch.from_numpy(ids)
 
 
-def open_states(folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.int32]] | None = None) -> States:
-    """Opens the states that a run has written: `.npy` of vectors, or `.arrow` of token vectors.
+def open_states(
+    folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.int32]] | None = None
+) -> tuple[States, NDArray[np.bool_]]:
+    """Opens the `.arrow` files of states that a run has written.
 
     Args:
         folder: of the run.
         n_layers: layers of a row.
-        token_ids: of each row of the input, int32 [tokens]; empty for rows without a text.
+        token_ids: of each row of the input, int32 [tokens]; None if they are not needed.
+
+    Returns:
+        The states of the rows that have any, and bool [R], the rows of the input that have.
 
     Raises:
         OutputError: no row has states.
@@ -128,30 +128,25 @@ def open_states(folder: Path, *, n_layers: int, token_ids: Sequence[NDArray[np.i
     stored = open_stored(folder)
     of_tokens = stored.layout.token_vectors
     rows: list[NDArray[np.floating]] = []
-    facts: list[pa.Table] = []
     has_states: list[NDArray[np.bool_]] = []
     for files in stored.parts:
-        if of_tokens:
-            table = map_table(files[0])
-            column = table.column(stored.layout.variants[0].column)
-            rows += _token_rows(column)
-            columns = [variant.column for variant in stored.layout.variants]
-            facts.append(table.drop_columns(columns).filter(column.is_valid()))
-            has_states.append(column.is_valid().to_numpy())
-        else:
-            rows += list(map_array(files[0]))
-            facts += [piece.facts for piece in stored.sink.read(files, ())]
+        column = map_table(files[0]).column(stored.layout.variants[0].column)
+        rows += (_token_rows if of_tokens else _vector_rows)(column)
+        has_states.append(column.is_valid().to_numpy())
     if not rows:
         raise OutputError("no row has a text to learn from", hint="check --text-column")
-    return States(
-        rows,
-        n_layers=n_layers,
-        of_tokens=of_tokens,
-        facts=pa.concat_tables(facts, promote_options="permissive"),
-        token_ids=None
-        if token_ids is None
-        else [token_ids[row] for row in np.flatnonzero(np.concatenate(has_states)).tolist()],
-    )
+    found = np.concatenate(has_states)
+    ids = None if token_ids is None else [token_ids[row] for row in np.flatnonzero(found).tolist()]
+    return States(rows, n_layers=n_layers, of_tokens=of_tokens, token_ids=ids), found
+
+
+def _vector_rows(column: pa.ChunkedArray) -> Iterator[NDArray[np.floating]]:
+    """Yields the vector [width] of each cell that is not null, as views of the mapped file."""
+    for chunk in column.chunks:
+        flat = chunk.values.to_numpy(zero_copy_only=True).reshape(-1, chunk.type.list_size)
+        for row, is_valid in enumerate(chunk.is_valid().to_pylist(), chunk.offset):
+            if is_valid:
+                yield flat[row]
 
 
 def _token_rows(column: pa.ChunkedArray) -> Iterator[NDArray[np.floating]]:

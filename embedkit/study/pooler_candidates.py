@@ -202,7 +202,8 @@ def token_states(
         from embedkit.study.hidden_states import open_states
 
         with as_read_error(path):
-            yield TokenStates(layers, open_states(path, n_layers=len(layers), token_ids=ids))
+            states, _ = open_states(path, n_layers=len(layers), token_ids=ids)
+        yield TokenStates(layers, states)
 
 
 @dataclass(frozen=True, slots=True)

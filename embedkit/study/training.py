@@ -255,7 +255,8 @@ def _targets(labels: Labels, split: Split, *, balanced: bool) -> _Targets:
         place[classes] = np.arange(len(classes))
         if not np.isin(targets[split.validation], classes).any():
             raise InputError(
-                "no validation row has a class that training rows have", hint="label more rows, or larger groups"
+                "no validation row has a class that training rows have",
+                hint="label more rows, or larger --validation; groups and --dedupe keep rows together",
             )
         if balanced:  # as in scikit-learn
             weight = (len(train) / (len(classes) * counts)).astype(np.float32)

@@ -131,11 +131,51 @@ def test_a_learnable_label_is_learned_and_the_file_has_the_scores(fit):
     assert recipe["classes"] == ["cat", "dog", "x/y"]
     assert recipe["label"] == "label"
     assert recipe["group"] == "patient"
-    assert sum(recipe["rows"].values()) == 71  # one text is empty
-    assert recipe["rows"]["without_label"] == 1
+    rows = recipe["rows"]
+    assert rows["train"] + rows["validation"] + rows["test"] == 70
+    assert (rows["input"], recipe["left_out"]) == (72, {"no text": 1, "missing label": 1})
+    assert "72 rows; left out: 1 no text, 1 missing label" in made.result.err
     assert set(recipe["versions"]) >= {"embedkit", "torch", "transformers", "scikit-learn"}
     assert "epoch 1: loss" in made.result.err
     assert "use it with: embedkit encode INPUT --pool" in made.result.err
+
+
+def test_rare_classes_and_many_small_ones_are_fitted_and_what_is_left_out_is_told(embedkit_cli, bert, tmp_path):
+    texts = [f"the {word} did see it {number}" for number in range(5) for word in ("cat", "dog")]
+    rows = [(text, f"c{number // 5}") for number, text in enumerate(texts * 25)]  # 50 classes of five rows
+    rows += [("", "c1"), ("it", ""), ("the lone cat", "rare")]
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    command = ("fit", tmp_path / "rows.csv", "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
+    ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
+    assert ran.code == 0, ran.err
+    recipe = recipe_of(tmp_path / "p.safetensors")
+    assert recipe["left_out"] == {"no text": 1, "missing label": 1}
+    assert "rare" in recipe["classes"]
+    # Ten texts, 25 times each: the guard tells of them, and --dedupe keeps each in one part.
+    assert recipe["near_duplicates"]["texts"] == 250
+    assert "pairs of near-duplicate texts are in two of training, validation and test rows" in ran.err
+    ran = embedkit_cli(*command, "--dedupe", "--exclude-rare", "2", "-o", tmp_path / "d.safetensors")
+    assert ran.code == 0, ran.err
+    recipe = recipe_of(tmp_path / "d.safetensors")
+    assert recipe["near_duplicates"]["pairs_across_parts"] == 0
+    assert recipe["left_out"] == {"no text": 1, "missing label": 1, "rare class": 1}
+    assert "near-duplicate" not in ran.err
+
+
+def test_the_users_own_test_file_is_judged_and_not_trained_on(embedkit_cli, bert, table, tmp_path):
+    lines = table.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "test.csv").write_text("\n".join([lines[0], *lines[60:]]) + "\n", encoding="utf-8")
+    (tmp_path / "in.csv").write_text("\n".join(lines[:60]) + "\n", encoding="utf-8")
+    command = ("fit", tmp_path / "in.csv", "-m", bert, "--pooler", "mean", "--label", "label", *SHORT[:4])
+    out = ("-o", tmp_path / "p.safetensors")
+    ran = embedkit_cli(*command, "--test", tmp_path / "test.csv", *out)
+    assert ran.code == 0, ran.err
+    assert recipe_of(out[1])["rows"]["test"] == 13
+    ran = embedkit_cli(*command, "--test", tmp_path / "in.csv", *out, "--overwrite")
+    assert (ran.code, "is also part of the input" in ran.err) == (2, True)
+    ran = embedkit_cli(*command, "--group", "label", *out, "--overwrite")
+    assert (ran.code, "both name the column 'label'" in ran.err) == (2, True)
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def _table(verdict: Verdict) -> list[str]:
     """Formats the best candidates and the baselines."""
     best = verdict.ranked[:_SHOWN]
     shown = [*best, *(row for row in verdict.baselines if row not in best)]
-    metrics = list(verdict.nested)
+    metrics = list(verdict.winner.intervals)
     cells = [["", "candidate", "dims", *metrics]]
     cells += [[_mark(row), row.candidate.name, str(row.dims), *_values(row, verdict)] for row in shown]
     widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 
 SAMPLES = 1000
+#: Two-sided level of the intervals of a study.
+LEVEL = 0.95
 #: Weights of rows that are held at a time.
 _BLOCK = 4_000_000
 
@@ -48,7 +50,7 @@ def resampled(
     return [np.concatenate(of_metric) for of_metric in zip(*blocks, strict=True)]
 
 
-def percentiles(values: Vector, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def percentiles(values: Vector, level: float = LEVEL) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the ends [...] of the percentile interval of bootstrap values [..., B].
 
     NaN where fewer than half of the values are defined.

@@ -7,6 +7,7 @@ rows. Rows that the user set aside as a test are in no fold: no function here bu
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from itertools import combinations, islice
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.errors import InputError
 from embedkit.study.bootstrap import resampled
 from embedkit.study.labels import Labels
 from embedkit.study.metrics import FUNCTIONS, mean_of_defined, score
@@ -189,6 +191,40 @@ def standardised(labels: Labels, folds: Folds) -> tuple[Labels, float, float]:
     spread = spread if spread > 0 else 1.0
     scaled = (labels.targets / largest - center) / spread
     return replace(labels, targets=scaled), center * largest, spread * largest
+
+
+def check_defined(labels: Labels, folds: Folds, metrics: Sequence[str]) -> list[str]:
+    """Returns a sentence for each metric that is undefined in some folds, by the labels alone.
+
+    Such folds are left out of the metric's mean and interval.
+
+    Raises:
+        InputError: the deciding metric, the first one, is undefined in every fold or on the test rows.
+    """
+    labels = standardised(labels, folds)[0]
+    columns = target_columns(labels, np.arange(1)).shape[1]
+
+    def is_undefined(metric: str, fold: int) -> bool:
+        rows = np.flatnonzero(folds.of_row == fold)
+        scores = np.broadcast_to(np.float32(0), (len(rows), columns))
+        return math.isnan(score(labels.task, metric, scores, labels.targets[rows]))
+
+    sentences = []
+    for metric in metrics:
+        undefined = [fold for fold in range(folds.count) if is_undefined(metric, fold)]
+        in_test = (folds.of_row < 0).any() and is_undefined(metric, -1)
+        if metric == metrics[0] and (len(undefined) == folds.count or in_test):
+            where = "in every fold" if folds.count > 1 else "on the validation rows"
+            raise InputError(
+                f"{metric} is undefined {'on the test rows' if in_test else where}: too few rows, or equal labels",
+                hint="label more rows, choose another --metric, or use fewer --folds",
+            )
+        if undefined:
+            sentences.append(
+                f"{metric} is undefined in {len(undefined)} of {folds.count} folds, where too few labels differ; "
+                "its mean and interval leave them out"
+            )
+    return sentences
 
 
 def target_columns(labels: Labels, rows: NDArray[np.int64]) -> Vector:
@@ -411,6 +447,12 @@ class LogisticProbe(LinearProbe):
                     weights[:, found], biases[found] = model.coef_.T, model.intercept_
             weights *= training.scale[:, None]
             yield weights, biases - training.mean @ weights
+
+
+def constant_scores(labels: Labels, folds: Folds, metrics: Sequence[str]) -> ProbeScores:
+    """Returns the scores of `constant_predictions`, in the form of `cross_validate`."""
+    labels = standardised(labels, folds)[0]
+    return nested_scores(constant_predictions(labels, folds), labels, folds, metrics)
 
 
 def constant_predictions(labels: Labels, folds: Folds) -> Predict:

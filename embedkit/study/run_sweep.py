@@ -29,6 +29,7 @@ from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows,
 from embedkit.study.labels import Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import pairs_across
+from embedkit.study.probe import check_defined
 from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import NAMES, write_files
@@ -94,9 +95,10 @@ def sweep(
     setups = [set_up_without_weights(find_model(model.config, model.spec.folder))[0] for model in models]
     rows = read_rows(config.run.input, config.labels, setups)
     # Errors in the labels are raised before a model runs for hours.
-    found, _ = _divide(rows, rows.has_text, config)
+    found, folds = _divide(rows, rows.has_text, config)
     metrics = _metrics(found.labels, config)
-    for sentence in (*found.labels.notes, *found.warnings):
+    undefined = check_defined(found.labels, folds, metrics)
+    for sentence in (*found.labels.notes, *found.warnings, *undefined):
         callbacks.notice(sentence)
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()

@@ -123,8 +123,11 @@ def cost_chart(verdict: Verdict, costs: Sequence[Cost], title: Sequence[str]) ->
     Returns:
         Image format → content.
     """
-    scores = [row.intervals[verdict.metric].mean for row in verdict.rows]
-    models = list(dict.fromkeys(row.candidate.model for row in verdict.rows))
+    # The constant prediction has no layers, and costs nothing.
+    drawn = [(row, cost) for row, cost in zip(verdict.rows, costs, strict=True) if row.candidate.layers]
+    rows, costs = [row for row, _ in drawn], [cost for _, cost in drawn]
+    scores = [row.intervals[verdict.metric].mean for row in rows]
+    models = list(dict.fromkeys(row.candidate.model for row in rows))
     values_of: dict[str, list[float | None]] = {
         "seconds to encode 1,000 rows (all layers)": [of.seconds_per_1000_rows for of in costs],
         "bytes per vector": [float(of.bytes_per_vector) for of in costs],
@@ -135,7 +138,7 @@ def cost_chart(verdict: Verdict, costs: Sequence[Cost], title: Sequence[str]) ->
         figure = figure_of((9.5, 4.6 + 0.16 * len(numbered)))
         for axes, (name, values) in zip(figure.subplots(1, 2, sharey=True), values_of.items(), strict=True):
             for place_of_model, model in enumerate(models):
-                places = [place for place, row in enumerate(verdict.rows) if row.candidate.model == model]
+                places = [place for place, row in enumerate(rows) if row.candidate.model == model]
                 look = {"marker": _MARKERS[place_of_model % len(_MARKERS)], "ms": 4, "ls": "", "alpha": 0.6}
                 x, y = (np.array([of[place] for place in places], np.float64) for of in (values, scores))
                 axes.plot(x, y, label=shown_name(model), **look)
@@ -152,7 +155,7 @@ def cost_chart(verdict: Verdict, costs: Sequence[Cost], title: Sequence[str]) ->
         figure.axes[0].set_ylabel(verdict.metric.replace("_", " "))
         figure.axes[0].legend(fontsize=8, loc="lower right")
         _put_title(figure, title)
-        names = [shown_name(verdict.rows[place].candidate.name, _LONGEST_LINE) for place in numbered]
+        names = [shown_name(rows[place].candidate.name, _LONGEST_LINE) for place in numbered]
         key = [f"{number}  {name}" for number, name in enumerate(names, 1)]
         note = "\n".join(["line: no other candidate is both better and cheaper", *key])
         figure.supxlabel(note, fontsize=8, x=0.02, ha="left")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def write_files(
     table = BytesIO()
     seconds = {model["name"]: model["seconds_per_1000_rows"] for model in facts["models"]}
     only = next(iter(seconds.values()))
-    costs = [Cost(seconds.get(row.candidate.model, only), _FLOAT32 * row.dims) for row in verdict.rows]
+    costs = [
+        Cost(seconds.get(row.candidate.model, only) if row.dims else None, _FLOAT32 * row.dims)
+        for row in verdict.rows
+    ]
     rows = pa.Table.from_pylist([_columns(row, cost) for row, cost in zip(verdict.rows, costs, strict=True)])
     pq.write_table(rows, table, write_page_checksum=True)
     contents = {
@@ -98,28 +102,38 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "metric": verdict.metric,
         "sentence": verdict.sentence,
         "winner": {"options": winner.candidate.options, **_scores(winner)},
-        **{
-            key: {name: {"mean": of.mean, "low": of.low, "high": of.high} for name, of in intervals.items()}
-            for key, intervals in (("nested", verdict.nested), ("nested_versus", verdict.nested_versus))
-        },
+        "nested": _intervals_json(verdict.nested),
+        "nested_versus": _intervals_json(verdict.nested_versus),
+        "test": None if verdict.test is None else _intervals_json(verdict.test),
+        "test_versus": _intervals_json(verdict.test_versus),
+        "undefined_folds": verdict.undefined,
         "baselines": {row.baseline: _scores(row) for row in verdict.baselines},
         "not_distinguishable": [row.candidate.name for row in verdict.ranked if not row.distinguishable],
-        "candidates": len(verdict.rows),
+        "candidates": verdict.n_candidates,
+    }
+
+
+def _intervals_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {"mean": _finite(of.mean), "low": _finite(of.low), "high": _finite(of.high)}
+        for name, of in intervals.items()
     }
 
 
 def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping[str, str]) -> list[str]:
     """Returns the lines of summary.txt."""
     rows, near = facts["rows"], facts["near_duplicates"]
-    nested = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in verdict.nested.items())
-    ahead = " and ".join(f"{verdict.value(of)} above {name}" for name, of in verdict.nested_versus.items())
     of_all = " in every model" if len(facts["models"]) > 1 else ""
     left_out = f"{rows['without_vector']:,} have no vector{of_all}, {rows['without_label']:,} no label or group"
     judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {facts['folds']} folds"
     found = [
         f"{verdict.sentence}.",
-        f"With the selection repeated inside each fold: {nested}{'; ' * bool(ahead)}{ahead}.",
-        f"{judged}, {len(verdict.rows)} candidates; ± is a 95 % confidence interval.",
+        *_estimate_lines(verdict),
+        f"{judged}, {verdict.n_candidates} candidates; ± is a 95 % confidence interval.",
+        *(
+            f"{name} is undefined in {count} of {len(verdict.winner.folds[name])} folds, which are left out of it."
+            for name, count in verdict.undefined.items()
+        ),
     ]
     if near["texts"]:
         kept = (
@@ -137,6 +151,19 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping
     ]
 
 
+def _estimate_lines(verdict: Verdict) -> Iterator[str]:
+    """Yields the scores of the winner that its own selection does not make too high."""
+    estimates = {
+        "With the selection repeated inside each fold": (verdict.nested, verdict.nested_versus),
+        "On the test rows": (verdict.test or {}, verdict.test_versus),
+    }
+    for where, (scores, versus) in estimates.items():
+        if scores:
+            values = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in scores.items())
+            ahead = ", ".join(f"{verdict.value(of)} above {name}" for name, of in versus.items())
+            yield f"{where}: {values}; {ahead}."
+
+
 def _columns(row: Row, cost: Cost) -> dict[str, Any]:
     """Returns a row of results.parquet."""
     return {
@@ -152,9 +179,10 @@ def _scores(row: Row) -> dict[str, Any]:
     candidate = row.candidate
     scores: dict[str, Any] = {}
     for name, interval in row.intervals.items():
-        scores |= _named(name, interval) | {f"{name}_folds": list(row.folds[name])}
+        scores |= _named(name, interval) | {f"{name}_folds": [_finite(score) for score in row.folds[name]]}
     for name, interval in row.versus.items():
         scores |= _named(f"versus_{name.replace('-', '_').replace(' ', '_').lower()}", interval)
+    scores |= _named("versus_winner", row.versus_winner)
     return {
         "name": candidate.name,
         "layers": list(candidate.layers),
@@ -168,5 +196,11 @@ def _scores(row: Row) -> dict[str, Any]:
     }
 
 
-def _named(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def _named(name: str, interval: Interval) -> dict[str, float | None]:
+    ends = {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {key: _finite(value) for key, value in ends.items()}
+
+
+def _finite(value: float) -> float | None:
+    """Returns None for what is undefined: NaN is no JSON."""
+    return value if math.isfinite(value) else None

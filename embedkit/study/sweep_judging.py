@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from embedkit.errors import Stopped
 from embedkit.study.candidates import Candidate
+from embedkit.study.final_probe import out_of_fold
 from embedkit.study.labels import Labels
 from embedkit.study.probe import FoldVectors, ProbeScores, cross_validate_all
 from embedkit.study.splits import Folds
 from embedkit.study.sweep_models import EncodedModel
-from embedkit.study.verdict import Verdict, decide
+from embedkit.study.verdict import Verdict, decide, judge_on_test_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,13 @@ def judge(
                     "stopped by a signal while the probes were fitted; all vectors are committed",
                     hint="run the same command with --on-exists resume: it continues from the vectors",
                 )
-    return decide(
-        list(candidates.models),
-        scores,
-        [candidates.dims(candidate) for candidate in candidates.models],
-        candidates.baselines,
-        metric=metrics[0],
-        test_share=folds.test_share,
+    dims = [candidates.dims(candidate) for candidate in candidates.models]
+    verdict = decide(list(candidates.models), scores, dims, candidates.baselines, labels, folds)
+    if not (folds.of_row < 0).any():
+        return verdict
+    winner, *baselines = (
+        out_of_fold(candidates.vectors(candidate), labels, folds, metrics, probe)
+        for candidate in (verdict.winner.candidate, *candidates.baselines)
     )
+    named = {of.baseline_name: found for of, found in zip(candidates.baselines, baselines, strict=True)}
+    return judge_on_test_rows(verdict, labels, folds, winner, named)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkit.study.bootstrap import LEVEL, percentiles
 from embedkit.study.candidates import Candidate
-from embedkit.study.probe import ProbeScores
+from embedkit.study.evaluation import sampled_metrics
+from embedkit.study.final_probe import Predictions, constant_out_of_fold
+from embedkit.study.labels import Labels
+from embedkit.study.probe import ProbeScores, constant_scores
+from embedkit.study.splits import Folds
 
-#: Two-sided level of every interval.
-_LEVEL = 0.95
 #: How a metric is printed: factor, decimal places, and the unit of a difference.
 _PRINTED = {
     "accuracy": (100, 1, "points of accuracy"),
@@ -22,32 +28,35 @@ _PRINTED = {
     "r2": (1, 3, "of R²"),
     "spearman": (1, 3, "of Spearman's correlation"),
 }
+#: Names of the constant prediction of each task.
+_CONSTANTS = {
+    "classification": "majority class",
+    "multilabel": "class frequencies",
+    "ordinal": "most frequent class",
+    "regression": "mean of the labels",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over folds with its 95 % confidence interval: mean - half to mean + half."""
+    """A mean, or of test rows a value, with its 95 % confidence interval; NaN where it is undefined."""
 
     mean: float
-    half: float
+    low: float
+    high: float
 
     @property
-    def low(self) -> float:
-        """Lower end."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-        return self.mean + self.half
+    def half(self) -> float:
+        """Half the width."""
+        return (self.high - self.low) / 2
 
     @property
     def contains_zero(self) -> bool:
-        """True if the interval allows for no difference."""
-        return self.low <= 0 <= self.high
+        """True if no difference is possible: if zero lies within the interval, or if there is no interval."""
+        return not (self.low > 0 or self.high < 0)
 
 
-def corrected_interval(scores: Sequence[float], *, test_share: float) -> Interval:
+def corrected_interval(scores: Sequence[float], *, test_share: float, level: float = LEVEL) -> Interval:
     """Returns the interval for the mean of scores, or of paired differences, over the folds of a cross-validation.
 
     The corrected resampled t of Nadeau & Bengio, "Inference for the generalization error" (Machine Learning
@@ -55,16 +64,43 @@ def corrected_interval(scores: Sequence[float], *, test_share: float) -> Interva
     folds. With 1/J alone the intervals are too narrow: any two folds share most of their training rows.
 
     Args:
-        scores: J >= 2, one a fold.
+        scores: one a fold; those that are NaN are left out. Without two others there is no interval.
         test_share: n_test / n_train of a fold; 1/(J-1) for J equal folds.
+        level: two-sided.
     """
     from scipy.stats import t
 
+    scores = [score for score in scores if not math.isnan(score)]
     folds = len(scores)
-    mean = math.fsum(scores) / folds
+    mean = math.fsum(scores) / folds if folds else math.nan
+    if folds < 2:
+        return Interval(mean, math.nan, math.nan)
     variance = math.fsum((score - mean) ** 2 for score in scores) / (folds - 1)
-    quantile = float(t.ppf((1 + _LEVEL) / 2, folds - 1))
-    return Interval(mean, quantile * math.sqrt((1 / folds + test_share) * variance))
+    half = float(t.ppf((1 + level) / 2, folds - 1)) * math.sqrt((1 / folds + test_share) * variance)
+    return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """Returns the interval of float64 [1 + B]: a value, and those of B bootstrap samples."""
+    low, high = percentiles(values[1:], level)
+    return Interval(float(values[0]), float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantCandidate(Candidate):
+    """The prediction that needs no vector: the most frequent class, or the mean of the labels."""
+
+    task: str = "classification"
+
+    @property
+    def name(self) -> str:
+        """Name in tables and sentences."""
+        return _CONSTANTS[self.task]
+
+    @property
+    def baseline_name(self) -> str:
+        """The same."""
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +108,18 @@ class Row:
     """A candidate with its scores."""
 
     candidate: Candidate
-    dims: int
-    folds: dict[str, tuple[float, ...]]  # metric → score of each fold
+    dims: int  # 0 for the constant prediction
+    folds: dict[str, tuple[float, ...]]  # metric → score of each fold; NaN where it is undefined
     intervals: dict[str, Interval]  # metric → mean with its interval
     versus: dict[str, Interval]  # name of a baseline → difference to it in the deciding metric
+    versus_winner: Interval  # difference to the winner in the deciding metric, fold by fold
     baseline: str  # its name if it is a baseline, else empty
     is_winner: bool
-    distinguishable: bool  # the interval of its difference to the winner excludes zero
+
+    @property
+    def distinguishable(self) -> bool:
+        """True if the interval of its difference to the winner excludes zero."""
+        return not self.is_winner and not self.versus_winner.contains_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +128,31 @@ class Verdict:
 
     Attributes:
         metric: the deciding metric.
-        rows: all candidates, in their order.
+        rows: all candidates, in their order, and last the constant prediction.
         nested: metric → score of the selection itself: in each fold, of the candidate that the other folds select.
-        nested_versus: name of a baseline → difference of `nested` to it in the deciding metric.
+            Empty for a fixed split.
+        nested_versus: name of a baseline → difference of `nested` to it in the deciding metric, with an interval
+            of `level_for` the baselines.
+        test: metric → score of the winner on the user's test rows; None without any.
+        test_versus: the same on the test rows.
     """
 
     metric: str
     rows: tuple[Row, ...]
     nested: dict[str, Interval]
     nested_versus: dict[str, Interval]
+    test: dict[str, Interval] | None = None
+    test_versus: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def winner(self) -> Row:
-        """The candidate with the best mean; among ties, the one with the fewest dimensions."""
+        """The candidate with the best mean; among ties a baseline, then the one with the fewest dimensions."""
         return next(row for row in self.rows if row.is_winner)
+
+    @property
+    def n_candidates(self) -> int:
+        """The number of candidates, without the constant prediction."""
+        return len(self.rows) - 1
 
     @property
     def baselines(self) -> tuple[Row, ...]:
@@ -110,25 +162,55 @@ class Verdict:
     @property
     def ranked(self) -> tuple[Row, ...]:
         """All rows, the best first."""
-        return tuple(sorted(self.rows, key=lambda row: -row.intervals[self.metric].mean))
+        return tuple(sorted(self.rows, key=lambda row: -_number(row.intervals[self.metric].mean)))
+
+    @property
+    def undefined(self) -> dict[str, int]:
+        """Metric → the number of folds in which it is undefined for the winner, if it is in any."""
+        counts = {name: sum(map(math.isnan, scores)) for name, scores in self.winner.folds.items()}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def sentence(self) -> str:
-        """Names the winner, its differences to the baselines, and the layers that are as good."""
+        """Names the winner, its differences to the baselines, and the layers that are as good.
+
+        The differences are those on the test rows if there are any, else those of the nested estimate: of the best
+        of many candidates the own score is too high.
+        """
         winner = self.winner
-        versus = [(row.baseline, winner.versus[row.baseline]) for row in self.baselines if row is not winner]
-        unit = f" {_PRINTED[self.metric][2]}"
-        beaten = [f"{name} by {self.value(ahead)}" for name, ahead in versus if not ahead.contains_zero]
-        even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in versus if ahead.contains_zero]
-        beaten[-1:] = [f"{last}{unit}" for last in beaten[-1:]]
-        parts = [f"beats {' and '.join(beaten)}"] if beaten else []
-        parts += [f"is not distinguishable from {' and '.join(even)}"] if even else []
         name = f"{winner.candidate.name}, a baseline," if winner.baseline else winner.candidate.name
-        return f"{name} {' and '.join(parts) or 'has the best mean'}; {self._ties()}"
+        return f"{name} {self._comparison()}; {self._ties()}"
+
+    def _comparison(self) -> str:
+        if self.test is None and not self.nested:
+            return "has the best score on the validation rows, which have chosen it"
+        found = self.nested_versus if self.test is None else self.test_versus
+        versus = [(row.baseline, found[row.baseline]) for row in self.baselines if not row.is_winner]
+        unit = f" {_PRINTED[self.metric][2]}"
+        groups = {
+            "beats": [(name, ahead) for name, ahead in versus if ahead.low > 0],
+            "is worse than": [(name, ahead) for name, ahead in versus if ahead.high < 0],
+        }
+        parts = [
+            f"{verb} {_joined(f'{name} by {self._size(ahead)}' for name, ahead in of_verb)}{unit}"
+            for verb, of_verb in groups.items()
+            if of_verb
+        ]
+        even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in versus if ahead.contains_zero]
+        parts += [f"is not distinguishable from {_joined(even)}"] if even else []
+        if self.test is not None:
+            return f"{' and '.join(parts)} on the test rows"
+        return f"{' and '.join(parts)}{', choosing included' if self.n_candidates > 1 else ''}"
+
+    def _size(self, ahead: Interval) -> str:
+        return self.value(Interval(abs(ahead.mean), *sorted((abs(ahead.low), abs(ahead.high)))))
 
     def _ties(self) -> str:
         winner = self.winner
-        others = [row for row in self.rows if not row.distinguishable and row is not winner]
+        compared = [row for row in self.rows if row.candidate.layers and row is not winner]
+        if not compared:
+            return "it is the only candidate"
+        others = [row for row in compared if not row.distinguishable]
         if not others:
             return "every other candidate is worse"
         layers = [
@@ -143,15 +225,22 @@ class Verdict:
             noun, verb = ("layer", "is") if len(layers) == 1 else ("layers", "are")
             pool = "+".join(winner.candidate.poolings)
             of_layers = f"{noun} {spans(layers)} with {pool} {verb} not distinguishable from it; "
-        least = min(others, key=lambda row: (row.dims, -row.intervals[self.metric].mean))
-        count = f"{len(others)} of {len(self.rows) - 1} others are" if len(others) > 1 else "one other is"
+        least = min(others, key=lambda row: (row.dims, -_number(row.intervals[self.metric].mean)))
+        if len(compared) == 1:
+            return (
+                f"the other candidate, {least.candidate.name} ({least.dims} dimensions), is as good within chance"
+            )
+        count = f"{len(others)} of {len(compared)} others are" if len(others) > 1 else "one other is"
         smallest = f"with fewest dimensions {least.candidate.name} ({least.dims})"
         return f"{of_layers}{count} as good within chance, {smallest}"
 
     def value(self, interval: Interval, metric: str | None = None) -> str:
-        """Returns the interval as printed: `83.7 ± 1.0`, in per cent for classes."""
+        """Returns the interval as printed: `83.7 ± 1.0`, in per cent for classes; or `undefined`."""
         name = metric or self.metric
-        return f"{printed(interval.mean, name)} ± {printed(interval.half, name)}"
+        if math.isnan(interval.mean):
+            return "undefined"
+        half = "" if math.isnan(interval.half) else f" ± {printed(interval.half, name)}"
+        return f"{printed(interval.mean, name)}{half}"
 
 
 def decide(
@@ -159,60 +248,111 @@ def decide(
     scores: Sequence[ProbeScores],
     dims: Sequence[int],
     baselines: Sequence[Candidate],
-    *,
-    metric: str,
-    test_share: float,
+    labels: Labels,
+    folds: Folds,
 ) -> Verdict:
-    """Compares all candidates with the best one and with the baselines, fold by fold.
+    """Compares all candidates with the best one, the baselines and the constant prediction, fold by fold.
+
+    Of a fixed split the intervals are those of bootstrap samples of the validation rows, the same for all.
 
     Args:
         candidates: C of them.
-        scores: [C]
+        scores: [C]; the first of their metrics decides.
         dims: [C] of their vectors.
         baselines: some of the candidates.
-        metric: the deciding metric.
-        test_share: n_test / n_train of a fold.
+        labels: of the rows.
+        folds: of the rows.
     """
-    main = [of.by_metric[metric] for of in scores]
-    means = [math.fsum(of_folds) / len(of_folds) for of_folds in main]
-    best = min(range(len(main)), key=lambda place: (-_number(means[place]), dims[place]))
-    named = {of: of.baseline_name for of in baselines}
+    metrics = list(scores[0].by_metric)
+    metric = metrics[0]
+    constant = ConstantCandidate((), "", (), task=labels.task)
+    everyone, named = [*candidates, constant], {of: of.baseline_name for of in (*baselines, constant)}
+    found = [*scores, constant_scores(labels, folds, metrics)]
 
-    def versus(place: int, other: int) -> Interval:
-        pairs = zip(main[place], main[other], strict=True)
-        return corrected_interval([ours - theirs for ours, theirs in pairs], test_share=test_share)
+    def preference(place: int, score: float) -> tuple[float, bool, int]:
+        # Ties go to a baseline, then to the one with the fewest dimensions.
+        return -_number(score), candidates[place] not in named, dims[place]
 
+    def interval(of: ProbeScores, name: str, less: ProbeScores | None = None, level: float = LEVEL) -> Interval:
+        return _interval(of, name, less, folds, level)
+
+    places = range(len(candidates))
+    best = min(places, key=lambda place: preference(place, interval(scores[place], metric).mean))
     rows = tuple(
         Row(
             candidate=candidate,
-            dims=dims[place],
-            folds=scores[place].by_metric,
-            intervals=_intervals(scores[place].by_metric, test_share),
-            versus={name: versus(place, candidates.index(of)) for of, name in named.items()},
+            dims=dims[place] if place < len(dims) else 0,
+            folds=found[place].by_metric,
+            intervals={name: interval(found[place], name) for name in metrics},
+            versus={name: interval(found[place], metric, found[everyone.index(of)]) for of, name in named.items()},
+            versus_winner=interval(found[place], metric, found[best]),
             baseline=named.get(candidate, ""),
             is_winner=place == best,
-            distinguishable=place != best and not versus(best, place).contains_zero,
         )
-        for place, candidate in enumerate(candidates)
+        for place, candidate in enumerate(everyone)
     )
-    # For each fold the best candidate without it; among ties, the one with the fewest dimensions.
+    if folds.count == 1:
+        return Verdict(metric, rows, {}, {})
+    # For each fold the best candidate without it.
     chosen = [
-        min(range(len(scores)), key=lambda place: (-_number(scores[place].inner[fold]), dims[place]))
-        for fold in range(len(main[0]))
+        min(places, key=lambda place: preference(place, scores[place].inner[fold])) for fold in range(folds.count)
     ]
-    nested = {
-        name: [scores[place].by_metric[name][fold] for fold, place in enumerate(chosen)]
-        for name in scores[0].by_metric
-    }
-    ahead = {
-        name: [ours - theirs for ours, theirs in zip(nested[metric], main[candidates.index(of)], strict=True)]
-        for of, name in named.items()
-    }
-    return Verdict(metric, rows, _intervals(nested, test_share), _intervals(ahead, test_share))
+    nested = ProbeScores(
+        {name: tuple(scores[of].by_metric[name][fold] for fold, of in enumerate(chosen)) for name in metrics}, ()
+    )
+    level = level_for(len(named))
+    ahead = {name: interval(nested, metric, found[everyone.index(of)], level) for of, name in named.items()}
+    return Verdict(metric, rows, {name: interval(nested, name) for name in metrics}, ahead)
 
 
-def _intervals(scores: Mapping[str, Sequence[float]], test_share: float) -> dict[str, Interval]:
-    return {name: corrected_interval(of, test_share=test_share) for name, of in scores.items()}
+def level_for(baselines: int) -> float:
+    """Returns the two-sided level of the differences to several baselines.
+
+    At 95 % each, pure noise would seem to beat one or more of three baselines in up to 7.5 % of sweeps; at this
+    level in 5 % at most, however alike they are (Bonferroni).
+    """
+    return max(LEVEL, 1 - 2 * (1 - LEVEL) / baselines)
+
+
+def _interval(of: ProbeScores, metric: str, less: ProbeScores | None, folds: Folds, level: float) -> Interval:
+    """Returns the interval of scores, or of their differences to those of another candidate."""
+    ours = np.array(of.by_metric[metric])
+    theirs = np.array(less.by_metric[metric]) if less else np.zeros_like(ours)
+    if of.resampled is None:
+        return corrected_interval((ours - theirs).tolist(), test_share=folds.test_share, level=level)
+    sampled = less.resampled[metric] if less and less.resampled else 0.0
+    return bootstrap_interval(np.append(ours - theirs, of.resampled[metric] - sampled), level)
+
+
+def judge_on_test_rows(
+    verdict: Verdict, labels: Labels, folds: Folds, winner: Predictions, baselines: Mapping[str, Predictions]
+) -> Verdict:
+    """Returns the verdict with the winner's score on the test rows, and its differences to the baselines there.
+
+    Args:
+        verdict: of the other rows.
+        labels: of all rows.
+        folds: of all rows.
+        winner: its predictions.
+        baselines: name → predictions of a baseline; the constant prediction needs none.
+    """
+    metrics = list(verdict.winner.intervals)
+    ours = sampled_metrics(labels, winner, metrics)
+    others = {**baselines, _CONSTANTS[labels.task]: constant_out_of_fold(labels, folds)}
+    differences = {
+        name: ours[verdict.metric] - sampled_metrics(labels, of, metrics[:1])[verdict.metric]
+        for name, of in others.items()
+    }
+    versus = {name: bootstrap_interval(of, level_for(len(others))) for name, of in differences.items()}
+    return replace(
+        verdict, test={name: bootstrap_interval(values) for name, values in ours.items()}, test_versus=versus
+    )
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Returns `a`, `a and b` or `a, b and c`."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def printed(value: float, metric: str) -> str:

@@ -117,7 +117,11 @@ def test_the_layer_in_which_the_signal_was_planted_wins(swept):
 
 def test_results_have_a_row_a_candidate_with_its_folds_and_differences(swept):
     table = pq.read_table(swept.folder / "results.parquet").to_pylist()
-    assert len(table) == len(all_candidates(range(4), ["cls", "mean", "max", "min", "mean_sqrt_len", "lasttoken"]))
+    *candidates, constant = table
+    poolings = ["cls", "mean", "max", "min", "mean_sqrt_len", "lasttoken"]
+    assert len(candidates) == len(all_candidates(range(4), poolings))
+    assert (constant["name"], constant["layers"], constant["is_baseline"]) == ("mean of the labels", [], True)
+    assert constant["r2"] <= 0
     winner = next(row for row in table if row["is_winner"])
     baseline = next(row for row in table if row["is_baseline"] and row["pool"] == "cls")
     assert (winner["layers"], winner["dims"], winner["distinguishable"]) == ([PLANTED], 32, False)

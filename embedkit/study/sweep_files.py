@@ -82,7 +82,8 @@ def write_files(
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def _pictures(verdict: Verdict, facts: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, bytes]:

@@ -28,6 +28,8 @@ _KEY = "embedkit"
 _VERSION = 1
 #: The kind of a file with a head alone.
 PROBE = "probe"
+#: Types of a head's numbers.
+_OF_HEAD = (np.float32, np.float64)
 #: A larger file is not a pooler.
 _MOST_BYTES = 2 * 2**30
 
@@ -65,17 +67,20 @@ class PoolerFile:
         if task not in HEAD_TASKS or len(set(classes)) < len(classes) or (not classes) != (task == "regression"):
             raise damaged(self.path, f"its head for the task '{task[:20]}' has {len(classes)} classes")
         outputs = 1 if task in VALUE_TASKS else len(classes)
-        weight, bias = self.tensor("head.weight", (outputs, size)), self.tensor("head.bias", (outputs,))
+        weight = self.tensor("head.weight", (outputs, size), _OF_HEAD)
+        bias = self.tensor("head.bias", (outputs,), _OF_HEAD)
         return PredictionHead(weight, bias, classes, task, self.recipe)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Returns an array of the file, float32, float64 or int64.
+    def tensor(
+        self, name: str, shape: tuple[int, ...], dtypes: tuple[type[Any], ...] = (np.float32, np.int64)
+    ) -> NDArray[Any]:
+        """Returns an array of the file.
 
         Raises:
-            ModelError: it is missing, has another shape, or a value that is not finite.
+            ModelError: it is missing, has another shape or dtype, or a value that is not finite.
         """
         array = self.tensors.get(name)
-        if array is None or array.shape != shape or array.dtype not in (np.float32, np.float64, np.int64):
+        if array is None or array.shape != shape or array.dtype not in dtypes:
             raise damaged(self.path, f"'{name}' is not an array of shape {list(shape)}")
         if not np.isfinite(array).all():
             raise damaged(self.path, f"'{name}' has values that are not finite")

@@ -10,9 +10,10 @@ from embedkit.cli.output_names import check_name, without_suffixes
 
 
 @takes(
-    argument("outs", list[str], "OUT", "Folders and files written by encode or sweep."),
+    argument("outs", list[str], "OUT", "Folders and files written by encode, sweep or fit."),
     option("-o --output FILE", Path, "The page. By default NAME.report.html."),
     option("--on-exists", "error", "If the page exists: error, overwrite."),
+    option("--compare B", Path, "Output to compare the only other one with, row by row, as `embedkit diff` does."),
     option("--variant COLUMN", str, "Column of vectors to show. By default the first."),
     option("--color COLUMN", str, "Kept column that colours the map. By default one with few values."),
     option("--show COLUMN", list[str], "Kept column to show next to the ids. Repeatable."),
@@ -28,8 +29,9 @@ from embedkit.cli.output_names import check_name, without_suffixes
 def report(*, outs: list[str], output: Path | None, **options: Any) -> None:
     """Write an HTML page about outputs.
 
-    Shows recipe, receipts, norms, duplicates, a map and nearest neighbours. The page is self-contained and makes
-    no network requests. Needs no model.
+    Shows recipe, receipts, norms, duplicates, a map and nearest neighbours; of a sweep its scores and the winner's
+    predictions; of a pooler's file its learned weights and scores. The page is self-contained and makes no network
+    requests. Needs no model.
 
     Example: embedkit report notes.embeddings --color label
     """

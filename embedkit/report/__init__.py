@@ -1,12 +1,17 @@
-"""`embedkit report`: one HTML page of outputs and sweeps; needs no model."""
+"""`embedkit report`: one HTML page of outputs, comparisons, sweeps and poolers; needs no model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from embedkit.comparison import ComparisonConfig, compare_outputs
 from embedkit.errors import OutputError, UsageError
+from embedkit.report.comparisons import comparison_section
 from embedkit.report.findings import ReportConfig, read_findings
 from embedkit.report.page import outputs_mark, plotly_source, render_page
+from embedkit.report.poolers import is_pooler, pooler_section
 from embedkit.report.sections import output_section
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
@@ -27,26 +32,41 @@ def write_report(config: ReportConfig) -> int:
     Raises:
         UsageError: an output has no such variant, column or id, or plotly is not installed.
         OutputError: an output is missing, unfinished or damaged, or the page cannot be written.
+        ModelError: a pooler's file is damaged.
     """
-    mark = outputs_mark([str(path.absolute()) for path in config.paths])
+    read = [*config.paths, *([config.compare] if config.compare else [])]
+    mark = outputs_mark([str(path.absolute()) for path in read])
     _check_page(config.page, config.on_exists, mark)
     with as_read_error(config.page):
-        if any(is_same_file(config.page, path) for path in config.paths):
+        if any(is_same_file(config.page, path) for path in read):
             raise UsageError(
                 f"the page would replace {config.page}, which is an input", hint="name another file with -o"
             )
     plotly = plotly_source()
-    findings = [read_findings(path, config) for path in config.paths if not is_sweep(path)]
-    sweeps = [read_sweep(path) for path in config.paths if is_sweep(path)]
-    content = render_page(
-        config.title,
-        [output_section(one, number) for number, one in enumerate(findings, 1)],
-        [sweep_section(one, number) for number, one in enumerate(sweeps, 1)],
-        plotly=plotly,
-        mark=mark,
-    ).encode("utf-8", "replace")
+    poolers = [path for path in config.paths if is_pooler(path)]
+    sweeps = [path for path in config.paths if path not in poolers and is_sweep(path)]
+    outputs = [path for path in config.paths if path not in {*poolers, *sweeps}]
+    sections = {
+        "outputs": [output_section(read_findings(path, config), at) for at, path in enumerate(outputs, 1)],
+        "comparisons": _comparisons(outputs, config),
+        "sweeps": [sweep_section(read_sweep(path), at) for at, path in enumerate(sweeps, 1)],
+        "poolers": [pooler_section(path, at) for at, path in enumerate(poolers, 1)],
+    }
+    content = render_page(config.title, sections, plotly=plotly, mark=mark).encode("utf-8", "replace")
     write_file(config.page.absolute().parent, config.page.name, content)
     return len(content)
+
+
+def _comparisons(outputs: Sequence[Path], config: ReportConfig) -> list[dict[str, Any]]:
+    if config.compare is None:
+        return []
+    if len(outputs) != 1:
+        raise UsageError(
+            f"--compare needs one output to compare with, and there are {len(outputs)}",
+            hint="name one output: embedkit report A --compare B",
+        )
+    comparison = ComparisonConfig(outputs[0], config.compare, sample=max(2, config.sample), seed=config.seed)
+    return [comparison_section(compare_outputs(comparison))]
 
 
 def _check_page(page: Path, on_exists: str, mark: str) -> None:

@@ -120,16 +120,16 @@ def lengths_figure(bins: Bins, limit: int | None) -> Figure:
     return figure
 
 
-def norms_figure(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
-    """Returns a histogram of the vectors' norms."""
+def histogram_figure(counts: NDArray[np.int64], edges: NDArray[np.float64], *, title: str, unit: str) -> Figure:
+    """Returns a histogram of numbers; `title` says of what, and `unit` what is counted."""
     bars = {
         "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
         "y": counts.tolist(),
         "width": float(edges[1] - edges[0]),
-        "customdata": [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)],
-        "hovertemplate": "%{customdata}: %{y:,} vectors<extra></extra>",
+        "customdata": [f"{low:.7g} to {high:.7g}" for low, high in pairwise(edges)],
+        "hovertemplate": f"%{{customdata}}: %{{y:,}} {unit}<extra></extra>",
     }
-    return _bar_chart(bars, {"color": COLOURS[0]}, {"title": {"text": "length of a vector (L2 norm)"}}, "vectors")
+    return _bar_chart(bars, {"color": COLOURS[0]}, {"title": {"text": title}}, unit)
 
 
 def _bar_chart(bars: Figure, marker: Figure, x_axis: Figure, y_title: str) -> Figure:

@@ -124,7 +124,7 @@ def _confusion_figure(names: Sequence[str], counts: NDArray[np.int64], rows: NDA
     ticks = {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "zeroline": False}
     ends = [-0.5, len(names) - 0.5]
     axes = {
-        "xaxis": {"title": {"text": "predicted"}, **ticks, "range": ends},
+        "xaxis": {"title": {"text": "predicted"}, **ticks, "range": ends, "tickangle": -40},
         "yaxis": {"title": {"text": "true"}, **ticks, "range": ends[::-1]},
     }
     return {"data": [trace], "layout": {**axes, "showlegend": False}}
@@ -171,6 +171,7 @@ def _calibration(calibration: Mapping[str, Any]) -> dict[str, Any]:
             "side": "right",
             "showgrid": False,
             "tickmode": "auto",
+            "automargin": True,
         },
         "legend": ABOVE,
     }

@@ -26,7 +26,7 @@ from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map
 from embedkit.report.scan_output import Block, OutputScan, Sample, blocks, chosen_variant, scan_output, shortened
 from embedkit.suggest import did_you_mean
-from embedkit.types import Variant
+from embedkit.types import HASH_COLUMNS, Variant
 
 _QUERIES = 5
 _NEIGHBOURS = 10
@@ -42,7 +42,7 @@ class ReportConfig:
         UsageError: a value is not allowed.
     """
 
-    paths: tuple[Path, ...]  # outputs of encode and folders of sweep, in the order of the page
+    paths: tuple[Path, ...]  # outputs of encode, folders of sweep and files of poolers, in the order of the page
     page: Path
     on_exists: str = "error"  # or overwrite
     variant: str | None = None  # column of vectors; None takes the first
@@ -52,6 +52,7 @@ class ReportConfig:
     sample: int = 20_000  # most rows of the map
     seed: int = 0
     title: str = "embedkit report"
+    compare: Path | None = None  # an output that the only one of `paths` is compared with
 
     def __post_init__(self) -> None:
         one_of("--on-exists", self.on_exists, ("error", "overwrite"))
@@ -138,7 +139,11 @@ def row_name(identity: str | None, row: int) -> str:
 def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
     """Checks by the first rows that the requested columns exist, before all rows are read."""
     first = next(stored.batches(()), None)
-    kept = [] if first is None else [name for name in first.facts.column_names if name not in {"id", *RECEIPT}]
+    kept = (
+        []
+        if first is None
+        else [name for name in first.facts.column_names if name not in {"id", *RECEIPT, *HASH_COLUMNS}]
+    )
     for option, name in [("--color", config.color), *(("--show", name) for name in config.show)]:
         if name and name not in kept:
             near = did_you_mean(name, kept, "", prefix=f"{option} ")

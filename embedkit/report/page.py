@@ -39,15 +39,18 @@ def outputs_mark(paths: Sequence[str]) -> str:
 
 def render_page(
     title: str,
-    outputs: Sequence[Mapping[str, Any]],
-    sweeps: Sequence[Mapping[str, Any]],
+    sections: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     plotly: str,
     mark: str,
 ) -> str:
-    """Returns the page as HTML, with sections from `output_section` and `sweep_section`, and `outputs_mark`.
+    """Returns the page as HTML; equal arguments give an equal page.
 
-    Equal arguments give an equal page.
+    Args:
+        title: of the page.
+        sections: outputs, comparisons, sweeps, poolers → the values of each section.
+        plotly: its script.
+        mark: from `outputs_mark`.
     """
     assets = files("embedkit.report")
     scripts = [plotly, assets.joinpath("page.js").read_text(encoding="utf-8")]
@@ -66,8 +69,12 @@ def render_page(
     environment.filters |= {"thousands": "{:,}".format, "percent": percent, "digits": "{:.4g}".format}
     return environment.get_template("page.html.j2").render(
         title=title,
-        outputs=outputs,
-        sweeps=sweeps,
+        outputs=sections["outputs"],
+        others=[
+            (template, section)
+            for template in ("comparison", "sweep", "pooler")
+            for section in sections[f"{template}s"]
+        ],
         mark=mark,
         scripts=scripts,
         style=assets.joinpath("page.css").read_text(encoding="utf-8"),

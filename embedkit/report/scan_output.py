@@ -24,7 +24,7 @@ from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored
 from embedkit.output.vector_norms import NormCounter
-from embedkit.types import Variant
+from embedkit.types import HASH_COLUMNS, Variant
 
 #: Rows of a block.
 _ROWS = 4096
@@ -201,7 +201,7 @@ class _Sampler:
         chosen = np.flatnonzero(keys < self._below)
         rows = block.rows[chosen]
         for name in block.facts.column_names:
-            if name not in {"id", *RECEIPT, *self._kept}:
+            if name not in {"id", *RECEIPT, *HASH_COLUMNS, *self._kept}:
                 self._kept[name] = [None] * len(self._ids)
         self._ids += block.column("id", rows)
         for name, cells in self._kept.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from embedkit.report.charts import bin_names, category, length_bins, lengths_figure, map_figure, norms_figure
+from embedkit.report.charts import bin_names, category, histogram_figure, length_bins, lengths_figure, map_figure
 from embedkit.report.findings import Findings, RowLabel, row_name
 from embedkit.report.geometry import THRESHOLDS
 from embedkit.report.page import percent
@@ -26,7 +26,7 @@ def output_section(findings: Findings, number: int) -> dict[str, Any]:
         "id": f"output-{number}",
         "name": findings.path.name,
         "findings": findings,
-        "recipe": [(key, value) for key, value in _flat(recipe) if key != "version"],
+        "recipe": [(key, value) for key, value in flat(recipe) if key != "version"],
         "model_files": recipe.get("model", {}).get("files", {}),
         "statuses": _statuses(findings),
         "lengths": _lengths(findings),
@@ -59,13 +59,13 @@ def output_section(findings: Findings, number: int) -> dict[str, Any]:
     }
 
 
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields a name and a value for each field; the name of a nested field contains its parents'."""
     for key, value in recipe.items():
         name = prefix + key.replace("_", " ")
         if isinstance(value, Mapping):
             if key != "files":
-                yield from _flat(value, f"{name}: ")
+                yield from flat(value, f"{name}: ")
         elif isinstance(value, list):
             yield name, ", ".join(map(str, value)) or "none"
         elif isinstance(value, bool):
@@ -105,7 +105,7 @@ def _norms(findings: Findings) -> dict[str, Any] | None:
     ends = zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
     return {
         "summary": summary,
-        "figure": norms_figure(counts, edges),
+        "figure": histogram_figure(counts, edges, title="length of a vector (L2 norm)", unit="vectors"),
         "rows": [(f"{low:.4g} to {high:.4g}", rows) for low, high, rows in ends],
     }
 

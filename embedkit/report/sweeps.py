@@ -22,6 +22,8 @@ from embedkit.storage.filesystem import exists, file_names, is_folder, read_file
 
 #: Most characters of a name beside the heat map.
 _NAME = 32
+#: Most characters of the names below it that are level.
+_LEVEL_NAME = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,9 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
         "folds": summary.get("folds"),
         "probe": summary.get("probe"),
         "seed": summary["seed"] if "seed" in summary else _asked(summary, "seed"),
-        "model": model.get("name"),
-        "recipe": model.get("fingerprint"),
+        # Of earlier versions; since then, there is a table of models.
+        "model": model.get("name") if "models" not in summary else None,
+        "recipe": model.get("fingerprint") if "models" not in summary else None,
         "nearly equal texts": summary.get("near_duplicates", {}).get("texts"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
@@ -272,6 +275,8 @@ def _axis(names: Sequence[str], title: str) -> Figure:
         "showgrid": False,
         "zeroline": False,
         "range": [-0.5, len(names) - 0.5],
+        # Turned, a long name ends at its column, and is not cut off at the side.
+        "tickangle": -30 if any(len(name) > _LEVEL_NAME for name in names) and title else 0,
     }
 
 

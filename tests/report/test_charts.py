@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit.report.charts import (
+    histogram_figure,
     length_bins,
     lengths_figure,
     map_figure,
-    norms_figure,
     plain,
 )
 from embedkit.report.geometry import Map
@@ -81,7 +81,7 @@ def test_missing_values_and_rare_categories_are_grey_and_counted_in_the_legend(c
 def test_plotly_takes_every_figure():
     figures = pytest.importorskip("plotly.graph_objects", reason="in the dev extra")
     bins = length_bins({0: 2, 5: 8, 90: 1, 5000: 3}, 64)
-    norms = norms_figure(np.array([1, 2]), np.array([0.5, 1.0, 1.5]))
+    norms = histogram_figure(np.array([1, 2]), np.array([0.5, 1.0, 1.5]), title="norm", unit="vectors")
     for figure in (
         lengths_figure(bins, 64),
         lengths_figure(length_bins({0: 1}, None), None),

@@ -14,6 +14,8 @@ import pytest
 
 import embedkit
 from embedkit.cli import run
+from embedkit.pooling.pooler_files import pooler_bytes, read_pooler
+from tests.previous_outputs import FOLDER
 
 pytest.importorskip("plotly", reason="in the dev extra")
 
@@ -187,9 +189,59 @@ def test_several_outputs_share_a_page_and_one_copy_of_plotly(encode, report, enc
     assert len(page) < 5.2e6
 
 
+def test_a_comparison_shows_the_rows_that_differ_by_id_and_no_text(encode, report, encoded, table, tmp_path):
+    assert encode(table, "-o", tmp_path / "other", "--max-length", 12, "--limit", 30).code == 0
+    page = report(encoded, "--compare", tmp_path / "other")
+    reader = Reader(page)
+    ours, theirs = embedkit.read(encoded), embedkit.read(tmp_path / "other")
+    difference = np.abs(ours.vectors[: len(theirs.vectors)] - theirs.vectors).max(axis=1)
+    count = int((difference > 0).sum())
+    assert f"They differ: {count} of 30 rows in both, 4 rows in only one of them." in reader.text
+    assert "rows only in out 4" in reader.text
+    assert "Rows only in out n27, n28, n29, long" in reader.text
+    assert "text.max_length 64 12" in reader.text
+    worst = difference.argmax()
+    assert f"{ours.ids[worst] or 'row 1 (no id)'} {difference[worst]:.3g}" in reader.text
+    assert count > 0
+    assert sum(reader.data["comparison-cosines-1"]["data"][0]["y"]) == len(theirs.vectors)
+    assert "secret" not in page
+    same = Reader(report(encoded, "--compare", encoded)).text
+    assert "The outputs are the same." in same
+    assert "The recipes are the same." in same
+
+
+@pytest.mark.parametrize(
+    "name", ["attention.safetensors", "idf.safetensors", "pca.safetensors", "weights.safetensors"]
+)
+def test_the_file_of_a_pooler_makes_a_page(name, report, tmp_path):
+    weights = {
+        "kind": "weighted-layers",
+        "dims": 4,
+        "input": {"layers": [1, 2, 6]},
+        "scores": {"test": {"r2": 0.5}},
+    }
+    logits = np.log(np.array([1, 2, 5], np.float32))
+    (tmp_path / "weights.safetensors").write_bytes(pooler_bytes(weights, {"weights": logits}))
+    path = tmp_path / name if name.startswith("weights") else FOLDER / name
+    reader = Reader(report(path))
+    assert f"a pooler of kind {read_pooler(str(path)).kind}" in reader.text
+    if name.startswith("weights"):
+        [bars] = reader.data["pooler-1-layers"]["data"]
+        assert bars["x"] == ["layer 1", "layer 2", "layer 6"]
+        assert bars["y"] == pytest.approx([1 / 8, 2 / 8, 5 / 8])
+        assert "test: r2 0.500" in reader.text
+    else:
+        assert "pooler-1-layers" not in reader.data
+        assert ("test: accuracy (%) 75.0" in reader.text) == name.startswith("attention")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (("out", "--compare", "nothing"), 5, "nothing does not exist"),
+        (("out", "out", "--compare", "out"), 2, "--compare needs one output to compare with, and there are 2"),
+        (("out", "--compare", "there.html"), 5, "there.html: an output is a folder or a file"),
+        (("broken.safetensors",), 4, "broken.safetensors: no safetensors file"),
         (("out", "--variant", "L09"), 2, "--variant L09: the output has no such column of vectors"),
         (("out", "--color", "age"), 2, "--color age: out has no kept column of this name"),
         (("out", "--show", "age"), 2, "--show age: out has no kept column of this name"),
@@ -215,6 +267,7 @@ def test_invalid_options_and_outputs_are_refused_and_no_page_appears(
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/plan.json").write_text("{}")
     (tmp_path / "there.html").write_text("mine")
+    (tmp_path / "broken.safetensors").write_text("{}")
     (tmp_path / "link.html").symlink_to("elsewhere.html")
     before = sorted(tmp_path.iterdir())
     result = embedkit_cli("report", *options)

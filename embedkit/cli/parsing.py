@@ -98,6 +98,12 @@ _OPTION_SYNONYMS: dict[str, tuple[str, ...]] = {
         "--folds": "n-folds cv k-folds splits",
         "--seed": "random-state random-seed",
         "--metric": "scoring score",
+        "--split-column": "split split-col set-column",
+        "--test": "test-file test-set test-data test-size test-share holdout",
+        "--exclude-rare": "min-count min-class-count min-class-size min-samples",
+        "--dedupe": "dedup deduplicate drop-duplicates",
+        "--label-delimiter": "label-separator label-sep",
+        "--missing-label": "na-values null-values missing-values",
     }.items()
     for word in words.split()
 }

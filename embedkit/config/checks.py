@@ -46,6 +46,8 @@ _USUAL: tuple[tuple[str, str], ...] = (
     *((word, "none") for word in ("off", "no", "quiet", "silent", "false")),
     *((word, "auto") for word in ("default", "lines", "plain")),
     *((word, "classification") for word in ("classif", "clf", "class", "binary", "multiclass", "categorical")),
+    *((word, "multilabel") for word in ("multi label", "multioutput", "several")),
+    *((word, "ordinal") for word in ("ordered", "rank", "ordinal regression")),
     *((word, "regression") for word in ("reg", "continuous", "regress")),
     *((word, "logistic") for word in ("logreg", "logistic regression", "lr")),
     *((word, "ridge") for word in ("linear", "ols")),

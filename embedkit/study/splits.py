@@ -78,7 +78,7 @@ def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, 
 def _stratified(
     labels: Labels, rows: NDArray[np.int64], groups: NDArray[np.int64] | None, count: int, seed: int
 ) -> NDArray[np.int64]:
-    """Returns int64 [n], the folds of some rows: by scikit-learn, or where that has no method or is slow, dealt."""
+    """Returns int64 [n], the folds of some rows: of scikit-learn, or dealt where that has no method or is slow."""
     import warnings
 
     from sklearn import model_selection

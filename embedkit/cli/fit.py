@@ -167,6 +167,9 @@ def _lines(summary: FitSummary) -> list[str]:
         )
     if "variance_kept" in recipe:
         lines.append(f"{100 * recipe['variance_kept']:.1f} % of the variance of {recipe['rows']:,} rows explained")
+    if "shrinkage" in recipe:
+        shrinkage = f"{100 * recipe['shrinkage']:.1f} %"
+        lines.append(f"covariance of {recipe['rows']:,} rows shrunk by {shrinkage} towards equal variances")
     lines.append(f"{summary.seconds_encoding:.1f} s encoding, {summary.seconds_fitting:.1f} s fitting")
     lines.append(f"use it with: embedkit encode INPUT --pool {option}")
     return lines

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # torch is imported after the input and its labels are checke
     from embedkit.study.training import Epoch, Fitted
 
 #: What the file says of the states that the pooler was fitted on.
-_INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
+INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
 #: Options that are stored in the file.
 _TRAINING_OPTIONS = ("lr", "batch_size", "class_weight", "validation", "test", "patience", "states")
 
@@ -116,7 +116,7 @@ def fit(
         with as_read_error(folder):
             opened, has_states = open_states(folder, n_layers=n_layers)
         if rows is None:
-            recipe, tensors = _rotated(config, opened, states.pooling.pool)
+            recipe, tensors = rotated(config, opened, states.pooling.pool)
         else:
             rows.table.check_unchanged()
             found = labelled_rows(rows, has_states, config.labels)
@@ -128,7 +128,7 @@ def fit(
             left_out = {"no text": len(rows) - len(opened), **found.labels.left_out}
             recipe["rows"] |= {"input": len(rows), "without_label": len(opened) - len(found.labels.rows)}
             recipe["left_out"] = {reason: count for reason, count in left_out.items() if count}
-        pooler_input = {name: summary.recipe[name] for name in _INPUT}
+        pooler_input = {name: summary.recipe[name] for name in INPUT}
         recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": pooler_input}
         return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 
@@ -233,14 +233,22 @@ def _near_duplicates(found: LabelledRows, split: Split) -> Iterator[str]:
         )
 
 
-def _rotated(config: FitConfig, states: States, pool: str) -> RecipeAndTensors:
+def rotated(config: FitConfig, states: States, layer_pool: str) -> RecipeAndTensors:
+    """Fits PCA or whitening to the vectors of all of these states, pooled by `layer_pool`.
+
+    Raises:
+        InputError: as `fit_rotation`.
+    """
     from embedkit.study.training import pooler_shape
     from embedkit.study.unsupervised import fit_rotation
 
-    center, rotation, share = fit_rotation(states.blocks(), config.kept_dims, whiten=config.kind == "whiten")
-    shape = pooler_shape(config, states, pool, width=rotation.shape[1])
-    recipe = {**_shape_recipe(shape, rotation.shape[1]), "rows": len(states), "variance_kept": share}
-    return recipe, {"center": center, "rotation": rotation}
+    found = fit_rotation(states.blocks, config.kept_dims, whiten=config.kind == "whiten")
+    dims = found.rotation.shape[1]
+    shape = pooler_shape(config, states, layer_pool, width=dims)
+    recipe = {**_shape_recipe(shape, dims), "rows": len(states), "variance_kept": found.variance_kept}
+    if config.kind == "whiten":
+        recipe["shrinkage"] = found.shrinkage
+    return recipe, {"center": found.center, "rotation": found.rotation}
 
 
 def _shape_recipe(shape: PoolerShape, dims: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ training rows, and a linear probe is trained on their vectors, as on those of a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,16 @@ from embedkit.config.poolings import installed, resolve_layers
 from embedkit.engines.base import Callbacks
 from embedkit.errors import UsageError
 from embedkit.inference.model_spec import find_model
+from embedkit.inference.tokenizer_setup import TokenizerSetup
 from embedkit.pooling.select import choose
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.study.candidates import Candidate
 from embedkit.study.encode_states import encoded_states, read_token_ids, token_states_config
+from embedkit.study.fit_pooler import INPUT, rotated, trained
+from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
 from embedkit.study.probe import FoldVectors, ProbeScores, nested_scores, standardised
-from embedkit.study.splits import Folds, split_rows
+from embedkit.study.splits import HELD_OUT, Folds, split_rows
 from embedkit.study.unsupervised import fit_rotation
 
 if TYPE_CHECKING:
@@ -262,7 +265,7 @@ def pooler_scores(
     labels, center, spread = standardised(labels, folds)
     config = FitConfig(candidate.pooler, "pooler.safetensors", LabelConfig("label", seed=seed))
     shape = pooler_shape(config, states, candidate.layer_pool)
-    n_outputs = len(labels.classes) if labels.task in {"classification", "multilabel"} else 1
+    n_outputs = _n_outputs(labels)
 
     out_of_fold = np.full((len(states), n_outputs), np.nan)
 
@@ -291,6 +294,81 @@ def pooler_scores(
     return PoolerScores(scores, out_of_fold * spread + center)
 
 
+@dataclass(frozen=True, slots=True)
+class FinalPooler:
+    """A pooler as `embedkit fit` would write it, fitted to all rows but the user's test rows."""
+
+    recipe: dict[str, Any]  # a trained one has its head in it
+    tensors: Mapping[str, NDArray[Any]]
+    test_predictions: (
+        NDArray[np.float64] | None
+    )  # as `PoolerScores.predictions`, of the test rows; None: not trained
+
+
+def final_pooler(
+    candidate: PoolerCandidate,
+    states: States,
+    found: LabelledRows,
+    folds: Folds,
+    run_recipe: Mapping[str, Any],
+    *,
+    config: LabelConfig,
+    setup: TokenizerSetup,
+    device: torch.device,
+    stop: threading.Event,
+) -> FinalPooler:
+    """Fits a pooler as `embedkit fit` with `candidate.fit_options` does, without a share of test rows.
+
+    A trained one is that of the same command, up to rounding in the states. Others are fitted to the labelled rows
+    here, and to all rows by the command.
+
+    Args:
+        candidate: a kind of `embedkit fit`.
+        states: of the N labelled rows, in order.
+        found: the labelled rows.
+        folds: of these rows.
+        run_recipe: of the run that encoded the states.
+        config: of the labels.
+        setup: the tokenizer of the model.
+        device: to train on.
+        stop: ends the training when it is set.
+
+    Raises:
+        EmbedkitError: as `fit_pooler`.
+    """
+    from embedkit.pooling.poolers import vocabulary_hash
+
+    tensors: Mapping[str, NDArray[Any]]
+    predictions = None
+    if candidate.is_trained:
+        fit_config = FitConfig(candidate.pooler, "pooler.safetensors", config, test=0)
+        here = replace(found, labels=replace(found.labels, rows=np.arange(len(states))))
+        made = trained(fit_config, states, here, candidate.layer_pool, device, lambda _: None, stop)
+        recipe, tensors = made.recipe, made.tensors
+        tested = np.flatnonzero(folds.of_row == HELD_OUT)
+        n_outputs = _n_outputs(found.labels)
+        predictions = np.full((len(states), n_outputs), np.nan)
+        predictions[tested] = made.fitted.predictions(states, tested, n_outputs, device)
+    elif candidate.kind == "idf":
+        vocabulary = setup.raw_tokenizer.get_vocab()
+        rows = trained_rows(folds, ())
+        counts = _document_frequencies(states, rows, max(vocabulary.values()) + 1)
+        recipe = {
+            "kind": "idf",
+            "vocabulary": vocabulary_hash(vocabulary, lowercase=setup.lowercase),
+            "n_documents": len(rows),
+            "rows": len(rows),
+        }
+        tensors = {"document_frequencies": counts}
+    else:
+        fit_config = FitConfig(candidate.pooler, "pooler.safetensors")
+        recipe, tensors = rotated(fit_config, states.take(trained_rows(folds, ())), candidate.layer_pool)
+    pooler_input = {name: run_recipe[name] for name in INPUT}
+    pooler_input |= {"layers": list(candidate.layers), "layer_agg": candidate.layer_agg}
+    recipe |= {"model": run_recipe["model"], "text": run_recipe["text"], "input": pooler_input}
+    return FinalPooler(recipe, tensors, predictions)
+
+
 def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> FoldVectors:
     """Returns a function of the held-out folds that returns all rows' vectors, float32 [N, D'].
 
@@ -311,18 +389,18 @@ def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> Fo
         if candidate.kind == "idf":
             return _pooled(states, _idf_pooler(states, rows))
         number = candidate.pooler.partition(":")[2]
-        blocks = states.take(rows).blocks()
-        center, rotation, _ = fit_rotation(
-            blocks, int(number) if number else None, whiten=candidate.kind == "whiten"
+        found = fit_rotation(
+            states.take(rows).blocks, int(number) if number else None, whiten=candidate.kind == "whiten"
         )
-        return np.concatenate([(block - center) @ rotation for block in states.blocks()]).astype(np.float32)
+        parts = [(block - found.center) @ found.rotation for block in states.blocks()]
+        return np.concatenate(parts).astype(np.float32)
 
     return vectors
 
 
 def trained_rows(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
     """Returns the rows that are in none of these folds and no test rows of the user."""
-    return np.flatnonzero(~np.isin(folds.of_row, [*held, -1]))
+    return np.flatnonzero(~np.isin(folds.of_row, [*held, HELD_OUT]))
 
 
 def rows_of(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
@@ -342,11 +420,22 @@ def _idf_pooler(states: States, rows: NDArray[np.int64]) -> Pooler:
 
     from embedkit.pooling.poolers import IdfPooler, inverse_document_frequencies
 
-    ids = states.token_ids or []
-    frequencies = np.zeros(max(int(of_row.max()) for of_row in ids) + 1, np.int64)
-    for row in rows.tolist():
-        frequencies[np.unique(ids[row])] += 1
+    entries = 1 + max(int(ids.max()) for ids in states.token_ids or ())
+    frequencies = _document_frequencies(states, rows, entries)
     return IdfPooler(torch.from_numpy(inverse_document_frequencies(frequencies, len(rows))))
+
+
+def _document_frequencies(states: States, rows: NDArray[np.int64], entries: int) -> NDArray[np.int64]:
+    """Returns int64 [entries], the number of these rows that have each token of the vocabulary."""
+    frequencies = np.zeros(entries, np.int64)
+    for ids in states.take(rows).token_ids or ():
+        frequencies[np.unique(ids)] += 1
+    return frequencies
+
+
+def _n_outputs(labels: Labels) -> int:
+    """Returns the columns of predictions: one for each class, or one value."""
+    return len(labels.classes) if labels.task in {"classification", "multilabel"} else 1
 
 
 def _pooled(states: States, pooler: Pooler) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,50 +79,77 @@ def count_frequencies(
     return recipe, {"document_frequencies": frequencies}
 
 
-def fit_rotation(
-    blocks: Iterable[NDArray[np.float64]], dims: int | None, *, whiten: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Computes the principal components of vectors, by the eigenvectors of their covariance in one pass.
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Principal components: a vector v becomes (v - center) @ rotation."""
 
-    Whitening divides each component by its standard deviation (Su et al. 2021, arXiv 2103.15316).
+    center: NDArray[np.float32]  # float32 [D]
+    rotation: NDArray[np.float32]  # float32 [D, dims]
+    variance_kept: float  # share of the variance that the components explain
+    shrinkage: float  # of the covariance, 0 to 1; 0 for PCA
+
+
+def fit_rotation(
+    blocks: Callable[[], Iterable[NDArray[np.float64]]], dims: int | None, *, whiten: bool
+) -> Rotation:
+    """Computes the principal components of vectors by the eigenvectors of their covariance.
+
+    Whitening divides each component by its standard deviation (Su et al. 2021, arXiv 2103.15316): of a covariance
+    shrunk towards a multiple of the identity (Ledoit & Wolf, "A well-conditioned estimator for large-dimensional
+    covariance matrices", 2004): unless rows are many times the dimensions, the smallest deviations are noise, and
+    dividing by them drowns what distinguishes the texts.
 
     Args:
-        blocks: float64 [n, D] each, all the vectors.
-        dims: components kept; None keeps all with variance.
+        blocks: returns all the vectors, float64 [n, D] at a time; called twice.
+        dims: components kept; None keeps all.
         whiten: scale every component to variance 1.
 
-    Returns:
-        The mean, float32 [D]; the rotation, float32 [D, dims], for (v - mean) @ rotation; and the explained share
-        of the variance.
-
     Raises:
-        InputError: fewer than `dims` components have variance.
+        InputError: there is one row, or fewer than `dims` components have variance.
     """
-    n_rows, shift, total, products = 0, None, None, None
-    for block in blocks:
-        # Centred on the first block's mean: sums of squares far from zero would cancel.
-        shift = block.mean(axis=0) if shift is None else shift
-        centred = block - shift
-        n_rows += len(block)
-        total = centred.sum(axis=0) + (0 if total is None else total)
-        products = centred.T @ centred + (0 if products is None else products)
-    if shift is None or total is None or products is None or n_rows < 2:
+    n_rows, total = 0, np.zeros(1)
+    for block in blocks():
+        n_rows, total = n_rows + len(block), total + block.sum(axis=0)
+    if n_rows < 2:
         raise InputError(f"{n_rows} rows with a text are too few", hint="give at least two")
-    off = total / n_rows
-    covariance = (products - n_rows * np.outer(off, off)) / (n_rows - 1)
-    variances, directions = np.linalg.eigh(covariance)
-    variances, directions = variances[::-1], directions[:, ::-1]
-    found = min(n_rows - 1, int((variances > variances[0] * 1e-10).sum()))
+    center = total / n_rows
+    products, fourth_powers = np.zeros((len(center), len(center))), 0.0
+    for block in blocks():
+        centred = block - center
+        products += centred.T @ centred
+        fourth_powers += float(np.square(np.square(centred).sum(axis=1)).sum())
+    variances, directions = np.linalg.eigh(products / n_rows)
+    variances, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
+    # Less is rounding: of the eigenvalues, and of float32 values.
+    least = max(float(variances[0]) * 1e-10, float(np.square(center).max()) * 1e-13)
+    found = min(n_rows - 1, int((variances > least).sum()))
     if (dims or 1) > found:
         raise InputError(
-            f"the vectors of {n_rows} rows vary in {found} directions, fewer than the {dims} requested",
-            hint=f"request at most {found}, or give more rows",
+            f"the vectors of {n_rows} rows vary in {found} directions, fewer than the {dims or 1} requested",
+            hint=f"request at most {found}, or give more rows" if found else "give texts that differ",
         )
-    kept = dims or found
+    kept = dims or (len(center) if whiten else found)
     # The sign of a component is arbitrary: its largest entry is made positive on all machines.
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0, keepdims=True), axis=0)
     rotation = (directions * np.sign(largest))[:, :kept]
+    shrinkage = _shrinkage(variances, n_rows, fourth_powers) if whiten else 0.0
     if whiten:
-        rotation = rotation / np.sqrt(variances[:kept])
-    share = float(variances[:kept].sum() / np.maximum(variances, 0).sum())
-    return (shift + off).astype(np.float32), rotation.astype(np.float32), share
+        shrunk = (1 - shrinkage) * variances[:kept] + shrinkage * variances.mean()
+        # A direction without any variance is left out.
+        rotation = np.where(shrunk > least, rotation / np.sqrt(np.maximum(shrunk, least)), 0)
+    share = float(variances[:kept].sum() / variances.sum())
+    return Rotation(center.astype(np.float32), rotation.astype(np.float32), share, shrinkage)
+
+
+def _shrinkage(variances: NDArray[np.float64], n_rows: int, fourth_powers: float) -> float:
+    """Returns the shrinkage of Ledoit and Wolf: the covariance's error over its distance from the identity.
+
+    Args:
+        variances: [D], eigenvalues of the covariance.
+        n_rows: n of the covariance.
+        fourth_powers: the sum over the rows of the fourth power of their distance from the mean.
+    """
+    squares = float(np.square(variances).sum())
+    distance = squares - variances.sum() ** 2 / len(variances)
+    error = (fourth_powers / n_rows - squares) / n_rows
+    return float(min(max(error / distance, 0.0), 1.0)) if distance > 0 else 1.0

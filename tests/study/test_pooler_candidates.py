@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -14,14 +15,18 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from embedkit.config import InputConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
+from embedkit.config import InputConfig, LabelConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
 from embedkit.errors import Stopped, UsageError
+from embedkit.pooling.pooler_files import pooler_bytes
+from embedkit.pooling.select import choose
 from embedkit.study import pooler_candidates as module
 from embedkit.study.hidden_states import States
-from embedkit.study.labels import Labels
+from embedkit.study.labelled_rows import LabelledRows
+from embedkit.study.labels import TEST, TRAIN, Labels
 from embedkit.study.pooler_candidates import (
     PoolerCandidate,
     check_poolers,
+    final_pooler,
     fold_vectors,
     pooler_candidates,
     pooler_scores,
@@ -68,10 +73,8 @@ def scores(candidate, states, targets, folds=FOLDS, *, task="classification", me
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Training of ten epochs at a rate for made-up states."""
-    made = module.FitConfig
-    monkeypatch.setattr(
-        module, "FitConfig", lambda *fields: made(*fields, epochs=10, lr=0.02, batch_size=16, patience=10)
-    )
+    fast = partial(module.FitConfig, epochs=10, lr=0.02, batch_size=16, patience=10)
+    monkeypatch.setattr(module, "FitConfig", fast)
 
 
 @pytest.mark.parametrize("candidate", [ATTENTION, WEIGHTED], ids=lambda candidate: candidate.kind)
@@ -180,6 +183,53 @@ def test_pca_is_fitted_outside_of_the_held_out_folds_and_test_rows_as_scikit_lea
     shuffled = replace(labels, targets=np.random.default_rng(0).permutation(values))
     chance = cross_validate(vectors, shuffled, FOLDS, ("accuracy",), "ridge")
     assert abs(np.mean(chance.by_metric["accuracy"]) - 1 / 3) <= 0.15  # as above
+
+
+# The pooler that won ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["attention", "weighted-layers", "idf", "pca:4"])
+def test_the_pooler_that_won_is_a_file_of_fit_made_without_the_test_rows(name, tmp_path):
+    kind = name.partition(":")[0]
+    layer_pool = "" if kind in {"attention", "idf"} else "mean"
+    candidate = PoolerCandidate((1, 2) if layer_pool else (3,), "concat", (name,), layer_pool=layer_pool)
+    states, values = made_up(of_tokens=candidate.needs_tokens)
+    folds = Folds(np.where(np.arange(ROWS) < 30, -1, FOLDS.of_row), 3)
+    setup = SimpleNamespace(
+        raw_tokenizer=SimpleNamespace(get_vocab=lambda: {f"t{number}": number for number in range(40)}),
+        lowercase=True,
+    )
+    run_recipe = {"layers": [1, 2, 3], "layer_agg": "separate", "exclude_special": False, "dtype": "fp32"}
+
+    def final(targets):
+        split = np.where(folds.of_row < 0, TEST, TRAIN).astype(np.int8)
+        labels = Labels("classification", np.arange(ROWS), targets, ("a", "b", "c"), None, split)
+        return final_pooler(
+            candidate,
+            states,
+            LabelledRows(labels, np.arange(ROWS), None, ()),
+            folds,
+            {**run_recipe, "model": {"type": "bert"}, "text": {}},
+            config=LabelConfig("label"),
+            setup=setup,
+            device=CPU,
+            stop=threading.Event(),
+        )
+
+    made, tested = final(values), folds.of_row < 0
+    other = final(np.where(tested, 2 - values, values))
+    assert all(np.array_equal(made.tensors[name], other.tensors[name]) for name in made.tensors)
+    assert made.recipe["input"]["layers"] == list(candidate.layers)
+    path = tmp_path / "winner.safetensors"
+    path.write_bytes(pooler_bytes(made.recipe, made.tensors))
+    chosen = choose((f"idf:{path}" if kind == "idf" else str(path),))[1].popitem()[1]
+    vectors = states.pooled(chosen.pooler("cpu"), np.arange(ROWS), CPU).detach().numpy()
+    if candidate.is_trained:
+        assert np.isnan(made.test_predictions).all(axis=1).tolist() == (~tested).tolist()
+        assert chosen.head().scores(vectors[:30]) == pytest.approx(made.test_predictions[:30], abs=1e-5)
+        assert made.recipe["rows"]["test"] == 30
+    else:
+        assert vectors == pytest.approx(fold_vectors(candidate, states, folds)([]), abs=1e-5)
 
 
 # Names and states ------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, r2_score, roc_auc_score
 
 from embedkit.config import LabelConfig
@@ -266,27 +268,40 @@ def test_too_few_rows_are_refused():
 # PCA and whitening -----------------------------------------------------------------------------------
 
 
-def test_pca_is_scikit_learns_up_to_signs_and_whitening_gives_variance_one():
-    from sklearn.decomposition import PCA
-
+def correlated(rows, dims=8):
     random = np.random.default_rng(1)
-    vectors = random.normal(size=(500, 8)) @ random.normal(size=(8, 8)) + 50
-    blocks = np.array_split(vectors, 7)
-    center, rotation, share = fit_rotation(blocks, 3, whiten=False)
-    oracle = PCA(3).fit(vectors)
-    found, expected = (vectors - center) @ rotation, oracle.transform(vectors)
-    assert np.abs(np.abs(found) - np.abs(expected)).max() <= 1e-4
-    assert share == pytest.approx(oracle.explained_variance_ratio_.sum())
-    center, rotation, share = fit_rotation(blocks, None, whiten=True)
-    assert np.cov((vectors - center) @ rotation, rowvar=False) == pytest.approx(np.eye(8), abs=1e-3)
-    assert share == pytest.approx(1)
-    assert fit_rotation(blocks, 3, whiten=True)[1][:, 0].max() > 0
+    return random.normal(size=(rows, dims)) @ random.normal(size=(dims, dims)) + 50
+
+
+def test_pca_is_scikit_learns_up_to_signs():
+    vectors = correlated(500)
+    found, oracle = fit_rotation(lambda: np.array_split(vectors, 7), 3, whiten=False), PCA(3).fit(vectors)
+    made, expected = (vectors - found.center) @ found.rotation, oracle.transform(vectors)
+    assert np.abs(np.abs(made) - np.abs(expected)).max() <= 1e-4
+    assert found.variance_kept == pytest.approx(oracle.explained_variance_ratio_.sum())
+
+
+@pytest.mark.parametrize("rows", [3, 8, 9, 40, 500])
+def test_whitening_is_by_the_covariance_of_ledoit_and_wolf(rows):
+    vectors = correlated(rows)
+    found = fit_rotation(lambda: np.array_split(vectors, 2), None, whiten=True)
+    oracle = LedoitWolf().fit(vectors)
+    assert found.shrinkage == pytest.approx(oracle.shrinkage_)
+    rotation = found.rotation.astype(np.float64)
+    assert rotation.shape == (8, 8)
+    # R' C R = 1: distances are Mahalanobis distances, with as few rows as with many.
+    assert rotation.T @ oracle.covariance_ @ rotation == pytest.approx(np.eye(8), abs=1e-4)
+    between = vectors[0] - vectors[1]
+    expected = between @ np.linalg.inv(oracle.covariance_) @ between
+    assert np.linalg.norm(between @ rotation) ** 2 == pytest.approx(expected, rel=1e-3)
 
 
 def test_more_directions_than_the_vectors_have_are_refused():
-    vectors = np.random.default_rng(1).normal(size=(5, 8))
-    with pytest.raises(InputError, match="5 rows vary in 4 directions, fewer than the 6 requested"):
-        fit_rotation([vectors], 6, whiten=False)
-    assert fit_rotation([vectors], None, whiten=True)[1].shape == (8, 4)
-    with pytest.raises(InputError, match="too few"):
-        fit_rotation([vectors[:1]], 1, whiten=False)
+    vectors = correlated(5)
+    for whiten in (False, True):
+        with pytest.raises(InputError, match="5 rows vary in 4 directions, fewer than the 6 requested"):
+            fit_rotation(lambda: [vectors], 6, whiten=whiten)
+        with pytest.raises(InputError, match="too few"):
+            fit_rotation(lambda: [vectors[:1]], 1, whiten=whiten)
+        with pytest.raises(InputError, match="vary in 0 directions"):
+            fit_rotation(lambda: [vectors[:1].repeat(3, axis=0)], None, whiten=whiten)

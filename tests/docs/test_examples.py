@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -64,6 +65,9 @@ def inputs(tmp_path_factory, bert) -> Path:
             file.write(json.dumps({"id": row["id"], "title": row["label"], "body": row["text"]}) + "\n")
     (folder / "admissions" / "2101").mkdir(parents=True)
     (folder / "admissions/2101/may.csv").write_text("HADM_ID,note\n7,Chest pain.\n8,No pain.\n", encoding="utf-8")
+    with contextlib.closing(sqlite3.connect(folder / "notes.db")) as database, database:
+        database.execute("CREATE TABLE note(note_id, text, label)")
+        database.executemany("INSERT INTO note VALUES (:id, :text, :label)", rows)
     (folder / "faulty.csv").write_text("id,text\n1,Chest pain.\n2\n3,No pain.\n4\n", encoding="utf-8")
     return folder
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit.config import InputConfig
-from embedkit.errors import EmbedkitError, InputError
+from embedkit.errors import EmbedkitError, Stopped
 from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.locate import SourceFile
 from embedkit.sources.query import checked_order, library, quoted, refused, selection, unknown_name
@@ -74,7 +74,7 @@ _BY_MESSAGE = {
         "check sslmode in the URL, and pg_hba.conf of the server",
     ),
     r"URI|connection option|service": ("the URL cannot be used", "use postgresql://USER@HOST:PORT/DATABASE"),
-    r"statement timeout|due to user request": _BY_STATE["57014"],
+    r"statement timeout": _BY_STATE["57014"],
     r"terminating connection|server closed the connection|SSL SYSCALL|connection not open": _BY_STATE["08"],
     r"invalid input syntax|out of range|division by zero|cannot cast": _BY_STATE["22"],
 }
@@ -109,7 +109,8 @@ def _url(config: InputConfig) -> str:
     more = [config.secrets] if config.secrets else []
     if "connect_timeout" not in url and "PGCONNECT_TIMEOUT" not in os.environ:
         more.append(f"connect_timeout={_CONNECT_SECONDS}")
-    more.append("fallback_application_name=embedkit")
+    # Without it, texts come in the encoding of the database.
+    more += ["client_encoding=UTF8", "fallback_application_name=embedkit"]
     return url + ("&" if "?" in url else "?") + "&".join(more)
 
 
@@ -172,8 +173,10 @@ def _as_input_error(dbapi: Any, file: SourceFile, names: Names | None = None) ->
     raise _error(file.shown, state, message, names)
 
 
-def _error(file: str, state: str, message: str, names: Names | None) -> InputError:
+def _error(file: str, state: str, message: str, names: Names | None) -> EmbedkitError:
     """Return the error of a connection, or of a query if there are `names`."""
+    if "due to user request" in message:  # ADBC cancels the query when the user presses Ctrl-C
+        return Stopped(f"{file}: the query was cancelled", hint=_RESUME)
     if names is not None and (what := _UNKNOWN.get(state)):
         # The name in quotes; a qualified one has none.
         named = re.search(r"[\"«„“](?:\w+\.)?([^\"»“”]+)[\"»“”]|\b\w+\.(\w+)\b", message)

@@ -250,6 +250,15 @@ def test_types_of_postgres_are_kept_and_order_ids(postgres: Server, password: No
         assert [item.kept[1] for item in records] == ['[{"a": 1}]'] * 3
 
 
+def test_texts_are_unicode_whatever_the_encoding_of_the_database(postgres: Server, password: None) -> None:
+    postgres.run("CREATE DATABASE old ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    query = "SELECT 1 AS id, convert_from('\\x63e974e9', 'LATIN1') AS text"
+    for more in ("", "?client_encoding=LATIN1"):
+        (row,) = open_table(InputConfig((postgres.url.replace("/postgres", "/old") + more,), sql=query)).records()
+        assert isinstance(row, Record)
+        assert row.text == "c\u00e9t\u00e9"
+
+
 def test_cells_of_sqlite_may_be_of_any_type(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "t") as database:
         database.execute("CREATE TABLE t(id, text, k)")

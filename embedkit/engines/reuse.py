@@ -92,8 +92,9 @@ class TextReuse:
         known = np.flatnonzero(rows >= 0)
         return KnownTexts(hashes, known, sources[known], rows[known])
 
-    def rows(self, known: KnownTexts, scores: Sequence[str]) -> list[ReusedRecords]:
+    def rows(self, known: KnownTexts, plan: Plan) -> list[ReusedRecords]:
         """Reads the rows of known texts, for each earlier output that has some."""
+        scores = {name: plan.kept_types[name] for name in plan.scores}
         reused = []
         for source, output in enumerate(self.earlier):
             of_source = known.sources == source

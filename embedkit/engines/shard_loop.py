@@ -95,7 +95,7 @@ class ShardLoop:
         reuse, plan = self.setup.reuse, self.job.plan
         if reuse is None or shard.known is None:
             return finish_shard(shard, *arguments, **options)
-        reused = reuse.rows(shard.known, plan.scores)
+        reused = reuse.rows(shard.known, plan)
         return finish_shard(shard, *arguments, **options, reused=reused, keep_hashes=plan.hash_key is not None)
 
     def _write(self, finished: Callable[[], EncodedShard]) -> None:

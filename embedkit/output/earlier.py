@@ -8,8 +8,9 @@ and the batches last used are kept, so that a table in about the same order is r
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,12 +145,12 @@ class EarlierOutput:
         at = np.minimum(np.searchsorted(index.hashes, hashes), len(index.hashes) - 1)
         return np.where(index.hashes[at] == hashes, index.rows[at], -1)
 
-    def rows(self, rows: NDArray[np.int64], scores: Sequence[str]) -> EarlierRows:
+    def rows(self, rows: NDArray[np.int64], scores: Mapping[str, str]) -> EarlierRows:
         """Reads rows, int64 [K] from `find`, in the order given.
 
         Args:
             rows: their numbers in the output.
-            scores: names of columns that a head added.
+            scores: columns that a head added, and their types.
 
         Raises:
             OutputError: a file is missing or damaged.
@@ -168,7 +169,7 @@ class EarlierOutput:
             nth = (np.cumsum(batch.has_vector) - 1)[within]
             facts = batch.facts.select(columns).take(pa.array(within))
             for name in columns:
-                for place, value in zip(asked.tolist(), _values(facts[name]), strict=True):
+                for place, value in zip(asked.tolist(), _values(facts[name], scores.get(name, "")), strict=True):
                     values[name][place] = value
             for variant in variants:
                 found = batch.vectors[variant.name]
@@ -204,10 +205,15 @@ class EarlierOutput:
         return self._kept[key]
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Returns the values of a column, float32 by the shortest text that gives the same number, as heads do."""
+def _values(column: pa.ChunkedArray, kind: str) -> list[Any]:
+    """Returns the values of a column of a type, as a head gives them.
+
+    Those of float32 are the shortest text that gives the same number. Lists are text if they are from JSON Lines.
+    """
     if column.type == pa.float32():
         return [float(str(value)) for value in column.to_numpy()]
+    if kind.startswith("list") and column.type == pa.string():
+        return [json.loads(value) for value in column.to_pylist()]
     return list(column.to_pylist())
 
 

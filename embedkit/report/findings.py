@@ -31,7 +31,7 @@ from embedkit.types import HASH_COLUMNS, Variant
 _QUERIES = 5
 _NEIGHBOURS = 10
 #: Usual names of texts and counts of grouped rows, which colour a map only if requested.
-_NOT_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled"})
+_NOT_LABELS = frozenset({"text", "note", "sentence", "content", "body", "n_rows", "n_pooled", *HASH_COLUMNS})
 
 
 @dataclass(frozen=True, slots=True)

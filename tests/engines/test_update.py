@@ -378,17 +378,19 @@ def test_int8_of_other_ranges_is_refused(tables, encode, tmp_path):
     assert (ran.code, "its int8 has other ranges" in ran.err) == (5, True), ran.err
 
 
-def test_a_head_keeps_its_scores(tables, encode, embedkit_cli, bert, tmp_path):
-    rows = [(text, str(len(text) % 2)) for _, text in rows_of(tables[0])[:20]]
+@pytest.mark.parametrize(("task", "form"), [("classification", "parquet"), ("multilabel", "jsonl")])
+def test_a_head_keeps_its_scores(tables, encode, embedkit_cli, bert, tmp_path, task, form):
+    texts = [text for _, text in rows_of(tables[0])[:21]]
+    labels = ["x", "y", "x"] * 7 if task == "classification" else ["x;y", "y", "x"] * 7
     with (tmp_path / "labelled.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
+        csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
     fitted = tmp_path / "p.safetensors"
     ran = embedkit_cli(
         *("fit", tmp_path / "labelled.csv", "--pooler", "attention", "--label", "label", "-m", bert, "-o", fitted),
-        *("--epochs", "2"),
+        *("--epochs", "2", "--task", task, *(["--label-delimiter", ";"] if task == "multilabel" else [])),
     )
     assert ran.code == 0, ran.err
-    options = ("--pool", fitted, "--with-head")
+    options = ("--pool", fitted, "--with-head", "--output-format", form, "--shard-rows", 5)
     for out, arguments in (
         ("old", (tables[0], "--keep-hashes")),
         ("new", (tables[1], "--update", tmp_path / "old")),
@@ -397,9 +399,13 @@ def test_a_head_keeps_its_scores(tables, encode, embedkit_cli, bert, tmp_path):
         ran = encode(*arguments, *options, "-o", tmp_path / out)
         assert ran.code == 0, ran.err
     new, fresh = (embedkit.read(tmp_path / name).table for name in ("new", "fresh"))
+    scored = [name for name in new.column_names if name.startswith("score_") or name == "predicted"]
+    assert len(scored) == 3
     for name in new.column_names:
         if pa.types.is_floating(new[name].type):
-            np.testing.assert_allclose(new[name].to_numpy(), fresh[name].to_numpy(), atol=1e-4)
+            has = new[name].is_valid()
+            found, expected = (of[name].filter(has).to_numpy() for of in (new, fresh))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
         else:
             assert new[name].equals(fresh[name])
 

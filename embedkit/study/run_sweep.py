@@ -115,7 +115,7 @@ def sweep(
         return None
     has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
     found, folds = _divide(rows, has_vector, config)
-    labels, in_folds = found.labels, folds.of_row >= 0
+    labels, in_folds = found.labels, (folds.of_row >= 0) & (folds.of_row < folds.count)
     candidates = Candidates.of(encoded, np.flatnonzero(has_vector)[labels.rows])
     verdict = judge(candidates, labels, folds, metrics, config.probe, on_candidate=on_candidate, stop=stop)
     facts = {

@@ -12,8 +12,8 @@ from embedkit.errors import InputError
 from embedkit.study.labels import TEST, TRAIN, VALIDATION, Labels
 from embedkit.study.near_duplicates import connected_components
 
-#: Values of `Folds.of_row` besides the numbers of folds.
-HELD_OUT, TRAINED_ON = -1, -2
+#: The number in `Folds.of_row` of the user's test rows, and of the training rows of a fixed split.
+HELD_OUT, TRAINED_ON = -1, 1
 #: scikit-learn takes 24 s for the folds of 60,000 groups, and `_dealt` 1.5 s.
 _MOST_GROUPS = 20_000
 
@@ -22,20 +22,16 @@ _MOST_GROUPS = 20_000
 class Folds:
     """A division of N rows into folds, each tested by a probe trained on the others."""
 
-    #: [N] the fold that tests each row, from 0. HELD_OUT: the user's test rows, which no fold sees. TRAINED_ON: of
-    #: a fixed split into training and validation rows, the training rows; its validation rows are fold 0.
+    #: [N] the fold that tests each row, from 0; HELD_OUT for the user's test rows, which no fold sees. Of a fixed
+    #: split, validation rows are fold 0, and training rows TRAINED_ON: folds from `count` on are never tested.
     of_row: NDArray[np.int64]
     count: int  # 1 for a fixed split
-
-    def training(self, fold: int) -> NDArray[np.bool_]:
-        """Returns bool [N], the rows on which the probe that `fold` tests is trained."""
-        return np.asarray((self.of_row != fold) & (self.of_row != HELD_OUT))
 
     @property
     def test_share(self) -> float:
         """n_test / n_train of a fold: 1 / (count - 1), or of the fixed split."""
         if self.count == 1:
-            return float((self.of_row == 0).sum() / self.training(0).sum())
+            return float((self.of_row == 0).sum() / (self.of_row == TRAINED_ON).sum())
         return 1 / (self.count - 1)
 
 

@@ -8,6 +8,7 @@ CONSTRAINTS := configs/constraints.txt
 DEMO := build/demo/notes.embeddings
 READERS := .venv-readers
 PEERS := .venv-peers
+PIPELINES := .venv-pipelines
 BENCH := build/bench
 TEXTS ?= $(BENCH)/texts.jsonl
 READ := build/readers
@@ -89,7 +90,20 @@ test: lint ## lint, then all tests
 
 .PHONY: test-all
 test-all: lint ## lint, then all tests with every model type, not one for each code path
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m ''
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations'
+
+# Pipelines of other libraries, and what they want: Spark needs a Java of version 17 or newer on the machine.
+$(PIPELINES)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(PIPELINES)
+	$(PIPELINES)/bin/pip install -q -c $(CONSTRAINTS) torch
+	grep -v '^pandas==' $(CONSTRAINTS) > $(PIPELINES)/constraints.txt
+	$(PIPELINES)/bin/pip install -q -c $(PIPELINES)/constraints.txt -e . pytest pytest-timeout duckdb polars \
+		scikit-learn 'ray[data]==2.60.0' datasets==5.2.0 daft==0.7.26 pyspark==4.3.0
+	@touch $@
+
+.PHONY: test-integrations
+test-integrations: $(PIPELINES)/installed ## run embedkit in Ray Data, datasets, Daft, Spark and DuckDB
+	OMP_NUM_THREADS=1 $(PIPELINES)/bin/pytest -q tests/integrations -m ''
 
 .PHONY: torture
 torture: $(VENV)/installed-dev ## kill runs, flip bits and make system calls fail, thousands of times
@@ -138,5 +152,5 @@ docs-tables: $(VENV)/installed-dev ## refresh the tables of the documentation th
 
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
-	rm -rf build dist $(VENV) $(READERS) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) $(READERS) $(PEERS) $(PIPELINES) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find embedkit tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -11,6 +11,9 @@ import os
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from embedkit.config.model_config import BatchConfig, ModelConfig
+from embedkit.config.run_config import VectorConfig
+from embedkit.config.vector_config import PoolingConfig, TextConfig
 from embedkit.errors import UsageError
 
 #: `--layers`: its text, a layer number, several of them, or a slice.
@@ -158,4 +161,46 @@ def _kind(value: object) -> str:
         f"a {kind.__name__} of {kind.__module__.partition('.')[0]}"
         if kind.__module__ != "builtins"
         else (f"a {kind.__name__}")
+    )
+
+
+def vector_config(**options: Any) -> VectorConfig:
+    """Returns the configuration that the arguments of `embedkit.Encoder` stand for; all of them are needed.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+    options = {**options, **{name: none_if_auto(options[name]) for name in ("max_length", "batch_tokens")}}
+    max_length, stride, truncate_dim, batch_tokens, batch_size = (
+        whole_number(name, options[name])
+        for name in ("max_length", "stride", "truncate_dim", "batch_tokens", "batch_size")
+    )
+    normalize = options["normalize"]
+    return VectorConfig(
+        model=ModelConfig(
+            model_name(options["model"]),
+            text_or_none("revision", options["revision"]),
+            yes_or_no("offline", options["offline"]),
+            yes_or_no("trust_remote_code", options["trust_remote_code"]),
+            text("lowercase", options["lowercase"]),
+            device_name(options["device"]),
+            dtype_name(options["dtype"]),
+        ),
+        text=TextConfig(
+            max_length,
+            text_or_none("on_long", options["on_long"]),
+            stride,
+            text_or_none("chunk_pool", options["chunk_pool"]),
+            text_or_none("prompt", options["prompt"]),
+            text_or_none("prompt_name", options["prompt_name"]),
+        ),
+        pooling=PoolingConfig(
+            layers_text(options["layers"]),
+            text("layer_agg", options["layer_agg"]),
+            pool_text(options["pool"]),
+            yes_or_no("exclude_special", options["exclude_special"]),
+            None if normalize is None else yes_or_no("normalize", normalize),
+            truncate_dim,
+        ),
+        batch=BatchConfig(batch_tokens, batch_size),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, VectorConfig, arguments
+from embedkit.config import VectorConfig, arguments
 from embedkit.config.arguments import Layers, Pool
 from embedkit.errors import InputError, ModelError, UsageError
 from embedkit.inference.build import build
@@ -89,41 +89,8 @@ class Encoder:
         batch_tokens: int | Literal["auto"] | None = None,
         batch_size: int | None = None,
     ) -> None:
-        numbers = {
-            "max_length": arguments.none_if_auto(max_length),
-            "stride": stride,
-            "truncate_dim": truncate_dim,
-            "batch_tokens": arguments.none_if_auto(batch_tokens),
-            "batch_size": batch_size,
-        }
-        integers = {name: arguments.whole_number(name, value) for name, value in numbers.items()}
-        model_config = ModelConfig(
-            arguments.model_name(model),
-            arguments.text_or_none("revision", revision),
-            arguments.yes_or_no("offline", offline),
-            arguments.yes_or_no("trust_remote_code", trust_remote_code),
-            arguments.text("lowercase", lowercase),
-            arguments.device_name(device),
-            arguments.dtype_name(dtype),
-        )
-        texts = TextConfig(
-            integers["max_length"],
-            arguments.text_or_none("on_long", on_long),
-            integers["stride"],
-            arguments.text_or_none("chunk_pool", chunk_pool),
-            arguments.text_or_none("prompt", prompt),
-            arguments.text_or_none("prompt_name", prompt_name),
-        )
-        pooling = PoolingConfig(
-            arguments.layers_text(layers),
-            arguments.text("layer_agg", layer_agg),
-            arguments.pool_text(pool),
-            arguments.yes_or_no("exclude_special", exclude_special),
-            None if normalize is None else arguments.yes_or_no("normalize", normalize),
-            integers["truncate_dim"],
-        )
-        batch = BatchConfig(integers["batch_tokens"], integers["batch_size"])
-        self._config = VectorConfig(model=model_config, text=texts, pooling=pooling, batch=batch)
+        options = {name: value for name, value in locals().items() if name != "self"}
+        self._config = arguments.vector_config(**options)
         self._load()
 
     def _load(self) -> None:

@@ -120,6 +120,10 @@ bench-readers: install $(READERS)/installed ## read an output with Hugging Face 
 check-real: $(VENV)/installed-dev $(TEXTS) ## compare vectors of real texts with plain transformers [TEXTS=file.jsonl] [PEER=python with sentence-transformers]
 	$(BIN)/python -m benchmarks.real $(TEXTS) $(if $(PEER),--peer $(PEER))
 
+.PHONY: check-noise
+check-noise: $(VENV)/installed-dev ## count how often a sweep of pure noise says that something beats a baseline
+	$(BIN)/python -m benchmarks.noise
+
 .PHONY: bench
 bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json

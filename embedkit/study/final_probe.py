@@ -117,7 +117,7 @@ def out_of_fold(
     scale. The arguments are those of `fit_final`.
     """
     scaled, center, spread = standardised(labels, folds)
-    found = np.full((len(labels.targets), target_columns(labels, np.arange(1)).shape[1]), np.nan)
+    found = _no_predictions(labels)
     with one_thread():
         predict = probe_predictions(vectors, scaled, folds, probe)
         for fold in range(folds.count):
@@ -129,18 +129,18 @@ def out_of_fold(
         found = found * spread + center
     if (tested := folds.of_row < 0).any():
         final = fit_final(vectors, labels, folds, metrics, probe)
-        columns = np.zeros((int(tested.sum()), found.shape[1]))
+        columns = np.zeros((int(tested.sum()), found.shape[1]), found.dtype)
         places = _seen(labels, folds) if labels.task == "classification" else slice(None)
         columns[:, places] = final.predict(_without(vectors, ())[tested])
         found[tested] = columns
-    return Predictions(found.astype(_narrowest(found)), folds.of_row)
+    return Predictions(found.astype(_narrowest(found), copy=False), folds.of_row)
 
 
 def constant_out_of_fold(labels: Labels, folds: Folds) -> Predictions:
     """Returns the predictions of `constant_predictions` for all rows, in the form of `out_of_fold`."""
     scaled, center, spread = standardised(labels, folds)
     predict = constant_predictions(scaled, folds)
-    found = np.full((len(labels.targets), target_columns(labels, np.arange(1)).shape[1]), np.nan)
+    found = _no_predictions(labels)
     for fold in range(-1, folds.count):
         found[folds.of_row == fold] = _predicted(predict, (fold,), 0)
     match labels.task:
@@ -148,7 +148,15 @@ def constant_out_of_fold(labels: Labels, folds: Folds) -> Predictions:
             found = found * spread + center
         case "multilabel":
             found += 0.5
-    return Predictions(found.astype(_narrowest(found)), folds.of_row)
+    return Predictions(found.astype(_narrowest(found), copy=False), folds.of_row)
+
+
+def _no_predictions(labels: Labels) -> NDArray[Any]:
+    """Returns NaN, [N, K]; as float64 only for values, of which there is one a row."""
+    columns = target_columns(labels, np.arange(1)).shape[1]
+    return np.full(
+        (len(labels.targets), columns), np.nan, np.float64 if labels.task == "regression" else np.float32
+    )
 
 
 def _without(vectors: NDArray[np.float32] | FoldVectors, held: Sequence[int]) -> NDArray[np.float32]:
@@ -233,5 +241,7 @@ def _as_probabilities(scores: Vector, task: str) -> Vector:
 
 def _narrowest(values: Vector) -> type[np.floating[Any]]:
     """Returns float32, or float64 if there are values beyond its range."""
+    if values.dtype == np.float32:
+        return np.float32
     largest = np.nanmax(np.abs(values), initial=0)
     return np.float32 if largest <= np.finfo(np.float32).max else np.float64

@@ -402,3 +402,50 @@ def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cl
     assert ran.code == 0, ran.err
     assert b"caf\xe9.csv" in (tmp_path / "out/summary.txt").read_bytes()
     json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_texts_of_one_length_but_one_and_odd_labels_are_swept(embedkit_cli, bert, tmp_path, no_drawing, task):
+    """The last token of all texts but one is the same, as of long notes that are cut; labels are near 1e300."""
+    random = np.random.default_rng(0)
+    words = " ".join(CORPUS).split()
+    lengths = [3, *[40] * 29]
+    rows = [
+        {
+            "text": " ".join(random.choice(words, length)),
+            "label": float(random.normal() * 1e300) if task == "regression" else f"c{number % 2}",
+        }
+        for number, length in enumerate(lengths)
+    ]
+    path = write_rows(tmp_path / "cut.jsonl", rows)
+    ran = embedkit_cli(
+        *("sweep", path, "--label", "label", "--task", task, "-m", bert, "-o", tmp_path / "out"),
+        *("--max-length", "16", "--pool", "cls,mean,lasttoken"),
+    )
+    assert ran.code == 0, ran.err
+    assert "nan " not in ran.out
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert np.isfinite(list(summary["nested"][summary["metric"]].values())).all()
+
+
+def test_a_metric_that_some_folds_cannot_have_is_told_and_one_that_none_can_is_refused(
+    embedkit_cli, bert, tmp_path, no_drawing
+):
+    rows = [
+        {"text": f"{CORPUS[number % 5]} {number}", "label": number < 2, "value": number} for number in range(20)
+    ]
+    path = write_rows(tmp_path / "rare.jsonl", rows)
+    common = ("sweep", path, "-m", bert, "--layers=-1", "--pool", "mean")
+    ran = embedkit_cli(*common, "--label", "label", "--metric", "auroc", "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "auroc is undefined in 3 of 5 folds" in ran.err
+    assert "nan" not in ran.out
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert summary["undefined_folds"] == {"auroc": 3, "average_precision": 3}
+    three = write_rows(tmp_path / "three.jsonl", rows[:3])
+    refused = embedkit_cli(
+        *("sweep", three, "-m", bert, "--label", "value", "--task", "regression", "--folds", "3"),
+        *("-o", tmp_path / "three"),
+    )
+    assert (refused.code, "error: r2 is undefined in every fold" in refused.err) == (3, True), refused.err
+    assert not (tmp_path / "three/vectors").exists()

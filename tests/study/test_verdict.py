@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.noise import of_noise, own_interval_says_beats, says_beats
 from embedkit.errors import InputError
-from embedkit.study.candidates import Candidate, all_candidates, baselines
+from embedkit.study.candidates import Candidate
 from embedkit.study.final_probe import Predictions, constant_out_of_fold, out_of_fold
 from embedkit.study.metrics import METRICS
 from embedkit.study.probe import ProbeScores, check_defined, cross_validate, cross_validate_all
@@ -105,29 +106,12 @@ def test_a_metric_without_a_defined_fold_is_refused_and_one_without_some_is_told
         check_defined(labels_of("classification", np.maximum(np.arange(12) - 2, 0) % 2, 2), tested, ("auroc",))
 
 
-def of_noise(seed, *, rows=60, dims=6, layers=4):
-    """The verdict of a sweep of vectors that know nothing of the labels; a layer resembles the next one."""
-    random = np.random.default_rng(seed)
-    labels = labels_of("classification", random.permutation(np.arange(rows) % 2), 2)
-    # Stratified, as folds are made.
-    of_row = np.zeros(rows, np.int64)
-    for number in range(2):
-        of_row[labels.targets == number] = random.permutation(np.arange(rows // 2) % 5)
-    poolings = ("cls", "mean", "max")
-    states = np.cumsum(random.normal(size=(layers, len(poolings), rows, dims)), axis=0).astype(np.float32)
-    candidates = [of for of in all_candidates(range(layers), poolings) if len(of.layers) == len(of.poolings) == 1]
-    vectors = [states[of.layers[0], poolings.index(of.pool)] for of in candidates]
-    folds = Folds(of_row, 5)
-    scores = [cross_validate(of, labels, folds, ("accuracy",), "ridge") for of in vectors]
-    return decide(candidates, scores, [dims] * len(candidates), baselines(range(layers), poolings), labels, folds)
-
-
 def test_of_pure_noise_the_headline_hardly_ever_says_beats_where_the_winners_own_interval_often_does():
-    verdicts = [of_noise(seed) for seed in range(60)]
-    own = sum(any(not of.contains_zero for of in verdict.winner.versus.values()) for verdict in verdicts)
-    said = sum(" beats " in verdict.sentence for verdict in verdicts)
-    # At most 5 % of 60 sweeps; of a binomial of 60 and 0.05, 97 % are 6 or less.
-    assert said <= 6 < own
+    verdicts = [of_noise(seed, rows=40, layers=3) for seed in range(40)]
+    # At most 5 % of 40 sweeps; of a binomial of 40 and 0.05, 95 % are 4 or less.
+    assert sum(map(says_beats, verdicts)) <= 4 < sum(map(own_interval_says_beats, verdicts))
+    covered = sum(of.nested["accuracy"].low <= 0.5 <= of.nested["accuracy"].high for of in verdicts)
+    assert covered >= 35  # of a binomial of 40 and 0.95, 98 % are 35 or more
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

@@ -152,10 +152,10 @@ RUN_OPTIONS = (
         "--pool",
         "auto",
         "Pooling of tokens: auto (the model's own, else mean), cls, mean, max, min, mean_sqrt_len, weightedmean, "
-        "lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file from `fit`, or a comma list.",
+        "lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file of `fit` or `sweep`, a list.",
     ),
     _pooling("--exclude-special", False, "Exclude special tokens from the pooling."),
-    _pooling("--with-head", False, "Add the predictions of the head that `fit` trained with the pooler."),
+    _pooling("--with-head", False, "Add the predictions of the head in the pooler's file."),
     _pooling("--normalize/--no-normalize", bool, "Scale vectors to length 1.", show_default=False),
     _pooling("--truncate-dim N", int, "Keep only the first N dimensions."),
     _pooling("--precision", "float32", "Stored precision: float32, float16, int8, binary."),

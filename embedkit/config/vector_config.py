@@ -57,7 +57,7 @@ class PoolingConfig:
     normalize: bool | None = None  # scale to length 1; None: as a shipped recipe says under `auto`, else not
     truncate_dim: int | None = None  # keep the first dimensions
     precision: str = "float32"  # one of PRECISIONS
-    with_head: bool = False  # add the scores of the classifier trained with the pooler
+    with_head: bool = False  # add the predictions of the head in the pooler's file
 
     def __post_init__(self) -> None:
         parse_layers(self.layers)

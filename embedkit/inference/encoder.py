@@ -52,7 +52,7 @@ class Encoder:
         prompt_name: a name among the model's own prompts.
         layers: such as `-1`, `-4:`, `9:13`, `all`; or a number, a list of numbers, a range or a slice.
         layer_agg: concat, mean, sum, max or separate.
-        pool: a pooling, a file of `embedkit fit`, the name of an installed pooler, or a list of these.
+        pool: a pooling, a file of `embedkit fit` or `sweep`, the name of an installed pooler, or a list of these.
         exclude_special: leave special tokens out of the pooling.
         normalize: scale to length 1; None: as the model's recipe says under `auto`, else not.
         truncate_dim: keep the first dimensions.

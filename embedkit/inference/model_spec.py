@@ -32,7 +32,7 @@ class ModelSpec:
     truncate_dim: int | None
     prompt: str
     poolers: Mapping[str, ChosenPooler]  # trained and installed ones, by their names in `poolings`
-    head: PredictionHead | None  # classifier whose scores `--with-head` adds
+    head: PredictionHead | None  # whose predictions `--with-head` adds
     remote_classes: tuple[RemoteClass, ...] = ()  # classes of the model's own code that run
     notices: tuple[str, ...] = ()  # what the user should know, a sentence each
 

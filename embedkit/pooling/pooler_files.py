@@ -89,7 +89,7 @@ class PoolerFile:
 
 def damaged(path: str, what: str) -> ModelError:
     """Returns the error for a damaged file."""
-    return ModelError(f"{path}: {what}", hint="make the file again with `embedkit fit`")
+    return ModelError(f"{path}: {what}", hint="make the file again with `embedkit fit` or `embedkit sweep`")
 
 
 def pooler_bytes(recipe: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -164,7 +164,7 @@ def read_pooler(path: str) -> PoolerFile:
     except OSError as fault:
         raise ModelError(
             f"cannot read {path}: {os.strerror(fault.errno or 0)}",
-            hint="check the path, or make it with `embedkit fit`",
+            hint="check the path, or make it with `embedkit fit` or `embedkit sweep`",
         ) from None
     try:
         tensors = load(content)
@@ -176,12 +176,12 @@ def read_pooler(path: str) -> PoolerFile:
         version, kind = recipe["version"], recipe["kind"]
     except (ValueError, KeyError, TypeError):
         raise ModelError(
-            f"{path} has no recipe of a pooler: `embedkit fit` did not write it",
-            hint="name a file written by `embedkit fit -o FILE`",
+            f"{path} has no recipe of a pooler: neither `embedkit fit` nor `embedkit sweep` wrote it",
+            hint="name a file of `embedkit fit -o FILE`, or winner.safetensors of a sweep",
         ) from None
     if version != _VERSION or not isinstance(kind, str):
         raise ModelError(
             f"{path} is of version {version}, and this embedkit reads version {_VERSION}",
-            hint="update embedkit, or make the file again with `embedkit fit`",
+            hint="update embedkit, or make the file again with this version",
         )
     return PoolerFile(path, hashlib.sha256(content).hexdigest(), recipe, tensors)

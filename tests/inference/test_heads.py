@@ -143,6 +143,20 @@ def test_options_on_texts_are_those_of_the_file_unless_given_and_both_are_told(
     assert np.array_equal(embedkit.read(tmp_path / "out.npy").vectors, vectors[~np.isnan(vectors[:, 0])])
 
 
+def test_poolers_of_different_texts_go_together_only_where_the_user_decides(recipe, encode, tmp_path):
+    paths = [tmp_path / f"{length}.safetensors" for length in (24, 30)]
+    shape = {"n_layers": 1, "hidden_size": 32, "width": 0, "heads": 0, "of_tokens": "mean"}
+    states = {"layers": [3], "layer_agg": "concat", "exclude_special": False}
+    for path, length in zip(paths, (24, 30), strict=True):
+        text = {"max_length": length, "on_long": "truncate", "prompt": "", "lowercase": True}
+        content = {"kind": "mean", "shape": shape, "input": states, "model": recipe["model"], "text": text}
+        path.write_bytes(pooler_bytes(content, {}))
+    both = (NOTES, "--pool", ",".join(map(str, paths)), "-o", tmp_path / "out.npy")
+    ran = encode(*both)
+    assert (ran.code, "one pooler was fitted with --max-length 24, and another with" in ran.err) == (2, True)
+    assert encode(*both, "--max-length", "20").code == 0
+
+
 @pytest.mark.parametrize("options", [("--lowercase", "no"), ("--prompt", "x: ")])
 def test_a_head_does_not_score_texts_in_another_casing_or_with_another_prompt(options, probe, encode, tmp_path):
     path, _ = probe(change=SHORT)
@@ -342,6 +356,17 @@ def test_verify_and_resume_work_with_a_probe(probe, encode, embedkit_cli, tmp_pa
     probe("classification", ("x", "y", "z"))  # another head under the same name
     ran = encode(*run, "--on-exists", "resume")
     assert (ran.code, "error:" in ran.err) == (5, True)
+
+
+def test_windows_are_scored_one_by_one_and_plan_counts_the_columns(probe, encode, embedkit_cli, bert, tmp_path):
+    path, head = probe("multilabel")
+    windows = ("--pool", path, "--with-head", "--on-long", "chunk", "--level", "chunk")
+    ran = encode(NOTES, *windows, "--workers", "2", "-o", tmp_path / "out.parquet")
+    assert ran.code == 0, ran.err
+    out = embedkit.read(tmp_path / "out.parquet")
+    assert len(out.vectors) > len(set(out.ids))
+    assert np.array_equal(out.probabilities, head.predict_proba(out.vectors))
+    assert embedkit_cli("plan", NOTES, "-m", bert, *windows).code == 0
 
 
 def test_a_model_in_another_dtype_than_the_file_records_is_told(probe, encode, tmp_path):

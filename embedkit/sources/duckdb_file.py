@@ -16,6 +16,8 @@ from embedkit.sources.query import checked_order, library, quoted, refused, sele
 from embedkit.sources.record_batches import BATCH_ROWS, RecordBatches
 from embedkit.types import Fault, Record
 
+#: Rows that are sorted at a time.
+_RANGE = 2**16
 _UNKNOWN = re.compile(r"Table with name (\S+) does not exist|(?:column|Column) \"(?:\w+\.)?([^\"]+)\"")
 _NAMES = {
     "table": "SELECT DISTINCT table_name FROM information_schema.tables ORDER BY 1",
@@ -27,8 +29,8 @@ _KINDS = {
     "ParserException": ("the query is not SQL that DuckDB takes", _SELECT),
     "ConversionException": ("the query cannot convert a value", "use TRY_CAST for values of another type"),
     "OutOfMemoryException": (
-        "too little memory to sort the rows",
-        "rows are sorted in memory, so that no text is in a temporary file: select fewer columns or rows",
+        "too little memory for the query",
+        "no text goes to a temporary file: select fewer rows, or store the result as a table first",
     ),
     "PermissionException": ("the query does what is not allowed", _SELECT),
     "IOException": (
@@ -71,12 +73,28 @@ class DuckdbRows(RecordBatches):
         return checked_order(super().rows(columns, first), self._file, columns.id or "")
 
     def _selected(self, _: tuple[str, ...]) -> Iterator[Any]:
-        identity = quoted(self._in_use.id or "")
+        """Yield the rows range by range of their ids: a sort of all rows would need memory for all texts."""
+        identity, sql = quoted(self._in_use.id or ""), self._config.sql or ""
         kind = next(column.kind for column in self.columns if column.name == self._in_use.id)
         order = f'{identity} COLLATE "C"' if kind == "string" else identity
-        statement = selection(self._config.sql or "", self._in_use, order, self._config.limit)
+        # The first id of each range but the first one.
+        numbered = f"SELECT {identity} AS id, row_number() OVER (ORDER BY {order}) AS n FROM ({sql}\n) AS q"  # noqa: S608
+        starts = f"SELECT id FROM ({numbered}) WHERE n > 1 AND n % {_RANGE} = 1 AND id IS NOT NULL ORDER BY n"  # noqa: S608
+        left = self._config.limit
         with self._reading():
-            yield from self._connection.sql(statement).to_arrow_reader(BATCH_ROWS)
+            bounds = [bound for (bound,) in self._connection.sql(starts).fetchall()]
+            for place in range(len(bounds) + 1):
+                if left == 0:
+                    return
+                after, before = bounds[place - 1 : place], bounds[place : place + 1]
+                conditions = [f"{identity} >= ?"] * len(after) + [f"{identity} < ?"] * len(before)
+                # NULLs, which are an error, are in the last range.
+                nulls = "" if before or not after else f" OR {identity} IS NULL"
+                within = f"SELECT * FROM ({sql}\n) AS q WHERE {' AND '.join(conditions) or 'true'}{nulls}"  # noqa: S608
+                statement = selection(within, self._in_use, order, left)
+                for batch in self._connection.sql(statement, params=[*after, *before]).to_arrow_reader(BATCH_ROWS):
+                    left = None if left is None else left - batch.num_rows
+                    yield batch
 
 
 @contextmanager

@@ -87,7 +87,9 @@ def test_a_query_gives_the_vectors_of_the_same_rows_in_a_file_and_resumes(
     request: pytest.FixtureRequest,
     password: None,
     bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("embedkit.sources.duckdb_file._RANGE", 4)
     place = request.getfixturevalue(kind)
     database = place.url if kind == "postgres" else place
     in_order = sorted(ROWS, key=lambda row: row[0].encode())
@@ -99,6 +101,8 @@ def test_a_query_gives_the_vectors_of_the_same_rows_in_a_file_and_resumes(
     ran = encode(database, "--sql", QUERY, *asked, "-o", out)
     assert ran.code == 0, ran.err
     assert stored(out) == stored(tmp_path / "file")
+    first = list(open_table(InputConfig((str(database),), sql=QUERY, limit=5)).records())
+    assert [item.id for item in first if isinstance(item, Record)] == [name for name, *_ in in_order[:5]]
     # A crash after two of four shards.
     for name in ("manifest.json", "commits/00002.json", "commits/00003.json"):
         (out / name).unlink()

@@ -44,9 +44,9 @@ def evaluate(labels: Labels, predictions: Predictions) -> dict[str, Any]:
     value of a metric is not the mean of the folds' values.
 
     Intervals are 95 %: the percentiles of 1,000 bootstrap samples of the rows, or of the groups where there are
-    groups (Efron & Tibshirani, "An introduction to the bootstrap", 1993, chapter 13); of 200 samples for millions
-    of scores. They say how far another sample of rows would change the measure of these predictions, and not how
-    far other training rows would change the predictions.
+    groups (Efron & Tibshirani, "An introduction to the bootstrap", 1993, chapter 13), without their bias; of 200
+    samples for millions of scores. They say how far another sample of rows would change the measure of these
+    predictions, and not how far other training rows would change the predictions.
 
     Calibration is of the probability of the predicted class; in multilabel, of each row and class. `brier` is the
     mean squared difference of probabilities and outcomes: summed over classes (Brier 1950), of two classes that of
@@ -131,9 +131,9 @@ def _of_classes(
 
 
 def _interval(values: Vector) -> dict[str, float | None]:
-    """Returns the first of float64 [1 + B] and the percentile interval of the others."""
-    low, high = percentiles(values[1:])
-    found = {"value": float(values[0]), "low": float(low), "high": float(high)}
+    """Returns the first of float64 [1 + B] with its interval; no measure is above 1."""
+    low, high = percentiles(values)
+    found = {"value": float(values[0]), "low": float(low), "high": float(np.minimum(high, 1))}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 

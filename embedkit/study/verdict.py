@@ -82,7 +82,7 @@ def corrected_interval(scores: Sequence[float], *, test_share: float, level: flo
 
 def bootstrap_interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
     """Returns the interval of float64 [1 + B]: a value, and those of B bootstrap samples."""
-    low, high = percentiles(values[1:], level)
+    low, high = percentiles(values, level)
     return Interval(float(values[0]), float(low), float(high))
 
 

@@ -69,6 +69,13 @@ def test_intervals_are_scipys_percentile_bootstrap():
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=0.008)
 
 
+def test_intervals_hold_the_measure_even_of_many_classes_of_few_rows():
+    """Samples without some of the rows of a class, and with others twice, have a higher average precision."""
+    labels, predictions = predicted(200, 50)
+    for name, of in evaluate(labels, predictions)["metrics"].items():
+        assert of["low"] < of["value"] < of["high"] <= 1, name
+
+
 def test_with_groups_whole_groups_are_drawn_and_intervals_are_wider():
     """Ten copies of 40 rows: the interval is that of 40 rows and sqrt(10) wider than that of 400 rows."""
     labels, predictions = predicted(40, 2)

@@ -27,6 +27,7 @@ from embedkit.cli.output_names import absolute_name, check_name
 from embedkit.cli.progress import LINE_SECONDS, MODES, Interval, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import LabelConfig, ModelConfig, one_of
+from embedkit.config.fit_config import WITHOUT_LABELS
 from embedkit.errors import UsageError
 from embedkit.output.sweep_summary import WINNER
 from embedkit.storage.filesystem import read_file
@@ -36,14 +37,17 @@ if TYPE_CHECKING:
     from embedkit.study.verdict import Row, Verdict
 
 _SHOWN = 10
-#: Options about the sweep itself, not about the vectors: the command it suggests does not have them.
-_NOT_REPEATED = (
-    *("inputs", "output", "model", "revision"),
-    *("metric", "probe", "folds", *(field.name for field in fields(LabelConfig))),
-    *("layers", "pool", "limit", "on_exists", "verify", "shard_rows", "private", "progress", "quiet", "config"),
-    "help",
+#: Options about the sweep itself, and those that it chooses: `encode` is suggested without them.
+_NOT_OF_ENCODE = frozenset(
+    {
+        *("output", "model", "revision", "layers", "pool", "pooler", "metric", "probe", "folds", "limit"),
+        *("on_exists", "verify", "shard_rows", "private", "progress", "quiet", "config", "help"),
+        *(field.name for field in fields(LabelConfig)),
+    }
 )
-#: Of the others, those that the model of new rows needs: their texts are read as the file of the probe says.
+#: Options that `fit` lacks, or that mean something else there.
+_NOT_OF_FIT = frozenset({"stride", "chunk_pool", "batch_size"})
+#: Options that the model needs for new rows too: their texts are read as the file of the probe says.
 _OF_MODEL = ("offline", "trust_remote_code", "device", "dtype")
 
 
@@ -68,6 +72,13 @@ _OF_MODEL = ("offline", "trust_remote_code", "device", "dtype")
     option("--folds N", 5, "Folds of the cross-validation."),
     option("--layers", "all", "Layers to compare, such as all, -4:, 0,6,12."),
     option("--pool", "auto", "Poolings to compare: a comma list, or auto for all that suit the model."),
+    option(
+        "--pooler KIND",
+        list[str],
+        "Poolers to fit and to compare on the same folds: idf, pca:N, whiten, weighted-layers, lstm, attention, "
+        "attention-tanh, multihead-attention, mean, cls, or one of a package. A comma list; repeatable.",
+        rich_help_panel="Layers, pooling and vectors",
+    ),
     *PROCESS_OPTIONS,
     CONFIG,
 )
@@ -91,7 +102,8 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
 
     folder = Path(absolute_name(output))
     options["shard_rows"] = options["shard_rows"] or SHARD_ROWS
-    own = {**pop_fields(SweepConfig, options), "labels": take(LabelConfig, options)}
+    poolers = tuple(name.strip() for typed in options.pop("pooler") or () for name in typed.split(","))
+    own = {**pop_fields(SweepConfig, options), "labels": take(LabelConfig, options), "poolers": poolers}
     vectors = str(folder / VECTORS)
     options.update(output=vectors, output_format="arrow", layer_agg="separate", normalize=False)
     models = options.pop("model") or [ModelConfig().model]
@@ -147,34 +159,43 @@ class _Commands:
     """Makes the command lines that a sweep suggests."""
 
     def __init__(self, ctx: typer.Context, config: SweepConfig, output: str) -> None:
-        self.inputs = (*config.run.input.shown_inputs, *config.labels.test)
+        self.inputs = config.run.input.shown_inputs
+        self.labels = config.labels
         self.output = output
-        self.repeated = dict(_repeated(ctx))
+        self.given = dict(_given(ctx))
 
     def __call__(self, name: str, chosen: Mapping[str, str]) -> str:
-        """Returns the command line to `encode` the input again, or to `predict` new rows.
+        """Returns the command line to `encode` the input, to `fit` a pooler to it, or to `predict` new rows.
 
         Args:
-            name: encode or predict.
+            name: encode, fit or predict.
             chosen: options that the sweep has chosen.
         """
-        inputs, names = self.inputs, tuple(self.repeated)
         words = [_assigned(f"--{option.replace('_', '-')}", value) for option, value in chosen.items()]
-        if name == "predict":
-            inputs, names = ("NEW.csv",), _OF_MODEL
-            words += [_assigned("--pool", Path(self.output) / WINNER), "--with-head"]
+        inputs: tuple[str, ...] = (*self.inputs, *self.labels.test)
+        names = [option for option in self.given if option not in _NOT_OF_ENCODE]
+        match name:
+            case "predict":
+                inputs, names = ("NEW.csv",), [*_OF_MODEL]
+                words += [_assigned("--pool", Path(self.output) / WINNER), "--with-head"]
+            case "fit":
+                inputs = self.inputs
+                names = [option for option in (*names, "limit") if option not in _NOT_OF_FIT]
+                if chosen["pooler"].partition(":")[0] not in WITHOUT_LABELS:
+                    names += [field.name for field in fields(LabelConfig)]
+                    words += ["--test=0"] if not self.labels.test and self.labels.split_column is None else []
         # A file named `-notes.csv` would look like an option.
         files = [f"./{typed}" if typed.startswith("-") else typed for typed in inputs]
-        used = [word for option in names for word in self.repeated.get(option, ())]
-        return shlex.join(["embedkit", "encode", *files, *used, *words])
+        used = [word for option in names for word in self.given.get(option, ())]
+        return shlex.join(["embedkit", "fit" if name == "fit" else "encode", *files, *used, *words])
 
 
-def _repeated(ctx: typer.Context) -> Iterator[tuple[str, list[str]]]:
-    """Yields the options of `encode` that this sweep has, from the command line or a config file, by name."""
+def _given(ctx: typer.Context) -> Iterator[tuple[str, list[str]]]:
+    """Yields the options that this sweep has, from the command line, a config file or the environment, by name."""
     for parameter in ctx.command.params:
         name = parameter.name or ""
         value = ctx.params.get(name)
-        if name in _NOT_REPEATED or not isinstance(value, (str, int, list, tuple)) or value == parameter.default:
+        if name == "inputs" or not isinstance(value, (str, int, list, tuple)) or value == parameter.default:
             continue
         flag = parameter.opts[-1]
         if isinstance(value, bool):

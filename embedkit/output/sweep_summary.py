@@ -21,6 +21,13 @@ WINNER = "winner.safetensors"
 COSTS = "costs.json"
 #: The output with the vectors of all candidates; of several models, `vectors-MODEL` each.
 VECTORS = "vectors"
+#: Without a suffix; each is there as PNG and as SVG.
+PICTURES = ("heatmap", "cost")
+#: All files of a sweep that may be in its folder.
+NAMES = (
+    *(SUMMARY, "summary.txt", RESULTS, EVALUATION, PREDICTIONS, WINNER, COSTS),
+    *(f"{name}.{form}" for name in PICTURES for form in ("png", "svg")),
+)
 
 
 def is_of_vectors(name: str) -> bool:

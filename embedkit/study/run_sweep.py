@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.config import LabelConfig, one_of
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
 from embedkit.errors import EmbedkitError, OutputError, UsageError
-from embedkit.inference.model_spec import find_model
-from embedkit.inference.tokenizer_setup import set_up_without_weights
-from embedkit.output.sweep_summary import VECTORS, read_summary
+from embedkit.output.sweep_summary import NAMES, VECTORS, read_summary
 from embedkit.pooling.heads import VALUE_TASKS
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
@@ -29,14 +26,15 @@ from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows,
 from embedkit.study.labels import Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import pairs_across
+from embedkit.study.pooler_candidates import PoolerCandidate, pooler_candidates
 from embedkit.study.probe import check_defined
 from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
-from embedkit.study.sweep_files import NAMES, write_files
+from embedkit.study.sweep_files import write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
-from embedkit.study.sweep_judging import Candidates, judge
+from embedkit.study.sweep_judging import judge, open_candidates
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
-from embedkit.study.sweep_winner import judge_winner
+from embedkit.study.sweep_winner import Winner, judge_winner
 from embedkit.study.verdict import Verdict
 from embedkit.study.versions import library_versions, processor
 
@@ -92,9 +90,10 @@ def sweep(
     models = find_models(runs)
     places = vector_folders(folder, [model.name for model in models], [model.spec for model in models])
     callbacks.notice("reading the labels")
-    setups = [set_up_without_weights(find_model(model.config, model.spec.folder))[0] for model in models]
-    rows = read_rows(config.run.input, config.labels, setups)
-    # Errors in the labels are raised before a model runs for hours.
+    rows = read_rows(config.run.input, config.labels, [model.setup for model in models])
+    # Errors in the labels and the poolers are raised before a model runs for hours.
+    for model in models:
+        pooler_candidates(config.poolers, model.setup.layers, model.spec.poolings, model.n_layers)
     found, folds = _divide(rows, rows.has_text, config)
     metrics = _metrics(found.labels, config)
     undefined = check_defined(found.labels, folds, metrics)
@@ -116,8 +115,6 @@ def sweep(
     has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
     found, folds = _divide(rows, has_vector, config)
     labels, in_folds = found.labels, (folds.of_row >= 0) & (folds.of_row < folds.count)
-    candidates = Candidates.of(encoded, np.flatnonzero(has_vector)[labels.rows])
-    verdict = judge(candidates, labels, folds, metrics, config.probe, on_candidate=on_candidate, stop=stop)
     facts = {
         "version": 1,
         **settings,
@@ -141,27 +138,38 @@ def sweep(
     }
     if len(encoded) == 1:
         facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
-    best = verdict.winner.candidate
-    model = candidates.models[best]
-    of_file = {name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")}
-    winner = judge_winner(
-        best,
-        candidates.vectors(best),
-        model.vectors.recipe,
-        labels,
-        model.vectors.ids.take(pa.array(candidates.rows)),
-        folds,
-        metrics,
-        config.probe,
-        {**of_file, "candidate": best.name},
-    )
-    commands = {
-        "encode": command("encode", {**model.options, **best.options}),
-        "predict": command("predict", model.options),
-    }
-    write_files(folder, verdict, winner, facts, commands)
+    places_of_rows = np.flatnonzero(has_vector)[labels.rows]
+    with open_candidates(encoded, places_of_rows, config.poolers, callbacks, stop) as candidates:
+        judged = judge(
+            candidates,
+            labels,
+            found.groups,
+            folds,
+            metrics,
+            config.probe,
+            seed=config.labels.seed,
+            on_candidate=on_candidate,
+            stop=stop,
+        )
+        winner = judge_winner(candidates, judged, labels, folds, metrics, config.probe, facts)
+    write_files(folder, judged.verdict, winner, facts, _commands(winner, command))
     _finish(config, folder, replacement, callbacks)
-    return SweepResult(verdict, facts)
+    return SweepResult(judged.verdict, facts)
+
+
+def _commands(winner: Winner, command: Callable[[str, Mapping[str, str]], str]) -> dict[str, str]:
+    """Returns the command lines that make the winner's vectors, fit its pooler, and predict new rows."""
+    model, best = winner.model.options, winner.candidate
+    options, commands = best.options, {}
+    if isinstance(best, PoolerCandidate) and best.fit_options:
+        file = f"{best.pooler.replace(':', '-')}.safetensors"
+        commands["fit"] = command("fit", {**model, **best.fit_options, "output": file})
+        # The file says which layers it takes.
+        options = {"pool": f"idf:{file}", "layers": options["layers"]} if best.kind == "idf" else {"pool": file}
+    commands["encode"] = command("encode", {**model, **options})
+    if winner.file is not None:
+        commands["predict"] = command("predict", model)
+    return commands
 
 
 def _settings(config: SweepConfig, encoded: Sequence[EncodedModel]) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def _settings(config: SweepConfig, encoded: Sequence[EncodedModel]) -> dict[str,
     )
     return {
         **labels,
-        **{name: getattr(config, name) for name in ("probe", "folds")},
+        **{name: getattr(config, name) for name in ("probe", "folds", "poolers")},
         "asked": {"task": task, "metric": config.metric},
         "test_files": list(test_files),
         **model,
@@ -186,7 +194,8 @@ def _is_finished(former: Mapping[str, Any] | None, settings: Mapping[str, Any]) 
     """Checks whether a summary is of the same settings; older ones lack some, which then had their defaults."""
     if former is None:
         return False
-    before = {**{field.name: field.default for field in fields(LabelConfig)}, "test_files": [], **former}
+    defaults = {field.name: field.default for field in fields(LabelConfig)}
+    before = {**defaults, "test_files": [], "poolers": [], **former}
     stored = json.loads(json.dumps({name: before.get(name) for name in settings}))
     return bool(stored == json.loads(json.dumps(settings)))
 

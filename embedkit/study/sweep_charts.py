@@ -17,7 +17,6 @@ import numpy as np
 
 from embedkit.study.verdict import Row, Verdict, printed
 
-FORMATS = ("png", "svg")
 #: Characters of a name, and of a line of a title.
 _LONGEST_NAME, _LONGEST_LINE = 48, 110
 #: Ratio of the largest cost to the smallest from which an axis is logarithmic.
@@ -231,7 +230,7 @@ def _drawing() -> Iterator[Any]:
 
 def _images(figure: Any) -> dict[str, bytes]:
     images = {}
-    for form in FORMATS:
+    for form in ("png", "svg"):
         file = BytesIO()
         metadata: Mapping[str, Any] = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
         figure.savefig(file, format=form, dpi=150, metadata=metadata)

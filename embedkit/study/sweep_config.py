@@ -9,6 +9,7 @@ from embedkit.config import LabelConfig, RunConfig, at_least, one_of, value_hint
 from embedkit.config.poolings import POOLING_NAMES, parse_poolings
 from embedkit.errors import UsageError
 from embedkit.study.metrics import METRICS
+from embedkit.study.pooler_candidates import check_poolers
 from embedkit.study.probe import PROBES
 
 #: Poolings that can be compared at every layer.
@@ -25,6 +26,7 @@ class SweepConfig:
     metric: str | None = None  # the deciding metric; None takes the task's first
     probe: str = "ridge"  # one of PROBES
     folds: int = 5
+    poolers: tuple[str, ...] = ()  # kinds of `embedkit fit`, and poolers of packages
 
     @property
     def run(self) -> RunConfig:
@@ -48,6 +50,12 @@ class SweepConfig:
                     f"a sweep cannot compare '{name}'",
                     hint=value_hint("--pool", name, POOLINGS, f"use any of: {', '.join(POOLINGS)}"),
                 )
+        check_poolers(self.poolers)
+        if self.poolers and self.run.text.on_long == "chunk":
+            raise UsageError(
+                "--on-long chunk makes several windows of a text, and a pooler is fitted to the states of one",
+                hint="use --on-long truncate, or leave out --pooler",
+            )
         models = [run.model.model for run in self.runs]
         for name in models:
             if models.count(name) > 1:

@@ -17,20 +17,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.output.sweep_summary import COSTS, EVALUATION, PREDICTIONS, RESULTS, SUMMARY, WINNER
+from embedkit.output.sweep_summary import COSTS, EVALUATION, NAMES, PREDICTIONS, RESULTS, SUMMARY, WINNER
 from embedkit.storage.disk_errors import as_output_error
 from embedkit.storage.filesystem import new_files, remove_file
-from embedkit.study.sweep_charts import FORMATS, Cost, cost_chart, heat_map, shown_name
+from embedkit.study.sweep_charts import Cost, cost_chart, heat_map, shown_name
 from embedkit.study.sweep_winner import Winner
 from embedkit.study.verdict import Interval, Row, Verdict
 
 _FLOAT32 = 4
-_PICTURES = ("heatmap", "cost")
-#: All files of a sweep that may be in its folder.
-NAMES = (
-    *(SUMMARY, "summary.txt", RESULTS, EVALUATION, PREDICTIONS, WINNER, COSTS),
-    *(f"{name}.{form}" for name in _PICTURES for form in FORMATS),
-)
+#: What the suggested command lines do, each in a line before it.
+_COMMANDS = {
+    "fit": "The pooler of the best candidate, fitted to all rows that are not test rows:",
+    "encode": "The vectors of the best candidate:",
+    "predict": f"{WINNER} has its probe, trained on all rows that are not test rows. Predictions for new rows:",
+}
 
 
 def write_files(
@@ -58,7 +58,7 @@ def write_files(
         RESULTS: table.getvalue(),
         EVALUATION: _json(winner.evaluation),
         PREDICTIONS: winner.predictions,
-        WINNER: winner.file,
+        **({WINNER: winner.file} if winner.file is not None else {}),
         "summary.txt": "".join(f"{line}\n" for line in _summary_lines(verdict, facts, commands)).encode(
             errors="surrogateescape"
         ),
@@ -145,10 +145,7 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping
         *found,
         f"{PREDICTIONS} has a prediction of each row by a probe that has not seen it, {EVALUATION} its measures.",
         "",
-        commands["encode"],
-        "",
-        f"{WINNER} is the best candidate's probe, trained on all rows that are not test rows. On new rows:",
-        commands["predict"],
+        *(line for name, text in _COMMANDS.items() if name in commands for line in (text, commands[name])),
     ]
 
 

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.engines.base import Callbacks
 from embedkit.errors import Stopped
 from embedkit.study.candidates import Candidate
-from embedkit.study.final_probe import out_of_fold
+from embedkit.study.final_probe import Predictions, out_of_fold
 from embedkit.study.labels import Labels
+from embedkit.study.pooler_candidates import (
+    PoolerCandidate,
+    TokenStates,
+    fold_vectors,
+    pooler_candidates,
+    pooler_scores,
+    token_states,
+    vector_states,
+)
 from embedkit.study.probe import FoldVectors, ProbeScores, cross_validate_all
-from embedkit.study.splits import Folds
+from embedkit.study.splits import HELD_OUT, Folds
+from embedkit.study.sweep_folder import states_folder
 from embedkit.study.sweep_models import EncodedModel
 from embedkit.study.verdict import Verdict, decide, judge_on_test_rows
 
+if TYPE_CHECKING:
+    from embedkit.study.hidden_states import States
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """The candidates of a sweep, each with its model.
 
@@ -29,81 +44,164 @@ class Candidates:
         encoded: the models.
         rows: int64 [N], the labelled rows, by their places in the input.
         models: candidate → its model.
+        tokens: name of a model → the states of its tokens, where poolers take them.
     """
 
     encoded: Sequence[EncodedModel]
     rows: NDArray[np.int64]
-    models: Mapping[Candidate, EncodedModel] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, encoded: Sequence[EncodedModel], rows: NDArray[np.int64]) -> Candidates:
-        """Returns all candidates of all models, for these rows."""
-        found = cls(encoded, rows)
-        models = {found.named(of, model): model for model in encoded for of in model.candidates}
-        return replace(found, models=models)
-
-    def named(self, candidate: Candidate, model: EncodedModel) -> Candidate:
-        """Returns a candidate with the name of its model, if several are compared."""
-        return replace(candidate, model=model.name) if len(self.encoded) > 1 else candidate
+    models: Mapping[Candidate, EncodedModel]
+    tokens: Mapping[str, TokenStates]
 
     @property
     def baselines(self) -> list[Candidate]:
         """The baselines, which are those of the first model."""
         first = self.encoded[0]
-        return [self.named(of, first) for of in first.baselines]
+        return [_named(of, first, self.encoded) for of in first.baselines]
 
     def dims(self, candidate: Candidate) -> int:
         """Returns the dimensions of a candidate's vectors."""
         return candidate.dims(self.models[candidate].vectors.hidden_size)
 
-    def vectors(self, candidate: Candidate) -> NDArray[np.float32] | FoldVectors:
+    def vectors(self, candidate: Candidate, folds: Folds) -> NDArray[np.float32] | FoldVectors:
         """Returns a candidate's vectors of the labelled rows, as `cross_validate` takes them."""
+        if isinstance(candidate, PoolerCandidate):
+            return fold_vectors(candidate, self.states(candidate), folds)
         model = self.models[candidate]
         return model.vectors.of(candidate, model.rows(self.rows))
+
+    def states(self, candidate: PoolerCandidate) -> States:
+        """Returns the states of the labelled rows that a pooler takes."""
+        model = self.models[candidate]
+        rows = model.rows(self.rows)
+        if candidate.needs_tokens:
+            return self.tokens[model.name].of(candidate, rows)
+        return vector_states(model.vectors.of(candidate.layer_vectors, rows), len(candidate.layers))
+
+
+@contextmanager
+def open_candidates(
+    encoded: Sequence[EncodedModel],
+    rows: NDArray[np.int64],
+    poolers: Sequence[str],
+    callbacks: Callbacks,
+    stop: threading.Event,
+) -> Iterator[Candidates]:
+    """Yields all candidates of all models; encodes token states that poolers take, and removes them afterwards.
+
+    Args:
+        encoded: the models.
+        rows: int64 [N], the labelled rows, by their places in the input.
+        poolers: names of the poolers to compare.
+        callbacks: receive the progress.
+        stop: ends the encoding when it is set.
+
+    Raises:
+        EmbedkitError: as `token_states`.
+    """
+    models: dict[Candidate, EncodedModel] = {}
+    tokens: dict[str, TokenStates] = {}
+    with ExitStack() as stack:
+        for model in encoded:
+            fitted = pooler_candidates(poolers, model.vectors.layers, model.vectors.poolings, model.n_layers)
+            models |= {_named(of, model, encoded): model for of in (*model.candidates, *fitted)}
+            of_tokens = [candidate for candidate in fitted if candidate.needs_tokens]
+            if of_tokens:
+                callbacks.notice(f"encoding the token states of {model.name} for --pooler")
+                states = token_states(model.config, of_tokens, states_folder(model.place), callbacks, stop)
+                tokens[model.name] = stack.enter_context(states)
+        yield Candidates(encoded, rows, models, tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The comparison of all candidates."""
+
+    verdict: Verdict
+    predictions: Predictions  # of the winner, for rows that it has not seen
 
 
 def judge(
     candidates: Candidates,
     labels: Labels,
+    groups: NDArray[np.int64] | None,
     folds: Folds,
     metrics: Sequence[str],
     probe: str,
     *,
+    seed: int,
     on_candidate: Callable[[int, int], None],
     stop: threading.Event,
-) -> Verdict:
+) -> Judged:
     """Scores all candidates and compares them.
 
     Args:
         candidates: to judge.
         labels: of their N rows.
+        groups: int64 [N], rows that are kept together; None without groups.
         folds: of these rows.
         metrics: names of the task's metrics; the first one decides.
         probe: one of PROBES.
+        seed: of the training of poolers.
         on_candidate: called after each candidate with the number done and the number of all.
         stop: ends it between two candidates when it is set.
 
     Raises:
         Stopped: `stop` was set.
     """
-    scores: list[ProbeScores] = []
-    makers = [partial(candidates.vectors, candidate) for candidate in candidates.models]
+    scores: dict[Candidate, ProbeScores] = {}
+    trained: dict[Candidate, Predictions] = {}
+
+    def done(candidate: Candidate, found: ProbeScores) -> None:
+        scores[candidate] = found
+        on_candidate(len(scores), len(candidates.models))
+        if stop.is_set():
+            raise Stopped(
+                "stopped by a signal while the candidates were judged; all vectors are committed",
+                hint="run the same command with --on-exists resume: it continues from the vectors",
+            )
+
+    by_probe = [candidate for candidate in candidates.models if not is_trained(candidate)]
+    makers = [partial(candidates.vectors, candidate, folds) for candidate in by_probe]
     with closing(cross_validate_all(makers, labels, folds, metrics, probe)) as results:
-        for of_candidate in results:
-            scores.append(of_candidate)
-            on_candidate(len(scores), len(makers))
-            if stop.is_set():
-                raise Stopped(
-                    "stopped by a signal while the probes were fitted; all vectors are committed",
-                    hint="run the same command with --on-exists resume: it continues from the vectors",
-                )
-    dims = [candidates.dims(candidate) for candidate in candidates.models]
-    verdict = decide(list(candidates.models), scores, dims, candidates.baselines, labels, folds)
-    if not (folds.of_row < 0).any():
-        return verdict
-    winner, *baselines = (
-        out_of_fold(candidates.vectors(candidate), labels, folds, metrics, probe)
-        for candidate in (verdict.winner.candidate, *candidates.baselines)
-    )
-    named = {of.baseline_name: found for of, found in zip(candidates.baselines, baselines, strict=True)}
-    return judge_on_test_rows(verdict, labels, folds, winner, named)
+        for candidate, of_probe in zip(by_probe, results, strict=True):
+            done(candidate, of_probe)
+    for candidate in filter(is_trained, candidates.models):
+        from embedkit.models.device import pick_device
+
+        found = pooler_scores(
+            candidate,
+            candidates.states(candidate),
+            labels,
+            folds,
+            metrics,
+            groups=groups,
+            seed=seed,
+            device=pick_device(candidates.models[candidate].config.model.devices[0]),
+            stop=stop,
+        )
+        trained[candidate] = Predictions(found.predictions, folds.of_row)
+        done(candidate, found.scores)
+    every = list(candidates.models)
+    dims = [candidates.dims(candidate) for candidate in every]
+    verdict = decide(every, [scores[of] for of in every], dims, candidates.baselines, labels, folds)
+
+    def predictions(candidate: Candidate) -> Predictions:
+        if candidate in trained:
+            return trained[candidate]
+        return out_of_fold(candidates.vectors(candidate, folds), labels, folds, metrics, probe)
+
+    winner = predictions(verdict.winner.candidate)
+    if (folds.of_row == HELD_OUT).any():
+        named = {of.baseline_name: predictions(of) for of in candidates.baselines}
+        verdict = judge_on_test_rows(verdict, labels, folds, winner, named)
+    return Judged(verdict, winner)
+
+
+def _named(candidate: Candidate, model: EncodedModel, encoded: Sequence[EncodedModel]) -> Candidate:
+    """Returns a candidate with the name of its model, if several are compared."""
+    return replace(candidate, model=model.name) if len(encoded) > 1 else candidate
+
+
+def is_trained(candidate: Candidate) -> TypeGuard[PoolerCandidate]:
+    """Checks whether a candidate is trained on the labels, together with a head."""
+    return isinstance(candidate, PoolerCandidate) and candidate.is_trained

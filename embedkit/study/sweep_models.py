@@ -20,6 +20,7 @@ from embedkit.engines.run import run
 from embedkit.engines.summary import Summary
 from embedkit.errors import OutputError, UsageError
 from embedkit.inference.model_spec import ModelSpec, find_model
+from embedkit.inference.tokenizer_setup import TokenizerSetup, set_up_without_weights
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.output.sweep_summary import COSTS
 from embedkit.storage.disk_errors import as_read_error
@@ -36,6 +37,8 @@ class ModelToEncode:
     name: str  # for candidates and folders; of the last parts of its path, as many as tell the models apart
     config: RunConfig  # poolings by name, an output row for each input row
     spec: ModelSpec
+    setup: TokenizerSetup
+    n_layers: int  # encoder layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class EncodedModel:
     config: RunConfig
     revision: str | None  # the hub's commit
     fingerprint: str  # of its recipe
+    n_layers: int  # encoder layers
     vectors: PooledVectors
     place: Path  # of the vectors
     seconds_per_1000_rows: float | None  # of encoding all layers at once; None if not measured
@@ -107,10 +111,12 @@ def find_models(configs: Sequence[RunConfig]) -> list[ModelToEncode]:
                 f"-m {first} and -m {specs[place].folder.name} are the same model", hint="name each model once"
             )
     names = model_names([config.model.model for config in configs])
-    return [
-        ModelToEncode(name, _encoding_config(config, spec), spec)
-        for name, config, spec in zip(names, configs, specs, strict=True)
-    ]
+    found = []
+    for name, config, spec in zip(names, configs, specs, strict=True):
+        encoding = _encoding_config(config, spec)
+        setup, facts = set_up_without_weights(find_model(encoding, spec.folder))
+        found.append(ModelToEncode(name, encoding, spec, setup, facts.n_layers))
+    return found
 
 
 def model_names(typed: Sequence[str]) -> list[str]:
@@ -166,6 +172,7 @@ def encode_models(
                 config,
                 spec.folder.revision,
                 summary.fingerprint,
+                model.n_layers,
                 vectors,
                 place,
                 cost.get("seconds_per_1000_rows"),

@@ -18,8 +18,10 @@ from embedkit.study.candidates import Candidate
 from embedkit.study.evaluation import evaluate
 from embedkit.study.final_probe import Predictions, fit_final, out_of_fold
 from embedkit.study.labels import Labels
-from embedkit.study.probe import FoldVectors
+from embedkit.study.pooler_candidates import PoolerCandidate
 from embedkit.study.splits import Folds
+from embedkit.study.sweep_judging import Candidates, Judged, is_trained
+from embedkit.study.sweep_models import EncodedModel
 
 _TEST = "test"
 
@@ -28,49 +30,61 @@ _TEST = "test"
 class Winner:
     """What a sweep writes of its winner."""
 
+    candidate: Candidate
+    model: EncodedModel
     evaluation: Mapping[str, Any]  # content of evaluation.json
     predictions: bytes  # of predictions.parquet
-    file: bytes  # of winner.safetensors
-    penalty: float | None  # of the final probe
+    file: bytes | None  # of winner.safetensors; None for the pooler of a package, which has no file
 
 
 def judge_winner(
-    candidate: Candidate,
-    vectors: NDArray[np.float32] | FoldVectors,
-    recipe: Mapping[str, Any],
+    candidates: Candidates,
+    judged: Judged,
     labels: Labels,
-    ids: pa.Array,
     folds: Folds,
     metrics: Sequence[str],
     probe: str,
     facts: Mapping[str, Any],
 ) -> Winner:
-    """Trains the winner's probe on all rows but the test rows, and predicts each row by one that has not seen it.
+    """Predicts each row by a probe that has not seen it, and trains the probe for new rows on all but test rows.
 
     Args:
-        candidate: the winner.
-        vectors: of the N labelled rows, as in `cross_validate`.
-        recipe: of the run that computed its vectors.
+        candidates: of the sweep.
+        judged: names the winner.
         labels: of the N rows.
-        ids: string [N], of the rows.
         folds: of the N rows.
         metrics: the deciding one first.
         probe: one of PROBES.
-        facts: what the probe's file says of its making, besides the recipe.
+        facts: of summary.json; those that a stranger to the sweep needs go into the winner's file.
     """
-    final = fit_final(vectors, labels, folds, metrics, probe)
-    predictions = out_of_fold(vectors, labels, folds, metrics, probe)
+    best = judged.verdict.winner.candidate
+    model = candidates.models[best]
+    ids = model.vectors.ids.take(pa.array(candidates.rows))
+    if is_trained(best):
+        predictions = Predictions(judged.trained[best].predictions, folds.of_row)
+    else:
+        vectors = candidates.vectors(best, folds)
+        predictions = out_of_fold(vectors, labels, folds, metrics, probe)
     evaluation = evaluate(labels, predictions)
     measured = {name: of["value"] for name, of in evaluation["metrics"].items()}
-    file = probe_bytes(
-        final.head,
-        recipe,
-        layers=candidate.layers,
-        layer_agg=candidate.layer_agg,
-        poolings=candidate.poolings,
-        facts={**facts, "scores": {evaluation["estimate"]: measured}, "penalty": final.penalty},
-    )
-    return Winner(evaluation, predictions_parquet(labels, ids, predictions), file, final.penalty)
+    file = None
+    if not isinstance(best, PoolerCandidate):
+        final = fit_final(vectors, labels, folds, metrics, probe)
+        of_file = {
+            **{name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")},
+            "candidate": best.name,
+            "scores": {evaluation["estimate"]: measured},
+            "penalty": final.penalty,
+        }
+        file = probe_bytes(
+            final.head,
+            model.vectors.recipe,
+            layers=best.layers,
+            layer_agg=best.layer_agg,
+            poolings=best.poolings,
+            facts=of_file,
+        )
+    return Winner(best, model, evaluation, predictions_parquet(labels, ids, predictions), file)
 
 
 def predictions_parquet(labels: Labels, ids: pa.Array, predictions: Predictions) -> bytes:

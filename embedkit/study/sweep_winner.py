@@ -16,11 +16,11 @@ from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.pooler_files import probe_bytes
 from embedkit.study.candidates import Candidate
 from embedkit.study.evaluation import evaluate
-from embedkit.study.final_probe import Predictions, fit_final, out_of_fold
+from embedkit.study.final_probe import Predictions, fit_final
 from embedkit.study.labels import Labels
 from embedkit.study.pooler_candidates import PoolerCandidate
 from embedkit.study.splits import Folds
-from embedkit.study.sweep_judging import Candidates, Judged, is_trained
+from embedkit.study.sweep_judging import Candidates, Judged
 from embedkit.study.sweep_models import EncodedModel
 
 _TEST = "test"
@@ -60,16 +60,11 @@ def judge_winner(
     best = judged.verdict.winner.candidate
     model = candidates.models[best]
     ids = model.vectors.ids.take(pa.array(candidates.rows))
-    if is_trained(best):
-        predictions = Predictions(judged.trained[best].predictions, folds.of_row)
-    else:
-        vectors = candidates.vectors(best, folds)
-        predictions = out_of_fold(vectors, labels, folds, metrics, probe)
-    evaluation = evaluate(labels, predictions)
+    evaluation = evaluate(labels, judged.predictions)
     measured = {name: of["value"] for name, of in evaluation["metrics"].items()}
     file = None
     if not isinstance(best, PoolerCandidate):
-        final = fit_final(vectors, labels, folds, metrics, probe)
+        final = fit_final(candidates.vectors(best, folds), labels, folds, metrics, probe)
         of_file = {
             **{name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")},
             "candidate": best.name,
@@ -84,7 +79,7 @@ def judge_winner(
             poolings=best.poolings,
             facts=of_file,
         )
-    return Winner(best, model, evaluation, predictions_parquet(labels, ids, predictions), file)
+    return Winner(best, model, evaluation, predictions_parquet(labels, ids, judged.predictions), file)
 
 
 def predictions_parquet(labels: Labels, ids: pa.Array, predictions: Predictions) -> bytes:

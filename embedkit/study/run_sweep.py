@@ -23,7 +23,7 @@ from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
 from embedkit.storage.replace_folder import Replacement
 from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows, read_rows, with_test_files
-from embedkit.study.labels import Labels
+from embedkit.study.labels import TEST, TRAIN, VALIDATION, Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import pairs_across
 from embedkit.study.pooler_candidates import PoolerCandidate, pooler_candidates
@@ -125,6 +125,7 @@ def sweep(
             "without_label": int(has_vector.sum()) - len(labels.rows),
             "judged": len(labels.rows),
         },
+        "split": _split_counts(labels),
         "left_out": dict(labels.left_out),
         "warnings": list(found.warnings),
         "classes": len(labels.classes),
@@ -155,6 +156,13 @@ def sweep(
     write_files(folder, judged.verdict, winner, facts, _commands(winner, command))
     _finish(config, folder, replacement, callbacks)
     return SweepResult(judged.verdict, facts)
+
+
+def _split_counts(labels: Labels) -> dict[str, int]:
+    """Returns the rows in each part of the user's split; nothing without one."""
+    parts = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    counts = {name: 0 if labels.split is None else int((labels.split == of).sum()) for name, of in parts.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _commands(winner: Winner, command: Callable[[str, Mapping[str, str]], str]) -> dict[str, str]:

@@ -126,7 +126,8 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping
     rows, near = facts["rows"], facts["near_duplicates"]
     of_all = " in every model" if len(facts["models"]) > 1 else ""
     left_out = f"{rows['without_vector']:,} have no vector{of_all}, {rows['without_label']:,} no label or group"
-    judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {facts['folds']} folds"
+    parts = ", ".join(f"{count:,} {part}" for part, count in facts["split"].items()) or f"{facts['folds']} folds"
+    judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {parts}"
     found = [
         f"{verdict.sentence}.",
         *_estimate_lines(verdict),

@@ -171,13 +171,15 @@ class _Commands:
             name: encode, fit or predict.
             chosen: options that the sweep has chosen.
         """
+        file = str(Path(self.output) / WINNER)
+        chosen = {option: of.replace(WINNER, file) if option == "pool" else of for option, of in chosen.items()}
         words = [_assigned(f"--{option.replace('_', '-')}", value) for option, value in chosen.items()]
         inputs: tuple[str, ...] = (*self.inputs, *self.labels.test)
         names = [option for option in self.given if option not in _NOT_OF_ENCODE]
         match name:
             case "predict":
                 inputs, names = ("NEW.csv",), [*_OF_MODEL]
-                words += [_assigned("--pool", Path(self.output) / WINNER), "--with-head"]
+                words.append("--with-head")
             case "fit":
                 inputs = self.inputs
                 names = [option for option in (*names, "limit") if option not in _NOT_OF_FIT]

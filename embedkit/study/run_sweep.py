@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.config import LabelConfig, one_of
+from embedkit.config.poolings import parse_poolings
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
 from embedkit.errors import EmbedkitError, OutputError, UsageError
-from embedkit.output.sweep_summary import NAMES, VECTORS, read_summary
+from embedkit.output.sweep_summary import NAMES, VECTORS, WINNER, read_summary
 from embedkit.pooling.heads import VALUE_TASKS
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
@@ -32,7 +33,7 @@ from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
-from embedkit.study.sweep_judging import judge, open_candidates
+from embedkit.study.sweep_judging import Method, judge, open_candidates
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
 from embedkit.study.sweep_winner import Winner, judge_winner
 from embedkit.study.verdict import Verdict
@@ -93,7 +94,8 @@ def sweep(
     rows = read_rows(config.run.input, config.labels, [model.setup for model in models])
     # Errors in the labels and the poolers are raised before a model runs for hours.
     for model in models:
-        pooler_candidates(config.poolers, model.setup.layers, model.spec.poolings, model.n_layers)
+        poolings = parse_poolings(model.config.pooling.pool)
+        pooler_candidates(config.poolers, model.setup.layers, poolings, model.n_layers)
     found, folds = _divide(rows, rows.has_text, config)
     metrics = _metrics(found.labels, config)
     undefined = check_defined(found.labels, folds, metrics)
@@ -140,19 +142,10 @@ def sweep(
     if len(encoded) == 1:
         facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
     places_of_rows = np.flatnonzero(has_vector)[labels.rows]
+    method = Method(found, folds, metrics, config.probe, config.labels)
     with open_candidates(encoded, places_of_rows, config.poolers, callbacks, stop) as candidates:
-        judged = judge(
-            candidates,
-            labels,
-            found.groups,
-            folds,
-            metrics,
-            config.probe,
-            seed=config.labels.seed,
-            on_candidate=on_candidate,
-            stop=stop,
-        )
-        winner = judge_winner(candidates, judged, labels, folds, metrics, config.probe, facts)
+        judged = judge(candidates, method, on_candidate, stop)
+        winner = judge_winner(candidates, judged, method, facts)
     write_files(folder, judged.verdict, winner, facts, _commands(winner, command))
     _finish(config, folder, replacement, callbacks)
     return SweepResult(judged.verdict, facts)
@@ -168,15 +161,16 @@ def _split_counts(labels: Labels) -> dict[str, int]:
 def _commands(winner: Winner, command: Callable[[str, Mapping[str, str]], str]) -> dict[str, str]:
     """Returns the command lines that make the winner's vectors, fit its pooler, and predict new rows."""
     model, best = winner.model.options, winner.candidate
-    options, commands = best.options, {}
+    commands, options, pool = {}, best.options, WINNER
     if isinstance(best, PoolerCandidate) and best.fit_options:
         file = f"{best.pooler.replace(':', '-')}.safetensors"
         commands["fit"] = command("fit", {**model, **best.fit_options, "output": file})
         # The file says which layers it takes.
-        options = {"pool": f"idf:{file}", "layers": options["layers"]} if best.kind == "idf" else {"pool": file}
+        pool = f"idf:{WINNER}" if best.kind == "idf" else WINNER
+        options = {"pool": pool}
     commands["encode"] = command("encode", {**model, **options})
     if winner.file is not None:
-        commands["predict"] = command("predict", model)
+        commands["predict"] = command("predict", {**model, "pool": pool})
     return commands
 
 

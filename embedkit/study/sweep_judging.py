@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from embedkit.config import LabelConfig
 from embedkit.engines.base import Callbacks
 from embedkit.errors import Stopped
 from embedkit.study.candidates import Candidate
 from embedkit.study.final_probe import Predictions, out_of_fold
+from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
 from embedkit.study.pooler_candidates import (
+    FinalPooler,
     PoolerCandidate,
     TokenStates,
+    final_pooler,
     fold_vectors,
     pooler_candidates,
     pooler_scores,
@@ -33,6 +37,8 @@ from embedkit.study.sweep_models import EncodedModel
 from embedkit.study.verdict import Verdict, decide, judge_on_test_rows
 
 if TYPE_CHECKING:
+    import torch
+
     from embedkit.study.hidden_states import States
 
 
@@ -77,6 +83,12 @@ class Candidates:
             return self.tokens[model.name].of(candidate, rows)
         return vector_states(model.vectors.of(candidate.layer_vectors, rows), len(candidate.layers))
 
+    def device(self, candidate: Candidate) -> torch.device:
+        """Returns the device on which a pooler is trained."""
+        from embedkit.models.device import pick_device
+
+        return pick_device(self.models[candidate].config.model.devices[0])
+
 
 @contextmanager
 def open_candidates(
@@ -113,22 +125,33 @@ def open_candidates(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """How candidates are judged."""
+
+    found: LabelledRows
+    folds: Folds  # of the labelled rows
+    metrics: Sequence[str]  # of the task; the first one decides
+    probe: str  # one of PROBES
+    config: LabelConfig
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the rows."""
+        return self.found.labels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Judged:
     """The comparison of all candidates."""
 
     verdict: Verdict
     predictions: Predictions  # of the winner, for rows that it has not seen
+    final: FinalPooler | None  # the winner's pooler, fitted to all rows that are not test rows; None without one
 
 
 def judge(
     candidates: Candidates,
-    labels: Labels,
-    groups: NDArray[np.int64] | None,
-    folds: Folds,
-    metrics: Sequence[str],
-    probe: str,
-    *,
-    seed: int,
+    method: Method,
     on_candidate: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Judged:
@@ -136,18 +159,14 @@ def judge(
 
     Args:
         candidates: to judge.
-        labels: of their N rows.
-        groups: int64 [N], rows that are kept together; None without groups.
-        folds: of these rows.
-        metrics: names of the task's metrics; the first one decides.
-        probe: one of PROBES.
-        seed: of the training of poolers.
+        method: of the comparison.
         on_candidate: called after each candidate with the number done and the number of all.
         stop: ends it between two candidates when it is set.
 
     Raises:
         Stopped: `stop` was set.
     """
+    labels, folds, metrics, probe = method.labels, method.folds, method.metrics, method.probe
     scores: dict[Candidate, ProbeScores] = {}
     trained: dict[Candidate, Predictions] = {}
 
@@ -166,17 +185,15 @@ def judge(
         for candidate, of_probe in zip(by_probe, results, strict=True):
             done(candidate, of_probe)
     for candidate in filter(is_trained, candidates.models):
-        from embedkit.models.device import pick_device
-
         found = pooler_scores(
             candidate,
             candidates.states(candidate),
             labels,
             folds,
             metrics,
-            groups=groups,
-            seed=seed,
-            device=pick_device(candidates.models[candidate].config.model.devices[0]),
+            groups=method.found.groups,
+            seed=method.config.seed,
+            device=candidates.device(candidate),
             stop=stop,
         )
         trained[candidate] = Predictions(found.predictions, folds.of_row)
@@ -184,17 +201,40 @@ def judge(
     every = list(candidates.models)
     dims = [candidates.dims(candidate) for candidate in every]
     verdict = decide(every, [scores[of] for of in every], dims, candidates.baselines, labels, folds)
+    best = verdict.winner.candidate
+    final = _final(candidates, best, method, stop)
 
     def predictions(candidate: Candidate) -> Predictions:
-        if candidate in trained:
-            return trained[candidate]
         return out_of_fold(candidates.vectors(candidate, folds), labels, folds, metrics, probe)
 
-    winner = predictions(verdict.winner.candidate)
-    if (folds.of_row == HELD_OUT).any():
+    winner = trained[best] if best in trained else predictions(best)
+    tested = folds.of_row == HELD_OUT
+    if final is not None and final.test_predictions is not None:
+        winner.scores[tested] = final.test_predictions[tested]
+    if tested.any():
         named = {of.baseline_name: predictions(of) for of in candidates.baselines}
         verdict = judge_on_test_rows(verdict, labels, folds, winner, named)
-    return Judged(verdict, winner)
+    return Judged(verdict, winner, final)
+
+
+def _final(
+    candidates: Candidates, candidate: Candidate, method: Method, stop: threading.Event
+) -> FinalPooler | None:
+    """Returns a pooler fitted to all rows that are not test rows; None if there is nothing to fit."""
+    if not isinstance(candidate, PoolerCandidate) or not candidate.fit_options:
+        return None
+    model = candidates.models[candidate]
+    return final_pooler(
+        candidate,
+        candidates.states(candidate),
+        method.found,
+        method.folds,
+        model.vectors.recipe,
+        config=method.config,
+        setup=model.setup,
+        device=candidates.device(candidate),
+        stop=stop,
+    )
 
 
 def _named(candidate: Candidate, model: EncodedModel, encoded: Sequence[EncodedModel]) -> Candidate:

@@ -49,6 +49,7 @@ class EncodedModel:
     config: RunConfig
     revision: str | None  # the hub's commit
     fingerprint: str  # of its recipe
+    setup: TokenizerSetup
     n_layers: int  # encoder layers
     vectors: PooledVectors
     place: Path  # of the vectors
@@ -172,6 +173,7 @@ def encode_models(
                 config,
                 spec.folder.revision,
                 summary.fingerprint,
+                model.setup,
                 model.n_layers,
                 vectors,
                 place,

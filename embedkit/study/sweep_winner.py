@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedkit.pooling.heads import PredictionHead
-from embedkit.pooling.pooler_files import probe_bytes
+from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes
 from embedkit.study.candidates import Candidate
 from embedkit.study.evaluation import evaluate
 from embedkit.study.final_probe import Predictions, fit_final
 from embedkit.study.labels import Labels
-from embedkit.study.pooler_candidates import PoolerCandidate
-from embedkit.study.splits import Folds
-from embedkit.study.sweep_judging import Candidates, Judged
+from embedkit.study.pooler_candidates import FinalPooler, PoolerCandidate
+from embedkit.study.sweep_judging import Candidates, Judged, Method
 from embedkit.study.sweep_models import EncodedModel
 
 _TEST = "test"
@@ -37,49 +36,56 @@ class Winner:
     file: bytes | None  # of winner.safetensors; None for the pooler of a package, which has no file
 
 
-def judge_winner(
-    candidates: Candidates,
-    judged: Judged,
-    labels: Labels,
-    folds: Folds,
-    metrics: Sequence[str],
-    probe: str,
-    facts: Mapping[str, Any],
-) -> Winner:
-    """Predicts each row by a probe that has not seen it, and trains the probe for new rows on all but test rows.
+def judge_winner(candidates: Candidates, judged: Judged, method: Method, facts: Mapping[str, Any]) -> Winner:
+    """Evaluates the winner's predictions, and trains its probe for new rows on all rows that are not test rows.
 
     Args:
         candidates: of the sweep.
         judged: names the winner.
-        labels: of the N rows.
-        folds: of the N rows.
-        metrics: the deciding one first.
-        probe: one of PROBES.
+        method: of the comparison.
         facts: of summary.json; those that a stranger to the sweep needs go into the winner's file.
     """
     best = judged.verdict.winner.candidate
-    model = candidates.models[best]
+    model, labels = candidates.models[best], method.labels
     ids = model.vectors.ids.take(pa.array(candidates.rows))
     evaluation = evaluate(labels, judged.predictions)
     measured = {name: of["value"] for name, of in evaluation["metrics"].items()}
+    of_file = {
+        **{name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")},
+        "candidate": best.name,
+        "scores": {evaluation["estimate"]: measured},
+    }
     file = None
-    if not isinstance(best, PoolerCandidate):
-        final = fit_final(candidates.vectors(best, folds), labels, folds, metrics, probe)
-        of_file = {
-            **{name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")},
-            "candidate": best.name,
-            "scores": {evaluation["estimate"]: measured},
-            "penalty": final.penalty,
-        }
-        file = probe_bytes(
-            final.head,
-            model.vectors.recipe,
-            layers=best.layers,
-            layer_agg=best.layer_agg,
-            poolings=best.poolings,
-            facts=of_file,
-        )
+    if judged.final is not None and "head.weight" in judged.final.tensors:
+        file = pooler_bytes({**judged.final.recipe, **of_file}, judged.final.tensors)
+    elif judged.final is not None or not isinstance(best, PoolerCandidate):
+        vectors = candidates.vectors(best, method.folds)
+        final = fit_final(vectors, labels, method.folds, method.metrics, method.probe)
+        of_file["penalty"] = final.penalty
+        file = _file_with(final.head, best, judged.final, model.vectors.recipe, of_file)
     return Winner(best, model, evaluation, predictions_parquet(labels, ids, judged.predictions), file)
+
+
+def _file_with(
+    head: PredictionHead,
+    candidate: Candidate,
+    pooler: FinalPooler | None,
+    recipe: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> bytes:
+    """Returns winner.safetensors of a head on the vectors of built-in poolings, or of a pooler."""
+    if pooler is None:
+        return probe_bytes(
+            head,
+            recipe,
+            layers=candidate.layers,
+            layer_agg=candidate.layer_agg,
+            poolings=candidate.poolings,
+            facts=facts,
+        )
+    of_head = {"task": head.task, "classes": list(head.classes), "dims": head.weight.shape[1]}
+    tensors = {**pooler.tensors, "head.weight": head.weight, "head.bias": head.bias}
+    return pooler_bytes({**pooler.recipe, **facts, **of_head}, tensors)
 
 
 def predictions_parquet(labels: Labels, ids: pa.Array, predictions: Predictions) -> bytes:

@@ -48,7 +48,8 @@ def sweep(embedkit_cli, rows, tmp_path):
         ran = embedkit_cli("sweep", path, *common, "-o", tmp_path / out, *options)
         assert ran.code == 0, ran.err
         summary = json.loads((tmp_path / out / "summary.json").read_text(encoding="utf-8"))
-        return ran, summary, pq.read_table(tmp_path / out / "results.parquet").to_pylist()
+        results = pq.read_table(tmp_path / out / "results.parquet").to_pylist()
+        return ran, summary, [row for row in results if row["layers"]]  # without the constant prediction
 
     return sweep
 

@@ -20,6 +20,7 @@ from embedkit.storage.filesystem import real_path
 from embedkit.study.labels import TEST, TRAIN, VALIDATION, Labels, read_labels
 from embedkit.study.near_duplicates import clusters, pairs_across, text_signature, token_signature
 from embedkit.study.splits import merge_groupings
+from embedkit.tokenizer.lengths import prompt_length
 from embedkit.types import Record, TokenizedTexts
 
 #: Texts of a batch of the tokenizer.
@@ -90,6 +91,9 @@ def read_rows(config: InputConfig, labels: LabelConfig, models: Sequence[Tokeniz
     values: list[tuple[Any, ...]] = []
     has_text: list[bool] = []
     signed: list[list[NDArray[np.uint32]]] = [[] for _ in range(1 + len(models))]
+    vocabularies = [len(model.raw_tokenizer.get_vocab()) for model in models]
+    # The prompt is the same in all texts.
+    skipped = [prompt_length(model.raw_tokenizer, model.tokenizer.prompt) for model in models]
     tokens = 0
     records = table.records()
     while batch := list(islice(records, _TEXTS_AT_ONCE)):
@@ -102,7 +106,7 @@ def read_rows(config: InputConfig, labels: LabelConfig, models: Sequence[Tokeniz
         signed[0] += map(text_signature, texts)
         for place, model in enumerate(models):
             found = model.tokenizer.tokenize(texts)
-            signed[place + 1] += _token_signatures(found, len(model.raw_tokenizer.get_vocab()))
+            signed[place + 1] += _token_signatures(found, vocabularies[place], skipped[place])
             tokens += int(found.n_used.sum()) if place == 0 else 0
     in_test_file = None
     if labels.test:
@@ -121,11 +125,11 @@ def read_rows(config: InputConfig, labels: LabelConfig, models: Sequence[Tokeniz
     )
 
 
-def _token_signatures(found: TokenizedTexts, vocabulary: int) -> Iterator[NDArray[np.uint32]]:
-    """Yields the signature of each text's tokens, special ones excluded; windows are concatenated."""
+def _token_signatures(found: TokenizedTexts, vocabulary: int, skipped: int) -> Iterator[NDArray[np.uint32]]:
+    """Yields the signature of each text's tokens but special ones and the first `skipped`; windows are concatenated."""
     stops = np.cumsum(found.tokens.lengths)
     bounds = np.searchsorted(found.texts, np.arange(len(found.n_used) + 1)).tolist()
-    starts = (stops - found.tokens.lengths + found.tokens.prefix).tolist()
+    starts = (stops - found.tokens.lengths + max(found.tokens.prefix, skipped)).tolist()
     ends = (stops - found.tokens.suffix).tolist()
     for first, stop in pairwise(bounds):
         parts = [found.tokens.input_ids[starts[window] : ends[window]] for window in range(first, stop)]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import decimal
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedkit.arrow_values import array_of, number_in, plain_values
+from embedkit.arrow_values import number_in
 from embedkit.config import LabelConfig
 from embedkit.errors import InputError, UsageError
 
@@ -66,14 +65,6 @@ class Labels:
             split=None if self.split is None else self.split[~rows],
             left_out={**self.left_out, reason: int(rows.sum())},
         )
-
-
-def column_array(values: Sequence[Any], to_text: Callable[[Any], str]) -> pa.Array:
-    """Returns the values of a column as one Arrow type, or as text if their types are mixed."""
-    try:
-        return array_of(values)
-    except (pa.ArrowException, TypeError, OverflowError):
-        return pa.array([None if value is None else to_text(value) for value in plain_values(values)], pa.string())
 
 
 def read_labels(

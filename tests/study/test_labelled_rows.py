@@ -59,6 +59,13 @@ def test_texts_that_differ_only_beyond_the_maximum_length_are_near_duplicates(wr
     assert rows.tokens == 4 * 20
 
 
+def test_a_long_prompt_makes_short_texts_no_duplicates(write, bert):
+    path = write("rows.jsonl", ["HTN", "WBC", "BP", "Jevity"], label=[*"abab"])
+    spec = find_model(run_config([path], model=str(bert), prompt=texts_of(1)[0] + " "))
+    setup, _ = set_up_without_weights(spec)
+    assert len(set(clusters_of(path, setups=[setup]).cluster.tolist())) == 4
+
+
 def test_emoji_unknown_to_the_model_are_equal_to_it_and_not_by_their_characters(write, bert):
     path = write("rows.jsonl", ["\U0001f600", "\U0001f44d", *texts_of(2)], label=[*"abab"])
     setup, _ = set_up_without_weights(find_model(run_config([path], model=str(bert))))

@@ -126,7 +126,7 @@ def read_rows(config: InputConfig, labels: LabelConfig, models: Sequence[Tokeniz
 
 
 def _token_signatures(found: TokenizedTexts, vocabulary: int, skipped: int) -> Iterator[NDArray[np.uint32]]:
-    """Yields the signature of each text's tokens but special ones and the first `skipped`; windows are concatenated."""
+    """Yields the signature of each text's tokens after special ones or the first `skipped`, windows in a row."""
     stops = np.cumsum(found.tokens.lengths)
     bounds = np.searchsorted(found.texts, np.arange(len(found.n_used) + 1)).tolist()
     starts = (stops - found.tokens.lengths + max(found.tokens.prefix, skipped)).tolist()

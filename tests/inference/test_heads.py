@@ -17,6 +17,7 @@ from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes, read_pooler
 from tests.conftest import NOTES
 from tests.oracle import Oracle, pool
+from tests.previous_outputs import FOLDER
 
 TASKS = {
     "classification": ("cat", "dog", "n/a"),
@@ -200,6 +201,13 @@ def test_predictions_are_read_from_every_format(task, name, probe, encode, notes
     expected = head.labels(head.scores(out.vectors))
     assert out.predicted == (pytest.approx(expected, abs=1e-6) if task == "regression" else expected)
     assert len(out.predicted) == len(out.vectors) == len(out.ids) == len(notes.ids)
+
+
+def test_an_output_of_an_earlier_version_is_read_with_its_head():
+    out, head = embedkit.read(FOLDER / "scored.parquet"), embedkit.read_head(FOLDER / "attention.safetensors")
+    assert out.classes == head.classes == ("knee", "lung")
+    assert np.abs(out.probabilities - head.predict_proba(out.vectors)).max() < 1e-6
+    assert out.predicted == head.predict(out.vectors).tolist()
 
 
 def test_an_output_without_a_head_says_so(probe, encode, tmp_path):

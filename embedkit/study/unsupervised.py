@@ -94,7 +94,7 @@ def fit_rotation(
 ) -> Rotation:
     """Computes the principal components of vectors by the eigenvectors of their covariance.
 
-    Whitening divides each component by its standard deviation (Su et al. 2021, arXiv 2103.15316): of a covariance
+    Whitening divides each component by its standard deviation (Su et al. 2021, arXiv 2103.15316), of a covariance
     shrunk towards a multiple of the identity (Ledoit & Wolf, "A well-conditioned estimator for large-dimensional
     covariance matrices", 2004): unless rows are many times the dimensions, the smallest deviations are noise, and
     dividing by them drowns what distinguishes the texts.

@@ -230,3 +230,10 @@ def job_costs() -> str:
     sys.path.insert(0, str(ROOT))
     page: Callable[[], str] = import_module("benchmarks.scale").page
     return f"\n{page()}\n"
+
+
+def compared_poolers() -> str:
+    """Return the newest measured comparison of poolers."""
+    sys.path.insert(0, str(ROOT))
+    page: Callable[[], str] = import_module("benchmarks.compared_poolers").page
+    return f"\n{page()}\n"

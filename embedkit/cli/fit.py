@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -35,39 +36,43 @@ if TYPE_CHECKING:
 _TRAINING_OPTIONS = ("task", "epochs", "lr", "batch_size", "class_weight", "validation", "test", "patience")
 
 
+_pooler = partial(option, rich_help_panel="Pooler")
+_training = partial(option, rich_help_panel="Training")
+
+
 @takes(
     *study_options("stride", "chunk_pool", "shard_rows", "on_exists", "verify", "batch_size"),
-    option(
+    _pooler(
         "--pooler",
         str,
-        "Kind of pooler: idf, pca:N, whiten; with --label also mean, cls, weighted-layers, lstm, attention, "
+        "Kind of pooler: idf, pca:N, whiten[:N]; with --label also mean, cls, weighted-layers, lstm, attention, "
         "attention-tanh, multihead-attention.",
         required=True,
     ),
     option("-o --output", str, "The .safetensors file to write.", required=True),
     label_option("--label COLUMN", str, "Column of labels: classes or numbers."),
     *LABEL_OPTIONS,
-    option("--layer-start N", int, "weighted-layers, lstm: first layer, instead of --layers. By default 1."),
-    option("--layer-pool", "mean", "weighted-layers, lstm, pca, whiten: how to pool each layer: mean, cls."),
-    option("--project N", int, "mean, cls: dimensions of a learned projection of the vector."),
-    option(
+    _pooler("--layer-start N", int, "weighted-layers, lstm: first layer, instead of --layers. By default 1."),
+    _pooler("--layer-pool", "mean", "weighted-layers, lstm, pca, whiten: how to pool each layer: mean, cls."),
+    _pooler("--project N", int, "mean, cls: dimensions of a learned projection of the vector."),
+    _pooler(
         "--hidden-size N",
         int,
         "attention, attention-tanh, lstm: hidden size. By default 512 (attention-tanh) or the model's.",
     ),
-    option("--heads N", int, "multihead-attention: number of heads. By default 8."),
-    option("--epochs N", 30, "Maximum epochs."),
-    option("--lr RATE", 1e-3, "Learning rate of AdamW."),
-    option("--batch-size N", 32, "Rows per training step."),
-    option("--class-weight", "none", "Weights of the classes in the loss: none, balanced."),
-    option("--validation SHARE", 0.15, "Share of the rows for early stopping."),
+    _pooler("--heads N", int, "multihead-attention: number of heads. By default 8."),
+    _training("--epochs N", 30, "Maximum epochs."),
+    _training("--lr RATE", 1e-3, "Learning rate of AdamW."),
+    _training("--batch-size N", 32, "Rows per training step."),
+    _training("--class-weight", "none", "Weights of the classes in the loss: none, balanced."),
+    _training("--validation SHARE", 0.15, "Share of the rows for early stopping."),
     label_option(
         "--test SHARE|FILE",
         list[str],
         "Share of the rows for the final score, or a file of test rows (repeatable). By default 0.15.",
     ),
-    option("--patience N", 4, "Stop after N epochs without a lower validation loss."),
-    option("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
+    _training("--patience N", 4, "Stop after N epochs without a lower validation loss."),
+    _training("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
     option("--overwrite", False, "Replace an existing file."),
     *PROCESS_OPTIONS,
     CONFIG,

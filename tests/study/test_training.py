@@ -88,6 +88,45 @@ def test_a_planted_signal_is_found_on_test_rows(shape):
     assert (scores.argmax(axis=1) == values[split.test]).mean() == found.scores["test"]["accuracy"]
 
 
+def sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+def softmax(values, axis):
+    odds = np.exp(values - values.max(axis=axis, keepdims=True))
+    return odds / odds.sum(axis=axis, keepdims=True)
+
+
+def attention_tanh_by_hand(weights, states):
+    """Linear, tanh, linear, softmax over the tokens [T, L D]."""
+    hidden = np.tanh(states @ weights["score.0.weight"].T + weights["score.0.bias"])
+    return softmax(hidden @ weights["score.2.weight"][0] + weights["score.2.bias"], 0) @ states
+
+
+def lstm_by_hand(weights, states):
+    """The equations of an LSTM over the layers [L D], with its gates in torch's order."""
+    hidden = cell = np.zeros(8)
+    for layer in states.reshape(N_LAYERS, SIZE):
+        gates = weights["lstm.weight_ih_l0"] @ layer + weights["lstm.bias_ih_l0"]
+        gates = gates + weights["lstm.weight_hh_l0"] @ hidden + weights["lstm.bias_hh_l0"]
+        opened, kept, new, shown = np.split(gates, 4)
+        cell = sigmoid(kept) * cell + sigmoid(opened) * np.tanh(new)
+        hidden = sigmoid(shown) * np.tanh(cell)
+    return hidden
+
+
+@pytest.mark.parametrize(("shape", "by_hand"), [(SHAPES[1], attention_tanh_by_hand), (SHAPES[4], lstm_by_hand)])
+def test_predictions_are_those_of_the_equations_written_out(shape, by_hand):
+    states, values = made_up(of_tokens=not shape.of_tokens, rows=60)
+    found = fitted(shape, values, states, epochs=2)
+    weights = {name: tensor.double().numpy() for name, tensor in found.pooler.state_dict().items()}
+    rows = [row.astype(np.float64) for row in states._rows]
+    vectors = np.stack([by_hand(weights, row) for row in rows])
+    expected = softmax(vectors @ found.head.weight.T.astype(np.float64) + found.head.bias, 1)
+    predicted = found.predictions(states, np.arange(60), 3, torch.device("cpu"))
+    assert predicted == pytest.approx(expected, abs=1e-5)
+
+
 def test_shuffled_labels_give_chance():
     states, values = made_up(of_tokens=True)
     shuffled = np.random.default_rng(5).permutation(values)

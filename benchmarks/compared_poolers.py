@@ -28,7 +28,7 @@ POOLERS = (
     *("attention", "attention-tanh", "multihead-attention", "weighted-layers", "lstm", "mean", "cls"),
     *("idf", "pca:128", "whiten"),
 )
-_COPIED = ("summary.json", "summary.txt", "evaluation.json", "heatmap.svg")
+_COPIED = ("summary.json", "summary.txt", "evaluation.json", "heatmap.svg", "heatmap.png")
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def page() -> str:
-    """Returns the newest results of poolers, of the best pooling and of the baselines in Markdown; "" without any."""
+    """Returns the newest results of poolers, the best pooling and the baselines in Markdown, if there are any."""
     newest = max(RESULTS.glob("poolers-cpu-*"), default=None)
     if newest is None:
         return ""
@@ -68,8 +68,8 @@ def page() -> str:
         kind = "; baseline" if row["is_baseline"] == "True" else "" if row in poolers else "; the best pooling"
         lines.append(f"| {row['name']}{kind} | {row['dims']} | {' | '.join(scores)} |")
     heading = (
-        f"{summary['rows']['judged']:,} texts of {summary['classes']} sections, {summary['folds']} folds; values are "
-        "in per cent, with 95 % intervals."
+        f"{summary['rows']['judged']:,} texts of {summary['classes']} sections, {summary['folds']} folds. "
+        "Values are in per cent, with 95 % intervals."
     )
     return "\n".join([heading, "", *lines])
 

@@ -185,6 +185,33 @@ def test_pca_is_fitted_outside_of_the_held_out_folds_and_test_rows_as_scikit_lea
     assert abs(np.mean(chance.by_metric["accuracy"]) - 1 / 3) <= 0.15  # as above
 
 
+def test_the_pooler_of_a_package_gets_states_tokens_and_mask(tmp_path, monkeypatch):
+    """This one takes the states of tokens with odd ids, and none where there is padding."""
+    info = tmp_path / "odd_tokens-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-tokens\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[embedkit.poolers]\nodd = odd_tokens:Odd\n", encoding="utf-8")
+    (tmp_path / "odd_tokens.py").write_text(
+        "class Odd:\n"
+        "    layers = '2'\n"
+        "    def dims(self, n_layers, hidden_size):\n"
+        "        return hidden_size\n"
+        "    def __call__(self, hidden_states, mask, input_ids):\n"
+        "        chosen = (mask & (input_ids % 2 == 1)).unsqueeze(-1)\n"
+        "        return (hidden_states[-1] * chosen).sum(1)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_poolers(("odd", "idf"))
+    (candidate,) = pooler_candidates(("odd",), range(4), ("mean",), 3)
+    assert (candidate.layers, candidate.dims(6), candidate.fit_options) == ((2,), 6, {})
+    states, _ = made_up(of_tokens=True)
+    vectors = fold_vectors(candidate, states, FOLDS)([0])
+    for row in range(0, ROWS, 10):
+        odd = states.token_ids[row] % 2 == 1
+        assert vectors[row] == pytest.approx(states._rows[row][odd].sum(axis=0), abs=1e-5)
+
+
 # The pooler that won ---------------------------------------------------------------------------------
 
 

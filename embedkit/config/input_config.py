@@ -73,7 +73,10 @@ class InputConfig:
                 )
             return
         if len(self.inputs) != 1 or "-" in self.inputs:
-            raise UsageError("--sql reads one database", hint="name a single database file or URL as INPUT")
+            raise UsageError(
+                "--sql reads one database",
+                hint="name one database file or URL; test rows are marked by --split-column",
+            )
         object.__setattr__(self, "sql", one_select(self.sql))
         for option, value in (("--format", self.format != "auto"), ("--delimiter", self.delimiter is not None)):
             if value:

@@ -64,7 +64,9 @@ class EarlierOutput:
         if self.stored.hash_key is None:
             raise OutputError(
                 f"--update {path}: it has no hashes of its texts, by which they would be recognised",
-                hint="encode it once more with --keep-hashes: outputs made from it by --update then have them",
+                hint="encode it once more with --keep-hashes: outputs made from it by --update then have them"
+                if self.stored.recipe
+                else "JSON Lines alone cannot hold what is needed: encode to a folder with --keep-hashes",
             )
         self.hash_key: str = self.stored.hash_key
         with readable(Path(path)):

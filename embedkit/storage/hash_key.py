@@ -84,7 +84,8 @@ def required_key(path: Path) -> HashKey:
 
 def key_beside(output: Path) -> Path:
     """Returns the path of the key beside an output: a copy of the output alone has no key."""
-    return output.with_name(f"{output.name}.key")
+    named = output if output.name not in {"", ".."} else output.resolve()
+    return named.with_name(f"{named.name}.key")
 
 
 def join_key(path: Path, key: HashKey) -> HashKey:
@@ -107,8 +108,8 @@ def join_key(path: Path, key: HashKey) -> HashKey:
     # The file appears whole, as several ranks may make it at once: the first one wins.
     temporary = path.with_name(temporary_name(path.name))
     with as_output_error(path):
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:

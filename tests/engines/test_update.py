@@ -120,6 +120,26 @@ def test_receipts_and_counts_of_the_manifest_are_those_of_a_fresh_run(tables, en
     assert {name for name in plans[0] if plans[0][name] != plans[1].get(name)} == {"update", "sha256"}
 
 
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+@pytest.mark.parametrize("on_bad_row", ["null", "skip"])
+def test_unreadable_rows_are_judged_again(tables, encode, tmp_path, form, on_bad_row):
+    old_table, new_table = tables
+    faulty = tmp_path / "faulty.csv"
+    lines = [*new_table.read_bytes().splitlines(keepends=True), b"a,b,c,d,e,f\n", b"z,the last one,m\n"]
+    faulty.write_bytes(lines[0] + lines[-2] + b"".join(lines[1:]))
+    options = ("--on-bad-row", on_bad_row, "--output-format", form, "--shard-rows", 4)
+    old, new, fresh = (tmp_path / "deep" / "er" / name for name in ("old", "new", "fresh"))
+    assert encode(old_table, "--keep-hashes", *options, "-o", old).code == 0
+    assert encode(faulty, "--update", old, *options, "-o", new).code == 0
+    assert encode(faulty, "--keep-hashes", "--hash-key", f"{old}.key", *options, "-o", fresh).code == 0
+    assert embedkit.read(new).table.equals(embedkit.read(fresh).table)
+    assert not verify_output(new).problems
+    rejects = [sorted(path.read_bytes() for path in (of / "rejects").iterdir()) for of in (new, fresh)]
+    assert rejects[0] == rejects[1]
+    totals = [inspect_output(of).totals for of in (new, fresh)]
+    assert (totals[0].reused, totals[0].rejects) == (27, totals[1].rejects)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, bert):
     """Twelve short texts, their output with hashes, and the vector that each text alone has."""

@@ -134,7 +134,7 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
             print_event(event="notice", message=sentence)
         else:
             print(f"warning: {sentence}", file=sys.stderr)
-    for line in _table(found.verdict):
+    for line in _table(found.verdict, found.facts["models"]):
         print(line)
     print(f"\n{summary}", end="")
 
@@ -214,13 +214,17 @@ def _assigned(flag: str, value: object) -> str:
     return f"{flag}={value}"
 
 
-def _table(verdict: Verdict) -> list[str]:
-    """Formats the best candidates and the baselines."""
+def _table(verdict: Verdict, models: list[dict[str, Any]]) -> list[str]:
+    """Formats the best candidates and the baselines; of several models with what they cost."""
     best = verdict.ranked[:_SHOWN]
     shown = [*best, *(row for row in verdict.baselines if row not in best)]
-    metrics = list(verdict.winner.intervals)
-    cells = [["", "candidate", "dims", *metrics]]
-    cells += [[_mark(row), row.candidate.name, str(row.dims), *_values(row, verdict)] for row in shown]
+    several = len(models) > 1
+    seconds = {model["name"]: model["seconds_per_1000_rows"] for model in models}
+    cells = [["", "candidate", "dims", *(["bytes", "s/1,000 rows"] if several else []), *verdict.winner.intervals]]
+    for row in shown:
+        taken = seconds.get(row.candidate.model)
+        costs = [str(4 * row.dims), "" if taken is None else f"{taken:.3g}"] if several else []
+        cells.append([_mark(row), row.candidate.name, str(row.dims), *costs, *_values(row, verdict)])
     widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     return [*lines, "* best; = not distinguishable from the best; b baseline"]

@@ -125,7 +125,8 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping
     """Returns the lines of summary.txt."""
     rows, near = facts["rows"], facts["near_duplicates"]
     of_all = " in every model" if len(facts["models"]) > 1 else ""
-    left_out = f"{rows['without_vector']:,} have no vector{of_all}, {rows['without_label']:,} no label or group"
+    reasons = [f"{count:,} {reason}" for reason, count in facts["left_out"].items() if count]
+    left_out = ", ".join([f"{rows['without_vector']:,} have no vector{of_all}", *reasons])
     parts = ", ".join(f"{count:,} {part}" for part, count in facts["split"].items()) or f"{facts['folds']} folds"
     judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {parts}"
     found = [

@@ -68,6 +68,7 @@ def test_a_model_is_added_to_a_finished_sweep_and_judged_on_the_rows_that_both_h
     assert [of["without_vector"] for of in summary["models"]] == [1, 0]
     assert summary["rows"] == {"input": N + 1, "without_vector": 1, "without_label": 0, "judged": N}
     assert "1 have no vector in every model" in ran.out
+    assert {"bytes", "s/1,000", "gpt2-model"} <= set(ran.out.split())
     assert len({row["name"] for row in results}) == len(results)
     assert all(row["name"].startswith(f"{row['model']} layer") or " mean of " in row["name"] for row in results)
     assert [row["bytes_per_vector"] for row in results] == [4 * row["dims"] for row in results]

@@ -158,7 +158,7 @@ def _some(numbers: NDArray[np.int64], most: int) -> dict[str, Any]:
 
 def _listed(numbers: NDArray[np.int64], most: int) -> str:
     shown = [*map(str, numbers[:most]), *([f"{len(numbers) - most:,} more"] if len(numbers) > most else [])]
-    return f"rows {', '.join(shown)}"
+    return f"row{'s' * (len(numbers) > 1)} {', '.join(shown)}"
 
 
 def _shortened(value: Any) -> str:

@@ -114,6 +114,9 @@ def check_alike(paths: Sequence[object], outputs: Sequence[Stored], rows: Sequen
 
 def matched(first: Rows, second: Rows) -> Pairs:
     """Matches rows by key and, of a repeated key, by occurrence."""
+    if np.array_equal(first.keys, second.keys):
+        places, none = np.arange(len(first.keys)), np.empty(0, np.int64)
+        return Pairs(places, places, none, none)
     orders = [np.argsort(of.keys, kind="stable") for of in (first, second)]
     found = [
         np.unique(of.keys[order], return_index=True, return_counts=True)
@@ -121,13 +124,13 @@ def matched(first: Rows, second: Rows) -> Pairs:
     ]
     _, in_first, in_second = np.intersect1d(found[0][0], found[1][0], assume_unique=True, return_indices=True)
     common = np.minimum(found[0][2][in_first], found[1][2][in_second])
-    places = [
+    paired = [
         order[ranges(starts[of], common)]
         for order, (_, starts, _), of in zip(orders, found, (in_first, in_second), strict=True)
     ]
-    order = np.argsort(places[0], kind="stable")
+    order = np.argsort(paired[0], kind="stable")
     rest = [
         np.setdiff1d(np.arange(len(of.keys)), of_pairs)
-        for of, of_pairs in zip((first, second), places, strict=True)
+        for of, of_pairs in zip((first, second), paired, strict=True)
     ]
-    return Pairs(places[0][order], places[1][order], rest[0], rest[1])
+    return Pairs(paired[0][order], paired[1][order], rest[0], rest[1])

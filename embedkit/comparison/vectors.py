@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,9 @@ from embedkit.types import Variant
 
 #: Pairs of a block.
 _ROWS = 4096
-#: Bytes of a block's vectors, of each output, where the outputs have other orders: the second one is then read
-#: once for each block.
-_BYTES = 512 * 2**20
+#: Bytes of the vectors of each output that are held where the outputs have other orders: the second one is then
+#: read once for so many of the first one's.
+_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,20 @@ def side_by_side(first: Side, second: Side) -> Iterator[VectorPairs]:
         sorted_has, found = theirs.take(second.rows[pairs][order])
         other_has = np.empty(len(pairs), np.bool_)
         other_has[order] = sorted_has
-        place = np.empty(len(pairs), np.int64)  # of a pair's vector among `found`
-        place[order] = np.cumsum(sorted_has) - 1
-        both = one_has & other_has
-        yield VectorPairs(
-            both=pairs[both],
-            only_first=pairs[one_has & ~other_has],
-            only_second=pairs[other_has & ~one_has],
-            first=_chosen(one, np.flatnonzero(both[one_has])),
-            second=_chosen(found, place[both]),
-        )
+        theirs_at = np.empty(len(pairs), np.int64)  # place of a pair's vector in `found`
+        theirs_at[order] = np.cumsum(sorted_has) - 1
+        ours_at = np.cumsum(one_has) - 1
+        for at in range(0, len(pairs), _ROWS):
+            here = slice(at, at + _ROWS)
+            one_here, other_here = one_has[here], other_has[here]
+            both = one_here & other_here
+            yield VectorPairs(
+                both=pairs[here][both],
+                only_first=pairs[here][one_here & ~other_here],
+                only_second=pairs[here][other_here & ~one_here],
+                first=_chosen(one, ours_at[here][both]),
+                second=_chosen(found, theirs_at[here][both]),
+            )
 
 
 def _chosen(vectors: Vectors, places: NDArray[np.int64]) -> Vectors:
@@ -100,8 +105,10 @@ class _Reader:
 
         `rows` follow those of the last call.
         """
-        has, parts = np.zeros(len(rows), np.bool_), []
-        done = 0
+        stored, variant = self._side.stored, self._side.variant
+        has, tokens = np.zeros(len(rows), np.bool_), []
+        vectors = np.empty((0 if stored.layout.token_vectors else len(rows), variant.dims), np.float32)
+        done = filled = 0
         while done < len(rows):
             while self._batch is None or rows[done] >= self._stop:
                 self._batch = next(self._batches)
@@ -110,19 +117,16 @@ class _Reader:
             last = int(np.searchsorted(rows, self._stop))
             here = rows[done:last] - self._start
             has[done:last] = self._batch.has_vector[here]
-            places = self._places[here[has[done:last]]]
-            parts.append(_chosen(self._batch.vectors[self._side.variant.name], places))
+            found = _chosen(self._batch.vectors[variant.name], self._places[here[has[done:last]]])
+            if isinstance(found, np.ndarray):
+                vectors[filled : filled + len(found)] = self._floats(found)
+                filled += len(found)
+            else:
+                tokens += [self._floats(text) for text in found]
             done = last
-        return has, self._as_numbers(parts)
+        return has, tokens if stored.layout.token_vectors else vectors[:filled]
 
-    def _as_numbers(self, parts: Sequence[Vectors]) -> Vectors:
-        stored, variant = self._side.stored, self._side.variant
-        if stored.layout.token_vectors:
-            return [self._floats(np.asarray(text)) for part in parts for text in part]
-        empty = np.empty((0, variant.dims), np.float32)
-        return np.concatenate([empty, *(self._floats(np.asarray(part)) for part in parts)])
-
-    def _floats(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _floats(self, values: NDArray[Any]) -> NDArray[np.float32]:
         stored = self._side.stored
         numbers = stored.finite_floats(values, self._side.variant)
         return 2 * numbers - 1 if stored.layout.precision == "binary" else numbers

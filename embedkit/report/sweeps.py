@@ -98,6 +98,7 @@ def sweep_section(sweep: Sweep, place: int) -> dict[str, Any]:
             for name, value in _facts(summary).items()
             if value not in {None, ""}
         ],
+        "warnings": summary.get("warnings", []),
         "models": [_model(of) for of in summary.get("models", [])],
         "command": summary.get("command"),
         "heat_maps": heat_maps(sweep.rows, metric),

@@ -131,9 +131,10 @@ def _token_signatures(found: TokenizedTexts, vocabulary: int, skipped: int) -> I
     bounds = np.searchsorted(found.texts, np.arange(len(found.n_used) + 1)).tolist()
     starts = (stops - found.tokens.lengths + max(found.tokens.prefix, skipped)).tolist()
     ends = (stops - found.tokens.suffix).tolist()
-    for first, stop in pairwise(bounds):
+    are_cut = (found.n_used < found.n_tokens).tolist()
+    for is_cut, (first, stop) in zip(are_cut, pairwise(bounds), strict=True):
         parts = [found.tokens.input_ids[starts[window] : ends[window]] for window in range(first, stop)]
-        yield token_signature(np.concatenate(parts) if parts else np.zeros(0, np.int32), vocabulary)
+        yield token_signature(np.concatenate(parts) if parts else np.zeros(0, np.int32), vocabulary, is_cut=is_cut)
 
 
 def labelled_rows(rows: InputRows, chosen: NDArray[np.bool_], config: LabelConfig) -> LabelledRows:

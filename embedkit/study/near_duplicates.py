@@ -3,8 +3,8 @@
 MinHash (Broder, "On the resemblance and containment of documents", 1997): a text is the set of its runs of three
 words, and two texts resemble each other by the share of runs that they have in common. The chance that the
 smallest hash of two sets is equal is that share, so 64 smallest hashes estimate it. A second signature is made of
-the tokens that a model reads, so that texts are near-duplicates, too, if they differ only beyond its maximum
-length or in characters that it does not know.
+the tokens that a model reads: texts are near-duplicates, too, if these are equal, as where a model knows none of
+the characters in which they differ, or nearly equal and the texts were cut at the maximum length.
 """
 
 from __future__ import annotations
@@ -54,9 +54,18 @@ def text_signature(text: str) -> NDArray[np.uint32]:
     return _smallest_hashes(np.array([zlib.crc32(word.encode()) for word in words], np.uint64), _WORDS_PER_RUN)
 
 
-def token_signature(ids: NDArray[np.int32], vocabulary: int) -> NDArray[np.uint32]:
-    """Returns uint32 [64], the smallest hashes of the runs of token ids [T] from a vocabulary of this size."""
+def token_signature(ids: NDArray[np.int32], vocabulary: int, *, is_cut: bool) -> NDArray[np.uint32]:
+    """Returns uint32 [64], the smallest hashes of the runs of a text's token ids [T].
+
+    A text that was not cut is one run: its near-duplicates are found by their words, and this finds equal ones.
+
+    Args:
+        ids: without special tokens.
+        vocabulary: number of its entries.
+        is_cut: True if the text has more tokens.
+    """
     length = _LETTERS_PER_RUN if vocabulary < _SMALL_VOCABULARY else _TOKENS_PER_RUN
+    length = length if is_cut else max(1, len(ids))
     return _smallest_hashes(ids.astype(np.uint64) + np.uint64(1), length)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.arrow_values import plain_values
@@ -161,6 +161,7 @@ def test_equal_numbers_are_one_class_if_all_labels_are_numbers(cells, classes):
     assert labels.classes == (classes or tuple(sorted(set(cells))))
 
 
+@settings(deadline=None)
 @given(st.lists(st.decimals(-999, 999, places=2), min_size=4, max_size=12), st.randoms())
 def test_spellings_of_numbers_are_read_as_python_reads_them(numbers, random):
     cells = [

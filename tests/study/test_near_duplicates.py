@@ -75,16 +75,18 @@ def test_texts_of_emoji_punctuation_or_marks_are_not_all_equal(a, b):
     assert len(set(clusters(signatures([a, f" {a} "])).tolist())) == 1
 
 
-def test_tokens_are_compared_in_runs_that_fit_the_vocabulary():
+def test_tokens_of_texts_that_were_cut_are_compared_in_runs_that_fit_the_vocabulary():
+    def signed(vocabulary, *texts, is_cut=True):
+        return np.array([token_signature(ids, vocabulary, is_cut=is_cut) for ids in texts])
+
     # Unrelated sequences of four letters: all 64 runs of three letters are in both, of ten hardly any.
-    sequences = [RANDOM.integers(0, 4, 800).astype(np.int32) for _ in range(2)]
-    assert len(set(clusters(np.array([token_signature(ids, 30) for ids in sequences])).tolist())) == 2
-    ids = RANDOM.integers(0, 30_000, 500).astype(np.int32)
-    changed = np.where(np.arange(500) % 50 == 0, 1, ids).astype(np.int32)  # 30 of 498 runs: 468 / 528 = 0.89
-    signed = np.array([token_signature(of, 30_000) for of in (ids, changed, ids[::-1])])
-    assert clusters(signed).tolist() == [0, 0, 1]
+    assert clusters(signed(30, *RANDOM.integers(0, 4, (2, 800), np.int32))).tolist() == [0, 1]
+    ids = RANDOM.integers(0, 30_000, 500, np.int32)
+    changed = np.where(np.arange(500) % 50 == 0, 1, ids)  # 30 of 498 runs: 468 / 528 = 0.89
+    assert clusters(signed(30_000, ids, changed, ids[::-1])).tolist() == [0, 0, 1]
+    assert clusters(signed(30_000, ids, changed, ids, ids[:499], is_cut=False)).tolist() == [0, 1, 0, 2]
     # Near in one kind of signature is near.
-    assert clusters(signatures(["a", "b", "c"]), signed).tolist() == [0, 0, 1]
+    assert clusters(signatures(["a", "b", "c"]), signed(30_000, ids, changed, ids[::-1])).tolist() == [0, 0, 1]
 
 
 def test_many_copies_are_one_cluster_and_many_texts_none():

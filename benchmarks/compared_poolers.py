@@ -26,7 +26,7 @@ SECTIONS = ("admin", "doc", "fonts", "games", "graphics", "net", "science", "sou
 PER_SECTION = 500
 POOLERS = (
     *("attention", "attention-tanh", "multihead-attention", "weighted-layers", "lstm", "mean", "cls"),
-    *("idf", "pca:128", "whiten"),
+    *("idf", "pca:64", "whiten"),
 )
 _COPIED = ("summary.json", "summary.txt", "evaluation.json", "heatmap.svg", "heatmap.png")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from embedkit.storage.filesystem import read_file
 
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "tokenizers", "transformers")
 
@@ -23,7 +24,7 @@ def library_versions() -> dict[str, str]:
 def processor() -> str:
     """Returns the model of the processor, such as `Intel(R) Xeon(R) Platinum 8480+`; its family if unknown."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        for line in read_file("/proc/cpuinfo").decode(errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()

@@ -161,7 +161,10 @@ def _lines(summary: FitSummary) -> list[str]:
         lines = [f"{summary.path}: {recipe['kind']}, {recipe['dims']:,} dimensions, from layers {layers}"]
         option = summary.path
     for part, measures in recipe.get("scores", {}).items():
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items())
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {value:{'.4f' if abs(value) < 1e6 else '.4g'}}"
+            for name, value in measures.items()
+        )
         lines.append(f"{part}: {shown} on {recipe['rows'][part]:,} rows")
     if "training" in recipe:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in recipe["left_out"].items())

@@ -101,7 +101,7 @@ def fit_rotation(
 
     Args:
         blocks: returns all the vectors, float64 [n, D] at a time; called twice.
-        dims: components kept; None keeps all.
+        dims: components kept; None keeps all with variance.
         whiten: scale every component to variance 1.
 
     Raises:
@@ -128,15 +128,15 @@ def fit_rotation(
             f"the vectors of {n_rows} rows vary in {found} directions, fewer than the {dims or 1} requested",
             hint=f"request at most {found}, or give more rows" if found else "give texts that differ",
         )
-    kept = dims or (len(center) if whiten else found)
+    # Components without variance in these rows are noise of rounding there, and not in other rows.
+    kept = dims or found
     # The sign of a component is arbitrary: its largest entry is made positive on all machines.
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0, keepdims=True), axis=0)
     rotation = (directions * np.sign(largest))[:, :kept]
     shrinkage = _shrinkage(variances, n_rows, fourth_powers) if whiten else 0.0
     if whiten:
         shrunk = (1 - shrinkage) * variances[:kept] + shrinkage * variances.mean()
-        # A direction without any variance is left out.
-        rotation = np.where(shrunk > least, rotation / np.sqrt(np.maximum(shrunk, least)), 0)
+        rotation = rotation / np.sqrt(shrunk)
     share = float(variances[:kept].sum() / variances.sum())
     return Rotation(center.astype(np.float32), rotation.astype(np.float32), share, shrinkage)
 

@@ -16,6 +16,9 @@ from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.open import open_stored
 from embedkit.pooling.poolers import Pooler
 
+#: Texts that are padded to one length.
+_POOLED_AT_ONCE = 8
+
 
 class States:
     """States of rows, in order, with concatenated layers.
@@ -75,8 +78,13 @@ class States:
             # Made by `fit` for vectors of layers, not of tokens.
             combined: Tensor = pooler.of_layers(self._layers(rows).to(device))  # type: ignore[attr-defined]
             return combined
-        states, mask, ids = self._tokens(rows)
-        return pooler(states.to(device), mask.to(device), ids.to(device))
+        # Texts of about one length together: a batch of them all would be two thirds padding.
+        order = np.argsort([len(self._rows[row]) for row in rows.tolist()], kind="stable")
+        vectors = []
+        for part in np.array_split(order, -(-len(order) // _POOLED_AT_ONCE)):
+            states, mask, ids = self._tokens(rows[part])
+            vectors.append(pooler(states.to(device), mask.to(device), ids.to(device)))
+        return torch.cat(vectors)[torch.from_numpy(np.argsort(order)).to(device)]
 
     def blocks(self, size: int = 4096) -> Iterator[NDArray[np.float64]]:
         """Yields all rows' vectors in blocks, float64 [n, n_layers * hidden_size]."""

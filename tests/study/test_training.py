@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, r2_scor
 from embedkit.config import LabelConfig
 from embedkit.config.fit_config import FitConfig
 from embedkit.errors import InputError, ModelError, Stopped
-from embedkit.pooling.trained import PoolerShape
+from embedkit.pooling.trained import PoolerShape, make_pooler
+from embedkit.study import hidden_states
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
 from embedkit.study.splits import Split, split_rows
@@ -345,3 +346,14 @@ def test_more_directions_than_the_vectors_have_are_refused():
             fit_rotation(lambda: [vectors[:1]], 1, whiten=whiten)
         with pytest.raises(InputError, match="vary in 0 directions"):
             fit_rotation(lambda: [vectors[:1].repeat(3, axis=0)], None, whiten=whiten)
+
+
+def test_rows_of_any_lengths_are_pooled_as_in_one_padded_batch(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = [random.standard_normal((length, 12)).astype(np.float32) for length in (1, 9, 3, 30, 2, 17, 5)]
+    states = States(rows, n_layers=1, of_tokens=True)
+    pooler = make_pooler(PoolerShape("attention", 1, 12, 12, 0, ""))
+    chosen, cpu = np.array([6, 3, 0, 2, 5, 1, 4]), torch.device("cpu")
+    expected = states.pooled(pooler, chosen, cpu)
+    monkeypatch.setattr(hidden_states, "_POOLED_AT_ONCE", 2)
+    assert (states.pooled(pooler, chosen, cpu) - expected).abs().max() < 1e-6

@@ -15,8 +15,8 @@ _USER = re.compile(r"(?P<user>[^:@]*)(?::(?P<password>[^@]*))?@")
 #: Parameters of a URL that are secret.
 _SECRETS = ("password", "sslpassword")
 
-#: What a database takes for no part of the statement: comments, strings, quoted names. An unclosed one is left
-#: for the database to report.
+#: Comments, strings and quoted names, in which a semicolon ends no statement. An unclosed one is left for the
+#: database to report.
 _NOT_CODE = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|`[^`]*`", re.DOTALL)
 _EXAMPLE = '--sql "SELECT id, text FROM note"'
 
@@ -99,7 +99,7 @@ def one_select(sql: str) -> str:
         UsageError: it is empty, has several statements, or is no SELECT. The database itself is opened read-only:
             this finds mistakes early, and does not replace that.
     """
-    code = _NOT_CODE.sub(lambda found: " " * len(found[0]), sql)
+    code = _NOT_CODE.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else "'") * len(found[0]), sql)
     end = len(code.rstrip(f"{whitespace};"))
     words = code[:end].split(None, 1)
     if not words:

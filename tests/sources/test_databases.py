@@ -313,6 +313,8 @@ def test_a_url_is_split_into_what_is_shown_and_the_password(password: str, user:
         ("select 1; select 2", None),
         ("update t set a = 1", None),
         (" ; -- nothing", None),
+        ("SELECT id FROM note WHERE label = 'a;'", "SELECT id FROM note WHERE label = 'a;'"),
+        ('SELECT * FROM "my note" ; -- all', 'SELECT * FROM "my note"'),
     ],
 )
 def test_one_select_is_taken_and_nothing_else(sql: str, kept: str | None) -> None:

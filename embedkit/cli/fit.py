@@ -49,7 +49,7 @@ _training = partial(option, rich_help_panel="Training")
         "attention-tanh, multihead-attention.",
         required=True,
     ),
-    option("-o --output", str, "The .safetensors file to write.", required=True),
+    option("-o --output", str, "The .safetensors file to write.", required=True, rich_help_panel="Output"),
     label_option("--label COLUMN", str, "Column of labels: classes or numbers."),
     *LABEL_OPTIONS,
     _pooler("--layer-start N", int, "weighted-layers, lstm: first layer, instead of --layers. By default 1."),
@@ -73,7 +73,7 @@ _training = partial(option, rich_help_panel="Training")
     ),
     _training("--patience N", 4, "Stop after N epochs without a lower validation loss."),
     _training("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
-    option("--overwrite", False, "Replace an existing file."),
+    option("--overwrite", False, "Replace an existing file.", rich_help_panel="Output"),
     *PROCESS_OPTIONS,
     CONFIG,
 )

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,34 +51,36 @@ _NOT_OF_FIT = frozenset({"stride", "chunk_pool", "batch_size"})
 #: Options that the model needs for new rows too: their texts are read as the file of the probe says.
 _OF_MODEL = ("offline", "trust_remote_code", "device", "dtype")
 
+_MODELS = option(
+    "-m --model",
+    list[str],
+    "Model: a folder, an alias or a hub id. Repeatable: all are compared. By default minilm.",
+    rich_help_panel="Model",
+)
+_comparison = partial(option, rich_help_panel="Comparison")
+
 
 @takes(
-    *study_options("layers", "layer_agg", "model"),
-    option(
-        "-m --model",
-        list[str],
-        "Model: a folder, an alias or a hub id. Repeatable: all are compared. By default minilm.",
-        rich_help_panel="Model",
-    ),
+    *(_MODELS if one.name == "model" else one for one in study_options("layers", "layer_agg")),
     label_option("--label COLUMN", str, "Column of labels: classes or numbers.", required=True),
-    option("-o --output", str, "Folder for the results and the vectors.", required=True),
+    option("-o --output", str, "Folder for the results and the vectors.", required=True, rich_help_panel="Output"),
     *LABEL_OPTIONS,
     label_option("--test FILE", list[str], "File of test rows, used for the final score only. Repeatable."),
-    option(
+    _comparison(
         "--metric",
         str,
-        "Metric to rank by: accuracy (default), macro_f1, auroc; for regression r2 (default), spearman.",
+        "Metric to rank by: accuracy (default), macro_f1 (default of multilabel), micro_f1, auroc, "
+        "average_precision; for ordinal qwk (default), spearman, accuracy; for regression r2 (default), spearman.",
     ),
-    option("--probe", "ridge", "Linear probe: ridge, logistic (much slower)."),
-    option("--folds N", 5, "Folds of the cross-validation."),
-    option("--layers", "all", "Layers to compare, such as all, -4:, 0,6,12."),
-    option("--pool", "auto", "Poolings to compare: a comma list, or auto for all that suit the model."),
-    option(
+    _comparison("--probe", "ridge", "Linear probe: ridge, logistic (much slower)."),
+    _comparison("--folds N", 5, "Folds of the cross-validation."),
+    _comparison("--layers", "all", "Layers to compare, such as all, -4:, 0,6,12."),
+    _comparison("--pool", "auto", "Poolings to compare: a comma list, or auto for all that suit the model."),
+    _comparison(
         "--pooler KIND",
         list[str],
         "Poolers to fit and to compare on the same folds: idf, pca:N, whiten, weighted-layers, lstm, attention, "
         "attention-tanh, multihead-attention, mean, cls, or one of a package. A comma list; repeatable.",
-        rich_help_panel="Layers, pooling and vectors",
     ),
     *PROCESS_OPTIONS,
     CONFIG,

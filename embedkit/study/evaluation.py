@@ -56,21 +56,23 @@ def evaluate(labels: Labels, predictions: Predictions) -> dict[str, Any]:
     judged, n_classes = predictions.judged, len(labels.classes)
     scores, truth = predictions.scores[judged], labels.targets[judged]
     overall, of_classes = _sampled(labels, predictions, METRICS[labels.task], per_class=n_classes > 0)
+    measures = {measure: _intervals(values) for measure, values in of_classes.items()}
+    counts = labels.take(judged).counts.tolist()
     return {
         "task": labels.task,
         "estimate": _estimate(predictions),
         "rows": len(judged),
-        "metrics": {name: _interval(values) for name, values in overall.items()},
+        "metrics": {name: _intervals(values[None])[0] for name, values in overall.items()},
         "classes": [
             {
                 "name": name,
-                "rows": int((truth[:, number] if truth.ndim == 2 else truth == number).sum()),
-                **{measure: _interval(values[number]) for measure, values in of_classes.items()},
+                "rows": counts[number],
+                **{measure: intervals[number] for measure, intervals in measures.items()},
             }
             for number, name in enumerate(labels.classes)
         ],
         "confusion": _confusion(labels.task, scores, truth, n_classes),
-        "calibration": _calibration(scores, truth) if labels.task in {"classification", "multilabel"} else None,
+        "calibration": _calibration(scores, truth) if labels.has_probabilities else None,
     }
 
 
@@ -130,11 +132,15 @@ def _of_classes(
     return {**measures, "auroc": areas, "average_precision": precisions}
 
 
-def _interval(values: Vector) -> dict[str, float | None]:
-    """Returns the first of float64 [1 + B] with its interval; no measure is above 1."""
+def _intervals(values: Vector) -> list[dict[str, float | None]]:
+    """Returns the first of each row of float64 [n, 1 + B] with its interval; no measure is above 1."""
     low, high = percentiles(values)
-    found = {"value": float(values[0]), "low": float(low), "high": float(np.minimum(high, 1))}
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    found = np.stack([values[:, 0], low, np.minimum(high, 1)], axis=1)
+    names = ("value", "low", "high")
+    return [
+        {name: value if math.isfinite(value) else None for name, value in zip(names, row, strict=True)}
+        for row in found.tolist()
+    ]
 
 
 def _estimate(predictions: Predictions) -> str:

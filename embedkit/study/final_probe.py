@@ -23,9 +23,8 @@ from embedkit.study.probe import (
     one_thread,
     probe_predictions,
     standardised,
-    target_columns,
 )
-from embedkit.study.splits import Folds
+from embedkit.study.splits import HELD_OUT, Folds
 
 #: Range of the scale that makes probabilities of scores: from equal classes to certainty.
 _SCALES = (1e-2, 1e4)
@@ -124,10 +123,10 @@ def out_of_fold(
             others = [(fold, other) for other in range(folds.count) if other != fold]
             chosen, scale = _chosen(predict, scaled, folds, metrics[0], others or [(fold,)])
             predicted = scale * _predicted(predict, (fold,), chosen).astype(np.float64)
-            found[folds.of_row == fold] = _as_probabilities(predicted, labels.task)
+            found[folds.tested((fold,))] = _as_probabilities(predicted, labels.task)
     if labels.task == "regression":
         found = found * spread + center
-    if (tested := folds.of_row < 0).any():
+    if (tested := folds.is_test).any():
         final = fit_final(vectors, labels, folds, metrics, probe)
         columns = np.zeros((int(tested.sum()), found.shape[1]), found.dtype)
         places = _seen(labels, folds) if labels.task == "classification" else slice(None)
@@ -141,8 +140,8 @@ def constant_out_of_fold(labels: Labels, folds: Folds) -> Predictions:
     scaled, center, spread = standardised(labels, folds)
     predict = constant_predictions(scaled, folds)
     found = _no_predictions(labels)
-    for fold in range(-1, folds.count):
-        found[folds.of_row == fold] = _predicted(predict, (fold,), 0)
+    for fold in range(HELD_OUT, folds.count):
+        found[folds.tested((fold,))] = _predicted(predict, (fold,), 0)
     match labels.task:
         case "regression":
             found = found * spread + center
@@ -153,10 +152,8 @@ def constant_out_of_fold(labels: Labels, folds: Folds) -> Predictions:
 
 def _no_predictions(labels: Labels) -> NDArray[Any]:
     """Returns NaN, [N, K]; as float64 only for values, of which there is one a row."""
-    columns = target_columns(labels, np.arange(1)).shape[1]
-    return np.full(
-        (len(labels.targets), columns), np.nan, np.float64 if labels.task == "regression" else np.float32
-    )
+    kind = np.float64 if labels.task == "regression" else np.float32
+    return np.full((len(labels.targets), labels.n_outputs), np.nan, kind)
 
 
 def _without(vectors: NDArray[np.float32] | FoldVectors, held: Sequence[int]) -> NDArray[np.float32]:
@@ -165,7 +162,7 @@ def _without(vectors: NDArray[np.float32] | FoldVectors, held: Sequence[int]) ->
 
 def _seen(labels: Labels, folds: Folds) -> NDArray[np.int64]:
     """Returns the numbers of the classes that have a row which is not a test row."""
-    return np.asarray(np.unique(labels.targets[folds.of_row >= 0]), np.int64)
+    return np.asarray(np.unique(labels.targets[folds.trained()]), np.int64)
 
 
 def _chosen(
@@ -175,14 +172,13 @@ def _chosen(
 
     Each of `held` are the folds to train without; the last of them is judged.
     """
-    rows = [np.flatnonzero(folds.of_row == of[-1]) for of in held]
-    truth = [labels.targets[of] for of in rows]
+    truth = [labels.targets[folds.tested(of[-1:])] for of in held]
     scores = [
         [score(labels.task, metric, predicted[-len(of) :], of) for predicted in predict(folds_held)]
         for folds_held, of in zip(held, truth, strict=True)
     ]
     chosen = best_setting(np.array(scores))[0]
-    if labels.task not in {"classification", "multilabel"}:
+    if not labels.has_probabilities:
         return chosen, 1.0
     # Fitted again: the scores of all penalties would take several times the memory.
     predictions = [_predicted(predict, of, chosen)[-len(judged) :] for of, judged in zip(held, truth, strict=True)]

@@ -199,7 +199,7 @@ def trained(
 
 def _untrained(labels: Labels, split: Split, fitted: Fitted) -> Iterator[str]:
     """Yields a sentence about classes without a training row, if there are any."""
-    if labels.task not in {"classification", "multilabel"}:
+    if not labels.has_probabilities:
         return
     missing = np.setdiff1d(np.arange(len(labels.classes)), fitted.classes)
     judged = labels.targets[np.concatenate([split.validation, split.test])]

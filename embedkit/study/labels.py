@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from embedkit.arrow_values import number_in
 from embedkit.config import LabelConfig
 from embedkit.errors import InputError, UsageError
+from embedkit.pooling.heads import VALUE_TASKS
 
 #: The parts of a user's split, in `Labels.split`, and the words for them in its column.
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -55,16 +56,29 @@ class Labels:
             return np.asarray(self.targets.sum(axis=0, dtype=np.int64))
         return np.bincount(self.targets, minlength=len(self.classes)) if self.classes else np.zeros(0, np.int64)
 
-    def without(self, rows: NDArray[np.bool_], reason: str) -> Labels:
-        """Returns the labels without some of the N rows, which are counted under `reason`."""
+    @property
+    def n_outputs(self) -> int:
+        """The columns of predictions: one for each class, or one for values and for ranks."""
+        return len(self.classes) if self.has_probabilities else 1
+
+    @property
+    def has_probabilities(self) -> bool:
+        """True if predictions are probabilities of classes, and not values or ranks."""
+        return self.task not in VALUE_TASKS
+
+    def take(self, rows: NDArray[Any]) -> Labels:
+        """Returns the labels of some of the N rows: their positions, or bool [N]."""
         return replace(
             self,
-            rows=self.rows[~rows],
-            targets=self.targets[~rows],
-            groups=None if self.groups is None else self.groups[~rows],
-            split=None if self.split is None else self.split[~rows],
-            left_out={**self.left_out, reason: int(rows.sum())},
+            rows=self.rows[rows],
+            targets=self.targets[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            split=None if self.split is None else self.split[rows],
         )
+
+    def without(self, rows: NDArray[np.bool_], reason: str) -> Labels:
+        """Returns the labels without some of the N rows, which are counted under `reason`."""
+        return replace(self.take(~rows), left_out={**self.left_out, reason: int(rows.sum())})
 
 
 def read_labels(

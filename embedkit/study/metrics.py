@@ -82,7 +82,7 @@ def count_memberships(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], we
     return ClassCounts(*(np.asarray(csr_array(part).T.astype(np.float64) @ weights.T) for part in parts))
 
 
-def ranking(scores: NDArray[Any], positive: NDArray[np.bool_], weights: Vector) -> tuple[Vector, Vector]:
+def _ranking(scores: NDArray[Any], positive: NDArray[np.bool_], columns: Vector) -> tuple[Vector, Vector]:
     """Returns the area under the ROC curve and the average precision of one class, float64 [B] each.
 
     The area is the probability that a row of the class has a larger score than one of another class, ties counting
@@ -92,19 +92,31 @@ def ranking(scores: NDArray[Any], positive: NDArray[np.bool_], weights: Vector) 
     Args:
         scores: [N]
         positive: [N]
-        weights: [B, N]
+        columns: the weights, [N, B]
     """
-    order = np.argsort(-scores, kind="stable")
+    from scipy.sparse import csr_array
+
+    order = np.argsort(-scores)
     ordered, is_positive = scores[order], positive[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     ends = np.append(starts[1:], len(ordered))
     # Only scores that a row of the class has add to either sum.
     holds = np.logical_or.reduceat(is_positive, starts)
-    starts, ends = starts[holds], ends[holds]
-    above, hits_above = _cumulated(weights[:, order]), _cumulated(weights[:, order[is_positive]])
+    bounds = np.stack([starts[holds], ends[holds]], axis=1).ravel()
     positives = np.append(0, np.cumsum(is_positive))
-    at, to = above[:, starts], above[:, ends]
-    hits_at, hits_to = hits_above[:, positives[starts]], hits_above[:, positives[ends]]
+
+    def cumulated(rows: NDArray[np.int64], bounds: NDArray[np.int64]) -> Vector:
+        """Returns the sums of the weights of the first rows, up to each bound and of all, [B, bounds + 1]."""
+        # Many times faster than sums of all rows one by one: a class of few rows has few bounds.
+        parts = csr_array(
+            (np.ones(len(rows)), rows, np.concatenate([[0], bounds, [len(rows)]])),
+            (len(bounds) + 1, len(columns)),
+        )
+        return np.ascontiguousarray((parts @ columns).T).cumsum(axis=1)
+
+    above = cumulated(order, bounds)
+    hits_above = cumulated(order[is_positive], positives[bounds])
+    at, to, hits_at, hits_to = above[:, :-1:2], above[:, 1::2], hits_above[:, :-1:2], hits_above[:, 1::2]
     gained, hits = hits_to - hits_at, hits_above[:, -1]
     others = above[:, -1] - hits
     # Rows of other classes: those with smaller scores, and half of those with the same.
@@ -116,12 +128,13 @@ def ranking(scores: NDArray[Any], positive: NDArray[np.bool_], weights: Vector) 
 
 
 def rankings(scores: NDArray[Any], truth: NDArray[Any], weights: Vector) -> tuple[Vector, Vector]:
-    """Returns `ranking` of each class against all others, float64 [K, B] each."""
+    """Returns `_ranking` of each class against all others, float64 [K, B] each."""
     found = np.full((2, scores.shape[1], len(weights)), np.nan)
+    columns = np.ascontiguousarray(weights.T)
     for number in range(scores.shape[1]):
         positive = truth[:, number] if truth.ndim == 2 else truth == number
         if positive.any() and not positive.all():
-            found[:, number] = ranking(scores[:, number], positive, weights)
+            found[:, number] = _ranking(scores[:, number], positive, columns)
     return found[0], found[1]
 
 

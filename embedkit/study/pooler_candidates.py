@@ -40,7 +40,7 @@ from embedkit.study.fit_pooler import INPUT, rotated, trained
 from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
 from embedkit.study.probe import FoldVectors, ProbeScores, nested_scores, standardised
-from embedkit.study.splits import HELD_OUT, Folds, split_rows
+from embedkit.study.splits import Folds, split_rows
 from embedkit.study.unsupervised import fit_rotation
 
 if TYPE_CHECKING:
@@ -265,25 +265,18 @@ def pooler_scores(
     labels, center, spread = standardised(labels, folds)
     config = FitConfig(candidate.pooler, "pooler.safetensors", LabelConfig("label", seed=seed))
     shape = pooler_shape(config, states, candidate.layer_pool)
-    n_outputs = _n_outputs(labels)
-
-    out_of_fold = np.full((len(states), n_outputs), np.nan)
+    out_of_fold = np.full((len(states), labels.n_outputs), np.nan)
 
     def predictions(held: Sequence[int]) -> list[NDArray[np.float32]]:
         """Trains without the held-out folds and predicts their rows in order, [n, K]."""
-        rows = trained_rows(folds, held)
-        trained_on = replace(
-            labels,
-            rows=rows,
-            targets=labels.targets[rows],
-            split=None,
-        )
+        rows = folds.trained(held)
+        trained_on = replace(labels.take(rows), rows=rows, split=None)
         split = split_rows(
             trained_on, None if groups is None else groups[rows], validation=config.validation, test=0, seed=seed
         )
         fitted = fit_pooler(shape, states, trained_on, split, config, device, lambda _: None, stop)
-        tested = rows_of(folds, held)
-        predicted = fitted.predictions(states, tested, n_outputs, device)
+        tested = folds.tested(held)
+        predicted = fitted.predictions(states, tested, labels.n_outputs, device)
         if len(held) == 1:
             out_of_fold[tested] = predicted
         # The metrics take a score above 0 for a label.
@@ -345,13 +338,13 @@ def final_pooler(
         here = replace(found, labels=replace(found.labels, rows=np.arange(len(states))))
         made = trained(fit_config, states, here, candidate.layer_pool, device, lambda _: None, stop)
         recipe, tensors = made.recipe, made.tensors
-        tested = np.flatnonzero(folds.of_row == HELD_OUT)
-        n_outputs = _n_outputs(found.labels)
+        tested = np.flatnonzero(folds.is_test)
+        n_outputs = found.labels.n_outputs
         predictions = np.full((len(states), n_outputs), np.nan)
         predictions[tested] = made.fitted.predictions(states, tested, n_outputs, device)
     elif candidate.kind == "idf":
         vocabulary = setup.raw_tokenizer.get_vocab()
-        rows = trained_rows(folds, ())
+        rows = folds.trained()
         counts = _document_frequencies(states, rows, max(vocabulary.values()) + 1)
         recipe = {
             "kind": "idf",
@@ -362,7 +355,7 @@ def final_pooler(
         tensors = {"document_frequencies": counts}
     else:
         fit_config = FitConfig(candidate.pooler, "pooler.safetensors")
-        recipe, tensors = rotated(fit_config, states.take(trained_rows(folds, ())), candidate.layer_pool)
+        recipe, tensors = rotated(fit_config, states.take(folds.trained()), candidate.layer_pool)
     pooler_input = {name: run_recipe[name] for name in INPUT}
     pooler_input |= {"layers": list(candidate.layers), "layer_agg": candidate.layer_agg}
     recipe |= {"model": run_recipe["model"], "text": run_recipe["text"], "input": pooler_input}
@@ -385,7 +378,7 @@ def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> Fo
         return lambda _: declared
 
     def vectors(held: Sequence[int]) -> NDArray[np.float32]:
-        rows = trained_rows(folds, held)
+        rows = folds.trained(held)
         if candidate.kind == "idf":
             return _pooled(states, _idf_pooler(states, rows))
         number = candidate.pooler.partition(":")[2]
@@ -396,16 +389,6 @@ def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> Fo
         return np.concatenate(parts).astype(np.float32)
 
     return vectors
-
-
-def trained_rows(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
-    """Returns the rows that are in none of these folds and no test rows of the user."""
-    return np.flatnonzero(~np.isin(folds.of_row, [*held, HELD_OUT]))
-
-
-def rows_of(folds: Folds, held: Sequence[int]) -> NDArray[np.int64]:
-    """Returns the rows of these folds, in their order."""
-    return np.concatenate([np.flatnonzero(folds.of_row == fold) for fold in held])
 
 
 def _declared(name: str) -> Pooler:
@@ -431,11 +414,6 @@ def _document_frequencies(states: States, rows: NDArray[np.int64], entries: int)
     for ids in states.take(rows).token_ids or ():
         frequencies[np.unique(ids)] += 1
     return frequencies
-
-
-def _n_outputs(labels: Labels) -> int:
-    """Returns the columns of predictions: one for each class, or one value."""
-    return len(labels.classes) if labels.task in {"classification", "multilabel"} else 1
 
 
 def _pooled(states: States, pooler: Pooler) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from embedkit.errors import InputError
 from embedkit.study.bootstrap import resampled
 from embedkit.study.labels import Labels
 from embedkit.study.metrics import FUNCTIONS, mean_of_defined, score
-from embedkit.study.splits import Folds
+from embedkit.study.splits import HELD_OUT, Folds
 
 Vector = NDArray[np.float64]
 #: Returns vectors, float32 [N, D], that were made without the rows of the held-out folds.
@@ -124,7 +124,7 @@ def nested_scores(
         metrics: names of METRICS[labels.task]; the first one decides.
         pairs: of folds that are held out together; each fold must be in one or more. None for all pairs.
     """
-    of_fold = [np.flatnonzero(folds.of_row == fold) for fold in range(folds.count)]
+    of_fold = [folds.tested((fold,)) for fold in range(folds.count)]
     truth = [labels.targets[rows] for rows in of_fold]
 
     def deciding(predicted: NDArray[np.float32], fold: int) -> float:
@@ -184,7 +184,7 @@ def standardised(labels: Labels, folds: Folds) -> tuple[Labels, float, float]:
     """
     if labels.task != "regression":
         return labels, 0.0, 1.0
-    values = labels.targets[folds.of_row >= 0]
+    values = labels.targets[folds.trained()]
     # Sums of squares of labels near 1e300 are no floats.
     largest = float(np.abs(values).max()) or 1.0
     center, spread = float((values / largest).mean()), float((values / largest).std())
@@ -202,17 +202,16 @@ def check_defined(labels: Labels, folds: Folds, metrics: Sequence[str]) -> list[
         InputError: the deciding metric, the first one, is undefined in every fold or on the test rows.
     """
     labels = standardised(labels, folds)[0]
-    columns = target_columns(labels, np.arange(1)).shape[1]
 
     def is_undefined(metric: str, fold: int) -> bool:
-        rows = np.flatnonzero(folds.of_row == fold)
-        scores = np.broadcast_to(np.float32(0), (len(rows), columns))
+        rows = folds.tested((fold,))
+        scores = np.broadcast_to(np.float32(0), (len(rows), labels.n_outputs))
         return math.isnan(score(labels.task, metric, scores, labels.targets[rows]))
 
     sentences = []
     for metric in metrics:
         undefined = [fold for fold in range(folds.count) if is_undefined(metric, fold)]
-        in_test = (folds.of_row < 0).any() and is_undefined(metric, -1)
+        in_test = folds.is_test.any() and is_undefined(metric, HELD_OUT)
         if metric == metrics[0] and (len(undefined) == folds.count or in_test):
             where = "in every fold" if folds.count > 1 else "on the validation rows"
             raise InputError(
@@ -295,7 +294,7 @@ class LinearProbe(ABC):
     def __init__(self, vectors: NDArray[np.float32], labels: Labels, folds: Folds) -> None:
         self.labels = labels
         numbers = range(int(folds.of_row.max()) + 1)
-        self.parts = [_Part(vectors, np.flatnonzero(folds.of_row == number)) for number in numbers]
+        self.parts = [_Part(vectors, folds.tested((number,))) for number in numbers]
 
     @abstractmethod
     def coefficients(self, held: Sequence[int]) -> Iterator[tuple[Vector, Vector]]:
@@ -307,7 +306,7 @@ class LinearProbe(ABC):
     def predictions(self, held: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """Yields the predictions of the held-out folds' rows in that order, float32 [n, K], for each penalty."""
         found = self.coefficients(held)
-        while several := list(islice(found, max(1, _COLUMNS // self.n_columns))):
+        while several := list(islice(found, max(1, _COLUMNS // self.labels.n_outputs))):
             weights = np.concatenate([of_penalty for of_penalty, _ in several], axis=1)
             biases = np.concatenate([of_penalty for _, of_penalty in several])
             columns = np.concatenate([self._predicted(self.parts[fold], weights, biases) for fold in held])
@@ -321,11 +320,6 @@ class LinearProbe(ABC):
         columns: NDArray[np.float32] = part.centered @ weights.astype(np.float32)
         columns += (part.mean @ weights + biases).astype(np.float32)
         return columns
-
-    @property
-    def n_columns(self) -> int:
-        """K: the number of classes, or 1 for values and ranks."""
-        return len(self.labels.classes) if self.labels.task in {"classification", "multilabel"} else 1
 
     def training(self, held: Sequence[int]) -> _Training:
         """Returns all rows but those of the held-out folds."""
@@ -429,8 +423,8 @@ class LogisticProbe(LinearProbe):
         of_models = list(targets.T) if multilabel else [targets]
         models = [LogisticRegression(tol=1e-3, max_iter=200, warm_start=True) for _ in of_models]
         for c in self.penalties:
-            weights = np.zeros((rows.shape[1], self.n_columns))
-            biases = np.full(self.n_columns, self._never)
+            weights = np.zeros((rows.shape[1], self.labels.n_outputs))
+            biases = np.full(self.labels.n_outputs, self._never)
             for place, (model, classes) in enumerate(zip(models, of_models, strict=True)):
                 found = np.unique(classes)
                 if len(found) == 1:
@@ -463,13 +457,12 @@ def constant_predictions(labels: Labels, folds: Folds) -> Predict:
     """
 
     def predictions(held: Sequence[int]) -> list[NDArray[np.float32]]:
-        trained = np.flatnonzero((folds.of_row >= 0) & ~np.isin(folds.of_row, held))
+        trained = folds.trained(held)
         if labels.task == "ordinal":
             found = np.array([np.bincount(labels.targets[trained]).argmax()])
         else:
             found = target_columns(labels, trained).mean(axis=0) - (0.5 if labels.task == "multilabel" else 0)
-        rows = sum(int((folds.of_row == fold).sum()) for fold in held)
-        return [np.broadcast_to(found.astype(np.float32), (rows, len(found)))]
+        return [np.broadcast_to(found.astype(np.float32), (len(folds.tested(held)), len(found)))]
 
     return predictions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,19 @@ class Folds:
     #: split, validation rows are fold 0, and training rows TRAINED_ON: folds from `count` on are never tested.
     of_row: NDArray[np.int64]
     count: int  # 1 for a fixed split
+
+    @property
+    def is_test(self) -> NDArray[np.bool_]:
+        """True for the user's test rows, [N]."""
+        return np.asarray(self.of_row == HELD_OUT)
+
+    def tested(self, held: Sequence[int]) -> NDArray[np.int64]:
+        """Returns the rows of these folds, in the folds' order."""
+        return np.concatenate([np.flatnonzero(self.of_row == fold) for fold in held])
+
+    def trained(self, held: Sequence[int] = ()) -> NDArray[np.int64]:
+        """Returns the rows that are in none of these folds, and are no test rows of the user."""
+        return np.flatnonzero(~np.isin(self.of_row, [*held, HELD_OUT]))
 
     @property
     def test_share(self) -> float:
@@ -60,9 +74,8 @@ def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, 
         return Folds(of_row, 1)
     rows = np.arange(len(labels.rows)) if labels.split is None else np.flatnonzero(labels.split == TRAIN)
     own_groups = None if groups is None else groups[rows]
-    size = len(rows) if own_groups is None else len(np.unique(own_groups))
+    size, what = _units(rows, own_groups)
     if size < count:
-        what = "rows" if own_groups is None else "groups"
         raise InputError(
             f"there are {size} {what}, fewer than the {count} folds",
             hint=f"use --folds {max(size, 3)}" if size >= 3 else "label more rows",
@@ -127,9 +140,8 @@ def split_rows(
         rows = np.flatnonzero(split == TRAIN)
         parts = len([share for share in shares if share])
         own_groups = None if groups is None else groups[rows]
-        size = len(rows) if own_groups is None else len(np.unique(own_groups))
+        size, what = _units(rows, own_groups)
         if size < parts:
-            what = "rows" if own_groups is None else "groups"
             raise InputError(
                 f"{size} {what} cannot be split into {parts} parts for training, validation and test",
                 hint="label more rows, or group them by another column",
@@ -137,6 +149,11 @@ def split_rows(
         split[rows] = _dealt(labels, rows, own_groups, shares[:parts], seed)
     train, validated, tested = (np.flatnonzero(split == part) for part in (TRAIN, VALIDATION, TEST))
     return Split(train, validated, tested)
+
+
+def _units(rows: NDArray[np.int64], groups: NDArray[np.int64] | None) -> tuple[int, str]:
+    """Returns the number of rows, or of the groups that stay whole, and the word for them."""
+    return (len(rows), "rows") if groups is None else (len(np.unique(groups)), "groups")
 
 
 def _dealt(

@@ -31,7 +31,7 @@ from embedkit.study.pooler_candidates import (
     vector_states,
 )
 from embedkit.study.probe import FoldVectors, ProbeScores, cross_validate_all
-from embedkit.study.splits import HELD_OUT, Folds
+from embedkit.study.splits import Folds
 from embedkit.study.sweep_folder import states_folder
 from embedkit.study.sweep_models import EncodedModel
 from embedkit.study.verdict import Verdict, decide, judge_on_test_rows
@@ -208,7 +208,7 @@ def judge(
         return out_of_fold(candidates.vectors(candidate, folds), labels, folds, metrics, probe)
 
     winner = trained[best] if best in trained else predictions(best)
-    tested = folds.of_row == HELD_OUT
+    tested = folds.is_test
     if final is not None and final.test_predictions is not None:
         winner.scores[tested] = final.test_predictions[tested]
     if tested.any():

@@ -335,7 +335,7 @@ class _Training:
         fits = self.targets.spread > _SMALLEST and max(abs(self.targets.mean), self.targets.spread) < _LARGEST
         dtype = torch.float32 if fits else torch.float64
         names = self.labels.classes
-        if self.labels.task in {"classification", "multilabel"}:
+        if self.labels.has_probabilities:
             names = tuple(names[number] for number in self.targets.classes)
         arrays = weight.to(dtype).cpu().numpy(), bias.to(dtype).cpu().numpy()
         return PredictionHead(*arrays, names, self.labels.task)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from embedkit.study.candidates import Candidate, baselines
+from embedkit.study.cross_validation import cross_validate_all
 from embedkit.study.labels import Labels
-from embedkit.study.probe import cross_validate_all
 from embedkit.study.splits import make_folds
 from embedkit.study.verdict import Verdict, decide
 

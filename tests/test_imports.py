@@ -23,7 +23,7 @@ LIGHT = (
     "embedkit.output.inspect",
     "embedkit.output.read",
     "embedkit.report",
-    "embedkit.study.fit_pooler",
+    "embedkit.study.run_fit",
     "embedkit.study.run_sweep",
     "embedkit.tokenizer",
     "embedkit.verify.recompute",

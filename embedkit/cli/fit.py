@@ -29,8 +29,8 @@ from embedkit.config.fit_config import KINDS, TRAINED, WITH_LAYER_POOL, FitConfi
 from embedkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from embedkit.study.fit_pooler import FitSummary
-    from embedkit.study.training import Epoch
+    from embedkit.study.run_fit import FitSummary
+    from embedkit.study.train_pooler import Epoch
 
 #: Options for poolers that are trained.
 _TRAINING_OPTIONS = ("task", "epochs", "lr", "batch_size", "class_weight", "validation", "test", "patience")
@@ -91,7 +91,7 @@ def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **opti
     wanted = take(FitConfig, options, labels=labels, **share)
     asked = run_config(**options, output=f"{wanted.output}.states")
     check_stdin(asked.input.inputs)
-    from embedkit.study.fit_pooler import fit as run_fit
+    from embedkit.study.run_fit import fit as run_fit
 
     def on_epoch(epoch: Epoch) -> None:
         if not quiet and progress != "none":

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.pooling.heads import PredictionHead
+from embedkit.study.cross_validation import best_setting
 from embedkit.study.labels import Labels
-from embedkit.study.metrics import score
+from embedkit.study.metrics import Vector, score
 from embedkit.study.probe import (
     FoldVectors,
     Predict,
-    Vector,
-    best_setting,
     constant_predictions,
     linear_probe,
     one_thread,

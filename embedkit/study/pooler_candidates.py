@@ -35,11 +35,12 @@ from embedkit.inference.tokenizer_setup import TokenizerSetup
 from embedkit.pooling.select import choose
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.study.candidates import Candidate
+from embedkit.study.cross_validation import ProbeScores, nested_scores
 from embedkit.study.encode_states import encoded_states, read_token_ids, token_states_config
-from embedkit.study.fit_pooler import INPUT, rotated, trained
 from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
-from embedkit.study.probe import FoldVectors, ProbeScores, nested_scores, standardised
+from embedkit.study.probe import FoldVectors, standardised
+from embedkit.study.run_fit import INPUT, rotated, trained
 from embedkit.study.splits import Folds, split_rows
 from embedkit.study.unsupervised import fit_rotation
 
@@ -260,7 +261,7 @@ def pooler_scores(
         Stopped: `stop` was set.
         EmbedkitError: as `fit_pooler`.
     """
-    from embedkit.study.training import fit_pooler, pooler_shape
+    from embedkit.study.train_pooler import fit_pooler, pooler_shape
 
     labels, center, spread = standardised(labels, folds)
     config = FitConfig(candidate.pooler, "pooler.safetensors", LabelConfig("label", seed=seed))

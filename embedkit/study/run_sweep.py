@@ -23,17 +23,17 @@ from embedkit.pooling.heads import VALUE_TASKS
 from embedkit.sources.locate import check_not_read, expanded
 from embedkit.storage.filesystem import remove_empty
 from embedkit.storage.replace_folder import Replacement
+from embedkit.study.cross_validation import check_defined
+from embedkit.study.judge_candidates import Method, judge, open_candidates
 from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows, read_rows, with_test_files
 from embedkit.study.labels import TEST, TRAIN, VALIDATION, Labels
 from embedkit.study.metrics import METRICS
 from embedkit.study.near_duplicates import pairs_across
 from embedkit.study.pooler_candidates import PoolerCandidate, pooler_candidates
-from embedkit.study.probe import check_defined
 from embedkit.study.splits import Folds, make_folds
 from embedkit.study.sweep_config import SweepConfig
 from embedkit.study.sweep_files import write_files
 from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
-from embedkit.study.sweep_judging import Method, judge, open_candidates
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
 from embedkit.study.sweep_winner import Winner, judge_winner
 from embedkit.study.verdict import Verdict

@@ -17,9 +17,9 @@ from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes
 from embedkit.study.candidates import Candidate
 from embedkit.study.evaluation import evaluate
 from embedkit.study.final_probe import Predictions, fit_final
+from embedkit.study.judge_candidates import Candidates, Judged, Method
 from embedkit.study.labels import Labels
 from embedkit.study.pooler_candidates import FinalPooler, PoolerCandidate
-from embedkit.study.sweep_judging import Candidates, Judged, Method
 from embedkit.study.sweep_models import EncodedModel
 
 _TEST = "test"

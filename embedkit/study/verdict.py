@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from embedkit.study.bootstrap import LEVEL, percentiles
 from embedkit.study.candidates import Candidate
+from embedkit.study.cross_validation import ProbeScores, constant_scores
 from embedkit.study.evaluation import sampled_metrics
 from embedkit.study.final_probe import Predictions, constant_out_of_fold
 from embedkit.study.labels import Labels
-from embedkit.study.probe import ProbeScores, constant_scores
 from embedkit.study.splits import Folds
 
 #: How a metric is printed: factor, decimal places, and the unit of a difference.

@@ -20,6 +20,7 @@ from embedkit.errors import Stopped, UsageError
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.pooling.select import choose
 from embedkit.study import pooler_candidates as module
+from embedkit.study.cross_validation import cross_validate
 from embedkit.study.hidden_states import States
 from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import TEST, TRAIN, Labels
@@ -33,7 +34,6 @@ from embedkit.study.pooler_candidates import (
     token_states,
     vector_states,
 )
-from embedkit.study.probe import cross_validate
 from embedkit.study.splits import Folds
 from tests.oracle import Oracle
 
@@ -103,10 +103,10 @@ def test_a_fold_decides_nothing_about_the_pooler_that_predicts_it():
 
 
 def test_each_fold_and_each_pair_of_neighbours_takes_one_training(monkeypatch):
-    from embedkit.study import training
+    from embedkit.study import train_pooler
 
-    fits, fit = [], training.fit_pooler
-    monkeypatch.setattr(training, "fit_pooler", lambda *of: fits.append(of) or fit(*of))
+    fits, fit = [], train_pooler.fit_pooler
+    monkeypatch.setattr(train_pooler, "fit_pooler", lambda *of: fits.append(of) or fit(*of))
     states, values = made_up(of_tokens=False)
     folds = Folds(np.arange(ROWS) % 5, 5)
     found = scores(WEIGHTED, states, values, folds)

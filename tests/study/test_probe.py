@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
+from embedkit.study.cross_validation import cross_validate, cross_validate_all
 from embedkit.study.metrics import METRICS
-from embedkit.study.probe import (
-    PROBES,
-    LogisticProbe,
-    RidgeProbe,
-    cross_validate,
-    cross_validate_all,
-    standardised,
-    target_columns,
-)
+from embedkit.study.probe import PROBES, LogisticProbe, RidgeProbe, standardised, target_columns
 from embedkit.study.splits import Folds
 from tests.study.data import classified, labels_of, of_task
 

@@ -7,9 +7,9 @@ from scipy import stats
 from benchmarks.noise import of_noise, own_interval_says_beats, says_beats
 from embedkit.errors import InputError
 from embedkit.study.candidates import Candidate
+from embedkit.study.cross_validation import ProbeScores, check_defined, cross_validate, cross_validate_all
 from embedkit.study.final_probe import Predictions, constant_out_of_fold, out_of_fold
 from embedkit.study.metrics import METRICS
-from embedkit.study.probe import ProbeScores, check_defined, cross_validate, cross_validate_all
 from embedkit.study.splits import Folds
 from embedkit.study.verdict import corrected_interval, decide, judge_on_test_rows
 from tests.study.data import classified, labels_of, of_task

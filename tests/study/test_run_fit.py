@@ -316,14 +316,14 @@ def test_too_little_disk_space_is_reported_before_anything_is_computed(fit, monk
 
 
 def test_a_stopped_fit_continues_from_its_states(fit, embedkit_cli, bert, table, tmp_path, monkeypatch):
-    from embedkit.study import training
+    from embedkit.study import train_pooler
 
     def stopped(*_, **__):
         raise Stopped("stopped", hint="again")
 
     path = tmp_path / "p.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "fit_pooler", stopped)
+        patch.setattr(train_pooler, "fit_pooler", stopped)
         command = ("fit", table, "-m", bert, "--pooler", "attention", "--label", "label", *SHORT, "-o", path)
         assert embedkit_cli(*command).code == 75
     folder = tmp_path / ".p.safetensors.states"
@@ -358,7 +358,7 @@ def test_states_stay_after_a_disk_error_and_the_same_command_continues(fit, embe
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT, "-o")
     path = tmp_path / "p.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        from embedkit.study import fit_pooler as module
+        from embedkit.study import run_fit as module
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
@@ -392,7 +392,7 @@ def test_a_failed_removal_of_the_states_does_not_hide_why_the_fit_failed(
 
         return fail
 
-    monkeypatch.setattr("embedkit.study.training.fit_pooler", failing(fault))
+    monkeypatch.setattr("embedkit.study.train_pooler.fit_pooler", failing(fault))
     monkeypatch.setattr("embedkit.study.encode_states.remove_tree", failing(removal))
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
     ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
@@ -408,7 +408,7 @@ def test_states_that_are_gone_do_not_hide_why_the_fit_failed(embedkit_cli, bert,
         shutil.rmtree(tmp_path / ".p.safetensors.states")
         raise InputError("the training failed", hint="none")
 
-    monkeypatch.setattr("embedkit.study.training.fit_pooler", fail)
+    monkeypatch.setattr("embedkit.study.train_pooler.fit_pooler", fail)
     command = ("fit", table, "-m", bert, "--pooler", "mean", "--label", "label", *SHORT)
     ran = embedkit_cli(*command, "-o", tmp_path / "p.safetensors")
     assert (ran.code, ran.told[-2:]) == (3, ["error: the training failed", "hint: none"])

@@ -35,7 +35,7 @@ from embedkit.study.versions import library_versions
 if TYPE_CHECKING:  # torch is imported after the input and its labels are checked
     from embedkit.pooling.trained import PoolerShape
     from embedkit.study.hidden_states import States
-    from embedkit.study.training import Epoch, Fitted
+    from embedkit.study.train_pooler import Epoch, Fitted
 
 #: What the file says of the states that the pooler was fitted on.
 INPUT = ("layers", "layer_agg", "exclude_special", "dtype")
@@ -167,7 +167,7 @@ def trained(
     Raises:
         EmbedkitError: as `fit_pooler`.
     """
-    from embedkit.study.training import fit_pooler, pooler_shape
+    from embedkit.study.train_pooler import fit_pooler, pooler_shape
 
     labels, split = found.labels, _split(found, config)
     shape = pooler_shape(config, states, layer_pool)
@@ -239,7 +239,7 @@ def rotated(config: FitConfig, states: States, layer_pool: str) -> RecipeAndTens
     Raises:
         InputError: as `fit_rotation`.
     """
-    from embedkit.study.training import pooler_shape
+    from embedkit.study.train_pooler import pooler_shape
     from embedkit.study.unsupervised import fit_rotation
 
     found = fit_rotation(states.blocks, config.kept_dims, whiten=config.kind == "whiten")

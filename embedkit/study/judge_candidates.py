@@ -16,6 +16,7 @@ from embedkit.config import LabelConfig
 from embedkit.engines.base import Callbacks
 from embedkit.errors import Stopped
 from embedkit.study.candidates import Candidate
+from embedkit.study.cross_validation import ProbeScores, cross_validate_all
 from embedkit.study.final_probe import Predictions, out_of_fold
 from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
@@ -30,7 +31,7 @@ from embedkit.study.pooler_candidates import (
     token_states,
     vector_states,
 )
-from embedkit.study.probe import FoldVectors, ProbeScores, cross_validate_all
+from embedkit.study.probe import FoldVectors
 from embedkit.study.splits import Folds
 from embedkit.study.sweep_folder import states_folder
 from embedkit.study.sweep_models import EncodedModel

@@ -19,7 +19,7 @@ from embedkit.study import hidden_states
 from embedkit.study.hidden_states import States
 from embedkit.study.labels import Labels
 from embedkit.study.splits import Split, split_rows
-from embedkit.study.training import fit_pooler
+from embedkit.study.train_pooler import fit_pooler
 from embedkit.study.unsupervised import fit_rotation
 
 N_LAYERS, SIZE = 2, 6

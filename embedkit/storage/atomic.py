@@ -43,7 +43,7 @@ class LocalAtomicFiles:
         self._folders: dict[Path, int] = {}  # descriptors
         self.taken: set[str] = set()
 
-    def create(self, name: str) -> BinaryIO:
+    def create(self, name: str, *, private: bool = False) -> BinaryIO:
         final = self._root / name
         temporary = final.with_name(temporary_name(final.name))
         for folder in list(final.parents)[: len(Path(name).parts) - 1]:
@@ -57,7 +57,7 @@ class LocalAtomicFiles:
                     if is_leftover(leftover):
                         leftover.unlink(missing_ok=True)
             self._temporary[name] = temporary
-            return temporary.open("wb")
+            return open(temporary, "wb", opener=_open_private if private else None)
 
     def publish(
         self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
@@ -109,6 +109,11 @@ class LocalAtomicFiles:
                 return True
         os.replace(*names, src_dir_fd=within, dst_dir_fd=within)
         return True
+
+
+def _open_private(path: str, flags: int) -> int:
+    Path(path).unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 def sync_folder(folder: Path, descriptor: int | None = None) -> None:

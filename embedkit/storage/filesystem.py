@@ -141,6 +141,7 @@ def write_file(
     *,
     replace: bool = True,
     sweep: bool = True,
+    private: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Write a whole file in one step: readers see the former file or the new one.
@@ -151,6 +152,7 @@ def write_file(
         data: its content.
         replace: see `AtomicFiles.publish`.
         sweep: see `FileSystem.new_files`.
+        private: see `AtomicFiles.create`.
         check: see `AtomicFiles.publish`.
 
     Returns:
@@ -161,7 +163,7 @@ def write_file(
     """
     files = new_files(folder, sweep=sweep)
     try:
-        with as_output_error(folder / name), files.create(name) as file:
+        with as_output_error(folder / name), files.create(name, private=private) as file:
             file.write(data)
         files.publish(replace=replace, check=check)
     finally:

@@ -7,17 +7,15 @@ id, a hash of it, so that the wrong one is noticed. Keys are in files of their o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedkit.errors import OutputError, UsageError
-from embedkit.storage.atomic import temporary_name
-from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
+from embedkit.storage.disk_errors import as_read_error, check_no_link
+from embedkit.storage.filesystem import write_file
 
 #: Bytes of a hash, 128 bits: among 10 million texts, two have the same one with a probability of 1e-25.
 HASH_BYTES = 16
@@ -105,21 +103,8 @@ def join_key(path: Path, key: HashKey) -> HashKey:
     if found is not None:
         return found
     check_no_link(path)
-    # The file appears whole, as several ranks may make it at once: the first one wins.
-    temporary = path.with_name(temporary_name(path.name))
-    with as_output_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(key.secret + b"\n")
-                file.flush()
-                os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            temporary.unlink()
+    # Several ranks may make it at once: the first one wins.
+    write_file(path.parent, path.name, key.secret + b"\n", replace=False, private=True)
     found = read_key(path)
     if found is None:
         raise OutputError(f"{path} was removed", hint="leave the key alone while embedkit runs")

@@ -42,8 +42,8 @@ class AtomicFiles(Protocol):
     def taken(self) -> set[str]:
         """Names that `publish(replace=False)` found in use, and left alone."""
 
-    def create(self, name: str) -> BinaryIO:
-        """Open a new file for the path `name` in the folder.
+    def create(self, name: str, *, private: bool = False) -> BinaryIO:
+        """Open a new file for the path `name` in the folder; a private one is readable by this user alone.
 
         Raises:
             OutputError: it cannot be made.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from embedkit.output.commit import OutputFolder
 from embedkit.storage.atomic import is_leftover, is_temporary, temporary_name
 from embedkit.storage.filesystem import new_files
+from embedkit.storage.hash_key import HashKey, join_key
 from tests.manifest.plans import make_plan
 
 NOBODY = 2**22 + 1  # more than Linux numbers processes to
@@ -75,11 +77,26 @@ def test_of_two_plans_the_first_one_counts_for_both(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commits", "plan.json"]
 
 
-def test_ranks_join_a_plan_where_there_are_no_links_too(tmp_path, monkeypatch):
+@pytest.fixture
+def no_links(monkeypatch):
+    """The files are on a file system without hard links."""
+
     def refuse(*_, **__):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as of FAT
 
     monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_ranks_join_a_plan_where_there_are_no_links_too(tmp_path):
     one, other = OutputFolder(tmp_path / "out"), OutputFolder(tmp_path / "out")
     assert one.join_plan(make_plan()) == other.join_plan(make_plan()) == make_plan()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["commits", "plan.json"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_ranks_join_a_key_where_there_are_no_links_too_and_others_cannot_read_it(tmp_path):
+    path, first = tmp_path / "out.key", HashKey.new()
+    assert join_key(path, first) == join_key(path, HashKey.new()) == first
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (first.secret + b"\n", 0o600)
+    assert list(tmp_path.iterdir()) == [path]

@@ -27,34 +27,13 @@ Bins = list[tuple[int, int | None, int]]
 #: Seven colours of Okabe and Ito, distinguishable with any colour vision, then those that are farthest from all
 #: before them in CIELAB, of a lightness that shows on white and on black.
 COLOURS = (
-    *(
-        "#0072B2",
-        "#E69F00",
-        "#009E73",
-        "#CC79A7",
-        "#56B4E9",
-        "#D55E00",
-        "#8C6BB1",
-        "#6C00FC",
-        "#00E400",
-        "#FC24D8",
-    ),
-    *(
-        "#FC0060",
-        "#606000",
-        "#A8CC30",
-        "#0054E4",
-        "#FCA884",
-        "#008400",
-        "#A83C3C",
-        "#C0C078",
-        "#CC78FC",
-        "#B40078",
-    ),
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1"),
+    *("#6C00FC", "#00E400", "#FC24D8", "#FC0060", "#606000", "#A8CC30", "#0054E4"),
+    *("#FCA884", "#008400", "#A83C3C", "#C0C078", "#CC78FC", "#B40078"),
 )
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 #: Of heat maps: black text is readable on all of them, also in print.
-SHADES = ((0, "#f7fafd"), (1, "#4f8ac9"))
+_SHADES = ((0, "#f7fafd"), (1, "#4f8ac9"))
 #: A legend above the chart, where its right side has an axis.
 ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 #: Most categories with a colour of their own; the rest are drawn as one.
@@ -136,6 +115,51 @@ def _bar_chart(bars: Figure, marker: Figure, x_axis: Figure, y_title: str) -> Fi
     marker = {**marker, "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"}}
     layout = {"xaxis": x_axis, "yaxis": {"title": {"text": y_title}}, "showlegend": False}
     return {"data": [{"type": "bar", **bars, "marker": marker}], "layout": layout}
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    words: Sequence[Sequence[str]],
+    hovered: Sequence[Sequence[str]],
+    limits: tuple[float, float],
+) -> Figure:
+    """Returns the trace of a heat map; None leaves a gap.
+
+    Args:
+        values: shades of the cells, by line.
+        words: their texts.
+        hovered: what the mouse shows of them.
+        limits: values of the lightest and of the darkest shade.
+    """
+    return {
+        "type": "heatmap",
+        "z": values,
+        "zmin": limits[0],
+        "zmax": limits[1],
+        "text": words,
+        "texttemplate": "%{text}",
+        "customdata": hovered,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "hoverongaps": False,
+        "colorscale": _SHADES,
+        "textfont": {"color": "#111111", "size": 13},
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+    }
+
+
+def names_axis(names: Sequence[str], *, title: str, most: int) -> Figure:
+    """Returns an axis with a name for each place, cut to `most` characters."""
+    return {
+        "title": {"text": title},
+        "tickvals": list(range(len(names))),
+        "ticktext": [plain(name if len(name) <= most else f"{name[: most - 1]}…") for name in names],
+        "showgrid": False,
+        "zeroline": False,
+        "range": [-0.5, len(names) - 0.5],
+        "tickangle": 0,
+    }
 
 
 def map_figure(

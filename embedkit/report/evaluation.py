@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkit.report.charts import ABOVE, COLOURS, SHADES, Figure, plain
+from embedkit.report.charts import ABOVE, COLOURS, Figure, heat_map, names_axis, plain
 from embedkit.report.page import percent
 
 #: Measures that are shares, shown in per cent.
@@ -105,28 +105,10 @@ def _confusion_figure(names: Sequence[str], counts: NDArray[np.int64], rows: NDA
         ]
         for true, of_true, of_shares in zip(names, counts.tolist(), shares.tolist(), strict=True)
     ]
-    trace = {
-        "type": "heatmap",
-        "z": shares.round(4).tolist(),
-        "zmin": 0,
-        "zmax": 1,
-        "text": [[f"{count:,}" if count else "" for count in row] for row in counts.tolist()],
-        "texttemplate": "%{text}",
-        "customdata": hovered,
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "colorscale": SHADES,
-        "textfont": {"color": "#111111", "size": 12},
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-    }
-    labels = [plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…") for name in names]
-    ticks = {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "zeroline": False}
-    ends = [-0.5, len(names) - 0.5]
-    axes = {
-        "xaxis": {"title": {"text": "predicted"}, **ticks, "range": ends, "tickangle": -40},
-        "yaxis": {"title": {"text": "true"}, **ticks, "range": ends[::-1]},
-    }
+    words = [[f"{count:,}" if count else "" for count in row] for row in counts.tolist()]
+    trace = heat_map(shares.round(4).tolist(), words, hovered, (0, 1))
+    down, across = (names_axis(names, title=of, most=_NAME) for of in ("true", "predicted"))
+    axes = {"xaxis": {**across, "tickangle": -40}, "yaxis": {**down, "range": down["range"][::-1]}}
     return {"data": [trace], "layout": {**axes, "showlegend": False}}
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from embedkit.errors import OutputError
 from embedkit.output.open import readable
 from embedkit.output.sweep_summary import EVALUATION, RESULTS, SUMMARY, is_of_vectors, read_summary
-from embedkit.report.charts import COLOURS, SHADES, SYMBOLS, Figure, plain
+from embedkit.report.charts import COLOURS, SYMBOLS, Figure, heat_map, names_axis, plain
 from embedkit.report.evaluation import SHARES, evaluation_values, number, title
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, file_names, is_folder, read_file
@@ -177,7 +177,7 @@ def heat_maps(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 def _heat_map(
     rows: Sequence[Mapping[str, Any]], metric: str, limits: tuple[float, float]
 ) -> tuple[Figure, int, int]:
-    """Returns a figure, and its numbers of lines and poolings."""
+    """Returns a heat map, and its numbers of lines and poolings."""
     places = [_line_and_pool(row) for row in rows]
     lines, pools = (list(dict.fromkeys(of)) for of in zip(*places, strict=True))
     means: list[list[float | None]] = [[None] * len(pools) for _ in lines]
@@ -196,23 +196,13 @@ def _heat_map(
             box = {"x0": pool - 0.47, "x1": pool + 0.47, "y0": line - 0.45, "y1": line + 0.45}
             look = {"width": 4, "dash": "solid"} if row["is_winner"] else {"width": 2, "dash": "dash"}
             frames.append({"type": "rect", **box, "line": {"color": "#111111", **look}})
-    trace = {
-        "type": "heatmap",
-        "z": means,
-        "zmin": limits[0],
-        "zmax": limits[1] + 1e-9,
-        "text": words,
-        "texttemplate": "%{text}",
-        "customdata": hovered,
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "hoverongaps": False,
-        "colorscale": SHADES,
-        "textfont": {"color": "#111111", "size": 13},
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
+    trace = heat_map(means, words, hovered, (limits[0], limits[1] + 1e-9))
+    # Turned, a long name ends at its column, and is not cut off at the side.
+    turn = -30 if any(len(name) > _LEVEL_NAME for name in pools) else 0
+    axes = {
+        "xaxis": {**names_axis(pools, title="pooling", most=_NAME), "tickangle": turn},
+        "yaxis": names_axis(lines, title="", most=_NAME),
     }
-    axes = {"xaxis": _axis(pools, "pooling"), "yaxis": _axis(lines, "")}
     return {"data": [trace], "layout": {**axes, "shapes": frames, "showlegend": False}}, len(lines), len(pools)
 
 
@@ -266,19 +256,6 @@ def _hovered(row: Mapping[str, Any], metric: str) -> str:
     """Returns what the mouse shows of a candidate."""
     scores = f"{title(metric)} {_interval(_scores(row, metric), metric)}"
     return f"{plain(row['name'])}<br>{scores}<br>{row['dims']:,} dimensions"
-
-
-def _axis(names: Sequence[str], title: str) -> Figure:
-    return {
-        "title": {"text": title},
-        "tickvals": list(range(len(names))),
-        "ticktext": [plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…") for name in names],
-        "showgrid": False,
-        "zeroline": False,
-        "range": [-0.5, len(names) - 0.5],
-        # Turned, a long name ends at its column, and is not cut off at the side.
-        "tickangle": -30 if any(len(name) > _LEVEL_NAME for name in names) and title else 0,
-    }
 
 
 def _line_and_pool(row: Mapping[str, Any]) -> tuple[str, str]:

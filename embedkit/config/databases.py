@@ -31,8 +31,13 @@ def is_postgres(name: str) -> bool:
     return _POSTGRES.match(name) is not None
 
 
+def no_query(name: str) -> UsageError:
+    """Return the error of a database without `--sql`."""
+    return UsageError(f"{name}: a database, and no query says which rows to read", hint=f"add {_EXAMPLE}")
+
+
 def split_url(url: str) -> tuple[str, str]:
-    """Split the URL of a database into a name that may be shown, and what connects as well.
+    """Split the URL of a database into a name that may be shown, and its secrets.
 
     Returns:
         The path of a SQLite or DuckDB file, or a `postgresql://` URL without secrets; and the secrets as

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from embedkit.config.checks import at_least, one_of
-from embedkit.config.databases import is_database, is_postgres, one_select, place_of, split_url
+from embedkit.config.databases import is_database, is_postgres, no_query, one_select, place_of, split_url
 from embedkit.errors import UsageError, without_passwords
 
 FORMATS = ("auto", "csv", "tsv", "jsonl", "ndjson", "parquet", "arrow", "txt")
@@ -67,10 +67,7 @@ class InputConfig:
         databases = [name for name in self.inputs if is_database(name)]
         if self.sql is None:
             if databases:
-                raise UsageError(
-                    f"{split_url(databases[0])[0]}: a database, and no query says which rows to read",
-                    hint='add --sql "SELECT id, text FROM note"',
-                )
+                raise no_query(split_url(databases[0])[0])
             return
         if len(self.inputs) != 1 or "-" in self.inputs:
             raise UsageError(

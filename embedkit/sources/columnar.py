@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
+from embedkit.sources.columns import Columns
 from embedkit.sources.opening import check_size
 from embedkit.sources.record_batches import BATCH_ROWS, Batches, RecordBatches, attempt, sliced
 from embedkit.storage.parser_probe import probe_file
@@ -55,9 +56,9 @@ class Columnar(RecordBatches):
         if self._probed is not None and probe_file(self._probed, self._format, part=part, without=without):
             raise self._damaged()
 
-    def _parts(self, count: int, names: tuple[str, ...]) -> Iterator[int]:
+    def _parts(self, count: int, columns: Columns) -> Iterator[int]:
         """Yield the numbers of the parts, each probed before it is read; all at once if they are in memory."""
-        without = {column.name for column in self.columns} - set(names)
+        without = {column.name for column in self.columns} - set(columns.named)
         is_file = isinstance(self._probed, str)
         if not is_file:
             self._check_parser("all", without)
@@ -72,9 +73,9 @@ class Columnar(RecordBatches):
         size = sum(group.total_byte_size for group in groups)
         check_size(self._config, size, source.seek(0, io.SEEK_END), self._file)
 
-        def batches(names: tuple[str, ...]) -> Iterator[Any]:
-            for part in self._parts(file.metadata.num_row_groups, names):
-                yield from file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(names))
+        def batches(columns: Columns) -> Iterator[Any]:
+            for part in self._parts(file.metadata.num_row_groups, columns):
+                yield from file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(columns.named))
 
         return file.schema_arrow, batches
 
@@ -82,10 +83,10 @@ class Columnar(RecordBatches):
         mapped = _mapped(source)
         schema = pa.ipc.open_file(mapped).schema
 
-        def batches(names: tuple[str, ...]) -> Iterator[Any]:
-            fields = [schema.get_field_index(name) for name in names]
+        def batches(columns: Columns) -> Iterator[Any]:
+            fields = [schema.get_field_index(name) for name in columns.named]
             reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
-            return sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, names))
+            return sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, columns))
 
         return schema, batches
 
@@ -93,9 +94,9 @@ class Columnar(RecordBatches):
         mapped = _mapped(source)
         stream = pa.ipc.open_stream(mapped)
 
-        def batches(names: tuple[str, ...]) -> Iterator[Any]:
+        def batches(columns: Columns) -> Iterator[Any]:
             self._check_parser("all", ())
-            return sliced(_checked(batch, names) for batch in _to_the_end(stream, mapped))
+            return sliced(_checked(batch, columns.named) for batch in _to_the_end(stream, mapped))
 
         return stream.schema, batches
 

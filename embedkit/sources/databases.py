@@ -37,7 +37,7 @@ def database_file(config: InputConfig) -> SourceFile:
     """
     name = config.inputs[0]
     if is_postgres(name):
-        return SourceFile(place_of(name), "postgresql", None, None, None, None)
+        return SourceFile(place_of(name), "postgresql")
     try:
         if stat_file(name).kind != "file":
             raise InputError(f"{shown_name(name)}: not a database file", hint="name a SQLite or DuckDB file")
@@ -47,7 +47,7 @@ def database_file(config: InputConfig) -> SourceFile:
         raise unreadable(name, error) from None
     for kind, (start, magic) in _MAGIC.items():
         if head[start:].startswith(magic):
-            return SourceFile(name, kind, None, None, None, None)
+            return SourceFile(name, kind)
     raise InputError(
         f"{shown_name(name)}: neither a SQLite nor a DuckDB database",
         hint="--sql is for databases: leave it out for files of rows; PostgreSQL is postgresql://USER@HOST/DATABASE",

@@ -69,13 +69,12 @@ class DuckdbRows(RecordBatches):
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:  # noqa: ARG002
         """See `Reader`."""
-        self._in_use = columns
         return checked_order(super().rows(columns, first), self._file, columns.id or "")
 
-    def _selected(self, _: tuple[str, ...]) -> Iterator[Any]:
+    def _selected(self, columns: Columns) -> Iterator[Any]:
         """Yield the rows range by range of their ids: a sort of all rows would need memory for all texts."""
-        identity, sql = quoted(self._in_use.id or ""), self._config.sql or ""
-        kind = next(column.kind for column in self.columns if column.name == self._in_use.id)
+        identity, sql = quoted(columns.id or ""), self._config.sql or ""
+        kind = next(column.kind for column in self.columns if column.name == columns.id)
         order = f'{identity} COLLATE "C"' if kind == "string" else identity
         # The first id of each range but the first one.
         numbered = f"SELECT {identity} AS id, row_number() OVER (ORDER BY {order}) AS n FROM ({sql}\n) AS q"  # noqa: S608
@@ -91,7 +90,7 @@ class DuckdbRows(RecordBatches):
                 # NULLs, which are an error, are in the last range.
                 nulls = "" if before or not after else f" OR {identity} IS NULL"
                 within = f"SELECT * FROM ({sql}\n) AS q WHERE {' AND '.join(conditions) or 'true'}{nulls}"  # noqa: S608
-                statement = selection(within, self._in_use, order, left)
+                statement = selection(within, columns, order, left)
                 for batch in self._connection.sql(statement, params=[*after, *before]).to_arrow_reader(BATCH_ROWS):
                     left = None if left is None else left - batch.num_rows
                     yield batch

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.config.databases import is_postgres
+from embedkit.config.databases import is_postgres, no_query
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
@@ -71,10 +71,10 @@ class SourceFile:
 
     name: str  # as typed, or from a glob or a folder; `-` for stdin; host and name of a PostgreSQL database
     format: str  # csv, tsv, jsonl, parquet, arrow, txt, postgresql, sqlite or duckdb
-    compression: str | None  # gz, zst, bz2, xz
-    size: int | None  # in bytes on disk; None for stdin, as are the next two
-    mtime_ns: int | None
-    sha256: str | None  # of the first and last MiB on disk together
+    compression: str | None = None  # gz, zst, bz2, xz
+    size: int | None = None  # in bytes on disk; None for stdin, as are the next two
+    mtime_ns: int | None = None
+    sha256: str | None = None  # of the first and last MiB on disk together
     content_sha256: str | None = None  # of all, where that is known without another pass
 
     @property
@@ -151,9 +151,7 @@ def described(name: str, file_format: str) -> SourceFile:
     if form is None:
         suffix = Path(name).suffix.lower()
         if suffix in _DATABASES:
-            raise UsageError(
-                f"{shown_name(name)}: a database, and no query says which rows to read", hint=_QUERY_HINT
-            )
+            raise no_query(shown_name(name))
         raise UsageError(
             f"{shown_name(name)}: unknown suffix; known are {' '.join(SUFFIXES)},"
             f" alone or with {' '.join(COMPRESSIONS)}",
@@ -190,7 +188,6 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
 
 #: Suffixes of database files.
 _DATABASES = frozenset({".db", ".db3", ".sqlite", ".sqlite3", ".duckdb", ".ddb"})
-_QUERY_HINT = 'add --sql "SELECT id, text FROM note"'
 #: Suffixes of files that are read with no --format.
 _NOT_TABLES = frozenset(
     f".{suffix}"

@@ -112,7 +112,7 @@ def opened_stdin(stdin: BinaryIO, config: InputConfig) -> tuple[SourceFile, io.B
         file_format = config.format
         if file_format == "auto":
             stream, file_format = _sniffed(stream)
-        file = SourceFile(STDIN, canonical(file_format), compression, None, None, None)
+        file = SourceFile(STDIN, canonical(file_format), compression)
         _check_content(stream, file)
     except (OSError, ValueError) as error:  # a folder, a descriptor for writing, a closed file
         raise unreadable("stdin", error) from None

@@ -22,7 +22,7 @@ from embedkit.types import Fault, Record
 _BATCH_BYTES = 4 * 2**20
 #: Seconds to wait for a connection, unless the URL or PGCONNECT_TIMEOUT says otherwise.
 _CONNECT_SECONDS = 15
-#: Of an id, types with an order of their own; all others are ordered by the bytes of their text.
+#: Types of ids that are ordered by value; ids of all others are ordered by the bytes of their text.
 _ORDERED = frozenset(b"int2 int4 int8 oid uuid date timestamp timestamptz time bytea".split())
 
 _NAMES = {
@@ -35,7 +35,7 @@ Names = Callable[[str], list[str]]
 _UNKNOWN = {"42P01": "table", "42703": "column"}
 _RESUME = "run the same command again, an encode or sweep with --on-exists resume"
 _SELECT = "give a single SELECT, and try it in psql"
-#: What went wrong and what to do, by SQLSTATE or its class.
+#: The problem and its remedy, by SQLSTATE or its class.
 _BY_STATE = {
     "42501": ("the user may not read this table", "ask for GRANT SELECT, or name another user in the URL"),
     "25006": ("the query does more than read, and the transaction is read-only", _SELECT),
@@ -52,7 +52,7 @@ _BY_STATE = {
     "57": ("the server closed the connection", _RESUME),
     "08": ("the connection was lost", _RESUME),
 }
-#: The same by patterns, for failures that have no SQLSTATE: those of connecting, and of a stream of rows.
+#: The same by patterns of the message: failures to connect, or while rows are streamed, have no SQLSTATE.
 _BY_MESSAGE = {
     r"password authentication failed|no password supplied|fe_sendauth": (
         "the server refuses the user or the password",
@@ -104,7 +104,7 @@ def _finished(cursor: Any) -> Iterator[Any]:
 
 
 def _url(config: InputConfig) -> str:
-    """Return the URL that libpq gets: with the password, which no other place has."""
+    """Return the URL for libpq, with the password."""
     url = config.inputs[0]
     more = [config.secrets] if config.secrets else []
     if "connect_timeout" not in url and "PGCONNECT_TIMEOUT" not in os.environ:
@@ -129,13 +129,12 @@ class PostgresRows(RecordBatches):
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:  # noqa: ARG002
         """See `Reader`."""
-        self._in_use = columns
         return checked_order(super().rows(columns, first), self._file, columns.id or "")
 
-    def _selected(self, _: tuple[str, ...]) -> Iterator[Any]:
-        name = self._in_use.id or ""
+    def _selected(self, columns: Columns) -> Iterator[Any]:
+        name = columns.id or ""
         order = quoted(name) if self._types[name] in _ORDERED else f'{quoted(name)}::text COLLATE "C"'
-        statement = selection(self._config.sql or "", self._in_use, order, self._config.limit)
+        statement = selection(self._config.sql or "", columns, order, self._config.limit)
         with self._reading():
             self._cursor.execute(statement)
             yield from sliced(map(_of_plain, self._cursor.fetch_record_batch()))

@@ -1,4 +1,4 @@
-"""What the queries of all databases share: their order, their identity, their errors.
+"""Order, identity and errors of queries, the same for all databases.
 
 The query is wrapped, `SELECT columns FROM (query) ORDER BY id`, so that every pass reads the rows in one order. A
 pass is one statement in a read-only transaction: one snapshot. Errors of a database are raised again without their
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
 from embedkit.arrow_values import plain_value
@@ -102,15 +103,7 @@ class RowsDigest:
 
     def of(self, file: SourceFile) -> SourceFile:
         """Return the file with what was read of it."""
-        return SourceFile(
-            file.name,
-            file.format,
-            None,
-            self._size,
-            None,
-            self._texts.hexdigest(),
-            content_sha256=self._all.hexdigest(),
-        )
+        return replace(file, size=self._size, sha256=self._texts.hexdigest(), content_sha256=self._all.hexdigest())
 
 
 def _framed(text: str | None) -> bytes:
@@ -148,5 +141,5 @@ def unknown_name(file: str, what: str, name: str | None, known: list[str]) -> In
 
 
 def refused(file: str, what: str, hint: str) -> InputError:
-    """Return the error of a database, in our words."""
+    """Return the error of a query, without the database's own message."""
     return InputError(f"{file}: {what}", hint=hint)

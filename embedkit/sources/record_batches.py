@@ -34,8 +34,8 @@ BATCH_ROWS = 1_024
 #: Positions in a batch of the rows with invalid UTF-8.
 Unreadable = set[int]
 
-#: A function that reads the columns of the given names, batch by batch.
-Batches = Callable[[tuple[str, ...]], Iterator[Any]]
+#: A function that reads the columns in use, batch by batch.
+Batches = Callable[[Columns], Iterator[Any]]
 
 
 class RecordBatches:
@@ -59,7 +59,7 @@ class RecordBatches:
         """Read every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
         row = first
-        batches = attempt(lambda: self._batches(columns.named))
+        batches = attempt(lambda: self._batches(columns))
         while (batch := self._next(batches)) is not None:
             if not wanted(row, row + batch.num_rows):
                 yield from (Fault(row + at, self._file, None, UNREAD) for at in range(batch.num_rows))

@@ -21,7 +21,7 @@ from embedkit.sources.locate import SourceFile
 from embedkit.sources.query import checked_order, quoted, refused, selection, unknown_name
 from embedkit.types import Fault, Record
 
-#: What a query may do: read, and call functions.
+#: Actions that a query may take: reading, and calling functions.
 _ALLOWED = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
@@ -30,7 +30,7 @@ _NAMES = {
     "column": "SELECT DISTINCT c.name FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c ORDER BY 1",
 }
 _SELECT = "give a single SELECT, and try it in the sqlite3 program"
-#: What went wrong and what to do, by SQLite's codes.
+#: The problem and its remedy, by SQLite's codes.
 _BY_CODE = {
     code: words
     for codes, words in {
@@ -134,7 +134,7 @@ def _id(cell: Any) -> str | None:
 
 
 def _kept(cell: Any) -> Any:
-    """Return a cell with bytes as the text that they are."""
+    """Return a cell; bytes are decoded as UTF-8."""
     try:
         if isinstance(cell, str):
             cell.encode()

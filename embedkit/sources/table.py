@@ -105,7 +105,7 @@ class Table:
         self._stray: dict[str, tuple[int, int]] = {}
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
-        #: Whether the pass that counts was of the rows that `files` describes.
+        #: True if the last pass of a query was of the rows that `files` describes, and vectors come from it.
         self._is_confirmed = False
 
     @property

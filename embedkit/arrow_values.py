@@ -170,16 +170,6 @@ def kept_values(array: Any) -> list[Any]:
     return [Cell(array, place) if is_valid else None for place, is_valid in enumerate(valid)]
 
 
-def array_of(values: Sequence[Any]) -> Any:
-    """Make an array of kept values, whose cells must have one type.
-
-    Raises:
-        pa.ArrowException, OverflowError: they have no common type.
-    """
-    first = next((value for value in values if isinstance(value, Cell)), None)
-    return pa.array(values) if first is None else typed_array(values, first.array.type)
-
-
 def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
     """Make an array of a given type from kept values.
 

@@ -143,14 +143,11 @@ def _gpus() -> Iterator[dict[str, Any]]:
 
 
 def _cuda() -> dict[str, str | None]:
-    """Returns the CUDA versions of torch and, at most, of the driver, and the version of Triton."""
+    """Returns the CUDA version of torch, the highest one that the driver supports, and the version of Triton."""
     import torch
 
-    return {"torch": torch.version.cuda, "driver": _driver(), "triton": _triton()}
-
-
-def _triton() -> str | None:
-    return (_version("triton") or "installed") if find_spec("triton") else None
+    triton = (_version("triton") or "installed") if find_spec("triton") else None
+    return {"torch": torch.version.cuda, "driver": _driver(), "triton": triton}
 
 
 def _has_mps() -> bool:

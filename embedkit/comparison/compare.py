@@ -100,7 +100,7 @@ class VariantComparison:
 
     @property
     def dims(self) -> tuple[int, int]:
-        """Dimensions of both."""
+        """Dimensions in the first and the second output."""
         return self.variants[0].dims, self.variants[1].dims
 
     @property
@@ -121,7 +121,7 @@ class Comparison:
         rows: of both.
         pairs: rows that belong together.
         receipts: n_tokens, n_used, n_chunks, status → bool [M] True for pairs in which they differ.
-        variants: columns of vectors with one name in both outputs, or the only one of each.
+        variants: columns of vectors with the same name in both outputs, or the only one of each.
         only_first, only_second: columns without a partner.
         recipe: name, value and value of each field that differs; None if an output has no recipe.
     """
@@ -152,7 +152,7 @@ class Comparison:
 
     @property
     def differences(self) -> str:
-        """How many rows and columns differ, in words."""
+        """The numbers of rows and columns that differ, in words."""
         only = len(self.pairs.only_first) + len(self.pairs.only_second)
         columns = len(self.only_first) + len(self.only_second)
         counts = {
@@ -210,7 +210,7 @@ def compare_outputs(config: ComparisonConfig) -> Comparison:
 def _matched_variants(
     first: Stored, second: Stored
 ) -> tuple[list[tuple[Variant, Variant]], tuple[Variant, ...], tuple[Variant, ...]]:
-    """Returns the columns with one name, or the only ones of both; and those without a partner."""
+    """Returns the columns with the same name in both outputs, or the only one of each, and those of one alone."""
     ours, theirs = first.layout.variants, second.layout.variants
     if len(ours) == len(theirs) == 1:
         return [(ours[0], theirs[0])], (), ()
@@ -251,7 +251,7 @@ def _compare_variant(first: Side, second: Side, config: ComparisonConfig) -> Var
     if config.min_cosine is not None:
         differs[comparable] |= cosine[comparable] < config.min_cosine
     one, other = sample.vectors()
-    is_equal = one.shape == other.shape and np.array_equal(one, other)
+    is_equal = len(one) > 1 and np.array_equal(one, other)
     return VariantComparison(
         variants=(first.variant, second.variant),
         difference=difference,
@@ -260,10 +260,8 @@ def _compare_variant(first: Side, second: Side, config: ComparisonConfig) -> Var
         only_first=only_one[0],
         only_second=only_one[1],
         other_shape=int((has_both & ~comparable).sum()) if same_dims else 0,
-        cka=1.0 if is_equal and len(one) > 1 else linear_cka(one, other),
-        overlap=1.0
-        if is_equal and len(one) > 1
-        else neighbour_overlap(one, other, k=NEIGHBOURS, seed=config.seed),
+        cka=1.0 if is_equal else linear_cka(one, other),
+        overlap=1.0 if is_equal else neighbour_overlap(one, other, k=NEIGHBOURS, seed=config.seed),
         sampled=len(one),
     )
 
@@ -305,7 +303,7 @@ def _deviations(first: Vectors, second: Vectors) -> tuple[NDArray[np.float64], N
 
 
 def _differing(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields name, value and value of the fields that differ, nested ones as `text.max_length`; None if absent."""
+    """Yields the fields that differ, such as `text.max_length`, with both values; None if absent."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in dict.fromkeys([*first, *second]):
             yield from _differing(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))

@@ -61,7 +61,7 @@ def _by_dimensions(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[floa
 
 
 def _by_rows(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Returns the same: ||Y'X||² is the sum of the products of the entries of XX' and YY'."""
+    """Returns the same as `_by_dimensions`: ||Y'X||² is the sum of the products of the entries of XX' and YY'."""
     centred = [of - of.mean(axis=0, dtype=np.float64) for of in (x, y)]
     sums = np.zeros(3)
     for start in range(0, len(x), _BLOCK):

@@ -15,8 +15,8 @@ from embedkit.types import Variant
 
 #: Pairs of a block.
 _ROWS = 4096
-#: Bytes of the vectors of each output that are held where the outputs have other orders: the second one is then
-#: read once for so many of the first one's.
+#: Bytes of vectors of each output to hold if their rows are in different orders. The second output is then read
+#: once for every so many bytes of the first.
 _BYTES = 256 * 2**20
 
 

@@ -165,7 +165,7 @@ def _kind(value: object) -> str:
 
 
 def vector_config(**options: Any) -> VectorConfig:
-    """Returns the configuration that the arguments of `embedkit.Encoder` stand for; all of them are needed.
+    """Converts all arguments of `embedkit.Encoder` to a configuration.
 
     Raises:
         UsageError: a value that cannot be used.

@@ -69,7 +69,7 @@ class RunConfig(VectorConfig):
 
     @property
     def keeps_hashes(self) -> bool:
-        """True if the output has hashes of texts. JSON Lines alone have no place for what they belong to."""
+        """True if the output has hashes of texts; JSON Lines alone, which hold no recipe, have none."""
         return bool(self.reuse) and not self.output.is_jsonl_alone
 
     def __post_init__(self) -> None:

@@ -21,9 +21,8 @@ SPAN_POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "lasttoken")
 class TextConfig:
     """The steps from a text to tokens."""
 
-    max_length: int | None = (
-        None  # tokens of a text, special ones included; None: as a pooler's file says, else the model's limit
-    )
+    #: Tokens of a text, special ones included; None: as a pooler's file says, else the model's limit.
+    max_length: int | None = None
     on_long: str | None = None  # truncate, chunk or error; None: as a pooler's file says, else truncate
     stride: int | None = None  # tokens that a window shares with the one before; None: 0
     chunk_pool: str | None = None  # one of CHUNK_POOLINGS, for the vectors of windows; None: mean

@@ -176,8 +176,8 @@ def planned_kept_types(found: Mapping[str, str], config: RunConfig, scores: Mapp
             f"--keep {ours}: embedkit writes a column of that name",
             hint="leave it out of --keep, or rename it in the input",
         )
-    alone = config.output.is_stdout or config.output.output.endswith(".jsonl")
-    unclear = next((name for name in kept if scores and alone and name.startswith(SCORE)), None)
+    is_unclear = bool(scores) and config.output.is_jsonl_alone
+    unclear = next((name for name in kept if is_unclear and name.startswith(SCORE)), None)
     if unclear is not None:
         raise UsageError(
             f"--keep {unclear}: a single JSON Lines file cannot say which of its {SCORE} columns are of the head",

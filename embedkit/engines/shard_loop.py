@@ -93,9 +93,7 @@ class ShardLoop:
     def _finish(self, shard: TokenizedShard, *arguments: Any, **options: Any) -> EncodedShard:
         """Makes the rows of a shard, with those that earlier outputs have; see `finish_shard`."""
         reuse, plan = self.setup.reuse, self.job.plan
-        if reuse is None or shard.known is None:
-            return finish_shard(shard, *arguments, **options)
-        reused = reuse.rows(shard.known, plan)
+        reused = reuse.rows(shard.known, plan) if reuse and shard.known else ()
         return finish_shard(shard, *arguments, **options, reused=reused, keep_hashes=plan.hash_key is not None)
 
     def _write(self, finished: Callable[[], EncodedShard]) -> None:

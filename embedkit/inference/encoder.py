@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,7 +102,6 @@ class Encoder:
             ready = build(spec)
         self._spec = spec
         self._embedder = ready.embedder
-        self._found_head: PredictionHead | None = None
         self._turn = threading.Lock()
         self._made_in = os.getpid()
         self.recipe = dict(ready.facts.recipe)
@@ -196,7 +196,7 @@ class Encoder:
             InputError: see `encode`.
             ModelError: see `encode`; or the pooler's file has changed.
         """
-        head = self._head()
+        head = self._head
         n_texts, raw = self._pooled(texts)
         found = head.predict_proba(raw.vectors[""])
         probabilities = np.full((n_texts, found.shape[1]), np.nan, np.float32)
@@ -217,7 +217,7 @@ class Encoder:
             InputError: see `encode`.
             ModelError: see `encode`; or the pooler's file has changed.
         """
-        head = self._head()
+        head = self._head
         n_texts, raw = self._pooled(texts)
         predicted: list[Any] = [None] * n_texts
         for text, label in zip(raw.texts.tolist(), head.labels(head.scores(raw.vectors[""])), strict=True):
@@ -244,18 +244,15 @@ class Encoder:
             out[text] = states
         return out
 
+    @cached_property
     def _head(self) -> PredictionHead:
-        """Returns the head of the pooler; checks that it is for texts as this Encoder reads them."""
-        if self._found_head is None:
-            config = replace(self._config, pooling=replace(self._config.pooling, with_head=True))
-            spec = find_model(config, self._spec.folder)
-            was, now = ([one.identity for one in of.poolers.values()] for of in (self._spec, spec))
-            if was != now:
-                raise ModelError("the pooler's file has changed", hint="make the Encoder again")
-            self._found_head = spec.head
-        if self._found_head is None:
-            raise ValueError("find_model gives a head or raises")
-        return self._found_head
+        """The head of the pooler, for texts as this Encoder reads them."""
+        config = replace(self._config, pooling=replace(self._config.pooling, with_head=True))
+        spec = find_model(config, self._spec.folder)
+        was, now = ([one.identity for one in of.poolers.values()] for of in (self._spec, spec))
+        if spec.head is None or was != now:
+            raise ModelError("the pooler's file has changed", hint="make the Encoder again")
+        return spec.head
 
     def _pooled(self, texts: Texts) -> tuple[int, RawVectors]:
         """Returns the number of texts, and the vectors of those that are not empty, before they are finished."""

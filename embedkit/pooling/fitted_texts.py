@@ -1,7 +1,7 @@
 """Options on texts that a pooler's file decides: texts are read as those that the pooler was fitted on.
 
-What the user did not give is taken from the file. What the user gave differently is told, and refused where a head
-would score texts in another casing or with another prompt than it was trained on.
+Values that the user did not give are taken from the file. The user is told of values that differ from the file's;
+they are refused if a head would score texts in another casing or with another prompt than it was trained on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from embedkit.pooling.select import ChosenPooler
 _FIELDS = {"max_length": int, "lowercase": bool, "prompt": str, "on_long": str, "stride": int, "chunk_pool": str}
 #: Of these, the ones that change what a token is: a head is not for texts that differ in them.
 _OF_WORDS = ("lowercase", "prompt")
-#: Values that need not be told when they are taken.
+#: Values that are taken without a notice.
 _USUAL = ("", "truncate", 0, False)
 #: Characters of a prompt that are shown.
 _SHOWN = 60
@@ -97,6 +97,7 @@ def _recorded(file: PoolerFile, config: VectorConfig, asked: Mapping[str, Any]) 
 
 
 def _difference(file: PoolerFile, name: str, asked: Any, recorded: Any, *, with_head: bool) -> str:
+    """Returns a notice about a value that differs from the file's; raises UsageError if a head forbids it."""
     given, fitted = _shown(name, asked), _shown(name, recorded)
     if with_head and name in _OF_WORDS:
         raise UsageError(

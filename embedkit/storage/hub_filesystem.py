@@ -126,7 +126,7 @@ class HubFileSystem:
         raise UsageError(f"{path}: the hub is only read", hint="write to a local path")
 
     def _found(self, path: str, method: str, **options: Any) -> Any:
-        """Call a method of the library with the name that it takes."""
+        """Call a method of `HfFileSystem`, which takes paths without `hf://`."""
         name = self.fixed_name(path).removeprefix(SCHEME)
         found = self._asking(path, lambda hub: getattr(hub, method)(name, **options))
         return list(found) if isinstance(found, Iterator) else found

@@ -97,7 +97,7 @@ class FileSystem(Protocol):
         """Check for a symbolic link."""
 
     def fixed_name(self, path: str) -> str:
-        """Return the name under which a path or pattern is read: of a branch of the hub, its present commit."""
+        """Return the path or pattern, on the hub with the present commit in place of a branch."""
 
     def real_path(self, path: AnyPath) -> str:
         """Return the path without links and `..`."""

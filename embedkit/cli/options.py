@@ -186,6 +186,11 @@ RUN_OPTIONS = (
         list[str],
         "Take the vectors of texts that an earlier output has from it, and compute only the others. Repeatable.",
     ),
+    _output(
+        "--other-versions",
+        False,
+        "With --update: also take vectors that other versions of embedkit, torch or transformers computed.",
+    ),
     _output("--keep-hashes", False, "Write a keyed hash of each text, so that the output can be updated later."),
     _output("--hash-key FILE", str, "Key of the hashes. By default the file OUT.key, made with mode 0600."),
     _batch("--batch-tokens", "auto", "Tokens per batch, or auto."),
@@ -213,7 +218,7 @@ LABEL_OPTIONS = (
 _FOR_OUTPUTS_ONLY = {
     *("keep", "with_head", "pool", "normalize", "truncate_dim", "precision", "level", "subtoken_pooling", "spans"),
     *("spans_column", "group_by", "group_pool", "order_by", "output", "output_format", "shard_id", "num_shards"),
-    *("update", "keep_hashes", "hash_key"),
+    *("update", "other_versions", "keep_hashes", "hash_key"),
 }
 
 

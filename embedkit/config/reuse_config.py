@@ -13,6 +13,7 @@ class ReuseConfig:
 
     update: tuple[str, ...] = ()  # folders or files of earlier outputs; the first that has a text counts
     keep_hashes: bool = False  # write a keyed hash of each text; implied by `update`
+    other_versions: bool = False  # take vectors that other versions of the libraries computed as well
     hash_key: str | None = None  # file with the key; None: the key beside the earlier output or beside this one
 
     def __post_init__(self) -> None:
@@ -20,6 +21,11 @@ class ReuseConfig:
             raise UsageError(
                 "--hash-key is for hashes of texts, and none are asked for",
                 hint="add --keep-hashes, or leave it out",
+            )
+        if self.other_versions and not self.update:
+            raise UsageError(
+                "--other-versions is for vectors of an earlier output, and none is named",
+                hint="add --update OLD, or leave it out",
             )
         twice = next((name for name in self.update if self.update.count(name) > 1), None)
         if twice is not None:

@@ -105,11 +105,12 @@ def _plan(planned: InputPlan, model: ModelFacts, setup: EngineSetup, stored: Pla
     config, reuse = setup.config, setup.reuse
     plan = planned.complete(model, config, reuse)
     if reuse:
-        reuse.check_recipe(plan.recipe, plan.scores)
+        for sentence in reuse.check_recipe(plan.recipe, plan.scores):
+            setup.callbacks.notice(sentence)
     if stored:
         if reuse and reuse.takes_from(config.output.output):
             # The earlier output may have been replaced by this run, which was killed just after that.
-            plan = replace(plan, update=stored.update)
+            plan = replace(plan, update=stored.update, versions=(*plan.versions[:1], *stored.versions[1:]))
         return _adopted(stored, plan)
     if config.pooling.precision == "int8":
         ranges = reuse.int8_ranges() if reuse else None
@@ -249,6 +250,7 @@ def _adopted(stored: Plan, plan: Plan) -> Plan:
         # Equal content may have other names now: keep those that the output already has.
         input=stored.input,
         source=stored.source,
+        versions=stored.versions,
         int8_ranges=stored.int8_ranges,
         batch_tokens=plan.batch_tokens if stored.batch_tokens is None else stored.batch_tokens,
     )

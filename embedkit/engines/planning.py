@@ -16,6 +16,7 @@ from embedkit.inference.model_spec import ModelSpec, rough_width
 from embedkit.inference.pipeline import ReadShard
 from embedkit.manifest.schema import InputFacts, InputFile, Plan, Sharding
 from embedkit.manifest.shards import SHARD_CHARACTERS, ShardCutter, default_shard_characters, default_shard_rows
+from embedkit.manifest.versions import vector_versions
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.values import fits_parquet
@@ -118,6 +119,7 @@ class InputPlan:
             scores=self.scores,
             hash_key=hash_key,
             update=tuple(output.digest for output in reuse.earlier) if reuse else (),
+            versions=reuse.versions() if reuse else (vector_versions(),),
         )
 
 

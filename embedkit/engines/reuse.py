@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from embedkit.config import RunConfig
 from embedkit.errors import OutputError, UsageError
 from embedkit.inference.pipeline import KnownTexts, ReusedRecords
+from embedkit.manifest.recipe import as_text
 from embedkit.manifest.schema import Int8Ranges, Json, Plan
+from embedkit.manifest.versions import vector_versions
 from embedkit.output.earlier import EarlierOutput
 from embedkit.storage.filesystem import is_same_file, seems_there
 from embedkit.storage.hash_key import HashKey, join_key, key_beside, read_key, required_key
@@ -29,12 +31,16 @@ class TextReuse:
         key: of the hashes; None for a new one.
         earlier: outputs whose hashes are of the same key; of a text in several, the first counts.
         key_file: where the key is to be kept for later runs; None if the user keeps it, or no hashes are written.
+        other_versions: take vectors that other versions of the libraries computed as well.
     """
 
-    def __init__(self, key: HashKey | None, earlier: Sequence[EarlierOutput], key_file: Path | None) -> None:
+    def __init__(
+        self, key: HashKey | None, earlier: Sequence[EarlierOutput], key_file: Path | None, other_versions: bool
+    ) -> None:
         self.key = key or HashKey.new()
         self.earlier = tuple(earlier)
         self._key_file = key_file
+        self._other_versions = other_versions
 
     def store_key(self) -> str:
         """Writes the key beside the output unless it is there, and returns its id.
@@ -51,10 +57,37 @@ class TextReuse:
             self.key = stored
         return self.key.id
 
-    def check_recipe(self, recipe: Json, scores: Sequence[str], *, without: Collection[str] = ()) -> None:
-        """Checks the earlier outputs; see `EarlierOutput.check_recipe`."""
+    def check_recipe(self, recipe: Json, scores: Sequence[str], *, without: Collection[str] = ()) -> list[str]:
+        """Checks the earlier outputs; see `EarlierOutput.check_recipe`.
+
+        Returns:
+            Sentences about vectors of other versions, if the user takes these.
+
+        Raises:
+            OutputError: an earlier output has vectors that are not this run's.
+        """
+        notices = []
         for output in self.earlier:
             output.check_recipe(recipe, scores, without=without)
+            difference = output.version_difference(vector_versions())
+            if difference is None:
+                continue
+            if not self._other_versions:
+                raise OutputError(
+                    f"--update {output.path}: other versions computed it: {difference}",
+                    hint="--other-versions takes its vectors all the same; or install those versions; or encode "
+                    "all rows once more: --keep-hashes without --update",
+                )
+            notices.append(f"vectors of {as_text(output.path)} are of other versions: {difference}")
+        return notices
+
+    def versions(self) -> tuple[Mapping[str, str], ...]:
+        """Returns the versions of this run, then others of the earlier outputs; see Plan."""
+        found: list[Mapping[str, str]] = [vector_versions()]
+        for versions in (of for output in self.earlier for of in output.stored.versions):
+            if versions not in found:
+                found.append(versions)
+        return tuple(found)
 
     def int8_ranges(self) -> Int8Ranges | None:
         """Returns the ranges of int8 of the earlier outputs, whose vectors are taken as stored; None without any.
@@ -162,7 +195,7 @@ def open_reuse(config: RunConfig, stored: Plan | None) -> TextReuse | None:
         found = read_key(key_file)
         if found is not None and found.id != key.id:
             raise _another_key(key_file)
-    return TextReuse(key, earlier, key_file)
+    return TextReuse(key, earlier, key_file, config.reuse.other_versions)
 
 
 def _key_of(output: EarlierOutput, out: Path) -> tuple[Path, HashKey | None]:

@@ -84,7 +84,9 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
             row_bytes=sum(4 * of.dims for of in scan.variants),
             shard_bytes=scan.largest_shard,
         ),
-        notices=tuple(sentence for sentence in (*table.take_notes(), *setup.notices, better) if sentence),
+        notices=tuple(
+            sentence for sentence in (*table.take_notes(), *setup.notices, *scan.notices, better) if sentence
+        ),
     )
 
 

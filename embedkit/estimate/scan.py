@@ -50,6 +50,7 @@ class InputScan:
     ) -> None:
         self.counts = InputCounts(n_unknown=None if setup.tokenizer.unknown_id is None else 0)
         self.first_texts: list[str] = []
+        self.notices: list[str] = []
         self.largest_shard = 0
         self.variants = cut_variants(raw_variants, spec.truncate_dim)
         self._config = config
@@ -65,7 +66,8 @@ class InputScan:
             dtype="fp32" if config.model.dtype == "auto" else config.model.dtype,
         )
         if reuse is not None:
-            reuse.check_recipe(recipe, tuple(spec.head.columns) if spec.head else (), without=("model", "dtype"))
+            scores = tuple(spec.head.columns) if spec.head else ()
+            self.notices = reuse.check_recipe(recipe, scores, without=("model", "dtype"))
         ranges = sum(of.dims for of in self.variants) if config.pooling.precision == "int8" else 0
         self.disk = DiskSize(
             Layout(

@@ -227,6 +227,8 @@ class Plan(VersionedFile):
     groups: Json | None = None  # how rows become groups, in the plan of an output of groups
     hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
     update: tuple[str, ...] = ()  # earlier outputs that vectors are taken from: SHA-256 of what describes each
+    #: Name → version of what computes vectors: of this run, then others by which earlier outputs were computed.
+    versions: tuple[Mapping[str, str], ...] = ()  # () in outputs of old versions
 
     @property
     def has_token_vectors(self) -> bool:
@@ -244,7 +246,7 @@ class Plan(VersionedFile):
         content = to_builtins(self)
         content |= {"input": self.input.to_json(), "source": self.source.to_json(), "shards": self.sharding.shards}
         sharding = content.pop("sharding")
-        optional = ("characters", "scores", "batch_tokens", "groups", "hash_key", "update")
+        optional = ("characters", "scores", "batch_tokens", "groups", "hash_key", "update", "versions")
         return {"version": VERSION} | _omit(sharding | content, *optional)
 
 
@@ -394,7 +396,7 @@ class Manifest(VersionedFile):
     #: Fields that repeat the plan's.
     REPEATED: ClassVar = (
         *("format", "precision", "variants", "recipe", "fingerprint", "int8_ranges", "input", "scores"),
-        "hash_key",
+        *("hash_key", "versions"),
     )
 
     format: str
@@ -411,6 +413,7 @@ class Manifest(VersionedFile):
     shards: int  # how many there are
     empty_shards: tuple[int, ...] = ()  # numbers of those that have no files of vectors
     hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
+    versions: tuple[Mapping[str, str], ...] = ()  # see Plan
     plan_sha256: str | None = None  # of plan.json; None in outputs of old versions
     records_sha256: str | None = None  # of all records, concatenated by number
 
@@ -443,4 +446,4 @@ class Manifest(VersionedFile):
         content = {"version": VERSION, **to_builtins(self), "source": self.source.to_json()}
         del content["totals"]
         content |= {"input": self.input and self.input.to_json(), **self.totals.to_json()}
-        return _omit(content, "plan_sha256", "records_sha256", "scores", "hash_key")
+        return _omit(content, "plan_sha256", "records_sha256", "scores", "hash_key", "versions")

@@ -105,6 +105,18 @@ class EarlierOutput:
                 hint="encode it with --with-head, or leave that out",
             )
 
+    def version_difference(self, now: Mapping[str, str]) -> str | None:
+        """Returns how the versions that computed its vectors differ from those of now; None if they do not."""
+        for versions in self.stored.versions or ({},):
+            changed = [
+                f"{name} was {versions.get(name, 'unknown')} and is {version} now"
+                for name, version in now.items()
+                if versions.get(name) != version
+            ]
+            if changed:
+                return ", ".join(changed)
+        return None
+
     @cached_property
     def _columns(self) -> list[str]:
         """Names of the columns besides vectors."""

@@ -41,6 +41,7 @@ from embedkit.output.formats.layout import (
     REJECTS_KEY,
     REUSED_KEY,
     SCORES_KEY,
+    VERSIONS_KEY,
     Layout,
 )
 from embedkit.output.formats.npy_format import metadata_name
@@ -95,6 +96,7 @@ class Stored:
     records: tuple[Path, ...] = ()  # of the shards, in the order of `parts`; () for a single file
     hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
     reused: int = 0  # rows whose vectors are from earlier outputs
+    versions: tuple[Mapping[str, str], ...] = ()  # of what computed the vectors; () if unknown
     #: True if files are compared with their hashes, or parsed by a child process, before they are read.
     checks: bool = True
     #: Files that were found safe, and the columns that were left out of the check.
@@ -331,6 +333,7 @@ def _open_folder(path: Path) -> Stored:
             records=tuple(path / "commits" / f"{index:05d}.json" for index in shards),
             hash_key=manifest.hash_key,
             reused=manifest.totals.reused,
+            versions=manifest.versions,
         )
 
 
@@ -352,6 +355,7 @@ def _open_file(path: Path, form: str, layout: Layout) -> Stored:
         scores=convert(json.loads(layout.metadata.get(SCORES_KEY, "[]")), tuple[str, ...]),
         hash_key=layout.metadata.get(HASH_KEY_KEY),
         reused=int(layout.metadata.get(REUSED_KEY, "0")),
+        versions=convert(json.loads(layout.metadata.get(VERSIONS_KEY, "[]")), tuple[dict[str, str], ...]),
     )
 
 

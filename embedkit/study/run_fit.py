@@ -20,6 +20,7 @@ from embedkit.engines.base import Callbacks
 from embedkit.errors import OutputError, UsageError
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
+from embedkit.manifest.versions import library_versions
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.sources import open_table
 from embedkit.sources.locate import check_not_read, expanded
@@ -30,7 +31,6 @@ from embedkit.study.labelled_rows import InputRows, LabelledRows, labelled_rows,
 from embedkit.study.labels import Labels
 from embedkit.study.near_duplicates import pairs_across
 from embedkit.study.splits import Split, split_rows
-from embedkit.study.versions import library_versions
 
 if TYPE_CHECKING:  # torch is imported after the input and its labels are checked
     from embedkit.pooling.trained import PoolerShape

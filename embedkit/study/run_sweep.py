@@ -18,6 +18,7 @@ from embedkit.config.poolings import parse_poolings
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
 from embedkit.errors import EmbedkitError, OutputError, UsageError
+from embedkit.manifest.versions import library_versions, processor
 from embedkit.output.sweep_summary import NAMES, VECTORS, WINNER, read_summary
 from embedkit.pooling.heads import VALUE_TASKS
 from embedkit.sources.locate import check_not_read, expanded
@@ -37,7 +38,6 @@ from embedkit.study.sweep_folder import clear, prepare_folder, vector_folders
 from embedkit.study.sweep_models import EncodedModel, encode_models, find_models
 from embedkit.study.sweep_winner import Winner, judge_winner
 from embedkit.study.verdict import Verdict
-from embedkit.study.versions import library_versions, processor
 
 #: Rows that a stopped sweep computes again at most.
 SHARD_ROWS = 1024

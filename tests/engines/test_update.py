@@ -11,6 +11,7 @@ import hmac
 import json
 import shutil
 import stat
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import embedkit
+from embedkit.manifest import versions
 from embedkit.output.inspect import inspect_output
 from embedkit.verify import verify_output
 from tests.conftest import NOTES
@@ -365,6 +367,7 @@ def test_an_unusable_output_or_key_is_one_error_and_nothing_is_written(tables, g
     ("options", "message"),
     [
         (("--hash-key", "k"), "--hash-key is for hashes of texts"),
+        (("--other-versions",), "--other-versions is for vectors of an earlier output"),
         (("--keep-hashes", "-o", "out.jsonl"), "JSON Lines alone do not hold the recipe"),
         (("--keep-hashes", "-o", "-"), "JSON Lines alone do not hold the recipe"),
         (("--keep-hashes", "--level", "chunk"), "--keep-hashes is for one row a text"),
@@ -396,6 +399,58 @@ def test_int8_of_other_ranges_is_refused(tables, encode, tmp_path):
         f"{one}.key",
     )  # fmt: skip
     assert (ran.code, "its int8 has other ranges" in ran.err) == (5, True), ran.err
+
+
+@pytest.fixture
+def upgraded(monkeypatch):
+    """Other versions of libraries from now on, by name."""
+
+    def upgrade(**other: str) -> None:
+        monkeypatch.setattr(versions, "version", lambda name: other.get(name) or metadata.version(name))
+
+    return upgrade
+
+
+@pytest.mark.parametrize("old", ["old", "old.parquet"])
+def test_vectors_of_other_versions_are_taken_only_when_asked(
+    tables, encode, embedkit_cli, bert, upgraded, tmp_path, old
+):
+    old_table, new_table = tables
+    old, new, newer = (tmp_path / name for name in (old, "new.npy", "newer"))
+    upgraded(torch="1.0.0+cpu", transformers="4.0.0")
+    assert encode(old_table, "--keep-hashes", "-o", old).code == 0
+    upgraded(torch="1.0.0+cu124", transformers="4.0.0")  # a build for another device
+    assert encode(new_table, "--update", old, "-o", newer).code == 0
+    shutil.rmtree(newer)
+    upgraded()
+    torch_now = metadata.version("torch").partition("+")[0]
+    for ran in (
+        encode(new_table, "--update", old, "-o", new),
+        embedkit_cli("plan", new_table, "-m", bert, "--update", old),
+    ):
+        assert ran.code == 5
+        assert f"other versions computed it: torch was 1.0.0 and is {torch_now} now, transformers was" in ran.err
+        assert "--other-versions" in ran.told[-1]
+        assert not new.exists()
+    ran = encode(new_table, "--update", old, "--other-versions", "-o", new)
+    assert (ran.code, "are of other versions: torch was 1.0.0" in ran.err) == (0, True), ran.err
+    had, has = vectors_by_text(old_table, old), vectors_by_text(new_table, new)
+    assert sum(had.get(text) == vectors for text, vectors in has.items()) == 26
+    # Vectors that were taken are still of the old versions.
+    assert encode(new_table, "--update", new, "-o", newer).code == 5
+    assert encode(new_table, "--update", new, "--other-versions", "-o", newer).code == 0
+    plan = json.loads((newer / "plan.json").read_text())
+    assert [of["torch"] for of in plan["versions"]] == [torch_now, "1.0.0"]
+
+
+@pytest.mark.parametrize(("hashes", "code"), [(("--keep-hashes",), 5), ((), 0)])
+def test_a_run_with_hashes_is_resumed_by_the_same_versions_only(tables, encode, upgraded, tmp_path, hashes, code):
+    arguments = (tables[0], *hashes, "-o", tmp_path / "out", "--shard-rows", 10)
+    assert encode(*arguments).code == 0
+    (tmp_path / "out" / "manifest.json").unlink()
+    upgraded(tokenizers="0.1")
+    ran = encode(*arguments, "--on-exists", "resume")
+    assert (ran.code, "versions[0].tokenizers was" in ran.err) == (code, code == 5), ran.err
 
 
 @pytest.mark.parametrize(("task", "form"), [("classification", "parquet"), ("multilabel", "jsonl")])

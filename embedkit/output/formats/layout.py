@@ -32,6 +32,8 @@ ARRAYS_KEY = "embedkit.arrays"
 
 #: Identifies the key of the hashes of texts, if there are any.
 HASH_KEY_KEY = "embedkit.hash_key"
+#: Versions of what computed the vectors, as in the plan.
+VERSIONS_KEY = "embedkit.versions"
 #: Of a single file: rows whose vectors are from earlier outputs, if there are any.
 REUSED_KEY = "embedkit.reused"
 
@@ -158,6 +160,7 @@ def layout_of(plan: Plan) -> Layout:
             **ranges,
             **scores,
             **({HASH_KEY_KEY: plan.hash_key} if plan.hash_key else {}),
+            **({VERSIONS_KEY: json.dumps(plan.versions)} if plan.versions else {}),
         },
     )
 

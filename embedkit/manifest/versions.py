@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from embedkit.storage.filesystem import read_file
 
+#: Those whose version may change a vector.
+_OF_VECTORS = ("embedkit", "torch", "tokenizers", "transformers")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "tokenizers", "transformers")
 
 
@@ -19,6 +21,11 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def vector_versions() -> dict[str, str]:
+    """Returns the versions of what computes vectors, without builds such as `+cpu`, by name."""
+    return {name: full.partition("+")[0] for name, full in library_versions().items() if name in _OF_VECTORS}
 
 
 def processor() -> str:

@@ -68,8 +68,8 @@ def page() -> str:
         kind = "; baseline" if row["is_baseline"] == "True" else "" if row in poolers else "; the best pooling"
         lines.append(f"| {row['name']}{kind} | {row['dims']} | {' | '.join(scores)} |")
     heading = (
-        f"{summary['rows']['judged']:,} texts of {summary['classes']} sections, {summary['folds']} folds. "
-        "Values are in per cent, with 95 % intervals."
+        f"{summary['rows']['judged']:,} package descriptions of {summary['classes']} sections, {summary['folds']} "
+        "folds, measured by `python -m benchmarks.compared_poolers`. Values are in per cent, with 95 % intervals."
     )
     return "\n".join([heading, "", *lines])
 

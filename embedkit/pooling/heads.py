@@ -22,7 +22,7 @@ SCORE, PREDICTED, PREDICTION = "score_", "predicted", "prediction"
 _LIST_OF_STRINGS = type_name(pa.list_(pa.string()))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PredictionHead:
     """A linear layer on pooled vectors: W v + b, one logit for each class, or the predicted value.
 
@@ -38,7 +38,12 @@ class PredictionHead:
     bias: NDArray[np.float32]
     classes: tuple[str, ...]
     task: str
-    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Describes it without its numbers."""
+        classes = f", {len(self.classes):,} classes" if self.classes else ""
+        return f"<PredictionHead: {self.task}{classes}, of vectors of {self.weight.shape[1]:,} dimensions>"
 
     @property
     def columns(self) -> dict[str, str]:

@@ -26,6 +26,8 @@ from embedkit.storage.filesystem import read_file, stat_file
 #: The only key of the metadata: several would be written in random order, and change the file's bytes.
 _KEY = "embedkit"
 _VERSION = 1
+#: In the recipe: the SHA-256 of the arrays' bytes. Files of earlier versions lack it.
+_CHECKSUM = "tensors_sha256"
 #: The kind of a file with a head alone.
 PROBE = "probe"
 #: Types of a head's numbers.
@@ -94,9 +96,16 @@ def damaged(path: str, what: str) -> ModelError:
 
 def pooler_bytes(recipe: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """Returns the bytes of a file; the same recipe and tensors give the same bytes."""
-    text = json.dumps({"version": _VERSION, **recipe}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    content: bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {_KEY: text})
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    whole = {"version": _VERSION, **recipe, _CHECKSUM: _data_sha256(save(arrays))}
+    text = json.dumps(whole, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    content: bytes = save(arrays, {_KEY: text})
     return content
+
+
+def _data_sha256(content: bytes) -> str:
+    """Returns the SHA-256 of what follows the header of a safetensors file."""
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
 def probe_bytes(
@@ -184,4 +193,6 @@ def read_pooler(path: str) -> PoolerFile:
             f"{path} is of version {version}, and this embedkit reads version {_VERSION}",
             hint="update embedkit, or make the file again with this version",
         )
+    if recipe.pop(_CHECKSUM, None) not in {None, _data_sha256(content)}:
+        raise damaged(path, "damaged: its numbers are not those that were written")
     return PoolerFile(path, hashlib.sha256(content).hexdigest(), recipe, tensors)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit.config import PoolingConfig
+from embedkit.config import ModelConfig, PoolingConfig
 from embedkit.config.poolings import ENTRY_POINTS, POOLING_NAMES, WHOLE_NAMES, installed, is_file
 from embedkit.errors import ModelError, UsageError
 from embedkit.pooling.heads import PredictionHead
@@ -117,11 +117,21 @@ class ChosenPooler:
                     hint="count again with this model: embedkit fit INPUT --pooler idf -m MODEL -o FILE",
                 )
         if (has_head or not self.is_idf) and self.file.recipe.get("model") != model:
-            fitted_on = (self.file.recipe.get("model") or {}).get("type", "nameless")
+            fitted_on = _named(self.file.recipe.get("model"))
             raise ModelError(
-                f"{self.file.path} was fitted on another model ({fitted_on}) than this one ({model['type']})",
-                hint="name the model that it was fitted on with -m, or fit it again on this model",
+                f"{self.file.path} was fitted on another model: {fitted_on}, and not {_named(model)}",
+                hint=f"name the model that it was fitted on with -m, by default {ModelConfig().model}, or fit "
+                "it again on this model",
             )
+
+
+def _named(model: Mapping[str, Any] | None) -> str:
+    """Names a model of a recipe by its type and the file of its weights, as `embedkit inspect` shows it."""
+    files = (model or {}).get("files", {})
+    weights = [
+        f", {name} {sha256[:12]}" for name, sha256 in files.items() if name.endswith((".safetensors", ".bin"))
+    ]
+    return f"{(model or {}).get('type', 'a nameless one')}{''.join(weights[:1])}"
 
 
 def choose(names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, ChosenPooler]]:

@@ -283,6 +283,10 @@ def test_extreme_logits_give_probabilities_without_a_warning(recwarn):
 
 def test_what_is_no_head_or_no_vectors_of_it_is_refused(probe, tmp_path):
     _, head = probe()
+    assert (
+        repr(head)
+        == f"<PredictionHead: classification, {len(head.classes)} classes, of vectors of 128 dimensions>"
+    )
     for wrong in (np.zeros((2, 5)), np.zeros(128), [[0.0]]):
         with pytest.raises(embedkit.EmbedkitError, match="vectors"):
             head.predict_proba(wrong)

@@ -262,6 +262,7 @@ def damages(tmp_path):
     header = int.from_bytes(whole[:8], "little")
     plain = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     yield "cut short", whole[:-9]
+    yield "a changed number", whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
     yield "a pickle", pickle.dumps({"weights": [1.0]})
     yield "empty", b""
     yield "of others", struct.pack("<Q", len(plain)) + plain + b"\0\0\0\0"
@@ -297,6 +298,6 @@ def test_damaged_files_pickles_and_files_of_others_are_refused(tmp_path):
                 pooler.head()
         assert refused.value.hint, what
         seen += 1
-    assert seen == 14
+    assert seen == 15
     with pytest.raises(ModelError, match="cannot read"):
         read_pooler(str(tmp_path / "nowhere.safetensors"))

@@ -24,9 +24,10 @@ _PARTS = {
     **dict.fromkeys(("validation", "validate", "valid", "val", "development", "develop", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "tst", "te", "holdout", "hold-out", "hold_out", "held-out"), TEST),
 }
-#: Texts that mean a missing value, as pandas reads them in files.
+#: Texts that mean a missing value, as pandas reads them in files, and other cases of them.
 MISSING = (
     *("NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"),
+    *("Nan", "NAN", "Null"),
     *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
 )
 #: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
@@ -114,7 +115,8 @@ def read_labels(
     labels = Labels(task, np.array(kept.rows, np.int64), targets, classes, groups, split, left_out)
     labels = _without_rare(labels, config)
     _check_useful(labels, config)
-    return replace(labels, notes=tuple(_notes(labels, config, missing)))
+    notes = [*_notes(labels, config, missing), *_mixed(found, task, config)]
+    return replace(labels, notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,9 @@ def _usable(
     """Returns the values, the rows left out by reason, and the missing labels by spelling."""
     spellings = frozenset(MISSING if config.missing_label is None else config.missing_label)
     missing: Counter[str] = Counter()
-    cells = [_cell(value, spellings, missing) for value in columns[str(config.label)]]
+    cells = [
+        _cell(_items(value, config.label_delimiter), spellings, missing) for value in columns[str(config.label)]
+    ]
     members: list[Any] | None = None
     parts: Sequence[int | None] | None = None
     if config.group is not None:
@@ -169,18 +173,39 @@ def _check_parts(column: str, parts: Sequence[int | None]) -> None:
 
 def _cell(value: Any, spellings: frozenset[str], missing: Counter[str]) -> Any:
     """Returns the value of a cell, a list without its missing items; None if it is missing."""
-    if isinstance(value, str):
-        value = value.strip()
-        if not value or value in spellings:
-            missing[value] += 1
-            return None
-        return value
     if isinstance(value, list):
-        items = [_cell(item, spellings, Counter()) for item in value]
+        items = [_cell(item, spellings, missing if len(value) == 1 else Counter()) for item in value]
         present = [item for item in items if item is not None]
         # An empty list says that no label applies.
         return present if present or not value else None
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    name = value.strip() if isinstance(value, str) else _name(value)
+    if not name or name in spellings:
+        missing[name] += 1
+        return None
+    return name if isinstance(value, str) else value
+
+
+def _mixed(cells: list[Any], task: str, config: LabelConfig) -> list[str]:
+    """Returns a sentence if a few texts among numbers, such as `unknown`, make classes of them all."""
+    if config.task != "auto" or task != "classification":
+        return []
+    numbers = [number for cell in cells if (number := _number(cell)) is not None]
+    texts = len(cells) - len(numbers)
+    if texts >= len(numbers) or _are_classes(numbers):
+        return []
+    return [
+        f"column '{config.label}' has {len(numbers):,} numbers and {texts:,} other labels, so each number is a "
+        "class; --missing-label leaves out texts that mean no label"
+    ]
+
+
+def _items(value: Any, delimiter: str | None) -> Any:
+    """Returns the labels in a text that a delimiter separates, as a list; other values unchanged."""
+    if delimiter is None or not isinstance(value, str) or not value.strip():
+        return value
+    return [part for item in value.split(delimiter) if (part := item.strip())]
 
 
 def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], tuple[str, ...]]:
@@ -194,11 +219,7 @@ def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], 
     has_lists = any(isinstance(cell, list) for cell in cells)
     if task == "auto" and (has_lists or config.label_delimiter is not None):
         task = "multilabel"
-    items = (
-        [_items(cell, config.label_delimiter) for cell in cells]
-        if task == "multilabel"
-        else [[it] for it in cells]
-    )
+    items = [cell if task == "multilabel" and isinstance(cell, list) else [cell] for cell in cells]
     flat = [item for of_row in items for item in of_row]
     if any(isinstance(item, dict) or (isinstance(item, list) and task == "multilabel") for item in flat):
         raise InputError(
@@ -216,7 +237,7 @@ def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], 
             f"--task {task}: column '{label}' has labels that are not finite numbers",
             hint="number the classes in their order"
             if task == "ordinal"
-            else "use --task classification, or fix the column",
+            else "use --task classification, or name texts that mean no label with --missing-label",
         )
     if task == "auto":
         task = "classification" if numbers is None or _are_classes(numbers) else "regression"
@@ -233,27 +254,25 @@ def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], 
     return task, targets, tuple(order)
 
 
-def _items(cell: Any, delimiter: str | None) -> list[Any]:
-    if isinstance(cell, list):
-        return cell
-    if delimiter is None or not isinstance(cell, str):
-        return [cell]
-    return [part for item in cell.split(delimiter) if (part := item.strip())]
-
-
 def _numbers(cells: list[Any]) -> list[decimal.Decimal] | None:
     """Returns the cells as exact numbers; None if one is not a number, or not finite as a float."""
-    numbers: list[decimal.Decimal] = []
+    numbers = []
     for cell in cells:
-        number: decimal.Decimal | None = None
-        if isinstance(cell, str):
-            number = number_in(cell)  # None for text that is not a number, such as `1_0`
-        elif isinstance(cell, int | float) and not isinstance(cell, bool):
-            number = decimal.Decimal(repr(cell))
-        if number is None or not math.isfinite(float(number)):
+        number = _number(cell)
+        if number is None:
             return None
         numbers.append(number)
     return numbers
+
+
+def _number(cell: Any) -> decimal.Decimal | None:
+    """Returns a cell as an exact number; None if it is not a number, or not finite as a float."""
+    number: decimal.Decimal | None = None
+    if isinstance(cell, str):
+        number = number_in(cell)  # None for text that is not a number, such as `1_0`
+    elif isinstance(cell, int | float) and not isinstance(cell, bool):
+        number = decimal.Decimal(repr(cell))
+    return number if number is not None and math.isfinite(float(number)) else None
 
 
 def _are_classes(numbers: list[decimal.Decimal]) -> bool:

@@ -272,3 +272,21 @@ def test_labels_that_are_not_of_the_task_are_refused_and_no_error_contains_one(c
 def test_options_that_contradict_each_other_are_refused(options, what):
     with pytest.raises(UsageError, match=what):
         LabelConfig("label", **options)
+
+
+def test_a_number_that_means_no_label_is_missing_in_json_and_in_texts_and_inside_a_cell_of_several():
+    assert read_labels(of(["-9", "a", "b"] * 4), missing_label=("-9",)).classes == ("a", "b")
+    found = read_labels(of([-9, 1.5, 2.5, -9.0]), missing_label=("-9",))
+    assert (found.left_out, found.targets.tolist()) == ({"missing label": 2}, [1.5, 2.5])
+    several = read_labels(of(["x;NA", "y", "NA"] * 3), label_delimiter=";")
+    assert (several.classes, several.left_out) == (("x", "y"), {"missing label": 3})
+
+
+def test_a_few_texts_among_numbers_that_make_classes_of_them_are_told_without_their_values():
+    ages = [str(20 + row % 60) for row in range(300)]
+    (note,) = read_labels(of([*ages, "unknown"])).notes
+    assert "300 numbers and 1 other labels" in note
+    assert "unknown" not in note
+    assert read_labels(of([*ages, "unknown"]), missing_label=("unknown",)).task == "regression"
+    assert read_labels(of([*ages, "NAN"])).task == "regression"
+    assert not read_labels(of(["01", "A1", "02", "03"] * 9)).notes  # codes

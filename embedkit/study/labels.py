@@ -32,6 +32,8 @@ MISSING = (
 )
 #: Integers with at most this many different values are classes (grades, stages) unless `--task` is given.
 _MOST_NUMBERED_CLASSES = 20
+#: Larger numbers are no labels: the error of a prediction may be a hundred times as large, and is a float64, too.
+_LARGEST = 1e306
 #: If more of the rows than this share have a class of their own, the column is one of names or texts.
 _MOST_ALONE = 0.8
 
@@ -195,10 +197,8 @@ def _mixed(cells: list[Any], task: str, config: LabelConfig) -> list[str]:
     texts = len(cells) - len(numbers)
     if texts >= len(numbers) or _are_classes(numbers):
         return []
-    return [
-        f"column '{config.label}' has {len(numbers):,} numbers and {texts:,} other labels, so each number is a "
-        "class; --missing-label leaves out texts that mean no label"
-    ]
+    found = f"column '{config.label}' has {len(numbers):,} numbers and {texts:,} other labels"
+    return [f"{found}, so each number is a class; --missing-label leaves out texts that mean no label"]
 
 
 def _items(value: Any, delimiter: str | None) -> Any:
@@ -255,7 +255,7 @@ def _targets(cells: list[Any], config: LabelConfig) -> tuple[str, NDArray[Any], 
 
 
 def _numbers(cells: list[Any]) -> list[decimal.Decimal] | None:
-    """Returns the cells as exact numbers; None if one is not a number, or not finite as a float."""
+    """Returns the cells as exact numbers; None if one is not a number, or not below 1e306."""
     numbers = []
     for cell in cells:
         number = _number(cell)
@@ -266,13 +266,13 @@ def _numbers(cells: list[Any]) -> list[decimal.Decimal] | None:
 
 
 def _number(cell: Any) -> decimal.Decimal | None:
-    """Returns a cell as an exact number; None if it is not a number, or not finite as a float."""
+    """Returns a cell as an exact number; None if it is not a number, or not below 1e306."""
     number: decimal.Decimal | None = None
     if isinstance(cell, str):
         number = number_in(cell)  # None for text that is not a number, such as `1_0`
     elif isinstance(cell, int | float) and not isinstance(cell, bool):
         number = decimal.Decimal(repr(cell))
-    return number if number is not None and math.isfinite(float(number)) else None
+    return number if number is not None and abs(float(number)) < _LARGEST else None
 
 
 def _are_classes(numbers: list[decimal.Decimal]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,7 +163,8 @@ def _dealt(
     """Deals some rows, or whole groups of them, into parts with these shares of the rows and of every class.
 
     Iterative stratification (Sechidis, Tsoumakas & Vlahavas, "On the stratification of multi-label data", 2011):
-    the class with the fewest rows left is dealt first, each time to the part that lacks most of it, or most rows.
+    the class with the fewest rows left is dealt first, each time to the part that lacks most of its rows, in whole
+    numbers, and among equal ones to the part that lacks most rows of all classes.
     Groups are dealt as if they were rows of many labels, those with most rows of the class first.
 
     Returns:
@@ -179,7 +181,8 @@ def _dealt(
     left = lacking.sum(axis=0)
 
     def deal(chosen: int, missing: NDArray[np.float64]) -> None:
-        best = max(range(len(shares)), key=lambda to: (round(float(missing[to]), 6), float(room[to])))
+        # Less than half a row is nobody's: with two rows of each class, all would be training rows.
+        best = max(range(len(shares)), key=lambda to: (math.floor(missing[to] + 0.5 + 1e-6), float(room[to])))
         of_unit = slice(*counts.indptr[chosen : chosen + 2])
         lacking[best, counts.indices[of_unit]] -= counts.data[of_unit]
         left[counts.indices[of_unit]] -= counts.data[of_unit]

@@ -95,6 +95,7 @@ def test_numbers_are_values_or_classes_as_the_task_says():
         ([f"secret{n}" for n in range(9)], "auto", InputError, "9 classes in 9 rows"),
         (["secret", "1"], "regression", UsageError, "not finite numbers"),
         ([np.inf, 1.0], "regression", UsageError, "not finite numbers"),
+        (["1e307", "1"], "regression", UsageError, "not finite numbers"),
     ],
 )
 def test_useless_labels_are_refused_and_no_error_contains_one(cells, task, kind, what):

@@ -142,6 +142,15 @@ def test_every_class_has_its_share_of_each_part_and_a_rare_one_is_trained_on(siz
     assert set(targets[split.train].tolist()) == set(range(len(sizes)))
 
 
+def test_parts_have_their_shares_where_every_class_has_two_rows():
+    labels = labels_of("classification", np.repeat(np.arange(100), 2), 100)
+    split = split_rows(labels, None, validation=0.15, test=0.15, seed=0)
+    trained = labels.targets[split.train]
+    for part in (split.validation, split.test):
+        assert 20 <= len(part) <= 40  # 30 of 200
+        assert np.isin(labels.targets[part], trained).all()
+
+
 def test_the_users_parts_stay_and_validation_rows_are_taken_from_the_training_rows():
     targets, split = np.arange(100) % 2, np.repeat([TRAIN, TEST], [80, 20]).astype(np.int8)
     found = split_rows(labels_of(targets, split=split), None, validation=0.25, test=0.15, seed=0)

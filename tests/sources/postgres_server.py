@@ -61,6 +61,8 @@ def running(folder_of_programs: Path) -> Iterator[Server]:
         folder = Path(name)
         (folder / "password").write_text(PASSWORD)
         if user is not None:
+            if not folder_of_programs.is_relative_to("/usr"):
+                folder_of_programs = _copied(folder_of_programs, folder / "packages")
             for path in (folder, folder / "password"):
                 os.chown(path, user.pw_uid, user.pw_gid)
         with socket.socket() as free:
@@ -85,6 +87,14 @@ def running(folder_of_programs: Path) -> Iterator[Server]:
         finally:
             with suppress(subprocess.CalledProcessError):
                 call("pg_ctl", "-m", "immediate", "stop")
+
+
+def _copied(folder_of_programs: Path, packages: Path) -> Path:
+    """Copies the programs of the package and its libraries: other users may not reach this environment."""
+    package = folder_of_programs.parents[1]
+    for name in (package.name, f"{package.name}.libs"):
+        shutil.copytree(package.with_name(name), packages / name, symlinks=True)
+    return packages / folder_of_programs.relative_to(package.parent)
 
 
 def _other_users() -> Iterator[pwd.struct_passwd]:

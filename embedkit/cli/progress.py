@@ -79,7 +79,10 @@ class _Progress:
             print(f"note: {sentence}", file=sys.stderr)
 
     def started(self, start: RunStart) -> None:
+        # A command may run the model several times, as a sweep does for each of its models.
         self.rows, self.before, self.done = start.rows, start.done, start.done
+        self.texts = self.tokens = self.cells = 0
+        self.characters = self.tokenized_tokens = 0
         self.counts_characters = start.characters is not None
         self.characters_left = dict(start.characters or {})
         self.began = time.monotonic()

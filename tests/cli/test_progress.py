@@ -97,6 +97,19 @@ def test_the_time_left_follows_the_tokens_left_and_does_not_jump(monkeypatch):
     assert ends == pytest.approx([sum(tokens.values()) / 1_000] * len(ends))
 
 
+def test_a_second_run_of_a_command_is_counted_from_its_own_start(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_JSON_SECONDS", 0.0)
+    watcher = make_callbacks("json", quiet=False)
+    for _ in range(2):
+        watcher.started(RunStart(rows=4, done=1, device="cpu", dtype="fp32"))
+        watcher.batch(3, 30, 30)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(event["rows"], event["total"]) for event in events if event["event"] == "progress"] == [
+        (4, 4),
+        (4, 4),
+    ]
+
+
 @pytest.mark.parametrize("progress_mode", ["auto", "json"])
 def test_input_and_columns_are_printed_before_the_model_is_loaded(encode, tmp_path, progress_mode):
     table = tmp_path / "in.jsonl"

@@ -127,16 +127,6 @@ def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quie
     if found is None:
         print(summary, end="")
         return
-    near = found.facts["near_duplicates"]
-    if near["pairs_across_folds"] and not quiet:
-        sentence = (
-            f"{near['pairs_across_folds']:,} pair(s) of near-duplicate texts are in different folds, so "
-            "scores may be too high; --dedupe keeps near-duplicates in one fold"
-        )
-        if progress == "json":
-            print_event(event="notice", message=sentence)
-        else:
-            print(f"warning: {sentence}", file=sys.stderr)
     for line in _table(found.verdict, found.facts["models"]):
         print(line)
     print(f"\n{summary}", end="")

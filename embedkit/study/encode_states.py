@@ -42,13 +42,12 @@ from embedkit.storage.filesystem import (
     remove_file,
     remove_tree,
 )
-from embedkit.study.labelled_rows import with_test_files
+from embedkit.study.labelled_rows import TEXTS_AT_ONCE, with_test_files
 from embedkit.tokenizer import TextTokenizer
 from embedkit.types import Record, TokenizedTexts
 
-_STATES = ".states"
-#: Texts of a batch of the tokenizer.
-_TEXTS_AT_ONCE = 4096
+#: How the names of folders of states end.
+STATES = ".states"
 #: Size of the files by the size of their vectors: ids, kept columns and headers come on top.
 _OVERHEAD = 1.05
 
@@ -93,10 +92,7 @@ def states_config(config: FitConfig, run_config: RunConfig) -> RunConfig:
             precision=config.states if of_tokens else "float32",
         ),
         output=OutputConfig(
-            str(path.with_name(f".{path.name}{_STATES}")),
-            "arrow",
-            on_exists="resume",
-            on_bad_row=_kept_as_null(run_config),
+            str(states_folder(path)), "arrow", on_exists="resume", on_bad_row=bad_rows_kept(run_config)
         ),
     )
 
@@ -114,12 +110,17 @@ def token_states_config(config: RunConfig, folder: Path, layers: Sequence[int]) 
         normalize=False,
         precision="float16",
     )
-    output = OutputConfig(str(folder), "arrow", on_exists="resume", on_bad_row=_kept_as_null(config))
+    output = OutputConfig(str(folder), "arrow", on_exists="resume", on_bad_row=bad_rows_kept(config))
     return replace(config, input=replace(config.input, keep=()), pooling=pooling, output=output)
 
 
-def _kept_as_null(config: RunConfig) -> str:
-    """Returns `--on-bad-row` for states, which have an output row for each row of the input."""
+def states_folder(path: Path) -> Path:
+    """Returns where states are while something is fitted: hidden, beside the file or folder that they are for."""
+    return path.with_name(f".{path.name}{STATES}")
+
+
+def bad_rows_kept(config: RunConfig) -> str:
+    """Returns `--on-bad-row` for an output with a row for each row of the input."""
     return "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
 
 
@@ -150,7 +151,7 @@ def read_token_ids(config: RunConfig, spec: ModelSpec) -> list[NDArray[np.int32]
 def tokenize_all(texts: Iterable[str | None], tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
     """Tokenizes texts in batches."""
     remaining = iter(texts)
-    while batch := list(islice(remaining, _TEXTS_AT_ONCE)):
+    while batch := list(islice(remaining, TEXTS_AT_ONCE)):
         yield tokenizer.tokenize(batch)
 
 
@@ -257,7 +258,7 @@ def _check_not_in_use(folder: Path) -> None:
 
 def _abandoned(folder: Path) -> Iterator[Path]:
     """Yields other folders of states here that no live process uses; a file next to each names its process."""
-    names = (name for name in file_names(folder.parent) if name.startswith(".") and name.endswith(_STATES))
+    names = (name for name in file_names(folder.parent) if name.startswith(".") and name.endswith(STATES))
     for other in sorted(folder.with_name(name) for name in names):
         users = temporary_files(folder.parent, other.name.removeprefix("."))
         if other != folder and is_folder(other) and all(is_leftover(user) for user in users):

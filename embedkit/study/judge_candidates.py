@@ -17,6 +17,7 @@ from embedkit.engines.base import Callbacks
 from embedkit.errors import Stopped
 from embedkit.study.candidates import Candidate
 from embedkit.study.cross_validation import ProbeScores, cross_validate_all
+from embedkit.study.encode_states import states_folder
 from embedkit.study.final_probe import Predictions, out_of_fold
 from embedkit.study.labelled_rows import LabelledRows
 from embedkit.study.labels import Labels
@@ -33,7 +34,6 @@ from embedkit.study.pooler_candidates import (
 )
 from embedkit.study.probe import FoldVectors
 from embedkit.study.splits import Folds
-from embedkit.study.sweep_folder import states_folder
 from embedkit.study.sweep_models import EncodedModel
 from embedkit.study.verdict import Verdict, decide, judge_on_test_rows
 

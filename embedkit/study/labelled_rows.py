@@ -24,7 +24,7 @@ from embedkit.tokenizer.lengths import prompt_length
 from embedkit.types import Record, TokenizedTexts
 
 #: Texts of a batch of the tokenizer.
-_TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ class LabelledRows:
     cluster: NDArray[np.int64]  # [N] near-duplicates have one number
     groups: NDArray[np.int64] | None  # [N] of `--group` and, with `--dedupe`, of near-duplicates; None without
     warnings: tuple[str, ...]  # sentences about what is in several parts of the user's split
+
+    @property
+    def n_near_duplicates(self) -> int:
+        """The texts that have a near-duplicate."""
+        return int((np.bincount(self.cluster)[self.cluster] > 1).sum())
 
 
 def with_test_files(config: InputConfig, labels: LabelConfig) -> InputConfig:
@@ -96,7 +101,7 @@ def read_rows(config: InputConfig, labels: LabelConfig, models: Sequence[Tokeniz
     skipped = [prompt_length(model.raw_tokenizer, model.tokenizer.prompt) for model in models]
     tokens = 0
     records = table.records()
-    while batch := list(islice(records, _TEXTS_AT_ONCE)):
+    while batch := list(islice(records, TEXTS_AT_ONCE)):
         texts = []
         for item in batch:
             record = item if isinstance(item, Record) else None

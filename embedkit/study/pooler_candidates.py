@@ -104,12 +104,16 @@ class PoolerCandidate(Candidate):
         """The layers in words: `layer 6`, `layers 1-6`."""
         return super(PoolerCandidate, self).layers_text.removesuffix(" joined")
 
+    @property
+    def kept_dims(self) -> int | None:
+        """N of `pca:N` or `whiten:N`; None if not stated."""
+        return int(self.pooler.partition(":")[2] or 0) or None
+
     def dims(self, hidden_size: int) -> int:
         """Returns the dimensions of its vectors."""
-        number = self.pooler.partition(":")[2]
         if self.kind not in KINDS:
             return int(_declared(self.pooler).dims(len(self.layers), hidden_size))
-        return int(number) if number else hidden_size * (1 if self.kind in OVER_LAYERS else len(self.layers))
+        return self.kept_dims or hidden_size * (1 if self.kind in OVER_LAYERS else len(self.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,10 +386,7 @@ def fold_vectors(candidate: PoolerCandidate, states: States, folds: Folds) -> Fo
         rows = folds.trained(held)
         if candidate.kind == "idf":
             return _pooled(states, _idf_pooler(states, rows))
-        number = candidate.pooler.partition(":")[2]
-        found = fit_rotation(
-            states.take(rows).blocks, int(number) if number else None, whiten=candidate.kind == "whiten"
-        )
+        found = fit_rotation(states.take(rows).blocks, candidate.kept_dims, whiten=candidate.kind == "whiten")
         parts = [(block - found.center) @ found.rotation for block in states.blocks()]
         return np.concatenate(parts).astype(np.float32)
 

@@ -182,7 +182,7 @@ def trained(
         "scores": fitted.scores,
         "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "near_duplicates": {
-            "texts": int((np.bincount(found.cluster)[found.cluster] > 1).sum()),
+            "texts": found.n_near_duplicates,
             "pairs_across_parts": pairs_across(found.cluster, _part_of_row(split)),
         },
         "training": {

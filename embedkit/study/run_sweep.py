@@ -101,6 +101,11 @@ def sweep(
     undefined = check_defined(found.labels, folds, metrics)
     for sentence in (*found.labels.notes, *found.warnings, *undefined):
         callbacks.notice(sentence)
+    if pairs := _pairs(found, folds):
+        callbacks.notice(
+            f"{pairs:,} pairs of near-duplicate texts are in different folds, so scores may be too high; --dedupe "
+            "keeps near-duplicates in one fold"
+        )
     if folder != config.folder and config.run.output.on_exists == "overwrite":
         replacement.start()
     try:
@@ -116,32 +121,8 @@ def sweep(
         return None
     has_vector = np.all([model.vectors.has_vector for model in encoded], axis=0)
     found, folds = _divide(rows, has_vector, config)
-    labels, in_folds = found.labels, (folds.of_row >= 0) & (folds.of_row < folds.count)
-    facts = {
-        "version": 1,
-        **settings,
-        "task": labels.task,
-        "rows": {
-            "input": len(has_vector),
-            "without_vector": int((~has_vector).sum()),
-            "without_label": int(has_vector.sum()) - len(labels.rows),
-            "judged": len(labels.rows),
-        },
-        "split": _split_counts(labels),
-        "left_out": dict(labels.left_out),
-        "warnings": list(found.warnings),
-        "classes": len(labels.classes),
-        "versions": library_versions(),
-        "processor": processor(),
-        "near_duplicates": {
-            "texts": int((np.bincount(found.cluster)[found.cluster] > 1).sum()),
-            "pairs_across_folds": pairs_across(found.cluster[in_folds], folds.of_row[in_folds]),
-        },
-        "models": [model.to_json(folder) for model in encoded],
-    }
-    if len(encoded) == 1:
-        facts |= {"layers": list(encoded[0].vectors.layers), "poolings": list(encoded[0].vectors.poolings)}
-    places_of_rows = np.flatnonzero(has_vector)[labels.rows]
+    facts = _facts(encoded, found, folds, has_vector, settings, folder)
+    places_of_rows = np.flatnonzero(has_vector)[found.labels.rows]
     method = Method(found, folds, metrics, config.probe, config.labels)
     with open_candidates(encoded, places_of_rows, config.poolers, callbacks, stop) as candidates:
         judged = judge(candidates, method, on_candidate, stop)
@@ -151,11 +132,45 @@ def sweep(
     return SweepResult(judged.verdict, facts)
 
 
-def _split_counts(labels: Labels) -> dict[str, int]:
-    """Returns the rows in each part of the user's split; nothing without one."""
+def _facts(
+    encoded: Sequence[EncodedModel],
+    found: LabelledRows,
+    folds: Folds,
+    has_vector: NDArray[np.bool_],
+    settings: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Returns what summary.json says of the input and the method."""
+    labels = found.labels
     parts = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    counts = {name: 0 if labels.split is None else int((labels.split == of).sum()) for name, of in parts.items()}
-    return {name: count for name, count in counts.items() if count}
+    counts = {} if labels.split is None else {of: int((labels.split == part).sum()) for of, part in parts.items()}
+    first = encoded[0].vectors
+    return {
+        "version": 1,
+        **settings,
+        "task": labels.task,
+        "rows": {
+            "input": len(has_vector),
+            "without_vector": int((~has_vector).sum()),
+            "without_label": int(has_vector.sum()) - len(labels.rows),
+            "judged": len(labels.rows),
+        },
+        "split": {name: count for name, count in counts.items() if count},
+        "left_out": dict(labels.left_out),
+        "warnings": list(found.warnings),
+        "classes": len(labels.classes),
+        "versions": library_versions(),
+        "processor": processor(),
+        "near_duplicates": {"texts": found.n_near_duplicates, "pairs_across_folds": _pairs(found, folds)},
+        "models": [model.to_json(folder) for model in encoded],
+        **({"layers": list(first.layers), "poolings": list(first.poolings)} if len(encoded) == 1 else {}),
+    }
+
+
+def _pairs(found: LabelledRows, folds: Folds) -> int:
+    """Counts the pairs of near-duplicates in different folds."""
+    in_folds = (folds.of_row >= 0) & (folds.of_row < folds.count)
+    return pairs_across(found.cluster[in_folds], folds.of_row[in_folds])
 
 
 def _commands(winner: Winner, command: Callable[[str, Mapping[str, str]], str]) -> dict[str, str]:

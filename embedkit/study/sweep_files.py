@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,10 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "metric": verdict.metric,
         "sentence": verdict.sentence,
         "winner": {"options": winner.candidate.options, **_scores(winner)},
-        "nested": _intervals_json(verdict.nested),
-        "nested_versus": _intervals_json(verdict.nested_versus),
-        "test": None if verdict.test is None else _intervals_json(verdict.test),
-        "test_versus": _intervals_json(verdict.test_versus),
+        "nested": _intervals(verdict.nested),
+        "nested_versus": _intervals(verdict.nested_versus),
+        "test": None if verdict.test is None else _intervals(verdict.test),
+        "test_versus": _intervals(verdict.test_versus),
         "undefined_folds": verdict.undefined,
         "baselines": {row.baseline: _scores(row) for row in verdict.baselines},
         "not_distinguishable": [row.candidate.name for row in verdict.ranked if not row.distinguishable],
@@ -114,54 +114,42 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _intervals_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"mean": _finite(of.mean), "low": _finite(of.low), "high": _finite(of.high)}
-        for name, of in intervals.items()
-    }
+def _intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    ends = ("mean", "low", "high")
+    return {name: {end: _finite(getattr(of, end)) for end in ends} for name, of in intervals.items()}
 
 
 def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping[str, str]) -> list[str]:
     """Returns the lines of summary.txt."""
     rows, near = facts["rows"], facts["near_duplicates"]
-    of_all = " in every model" if len(facts["models"]) > 1 else ""
-    reasons = [f"{count:,} {reason}" for reason, count in facts["left_out"].items() if count]
-    left_out = ", ".join([f"{rows['without_vector']:,} have no vector{of_all}", *reasons])
+    no_vector = f"have no vector{' in every model' * (len(facts['models']) > 1)}"
+    reasons = {no_vector: rows["without_vector"], **facts["left_out"]}
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
     parts = ", ".join(f"{count:,} {part}" for part, count in facts["split"].items()) or f"{facts['folds']} folds"
-    judged = f"{rows['judged']:,} of {rows['input']:,} rows judged ({left_out}), {parts}"
+    judged = f"{rows['judged']:,} of {rows['input']:,} rows judged{f' ({left_out})' * bool(left_out)}"
+    scores = {"Nested estimate": verdict.nested, "On the test rows": verdict.test or {}}
     found = [
         f"{verdict.sentence}.",
-        *_estimate_lines(verdict),
-        f"{judged}, {verdict.n_candidates} candidates; ± is a 95 % confidence interval.",
+        *(
+            f"{where}: {', '.join(f'{name} {verdict.value(of, name)}' for name, of in estimate.items())}."
+            for where, estimate in scores.items()
+            if estimate
+        ),
+        f"{judged}; {parts}; {verdict.n_candidates} candidates; ± is a 95 % confidence interval.",
         *(
             f"{name} is undefined in {count} of {len(verdict.winner.folds[name])} folds, which are left out of it."
             for name, count in verdict.undefined.items()
         ),
     ]
     if near["texts"]:
-        kept = (
-            "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pair(s) across folds"
-        )
-        found.append(f"{near['texts']:,} texts are nearly the same as another: {kept}.")
+        kept = "kept in one fold each" if facts["dedupe"] else f"{near['pairs_across_folds']:,} pairs across folds"
+        found.append(f"{near['texts']:,} texts have a near-duplicate: {kept}.")
     return [
         *found,
-        f"{PREDICTIONS} has a prediction of each row by a probe that has not seen it, {EVALUATION} its measures.",
+        f"{PREDICTIONS} has a prediction for each row by a probe that has not seen it, {EVALUATION} its measures.",
         "",
         *(line for name, text in _COMMANDS.items() if name in commands for line in (text, commands[name])),
     ]
-
-
-def _estimate_lines(verdict: Verdict) -> Iterator[str]:
-    """Yields the scores of the winner that its own selection does not make too high."""
-    estimates = {
-        "With the selection repeated inside each fold": (verdict.nested, verdict.nested_versus),
-        "On the test rows": (verdict.test or {}, verdict.test_versus),
-    }
-    for where, (scores, versus) in estimates.items():
-        if scores:
-            values = ", ".join(f"{name} {verdict.value(of, name)}" for name, of in scores.items())
-            ahead = ", ".join(f"{verdict.value(of)} above {name}" for name, of in versus.items())
-            yield f"{where}: {values}; {ahead}."
 
 
 def _columns(row: Row, cost: Cost) -> dict[str, Any]:

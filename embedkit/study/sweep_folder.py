@@ -17,8 +17,7 @@ from embedkit.storage.atomic import is_former_mark, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file, remove_tree
 from embedkit.storage.replace_folder import Replacement
-
-_STATES = ".states"
+from embedkit.study.encode_states import STATES
 
 
 def prepare_folder(folder: Path, on_exists: str, replacement: Replacement) -> Path:
@@ -66,16 +65,11 @@ def clear(folder: Path) -> None:
                 remove_file(left)
         # Of a sweep that was stopped while poolers were fitted.
         for name in file_names(folder):
-            if name.startswith(f".{VECTORS}") and name.endswith(_STATES):
+            if name.startswith(f".{VECTORS}") and name.endswith(STATES):
                 remove_tree(folder / name)
         for vectors in (folder / name for name in _names(folder) if is_of_vectors(name)):
             OutputFolder(vectors).clear()
             remove_empty(vectors)
-
-
-def states_folder(vectors: Path) -> Path:
-    """Returns where the token states of a model are while poolers are fitted, by the folder of its vectors."""
-    return vectors.with_name(f".{vectors.name}{_STATES}")
 
 
 def vector_folders(folder: Path, names: Sequence[str], specs: Sequence[ModelSpec]) -> list[Path]:

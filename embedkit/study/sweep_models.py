@@ -26,6 +26,7 @@ from embedkit.output.sweep_summary import COSTS
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, read_file, real_path, seems_folder, write_file
 from embedkit.study.candidates import Candidate, PooledVectors, all_candidates, baselines
+from embedkit.study.encode_states import bad_rows_kept
 from embedkit.study.sweep_config import POOLINGS
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 
@@ -215,11 +216,10 @@ def _encoding_config(config: RunConfig, spec: ModelSpec) -> RunConfig:
     """Returns the encoding of a model: poolings by name, an output row for each input row."""
     pool = config.pooling.pool
     poolings = parse_poolings(pool) if pool != "auto" else _meaningful_poolings(config, spec)
-    on_bad_row = "null" if config.output.on_bad_row == "skip" else config.output.on_bad_row
     return replace(
         config,
         pooling=replace(config.pooling, pool=",".join(poolings)),
-        output=replace(config.output, on_bad_row=on_bad_row),
+        output=replace(config.output, on_bad_row=bad_rows_kept(config)),
     )
 
 

@@ -172,7 +172,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Names the winner, its differences to the baselines, and the layers that are as good.
+        """Names the winner, its differences to the baselines, and how many candidates are as good.
 
         The differences are those on the test rows if there are any, else those of the nested estimate: of the best
         of many candidates the own score is too high.
@@ -196,43 +196,25 @@ class Verdict:
             for verb, of_verb in groups.items()
             if of_verb
         ]
+        unit = "" if parts else unit
         even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in versus if ahead.contains_zero]
         parts += [f"is not distinguishable from {_joined(even)}"] if even else []
-        if self.test is not None:
-            return f"{' and '.join(parts)} on the test rows"
-        return f"{' and '.join(parts)}{', choosing included' if self.n_candidates > 1 else ''}"
+        return f"{', and '.join(parts)}{' on the test rows' * (self.test is not None)}"
 
     def _size(self, ahead: Interval) -> str:
         return self.value(Interval(abs(ahead.mean), *sorted((abs(ahead.low), abs(ahead.high)))))
 
     def _ties(self) -> str:
-        winner = self.winner
-        compared = [row for row in self.rows if row.candidate.layers and row is not winner]
+        compared = [row for row in self.rows if row.candidate.layers and not row.is_winner]
         if not compared:
             return "it is the only candidate"
-        others = [row for row in compared if not row.distinguishable]
-        if not others:
+        even = [row for row in compared if not row.distinguishable]
+        if not even:
             return "every other candidate is worse"
-        layers = [
-            row.candidate.layers[0]
-            for row in others
-            if len(row.candidate.layers) == 1
-            and row.candidate.model == winner.candidate.model
-            and row.candidate.poolings == winner.candidate.poolings
-        ]
-        of_layers = ""
-        if layers:
-            noun, verb = ("layer", "is") if len(layers) == 1 else ("layers", "are")
-            pool = "+".join(winner.candidate.poolings)
-            of_layers = f"{noun} {spans(layers)} with {pool} {verb} not distinguishable from it; "
-        least = min(others, key=lambda row: (row.dims, -_number(row.intervals[self.metric].mean)))
-        if len(compared) == 1:
-            return (
-                f"the other candidate, {least.candidate.name} ({least.dims} dimensions), is as good within chance"
-            )
-        count = f"{len(others)} of {len(compared)} others are" if len(others) > 1 else "one other is"
-        smallest = f"with fewest dimensions {least.candidate.name} ({least.dims})"
-        return f"{of_layers}{count} as good within chance, {smallest}"
+        least = min(even, key=lambda row: (row.dims, -_number(row.intervals[self.metric].mean)))
+        who = "the other candidate" if len(compared) == 1 else f"{len(even)} of {len(compared)} others"
+        are, which = ("are", ", the smallest") if len(even) > 1 else ("is", ":")
+        return f"{who} {are} as good within chance{which} {least.candidate.name} ({least.dims} dimensions)"
 
     def value(self, interval: Interval, metric: str | None = None) -> str:
         """Returns the interval as printed: `83.7 ± 1.0`, in per cent for classes; or `undefined`."""
@@ -359,17 +341,6 @@ def printed(value: float, metric: str) -> str:
     """Returns a score as printed: `83.7` (per cent) or `0.512`."""
     scale, digits, _ = _PRINTED[metric]
     return f"{value * scale:.{digits}f}"
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Returns `2,4-6` for 2, 4, 5, 6."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _number(score: float) -> float:

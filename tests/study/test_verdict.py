@@ -51,7 +51,6 @@ def test_ties_go_to_the_baseline_and_its_row_says_so():
 def test_a_lone_candidate_is_not_better_than_others():
     verdict = decided([0.7, 0.8, 0.9, 0.8])
     assert verdict.sentence.endswith("it is the only candidate")
-    assert "choosing" not in verdict.sentence
     constant = verdict.rows[-1]
     assert (constant.candidate.name, constant.baseline) == ("majority class", "majority class")
     assert constant.intervals["accuracy"].mean == pytest.approx(0.5)

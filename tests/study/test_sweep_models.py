@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedkit.study.sweep_charts import pareto_front
@@ -135,6 +135,7 @@ def test_names_of_models_are_the_last_parts_that_tell_them_apart(typed, names):
     assert model_names(typed) == names
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(st.tuples(st.none() | st.integers(1, 5), st.integers(0, 5)), max_size=12))
 def test_the_pareto_front_has_one_of_each_best_score_at_a_cost(points):
     costs, scores = [cost for cost, _ in points], [float(score) for _, score in points]

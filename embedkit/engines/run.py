@@ -27,8 +27,8 @@ from embedkit.storage.filesystem import seems_file, seems_there
 
 #: Folders next to an output that hold an unfinished run of it.
 _UNFINISHED = ("{}.partial", "{}.rows.partial", "{}.next", "{}.partial.next")
-_AT_COMMIT = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)@([0-9a-f]{40})(?=/|$)")
-_DATA_SET = re.compile(r"hf://datasets/[^/@]+/[^/@]+(?=/|$)")
+#: A data set of the hub, and its commit if the name has one.
+_DATA_SET = re.compile(r"^(hf://datasets/[^/@]+/[^/@]+)(?:@([0-9a-f]{40}))?(?=/|$)")
 
 
 def run(config: RunConfig, callbacks: Callbacks, stop: threading.Event, spec: ModelSpec | None = None) -> Summary:
@@ -105,11 +105,6 @@ def _stored_inputs(path: Path) -> Iterator[InputFacts]:
 def _at_stored_commits(config: RunConfig) -> RunConfig:
     """Returns the options of a resumed run, with data sets of the hub at the commits that it began with."""
     stored = (file.name for read in _stored_inputs(Path(config.output.output)) for file in read.files)
-    commits = {found[1]: found[2] for name in stored if (found := _AT_COMMIT.match(name))}
-    inputs = tuple(
-        f"{found[0]}@{commits[found[0]]}{name[found.end() :]}"
-        if (found := _DATA_SET.match(name)) and found[0] in commits
-        else name
-        for name in config.input.inputs
-    )
-    return replace(config, input=replace(config.input, inputs=inputs))
+    commits = {found[1]: found[0] for name in stored if (found := _DATA_SET.match(name)) and found[2]}
+    inputs = (_DATA_SET.sub(lambda found: commits.get(found[0], found[0]), name) for name in config.input.inputs)
+    return replace(config, input=replace(config.input, inputs=tuple(inputs)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedkit.cli.parsing import is_utf8
 from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
-from embedkit.config.databases import base_name, is_database
+from embedkit.config.databases import DATABASE_SUFFIXES, base_name, is_database
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_folder
 from embedkit.suggest import closest_names
@@ -16,7 +16,7 @@ from embedkit.suggest import closest_names
 #: One slash suffices: `Path` removes the other. A scheme of one letter would be a drive of Windows.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 #: Suffixes of tables and of compressed files, in any case, that a default output name loses.
-_TABLES = (*FORMATS[1:], "feather", "npy", "db", "sqlite", "sqlite3", "duckdb")
+_TABLES = (*FORMATS[1:], "feather", "npy", *DATABASE_SUFFIXES)
 _COMPRESSED = ("gz", "zst", "bz2", "xz")
 #: Suffixes of other formats of vectors and tables, by the closest format that is written here.
 _CLOSEST = {

@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 from embedkit.errors import UsageError
 
+#: Of the names of database files.
+DATABASE_SUFFIXES = ("db", "db3", "sqlite", "sqlite3", "duckdb", "ddb")
 _DATABASE = re.compile(r"(postgres(?:ql)?|sqlite|duckdb)(\+\w+)?:", re.IGNORECASE)
 _POSTGRES = re.compile(r"postgres(?:ql)?://", re.IGNORECASE)
 _USER = re.compile(r"(?P<user>[^:@]*)(?::(?P<password>[^@]*))?@")

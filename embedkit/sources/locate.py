@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.config.databases import is_postgres, no_query
+from embedkit.config.databases import DATABASE_SUFFIXES, is_postgres, no_query
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
@@ -150,7 +150,7 @@ def described(name: str, file_format: str) -> SourceFile:
     form = named if file_format == "auto" else canonical(file_format)
     if form is None:
         suffix = Path(name).suffix.lower()
-        if suffix in _DATABASES:
+        if suffix[1:] in DATABASE_SUFFIXES:
             raise no_query(shown_name(name))
         raise UsageError(
             f"{shown_name(name)}: unknown suffix; known are {' '.join(SUFFIXES)},"
@@ -186,8 +186,6 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
             )
 
 
-#: Suffixes of database files.
-_DATABASES = frozenset({".db", ".db3", ".sqlite", ".sqlite3", ".duckdb", ".ddb"})
 #: Suffixes of files that are read with no --format.
 _NOT_TABLES = frozenset(
     f".{suffix}"

@@ -315,6 +315,7 @@ def test_other_commands_reject_names_of_unsupported_files(embedkit_cli, command)
         ("data/admissions/", "admissions.embeddings"),
         (".csv", ".csv.embeddings"),
         ("a.csv.csv", "a.csv.embeddings"),
+        ("wards.ddb", "wards.embeddings"),
     ],
 )
 def test_the_default_output_is_the_input_name_without_table_suffixes(name, output):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from embedkit.errors import InputError, UsageError
 from embedkit.integrations.shared_encoder import checked_config, shared_encoder
+from embedkit.output.formats.columns import vector_cells
 from embedkit.types import Variant
 
 #: The columns of vectors by name; NaN where a text is empty.
@@ -143,9 +144,8 @@ class EmbedTexts:
 
 def fixed_size_lists(vectors: NDArray[np.float32]) -> pa.FixedSizeListArray:
     """Returns vectors [n, D] as a FixedSizeList<float32>[D], null where a vector is NaN: its text is empty."""
-    absent: NDArray[np.bool_] = np.isnan(vectors[:, 0])
-    values = pa.array(np.where(absent[:, None], np.float32(0), vectors).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=pa.array(absent))
+    has_vector: NDArray[np.bool_] = ~np.isnan(vectors[:, 0])
+    return vector_cells(vectors[has_vector], has_vector, pa.list_(pa.float32(), vectors.shape[1]))
 
 
 def _cells(vectors: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:

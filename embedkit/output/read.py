@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError, UsageError
-from embedkit.output.formats.columns import Vectors
+from embedkit.output.formats.columns import Vectors, vector_cells
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.values import json_text
 from embedkit.output.open import Stored, open_stored
@@ -121,8 +121,9 @@ class Embeddings:
         """
         table = self.table
         for name, variant in self._by_name.items():
-            column = self._column(name)
-            table = table.append_column(variant.column, _cells(column, variant.dims))
+            column, kind = self._column(name), pa.list_(pa.float32(), variant.dims)
+            kind = kind if isinstance(column.vectors, np.ndarray) else pa.large_list(kind)
+            table = table.append_column(variant.column, vector_cells(column.vectors, column.has_vector, kind))
         return table
 
     def to_pandas(self) -> pd.DataFrame:
@@ -284,23 +285,6 @@ def _load(stored: Stored, variant: Variant) -> _Column:
         return _Column(np.concatenate(masks), tokens)
     vectors = _join((stored.floats(np.asanyarray(batch), variant) for batch in vectors_of_batches()), variant.dims)
     return _Column(np.concatenate(masks), vectors)
-
-
-def _cells(column: _Column, dims: int) -> pa.Array:
-    """Returns a vector of `column`, or those of a row's tokens, for each of R rows; null where there is none."""
-    absent = pa.array(~column.has_vector)
-    if isinstance(column.vectors, list):
-        lengths = np.zeros(len(absent), np.int64)
-        lengths[column.has_vector] = [len(of_row) for of_row in column.vectors]
-        flat = np.concatenate([np.zeros((0, dims), np.float32), *column.vectors])
-        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
-        return pa.LargeListArray.from_arrays(offsets, tokens, mask=absent)
-    vectors = column.vectors
-    if not column.has_vector.all():
-        vectors = np.zeros((len(absent), dims), np.float32)
-        vectors[column.has_vector] = column.vectors
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dims, mask=absent)
 
 
 def _check_installed(library: str) -> None:

@@ -50,7 +50,11 @@ def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
 def full_table(shard: EncodedShard, layout: Layout) -> pa.Table:
     """Returns [R] the facts and a column of vectors for each variant, null if a row has none."""
     facts = facts_table(shard, layout)
-    columns = [_cells(shard, variant, layout) for variant in layout.variants]
+    stored = token_arrays if layout.token_vectors else matrix
+    columns = [
+        vector_cells(stored(shard, variant, layout), shard.has_vector, layout.cell_type(variant))
+        for variant in layout.variants
+    ]
     return pa.Table.from_arrays([*facts.columns, *columns], schema=layout.schema())
 
 
@@ -123,25 +127,31 @@ def _stored(vectors: NDArray[Any], variant: Variant, layout: Layout) -> NDArray[
     return np.ascontiguousarray(vectors, dtype=layout.dtype)
 
 
-def _cells(shard: EncodedShard, variant: Variant, layout: Layout) -> pa.Array:
-    """Returns [R] the cells of a variant, built from the flat buffer of all vectors."""
-    absent = pa.array(~shard.has_vector)
-    if layout.token_vectors:
-        arrays = token_arrays(shard, variant, layout)
-        ends = np.zeros(len(shard.ids) + 1, np.int32)
-        ends[1:][shard.has_vector] = [len(tokens) for tokens in arrays]
+def vector_cells(vectors: Vectors, has_vector: NDArray[np.bool_], cell_type: pa.DataType) -> pa.Array:
+    """Returns a cell for each row, built from the flat buffer of all vectors.
+
+    Args:
+        vectors: [N, width], or N arrays [n, width] of token vectors, of the rows that have one.
+        has_vector: [R] True for these; cells of the others are null.
+        cell_type: a FixedSizeList; of token vectors a List or LargeList of it.
+    """
+    absent = pa.array(~has_vector)
+    if not isinstance(vectors, np.ndarray):
+        is_large, vector_type = pa.types.is_large_list(cell_type), cell_type.value_type
+        ends = np.zeros(len(has_vector) + 1, np.int64 if is_large else np.int32)
+        ends[1:][has_vector] = [len(tokens) for tokens in vectors]
         np.cumsum(ends, out=ends)
-        flat = np.concatenate([np.empty((0, layout.width(variant)), layout.dtype), *arrays])
-        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=layout.vector_type(variant))
-        return pa.ListArray.from_arrays(pa.array(ends), tokens, type=layout.cell_type(variant), mask=absent)
-    vectors = matrix(shard, variant, layout)
-    if not shard.has_vector.all():
+        none = np.empty((0, vector_type.list_size), vector_type.value_type.to_pandas_dtype())
+        flat = np.concatenate([none, *vectors]).reshape(-1)
+        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector_type)
+        lists = pa.LargeListArray if is_large else pa.ListArray
+        return lists.from_arrays(pa.array(ends), tokens, type=cell_type, mask=absent)
+    if not has_vector.all():
         # A null of a FixedSizeList has D slots in the child as well; zeros keep the bytes equal.
-        slots = np.zeros((len(shard.ids), layout.width(variant)), layout.dtype)
-        slots[shard.has_vector] = vectors
+        slots = np.zeros((len(has_vector), vectors.shape[1]), vectors.dtype)
+        slots[has_vector] = vectors
         vectors = slots
-    flat_values = pa.array(vectors.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat_values, type=layout.cell_type(variant), mask=absent)
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=cell_type, mask=absent)
 
 
 def _vectors(column: pa.ChunkedArray) -> Vectors:

@@ -143,7 +143,7 @@ def test_every_class_has_its_share_of_each_part_and_a_rare_one_is_trained_on(siz
 
 
 def test_parts_have_their_shares_where_every_class_has_two_rows():
-    labels = labels_of("classification", np.repeat(np.arange(100), 2), 100)
+    labels = labels_of(np.repeat(np.arange(100), 2))
     split = split_rows(labels, None, validation=0.15, test=0.15, seed=0)
     trained = labels.targets[split.train]
     for part in (split.validation, split.test):

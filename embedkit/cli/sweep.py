@@ -48,8 +48,8 @@ _NOT_OF_ENCODE = frozenset(
 )
 #: Options that `fit` lacks, or that mean something else there.
 _NOT_OF_FIT = frozenset({"stride", "chunk_pool", "batch_size"})
-#: Options that the model needs for new rows too: their texts are read as the file of the probe says.
-_OF_MODEL = ("offline", "trust_remote_code", "device", "dtype")
+#: Options that new rows need too: the file of the probe says how texts become tokens, but not where they are.
+_OF_NEW_ROWS = ("text_column", "template", "id_column", "offline", "trust_remote_code", "device", "dtype")
 
 _MODELS = option(
     "-m --model",
@@ -171,7 +171,7 @@ class _Commands:
         names = [option for option in self.given if option not in _NOT_OF_ENCODE]
         match name:
             case "predict":
-                inputs, names = ("NEW.csv",), [*_OF_MODEL]
+                inputs, names = ("NEW.csv",), [*_OF_NEW_ROWS]
                 words.append("--with-head")
             case "fit":
                 inputs = self.inputs

@@ -149,6 +149,7 @@ def _summary_lines(verdict: Verdict, facts: Mapping[str, Any], commands: Mapping
         f"{PREDICTIONS} has a prediction for each row by a probe that has not seen it, {EVALUATION} its measures.",
         "",
         *(line for name, text in _COMMANDS.items() if name in commands for line in (text, commands[name])),
+        *(["QUERY.sql stands for a file with the query."] if "@QUERY.sql" in commands["encode"] else []),
     ]
 
 

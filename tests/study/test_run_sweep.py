@@ -170,7 +170,10 @@ def test_the_commands_can_be_pasted_with_odd_names_and_options(
     np.testing.assert_allclose(made.vectors, ours, rtol=0, atol=1e-5)
     assert made.ids == [key for key, _, _ in rows]
     # New rows, in another form: the file of the probe says how texts become tokens.
-    write_rows(Path("NEW.jsonl"), [{"text": text.upper()} for _, text, _ in rows[:7]])
+    write_rows(
+        Path("NEW.jsonl"),
+        [{"key": key, "the text": text.upper(), "text": "another"} for key, text, _ in rows[:7]],
+    )
     predict = [word.replace("NEW.csv", "NEW.jsonl") for word in shlex.split(summary["commands"]["predict"])]
     assert embedkit_cli(*predict[1:], "-o", "new.parquet", "-q").code == 0
     head = load_file("a sweep/winner.safetensors")
@@ -178,6 +181,7 @@ def test_the_commands_can_be_pasted_with_odd_names_and_options(
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scored = pq.read_table("new.parquet")
     np.testing.assert_allclose(np.stack([scored[f"score_{of}"] for of in "AB"], axis=1), odds, atol=1e-5)
+    assert scored["id"].to_pylist() == [key for key, _, _ in rows[:7]]
 
 
 def test_predictions_are_of_folds_that_the_probe_has_not_seen_and_give_the_measures(swept):

@@ -69,7 +69,7 @@ _training = partial(option, rich_help_panel="Training")
     label_option(
         "--test SHARE|FILE",
         list[str],
-        "Share of the rows for the final score, or a file of test rows (repeatable). By default 0.15.",
+        "Share of the rows for the final score, or a file of test rows. By default 0.15. Repeatable.",
     ),
     _training("--patience N", 4, "Stop after N epochs without a lower validation loss."),
     _training("--states", "float16", "Precision of temporary token states on disk: float16, float32."),
@@ -80,7 +80,7 @@ _training = partial(option, rich_help_panel="Training")
 def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **options: Any) -> None:
     """Train a pooler on a frozen encoder.
 
-    The file that it writes is used with `encode --pool FILE`.
+    Writes a file for `encode --pool FILE`.
 
     Example: embedkit fit notes.csv --label label --pooler attention -o attention.safetensors
     """

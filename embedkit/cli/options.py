@@ -107,7 +107,7 @@ HUB_OPTIONS = (
 )
 RUN_OPTIONS = (
     argument("inputs", list[str], "INPUT...", "Files, globs, folders, a database for --sql, or - for stdin."),
-    _input("--sql QUERY", str, "Read the rows of this SELECT, or of that in @FILE, from the database."),
+    _input("--sql QUERY", str, "Read the rows of this SELECT, or of the one in @FILE, from the database."),
     _input("--format", "auto", "Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."),
     _input("--text-column COLUMN", list[str], "Column to embed; several are joined. Repeatable."),
     _input("--template", str, 'Build each text from columns, such as "{title}. {body}".'),
@@ -137,8 +137,8 @@ RUN_OPTIONS = (
     _text(
         "--on-long",
         str,
-        "Texts over the maximum length: truncate (and report), chunk (into windows), error. By default truncate, "
-        "or as a pooler's file says.",
+        "Texts over the maximum length: truncate, chunk (into windows), error. By default by a pooler's file, "
+        "else truncate.",
     ),
     _text("--stride N", int, "Tokens that consecutive windows share. By default 0."),
     _text("--chunk-pool", str, "Combine the windows of a text: mean (weighted by tokens), max, first."),
@@ -152,7 +152,7 @@ RUN_OPTIONS = (
         "--pool",
         "auto",
         "Pooling of tokens: auto (the model's own, else mean), cls, mean, max, min, mean_sqrt_len, weightedmean, "
-        "lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file of `fit` or `sweep`, a list.",
+        "lasttoken, pooler, none (token vectors), idf:FILE, a .safetensors file of fit or sweep, a comma list.",
     ),
     _pooling("--exclude-special", False, "Exclude special tokens from the pooling."),
     _pooling("--with-head", False, "Add the predictions of the head in the pooler's file."),
@@ -184,15 +184,15 @@ RUN_OPTIONS = (
     _output(
         "--update OLD",
         list[str],
-        "Take the vectors of texts that an earlier output has from it, and compute only the others. Repeatable.",
+        "Take the vectors of known texts from this earlier output, and compute only the others. Repeatable.",
     ),
     _output(
         "--other-versions",
         False,
         "With --update: also take vectors that other versions of embedkit, torch or transformers computed.",
     ),
-    _output("--keep-hashes", False, "Write a keyed hash of each text, so that the output can be updated later."),
-    _output("--hash-key FILE", str, "Key of the hashes. By default the file OUT.key, made with mode 0600."),
+    _output("--keep-hashes", False, "Store a keyed hash of each text, for a later --update."),
+    _output("--hash-key FILE", str, "File with the key of the hashes. By default OUT.key, made with mode 0600."),
     _batch("--batch-tokens", "auto", "Tokens per batch, or auto."),
     _batch("--batch-size N", int, "Maximum texts per batch."),
     _batch("--shard-id N", int, "This process's part of the work, from 0. By default from the environment."),
@@ -203,13 +203,13 @@ RUN_OPTIONS = (
 LABEL_OPTIONS = (
     label_option("--group COLUMN", str, "Keep rows with the same value in this column on one side of each split."),
     label_option("--task", "auto", "auto (from the labels), classification, multilabel, ordinal, regression."),
-    label_option("--label-delimiter TEXT", str, "Separates several labels in a cell, such as ';'."),
+    label_option("--label-delimiter TEXT", str, "Text between several labels in a cell, such as ';'."),
     label_option(
         "--missing-label TEXT",
         list[str],
-        "Text that means no label, in place of the usual ones: NA, N/A, NaN, null, None and the like. Repeatable.",
+        "Spelling of a missing label, instead of the usual NA, NaN, null, None and the like. Repeatable.",
     ),
-    label_option("--split-column COLUMN", str, "Column that says which rows are train, validation, test."),
+    label_option("--split-column COLUMN", str, "Column that assigns rows to train, validation and test."),
     label_option("--exclude-rare N", 0, "Leave out classes with fewer than N rows."),
     label_option("--dedupe", False, "Keep near-duplicate texts on one side of each split."),
     label_option("--seed N", 0, "Random seed; the same seed gives the same result."),

@@ -79,8 +79,8 @@ _comparison = partial(option, rich_help_panel="Comparison")
     _comparison(
         "--pooler KIND",
         list[str],
-        "Poolers to fit and to compare on the same folds: idf, pca:N, whiten, weighted-layers, lstm, attention, "
-        "attention-tanh, multihead-attention, mean, cls, or one of a package. A comma list; repeatable.",
+        "Poolers to fit and compare on the same folds: idf, pca:N, whiten, mean, cls, weighted-layers, lstm, "
+        "attention, attention-tanh, multihead-attention, or a package's; a comma list. Repeatable.",
     ),
     *PROCESS_OPTIONS,
     CONFIG,
@@ -88,7 +88,7 @@ _comparison = partial(option, rich_help_panel="Comparison")
 def sweep(ctx: typer.Context, *, output: str, private: bool, progress: str, quiet: bool, **options: Any) -> None:
     """Compare models, layers and poolings on labelled rows.
 
-    Each gets a linear probe, cross-validated.
+    Trains a linear probe on the vectors of each, with cross-validation, and says which is best.
 
     Example: embedkit sweep notes.csv --label label --group patient_id -o sweep
     """

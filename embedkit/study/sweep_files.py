@@ -1,7 +1,7 @@
 """The files of a sweep: scores, summaries, pictures, and what it writes of its winner.
 
-The summary holds the SHA-256 of the others, so that files of two sweeps are not mixed. They hold no text, label or
-class name.
+The summary holds the SHA-256 of the others, so that files of two sweeps are not mixed. They hold no text; labels
+and ids are in the predictions alone.
 """
 
 from __future__ import annotations

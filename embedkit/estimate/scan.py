@@ -17,6 +17,7 @@ from embedkit.inference.tokenizer_setup import TokenizerSetup, recipe_of
 from embedkit.manifest.recipe import canonical_json
 from embedkit.manifest.schema import Sharding
 from embedkit.manifest.shards import ShardCutter
+from embedkit.manifest.versions import vector_versions
 from embedkit.output.formats import Layout
 from embedkit.sources import Table
 from embedkit.tokenizer.vocabulary import COVERAGE_TEXTS
@@ -80,6 +81,9 @@ class InputScan:
                     "embedkit.fingerprint": _HASH,
                     "embedkit.input": _HASH,
                     "embedkit.int8_ranges": "0" * (_RANGE_CHARACTERS * ranges),
+                    "embedkit.versions": canonical_json(vector_versions()),
+                    # Names, sizes and hashes of the files that are read.
+                    "embedkit.read": "0" * 600,
                 },
             ),
             normalized=spec.normalize,

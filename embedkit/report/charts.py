@@ -41,6 +41,8 @@ CATEGORIES = len(COLOURS)
 #: Markers of missing values and of the categories without a colour of their own, drawn beneath the others.
 _MISSING, _OTHERS = {"color": "#999999", "symbol": "circle-open"}, {"color": "#7F7F7F", "symbol": "star"}
 _LAST = {"legendrank": 2000}
+#: Most characters of a category's name in a legend.
+_NAME = 30
 _BARS = 32
 _WIDTH = 70
 _NONE = "(none)"
@@ -50,6 +52,27 @@ def plain(text: str) -> str:
     """Returns a label that Plotly shows unchanged, on one line."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def short_names(names: Sequence[str], most: int) -> list[str]:
+    """Cuts names to `most` characters so that different names stay different.
+
+    Names with the same start keep their end as well; those with the same start and end are numbered.
+    """
+    found = [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
+    counts = Counter(dict(zip(names, found, strict=True)).values())
+    end = (most - 1) // 2
+    found = [
+        short if counts[short] < 2 or len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
+        for name, short in zip(names, found, strict=True)
+    ]
+    of_name = dict(zip(names, found, strict=True))
+    counts, numbers = Counter(of_name.values()), Counter[str]()
+    for name, short in of_name.items():
+        if counts[short] > 1:
+            numbers[short] += 1
+            of_name[name] = f"{short} ({numbers[short]})"
+    return [of_name[name] for name in names]
 
 
 def length_bins(lengths: Mapping[int, int], limit: int | None) -> Bins:
@@ -96,6 +119,7 @@ def lengths_figure(bins: Bins, limit: int | None) -> Figure:
         text = {"yref": "paper", "yanchor": "bottom", "showarrow": False, "text": f"limit: {limit:,} tokens"}
         figure["layout"]["shapes"] = [{**line, "line": {"dash": "dash", "width": 2}}]
         figure["layout"]["annotations"] = [{"x": limit, "y": 1, **text}]
+        figure["layout"]["margin"] = {"t": 56}  # the text is below the chart's buttons
     return figure
 
 
@@ -150,11 +174,11 @@ def heat_map(
 
 
 def names_axis(names: Sequence[str], *, title: str, most: int) -> Figure:
-    """Returns an axis with a name for each place, cut to `most` characters."""
+    """Returns an axis with a name for each place, cut by `short_names`."""
     return {
         "title": {"text": title},
         "tickvals": list(range(len(names))),
-        "ticktext": [plain(name if len(name) <= most else f"{name[: most - 1]}…") for name in names],
+        "ticktext": [plain(name) for name in short_names(names, most)],
         "showgrid": False,
         "zeroline": False,
         "range": [-0.5, len(names) - 0.5],
@@ -237,10 +261,10 @@ def _groups(
         places = present[kinds == len(own)]
         label = f"{len(ranked) - len(own):,} others ({len(places):,})"
         yield places, {"name": label, **_LAST, "marker": {**marker, **_OTHERS}}
-    for number, word in enumerate(own):
+    for number, name in enumerate(short_names(own, _NAME)):
         places = present[kinds == number]
         look = {"color": COLOURS[number], "symbol": SYMBOLS[number % len(SYMBOLS)]}
-        label = f"{plain(word if len(word) <= 30 else word[:29] + '…')} ({len(places):,})"
+        label = f"{plain(name)} ({len(places):,})"
         yield places, {"name": label, "marker": {**marker, **look}}
 
 

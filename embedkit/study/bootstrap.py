@@ -50,15 +50,18 @@ def resampled(
     return [np.concatenate(of_metric) for of_metric in zip(*blocks, strict=True)]
 
 
-def percentiles(values: Vector, level: float = LEVEL) -> tuple[Vector, Vector]:
+def percentiles(
+    values: Vector, level: float = LEVEL, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[Vector, Vector]:
     """Returns the ends [...] of the interval of values [..., 1 + B]: a measure, then that of B bootstrap samples.
 
     They are the percentiles of the samples, shifted so that the mean of these is the measure: rows that a sample
-    has twice raise the average precision of a class of few rows. NaN where fewer than half are defined.
+    has twice raise the average precision of a class of few rows. The shift may lead beyond what the measure can
+    be, so the ends are limited to `bounds`. NaN where fewer than half are defined.
     """
     measured, samples = values[..., 0], values[..., 1:]
     enough = np.isfinite(samples).mean(axis=-1) >= 0.5
     filled = np.where(enough[..., None], samples, 0)
     shift = np.where(enough, measured - np.nanmean(filled, axis=-1), np.nan)
     low, high = np.nanquantile(filled, ((1 - level) / 2, (1 + level) / 2), axis=-1)
-    return low + shift, high + shift
+    return np.clip(low + shift, *bounds), np.clip(high + shift, *bounds)

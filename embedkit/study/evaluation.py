@@ -18,6 +18,7 @@ from embedkit.study.metrics import (
     FUNCTIONS,
     METRICS,
     Vector,
+    bounds,
     count_classes,
     count_numbers,
     mean_of_defined,
@@ -56,13 +57,13 @@ def evaluate(labels: Labels, predictions: Predictions) -> dict[str, Any]:
     judged, n_classes = predictions.judged, len(labels.classes)
     scores, truth = predictions.scores[judged], labels.targets[judged]
     overall, of_classes = _sampled(labels, predictions, METRICS[labels.task], per_class=n_classes > 0)
-    measures = {measure: _intervals(values) for measure, values in of_classes.items()}
+    measures = {measure: _intervals(values, measure) for measure, values in of_classes.items()}
     counts = labels.take(judged).counts.tolist()
     return {
         "task": labels.task,
         "estimate": _estimate(predictions),
         "rows": len(judged),
-        "metrics": {name: _intervals(values[None])[0] for name, values in overall.items()},
+        "metrics": {name: _intervals(values[None], name)[0] for name, values in overall.items()},
         "classes": [
             {
                 "name": name,
@@ -132,10 +133,9 @@ def _of_classes(
     return {**measures, "auroc": areas, "average_precision": precisions}
 
 
-def _intervals(values: Vector) -> list[dict[str, float | None]]:
-    """Returns the first of each row of float64 [n, 1 + B] with its interval; no measure is above 1."""
-    low, high = percentiles(values)
-    found = np.stack([values[:, 0], low, np.minimum(high, 1)], axis=1)
+def _intervals(values: Vector, measure: str) -> list[dict[str, float | None]]:
+    """Returns the first of each row of float64 [n, 1 + B] with its interval."""
+    found = np.stack([values[:, 0], *percentiles(values, bounds=bounds(measure))], axis=1)
     names = ("value", "low", "high")
     return [
         {name: value if math.isfinite(value) else None for name, value in zip(names, row, strict=True)}

@@ -221,6 +221,13 @@ FUNCTIONS: dict[str, dict[str, Metric]] = {
     "regression": {of.__name__: of for of in (r2, spearman)},
 }
 METRICS = {task: tuple(functions) for task, functions in FUNCTIONS.items()}
+#: The least values of metrics that can be below 0.
+_LEAST = {"qwk": -1.0, "spearman": -1.0, "r2": -math.inf}
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Returns the least and the largest value of a metric, or of a measure of a class."""
+    return _LEAST.get(metric, 0.0), 1.0
 
 
 def score(task: str, metric: str, scores: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -15,6 +15,7 @@ from embedkit.study.cross_validation import ProbeScores, constant_scores
 from embedkit.study.evaluation import sampled_metrics
 from embedkit.study.final_probe import Predictions, constant_out_of_fold
 from embedkit.study.labels import Labels
+from embedkit.study.metrics import bounds
 from embedkit.study.splits import Folds
 
 #: How a metric is printed: factor, decimal places, and the unit of a difference.
@@ -80,9 +81,11 @@ def corrected_interval(scores: Sequence[float], *, test_share: float, level: flo
     return Interval(mean, mean - half, mean + half)
 
 
-def bootstrap_interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
-    """Returns the interval of float64 [1 + B]: a value, and those of B bootstrap samples."""
-    low, high = percentiles(values, level)
+def bootstrap_interval(
+    values: NDArray[np.float64], level: float = LEVEL, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """Returns the interval within `bounds` of float64 [1 + B]: a value, and those of B bootstrap samples."""
+    low, high = percentiles(values, level, bounds)
     return Interval(float(values[0]), float(low), float(high))
 
 
@@ -303,7 +306,8 @@ def _interval(of: ProbeScores, metric: str, less: ProbeScores | None, folds: Fol
     if of.resampled is None:
         return corrected_interval((ours - theirs).tolist(), test_share=folds.test_share, level=level)
     sampled = less.resampled[metric] if less and less.resampled else 0.0
-    return bootstrap_interval(np.append(ours - theirs, of.resampled[metric] - sampled), level)
+    values = np.append(ours - theirs, of.resampled[metric] - sampled)
+    return bootstrap_interval(values, level) if less else bootstrap_interval(values, level, bounds(metric))
 
 
 def judge_on_test_rows(
@@ -326,9 +330,8 @@ def judge_on_test_rows(
         for name, of in others.items()
     }
     versus = {name: bootstrap_interval(of, level_for(len(others))) for name, of in differences.items()}
-    return replace(
-        verdict, test={name: bootstrap_interval(values) for name, values in ours.items()}, test_versus=versus
-    )
+    tested = {name: bootstrap_interval(values, bounds=bounds(name)) for name, values in ours.items()}
+    return replace(verdict, test=tested, test_versus=versus)
 
 
 def _joined(parts: Iterable[str]) -> str:

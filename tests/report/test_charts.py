@@ -16,6 +16,7 @@ from embedkit.report.charts import (
     lengths_figure,
     map_figure,
     plain,
+    short_names,
 )
 from embedkit.report.geometry import Map
 
@@ -31,6 +32,23 @@ def test_each_text_is_in_the_bar_of_its_length_and_no_bar_crosses_the_limit(leng
     assert sum(rows for *_, rows in bins) == sum(lengths.values())
     assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(bins))
     assert len(bins) <= 35
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["flu", "measles, mild"], ["flu", "measles, …"]),
+        (["measles, mild", "measles, severe", "flu"], ["measl…mild", "measl…vere", "flu"]),
+        (["diabetes 1 mellitus", "diabetes 2 mellitus"], ["diabe…itus (1)", "diabe…itus (2)"]),
+    ],
+)
+def test_names_that_are_alike_at_the_start_stay_different(names, expected):
+    assert short_names(names, 10) == expected
+
+
+@given(st.lists(st.text("ab… ", min_size=1, max_size=12), max_size=12), st.integers(3, 8))
+def test_different_names_are_never_shortened_to_the_same(names, most):
+    assert len(set(short_names(names, most))) == len(set(names))
 
 
 def drawn(cells, points=60):

@@ -76,6 +76,22 @@ def test_intervals_hold_the_measure_even_of_many_classes_of_few_rows():
         assert of["low"] < of["value"] < of["high"] <= 1, name
 
 
+@pytest.mark.parametrize("task", ["classification", "multilabel", "ordinal"])
+def test_intervals_of_shares_are_shares(task):
+    """Of classes of two rows, the samples' mean is far from the measure: the shift leads below 0."""
+    random, numbers = np.random.default_rng(0), np.repeat(np.arange(15), 2)
+    labels = labels_of(task, np.eye(15, dtype=bool)[numbers] if task == "multilabel" else numbers, 15)
+    scores = random.random((30, 1 if task == "ordinal" else 15)).astype(np.float32) * (
+        40 if task == "ordinal" else 1
+    )
+    found = evaluate(labels, Predictions(scores, np.zeros(30, np.int64)))
+    shares = [of for entry in found["classes"] for name, of in entry.items() if name not in {"name", "rows"}]
+    shares += [of for name, of in found["metrics"].items() if name not in {"qwk", "spearman"}]
+    ends = [end for of in shares if of["low"] is not None for end in (of["low"], of["high"])]
+    assert min(ends) >= 0
+    assert max(ends) <= 1
+
+
 def test_with_groups_whole_groups_are_drawn_and_intervals_are_wider():
     """Ten copies of 40 rows: the interval is that of 40 rows and sqrt(10) wider than that of 400 rows."""
     labels, predictions = predicted(40, 2)

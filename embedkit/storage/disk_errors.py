@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedkit.errors import OutputError
+from embedkit.storage.protocol import AnyPath
 
 _SHORTER_NAME = "choose a shorter name: temporary files next to an output have names some 40 characters longer"
 _FREE_SPACE = "free some space, then run the same command again; an encode with --on-exists resume"
@@ -23,7 +24,7 @@ _WRITE_HINTS = {
 
 
 @contextlib.contextmanager
-def as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: AnyPath) -> Iterator[None]:
     """Raise an `OSError` as the error of an output that cannot be written."""
     try:
         yield
@@ -34,7 +35,7 @@ def as_output_error(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_read_error(path: Path | str) -> Iterator[None]:
+def as_read_error(path: AnyPath) -> Iterator[None]:
     """Raise an `OSError` as the error of an output that cannot be read, and may be intact."""
     try:
         yield

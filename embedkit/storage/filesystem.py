@@ -13,16 +13,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from embedkit.errors import UsageError
 from embedkit.storage.disk_errors import as_output_error
 from embedkit.storage.hub_filesystem import SCHEME, HubFileSystem
 from embedkit.storage.local_filesystem import LocalFileSystem
-from embedkit.storage.protocol import AnyPath, FileSystem
+from embedkit.storage.protocol import AnyPath, FileSystem, LocalPath
+from embedkit.storage.remote_path import RemotePath, is_uri
 
-_LOCAL: FileSystem = LocalFileSystem()
-_HUB: FileSystem = HubFileSystem()
+_LOCAL: FileSystem[LocalPath] = LocalFileSystem()
+_HUB: FileSystem[AnyPath] = HubFileSystem()
 _SAMPLED = 2**20
 
 _P = ParamSpec("_P")
@@ -30,15 +31,15 @@ _T = TypeVar("_T")
 _Path = TypeVar("_Path", bound=AnyPath)
 
 
-def filesystem_for(path: AnyPath) -> FileSystem:
+def filesystem_for(path: AnyPath) -> FileSystem[Any]:
     """Return the file system that a path or URI is on.
 
     Raises:
         UsageError: it is a URI of a scheme that is not supported.
     """
-    if not isinstance(path, str) or "://" not in path:
+    if not is_uri(path):
         return _LOCAL
-    if path.startswith(SCHEME):
+    if str(path).startswith(SCHEME):
         return _HUB
     raise UsageError(
         f"{path}: only local files, and data sets of the hub (hf://datasets/OWNER/NAME/...), are read",
@@ -47,7 +48,7 @@ def filesystem_for(path: AnyPath) -> FileSystem:
 
 
 def _on_file_system_of_path(
-    method: Callable[Concatenate[FileSystem, _Path, _P], _T],
+    method: Callable[Concatenate[FileSystem[Any], _Path, _P], _T],
 ) -> Callable[Concatenate[_Path, _P], _T]:
     @functools.wraps(method)
     def call(path: _Path, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -135,7 +136,7 @@ def sha256_of_ends(path: AnyPath) -> str:
 
 
 def write_file(
-    folder: Path,
+    folder: Path | RemotePath,
     name: str,
     data: bytes,
     *,

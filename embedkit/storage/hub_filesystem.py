@@ -14,7 +14,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Never, TypeVar
 
 from embedkit.errors import InputError, UsageError
@@ -104,22 +103,22 @@ class HubFileSystem:
     def match_files(self, pattern: str) -> Iterator[str]:
         yield from (f"{SCHEME}{name}" for name in self._found(pattern, "glob"))
 
-    def free_bytes(self, folder: Path) -> int:
+    def free_bytes(self, folder: AnyPath) -> int:
         return self._refuse(folder)
 
-    def make_folder(self, folder: Path, *, private: bool = False) -> None:  # noqa: ARG002
+    def make_folder(self, folder: AnyPath, *, private: bool = False) -> None:  # noqa: ARG002
         self._refuse(folder)
 
-    def new_files(self, folder: Path, *, sweep: bool = True) -> AtomicFiles:  # noqa: ARG002
+    def new_files(self, folder: AnyPath, *, sweep: bool = True) -> AtomicFiles:  # noqa: ARG002
         return self._refuse(folder)
 
-    def remove_file(self, path: Path) -> None:
+    def remove_file(self, path: AnyPath) -> None:
         self._refuse(path)
 
-    def remove_empty(self, folder: Path) -> None:
+    def remove_empty(self, folder: AnyPath) -> None:
         self._refuse(folder)
 
-    def remove_tree(self, folder: Path) -> None:
+    def remove_tree(self, folder: AnyPath) -> None:
         self._refuse(folder)
 
     def _refuse(self, path: AnyPath) -> Never:

@@ -10,10 +10,16 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias, TypeVar
 
-#: A path as the user typed it (`./a`, which `Path` would shorten), or one made from it.
-AnyPath: TypeAlias = "Path | str"
+from embedkit.storage.remote_path import RemotePath
+
+#: A local path as the user typed it (`./a`, which `Path` would shorten), or one made from it.
+LocalPath: TypeAlias = "Path | str"
+#: As `LocalPath`, or a URI: a text or a `RemotePath`, never a `Path`.
+AnyPath: TypeAlias = "Path | RemotePath | str"
+
+_P_contra = TypeVar("_P_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +76,42 @@ class AtomicFiles(Protocol):
         """Remove the files that were not published."""
 
 
-class FileSystem(Protocol):
+class FileSystem(Protocol[_P_contra]):
     """Operations that embedkit needs of a place that holds files.
 
     They raise `OSError`; if a file is missing, `FileNotFoundError`. Functions of `embedkit.storage.filesystem`
     with the same names call them on the file system of the path.
     """
 
-    def open_file(self, path: AnyPath) -> io.BufferedReader:
+    def open_file(self, path: _P_contra) -> io.BufferedReader:
         """Open a file for reading, with `seek`."""
 
-    def read_file(self, path: AnyPath) -> bytes:
+    def read_file(self, path: _P_contra) -> bytes:
         """Read a whole file."""
 
-    def stat_file(self, path: AnyPath) -> FileStat:
+    def stat_file(self, path: _P_contra) -> FileStat:
         """Describe a file or folder; of a link, its target."""
 
-    def exists(self, path: AnyPath) -> bool:
+    def exists(self, path: _P_contra) -> bool:
         """Check for anything of this name, a link without a target too.
 
         Raises:
             OSError: the disk or its permissions hide it. `Path.exists` would say False.
         """
 
-    def is_link(self, path: AnyPath) -> bool:
+    def is_link(self, path: _P_contra) -> bool:
         """Check for a symbolic link."""
 
     def fixed_name(self, path: str) -> str:
         """Return the path or pattern, on the hub with the present commit in place of a branch."""
 
-    def real_path(self, path: AnyPath) -> str:
+    def real_path(self, path: _P_contra) -> str:
         """Return the path without links and `..`."""
 
-    def file_names(self, folder: AnyPath) -> list[str]:
+    def file_names(self, folder: _P_contra) -> list[str]:
         """List the names directly in a folder."""
 
-    def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
+    def list_files(self, folder: _P_contra, prefix: str = "") -> Iterator[tuple[str, int | None]]:
         """List all files below a folder.
 
         Yields:
@@ -116,7 +122,7 @@ class FileSystem(Protocol):
             OSError: a folder or a file in it cannot be accessed.
         """
 
-    def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+    def walk_folder(self, folder: _P_contra) -> Iterator[tuple[str, list[str], list[str]]]:
         """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
 
         A link to a folder that the link is in is not followed.
@@ -136,7 +142,7 @@ class FileSystem(Protocol):
             OSError: a folder on the way cannot be listed.
         """
 
-    def new_files(self, folder: Path, *, sweep: bool = True) -> AtomicFiles:
+    def new_files(self, folder: _P_contra, *, sweep: bool = True) -> AtomicFiles:
         """Prepare several files that appear together.
 
         Args:
@@ -145,17 +151,17 @@ class FileSystem(Protocol):
                 each file: where there are 100,000, the caller does it once.
         """
 
-    def make_folder(self, folder: Path, *, private: bool = False) -> None:
+    def make_folder(self, folder: _P_contra, *, private: bool = False) -> None:
         """Make a folder, accessible for this user alone if `private`, and its parents; no error if it exists."""
 
-    def remove_file(self, path: Path) -> None:
+    def remove_file(self, path: _P_contra) -> None:
         """Remove a file; not an error if it is missing."""
 
-    def remove_empty(self, folder: Path) -> None:
+    def remove_empty(self, folder: _P_contra) -> None:
         """Remove a folder and those in it, if they hold no files."""
 
-    def remove_tree(self, folder: Path) -> None:
+    def remove_tree(self, folder: _P_contra) -> None:
         """Remove a folder with all of its content."""
 
-    def free_bytes(self, folder: Path) -> int:
+    def free_bytes(self, folder: _P_contra) -> int:
         """Return how much can still be written where a folder is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +35,7 @@ def test_names_are_those_that_pathlib_finds_in_the_same_place(parts: list[str], 
 @given(KEYS)
 def test_a_path_survives_text_pickle_and_sets(parts: list[str]) -> None:
     path = RemotePath("gs://bucket") / "/".join(parts)
-    assert as_path(str(path)) == path == pickle.loads(pickle.dumps(path))
+    assert as_path(str(path)) == path == pickle.loads(pickle.dumps(path))  # noqa: S301
     assert len({path, as_path(f"{path}/"), RemotePath("GS" + str(path)[2:])}) == 1
     assert (path.scheme, path.host, path.key) == ("gs", "bucket", "/".join(parts))
 
@@ -54,7 +55,7 @@ def test_the_bucket_is_the_root() -> None:
 
 def test_a_uri_is_never_opened_as_a_local_file() -> None:
     with pytest.raises(TypeError):
-        open(RemotePath("s3://bucket/key"))  # type: ignore[call-overload]
+        os.fspath(RemotePath("s3://bucket/key"))  # type: ignore[call-overload]
     with pytest.raises(TypeError):
         Path(RemotePath("s3://bucket/key"))  # type: ignore[arg-type]
 

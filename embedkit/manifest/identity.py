@@ -45,13 +45,10 @@ def check_same_plan(stored: Plan, asked: Plan) -> None:
     _check_equal(one, other)
 
 
-def check_same_input(stored: InputFacts, now: InputFacts) -> None:
-    """Compares the input with that of the plan.
-
-    Raises:
-        AnotherPlanError: they differ.
-    """
-    _check_equal(*({"input": content} for content in _comparable(stored, now)))
+def input_difference(stored: InputFacts, now: InputFacts) -> tuple[str, str, str] | None:
+    """Compares the input with that of the plan; returns as `first_difference` does."""
+    one, other = _comparable(stored, now)
+    return first_difference({"input": one}, {"input": other})
 
 
 def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

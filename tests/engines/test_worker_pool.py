@@ -127,7 +127,8 @@ def test_a_fault_in_a_worker_is_reported_by_its_place_without_its_message(monkey
     monkeypatch.setattr(worker, "_limit_threads", lambda _: None)
     monkeypatch.setattr(worker, "table_of", broken)
     line = SimpleNamespace(send=lambda **message: said.append(message))
-    worker._work(RunConfig(InputConfig(("notes.csv",)), OutputConfig("out", "parquet")), None, 2, line)
+    config = RunConfig(InputConfig(("notes.csv",)), OutputConfig("out", "parquet"))
+    worker.compute(worker.WorkerTask(config, None, threads=1), line)
     told = re.fullmatch(r"ValueError at test_worker_pool\.py, line \d+, in broken", said[0]["fault"])
     assert told
     assert MARKER not in json.dumps(said)

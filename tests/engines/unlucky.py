@@ -24,42 +24,42 @@ def _stall():
     time.sleep(600)
 
 
-def _work(config, spec, workers, link):
+def _work(task, link):
     from embedkit.engines.worker import work
 
-    work(config, spec, workers, link)
+    work(task, link)
 
 
-def killed(config, spec, workers, link):
+def killed(task, link):
     """The second worker kills itself when it has one shard done and the next one's file is written."""
-    first = config.share.place == 0
+    first = task.config.share.place == 0
     _at_third_rename(_stall if first else lambda: os.kill(os.getpid(), signal.SIGKILL))
-    _work(config, spec, workers, link)
+    _work(task, link)
 
 
-def killed_at_once(config, spec, workers, link):
+def killed_at_once(task, link):
     """One is gone before it has loaded anything; the other never comes to an end."""
-    if config.share.place == 1:
+    if task.config.share.place == 1:
         os._exit(3)
     time.sleep(600)
 
 
-def stalling(config, spec, workers, link):
+def stalling(task, link):
     """A worker stays at its second shard, and does not hear that all are to stop."""
     _at_third_rename(_stall)
-    _work(config, spec, workers, link)
+    _work(task, link)
 
 
-def on_fake_device(config, spec, workers, link):
+def on_fake_device(task, link):
     """The workers' batches go to a device that copies late, and whose events tell the time."""
     import embedkit.inference.transfer
     from tests.inference.fake_device import FakeDevice
 
     embedkit.inference.transfer.transfer_for = lambda _: embedkit.inference.transfer.PinnedTransfer(FakeDevice())
-    _work(config, spec, workers, link)
+    _work(task, link)
 
 
-def failing(config, spec, workers, link):
+def failing(task, link):
     """The workers meet what ends a run."""
     from embedkit.engines import shard_loop
     from embedkit.errors import ModelError
@@ -68,4 +68,4 @@ def failing(config, spec, workers, link):
         raise ModelError("a vector is not finite", hint="use --dtype fp32")
 
     shard_loop.finish_shard = broken
-    _work(config, spec, workers, link)
+    _work(task, link)

@@ -90,7 +90,7 @@ test: lint ## lint, then all tests
 
 .PHONY: test-all
 test-all: lint ## lint, then all tests with every model type, not one for each code path
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations and not cluster'
 
 # Pipelines of other libraries, and what they want: Spark needs a Java of version 17 or newer on the machine.
 $(PIPELINES)/installed: pyproject.toml Makefile

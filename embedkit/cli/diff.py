@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from embedkit.cli.options import argument, option, take, takes
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError
+from embedkit.storage.remote_path import as_path
 
 
 @takes(
@@ -35,7 +35,7 @@ def diff(*, first: str, second: str, limit_rows_shown: int, as_json: bool, **opt
     # Imports numpy and pyarrow: not before, so that `--help` is fast.
     from embedkit import comparison
 
-    config = take(comparison.ComparisonConfig, options, first=Path(first), second=Path(second))
+    config = take(comparison.ComparisonConfig, options, first=as_path(first), second=as_path(second))
     found = comparison.compare_outputs(config)
     if as_json:
         shown = comparison.as_json(found, most_rows=limit_rows_shown)

@@ -7,13 +7,14 @@ from typing import Any
 
 from embedkit.cli.options import argument, option, take, takes
 from embedkit.cli.output_names import check_name, without_suffixes
+from embedkit.storage.remote_path import as_path
 
 
 @takes(
     argument("outs", list[str], "OUT", "Folders and files written by encode, sweep or fit."),
     option("-o --output FILE", Path, "The page. By default NAME.report.html."),
     option("--on-exists", "error", "If the page exists: error, overwrite."),
-    option("--compare B", Path, "Output to compare the only other one with, row by row, as `embedkit diff` does."),
+    option("--compare B", str, "Output to compare the only other one with, row by row, as `embedkit diff` does."),
     option("--variant COLUMN", str, "Column of vectors to show. By default the first."),
     option("--color COLUMN", str, "Kept column that colours the map. By default one with few values."),
     option("--show COLUMN", list[str], "Kept column to show next to the ids. Repeatable."),
@@ -26,7 +27,7 @@ from embedkit.cli.output_names import check_name, without_suffixes
     option("--seed N", 0, "Random seed of the choice of rows."),
     option("--title", "embedkit report", "Title of the page."),
 )
-def report(*, outs: list[str], output: Path | None, **options: Any) -> None:
+def report(*, outs: list[str], output: Path | None, compare: str | None, **options: Any) -> None:
     """Write an HTML page about outputs.
 
     Shows recipe, receipts, norms, duplicates, a map and nearest neighbours; of a sweep its scores and the winner's
@@ -40,7 +41,8 @@ def report(*, outs: list[str], output: Path | None, **options: Any) -> None:
 
     if output is not None:
         check_name(str(output), ("html", "htm"), or_folder=False)
-    name = without_suffixes(Path(outs[0]).name.removesuffix(".embeddings"))
+    name = without_suffixes(as_path(outs[0]).name.removesuffix(".embeddings"))
     page = output or Path(f"{name or 'embedkit'}.report.html")
-    size = write_report(take(ReportConfig, options, paths=tuple(map(Path, outs)), page=page))
+    other = None if compare is None else as_path(compare)
+    size = write_report(take(ReportConfig, options, paths=tuple(map(as_path, outs)), page=page, compare=other))
     print(f"{page}: {size / 1e6:,.1f} MB; open it in a browser")

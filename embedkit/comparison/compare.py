@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from embedkit.errors import UsageError
 from embedkit.output.formats.columns import Vectors
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored, open_stored
+from embedkit.storage.protocol import FilePath
 from embedkit.types import Variant
 
 #: Neighbours of a row that are compared.
@@ -35,8 +35,8 @@ class ComparisonConfig:
         UsageError: a value is not allowed.
     """
 
-    first: Path
-    second: Path
+    first: FilePath
+    second: FilePath
     tolerance: float | None = None  # largest |Δ| of equal rows; None is 0, or any with `min_cosine`
     min_cosine: float | None = None  # smallest cosine of equal rows
     sample: int = 10_000  # most rows of linear CKA and shared neighbours

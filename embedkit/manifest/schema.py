@@ -16,7 +16,7 @@ from msgspec import ValidationError, convert, to_builtins
 
 from embedkit.errors import OutputError
 from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed, load_json
-from embedkit.storage.protocol import PublishedFile
+from embedkit.storage.protocol import AnyPath, PublishedFile
 from embedkit.types import EncodedShard, TextCounts, Variant
 
 #: Of the plan, the records and the manifest that this embedkit writes.
@@ -60,7 +60,7 @@ class VersionedFile:
             raise MalformedFileError(f"not a {cls.KIND} as embedkit writes it") from None
 
     @classmethod
-    def parse(cls, data: bytes, path: Path | str, *, needs_checksum: bool = True) -> Self:
+    def parse(cls, data: bytes, path: AnyPath, *, needs_checksum: bool = True) -> Self:
         """Reads a file's bytes.
 
         Args:

@@ -31,6 +31,7 @@ from embedkit.storage.filesystem import (
     make_folder,
     new_files,
     read_file,
+    read_files,
     remove_empty,
     remove_file,
     remove_tree,
@@ -38,7 +39,7 @@ from embedkit.storage.filesystem import (
     stat_file,
     write_file,
 )
-from embedkit.storage.protocol import AtomicFiles, FileStat
+from embedkit.storage.protocol import AtomicFiles, FilePath, FileStat
 
 PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
 _DATA = ("embeddings", "metadata", "rejects")
@@ -63,7 +64,7 @@ class OutputFolder:
         path: of the folder; made when the plan is written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: FilePath) -> None:
         self.path = path
         #: SHA-256 of this process's plan, once it has read or written one.
         self.plan_sha256: str | None = None
@@ -176,8 +177,8 @@ class OutputFolder:
     def hashes(self) -> tuple[str, str]:
         """Returns the SHA-256 of plan.json, and that of all records, concatenated by number."""
         plan, records = hashlib.sha256(read_file(self.path / PLAN)), hashlib.sha256()
-        for _, path in sorted(self.record_paths()):
-            records.update(read_file(path))
+        for data in read_files([path for _, path in sorted(self.record_paths())]):
+            records.update(data or b"")
         return plan.hexdigest(), records.hexdigest()
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
@@ -204,11 +205,14 @@ class OutputFolder:
             plans: set[str | None] = {None}
             with contextlib.suppress(FileNotFoundError):
                 plans.add(sha256_of_file(self.path / PLAN))
-            for index, path in sorted(self.record_paths()):
-                with contextlib.suppress(FileNotFoundError, ValueError):  # missing or damaged
-                    record = ShardRecord.parse(read_file(path), path)
+            found = sorted(self.record_paths())
+            for (index, path), data in zip(found, read_files([path for _, path in found]), strict=True):
+                with contextlib.suppress(FileNotFoundError, ValueError):  # of a data file; or damaged
+                    record = None if data is None else ShardRecord.parse(data, path)
+                    if record is None or record.index != index:
+                        continue
                     is_of_plan = record.plan_sha256 in plans or plans == {None}
-                    if record.index == index and is_of_plan and self._is_whole(record, sizes, verify):
+                    if is_of_plan and self._is_whole(record, sizes, verify):
                         records[index] = record
         return records
 

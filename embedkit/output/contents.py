@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,6 +12,8 @@ import pyarrow.compute as pc
 from embedkit.errors import OutputError
 from embedkit.output.formats.sink import Sink
 from embedkit.output.open import readable
+from embedkit.storage.opener import IN_PLACE, FileOpener
+from embedkit.storage.protocol import FilePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Contents:
         return numbers if [str(number) for number in numbers] == ids else None
 
 
-def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
+def contents_of(sink: Sink, files: Sequence[FilePath], opener: FileOpener = IN_PLACE) -> Contents:
     """Reads the files of one shard or one output, and verifies their page checksums.
 
     Raises:
@@ -50,7 +51,7 @@ def contents_of(sink: Sink, files: Sequence[Path]) -> Contents:
     finite = True
     ids: list[str | None] = []
     with readable(files[0]):
-        for batch in sink.read(files, sink.layout.variants):
+        for batch in sink.read(files, sink.layout.variants, opener=opener):
             rows += len(batch.facts)
             vectors += int(batch.has_vector.sum())
             statuses.update(batch.facts["status"].to_pylist())

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored, describing_file, open_stored, readable
 from embedkit.storage.filesystem import is_folder, read_file, sha256_of_ends
 from embedkit.storage.hash_key import HASH_BYTES
+from embedkit.storage.remote_path import as_path
 from embedkit.types import HASH_COLUMNS, EarlierRows, Variant
 
 #: Bytes of batches that are kept: 8 row groups of Parquet.
@@ -60,7 +60,7 @@ class EarlierOutput:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.stored: Stored = open_stored(Path(path))
+        self.stored: Stored = open_stored(as_path(path))
         if self.stored.hash_key is None:
             raise OutputError(
                 f"--update {path}: it has no hashes of its texts, by which they would be recognised",
@@ -69,12 +69,13 @@ class EarlierOutput:
                 else "JSON Lines alone cannot hold what is needed: encode to a folder with --keep-hashes",
             )
         self.hash_key: str = self.stored.hash_key
-        with readable(Path(path)):
+        place = as_path(path)
+        with readable(place):
             #: Changes with any file of a folder; of a single file, with its size, beginning or end.
             self.digest = (
-                hashlib.sha256(read_file(Path(path) / MANIFEST)).hexdigest()
-                if is_folder(Path(path))
-                else sha256_of_ends(describing_file(Path(path)))
+                hashlib.sha256(read_file(place / MANIFEST)).hexdigest()
+                if is_folder(place)
+                else sha256_of_ends(describing_file(place))
             )
         self._kept: OrderedDict[tuple[int, int], RecordBatch] = OrderedDict()
 
@@ -131,9 +132,9 @@ class EarlierOutput:
         start = 0
         for part, files in enumerate(self.stored.parts):
             with readable(files[0]):
-                # All of the part: damage is found before anything is computed.
-                self.stored.check_part(part, self.stored.layout.variants)
-                for number, batch in enumerate(self.stored.sink.read(files, ())):
+                # All of the part is checked: damage is found before anything is computed.
+                found = self.stored.read_part(part, (), checked=self.stored.layout.variants)
+                for number, batch in enumerate(found):
                     column = batch.facts[_HASH]
                     places.append((part, number))
                     starts.append(start)
@@ -209,10 +210,7 @@ class EarlierOutput:
         """Returns a batch with its vectors; those last used are kept."""
         key = (part, number)
         if key not in self._kept:
-            files, variants = self.stored.parts[part], self.stored.layout.variants
-            with readable(files[0]):
-                self.stored.check_part(part, variants)
-                self._kept[key] = next(self.stored.sink.read(files, variants, only=number))
+            self._kept[key] = next(self.stored.read_part(part, self.stored.layout.variants, only=number))
             while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

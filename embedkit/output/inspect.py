@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ import pyarrow.compute as pc
 
 from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
 from embedkit.output.commit import OutputFolder
-from embedkit.output.open import Stored, level_of, open_stored, read_versioned
+from embedkit.output.open import Stored, level_of, open_stored, read_all_versioned, read_versioned
 from embedkit.output.vector_norms import NormCounter, VectorNorms
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
+from embedkit.storage.protocol import FilePath
+from embedkit.storage.remote_path import as_path
 from embedkit.types import STATUSES, Variant
 
 
@@ -27,7 +28,7 @@ from embedkit.types import STATUSES, Variant
 class Inspection:
     """The result of `embedkit inspect`."""
 
-    path: Path
+    path: FilePath
     complete: bool  # True if every row is accounted for
     rows: int  # of the whole output; of an unfinished one, rows planned
     shards: tuple[int, int]  # done, planned
@@ -71,13 +72,13 @@ class Inspection:
         }
 
 
-def inspect_output(path: str | Path) -> Inspection:
+def inspect_output(path: str | FilePath) -> Inspection:
     """Inspects a folder, finished or not, or a .parquet, .arrow, .npy or .jsonl file.
 
     Raises:
         OutputError: there is no output, a file is damaged, or embedkit did not write it.
     """
-    path = Path(path)
+    path = as_path(path) if isinstance(path, str) else path
     with as_read_error(path):
         is_unfinished = exists(path / "plan.json") and not exists(path / "manifest.json")
     if is_unfinished:
@@ -149,7 +150,7 @@ def _recipe_lines(recipe: Json) -> Iterator[str]:
         yield f"{key}: {value.get('type')}, {len(value['files'])} files; {hashes}"
 
 
-def _unfinished(path: Path) -> Inspection:
+def _unfinished(path: FilePath) -> Inspection:
     plan, records = read_versioned(Plan, path / "plan.json"), _records(path)
     files = [file for record in records for file in record.files]
     totals = Totals.of(records)
@@ -176,14 +177,14 @@ def _unfinished(path: Path) -> Inspection:
     )
 
 
-def _records(path: Path) -> list[ShardRecord]:
+def _records(path: FilePath) -> list[ShardRecord]:
     """Returns the records of committed shards, in order; none for a single file."""
     with as_read_error(path):
-        names = [Path(record) for _, record in sorted(OutputFolder(path).record_paths())]
-    return [read_versioned(ShardRecord, record) for record in names]
+        paths = [as_path(record) for _, record in sorted(OutputFolder(path).record_paths())]
+    return read_all_versioned(ShardRecord, paths)
 
 
-def recorded_totals(path: Path) -> Totals | None:
+def recorded_totals(path: FilePath) -> Totals | None:
     """Returns the sums over a folder's records, which count rows without a vector even for .npy.
 
     None for a single file, which has no records.

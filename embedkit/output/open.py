@@ -7,6 +7,7 @@ record, or a child process has parsed it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec import ValidationError, convert
 from numpy.typing import NDArray
 
@@ -45,6 +45,7 @@ from embedkit.output.formats.layout import (
     Layout,
 )
 from embedkit.output.formats.npy_format import metadata_name
+from embedkit.output.formats.parquet_format import file_schema
 from embedkit.output.formats.sink import Sink
 from embedkit.output.rejects import rejects_path
 from embedkit.pooling.postprocess import Int8Range
@@ -55,6 +56,7 @@ from embedkit.storage.filesystem import (
     file_names,
     is_folder,
     read_file,
+    read_files,
     real_path,
     seems_folder,
     seems_there,
@@ -62,7 +64,9 @@ from embedkit.storage.filesystem import (
     sha256_of_file,
     stat_file,
 )
+from embedkit.storage.opener import IN_PLACE, FileOpener, sha256_of
 from embedkit.storage.parser_probe import probe_file
+from embedkit.storage.protocol import AnyPath, FilePath, OnePath
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
 
@@ -84,7 +88,7 @@ class Stored:
 
     format: str  # parquet, npy, jsonl or arrow
     sink: Sink  # with the layout of this output; its kept types are unknown, and not needed to read
-    parts: tuple[tuple[Path, ...], ...]  # the files of each shard, in order; of a single-file output, one part
+    parts: tuple[tuple[FilePath, ...], ...]  # the files of each shard, in order; of a single-file output, one part
     recipe: Mapping[str, Any]  # {} for JSON Lines, which cannot hold it
     fingerprint: str | None  # of the recipe; None without one
     int8_ranges: Mapping[str, Int8Range]  # by the variant's name; of int8 only
@@ -93,14 +97,14 @@ class Stored:
     rows: int | None = None  # by the manifest, as are `vectors`; None without one
     vectors: int | None = None
     scores: tuple[str, ...] = ()  # columns of a head; () as well if the output does not say
-    records: tuple[Path, ...] = ()  # of the shards, in the order of `parts`; () for a single file
+    records: tuple[FilePath, ...] = ()  # of the shards, in the order of `parts`; () for a single file
     hash_key: str | None = None  # identifies the key of the hashes of texts; None if there are none
     reused: int = 0  # rows whose vectors are from earlier outputs
     versions: tuple[Mapping[str, str], ...] = ()  # of what computed the vectors; () if unknown
     #: True if files are compared with their hashes, or parsed by a child process, before they are read.
     checks: bool = True
     #: Files that were found safe, and the columns that were left out of the check.
-    _safe: dict[Path, frozenset[str]] = field(default_factory=dict, compare=False)
+    _safe: dict[FilePath, frozenset[str]] = field(default_factory=dict, compare=False)
 
     @property
     def layout(self) -> Layout:
@@ -113,33 +117,55 @@ class Stored:
         Raises:
             OutputError: a file is missing or damaged.
         """
-        for part, files in enumerate(self.parts):
-            with readable(files[0]):
-                self.check_part(part, asked)
-                yield from self.sink.read(files, asked)
+        for part in range(len(self.parts)):
+            yield from self.read_part(part, asked)
 
-    def check_part(self, part: int, asked: Sequence[Variant]) -> None:
+    def read_part(
+        self, part: int, asked: Sequence[Variant], *, checked: Sequence[Variant] = (), only: int | None = None
+    ) -> Iterator[RecordBatch]:
+        """Yields the batches of one part; of an object store, each file is fetched once to be checked and read.
+
+        Args:
+            part: its number.
+            asked: variants whose vectors the batches have.
+            checked: further variants to check.
+            only: number of the only batch to read; None for all.
+
+        Raises:
+            OutputError: a file is missing or damaged.
+        """
+        files = self.parts[part]
+        with readable(files[0]):
+            opener = self.check_part(part, [*asked, *(variant for variant in checked if variant not in asked)])
+            yield from self.sink.read(files, asked, only=only, opener=opener)
+
+    def check_part(self, part: int, asked: Sequence[Variant]) -> FileOpener:
         """Checks that the files of one part can be parsed to read the variants `asked`; each is checked once.
+
+        Returns:
+            What opens the files that were checked.
 
         Raises:
             OutputError: a file is missing, differs from its record, or cannot be parsed.
         """
         if not self.checks:
-            return
+            return IN_PLACE
         files, variants = self.parts[part], self.layout.variants
         unasked = frozenset(variant.column for variant in variants if variant not in asked)
         if self.format == "npy":
             files = (*(files[variants.index(variant)] for variant in asked), files[-1])
         new = [file for file in files if not self._safe.get(file, unasked | {""}) <= unasked]
         hashes = _recorded(self.records[part], self.parts[part]) if self.records and new else {}
+        fetched: dict[AnyPath, bytes] = {}
         for file in new:
             if hashes.get(file):
-                if sha256_of_file(file) != hashes[file]:
+                if sha256_of(file, fetched) != hashes[file]:
                     raise OutputError(f"{file} is damaged: its SHA-256 is not that of its record", hint=VERIFY)
                 self._safe[file] = frozenset()
             else:
-                check_parsable(file, without=unasked)
+                fetched |= check_parsable(file, without=unasked)
                 self._safe[file] = unasked
+        return FileOpener(fetched)
 
     def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
         """As `floats`, and checks for NaN and infinities, which are never committed.
@@ -172,7 +198,7 @@ class Stored:
                 return vectors.astype(np.float32, copy=False)
 
 
-def open_stored(path: Path, *, checks: bool = True) -> Stored:
+def open_stored(path: FilePath, *, checks: bool = True) -> Stored:
     """Opens a folder, or a .parquet, .arrow, .npy or .jsonl file; for `checks` see Stored.
 
     Raises:
@@ -216,12 +242,12 @@ def level_of(recipe: Mapping[str, Any], schema: pa.Schema) -> str:
     return found
 
 
-def describing_file(path: Path) -> Path:
+def describing_file(path: OnePath) -> OnePath:
     """Returns the file that describes a single-file output: its own, or the metadata of an .npy array."""
     return path.with_name(metadata_name(path.name)) if path.suffix == ".npy" else path
 
 
-def check_exists(path: Path) -> None:
+def check_exists(path: FilePath) -> None:
     """Checks that there is a file or folder.
 
     Raises:
@@ -247,7 +273,7 @@ def check_exists(path: Path) -> None:
     raise OutputError(f"{path} does not exist", hint=hint)
 
 
-def check_parsable(path: Path, *, part: str = "all", without: Collection[str] = ()) -> None:
+def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str] = ()) -> dict[AnyPath, bytes]:
     """Checks that a Parquet or Arrow file can be parsed without ending the process; other formats always can.
 
     Args:
@@ -255,24 +281,37 @@ def check_parsable(path: Path, *, part: str = "all", without: Collection[str] = 
         part: all, or none for the schema only.
         without: columns that will not be read.
 
+    Returns:
+        The content of the file by its path if it was fetched for that, from an object store; else {}.
+
     Raises:
         OutputError: a child process that parsed it failed or died.
     """
     form = path.suffix.removeprefix(".")
-    if form in {"parquet", "arrow"} and (fault := probe_file(path, form, part=part, without=without)) is not None:
+    if form not in {"parquet", "arrow"}:
+        return {}
+    fetched: dict[AnyPath, bytes] = {} if isinstance(path, Path) else {path: read_file(path)}
+    fault = probe_file(fetched.get(path, path), form, part=part, without=without)
+    if fault is not None:
         raise _damaged(path, fault)
+    return fetched
 
 
-def _recorded(record: Path, files: Sequence[Path]) -> dict[Path, str]:
+def _recorded(record: FilePath, files: Sequence[FilePath]) -> dict[FilePath, str]:
     """Returns the SHA-256 of a shard's files by its record; {} without a record."""
     if not exists(record):
         return {}
     by_name = {file.path: file.sha256 for file in read_versioned(ShardRecord, record).files}
-    return {file: by_name.get(file.relative_to(record.parents[1]).as_posix(), "") for file in files}
+    root = f"{record.parent.parent}/"
+    return {file: by_name.get(str(file).removeprefix(root), "") for file in files}
 
 
-def schema_metadata(path: Path) -> Mapping[str, str]:
+def schema_metadata(path: FilePath, opener: FileOpener | None = None) -> Mapping[str, str]:
     """Returns the schema metadata of a single-file output: recipe, fingerprint, input; {} for JSON Lines.
+
+    Args:
+        path: of the output.
+        opener: of its files, if their hashes were compared; None checks first that they can be parsed.
 
     Raises:
         OutputError: it cannot be read.
@@ -281,11 +320,12 @@ def schema_metadata(path: Path) -> Mapping[str, str]:
         return {}
     describing = describing_file(path)
     with readable(describing):
-        check_parsable(describing, part="none")
-        return _text_metadata(_schema(describing))
+        if opener is None:
+            check_parsable(describing, part="none")
+        return _text_metadata(_schema(describing, opener or IN_PLACE))
 
 
-def read_versioned(kind: type[AnyFile], path: Path) -> AnyFile:
+def read_versioned(kind: type[AnyFile], path: FilePath) -> AnyFile:
     """Returns the plan, a record or the manifest of an output, whether its file has a checksum or not.
 
     Raises:
@@ -295,7 +335,18 @@ def read_versioned(kind: type[AnyFile], path: Path) -> AnyFile:
         return kind.parse(read_file(path), path, needs_checksum=False)
 
 
-def _open_folder(path: Path) -> Stored:
+def read_all_versioned(kind: type[AnyFile], paths: Sequence[FilePath]) -> list[AnyFile]:
+    """Returns several files; see `read_versioned`. Those of an object store are read in parallel."""
+    found = []
+    for path, data in zip(paths, read_files(paths), strict=True):
+        with readable(path):
+            if data is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            found.append(kind.parse(data, path, needs_checksum=False))
+    return found
+
+
+def _open_folder(path: FilePath) -> Stored:
     manifest_path = path / "manifest.json"
     if not exists(manifest_path):
         if exists(path / "plan.json") or is_folder(path / "commits"):
@@ -337,7 +388,7 @@ def _open_folder(path: Path) -> Stored:
         )
 
 
-def _open_file(path: Path, form: str, layout: Layout) -> Stored:
+def _open_file(path: FilePath, form: str, layout: Layout) -> Stored:
     sink = make_sink(form, layout)
     files = tuple(path.with_name(name) for name in sink.merged_files(path.name))
     for problem in mixed_files(path, files, layout, whole=False):
@@ -363,7 +414,7 @@ def _int8_ranges(stored: Int8Ranges) -> dict[str, Int8Range]:
     return {name: Int8Range.from_json(of) for name, of in stored.items()}
 
 
-def mixed_files(path: Path, files: Sequence[Path], layout: Layout, *, whole: bool) -> Iterator[str]:
+def mixed_files(path: FilePath, files: Sequence[FilePath], layout: Layout, *, whole: bool) -> Iterator[str]:
     """Yields a sentence for each file of a single-file output that was not written with the others.
 
     Args:
@@ -389,7 +440,7 @@ def mixed_files(path: Path, files: Sequence[Path], layout: Layout, *, whole: boo
             yield f"{rejects.name} is not the list of rejects that {files[-1].name} was written with"
 
 
-def _own_layout(path: Path, form: str) -> Layout:
+def _own_layout(path: FilePath, form: str) -> Layout:
     """Returns the layout that a file describes, in its schema's metadata or by its keys."""
     if form == "jsonl":
         return sniff(path)
@@ -400,8 +451,8 @@ def _own_layout(path: Path, form: str) -> Layout:
     return layout
 
 
-def _schema(path: Path) -> pa.Schema:
-    return map_table(path).schema if path.suffix == ".arrow" else pq.read_schema(path)
+def _schema(path: FilePath, opener: FileOpener = IN_PLACE) -> pa.Schema:
+    return map_table(path, opener).schema if path.suffix == ".arrow" else file_schema(path, opener)
 
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:
@@ -416,7 +467,7 @@ _BROKEN = (
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: FilePath) -> Iterator[None]:
     """Raises an OutputError that names the file for any error of the block that damaged bytes may cause."""
     try:
         yield
@@ -434,5 +485,5 @@ def readable(path: Path) -> Iterator[None]:
         raise _damaged(path, str(error) if isinstance(error, MalformedFileError) else cause) from None
 
 
-def _damaged(path: Path, cause: str) -> OutputError:
+def _damaged(path: FilePath, cause: str) -> OutputError:
     return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=VERIFY)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.values import json_text
 from embedkit.output.open import Stored, open_stored
 from embedkit.pooling.heads import PREDICTED, PREDICTION, SCORE
+from embedkit.storage.protocol import FilePath
+from embedkit.storage.remote_path import RemotePath, as_path
 from embedkit.types import Variant
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
     Only its description is read here; vectors are read on first access.
 
     Args:
-        path: of the output.
+        path: of the output: a local one, or a URI such as `s3://bucket/notes.embeddings`.
         check: before a file is read, compare it with the SHA-256 of its record; without a record, parse it in a
             child process first, since a damaged file may end the process that parses it. False reads each file
             once: for large outputs that `embedkit verify` has passed.
@@ -44,9 +45,13 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
         UsageError: `path` is neither a str nor a Path.
         OutputError: there is no output, it is not finished, or embedkit did not write it.
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+    is_path = isinstance(path, str | RemotePath) or (
+        isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)
+    )
+    if not is_path:
         raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the output's path as a str or Path")
-    return Embeddings(open_stored(Path(path), checks=check), Path(path))
+    place = as_path(path if isinstance(path, str | RemotePath) else os.fspath(path))
+    return Embeddings(open_stored(place, checks=check), place)
 
 
 class Embeddings:
@@ -56,7 +61,7 @@ class Embeddings:
     `has_vector` marks those that have a vector: `table.filter(has_vector)` is aligned with `vectors`.
     """
 
-    def __init__(self, stored: Stored, path: Path) -> None:
+    def __init__(self, stored: Stored, path: FilePath) -> None:
         self._stored = stored
         self._path = path
         self._by_name = {variant.name: variant for variant in stored.layout.variants}
@@ -207,7 +212,8 @@ class Embeddings:
     def variant(self, name: str) -> NDArray[np.float32]:
         """Returns [N, D] the vectors of one variant.
 
-        A single .npy or .arrow file of float32 is memory-mapped, read-only (.arrow: if every row has a vector).
+        A single local .npy or .arrow file of float32 is memory-mapped, read-only (.arrow: if every row has a
+        vector).
         Others are read into memory: float16 widened, int8 dequantised with the output's ranges, binary as a 0 or 1
         per bit.
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from embedkit.manifest.schema import ShardRecord
 from embedkit.output.formats.layout import Create, shard_name
 from embedkit.storage.filesystem import list_files, open_file, read_file
+from embedkit.storage.protocol import FilePath, OnePath
 from embedkit.types import EncodedShard
 
 _KEYS = frozenset({"row", "file", "offset", "code"})
 _FIRST_LINE = 2**20
 
 
-def rejects_path(path: Path) -> Path:
+def rejects_path(path: OnePath) -> OnePath:
     """Returns the path of the list of rejects of a single-file output."""
     return path.with_name(f"{path.stem}.rejects.jsonl")
 
 
-def lists_rejects(path: Path) -> bool:
+def lists_rejects(path: FilePath) -> bool:
     """Returns True if a file is a list of rejects, by the keys of its first line.
 
     Raises:
@@ -56,14 +56,14 @@ def write_rejects(shard: EncodedShard, create: Create) -> None:
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def lists_of_shards(folder: Path) -> Iterator[bytes]:
+def lists_of_shards(folder: FilePath) -> Iterator[bytes]:
     """Yields the lists of rejects in a folder of shards, by number."""
     names = (name for name, _ in list_files(folder / "rejects") if name.endswith(".jsonl"))
     for name in sorted(names, key=lambda name: (len(name), name)):  # of more than 100,000 shards too
         yield read_file(folder / "rejects" / name)
 
 
-def rejected_rows(path: Path) -> list[int]:
+def rejected_rows(path: FilePath) -> list[int]:
     """Returns the row numbers of a list of rejects, in its order.
 
     Raises:
@@ -72,7 +72,7 @@ def rejected_rows(path: Path) -> list[int]:
     return [json.loads(line)["row"] for line in read_file(path).splitlines()]
 
 
-def are_rejects_damaged(path: Path, record: ShardRecord) -> bool:
+def are_rejects_damaged(path: FilePath, record: ShardRecord) -> bool:
     """Returns True if a list of rejects does not have as many rows of the shard, in order, as its record says."""
     try:
         rows = rejected_rows(path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, read_file, sha256_of_file
+from embedkit.storage.protocol import FilePath
 
 #: Published last: if it exists, all the others do.
 SUMMARY = "summary.json"
@@ -35,7 +35,7 @@ def is_of_vectors(name: str) -> bool:
     return name in {VECTORS, f"{VECTORS}.next"} or name.startswith(f"{VECTORS}-")
 
 
-def read_summary(folder: Path, files: Collection[str]) -> dict[str, Any] | None:
+def read_summary(folder: FilePath, files: Collection[str]) -> dict[str, Any] | None:
     """Reads the summary of a finished sweep; None if it is missing, damaged, or of another sweep than `files`.
 
     Raises:

@@ -16,6 +16,7 @@ from embedkit.report.sections import output_section
 from embedkit.report.sweeps import is_sweep, read_sweep, sweep_section
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import exists, is_folder, is_same_file, open_file, write_file
+from embedkit.storage.protocol import FilePath
 
 __all__ = ["ReportConfig", "write_report"]
 
@@ -35,7 +36,7 @@ def write_report(config: ReportConfig) -> int:
         ModelError: a pooler's file is damaged.
     """
     read = [*config.paths, *([config.compare] if config.compare else [])]
-    mark = outputs_mark([str(path.absolute()) for path in read])
+    mark = outputs_mark([str(path.absolute() if isinstance(path, Path) else path) for path in read])
     _check_page(config.page, config.on_exists, mark)
     with as_read_error(config.page):
         if any(is_same_file(config.page, path) for path in read):
@@ -57,7 +58,7 @@ def write_report(config: ReportConfig) -> int:
     return len(content)
 
 
-def _comparisons(outputs: Sequence[Path], config: ReportConfig) -> list[dict[str, Any]]:
+def _comparisons(outputs: Sequence[FilePath], config: ReportConfig) -> list[dict[str, Any]]:
     if config.compare is None:
         return []
     if len(outputs) != 1:

@@ -25,6 +25,7 @@ from embedkit.output.open import Stored, open_stored
 from embedkit.report.charts import CATEGORIES, category
 from embedkit.report.geometry import Map, Nearest, NearPairs, near_pairs, principal_map
 from embedkit.report.scan_output import Block, OutputScan, Sample, blocks, chosen_variant, scan_output, shortened
+from embedkit.storage.protocol import FilePath
 from embedkit.suggest import did_you_mean
 from embedkit.types import HASH_COLUMNS, Variant
 
@@ -42,7 +43,7 @@ class ReportConfig:
         UsageError: a value is not allowed.
     """
 
-    paths: tuple[Path, ...]  # outputs of encode, folders of sweep and files of poolers, in the order of the page
+    paths: tuple[FilePath, ...]  # outputs of encode, folders of sweep, files of poolers, in the order of the page
     page: Path
     on_exists: str = "error"  # or overwrite
     variant: str | None = None  # column of vectors; None takes the first
@@ -52,7 +53,7 @@ class ReportConfig:
     sample: int = 20_000  # most rows of the map
     seed: int = 0
     title: str = "embedkit report"
-    compare: Path | None = None  # an output that the only one of `paths` is compared with
+    compare: FilePath | None = None  # an output that the only one of `paths` is compared with
 
     def __post_init__(self) -> None:
         one_of("--on-exists", self.on_exists, ("error", "overwrite"))
@@ -83,7 +84,7 @@ class Findings:
         labels: row → its name and cells.
     """
 
-    path: Path
+    path: FilePath
     stored: Stored
     variant: Variant
     model: str | None
@@ -99,7 +100,7 @@ class Findings:
     labels: Mapping[int, RowLabel]
 
 
-def read_findings(path: Path, config: ReportConfig) -> Findings:
+def read_findings(path: FilePath, config: ReportConfig) -> Findings:
     """Reads an output; raises as `write_report`."""
     stored = open_stored(path)
     variant = chosen_variant(stored, config.variant)
@@ -136,7 +137,7 @@ def row_name(identity: str | None, row: int) -> str:
     return f"row {row:,} (no id)" if identity is None else identity
 
 
-def _check_columns(path: Path, stored: Stored, config: ReportConfig) -> None:
+def _check_columns(path: FilePath, stored: Stored, config: ReportConfig) -> None:
     """Checks by the first rows that the requested columns exist, before all rows are read."""
     first = next(stored.batches(()), None)
     kept = (
@@ -169,7 +170,7 @@ def _few_values(sample: Sample, texts: set[str]) -> str | None:
     return None
 
 
-def _queries(path: Path, scan: OutputScan, config: ReportConfig) -> tuple[list[int], np.ndarray]:
+def _queries(path: FilePath, scan: OutputScan, config: ReportConfig) -> tuple[list[int], np.ndarray]:
     """Returns the rows whose neighbours are listed, and their unit vectors [Q, D]."""
     sample = scan.sample
     if not config.neighbours:

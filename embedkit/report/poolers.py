@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from embedkit.pooling.pooler_facts import pooler_facts
@@ -11,17 +10,18 @@ from embedkit.pooling.pooler_files import PROBE, read_pooler
 from embedkit.report.charts import COLOURS, Figure
 from embedkit.report.evaluation import number, title
 from embedkit.report.sections import flat
+from embedkit.storage.protocol import FilePath
 
 #: Facts that are not in the table of the recipe.
 _PLACED = ("path", "kind", "tensors", "layer_weights", "classes", "scores", "model")
 
 
-def is_pooler(path: Path) -> bool:
+def is_pooler(path: FilePath) -> bool:
     """Returns True for the name of a pooler's file."""
     return path.suffix == ".safetensors"
 
 
-def pooler_section(path: Path, place: int) -> dict[str, Any]:
+def pooler_section(path: FilePath, place: int) -> dict[str, Any]:
     """Returns the values for the template pooler.html.j2; `place` makes the section's ids unique on the page.
 
     Raises:

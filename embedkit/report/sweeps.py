@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -19,6 +18,8 @@ from embedkit.report.charts import COLOURS, SYMBOLS, Figure, heat_map, names_axi
 from embedkit.report.evaluation import SHARES, evaluation_values, number, title
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, file_names, is_folder, read_file
+from embedkit.storage.opener import IN_PLACE
+from embedkit.storage.protocol import FilePath
 
 #: Most characters of a name beside the heat map.
 _NAME = 32
@@ -30,14 +31,14 @@ _LEVEL_NAME = 10
 class Sweep:
     """A finished sweep."""
 
-    path: Path
+    path: FilePath
     rows: Sequence[Mapping[str, Any]]  # of results.parquet, one for each candidate
     summary: Mapping[str, Any]
     metrics: tuple[str, ...]  # the deciding one first
     evaluation: Mapping[str, Any] | None  # of the winner; None in the folders of earlier versions
 
 
-def is_sweep(path: Path) -> bool:
+def is_sweep(path: FilePath) -> bool:
     """Returns True if this is the folder of a sweep, finished or not."""
     with as_read_error(path):
         if exists(path / "manifest.json") or exists(path / "plan.json"):
@@ -48,7 +49,7 @@ def is_sweep(path: Path) -> bool:
         return any(exists(path / name / "plan.json") for name in folders)
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: FilePath) -> Sweep:
     """Reads the results of a sweep.
 
     Raises:
@@ -61,7 +62,8 @@ def read_sweep(path: Path) -> Sweep:
             hint="run the same `embedkit sweep` again with --on-exists resume",
         )
     with readable(path / RESULTS):
-        found = pq.read_table(path / RESULTS, page_checksum_verification=True)
+        with IN_PLACE.native(path / RESULTS) as file:
+            found = pq.read_table(file, page_checksum_verification=True)
         ends_in_low = [name.removesuffix("_low") for name in found.column_names if name.endswith("_low")]
         metrics = [name for name in ends_in_low if not name.startswith("versus_")]
         metrics.sort(key=lambda name: name != summary["metric"])
@@ -75,7 +77,7 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(path, rows, summary, tuple(metrics), _evaluation(path, summary))
 
 
-def _evaluation(path: Path, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _evaluation(path: FilePath, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if EVALUATION not in summary.get("files", {}):
         return None
     with readable(path / EVALUATION):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedkit.storage.disk_errors import as_output_error, check_no_link
-from embedkit.storage.protocol import PublishedFile
+from embedkit.storage.protocol import FilePath, PublishedFile
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 #: Temporary files of other machines count as leftovers after this time: writing one takes minutes.
@@ -141,8 +141,10 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def temporary_files(folder: Path, name: str | None = None, *, recursive: bool = False) -> Iterator[Path]:
-    """List files with a temporary name in a folder; those of one file, if it is named."""
+def temporary_files(folder: FilePath, name: str | None = None, *, recursive: bool = False) -> Iterator[Path]:
+    """List files with a temporary name in a folder; those of one file, if it is named. Stores have none."""
+    if not isinstance(folder, Path):
+        return iter(())
     pattern = ".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"
     found = folder.rglob(pattern) if recursive else folder.glob(pattern)
     return (path for path in found if is_temporary(path.name))

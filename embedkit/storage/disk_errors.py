@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.storage.protocol import AnyPath
+from embedkit.storage.protocol import AnyPath, FilePath
 
 _SHORTER_NAME = "choose a shorter name: temporary files next to an output have names some 40 characters longer"
 _FREE_SPACE = "free some space, then run the same command again; an encode with --on-exists resume"
@@ -49,10 +49,10 @@ def as_read_error(path: AnyPath) -> Iterator[None]:
         ) from None
 
 
-def check_no_link(path: Path) -> None:
+def check_no_link(path: FilePath) -> None:
     """Raise OutputError for a symbolic link: who made it would choose where the output goes."""
     with as_read_error(path):
-        is_link = path.is_symlink()
+        is_link = isinstance(path, Path) and path.is_symlink()
     if is_link:
         raise OutputError(
             f"{path} is a symbolic link, and embedkit does not write through links",

@@ -11,7 +11,8 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +26,8 @@ from embedkit.storage.remote_path import RemotePath, is_uri
 _LOCAL: FileSystem[LocalPath] = LocalFileSystem()
 _HUB: FileSystem[AnyPath] = HubFileSystem()
 _SAMPLED = 2**20
+#: Small files of an object store that are read at a time, and those whose content is held.
+_REQUESTS, _READ_AHEAD = 64, 4096
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -113,6 +116,27 @@ def _kind_if_known(path: AnyPath) -> str | None:
     try:
         return stat_file(path).kind
     except (OSError, ValueError, UsageError):
+        return None
+
+
+def read_files(paths: Sequence[AnyPath]) -> Iterator[bytes | None]:
+    """Read small files in order; None for one that is missing. Those of an object store are read in parallel.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if all(filesystem_for(path) is _LOCAL for path in paths[:1]):
+        yield from map(_content, paths)
+        return
+    with ThreadPoolExecutor(_REQUESTS, "embedkit-get") as pool:
+        for start in range(0, len(paths), _READ_AHEAD):  # all at once would hold all of their content
+            yield from pool.map(_content, paths[start : start + _READ_AHEAD])
+
+
+def _content(path: AnyPath) -> bytes | None:
+    try:
+        return read_file(path)
+    except FileNotFoundError:
         return None
 
 

@@ -18,6 +18,10 @@ from embedkit.storage.remote_path import RemotePath
 LocalPath: TypeAlias = "Path | str"
 #: As `LocalPath`, or a URI: a text or a `RemotePath`, never a `Path`.
 AnyPath: TypeAlias = "Path | RemotePath | str"
+#: A path that has the operations of `pathlib`: `path / name`, `path.suffix`.
+FilePath: TypeAlias = "Path | RemotePath"
+#: For functions that return a path of the kind that they are given.
+OnePath = TypeVar("OnePath", Path, RemotePath, "Path | RemotePath")
 
 _P_contra = TypeVar("_P_contra", contravariant=True)
 

@@ -45,7 +45,7 @@ def write_files(
         facts: input, models and method, for the summary.
         commands: command lines by what they do: `encode` makes the winner's vectors, `predict` uses its file.
     """
-    table = BytesIO()
+    source = BytesIO()
     seconds = {model["name"]: model["seconds_per_1000_rows"] for model in facts["models"]}
     only = next(iter(seconds.values()))
     costs = [
@@ -53,9 +53,9 @@ def write_files(
         for row in verdict.rows
     ]
     rows = pa.Table.from_pylist([_columns(row, cost) for row, cost in zip(verdict.rows, costs, strict=True)])
-    pq.write_table(rows, table, write_page_checksum=True)
+    pq.write_table(rows, source, write_page_checksum=True)
     contents = {
-        RESULTS: table.getvalue(),
+        RESULTS: source.getvalue(),
         EVALUATION: _json(winner.evaluation),
         PREDICTIONS: winner.predictions,
         **({WINNER: winner.file} if winner.file is not None else {}),

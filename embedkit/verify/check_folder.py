@@ -22,6 +22,8 @@ from embedkit.output.open import schema_metadata
 from embedkit.output.rejects import are_rejects_damaged
 from embedkit.storage.atomic import is_temporary
 from embedkit.storage.filesystem import read_file, sha256_of_file
+from embedkit.storage.opener import FileOpener, sha256_of
+from embedkit.storage.protocol import AnyPath, FilePath
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
 
 _COUNTS = ("input_rows", "rows", "vectors", "rejects", "n_tokens", "n_used")
@@ -36,7 +38,7 @@ class FolderCheck:
         there: every file in it, and its size; None for a link or a device.
     """
 
-    def __init__(self, path: Path, there: Mapping[str, int | None]) -> None:
+    def __init__(self, path: FilePath, there: Mapping[str, int | None]) -> None:
         self.path = path
         self.there = there
         self.known = {PLAN, MANIFEST}
@@ -102,7 +104,7 @@ class FolderCheck:
         """Returns the undamaged records by number."""
         records: dict[int, ShardRecord] = {}
         for index, path in sorted(OutputFolder(self.path).record_paths()):
-            name = f"{COMMITS}/{Path(path).name}"
+            name = f"{COMMITS}/{path.rpartition('/')[2]}"
             self.known.add(name)
             record = self._read(ShardRecord, name, "is missing")
             if record is not None and record.index != index:
@@ -143,16 +145,18 @@ class FolderCheck:
         rejects = (f"rejects/{shard_name(record.index, '.jsonl')}",) if record.rejects else ()
         if sorted(file.path for file in record.files) != sorted((*data, *rejects)):
             self.add(name, "does not list the files that such a shard has")
-        if not self._check_files(record):
+        opener = self._check_files(record)
+        if opener is None:
             return
         if rejects and are_rejects_damaged(self.path / rejects[0], record):
             self.add(rejects[0], f"does not list {record.rejects} rows of the shard in their order")
         if data:
-            self._check_rows(record, plan, sink)
+            self._check_rows(record, plan, sink, opener)
 
-    def _check_files(self, record: ShardRecord) -> bool:
-        """Returns True if the record's files have its sizes and hashes."""
+    def _check_files(self, record: ShardRecord) -> FileOpener | None:
+        """Returns what opens the record's files; None if one lacks its size or hash."""
         before = len(self.found.problems)
+        fetched: dict[AnyPath, bytes] = {}
         for file in record.files:
             self.known.add(file.path)
             size = self.there.get(file.path)
@@ -162,19 +166,20 @@ class FolderCheck:
             if size != file.bytes:
                 self.add(file.path, f"has {size:,} bytes, and its record says {file.bytes:,}")
                 continue
+            path = self.path / file.path
             try:
-                if sha256_of_file(self.path / file.path) != file.sha256:
+                if sha256_of(path, fetched) != file.sha256:
                     self.add(file.path, "is damaged: its SHA-256 is not that of its record")
             except OSError as fault:
                 self.add(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
-        return len(self.found.problems) == before
+        return FileOpener(fetched) if len(self.found.problems) == before else None
 
-    def _check_rows(self, record: ShardRecord, plan: Plan, sink: Sink) -> None:
+    def _check_rows(self, record: ShardRecord, plan: Plan, sink: Sink, opener: FileOpener) -> None:
         files = [self.path / name for name in sink.files(record.index)]
         name = sink.files(record.index)[0]
         try:
-            contents = contents_of(sink, files)
-            own = schema_metadata(files[-1]).get("embedkit.fingerprint", plan.fingerprint)
+            contents = contents_of(sink, files, opener)
+            own = schema_metadata(files[-1], opener).get("embedkit.fingerprint", plan.fingerprint)
         except OutputError as error:
             self.add(name, error.message)
             return

@@ -5,8 +5,6 @@ Beyond the hashes, all files are read: rows, order, receipts, finite numbers. Ne
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN
@@ -15,11 +13,12 @@ from embedkit.output.formats import FORMATS
 from embedkit.output.open import check_exists, describing_file, mixed_files, open_stored
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, is_folder, list_files, stat_file
+from embedkit.storage.protocol import FilePath
 from embedkit.verify.check_folder import FolderCheck
 from embedkit.verify.findings import Finding, Verification
 
 
-def verify_output(path: Path) -> Verification:
+def verify_output(path: FilePath) -> Verification:
     """Checks a folder, finished or not, or a .parquet, .arrow, .npy or .jsonl file.
 
     Raises:
@@ -41,7 +40,7 @@ def verify_output(path: Path) -> Verification:
     return check.found
 
 
-def _verify_file(path: Path) -> Verification:
+def _verify_file(path: FilePath) -> Verification:
     """Checks what a single file, which has no record, says of itself: structure, checksums, layout, counts.
 
     Raises:

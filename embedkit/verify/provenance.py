@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedkit.errors import OutputError
 from embedkit.manifest.identity import files_digest
@@ -12,6 +11,7 @@ from embedkit.manifest.schema import InputFacts, Plan
 from embedkit.output.commit import PLAN
 from embedkit.output.open import Stored, open_stored, read_versioned, schema_metadata
 from embedkit.storage.filesystem import is_folder
+from embedkit.storage.protocol import FilePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Provenance:
     files_digest: str | None  # one hash of the input's files; None if the input was stdin
 
 
-def provenance_of(path: Path) -> Provenance:
+def provenance_of(path: FilePath) -> Provenance:
     """Reads the origin of an output.
 
     Raises:

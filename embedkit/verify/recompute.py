@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedkit.config import BatchConfig, ModelConfig, PoolingConfig, TextConfig, VectorConfig
@@ -17,6 +16,7 @@ from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
 from embedkit.manifest.identity import first_difference
 from embedkit.pooling.postprocess import finish
+from embedkit.storage.protocol import FilePath
 from embedkit.verify.compare import Comparison
 from embedkit.verify.provenance import Provenance, provenance_of
 from embedkit.verify.sample import choose, opened_input, texts_of
@@ -37,7 +37,7 @@ class ReferenceModel:
 
 
 def recompute(
-    path: Path,
+    path: FilePath,
     rows: int,
     *,
     seed: int,

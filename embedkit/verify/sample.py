@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from embedkit.output.open import readable
 from embedkit.output.rejects import rejected_rows, rejects_path
 from embedkit.sources import Table, open_table
 from embedkit.storage.filesystem import exists, is_folder
+from embedkit.storage.protocol import FilePath
 from embedkit.types import Record
 from embedkit.verify.provenance import Provenance
 
@@ -42,7 +42,7 @@ class Sampled:
 class _Shard:
     """Files with the row numbers they hold, and the number of vectors."""
 
-    files: Sequence[Path]
+    files: Sequence[FilePath]
     rows: Sequence[int]
     vectors: int
 
@@ -91,7 +91,7 @@ def opened_input(provenance: Provenance, inputs: Sequence[str], sql: str | None 
     return table
 
 
-def choose(path: Path, provenance: Provenance, rows: int, seed: int) -> list[Sampled]:
+def choose(path: FilePath, provenance: Provenance, rows: int, seed: int) -> list[Sampled]:
     """Chooses random rows that have a vector, with equal probability over all shards; returned in order.
 
     Raises:
@@ -133,7 +133,7 @@ def texts_of(sampled: Sequence[Sampled], table: Table) -> dict[int, str]:
     return texts
 
 
-def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
+def _of_folder(path: FilePath, provenance: Provenance) -> Iterator[_Shard]:
     sink = provenance.stored.sink
     for index, record in OutputFolder(path).committed().items():
         if record.vectors:
@@ -142,7 +142,7 @@ def _of_folder(path: Path, provenance: Provenance) -> Iterator[_Shard]:
             yield _Shard([path / name for name in sink.files(index)], rows, record.vectors)
 
 
-def _of_file(path: Path, provenance: Provenance) -> Iterator[_Shard]:
+def _of_file(path: FilePath, provenance: Provenance) -> Iterator[_Shard]:
     stored = provenance.stored
     n_rows = n_vectors = 0
     for batch in stored.batches(stored.layout.variants[:1]):
@@ -157,7 +157,7 @@ def _rows(span: range, absent: set[int]) -> Sequence[int]:
     return [row for row in span if row not in absent] if absent else span
 
 
-def _absent(rejects: Sequence[Path], provenance: Provenance) -> set[int]:
+def _absent(rejects: Sequence[FilePath], provenance: Provenance) -> set[int]:
     """Returns the rejected rows that are not stored."""
     rows: set[int] = set()
     if provenance.stored.format == "npy" or provenance.on_bad_row == "skip":

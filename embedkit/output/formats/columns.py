@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from embedkit.errors import OutputError
 from embedkit.output.formats.layout import RECEIPT, Layout
 from embedkit.output.formats.values import kept_array
+from embedkit.storage.protocol import FilePath
 from embedkit.types import EncodedShard, Variant
 
 #: Hint for damaged files.
@@ -92,7 +92,7 @@ def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
     return RecordBatch(facts, np.zeros(len(facts), np.bool_) if valid is None else valid, vectors)
 
 
-def check_types(path: Path, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
+def check_types(path: FilePath, schema: pa.Schema, layout: Layout, asked: Sequence[Variant]) -> None:
     """Checks that a file's columns, except kept ones and vectors not `asked` for, have the types of the layout.
 
     Raises:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +23,8 @@ from embedkit.output.formats.layout import RECEIPT, Create, Layout
 from embedkit.output.formats.sink import OneFile
 from embedkit.output.formats.values import json_text, kept_array
 from embedkit.storage.filesystem import open_file
+from embedkit.storage.opener import IN_PLACE, FileOpener
+from embedkit.storage.protocol import FilePath
 from embedkit.types import EncodedShard, Variant
 
 #: Lines read at a time: about 17 MB of text at 384 values a line.
@@ -42,7 +43,7 @@ class JsonlSink(OneFile):
         with create(self.files(shard.index)[0]) as file:
             file.writelines(jsonl_lines(shard, self.layout))
 
-    def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
+    def merge(self, folder: FilePath, indices: Sequence[int], name: str, create: Create) -> None:
         """Concatenates shards into one file."""
         with create(name) as file:
             for index in indices:
@@ -50,10 +51,15 @@ class JsonlSink(OneFile):
                     file.writelines(iter(lambda: part.read(2**20), b""))
 
     def read(
-        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+        self,
+        files: Sequence[FilePath],
+        asked: Sequence[Variant],
+        *,
+        only: int | None = None,
+        opener: FileOpener = IN_PLACE,
     ) -> Iterator[RecordBatch]:
         """Reads one file, some thousand lines at a time."""
-        with open_file(files[0]) as file:
+        with opener.stream(files[0]) as file:
             for number in count():
                 lines = list(islice(file, _LINES))
                 if not lines:
@@ -62,7 +68,7 @@ class JsonlSink(OneFile):
                     rows = [parse_line(line, files[0], number * _LINES + i) for i, line in enumerate(lines)]
                     yield self._batch(rows, asked, files[0])
 
-    def _batch(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: Path) -> RecordBatch:
+    def _batch(self, rows: list[dict[str, Any]], asked: Sequence[Variant], path: FilePath) -> RecordBatch:
         vectors: dict[str, Vectors] = {}
         has_vector = np.zeros(len(rows), np.bool_)
         for variant in asked:
@@ -100,7 +106,7 @@ def jsonl_lines(shard: EncodedShard, layout: Layout) -> Iterator[bytes]:
         yield b",".join((facts[:-1], *cells)) + b"}\n"
 
 
-def sniff(path: Path) -> Layout:
+def sniff(path: FilePath) -> Layout:
     """Returns the layout of a file by its keys and first vectors.
 
     Precision is float32, since the text does not say which one it was.
@@ -132,7 +138,7 @@ def _dims(cell: list[Any] | None) -> int:
     return len(cell[0]) if isinstance(cell[0], list) else len(cell)
 
 
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def parse_line(line: bytes, path: FilePath, number: int) -> dict[str, Any]:
     """Parses a line; raises OutputError if it is not an object that embedkit wrote."""
     try:
         row = orjson.loads(line)
@@ -155,7 +161,7 @@ def _may_be_wide(value: Any) -> bool:
     )
 
 
-def _not_ours(path: Path, number: int) -> OutputError:
+def _not_ours(path: FilePath, number: int) -> OutputError:
     return OutputError(
         f"{path}: line {number + 1} is not a row that embedkit wrote",
         hint="give a file or folder made by `embedkit encode`",
@@ -176,7 +182,7 @@ def _facts_json(shard: EncodedShard, kept: Mapping[str, Sequence[Any]], row: int
         return None
 
 
-def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: Path) -> Vectors:
+def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: FilePath) -> Vectors:
     width = layout.width(variant)
     try:
         if layout.token_vectors:

@@ -12,7 +12,6 @@ import json
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -24,6 +23,8 @@ from embedkit.errors import OutputError
 from embedkit.output.formats.columns import VERIFY, RecordBatch, check_types, facts_table, matrix
 from embedkit.output.formats.layout import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.output.formats.parquet_format import row_groups, write_tables
+from embedkit.storage.opener import IN_PLACE, FileOpener
+from embedkit.storage.protocol import FilePath
 from embedkit.types import EncodedShard, Variant
 
 _SAMPLED = 2**20
@@ -55,7 +56,7 @@ class NpySink:
         with create(metadata) as file:
             write_tables(file, facts.schema, [facts])
 
-    def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
+    def merge(self, folder: FilePath, indices: Sequence[int], name: str, create: Create) -> None:
         """Merges shards into one array per variant and one metadata file."""
         shards = [self.files(index) for index in indices]
         *arrays, metadata = self.merged_files(name)
@@ -67,7 +68,7 @@ class NpySink:
                 into = _Hashed(file)
                 _write_header(into, self.layout.dtype, (rows, self.layout.width(variant)))
                 for part in parts:
-                    into.write(_bytes(np.load(part, allow_pickle=False)))
+                    into.write(_bytes(map_array(part)))
                 made[variant.name] = into.facts()
         schema = self.layout.facts_schema()
         named = {**(schema.metadata or {}), ARRAYS_KEY.encode(): json.dumps(made, ensure_ascii=False).encode()}
@@ -83,15 +84,17 @@ class NpySink:
 
     def read(
         self,
-        files: Sequence[Path],
+        files: Sequence[FilePath],
         asked: Sequence[Variant],
         *,
         only: int | None = None,  # noqa: ARG002 - there is one
+        opener: FileOpener = IN_PLACE,
     ) -> Iterator[RecordBatch]:
-        """Reads one shard as one batch, its arrays memory-mapped."""
-        facts = pq.read_table(files[-1], page_checksum_verification=True)
+        """Reads one shard as one batch, its arrays memory-mapped if they are local."""
+        with opener.native(files[-1]) as file:
+            facts = pq.read_table(file, page_checksum_verification=True)
         check_types(files[-1], facts.schema, self.layout, ())
-        vectors = {v.name: map_array(files[self.layout.variants.index(v)]) for v in asked}
+        vectors = {v.name: map_array(files[self.layout.variants.index(v)], opener) for v in asked}
         for variant in asked:
             expected, found = (len(facts), self.layout.width(variant)), vectors[variant.name]
             if found.shape != expected or found.dtype != self.layout.dtype or not found.flags.c_contiguous:
@@ -109,18 +112,17 @@ def metadata_name(name: str) -> str:
     return f"{name.removesuffix('.npy')}.metadata.parquet"
 
 
-def map_array(path: Path) -> NDArray[Any]:
-    """Returns [V, width] the array, memory-mapped and read-only.
+def map_array(path: FilePath, opener: FileOpener = IN_PLACE) -> NDArray[Any]:
+    """Returns [V, width] the array; of a local file, memory-mapped and read-only.
 
     Raises:
         ValueError: the header is damaged.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return opener.array(path)
     except (EOFError, SyntaxError, tokenize.TokenError):
         # numpy reads the header, a Python expression, with Python's own parser.
         raise ValueError("the header is damaged") from None
-    return array
 
 
 class _Hashed:

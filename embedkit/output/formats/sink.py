@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 from embedkit.output.formats.columns import RecordBatch
 from embedkit.output.formats.layout import Create, Layout, shard_name
+from embedkit.storage.opener import IN_PLACE, FileOpener
+from embedkit.storage.protocol import FilePath
 from embedkit.types import EncodedShard, Variant
 
 
@@ -34,14 +35,19 @@ class Sink(Protocol):
             OutputError: a kept value does not fit its column; the error holds no value.
         """
 
-    def merge(self, folder: Path, indices: Sequence[int], name: str, create: Create) -> None:
+    def merge(self, folder: FilePath, indices: Sequence[int], name: str, create: Create) -> None:
         """Merges shards of `folder`, in this order, into `name`; at most one shard is in memory."""
 
     def merged_files(self, name: str) -> tuple[str, ...]:
         """Returns the paths of the files that `merge` writes for `name`."""
 
     def read(
-        self, files: Sequence[Path], asked: Sequence[Variant], *, only: int | None = None
+        self,
+        files: Sequence[FilePath],
+        asked: Sequence[Variant],
+        *,
+        only: int | None = None,
+        opener: FileOpener = IN_PLACE,
     ) -> Iterator[RecordBatch]:
         """Reads the rows of one shard's or one merged output's files, a batch at a time.
 

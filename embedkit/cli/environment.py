@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedkit.errors import UsageError
+from embedkit.suggest import did_you_mean
 
 _PREFIX = "EMBEDKIT_"
 NAMES = ("model", "device", "dtype", "offline", "batch_tokens", "workers", "private", "progress")
+#: Variables of the tests and benchmarks.
+_OF_DEVELOPMENT = ("EMBEDKIT_TEST_DEVICE", "EMBEDKIT_FAULTS")
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -42,7 +45,28 @@ def notes(context: Any, given: Mapping[str, Any]) -> list[str]:
         if context.get_parameter_source(name).name == "DEFAULT_MAP" and context.default_map[name] is value
     ]
     options = {one.name: one.opts[-1] for one in context.command.params}
-    return [f"{options[name]} is {os.environ[variable(name)].strip()}, from {variable(name)}" for name in taken]
+    found = [f"{options[name]} is {os.environ[variable(name)].strip()}, from {variable(name)}" for name in taken]
+    return found + _ignored(options)
+
+
+def _ignored(options: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each variable that looks like one of embedkit's and has no effect.
+
+    Args:
+        options: parameter → option, of a command.
+    """
+    if "config" not in options:
+        return []
+    known = {*map(variable, NAMES), *_OF_DEVELOPMENT}
+    sentences = []
+    for found in sorted(name for name in os.environ if name.upper().startswith(_PREFIX) and name not in known):
+        word = found[len(_PREFIX) :].upper()
+        if option := options.get(word.lower() if word.lower() not in NAMES else ""):
+            hint = f"give {option} on the command line or in a file for --config"
+        else:
+            hint = did_you_mean(word, map(str.upper, NAMES), "unset it", prefix=_PREFIX)
+        sentences.append(f"{found} is ignored, since embedkit has no such variable: {hint}")
+    return sentences
 
 
 def variable(name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.comparison.rows import Pairs, Rows, check_alike, matched, read_rows
@@ -21,6 +24,10 @@ from embedkit.output.open import Stored, open_stored
 from embedkit.storage.protocol import FilePath
 from embedkit.types import Variant
 
+#: The name in a comparison of all columns of a head.
+SCORES = "scores"
+#: Cells that are compared at a time.
+_CELLS = 65_536
 #: Neighbours of a row that are compared.
 NEIGHBOURS = 10
 #: Most bytes of the sampled vectors of one output.
@@ -120,6 +127,9 @@ class Comparison:
         outputs: both, opened.
         rows: of both.
         pairs: rows that belong together.
+        columns: other computed columns, such as `start` of a unit → bool [M] True for pairs in which they differ;
+            those of a head are `scores` together.
+        unmatched_columns: such columns of the first and of the second output alone, as many as there are.
         receipts: n_tokens, n_used, n_chunks, status → bool [M] True for pairs in which they differ.
         variants: columns of vectors with the same name in both outputs, or the only one of each.
         only_first, only_second: columns without a partner.
@@ -131,6 +141,8 @@ class Comparison:
     rows: tuple[Rows, Rows]
     pairs: Pairs
     receipts: Mapping[str, NDArray[np.bool_]]
+    columns: Mapping[str, NDArray[np.bool_]]
+    unmatched_columns: tuple[Mapping[str, int], Mapping[str, int]]
     variants: tuple[VariantComparison, ...]
     only_first: tuple[Variant, ...]
     only_second: tuple[Variant, ...]
@@ -138,9 +150,9 @@ class Comparison:
 
     @property
     def differs(self) -> NDArray[np.bool_]:
-        """Bool [M] True for pairs whose receipts differ, or whose vectors are out of tolerance."""
+        """Bool [M] True for pairs whose receipts differ, or whose vectors or scores are out of tolerance."""
         found = np.zeros(len(self.pairs.first), np.bool_)
-        for part in (*self.receipts.values(), *(of.differs for of in self.variants)):
+        for part in (*self.receipts.values(), *self.columns.values(), *(of.differs for of in self.variants)):
             found |= part
         return found
 
@@ -148,17 +160,22 @@ class Comparison:
     def is_same(self) -> bool:
         """True if both outputs have the same rows and columns, and no pair differs."""
         unmatched = len(self.pairs.only_first) + len(self.pairs.only_second)
-        return not (unmatched or self.only_first or self.only_second or self.differs.any())
+        return not (unmatched or self._columns_of_one or self.differs.any())
+
+    @property
+    def _columns_of_one(self) -> int:
+        """Number of columns without a partner."""
+        computed = sum(sum(of_one.values()) for of_one in self.unmatched_columns)
+        return len(self.only_first) + len(self.only_second) + computed
 
     @property
     def differences(self) -> str:
         """The numbers of rows and columns that differ, in words."""
         only = len(self.pairs.only_first) + len(self.pairs.only_second)
-        columns = len(self.only_first) + len(self.only_second)
         counts = {
             f"of {len(self.pairs.first):,} rows in both": int(self.differs.sum()),
             "rows in only one of them": only,
-            "columns of vectors in only one of them": columns,
+            "columns in only one of them": self._columns_of_one,
         }
         return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
@@ -195,6 +212,8 @@ def compare_outputs(config: ComparisonConfig) -> Comparison:
         rows=rows,
         pairs=pairs,
         receipts=dict(_receipts(ours, theirs, pairs)),
+        columns=_compare_columns(ours, theirs, pairs, config.most_difference),
+        unmatched_columns=(_columns_of_first(ours, theirs), _columns_of_first(theirs, ours)),
         variants=tuple(
             _compare_variant(
                 Side(first, one, of_pairs[0], tokens[0]), Side(second, other, of_pairs[1], tokens[1]), config
@@ -229,6 +248,48 @@ def _receipts(first: Rows, second: Rows, pairs: Pairs) -> Iterator[tuple[str, ND
     # One more entry, so that an output without rows has an index.
     ours, theirs = (np.array([*map(words.index, of.statuses), 0])[of.status] for of in (first, second))
     yield RECEIPT[3], ours[pairs.first] != theirs[pairs.second]
+
+
+def _compare_columns(
+    first: Rows, second: Rows, pairs: Pairs, most_difference: float
+) -> dict[str, NDArray[np.bool_]]:
+    """Returns `Comparison.columns`."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for name in first.columns.keys() & second.columns.keys():
+        differs = _differing_cells(first.columns[name], second.columns[name], pairs, most_difference)
+        shown = SCORES if name in first.scores else name
+        found[shown] = found[shown] | differs if shown in found else differs
+    return dict(sorted(found.items()))
+
+
+def _columns_of_first(first: Rows, second: Rows) -> dict[str, int]:
+    """Returns the computed columns of one output that the other lacks, by name, those of a head together."""
+    lacking = [name for name in first.columns if name not in second.columns]
+    return dict(Counter(SCORES if name in first.scores else name for name in lacking))
+
+
+def _differing_cells(
+    first: pa.ChunkedArray, second: pa.ChunkedArray, pairs: Pairs, most_difference: float
+) -> NDArray[np.bool_]:
+    """Returns bool [M] True where cells differ: fractions by more than a tolerance, other cells at all."""
+    if all(pa.types.is_floating(column.type) for column in (first, second)):
+        # JSON Lines have no float32.
+        dtype = np.float32 if pa.float32() in {first.type, second.type} else np.float64
+        ours, theirs = (column.to_numpy().astype(dtype) for column in (first, second))  # NaN for null
+        one, other = ours[pairs.first].astype(np.float64), theirs[pairs.second].astype(np.float64)
+        differs: NDArray[np.bool_] = (np.isnan(one) != np.isnan(other)) | (np.abs(one - other) > most_difference)
+        return differs
+    differs = np.zeros(len(pairs.first), np.bool_)
+    for start in range(0, len(differs), _CELLS):
+        here = slice(start, start + _CELLS)
+        one, other = first.take(pairs.first[here]).to_pylist(), second.take(pairs.second[here]).to_pylist()
+        differs[here] = [_plain(a) != _plain(b) for a, b in zip(one, other, strict=True)]
+    return differs
+
+
+def _plain(cell: Any) -> Any:
+    """Returns lists as the text that they are in JSON Lines."""
+    return json.dumps(cell, ensure_ascii=False, separators=(",", ":")) if isinstance(cell, list) else cell
 
 
 def _compare_variant(first: Side, second: Side, config: ComparisonConfig) -> VariantComparison:

@@ -26,6 +26,12 @@ def as_lines(comparison: Comparison, *, most_rows: int) -> Iterator[str]:
     """
     it = comparison
     yield from _count_lines(it, most_rows)
+    for name, mask in it.columns.items():
+        if mask.any():
+            numbers, _ = it.numbers(np.flatnonzero(mask))
+            yield f"{name:10} differs in {mask.sum():,} rows of the first: {_listed(numbers, most_rows)}"
+    for number, counts in zip(("first", "second"), it.unmatched_columns, strict=True):
+        yield from (f"{name:10} {count:,} columns only in the {number}" for name, count in counts.items())
     for number, others in (("first", it.only_first), ("second", it.only_second)):
         yield from (f"vectors    {variant.column}: only in the {number}" for variant in others)
     for variant in it.variants:
@@ -69,6 +75,9 @@ def as_json(comparison: Comparison, *, most_rows: int) -> dict[str, Any]:
         "only_first": _some(first.numbers[it.pairs.only_first], most_rows),
         "only_second": _some(second.numbers[it.pairs.only_second], most_rows),
         "receipts": {name: int(mask.sum()) for name, mask in it.receipts.items()},
+        "columns": {name: int(mask.sum()) for name, mask in it.columns.items()},
+        "columns_only_first": dict(it.unmatched_columns[0]),
+        "columns_only_second": dict(it.unmatched_columns[1]),
         "variants": [_variant_json(it, of, most_rows) for of in it.variants],
         "variants_only_first": [variant.column for variant in it.only_first],
         "variants_only_second": [variant.column for variant in it.only_second],

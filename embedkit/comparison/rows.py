@@ -7,7 +7,7 @@ bits: among ten million ids, the odds of two with one hash are 1 in 370,000.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from embedkit.errors import UsageError
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored, level_of
+from embedkit.output.read import columns_of_head
+from embedkit.pooling.units import COLUMNS
 from embedkit.types import ranges
+
+#: Columns of `--group-by`.
+_OF_GROUPS = ("n_rows", "n_pooled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Rows:
         counts: int32 [R, 3] n_tokens, n_used and n_chunks.
         status: int64 [R] places in `statuses`.
         level: text, chunk, word, token or span.
+        columns: name → [R] what else was computed: scores of a head, places of units, counts of groups.
+        scores: those of a head, whose names are names of classes.
     """
 
     count: int
@@ -41,6 +48,8 @@ class Rows:
     status: NDArray[np.int64]
     statuses: Sequence[str]
     level: str
+    columns: Mapping[str, pa.ChunkedArray]
+    scores: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ def read_rows(stored: Stored, *, with_vector: bool) -> Rows:
     counts = [np.empty((0, 3), np.int32)]
     statuses: dict[str, int] = {}
     count, level = 0, level_of(stored.recipe, pa.schema([]))
+    computed: dict[str, list[pa.ChunkedArray]] = {}
+    scores: tuple[str, ...] = ()
     for batch in stored.batches(stored.layout.variants[:1] if with_vector else ()):
         chosen = batch.has_vector if with_vector else np.ones(len(batch.facts), np.bool_)
         facts = batch.facts.filter(pa.array(chosen))
@@ -78,12 +89,27 @@ def read_rows(stored: Stored, *, with_vector: bool) -> Rows:
         words = facts["status"].to_pylist()
         status.append(np.array([statuses.setdefault(word, len(statuses)) for word in words], np.int64))
         count += len(batch.facts)
+        scores = columns_of_head(stored, facts.column_names)
+        for name in _computed(stored, level, scores, facts.column_names):
+            computed.setdefault(name, []).append(facts[name])
     return Rows(
         count,
         *(np.concatenate(numbers), np.concatenate(keys), np.concatenate(counts), np.concatenate(status)),
         statuses=tuple(statuses),
         level=level,
+        columns={
+            name: pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+            for name, parts in computed.items()
+        },
+        scores=frozenset(scores),
     )
+
+
+def _computed(stored: Stored, level: str, scores: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Returns the computed columns; neither receipts nor the numbers of units, which rows are matched by."""
+    of_units = [name for name in COLUMNS.get(level, ()) if name not in {level, "label"}]
+    of_groups = _OF_GROUPS if "groups" in stored.recipe else ()
+    return [name for name in (*scores, *of_units, *of_groups) if name in names]
 
 
 def _hashes(facts: pa.Table, level: str) -> NDArray[np.uint64]:

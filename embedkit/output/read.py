@@ -199,9 +199,7 @@ class Embeddings:
     @property
     def _columns_of_head(self) -> tuple[str, ...]:
         """Names of the columns of a head."""
-        columns = self._stored.scores
-        if not columns and (self.format == "jsonl" or "poolers" in self.recipe):
-            columns = _columns_before_receipt(self.table.column_names)
+        columns = columns_of_head(self._stored, self.table.column_names)
         if not columns:
             raise OutputError(
                 "this output has no predictions of a head",
@@ -255,6 +253,13 @@ class Embeddings:
                 )
             self._columns[name] = column
         return self._columns[name]
+
+
+def columns_of_head(stored: Stored, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of a head in an output with columns of these names; () without a head."""
+    if not stored.scores and (stored.format == "jsonl" or "poolers" in stored.recipe):
+        return _columns_before_receipt(names)
+    return stored.scores
 
 
 def _columns_before_receipt(names: Sequence[str]) -> tuple[str, ...]:

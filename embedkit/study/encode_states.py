@@ -205,7 +205,7 @@ def encoded_states(
             yield folder, _encoded(config, spec, callbacks, stop)
         except (Stopped, KeyboardInterrupt, OutputError, OSError):
             if _is_begun(folder):
-                callbacks.notice(f"{folder} keeps the computed states: the same command continues from them")
+                callbacks.notice(f"{folder} keeps the computed states, from which the run can continue")
             else:
                 _remove(folder, callbacks)
             raise

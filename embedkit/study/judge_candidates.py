@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedkit.config import LabelConfig
 from embedkit.engines.base import Callbacks
-from embedkit.errors import Stopped
+from embedkit.errors import InputError, ModelError, Stopped
 from embedkit.study.candidates import Candidate
 from embedkit.study.cross_validation import ProbeScores, cross_validate_all
 from embedkit.study.encode_states import states_folder
@@ -24,6 +24,7 @@ from embedkit.study.labels import Labels
 from embedkit.study.pooler_candidates import (
     FinalPooler,
     PoolerCandidate,
+    PoolerScores,
     TokenStates,
     final_pooler,
     fold_vectors,
@@ -148,6 +149,7 @@ class Judged:
     verdict: Verdict
     predictions: Predictions  # of the winner, for rows that it has not seen
     final: FinalPooler | None  # the winner's pooler, fitted to all rows that are not test rows; None without one
+    left_out: tuple[str, ...]  # sentences about poolers that cannot be fitted to these rows
 
 
 def judge(
@@ -156,7 +158,7 @@ def judge(
     on_candidate: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Judged:
-    """Scores all candidates and compares them.
+    """Scores all candidates and compares them, without poolers that cannot be fitted to these rows.
 
     Args:
         candidates: to judge.
@@ -166,18 +168,30 @@ def judge(
 
     Raises:
         Stopped: `stop` was set.
+        InputError: the vectors of a built-in pooling cannot be judged on these rows.
     """
     labels, folds, metrics, probe = method.labels, method.folds, method.metrics, method.probe
     scores: dict[Candidate, ProbeScores] = {}
     trained: dict[Candidate, Predictions] = {}
 
-    def done(candidate: Candidate, found: ProbeScores) -> None:
-        scores[candidate] = found
-        on_candidate(len(scores), len(candidates.models))
+    left_out: list[str] = []
+
+    def done(candidate: Candidate, found: ProbeScores | PoolerScores | InputError | ModelError) -> None:
+        match found:
+            case ProbeScores():
+                scores[candidate] = found
+            case PoolerScores():
+                scores[candidate] = found.scores
+                trained[candidate] = Predictions(found.predictions, folds.of_row)
+            case fault if isinstance(candidate, PoolerCandidate):
+                left_out.append(f"{candidate.name} is left out: {fault.message}")
+            case fault:
+                raise fault
+        on_candidate(len(scores) + len(left_out), len(candidates.models))
         if stop.is_set():
             raise Stopped(
                 "stopped by a signal while the candidates were judged; all vectors are committed",
-                hint="run the same command with --on-exists resume: it continues from the vectors",
+                hint="run the same sweep again: it continues from the vectors",
             )
 
     by_probe = [candidate for candidate in candidates.models if not is_trained(candidate)]
@@ -186,36 +200,46 @@ def judge(
         for candidate, of_probe in zip(by_probe, results, strict=True):
             done(candidate, of_probe)
     for candidate in filter(is_trained, candidates.models):
-        found = pooler_scores(
+        done(candidate, _trained_scores(candidates, candidate, method, stop))
+    every = list(scores)
+    dims = [candidates.dims(candidate) for candidate in every]
+    verdict = decide(every, [scores[of] for of in every], dims, candidates.baselines, labels, folds)
+    best = verdict.winner.candidate
+    final = _final(candidates, best, method, stop)
+    winner = trained[best] if best in trained else _predictions(candidates, best, method)
+    tested = folds.is_test
+    if final is not None and final.test_predictions is not None:
+        winner.scores[tested] = final.test_predictions[tested]
+    if tested.any():
+        named = {of.baseline_name: _predictions(candidates, of, method) for of in candidates.baselines}
+        verdict = judge_on_test_rows(verdict, labels, folds, winner, named)
+    return Judged(verdict, winner, final, tuple(left_out))
+
+
+def _predictions(candidates: Candidates, candidate: Candidate, method: Method) -> Predictions:
+    """Returns the predictions of a candidate's probe, of each row by one that has not seen it."""
+    vectors = candidates.vectors(candidate, method.folds)
+    return out_of_fold(vectors, method.labels, method.folds, method.metrics, method.probe)
+
+
+def _trained_scores(
+    candidates: Candidates, candidate: PoolerCandidate, method: Method, stop: threading.Event
+) -> PoolerScores | InputError | ModelError:
+    """Returns the scores of a pooler that is trained, or the error for rows that it cannot be trained on."""
+    try:
+        return pooler_scores(
             candidate,
             candidates.states(candidate),
-            labels,
-            folds,
-            metrics,
+            method.labels,
+            method.folds,
+            method.metrics,
             groups=method.found.groups,
             seed=method.config.seed,
             device=candidates.device(candidate),
             stop=stop,
         )
-        trained[candidate] = Predictions(found.predictions, folds.of_row)
-        done(candidate, found.scores)
-    every = list(candidates.models)
-    dims = [candidates.dims(candidate) for candidate in every]
-    verdict = decide(every, [scores[of] for of in every], dims, candidates.baselines, labels, folds)
-    best = verdict.winner.candidate
-    final = _final(candidates, best, method, stop)
-
-    def predictions(candidate: Candidate) -> Predictions:
-        return out_of_fold(candidates.vectors(candidate, folds), labels, folds, metrics, probe)
-
-    winner = trained[best] if best in trained else predictions(best)
-    tested = folds.is_test
-    if final is not None and final.test_predictions is not None:
-        winner.scores[tested] = final.test_predictions[tested]
-    if tested.any():
-        named = {of.baseline_name: predictions(of) for of in candidates.baselines}
-        verdict = judge_on_test_rows(verdict, labels, folds, winner, named)
-    return Judged(verdict, winner, final)
+    except (InputError, ModelError) as fault:
+        return fault
 
 
 def _final(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from embedkit.config import LabelConfig, one_of
 from embedkit.config.poolings import parse_poolings
 from embedkit.engines.base import Callbacks
 from embedkit.engines.run import other_outputs_spared
-from embedkit.errors import EmbedkitError, OutputError, UsageError
+from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.manifest.versions import library_versions, processor
 from embedkit.output.sweep_summary import NAMES, VECTORS, WINNER, read_summary
 from embedkit.pooling.heads import VALUE_TASKS
@@ -124,12 +125,25 @@ def sweep(
     facts = _facts(encoded, found, folds, has_vector, settings, folder)
     places_of_rows = np.flatnonzero(has_vector)[found.labels.rows]
     method = Method(found, folds, metrics, config.probe, config.labels)
-    with open_candidates(encoded, places_of_rows, config.poolers, callbacks, stop) as candidates:
+    with _resumable(), open_candidates(encoded, places_of_rows, config.poolers, callbacks, stop) as candidates:
         judged = judge(candidates, method, on_candidate, stop)
+        for sentence in judged.left_out:
+            callbacks.notice(sentence)
+        facts["warnings"] += judged.left_out
         winner = judge_winner(candidates, judged, method, facts)
     write_files(folder, judged.verdict, winner, facts, _commands(winner, command))
     _finish(config, folder, replacement, callbacks)
     return SweepResult(judged.verdict, facts)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Says how a sweep that a signal stopped continues: its folder is not empty, so not by the same command."""
+    try:
+        yield
+    except Stopped as stopped:
+        hint = "run the same command with --on-exists resume: it continues from what is computed"
+        raise Stopped(stopped.message, hint=hint) from None
 
 
 def _facts(

@@ -148,8 +148,37 @@ def split_rows(
                 hint="label more rows, or group them by another column",
             )
         split[rows] = _dealt(labels, rows, own_groups, shares[:parts], seed)
+        _share_a_class(labels, own_groups, rows, split)
     train, validated, tested = (np.flatnonzero(split == part) for part in (TRAIN, VALIDATION, TEST))
     return Split(train, validated, tested)
+
+
+def _share_a_class(
+    labels: Labels, groups: NDArray[np.int64] | None, rows: NDArray[np.int64], split: NDArray[np.int64]
+) -> None:
+    """Chooses other validation rows if none has a class of the training rows: where each group has one class.
+
+    They are those of the smallest group with a class that another group has as well, if there is one.
+
+    Args:
+        labels: of all rows.
+        groups: [n], of `rows`.
+        rows: the n rows that are split.
+        split: of all rows, changed in place.
+    """
+    targets, part = labels.targets, split[rows]
+    if labels.task != "classification":
+        return
+    train, validation = rows[part == TRAIN], rows[part == VALIDATION]
+    if np.isin(targets[validation], targets[train]).any():
+        return
+    of_both = rows[part != TEST]
+    units = np.arange(len(of_both)) if groups is None else np.unique(groups[part != TEST], return_inverse=True)[1]
+    counts = _class_counts(labels, of_both, units)
+    is_shared = np.bincount(counts.indices, minlength=len(labels.classes)) > 1
+    sizes = np.where(counts @ is_shared.astype(np.int64) > 0, np.bincount(units), len(rows) + 1)
+    if is_shared.any():
+        split[of_both] = np.where(units == sizes.argmin(), VALIDATION, TRAIN)
 
 
 def _units(rows: NDArray[np.int64], groups: NDArray[np.int64] | None) -> tuple[int, str]:

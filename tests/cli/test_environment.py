@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from embedkit.cli import command_tree, environment
 from embedkit.output.read import read
 
 
@@ -34,6 +35,24 @@ def test_a_variable_sets_a_default_and_a_note_says_so(embedkit_cli, monkeypatch,
     as_json = embedkit_cli("encode", table, "-o", tmp_path / "json", "--progress", "json")
     messages = [json.loads(line).get("message") for line in as_json.err.splitlines()]
     assert "--dtype is bf16, from EMBEDKIT_DTYPE" in messages
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("EMBEDKIT_MODLE", "did you mean EMBEDKIT_MODEL?"),
+        ("embedkit_model", "did you mean EMBEDKIT_MODEL?"),
+        ("EMBEDKIT_LAYERS", "give --layers on the command line or in a file for --config"),
+        ("EMBEDKIT_TEST_DEVICE", None),
+        ("_EMBEDKIT_COMPLETE", None),
+    ],
+)
+def test_a_variable_without_effect_is_told(monkeypatch, name, hint):
+    monkeypatch.setenv(name, "")
+    command = command_tree().commands["encode"]
+    with command.make_context("encode", ["in.csv"]) as context:
+        found = environment.notes(context, {})
+    assert found == ([f"{name} is ignored, since embedkit has no such variable: {hint}"] if hint else [])
 
 
 def test_the_command_line_and_a_config_file_win(encode, monkeypatch, table, tmp_path):

@@ -13,6 +13,8 @@ import pytest
 import embedkit
 from embedkit.cli import run
 from embedkit.comparison import vectors
+from embedkit.pooling.heads import PredictionHead
+from embedkit.pooling.pooler_files import probe_bytes
 from tests.previous_outputs import FOLDER
 
 ROWS = [
@@ -94,6 +96,42 @@ def test_the_same_rows_are_the_same_in_any_format_and_order(options, order, outp
     assert found["variants"][0]["linear_cka"] == pytest.approx(1, abs=1e-6)
     assert found["variants"][0]["shared_neighbours"] > 0.99
     assert found["recipe"] == (None if "as.jsonl" in options else [])
+
+
+@pytest.mark.parametrize("form", [".parquet", ".jsonl", ".npy"])
+def test_scores_of_a_head_are_compared(form, bert, embedkit_cli, diff, tmp_path, vectors_and_probes):
+    """The same vectors, and the scores of two probes."""
+    table, probes = vectors_and_probes
+    outs = [tmp_path / f"{number}{of}" for number, of in enumerate((".parquet", form, form, form))]
+    pools = [["--pool", str(probes[number]), "--with-head"] for number in (0, 0, 1)] + [["--pool", "mean"]]
+    for out, pool in zip(outs, pools, strict=True):
+        assert embedkit_cli("encode", table, "-m", bert, "-o", out, "-q", *pool).code == 0
+    code, found = diff(outs[0], outs[1])
+    assert (code, found["columns"]) == (0, {"scores": 0})
+    code, found = diff(outs[0], outs[2])
+    assert (code, found["variants"][0]["differing"], found["columns"]) == (5, 0, {"scores": 3})
+    assert diff(outs[0], outs[2], "--tolerance", "1")[0] == 0  # the same classes
+    code, found = diff(outs[0], outs[3])
+    assert (code, found["columns_only_first"]) == (5, {"scores": 3})
+
+
+@pytest.fixture
+def vectors_and_probes(bert, tmp_path):
+    """Three texts, and the files of two probes on their mean vectors, the second of twice the first's logits."""
+    rows = [{"id": str(number), "text": text} for number, text in enumerate(("chest pain", "no pain", "cough"))]
+    table = write(tmp_path / "three.jsonl", rows)
+    out = tmp_path / "vectors"
+    assert run(["encode", str(table), "-m", str(bert), "-o", str(out), "-q", "--pool", "mean"]) == 0
+    found = embedkit.read(out)
+    weight = found.vectors[:2] - found.vectors[2]
+    recipe, paths = found.recipe, []
+    for number in range(2):
+        bias = np.zeros(2, np.float32)
+        head = PredictionHead(weight * (1 + number), bias, ("flu", "none"), "classification")
+        paths.append(tmp_path / f"probe{number}.safetensors")
+        chosen = {"layers": recipe["layers"], "layer_agg": "concat", "poolings": ["mean"]}
+        paths[-1].write_bytes(probe_bytes(head, recipe, **chosen, facts={}))
+    return table, paths
 
 
 def changed(out, tmp_path, change):

@@ -159,3 +159,15 @@ def test_the_users_parts_stay_and_validation_rows_are_taken_from_the_training_ro
     split[:10] = VALIDATION
     found = split_rows(labels_of(targets, split=split), None, validation=0.25, test=0.15, seed=0)
     assert (found.validation.tolist(), len(found.train)) == (list(range(10)), 70)
+
+
+def test_validation_rows_have_a_class_of_the_training_rows_where_groups_allow_it():
+    """Four groups of one class each: the two of class 0 share it, and the smaller one is for validation."""
+    targets = np.repeat([0, 0, 1, 2], [6, 4, 3, 2])
+    groups = np.repeat(np.arange(4), [6, 4, 3, 2])
+    labels = Labels("classification", np.arange(15), targets, ("0", "1", "2"), None)
+    for seed in range(5):
+        split = split_rows(labels, groups, validation=0.15, test=0.0, seed=seed)
+        assert set(targets[split.validation]) <= {0}, seed
+        assert split.validation.tolist() == list(range(6, 10))
+        assert sorted([*split.train, *split.validation]) == list(range(15))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
+from embedkit.study.train_pooler import _Training
 from tests.study.test_run_sweep import write_rows
 from tests.tiny_models import CORPUS
 
@@ -99,3 +100,45 @@ def test_poolers_that_cannot_be_compared_are_refused_before_the_model_runs(
     ran = embedkit_cli("sweep", path, "--label", "told", "-m", bert, "-o", tmp_path / "out", *options)
     assert (ran.code, message in ran.err) == (2, True), ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_that_is_stopped_while_a_pooler_trains_says_how_it_continues(
+    embedkit_cli, bert, rows, tmp_path, monkeypatch
+):
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["sweep", path, "--label", "told", "-m", bert, "--pool", "mean", "--layers=-1", "--folds", "3"]
+    command += ["--pooler", "attention", "-o", tmp_path / "out", "-q"]
+    one_epoch = _Training.one_epoch
+
+    def stopped(training):
+        training.stop.set()
+        return one_epoch(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Training, "one_epoch", stopped)
+        ran = embedkit_cli(*command)
+    assert ran.code == 75
+    assert "--on-exists resume" in ran.err
+    assert embedkit_cli(*command, "--on-exists", "resume").code == 0
+
+
+def test_poolers_that_cannot_be_fitted_are_left_out_by_name(embedkit_cli, bert, rows, tmp_path):
+    """Each class is in one group: no row for early stopping has a class of the training rows."""
+    alone = [{**row, "patient": f"p{row['told']}{number % 2}"} for number, row in enumerate(rows)]
+    alone = [{**row, "told": row["patient"]} for row in alone]
+    path = write_rows(tmp_path / "rows.jsonl", alone)
+    ran = embedkit_cli(
+        *("sweep", path, "--label", "told", "--group", "patient", "-m", bert, "--pool", "mean", "--layers=-1"),
+        *("--folds", "3", "--pooler", "attention,pca:4,pca:64", "-o", tmp_path / "out"),
+    )
+    assert ran.code == 0, ran.err
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+    assert "layer 3 attention is left out: no validation row has a class that training rows have" in ran.err
+    assert [sentence.partition(" is left out: ")[0] for sentence in summary["warnings"]] == [
+        "layer 3 pca:64",
+        "layer 3 attention",
+    ]
+    assert all(f"note: {sentence}\n" in ran.err for sentence in summary["warnings"])
+    names = {row["name"] for row in pq.read_table(tmp_path / "out/results.parquet").to_pylist()}
+    assert names >= {"layer 3 mean", "layer 3 pca:4"}
+    assert not names & {"layer 3 attention", "layer 3 pca:64"}

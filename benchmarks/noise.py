@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import sklearn
 
+from benchmarks.peers.__main__ import machine, versions
 from embedkit.study.candidates import Candidate, baselines
 from embedkit.study.cross_validation import cross_validate_all
 from embedkit.study.labels import Labels
@@ -62,6 +65,8 @@ def main() -> None:
     verdicts = [of_noise(seed, rows=options.rows) for seed in range(options.sweeps)]
     nested = [verdict.nested["accuracy"] for verdict in verdicts]
     found = {
+        "machine": machine(),
+        "versions": {**versions(sys.executable), "numpy": np.__version__, "scikit-learn": sklearn.__version__},
         "sweeps": options.sweeps,
         "rows": options.rows,
         "candidates": verdicts[0].n_candidates,

@@ -4,7 +4,8 @@
 
 TABLE.csv has `id` and `text`. The new rows are spread evenly over the old ones, so that every shard has some. Each
 run is a process of its own; prints JSON with the seconds of the processor and of the clock of every run, and the
-ratio of the medians.
+ratio of the medians. The load averages say whether other work shared the processor: seconds of the clock then mean
+nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.peers.__main__ import machine, versions
+
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
@@ -34,6 +37,7 @@ def main() -> None:
     options.add_argument("-o", "--output", type=Path)
     asked = options.parse_args()
     csv.field_size_limit(sys.maxsize)
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         split(asked.table, folder, asked.old, asked.new)
@@ -48,7 +52,15 @@ def main() -> None:
                 runs[label].append(encode(asked.model, folder / table, *update, *out))
     medians = {label: {key: median(run[key] for run in of) for key in of[0]} for label, of in runs.items()}
     ratio = {key: round(of / medians["new rows alone"][key], 3) for key, of in medians["update"].items()}
-    found = {"rows": {"old": asked.old, "new": asked.new}, "model": asked.model, "runs": runs, "ratio": ratio}
+    found = {
+        "machine": machine(),
+        "versions": versions(sys.executable),
+        "load_average": [round(of, 2) for of in (*load, os.getloadavg()[0])],
+        "rows": {"old": asked.old, "new": asked.new},
+        "model": asked.model,
+        "runs": runs,
+        "ratio": ratio,
+    }
     text = json.dumps(found, indent=2)
     print(text)
     if asked.output:

@@ -4,17 +4,19 @@
 
 After each kill: whatever has its final name holds the bytes that an undisturbed run writes there. After each
 resume: the same files with the same bytes, so no row is lost, doubled or moved. Runs are forked from one process
-that has everything imported and the model loaded: a kill costs some 30 ms. Exits with 1 at the first fault.
+that has everything imported and the model loaded: a kill costs some 30 ms. A run that does not end within
+LIMIT_SECONDS is a fault as well, and the stacks of its threads are told. Exits with 1 at the first fault.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import functools
 import io
 import json
-import multiprocessing
+import math
 import os
 import random
 import re
@@ -23,9 +25,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -33,6 +37,12 @@ from unittest.mock import patch
 from benchmarks.torture.calls import watched
 
 SHARD_ROWS = 8
+#: Seconds that a run may take, which takes less than one on an idle machine.
+LIMIT_SECONDS = 60
+#: Seconds that all of the short form may take: pytest ends a test after 300 and does not say where it was.
+SHORT_SECONDS = 240
+#: By how much the time of a run that is killed at random grows with each kill.
+GROWTH = 1.25
 TEMPORARY = re.compile(r"\..+\.tmp")
 
 #: What is written: `-o`, further options, and the folder of the same shards, which a single file is made of.
@@ -55,6 +65,10 @@ FOLDERS = {
 ROWS_OF_GROUPS = "groups.rows.partial"
 #: Rows of a group, which lie in several shards.
 GROUP_ROWS = 3
+
+
+#: A function that kills runs and tells how many, and its arguments.
+Job = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]
 
 
 class FaultError(AssertionError):
@@ -118,10 +132,23 @@ def forked(action: Callable[[], int], said: Path) -> int:
             file = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(file, 1)
             os.dup2(file, 2)
+            limit_time()
             code = action()
+        except BaseException:  # noqa: BLE001 - the process ends here
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(code)
     return child
+
+
+def limit_time(seconds: int = LIMIT_SECONDS) -> None:
+    """Write the stacks of all threads and end the process, if this is not called again within some seconds.
+
+    An alarm needs no thread, which a fork would not have, and no fork inherits it.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
+    signal.alarm(seconds)
 
 
 def ended(child: int) -> int:
@@ -139,10 +166,14 @@ def run(arguments: Sequence[str]) -> int:
 def warm_up(root: Path, n_rows: int, only: Sequence[str]) -> Bench:
     """Import everything, make and load a model, and record what undisturbed runs write, of all outputs or some."""
     import torch
+    from tqdm import tqdm
 
     from embedkit.engines import in_process
     from tests.tiny_models import make
 
+    tqdm.monitor_interval = (
+        0  # no thread: a fork has a copy of each lock that a thread holds, and nobody to release it
+    )
     torch.set_num_threads(1)
     os.fsync = lambda _: None  # the system outlives the killed process, and so does what it wrote
     in_process.build = loaded_once(in_process.build)  # type: ignore[assignment]
@@ -252,8 +283,9 @@ def calls_of(bench: Bench, output: str) -> list[str]:
         log.write_text(json.dumps(kinds))
         return code
 
-    if ended(forked(counted, place.with_suffix(".said"))) != 0:
-        raise FaultError(f"{output}: a run that is only counted fails")
+    said = place.with_suffix(".said")
+    if ended(forked(counted, said)) != 0:
+        raise FaultError(f"{output}: a run that is only counted fails: {said.read_text()}")
     found: list[str] = json.loads(log.read_text())
     return found
 
@@ -283,12 +315,19 @@ def at_every_boundary(bench: Bench, output: str, start: int = 0, step: int = 1) 
     places = [(call, torn) for call, kind in enumerate(kinds) for torn in (False, True)[: 1 + (kind == "write")]]
     place = bench.root / f"boundary-{os.getpid()}"
     for call, torn in places[start::step]:
+        limit_time()
         fresh(place)
         code = killed_at(bench, output, place, call, torn=torn)
         if code != -signal.SIGKILL:
-            raise FaultError(f"{output}: to be killed at call {call} ({kinds[call]}), it ended with {code}")
+            said = place.with_suffix(".said").read_text()
+            raise FaultError(
+                f"{output}: to be killed at call {call} ({kinds[call]}), it ended with {code}: {said}"
+            )
         look_after_kill(bench, output, place)
-        resumed(bench, output, place)
+        try:
+            resumed(bench, output, place)
+        except FaultError as fault:
+            raise FaultError(f"killed at call {call} ({kinds[call]}{', torn' * torn}): {fault}") from None
     return {"output": output, "kills": len(places[start::step]), "calls": dict(Counter(kinds))}
 
 
@@ -297,17 +336,21 @@ def at_random(bench: Bench, output: str, kills: int, seed: int) -> dict[str, Any
     chance = random.Random(seed)
     place = bench.root / f"random-{os.getpid()}"
     action = functools.partial(run, bench.arguments(output, place))
-    fresh(place)
-    began = time.monotonic()
-    ended(forked(action, place.with_suffix(".said")))
-    usual = time.monotonic() - began
+    usual = math.inf
+    for _ in range(2):  # the first takes longer
+        fresh(place)
+        began = time.monotonic()
+        ended(forked(action, place.with_suffix(".said")))
+        usual = min(usual, time.monotonic() - began)
     done, finished, committed = 0, 0, Counter[int]()
     while done < kills:
         fresh(place)
+        patience = 1.2 * usual
         while True:
+            limit_time()
             child = forked(action, place.with_suffix(".said"))
             watch = os.pidfd_open(child)
-            over, _, _ = select.select([watch], [], [], chance.uniform(0, 1.2 * usual))
+            over, _, _ = select.select([watch], [], [], chance.uniform(0, patience))
             os.close(watch)
             if not over:
                 os.kill(child, signal.SIGKILL)
@@ -317,6 +360,9 @@ def at_random(bench: Bench, output: str, kills: int, seed: int) -> dict[str, Any
             if code != -signal.SIGKILL:
                 raise FaultError(f"{output}: ended with {code}: {place.with_suffix('.said').read_text()}")
             done += 1
+            # What is there may take longer to look at than to make (Parquet is parsed in another process first):
+            # with the same time for all, such a run would never end.
+            patience *= GROWTH
             committed[look_after_kill(bench, output, place)] += 1
         look_after_end(bench, output, place)
         finished += 1
@@ -364,6 +410,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="boundaries of one shard, 25 random kills")
     asked = parser.parse_args()
+    if asked.short:
+        limit_time(SHORT_SECONDS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     boundaries = ["folder", "npy files"] if asked.short else list(OUTPUTS)
     rounds = 25 if asked.short else asked.rounds
@@ -377,7 +425,7 @@ def main() -> int:
             root = Path(name).resolve() / work
             root.mkdir()
             bench = warm_up(root, n_rows, ("out", "out.npy", "npy") if asked.short else ())
-            jobs: list[tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
+            jobs: list[Job]
             if work == "boundaries":
                 jobs = [
                     (at_every_boundary, (bench, output, k, asked.jobs))
@@ -392,10 +440,9 @@ def main() -> int:
                     for place, output in enumerate(outputs)
                     for k in range(asked.jobs)
                 ]
-            with multiprocessing.get_context("fork").Pool(asked.jobs) as pool:
-                for facts in pool.imap(call, jobs, chunksize=1):
-                    tell({"killed": work, **facts})
-                    kills += facts["kills"]
+            for facts in in_forks(jobs, asked.jobs, root):
+                tell({"killed": work, **facts})
+                kills += facts["kills"]
             for output in bench.whole.keys() - {ROWS_OF_GROUPS}:
                 lost, doubled, in_order = ids_of(bench, output)
                 if lost or doubled or not in_order:
@@ -406,10 +453,26 @@ def main() -> int:
     return 0
 
 
-def call(job: tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]) -> dict[str, Any]:
-    """Do a job of the pool."""
-    function, arguments = job
-    return function(*arguments)
+def in_forks(jobs: Sequence[Job], count: int, root: Path) -> Iterator[dict[str, Any]]:
+    """Do jobs in so many forks at once, and tell what they found."""
+    if threading.active_count() > 1:
+        raise FaultError(f"forks of a process with threads may hang: {threading.enumerate()}")
+    children = []
+    for place in range(count):
+        said, found = root / f"jobs-{place}.said", root / f"jobs-{place}.json"
+        work = functools.partial(do, jobs[place::count], found)
+        children.append((forked(work, said), said, found))
+    codes = [ended(child) for child, _, _ in children]
+    for code, (_, said, found) in zip(codes, children, strict=True):
+        if code != 0:
+            raise FaultError(f"a fork that kills runs ended with {code}: {said.read_text()}")
+        yield from json.loads(found.read_text())
+
+
+def do(jobs: Sequence[Job], found: Path) -> int:
+    """Do some of the jobs, one after the other."""
+    found.write_text(json.dumps([function(*arguments) for function, arguments in jobs]))
+    return 0
 
 
 if __name__ == "__main__":

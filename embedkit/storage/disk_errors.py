@@ -10,6 +10,7 @@ from pathlib import Path
 
 from embedkit.errors import OutputError
 from embedkit.storage.protocol import AnyPath, FilePath
+from embedkit.storage.store_errors import StoreError
 
 _SHORTER_NAME = "choose a shorter name: temporary files next to an output have names some 40 characters longer"
 _FREE_SPACE = "free some space, then run the same command again; an encode with --on-exists resume"
@@ -28,6 +29,8 @@ def as_output_error(path: AnyPath) -> Iterator[None]:
     """Raise an `OSError` as the error of an output that cannot be written."""
     try:
         yield
+    except StoreError as fault:
+        raise OutputError(f"cannot write {fault.filename}: {fault.strerror}", hint=fault.hint) from None
     except OSError as fault:
         hint = _WRITE_HINTS.get(fault.errno or 0, "choose another place with -o, or fix its permissions")
         reason = os.strerror(fault.errno) if fault.errno else "the disk reports an error"
@@ -39,6 +42,8 @@ def as_read_error(path: AnyPath) -> Iterator[None]:
     """Raise an `OSError` as the error of an output that cannot be read, and may be intact."""
     try:
         yield
+    except StoreError as fault:
+        raise OutputError(f"{fault.filename} cannot be read: {fault.strerror}", hint=fault.hint) from None
     except OSError as fault:
         where = fault.filename if isinstance(fault.filename, str) else path
         raise OutputError(

@@ -20,8 +20,8 @@ from embedkit.errors import UsageError
 from embedkit.storage.disk_errors import as_output_error
 from embedkit.storage.hub_filesystem import SCHEME, HubFileSystem
 from embedkit.storage.local_filesystem import LocalFileSystem
-from embedkit.storage.protocol import AnyPath, FileSystem, LocalPath
-from embedkit.storage.remote_path import RemotePath, is_uri
+from embedkit.storage.protocol import AnyPath, FilePath, FileSystem, LocalPath
+from embedkit.storage.remote_path import is_uri
 
 _LOCAL: FileSystem[LocalPath] = LocalFileSystem()
 _HUB: FileSystem[AnyPath] = HubFileSystem()
@@ -160,7 +160,7 @@ def sha256_of_ends(path: AnyPath) -> str:
 
 
 def write_file(
-    folder: Path | RemotePath,
+    folder: FilePath,
     name: str,
     data: bytes,
     *,

@@ -34,6 +34,7 @@ class FileStat:
     mtime_ns: int
     kind: str  # file, folder or other (a device, a pipe)
     identity: tuple[int, ...] | str  # the same for all names of one file
+    etag: str | None = None  # of an object, changes whenever its content does
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ from embedkit.storage.protocol import FilePath, PublishedFile
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 #: Temporary files of other machines count as leftovers after this time: writing one takes minutes.
 _LEFTOVER_SECONDS = 24 * 3600
+#: How the names of hidden folders end that hold states of tokens while a fit or a sweep runs. While its process
+#: uses one, there is an empty temporary file beside it, named after the folder.
+STATES = ".states"
+#: Such a folder of another machine is abandoned after this time: training, which writes no file, may take days.
+_ABANDONED_SECONDS = 7 * 24 * 3600
 #: Errors of file systems without hard links.
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
@@ -53,6 +59,7 @@ class LocalAtomicFiles:
             if _BY_DESCRIPTOR and final.parent not in self._folders:
                 self._folders[final.parent] = os.open(final.parent, os.O_RDONLY)
             if self._sweep:
+                remove_abandoned_states(final.parent)
                 for leftover in temporary_files(final.parent, final.name):
                     if is_leftover(leftover):
                         leftover.unlink(missing_ok=True)
@@ -176,6 +183,24 @@ def is_leftover(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
     except OSError:
         return False
+
+
+def remove_abandoned_states(folder: Path) -> None:
+    """Removes states of tokens, which reveal texts, that processes left in a folder when they were killed.
+
+    States that a stopped fit has kept, so that it can continue, have no temporary file beside them and stay.
+    """
+    for marker in temporary_files(folder):
+        name = _TEMPORARY.fullmatch(marker.name)
+        if name is None or not name["name"].endswith(STATES) or not is_leftover(marker):
+            continue
+        states = folder / f".{name['name']}"
+        with contextlib.suppress(OSError):
+            if name["machine"] != _machine() and time.time() - marker.stat().st_mtime < _ABANDONED_SECONDS:
+                continue
+            if states.is_dir() and not states.is_symlink():
+                shutil.rmtree(states)
+            marker.unlink()
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 The folder is hidden, next to the fitted file, and readable by its owner only, since token states reveal nearly all
 of a text. It is removed at the end, unless a signal or the disk ended the fit: the same command then continues
-from it. The next fit next to a left folder names it in a notice.
+from it. The next fit next to a kept folder names it in a notice; that of a killed fit is removed by any later run
+that writes a file next to it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.identity import AnotherPlanError
 from embedkit.output.commit import PLAN, DamagedPlanError, OutputFolder
 from embedkit.sources import open_table
-from embedkit.storage.atomic import is_leftover, temporary_files, temporary_name
+from embedkit.storage.atomic import (
+    STATES,
+    is_leftover,
+    remove_abandoned_states,
+    temporary_files,
+    temporary_name,
+)
 from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import (
     exists,
@@ -46,8 +53,6 @@ from embedkit.study.labelled_rows import TEXTS_AT_ONCE, with_test_files
 from embedkit.tokenizer import TextTokenizer
 from embedkit.types import Record, TokenizedTexts
 
-#: How the names of folders of states end.
-STATES = ".states"
 #: Size of the files by the size of their vectors: ids, kept columns and headers come on top.
 _OVERHEAD = 1.05
 
@@ -189,6 +194,7 @@ def encoded_states(
     folder = Path(config.output.output)
     with as_read_error(folder):
         _check_not_in_use(folder)
+        remove_abandoned_states(folder.parent)
         for other in _abandoned(folder):
             callbacks.notice(
                 f"{other} holds states that an interrupted fit computed from its texts: run that fit again, or "

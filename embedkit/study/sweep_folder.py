@@ -13,11 +13,10 @@ from embedkit.manifest.schema import Plan
 from embedkit.output.commit import PLAN, OutputFolder
 from embedkit.output.open import read_versioned
 from embedkit.output.sweep_summary import NAMES, SUMMARY, VECTORS, is_of_vectors
-from embedkit.storage.atomic import is_former_mark, temporary_files
+from embedkit.storage.atomic import STATES, is_former_mark, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import exists, file_names, is_folder, remove_empty, remove_file, remove_tree
 from embedkit.storage.replace_folder import Replacement
-from embedkit.study.encode_states import STATES
 
 
 def prepare_folder(folder: Path, on_exists: str, replacement: Replacement) -> Path:

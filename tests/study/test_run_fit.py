@@ -22,6 +22,7 @@ from embedkit.cli import run
 from embedkit.errors import InputError, Stopped
 from embedkit.pooling.select import choose
 from embedkit.storage.atomic import temporary_name
+from embedkit.storage.filesystem import write_file
 from tests import tiny_models
 from tests.conftest import NOTES, last_counts
 from tests.oracle import Oracle
@@ -339,19 +340,31 @@ def test_a_stopped_fit_continues_from_its_states(fit, embedkit_cli, bert, table,
     assert recipe_of(path)["input"]["layers"] == [1]
 
 
-def test_the_next_fit_names_the_states_of_a_killed_fit_but_not_those_in_use(fit, tmp_path):
-    for name in ("killed", "running"):
+@pytest.mark.parametrize("later", ["fit", "write_file", "other machine"])
+def test_a_later_run_removes_the_states_of_a_killed_fit_and_neither_kept_ones_nor_those_in_use(
+    later, fit, tmp_path
+):
+    for name in ("killed", "running", "kept"):
         (tmp_path / f".{name}.safetensors.states").mkdir()
+        (tmp_path / f".{name}.safetensors.states/part.arrow").touch()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead = temporary_name("killed.safetensors.states").replace(f"-{os.getpid()}.", f"-{gone.pid}.")
     alive = temporary_name("running.safetensors.states")
     for name in (dead, alive):
         (tmp_path / name).touch()
+    if later == "other machine":  # whose processes are unknown
+        (tmp_path / dead).rename(tmp_path / f".killed.safetensors.states.01234567-{gone.pid}.tmp")
     there = {path.name for path in tmp_path.glob(".*")}
-    err = fit("mean", left=there).result.err
-    assert f"{tmp_path / '.killed.safetensors.states'} holds states that an interrupted fit computed" in err
-    assert ".running.safetensors.states" not in err
+    if later == "fit":
+        err = fit("mean", left=there - {dead, ".killed.safetensors.states"}).result.err
+        assert f"{tmp_path / '.kept.safetensors.states'} holds states that an interrupted fit computed" in err
+        assert ".running.safetensors.states" not in err
+    else:
+        write_file(tmp_path, "other.html", b"")
+    left = {path.name for path in tmp_path.glob(".*")}
+    removed = {dead, ".killed.safetensors.states"} if later != "other machine" else set()
+    assert left == there - removed
 
 
 def test_states_stay_after_a_disk_error_and_the_same_command_continues(fit, embedkit_cli, bert, table, tmp_path):

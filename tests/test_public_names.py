@@ -20,7 +20,7 @@ NOT_OF_ENCODER = {
     *("output_format", "shard_rows", "on_exists", "on_bad_row"),
     *("sql", "format", "text_column", "template", "id_column", "keep", "limit"),
     *("delimiter", "quoting", "max_expansion", "max_decompressed_gb", "verify", "private"),
-    *("shard_id", "num_shards", "workers"),
+    *("shard_id", "num_shards", "workers", "engine", "ray_address", "workers_per_gpu"),
     *("update", "other_versions", "keep_hashes", "hash_key"),
     # Encoder gives one vector a text; rows of units and groups are for tables.
     *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),

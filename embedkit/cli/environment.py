@@ -7,6 +7,7 @@ belongs to the command line or to a file for `--config`, both of which win.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from embedkit.errors import UsageError
 from embedkit.suggest import did_you_mean
 
 _PREFIX = "EMBEDKIT_"
-NAMES = ("model", "device", "dtype", "offline", "batch_tokens", "workers", "private", "progress")
+NAMES = ("model", "device", "dtype", "offline", "batch_tokens", "workers", "engine", "private", "progress")
 #: Variables of the tests and benchmarks.
 _OF_DEVELOPMENT = ("EMBEDKIT_TEST_DEVICE", "EMBEDKIT_FAULTS")
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -83,6 +84,6 @@ def _converted(parameter: Any, value: str) -> Any:
         return value.lower() in _YES
     if parameter.multiple:
         return [value]
-    if parameter.name == "workers" and not value.isdecimal():
+    if parameter.name == "workers" and not re.fullmatch(r"[0-9]+(:[0-9]+)?", value):
         raise UsageError(f"{variable(parameter.name)} cannot be '{value}'", hint="use a whole number, or unset it")
     return value

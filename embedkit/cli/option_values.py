@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from embedkit.config import DTYPES, FORMATS, OUTPUT_FORMATS, PRECISIONS, TASKS
+from embedkit.config import DTYPES, ENGINES, FORMATS, OUTPUT_FORMATS, PRECISIONS, TASKS
 from embedkit.config.fit_config import KINDS
 from embedkit.config.input_config import QUOTINGS
 from embedkit.config.poolings import LAYER_AGGREGATIONS, POOLING_NAMES, WHOLE_NAMES
@@ -30,6 +30,7 @@ VALUES: Mapping[str, Iterable[str]] = {
     "group_pool": GROUP_POOLINGS,
     "output_format": OUTPUT_FORMATS,
     "on_bad_row": ("fail", "null", "skip"),
+    "engine": ENGINES,
     "progress": ("auto", "bar", "json", "none"),
     "shell": ("bash", "zsh", "fish"),
 }

@@ -21,6 +21,7 @@ from embedkit.cli.output_names import absolute_name, default_output
 from embedkit.cli.output_names import output_format as format_of
 from embedkit.config import (
     BatchConfig,
+    EngineConfig,
     GroupConfig,
     InputConfig,
     ModelConfig,
@@ -30,6 +31,7 @@ from embedkit.config import (
     RunConfig,
     TextConfig,
     UnitConfig,
+    parse_workers,
 )
 from embedkit.engines.ranks import share_of
 from embedkit.errors import InputError, UsageError
@@ -197,7 +199,20 @@ RUN_OPTIONS = (
     _batch("--batch-size N", int, "Maximum texts per batch."),
     _batch("--shard-id N", int, "This process's part of the work, from 0. By default from the environment."),
     _batch("--num-shards N", int, "Number of processes that share the work. By default from the environment."),
-    _batch("--workers N", int, "Worker processes on this machine. By default one per device."),
+    _batch(
+        "--workers N",
+        str,
+        "Worker processes on this machine, by default one per device; with --engine ray on all nodes: N, or "
+        "MIN:MAX to begin with MIN of them, by default one per GPU, else one per node.",
+    ),
+    _batch("--engine", "local", "What runs the workers: local (this machine), ray (a cluster)."),
+    _batch(
+        "--ray-address HOST:PORT",
+        str,
+        "The Ray cluster, or auto for the one that this machine is in. By default RAY_ADDRESS, else a Ray that "
+        "is started here for this run.",
+    ),
+    _batch("--workers-per-gpu N", int, "With --engine ray: workers that share a GPU. By default 1."),
 )
 #: Options of labels and splits that `sweep` and `fit` share; `--label` and `--test` differ a little.
 LABEL_OPTIONS = (
@@ -218,7 +233,7 @@ LABEL_OPTIONS = (
 _FOR_OUTPUTS_ONLY = {
     *("keep", "with_head", "pool", "normalize", "truncate_dim", "precision", "level", "subtoken_pooling", "spans"),
     *("spans_column", "group_by", "group_pool", "order_by", "output", "output_format", "shard_id", "num_shards"),
-    *("update", "other_versions", "keep_hashes", "hash_key"),
+    *("update", "other_versions", "keep_hashes", "hash_key", "engine", "ray_address", "workers_per_gpu"),
 }
 
 
@@ -270,6 +285,9 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
     shard_id, num_shards, workers = (options.pop(name, None) for name in ("shard_id", "num_shards", "workers"))
     out = default_output(inputs) if output is None else absolute_name(output)
     sql = read_query(options.pop("sql", None))
+    several = parse_workers(workers)
+    engine = take(EngineConfig, options) if several is None else _engine(several, options)
+    local = several[1] if several and not engine.is_ray else None
     config = RunConfig(
         input=take(InputConfig, options, inputs=tuple(inputs), text_columns=text_columns, sql=sql),
         output=take(OutputConfig, options, output=out, format=format_of(out, options.pop("output_format", None))),
@@ -277,14 +295,26 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
         text=take(TextConfig, options, max_length=_number_or_auto("--max-length", options)),
         pooling=take(PoolingConfig, options),
         batch=take(BatchConfig, options, batch_tokens=_number_or_auto("--batch-tokens", options)),
-        share=share_of(shard_id, num_shards, workers, os.environ),
+        share=share_of(shard_id, num_shards, local, os.environ),
         units=take(UnitConfig, options),
         groups=take(GroupConfig, options, by=tuple(group_by or ()), pool=options.pop("group_pool", None)),
         reuse=take(ReuseConfig, options),
+        engine=engine,
     )
     if unknown := options.keys() - {"config"}:
         raise TypeError(f"not options of a run: {', '.join(unknown)}")
     return config
+
+
+def _engine(workers: tuple[int, int], options: dict[str, Any]) -> EngineConfig:
+    least, most = workers
+    engine = take(EngineConfig, options, least_workers=least, most_workers=most)
+    if least > 1 and not engine.is_ray:
+        raise UsageError(
+            f"--workers {least}:{most}: processes of this machine all start at once",
+            hint=f"use --workers {most}, or --engine ray",
+        )
+    return engine
 
 
 def read_query(sql: str | None) -> str | None:

@@ -4,6 +4,7 @@ Values are checked when they are created; nothing here opens a file or imports a
 """
 
 from embedkit.config.checks import MOST_SEED, at_least, one_of, value_hint
+from embedkit.config.engine_config import ENGINES, EngineConfig, parse_workers
 from embedkit.config.input_config import FORMATS, InputConfig
 from embedkit.config.label_config import TASKS, LabelConfig
 from embedkit.config.model_config import DTYPES, BatchConfig, ModelConfig
@@ -14,12 +15,14 @@ from embedkit.config.vector_config import PRECISIONS, GroupConfig, PoolingConfig
 
 __all__ = [
     "DTYPES",
+    "ENGINES",
     "FORMATS",
     "MOST_SEED",
     "OUTPUT_FORMATS",
     "PRECISIONS",
     "TASKS",
     "BatchConfig",
+    "EngineConfig",
     "GroupConfig",
     "InputConfig",
     "LabelConfig",
@@ -34,5 +37,6 @@ __all__ = [
     "VectorConfig",
     "at_least",
     "one_of",
+    "parse_workers",
     "value_hint",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from embedkit.config.checks import value_hint
+from embedkit.config.engine_config import EngineConfig
 from embedkit.config.input_config import InputConfig
 from embedkit.config.model_config import BatchConfig, ModelConfig
 from embedkit.config.output_config import OutputConfig, ShareConfig
@@ -38,6 +39,7 @@ class RunConfig(VectorConfig):
     output: OutputConfig
     share: ShareConfig = field(default_factory=ShareConfig)
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property
     def workers(self) -> int:
@@ -76,7 +78,10 @@ class RunConfig(VectorConfig):
         remote = next((name for name in self.input.inputs if name.startswith("hf://")), None)
         if remote is not None and self.model.offline:
             raise UsageError(f"{remote}: --offline forbids reading from the hub", hint="download the files first")
-        self._check_sharing()
+        if self.engine.is_ray:
+            self._check_ray()
+        else:
+            self._check_sharing()
         self._check_units()
         self._check_groups()
         self._check_reuse()
@@ -109,6 +114,32 @@ class RunConfig(VectorConfig):
                 "--on-exists overwrite with several ranks: each would remove the shards of the others",
                 hint="remove the old output first, or use --on-exists resume",
             )
+
+    def _check_ray(self) -> None:
+        if "-" in self.input.inputs or self.output.is_stdout:
+            raise UsageError(
+                "workers of Ray can neither read stdin nor write to stdout",
+                hint="name files for INPUT and -o, on a disk that all nodes share or in an object store",
+            )
+        if self.groups.by:
+            raise UsageError(
+                "--group-by needs all rows in one place, and --engine ray spreads them",
+                hint="leave out --engine ray: --workers uses several processes of this machine",
+            )
+        if self.share.several:
+            raise UsageError(
+                f"--engine ray spreads the work itself, and this is rank {self.share.rank} of "
+                f"{self.share.world_size}{f', as {self.share.source} say' if self.share.source else ''}",
+                hint="run it once, in a task of its own; --num-shards 1 says so",
+            )
+        device = self.model.device
+        if device not in {"auto", "cpu", "cuda", "mps"}:
+            raise UsageError(
+                f"--device {device}: Ray gives each worker a GPU of its own",
+                hint="use --device cuda, and --workers for their number; --workers-per-gpu puts several on one",
+            )
+        if device in {"cpu", "mps"} and self.engine.workers_per_gpu is not None:
+            raise UsageError(f"--workers-per-gpu with --device {device}", hint="leave out one of the two")
 
     def _check_units(self) -> None:
         unit, poolings = self.units.unit, self.pooling.pool.split(",")

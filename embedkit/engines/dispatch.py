@@ -58,6 +58,7 @@ class Dispatcher:
         self.ranges: Int8Ranges | None = None  # once a worker has found them
         self.job: ShardJob | None = None  # None until shards may be computed
         self.shards_done = 0
+        self.is_done = False  # True once every shard is committed
         self._send = send
         self._queue = ShardQueue(())
         self._given = 0
@@ -70,11 +71,6 @@ class Dispatcher:
         self._queue = ShardQueue(job.shards or ())
         for worker in self.workers:
             self._start(worker)
-
-    @property
-    def is_done(self) -> bool:
-        """True if all workers have finished, so that every shard is committed."""
-        return bool(self._started) and all(worker.ended for worker in self._started)
 
     def first_ready(self) -> tuple[Worker, ModelFacts] | None:
         """Returns the first worker that has loaded the model; None if none has yet."""
@@ -131,22 +127,13 @@ class Dispatcher:
                 self.setup.callbacks.notice(sentence)
             case {"end": _}:
                 worker.ended = True
-            case {"already_completed": _}:
-                raise AlreadyCompleted
-            case {"other_input": [name, planned, found]}:
-                raise InputError(
-                    f"{worker.name} reads another input: {name} is {found} there and {planned} in the plan",
-                    hint="keep the input as it is while embedkit reads it, and the same on all machines; "
-                    "--on-exists overwrite starts again",
-                )
-            case {"error": kind, "message": sentence, "hint": hint}:
-                told = f"{worker.name}: {sentence}" if worker.is_remote else sentence
-                raise _KINDS.get(kind, EmbedkitError)(told, hint=hint)
-            case {"fault": fault}:
-                raise EmbedkitError(
-                    f"a fault of embedkit in {worker.name}: {fault}",
-                    hint=f"please report this line with your versions (`embedkit doctor`); {RESUME}",
-                )
+                if worker.shards:
+                    raise EmbedkitError(
+                        f"a fault of embedkit in {worker.name}: it ended before shard {worker.shards[0]}",
+                        hint=f"please report this line with your versions (`embedkit doctor`); {RESUME}",
+                    )
+            case _:
+                _raise_failure(worker, message)
 
     def count(self, worker: Worker, message: dict[str, Any]) -> None:
         """Takes the counts of a message; all that a worker which is asked to stop still sends."""
@@ -183,7 +170,9 @@ class Dispatcher:
             if shard is None and self._given:
                 return
             worker.asks = False
-            if shard is not None:
+            if shard is None:
+                self.is_done = True
+            else:
                 worker.shards.append(shard)
                 self._given += 1
             self._send(worker, shard)
@@ -213,6 +202,11 @@ def check_recipe(name: str, facts: ModelFacts, plan: Plan) -> None:
     Raises:
         UsageError: it has another model, dtype or backend.
     """
+    if facts.engine != plan.engine:
+        raise UsageError(
+            f"{name} runs the model by {facts.engine}, and the plan says {plan.engine}: the last digits differ",
+            hint="let all machines have a C++ compiler, or none; `embedkit doctor` says which kernels one has",
+        )
     if facts.fingerprint == plan.fingerprint:
         return
     now, planned = facts.recipe["dtype"], plan.recipe["dtype"]
@@ -229,3 +223,24 @@ def _model_facts(message: dict[str, Any]) -> ModelFacts:
     source = ModelSource(**message.pop("source"))
     notices = tuple(message.pop("notices"))
     return ModelFacts(**message, notices=notices, variants=variants, source=source)
+
+
+def _raise_failure(worker: Worker, message: dict[str, Any]) -> None:
+    """Raises the failure that a worker reports, if it does."""
+    match message:
+        case {"already_completed": _}:
+            raise AlreadyCompleted
+        case {"other_input": [name, planned, found]}:
+            raise InputError(
+                f"{worker.name} reads another input: {name} is {found} there and {planned} in the plan",
+                hint="keep the input as it is while embedkit reads it, and the same on all machines; "
+                "--on-exists overwrite starts again",
+            )
+        case {"error": kind, "message": sentence, "hint": hint}:
+            told = f"{worker.name}: {sentence}" if worker.is_remote else sentence
+            raise _KINDS.get(kind, EmbedkitError)(told, hint=hint)
+        case {"fault": fault}:
+            raise EmbedkitError(
+                f"a fault of embedkit in {worker.name}: {fault}",
+                hint=f"please report this line with your versions (`embedkit doctor`); {RESUME}",
+            )

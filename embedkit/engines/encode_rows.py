@@ -18,6 +18,7 @@ from embedkit.engines.base import Callbacks, Engine, EngineSetup, RunStart, Shar
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_finite_notes, plan_input, table_of
 from embedkit.engines.ranks import shards_of
+from embedkit.engines.ray import RayEngine
 from embedkit.engines.reuse import check_not_output, open_reuse
 from embedkit.engines.summary import Summary, summarize, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
@@ -32,7 +33,11 @@ from embedkit.output.formats import layout_of, make_sink
 from embedkit.sources import SpanBook, Table
 
 #: Engines by name; see base.py.
-ENGINES: dict[str, Callable[[EngineSetup], Engine]] = {"in_process": InProcessEngine, "worker_pool": WorkerPool}
+ENGINES: dict[str, Callable[[EngineSetup], Engine]] = {
+    "in_process": InProcessEngine,
+    "worker_pool": WorkerPool,
+    "ray": RayEngine,
+}
 #: Share of unknown tokens above which a notice is given.
 _MANY_UNKNOWN = 0.05
 _NO_MODEL = ModelFacts(
@@ -67,7 +72,8 @@ def encode_rows(
         return summarize(config, _NO_MODEL, Totals.of((), sharding.rows), began, complete=False)
     rows = "rows as they come" if sharding.rows is None else f"{sharding.rows:,} rows"
     callbacks.notice(f"{rows}; loading the model {as_text(spec.folder.name)}")
-    workers = 1 if part is None else max(1, min(config.workers, len(part)))
+    wanted = config.engine.most_workers if config.engine.is_ray else config.workers
+    workers = 1 if part is None else max(1, min(wanted or len(part), len(part)))
     if unused := config.model.devices[workers:]:
         # A missing device without a shard in this run would stop the next one.
         from embedkit.models.device import pick_device
@@ -75,7 +81,8 @@ def encode_rows(
         for name in unused:
             pick_device(name)
     setup = EngineSetup(config, spec, table, callbacks, stop, workers, reuse)
-    with ENGINES["worker_pool" if workers > 1 else "in_process"](setup) as engine:
+    name = "ray" if config.engine.is_ray else "worker_pool" if workers > 1 else "in_process"
+    with ENGINES[name](setup) as engine:
         model = engine.load()
         for sentence in model.notices:
             callbacks.notice(sentence)

@@ -68,6 +68,19 @@ def install_handlers(stop: threading.Event, message: bytes = b"") -> dict[int, A
 
 
 @contextmanager
+def handlers_kept() -> Generator[None, None, None]:
+    """Restores the handlers of signals after a block that calls a library which sets its own."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that is not Python's stays
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stop_event(message: bytes) -> Generator[threading.Event, None, None]:
     """Yields the event that asks a run to stop; in the process of the command, signals set it."""
     stop = threading.Event()

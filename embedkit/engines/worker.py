@@ -35,6 +35,7 @@ class WorkerTask:
     spec: ModelSpec  # the model, found by the run
     threads: int  # for torch and the tokenizers
     is_remote: bool = False  # True if the worker may be on another machine than the run
+    umask: int | None = None  # for new files; None: that of the process
 
 
 def work(task: WorkerTask, link: Connection) -> None:
@@ -63,6 +64,8 @@ def compute(task: WorkerTask, line: Line) -> None:
     """
     config = task.config
     try:
+        if task.umask is not None:
+            os.umask(task.umask)
         _limit_threads(task.threads)
         spec = spec_here(task.spec) if task.is_remote else task.spec
         table, spans = table_of(config)

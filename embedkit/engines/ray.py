@@ -1,0 +1,295 @@
+"""The engine that computes shards in Ray actors, on this machine or on all nodes of a cluster.
+
+An actor that dies is replaced, and its shards are given to others: Ray's own restarts are off, since they would
+lose what an actor was about to say. Actors that Ray has no room for yet join later. Imports neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Self
+
+from embedkit.config import RunConfig
+from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
+from embedkit.engines.dispatch import RESUME, Dispatcher, Worker
+from embedkit.engines.node import Node
+from embedkit.engines.ray_cluster import ActorPlan, Cluster, Death, RayCluster
+from embedkit.engines.worker import WorkerTask
+from embedkit.errors import EmbedkitError, Stopped, UsageError
+from embedkit.inference.build import ModelFacts
+from embedkit.manifest.schema import Int8Ranges, ShardRecord
+
+_POLL_SECONDS = 0.1
+#: Seconds that an actor waits for something to say; an order without a question takes as long to arrive.
+_EXCHANGE_SECONDS = 0.5
+#: Seconds in which workers may end after a signal, and after another one failed; then they are killed.
+_STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
+#: Seconds without any worker after which the user is told.
+_PATIENCE_SECONDS = 30.0
+#: Times that a worker may die in a row without a shard.
+_DEATHS = 3
+#: Messages after which a worker says nothing more.
+_LAST = frozenset({"end", "error", "fault", "other_input", "already_completed"})
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker and its actor."""
+
+    worker: Worker
+    actor: Any
+    deaths: int  # in a row without a shard, of the workers that it replaces
+    orders: list[str] = field(default_factory=list)  # for its next call
+    kind: str | None = None  # of its device, once it is ready
+    greeted: bool = False  # True once its node is known
+    started: bool = False  # True once it computes
+    is_called: bool = True  # True while an answer is to come
+
+
+class RayEngine:
+    """Runs workers as Ray actors; see Engine.
+
+    Args:
+        setup: see Engine.
+        cluster: Ray; by default as `EngineSetup.config.engine` says.
+    """
+
+    def __init__(self, setup: EngineSetup, cluster: Cluster | None = None) -> None:
+        self.setup = setup
+        self._cluster = cluster or RayCluster(setup.config.engine)
+        self._dispatcher = Dispatcher(setup, self._send)
+        self._members: dict[Any, _Member] = {}  # by actor
+        self._answers: deque[tuple[Any, Any]] = deque()  # that have come, with their actors
+        self._numbers = count()
+        self._plan = ActorPlan(1, 1, 1, 0.0)
+        self._task = b""
+        self._here = Node.here()
+        self._kind: tuple[str, str] | None = None  # of devices, and the worker that was first to tell
+        self._waiting_since = 0.0
+
+    @property
+    def stats(self) -> EngineStats:
+        """See Engine."""
+        return self._dispatcher.stats
+
+    def __enter__(self) -> Self:
+        self.setup.callbacks.notice("connecting to Ray")
+        self._cluster.__enter__()
+        try:
+            device = self.setup.config.model.device
+            self._plan = self._cluster.plan(device, self.setup.workers)
+            self._task = pickle.dumps(self._worker_task())
+            for _ in range(self._plan.most):
+                self._add(deaths=0)
+        except BaseException:
+            self._cluster.__exit__()
+            raise
+        self.setup.callbacks.notice(f"asking Ray for {self._plan.most} workers with {self._plan.needs} each")
+        self._waiting_since = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for actor in list(self._members):
+            self._remove(actor)
+        self._cluster.__exit__()
+
+    def load(self) -> ModelFacts:
+        """See Engine; returns as soon as the least number of workers have loaded the model."""
+        with self._workers_end_on_failure():
+            while self._n_ready() < self._plan.least or (first := self._dispatcher.first_ready()) is None:
+                self._receive()
+        return replace(first[1], device=f"{self._plan.most} Ray workers, {first[1].device}")
+
+    def calibrate(self) -> Int8Ranges:
+        """See Engine; one of the workers does it, and another one if that dies."""
+        asked = None
+        with self._workers_end_on_failure():
+            while self._dispatcher.ranges is None:
+                first = self._dispatcher.first_ready()
+                if first is not None and first[0] is not asked:
+                    asked = first[0]
+                    self._send(asked, "calibrate")
+                self._receive()
+        return self._dispatcher.ranges
+
+    def run(self, job: ShardJob) -> Mapping[int, ShardRecord]:
+        """See Engine."""
+        with self._workers_end_on_failure():
+            self._dispatcher.begin(job)
+            while not self._dispatcher.is_done:
+                self._receive()
+        return job.destination.committed()
+
+    def _worker_task(self) -> WorkerTask:
+        before = os.umask(0o077)
+        os.umask(before)
+        config = _of_worker(self.setup.config, self._plan)
+        return WorkerTask(config, self.setup.spec, self._plan.cpus, is_remote=True, umask=before)
+
+    def _n_ready(self) -> int:
+        return sum(worker.facts is not None for worker in self._dispatcher.workers)
+
+    def _add(self, *, deaths: int) -> None:
+        number = next(self._numbers)
+        actor = self._cluster.create()
+        self._members[actor] = _Member(Worker(number, f"worker {number}", is_remote=True), actor, deaths)
+        self._dispatcher.workers.append(self._members[actor].worker)
+        self._cluster.call(actor, "hello")
+
+    def _remove(self, actor: Any) -> None:
+        del self._members[actor]
+        self._cluster.kill(actor)
+
+    @contextlib.contextmanager
+    def _workers_end_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Stopped:
+            self._dismiss(_STOP_SECONDS)
+            raise self._dispatcher.stopped() from None
+        except BaseException:
+            self._dismiss(_FAIL_SECONDS)
+            raise
+
+    def _dismiss(self, seconds: float) -> None:
+        """Asks all workers to end after their current batch, and waits for them."""
+        computing = {actor for actor, of in self._members.items() if of.started and not of.worker.ended}
+        for actor in computing:
+            self._cluster.stop(actor)
+        until = time.monotonic() + seconds
+        while computing and time.monotonic() < until:
+            for actor in computing:
+                if not self._members[actor].is_called:
+                    self._exchange(self._members[actor])
+            self._answers += self._cluster.poll(_POLL_SECONDS)
+            while self._answers:
+                actor, answer = self._answers.popleft()
+                if actor not in computing:
+                    continue
+                member = self._members[actor]
+                member.is_called = False
+                messages = [json.loads(text) for text in answer or ()] if isinstance(answer, list) else []
+                for message in messages:
+                    self._dispatcher.count(member.worker, message)
+                has_ended = any(not message.keys().isdisjoint(_LAST) for message in messages)
+                if has_ended or isinstance(answer, Death):
+                    computing.discard(actor)
+
+    def _receive(self) -> None:
+        if self.setup.stop.is_set():
+            raise Stopped("stopped", hint=RESUME)
+        self._cluster.check()
+        self._tell_if_nobody_comes()
+        self._answers += self._cluster.poll(_POLL_SECONDS)
+        while self._answers:
+            actor, answer = self._answers.popleft()
+            member = self._members.get(actor)
+            if member is None:
+                continue
+            member.is_called = False
+            if isinstance(answer, Death):
+                self._died(member, answer)
+            elif not member.greeted:
+                self._greet(member, Node(*answer))
+            elif not member.started:
+                member.started = True
+                self._exchange(member)
+            else:
+                self._handle(member, answer)
+
+    def _greet(self, member: _Member, node: Node) -> None:
+        """Takes the first answer of an actor: the node that it is on."""
+        node.check_same_versions(self._here)
+        member.greeted = True
+        member.worker.name = f"worker {member.worker.number} on node {node.host} (process {node.pid})"
+        self._call(member, "start", self._task)
+
+    def _handle(self, member: _Member, texts: list[str]) -> None:
+        worker = member.worker
+        for text in texts:
+            message = json.loads(text)
+            if "ready" in message:
+                self._check_kind(worker.name, message["kind"])
+            if "done" in message:
+                member.deaths = 0
+            worker.ended = worker.ended or not message.keys().isdisjoint(_LAST)
+            self._dispatcher.handle(worker, message)
+        if worker.ended:
+            self._remove(member.actor)
+        else:
+            self._exchange(member)
+
+    def _exchange(self, member: _Member) -> None:
+        orders, member.orders = tuple(member.orders), []
+        self._call(member, "exchange", orders, _EXCHANGE_SECONDS)
+
+    def _call(self, member: _Member, method: str, *arguments: Any) -> None:
+        member.is_called = True
+        self._cluster.call(member.actor, method, *arguments)
+
+    def _send(self, worker: Worker, order: str | int | None) -> None:
+        member = next(member for member in self._members.values() if member.worker is worker)
+        member.orders.append(json.dumps(order))
+
+    def _check_kind(self, name: str, kind: str) -> None:
+        """Checks that devices are of one kind: others compute other last digits."""
+        if self._kind is None:
+            self._kind = kind, name
+        elif self._kind[0] != kind:
+            raise UsageError(
+                f"{name} computes on {kind}, and {self._kind[1]} on {self._kind[0]}: their last digits differ",
+                hint="let the cluster have nodes of one kind for this run",
+            )
+
+    def _died(self, member: _Member, death: Death) -> None:
+        """Gives the shards of a worker to others, and asks for another worker."""
+        worker = member.worker
+        self._remove(member.actor)
+        if death.never_began:
+            raise UsageError(
+                f"{worker.name} cannot be started: this version of embedkit is not installed on its node",
+                hint="install the same versions on all nodes, such as by one container image",
+            )
+        lost = len(worker.shards)
+        deaths = member.deaths + (not lost)
+        if deaths >= _DEATHS:
+            raise EmbedkitError(
+                f"{worker.name} {death.how} before it had a shard, as {_DEATHS - 1} others before it",
+                hint="the logs of Ray on that node may say why; a model that does not fit into memory needs fewer "
+                f"workers on a node; {RESUME}",
+            )
+        self.setup.callbacks.notice(
+            f"{worker.name} {death.how}; another one is started"
+            + (f", and {lost} shards that it had are computed again" if lost else "")
+        )
+        self._dispatcher.lost(worker, death.how)
+        self._add(deaths=deaths)
+
+    def _tell_if_nobody_comes(self) -> None:
+        if any(member.greeted for member in self._members.values()):
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > _PATIENCE_SECONDS:
+            self._waiting_since = float("inf")
+            self.setup.callbacks.notice(
+                f"still waiting for Ray to find room for a worker with {self._plan.needs}; `ray status` shows "
+                "what the cluster has"
+            )
+
+
+def _of_worker(config: RunConfig, plan: ActorPlan) -> RunConfig:
+    """Returns the configuration of a worker: its device, and to join the stored plan."""
+    device = "cuda" if plan.gpus else "cpu" if config.model.device == "auto" else config.model.device
+    return replace(
+        config,
+        model=replace(config.model, device=device),
+        output=replace(config.output, on_exists="resume"),
+        share=replace(config.share, on_device=config.engine.workers_per_gpu or 1),
+    )

@@ -1,0 +1,55 @@
+"""The Ray actor of a worker. Its run sends it JSON and gets JSON; rows and vectors stay in the actor's process.
+
+Knows nothing of Ray: `ray_cluster` makes an actor class of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Sequence
+
+from embedkit.engines.line import Line, Mailbox
+
+
+class RayActor:
+    """A worker that others call: `hello`, `start`, then `exchange` again and again."""
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox()
+        self._line = Line(self._mailbox)
+
+    def hello(self) -> tuple[str, int, dict[str, str]]:
+        """Returns host, process and versions, before anything that depends on them is unpickled."""
+        from embedkit.engines.node import Node
+
+        here = Node.here()
+        return here.host, here.pid, dict(here.versions)
+
+    def start(self, task: bytes) -> None:
+        """Starts to compute a pickled WorkerTask."""
+        _disable_core_files()
+        self._line.listen()
+        threading.Thread(target=self._compute, args=(task,), name="embedkit-worker", daemon=True).start()
+
+    def exchange(self, orders: Sequence[str], seconds: float) -> list[str]:
+        """See Mailbox."""
+        return self._mailbox.exchange(orders, seconds)
+
+    def stop(self) -> None:
+        """Asks the worker to end after its current batch."""
+        self._line.stop.set()
+
+    def _compute(self, task: bytes) -> None:
+        from embedkit.engines.worker import compute
+
+        compute(pickle.loads(task), self._line)  # noqa: S301 - from the run, which starts this process
+
+
+def _disable_core_files() -> None:
+    """A core file holds the memory of the process, including texts."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

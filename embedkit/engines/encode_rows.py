@@ -16,10 +16,12 @@ from embedkit.config import RunConfig, ShareConfig
 from embedkit.engines.accounting import account_for_rows
 from embedkit.engines.base import Callbacks, Engine, EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
-from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_finite_notes, plan_input, table_of
+from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_finite_notes, plan_input
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.ray import RayEngine
 from embedkit.engines.reuse import check_not_output, open_reuse
+from embedkit.engines.scanning import Shared
 from embedkit.engines.summary import Summary, summarize, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
@@ -63,7 +65,9 @@ def encode_rows(
     stored = destination.open()
     reuse = open_reuse(config, stored)
     spec = spec or find_model(config)
-    planned = plan_input(table, spans, config, spec, stored)
+    folder = None if stored else destination.scans()
+    shared = None if folder is None else Shared(folder, share)
+    planned = plan_input(table, spans, config, spec, stored, shared=shared, stop=stop)
     _report_notes(config, table, callbacks)
     sharding = planned.sharding
     part = None if sharding.shards is None else shards_of(share, sharding.shards)

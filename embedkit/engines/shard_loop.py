@@ -15,7 +15,7 @@ from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
-from embedkit.engines.planning import read_shards
+from embedkit.engines.read_shards import read_shards
 from embedkit.engines.threads import BackgroundWorker, prefetched
 from embedkit.errors import Stopped
 from embedkit.inference.batching import TokenBudget

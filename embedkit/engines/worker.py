@@ -17,7 +17,8 @@ from embedkit.engines.base import EngineSetup, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.line import Line
 from embedkit.engines.node import device_kind, spec_here
-from embedkit.engines.planning import input_facts, table_of
+from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import input_facts
 from embedkit.engines.reuse import open_reuse
 from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, OutputError
@@ -25,6 +26,7 @@ from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import input_difference
 from embedkit.manifest.schema import Plan
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
+from embedkit.sources import TableFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class WorkerTask:
     config: RunConfig  # with the device of this worker alone
     spec: ModelSpec  # the model, found by the run
     threads: int  # for torch and the tokenizers
+    table: TableFacts | None = None  # of the input; None: the worker opens it for itself
     is_remote: bool = False  # True if the worker may be on another machine than the run
     umask: int | None = None  # for new files; None: that of the process
 
@@ -68,7 +71,7 @@ def compute(task: WorkerTask, line: Line) -> None:
             os.umask(task.umask)
         _limit_threads(task.threads)
         spec = spec_here(task.spec) if task.is_remote else task.spec
-        table, spans = table_of(config)
+        table, spans = table_of(config, task.table)
         engine = InProcessEngine(EngineSetup(config, spec, table, line, line.stop), prefetch=1)
         facts = engine.load()
         line.send(ready=asdict(facts), kind=device_kind(facts.device))

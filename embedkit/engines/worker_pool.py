@@ -64,7 +64,7 @@ class WorkerPool:
         for number in range(workers):
             config = _of_worker(self.setup.config, number, workers)
             ours, theirs = _CONTEXT.Pipe()
-            task = WorkerTask(config, self.setup.spec, max(1, cores // workers))
+            task = WorkerTask(config, self.setup.spec, max(1, cores // workers), self.setup.table.facts)
             process = _CONTEXT.Process(target=work, args=(task, theirs), name=f"embedkit-{number}", daemon=True)
             with blocked():
                 process.start()

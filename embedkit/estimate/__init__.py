@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import cutter_of, table_of
+from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import cut_of
 from embedkit.engines.reuse import open_reuse
 from embedkit.errors import ModelError
 from embedkit.estimate.cost import duration, memory
@@ -43,7 +44,7 @@ def estimate(config: RunConfig, rate: float | None) -> Estimate:
     spec = find_model(config)
     config = replace(config, model=spec.config.model, text=spec.config.text, pooling=spec.config.pooling)
     setup, facts = set_up_without_weights(spec)
-    cutter = cutter_of(spec, config)
+    cutter = cut_of(spec, config).cutter()
     scan = InputScan(config, spec, setup, _variants(spec, setup, facts), table, open_reuse(config, None))
     scan.read_all(cutter)
     counts, form = scan.counts, config.output.format

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from embedkit.config import RunConfig
-from embedkit.engines.planning import planned_kept_types, read_shards
+from embedkit.engines.planning import planned_kept_types
+from embedkit.engines.read_shards import read_shards
 from embedkit.engines.reuse import TextReuse
 from embedkit.estimate.counts import InputCounts
 from embedkit.estimate.disk_size import DiskSize

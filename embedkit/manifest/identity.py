@@ -70,9 +70,10 @@ def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], 
     one, other = _input_content(stored), _input_content(asked)
     for key in ("files", "spans"):
         for pair in zip(one.get(key, ()), other.get(key, ()), strict=False):
-            if not all("content_sha256" in file for file in pair):
-                for file in pair:
-                    file.pop("content_sha256", None)
+            for name in ("content_sha256", "pieces_sha256"):
+                if not all(name in file for file in pair):
+                    for file in pair:
+                        file.pop(name, None)
             if any(file["sha256"] is None and file["format"] in QUERIES for file in pair):
                 for file in pair:
                     del file["sha256"], file["size"]
@@ -93,7 +94,7 @@ def input_digests(plan: Plan) -> tuple[str, str]:
     reading = {"on_bad_row": plan.on_bad_row, "kept_types": dict(plan.kept_types)}
     return (
         fingerprint({"input": _input_content(plan.input), **reading}),
-        fingerprint({"input": _input_content(plan.input, ("content_sha256",)), **reading}),
+        fingerprint({"input": _input_content(plan.input, ("content_sha256", "pieces_sha256")), **reading}),
     )
 
 

@@ -6,6 +6,7 @@ not ignore needs a higher version.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,6 +108,9 @@ class InputFile:
     mtime_ns: int | None  # not compared
     sha256: str | None  # of the first and the last MiB on disk together; of all bytes if there are fewer
     content_sha256: str | None = None  # of all bytes; None if they were not hashed, as in older plans
+    #: Of a file that is scanned in pieces, instead: of the hashes of its pieces. Of Parquet they are those of the
+    #: columns in use.
+    pieces_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +141,9 @@ class InputFacts:
         """Returns the plan's `input`."""
         content = to_builtins(self)
         for file in (*content["files"], *(content["spans"] or ())):
-            if file["content_sha256"] is None:
-                del file["content_sha256"]
+            for name in ("content_sha256", "pieces_sha256"):
+                if file[name] is None:
+                    del file[name]
         content["columns"] = {name: content.pop(name) for name in ("text", "template", "id", "keep")}
         absent = [name for name in ("spans", "delimiter") if content[name] is None]
         if self.quoting == "auto":
@@ -154,7 +159,10 @@ class InputFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """The division of an input into shards. A stream is divided while it is read: the last three are None."""
+    """The division of an input into shards. A stream is divided while it is read: all but the first two are None.
+
+    Places are where reading of a shard can begin; older plans have none.
+    """
 
     shard_rows: int  # most rows in a shard
     shard_characters: int  # most characters of text in a shard of more than one row
@@ -162,6 +170,30 @@ class Sharding:
     starts: tuple[int, ...] | None  # first row of each shard, ascending
     #: Of each shard, about how many go through the model; None if they were not counted.
     characters: tuple[int, ...] | None = None
+    file_rows: tuple[int, ...] | None = None  # the first row of each file
+    #: Of each shard, the place of its first row in its file: the byte, or the number of the row in the file.
+    offsets: tuple[int, ...] | None = None
+    #: Numbers of the shards with which a stretch begins that one process reads best, in order, such as those of a
+    #: row group. None if any shard can be read for itself.
+    stretches: tuple[int, ...] | None = None
+
+    def place(self, shard: int) -> tuple[int, int] | None:
+        """Returns the number of the file and the offset in it where a shard begins; None if it is unknown."""
+        if self.starts is None or self.file_rows is None or self.offsets is None:
+            return None
+        return bisect_right(self.file_rows, self.starts[shard]) - 1, self.offsets[shard]
+
+    def stretch(self, shard: int) -> int:
+        """Returns the shard with which the stretch of this one begins; the first one if places are unknown."""
+        if self.offsets is None:
+            return 0
+        if self.stretches is None:
+            return shard
+        return self.stretches[bisect_right(self.stretches, shard) - 1]
+
+    def is_one_stretch(self, shard: int, other: int) -> bool:
+        """Returns True if two shards are of one stretch."""
+        return self.stretch(shard) == self.stretch(other)
 
     @property
     def shards(self) -> int | None:
@@ -246,7 +278,18 @@ class Plan(VersionedFile):
         content = to_builtins(self)
         content |= {"input": self.input.to_json(), "source": self.source.to_json(), "shards": self.sharding.shards}
         sharding = content.pop("sharding")
-        optional = ("characters", "scores", "batch_tokens", "groups", "hash_key", "update", "versions")
+        optional = (
+            "characters",
+            "file_rows",
+            "offsets",
+            "stretches",
+            "scores",
+            "batch_tokens",
+            "groups",
+            "hash_key",
+            "update",
+            "versions",
+        )
         return {"version": VERSION} | _omit(sharding | content, *optional)
 
 

@@ -41,12 +41,12 @@ from embedkit.storage.filesystem import (
 )
 from embedkit.storage.protocol import AtomicFiles, FilePath, FileStat
 
-PLAN, MANIFEST, COMMITS = "plan.json", "manifest.json", "commits"
+PLAN, MANIFEST, COMMITS, SEGMENTS = "plan.json", "manifest.json", "commits", "segments"
 _DATA = ("embeddings", "metadata", "rejects")
 #: All that embedkit writes into an output folder; nothing else is ever removed from it.
-_OURS = (MANIFEST, COMMITS, PLAN, *_DATA)
+_OURS = (MANIFEST, COMMITS, PLAN, SEGMENTS, *_DATA)
 _OWN_FILE = re.compile(
-    r"(plan|manifest)\.json|commits/\d{5,}\.json|(embeddings(/[^/]+)?|metadata|rejects)/part-\d{5,}\.\w+"
+    r"(plan|manifest)\.json|(commits|segments)/\d{5,}\.json|(embeddings(/[^/]+)?|metadata|rejects)/part-\d{5,}\.\w+"
 )
 _RECORD = re.compile(r"\d{5,}\.json")
 
@@ -165,6 +165,34 @@ class OutputFolder:
             for path in temporary_files(self.path, recursive=True):
                 if is_leftover(path):
                     remove_file(path)
+
+    def read_scan(self, index: int) -> bytes | None:
+        """Reads the scan of a segment of the input; None if there is none."""
+        path = self.path / SEGMENTS / f"{index:05d}.json"
+        with as_read_error(path):
+            try:
+                return read_file(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def write_scan(self, index: int, data: bytes, is_stale: Callable[[bytes], bool]) -> None:
+        """Writes the scan of a segment, unless there is one that is not stale.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        with as_output_error(self.path):
+            make_folder(self.path / SEGMENTS)
+        name = f"{SEGMENTS}/{index:05d}.json"
+        if not write_file(self.path, name, data, replace=False, sweep=False):
+            former = self.read_scan(index)
+            if former is None or is_stale(former):
+                write_file(self.path, name, data, sweep=False)
+
+    def remove_scans(self) -> None:
+        """Removes the scans of segments, which nobody needs once there is a plan."""
+        with contextlib.suppress(OSError):
+            remove_tree(self.path / SEGMENTS)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes the manifest, the last file, with the hashes of plan and records."""

@@ -9,12 +9,28 @@ rows, an `InputError` is raised.
     columnar.py   parquet, arrow               plain_text.py txt
     databases.py  queries of databases         record_batches.py  rows of columnar formats
     table.py      all files together           kept_types.py types of kept columns
-    spans.py      parts of texts               in_memory.py  texts of a Python caller
+    scan.py       what a pass over it finds    spans.py      parts of texts
+    in_memory.py  texts of a Python caller
 """
 
 from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.locate import SourceFile
+from embedkit.sources.scan import Part, PartScan, Place, Scan
 from embedkit.sources.spans import SpanBook, SpanColumn
-from embedkit.sources.table import Scan, Table, open_table
+from embedkit.sources.table import Table, TableFacts, open_table
 
-__all__ = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "Wanted", "every", "open_table"]
+__all__ = [
+    "Columns",
+    "Part",
+    "PartScan",
+    "Place",
+    "Scan",
+    "SourceFile",
+    "SpanBook",
+    "SpanColumn",
+    "Table",
+    "TableFacts",
+    "Wanted",
+    "every",
+    "open_table",
+]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -12,18 +14,21 @@ import pyarrow.parquet as pq
 
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.sources.columns import Columns
+from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.opening import check_size
-from embedkit.sources.record_batches import BATCH_ROWS, Batches, RecordBatches, attempt, sliced
+from embedkit.sources.record_batches import BATCH_ROWS, RecordBatches, attempt, between, sliced
 from embedkit.storage.parser_probe import probe_file
+from embedkit.types import Fault, Record
 
 #: Bytes of a Parquet column chunk to read at a time: a chunk may have gigabytes.
 _PARQUET_BUFFER = 2**20
 
 _FILE_MAGIC = b"ARROW1"
 
+#: A function that reads columns, by name, of the rows [start, stop); None: to the end.
+_BatchesBetween = Callable[[Sequence[str], int, int | None], Iterator[Any]]
 #: An open file: its schema, and the function that reads its batches.
-_Opened = tuple[Any, Batches]
+_Opened = tuple[Any, _BatchesBetween]
 
 
 class Columnar(RecordBatches):
@@ -36,6 +41,8 @@ class Columnar(RecordBatches):
     def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, config: InputConfig) -> None:
         self._file = file
         self._config = config
+        #: The first row of each row group, and the number of rows; [0] unless it is Parquet.
+        self.group_starts = [0]
         self._format = file_format
         if file_format == "parquet":
             source, opener = _seekable(stream), self._open_parquet
@@ -49,33 +56,75 @@ class Columnar(RecordBatches):
         opened = attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
-        super().__init__(*opened, file)
+        schema, self._between = opened
+        super().__init__(schema, lambda columns: self._between(columns.named, 0, None), file)
+
+    #: See `Place`: an offset is the number of a row, at which reading can begin.
+    seekable = True
+    place = 0
+
+    def stretch_of(self, row: int) -> int:
+        """Return the number of the row group of a row; 0 in an Arrow file, whose batches are read one by one."""
+        return max(0, bisect_right(self.group_starts, row) - 1)
+
+    def rows(
+        self,
+        columns: Columns,
+        first: int,
+        wanted: Wanted = every,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Iterator[Record | Fault]:
+        """Read the rows [start, stop) of the file, numbered from `first`; see `RecordBatches.rows`."""
+        return self._records(lambda: self._between(columns.named, start or 0, stop), columns, first, wanted)
+
+    def piece(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of the row groups of a Parquet file that begin in these bytes of it."""
+        sizes = (sum(column.total_compressed_size for column in _columns_of(group)) for group in self._groups)
+        offsets = [0, *accumulate(sizes)][:-1]
+        low, high = bisect_left(offsets, first), bisect_left(offsets, stop)
+        return self.group_starts[low], self.group_starts[high]
+
+    def chunks(self, first: int, stop: int, names: Collection[str]) -> list[tuple[int, int]]:
+        """Return the bytes [first, stop) of these columns, in a piece of a Parquet file."""
+        low, high = self.piece(first, stop)
+        found = []
+        for group, row in zip(self._groups, self.group_starts, strict=False):
+            for column in _columns_of(group) if low <= row < high else ():
+                if column.path_in_schema.partition(".")[0] in names:
+                    begin = column.dictionary_page_offset or column.data_page_offset
+                    found.append((begin, begin + column.total_compressed_size))
+        return found
 
     def _check_parser(self, part: int | str, without: Collection[str]) -> None:
         """Check that the parser survives the file, or a part of it; see `probe_file`."""
         if self._probed is not None and probe_file(self._probed, self._format, part=part, without=without):
             raise self._damaged()
 
-    def _parts(self, count: int, columns: Columns) -> Iterator[int]:
+    def _parts(self, parts: range, names: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the parts, each probed before it is read; all at once if they are in memory."""
-        without = {column.name for column in self.columns} - set(columns.named)
+        without = {column.name for column in self.columns} - set(names)
         is_file = isinstance(self._probed, str)
         if not is_file:
             self._check_parser("all", without)
-        for part in range(count):
+        for part in parts:
             if is_file:
                 self._check_parser(part, without)
             yield part
 
     def _open_parquet(self, source: BinaryIO) -> _Opened:
         file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
-        groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
+        groups = self._groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
         size = sum(group.total_byte_size for group in groups)
         check_size(self._config, size, source.seek(0, io.SEEK_END), self._file)
+        starts = self.group_starts = [0, *accumulate(group.num_rows for group in groups)]
 
-        def batches(columns: Columns) -> Iterator[Any]:
-            for part in self._parts(file.metadata.num_row_groups, columns):
-                yield from file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(columns.named))
+        def batches(names: Sequence[str], start: int, stop: int | None) -> Iterator[Any]:
+            last = starts[-1] if stop is None else stop
+            parts = range(bisect_right(starts, start) - 1, bisect_left(starts, last))
+            for part in self._parts(parts, names):
+                of_group = file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(names))
+                yield from between(of_group, start - starts[part], last - starts[part])
 
         return file.schema_arrow, batches
 
@@ -83,10 +132,11 @@ class Columnar(RecordBatches):
         mapped = _mapped(source)
         schema = pa.ipc.open_file(mapped).schema
 
-        def batches(columns: Columns) -> Iterator[Any]:
-            fields = [schema.get_field_index(name) for name in columns.named]
+        def batches(names: Sequence[str], start: int, stop: int | None) -> Iterator[Any]:
+            fields = [schema.get_field_index(name) for name in names]
             reader = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=fields))
-            return sliced(reader.get_batch(part) for part in self._parts(reader.num_record_batches, columns))
+            parts = self._parts(range(reader.num_record_batches), names)
+            return sliced(between((reader.get_batch(part) for part in parts), start, stop))
 
         return schema, batches
 
@@ -94,9 +144,9 @@ class Columnar(RecordBatches):
         mapped = _mapped(source)
         stream = pa.ipc.open_stream(mapped)
 
-        def batches(columns: Columns) -> Iterator[Any]:
+        def batches(names: Sequence[str], start: int, stop: int | None) -> Iterator[Any]:
             self._check_parser("all", ())
-            return sliced(_checked(batch, columns.named) for batch in _to_the_end(stream, mapped))
+            return sliced(between((_checked(batch, names) for batch in _to_the_end(stream, mapped)), start, stop))
 
         return stream.schema, batches
 
@@ -107,6 +157,10 @@ class Columnar(RecordBatches):
         )
 
 
+def _columns_of(group: Any) -> Iterator[Any]:
+    return (group.column(at) for at in range(group.num_columns))
+
+
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
     """Read the batches of a stream, after which the source must end: two streams in one file are an error."""
     yield from stream
@@ -115,7 +169,7 @@ def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
         raise pa.ArrowInvalid("something follows the end of the stream")
 
 
-def _checked(batch: Any, names: tuple[str, ...]) -> Any:
+def _checked(batch: Any, names: Sequence[str]) -> Any:
     """Check every offset of the needed columns of a batch from a pipe."""
     for name in names:
         try:

@@ -51,17 +51,21 @@ class Delimited:
         self._delimiter = delimiter
         self.stray_quotes = 0
         self.first_stray: int | None = None
+        self.seekable = stream.seekable()
         # The limit of `csv` is global in a process; records are limited below.
         csv.field_size_limit(max(csv.field_size_limit(), plain_text.MAX_RECORD_BYTES))
-        self._reader = csv.reader(
-            self._lines(),
-            strict=True,
-            delimiter=self._delimiter,
-            quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
-        )
+        # `utf-8-sig` and `utf-16` drop the byte order mark; as encoders they would write it again.
+        self._reader = self._records("utf-8-sig" if self._codec == "utf-8" else "utf-16")
         self.columns = tuple(Column(name, "string", "string", "string") for name in self._header())
 
-    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
+    @property
+    def place(self) -> int:
+        """See `Reader`."""
+        return self._start
+
+    def rows(
+        self, columns: Columns, first: int, wanted: Wanted = every, start: int | None = None
+    ) -> Iterator[Record | Fault]:
         """Read every row, numbered from `first`.
 
         Raises:
@@ -73,6 +77,8 @@ class Delimited:
         texts = [names.index(name) for name in columns.text]
         keeps = [names.index(name) for name in columns.keep]
         identity = None if columns.id is None else names.index(columns.id)
+        if start is not None:
+            self._seek(start)
         row = first
         while (cells := self._next(f"row {row}")) is not None:
             if not cells and width > 1:
@@ -89,6 +95,24 @@ class Delimited:
                     tuple([cells[at] for at in keeps]),
                 )
             row += 1
+
+    def _seek(self, start: int) -> None:
+        """Go on at a byte where a record begins: `csv` keeps nothing from one record to the next."""
+        self._text.detach()
+        self._stream.seek(start)
+        self._position = start
+        self._reader = self._records(self._codec)
+
+    def _records(self, encoding: str) -> Iterator[list[str]]:
+        # Invalid bytes become lone surrogates, which mark the row.
+        errors, unit = ("surrogateescape", 1) if self._codec == "utf-8" else ("surrogatepass", 2)
+        self._text = io.TextIOWrapper(self._stream, encoding=encoding, errors=errors, newline="")
+        return csv.reader(
+            self._lines(self._text, errors, unit),
+            strict=True,
+            delimiter=self._delimiter,
+            quoting=csv.QUOTE_NONE if self._quoting == "none" else csv.QUOTE_MINIMAL,
+        )
 
     def _fault(self, cells: list[str], width: int, row: int) -> str | None:
         """Return the code of a bad record; None if it is good."""
@@ -144,14 +168,8 @@ class Delimited:
             "if quotes have no meaning in this file, use --quoting none",
         )
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, text: io.TextIOWrapper, errors: str, unit: int) -> Iterator[str]:
         """Read lines with their ends, for `csv`, and count bytes, for the offsets of faults."""
-        # `utf-8-sig` and `utf-16` drop the byte order mark; as encoders they would write it again. Invalid bytes
-        # become lone surrogates, which mark the row.
-        encoding, errors, unit = (
-            ("utf-8-sig", "surrogateescape", 1) if self._codec == "utf-8" else ("utf-16", "surrogatepass", 2)
-        )
-        text = io.TextIOWrapper(self._stream, encoding=encoding, errors=errors, newline="")
         limit = plain_text.MAX_RECORD_BYTES
         while True:
             try:

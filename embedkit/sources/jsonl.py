@@ -14,11 +14,12 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, NoReturn
 
 from embedkit.errors import InputError
 from embedkit.sources.columns import Cells, Column, Columns, Wanted, composer, every
-from embedkit.sources.plain_text import LONE_SURROGATE, bounded_lines
+from embedkit.sources.plain_text import LONE_SURROGATE, MAX_RECORD_BYTES, bounded_lines
 from embedkit.types import UNREAD, Fault, Record
 
 #: Most levels of nesting. Python's parser fails near 1,000, depending on the call stack; this limit does not, and
@@ -50,17 +51,35 @@ class JsonLines:
                 hint="convert it to lines: jq -c '.[]'",
             )
         self._file = file
+        self._stream = stream
+        self._wanted = wanted
         self._lines = bounded_lines(stream, file)
         self._peeked: deque[tuple[int, bytes]] = deque()
-        self.columns = self._look(wanted)
+        self.seekable = stream.seekable()
+        self.place = 0
 
-    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every line that is not blank, numbered from `first`."""
+    @cached_property
+    def columns(self) -> tuple[Column, ...] | None:
+        """See `Reader`; the first lines are parsed when this is first asked for."""
+        return self._look(self._wanted)
+
+    def rows(
+        self,
+        columns: Columns,
+        first: int,
+        wanted: Wanted = every,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Iterator[Record | Fault]:
+        """Read every line that is not blank, numbered from `first`; none that begins at byte `stop` or later."""
         compose = composer(columns)
         row = first
-        for offset, line in self._all_lines():
+        for offset, line in self._all_lines() if start is None else self._lines_from(start):
+            if stop is not None and offset >= stop:
+                return
             if not line.strip():
                 continue
+            self.place = offset
             if wanted(row, row + 1):
                 found = parsed(line)
                 made = found if isinstance(found, str) else _record(found, columns, compose, row)
@@ -68,6 +87,22 @@ class JsonLines:
                 made = UNREAD
             yield Fault(row, self._file, offset, made) if isinstance(made, str) else made
             row += 1
+
+    def piece(self, first: int, stop: int) -> tuple[int | None, int]:
+        """Return where the lines that begin in the bytes [first, stop) start, and `stop`."""
+        if first == 0:
+            return None, stop
+        self._stream.seek(first - 1)
+        start = first - 1
+        while line := self._stream.readline(MAX_RECORD_BYTES):
+            start += len(line)
+            if line.endswith(b"\n") or start >= stop:
+                break
+        return start, stop
+
+    def _lines_from(self, start: int) -> Iterator[tuple[int, bytes]]:
+        self._stream.seek(start)
+        return bounded_lines(self._stream, self._file, start)
 
     def _all_lines(self) -> Iterator[tuple[int, bytes]]:
         while self._peeked:

@@ -24,6 +24,7 @@ from embedkit.arrow_values import (
     plain_value,
     type_name,
 )
+from embedkit.sources.scan import FoundTypes
 
 _NAMES = {type(None): "null", str: "string", bool: "bool", float: "double"}
 _INT64 = range(-(2**63), 2**63)
@@ -158,6 +159,18 @@ class KeptTypes:
                 )
             if is_non_finite:
                 self.non_finite[self.keep[place]] += 1
+
+    def found(self) -> FoundTypes:
+        """Return what the rows so far have added."""
+        seen = tuple(tuple(sorted(types)) for types in self._seen)
+        return FoundTypes(seen, tuple(self._does_not_fit), dict(self.non_finite))
+
+    def merge(self, found: FoundTypes) -> None:
+        """Add what other rows of the table have added elsewhere."""
+        for place, (types, is_unfit) in enumerate(zip(found.seen, found.unfit, strict=True)):
+            self._seen[place].update(types)
+            self._does_not_fit[place] |= is_unfit
+        self.non_finite.update(found.non_finite)
 
     def names(self) -> dict[str, str]:
         """Return the name of each column's type."""

@@ -19,8 +19,8 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def bounded_lines(stream: io.BufferedReader, file: str) -> Iterator[tuple[int, bytes]]:
-    """Read a file by lines.
+def bounded_lines(stream: io.BufferedReader, file: str, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Read a file by lines, from a line's first byte on; the stream is at that byte, `offset`.
 
     Only LF ends a line, not U+2028 or U+0085.
 
@@ -30,7 +30,6 @@ def bounded_lines(stream: io.BufferedReader, file: str) -> Iterator[tuple[int, b
     Raises:
         InputError: a line is longer than `MAX_RECORD_BYTES`, or the stream is UTF-16.
     """
-    offset = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         if len(line) > MAX_RECORD_BYTES:
             raise too_long(file, offset)
@@ -72,12 +71,19 @@ class PlainText:
     def __init__(self, stream: io.BufferedReader, file: str) -> None:
         self._stream = stream
         self._file = file
+        self.seekable = stream.seekable()
+        self.place = 0
         self.columns = (Column("text", "string", "string", "string"),)
 
-    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
+    def rows(
+        self, columns: Columns, first: int, wanted: Wanted = every, start: int | None = None
+    ) -> Iterator[Record | Fault]:
         """Read every line, numbered from `first`; one that is not UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
-        for row, (offset, line) in enumerate(bounded_lines(self._stream, self._file), first):
+        if start is not None:
+            self._stream.seek(start)
+        for row, (offset, line) in enumerate(bounded_lines(self._stream, self._file, start or 0), first):
+            self.place = offset
             text = _decoded(line) if wanted(row, row + 1) else None
             if text is None:
                 yield Fault(row, self._file, offset, "not_utf8" if wanted(row, row + 1) else UNREAD)

@@ -57,9 +57,14 @@ class RecordBatches:
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Read every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
+        return self._records(lambda: self._batches(columns), columns, first, wanted)
+
+    def _records(
+        self, read: Callable[[], Iterator[Any]], columns: Columns, first: int, wanted: Wanted
+    ) -> Iterator[Record | Fault]:
         compose = composer(columns)
         row = first
-        batches = attempt(lambda: self._batches(columns))
+        batches = attempt(read)
         while (batch := self._next(batches)) is not None:
             if not wanted(row, row + batch.num_rows):
                 yield from (Fault(row + at, self._file, None, UNREAD) for at in range(batch.num_rows))
@@ -124,6 +129,19 @@ def sliced(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
+
+
+def between(batches: Iterator[Any], start: int, stop: int | None) -> Iterator[Any]:
+    """Cut batches, of rows from 0 on, to the rows [start, stop); the rest is not read."""
+    row = 0
+    for batch in batches:
+        if stop is not None and row >= stop:
+            return
+        low = max(start - row, 0)
+        high = batch.num_rows if stop is None else min(batch.num_rows, stop - row)
+        row += batch.num_rows
+        if low < high:
+            yield batch if high - low == batch.num_rows else batch.slice(low, high - low)
 
 
 def kind_of(declared: Any) -> Kind:

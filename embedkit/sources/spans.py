@@ -47,15 +47,19 @@ class SpanBook:
         self.unseen.discard(item.id or "")
         return _with_spans(item, self.by_id.get(item.id or "", ()), self.place)
 
-    def check_unknown_ids(self) -> None:
+    def check_unknown_ids(self, unseen: int, unreadable: int) -> None:
         """Check, after the last row, that every id of the file is that of a row.
 
+        Args:
+            unseen: number of ids that no row has.
+            unreadable: number of rows that may have one of them.
+
         Raises:
-            InputError: it is not, and no unreadable row can have it.
+            InputError: there is an id that no row can have.
         """
-        if len(self.unseen) > self.unreadable:
+        if unseen > unreadable:
             raise InputError(
-                f"{self.path} has spans for {len(self.unseen):,} ids that no row of the input has",
+                f"{self.path} has spans for {unseen:,} ids that no row of the input has",
                 hint="check --id-column: ids are compared as text, so 7 is not 007",
             )
 

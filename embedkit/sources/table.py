@@ -35,11 +35,10 @@ from embedkit.sources.locate import STDIN, SourceFile, described, locate, unread
 from embedkit.sources.opening import opened, opened_stdin
 from embedkit.sources.plain_text import PlainText
 from embedkit.sources.query import RowsDigest, with_id
+from embedkit.sources.scan import FAULTS_LISTED, Part, PartScan, Place, Scan
+from embedkit.storage.filesystem import sha256_of_file
 from embedkit.storage.standard_streams import rows_in
 from embedkit.types import Fault, Record
-
-#: Most faults that a scan lists.
-FAULTS_LISTED = 20
 
 _VISIBLE = (
     "a password in a URL is visible to other users of this machine while the command runs; PGPASSWORD and"
@@ -61,20 +60,24 @@ class Reader(Protocol):
         """Read every row, numbered from `first`; one that is not wanted may be the fault `unread`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """Result of a full pass over the input."""
+#: Readers of files that begin anywhere in them: at an offset, which is a byte, or in a columnar file a row.
+_Seeking = JsonLines | Delimited | PlainText | Columnar
 
-    rows: int  # records and faults
-    faults: tuple[Fault, ...]  # the first `FAULTS_LISTED`
-    n_faults: int
-    kept_types: dict[str, str]  # by name of the column; see `kept_types.py`
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What opening a table has found, so that another process opens it without another look at the files."""
+
+    files: tuple[SourceFile, ...]
+    columns: Columns
+    declared: tuple[tuple[str, tuple[Column, ...]], ...]  # format and kept columns of each file that has a header
 
 
 class Table:
     """The rows of all files, in order. Made by `open_table`.
 
     Attributes:
+        facts: what opening it has found.
         files: of the input; size and hashes of a query are known after its first pass.
         columns: the columns in use.
         streaming: True for stdin, which can be read only once.
@@ -85,20 +88,22 @@ class Table:
 
     def __init__(
         self,
-        files: tuple[SourceFile, ...],
-        columns: Columns,
-        declared: Sequence[tuple[str, tuple[Column, ...]]],
+        facts: TableFacts,
         config: InputConfig,
         reader: Reader | None = None,
         notes: Sequence[str] = (),
+        *,
+        is_known: bool = False,
     ) -> None:
-        self.files = files
+        self.facts = facts
+        #: Numbers of the files that must be compared with `facts` before they are read.
+        self._unseen = set(range(len(facts.files))) if is_known and config.sql is None else set[int]()
+        self.files = facts.files
         self._notes = list(notes)
-        self.columns = columns
+        self.columns = facts.columns
         self.streaming = reader is not None
         self.first_rows: list[int] = []
         self.non_finite: Mapping[str, int] = {}
-        self._declared = declared
         self._config = config
         self._reader = reader
         #: For each file, the number of rows with stray quotes, and the first of them.
@@ -132,6 +137,11 @@ class Table:
 
         self.map_rows(change)
 
+    @property
+    def whole(self) -> Part:
+        """All files."""
+        return Part(0, len(self.files))
+
     def records(self, wanted: Wanted = every) -> Iterator[Record | Fault]:
         """Read every row, lazily, up to the limit, with at most a batch in memory.
 
@@ -147,21 +157,47 @@ class Table:
             raise _read_once()
         if self._config.sql is not None:
             # Skipped rows would be missing in the hash; the query has the limit.
-            rows = self._identified(self._rows(every))
-            for change in self._each:
-                rows = map(change, rows)
-            return rows
-        rows = self._rows(wanted) if self._reader is None else self._streamed(self._reader)
+            return self._changed_rows(self._identified(self._rows(every, self.whole)))
+        rows = self._rows(wanted, self.whole) if self._reader is None else self._streamed(self._reader)
         self._reader = None
+        return islice(self._changed_rows(rows), self._config.limit)
+
+    def records_from(self, file: int, offset: int, row: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
+        """Read as `records` does, from a row on that a scan has found at this place.
+
+        Raises:
+            InputError: as `records`; or the file is another one now.
+        """
+        if self._config.sql is not None:
+            return islice(self.records(), row, None)
+        rows = self._changed_rows(self._rows_from(file, offset, row, wanted))
+        return islice(rows, None if self._config.limit is None else max(0, self._config.limit - row))
+
+    def _changed_rows(self, rows: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
         for change in self._each:
             rows = map(change, rows)
-        return islice(rows, self._config.limit)
+        return rows
 
     def scan(self, on_row: Callable[[int], object] | None = None) -> Scan:
         """Read everything once: count rows, collect faults, find the types of kept columns.
 
         Args:
-            on_row: called with the number of characters of each row's text, in order; 0 for null or a fault.
+            on_row: see `scan_part`.
+
+        Raises:
+            InputError: as `records`.
+            UsageError: it is stdin.
+        """
+        return self.combine([self.scan_part(self.whole, on_row)])
+
+    def scan_part(self, part: Part, on_row: Callable[[int], object] | None = None, *, first: int = 0) -> PartScan:
+        """Read a part once; the limit counts from its first row.
+
+        Args:
+            part: which rows.
+            on_row: called with the number of characters of each row's text, in order; 0 for null or a fault. Where
+                it returns True, the place of the row is recorded.
+            first: number of the first row, for error messages.
 
         Raises:
             InputError: as `records`.
@@ -169,23 +205,57 @@ class Table:
         """
         if self.streaming:
             raise _read_once()
-        rows = n_faults = 0
+        row = first
+        n_faults = 0
         faults: list[Fault] = []
+        places: list[Place] = []
         found = self._kept_types()
-        for item in self.records():
-            rows += 1
+        for item in self._rows_of_part(part, first):
             if isinstance(item, Fault):
                 n_faults += 1
                 if n_faults <= FAULTS_LISTED:
-                    faults.append(item)
+                    faults.append(replace(item, row=item.row - first))
             else:
                 found.add(item.kept)
-            if on_row is not None:
-                on_row(0 if isinstance(item, Fault) else len(item.text or ""))
-        self.non_finite = found.non_finite
+            if on_row is not None and on_row(0 if isinstance(item, Fault) else len(item.text or "")) is True:
+                places.append(self._place(row))
+            row += 1
         self._is_confirmed = False  # vectors come from a later pass
+        stray, self._stray = self._stray, {}
+        return PartScan(
+            rows=row - first,
+            faults=tuple(faults),
+            n_faults=n_faults,
+            found=found.found(),
+            first_rows=tuple(of_file - first for of_file in self.first_rows),
+            stray={file: (rows, of_first - first) for file, (rows, of_first) in stray.items()},
+            places=tuple(places),
+        )
+
+    def combine(self, scans: Sequence[PartScan]) -> Scan:
+        """Return what a pass over all parts, in their order, would have found; keep its notices for `take_notes`.
+
+        Raises:
+            InputError: groups would be split by the types of a column.
+        """
+        rows = n_faults = 0
+        faults: list[Fault] = []
+        found = self._kept_types()
+        self._stray = {}
+        for scan in scans:
+            faults += [replace(fault, row=rows + fault.row) for fault in scan.faults]
+            n_faults += scan.n_faults
+            found.merge(scan.found)
+            self._stray |= {file: (count, rows + first) for file, (count, first) in scan.stray.items()}
+            rows += scan.rows
+        self.non_finite = found.non_finite
         self._check_split_groups(found)
-        return Scan(rows, tuple(faults), n_faults, found.names())
+        return Scan(rows, tuple(faults[:FAULTS_LISTED]), n_faults, found.names())
+
+    def _rows_of_part(self, part: Part, first: int) -> Iterator[Record | Fault]:
+        if self._config.sql is not None:
+            return self.records()
+        return islice(self._changed_rows(self._rows(every, part, first)), self._config.limit)
 
     def _check_split_groups(self, found: KeptTypes) -> None:
         """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there."""
@@ -213,7 +283,7 @@ class Table:
     def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
         """Return the types that files of these formats declare for each kept column; None for all formats."""
         types: dict[str, set[str]] = {name: set() for name in self.columns.keep}
-        for file_format, columns in self._declared:
+        for file_format, columns in self.facts.declared:
             if formats is None or file_format in formats:
                 for column in columns:
                     types[column.name].add(column.kept)
@@ -249,6 +319,27 @@ class Table:
             if not self.streaming and described(file.name, file.format) != file:
                 raise _changed(file)
 
+    def content_sha256(self, number: int, piece: tuple[int, int] | None = None) -> str | None:
+        """Return the hash of all bytes of a file, or of a piece: of Parquet, of the columns in use in it.
+
+        Returns:
+            64 hexadecimal digits; None for stdin, and for a query that was not read.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        file = self.files[number]
+        if file.sha256 is None or file.content_sha256 is not None:
+            return file.content_sha256
+        ranges = None if piece is None else [piece]
+        if piece is not None and file.format == "parquet":
+            with self._reading(number) as reader:
+                ranges = reader.chunks(*piece, self.columns.named) if isinstance(reader, Columnar) else ranges
+        try:
+            return sha256_of_file(file.name, ranges)
+        except OSError as error:
+            raise unreadable(file.shown, error) from None
+
     def identify(self) -> None:
         """Read a query once, so that `files` describes its rows; files are described already."""
         if self._config.sql is not None and self.files[0].sha256 is None:
@@ -256,7 +347,7 @@ class Table:
             self._is_confirmed = False  # vectors come from a later pass
 
     def _read_through(self) -> None:
-        deque(self._identified(self._rows(every)), maxlen=0)
+        deque(self._identified(self._rows(every, self.whole)), maxlen=0)
 
     def _identified(self, rows: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
         """Pass on the rows of a query, and compare them with those of the first pass at the end."""
@@ -282,21 +373,69 @@ class Table:
                 yield item
         self._count_stray(reader, STDIN)
 
-    def _rows(self, wanted: Wanted) -> Iterator[Record | Fault]:
-        row = 0
+    def _rows(self, wanted: Wanted, part: Part, row: int = 0) -> Iterator[Record | Fault]:
+        """Read the rows of a part, numbered from `row`."""
         self.first_rows = []
-        for file in self.files:
+        for number in range(part.first, part.stop):
             self.first_rows.append(row)
-            with _reading(file, self.columns.named, self._config) as reader:
-                if reader.columns is not None:
-                    typed = requested_columns(self._config).named
+            with self._reading(number) as reader:
+                if reader.columns is not None and part.piece is None:
+                    typed, file = requested_columns(self._config).named, self.files[number]
                     check_columns(
                         self.columns, reader.columns, file=file.shown, file_format=file.format, typed=typed
                     )
-                for item in reader.rows(self.columns, row, wanted):
+                if part.piece is not None and isinstance(reader, JsonLines | Columnar):
+                    start, stop = reader.piece(*part.piece)
+                    rows = reader.rows(self.columns, row, wanted, start, stop)
+                    self._now = _Now(number, reader, row - (start or 0))
+                else:
+                    rows = reader.rows(self.columns, row, wanted)
+                    self._now = _Now(number, reader, row)
+                for item in rows:
                     yield item
                     row = item.row + 1
-                self._count_stray(reader, file.shown)
+                self._count_stray(reader, self.files[number].shown)
+
+    def _rows_from(self, file: int, offset: int, row: int, wanted: Wanted) -> Iterator[Record | Fault]:
+        """Read the rows from a place on, without another look at what planning has checked."""
+        for number in range(file, len(self.files)):
+            with self._reading(number) as reader:
+                start = offset if number == file else None
+                if start is None or not isinstance(reader, _Seeking):
+                    rows = reader.rows(self.columns, row, wanted)
+                elif reader.seekable:
+                    rows = reader.rows(self.columns, row, wanted, start)
+                else:
+                    rows = islice(reader.rows(self.columns, row - start, _from(row, wanted)), start, None)
+                for item in rows:
+                    yield item
+                    row = item.row + 1
+
+    def _place(self, row: int) -> Place:
+        """Return the place of the row that was just read."""
+        now = self._now
+        if isinstance(now.reader, Columnar):
+            offset = row - now.first
+            return Place(now.file, offset, now.reader.stretch_of(offset))
+        if isinstance(now.reader, _Seeking) and now.reader.seekable:
+            return Place(now.file, now.reader.place, None)
+        return Place(now.file, row - now.first, 0)
+
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[Reader]:
+        """Open a file or a query for one pass.
+
+        Raises:
+            InputError: it cannot be read, or is not the file of which another process has told.
+        """
+        if number in self._unseen:
+            file = self.files[number]
+            now = described(file.name, file.format)
+            if (now.size, now.sha256) != (file.size, file.sha256):
+                raise _changed(file)
+            self._unseen.discard(number)
+        with _reading(self.files[number], self.columns.named, self._config) as reader:
+            yield reader
 
     def _count_stray(self, reader: Reader, file: str) -> None:
         if isinstance(reader, Delimited) and reader.first_stray is not None:
@@ -345,7 +484,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         declared.append((file.format, tuple(column for column in present if column.name in columns.keep)))
     if columns is None:  # there are no rows
         columns = replace(requested, text=requested.text or USUAL_TEXT[:1])
-    return Table(files, columns, declared, config, reader, notes)
+    return Table(TableFacts(files, columns, tuple(declared)), config, reader, notes)
 
 
 def _chosen(
@@ -387,6 +526,19 @@ def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, C
                 f"{file}: column {shown(column.name)} is {column.type}, and {earlier} in an earlier file",
                 hint="cast it to one type in all files",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What is being read."""
+
+    file: int  # number of the file
+    reader: Reader
+    first: int  # number that the first row of the file has, or would have if the file were read from there
+
+
+def _from(row: int, wanted: Wanted) -> Wanted:
+    return lambda first, stop: stop > row and wanted(first, stop)
 
 
 @contextmanager

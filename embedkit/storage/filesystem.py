@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -140,11 +140,19 @@ def _content(path: AnyPath) -> bytes | None:
         return None
 
 
-def sha256_of_file(path: AnyPath) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+def sha256_of_file(path: AnyPath, ranges: Iterable[tuple[int, int]] | None = None) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits; or of its bytes [first, stop) in some ranges."""
     try:
         with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if ranges is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            for first, stop in ranges:
+                file.seek(first)
+                while first < stop and (data := file.read(min(_SAMPLED, stop - first))):
+                    digest.update(data)
+                    first += len(data)  # noqa: PLW2901
+            return digest.hexdigest()
     except OSError as fault:
         fault.filename = str(path)  # a read does not know it
         raise

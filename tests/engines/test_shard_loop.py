@@ -12,7 +12,7 @@ import pytest
 
 from embedkit.config import InputConfig
 from embedkit.engines import shard_loop
-from embedkit.engines.planning import read_shards
+from embedkit.engines.read_shards import read_shards
 from embedkit.errors import OutputError
 from embedkit.inference.embedder import EmbeddingTask
 from embedkit.manifest.schema import Sharding

@@ -11,7 +11,7 @@ import embedkit
 from embedkit.engines.base import EngineStats, ShardJob
 from embedkit.engines.encode_rows import ENGINES
 from embedkit.engines.in_process import InProcessEngine
-from embedkit.engines.planning import table_of
+from embedkit.engines.open_input import table_of
 from embedkit.errors import ModelError
 from tests.conftest import NOTES
 from tests.engines.test_resume import assert_same

@@ -25,8 +25,8 @@ FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size
 
 
 def test_the_public_names_are_these() -> None:
-    names = ["Columns", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table", "Wanted", "every", "open_table"]
-    assert embedkit.sources.__all__ == names
+    names = ["Columns", "Part", "PartScan", "Place", "Scan", "SourceFile", "SpanBook", "SpanColumn", "Table"]
+    assert embedkit.sources.__all__ == [*names, "TableFacts", "Wanted", "every", "open_table"]
 
 
 @settings(max_examples=80, deadline=None)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.output.commit import OutputFolder
 from embedkit.output.formats import Sink
 from embedkit.types import EncodedShard
 
@@ -53,6 +54,10 @@ class Destination(Protocol):
     def begin(self, plan: Plan) -> Plan:
         """Prepares the destination and writes the plan. Returns the plan of the rank that was first."""
         return plan
+
+    def scans(self) -> OutputFolder | None:
+        """Returns the folder for scans of segments of the input; None if they are not to be kept."""
+        return None
 
     def abandon(self) -> None:
         """Removes the run's files if it failed before any shard was committed."""

@@ -133,6 +133,10 @@ class Folder:
             raise OutputError(f"another run has begun in {self.path}", hint=f"use {SHARED_WAYS}")
         return found
 
+    def scans(self) -> OutputFolder | None:
+        """See Destination. A run that replaces an output, which may be moved aside, keeps none."""
+        return None if self.was_complete or self.output.path != self.path else self.output
+
     def abandon(self) -> None:
         """See Destination."""
         if not self.several:
@@ -151,6 +155,7 @@ class Folder:
     def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """See Destination."""
         self.output.remove_leftovers()
+        self.output.remove_scans()
         self.output.write_manifest(manifest)
         if self.output.path != self.path:
             self.notices += self.replacement.finish()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from embedkit.errors import OutputError
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
 from embedkit.output.formats import FORMATS, Sink, make_sink
@@ -181,6 +182,10 @@ class SingleFile:
                 raise AlreadyCompleted
             raise OutputError(f"another run has written {self.path}", hint=f"use {SHARED_WAYS}")
         return found
+
+    def scans(self) -> OutputFolder | None:
+        """See Destination."""
+        return None if self.was_complete else self.parts.scans()
 
     def abandon(self) -> None:
         """See Destination."""

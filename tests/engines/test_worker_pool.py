@@ -120,7 +120,7 @@ def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch)
 
 
 def test_a_fault_in_a_worker_is_reported_by_its_place_without_its_message(monkeypatch):
-    def broken(_):
+    def broken(*_):
         raise ValueError(MARKER)
 
     said = []

@@ -12,6 +12,7 @@ PIPELINES := .venv-pipelines
 BENCH := build/bench
 TEXTS ?= $(BENCH)/texts.jsonl
 READ := build/readers
+SERVERS := .servers
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL := $(BIN)/pip install -q -c $(CONSTRAINTS)
@@ -105,6 +106,21 @@ $(PIPELINES)/installed: pyproject.toml Makefile
 test-integrations: $(PIPELINES)/installed ## run embedkit in Ray Data, datasets, Daft, Spark and DuckDB
 	OMP_NUM_THREADS=1 $(PIPELINES)/bin/pytest -q tests/integrations -m ''
 
+# Servers that are packages of npm: without it, their tests are skipped.
+$(SERVERS)/installed: tests/cluster/package.json tests/cluster/package-lock.json
+	@mkdir -p $(SERVERS) && cp tests/cluster/package.json tests/cluster/package-lock.json $(SERVERS)
+	@if command -v npm > /dev/null; then npm ci --prefix $(SERVERS) --ignore-scripts --no-audit --no-fund; \
+	else echo "note: no npm, so no azurite and no s3rver"; fi
+	@touch $@
+
+$(VENV)/installed-cluster: $(VENV)/installed-dev
+	$(PIP_INSTALL) -e '.[cluster]'
+	@touch $@
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/installed-cluster $(SERVERS)/installed ## test Ray clusters and object stores, on servers started here
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster -m cluster
+
 .PHONY: torture
 torture: $(VENV)/installed-dev ## kill runs, flip bits and make system calls fail, thousands of times
 	$(BIN)/python -m benchmarks.torture
@@ -156,5 +172,5 @@ docs-tables: $(VENV)/installed-dev ## refresh the tables of the documentation th
 
 .PHONY: clean
 clean: ## remove all that make and the tools made: build, virtual environments, caches
-	rm -rf build dist $(VENV) $(READERS) $(PEERS) $(PIPELINES) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) $(READERS) $(PEERS) $(PIPELINES) $(SERVERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find embedkit tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

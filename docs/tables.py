@@ -237,3 +237,10 @@ def compared_poolers() -> str:
     sys.path.insert(0, str(ROOT))
     page: Callable[[], str] = import_module("benchmarks.compared_poolers").page
     return f"\n{page()}\n"
+
+
+def compared_poolings() -> str:
+    """Return the newest measured comparison of poolings."""
+    sys.path.insert(0, str(ROOT))
+    page: Callable[[], str] = import_module("benchmarks.compared_poolers").page_of_poolings
+    return f"\n{page()}\n"

@@ -7,7 +7,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, RUN_OPTIONS, option, run_config, takes
+import typer
+
+from embedkit.cli.options import CONFIG, PROCESS_OPTIONS, RUN_OPTIONS, names_model, option, run_config, takes
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, describe_memory, print_event
 from embedkit.cli.run_context import run_context
@@ -17,7 +19,9 @@ from embedkit.storage.standard_streams import rows_out
 
 
 @takes(*RUN_OPTIONS, *PROCESS_OPTIONS, option("-v --verbose", False, "Also print the recipe."), CONFIG)
-def encode(*, private: bool, progress: str, quiet: bool, verbose: bool, **options: Any) -> None:
+def encode(
+    ctx: typer.Context, *, private: bool, progress: str, quiet: bool, verbose: bool, **options: Any
+) -> None:
     """Embed the texts of a table.
 
     Example: embedkit encode notes.csv --model Bio_ClinicalBERT --pool mean
@@ -29,8 +33,12 @@ def encode(*, private: bool, progress: str, quiet: bool, verbose: bool, **option
         rows_out()
     # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.
     from embedkit.engines.run import run
+    from embedkit.pooling.fitted_model import with_model_of_poolers
 
+    asked, taken = (asked, ()) if names_model(ctx) else with_model_of_poolers(asked)
     with run_context(progress, quiet=quiet, private=private) as (stop, callbacks):
+        for sentence in taken:
+            callbacks.notice(sentence)
         summary = run(asked, callbacks, stop)
     if quiet:
         return

@@ -317,6 +317,12 @@ def _engine(workers: tuple[int, int], options: dict[str, Any]) -> EngineConfig:
     return engine
 
 
+def names_model(ctx: typer.Context) -> bool:
+    """True if the model is from the command line, a config file or the environment, and not the default."""
+    source = ctx.get_parameter_source("model")
+    return source is not None and source.name != "DEFAULT"
+
+
 def read_query(sql: str | None) -> str | None:
     """Returns the query of `--sql`, which is the content of a file after an `@`.
 

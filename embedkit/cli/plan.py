@@ -7,7 +7,9 @@ import math
 import sys
 from typing import Any
 
-from embedkit.cli.options import CONFIG, RUN_OPTIONS, option, run_config, takes
+import typer
+
+from embedkit.cli.options import CONFIG, RUN_OPTIONS, names_model, option, run_config, takes
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import shown_downloads
 from embedkit.errors import UsageError
@@ -20,7 +22,7 @@ from embedkit.storage.standard_streams import reserved_for_rows
     option("--json", False, "Print one JSON object.", name="as_json"),
     CONFIG,
 )
-def plan(*, rate: float | None, as_json: bool, **options: Any) -> None:
+def plan(ctx: typer.Context, *, rate: float | None, as_json: bool, **options: Any) -> None:
     """Estimate a run without running the model.
 
     Reads and tokenizes the table as encode would. Reports rows and faults, text lengths, truncation, unknown
@@ -34,13 +36,15 @@ def plan(*, rate: float | None, as_json: bool, **options: Any) -> None:
     check_stdin(asked.input.inputs)
     # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.
     from embedkit.estimate import estimate
+    from embedkit.pooling.fitted_model import with_model_of_poolers
 
+    asked, taken = (asked, ()) if names_model(ctx) else with_model_of_poolers(asked)
     with reserved_for_rows(), shown_downloads():
         found = estimate(asked, rate)
     if as_json:
         print(json.dumps(found.as_json()))
         return
-    for sentence in found.notices:
+    for sentence in (*taken, *found.notices):
         print(f"note: {sentence}", file=sys.stderr)
     for line in found.as_text():
         print(line)

@@ -178,7 +178,7 @@ def vector_config(**options: Any) -> VectorConfig:
     normalize = options["normalize"]
     return VectorConfig(
         model=ModelConfig(
-            model_name(options["model"]),
+            ModelConfig().model if options["model"] is None else model_name(options["model"]),
             text_or_none("revision", options["revision"]),
             yes_or_no("offline", options["offline"]),
             yes_or_no("trust_remote_code", options["trust_remote_code"]),

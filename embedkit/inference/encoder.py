@@ -21,6 +21,7 @@ from embedkit.errors import InputError, ModelError, UsageError
 from embedkit.inference.build import build
 from embedkit.inference.model_spec import find_model
 from embedkit.models.load_lock import LOAD_LOCK
+from embedkit.pooling.fitted_model import with_model_of_poolers
 from embedkit.sources.in_memory import Texts, texts_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Encoder:
     the model again.
 
     Args:
-        model: folder, alias or hub id.
+        model: folder, alias or hub id; None: the model that a fitted file in `pool` names, else "minilm".
         revision: branch, tag or commit on the hub.
         offline: open no socket.
         trust_remote_code: run code that comes with the model; needs a commit as revision.
@@ -67,7 +68,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "minilm",
+        model: str | os.PathLike[str] | None = None,
         *,
         revision: str | None = None,
         offline: bool = False,
@@ -92,9 +93,12 @@ class Encoder:
     ) -> None:
         options = {name: value for name, value in locals().items() if name != "self"}
         self._config = arguments.vector_config(**options)
-        self._load()
+        notices: tuple[str, ...] = ()
+        if model is None:
+            self._config, notices = with_model_of_poolers(self._config)
+        self._load(notices)
 
-    def _load(self) -> None:
+    def _load(self, notices: tuple[str, ...] = ()) -> None:
         model = self._config.model
         in_full = model.dtype == "fp32" or (model.dtype == "auto" and model.device == "cpu")
         with LOAD_LOCK.loading(exclusive=not in_full):
@@ -106,7 +110,7 @@ class Encoder:
         self._made_in = os.getpid()
         self.recipe = dict(ready.facts.recipe)
         self.fingerprint: str = ready.facts.fingerprint
-        self.notices: tuple[str, ...] = ready.facts.notices
+        self.notices: tuple[str, ...] = (*notices, *ready.facts.notices)
 
     def __getstate__(self) -> tuple[VectorConfig, str]:
         """Pickles the arguments, without weights."""

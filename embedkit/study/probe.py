@@ -24,8 +24,8 @@ PROBES = ("ridge", "logistic")
 #: A dimension is constant in a training if its standard deviation is at most this share of its largest absolute
 #: value: less is rounding in float32, of 6e-8 an operation.
 _ROUNDING = 1e-6
-#: Or at most this: its reciprocal must stay a float32.
-_TINY = 1e-30
+#: Or at most this: its reciprocal, and a weight of a few times that, must stay a float32 (at most 3.4e38).
+_TINY = 1e-37
 #: Most columns of weights that are multiplied with the vectors at a time: with few classes all penalties share a
 #: multiplication, and with thousands the predictions of one penalty are large enough.
 _COLUMNS = 512

@@ -21,6 +21,7 @@ from embedkit.errors import OutputError, UsageError
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
 from embedkit.manifest.versions import library_versions
+from embedkit.pooling.fitted_model import source_recipe
 from embedkit.pooling.pooler_files import pooler_bytes
 from embedkit.sources import open_table
 from embedkit.sources.locate import check_not_read, expanded
@@ -130,6 +131,7 @@ def fit(
             recipe["left_out"] = {reason: count for reason, count in left_out.items() if count}
         pooler_input = {name: summary.recipe[name] for name in INPUT}
         recipe |= {"model": summary.recipe["model"], "text": summary.recipe["text"], "input": pooler_input}
+        recipe |= source_recipe(spec.folder.name, spec.folder.revision)
         return _written(path, recipe, tensors, encoded - began, time.monotonic() - encoded)
 
 

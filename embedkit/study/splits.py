@@ -18,6 +18,8 @@ from embedkit.study.near_duplicates import connected_components
 HELD_OUT, TRAINED_ON = -1, 1
 #: scikit-learn takes 24 s for the folds of 60,000 groups, and `_dealt` 1.5 s.
 _MOST_GROUPS = 20_000
+#: Of a hint.
+_OR_LEAVE_OUT = ", or leave out --dedupe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,13 @@ def make_folds(labels: Labels, groups: NDArray[np.int64] | None, *, count: int, 
         return Folds(of_row, 1)
     rows = np.arange(len(labels.rows)) if labels.split is None else np.flatnonzero(labels.split == TRAIN)
     own_groups = None if groups is None else groups[rows]
-    size, what = _units(rows, own_groups)
+    size, what, is_deduplicated = _units(labels, rows, own_groups)
     if size < count:
         raise InputError(
             f"there are {size} {what}, fewer than the {count} folds",
-            hint=f"use --folds {max(size, 3)}" if size >= 3 else "label more rows",
+            hint=f"use --folds {max(size, 3)}"
+            if size >= 3
+            else f"label more rows{_OR_LEAVE_OUT * is_deduplicated}",
         )
     of_row[rows] = _stratified(labels, rows, own_groups, count, seed)
     return Folds(of_row, count)
@@ -141,11 +145,11 @@ def split_rows(
         rows = np.flatnonzero(split == TRAIN)
         parts = len([share for share in shares if share])
         own_groups = None if groups is None else groups[rows]
-        size, what = _units(rows, own_groups)
+        size, what, is_deduplicated = _units(labels, rows, own_groups)
         if size < parts:
             raise InputError(
                 f"{size} {what} cannot be split into {parts} parts for training, validation and test",
-                hint="label more rows, or group them by another column",
+                hint=f"label more rows{_OR_LEAVE_OUT if is_deduplicated else ', or group them by another column'}",
             )
         split[rows] = _dealt(labels, rows, own_groups, shares[:parts], seed)
         _share_a_class(labels, own_groups, rows, split)
@@ -181,9 +185,16 @@ def _share_a_class(
         split[of_both] = np.where(units == sizes.argmin(), VALIDATION, TRAIN)
 
 
-def _units(rows: NDArray[np.int64], groups: NDArray[np.int64] | None) -> tuple[int, str]:
-    """Returns the number of rows, or of the groups that stay whole, and the word for them."""
-    return (len(rows), "rows") if groups is None else (len(np.unique(groups)), "groups")
+def _units(labels: Labels, rows: NDArray[np.int64], groups: NDArray[np.int64] | None) -> tuple[int, str, bool]:
+    """Returns the number of rows, or of groups that stay whole, their word, and True if `--dedupe` made some."""
+    if groups is None:
+        return len(rows), "rows", False
+    size = len(np.unique(groups))
+    if labels.groups is None:
+        return size, "groups of near-duplicate texts, which --dedupe keeps together", True
+    if size < len(np.unique(labels.groups[rows])):
+        return size, "groups, since --dedupe keeps groups with near-duplicate texts together", True
+    return size, "groups", False
 
 
 def _dealt(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedkit.pooling.fitted_model import source_recipe
 from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes
 from embedkit.study.candidates import Candidate
@@ -52,6 +53,7 @@ def judge_winner(candidates: Candidates, judged: Judged, method: Method, facts: 
     measured = {name: of["value"] for name, of in evaluation["metrics"].items()}
     of_file = {
         **{name: facts[name] for name in ("label", "group", "rows", "folds", "seed", "versions")},
+        **source_recipe(model.config.model.model, model.revision),
         "candidate": best.name,
         "scores": {evaluation["estimate"]: measured},
     }

@@ -15,6 +15,7 @@ from embedkit.engines.accounting import unreadable_rows
 from embedkit.errors import InputError, Stopped
 from embedkit.inference.model_spec import find_model
 from embedkit.inference.tokenizer_setup import set_up_without_weights
+from embedkit.pooling.fitted_model import source_recipe
 from embedkit.sources import open_table
 from embedkit.study.encode_states import tokenize_all
 from embedkit.types import Record
@@ -43,7 +44,8 @@ def count_frequencies(
     table = open_table(config.input)
     from embedkit.pooling.poolers import vocabulary_hash
 
-    setup, _ = set_up_without_weights(find_model(config))
+    spec = find_model(config)
+    setup, _ = set_up_without_weights(spec)
     tokenizer, entries = setup.tokenizer, setup.raw_tokenizer.get_vocab()
     frequencies = np.zeros(max(entries.values()) + 1, np.int64)
     n_documents = rows = 0
@@ -75,6 +77,7 @@ def count_frequencies(
         "n_documents": n_documents,
         "text": {"prompt": tokenizer.prompt, "max_length": tokenizer.max_length, "on_long": setup.on_long},
         "rows": rows,
+        **source_recipe(spec.folder.name, spec.folder.revision),
     }
     return recipe, {"document_frequencies": frequencies}
 

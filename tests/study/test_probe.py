@@ -233,3 +233,23 @@ def test_memory_does_not_grow_with_classes_times_rows_times_penalties():
     tracemalloc.stop()
     # Predictions of two folds for a penalty take 8 MB; so do 0 and 1 of a fold, and again while they are centred.
     assert peak < 40e6
+
+
+def test_dimensions_of_any_size_are_constant_where_scikit_learn_says_so():
+    """Dimensions of deviations from 1e-36 to 1e15, far from 0 or not, and constant ones of the same sizes."""
+    random = np.random.default_rng(0)
+    sizes = np.repeat(10.0 ** np.arange(-36, 16, 3), 3)
+    vectors = random.normal(size=(90, len(sizes))) * sizes
+    vectors[:, 1::3] += 1000 * sizes[1::3]
+    vectors[:, 2::3] = 3 * sizes[2::3]
+    vectors = vectors.astype(np.float32)
+    _, labels, folds = classified(90, 4, signal=1.0)
+    training = RidgeProbe(vectors, labels, folds).training([0])
+    rows = np.concatenate([part.rows for part in training.parts])
+    scaler = StandardScaler().fit(vectors[rows].astype(np.float64))
+    constant = scaler.var_ <= 1e-24 * np.square(vectors[rows]).max(axis=0)
+    assert constant.tolist() == [False, False, True] * (len(sizes) // 3)
+    np.testing.assert_array_equal(training.scale == 0, constant)
+    np.testing.assert_allclose(training.scale[~constant], 1 / scaler.scale_[~constant], rtol=1e-4)
+    expected = scaler.transform(vectors[rows].astype(np.float64))
+    np.testing.assert_allclose(training.standardised(), np.where(constant, 0, expected), rtol=1e-2, atol=1e-3)

@@ -306,6 +306,26 @@ def test_an_existing_file_is_kept_without_overwrite(fit):
     assert made.path.read_bytes() != before
 
 
+@pytest.mark.parametrize("kind", ["mean", "pca:2", "idf"])
+def test_a_fitted_file_brings_its_model(fit, embedkit_cli, bert, table, tmp_path, kind):
+    """By the name that was typed: a relative path stays one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(bert.parent)
+        path = fit(kind, "-m", bert.name).path
+        pool = f"idf:{path}" if kind == "idf" else str(path)
+        ran = embedkit_cli("encode", table, "--pool", pool, "-o", tmp_path / "without.npy")
+        assert ran.code == 0, ran.err
+        assert f"note: --model is {bert.name}, on which the pooler was fitted" in ran.err
+        ours = embedkit.Encoder(pool=pool)
+        assert f"--model is {bert.name}, on which the pooler was fitted" in ours.notices
+    assert str(bert.parent) not in json.dumps(recipe_of(path))
+    named = embedkit_cli("encode", table, "-m", bert, "--pool", pool, "-o", tmp_path / "with.npy")
+    assert (named.code, "on which the pooler" in named.err) == (0, False)
+    np.testing.assert_array_equal(
+        *(embedkit.read(tmp_path / f"{name}.npy").vectors for name in ("without", "with"))
+    )
+
+
 # States on disk --------------------------------------------------------------------------------------
 
 

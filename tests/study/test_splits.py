@@ -41,7 +41,7 @@ def test_folds_share_out_all_rows_and_never_divide_a_group(labels_and_groups, co
     labels, groups = labels_and_groups
     units = np.arange(40) if groups is None else groups
     if len(np.unique(units)) < count:
-        with pytest.raises(InputError, match=f"groups, fewer than the {count} folds"):
+        with pytest.raises(InputError, match=f"groups.*, fewer than the {count} folds"):
             make_folds(labels, groups, count=count, seed=seed)
         return
     folds = make_folds(labels, groups, count=count, seed=seed)
@@ -171,3 +171,14 @@ def test_validation_rows_have_a_class_of_the_training_rows_where_groups_allow_it
         assert set(targets[split.validation]) <= {0}, seed
         assert split.validation.tolist() == list(range(6, 10))
         assert sorted([*split.train, *split.validation]) == list(range(15))
+
+
+@pytest.mark.parametrize("own", [None, np.arange(6)])
+def test_too_few_groups_of_near_duplicates_are_told_with_the_option_that_made_them(own):
+    labels = Labels("classification", np.arange(6), np.array([0, 1] * 3), ("0", "1"), own)
+    for split in (
+        lambda: make_folds(labels, np.zeros(6, np.int64), count=3, seed=0),
+        lambda: split_rows(labels, np.zeros(6, np.int64), validation=0.2, test=0.2, seed=0),
+    ):
+        with pytest.raises(InputError, match=r"--dedupe keeps .*leave out --dedupe"):
+            split()

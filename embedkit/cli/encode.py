@@ -15,6 +15,7 @@ from embedkit.cli.progress import MODES, describe_memory, print_event
 from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.engines.summary import Summary
+from embedkit.errors import UsageError
 from embedkit.storage.standard_streams import rows_out
 
 
@@ -29,6 +30,11 @@ def encode(
     one_of("--progress", progress, MODES)
     asked = run_config(**options)
     check_stdin(asked.input.inputs)
+    if private and asked.output.is_remote:
+        raise UsageError(
+            "--private sets the permissions of local files, and who may read an object store is up to its bucket",
+            hint="leave it out, and check the bucket's policy",
+        )
     if asked.output.is_stdout:
         rows_out()
     # Imports numpy and pyarrow: not before, so that a wrong option is reported at once.

@@ -11,8 +11,11 @@ from embedkit.config import FORMATS, OUTPUT_FORMATS, one_of
 from embedkit.config.databases import DATABASE_SUFFIXES, base_name, is_database
 from embedkit.errors import UsageError
 from embedkit.storage.filesystem import seems_folder
+from embedkit.storage.remote_path import RemotePath, is_uri
 from embedkit.suggest import closest_names
 
+#: Schemes of the object stores that outputs are written to.
+STORES = ("s3", "gs", "az")
 #: One slash suffices: `Path` removes the other. A scheme of one letter would be a drive of Windows.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 #: Suffixes of tables and of compressed files, in any case, that a default output name loses.
@@ -66,8 +69,12 @@ def absolute_name(output: str) -> str:
     """Returns an output's name, as an absolute path if it ends in `.` or `..`, which have no name of their own.
 
     Raises:
-        UsageError: it is the root folder, next to which nothing can be written.
+        UsageError: it is the root folder, next to which nothing can be written, or a whole bucket.
     """
+    if is_uri(output):
+        if not RemotePath(output).key:
+            raise UsageError(f"-o {output} is a whole bucket", hint=f"name a folder in it: -o {output}/vectors")
+        return output
     if Path(output).name not in {"", ".."}:
         return output
     whole = os.path.abspath(output)  # noqa: PTH100 - as typed but for the dots: no link is followed
@@ -94,7 +101,7 @@ def output_format(output: str, asked: str | None) -> str:
     if asked is not None:
         one_of("--output-format", asked, OUTPUT_FORMATS)
     by_name = "jsonl" if output == "-" else _suffix(output)
-    _check_no_uri(output)
+    _check_no_uri(output, stores=STORES)
     if is_folder(output):
         return asked or (by_name if by_name in OUTPUT_FORMATS else "parquet")
     name = Path(output).name
@@ -104,7 +111,7 @@ def output_format(output: str, asked: str | None) -> str:
             hint=f"use a name such as -o {output.removesuffix(name)}vectors{name}, or -o {output}/ for a folder",
         )
     if by_name not in OUTPUT_FORMATS:
-        check_name(output, OUTPUT_FORMATS)
+        check_name(output, OUTPUT_FORMATS, stores=STORES)
         return asked or "parquet"
     if asked is not None and asked != by_name:
         raise UsageError(
@@ -113,15 +120,21 @@ def output_format(output: str, asked: str | None) -> str:
     return by_name
 
 
-def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -> None:
+def check_name(
+    output: str, known: tuple[str, ...], *, or_folder: bool = True, stores: tuple[str, ...] = ()
+) -> None:
     """Rejects a name that is meant for a file of a format that is not written.
 
-    `known` holds the suffixes of the files that the command writes.
+    Args:
+        output: the name.
+        known: suffixes of the files that the command writes.
+        or_folder: True if it writes folders as well.
+        stores: schemes of the object stores that it writes to.
 
     Raises:
         UsageError: names what the command writes.
     """
-    _check_no_uri(output)
+    _check_no_uri(output, stores=stores)
     suffix = _suffix(output)
     stem = output.removesuffix(suffix)
     if or_folder and is_folder(output):
@@ -141,18 +154,23 @@ def check_name(output: str, known: tuple[str, ...], *, or_folder: bool = True) -
 
 def is_folder(output: str) -> bool:
     """True if a name means a folder whatever its suffix: it ends in a slash, or the folder exists."""
-    return output.endswith(("/", os.sep)) or seems_folder(output)
+    return output.endswith(("/", os.sep)) or (not is_uri(output) and seems_folder(output))
 
 
-def _check_no_uri(output: str) -> None:
-    """Rejects a URI, which would otherwise become a folder named `s3:`."""
-    if scheme := _URI.match(output):
-        is_local = scheme[1].lower() == "file"
-        path = f"/{output[scheme.end() :]}"
-        raise UsageError(
-            f"-o {output}: outputs are written to local paths, and this is a URI",
-            hint=f"use -o {path}" if is_local else "write to a local path, then copy the output",
-        )
+def _check_no_uri(output: str, *, stores: tuple[str, ...]) -> None:
+    """Rejects a URI that is not of these object stores; it would otherwise become a folder named `s3:`."""
+    scheme = _URI.match(output)
+    if scheme is None or (is_uri(output) and scheme[1].lower() in stores):
+        return
+    places = "local paths"
+    if stores:
+        places = f"local paths and object stores ({', '.join(f'{store}://' for store in stores)})"
+    hint = "write to a local path, then copy the output"
+    if scheme[1].lower() == "file":
+        hint = f"use -o /{output[scheme.end() :]}"
+    elif scheme[1].lower() in stores:
+        hint = f"use -o {scheme[1].lower()}://{output[scheme.end() :]}"
+    raise UsageError(f"-o {output}: outputs are written to {places}, and this is another URI", hint=hint)
 
 
 def _suffix(output: str) -> str:

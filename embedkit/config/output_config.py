@@ -33,11 +33,22 @@ class OutputConfig:
                 f"--verify looks at what a former run committed, and --on-exists is {self.on_exists}",
                 hint="use --on-exists resume --verify; `embedkit verify OUT` checks a finished output",
             )
+        if self.is_remote and self.is_single_file:
+            raise UsageError(
+                f"-o {self.output}: a single file is not written to an object store, where a run that is killed "
+                "could not continue it",
+                hint=f"use -o {self.output}/ for a folder of shards; or write to a local file, then copy it",
+            )
 
     @property
     def is_stdout(self) -> bool:
         """True if the rows go to stdout."""
         return self.output == "-"
+
+    @property
+    def is_remote(self) -> bool:
+        """True if the output is a URI, of an object store."""
+        return "://" in self.output
 
     @property
     def is_jsonl_alone(self) -> bool:

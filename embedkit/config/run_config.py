@@ -182,6 +182,12 @@ class RunConfig(VectorConfig):
                 f"{option} is for one row a text, and {what} may give a text several rows",
                 hint="leave out one of the two",
             )
+        has_key = self.reuse.hash_key is not None or bool(self.reuse.update)
+        if self.reuse.keep_hashes and self.output.is_remote and not has_key:
+            raise UsageError(
+                "--keep-hashes: a key beside the output could be read by whoever can read the bucket",
+                hint="name a key of your own with --hash-key FILE, which `openssl rand -hex 32 > FILE` makes",
+            )
         if self.reuse.keep_hashes and self.output.is_jsonl_alone:
             raise UsageError(
                 "--keep-hashes: JSON Lines alone do not hold the recipe, so that they cannot be updated later",
@@ -196,6 +202,11 @@ class RunConfig(VectorConfig):
         if self.units.unit != "text" or self.pooling.pool == "none":
             raise UsageError(
                 "--group-by takes one vector a row", hint="leave out --level, the spans or --pool none"
+            )
+        if self.output.is_remote:
+            raise UsageError(
+                "--group-by pools the rows in a folder next to the output, which must be on a disk",
+                hint="write to a local path, then copy the output",
             )
         if self.output.is_stdout or self.share.several:
             raise UsageError(

@@ -26,8 +26,9 @@ from embedkit.output.rejects import rejects_path
 from embedkit.pooling.heads import SCORE
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SpanBook, Table
-from embedkit.sources.locate import check_not_read
+from embedkit.sources.locate import check_not_read, shown_name
 from embedkit.storage.filesystem import seems_folder
+from embedkit.storage.remote_path import RemotePath, is_uri
 from embedkit.types import HASH_COLUMNS
 
 #: In English, for most vocabularies; used to estimate the remaining time only.
@@ -46,6 +47,15 @@ def check_inputs_are_safe(output: str, form: str, table: Table, spans: SpanBook 
     if output == "-":
         return
     names = [file.name for file in (*table.files, *(spans.table.files if spans else ())) if file.name != "-"]
+    if is_uri(output):
+        below = f"{RemotePath(output)}/"
+        hit = next((name for name in names if f"{name}/".startswith(below)), None)
+        if hit is not None:
+            raise UsageError(
+                f"{shown_name(hit)}, which is an input, is in the output's folder",
+                hint="choose another place with -o",
+            )
+        return
     path = Path(output)
     if path.suffix != f".{form}" or seems_folder(path):
         check_not_read([path], names, whole_folders=True)

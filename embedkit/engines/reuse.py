@@ -16,6 +16,7 @@ from embedkit.manifest.versions import vector_versions
 from embedkit.output.earlier import EarlierOutput
 from embedkit.storage.filesystem import is_same_file, seems_there
 from embedkit.storage.hash_key import HashKey, join_key, key_beside, read_key, required_key
+from embedkit.storage.remote_path import as_path
 from embedkit.types import EarlierRows, Record
 
 _LOST = (
@@ -171,16 +172,15 @@ def open_reuse(config: RunConfig, stored: Plan | None) -> TextReuse | None:
     if not config.reuse:
         return None
     earlier = [EarlierOutput(path) for path in config.reuse.update]
-    out = Path(config.output.output)
-    key_file = key_beside(out) if config.keeps_hashes and config.reuse.hash_key is None else None
+    out = as_path(config.output.output)
+    key_file = None
+    if config.keeps_hashes and config.reuse.hash_key is None and isinstance(out, Path):
+        key_file = key_beside(out)
     if config.reuse.hash_key is not None:
         path = Path(config.reuse.hash_key)
         key: HashKey | None = required_key(path)
-    elif earlier:
-        path, key = _key_of(earlier[0], out)
     else:
-        path = key_beside(out)
-        key = read_key(path)
+        path, key = _key_beside([*(of.path for of in earlier[:1]), config.output.output])
     uses = [(output.path, output.hash_key) for output in earlier]
     uses += [(str(out), stored.hash_key)] if stored and stored.hash_key and config.keeps_hashes else []
     for name, asked in uses:
@@ -198,12 +198,21 @@ def open_reuse(config: RunConfig, stored: Plan | None) -> TextReuse | None:
     return TextReuse(key, earlier, key_file, config.reuse.other_versions)
 
 
-def _key_of(output: EarlierOutput, out: Path) -> tuple[Path, HashKey | None]:
-    """Returns the key beside an earlier output, else the one beside the new output, and its path."""
-    path = key_beside(Path(output.path))
-    key = read_key(path)
-    other = key_beside(out)
-    return (other, read_key(other)) if key is None and seems_there(other) else (path, key)
+def _key_beside(outputs: Sequence[str]) -> tuple[Path, HashKey | None]:
+    """Returns the first key beside one of the outputs, and its path; None beside the first one if there is none.
+
+    Raises:
+        UsageError: all are in object stores, beside which no key is kept.
+    """
+    places = [place for place in map(as_path, outputs) if isinstance(place, Path)]
+    if not places:
+        raise UsageError(
+            f"--update {outputs[0]}: no key of hashes is kept beside an output in an object store",
+            hint="name the file of the key with --hash-key",
+        )
+    paths = [key_beside(place) for place in places]
+    found = next((path for path in paths if seems_there(path)), paths[0])
+    return found, read_key(found)
 
 
 def _another_key(path: Path) -> OutputError:

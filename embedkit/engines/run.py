@@ -24,6 +24,8 @@ from embedkit.output.commit import PLAN
 from embedkit.output.open import read_versioned, schema_metadata
 from embedkit.sources import open_table
 from embedkit.storage.filesystem import seems_file, seems_there
+from embedkit.storage.protocol import FilePath
+from embedkit.storage.remote_path import as_path
 
 #: Folders next to an output that hold an unfinished run of it.
 _UNFINISHED = ("{}.partial", "{}.rows.partial", "{}.next", "{}.partial.next")
@@ -75,7 +77,7 @@ def other_outputs_spared(config: RunConfig) -> Generator[None, None, None]:
 
 def _has_this_input(config: RunConfig) -> bool | None:
     """Checks whether the existing output was made from the requested input; None if unknown."""
-    existing = _input_digests(Path(config.output.output))
+    existing = _input_digests(as_path(config.output.output))
     if not existing or "-" in config.input.inputs or config.input.sql is not None:
         return None
     with suppress(EmbedkitError):
@@ -83,20 +85,23 @@ def _has_this_input(config: RunConfig) -> bool | None:
     return None
 
 
-def _input_digests(path: Path) -> set[Any]:
+def _input_digests(path: FilePath) -> set[Any]:
     """Returns the digests of the inputs of an output and of its unfinished runs."""
     found: set[Any] = {
         files_digest((file.size, file.sha256) for file in read.files) for read in _stored_inputs(path)
     }
-    if seems_file(path):
+    if isinstance(path, Path) and seems_file(path):
         with suppress(EmbedkitError):
             found.add(loads(schema_metadata(path).get("embedkit.read", "{}")).get("files_digest"))
     return found - {None}
 
 
-def _stored_inputs(path: Path) -> Iterator[InputFacts]:
+def _stored_inputs(path: FilePath) -> Iterator[InputFacts]:
     """Yields the inputs of the plans of an output and of its unfinished runs."""
-    for folder in (path, *(path.with_name(name.format(path.name)) for name in _UNFINISHED)):
+    folders = [path]
+    if isinstance(path, Path):
+        folders += [path.with_name(name.format(path.name)) for name in _UNFINISHED]
+    for folder in folders:
         with suppress(EmbedkitError):
             if seems_there(folder / PLAN):
                 yield read_versioned(Plan, folder / PLAN).input
@@ -104,7 +109,7 @@ def _stored_inputs(path: Path) -> Iterator[InputFacts]:
 
 def _at_stored_commits(config: RunConfig) -> RunConfig:
     """Returns the options of a resumed run, with data sets of the hub at the commits that it began with."""
-    stored = (file.name for read in _stored_inputs(Path(config.output.output)) for file in read.files)
+    stored = (file.name for read in _stored_inputs(as_path(config.output.output)) for file in read.files)
     commits = {found[1]: found[0] for name in stored if (found := _DATA_SET.match(name)) and found[2]}
     inputs = (_DATA_SET.sub(lambda found: commits.get(found[0], found[0]), name) for name in config.input.inputs)
     return replace(config, input=replace(config.input, inputs=tuple(inputs)))

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from embedkit.errors import OutputError
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
@@ -42,13 +42,14 @@ from embedkit.storage.filesystem import (
 from embedkit.storage.protocol import AtomicFiles, FilePath, FileStat
 
 PLAN, MANIFEST, COMMITS, SEGMENTS = "plan.json", "manifest.json", "commits", "segments"
-_DATA = ("embeddings", "metadata", "rejects")
+#: Folders of the files of shards.
+DATA = ("embeddings", "metadata", "rejects")
 #: All that embedkit writes into an output folder; nothing else is ever removed from it.
-_OURS = (MANIFEST, COMMITS, PLAN, SEGMENTS, *_DATA)
+_OURS = (MANIFEST, COMMITS, PLAN, SEGMENTS, *DATA)
 _OWN_FILE = re.compile(
     r"(plan|manifest)\.json|(commits|segments)/\d{5,}\.json|(embeddings(/[^/]+)?|metadata|rejects)/part-\d{5,}\.\w+"
 )
-_RECORD = re.compile(r"\d{5,}\.json")
+_RECORD = re.compile(rf"{COMMITS}/(\d{{5,}})\.json")
 
 Create = Callable[[str], BinaryIO]
 
@@ -80,7 +81,7 @@ class OutputFolder:
         with as_read_error(self.path):
             if any(name not in _OURS and not is_temporary(name) for name in file_names(self.path)):
                 return True
-            return any(not _is_own(name) for name, _ in list_files(self.path))
+            return any(not is_own(name) for name, _ in list_files(self.path))
 
     def has_plan(self) -> bool:
         """Returns True if a run was begun here."""
@@ -90,7 +91,7 @@ class OutputFolder:
     def has_shards(self) -> bool:
         """Returns True if there is a record, or a file of a shard under its final name."""
         with as_read_error(self.path):
-            names = (name for of in (COMMITS, *_DATA) for name, _ in list_files(self.path / of))
+            names = (name for of in (COMMITS, *DATA) for name, _ in list_files(self.path / of))
             return any(not is_temporary(Path(name).name) for name in names)
 
     def read_plan(self) -> Plan | None:
@@ -100,13 +101,12 @@ class OutputFolder:
             DamagedPlanError: the plan is damaged.
             OutputError: it cannot be read, or a newer embedkit wrote it.
         """
+        data = self._plan_bytes()
+        return None if data is None else self._own_plan(data)
+
+    def _own_plan(self, data: bytes) -> Plan:
+        """Parses a plan, which becomes this process's."""
         path = self.path / PLAN
-        with as_read_error(path):
-            try:
-                seen = stat_file(path)
-                data = read_file(path)
-            except FileNotFoundError:
-                return None
         try:
             plan = Plan.parse(data, path)
         except ValueError:
@@ -114,8 +114,18 @@ class OutputFolder:
                 f"{path} is damaged; nothing was changed",
                 hint="put plan.json back if there is a copy of it; else start again with --on-exists overwrite",
             ) from None
-        self.plan_sha256, self._plan_seen = hashlib.sha256(data).hexdigest(), seen
+        self.plan_sha256 = hashlib.sha256(data).hexdigest()
         return plan
+
+    def _plan_bytes(self) -> bytes | None:
+        """Reads plan.json, and remembers when it was written; None if there is none."""
+        path = self.path / PLAN
+        with as_read_error(path):
+            try:
+                self._plan_seen = stat_file(path)
+                return read_file(path)
+            except FileNotFoundError:
+                return None
 
     def join_plan(self, plan: Plan) -> Plan:
         """Writes the plan unless another process was first.
@@ -131,7 +141,7 @@ class OutputFolder:
         self.began = write_file(self.path, PLAN, plan.serialize(), replace=False, sweep=False)
         found = self.read_plan()
         if found is None:
-            raise self._replaced()
+            raise self.replaced()
         return found
 
     def check_plan(self) -> None:
@@ -148,12 +158,13 @@ class OutputFolder:
                 seen = stat_file(path)
                 if seen != self._plan_seen:
                     if sha256_of_file(path) != self.plan_sha256:
-                        raise self._replaced()
+                        raise self.replaced()
                     self._plan_seen = seen
             except FileNotFoundError:
-                raise self._replaced() from None
+                raise self.replaced() from None
 
-    def _replaced(self) -> OutputError:
+    def replaced(self) -> OutputError:
+        """Returns the error of a run whose plan is gone."""
         return OutputError(
             f"another run has replaced this one in {self.path}: the plan there is no longer this run's",
             hint="the files there are the other run's; start this one again with another place for -o",
@@ -168,7 +179,7 @@ class OutputFolder:
 
     def read_scan(self, index: int) -> bytes | None:
         """Reads the scan of a segment of the input; None if there is none."""
-        path = self.path / SEGMENTS / f"{index:05d}.json"
+        path = self.path / scan_name(index)
         with as_read_error(path):
             try:
                 return read_file(path)
@@ -183,7 +194,7 @@ class OutputFolder:
         """
         with as_output_error(self.path):
             make_folder(self.path / SEGMENTS)
-        name = f"{SEGMENTS}/{index:05d}.json"
+        name = scan_name(index)
         if not write_file(self.path, name, data, replace=False, sweep=False):
             former = self.read_scan(index)
             if former is None or is_stale(former):
@@ -213,8 +224,8 @@ class OutputFolder:
         """Yields the number and the path of every record, in any order."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in file_names(self.path / COMMITS):
-                if _RECORD.fullmatch(name):
-                    yield int(name.partition(".")[0]), f"{self.path}/{COMMITS}/{name}"
+                if (number := record_number(f"{COMMITS}/{name}")) is not None:
+                    yield number, f"{self.path}/{COMMITS}/{name}"
 
     def committed(self, *, verify: bool = False) -> dict[int, ShardRecord]:
         """Reads the records of the shards that are done: of this plan, with files of the recorded sizes.
@@ -229,7 +240,7 @@ class OutputFolder:
         """
         records: dict[int, ShardRecord] = {}
         with as_read_error(self.path):
-            sizes = {name: size for folder in _DATA for name, size in list_files(self.path / folder, f"{folder}/")}
+            sizes = {name: size for folder in DATA for name, size in list_files(self.path / folder, f"{folder}/")}
             plans: set[str | None] = {None}
             with contextlib.suppress(FileNotFoundError):
                 plans.add(sha256_of_file(self.path / PLAN))
@@ -256,7 +267,7 @@ class OutputFolder:
         with as_output_error(self.path):
             self._sweep(index)
             try:
-                yield ShardWriter(self, index, files)
+                yield _AtomicShardWriter(self, index, files)
             finally:
                 files.discard()
 
@@ -287,11 +298,11 @@ class OutputFolder:
                 path = self.path / name
                 if not is_folder(path) or is_link(path):
                     remove_file(path)
-                elif all(_is_own(f"{name}/{inside}") for inside, _ in list_files(path)):
+                elif all(is_own(f"{name}/{inside}") for inside, _ in list_files(path)):
                     remove_tree(path)
                 else:
                     for inside, _ in list_files(path):
-                        if _is_own(f"{name}/{inside}"):
+                        if is_own(f"{name}/{inside}"):
                             remove_file(path / inside)
             for path in temporary_files(self.path):
                 if not is_former_mark(path.name):
@@ -324,17 +335,11 @@ class OutputFolder:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ShardWriter:
+class ShardWriter(Protocol):
     """One shard being written."""
-
-    folder: OutputFolder
-    index: int
-    files: AtomicFiles
 
     def create(self, name: str) -> BinaryIO:
         """Opens a new file for a path in the output folder; it appears on `commit`."""
-        return self.files.create(name)
 
     def commit(self, record: ShardRecord) -> ShardRecord:
         """Publishes the files, then the record.
@@ -345,14 +350,44 @@ class ShardWriter:
         Raises:
             OutputError: the disk is full, the folder cannot be written, or another run has taken its place.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class _AtomicShardWriter:
+    """See ShardWriter."""
+
+    folder: OutputFolder
+    index: int
+    files: AtomicFiles
+
+    def create(self, name: str) -> BinaryIO:
+        return self.files.create(name)
+
+    def commit(self, record: ShardRecord) -> ShardRecord:
         folder = self.folder
         files = self.files.publish(check=folder.check_plan)
         record = replace(record, files=tuple(files), plan_sha256=folder.plan_sha256)
-        name = f"{COMMITS}/{self.index:05d}.json"
+        name = record_name(self.index)
         write_file(folder.path, name, record.serialize(), sweep=False, check=folder.check_plan)
         return record
 
 
-def _is_own(name: str) -> bool:
+def record_name(number: int) -> str:
+    """Returns the path in the folder of a shard's record."""
+    return f"{COMMITS}/{number:05d}.json"
+
+
+def scan_name(index: int) -> str:
+    """Returns the path in the folder of the scan of a segment."""
+    return f"{SEGMENTS}/{index:05d}.json"
+
+
+def record_number(name: str) -> int | None:
+    """Returns the number of the shard whose record has this path in the folder; None if it is no record's."""
+    found = _RECORD.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def is_own(name: str) -> bool:
     """Returns True if the path in the folder is one of embedkit's files, temporary ones included."""
     return _OWN_FILE.fullmatch(name) is not None or is_temporary(Path(name).name)

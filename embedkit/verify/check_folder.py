@@ -15,7 +15,7 @@ from typing import TypeVar
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import MalformedFileError, Manifest, Plan, ShardRecord, Totals, VersionedFile
-from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder
+from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder, record_name
 from embedkit.output.contents import contents_of
 from embedkit.output.formats import Sink, layout_of, make_sink, shard_name
 from embedkit.output.open import schema_metadata
@@ -125,18 +125,18 @@ class FolderCheck:
             if list(records) != list(range(len(records))):
                 self.add(COMMITS, f"{len(records)} records do not have the numbers from 0")
         for index in ranges.keys() - records.keys():
-            if _record_name(index) not in self.known:
-                self.add(_record_name(index), "is missing: the shard is not done")
+            if record_name(index) not in self.known:
+                self.add(record_name(index), "is missing: the shard is not done")
         for index, record in records.items():
             if ranges.get(index) != (record.start, record.stop):
                 planned = "is not planned" if index not in ranges else "has {} to {}".format(*ranges[index])
                 self.add(
-                    _record_name(index),
+                    record_name(index),
                     f"has the rows {record.start} to {record.stop}, and the plan's shard {planned}",
                 )
 
     def _check_shard(self, record: ShardRecord, plan: Plan, sink: Sink) -> None:
-        name = _record_name(record.index)
+        name = record_name(record.index)
         if record.plan_sha256 not in {None, self.plan_sha256}:
             self.add(name, "is of another run: it names another plan")
         for what in wrong_counts(record, plan):
@@ -205,7 +205,3 @@ class FolderCheck:
         for name, digest in zip(names, OutputFolder(self.path).hashes(), strict=True):
             if getattr(manifest, name) != digest:
                 self.add(MANIFEST, f"its {name} differs from that of the present files")
-
-
-def _record_name(index: int) -> str:
-    return f"{COMMITS}/{index:05d}.json"

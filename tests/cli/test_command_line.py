@@ -272,8 +272,10 @@ def test_the_name_of_an_unsupported_file_makes_no_folder(encode, tmp_path, name,
 @pytest.mark.parametrize(
     ("name", "way_out"),
     [
-        ("s3://bucket/vectors", "write to a local path"),
-        ("gs://bucket/vectors.parquet", "write to a local path"),
+        ("hdfs://host/vectors", "write to a local path"),
+        ("s3:/bucket/vectors", "-o s3://bucket/vectors"),
+        ("s3://bucket", "-o s3://bucket/vectors"),
+        ("gs://bucket/vectors.parquet", "-o gs://bucket/vectors.parquet/"),
         ("file:///data/vectors.npy", "-o /data/vectors.npy"),
         (".parquet", "vectors.parquet"),
         ("out/.npy", "out/vectors.npy"),

@@ -21,6 +21,21 @@ from embedkit.storage.replace_folder import Replacement
 from embedkit.types import EncodedShard
 
 
+def write_shard(output: OutputFolder, shard: EncodedShard, sink: Sink) -> ShardRecord:
+    """Writes the files of a shard, and commits it. Returns its record.
+
+    Raises:
+        OutputError: it cannot be written, or another run has taken the place of this one.
+    """
+    with output.shard(shard.index) as writer:
+        # A shard of empty texts has no .npy files: embedding-reader skips an array of no rows but not its
+        # metadata, and the pairs would shift.
+        if sink.suffix != ".npy" or shard.has_vector.any():
+            sink.write(shard, writer.create)
+        write_rejects(shard, writer.create)
+        return writer.commit(ShardRecord.of(shard))
+
+
 class Folder:
     """A folder of shards.
 
@@ -144,13 +159,7 @@ class Folder:
 
     def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
         """See Destination."""
-        with self.output.shard(shard.index) as writer:
-            # A shard of empty texts has no .npy files: embedding-reader skips an array of no rows but not its
-            # metadata, and the pairs would shift.
-            if sink.suffix != ".npy" or shard.has_vector.any():
-                sink.write(shard, writer.create)
-            write_rejects(shard, writer.create)
-            return writer.commit(ShardRecord.of(shard))
+        return write_shard(self.output, shard, sink)
 
     def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """See Destination."""

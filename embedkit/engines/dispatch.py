@@ -68,7 +68,8 @@ class Dispatcher:
     def begin(self, job: ShardJob) -> None:
         """Starts to give the shards of a job."""
         self.job, self.shards_done = job, len(job.done)
-        self._queue = ShardQueue(job.shards or ())
+        sharding = job.plan.sharding
+        self._queue = ShardQueue(job.shards or (), sharding.stretch if sharding.stretches else None)
         for worker in self.workers:
             self._start(worker)
 

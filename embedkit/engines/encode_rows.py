@@ -21,6 +21,7 @@ from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_fini
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.ray import RayEngine
 from embedkit.engines.reuse import check_not_output, open_reuse
+from embedkit.engines.scan_pool import scanner_of
 from embedkit.engines.scanning import Shared
 from embedkit.engines.summary import Summary, summarize, summary_of_finished
 from embedkit.engines.worker_pool import WorkerPool
@@ -67,10 +68,11 @@ def encode_rows(
     spec = spec or find_model(config)
     folder = None if stored else destination.scans()
     shared = None if folder is None else Shared(folder, share)
-    planned = plan_input(table, spans, config, spec, stored, shared=shared, stop=stop)
+    scanner = scanner_of(config.workers, stop)
+    planned = plan_input(table, spans, config, spec, stored, scanner=scanner, shared=shared, stop=stop)
     _report_notes(config, table, callbacks)
     sharding = planned.sharding
-    part = None if sharding.shards is None else shards_of(share, sharding.shards)
+    part = None if sharding.shards is None else shards_of(share, sharding)
     if share.rank and not part:
         # Other ranks may already have finished: existing output is not an error here.
         return summarize(config, _NO_MODEL, Totals.of((), sharding.rows), began, complete=False)

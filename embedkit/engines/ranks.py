@@ -1,15 +1,19 @@
 """Determines the shards and the device of a process, from options and an environment passed in.
 
 A part is every `world_size`-th shard, so that all parts take about the same time even if texts get longer along
-the table.
+the table. Where several shards are best read by one process (see Sharding.stretches), it is consecutive shards
+with about as many characters as the other parts have.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 
 from embedkit.config import ShareConfig
 from embedkit.errors import UsageError
+from embedkit.manifest.schema import Sharding
 
 #: Tasks of a step; and the variable of older versions of Slurm, which may count those of the allocation.
 _STEP_TASKS, _TASKS = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
@@ -69,9 +73,14 @@ def share_of(
     return ShareConfig(workers=workers, place=place, note="" if in_step else _allocation_notice(environ))
 
 
-def shards_of(share: ShareConfig, shards: int) -> range:
-    """Returns the numbers of the shards of this process's part."""
-    return range(share.rank, shards, share.world_size)
+def shards_of(share: ShareConfig, sharding: Sharding) -> range:
+    """Returns the numbers of the shards of this process's part; see the module."""
+    shards = sharding.shards or 0
+    if not sharding.stretches:
+        return range(share.rank, shards, share.world_size)
+    ends = list(accumulate(max(1, characters) for characters in sharding.characters or [1] * shards))
+    first, stop = (bisect_right(ends, ends[-1] * of // share.world_size) for of in (share.rank, share.rank + 1))
+    return range(first, stop)
 
 
 def device_for(name: str, place: int | None, gpus: int) -> str:

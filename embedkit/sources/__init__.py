@@ -8,16 +8,18 @@ rows, an `InputError` is raised.
     delimited.py  csv, tsv                     jsonl.py      jsonl, ndjson
     columnar.py   parquet, arrow               plain_text.py txt
     databases.py  queries of databases         record_batches.py  rows of columnar formats
+    readers.py    the formats behind one protocol  table_opening.py  files, columns, headers
     table.py      all files together           kept_types.py types of kept columns
-    scan.py       what a pass over it finds    spans.py      parts of texts
-    in_memory.py  texts of a Python caller
+    scan.py       what a pass over it finds    measuring.py  lengths of texts in columnar formats
+    spans.py      parts of texts               in_memory.py  texts of a Python caller
 """
 
 from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.locate import SourceFile
 from embedkit.sources.scan import Part, PartScan, Place, Scan
 from embedkit.sources.spans import SpanBook, SpanColumn
-from embedkit.sources.table import Table, TableFacts, open_table
+from embedkit.sources.table import Table, TableFacts
+from embedkit.sources.table_opening import open_table
 
 __all__ = [
     "Columns",

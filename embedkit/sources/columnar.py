@@ -6,6 +6,7 @@ import io
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
 from embedkit.sources.columns import Columns, Wanted, every
+from embedkit.sources.kept_types import KeptTypes
+from embedkit.sources.measuring import measure, names_to_measure
 from embedkit.sources.opening import check_size
 from embedkit.sources.record_batches import BATCH_ROWS, RecordBatches, attempt, between, sliced
 from embedkit.storage.parser_probe import probe_file
@@ -56,8 +59,8 @@ class Columnar(RecordBatches):
         opened = attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
-        schema, self._between = opened
-        super().__init__(schema, lambda columns: self._between(columns.named, 0, None), file)
+        self._schema, self._between = opened
+        super().__init__(self._schema, lambda columns: self._between(columns.named, 0, None), file)
 
     #: See `Place`: an offset is the number of a row, at which reading can begin.
     seekable = True
@@ -77,6 +80,26 @@ class Columnar(RecordBatches):
     ) -> Iterator[Record | Fault]:
         """Read the rows [start, stop) of the file, numbered from `first`; see `RecordBatches.rows`."""
         return self._records(lambda: self._between(columns.named, start or 0, stop), columns, first, wanted)
+
+    def measured(
+        self, columns: Columns, first: int, found: KeptTypes, start: int | None, stop: int | None
+    ) -> Iterator[int | Record | Fault]:
+        """Read as `rows` does; where `found` needs no more, of most rows only the number of characters."""
+        floats = found.floats()
+        names = names_to_measure(self._schema, columns, floats)
+        if names is None or floats is None:
+            yield from self.rows(columns, first, every, start, stop)
+            return
+        row = begin = start or 0
+        batches = attempt(lambda: self._between(names, begin, stop))
+        while (batch := self._next(batches)) is not None:
+            measures = attempt(partial(measure, batch, columns, floats))
+            if measures is None:
+                yield from self.rows(columns, first + row - begin, every, row, row + batch.num_rows)
+            else:
+                found.non_finite.update(measures[1])
+                yield from measures[0]
+            row += batch.num_rows
 
     def piece(self, first: int, stop: int) -> tuple[int, int]:
         """Return the rows [start, stop) of the row groups of a Parquet file that begin in these bytes of it."""

@@ -88,10 +88,12 @@ class JsonLines:
             yield Fault(row, self._file, offset, made) if isinstance(made, str) else made
             row += 1
 
-    def piece(self, first: int, stop: int) -> tuple[int | None, int]:
+    def piece(self, first: int, stop: int) -> tuple[int, int]:
         """Return where the lines that begin in the bytes [first, stop) start, and `stop`."""
-        if first == 0:
-            return None, stop
+        if first == 0:  # the first line begins after a byte order mark
+            self._stream.seek(0)
+            mark = self._stream.read(len(codecs.BOM_UTF8))
+            return 0, max(stop, len(mark) + 1 if mark == codecs.BOM_UTF8 else 0)
         self._stream.seek(first - 1)
         start = first - 1
         while line := self._stream.readline(MAX_RECORD_BYTES):

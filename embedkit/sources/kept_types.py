@@ -160,6 +160,12 @@ class KeptTypes:
             if is_non_finite:
                 self.non_finite[self.keep[place]] += 1
 
+    def floats(self) -> list[str] | None:
+        """List the columns whose values must be searched for NaN; None if values decide types as well."""
+        if any(self._by_value) or any(joined is not None for joined in self._joined):
+            return None
+        return [name for name, has_floats in zip(self.keep, self._floats, strict=True) if has_floats]
+
     def found(self) -> FoundTypes:
         """Return what the rows so far have added."""
         seen = tuple(tuple(sorted(types)) for types in self._seen)

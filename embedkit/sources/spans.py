@@ -16,7 +16,8 @@ from typing import Any
 from embedkit.arrow_values import plain_value
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.sources.table import Table, open_table
+from embedkit.sources.table import Table
+from embedkit.sources.table_opening import open_table
 from embedkit.types import Fault, Record, Span
 
 

@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import BinaryIO, Protocol
+from typing import Any
 
 from embedkit.arrow_values import is_missing
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import (
-    DELIMITED,
-    USUAL_TEXT,
     Column,
     Columns,
     Wanted,
     check_columns,
-    column_notices,
     every,
     requested_columns,
-    resolve_columns,
 )
-from embedkit.sources.databases import database_file, opened_query
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
-from embedkit.sources.kept_types import KeptTypes, common_type, declared_type, fit_together, unified
-from embedkit.sources.locate import STDIN, SourceFile, described, locate, unreadable
-from embedkit.sources.opening import opened, opened_stdin
-from embedkit.sources.plain_text import PlainText
-from embedkit.sources.query import RowsDigest, with_id
+from embedkit.sources.kept_types import KeptTypes, declared_type, unified
+from embedkit.sources.locate import STDIN, SourceFile, described, unreadable
+from embedkit.sources.query import RowsDigest
+from embedkit.sources.readers import Reader, Seeking, as_input_error, reading
 from embedkit.sources.scan import FAULTS_LISTED, Part, PartScan, Place, Scan
 from embedkit.storage.filesystem import sha256_of_file
-from embedkit.storage.standard_streams import rows_in
 from embedkit.types import Fault, Record
 
-_VISIBLE = (
-    "a password in a URL is visible to other users of this machine while the command runs; PGPASSWORD and"
-    " ~/.pgpass are not"
-)
-
 #: Formats whose files declare the types of their columns.
-_TYPED = frozenset({"parquet", "arrow", "postgresql", "duckdb"})
-
-
-class Reader(Protocol):
-    """A reader of one file of some format."""
-
-    @property
-    def columns(self) -> tuple[Column, ...] | None:
-        """The file's columns; None if there is no row to infer them from."""
-
-    def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every row, numbered from `first`; one that is not wanted may be the fault `unread`."""
-
-
-#: Readers of files that begin anywhere in them: at an offset, which is a byte, or in a columnar file a row.
-_Seeking = JsonLines | Delimited | PlainText | Columnar
+TYPED = frozenset({"parquet", "arrow", "postgresql", "duckdb"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +182,18 @@ class Table:
         faults: list[Fault] = []
         places: list[Place] = []
         found = self._kept_types()
-        for item in self._rows_of_part(part, first):
-            if isinstance(item, Fault):
+        for item in self._measured(part, first, found):
+            if isinstance(item, Record):
+                found.add(item.kept)
+                characters = len(item.text or "")
+            elif isinstance(item, Fault):
                 n_faults += 1
+                characters = 0
                 if n_faults <= FAULTS_LISTED:
                     faults.append(replace(item, row=item.row - first))
             else:
-                found.add(item.kept)
-            if on_row is not None and on_row(0 if isinstance(item, Fault) else len(item.text or "")) is True:
+                characters = item
+            if on_row is not None and on_row(characters) is True:
                 places.append(self._place(row))
             row += 1
         self._is_confirmed = False  # vectors come from a later pass
@@ -252,9 +228,12 @@ class Table:
         self._check_split_groups(found)
         return Scan(rows, tuple(faults[:FAULTS_LISTED]), n_faults, found.names())
 
-    def _rows_of_part(self, part: Part, first: int) -> Iterator[Record | Fault]:
+    def _measured(self, part: Part, first: int, found: KeptTypes) -> Iterator[int | Record | Fault]:
+        """Read the rows of a part for planning: of those that need no more, the number of characters alone."""
         if self._config.sql is not None:
             return self.records()
+        if not self._each:
+            return islice(self._rows(every, part, first, found), self._config.limit)
         return islice(self._changed_rows(self._rows(every, part, first)), self._config.limit)
 
     def _check_split_groups(self, found: KeptTypes) -> None:
@@ -272,13 +251,13 @@ class Table:
 
         For streaming tables, which have no scan; a scan finds more exact types.
         """
-        typed = all(file.format in _TYPED for file in self.files)
+        typed = all(file.format in TYPED for file in self.files)
         find = declared_type if typed else unified
         return {name: find(names) for name, names in self._declared_types().items()}
 
     def _kept_types(self) -> KeptTypes:
-        by_value = any(file.format not in _TYPED for file in self.files)
-        return KeptTypes(self.columns.keep, self._declared_types(_TYPED), by_value=by_value)
+        by_value = any(file.format not in TYPED for file in self.files)
+        return KeptTypes(self.columns.keep, self._declared_types(TYPED), by_value=by_value)
 
     def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
         """Return the types that files of these formats declare for each kept column; None for all formats."""
@@ -366,34 +345,38 @@ class Table:
     def _streamed(self, reader: Reader) -> Iterator[Record | Fault]:
         found = self._kept_types()
         self.non_finite = found.non_finite
-        with _as_input_error(STDIN):
+        with as_input_error(STDIN):
             for item in reader.rows(self.columns, 0):
                 if isinstance(item, Record):
                     found.add(item.kept)
                 yield item
         self._count_stray(reader, STDIN)
 
-    def _rows(self, wanted: Wanted, part: Part, row: int = 0) -> Iterator[Record | Fault]:
-        """Read the rows of a part, numbered from `row`."""
+    def _rows(self, wanted: Wanted, part: Part, row: int = 0, found: KeptTypes | None = None) -> Iterator[Any]:
+        """Read the rows of a part, numbered from `row`; with `found` as `Columnar.measured` does where it can."""
         self.first_rows = []
         for number in range(part.first, part.stop):
             self.first_rows.append(row)
             with self._reading(number) as reader:
-                if reader.columns is not None and part.piece is None:
+                if part.piece is None and reader.columns is not None:
                     typed, file = requested_columns(self._config).named, self.files[number]
                     check_columns(
                         self.columns, reader.columns, file=file.shown, file_format=file.format, typed=typed
                     )
+                start, stop = None, None
                 if part.piece is not None and isinstance(reader, JsonLines | Columnar):
                     start, stop = reader.piece(*part.piece)
+                self._now = _Now(number, reader, row - (start or 0))
+                rows: Iterator[int | Record | Fault]
+                if found is not None and isinstance(reader, Columnar):
+                    rows = reader.measured(self.columns, row, found, start, stop)
+                elif stop is not None and isinstance(reader, JsonLines | Columnar):
                     rows = reader.rows(self.columns, row, wanted, start, stop)
-                    self._now = _Now(number, reader, row - (start or 0))
                 else:
                     rows = reader.rows(self.columns, row, wanted)
-                    self._now = _Now(number, reader, row)
                 for item in rows:
                     yield item
-                    row = item.row + 1
+                    row += 1
                 self._count_stray(reader, self.files[number].shown)
 
     def _rows_from(self, file: int, offset: int, row: int, wanted: Wanted) -> Iterator[Record | Fault]:
@@ -401,7 +384,7 @@ class Table:
         for number in range(file, len(self.files)):
             with self._reading(number) as reader:
                 start = offset if number == file else None
-                if start is None or not isinstance(reader, _Seeking):
+                if start is None or not isinstance(reader, Seeking):
                     rows = reader.rows(self.columns, row, wanted)
                 elif reader.seekable:
                     rows = reader.rows(self.columns, row, wanted, start)
@@ -417,7 +400,7 @@ class Table:
         if isinstance(now.reader, Columnar):
             offset = row - now.first
             return Place(now.file, offset, now.reader.stretch_of(offset))
-        if isinstance(now.reader, _Seeking) and now.reader.seekable:
+        if isinstance(now.reader, Seeking) and now.reader.seekable:
             return Place(now.file, now.reader.place, None)
         return Place(now.file, row - now.first, 0)
 
@@ -434,98 +417,12 @@ class Table:
             if (now.size, now.sha256) != (file.size, file.sha256):
                 raise _changed(file)
             self._unseen.discard(number)
-        with _reading(self.files[number], self.columns.named, self._config) as reader:
+        with reading(self.files[number], self.columns.named, self._config) as reader:
             yield reader
 
     def _count_stray(self, reader: Reader, file: str) -> None:
         if isinstance(reader, Delimited) and reader.first_stray is not None:
             self._stray[file] = (reader.stray_quotes, reader.first_stray)
-
-
-def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts: bool = True) -> Table:
-    """Find the files, choose the columns, and check that each file has them.
-
-    Args:
-        config: of the input.
-        stdin: read if the input is `-`; by default that of the process.
-        has_texts: False if the files have only ids and kept columns.
-
-    Raises:
-        InputError: a file or a column is missing, or a file is not of its format.
-        UsageError: the template is malformed, `-` is not the only input.
-    """
-    notes: list[str] = []
-    requested = requested_columns(config)
-    files: tuple[SourceFile, ...]
-    reader = None
-    if STDIN in config.inputs:
-        if len(config.inputs) > 1:
-            raise UsageError("stdin (-) cannot be read together with files", hint="give either - or files")
-        file, stream = opened_stdin(stdin or rows_in(), config)
-        with _as_input_error(STDIN):
-            reader = _reader(file, stream, requested.named, config)
-            files, headers = (file,), iter([reader.columns])
-    else:
-        files = (database_file(config),) if config.sql is not None else locate(config.inputs, config.format, notes)
-        if config.delimiter and not any(file.format in DELIMITED for file in files):
-            raise UsageError("--delimiter is for csv and tsv, and no input is one", hint="leave it out")
-        headers = _headers(files, requested, config)
-    columns = None if has_texts else requested
-    declared: list[tuple[str, tuple[Column, ...]]] = []
-    typed: dict[str, Column] = {}
-    for file, present in zip(files, headers, strict=True):
-        if present is None:
-            continue
-        if columns is None:
-            columns = _chosen(requested, present, file, config, notes)
-        check_columns(columns, present, file=file.shown, file_format=file.format, typed=requested.named)
-        if file.format in _TYPED:
-            _check_drift(columns, present, typed, file=file.shown)
-        declared.append((file.format, tuple(column for column in present if column.name in columns.keep)))
-    if columns is None:  # there are no rows
-        columns = replace(requested, text=requested.text or USUAL_TEXT[:1])
-    return Table(TableFacts(files, columns, tuple(declared)), config, reader, notes)
-
-
-def _chosen(
-    requested: Columns, present: tuple[Column, ...], file: SourceFile, config: InputConfig, notes: list[str]
-) -> Columns:
-    """Choose the columns by those of the first file, and add notices to `notes`."""
-    columns = resolve_columns(requested, present, file=file.shown, file_format=file.format)
-    if config.sql is not None:
-        columns = with_id(columns, present, file.shown)
-        if config.secrets:
-            notes.append(_VISIBLE)
-    notes += column_notices(requested, columns, present, file_format=file.format)
-    return columns
-
-
-def _headers(
-    files: Sequence[SourceFile], columns: Columns, config: InputConfig
-) -> Iterator[tuple[Column, ...] | None]:
-    for file in files:
-        with _reading(file, columns.named, config) as reader:
-            header = reader.columns
-        yield header
-
-
-def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
-    """Check a file's types against those of earlier files, in `typed`; nulls fit any type."""
-    for column in present:
-        if column.name not in columns.named or column.kind == "null":
-            continue
-        before = typed.setdefault(column.name, column)
-        if column.name in columns.keep:
-            fits = fit_together(before.kept, column.kept)
-            typed[column.name] = replace(column, kept=common_type(before.kept, column.kept) or column.kept)
-        else:
-            fits = before.kind == column.kind
-        if not fits:
-            earlier = "of other fields" if before.type == column.type else before.type
-            raise InputError(
-                f"{file}: column {shown(column.name)} is {column.type}, and {earlier} in an earlier file",
-                hint="cast it to one type in all files",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,39 +436,6 @@ class _Now:
 
 def _from(row: int, wanted: Wanted) -> Wanted:
     return lambda first, stop: stop > row and wanted(first, stop)
-
-
-@contextmanager
-def _as_input_error(name: str) -> Iterator[None]:
-    """Raise an `OSError` as the error of a file that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise unreadable(name, error) from None
-
-
-@contextmanager
-def _reading(file: SourceFile, names: Sequence[str], config: InputConfig) -> Iterator[Reader]:
-    """Open a file or a query for one pass."""
-    if config.sql is not None:
-        with opened_query(file, config) as rows:
-            yield rows
-        return
-    with opened(file, config) as stream, _as_input_error(file.shown):
-        yield _reader(file, stream, names, config)
-
-
-def _reader(file: SourceFile, stream: io.BufferedReader, names: Sequence[str], config: InputConfig) -> Reader:
-    match file.format:
-        case "csv" | "tsv":
-            delimiter = config.delimiter or ("\t" if file.format == "tsv" else ",")
-            return Delimited(stream, file.shown, delimiter=delimiter, quoting=config.quoting)
-        case "jsonl":
-            return JsonLines(stream, file.shown, wanted=frozenset(names))
-        case "txt":
-            return PlainText(stream, file.shown)
-        case _:
-            return Columnar(stream, file.shown, file_format=file.format, config=config)
 
 
 def _changed(file: SourceFile) -> InputError:

@@ -13,17 +13,25 @@ import embedkit
 from embedkit.config import ShareConfig
 from embedkit.engines.ranks import device_for, shards_of, share_of
 from embedkit.errors import UsageError
+from embedkit.manifest.schema import Sharding
 from tests.conftest import NOTES
 from tests.engines.test_resume import SHARDS, assert_same, tree
 
 # Whose part -------------------------------------------------------------------------------------------
 
 
-@given(shards=st.integers(0, 500), world_size=st.integers(1, 80))
-def test_every_shard_is_the_part_of_exactly_one_rank(shards, world_size):
-    parts = [shards_of(ShareConfig(rank, world_size), shards) for rank in range(world_size)]
-    assert sorted(shard for part in parts for shard in part) == list(range(shards))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@given(characters=st.lists(st.integers(0, 99), max_size=300), world_size=st.integers(1, 80), alone=st.booleans())
+def test_every_shard_is_the_part_of_exactly_one_rank(characters, world_size, alone):
+    starts = tuple(range(len(characters)))
+    stretches = None if alone or not starts else (0,)
+    sharding = Sharding(1, 100, len(starts), starts, tuple(characters), stretches=stretches)
+    parts = [shards_of(ShareConfig(rank, world_size), sharding) for rank in range(world_size)]
+    assert sorted(shard for part in parts for shard in part) == list(starts)
+    if stretches is None:
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    else:
+        sizes = [sum(max(1, characters[shard]) for shard in part) for part in parts]
+        assert max(sizes) <= sum(sizes) / world_size + max([*characters, 1])
 
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}

@@ -128,9 +128,9 @@ class Dispatcher:
                 self.setup.callbacks.notice(sentence)
             case {"end": _}:
                 worker.ended = True
-                if worker.shards:
+                if worker.shards or not self.is_done:
                     raise EmbedkitError(
-                        f"a fault of embedkit in {worker.name}: it ended before shard {worker.shards[0]}",
+                        f"a fault of embedkit: {worker.name} ended before all shards were committed",
                         hint=f"please report this line with your versions (`embedkit doctor`); {RESUME}",
                     )
             case _:

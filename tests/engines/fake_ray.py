@@ -129,12 +129,18 @@ class FakeCluster:
         pass
 
 
+class _Sharding:
+    def __init__(self, shards):
+        self.shards = shards
+
+    @property
+    def ranges(self):
+        return {shard: (10 * shard, 10 * shard + 10) for shard in range(self.shards)}
+
+
 def setup(shards, callbacks, stop, *, workers=2):
     config = RunConfig(InputConfig(("a.csv",)), OutputConfig("out", "parquet"), engine=EngineConfig("ray"))
     made = EngineSetup(config, None, None, callbacks, stop, min(workers, shards))
-    ranges = {shard: (10 * shard, 10 * shard + 10) for shard in range(shards)}
-    plan = SimpleNamespace(
-        fingerprint="f", recipe={"dtype": "fp32"}, engine="fused", sharding=SimpleNamespace(ranges=ranges)
-    )
+    plan = SimpleNamespace(fingerprint="f", recipe={"dtype": "fp32"}, engine="fused", sharding=_Sharding(shards))
     destination = SimpleNamespace(committed=lambda: "records")
     return made, ShardJob(plan, destination, {}, range(shards))

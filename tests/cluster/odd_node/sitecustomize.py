@@ -1,0 +1,61 @@
+"""Makes the workers of a Ray node differ from the others: EMBEDKIT_TEST_ODD says in what.
+
+Python imports this at its start where this folder is on the path.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+
+def _other_version() -> None:
+    from embedkit.manifest import versions
+
+    here = versions.library_versions
+    versions.library_versions = lambda: {**here(), "transformers": "4.0.0"}
+
+
+def _other_input(name: str) -> None:
+    from embedkit.engines import worker
+
+    table_of = worker.table_of
+    worker.table_of = lambda config: table_of(replace(config, input=replace(config.input, inputs=(name,))))
+
+
+def _other_model(folder: str) -> None:
+    from embedkit.engines import worker
+    from embedkit.models.repository.model_folder import open_model_folder
+
+    worker.spec_here = lambda spec: replace(spec, folder=open_model_folder(folder, Path(folder), None, None))
+
+
+def _deadly_shard(number: str) -> None:
+    import embedkit.engines.shard_loop as loop
+
+    finish = loop.finish_shard
+
+    def deadly(shard, *arguments, **options):  # type: ignore[no-untyped-def]
+        if shard.read.index == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return finish(shard, *arguments, **options)
+
+    loop.finish_shard = deadly
+
+
+def _no_model(_: str = "") -> None:
+    from embedkit.engines import worker
+
+    here = worker.spec_here
+    worker.spec_here = lambda spec: here(replace(spec, folder=replace(spec.folder, folder=Path("/nowhere"))))
+
+
+if "default_worker.py" in " ".join(sys.orig_argv):
+    kind, _, value = os.environ.get("EMBEDKIT_TEST_ODD", "").partition("=")
+    if kind == "version":
+        _other_version()
+    elif kind:
+        {"input": _other_input, "model": _other_model, "shard": _deadly_shard, "nowhere": _no_model}[kind](value)

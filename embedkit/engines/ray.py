@@ -26,6 +26,7 @@ from embedkit.engines.worker import WorkerTask
 from embedkit.errors import EmbedkitError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.manifest.schema import Int8Ranges, ShardRecord
+from embedkit.storage.remote_path import is_uri
 
 _POLL_SECONDS = 0.1
 #: Seconds that an actor waits for something to say; an order without a question takes as long to arrive.
@@ -34,10 +35,20 @@ _EXCHANGE_SECONDS = 0.5
 _STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
 #: Seconds without any worker after which the user is told.
 _PATIENCE_SECONDS = 30.0
-#: Times that a worker may die in a row without a shard.
+#: Times in a row that a worker may die without a shard.
 _DEATHS = 3
+#: Times in a row that an actor may die before it runs, and seconds between: Ray learns late that a node is gone.
+_FALSE_STARTS, _PAUSE_SECONDS = 30, 2.0
 #: Messages after which a worker says nothing more.
 _LAST = frozenset({"end", "error", "fault", "other_input", "already_completed"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Deaths in a row of the workers that one replaces, which had no shard."""
+
+    deaths: int = 0
+    false_starts: int = 0
 
 
 @dataclass(eq=False)
@@ -46,7 +57,7 @@ class _Member:
 
     worker: Worker
     actor: Any
-    deaths: int  # in a row without a shard, of the workers that it replaces
+    before: _Past  # of the workers that it replaces
     orders: list[str] = field(default_factory=list)  # for its next call
     kind: str | None = None  # of its device, once it is ready
     greeted: bool = False  # True once its node is known
@@ -68,6 +79,7 @@ class RayEngine:
         self._dispatcher = Dispatcher(setup, self._send)
         self._members: dict[Any, _Member] = {}  # by actor
         self._answers: deque[tuple[Any, Any]] = deque()  # that have come, with their actors
+        self._due: list[tuple[float, _Past]] = []  # when to ask for more actors
         self._numbers = count()
         self._plan = ActorPlan(1, 1, 1, 0.0)
         self._task = b""
@@ -88,7 +100,7 @@ class RayEngine:
             self._plan = self._cluster.plan(device, self.setup.workers)
             self._task = pickle.dumps(self._worker_task())
             for _ in range(self._plan.most):
-                self._add(deaths=0)
+                self._add(_Past())
         except BaseException:
             self._cluster.__exit__()
             raise
@@ -132,15 +144,18 @@ class RayEngine:
         before = os.umask(0o077)
         os.umask(before)
         config = _of_worker(self.setup.config, self._plan)
-        return WorkerTask(config, self.setup.spec, self._plan.cpus, is_remote=True, umask=before)
+        # At a path, nodes may see other files: they open the input for themselves. An object store is one for all.
+        is_everywhere = all(is_uri(name) for name in config.input.inputs)
+        table = self.setup.table.facts if is_everywhere else None
+        return WorkerTask(config, self.setup.spec, self._plan.cpus, table, is_remote=True, umask=before)
 
     def _n_ready(self) -> int:
         return sum(worker.facts is not None for worker in self._dispatcher.workers)
 
-    def _add(self, *, deaths: int) -> None:
+    def _add(self, before: _Past) -> None:
         number = next(self._numbers)
         actor = self._cluster.create()
-        self._members[actor] = _Member(Worker(number, f"worker {number}", is_remote=True), actor, deaths)
+        self._members[actor] = _Member(Worker(number, f"worker {number}", is_remote=True), actor, before)
         self._dispatcher.workers.append(self._members[actor].worker)
         self._cluster.call(actor, "hello")
 
@@ -188,6 +203,9 @@ class RayEngine:
             raise Stopped("stopped", hint=RESUME)
         self._cluster.check()
         self._tell_if_nobody_comes()
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            self._add(self._due.pop(0)[1])
         self._answers += self._cluster.poll(_POLL_SECONDS)
         while self._answers:
             actor, answer = self._answers.popleft()
@@ -219,7 +237,7 @@ class RayEngine:
             if "ready" in message:
                 self._check_kind(worker.name, message["kind"])
             if "done" in message:
-                member.deaths = 0
+                member.before = _Past()
             worker.ended = worker.ended or not message.keys().isdisjoint(_LAST)
             self._dispatcher.handle(worker, message)
         if worker.ended:
@@ -259,19 +277,23 @@ class RayEngine:
                 hint="install the same versions on all nodes, such as by one container image",
             )
         lost = len(worker.shards)
-        deaths = member.deaths + (not lost)
-        if deaths >= _DEATHS:
+        self._dispatcher.lost(worker, death.how)
+        if not member.greeted:
+            past = replace(member.before, false_starts=member.before.false_starts + 1)
+        else:
+            past = _Past(0 if lost else member.before.deaths + 1)
+            self.setup.callbacks.notice(
+                f"{worker.name} {death.how}; another one is started"
+                + (f", and {lost} shards that it had are computed again" if lost else "")
+            )
+        if past.deaths >= _DEATHS or past.false_starts >= _FALSE_STARTS:
             raise EmbedkitError(
-                f"{worker.name} {death.how} before it had a shard, as {_DEATHS - 1} others before it",
+                f"{worker.name} {death.how} before it had a shard, as those before it",
                 hint="the logs of Ray on that node may say why; a model that does not fit into memory needs fewer "
                 f"workers on a node; {RESUME}",
             )
-        self.setup.callbacks.notice(
-            f"{worker.name} {death.how}; another one is started"
-            + (f", and {lost} shards that it had are computed again" if lost else "")
-        )
-        self._dispatcher.lost(worker, death.how)
-        self._add(deaths=deaths)
+        self._due.append((time.monotonic() + (0.0 if member.greeted else _PAUSE_SECONDS), past))
+        self._due.sort(key=lambda of: of[0])
 
     def _tell_if_nobody_comes(self) -> None:
         if any(member.greeted for member in self._members.values()):

@@ -49,6 +49,11 @@ class Told:
         self.rows += rows
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr("embedkit.engines.ray._PAUSE_SECONDS", 0.0)
+
+
 def run(cluster, shards, *, stop=None, calibrate=False):
     told = Told()
     made, job = setup(shards, told, stop or threading.Event(), workers=cluster.workers)
@@ -96,8 +101,17 @@ def test_a_shard_that_kills_three_workers_ends_the_run_and_is_named():
 
 def test_workers_that_die_before_they_have_a_shard_end_the_run():
     cluster = FakeCluster(2, dies=lambda actor, when: actor.ready)
-    with pytest.raises(EmbedkitError, match="died before it had a shard, as 2 others before it"):
+    with pytest.raises(EmbedkitError, match="died before it had a shard, as those before it"):
         run(cluster, 4)
+
+
+def test_a_node_that_ray_does_not_know_to_be_gone_delays_the_run_and_does_not_end_it():
+    cluster = FakeCluster(2, dies=lambda actor, when: actor.number < 20)
+    told = run(cluster, 4)
+    assert set(cluster.committed) == set(range(4))
+    assert [note for note in told.notices if "died" in note] == []
+    with pytest.raises(EmbedkitError, match="before it had a shard"):
+        run(FakeCluster(2, dies=lambda actor, when: True), 4)
 
 
 def test_the_run_begins_with_the_least_workers_and_late_ones_join():

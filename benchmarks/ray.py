@@ -1,0 +1,91 @@
+"""Speed of `--engine ray` against the worker pool, with as many workers on this machine, in turn.
+
+    python -m benchmarks.ray TEXTS.jsonl [--rows 20000] [--workers 2] [--runs 3] [-m minilm] [-o RESULT.json]
+
+TEXTS.jsonl has `id` and `text`, as `python -m benchmarks.texts` writes it. Each run is a process of its own, and
+with Ray one that starts its own Ray. Prints JSON: for every run the seconds before the first shard was committed
+(start-up: imports, Ray, the model) and the rows per second after it; and the ratio of the medians. The load averages
+say whether other work shared the processor: then only ratios of neighbouring runs mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.peers.__main__ import machine, versions
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("texts", type=Path)
+    options.add_argument("--rows", type=int, default=20_000)
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--shard-rows", type=int, default=256)
+    options.add_argument("-m", "--model", default="minilm")
+    options.add_argument("-o", "--output", type=Path)
+    asked = options.parse_args()
+    load = [os.getloadavg()[0]]
+    runs: dict[str, list[dict[str, float]]] = {"pool": [], "ray": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with asked.texts.open("rb") as file:
+            (folder / "rows.jsonl").write_bytes(b"".join(islice(file, asked.rows)))
+        for _ in range(asked.runs):
+            for label, engine in (("pool", "local"), ("ray", "ray")):
+                arguments = ("-m", asked.model, "--workers", asked.workers, "--shard-rows", asked.shard_rows)
+                runs[label].append(encode(folder, "--engine", engine, *arguments))
+    rates = {label: median(run["rows_per_second"] for run in of) for label, of in runs.items()}
+    found = {
+        "machine": machine(),
+        "versions": versions(sys.executable),
+        "load_average": [round(of, 2) for of in (*load, os.getloadavg()[0])],
+        "rows": asked.rows,
+        "workers": asked.workers,
+        "model": asked.model,
+        "runs": runs,
+        "startup_seconds": {label: median(run["startup_seconds"] for run in of) for label, of in runs.items()},
+        "ratio": round(rates["ray"] / rates["pool"], 3),
+    }
+    text = json.dumps(found, indent=2)
+    print(text)
+    if asked.output:
+        asked.output.write_text(text + "\n", encoding="utf-8")
+
+
+def encode(folder: Path, *arguments: Any) -> dict[str, float]:
+    """Returns the start-up and the speed of one run, by its events."""
+    out = ("-o", folder / "out", "--on-exists", "overwrite", "--progress", "json")
+    command = (sys.executable, "-m", "embedkit", "encode", folder / "rows.jsonl", *out, *arguments)
+    began = time.perf_counter()
+    committed: list[tuple[float, int]] = []
+    lines: list[str] = []
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "shard":
+                committed.append((time.perf_counter() - began, event["committed"]))
+    if process.returncode:
+        raise SystemExit("".join(lines[-5:]))
+    (first, before), (last, rows) = committed[0], committed[-1]
+    return {
+        "startup_seconds": round(first, 2),
+        "rows_per_second": round((rows - before) / (last - first), 1),
+        "clock_seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
     python -m benchmarks.ray TEXTS.jsonl [--rows 20000] [--workers 2] [--runs 3] [-m minilm] [-o RESULT.json]
 
 TEXTS.jsonl has `id` and `text`, as `python -m benchmarks.texts` writes it. Each run is a process of its own, and
-with Ray one that starts its own Ray. Prints JSON: for every run the seconds before the first shard was committed
-(start-up: imports, Ray, the model) and the rows per second after it; and the ratio of the medians. The load averages
-say whether other work shared the processor: then only ratios of neighbouring runs mean something.
+with Ray one that starts its own. Prints JSON: for every run the seconds before the first shard was committed
+(start-up: imports, Ray, the model) and the rows per second after it; and the ratio of the medians. The load
+averages say whether other work shared the processor: then only ratios of neighbouring runs mean something.
 """
 
 from __future__ import annotations

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedkit
+from benchmarks.torture.calls import watched
+from benchmarks.torture.kills import contents, ended, forked, run
 from embedkit.config import InputConfig
 from embedkit.config.databases import one_select, split_url
 from embedkit.errors import EmbedkitError, InputError, UsageError
@@ -114,6 +120,36 @@ def test_a_query_gives_the_vectors_of_the_same_rows_in_a_file_and_resumes(
     told = json.loads((out / "plan.json").read_text())["input"]["files"][0]
     assert "tester" not in told["name"]
     assert "SELECT" not in (out / "plan.json").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells paths of open files by /proc")
+@pytest.mark.parametrize("kind", ["postgres", "sqlite_file"])
+def test_a_killed_run_is_resumed_to_the_same_bytes(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest, password: None, bert: Path
+) -> None:
+    place = request.getfixturevalue(kind)
+    words = ["encode", place.url if kind == "postgres" else place, "--sql", QUERY, "-m", bert, "--pool", "mean"]
+    words += ["-q", "--shard-rows", 3, "--on-exists", "resume", "-o"]
+    whole, broken, said = tmp_path / "whole", tmp_path / "broken", tmp_path / "said"
+
+    def encoded(folder: Path) -> int:
+        return run([*map(str, words), str(folder / "out")])
+
+    def killed() -> int:
+        def on_call(_: str, path: str) -> None:
+            if "00002" in path:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with watched(broken, on_call):
+            return encoded(broken)
+
+    whole.mkdir()
+    broken.mkdir()
+    assert ended(forked(partial(encoded, whole), said)) == 0, said.read_text()
+    assert ended(forked(killed, said)) == -signal.SIGKILL, said.read_text()
+    assert len(list(broken.glob("out/commits/*.json"))) == 2
+    assert ended(forked(partial(encoded, broken), said)) == 0, said.read_text()
+    assert contents(broken) == contents(whole)
 
 
 def test_a_changed_row_is_refused_by_resume_and_by_verify(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
+from benchmarks.torture.calls import watched
+from benchmarks.torture.kills import ended, forked, run
 from embedkit.storage import filesystem
 from embedkit.storage.hub_filesystem import HubFileSystem
 from tests.conftest import Ran
@@ -123,6 +129,12 @@ def table(out: str) -> list[tuple[str, bytes]]:
     return [(name, vector.tobytes()) for name, vector in zip(read.ids, read.vectors, strict=True)]
 
 
+def left_texts(folder: Path) -> list[Path]:
+    """Returns the temporary and cached files that hold a text."""
+    left = [path for place in ("tmp", "home") for path in (folder / place).rglob("*") if path.is_file()]
+    return [path for path in left if b"Quillfeather" in path.read_bytes()]
+
+
 @pytest.mark.parametrize("typed", ["data", "data/*", "data/?.*"])
 def test_files_of_a_data_set_are_read_as_local_ones(
     encode: Cli, data_set: DataSet, tmp_path: Path, typed: str
@@ -141,8 +153,7 @@ def test_files_of_a_data_set_are_read_as_local_ones(
     ]
     downloads = [each for each in data_set.hub.requests if "/resolve/" in each]
     assert len(downloads) == 2
-    left = [path for place in ("tmp", "home") for path in (tmp_path / place).rglob("*") if path.is_file()]
-    assert [path for path in left if b"Quillfeather" in path.read_bytes()] == []
+    assert left_texts(tmp_path) == []
 
 
 def test_a_resumed_run_reads_the_commit_that_it_began_with(
@@ -194,3 +205,40 @@ def test_a_damaged_download_is_told_and_offline_is_refused(
     assert "--offline forbids" in encode(f"{SET}/data/a.parquet", "-o", "out", "--offline").err
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE forbids" in encode(f"{SET}/data/a.parquet", "-o", "out").err
+
+
+@pytest.mark.parametrize("refused", ["/api/", "/resolve/"])
+def test_a_data_set_that_the_hub_refuses_is_one_error_and_leaves_no_text(
+    encode: Cli, data_set: DataSet, tmp_path: Path, refused: str
+) -> None:
+    def answer(handler: Any) -> bool:
+        if refused in handler.path:
+            handler.reply(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
+            return True
+        return data_set.answer(handler)
+
+    data_set.hub.answer = answer
+    ran = encode(f"{SET}/data/a.parquet", "-o", "out")
+    assert ran.code == 3, ran.err
+    assert len(ran.told) == 2, ran.err
+    assert "owner/notes" in ran.err
+    assert left_texts(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process with threads")
+def test_a_killed_download_leaves_no_text(data_set: DataSet, tmp_path: Path, bert: Path) -> None:
+    words = ["encode", f"{SET}/data/a.parquet", "-m", str(bert), "-o", str(tmp_path / "out"), "-q"]
+
+    def killed() -> int:
+        def on_call(kind: str, path: str) -> None:
+            if kind == "open" and "embeddings" in path:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with watched(tmp_path / "out", on_call):
+            return run(words)
+
+    said = tmp_path / "said"
+    assert ended(forked(killed, said)) == -signal.SIGKILL, said.read_text()
+    assert left_texts(tmp_path) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert ended(forked(partial(run, [*words, "--on-exists", "resume"]), said)) == 0, said.read_text()

@@ -6,6 +6,7 @@ import errno
 import os
 
 from embedkit.errors import EmbedkitError, ModelError, OutputError, UsageError
+from embedkit.storage.store_errors import StoreError
 
 _NO_MORE_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_MORE_PROCESSES = {errno.EAGAIN, errno.ENOMEM}
@@ -13,8 +14,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 
 
-def as_machine_error(fault: Exception) -> EmbedkitError | None:
+def as_machine_error(fault: Exception) -> EmbedkitError | None:  # noqa: PLR0911
     """Returns the error for a failure caused by the machine; None for any other exception."""
+    if isinstance(fault, StoreError):
+        return OutputError(str(fault), hint=fault.hint)
     if isinstance(fault, MemoryError):
         return ModelError(
             "not enough memory",

@@ -36,6 +36,8 @@ from embedkit.config import (
 from embedkit.engines.ranks import share_of
 from embedkit.errors import InputError, UsageError
 from embedkit.storage.filesystem import read_file, seems_file
+from embedkit.storage.fsspec_filesystem import keep_secrets
+from embedkit.storage.store_options import configure_stores
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _Config = TypeVar("_Config")
@@ -87,12 +89,26 @@ _output = partial(option, rich_help_panel="Output")
 _batch = partial(option, rich_help_panel="Batches and processes")
 label_option = partial(option, rich_help_panel="Labels")
 
+
+def _configured(texts: list[str] | None) -> list[str]:
+    """Applies the options of stores at once: other options may name files there."""
+    configure_stores(texts or ())
+    return texts or []
+
+
 CONFIG = option(
     "--config FILE",
     Path,
     "Read options from a TOML file; those on the command line win.",
     is_eager=True,
     callback=read_config_file,
+)
+#: Of every command that reads or writes URIs.
+STORE_OPTION = _input(
+    "--store-option KEY=VALUE",
+    list[str],
+    "Setting of object stores (s3, gs, az), such as endpoint=URL or region=REGION; never a key. Repeatable.",
+    callback=_configured,
 )
 #: Options of every command that runs a model.
 PROCESS_OPTIONS = (
@@ -120,6 +136,7 @@ RUN_OPTIONS = (
     _input(
         "--quoting", "auto", "Quotes in csv and tsv: auto, double (they enclose cells), none (plain characters)."
     ),
+    STORE_OPTION,
     _input(
         "--max-expansion N", 1000, "Largest decompressed size of a file over 64 MiB, as a multiple of its size."
     ),
@@ -300,7 +317,9 @@ def run_config(inputs: list[str], **options: Any) -> RunConfig:
         groups=take(GroupConfig, options, by=tuple(group_by or ()), pool=options.pop("group_pool", None)),
         reuse=take(ReuseConfig, options),
         engine=engine,
+        store=tuple(options.pop("store_option", None) or ()),
     )
+    keep_secrets(config.input.uri_secrets)
     if unknown := options.keys() - {"config"}:
         raise TypeError(f"not options of a run: {', '.join(unknown)}")
     return config

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from embedkit.config.checks import at_least, one_of
 from embedkit.config.databases import is_database, is_postgres, no_query, one_select, place_of, split_url
+from embedkit.config.remote_inputs import split_secret
 from embedkit.errors import UsageError, without_passwords
 
 FORMATS = ("auto", "csv", "tsv", "jsonl", "ndjson", "parquet", "arrow", "txt")
@@ -19,7 +20,8 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 class InputConfig:
     """The rows that are read, and their columns."""
 
-    #: Files, globs, folders, or - for stdin, as typed; with `sql` a file, or a PostgreSQL URL without password.
+    #: Files, globs, folders, or - for stdin, as typed, but URIs without secrets; with `sql` a file, or a URL of
+    #: PostgreSQL without password.
     inputs: tuple[str, ...]
     format: str = "auto"  # one of FORMATS; auto goes by the file's name
     text_columns: tuple[str, ...] = ()  # (): `text`, else the first of the usual names
@@ -35,6 +37,7 @@ class InputConfig:
     max_decompressed_gb: int = 1000  # of 10^9 bytes
     sql: str | None = None  # the query whose rows are the table; the input is a database
     secrets: str = field(default="", repr=False)  # parameters of the database's URL: see `split_url`
+    uri_secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # see `split_secret`
 
     @property
     def shown_inputs(self) -> tuple[str, ...]:
@@ -58,6 +61,10 @@ class InputConfig:
                     hint="leave out one of the two",
                 )
         self._check_database()
+        names = [split_secret(name) for name in self.inputs]
+        object.__setattr__(self, "inputs", tuple(shown for shown, _ in names))
+        secrets = dict([*self.uri_secrets, *(secret for _, secret in names if secret is not None)])
+        object.__setattr__(self, "uri_secrets", tuple(secrets.items()))
         at_least("--limit", self.limit, 0)
         at_least("--max-expansion", self.max_expansion, 1)
         at_least("--max-decompressed-gb", self.max_decompressed_gb, 1)

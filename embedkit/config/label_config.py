@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedkit.config.checks import MOST_SEED, at_least, one_of
+from embedkit.config.remote_inputs import check_no_secret
 from embedkit.errors import UsageError
 
 TASKS = ("auto", "classification", "multilabel", "ordinal", "regression")
@@ -32,6 +33,8 @@ class LabelConfig:
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def __post_init__(self) -> None:
+        for file in self.test:
+            check_no_secret("--test", file)
         one_of("--task", self.task, TASKS)
         at_least("--exclude-rare", self.exclude_rare, 0)
         at_least("--seed", self.seed, 0, most=MOST_SEED)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedkit.config.checks import at_least, one_of
+from embedkit.config.remote_inputs import check_no_secret
 from embedkit.errors import UsageError
 
 OUTPUT_FORMATS = ("parquet", "npy", "jsonl", "arrow")
@@ -24,6 +25,7 @@ class OutputConfig:
     verify: bool = False  # on resume, check committed shards against their recorded hashes
 
     def __post_init__(self) -> None:
+        check_no_secret("-o", self.output)
         one_of("--output-format", self.format, OUTPUT_FORMATS)
         one_of("--on-exists", self.on_exists, ("error", "resume", "overwrite"))
         one_of("--on-bad-row", self.on_bad_row, ("fail", "null", "skip"))

@@ -9,6 +9,7 @@ from embedkit.config.engine_config import EngineConfig
 from embedkit.config.input_config import InputConfig
 from embedkit.config.model_config import BatchConfig, ModelConfig
 from embedkit.config.output_config import OutputConfig, ShareConfig
+from embedkit.config.remote_inputs import is_remote
 from embedkit.config.reuse_config import ReuseConfig
 from embedkit.config.vector_config import SPAN_POOLINGS, GroupConfig, PoolingConfig, TextConfig, UnitConfig
 from embedkit.errors import UsageError
@@ -40,6 +41,7 @@ class RunConfig(VectorConfig):
     share: ShareConfig = field(default_factory=ShareConfig)
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    store: tuple[str, ...] = ()  # values of --store-option, KEY=VALUE; never keys or secrets
 
     @property
     def workers(self) -> int:
@@ -75,13 +77,15 @@ class RunConfig(VectorConfig):
         return bool(self.reuse) and not self.output.is_jsonl_alone
 
     def __post_init__(self) -> None:
-        remote = next((name for name in self.input.inputs if name.startswith("hf://")), None)
+        remote = next((name for name in (*self.input.inputs, self.output.output) if is_remote(name)), None)
         if remote is not None and self.model.offline:
-            raise UsageError(f"{remote}: --offline forbids reading from the hub", hint="download the files first")
-        if self.engine.is_ray:
-            self._check_ray()
-        else:
-            self._check_sharing()
+            hint = (
+                "leave out --offline; HF_HUB_OFFLINE=1 forbids the hub alone"
+                if not remote.startswith("hf:")
+                else ""
+            )
+            raise UsageError(f"{remote}: --offline forbids the network", hint=hint or "download the files first")
+        self._check_sharing()
         self._check_units()
         self._check_groups()
         self._check_reuse()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from embedkit.config.checks import at_least, one_of
 from embedkit.config.poolings import LAYER_AGGREGATIONS, parse_layers, parse_poolings
+from embedkit.config.remote_inputs import check_no_secret
 from embedkit.errors import UsageError
 
 PRECISIONS = ("float32", "float16", "int8", "binary")
@@ -91,6 +92,8 @@ class UnitConfig:
             )
         if self.spans == "-":
             raise UsageError("--spans is read from a file, not from stdin", hint="save the spans to a file first")
+        if self.spans is not None:
+            check_no_secret("--spans", self.spans)
         if self.spans is not None and self.spans_column is not None:
             raise UsageError("--spans and --spans-column exclude each other", hint="give one of the two")
         if self.has_spans and self.level != "text":

@@ -256,8 +256,10 @@ def input_facts(
         now = InputFile(**{**asdict(file), "name": file.shown})
         if of is table and digests is not None:
             return replace(now, **digests[number])
-        if not whole or now.sha256 is None or now.content_sha256 is not None or (stored and not known):
-            # Not asked for; stdin; a query; a plan of an older version, which has nothing to compare it with.
+        is_hashed = now.sha256 is None or now.content_sha256 is not None or now.etag is not None
+        if not whole or is_hashed or (stored and not known):
+            # Not asked for; stdin; a query; an object, of which the ETag says as much; a plan of an older version,
+            # which has nothing to compare it with.
             return now
         before = known.get(file.shown)
         if before is not None and (file.size or 0) > large:

@@ -196,8 +196,9 @@ def digests_of(parts: Sequence[Part], scans: Sequence[SegmentScan]) -> dict[int,
 
 
 def combined_digest(digests: Iterable[str | None]) -> dict[str, Any]:
-    """Returns the field of InputFile with one hash of those of all pieces of a file."""
-    return {"pieces_sha256": hashlib.sha256("".join(digest or "" for digest in digests).encode()).hexdigest()}
+    """Returns the field of InputFile with one hash of those of all pieces of a file; None if they have none."""
+    known = [digest for digest in digests if digest is not None]
+    return {"pieces_sha256": hashlib.sha256("".join(known).encode()).hexdigest() if known else None}
 
 
 def _stretches(places: Sequence[Place]) -> tuple[int, ...] | None:

@@ -27,6 +27,7 @@ from embedkit.manifest.identity import input_difference
 from embedkit.manifest.schema import Plan
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
 from embedkit.sources import TableFacts
+from embedkit.storage.store_options import configure_stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def compute(task: WorkerTask, line: Line) -> None:
         if task.umask is not None:
             os.umask(task.umask)
         _limit_threads(task.threads)
+        configure_stores(config.store)
         spec = spec_here(task.spec) if task.is_remote else task.spec
         table, spans = table_of(config, task.table)
         engine = InProcessEngine(EngineSetup(config, spec, table, line, line.stop), prefetch=1)

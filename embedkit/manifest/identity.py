@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from embedkit.errors import OutputError
@@ -14,6 +15,8 @@ from embedkit.manifest.schema import InputFacts, ModelSource, Plan
 
 #: Formats of inputs that are queries.
 QUERIES = frozenset({"postgresql", "sqlite", "duckdb"})
+#: What not all plans say of the content of a file.
+_OF_CONTENT = ("content_sha256", "pieces_sha256", "etag")
 #: What two runs of groups must have in common to have the same output.
 _OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
@@ -64,23 +67,26 @@ def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns both inputs by content, with what only one of them says left out.
 
-    Older plans have no hashes of whole files. Size and hashes of a query are unknown until it is read: a worker
-    process compares no more than how it is read, and the run itself reads it again.
+    Older plans have no hashes of whole files, nor have large objects of a store. ETags are of a place: they are
+    compared if both files are objects of the same name. Size and hashes of a query are unknown until it is read: a
+    worker process compares no more than how it is read, and the run itself reads it again.
     """
-    one, other = _input_content(stored), _input_content(asked)
+    one, other = (_input_content(read, ("mtime_ns",)) for read in (stored, asked))
     for key in ("files", "spans"):
         for pair in zip(one.get(key, ()), other.get(key, ()), strict=False):
-            for name in ("content_sha256", "pieces_sha256"):
-                if not all(name in file for file in pair):
-                    for file in pair:
-                        file.pop(name, None)
+            names = ["etag"] if pair[0]["name"] != pair[1]["name"] else []
+            names += [name for name in _OF_CONTENT if not all(name in file for file in pair)]
+            for file, name in product(pair, names):
+                file.pop(name, None)
+            for file in pair:
+                del file["name"]
             if any(file["sha256"] is None and file["format"] in QUERIES for file in pair):
                 for file in pair:
                     del file["sha256"], file["size"]
     return one, other
 
 
-def _input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_ns")) -> dict[str, Any]:
+def _input_content(read: InputFacts, left_out: Collection[str] = ("name", "mtime_ns", "etag")) -> dict[str, Any]:
     """Returns the plan's `input` without what differs in a copy of the same files: names and times."""
     content = read.to_json()
     for file in (*content["files"], *content.get("spans", ())):
@@ -94,7 +100,7 @@ def input_digests(plan: Plan) -> tuple[str, str]:
     reading = {"on_bad_row": plan.on_bad_row, "kept_types": dict(plan.kept_types)}
     return (
         fingerprint({"input": _input_content(plan.input), **reading}),
-        fingerprint({"input": _input_content(plan.input, ("content_sha256", "pieces_sha256")), **reading}),
+        fingerprint({"input": _input_content(plan.input, _OF_CONTENT), **reading}),
     )
 
 

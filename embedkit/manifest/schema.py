@@ -111,6 +111,7 @@ class InputFile:
     #: Of a file that is scanned in pieces, instead: of the hashes of its pieces. Of Parquet they are those of the
     #: columns in use.
     pieces_sha256: str | None = None
+    etag: str | None = None  # of an object in a store, which changes whenever its content does
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class InputFacts:
         """Returns the plan's `input`."""
         content = to_builtins(self)
         for file in (*content["files"], *(content["spans"] or ())):
-            for name in ("content_sha256", "pieces_sha256"):
+            for name in ("content_sha256", "pieces_sha256", "etag"):
                 if file[name] is None:
                     del file[name]
         content["columns"] = {name: content.pop(name) for name in ("text", "template", "id", "keep")}

@@ -20,13 +20,20 @@ from embedkit.sources.kept_types import KeptTypes
 from embedkit.sources.measuring import measure, names_to_measure
 from embedkit.sources.opening import check_size
 from embedkit.sources.record_batches import BATCH_ROWS, RecordBatches, attempt, between, sliced
+from embedkit.storage.filesystem import open_file
 from embedkit.storage.parser_probe import probe_file
+from embedkit.storage.partial_copy import PartialCopy, footer_of_parquet
+from embedkit.storage.ranged_reader import RangedReader
 from embedkit.types import Fault, Record
 
 #: Bytes of a Parquet column chunk to read at a time: a chunk may have gigabytes.
 _PARQUET_BUFFER = 2**20
 
 _FILE_MAGIC = b"ARROW1"
+#: Old writers say a little less than the size of a column chunk.
+_PADDING = 128
+#: Row groups of a remote file are fetched together up to this many bytes.
+_TOGETHER = 8 * 2**20
 
 #: A function that reads columns, by name, of the rows [start, stop); None: to the end.
 _BatchesBetween = Callable[[Sequence[str], int, int | None], Iterator[Any]]
@@ -47,7 +54,13 @@ class Columnar(RecordBatches):
         #: The first row of each row group, and the number of rows; [0] unless it is Parquet.
         self.group_starts = [0]
         self._format = file_format
-        if file_format == "parquet":
+        self._remote = _ranged(stream)
+        self._copy: PartialCopy | None = None  # of what is read of a remote file
+        self._held = range(0)  # row groups in it
+        self._footer = b""
+        if self._remote is not None:
+            source, opener = self._copied(self._remote)
+        elif file_format == "parquet":
             source, opener = _seekable(stream), self._open_parquet
         elif stream.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC):
             source, opener = _seekable(stream), self._open_arrow_file
@@ -119,6 +132,17 @@ class Columnar(RecordBatches):
                     found.append((begin, begin + column.total_compressed_size))
         return found
 
+    def _copied(self, remote: RangedReader) -> tuple[BinaryIO, Callable[[BinaryIO], _Opened]]:
+        """Copy the footer of a remote Parquet file; of an Arrow file, which says less of its parts, all."""
+        if self._format == "parquet":
+            self._footer = footer_of_parquet(remote)
+            self._copy = PartialCopy(remote, (), self._footer)
+            return open_file(self._copy.path), self._open_parquet
+        self._copy = PartialCopy(remote, [(0, remote.size)])
+        source = open_file(self._copy.path)
+        is_file = source.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC)
+        return source, self._open_arrow_file if is_file else self._open_arrow_stream
+
     def _check_parser(self, part: int | str, without: Collection[str]) -> None:
         """Check that the parser survives the file, or a part of it; see `probe_file`."""
         if self._probed is not None and probe_file(self._probed, self._format, part=part, without=without):
@@ -131,6 +155,8 @@ class Columnar(RecordBatches):
         if not is_file:
             self._check_parser("all", without)
         for part in parts:
+            if self._remote is not None and self._format == "parquet":
+                self._fetch(self._remote, range(part, parts.stop), names)
             if is_file:
                 self._check_parser(part, without)
             yield part
@@ -146,10 +172,31 @@ class Columnar(RecordBatches):
             last = starts[-1] if stop is None else stop
             parts = range(bisect_right(starts, start) - 1, bisect_left(starts, last))
             for part in self._parts(parts, names):
-                of_group = file.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(names))
+                here = file if self._remote is None else self._reopened(file)
+                of_group = here.iter_batches(BATCH_ROWS, row_groups=[part], columns=list(names))
                 yield from between(of_group, start - starts[part], last - starts[part])
 
         return file.schema_arrow, batches
+
+    def _reopened(self, file: Any) -> Any:
+        """Open the present copy of a remote file, whose footer `file` has."""
+        return pq.ParquetFile(
+            self._probed, metadata=file.metadata, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True
+        )
+
+    def _fetch(self, remote: RangedReader, parts: range, names: Collection[str]) -> None:
+        """Copy the needed columns of the first of these row groups, and of those after it if they are small."""
+        if not parts or parts[0] in self._held:
+            return
+        ranges: list[tuple[int, int]] = []
+        for part in parts:
+            more = _ranges(self._groups[part], names)
+            if ranges and sum(end - start for start, end in (*ranges, *more)) > _TOGETHER:
+                break
+            ranges += more
+            self._held = range(parts[0], part + 1)
+        self._copy = PartialCopy(remote, ranges, self._footer)
+        self._probed = self._copy.path
 
     def _open_arrow_file(self, source: BinaryIO) -> _Opened:
         mapped = _mapped(source)
@@ -202,6 +249,25 @@ def _checked(batch: Any, names: Sequence[str]) -> Any:
             if "UTF8" not in str(error):
                 raise
     return batch
+
+
+def _ranges(group: Any, names: Collection[str]) -> list[tuple[int, int]]:
+    """Return where the column chunks of a row group are."""
+    ranges = []
+    for chunk in _columns_of(group):
+        path = chunk.path_in_schema  # of a nested value, the column's name is the start of it
+        if any(path == name or path.startswith(f"{name}.") for name in names):
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page:
+                start = min(start, chunk.dictionary_page_offset)
+            ranges.append((start, start + chunk.total_compressed_size + _PADDING))
+    return ranges
+
+
+def _ranged(stream: io.BufferedReader) -> RangedReader | None:
+    """Return the remote file that a stream reads, if it is one."""
+    raw = getattr(stream, "raw", None)
+    return raw if isinstance(raw, RangedReader) else None
 
 
 def _mapped(source: BinaryIO) -> Any:

@@ -8,10 +8,11 @@ import glob
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from embedkit.config.databases import DATABASE_SUFFIXES, is_postgres, no_query
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
+    BYTES_OF_ENDS,
     fixed_name,
     is_link,
     is_same_file,
@@ -34,8 +36,15 @@ from embedkit.storage.filesystem import (
     stat_file,
     walk_folder,
 )
+from embedkit.storage.protocol import FilePath, FileStat
+from embedkit.storage.remote_path import RemotePath, is_uri
+from embedkit.storage.store_errors import StoreError
+
+_T = TypeVar("_T")
 
 STDIN = "-"
+#: Files of a remote place that are looked at together.
+_AT_ONCE = 16
 
 SUFFIXES = {
     ".csv": "csv",
@@ -76,6 +85,14 @@ class SourceFile:
     mtime_ns: int | None = None
     sha256: str | None = None  # of the first and last MiB on disk together
     content_sha256: str | None = None  # of all, where that is known without another pass
+    etag: str | None = None  # of an object, which changes whenever its content does
+
+    @property
+    def known(self) -> FileStat | None:
+        """What `open_file` needs to open exactly this version of an object; None for other files."""
+        if self.etag is None or self.size is None:
+            return None
+        return FileStat(self.size, self.mtime_ns or 0, "file", self.name, self.etag)
 
     @property
     def shown(self) -> str:
@@ -99,7 +116,7 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
     twice = len(names) - len({real_path(name) for name in names})
     if twice:
         notes.append(f"{_count(twice, 'file')} named more than once in the input, and read each time")
-    return tuple(described(name, file_format) for name in names)
+    return tuple(_of_each(lambda name: described(name, file_format), names))
 
 
 def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
@@ -108,7 +125,10 @@ def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
     Raises:
         InputError: an input does not exist, or a folder cannot be read.
     """
-    return [name for typed in inputs for name in ([typed] if is_postgres(typed) else _expanded(typed, notes))]
+    try:
+        return [name for typed in inputs for name in ([typed] if is_postgres(typed) else _expanded(typed, notes))]
+    except StoreError as error:
+        raise unreadable(str(error.filename), error) from None
 
 
 def shown_name(name: str) -> str:
@@ -130,6 +150,14 @@ def by_name(name: str) -> tuple[str | None, str | None]:
     return (SUFFIXES.get(suffixes[-1]) if suffixes else None), compression
 
 
+def _of_each(function: Callable[[str], _T], names: Sequence[str]) -> list[_T]:
+    """Apply a function to names; to those of a remote place many at a time, since each waits for answers."""
+    if not any(map(is_uri, names)):
+        return list(map(function, names))
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(function, names))
+
+
 def described(name: str, file_format: str) -> SourceFile:
     """Describe a file as it is now.
 
@@ -139,7 +167,7 @@ def described(name: str, file_format: str) -> SourceFile:
     """
     try:
         found = stat_file(name)
-        digest = sha256_of_ends(name) if found.kind == "file" else None
+        digest = sha256_of_ends(name, found) if found.kind == "file" else None
     except OSError as error:
         raise unreadable(name, error) from None
     if digest is None:
@@ -157,10 +185,27 @@ def described(name: str, file_format: str) -> SourceFile:
             f" alone or with {' '.join(COMPRESSIONS)}",
             hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "name the format with --format",
         )
-    return SourceFile(name, form, compression, found.size, found.mtime_ns, digest)
+    # Of a small file, the first and the last MiB are all of it.
+    whole = digest if is_uri(name) and found.size <= BYTES_OF_ENDS else None
+    return SourceFile(name, form, compression, found.size, found.mtime_ns, digest, whole, found.etag)
 
 
-def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
+def is_unchanged(file: SourceFile) -> bool:
+    """Check that a file is as it was described. An object is, if its ETag is: nothing of it is read again.
+
+    Raises:
+        InputError: it does not exist, or cannot be read.
+    """
+    if file.etag is None:
+        return described(file.name, file.format) == file
+    try:
+        found = stat_file(file.name)
+    except OSError as error:
+        raise unreadable(file.name, error) from None
+    return (found.size, found.etag) == (file.size, file.etag)
+
+
+def check_not_read(outputs: Sequence[FilePath], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
     """Refuse an output that is one of the inputs, also by another name or through a link.
 
     Args:
@@ -171,13 +216,17 @@ def check_not_read(outputs: Sequence[Path], inputs: Sequence[str], *, whole_fold
     Raises:
         UsageError: an input is among them.
     """
-    reads = {real_path(name): name for name in inputs if "://" not in name}
     for output in outputs:
+        is_remote = isinstance(output, RemotePath)
+        places = f"{output.scheme}://" if isinstance(output, RemotePath) else ""
+        names = (name for name in inputs if (name.startswith(places) if is_remote else not is_uri(name)))
+        reads = {real_path(name): name for name in names}
         target = real_path(output)
         hit = reads.get(target)
         if hit is None and whole_folders:
-            hit = next((name for read, name in reads.items() if read.startswith(target + os.sep)), None)
-        elif hit is None and seems_there(output):  # a hard link
+            below = f"{target}{'/' if is_remote else os.sep}"
+            hit = next((name for read, name in reads.items() if read.startswith(below)), None)
+        elif hit is None and not is_remote and seems_there(output):  # a hard link
             hit = next((name for name in reads.values() if is_same_file(output, name)), None)
         if hit is not None:
             raise UsageError(
@@ -205,6 +254,8 @@ def unreadable(name: str, error: OSError | ValueError) -> InputError:
     """Return the error of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or "cannot be read"
     hint = _HINTS.get(getattr(error, "errno", None) or 0, "check the name and the permissions")
+    if isinstance(error, StoreError):
+        hint = error.hint
     return InputError(f"{shown_name(name)}: {reason}", hint=hint)
 
 
@@ -223,7 +274,7 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
             names += _inside(folder, notes)
     except OSError as error:
         raise unreadable(str(error.filename), error) from None
-    own = [name for name in names if is_own_output(name)]
+    own = [name for name, is_own in zip(names, _of_each(is_own_output, names), strict=True) if is_own]
     if own:
         outputs, first = _count(len(own), "file"), shown_name(own[0])
         notes.append(f"{shown_name(typed)}: left out {outputs} that embedkit wrote, first {first}")
@@ -247,7 +298,7 @@ def _inside(folder: str, notes: list[str]) -> list[str]:
             folders.clear()
             continue
         for name in sorted(files):
-            path = os.path.join(root, name)  # noqa: PTH118 - keeps `./a` as typed
+            path = f"{root}/{name}" if is_uri(root) else os.path.join(root, name)  # noqa: PTH118 - `./a` as typed
             if name.startswith("."):
                 continue
             is_known = by_name(name)[0] is not None

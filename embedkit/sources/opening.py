@@ -74,7 +74,7 @@ def opened(file: SourceFile, config: InputConfig) -> Iterator[io.BufferedReader]
         InputError: it cannot be opened; while read: it is damaged, cut off, or exceeds the config.
     """
     try:
-        raw = open_file(file.name)
+        raw = open_file(file.name, file.known)
     except OSError as error:
         raise unreadable(file.name, error) from None
     with raw:

@@ -25,6 +25,7 @@ from embedkit.arrow_values import (
 from embedkit.errors import InputError
 from embedkit.sources.columns import Column, Columns, Kind, Wanted, composer, every
 from embedkit.sources.headers import shown
+from embedkit.storage.store_errors import StoreError
 from embedkit.types import UNREAD, Fault, Record
 
 T = TypeVar("T")
@@ -117,9 +118,11 @@ def _shown_type(declared: Any) -> str:
 
 
 def attempt(action: Callable[[], T]) -> T | None:
-    """Run the action; None if pyarrow fails. Errors of embedkit pass."""
+    """Run the action; None if pyarrow fails. Errors of embedkit and of a store pass."""
     try:
         return action()
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError, ValueError):
         return None
 

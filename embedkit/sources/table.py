@@ -25,7 +25,7 @@ from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept_types import KeptTypes, declared_type, unified
-from embedkit.sources.locate import STDIN, SourceFile, described, unreadable
+from embedkit.sources.locate import STDIN, SourceFile, described, is_unchanged, unreadable
 from embedkit.sources.query import RowsDigest
 from embedkit.sources.readers import Reader, Seeking, as_input_error, reading
 from embedkit.sources.scan import FAULTS_LISTED, Part, PartScan, Place, Scan
@@ -295,20 +295,21 @@ class Table:
                 self._read_through()
             return
         for file in self.files:
-            if not self.streaming and described(file.name, file.format) != file:
+            if not self.streaming and not is_unchanged(file):
                 raise _changed(file)
 
     def content_sha256(self, number: int, piece: tuple[int, int] | None = None) -> str | None:
         """Return the hash of all bytes of a file, or of a piece: of Parquet, of the columns in use in it.
 
         Returns:
-            64 hexadecimal digits; None for stdin, and for a query that was not read.
+            64 hexadecimal digits; None for stdin, for a query that was not read, and for a large object of a
+            store, whose ETag says as much.
 
         Raises:
             InputError: it cannot be read.
         """
         file = self.files[number]
-        if file.sha256 is None or file.content_sha256 is not None:
+        if file.sha256 is None or file.content_sha256 is not None or file.etag is not None:
             return file.content_sha256
         ranges = None if piece is None else [piece]
         if piece is not None and file.format == "parquet":
@@ -413,7 +414,8 @@ class Table:
         """
         if number in self._unseen:
             file = self.files[number]
-            now = described(file.name, file.format)
+            # Every read of an object is of its ETag; the time of another machine's file may differ.
+            now = described(file.name, file.format) if file.etag is None else file
             if (now.size, now.sha256) != (file.size, file.sha256):
                 raise _changed(file)
             self._unseen.discard(number)

@@ -26,6 +26,7 @@ from embedkit.sources.opening import opened_stdin
 from embedkit.sources.query import with_id
 from embedkit.sources.readers import as_input_error, reader_of, reading
 from embedkit.sources.table import TYPED, Table, TableFacts
+from embedkit.storage.fsspec_filesystem import keep_secrets
 from embedkit.storage.standard_streams import rows_in
 
 _VISIBLE = (
@@ -47,6 +48,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
         UsageError: the template is malformed, `-` is not the only input.
     """
     notes: list[str] = []
+    keep_secrets(config.uri_secrets)
     requested = requested_columns(config)
     files: tuple[SourceFile, ...]
     reader = None

@@ -1,8 +1,9 @@
 """The seam to the places that hold inputs and outputs.
 
 Every open, listing, check, write and removal of the user's files goes through the functions of this module, which
-call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. Data sets of the Hugging Face
-hub (`hf://datasets/...`) are read only.
+call the `FileSystem` of the path; `tests/storage/test_seam.py` lists the exceptions. Places other than the local
+machine and object stores (`s3://`, `gs://`, `az://`) are read only, such as data sets of the Hugging Face hub
+(`hf://datasets/...`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,21 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from embedkit.errors import UsageError
 from embedkit.storage.disk_errors import as_output_error
-from embedkit.storage.hub_filesystem import SCHEME, HubFileSystem
+from embedkit.storage.fsspec_filesystem import FsspecFileSystem
+from embedkit.storage.hub_filesystem import HubFileSystem
 from embedkit.storage.local_filesystem import LocalFileSystem
-from embedkit.storage.protocol import AnyPath, FilePath, FileSystem, LocalPath
-from embedkit.storage.remote_path import is_uri
+from embedkit.storage.object_filesystem import SCHEMES, ObjectFileSystem
+from embedkit.storage.protocol import AnyPath, FilePath, FileStat, FileSystem, LocalPath
+from embedkit.storage.remote_path import RemotePath, is_uri
+from embedkit.storage.store_errors import StoreError
 
 _LOCAL: FileSystem[LocalPath] = LocalFileSystem()
-_HUB: FileSystem[AnyPath] = HubFileSystem()
+_OBJECTS: FileSystem[AnyPath] = ObjectFileSystem()
+_REMOTE: dict[str, FileSystem[AnyPath]] = {"hf": HubFileSystem(), **dict.fromkeys(SCHEMES, _OBJECTS)}
+_OTHERS: FileSystem[AnyPath] = FsspecFileSystem()
 _SAMPLED = 2**20
+#: `sha256_of_ends` is of all bytes of a file that has no more.
+BYTES_OF_ENDS = 2 * _SAMPLED
 #: Small files of an object store that are read at a time, and those whose content is held.
 _REQUESTS, _READ_AHEAD = 64, 4096
 
@@ -35,19 +43,8 @@ _Path = TypeVar("_Path", bound=AnyPath)
 
 
 def filesystem_for(path: AnyPath) -> FileSystem[Any]:
-    """Return the file system that a path or URI is on.
-
-    Raises:
-        UsageError: it is a URI of a scheme that is not supported.
-    """
-    if not is_uri(path):
-        return _LOCAL
-    if str(path).startswith(SCHEME):
-        return _HUB
-    raise UsageError(
-        f"{path}: only local files, and data sets of the hub (hf://datasets/OWNER/NAME/...), are read",
-        hint="copy it here first, or pipe it in with -",
-    )
+    """Return the file system that a path or URI is on."""
+    return _REMOTE.get(RemotePath(str(path)).scheme, _OTHERS) if is_uri(path) else _LOCAL
 
 
 def _on_file_system_of_path(
@@ -115,6 +112,8 @@ def seems_there(path: AnyPath) -> bool:
 def _kind_if_known(path: AnyPath) -> str | None:
     try:
         return stat_file(path).kind
+    except StoreError:
+        raise  # it may have taken minutes to find out
     except (OSError, ValueError, UsageError):
         return None
 
@@ -158,9 +157,14 @@ def sha256_of_file(path: AnyPath, ranges: Iterable[tuple[int, int]] | None = Non
         raise
 
 
-def sha256_of_ends(path: AnyPath) -> str:
-    """Return the SHA-256 of a file's first and last MiB together: a quick check for changes."""
-    with open_file(path) as file:
+def sha256_of_ends(path: AnyPath, known: FileStat | None = None) -> str:
+    """Return the SHA-256 of a file's first and last MiB together: a quick check for changes.
+
+    Args:
+        path: of the file.
+        known: see `FileSystem.open_file`.
+    """
+    with open_file(path, known) as file:
         digest = hashlib.sha256(file.read(_SAMPLED))
         file.seek(max(_SAMPLED, file.seek(0, os.SEEK_END) - _SAMPLED))
         digest.update(file.read(_SAMPLED))

@@ -38,7 +38,7 @@ class HubFileSystem:
         #: Open temporary files by name.
         self._copies: dict[str, BinaryIO] = {}
 
-    def open_file(self, path: AnyPath) -> io.BufferedReader:
+    def open_file(self, path: AnyPath, known: FileStat | None = None) -> io.BufferedReader:  # noqa: ARG002
         name = self.fixed_name(str(path))
         with self._lock:
             if name not in self._copies:

@@ -20,7 +20,7 @@ from embedkit.storage.protocol import AtomicFiles, FileStat, LocalPath
 class LocalFileSystem:
     """See `FileSystem`."""
 
-    def open_file(self, path: LocalPath) -> io.BufferedReader:
+    def open_file(self, path: LocalPath, known: FileStat | None = None) -> io.BufferedReader:  # noqa: ARG002
         return open(path, "rb")  # noqa: PTH123 - a path as typed; the caller closes it
 
     def read_file(self, path: LocalPath) -> bytes:

@@ -64,6 +64,9 @@ class ObjectStore(Protocol):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """List all objects below a folder, in the order of the store."""
 
+    def names(self, prefix: str = "") -> tuple[str, ...]:
+        """List the names directly in a folder: of objects, and of folders."""
+
     def head(self, key: str) -> StoredObject:
         """Describe an object."""
 
@@ -200,6 +203,15 @@ class ObstoreFolder:
                 chunk = self._bucket.next_of(below, chunks)
             if chunks.is_complete:
                 return
+
+    def names(self, prefix: str = "") -> tuple[str, ...]:
+        """See `ObjectStore`."""
+        below = self._key(prefix)
+        found = self._bucket.ask(below, lambda client: client.list_with_delimiter(below or None))
+        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+        start = f"{below}/" if below else ""
+        names = (path.removeprefix(start) for path in paths if path.startswith(start))
+        return tuple(dict.fromkeys(name.rstrip("/") for name in names))
 
     def head(self, key: str) -> StoredObject:
         """See `ObjectStore`."""

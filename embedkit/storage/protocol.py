@@ -39,11 +39,12 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """File with its final name: path relative to its root, size in bytes, SHA-256."""
+    """File with its final name: path relative to its root, size in bytes, SHA-256; of an object also its ETag."""
 
     path: str
     bytes: int
     sha256: str
+    etag: str | None = None  # of an object
 
 
 class AtomicFiles(Protocol):
@@ -88,8 +89,13 @@ class FileSystem(Protocol[_P_contra]):
     with the same names call them on the file system of the path.
     """
 
-    def open_file(self, path: _P_contra) -> io.BufferedReader:
-        """Open a file for reading, with `seek`."""
+    def open_file(self, path: _P_contra, known: FileStat | None = None) -> io.BufferedReader:
+        """Open a file for reading, with `seek`.
+
+        Args:
+            path: of the file.
+            known: what `stat_file` said of it before. An object that has another ETag now is an error.
+        """
 
     def read_file(self, path: _P_contra) -> bytes:
         """Read a whole file."""

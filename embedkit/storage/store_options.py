@@ -128,10 +128,14 @@ def check_encrypted(endpoint: str, options: StoreOptions) -> bool:
 _configured = StoreOptions()
 
 
-def configure_stores(options: StoreOptions) -> None:
-    """Use these options for every store that this process opens from now on."""
+def configure_stores(texts: Iterable[str]) -> None:
+    """Use these values of `--store-option` for every store that this process opens from now on.
+
+    Raises:
+        UsageError: as `StoreOptions.parse`.
+    """
     global _configured  # noqa: PLW0603 - one for all threads of a process, as its environment is
-    _configured = options
+    _configured = StoreOptions.parse(texts)
 
 
 def configured_stores() -> StoreOptions:

@@ -230,7 +230,7 @@ CASES = [
     ),
     pytest.param("encode - --format jsonl", USAGE, "'-'", "-o", id="stdin without -o"),
     pytest.param("encode *.csv", USAGE, "'*.csv'", "-o", id="glob without -o"),
-    pytest.param(f"encode s3://bucket/notes.csv {NEW}", USAGE, "s3://bucket/notes.csv", "-", id="remote"),
+    pytest.param(f"encode nope://bucket/notes.csv {NEW}", USAGE, "nope://bucket/notes.csv", "-", id="remote"),
     pytest.param(f"encode $tables/notes.dat {NEW}", USAGE, "notes.dat|.csv|.parquet", "--format", id="no suffix"),
     # The input
     table("none.csv", "none.csv|No such file", "name"),

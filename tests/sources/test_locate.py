@@ -77,7 +77,7 @@ def test_a_file_of_another_kind_is_an_error_with_a_hint(tmp_path: Path, name: st
         ("*.parquet", InputError, "matches no file"),
         ("deep/x", InputError, "contains no file that ends in .csv"),
         ("notes.pdf", UsageError, "unknown suffix; known are .csv"),
-        ("s3://bucket/a.csv", UsageError, "only local files"),
+        ("nope://bucket/a.csv", UsageError, "nope:// is not known"),
     ],
 )
 def test_a_missing_input_is_an_error(

@@ -111,7 +111,7 @@ def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataSe
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(filesystem, "_HUB", HubFileSystem())
+        monkeypatch.setitem(filesystem._REMOTE, "hf", HubFileSystem())
         lines = "".join(json.dumps({"id": str(at), "text": text}) + "\n" for at, text in enumerate(TEXTS[4:], 4))
         yield DataSet(
             hub,
@@ -164,7 +164,7 @@ def test_a_resumed_run_reads_the_commit_that_it_began_with(
     whole = table("out")
     data_set.commits[NEW] = {"data/a.parquet": parquet(["other", *TEXTS])}
     data_set.main = NEW
-    monkeypatch.setattr(filesystem, "_HUB", HubFileSystem())
+    monkeypatch.setitem(filesystem._REMOTE, "hf", HubFileSystem())
     for name in ("manifest.json", "commits/00001.json"):
         (Path("out") / name).unlink()
     ran = encode(*asked, "--on-exists", "resume")
@@ -185,7 +185,7 @@ def test_a_resumed_run_reads_the_commit_that_it_began_with(
         (f"{SET}/data/*.txt", "matches no file"),
         ("hf://owner/model/a.csv", "only data sets"),
         ("hf://datasets/owner", "names no data set"),
-        ("s3://bucket/a.csv", "only local files"),
+        ("nope://bucket/a.csv", "nope:// is not known"),
     ],
 )
 def test_what_is_not_there_is_told(encode: Cli, data_set: DataSet, typed: str, message: str) -> None:

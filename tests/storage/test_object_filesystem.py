@@ -1,0 +1,193 @@
+"""An object store lists, finds and describes files as the local file system does."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from embedkit.config import InputConfig
+from embedkit.errors import InputError, OutputError, UsageError
+from embedkit.sources import open_table
+from embedkit.storage.filesystem import (
+    exists,
+    file_names,
+    is_folder,
+    list_files,
+    match_files,
+    new_files,
+    open_file,
+    read_file,
+    remove_tree,
+    stat_file,
+    walk_folder,
+    write_file,
+)
+from embedkit.storage.object_filesystem import has_conditional_put
+from embedkit.storage.object_store import StoredObject
+from embedkit.storage.remote_path import RemotePath
+from embedkit.storage.store_errors import StoreError
+from tests.storage.dict_store import DictStore
+
+FILES = ["a.csv", "b.csv", "b[1].csv", ".hidden.csv", "sub/c.csv", "sub/deep/d.csv", "sub/.e.csv", ".dot/f.csv"]
+FILES += ["x/y"]
+TOP = "s3://bucket/top"
+
+
+@pytest.fixture
+def both(tmp_path: Path, bucket: DictStore) -> str:
+    """The same files in a local folder and in the bucket."""
+    for name in FILES:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        bucket.objects[f"top/{name}"] = name.encode()
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*.csv", "*", "?.csv", "[ab].csv", "[!a].csv", "b[[]1].csv", ".*", "*/*.csv", "sub/*", "s*", "**"),
+        *("**/*.csv", "sub/**", "sub/**/*.csv", "**/deep/*", "*/deep/d.csv", "none/*", "[", "x/[y", "*.CSV"),
+        "su?/c.csv",
+    ],
+)
+def test_globs_find_what_they_find_in_a_local_folder(both: str, pattern: str) -> None:
+    local = {name.removeprefix(both) for name in match_files(f"{both}/{pattern}")}
+    assert {name.removeprefix(TOP) for name in match_files(f"{TOP}/{pattern}")} == local
+
+
+def test_folders_are_walked_as_local_ones_are(both: str) -> None:
+    def walked(top: str) -> list[tuple[str, list[str], list[str]]]:
+        return sorted(
+            (root.removeprefix(top), sorted(inner), sorted(files)) for root, inner, files in walk_folder(top)
+        )
+
+    assert walked(TOP) == walked(both)
+    assert sorted(list_files(TOP, "p/")) == sorted(list_files(both, "p/"))
+    assert sorted(file_names(TOP)) == sorted(file_names(both))
+    assert [is_folder(f"{TOP}/{name}") for name in ("sub", "sub/", "a.csv", "none")] == [True, True, False, False]
+
+
+def test_names_that_are_taken_out_of_a_walk_are_not_visited(both: str) -> None:
+    seen = []
+    for root, folders, _ in walk_folder(TOP):
+        seen.append(root.removeprefix(TOP))
+        folders[:] = [name for name in folders if name != "deep"]
+    assert seen == ["", "/sub", "/x"]
+
+
+def test_new_files_appear_when_all_are_there_and_the_first_writer_wins(bucket: DictStore) -> None:
+    folder = RemotePath("s3://bucket/out")
+    files = new_files(folder)
+    for name in ("last", "first"):
+        with files.create(name) as file:
+            file.write(name.encode())
+    assert not bucket.objects
+    made = files.publish(last="last")
+    assert [(file.path, file.bytes, file.sha256) for file in made] == [
+        (name, len(name), hashlib.sha256(name.encode()).hexdigest()) for name in ("first", "last")
+    ]
+    assert [file.etag for file in made] == [stat_file(folder / file.path).etag for file in made]
+    assert not write_file(folder, "first", b"other", replace=False)
+    assert read_file(folder / "first") == b"first"
+    assert write_file(folder, "first", b"other")
+    files = new_files(folder)
+    files.create("dropped").write(b"x")
+    files.discard()
+    assert {name for name, _ in list_files(folder)} == {"first", "last"}
+    remove_tree(folder)
+    assert not exists(folder)
+
+
+def test_a_file_above_the_limit_goes_by_the_disk_and_arrives_whole(
+    bucket: DictStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedkit.storage.spool._IN_MEMORY", 1000)
+    content = bytes(range(256)) * 20
+    assert write_file(RemotePath("s3://bucket/out"), "big", content)
+    assert bucket.objects["out/big"] == content
+
+
+def test_an_open_file_is_of_one_version(bucket: DictStore) -> None:
+    bucket.objects["k"] = b"1" * 3 * 2**20
+    known = stat_file("s3://bucket/k")
+    with open_file("s3://bucket/k") as file:
+        assert file.read(10) == b"1" * 10
+        bucket.objects["k"] = b"2" * 3 * 2**20
+        with pytest.raises(StoreError, match="was changed"):
+            file.read()
+    with pytest.raises(StoreError, match="was changed"), open_file("s3://bucket/k", known) as file:
+        file.seek(2**20 + 1)
+        file.read()
+
+
+def test_an_object_that_changes_while_its_rows_are_read_is_an_error(bucket: DictStore) -> None:
+    bucket.objects["k.csv"] = b"text\n" + b"one text\n" * 400_000
+    table = open_table(InputConfig(("s3://bucket/k.csv",)))
+    rows = table.records()
+    next(rows)
+    bucket.objects["k.csv"] = bucket.objects["k.csv"].replace(b"one", b"two")
+    with pytest.raises(InputError, match="was changed while it was read"):
+        list(rows)
+
+
+def test_a_changed_object_of_equal_size_head_and_tail_is_found_by_its_etag(bucket: DictStore) -> None:
+    content = b"text\n" + b"one text\n" * 400_000
+    bucket.objects["k.csv"] = content
+    table = open_table(InputConfig(("s3://bucket/k.csv",)))
+    bucket.objects["k.csv"] = content[: 2**21] + b"X" + content[2**21 + 1 :]
+    assert hashlib.sha256(content[: 2**20] + content[-(2**20) :]).hexdigest() == table.files[0].sha256
+    again = open_table(InputConfig(("s3://bucket/k.csv",)))
+    assert again.files[0].sha256 == table.files[0].sha256
+    with pytest.raises(InputError, match="was changed while it was read"):
+        table.check_unchanged()
+
+
+def test_a_small_object_is_hashed_whole_and_a_large_one_by_its_ends(bucket: DictStore) -> None:
+    bucket.objects.update({"a.csv": b"text\n" * 10, "b.csv": b"text\n" * 10**6})
+    small, large = open_table(InputConfig(("s3://bucket/a.csv", "s3://bucket/b.csv"))).files
+    assert small.content_sha256 == small.sha256 == hashlib.sha256(bucket.objects["a.csv"]).hexdigest()
+    assert large.content_sha256 is None
+    assert large.etag == stat_file("s3://bucket/b.csv").etag
+
+
+def test_planning_reads_a_small_object_once(bucket: DictStore) -> None:
+    bucket.objects.update({f"in/{number}.jsonl": b'{"text": "a"}\n' * (number + 1) for number in range(3)})
+    table = open_table(InputConfig(("s3://bucket/in",)))
+    assert table.scan().rows == len(list(table.records())) == 6
+    assert [verb for verb, _ in bucket.requests].count("get") == 3
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_store_that_ignores_conditions_is_found_out(
+    bucket: DictStore,
+    monkeypatch: pytest.MonkeyPatch,
+    refuses: bool,
+) -> None:
+    if not refuses:
+        put = DictStore.put
+        monkeypatch.setattr(DictStore, "put", lambda store, key, data, if_absent: put(store, key, data))
+    assert has_conditional_put(RemotePath("s3://bucket/out")) is refuses
+    assert not bucket.objects
+
+
+def test_a_private_output_is_refused(bucket: DictStore) -> None:
+    with pytest.raises(UsageError, match="access rules"):
+        write_file(RemotePath("s3://bucket/out"), "key", b"secret", private=True)
+
+
+def test_a_failing_store_is_an_error_of_the_output(
+    bucket: DictStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> StoredObject:
+        raise StoreError("the store refuses access (HTTP 403)", "check it", "s3://bucket/out/a")
+
+    monkeypatch.setattr(DictStore, "put", fail)
+    with pytest.raises(OutputError, match="cannot write s3://bucket/out/a: the store refuses access") as caught:
+        write_file(RemotePath("s3://bucket/out"), "a", b"x")
+    assert caught.value.hint == "check it"

@@ -1,0 +1,61 @@
+"""Options of stores are checked when they are given, and secrets are refused without being shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from embedkit.errors import UsageError
+from embedkit.storage.store_options import StoreOptions, check_encrypted
+
+CANARY = "AKIA-canary-4711"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("endpont=https://x", "endpont is unknown"),
+        ("region", "region has no value"),
+        ("path_style=maybe", "path_style cannot be 'maybe'"),
+        ("endpoint=localhost:9000", "endpoint is not an address"),
+        (f"endpoint=https://user:{CANARY}@host", "endpoint is not an address"),
+        (f"endpoint=https://host/?sig={CANARY}", "endpoint is not an address"),
+        ("timeout=soon", "timeout cannot be 'soon'"),
+        ("checksum=md5", "checksum cannot be 'md5'"),
+        *(
+            (f"{name}={CANARY}", "would show a secret")
+            for name in ("aws_secret_access_key", "AWS-ACCESS-KEY-ID", "account_key", "sas_token", "token")
+        ),
+    ],
+)
+def test_an_unusable_option_is_an_error_that_shows_no_secret(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        StoreOptions.parse([text])
+    assert CANARY not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_the_last_value_of_an_option_counts() -> None:
+    options = StoreOptions.parse(["region=a", "Path-Style=no", "region=b"])
+    assert options.values == (("path_style", "no"), ("region", "b"))
+    assert (options.flag("path_style"), options.flag("unsigned")) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "options", "is_http"),
+    [
+        ("https://host", [], False),
+        ("http://127.0.0.1:9000", [], True),
+        ("http://host", ["allow_http=true"], True),
+        ("http://host", [], None),
+        ("http://localhost", ["allow_http=no"], None),
+    ],
+)
+def test_texts_cross_a_network_in_clear_only_if_asked(
+    endpoint: str, options: list[str], is_http: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    if is_http is not None:
+        assert check_encrypted(endpoint, StoreOptions.parse(options)) is is_http
+        return
+    with pytest.raises(UsageError, match="not encrypted"):
+        check_encrypted(endpoint, StoreOptions.parse(options))

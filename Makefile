@@ -119,7 +119,7 @@ $(VENV)/installed-cluster: $(VENV)/installed-dev
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/installed-cluster $(SERVERS)/installed ## test Ray clusters and object stores, on servers started here
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster tests/test_deployment.py -m ''
 
 .PHONY: torture
 torture: $(VENV)/installed-dev ## kill runs, flip bits and make system calls fail, thousands of times

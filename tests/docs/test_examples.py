@@ -35,7 +35,14 @@ BLOCKS = {page: blocks_of(page) for page in PAGES}
 EXAMPLES = [page for page in PAGES if any(block.language in {"sh", "python"} for block in BLOCKS[page])]
 NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if not block.is_run]
 PROMISED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
-ELSEWHERE = {"--no-deps"}  # options of other programs
+ELSEWHERE = {  # options of other programs
+    "--no-deps",
+    "--build-arg",
+    "--network",
+    "--stop",
+}
+#: Programs whose arguments hold a command of embedkit.
+CARRIERS = {"apptainer", "docker", "kubectl", "ray"}
 
 
 def needs_default_model(page: Path) -> bool:
@@ -123,10 +130,26 @@ def check_foreign(command: str) -> None:
         assert {extra for names in named for extra in names.split(",")} <= set(extras)
         assert "--no-index" in words or (ROOT / words[words.index("-c") + 1]).is_file()
     elif program == "sbatch":
-        assert (ROOT / words[0]).is_file()
-        COMMANDS["encode"].make_context("encode", words[1:])
+        script = next(place for place, word in enumerate(words) if word.endswith(".sbatch"))
+        assert (ROOT / words[script]).is_file()
+        COMMANDS["encode"].make_context("encode", words[script + 1 :])
+    elif program in CARRIERS:
+        check_carrier(words)
     else:
         pytest.fail(f"do not know how to check {program}")
+
+
+def check_carrier(words: list[str]) -> None:
+    """Check the files that a command of Docker, Kubernetes or Ray names, and the command of embedkit in it."""
+    files = [word for word in words if word.startswith(("configs/", "Dockerfile"))]
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    inner = next((shlex.split(word) for word in words if word.startswith("embedkit encode ")), [])
+    images = [place for place, word in enumerate(words) if word in {"embedkit", "embedkit:cuda", "embedkit.sif"}]
+    if inner:
+        COMMANDS["encode"].make_context("encode", inner[2:])
+    elif "run" in words:
+        _, command, *arguments = words[images[-1] :]
+        COMMANDS[command].make_context(command, arguments)
 
 
 @pytest.fixture
@@ -154,7 +177,8 @@ class Examples:
             self.python(block)
 
     def said_by(self, command: str, block: Block) -> str:
-        if "embedkit" not in command.split():
+        words = command.split()
+        if "embedkit" not in words or words[0] in CARRIERS:
             check_foreign(command)
             return ""
         if "|" in command:

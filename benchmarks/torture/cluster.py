@@ -1,0 +1,334 @@
+"""Kills of Ray's actors, nodes, drivers and heads at random times, and ranks that race on one bucket.
+
+    python -m benchmarks.torture.cluster [--kills 200] [--races 6] [--seed 0] [--to local,s3]
+
+Each run writes many small shards, to a disk or to a bucket of SeaweedFS, and is killed at until it has had its
+share of kills. What died is replaced by the engine, or the run is resumed by a random engine. Then every file has
+the bytes that one local process writes, so no row is lost, doubled or moved. Exits with 1 at the first fault, and
+with 0 where Ray or SeaweedFS are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from benchmarks.torture.kills import FaultError, contents, fresh, tell
+from tests.cluster import ray_cluster, servers
+from tests.tiny_models import TEXTS, make
+
+SHARD_ROWS = 8
+N_ROWS = 300 * SHARD_ROWS
+EMPTY_EVERY = 97
+#: Kills of one run, and how often each kind is drawn. A head takes a new cluster with it.
+KILLS_A_RUN = 8
+WEIGHTS = {"actor": 11, "raylet": 4, "driver": 4, "head": 1}
+#: Seconds at most from one kill to the next. To load the tiny model takes an idle machine 5.
+PAUSE = 6.0
+#: Seconds that a run may take that nothing disturbs any more.
+LIMIT_SECONDS = 300
+#: How a run may end when it was killed at, besides 0: what its message has then.
+ALLOWED = ("the head of the Ray cluster", "died before", "workers died", "cannot connect to Ray")
+
+
+@dataclass
+class Place:
+    """Where outputs go: a disk or a bucket.
+
+    Attributes:
+        name: "local" or "s3".
+        target: what -o is given for an output's name.
+        files: all files of an output, by name.
+        environment: of the processes that write there.
+        whole: the files of one undisturbed local process.
+    """
+
+    name: str
+    target: Callable[[str], str]
+    files: Callable[[str], dict[str, bytes]]
+    environment: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, bytes] = field(default_factory=dict)
+
+    def look(self, output: str) -> None:
+        """See that an output is complete, with the bytes of an undisturbed run and no other file."""
+        found = self.files(output)
+        if found.keys() != self.whole.keys():
+            raise FaultError(f"{output}: {sorted(found.keys() ^ self.whole.keys())[:5]} are there, or are not")
+        differ = [name for name in found if found[name] != self.whole[name]]
+        if differ:
+            raise FaultError(f"{output}: bytes differ in {differ[:5]}")
+
+
+@dataclass
+class Bench:
+    """What all runs share."""
+
+    root: Path
+    table: Path
+    model: Path
+
+    def command(self, target: str, *options: object) -> list[str]:
+        words = ["encode", self.table, "-m", self.model, "-o", target, "--shard-rows", SHARD_ROWS]
+        words += ["--pool", "mean", "--device", "cpu", "-q", "--on-exists", "resume", *options]
+        return [sys.executable, "-m", "embedkit", *(str(word) for word in words)]
+
+    def start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Starts a run; what it says goes to a file."""
+        with (self.root / "said").open("ab") as said:
+            return subprocess.Popen(
+                command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=os.environ | environment
+            )
+
+    def said(self) -> str:
+        return (self.root / "said").read_text(errors="replace")[-2000:]
+
+
+def prepare(root: Path) -> Bench:
+    table = root / "rows.jsonl"
+    with table.open("w") as file:
+        for row in range(N_ROWS):
+            text = "" if row % EMPTY_EVERY == 7 else TEXTS[row % len(TEXTS)][:200]
+            file.write(json.dumps({"id": f"{row:06d}", "text": text}) + "\n")
+    return Bench(root, table, make("bert", root / "model").folder)
+
+
+@contextmanager
+def places(bench: Bench, names: list[str]) -> Iterator[list[Place]]:
+    """The places, and what an undisturbed run leaves at each."""
+    with ExitStack() as stack:
+        found = []
+        if "local" in names:
+            folder = fresh(bench.root / "outputs")
+            found.append(Place("local", lambda name: str(folder / name), lambda name: contents(folder / name)))
+        if "s3" in names:
+            server = stack.enter_context(servers.seaweed(bench.root / "seaweed"))
+            bucket = server.make_bucket()
+            found.append(
+                Place(
+                    "s3",
+                    lambda name: f"s3://{bucket}/{name}",
+                    lambda name: server.objects(bucket, f"{name}/"),
+                    server.environment,
+                )
+            )
+        for place in found:
+            process = bench.start(bench.command(place.target("whole")), place.environment)
+            if process.wait(LIMIT_SECONDS) != 0:
+                raise FaultError(f"{place.name}: an undisturbed run fails: {bench.said()}")
+            place.whole = place.files("whole")
+            check_ids(bench, place)
+        yield found
+
+
+def check_ids(bench: Bench, place: Place) -> None:
+    """See that the undisturbed run itself has each row once, in order; by pyarrow alone."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    shards = sorted(name for name in place.whole if name.endswith(".parquet"))
+    ids = [row for name in shards for row in pq.read_table(io.BytesIO(place.whole[name]))["id"].to_pylist()]
+    if ids != [f"{row:06d}" for row in range(N_ROWS)] or len(shards) != N_ROWS // SHARD_ROWS:
+        raise FaultError(f"{place.name}: {len(ids)} rows in {len(shards)} shards, or not in the table's order")
+
+
+class Cluster:
+    """A Ray cluster that is started again when its head was killed."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.now = self._stack.enter_context(ray_cluster.ray_cluster(nodes=2, cpus=1))
+
+    def renew(self) -> None:
+        self.end()
+        self._stack = ExitStack()
+        self.now = self._stack.enter_context(ray_cluster.ray_cluster(nodes=2, cpus=1))
+
+    def end(self) -> None:
+        self._stack.close()
+
+
+class Run:
+    """One output, disturbed until it has had its kills.
+
+    Args:
+        kinds: of the kills.
+        kills: counts all kills.
+    """
+
+    def __init__(self, bench: Bench, place: Place, cluster: Cluster, chance: random.Random, name: str) -> None:
+        self.bench, self.place, self.cluster, self.chance, self.name = bench, place, cluster, chance, name
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.engine = "ray"
+        self.ends: Counter[str] = Counter()
+
+    def start(self, engine: str) -> None:
+        (self.bench.root / "said").write_bytes(b"")
+        self.engine = engine
+        options = ["--engine", "ray", "--workers", 2] if engine == "ray" else []
+        environment = self.place.environment | (self.cluster.now.environment if engine == "ray" else {})
+        command = self.bench.command(self.place.target(self.name), *options)
+        self.driver = self.bench.start(command, environment | {"OMP_NUM_THREADS": "1"})
+
+    def is_running(self, seconds: float) -> bool:
+        """Waits, at most so long, for the driver to end."""
+        assert self.driver
+        try:
+            code = self.driver.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        if code == 0:
+            self.ends["complete"] += 1
+            self.place.look(self.name)
+        elif code == 1 and any(part in self.bench.said() for part in ALLOWED):
+            self.ends["gave up"] += 1
+        elif code != -signal.SIGKILL:
+            raise FaultError(f"{self.name}: ended with {code}: {self.bench.said()}")
+        return False
+
+    def kill(self, kind: str) -> bool:
+        """Kills something while the driver runs; False if it has ended before or there is nothing to kill."""
+        assert self.driver
+        cluster = self.cluster.now
+        if kind == "driver":
+            self.driver.kill()
+            self.is_running(LIMIT_SECONDS)
+            return True
+        if self.engine != "ray":
+            return False
+        if kind == "head":
+            cluster.kill_head()
+            if self.is_running(LIMIT_SECONDS):
+                raise FaultError(f"{self.name}: runs {LIMIT_SECONDS} s after its head was killed")
+            self.cluster.renew()
+            return True
+        if kind == "raylet":
+            cluster.kill_node(self.chance.choice(cluster.raylets))
+            cluster.add_node(cpus=1)
+            return True
+        actors = cluster.actors("RayActor")
+        if actors:
+            with suppress(ProcessLookupError):
+                os.kill(self.chance.choice(actors), signal.SIGKILL)
+        return bool(actors)
+
+    def disturbed(self, kinds: list[str]) -> Counter[str]:
+        """Runs until complete and returns the kills that there were."""
+        done: Counter[str] = Counter()
+        outputs = 0
+        self.start("ray")
+        while kinds:
+            if not self.is_running(self.chance.uniform(0, PAUSE)):
+                if self.ends["complete"] > outputs:  # an output of its own for the kills that are left
+                    outputs = self.ends["complete"]
+                    self.name += "+"
+                left_to_drivers = all(kind == "driver" for kind in kinds)
+                self.start(self.chance.choice(["ray", "local"]) if left_to_drivers else "ray")
+            elif self.kill(kinds[0]):
+                done[kinds.pop(0)] += 1
+        while self.ends["complete"] == outputs:
+            if self.driver is None or self.driver.poll() is not None:
+                self.start(self.chance.choice(["ray", "local"]))
+            if self.is_running(LIMIT_SECONDS):
+                raise FaultError(f"{self.name}: does not end: {self.bench.said()}")
+        return done
+
+    def end(self) -> None:
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
+
+
+def race(bench: Bench, place: Place, chance: random.Random, name: str) -> int:
+    """Two ranks begin on one output at once; one of them is killed, or none, and begins again. Returns kills."""
+    share = bench.command(place.target(name), "--num-shards", 2)
+    both = [bench.start([*share, "--shard-id", str(rank)], place.environment) for rank in (0, 1)]
+    kills = 0
+    if chance.random() < 0.7:
+        rank = chance.choice((0, 1))
+        try:
+            both[rank].wait(chance.uniform(4, 20))
+        except subprocess.TimeoutExpired:
+            both[rank].kill()
+            both[rank].wait()
+            kills += 1
+            both[rank] = bench.start([*share, "--shard-id", str(rank)], place.environment)
+    codes = [process.wait(LIMIT_SECONDS) for process in both]
+    if codes != [0, 0]:
+        raise FaultError(f"{name}: ranks end with {codes}: {bench.said()}")
+    if "manifest.json" not in place.files(name):  # the killed one may have been the last
+        process = bench.start(bench.command(place.target(name)), place.environment)
+        if process.wait(LIMIT_SECONDS) != 0:
+            raise FaultError(f"{name}: not resumed: {bench.said()}")
+    place.look(name)
+    return kills
+
+
+def drawn(chance: random.Random, kills: int) -> list[list[str]]:
+    """The kinds of all kills, by run."""
+    kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=kills)
+    return [kinds[start : start + KILLS_A_RUN] for start in range(0, kills, KILLS_A_RUN)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--races", type=int, default=6, help="of two ranks on one bucket")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--to", default="local,s3", help="where outputs go")
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and runs end as well
+    chance = random.Random(asked.seed)
+    began, kills, races_killed = time.monotonic(), Counter[str](), 0
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        bench = prepare(Path(folder).resolve())
+        with places(bench, asked.to.split(",")) as found:
+            for number in range(asked.races):
+                races_killed += race(bench, found[-1], chance, f"race-{number}")
+            if asked.races:
+                tell({"races": asked.races, "to": found[-1].name, "ranks killed": races_killed})
+            cluster = Cluster()
+            try:
+                for number, kinds in enumerate(drawn(chance, asked.kills)):
+                    place = found[number % len(found)]
+                    run = Run(bench, place, cluster, chance, f"run-{number}")
+                    try:
+                        kills += run.disturbed(kinds)
+                    finally:
+                        run.end()
+                    tell({"run": number, "to": place.name, "kills": dict(kills), "ends": dict(run.ends)})
+                    shutil.rmtree(bench.root / "outputs" / run.name, ignore_errors=True)
+            finally:
+                cluster.end()
+    print(
+        f"{kills.total()} kills ({dict(kills)}) and {asked.races} races in {time.monotonic() - began:.0f} s: "
+        "0 rows lost, 0 doubled, 0 reordered, bytes identical"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except FaultError as fault:
+        print(f"FAULT {fault}", file=sys.stderr)
+        code = 1
+    except pytest.skip.Exception as missing:
+        print(f"not run: {missing}")
+        code = 0
+    sys.exit(code)

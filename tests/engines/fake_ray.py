@@ -12,7 +12,7 @@ from embedkit.engines.base import EngineSetup, ShardJob
 from embedkit.engines.node import Node
 from embedkit.engines.ray_cluster import ActorPlan, Death
 from embedkit.inference.build import ModelFacts
-from embedkit.manifest.schema import ModelSource
+from embedkit.manifest.schema import ModelSource, Sharding
 
 #: Shards that a worker may hold: two read, one computed, two written.
 HELD = 5
@@ -129,18 +129,10 @@ class FakeCluster:
         pass
 
 
-class _Sharding:
-    def __init__(self, shards):
-        self.shards = shards
-
-    @property
-    def ranges(self):
-        return {shard: (10 * shard, 10 * shard + 10) for shard in range(self.shards)}
-
-
 def setup(shards, callbacks, stop, *, workers=2):
     config = RunConfig(InputConfig(("a.csv",)), OutputConfig("out", "parquet"), engine=EngineConfig("ray"))
     made = EngineSetup(config, None, None, callbacks, stop, min(workers, shards))
-    plan = SimpleNamespace(fingerprint="f", recipe={"dtype": "fp32"}, engine="fused", sharding=_Sharding(shards))
+    sharding = Sharding(10, 1000, 10 * shards, tuple(range(0, 10 * shards, 10)))
+    plan = SimpleNamespace(fingerprint="f", recipe={"dtype": "fp32"}, engine="fused", sharding=sharding)
     destination = SimpleNamespace(committed=lambda: "records")
     return made, ShardJob(plan, destination, {}, range(shards))

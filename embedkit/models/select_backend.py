@@ -11,7 +11,7 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.base import LoadedModel
 from embedkit.models.device import pick_device, pick_dtype
-from embedkit.models.native.config import NotNativeError
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.linear import has_int8_dot_products
 from embedkit.models.native.native_model import open_native

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from embedkit.types import Batch, LengthGroup
 
+#: Queries of a text that go through a window together.
+_BLOCK = 256
 #: The name of `cu_seqlens` among what is prepared for a forward pass.
 CU_SEQLENS = "cu_seqlens"
 
@@ -80,19 +82,14 @@ def groups(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rules: A
             states[rows].view(group.count, group.length, *states.shape[1:]).transpose(1, 2)
             for states in (query, key, value)
         )
-        mask = None
+        into = out[rows].view(group.count, group.length, *out.shape[1:]).transpose(1, 2)
         if rules.window is not None and group.length > rules.window:
-            mask = _band(group.length, rules.window, causal=rules.causal, device=query.device)
+            _attend_in_window(q, k, v, rules, into)
+            continue
         seen = nn.functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=rules.causal and mask is None,
-            scale=rules.scale,
-            enable_gqa=key.shape[1] != query.shape[1],
+            *(q, k, v), is_causal=rules.causal, scale=rules.scale, enable_gqa=key.shape[1] != query.shape[1]
         )
-        out[rows].view(group.count, group.length, *out.shape[1:]).copy_(seen.transpose(1, 2))
+        into.copy_(seen)
     return out
 
 
@@ -208,8 +205,29 @@ def _may_split() -> bool:
     return current is not None and current() not in {None, "FA2"}
 
 
-def _band(length: int, window: int, *, causal: bool, device: torch.device) -> Tensor:
-    """Returns which tokens attend to which within a window: bool [length, length]."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance.abs() < window) & (distance >= 0) if causal else distance.abs() < window
+def _attend_in_window(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules, out: Tensor) -> None:
+    """Computes attention within a window into `out`, [texts, heads, length, head_dim].
+
+    A block of queries takes the keys that it can see: time and memory grow with the length of a text, not with its
+    square.
+    """
+    length, reach = query.shape[2], cast("int", rules.window) - 1
+    for first in range(0, length, _BLOCK):
+        stop = min(first + _BLOCK, length)
+        seen_from, seen_to = max(0, first - reach), stop if rules.causal else min(length, stop + reach)
+        distance = (
+            torch.arange(first, stop, device=query.device)[:, None]
+            - torch.arange(seen_from, seen_to, device=query.device)[None]
+        )
+        mask = distance.abs() <= reach
+        if rules.causal:
+            mask &= distance >= 0
+        seen = nn.functional.scaled_dot_product_attention(
+            query[:, :, first:stop],
+            key[:, :, seen_from:seen_to],
+            value[:, :, seen_from:seen_to],
+            attn_mask=mask,
+            scale=rules.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        out[:, :, first:stop].copy_(seen)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from embedkit import Encoder
 from embedkit.errors import ModelError
-from embedkit.models.native.config import NotNativeError
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.models.transformers import load, packed_attention, transformers_encoder
 from tests import tiny_models

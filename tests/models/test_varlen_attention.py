@@ -51,10 +51,9 @@ def one_by_one(
             of_key = head * k.shape[1] // q.shape[1]
             a, b, c = q[start:stop, head].float(), k[start:stop, of_key].float(), v[start:stop, of_key].float()
             scores = a @ b.T * scale
-            for i in range(stop - start if max(left, right) >= 0 else 0):
-                for j in range(stop - start):
-                    if (left >= 0 and i - j > left) or (right >= 0 and j - i > right):
-                        scores[i, j] = -torch.inf
+            earlier = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
+            hidden = ((earlier > left) & (left >= 0)) | ((-earlier > right) & (right >= 0))
+            scores[hidden] = -torch.inf
             out[start:stop, head] = scores.softmax(dim=-1) @ c
     return out.to(q.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,27 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from embedkit.models.native.config import NativeConfig, NotNativeError
+from embedkit.models.native.config import NativeConfig
+from embedkit.models.native.config_reader import NotNativeError
+from embedkit.models.native.families.family import Layout, NormNames
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.repository.unused_weights import is_known_head
 from embedkit.models.repository.weight_files import PLAIN_DTYPES
 
 #: Names of norms' weights and biases in checkpoints from before 2019.
 _OLD = {"weight": "gamma", "bias": "beta"}
-_WORDS = "embeddings.word_embeddings.weight"
-#: The first parts of the names of an encoder's own tensors.
-_PARTS = ("embeddings", "embeddings_project", "encoder", "transformer")
+#: First parts of names that only an encoder's own tensors have.
+_PARTS = {"embeddings", "embeddings_project", "encoder", "layers", "transformer"}
 #: Buckets of a relative position bias.
 RELATIVE_BUCKETS = 32
 
 
 class Checkpoint:
     """A model's weights, read one at a time.
+
+    Attributes:
+        layout: the names of its tensors.
+        has_pooler: whether it has weights of the family's pooling head.
 
     Raises:
         NotNativeError: a weight is missing, has another shape or dtype, or would not be used; or a file cannot be
@@ -44,8 +49,9 @@ class Checkpoint:
         self._tensors: Mapping[str, _Stored] = {}
         try:
             self._tensors = self._read_headers(folder)
-            self._prefix = self._find_prefix()
-            self.has_pooler = self._has("pooler.dense.weight") and self._has("pooler.dense.bias")
+            self._prefix, self.layout = self._find_names()
+            pooler = self.layout.pooler
+            self.has_pooler = pooler is not None and all(self._has(pooler + end) for end in (".weight", ".bias"))
             expected = self._expected()
             for name, shape in expected.items():
                 self._check(name, shape)
@@ -66,38 +72,63 @@ class Checkpoint:
         except (OSError, RuntimeError, ValueError) as fault:
             raise NotNativeError(f"{name} cannot be read ({type(fault).__name__})") from None
 
-    def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Reads weight and bias of a linear layer or a norm; see `tensor`."""
-        return self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias")
+    def linear(self, *names: str, bias: bool = True) -> tuple[Tensor, Tensor]:
+        """Reads weight and bias of linear layers, one below the other; zeros for a bias that it has not.
+
+        See `tensor`.
+        """
+        weights = [self.tensor(f"{name}.weight") for name in names]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        if not bias:
+            return weight, weight.new_zeros(len(weight))
+        biases = [self.tensor(f"{name}.bias") for name in names]
+        return weight, biases[0] if len(biases) == 1 else torch.cat(biases)
+
+    def norm(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Reads weight and bias of a norm; see `tensor`."""
+        bias = self.tensor(f"{name}.bias") if "norm" in self._config.biased else None
+        return self.tensor(f"{name}.weight"), bias
+
+    def attention_norms(self, number: int) -> NormNames:
+        """Returns the names of the norms around the attention of layer `number`."""
+        names = self.layout.attention_norms
+        return replace(names, before=None) if number == 0 and self._config.family.skips_first_norm else names
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
         """Returns the names and shapes of all weights of the encoder."""
-        config, family = self._config, self._config.family
-        width, inner, embedded = config.hidden_size, config.intermediate_size, config.embedding_size
-        expected: dict[str, tuple[int, ...]] = {
-            _WORDS: (config.vocab_size, embedded),
-            "embeddings.position_embeddings.weight": (config.max_position_embeddings, embedded),
-            "embeddings.LayerNorm.weight": (embedded,),
-            "embeddings.LayerNorm.bias": (embedded,),
-        }
-        if config.type_vocab_size:
-            expected["embeddings.token_type_embeddings.weight"] = (config.type_vocab_size, embedded)
-        if family.relative_bias:
-            expected[f"{family.relative_bias}.weight"] = (RELATIVE_BUCKETS, config.n_heads)
-        linear = {"embeddings_project": (width, embedded)} if embedded != width else {}
-        if self.has_pooler:
-            linear["pooler.dense"] = (width, width)
+        config, layout = self._config, self.layout
+        width, embedded = config.hidden_size, config.embedding_size
+        expected = _Expected(config)
+        expected.table(layout.words, config.vocab_size, embedded)
+        expected.table(layout.positions, config.max_position_embeddings, embedded)
+        expected.table(layout.types if config.type_vocab_size else None, config.type_vocab_size, embedded)
+        expected.table(layout.relative_bias, RELATIVE_BUCKETS, config.n_heads)
+        expected.norm(layout.embedding_norm, embedded)
+        expected.norm(layout.final_norm, width)
+        if embedded != width:
+            expected.linear("embeddings_project", width, embedded)
+        if layout.pooler is not None and self.has_pooler:
+            expected.linear(layout.pooler, width, width)
         for number in range(config.n_layers):
-            layer = family.layer.format(number)
-            for part in (family.query, family.key, family.value, family.attention_out):
-                linear[layer + part] = (width, width)
-            linear[layer + family.up] = (inner, width)
-            linear[layer + family.down] = (width, inner)
-            for norm in (family.attention_norm, family.output_norm):
-                expected |= {f"{layer}{norm}.weight": (width,), f"{layer}{norm}.bias": (width,)}
-        for name, (rows, columns) in linear.items():
-            expected |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-        return expected
+            self._expect_layer(expected, number)
+        return expected.shapes
+
+    def _expect_layer(self, expected: _Expected, number: int) -> None:
+        config, layout = self._config, self.layout
+        width, inner, heads = config.hidden_size, config.intermediate_size, config.n_heads * config.head_width
+        at = layout.layer.format(number)
+        for name, rows in zip(layout.qkv, _shares(layout.qkv, config), strict=True):
+            expected.linear(at + name, rows, width, part="qkv")
+        expected.linear(at + layout.attention_out, width, heads, part="out")
+        halves = 2 if config.family.gated else 1
+        for name in layout.up:
+            expected.linear(at + name, halves * inner // len(layout.up), width, part="up")
+        expected.linear(at + layout.down, width, inner, part="down")
+        for names in (self.attention_norms(number), layout.ffn_norms):
+            for part in (names.before, names.inner, names.after):
+                expected.norm(part, width, at)
+        for part in (layout.query_norm, layout.key_norm):
+            expected.norm(part, config.head_width, at)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._has(name):
@@ -109,16 +140,24 @@ class Checkpoint:
             raise NotNativeError(f"{name} is stored as {stored.dtype}")
 
     def _check_unused(self, used: set[str]) -> None:
-        prefix = self._config.family.prefix.removesuffix(".")
+        prefix = (self._prefix or self._config.family.prefixes[0]).removesuffix(".")
+        parts = {name.removeprefix(self._prefix).split(".")[0] for name in used}
         for name in self._tensors.keys() - used:
-            if not is_known_head(name, prefix, _PARTS):
+            if not is_known_head(name, prefix, parts | _PARTS):
                 raise NotNativeError(f"its checkpoint has {name[:120]}, which it would not use")
 
-    def _find_prefix(self) -> str:
-        prefixes = {"", self._config.family.prefix}
-        found = [prefix for prefix in prefixes if prefix + _WORDS in self._tensors]
+    def _find_names(self) -> tuple[str, Layout]:
+        """Finds the prefix of all names, and the layout whose first layer the checkpoint has."""
+        layouts = self._config.family.layouts
+        found = [
+            (prefix, layout)
+            for prefix in ("", *self._config.family.prefixes)
+            for layout in layouts
+            if f"{prefix}{layout.words}.weight" in self._tensors
+            and (len(layouts) == 1 or f"{prefix}{layout.layer.format(0)}{layout.down}.weight" in self._tensors)
+        ]
         if len(found) != 1:
-            raise NotNativeError(f"its checkpoint has {_WORDS} {len(found)} times")
+            raise NotNativeError(f"its checkpoint has {layouts[0].words}.weight {len(found)} times")
         return found[0]
 
     def _has(self, name: str) -> bool:
@@ -163,6 +202,36 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
+
+
+class _Expected:
+    """Collects the shapes of weights by their names."""
+
+    def __init__(self, config: NativeConfig) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._biased = config.biased
+
+    def table(self, name: str | None, rows: int, columns: int) -> None:
+        if name is not None:
+            self.shapes[f"{name}.weight"] = (rows, columns)
+
+    def norm(self, name: str | None, width: int, at: str = "") -> None:
+        if name is not None:
+            self.shapes[f"{at}{name}.weight"] = (width,)
+            if "norm" in self._biased:
+                self.shapes[f"{at}{name}.bias"] = (width,)
+
+    def linear(self, name: str, rows: int, columns: int, *, part: str | None = None) -> None:
+        """Adds a linear layer; `part` is that of the family's biases, None if it always has one."""
+        self.shapes[f"{name}.weight"] = (rows, columns)
+        if part is None or part in self._biased:
+            self.shapes[f"{name}.bias"] = (rows,)
+
+
+def _shares(names: tuple[str, ...], config: NativeConfig) -> tuple[int, ...]:
+    """Returns the rows of queries, keys and values, in three tensors or in one."""
+    query, key = config.n_heads * config.head_width, config.n_key_heads * config.head_width
+    return (query, key, key) if len(names) == 3 else (query + 2 * key,)
 
 
 def _merged(parts: list[Mapping[str, _Stored]]) -> Mapping[str, _Stored]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from embedkit.models.native.config_reader import ConfigReader, NotNativeError
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.families.family import Family
+from embedkit.models.native.families.family import Family, Heads, LayerAttention
 
 #: Activations by the names of transformers; several are one function.
 ACTIVATIONS = {
@@ -22,11 +23,8 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-#: Keys of every family.
-_KEYS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "hidden_act", "pad_token_id"),
-)
+#: The parts of a model that may have a bias; see Family.
+_BIASED = ("norm", "qkv", "out", "up", "down")
 #: Keys that change what is computed, and the values that are supported.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -48,7 +46,7 @@ _HARMLESS = {
     *("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
     # Heads and generation.
     *("_num_labels", "id2label", "label2id", "num_labels", "tie_weights_", "tie_word_embeddings", "use_cache"),
-    *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "sep_token_id"),
+    *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "sep_token_id"),
     *(
         "pooler_fc_size",
         "pooler_num_attention_heads",
@@ -62,10 +60,6 @@ _HARMLESS = {
 }
 
 
-class NotNativeError(Exception):
-    """A model is left to transformers; the message completes "because"."""
-
-
 @dataclass(frozen=True, slots=True)
 class NativeConfig:
     """The part of a model's configuration that affects the numbers."""
@@ -74,14 +68,19 @@ class NativeConfig:
     vocab_size: int
     hidden_size: int
     n_layers: int
-    n_heads: int
+    n_heads: int  # of the queries
+    n_key_heads: int  # of keys and values; each serves as many of the queries'
+    head_width: int  # numbers of a head
+    scale: float  # factor for the scores of attention
     intermediate_size: int
-    max_position_embeddings: int  # rows of the position embeddings
+    max_position_embeddings: int  # rows of the position embeddings, or the longest text
     type_vocab_size: int  # rows of the token type embeddings; 0 if it has none
     embedding_size: int  # width of the embeddings; projected if it is not `hidden_size`
     activation: str  # one of the values of ACTIVATIONS
-    layer_norm_eps: float  # the epsilon of every norm
+    norm_eps: float  # the epsilon of every norm
     pad_id: int | None  # positions count from the one after it; None if they count from 0
+    attention: tuple[LayerAttention, ...]  # of each layer
+    biased: frozenset[str]  # the parts of _BIASED that have one
 
     @property
     def usable_positions(self) -> int:
@@ -98,59 +97,57 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise NotNativeError(f"its type is '{config.get('model_type')}', not one of {', '.join(FAMILIES)}")
-    _check_keys(config, family)
-
-    def size(key: str, default: int | None = None) -> int:
-        key = family.config_keys.get(key, key)
-        return _checked(config.get(key, default), key, least=1)
-
-    activation = config.get(family.config_keys.get("hidden_act", "hidden_act"), "gelu")
+    reader = ConfigReader(config, family.config_keys, family.defaults)
+    hidden_size, n_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    n_key_heads, head_width = n_heads, hidden_size // n_heads
+    if family.own_head_width:
+        n_key_heads = reader.size("num_key_value_heads") if reader.get("num_key_value_heads") else n_heads
+        head_width = reader.size("head_dim") if reader.get("head_dim") else head_width
+    elif hidden_size % n_heads:
+        raise NotNativeError("its hidden size is no multiple of its heads")
+    if n_heads % n_key_heads:
+        raise NotNativeError("its heads are no multiple of those of its keys")
+    activation = reader.get("hidden_act")
     if activation not in ACTIVATIONS:
         raise NotNativeError(f"its activation is {str(activation)[:80]!r}")
-    eps = family.layer_norm_eps or config.get("layer_norm_eps", 1e-12)
-    if type(eps) is not float or not 0 < eps < 1:
-        raise NotNativeError(f"its layer_norm_eps is {str(eps)[:80]!r}")
-    pad_id = None
-    if family.positions_after_pad:
-        pad_id = (
-            _checked(config.get("pad_token_id", 1), "pad_token_id") if family.pad_id is None else family.pad_id
-        )
+    eps = family.norm_eps or reader.number("layer_norm_eps")
+    if eps >= 1:
+        raise NotNativeError(f"its norms have the epsilon {eps}")
+    n_layers = reader.size("num_hidden_layers")
     read = NativeConfig(
         family=family,
-        vocab_size=size("vocab_size"),
-        hidden_size=size("hidden_size"),
-        n_layers=size("num_hidden_layers"),
-        n_heads=size("num_attention_heads"),
-        intermediate_size=size("intermediate_size"),
-        max_position_embeddings=size("max_position_embeddings"),
-        type_vocab_size=size("type_vocab_size", 2) if family.token_types else 0,
-        embedding_size=size("embedding_size", 128) if family.projects_embeddings else size("hidden_size"),
+        vocab_size=reader.size("vocab_size"),
+        hidden_size=hidden_size,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_key_heads=n_key_heads,
+        head_width=head_width,
+        scale=(reader.number(family.scale_key) if family.scale_key else head_width) ** -0.5,
+        intermediate_size=reader.size("intermediate_size"),
+        max_position_embeddings=reader.size("max_position_embeddings"),
+        type_vocab_size=_token_types(reader, family),
+        embedding_size=reader.size("embedding_size") if family.projects_embeddings else hidden_size,
         activation=ACTIVATIONS[activation],
-        layer_norm_eps=eps,
-        pad_id=pad_id,
+        norm_eps=eps,
+        pad_id=_pad_id(reader, family) if family.positions_after_pad else None,
+        attention=family.attention(reader, Heads(n_layers, n_heads, head_width)),
+        biased=frozenset(part for part in _BIASED if _has_bias(reader, family.biases.get(part, True))),
     )
-    if read.hidden_size % read.n_heads:
-        raise NotNativeError("its hidden size is no multiple of its heads")
+    reader.check_others({**_FIXED, **family.fixed}, _HARMLESS | family.harmless)
     if read.usable_positions < 1:
         raise NotNativeError("it has no positions for tokens")
     return read
 
 
-def _check_keys(config: Mapping[str, Any], family: Family) -> None:
-    known = {family.config_keys.get(key, key) for key in _KEYS}
-    known |= {"layer_norm_eps"} if family.layer_norm_eps is None else set()
-    known |= {"type_vocab_size"} if family.token_types else set()
-    known |= {"embedding_size"} if family.projects_embeddings else set()
-    unknown = sorted(config.keys() - known - _FIXED.keys() - _HARMLESS)
-    if unknown:
-        raise NotNativeError(f"its config.json sets '{unknown[0][:80]}'")
-    for key, allowed in _FIXED.items():
-        if key in config and config[key] not in allowed:
-            raise NotNativeError(f"its config.json sets '{key}' to {str(config[key])[:80]!r}")
+def _token_types(reader: ConfigReader, family: Family) -> int:
+    if not family.token_types:
+        return 0
+    return reader.size("type_vocab_size", least=0 if family.may_lack_types else 1)
 
 
-def _checked(number: Any, key: str, *, least: int = 0) -> int:
-    # `type`, since True is an int too.
-    if type(number) is not int or number < least:
-        raise NotNativeError(f"its config.json has {str(number)[:80]!r} as '{key}'")
-    return number
+def _pad_id(reader: ConfigReader, family: Family) -> int:
+    return reader.size("pad_token_id", least=0) if family.pad_id is None else family.pad_id
+
+
+def _has_bias(reader: ConfigReader, stated: bool | str) -> bool:
+    return reader.flag(stated) if isinstance(stated, str) else stated

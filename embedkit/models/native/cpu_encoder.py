@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.base import Inputs, TakeLayer
+from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
-from embedkit.models.native.layer import LayerWeights, fused_layer, torch_layer
+from embedkit.models.native.layer import fused_layer, torch_layer
 from embedkit.models.native.linear import Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
+from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import Part, ThreadPool
 from embedkit.types import Batch
 
@@ -35,7 +37,9 @@ class CpuEncoder(NativeEncoder):
     @torch.inference_mode()
     def __init__(self, model: NativeModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
         kernels = load_kernels()
-        fits = kernels is not None and kernels.fit(model.config.hidden_size, model.config.intermediate_size)
+        config = model.config
+        widths = (config.hidden_size, config.n_heads * config.head_width, config.intermediate_size)
+        fits = kernels is not None and kernels.fit(*widths)
         self._kernels = kernels if fits else None
         # The names in plans: their last bits differ, so a run keeps to one of them.
         self.backend = "fused" if fits else "lean"
@@ -47,34 +51,35 @@ class CpuEncoder(NativeEncoder):
         biases = {}
         if self._relative_bias is not None:
             biases = {group.length: position_bias(self._relative_bias, group.length) for group in groups}
+        rotations = self._angles(inputs)
         parts = self._threads.parts(groups)
+        texts = [_texts(part, biases, rotations) for part in parts]
         of_tokens = inputs.keys() - {STARTS}
         of_parts = [{name: inputs[name][part.start : part.stop] for name in of_tokens} for part in parts]
-        states = self._threads.map(lambda of_part, _: self._embed(of_part), of_parts, parts)
+        states = self._threads.map(self._embed, of_parts)
         if 0 in wanted:
             take(0, _concatenated(states)[None])
         done = 0
         for number in sorted(wanted - {0}):
-            states = self._threads.map(partial(self._run_layers, self._stack[done:number], biases), states, parts)
+            states = self._threads.map(partial(self._run_layers, done, number), states, texts)
             take(number, _concatenated(states)[None])
             done = number
         return None if self._pooler is None else self._pooler_output(_concatenated(states), inputs)
 
-    def _run_layers(
-        self, layers: Sequence[LayerWeights], biases: Mapping[int, Tensor], states: Tensor, part: Part
-    ) -> Tensor:
+    def _run_layers(self, done: int, number: int, states: Tensor, texts: Texts) -> Tensor:
+        """Computes hidden_states[number] from hidden_states[done]."""
+        layers = self._stack[done:number]
         if self._kernels is None:
             for layer in layers:
-                states = torch_layer(layer, states, part.groups, biases)
-            return states
-        lengths = [group.length for group in part.groups for _ in range(group.count)]
-        of_texts = [biases[length] for length in lengths] if biases else []
+                states = torch_layer(layer, states, texts)
+            return self._finished(states, number)
+        quantise = self._model.dtype == "int8"
         n_tokens = len(states)
         padded = functional.pad(states, (0, 0, 0, -n_tokens % _GRAIN))
-        rows = self._kernels.rows(padded, quantise=self._model.dtype == "int8")
+        rows = self._kernels.rows(padded, quantise=quantise)
         for layer in layers:
-            rows = fused_layer(layer, self._kernels, rows, torch.tensor(lengths), of_texts)
-        return rows.states[:n_tokens]
+            rows = fused_layer(layer, self._kernels, rows, texts, quantise=quantise)
+        return self._finished(rows.states[:n_tokens], number)
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()
@@ -83,6 +88,11 @@ class CpuEncoder(NativeEncoder):
         if dtype == "int8":
             return Int8Linear(weight, bias)
         return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
+
+
+def _texts(part: Part, biases: Mapping[int, Tensor], rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> Texts:
+    rows = slice(part.start, part.stop)
+    return Texts(part.groups, biases, {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in rotations.items()})
 
 
 def _concatenated(states: list[Tensor]) -> Tensor:

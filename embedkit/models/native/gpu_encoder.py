@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from embedkit.models.base import Arrays, Inputs, TakeLayer
-from embedkit.models.native.layer import ACTIVATIONS
+from embedkit.models.native.attention import Texts
+from embedkit.models.native.layer import Norms, activated
 from embedkit.models.native.linear import Linear, TorchLinear
 from embedkit.models.native.native_encoder import NativeEncoder
 from embedkit.models.native.torch_compile import AddNorm, add_norm, compiled_add_norm, pays
-from embedkit.models.varlen_attention import BACKENDS, CU_SEQLENS, FULL, Packing, cu_seqlens
+from embedkit.models.varlen_attention import BACKENDS, CU_SEQLENS, Packing, cu_seqlens
 from embedkit.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class GpuEncoder(NativeEncoder):
         self.attention = "groups"
         self.add_norm: AddNorm = add_norm
         self.dtype = _DTYPES[model.dtype]
-        self.head_dim = model.config.hidden_size // model.config.n_heads
-        self._activation = ACTIVATIONS[model.config.activation]
+        self.head_dim = model.config.head_width
         super().__init__(model, layers, for_pooler=for_pooler)
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
@@ -55,28 +55,38 @@ class GpuEncoder(NativeEncoder):
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         packing = Packing.of(batch, inputs[CU_SEQLENS])
+        texts = Texts(packing.groups, {}, self._angles(inputs))
         attend = BACKENDS[self.attention]
         states = self._embed(inputs)
         if 0 in wanted:
             take(0, states[None])
         for number, layer in enumerate(self._stack, start=1):
-            query, key, value = layer.qkv(states).view(len(states), 3, layer.n_heads, -1).unbind(1)
-            context = attend(query, key, value, packing, FULL).reshape(states.shape)
-            attended = self.add_norm(layer.attention_out(context), states, layer.attention_norm)
-            inner = self._activation(layer.up(attended))
-            states = self.add_norm(layer.down(inner), attended, layer.output_norm)
+            norms = layer.attention_norms
+            projected = layer.qkv(states if norms.before is None else norms.before(states))
+            context = layer.attention.on_device(attend, projected, packing, texts)
+            attended = self._joined(layer.attention_out(context), states, norms)
+            norms = layer.ffn_norms
+            up = layer.up(attended if norms.before is None else norms.before(attended))
+            states = self._joined(layer.down(activated(layer, up)), attended, norms)
             if number in wanted:
-                take(number, states[None])
-        return self._pooler_output(states, inputs)
+                take(number, self._finished(states, number)[None])
+        return self._pooler_output(self._finished(states, len(self._stack)), inputs)
+
+    def _joined(self, update: Tensor, states: Tensor, norms: Norms) -> Tensor:
+        """Adds the residual to an output, with the norms around that; overwrites `update`."""
+        if norms.inner is not None:
+            update = norms.inner(update)
+        return update.add_(states) if norms.after is None else self.add_norm(update, states, norms.after)
 
     @torch.inference_mode()
     def compile_if_worthwhile(self, rows: int | None) -> str | None:
         """Compiles the norms for a run of so many rows; see LayerEncoder."""
         # The embeddings' norm may have another width than those of the layers.
-        if not self._stack or not pays(rows, self.device, has_triton=find_spec("triton") is not None):
+        norm = self._stack[0].attention_norms.after if self._stack else None
+        if norm is None or not pays(rows, self.device, has_triton=find_spec("triton") is not None):
             return None
         try:
-            self.add_norm = compiled_add_norm(self._stack[0].attention_norm)
+            self.add_norm = compiled_add_norm(norm)
         except Exception as fault:  # noqa: BLE001 - compilers raise anything; no row is involved yet
             return f"torch.compile does not work here ({type(fault).__name__}): the run goes on without it"
         return None

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from embedkit.models.native.attention import attend
 from embedkit.models.native.compile_kernels import library
-from embedkit.models.native.layer import ACTIVATIONS, Norm, attend
+from embedkit.models.native.layer import ACTIVATIONS
 from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.norm import Norm
 from embedkit.types import LengthGroup
 
 #: The notice where they cannot be built.
@@ -72,9 +74,9 @@ class Kernels:
         #: Numbers in a vector register.
         self.lanes: int = library.embedkit_lanes()
 
-    def fit(self, hidden_size: int, intermediate_size: int) -> bool:
+    def fit(self, *widths: int) -> bool:
         """Checks that rows of these widths are whole vector registers."""
-        return hidden_size % self.lanes == 0 and intermediate_size % self.lanes == 0
+        return all(width % self.lanes == 0 for width in widths)
 
     def rows(self, states: Tensor, *, quantise: bool) -> Rows:
         """Returns states float32 [T, K] as the input of a linear layer."""
@@ -161,7 +163,7 @@ def _are_correct(kernels: Kernels) -> bool:
     products = torch.randn(23, 3 * width, generator=random)
     rows, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
     norm = Norm(products[0, :width], products[1, :width], 1e-5)
-    exact = Norm(norm.weight.double(), norm.bias.double(), norm.eps)
+    exact = Norm(products[0, :width].double(), products[1, :width].double(), norm.eps)
     expected = [attend(products.double(), groups, n_heads, {}), exact(rows.double() + residual.double())]
     expected += [function(rows.double()) for function in ACTIVATIONS.values()]
     context = kernels.attend(Products(products), lengths, [], n_heads, quantise=True)

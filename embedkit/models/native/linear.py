@@ -39,6 +39,12 @@ class Products:
     steps: Tensor | None = None  # float32 [T]; None if the values are scaled and have the bias already
     bias: Tensor | None = None  # float32 [N]; None likewise
 
+    def scaled(self) -> Tensor:
+        """Returns the rows, float32 [T, N], in the memory of `values`."""
+        if self.steps is None or self.bias is None:
+            return self.values
+        return self.values.mul_(self.steps[:, None]).add_(self.bias)
+
 
 class Linear(ABC):
     """A linear layer."""

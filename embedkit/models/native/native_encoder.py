@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -12,8 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.base import Arrays, Inputs, LayerEncoder, positions_after_pad
-from embedkit.models.native.layer import LayerWeights, Norm
+from embedkit.models.native.attention import SelfAttention
+from embedkit.models.native.families.family import NormNames
+from embedkit.models.native.layer import LayerWeights, Norms
 from embedkit.models.native.linear import Linear
+from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.rotary import frequencies
+from embedkit.models.native.rotation import Rotation
+from embedkit.models.varlen_attention import AttentionRules
 from embedkit.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -38,26 +43,38 @@ class NativeEncoder(LayerEncoder):
     scales_queries: bool
 
     def __init__(self, model: NativeModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
-        config, checkpoint, family = model.config, model.checkpoint, model.config.family
+        config, checkpoint, layout = model.config, model.checkpoint, model.checkpoint.layout
         self.device = model.device
         self.layers = layers
         self.n_layers = config.n_layers
         self.hidden_size = config.hidden_size
         self._model = model
 
-        def read(name: str) -> Tensor:
-            return self._copy(checkpoint.tensor(f"{name}.weight"))
+        def read(name: str | None) -> Tensor | None:
+            return None if name is None else self._copy(checkpoint.tensor(f"{name}.weight"))
 
-        self._words = read("embeddings.word_embeddings")
-        self._positions = read("embeddings.position_embeddings")
-        self._types = read("embeddings.token_type_embeddings") if config.type_vocab_size else None
-        self._norm = self._read_norm("embeddings.LayerNorm")
+        self._words = self._copy(checkpoint.tensor(f"{layout.words}.weight"))
+        self._embedding_scale = None
+        if config.family.scales_embeddings:
+            # Rounded to the states' dtype, as in transformers.
+            self._embedding_scale = float(torch.tensor(config.embedding_size**0.5, dtype=self._words.dtype))
+        self._positions = read(layout.positions)
+        self._types = read(layout.types) if config.type_vocab_size else None
+        self._norm = self._read_norm(layout.embedding_norm)
         projects = config.embedding_size != config.hidden_size
-        self._project = self._linear(*checkpoint.pair("embeddings_project"), "fp32") if projects else None
-        self._pooler = self._linear(*checkpoint.pair("pooler.dense"), "fp32") if for_pooler else None
+        self._project = self._linear(*checkpoint.linear("embeddings_project"), "fp32") if projects else None
+        self._pooler = None
+        if for_pooler and layout.pooler is not None:
+            self._pooler = self._linear(*checkpoint.linear(layout.pooler), "fp32")
         #: [buckets, heads].
-        self._relative_bias = read(family.relative_bias) if family.relative_bias else None
+        self._relative_bias = read(layout.relative_bias)
         self._stack = [self._read_layer(number) for number in range(max(layers))]
+        self._final_norm = self._read_norm(layout.final_norm) if max(layers) == config.n_layers else None
+        self._frequencies = {
+            of_layer.rotation: frequencies(of_layer.rotation, self.device)
+            for of_layer in config.attention[: max(layers)]
+            if of_layer.rotation is not None
+        }
         checkpoint.close()
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
@@ -77,12 +94,25 @@ class NativeEncoder(LayerEncoder):
     def _embed(self, inputs: Inputs) -> Tensor:
         """Computes hidden_states[0] of packed tokens: [T, D]."""
         states = functional.embedding(inputs["input_ids"], self._words)
+        if self._embedding_scale is not None:
+            states *= self._embedding_scale
         if self._types is not None:
             types = inputs.get("token_type_ids")
             states += self._types[0] if types is None else functional.embedding(types, self._types)
-        states += functional.embedding(inputs["position_ids"], self._positions)
-        states = self._norm(states)
+        if self._positions is not None:
+            states += functional.embedding(inputs["position_ids"], self._positions)
+        if self._norm is not None:
+            states = self._norm(states)
         return states if self._project is None else self._project(states)
+
+    def _angles(self, inputs: Inputs) -> dict[Rotation, tuple[Tensor, Tensor]]:
+        """Computes cosine and sine of each rotation for every token."""
+        positions = inputs["position_ids"]
+        return {rotation: steps.angles(positions) for rotation, steps in self._frequencies.items()}
+
+    def _finished(self, states: Tensor, number: int) -> Tensor:
+        """Applies the norm after the last layer: hidden_states[number] of the output of a layer."""
+        return states if self._final_norm is None or number < self.n_layers else self._final_norm(states)
 
     def _pooler_output(self, states: Tensor, inputs: Inputs) -> Tensor | None:
         """Applies the model's own pooling head, [T, D] → [n, D]; None if it is not wanted."""
@@ -96,26 +126,67 @@ class NativeEncoder(LayerEncoder):
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:
         """Copies weight and bias into a linear layer of this number format."""
 
-    def _read_norm(self, name: str) -> Norm:
-        weight, bias = self._model.checkpoint.pair(name)
-        return Norm(self._copy(weight), self._copy(bias), self._model.config.layer_norm_eps)
+    @overload
+    def _read_norm(self, name: str, *, scale: float = ...) -> Norm: ...
+    @overload
+    def _read_norm(self, name: str | None, *, scale: float = ...) -> Norm | None: ...
+    def _read_norm(self, name: str | None, *, scale: float = 1.0) -> Norm | None:
+        """Reads a norm; its result is multiplied by `scale`."""
+        if name is None:
+            return None
+        family = self._model.config.family
+        weight, bias = self._model.checkpoint.norm(name)
+        weight = (weight + 1.0 if family.norms_add_one else weight) * scale
+        kind = RmsNorm if family.rms_norms else Norm
+        return kind(
+            self._copy(weight), None if bias is None else self._copy(bias * scale), self._model.config.norm_eps
+        )
+
+    def _read_norms(self, names: NormNames, at: str) -> Norms:
+        return Norms(
+            *(
+                None if name is None else self._read_norm(at + name)
+                for name in (names.before, names.inner, names.after)
+            )
+        )
 
     def _read_layer(self, number: int) -> LayerWeights:
-        config, dtype, pair = self._model.config, self._model.dtype, self._model.checkpoint.pair
-        family = config.family
-        at = family.layer.format(number)
-        parts = [pair(at + part) for part in (family.query, family.key, family.value)]
-        if self.scales_queries:
-            scaling = math.sqrt(config.n_heads / config.hidden_size)
-            parts[0] = (parts[0][0] * scaling, parts[0][1] * scaling)
-        weights, biases = zip(*parts, strict=True)
+        config, dtype, checkpoint = self._model.config, self._model.dtype, self._model.checkpoint
+        family, layout, biased = config.family, checkpoint.layout, config.biased
+        at = layout.layer.format(number)
+        weight, bias = checkpoint.linear(*(at + name for name in layout.qkv), bias="qkv" in biased)
+        of_queries = config.n_heads * config.head_width
+        if self.scales_queries and layout.query_norm is None:
+            weight, bias = weight.clone(), bias.clone()
+            weight[:of_queries] *= config.scale
+            bias[:of_queries] *= config.scale
+        up = checkpoint.linear(*(at + name for name in layout.up), bias="up" in biased)
+        if not layout.gate_is_first:
+            up = (up[0].roll(config.intermediate_size, 0), up[1].roll(config.intermediate_size, 0))
         return LayerWeights(
-            qkv=self._linear(torch.cat(weights), torch.cat(biases), dtype),
-            attention_out=self._linear(*pair(at + family.attention_out), dtype),
-            attention_norm=self._read_norm(at + family.attention_norm),
-            up=self._linear(*pair(at + family.up), dtype),
+            qkv=self._linear(weight, bias, dtype),
+            attention=self._read_attention(number),
+            attention_out=self._linear(*checkpoint.linear(at + layout.attention_out, bias="out" in biased), dtype),
+            attention_norms=self._read_norms(checkpoint.attention_norms(number), at),
+            up=self._linear(*up, dtype),
             activation=config.activation,
-            down=self._linear(*pair(at + family.down), dtype),
-            output_norm=self._read_norm(at + family.output_norm),
+            gated=family.gated,
+            down=self._linear(*checkpoint.linear(at + layout.down, bias="down" in biased), dtype),
+            ffn_norms=self._read_norms(layout.ffn_norms, at),
+        )
+
+    def _read_attention(self, number: int) -> SelfAttention:
+        config, layout = self._model.config, self._model.checkpoint.layout
+        at, of_layer = layout.layer.format(number), config.attention[number]
+        usual = config.scale == config.head_width**-0.5
+        query_scale = config.scale if self.scales_queries else 1.0
+        return SelfAttention(
             n_heads=config.n_heads,
+            n_key_heads=config.n_key_heads,
+            rules=AttentionRules(of_layer.causal, of_layer.window, None if usual else config.scale),
+            query_norm=None
+            if layout.query_norm is None
+            else self._read_norm(at + layout.query_norm, scale=query_scale),
+            key_norm=None if layout.key_norm is None else self._read_norm(at + layout.key_norm),
+            rotation=of_layer.rotation,
         )

@@ -18,7 +18,8 @@ from embedkit.models.device import (
     tune_malloc,
 )
 from embedkit.models.native.checkpoint import Checkpoint
-from embedkit.models.native.config import NativeConfig, NotNativeError, read_config
+from embedkit.models.native.config import NativeConfig, read_config
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder
 from embedkit.models.native.gpu_encoder import GpuEncoder
 from embedkit.models.native.kernels import NO_COMPILER, load_kernels
@@ -62,7 +63,7 @@ class NativeModel(LoadedModel):
         return encoder, NO_COMPILER if load_kernels() is None else None
 
     def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed
-        """Returns False: the layers of these families end with their own norm."""
+        """Returns False: where a norm follows the last layer, transformers' last hidden state is after it, too."""
         return False
 
     def _on_device(
@@ -106,7 +107,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
     if device.type == "cpu":
         tune_malloc()
         limit_onednn_cache(_SHAPES if load_kernels() is None else _SHAPES_WITH_KERNELS)
-    elif config.family.relative_bias is not None:
+    elif any(layout.relative_bias is not None for layout in config.family.layouts):
         raise NotNativeError("no kernel for packed attention adds its relative position bias")
     disable_reduced_precision(device)
     checkpoint = Checkpoint(folder, config)

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from embedkit.types import LengthGroup
-
-T = TypeVar("T")
 
 #: More threads would wait for Python's lock: a layer of a part takes 0.08 ms in Python, and a millisecond or more
 #: outside. Further cores share the matrix products within a thread.
@@ -52,13 +50,13 @@ class ThreadPool:
         rounds = math.ceil(n_tokens / (at_once * _MOST_TOKENS))
         return list(_split(groups, n_tokens / (at_once * rounds)))
 
-    def map(self, work: Callable[[T, Part], Tensor], inputs: Sequence[T], parts: Sequence[Part]) -> list[Tensor]:
-        """Runs `work` on the input of each part, in order; a single part uses all cores."""
-        if self.size == 1 or len(parts) == 1:
-            return list(map(work, inputs, parts))
+    def map(self, work: Callable[..., Tensor], *inputs: Sequence[Any]) -> list[Tensor]:
+        """Runs `work` on the inputs of each part, in order; a single part uses all cores."""
+        if self.size == 1 or len(inputs[0]) == 1:
+            return list(map(work, *inputs))
         if self._pool is None:
             self._pool = self._start()
-        return list(self._pool.map(torch.inference_mode()(work), inputs, parts))
+        return list(self._pool.map(torch.inference_mode()(work), *inputs))
 
     def _start(self) -> ThreadPoolExecutor:
         """Starts all threads at once, so that each has set its number of cores."""

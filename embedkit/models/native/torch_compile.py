@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.layer import Norm
+from embedkit.models.native.norm import Norm
 from embedkit.storage.filesystem import cache_folder
 
 #: See `add_norm`.
@@ -62,7 +62,7 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
     keep_kernels()
     eps = norm.eps
 
-    def fused(update: Tensor, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def fused(update: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.layer_norm(update + states, weight.shape, weight, bias, eps)
 
     kernel = torch.compile(fused, backend=backend)
@@ -72,7 +72,8 @@ def compiled_add_norm(norm: Norm, backend: str = "inductor") -> AddNorm:
         # Otherwise the second number of rows would be compiled for separately.
         torch._dynamo.mark_dynamic(update, 0)  # noqa: SLF001 - its public name
         torch._dynamo.mark_dynamic(states, 0)  # noqa: SLF001
-        exact = fused(*(part.double() for part in (update, states, norm.weight, norm.bias)))
+        bias = None if norm.bias is None else norm.bias.double()
+        exact = fused(update.double(), states.double(), norm.weight.double(), bias)
         found = kernel(update, states, norm.weight, norm.bias)
         # Sum and norm are each rounded once to the format of the states.
         allowed = 4 * torch.finfo(norm.weight.dtype).eps * float(exact.abs().max())

@@ -22,7 +22,8 @@ from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, OutputError
 from embedkit.inference.batching import make_batches
-from embedkit.models.native.config import NotNativeError, read_config
+from embedkit.models.native.config import read_config
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder, buckets
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.kernels import NO_COMPILER, load_kernels
@@ -48,6 +49,24 @@ SIZES = {
     "max_position_embeddings": 180,
 }
 DISTILBERT = dict(zip(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), SIZES.values(), strict=False))
+#: What other families need besides; windows are far smaller than the texts.
+MORE = {
+    "eurobert": {"num_key_value_heads": 1, "pad_token_id": 0},
+    "gemma3_text": {
+        "head_dim": 16,
+        "num_key_value_heads": 1,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 12},
+    "modernbert": {
+        "local_attention": 12,
+        "global_attn_every_n_layers": 2,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"), 0),
+    },
+    "qwen2": {"num_key_value_heads": 3},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
+}
 #: Texts around the borders: MPNet's buckets at 8 and 128, a run of several texts, more rows than one block.
 LENGTHS = (2, 3, 3, 9, 9, 9, 17, 130, 150, 150, 150)
 
@@ -63,7 +82,7 @@ class Expected:
 def save(kind: str, folder: Path, **settings: object) -> Path:
     """A random model of this type and these settings; every weight matters, see tests/tiny_models.py."""
     sizes = {**DISTILBERT, "max_position_embeddings": 180} if kind == "distilbert" else SIZES
-    config = AutoConfig.for_model(kind, **{**sizes, **settings})
+    config = AutoConfig.for_model(kind, **{**sizes, **MORE.get(kind, {}), **settings})
     model = AutoModel.from_config(config)
     tiny_models._randomise(model, seed=1)
     model.save_pretrained(folder)
@@ -396,7 +415,7 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
         encoder._words[8] = torch.inf
     assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [None, 0, None]
     with torch.inference_mode():
-        encoder._stack[1].attention_norm.weight[3] = torch.nan
+        encoder._stack[1].attention_norms.after.weight[3] = torch.nan
     assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [2, 0, 2]
 
 

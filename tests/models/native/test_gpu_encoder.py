@@ -25,8 +25,8 @@ from embedkit.models.base import NotExactError
 from embedkit.models.native import native_model
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.gpu_encoder import GpuEncoder
-from embedkit.models.native.layer import Norm
 from embedkit.models.native.native_model import NativeModel, open_native
+from embedkit.models.native.norm import Norm
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
 from embedkit.models.varlen_attention import BACKENDS, FULL, AttentionRules, Packing, usable
@@ -51,8 +51,7 @@ CPU = torch.device("cpu")
 
 
 def kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rules: AttentionRules = FULL) -> Tensor:
-    assert rules == FULL
-    return one_by_one(query, key, value, packing.cu_seqlens, None, (-1, -1))
+    return one_by_one(query, key, value, packing.cu_seqlens, rules.scale, rules.reach)
 
 
 @pytest.fixture
@@ -182,8 +181,11 @@ def test_the_weights_are_kept_once_in_the_dtype_of_the_run_and_no_more_layers_th
         *(getattr(encoder._norm, n) for n in ("weight", "bias")),
     ]
     held += [
-        getattr(getattr(layer, part), name)
-        for part in ("qkv", "attention_out", "attention_norm", "up", "down", "output_norm")
+        getattr(part, name)
+        for part in (
+            *(layer.qkv, layer.attention_out, layer.attention_norms.after),
+            *(layer.up, layer.down, layer.ffn_norms.after),
+        )
         for name in ("weight", "bias")
     ]
     assert {tensor.dtype for tensor in held} == {torch.bfloat16}

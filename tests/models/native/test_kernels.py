@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from embedkit.models.native import compile_kernels as built
 from embedkit.models.native.kernels import Kernels, load_kernels
-from embedkit.models.native.layer import ACTIVATIONS, Norm
+from embedkit.models.native.layer import ACTIVATIONS
 from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.norm import Norm
 
 KERNELS = load_kernels()
 needs_compiler = pytest.mark.skipif(KERNELS is None, reason="no C++ compiler is here")

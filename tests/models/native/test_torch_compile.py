@@ -19,7 +19,7 @@ from embedkit.config import ModelConfig
 from embedkit.models.base import LayerEncoder
 from embedkit.models.native import gpu_encoder, torch_compile
 from embedkit.models.native.gpu_encoder import GpuEncoder
-from embedkit.models.native.layer import Norm
+from embedkit.models.native.norm import Norm
 from embedkit.models.native.torch_compile import add_norm, compiled_add_norm, keep_kernels, pays
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedkit import Encoder
-from embedkit.models.native.config import NotNativeError
+from embedkit.models.native.config_reader import NotNativeError
 from tests import tiny_models
 
 TEXTS = ["pain", "chest pain and fever", "pain in the left arm"]

@@ -7,10 +7,20 @@ from embedkit.models.native.families.bert import BERT
 from embedkit.models.native.families.distilbert import DISTILBERT
 from embedkit.models.native.families.electra import ELECTRA
 from embedkit.models.native.families.family import Family
+from embedkit.models.native.families.gemma3 import GEMMA3_TEXT
+from embedkit.models.native.families.gte import GTE
+from embedkit.models.native.families.llama import EUROBERT, LLAMA, MISTRAL, QWEN2, QWEN3
+from embedkit.models.native.families.megatron_bert import MEGATRON_BERT
+from embedkit.models.native.families.modernbert import MODERNBERT
 from embedkit.models.native.families.mpnet import MPNET
+from embedkit.models.native.families.nomic_bert import NOMIC_BERT
 from embedkit.models.native.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 #: By `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, CAMEMBERT, DISTILBERT, ELECTRA, MPNET, ROBERTA, XLM_ROBERTA)
+    family.model_type: family
+    for family in (
+        *(BERT, CAMEMBERT, DISTILBERT, ELECTRA, EUROBERT, GEMMA3_TEXT, GTE, LLAMA, MEGATRON_BERT, MISTRAL),
+        *(MODERNBERT, MPNET, NOMIC_BERT, QWEN2, QWEN3, ROBERTA, XLM_ROBERTA),
+    )
 }

@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 
+from embedkit.models.native.families.bert import BERT_DEFAULTS
 from embedkit.models.native.families.family import Family
 
-ROBERTA = Family(model_type="roberta", prefix="roberta.", positions_after_pad=True)
+ROBERTA = Family(
+    model_type="roberta",
+    prefixes=("roberta.",),
+    defaults={**BERT_DEFAULTS, "pad_token_id": 1},
+    positions_after_pad=True,
+)
 CAMEMBERT = replace(ROBERTA, model_type="camembert")
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta")

@@ -1,0 +1,378 @@
+"""Families whose layers are not BERT's: random sizes, checkpoints and config.json as they are published.
+
+The oracle is plain transformers, one text at a time, in every layer.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, GteForMaskedLM, LlamaForCausalLM
+
+from embedkit.models.native.config import read_config
+from embedkit.models.native.config_reader import NotNativeError
+from embedkit.models.native.families import FAMILIES
+from embedkit.models.native.native_model import NativeModel
+from embedkit.types import Batch, Tokens
+from tests import tiny_models
+from tests.models.kinds import CONFIGS
+from tests.models.native.test_cpu_encoder import (
+    Expected,
+    assert_same,
+    by_transformers,
+    lean_encoder,
+    loaded,
+    states,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: Those of kinds.py that embedkit computes itself, besides BERT's kin.
+KINDS = [
+    *(
+        "eurobert",
+        "gemma3_text",
+        "gemma3_text both ways",
+        "gte",
+        "llama",
+        "megatron-bert",
+        "mistral",
+        "modernbert",
+    ),
+    *("nomic_bert", "qwen2", "qwen2 sliding", "qwen3"),
+]
+
+
+def save(kind: str, folder: Path, **changed: Any) -> Path:
+    config = AutoConfig.for_model(kind.split(maxsplit=1)[0], **{**CONFIGS[kind], **changed})
+    model = AutoModel.from_config(config)
+    tiny_models._randomise(model, seed=1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def random_tokens(lengths: tuple[int, ...], seed: int = 3) -> Tokens:
+    ids = np.random.default_rng(seed).integers(0, 99, sum(lengths)).astype(np.int32)
+    return Tokens(ids, None, np.array(lengths), 1, 1)
+
+
+def edit(folder: Path, **changed: Any) -> None:
+    """Changes config.json; a value of ... removes the key."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def check(folder: Path, tokens: Tokens) -> None:
+    expected = by_transformers(folder, tokens)
+    model = loaded(folder)
+    assert isinstance(model, NativeModel)
+    encoder, _ = model.make_encoder(tuple(range(model.n_layers + 1)), tokens, for_pooler=model.has_pooler)
+    assert_same(states(encoder, tokens, 10_000), expected)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
+    draw = data.draw
+    n_key_heads, served = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    # Widths that fill vector registers go through compiled kernels. Narrower ones would be ill-conditioned: an RMS
+    # norm of a few numbers is nearly their sign.
+    n_heads, width = n_key_heads * served, draw(st.sampled_from((8, 10, 16)))
+    n_layers = draw(st.integers(1, 4))
+    changed: dict[str, Any] = {
+        "num_attention_heads": n_heads,
+        "hidden_size": n_heads * width,
+        "intermediate_size": draw(st.sampled_from((16, 23, 48))),
+        "num_hidden_layers": n_layers,
+    }
+    grouped = "num_key_value_heads" in CONFIGS[kind]
+    if grouped:
+        changed["num_key_value_heads"] = n_key_heads
+    if "head_dim" in CONFIGS[kind]:
+        # The heads together may be wider or narrower than the states.
+        changed["head_dim"] = draw(st.sampled_from((2, 6, 8, 16)))
+    if kind in {"gemma3_text", "gemma3_text both ways", "mistral", "qwen2 sliding"}:
+        changed["sliding_window"] = draw(st.integers(2, 20))
+    if "layer_types" in CONFIGS[kind]:
+        types = st.sampled_from(["full_attention", "sliding_attention"])
+        changed["layer_types"] = draw(st.lists(types, min_size=n_layers, max_size=n_layers))
+    if kind == "modernbert":
+        changed["local_attention"] = draw(st.integers(1, 20))
+        changed |= {key: draw(st.booleans()) for key in ("norm_bias", "mlp_bias", "attention_bias")}
+    if kind in {"llama", "qwen3", "gemma3_text"}:
+        changed["attention_bias"] = draw(st.booleans())
+    # Of one length and of several, shorter and longer than the window, up to all positions.
+    lengths = draw(st.lists(st.one_of(st.integers(1, 80), st.sampled_from((9, 9, 33))), min_size=2, max_size=6))
+    with tempfile.TemporaryDirectory() as folder:
+        check(save(kind, Path(folder), **changed), random_tokens(tuple(lengths)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_random_batchings_give_the_same_states(kind, tmp_path):
+    tokens = random_tokens((1, 3, 9, 9, 9, 17, 40, 66, 66, 80))
+    encoder = lean_encoder(save(kind, tmp_path), tokens)
+    alone = states(encoder, tokens, 1)
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        found: dict[int, Expected] = {}
+        order = random.permutation(len(tokens.lengths))
+        for texts in np.array_split(order, random.integers(1, 5)):
+            by_length = texts[np.argsort(tokens.lengths[texts], kind="stable")]
+            batch, layers = Batch(by_length, tokens.lengths[by_length]), []
+            encoder.run(tokens, batch, lambda _, state, layers=layers: layers.append(state[0].numpy()))
+            for text, stop in zip(batch.texts, np.cumsum(batch.lengths), strict=True):
+                own = [layer[stop - tokens.lengths[text] : stop] for layer in layers]
+                found[int(text)] = Expected(own, None)
+        assert_same([found[text] for text in range(len(alone))], [Expected(one.layers, None) for one in alone])
+
+
+@pytest.mark.parametrize("length", [257, 700])
+@pytest.mark.parametrize(
+    ("kind", "window"), [("modernbert", 12), ("mistral", 300), ("gemma3_text both ways", 100)]
+)
+def test_a_text_of_several_blocks_has_the_states_of_transformers(kind, window, length, tmp_path):
+    key = "local_attention" if kind == "modernbert" else "sliding_window"
+    folder = save(kind, tmp_path, max_position_embeddings=1000, **{key: window})
+    check(folder, random_tokens((length, 5)))
+
+
+def test_the_deepest_layer_wanted_is_the_last_one_read_and_only_the_last_has_the_final_norm(tmp_path):
+    folder, tokens = save("qwen3", tmp_path), random_tokens((5, 9))
+    expected = by_transformers(folder, tokens)
+    encoder = lean_encoder(folder, tokens, layers=(1, 2))
+    assert len(encoder._stack) == 2
+    assert encoder._final_norm is None
+    assert_same(states(encoder, tokens, 100), [Expected(one.layers[1:3], None) for one in expected])
+
+
+# --- rotary positions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}),
+        ("llama", {"rope_parameters": ..., "rope_theta": 300.0, "rope_scaling": None}),
+        ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}}),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 100.0,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 40,
+                }
+            },
+        ),
+        ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 100.0}}),
+        (
+            "qwen3",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 100.0,
+                    "original_max_position_embeddings": 20,
+                    "attention_factor": 1.3,
+                    "beta_fast": 8.0,
+                    "beta_slow": 0.5,
+                    "truncate": False,
+                }
+            },
+        ),
+        (
+            "gemma3_text both ways",
+            {
+                "rope_parameters": ...,
+                "rope_theta": 200.0,
+                "rope_local_base_freq": 50.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+        ),
+        ("modernbert", {"rope_parameters": ..., "global_rope_theta": 100.0, "local_rope_theta": 20.0}),
+    ],
+    ids=str,
+)
+def test_rotary_positions_are_scaled_as_config_json_says(kind, changed, tmp_path):
+    folder = save(kind, tmp_path)
+    plain = read_config(json.loads((folder / "config.json").read_text()))
+    edit(folder, **changed)
+    assert read_config(json.loads((folder / "config.json").read_text())).attention != plain.attention
+    check(folder, random_tokens((1, 9, 33, 80)))
+
+
+# --- files as they are published ------------------------------------------------------------------------------
+
+
+def test_the_published_config_of_modernbert_is_read(tmp_path):
+    folder = save("modernbert", tmp_path)
+    edit(
+        folder,
+        layer_types=...,
+        rope_parameters=...,
+        global_rope_theta=160000.0,
+        local_rope_theta=10000.0,
+        layer_norm_eps=1e-05,
+        position_embedding_type="absolute",
+        repad_logits_with_grad=False,
+        gradient_checkpointing=False,
+        reference_compile=None,
+        torch_dtype="float32",
+    )
+    check(folder, random_tokens((9, 40, 80)))
+
+
+#: nomic-ai/nomic-embed-text-v1.5, whose names of sizes transformers' class does not read.
+NOMIC = {
+    "activation_function": "swiglu",
+    "architectures": ["NomicBertModel"],
+    "attn_pdrop": 0.0,
+    "causal": False,
+    "auto_map": {"AutoModel": "code.py--X"},
+    "bos_token_id": None,
+    "dense_seq_output": True,
+    "embd_pdrop": 0.0,
+    "eos_token_id": None,
+    "fused_bias_fc": True,
+    "fused_dropout_add_ln": True,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-12,
+    "max_trained_positions": 2048,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "model_type": "nomic_bert",
+    "n_embd": 768,
+    "n_head": 12,
+    "n_inner": 3072,
+    "n_layer": 12,
+    "n_positions": 8192,
+    "pad_vocab_size_multiple": 64,
+    "parallel_block": False,
+    "prenorm": False,
+    "parallel_block_tied_norm": False,
+    "qkv_proj_bias": False,
+    "reorder_and_upcast_attn": False,
+    "resid_pdrop": 0.0,
+    "rotary_emb_base": 1000,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "summary_activation": None,
+    "summary_first_dropout": 0.0,
+    "torch_dtype": "float32",
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "vocab_size": 30528,
+    "transformers_version": "4.37.2",
+    "type_vocab_size": 2,
+    "use_cache": True,
+    "use_flash_attn": True,
+    "use_rms_norm": False,
+    "use_xentropy": True,
+}
+
+
+def test_the_published_config_of_nomic_has_the_sizes_of_transformers_class():
+    theirs = AutoConfig.for_model("nomic_bert")
+    ours = read_config(NOMIC)
+    assert (ours.hidden_size, ours.n_layers, ours.n_heads) == (
+        theirs.hidden_size,
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+    )
+    assert (ours.intermediate_size, ours.max_position_embeddings) == (
+        theirs.intermediate_size,
+        theirs.max_position_embeddings,
+    )
+    assert ours.attention[0].rotation.base == theirs.rope_parameters["rope_theta"]
+    with pytest.raises(NotNativeError, match="prenorm"):
+        read_config({**NOMIC, "prenorm": True})
+
+
+@pytest.mark.parametrize("kind", ["gte", "nomic_bert"])
+def test_both_names_of_tensors_are_read(kind, tmp_path):
+    """save_pretrained writes the published names; the others are those of transformers' class."""
+    folder, tokens = save(kind, tmp_path), random_tokens((5, 9))
+    expected = by_transformers(folder, tokens)
+    state = AutoModel.from_pretrained(folder).state_dict()
+    assert state.keys() != load_file(folder / "model.safetensors").keys()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_same(states(lean_encoder(folder, tokens), tokens, 100), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("llama", LlamaForCausalLM), ("gte", GteForMaskedLM)], ids=["llama", "gte"]
+)
+def test_a_checkpoint_with_a_head_is_read(kind, head, tmp_path):
+    model = head(AutoConfig.for_model(kind, **CONFIGS[kind]))
+    tiny_models._randomise(model, seed=1)
+    model.save_pretrained(tmp_path)
+    check(tmp_path, random_tokens((5, 9)))
+
+
+def test_gte_without_token_types_is_read(tmp_path):
+    check(save("gte", tmp_path, type_vocab_size=0), random_tokens((5, 9)))
+
+
+# --- what is left to transformers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": "2"}}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+        ("llama", {"partial_rotary_factor": 0.5}),
+        ("llama", {"is_causal": False}),
+        ("llama", {"num_key_value_heads": 3}),
+        ("llama", {"attention_bias": "yes"}),
+        ("mistral", {"layer_types": ["full_attention"] * 3}),
+        ("mistral", {"sliding_window": 0}),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("qwen3", {"layer_types": ["full_attention"]}),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 3}),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}),
+        ("gemma3_text", {"query_pre_attn_scalar": 0}),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}),
+        ("modernbert", {"norm_bias": 1}),
+        ("modernbert", {"global_attn_every_n_layers": 0}),
+        ("nomic_bert", {"rotary_emb_interleaved": True}),
+        ("megatron-bert", {"position_embedding_type": "relative_key"}),
+    ],
+    ids=str,
+)
+def test_unsupported_settings_are_rejected(kind, changed, tmp_path):
+    folder = save(kind, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert read_config(config).n_layers == config["num_hidden_layers"]
+    with pytest.raises(NotNativeError):
+        read_config({**config, **changed})
+
+
+def test_every_family_is_tested():
+    assert {kind.split(maxsplit=1)[0] for kind in KINDS} == FAMILIES.keys() - {
+        *("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+    }

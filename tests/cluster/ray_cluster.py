@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -68,9 +69,9 @@ class RayCluster:
                 return
         raise RuntimeError(f"the cluster ended: {(self.folder / 'cluster.log').read_text()[-3000:]}")
 
-    def add_node(self, cpus: int = 2) -> int:
-        """Starts another raylet and returns its process id."""
-        self.ask("add", cpus)
+    def add_node(self, cpus: int = 2, **variables: str) -> int:
+        """Starts another raylet, with these variables of the environment as well, and returns its process id."""
+        self.ask("add", cpus, *(f"{name}={value}" for name, value in variables.items()))
         return self.raylets[-1]
 
     def kill_node(self, raylet: int | None = None) -> int:
@@ -146,8 +147,9 @@ def main(folder: str, nodes: str, cpus: str, dashboard: str) -> None:
     cluster.wait_for_nodes(START_SECONDS)
     for line in sys.stdin:
         match line.split():
-            case ["add", number]:
-                added.append(cluster.add_node(num_cpus=int(number)))
+            case ["add", number, *variables]:
+                with mock.patch.dict(os.environ, dict(of.split("=", 1) for of in variables)):
+                    added.append(cluster.add_node(num_cpus=int(number)))
             case ["kill", raylet]:
                 (node,) = (node for node in added if process_of(node, "raylet") == int(raylet))
                 added.remove(node)

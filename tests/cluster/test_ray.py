@@ -151,29 +151,17 @@ def test_without_its_head_the_run_ends_within_a_minute_and_a_local_one_resumes(t
     assert_same(tmp_path, whole)
 
 
-@contextlib.contextmanager
-def another_node(cluster, odd):
-    """A raylet whose workers differ from those of the others."""
-    variables = {
-        **cluster.environment,
-        "PYTHONPATH": str(Path(__file__).parent / "odd_node"),
-        "EMBEDKIT_TEST_ODD": odd,
-    }
-    words = (
-        Path(sys.executable).with_name("ray"),
-        "start",
-        f"--address={cluster.address}",
-        "--num-cpus=2",
-        "--block",
-    )
-    process = subprocess.Popen(
-        list(map(str, words)), env=environment(variables), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
+def odd_node(kind):
+    """Variables of a node whose workers differ from those of the others."""
+    path = os.pathsep.join((str(Path(__file__).parent / "odd_node"), str(ROOT)))
+    return {"PYTHONPATH": path, "EMBEDKIT_TEST_ODD": kind}
+
+
+@pytest.fixture(scope="module")
+def small_cluster():
+    """A head to which tests add the nodes that they need."""
+    with new_cluster(nodes=0) as cluster:
+        yield cluster
 
 
 @pytest.mark.parametrize(
@@ -185,31 +173,31 @@ def another_node(cluster, odd):
         ("nowhere", 4, r"there is no model in /nowhere"),
     ],
 )
-def test_a_node_with_something_else_is_refused_by_name(table, bert, tmp_path, odd, code, said):
+def test_a_node_with_something_else_is_refused_by_name(small_cluster, table, bert, tmp_path, odd, code, said):
     from tests.tiny_models import make
 
     (tmp_path / "other.jsonl").write_text(table.read_text().replace("visit", "visIt", 1))
-    other = make("bert", tmp_path / "model", seed=7).folder if "model" in odd else ""
-    with (
-        new_cluster(nodes=0) as cluster,
-        another_node(cluster, odd.format(other=tmp_path / "other.jsonl", model=other)),
-    ):
-        # The first node is the odd one alone, so that a worker is there for certain.
-        options = (*ray("2:2"), "--on-exists", "overwrite")
-        if "input" in odd or "nowhere" in odd or "version" in odd:
-            options = ray(1)
-        else:
-            cluster.add_node()
-        ran, told = encode(table, bert, tmp_path / "out", cluster.environment, *options)
+    model = make("bert", tmp_path / "model", seed=7).folder
+    odd = odd.format(other=tmp_path / "other.jsonl", model=model)
+    nodes = [small_cluster.add_node(2, **odd_node(odd))]
+    if "model" in odd:  # the model of the run is that of its first worker: the other node is refused, or this one
+        nodes.append(small_cluster.add_node(2))
+    try:
+        ran, told = encode(
+            table, bert, tmp_path / "out", small_cluster.environment, *ray("2:2" if len(nodes) == 2 else 1)
+        )
+    finally:
+        for node in nodes:
+            small_cluster.kill_node(node)
     assert ran == code, told
     assert said in told
+    assert "worker" in told.split("error: ")[1] or "node" in told.split("error: ")[1]
     assert "hint: " in told
     assert not list((tmp_path / "out").glob("commits/*.json"))
 
 
 def test_a_shard_that_kills_its_workers_ends_the_run(table, bert, tmp_path):
-    variables = {"PYTHONPATH": str(Path(__file__).parent / "odd_node"), "EMBEDKIT_TEST_ODD": "shard=11"}
-    code, told = encode(table, bert, tmp_path / "out", variables, *ray(2))
+    code, told = encode(table, bert, tmp_path / "out", odd_node("shard=11"), *ray(2))
     assert code == 1, told
     assert "3 workers died at shard 11 (rows 88 to 95)" in told
     assert "--on-exists resume" in told

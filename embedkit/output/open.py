@@ -67,6 +67,7 @@ from embedkit.storage.filesystem import (
 from embedkit.storage.opener import IN_PLACE, FileOpener, sha256_of
 from embedkit.storage.parser_probe import probe_file
 from embedkit.storage.protocol import AnyPath, FilePath, OnePath
+from embedkit.storage.store_errors import StoreError
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
 
@@ -473,6 +474,8 @@ def readable(path: FilePath) -> Iterator[None]:
         yield
     except EmbedkitError:
         raise
+    except StoreError as error:
+        raise OutputError(f"{error.filename} cannot be read: {error.strerror}", hint=error.hint) from None
     except FileNotFoundError as error:
         raise OutputError(f"{error.filename or path} is missing", hint=VERIFY) from None
     except _BROKEN as error:

@@ -24,6 +24,7 @@ from embedkit.storage.atomic import is_temporary
 from embedkit.storage.filesystem import read_file, sha256_of_file
 from embedkit.storage.opener import FileOpener, sha256_of
 from embedkit.storage.protocol import AnyPath, FilePath
+from embedkit.storage.store_errors import StoreError
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
 
 _COUNTS = ("input_rows", "rows", "vectors", "rejects", "n_tokens", "n_used")
@@ -92,6 +93,8 @@ class FolderCheck:
         path = self.path / name
         try:
             return kind.parse(read_file(path), path)
+        except StoreError:
+            raise
         except OSError as fault:
             self.add(name, f"cannot be read: {os.strerror(fault.errno or 0)}")
         except MalformedFileError:
@@ -170,6 +173,8 @@ class FolderCheck:
             try:
                 if sha256_of(path, fetched) != file.sha256:
                     self.add(file.path, "is damaged: its SHA-256 is not that of its record")
+            except StoreError:  # says nothing about the output
+                raise
             except OSError as fault:
                 self.add(file.path, f"cannot be read: {os.strerror(fault.errno or 0)}")
         return FileOpener(fetched) if len(self.found.problems) == before else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from embedkit.cli.options import argument, option, take, takes
+from embedkit.cli.options import STORE_OPTION, argument, option, take, takes
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError
@@ -20,6 +20,7 @@ from embedkit.storage.remote_path import as_path
     option("--sample N", 10_000, "Maximum rows for linear CKA and shared neighbours."),
     option("--seed N", 0, "Random seed of the choice of these rows."),
     option("--limit-rows-shown N", 20, "Maximum rows to list."),
+    STORE_OPTION,
     option("--json", False, "Print one JSON object.", name="as_json"),
 )
 def diff(*, first: str, second: str, limit_rows_shown: int, as_json: bool, **options: Any) -> None:
@@ -31,6 +32,7 @@ def diff(*, first: str, second: str, limit_rows_shown: int, as_json: bool, **opt
 
     Example: embedkit diff notes.embeddings again.embeddings --tolerance 1e-5
     """
+    options.pop("store_option")
     at_least("--limit-rows-shown", limit_rows_shown, 0)
     # Imports numpy and pyarrow: not before, so that `--help` is fast.
     from embedkit import comparison

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-from embedkit.cli.options import argument, option, takes
+from embedkit.cli.options import STORE_OPTION, argument, option, takes
 
 
 @takes(
     argument("out", str, "OUT", "Folder or file written by encode, or a .safetensors file of fit or sweep."),
+    STORE_OPTION,
     option("--json", False, "Print one JSON object.", name="as_json"),
 )
-def inspect(*, out: str, as_json: bool) -> None:
+def inspect(*, out: str, as_json: bool, store_option: list[str] | None) -> None:  # noqa: ARG001 - applied by its callback
     """Show the contents of an output or of a pooler's file.
 
     Shows rows, dimensions, the recipe, receipts and norms of an output; layers, learned weights of layers, classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embedkit.cli.options import argument, option, take, takes
+from embedkit.cli.options import STORE_OPTION, argument, option, take, takes
 from embedkit.cli.output_names import check_name, without_suffixes
 from embedkit.storage.remote_path import as_path
 
@@ -26,6 +26,7 @@ from embedkit.storage.remote_path import as_path
     option("--sample N", 20_000, "Maximum rows on the map."),
     option("--seed N", 0, "Random seed of the choice of rows."),
     option("--title", "embedkit report", "Title of the page."),
+    STORE_OPTION,
 )
 def report(*, outs: list[str], output: Path | None, compare: str | None, **options: Any) -> None:
     """Write an HTML page about outputs.
@@ -36,6 +37,7 @@ def report(*, outs: list[str], output: Path | None, compare: str | None, **optio
 
     Example: embedkit report notes.embeddings --color label
     """
+    options.pop("store_option")
     # Imports numpy and pyarrow: not before, so that `--help` is fast.
     from embedkit.report import ReportConfig, write_report
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedkit.cli.options import HUB_OPTIONS, argument, option, read_query, take, takes
+from embedkit.cli.options import HUB_OPTIONS, STORE_OPTION, argument, option, read_query, take, takes
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import show
 from embedkit.cli.progress import shown_downloads
@@ -36,6 +36,7 @@ _RESAMPLE_OPTIONS = ("input", "sql", "model", "revision", "offline", "trust_remo
     option("-m --model", str, "Model, if it has moved."),
     *HUB_OPTIONS,
     option("--device", "cpu", "Device for --resample: auto, cpu, cuda, cuda:N, mps."),
+    STORE_OPTION,
     option("--json", False, "Print one JSON object.", name="as_json"),
 )
 def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool, **options: Any) -> None:

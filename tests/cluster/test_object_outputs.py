@@ -1,4 +1,4 @@
-"""Outputs in object stores, by real servers: the bytes of a local folder, after whatever happened to their writer."""
+"""Outputs in object stores, by real servers: the bytes of a local folder, whatever happens to their writers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -21,7 +21,11 @@ from tests.cluster.faulty_proxy import FaultyProxy
 from tests.cluster.gcs_stub import GcsStub
 from tests.cluster.servers import AzureServer, S3Server
 
-WORDS = "patient has pain in the chest fever cough no history of left right".split()
+Cli: TypeAlias = Callable[..., Any]
+#: A server, and the name of a bucket there.
+Bucket: TypeAlias = tuple[S3Server, str]
+
+WORDS = ["patient", "has", "pain", "in", "the", "chest", "fever", "cough", "no", "history", "of", "left", "right"]
 #: 12 shards of 50 rows.
 ROWS, SHARD_ROWS = 600, 50
 SHARDS = ROWS // SHARD_ROWS
@@ -46,9 +50,7 @@ def arguments(table: Path, bert: Path) -> list[str]:
 
 
 @pytest.fixture
-def local(
-    embedkit_cli: Callable[..., Any], arguments: list[str], tmp_path: Path
-) -> Callable[..., dict[str, bytes]]:
+def local(embedkit_cli: Cli, arguments: list[str], tmp_path: Path) -> Callable[..., dict[str, bytes]]:
     """The files of the same encode to a local folder, by name."""
 
     def encoded(*more: str) -> dict[str, bytes]:
@@ -60,7 +62,7 @@ def local(
 
 
 @pytest.fixture
-def s3(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> tuple[S3Server, str]:
+def s3(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """SeaweedFS, with the environment set for it, and a new bucket."""
     use(monkeypatch, seaweed.environment)
     return seaweed, seaweed.make_bucket()
@@ -75,14 +77,21 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def process(arguments: list[str], *more: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+def process(
+    arguments: list[str], *more: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "embedkit", *arguments, *more]
     return subprocess.Popen(command, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy", "jsonl", "arrow"])
 def test_an_output_has_the_bytes_of_a_local_folder_and_every_command_reads_it(
-    form: str, s3: tuple[S3Server, str], embedkit_cli: Callable[..., Any], arguments: list[str], local: Any, tmp_path: Path
+    form: str,
+    s3: Bucket,
+    embedkit_cli: Cli,
+    arguments: list[str],
+    local: Any,
+    tmp_path: Path,
 ) -> None:
     server, bucket = s3
     uri = f"s3://{bucket}/of/{form}"
@@ -107,7 +116,7 @@ def test_an_output_has_the_bytes_of_a_local_folder_and_every_command_reads_it(
 
 
 def test_an_update_takes_vectors_from_an_output_in_a_store(
-    s3: tuple[S3Server, str], embedkit_cli: Callable[..., Any], arguments: list[str], tmp_path: Path
+    s3: Bucket, embedkit_cli: Cli, arguments: list[str], tmp_path: Path
 ) -> None:
     _, bucket = s3
     uri = f"s3://{bucket}/old"
@@ -126,7 +135,7 @@ def test_an_update_takes_vectors_from_an_output_in_a_store(
 
 
 def test_writers_killed_at_random_times_leave_what_a_last_one_completes(
-    s3: tuple[S3Server, str], arguments: list[str], local: Any, embedkit_cli: Callable[..., Any]
+    s3: Bucket, arguments: list[str], local: Any, embedkit_cli: Cli
 ) -> None:
     server, bucket = s3
     uri, draw = f"s3://{bucket}/out", random.Random()
@@ -135,7 +144,9 @@ def test_writers_killed_at_random_times_leave_what_a_last_one_completes(
         target = len(server.objects(bucket, "out/commits")) + draw.randint(0, 2)
         until = time.monotonic() + 120
         while writer.poll() is None and time.monotonic() < until:
-            if len(server.objects(bucket, "out/commits")) >= target and "plan.json" in server.objects(bucket, "out"):
+            if len(server.objects(bucket, "out/commits")) >= target and "plan.json" in server.objects(
+                bucket, "out"
+            ):
                 break
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.1))
@@ -148,8 +159,8 @@ def test_writers_killed_at_random_times_leave_what_a_last_one_completes(
 @pytest.mark.parametrize("lost", [(3, 4, 11), tuple(range(SHARDS))])
 def test_a_run_goes_on_in_a_store_with_what_was_copied_there_and_back(
     lost: tuple[int, ...],
-    s3: tuple[S3Server, str],
-    embedkit_cli: Callable[..., Any],
+    s3: Bucket,
+    embedkit_cli: Cli,
     arguments: list[str],
     local: Any,
     tmp_path: Path,
@@ -173,7 +184,7 @@ def test_a_run_goes_on_in_a_store_with_what_was_copied_there_and_back(
 
 
 def test_ranks_and_a_rank_that_was_started_twice_race_for_one_prefix(
-    s3: tuple[S3Server, str], arguments: list[str], local: Any
+    s3: Bucket, arguments: list[str], local: Any
 ) -> None:
     server, bucket = s3
     ranks = [
@@ -187,7 +198,7 @@ def test_ranks_and_a_rank_that_was_started_twice_race_for_one_prefix(
 
 
 def test_an_object_that_was_changed_is_named_by_verify_and_made_again(
-    s3: tuple[S3Server, str], embedkit_cli: Callable[..., Any], arguments: list[str], local: Any
+    s3: Bucket, embedkit_cli: Cli, arguments: list[str], local: Any
 ) -> None:
     server, bucket = s3
     uri, name = f"s3://{bucket}/out", "embeddings/part-00002.parquet"
@@ -207,7 +218,11 @@ def test_an_object_that_was_changed_is_named_by_verify_and_made_again(
 
 
 def test_a_writer_that_is_killed_in_the_middle_of_a_put_leaves_no_half_object(
-    faulty_proxy: FaultyProxy, s3: tuple[S3Server, str], arguments: list[str], local: Any, embedkit_cli: Callable[..., Any]
+    faulty_proxy: FaultyProxy,
+    s3: Bucket,
+    arguments: list[str],
+    local: Any,
+    embedkit_cli: Cli,
 ) -> None:
     server, bucket = s3
     faulty_proxy.fail("stuck", verb="PUT", path="embeddings/part-00003")
@@ -237,9 +252,9 @@ def test_a_store_that_fails_now_and_then_delays_a_run_and_changes_no_byte(
     verb: str,
     path: str,
     faulty_proxy: FaultyProxy,
-    s3: tuple[S3Server, str],
+    s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
-    embedkit_cli: Callable[..., Any],
+    embedkit_cli: Cli,
     arguments: list[str],
     local: Any,
 ) -> None:
@@ -253,7 +268,11 @@ def test_a_store_that_fails_now_and_then_delays_a_run_and_changes_no_byte(
 
 
 def test_a_shard_takes_at_most_four_puts_and_three_gets(
-    faulty_proxy: FaultyProxy, s3: tuple[S3Server, str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], embedkit_cli: Any
+    faulty_proxy: FaultyProxy,
+    s3: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    embedkit_cli: Any,
 ) -> None:
     _, bucket = s3
     use(monkeypatch, faulty_proxy.environment)
@@ -274,7 +293,7 @@ def careless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_store_that_ignores_conditions_takes_one_process_and_no_ranks(
-    careless: S3Server, embedkit_cli: Callable[..., Any], arguments: list[str], local: Any
+    careless: S3Server, embedkit_cli: Cli, arguments: list[str], local: Any
 ) -> None:
     bucket = careless.make_bucket()
     refused = embedkit_cli(*arguments, "-o", f"s3://{bucket}/ranks", "--num-shards", 2, "--shard-id", 0)
@@ -289,11 +308,15 @@ def test_a_store_that_ignores_conditions_takes_one_process_and_no_ranks(
 
 
 def test_azure_and_google_hold_the_same_bytes(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, embedkit_cli: Callable[..., Any], arguments: list[str], local: Any
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    embedkit_cli: Cli,
+    arguments: list[str],
+    local: Any,
 ) -> None:
     reference = local()
     gcs: GcsStub = request.getfixturevalue("gcs")
-    use(monkeypatch, gcs.environment)
+    use(monkeypatch, {**gcs.environment, "GOOGLE_BASE_URL": gcs.endpoint})
     bucket = gcs.make_bucket()
     assert embedkit_cli(*arguments, "-o", f"gs://{bucket}/out").code == 0
     assert {k.removeprefix("out/"): v for k, v in gcs.objects(bucket).items()} == reference
@@ -308,17 +331,16 @@ def test_azure_and_google_hold_the_same_bytes(
     assert embedkit_cli("verify", uri).code == 0
 
 
-@pytest.fixture
-def refusals(s3: tuple[S3Server, str], faulty_proxy: FaultyProxy) -> Iterator[tuple[str, FaultyProxy]]:
-    yield s3[1], faulty_proxy
-
-
 def test_a_store_that_refuses_is_reported_before_a_model_is_loaded(
-    refusals: tuple[str, FaultyProxy], monkeypatch: pytest.MonkeyPatch, embedkit_cli: Callable[..., Any], arguments: list[str]
+    s3: Bucket,
+    faulty_proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    embedkit_cli: Cli,
+    arguments: list[str],
 ) -> None:
-    bucket, proxy = refusals
-    use(monkeypatch, proxy.environment)
-    proxy.fail("403", verb="PUT")
+    bucket = s3[1]
+    use(monkeypatch, faulty_proxy.environment)
+    faulty_proxy.fail("403", verb="PUT")
     for uri, said in ((f"s3://{bucket}/out", "refuses access"), ("s3://no-such-bucket/out", "there is no bucket")):
         ran = embedkit_cli(*[argument for argument in arguments if argument != "--quiet"], "-o", uri)
         assert ran.code == 5

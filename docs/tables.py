@@ -19,6 +19,7 @@ import embedkit
 from embedkit import errors
 from embedkit.cli import command_tree, environment
 from embedkit.config import poolings
+from embedkit.models.native.families import FAMILIES
 from embedkit.models.repository import aliases as models
 from embedkit.models.repository import architectures as types_of_model
 
@@ -193,6 +194,11 @@ def architectures() -> str:
     return table(
         ("batches", "layers", "model types"), [*((*key, ", ".join(names[key])) for key in fastest_first), other]
     )
+
+
+def native_architectures() -> str:
+    """Return the types of model that embedkit computes itself."""
+    return table(("model types",), [(", ".join(map(code, sorted(FAMILIES))),)])
 
 
 def refused_architectures() -> str:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embedkit.tokenizer.file_tokenizer import FileTokenizer
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 #: Classes of tokenizers with BERT's normalizer and WordPiece.
 _CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 #: Model types for which transformers uses the class named in tokenizer_config.json.
-_MODEL_TYPES = ("bert", "distilbert", "electra")
+_MODEL_TYPES = ("bert", "distilbert", "electra", "gte", "megatron-bert", "nomic_bert")
 _SPECIAL = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -31,31 +32,6 @@ _HARMLESS = {
     *("tokenizer_class", "tokenizer_file"),
 }
 _FOLLOWED = {"do_lower_case", "model_max_length", "strip_accents", "tokenize_chinese_chars", "truncation_side"}
-
-
-class FileTokenizer:
-    """A Rust tokenizer with the attributes of a transformers tokenizer that embedkit uses."""
-
-    def __init__(self, backend: Any, settings: Mapping[str, Any], model_type: str) -> None:
-        self.backend_tokenizer = backend
-        stated = settings.get("model_max_length")
-        # transformers, too, has this number for no limit.
-        self.model_max_length: int = int(1e30) if stated is None else stated
-        types = [] if model_type == "distilbert" else ["token_type_ids"]
-        self.model_input_names = ["input_ids", *types, "attention_mask"]
-        self.truncation_side: str = settings.get("truncation_side", "right")
-        self.cls_token_id = backend.token_to_id(_SPECIAL["cls_token"])
-        self.unk_token_id = backend.token_to_id(_SPECIAL["unk_token"])
-        self.all_special_ids = [backend.token_to_id(token) for token in _SPECIAL.values()]
-
-    def get_vocab(self) -> dict[str, int]:
-        """Returns every entry with its id."""
-        vocab: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
-        return vocab
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        """Returns the ids of a text, special tokens included, not truncated."""
-        return {"input_ids": self.backend_tokenizer.encode(text).ids}
 
 
 def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
@@ -79,7 +55,9 @@ def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    return FileTokenizer(disable_truncation(Tokenizer.from_str(text)), settings, model_type)
+    types = [] if model_type == "distilbert" else ["token_type_ids"]
+    backend = disable_truncation(Tokenizer.from_str(text))
+    return FileTokenizer(backend, settings, _SPECIAL, ["input_ids", *types, "attention_mask"])
 
 
 def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from embedkit.errors import ModelError
 from embedkit.tokenizer.bert_tokenizer import read_bert_tokenizer
 from embedkit.tokenizer.casing import Casing, settle_casing
 from embedkit.tokenizer.consistency import compare_with_file, follow_files, stated_settings
+from embedkit.tokenizer.saved_tokenizer import read_saved_tokenizer
 
 #: Messages of transformers and its tokenizers that name a missing package.
 _MESSAGES = (
@@ -77,9 +78,9 @@ def load_tokenizer(
 
 
 def _load(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    bert = None if code is not None else read_bert_tokenizer(folder)
-    if bert is not None:
-        return bert, ()
+    read = None if code is not None else read_bert_tokenizer(folder) or read_saved_tokenizer(folder)
+    if read is not None:
+        return read, ()
     tokenizer, notices = _load_by_transformers(folder, code, trust=trust)
     if code is not None:
         return tokenizer, compare_with_file(tokenizer, folder)

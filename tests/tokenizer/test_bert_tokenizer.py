@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer
 from embedkit.config import ModelConfig
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.tokenizer.bert_tokenizer import read_bert_tokenizer
+from embedkit.tokenizer.file_tokenizer import FileTokenizer
 from tests import tiny_models
 
 FOREIGN = [
@@ -27,8 +29,8 @@ def bert(tmp_path) -> Path:
     return tiny_models.make("bert", tmp_path / "bert").folder
 
 
-def assert_same(folder: Path) -> None:
-    ours, theirs = read_bert_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+def assert_same(folder: Path, read: Callable[[Path], FileTokenizer | None] = read_bert_tokenizer) -> None:
+    ours, theirs = read(folder), AutoTokenizer.from_pretrained(folder)
     assert ours is not None
     for name in ("model_input_names", "model_max_length", "truncation_side", "cls_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -47,6 +49,12 @@ def assert_same(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "electra"])
 def test_the_ids_are_those_of_autotokenizer(kind, tmp_path):
     assert_same(tiny_models.make(kind, tmp_path / kind).folder)
+
+
+@pytest.mark.parametrize("model_type", ["gte", "megatron-bert", "nomic_bert"])
+def test_types_of_models_that_have_berts_tokenizer(model_type, bert):
+    edit(bert / "config.json", lambda config: config.update(model_type=model_type))
+    assert_same(bert)
 
 
 def test_those_of_the_default_model_are_too():

@@ -1,9 +1,11 @@
-"""embedkit's own forward pass for BERT and similar families, with torch alone.
+"""embedkit's own forward pass for the families of models that people use most, with torch alone.
 
 families/           each family, described by data
-config.py           config.json → NativeConfig, or the reason why transformers runs the model
+config.py           config.json → NativeConfig, or the reason why transformers runs the model; by config_reader.py
+rotation.py         rotary positions as config.json describes them; rotary.py computes them
 checkpoint.py       the weights, by each family's names
-linear.py           linear layers, in fp32 and in int8
+linear.py, norm.py  linear layers in fp32 and in int8, and norms
+attention.py        what a layer attends to: the place for other ways to make scores
 layer.py            one layer over packed texts, by torch or by compiled kernels
 kernels.cpp         these kernels; compile_kernels.py builds them, kernels.py tests and calls them
 native_encoder.py   embeddings and weights, shared by

@@ -6,6 +6,9 @@ The oracle is plain transformers, one text at a time, in every layer.
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from embedkit.types import Batch, Tokens
 from tests import tiny_models
 from tests.models.kinds import CONFIGS
 from tests.models.native.test_cpu_encoder import (
+    ENGINE,
     Expected,
     assert_same,
     by_transformers,
@@ -332,6 +336,31 @@ def test_a_checkpoint_with_a_head_is_read(kind, head, tmp_path):
 
 def test_gte_without_token_types_is_read(tmp_path):
     check(save("gte", tmp_path, type_vocab_size=0), random_tokens((5, 9)))
+
+
+# --- a run ----------------------------------------------------------------------------------------------------
+
+
+def test_transformers_is_not_imported_for_a_model_and_a_tokenizer_that_do_not_need_it(tmp_path):
+    tokenizer = tiny_models.make("modernbert", tmp_path / "tokenizer").folder
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    folders = []
+    for kind in ("eurobert", "gemma3_text both ways", "gte", "llama", "megatron-bert", "nomic_bert", "qwen3"):
+        folder = save(kind, tmp_path / kind, vocab_size=500, max_position_embeddings=64)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tokenizer / name, folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **inputs}))
+        folders.append(str(folder))
+    code = (
+        "import sys, embedkit\n"
+        "for model in sys.argv[1:]:\n"
+        "    found = embedkit.Encoder(model, pool='mean', device='cpu')\n"
+        "    found.encode(['The patient is stable.', 'fever'])\n"
+        "    print(found._embedder.encoder.backend, 'transformers' in sys.modules)"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code, str(tokenizer), *folders], text=True)
+    assert printed.split("\n")[:-1] == [f"{ENGINE} False"] * 8
 
 
 # --- what is left to transformers -----------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""A tokenizer read from tokenizer.json without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class FileTokenizer:
+    """A Rust tokenizer with the attributes of a transformers tokenizer that embedkit uses.
+
+    Args:
+        backend: the Rust tokenizer.
+        settings: the content of tokenizer_config.json.
+        special: the special tokens by their role, such as `cls_token`.
+        inputs: the names of the model's inputs.
+        extra: more special tokens.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        settings: Mapping[str, Any],
+        special: Mapping[str, str],
+        inputs: Sequence[str],
+        extra: Sequence[str] = (),
+    ) -> None:
+        self.backend_tokenizer = backend
+        stated = settings.get("model_max_length")
+        # transformers, too, has this number for no limit.
+        self.model_max_length: int = int(1e30) if stated is None else stated
+        self.model_input_names = list(inputs)
+        self.truncation_side: str = settings.get("truncation_side", "right")
+        ids = {role: backend.token_to_id(token) for role, token in special.items()}
+        self.cls_token_id: int | None = ids.get("cls_token")
+        self.unk_token_id: int | None = ids.get("unk_token")
+        self.all_special_ids = [*ids.values(), *(backend.token_to_id(token) for token in extra)]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Returns every entry with its id."""
+        vocab: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
+        return vocab
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Returns the ids of a text, special tokens included, not truncated."""
+        return {"input_ids": self.backend_tokenizer.encode(text).ids}

@@ -218,8 +218,13 @@ class Run:
             self.cluster.renew()
             return True
         if kind == "raylet":
-            cluster.kill_node(self.chance.choice(cluster.raylets))
-            cluster.add_node(cpus=1)
+            try:
+                cluster.kill_node(self.chance.choice(cluster.raylets))
+                cluster.add_node(cpus=1)
+            except RuntimeError as error:  # a machine so busy that Ray gave up: its cluster has gone
+                print(f"a new cluster: {str(error)[-200:]}")
+                self.is_running(LIMIT_SECONDS)
+                self.cluster.renew()
             return True
         actors = cluster.actors("RayActor")
         if actors:
@@ -309,6 +314,11 @@ def main() -> int:
                     run = Run(bench, place, cluster, chance, f"run-{number}")
                     try:
                         kills += run.disturbed(kinds)
+                    except FaultError:
+                        tell(
+                            {"run": number, "to": place.name, "kills before": dict(kills), "ends": dict(run.ends)}
+                        )
+                        raise
                     finally:
                         run.end()
                     tell({"run": number, "to": place.name, "kills": dict(kills), "ends": dict(run.ends)})

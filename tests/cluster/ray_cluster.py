@@ -138,18 +138,27 @@ def process_of(node: Any, name: str) -> int:
     return int(process.process.pid)
 
 
+def add_node(cluster: Any, cpus: int) -> Any:
+    """Starts a raylet; on a busy machine Ray may give up on the first."""
+    try:
+        return cluster.add_node(num_cpus=cpus)
+    except Exception as error:  # noqa: BLE001 - Ray raises that itself
+        print(f"tried again after: {error}", file=sys.stderr)
+        return cluster.add_node(num_cpus=cpus)
+
+
 def main(folder: str, nodes: str, cpus: str, dashboard: str) -> None:
     from ray.cluster_utils import Cluster
 
     head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": dashboard == "1", "temp_dir": f"{folder}/ray"}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    added: list[Any] = [cluster.add_node(num_cpus=int(cpus)) for _ in range(int(nodes))]
+    added: list[Any] = [add_node(cluster, int(cpus)) for _ in range(int(nodes))]
     cluster.wait_for_nodes(START_SECONDS)
     for line in sys.stdin:
         match line.split():
             case ["add", number, *variables]:
                 with mock.patch.dict(os.environ, dict(of.split("=", 1) for of in variables)):
-                    added.append(cluster.add_node(num_cpus=int(number)))
+                    added.append(add_node(cluster, int(number)))
             case ["kill", raylet]:
                 (node,) = (node for node in added if process_of(node, "raylet") == int(raylet))
                 added.remove(node)

@@ -379,6 +379,7 @@ def gcs_account(endpoint: str) -> str:
 
 def gcs_environment(endpoint: str) -> dict[str, str]:
     return {
+        "GOOGLE_BASE_URL": endpoint,
         "GOOGLE_SERVICE_ACCOUNT_KEY": gcs_account(endpoint),
         "GOOGLE_ALLOW_HTTP": "true",
         "STORAGE_EMULATOR_HOST": endpoint,

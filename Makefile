@@ -164,6 +164,14 @@ bench-host: $(VENV)/installed-dev $(TEXTS) ## time reading, planning, tokenising
 bench-ray: $(VENV)/installed-dev $(TEXTS) ## compare --engine ray with the worker pool, two workers each [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.ray $(TEXTS) -o $(BENCH)/ray.json
 
+.PHONY: bench-objects
+bench-objects: $(VENV)/installed-dev ## count the requests of a shard to an object store
+	$(BIN)/python -m benchmarks.objects -o $(BENCH)/objects.json
+
+.PHONY: scale
+scale: $(VENV)/installed-dev ## estimate 10^6 to 10^10 rows on up to 64 GPUs from the measured pieces
+	$(BIN)/python -m benchmarks.scale
+
 # Documentation -------------------------------------------------------------------------------------------
 
 .PHONY: docs

@@ -25,6 +25,7 @@ from benchmarks.torture.calls import watched
 from benchmarks.torture.kills import ended, forked, loaded_once
 from embedkit.cli import main
 from embedkit.engines import in_process, shard_loop
+from embedkit.study import train_pooler
 from tests.conftest import Ran
 from tests.engines.test_faults import failing
 from tests.sources.bad_input import CASES, MARK, Case
@@ -32,7 +33,9 @@ from tests.sources.bad_input import CASES, MARK, Case
 Cli = Callable[..., Ran]
 #: Reading these is tried elsewhere; computing their texts of 128 KiB and more would take too long here.
 LONG = {"20 MB field", "LF and CRLF in quotes at every offset around a block boundary"}
-NEEDLES = [MARK.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
+ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
+#: What stands in the cells of other columns of `labelled_table`.
+ID, LABEL, GROUP, RARE = "idxyzzy", "labelxyzzy", "groupxyzzy", "rarexyzzy"
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,14 @@ class Places:
         self.table = root.parent / "input"
         self.table.mkdir()
 
-    def hits(self, ran: Ran) -> list[str]:
-        """Where the marker is."""
+    def hits(self, ran: Ran, word: str = MARK) -> list[str]:
+        """Where the marker, or another word, is."""
+        needles = [word.encode(encoding) for encoding in ENCODINGS]
         said = {"stdout": ran.out.encode(), "stderr": ran.err.encode(), "log": self.log.read_bytes()}
         files = {str(path): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
         named = {f"name of {path}": str(path.relative_to(self.root)).encode() for path in self.root.rglob("*")}
         found = {**said, **files, **named}
-        return [place for place, content in found.items() if any(needle in content for needle in NEEDLES)]
+        return [place for place, content in found.items() if any(needle in content for needle in needles)]
 
 
 @pytest.fixture
@@ -211,3 +215,95 @@ def test_listed_rejects_hold_only_position_and_reason(encode: Cli, places: Place
         "offset": len(f'{{"text": "{MARK}"}}\n'),
         "code": "text_not_string",
     }
+
+
+# Labels, updates, comparisons ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled_table(places: Places) -> Path:
+    """A table of three shards' texts with labels, one of them rare and one missing, of six patients."""
+    path = places.table / "labelled.csv"
+    rows = [
+        f"{ID}{row},{MARK} was seen at {row} by {'a b c' if row % 2 else 'd e'},{LABEL}{row % 2},{GROUP}{row % 6}"
+        for row in range(24)
+    ]
+    rows += [f"{ID}r,{MARK} but once,{RARE},{GROUP}0", f"{ID}m,{MARK} unlabelled,,{GROUP}1"]
+    path.write_text("id,text,label,patient\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def studied(embedkit_cli: Cli, places: Places, labelled_table: Path, bert: Path) -> Callable[..., Ran]:
+    """Runs a command on the labelled table, and checks that no cell is but where the page on privacy says."""
+
+    def ran(command: str, *arguments: object, code: int = 0, **allowed: set[str]) -> Ran:
+        table = [labelled_table] if command in {"sweep", "fit", "encode"} else []
+        model = ["-m", bert] if table and "--with-head" not in arguments else []
+        labels = ["--label", "label", "--group", "patient"] if command in {"sweep", "fit"} else []
+        done = embedkit_cli(command, *table, *model, *labels, *arguments)
+        assert done.code == code, done.err
+        for word, name in ((MARK, "texts"), (ID, "ids"), (LABEL, "labels"), (GROUP, "groups"), (RARE, "rare")):
+            hits = {Path(hit).name for hit in places.hits(done, word)}
+            assert hits <= allowed.get(name, set()), (command, name)
+        return done
+
+    return ran
+
+
+SWEPT = ("--pool", "mean", "--layers", "-1", "--folds", 3, "--pooler", "pca:2")
+OF_CLASSES = {"evaluation.json", "predictions.parquet", "winner.safetensors"}
+OF_ROWS = {"predictions.parquet", *(f"part-{shard:05}.{kind}" for shard in range(4) for kind in ("arrow", "npy"))}
+
+
+def test_a_sweep_and_its_report_hold_names_of_classes_and_no_other_cell(
+    studied: Callable[..., Ran], places: Places
+) -> None:
+    kept = {"labels": OF_CLASSES, "ids": OF_ROWS}
+    studied("sweep", "-o", "study", "--exclude-rare", 2, *SWEPT, **kept)
+    assert LABEL.encode() in (places.root / "here/study/evaluation.json").read_bytes()
+    studied("report", "study", **kept | {"labels": OF_CLASSES | {"study.report.html"}})
+
+
+def test_fitted_files_and_scores_hold_names_of_classes_and_no_other_cell(studied: Callable[..., Ran]) -> None:
+    kept = {"labels": {"head.safetensors"}, "rare": {"head.safetensors"}}
+    studied("fit", "--pooler", "attention", "--epochs", 1, "-o", "head.safetensors", **kept)
+    kept["labels"] = kept["rare"] = {"head.safetensors", "plan.json", "manifest.json", "part-00000.jsonl"}
+    kept["ids"] = {"part-00000.jsonl"}
+    scored = ("--pool", "head.safetensors", "--with-head", "--output-format", "jsonl")
+    studied("encode", *scored, "-o", "out", **kept)
+    studied("encode", "-v", "--progress", "json", *scored, "-o", "out", "--on-exists", "overwrite", **kept)
+
+
+def test_updates_and_comparisons_show_neither_texts_nor_ids(studied: Callable[..., Ran], bert: Path) -> None:
+    kept = {"ids": {"part-00000.jsonl"}}
+    form = ("--output-format", "jsonl", "--progress", "json", "-v")
+    studied("encode", "-o", "old", "--keep-hashes", "--limit", 20, *form, **kept)
+    studied("encode", "-o", "new", "--update", "old", *form, **kept)
+    studied("encode", "-o", "max", "--pool", "max", "--limit", 23, *form, **kept)
+    studied("diff", "new", "max", code=5, **kept)
+    studied("diff", "new", "max", "--json", code=5, **kept)
+    pages = {"ids": {"part-00000.jsonl", "new.report.html"}}
+    studied("report", "new", "--compare", "max", **pages)
+    studied("encode", "-o", "other", "--update", "max", code=5, **pages)
+
+
+@pytest.mark.parametrize("kind", [ValueError, MemoryError])
+@pytest.mark.parametrize("command", ["fit", "sweep"])
+def test_an_internal_error_while_something_is_fitted_neither_shows_nor_leaves_a_cell(
+    studied: Callable[..., Ran],
+    places: Places,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    kind: type[BaseException],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise kind(f"{MARK} {ID} {LABEL} {GROUP}") from LookupError(MARK)
+
+    monkeypatch.setattr(train_pooler, "fit_pooler", fail)
+    output = "study" if command == "sweep" else "head.safetensors"
+    options = (*SWEPT[:-2], "--exclude-rare", 2) if command == "sweep" else ()
+    studied(
+        command, "-o", output, "--pooler", "attention", *options, code=1 if kind is ValueError else 4, ids=OF_ROWS
+    )
+    assert [path.name for path in (places.root / "here").rglob("*.states")] == []

@@ -29,7 +29,7 @@ _RESAMPLE_OPTIONS = ("input", "sql", "model", "revision", "offline", "trust_remo
 
 @takes(
     argument("out", str, "OUT", "Folder or file written by encode."),
-    option("--resample N", int, "Also recompute N random rows in fp32 and compare the vectors."),
+    option("--resample N", int, "Also recompute N random rows in fp32 and compare them."),
     option("--seed N", 0, "Random seed of the choice of rows."),
     option("--input INPUT", list[str], "Input files, if they have moved. Repeatable."),
     option("--sql QUERY", str, "Query, if the input was a database."),
@@ -43,7 +43,7 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
     """Check the files of an output, and on request its vectors.
 
     Checks sizes, SHA-256, page checksums, rows and their order, without a model. With --resample N, also
-    recomputes N random rows from the input, one at a time in fp32, and compares the vectors.
+    recomputes N random rows from the input, one at a time in fp32, and compares the vectors and scores.
     """
     at_least("--resample", resample, 1)
     unused = [name for name in _RESAMPLE_OPTIONS if name in given_on(ctx)]
@@ -84,8 +84,8 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
             show(_lines(compared, options["seed"]))
         if not compared.passed:
             error = OutputError(
-                f"{out} differs from what the model computes in {len(compared.deviations):,} of "
-                f"{compared.rows:,} rows",
+                f"{out} differs from what the model computes in "
+                f"{len({deviation.row for deviation in compared.deviations}):,} of {compared.rows:,} rows",
                 hint="encode again with --on-exists overwrite; if it still differs, report it with "
                 "`embedkit doctor`",
             )
@@ -113,4 +113,6 @@ def _lines(found: Comparison, seed: int) -> list[str]:
         )
     if found.bits:
         lines.append(f"{found.equal_bits:,} of {found.bits:,} bits equal ({found.equal_bits / found.bits:.3%})")
+    if found.scores:
+        lines.append(f"{found.scores:,} scores of the head: max |Δ| {found.max_score_difference:.2e}")
     return [*lines, f"{'pass' if found.passed else 'FAIL'}: tolerance is {found.tolerance}"]

@@ -1,18 +1,21 @@
 """The model that files of `--pool` were fitted on, as a default of `--model`.
 
-A file says by what name the model was found, and of a model on the hub its commit. Whether it is the same model is
-decided by the hashes of its files, as for a model that the user names.
+A file says by what name the model was found, whether that was a folder, and of a model on the hub its commit.
+Whether it is the same model is decided by the hashes of its files, as for a model that the user names.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from embedkit.config import VectorConfig
 from embedkit.config.poolings import is_file, parse_poolings
+from embedkit.errors import ModelError
 from embedkit.pooling.pooler_files import damaged, read_pooler
+from embedkit.storage.filesystem import is_folder
 
 Config = TypeVar("Config", bound=VectorConfig)
 #: In the recipe of a file.
@@ -26,18 +29,18 @@ def source_recipe(name: str, revision: str | None) -> dict[str, Any]:
         name: of the model, as the user gave it.
         revision: the hub's commit; None for a folder or a package.
     """
-    return {_KEY: {"model": name, "revision": revision}}
+    return {_KEY: {"model": name, "revision": revision, "is_folder": revision is None and _is_folder(name)}}
 
 
 def model_of_poolers(pool: str) -> tuple[str, str | None] | None:
     """Returns the name and the commit of the model that all files of `--pool` name.
 
     Returns:
-        None without files, if they name none (as those of old versions) or several, or a folder that is not here.
+        None without files, and if they name no model (as those of old versions) or several.
 
     Raises:
         UsageError: `pool` has an unknown name.
-        ModelError: a file cannot be read or is damaged.
+        ModelError: a file cannot be read or is damaged, or names a folder that is not here.
     """
     found = set()
     for name in filter(is_file, parse_poolings(pool)):
@@ -45,15 +48,24 @@ def model_of_poolers(pool: str) -> tuple[str, str | None] | None:
         source = read_pooler(path).recipe.get(_KEY)
         if source is None:
             return None
-        model, revision = map(source.get, ("model", "revision")) if isinstance(source, dict) else (None, None)
+        fields = map(source.get, ("model", "revision", "is_folder")) if isinstance(source, dict) else (None,) * 3
+        model, revision, was_folder = fields
         if not isinstance(model, str) or not isinstance(revision, str | None):
             raise damaged(path, "its recipe has a wrong name of the model")
+        if was_folder and not _is_folder(model):
+            raise ModelError(
+                f"{path} was fitted on the model in the folder '{model}', as it was named then, and there is none",
+                hint="name the model's folder with -m (from Python: model=...)",
+            )
         found.add((model, revision))
-    if len(found) != 1:
-        return None
-    model, revision = found.pop()
-    is_folder = revision is None and ("/" in model or Path(model).is_absolute())
-    return None if is_folder and not Path(model).exists() else (model, revision)
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_folder(name: str) -> bool:
+    """Checks whether the name of a model is a folder's, as seen from here."""
+    with suppress(RuntimeError):  # ~nobody/model
+        return is_folder(Path(name).expanduser())
+    return False
 
 
 def with_model_of_poolers(config: Config) -> tuple[Config, tuple[str, ...]]:

@@ -1,11 +1,13 @@
-"""Compares stored vectors with reference vectors: tolerances and deviations. Pure NumPy.
+"""Compares stored vectors and scores with reference ones: tolerances and deviations. Pure NumPy.
 
 Reference vectors are first brought to the output's precision, so that the comparison is of how both were computed;
-one step of that precision is allowed, since rounding may go either way.
+one step of that precision is allowed, since rounding may go either way. Scores of a head may differ by what the
+tolerance of the vectors can make of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.comparison.similarity import cosines
+from embedkit.pooling.heads import PREDICTED, PredictionHead
 from embedkit.pooling.postprocess import Int8Range, store
 
 #: Largest |Δ| for fp32, as a share of the vector's largest value (of 1, if that is smaller).
@@ -22,14 +25,16 @@ COSINES = {"bf16": 0.999, "fp16": 0.999, "int8": 0.99}
 #: Least share of equal bits for those, over all rows. Vectors at an angle a differ in the sign of a / pi of their
 #: dimensions (Goemans and Williamson 1995): 1.4 % at cosine 0.999, 4.5 % at 0.99; twice that is allowed.
 BITS = {"bf16": 0.97, "fp16": 0.97, "int8": 0.91}
+#: Step of a float32 score next to its value, at least to 1.
+_SCORE_STEP = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """A row whose vector is out of tolerance."""
+    """A row with a vector or score that is out of tolerance."""
 
     row: int  # its number in the input
-    column: str  # of the vector
+    column: str  # of the vector or score
     what: str  # the difference, in numbers
 
     def __str__(self) -> str:
@@ -49,10 +54,12 @@ class Comparison:
     cosines: list[float] = field(default_factory=list)  # of every vector
     bits: int = 0  # of binary, as are `equal_bits`
     equal_bits: int = 0
+    scores: int = 0  # scores of a head that were compared
+    max_score_difference: float = 0.0  # largest |Δ| of them
 
     @property
     def passed(self) -> bool:
-        """True if all vectors are within the tolerance."""
+        """True if all vectors and scores are within the tolerance."""
         enough = self.dtype == "fp32" or self.equal_bits >= BITS[self.dtype] * self.bits
         return not self.deviations and enough
 
@@ -104,6 +111,43 @@ class Comparison:
             what = self._compare_floats(stored, reference, ranges)
         if what:
             self.deviations.append(Deviation(row, column, what))
+
+    def add_scores(
+        self, row: int, head: PredictionHead, vectors: NDArray[np.float32], stored: Mapping[str, Any]
+    ) -> None:
+        """Compares the scores of one row, and what is predicted by the stored ones.
+
+        Args:
+            row: its number.
+            head: of the output.
+            vectors: float32 [1, D], as the head takes them, computed again.
+            stored: value of each column that the head adds.
+        """
+        names = [name for name in head.columns if name != PREDICTED]
+        scores = np.array([[stored[name] for name in names]], head.weight.dtype)
+        expected = head.scores(vectors)
+        differences = np.abs(scores.astype(np.float64) - expected)[0]
+        allowed = self._allowed_scores(head, vectors) + _SCORE_STEP * np.maximum(np.abs(expected[0]), 1)
+        self.scores += len(names)
+        self.max_score_difference = max(self.max_score_difference, float(differences.max()))
+        for name, difference, limit in zip(names, differences, allowed, strict=True):
+            if not difference <= limit:
+                self.deviations.append(Deviation(row, name, f"|Δ| {difference:.2e}"))
+        if PREDICTED in stored and stored[PREDICTED] != head.labels(scores)[0]:
+            self.deviations.append(Deviation(row, PREDICTED, "another one than the stored scores give"))
+
+    def _allowed_scores(self, head: PredictionHead, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns float64 [C], how far scores move with a vector that moves by the tolerance of vectors."""
+        weight = head.weight.astype(np.float64)
+        if self.dtype == "fp32":
+            logits = np.abs(weight).sum(axis=1) * FP32 * float(_scale(vectors)[0, 0])
+        else:  # the chord of the largest angle
+            chord = np.sqrt(2 - 2 * COSINES[self.dtype]) * float(np.linalg.norm(vectors))
+            logits = np.linalg.norm(weight, axis=1) * chord
+        # The slope of a softmax over all its logits is 1/2 at most, that of a sigmoid 1/4.
+        if head.task == "classification":
+            return np.full(len(logits), logits.max() / 2)
+        return np.asarray(logits / 4 if head.task == "multilabel" else logits)
 
     def _compare_bits(self, stored: NDArray[np.bool_], reference: NDArray[np.float32]) -> str:
         """Returns the difference in words, as does `_compare_floats`; "" within the tolerance."""

@@ -1,4 +1,4 @@
-"""Reference vectors: random rows of an output, computed again one text at a time, unpadded, in fp32.
+"""Reference vectors and scores: random rows of an output, computed again one text at a time, unpadded, in fp32.
 
 All layers run, and transformers collects their states. Shared with `encode` are the tokenizer and the pooling
 functions, but no packing, attention, batches, shards or early stop of embedkit's.
@@ -23,6 +23,7 @@ from embedkit.verify.sample import choose, opened_input, texts_of
 
 if TYPE_CHECKING:
     from embedkit.inference.embedder import Embedder
+    from embedkit.pooling.heads import PredictionHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def recompute(
     table = opened_input(provenance, inputs, sql)
     sampled = choose(path, provenance, rows, seed)
     texts = texts_of(sampled, table)
-    embedder = _reference_embedder(provenance, reference)
+    embedder, head = _reference_embedder(provenance, reference)
     from embedkit.inference.embedder import embed
 
     comparison = Comparison(stored.recipe["dtype"], stored.recipe["precision"])
@@ -79,11 +80,16 @@ def recompute(
                 vectors = finish(vectors[None], normalize=embedder.normalize, truncate_dim=embedder.truncate_dim)
             ranges = stored.int8_ranges.get(variant.name)
             comparison.add(row.row, variant.column, row.vectors[variant.name], vectors, ranges)
+        if head is not None:
+            comparison.add_scores(row.row, head, raw[""][:1], row.scores)
         comparison.rows += 1
     return comparison
 
 
-def _reference_embedder(provenance: Provenance, reference: ReferenceModel) -> Embedder:
+def _reference_embedder(
+    provenance: Provenance, reference: ReferenceModel
+) -> tuple[Embedder, PredictionHead | None]:
+    """Returns what computes vectors again, and the head whose scores the output has; None if it has none."""
     recipe, source = provenance.stored.recipe, provenance.stored.source
     if recipe["level"] != "text" or "groups" in recipe:
         what = "groups of rows" if "groups" in recipe else f"a {recipe['level']} each"
@@ -126,13 +132,15 @@ def _reference_embedder(provenance: Provenance, reference: ReferenceModel) -> Em
             normalize=recipe["normalize"],
             truncate_dim=recipe["truncate_dim"],
             precision=recipe["precision"],
+            with_head=bool(provenance.stored.scores),
         ),
         batch=BatchConfig(batch_size=1),
     )
-    ready = build(find_model(config), reference=True)
+    spec = find_model(config)
+    ready = build(spec, reference=True)
     difference = first_difference({**recipe, "dtype": "fp32"}, ready.facts.recipe)
     if difference is None:
-        return ready.embedder
+        return ready.embedder, spec.head
     field, was, now = difference
     if field.startswith("model."):
         raise ModelError(

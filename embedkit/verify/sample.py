@@ -1,4 +1,4 @@
-"""Samples random rows of an output, with their stored vectors and their texts.
+"""Samples random rows of an output, with their stored vectors and scores, and their texts.
 
 The vectors of one shard at a time are in memory, and of the input only the chosen texts.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class Sampled:
     row: int  # its number in the input
     id: str | None
     vectors: Mapping[str, NDArray[np.float32]]  # by variant, as floats: [1, D], or [n, D] of token vectors
+    scores: Mapping[str, Any]  # cells of the columns that a head added
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def _picked(provenance: Provenance, shard: _Shard, inside: Sequence[int]) -> Ite
                         shard.rows[row + of_batch],
                         batch.facts["id"][of_batch].as_py(),
                         {v.name: np.atleast_2d(stored.floats(cells[v.name], v)) for v in variants},
+                        {name: batch.facts[name][of_batch].as_py() for name in stored.scores},
                     )
             row += len(batch.facts)
             vector += len(with_vector)

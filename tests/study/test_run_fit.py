@@ -319,6 +319,10 @@ def test_a_fitted_file_brings_its_model(fit, embedkit_cli, bert, table, tmp_path
         ours = embedkit.Encoder(pool=pool)
         assert f"--model is {bert.name}, on which the pooler was fitted" in ours.notices
     assert str(bert.parent) not in json.dumps(recipe_of(path))
+    elsewhere = embedkit_cli("encode", table, "--pool", pool, "-o", tmp_path / "elsewhere.npy")
+    assert elsewhere.code == 4
+    assert f"{path} was fitted on the model in the folder '{bert.name}'" in elsewhere.err
+    assert "hint: name the model's folder with -m" in elsewhere.err
     named = embedkit_cli("encode", table, "-m", bert, "--pool", pool, "-o", tmp_path / "with.npy")
     assert (named.code, "on which the pooler" in named.err) == (0, False)
     np.testing.assert_array_equal(
@@ -360,9 +364,9 @@ def test_a_stopped_fit_continues_from_its_states(fit, embedkit_cli, bert, table,
     assert recipe_of(path)["input"]["layers"] == [1]
 
 
-@pytest.mark.parametrize("later", ["fit", "write_file", "other machine"])
+@pytest.mark.parametrize("later", ["fit", "folder", "file.parquet", "write_file", "other machine"])
 def test_a_later_run_removes_the_states_of_a_killed_fit_and_neither_kept_ones_nor_those_in_use(
-    later, fit, tmp_path
+    later, fit, encode, table, tmp_path
 ):
     for name in ("killed", "running", "kept"):
         (tmp_path / f".{name}.safetensors.states").mkdir()
@@ -380,6 +384,8 @@ def test_a_later_run_removes_the_states_of_a_killed_fit_and_neither_kept_ones_no
         err = fit("mean", left=there - {dead, ".killed.safetensors.states"}).result.err
         assert f"{tmp_path / '.kept.safetensors.states'} holds states that an interrupted fit computed" in err
         assert ".running.safetensors.states" not in err
+    elif later in {"folder", "file.parquet"}:
+        assert encode(table, "-o", tmp_path / later, "--limit", 2).code == 0
     else:
         write_file(tmp_path, "other.html", b"")
     left = {path.name for path in tmp_path.glob(".*")}

@@ -8,7 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
+import embedkit
 from embedkit.pooling import functions
+from embedkit.pooling.heads import PredictionHead
+from embedkit.pooling.pooler_files import probe_bytes
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.verify.compare import Comparison
 from tests.conftest import NOTES
@@ -100,6 +103,31 @@ def test_rows_keep_their_numbers_where_others_are_left_out(encode, resample, ber
     assert passed(resample(tmp_path / name, "--input", table, "-m", bert, rows=12))
 
 
+def with_head(bert, folder, task="classification"):
+    """Writes a head on the mean of layers 1 and 3, and returns its path."""
+    random = np.random.default_rng(5)
+    classes = () if task == "regression" else ("angina", "fever", "pain")
+    outputs = len(classes) if task in {"classification", "multilabel"} else 1
+    weight, bias = (random.normal(0, 0.3, shape).astype(np.float32) for shape in ((outputs, 64), (outputs,)))
+    head = PredictionHead(weight, bias, classes, task)
+    recipe = embedkit.Encoder(str(bert), pool="mean").recipe
+    content = probe_bytes(
+        head, recipe, layers=(1, 3), layer_agg="concat", poolings=("mean",), facts={"label": "a"}
+    )
+    (folder / "probe.safetensors").write_bytes(content)
+    return folder / "probe.safetensors"
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "ordinal", "regression"])
+@pytest.mark.parametrize("options", [("--output-format", "npy"), ("--dtype", "bf16", "--normalize")], ids=str)
+def test_scores_of_a_head_are_computed_again(encode, resample, bert, tmp_path, task, options):
+    out, path = tmp_path / "out", with_head(bert, tmp_path, task)
+    assert encode(NOTES, "-o", out, "--pool", path, "--with-head", "--limit", 20, *options).code == 0
+    ran = resample(out)
+    assert passed(ran), ran.out
+    assert f"{9 * (3 if task in {'classification', 'multilabel'} else 1)} scores of the head: max |Δ| " in ran.out
+
+
 # What is wrong fails --------------------------------------------------------------------------------
 
 
@@ -135,6 +163,38 @@ def test_one_value_that_is_a_ten_thousandth_off_fails(encode, resample, tmp_path
         patch.setattr(pipeline, "finish", wrong)
         assert encode(NOTES, "-o", tmp_path / "out", "--normalize", "--limit", 10).code == 0
     assert not passed(resample(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "wrong"),
+    [
+        ("classification", "score_fever", lambda value: value + 1e-3),
+        ("multilabel", "score_pain", lambda value: value - 1e-3),
+        ("regression", "prediction", lambda value: value * 1.01),
+        ("ordinal", "predicted", lambda value: "pain" if value == "fever" else "fever"),
+        ("classification", "predicted", lambda value: "pain" if value == "fever" else "fever"),
+    ],
+)
+def test_a_changed_score_or_prediction_fails_by_its_row(
+    encode, resample, bert, tmp_path, monkeypatch, task, column, wrong
+):
+    right = PredictionHead.cells
+
+    def changed(head, vectors):
+        cells = right(head, vectors)
+        cells[column][7] = wrong(cells[column][7])
+        return cells
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionHead, "cells", changed)
+        path = with_head(bert, tmp_path, task)
+        assert encode(NOTES, "-o", tmp_path / "out", "--pool", path, "--with-head", "--limit", 12).code == 0
+    ran = resample(tmp_path / "out", rows=12)
+    assert not passed(ran)
+    found = [line.split(":")[0] for line in ran.out.splitlines() if line.startswith("row ")]
+    assert found[0].endswith(f", {column}")
+    assert len({name.split(",")[0] for name in found}) == 1
+    assert "differs from what the model computes in 1 of 12 rows" in ran.err
 
 
 def test_the_seed_decides_which_rows_over_all_shards(encode, bert, tmp_path):

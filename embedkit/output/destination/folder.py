@@ -15,7 +15,8 @@ from embedkit.output.commit import MANIFEST, PLAN, OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS
 from embedkit.output.formats import Sink
 from embedkit.output.rejects import write_rejects
-from embedkit.storage.disk_errors import as_read_error
+from embedkit.storage.atomic import remove_abandoned_states
+from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import exists, is_folder, remove_file, remove_tree
 from embedkit.storage.replace_folder import Replacement
 from embedkit.types import EncodedShard
@@ -141,6 +142,8 @@ class Folder:
 
     def begin(self, plan: Plan) -> Plan:
         """See Destination."""
+        with as_output_error(self.path):
+            remove_abandoned_states(self.path.parent)
         if self.output.path != self.path:
             self.replacement.start()
         found = self.output.join_plan(plan)

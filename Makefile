@@ -160,6 +160,10 @@ test-gpu: ## test exactness and reproducibility on one GPU [PYTHON=python3] [DEV
 bench-host: $(VENV)/installed-dev $(TEXTS) ## time reading, planning, tokenising and committing, also with 100,000 shards [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.host $(TEXTS) -o $(BENCH)/host.json
 
+.PHONY: bench-planning
+bench-planning: $(VENV)/installed-dev $(TEXTS) ## compare what planning and reading cost 8 processes with one [TEXTS=file.jsonl]
+	$(BIN)/python -m benchmarks.planning $(TEXTS) -o $(BENCH)/planning.json
+
 .PHONY: bench-ray
 bench-ray: $(VENV)/installed-dev $(TEXTS) ## compare --engine ray with the worker pool, two workers each [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.ray $(TEXTS) -o $(BENCH)/ray.json

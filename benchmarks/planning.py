@@ -1,12 +1,12 @@
-"""What planning and reading cost 8 processes together, beside one: make bench-planning [TABLE=texts.csv].
+"""What planning and reading cost 8 processes together, beside one: make bench-planning [TEXTS=file.jsonl].
 
-    python -m benchmarks.planning TABLE.csv [--megabytes N] [--processes N] [--segment-megabytes N] [-o OUT.json]
+    python -m benchmarks.planning TABLE [--megabytes N] [--processes N] [--segment-megabytes N] [-o OUT.json]
 
-TABLE.csv, repeated to N MB, is written as JSON Lines, CSV and Parquet. One process plans and reads all of it; then
-each of several scans its segments and reads its part of the shards, as ranks do; then each does as before there
-were segments: it scans the whole input, and passes over the rows of others. Processor time, user and system, of all
-processes and of those in which files are probed, from the open table on: without what a process takes to start.
-Also the bytes of the file that planning reads. Never fails for a time.
+A table, CSV or JSON Lines, repeated to N MB, is written as JSON Lines, CSV and Parquet. One process plans and reads
+all of it; then each of several scans its segments and reads its part of the shards, as ranks do; then each does as
+before there were segments: it scans the whole input, and passes over the rows of others. Processor time, user and system, of
+all processes and of those in which files are probed, from the open table on: without what a process takes to
+start. Also the bytes of the file that planning reads. Never fails for a time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_inputs(table: Path, folder: Path, megabytes: int) -> dict[str, list[Pat
     """The table, repeated, in each format, as one file; CSV as four, since one is never cut."""
     csv.field_size_limit(2**30)
     with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(map(json.loads, file) if table.suffix == ".jsonl" else csv.DictReader(file))
     times = max(1, megabytes * 10**6 // max(1, table.stat().st_size))
     every = [
         {**row, "id": f"{copy}-{row.get('id', number)}"}
@@ -80,6 +80,7 @@ def make_inputs(table: Path, folder: Path, megabytes: int) -> dict[str, list[Pat
             writer.writerows(every[part * len(every) // 4 : (part + 1) * len(every) // 4])
     columns = pa.table({name: [row[name] for row in every] for name in names})
     pq.write_table(columns, folder / "t.parquet", row_group_size=_ROW_GROUP)
+    del rows, every, columns
     return {"jsonl": [folder / "t.jsonl"], "csv": parts, "parquet": [folder / "t.parquet"]}
 
 

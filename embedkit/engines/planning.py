@@ -150,7 +150,9 @@ def plan_input(
     cut = cut_of(spec, config, stored.sharding.shard_rows if stored else None)
     if stored is not None:
         table.identify()
-        read = input_facts(table, spans, config.input, stored.input)
+        # Each of several ranks would hash the files that the one which planned has hashed just before.
+        large = 0 if config.share.several else _LARGE
+        read = input_facts(table, spans, config.input, stored.input, large=large)
         return InputPlan(
             read, replace(stored.sharding, shard_rows=cut.shard_rows), stored.kept_types, tuple(scores)
         )

@@ -23,7 +23,8 @@ _POLL_SECONDS = 0.1
 
 
 def scanner_of(workers: int, stop: threading.Event) -> Scanner | None:
-    """Returns a scanner with so many processes; None if one process is to scan all."""
+    """Returns a scanner with so many processes, or one a core; None if one process is to scan all."""
+    workers = min(workers, os.cpu_count() or 1)
     return None if workers < 2 else partial(_scan, workers=workers, stop=stop)
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import MalformedFileError, Manifest, Plan, ShardRecord, Totals, VersionedFile
-from embedkit.output.commit import COMMITS, MANIFEST, PLAN, OutputFolder, record_name
+from embedkit.output.commit import COMMITS, MANIFEST, PLAN, SEGMENTS, OutputFolder, record_name
 from embedkit.output.contents import contents_of
 from embedkit.output.formats import Sink, layout_of, make_sink, shard_name
 from embedkit.output.open import schema_metadata
@@ -74,12 +74,17 @@ class FolderCheck:
         if manifest is not None and plan is not None:
             self._check_manifest(manifest, plan, records)
         for name, size in sorted(self.there.items()):
-            if is_temporary(Path(name).name):
-                self.found.notes.append(Finding(name, "left by a run that was killed; the next one removes it"))
-            elif size is None:
-                self.add(name, "is a link or a device, no file")
-            elif name not in self.known:
-                self.add(name, "is in no record: embedkit did not write it, or its record is gone")
+            self._check_known(name, size)
+
+    def _check_known(self, name: str, size: int | None) -> None:
+        if is_temporary(Path(name).name):
+            self.found.notes.append(Finding(name, "left by a run that was killed; the next one removes it"))
+        elif size is None:
+            self.add(name, "is a link or a device, no file")
+        elif name.startswith(f"{SEGMENTS}/"):
+            self.found.notes.append(Finding(name, "left by a rank that came late; nobody needs it"))
+        elif name not in self.known:
+            self.add(name, "is in no record: embedkit did not write it, or its record is gone")
 
     def add(self, name: str, what: str) -> None:
         """Adds a problem."""

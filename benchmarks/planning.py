@@ -2,11 +2,11 @@
 
     python -m benchmarks.planning TABLE [--megabytes N] [--processes N] [--segment-megabytes N] [-o OUT.json]
 
-A table, CSV or JSON Lines, repeated to N MB, is written as JSON Lines, CSV and Parquet. One process plans and reads
-all of it; then each of several scans its segments and reads its part of the shards, as ranks do; then each does as
-before there were segments: it scans the whole input, and passes over the rows of others. Processor time, user and system, of
-all processes and of those in which files are probed, from the open table on: without what a process takes to
-start. Also the bytes of the file that planning reads. Never fails for a time.
+A table, CSV or JSON Lines, is repeated to N MB and written as JSON Lines, CSV and Parquet. One process plans and
+reads all of it. Then each of several scans its segments and reads its part of the shards, as ranks do. Then each
+does as before there were segments: it scans the whole input, and passes over the rows of others. Processor time,
+user and system, of all processes and of those in which files are probed, from the open table on: without what a
+process takes to start. Also the bytes of the file that planning reads. Never fails for a time.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def reading(texts: Path, work: Path, rounds: int) -> dict[str, float]:
                 pass
 
         def plan(table: Any = table) -> None:
-            table.scan(ShardCutter(_SHARD_ROWS).count)
+            table.scan(ShardCutter(_SHARD_ROWS).opens_shard)
 
         found[f"{name}_rows_per_second"] = round(len(rows) / middle(read, rounds))
 

@@ -157,6 +157,7 @@ def in_processes(work: Any, some: list[tuple[Any, ...]]) -> list[dict[str, Any]]
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(segments.SEGMENT_BYTES, work, arguments, theirs))
         process.start()
+        theirs.close()
         found.append(ours.recv())
         process.join()
     return found

@@ -127,7 +127,8 @@ class Columnar(RecordBatches):
         found = []
         for group, row in zip(self._groups, self.group_starts, strict=False):
             for column in _columns_of(group) if low <= row < high else ():
-                if column.path_in_schema.partition(".")[0] in names:
+                path = column.path_in_schema  # of a nested column, its name and those of its fields
+                if any(path == name or path.startswith(f"{name}.") for name in names):
                     begin = column.dictionary_page_offset or column.data_page_offset
                     found.append((begin, begin + column.total_compressed_size))
         return found

@@ -33,6 +33,11 @@ class ShardQueue:
                 last = stretch
             self._untouched[-1].append(shard)
 
+    @property
+    def has_returned(self) -> bool:
+        """True if the next shard is one that was given back."""
+        return bool(self._returned)
+
     def next(self, worker: int) -> int | None:
         """Returns the shard that a worker, named by its number, gets next; None if there is none now."""
         if self._returned:

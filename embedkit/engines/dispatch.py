@@ -19,7 +19,7 @@ from embedkit.output.destination import AlreadyCompleted
 from embedkit.types import DeviceStats, Variant
 
 RESUME = "committed shards stay; the same command with --on-exists resume continues"
-#: Workers that may die with the same shard as their first one; it is given to no other then.
+#: Workers that may die with the same shard; it is given to no other then.
 _DEATHS = 3
 _KINDS: dict[str, type[EmbedkitError]] = {
     kind.__name__: kind for base in EmbedkitError.__subclasses__() for kind in (base, *base.__subclasses__())
@@ -44,7 +44,8 @@ class Dispatcher:
     """Gives the shards of a job to workers that ask, and keeps the counts.
 
     A worker that asks when no shard is left waits until all are committed: another worker may die, and leave its
-    shards to this one.
+    shards to this one. The shards of a worker that died are then computed one at a time, each by a worker that has
+    no other, so that one which kills its workers is found.
 
     Args:
         setup: of the engine.
@@ -94,15 +95,15 @@ class Dispatcher:
             how: it died, such as "was killed".
 
         Raises:
-            EmbedkitError: its oldest shard was that of other workers that died, too.
+            EmbedkitError: other workers died with one of its shards, too.
         """
         self.workers.remove(worker)
         self._started.discard(worker)
         shards, worker.shards = list(worker.shards), deque()
-        if shards:
-            self._deaths[shards[0]] += 1
-            if self._deaths[shards[0]] >= _DEATHS:
-                raise self._deadly(shards[0], worker.name, how)
+        self._deaths.update(shards)
+        for shard in shards:
+            if self._deaths[shard] >= _DEATHS:
+                raise self._deadly(shard, worker.name, how)
         self._given -= len(shards)
         self._queue.put_back(shards)
         self._serve()
@@ -167,6 +168,8 @@ class Dispatcher:
     def _serve(self) -> None:
         """Gives shards to workers that wait for one; tells them to end once every shard is committed."""
         for worker in [worker for worker in self.workers if worker.asks]:
+            if worker.shards and (self._queue.has_returned or worker.shards[-1] in self._deaths):
+                continue
             shard = self._queue.next(worker.number)
             if shard is None and self._given:
                 return

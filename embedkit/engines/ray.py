@@ -271,9 +271,10 @@ class RayEngine:
         """Gives the shards of a worker to others, and asks for another worker."""
         worker = member.worker
         self._remove(member.actor)
-        if death.never_began:
+        if death.never_began and not member.greeted:
             raise UsageError(
-                f"{worker.name} cannot be started: this version of embedkit is not installed on its node",
+                f"{worker.name} cannot be started: this version of embedkit is not on its node, or lacks "
+                "a library",
                 hint="install the same versions on all nodes, such as by one container image",
             )
         lost = len(worker.shards)

@@ -78,7 +78,7 @@ class Death:
     """The answer of an actor that has died."""
 
     how: str  # such as "was killed"
-    never_began: bool = False  # True if its class could not be loaded on the node
+    never_began: bool = False  # True if its code cannot run on the node
 
 
 def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int) -> ActorPlan:
@@ -257,6 +257,8 @@ class RayCluster:
         except exceptions.RayActorError as error:
             never_began = bool(getattr(error, "actor_init_failed", False))
             return Death("died" if not getattr(error, "preempted", False) else "was preempted", never_began)
+        except exceptions.RayTaskError as error:
+            return Death(f"failed ({type(error.cause).__name__})", never_began=True)
         except exceptions.RayError as error:
             # Its message may hold anything.
             return Death(f"failed ({type(error).__name__})")

@@ -154,7 +154,7 @@ def test_without_its_head_the_run_ends_within_a_minute_and_a_local_one_resumes(t
 def odd_node(kind):
     """Variables of a node whose workers differ from those of the others."""
     path = os.pathsep.join((str(Path(__file__).parent / "odd_node"), str(ROOT)))
-    return {"PYTHONPATH": path, "EMBEDKIT_TEST_ODD": kind}
+    return {"PYTHONPATH": path, "ODD_NODE": kind}
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,11 @@ def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_
         "head_node_type": "head",
         "auth": {},
         "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
+        **{name: [] for name in ("worker_start_ray_commands", "cluster_synced_files", "initialization_commands")},
+        **{name: [] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
+        **{name: [] for name in ("rsync_exclude", "rsync_filter")},
+        **{name: {} for name in ("file_mounts", "docker")},
+        "file_mounts_sync_continuously": False,
     }
     (folder / "config.json").write_text(json.dumps(config))
     variables = {

@@ -89,8 +89,11 @@ def test_workers_die_at_any_time_and_every_shard_is_committed(data, workers, sha
     assert sum(cluster.given.values()) <= shards + lost * (HELD + 1)
 
 
-def test_a_shard_that_kills_three_workers_ends_the_run_and_is_named():
-    cluster = FakeCluster(3, dies=lambda actor, when: when == "before" and 7 in list(actor.held)[:1])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("position", [1, HELD])
+def test_a_shard_that_kills_three_workers_ends_the_run_and_is_named(when, position):
+    """It may kill them when it is read, computed or written: they have others then."""
+    cluster = FakeCluster(3, dies=lambda actor, now: now == when and 7 in list(actor.held)[:position])
     with pytest.raises(EmbedkitError, match=r"3 workers died at shard 7 \(rows 70 to 79\)") as error:
         run(cluster, 30)
     assert error.value.exit_code == 1

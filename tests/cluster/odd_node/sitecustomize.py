@@ -1,4 +1,4 @@
-"""Makes the workers of a Ray node differ from the others: EMBEDKIT_TEST_ODD says in what.
+"""Makes the workers of a Ray node differ from the others: ODD_NODE says in what.
 
 Python imports this at its start where this folder is on the path.
 """
@@ -23,7 +23,7 @@ def _other_input(name: str) -> None:
     from embedkit.engines import worker
 
     table_of = worker.table_of
-    worker.table_of = lambda config: table_of(replace(config, input=replace(config.input, inputs=(name,))))
+    worker.table_of = lambda config, _: table_of(replace(config, input=replace(config.input, inputs=(name,))))
 
 
 def _other_model(folder: str) -> None:
@@ -54,7 +54,7 @@ def _no_model(_: str = "") -> None:
 
 
 if "default_worker.py" in " ".join(sys.orig_argv):
-    kind, _, value = os.environ.get("EMBEDKIT_TEST_ODD", "").partition("=")
+    kind, _, value = os.environ.get("ODD_NODE", "").partition("=")
     if kind == "version":
         _other_version()
     elif kind:

@@ -206,6 +206,21 @@ def test_a_shard_that_kills_its_workers_ends_the_run(table, bert, tmp_path):
     assert set(range(11)) <= committed
 
 
+def test_from_a_bucket_to_a_bucket(seaweed, table, bert, whole):
+    bucket = seaweed.make_bucket()
+    seaweed.client().put_object(Bucket=bucket, Key="rows.jsonl", Body=table.read_bytes())
+    places = (f"s3://{bucket}/rows.jsonl", f"s3://{bucket}/out")
+    with started(command(places[0], bert, places[1], "--keep", "note", *ray(2)), seaweed.environment) as run:
+        run.after(20)
+        run.kill(signal.SIGTERM)
+        assert run.end() == 75, run.text
+    code, told = encode(places[0], bert, places[1], seaweed.environment, *ray(1), "--on-exists", "resume")
+    assert code == 0, told
+    found = seaweed.objects(bucket, "out/embeddings/")
+    expected = {path.name: path.read_bytes() for path in (whole / "out/embeddings").iterdir()}
+    assert {name.rpartition("/")[2]: content for name, content in found.items()} == expected
+
+
 def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_path):
     folder = Path("/tmp") / f"ek-auto-{os.getpid()}"  # noqa: S108 - Ray's sockets need a short path
     folder.mkdir(mode=0o700)
@@ -252,7 +267,10 @@ def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_
             list(map(str, words)), env=environment(variables), stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_for_port(port)
+        until = time.monotonic() + 180
+        while "Ray runtime started" not in (folder / "log").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.5)
         variables["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         code, told = encode(table, bert, tmp_path / "out", variables, *ray(2))
         assert code == 0, told + (folder / "log").read_text()
@@ -275,20 +293,6 @@ def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_
                 if process.name.isdigit() and str(folder).encode() in (process / "cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for_port(port):
-    import socket
-
-    until = time.monotonic() + 120
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < until
-            time.sleep(0.5)
-        else:
-            return
 
 
 def test_the_memory_of_the_command_does_not_grow_with_the_shards():

@@ -154,7 +154,7 @@ class ObjectFolder(OutputFolder):
         with as_read_error(self.path / PLAN):
             try:
                 found = self.store.head(PLAN)
-                if found.etag is None or found.etag != self._plan_etag:
+                if not _is_same(found.etag, self._plan_etag):
                     data, found = self.store.get(PLAN)
                     if hashlib.sha256(data).hexdigest() != self.plan_sha256:
                         raise self.replaced()
@@ -265,7 +265,7 @@ class ObjectFolder(OutputFolder):
         new: list[int] = []
         for number, found in listed.items():
             known = self._known.get(number)
-            if known is not None and known.etag is not None and known.etag == found.etag:
+            if known is not None and _is_same(known.etag, found.etag):
                 yield number, known
             else:
                 new.append(number)
@@ -308,7 +308,7 @@ class ObjectFolder(OutputFolder):
             while self._obsolete:
                 number, etag = self._obsolete.popitem()
                 with contextlib.suppress(FileNotFoundError):
-                    if etag is None or self.store.head(record_name(number)).etag == etag:
+                    if etag is None or _is_same(self.store.head(record_name(number)).etag, etag):
                         self.store.delete([record_name(number)])
                         self._known.pop(number, None)
 
@@ -369,7 +369,7 @@ class ObjectFolder(OutputFolder):
         expected = {file.path: file.sha256 for file in found.files}
         for file, etag in zip(record.files, etags, strict=True):
             with contextlib.suppress(FileNotFoundError):
-                is_mine = etag is not None and self.store.head(file.path).etag == etag
+                is_mine = _is_same(self.store.head(file.path).etag, etag)
                 if is_mine and expected.get(file.path) != file.sha256:
                     self.store.delete([record_name(record.index)])
                     return
@@ -467,6 +467,15 @@ def _have_sizes(record: ShardRecord, there: Mapping[str, StoredObject]) -> bool:
 
 def _digest_of(etags: Sequence[str | None]) -> str | None:
     """Returns one SHA-256 for the ETags of a shard's files, which fits into metadata; None if one is unknown."""
-    if any(etag is None for etag in etags):
-        return None
-    return hashlib.sha256(",".join(map(str, etags)).encode()).hexdigest()
+    known = [_plain(etag) for etag in etags if etag is not None]
+    return hashlib.sha256(",".join(known).encode()).hexdigest() if len(known) == len(etags) else None
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    """Returns True for one ETag; False if the store gives none."""
+    return one is not None and other is not None and _plain(one) == _plain(other)
+
+
+def _plain(etag: str) -> str:
+    """Returns an ETag without its quotes, which listings of Azure leave out."""
+    return etag.removeprefix("W/").strip('"')

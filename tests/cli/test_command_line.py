@@ -287,6 +287,18 @@ def test_a_uri_or_a_suffix_without_a_name_makes_no_folder(encode, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (("--private",), "the bucket's policy"),
+        (("--group-by", "id"), "write to a local path"),
+        (("--keep-hashes",), "--hash-key FILE"),
+    ],
+)
+def test_what_an_object_store_cannot_do_is_said_before_it_is_asked(encode, options, way_out):
+    assert way_out in refused(encode(NOTES, "-o", "s3://bucket/out", *options))[1]
+
+
 @pytest.mark.parametrize("name", ["v1.2", "run.2024", "notes.embeddings", "out.final", "out.db/", "out.parquet/"])
 def test_a_name_that_ends_in_a_dot_or_a_slash_is_a_folder(encode, tmp_path, name):
     assert encode(NOTES, "--limit", 1, "-o", f"{tmp_path}/{name}").code == 0

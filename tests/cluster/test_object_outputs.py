@@ -115,6 +115,25 @@ def test_an_output_has_the_bytes_of_a_local_folder_and_every_command_reads_it(
     assert uri.rpartition("/")[2] in page.read_text()
 
 
+def test_the_output_of_another_recipe_is_replaced_on_request_and_unfinished_ones_are_shown(
+    s3: Bucket, embedkit_cli: Cli, arguments: list[str], local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bucket = s3
+    uri = f"s3://{bucket}/out"
+    assert embedkit_cli(*arguments, "-o", uri, "--precision", "float16").code == 0
+    other = embedkit_cli(*arguments, "-o", uri, "--on-exists", "resume")
+    assert other.code == 5
+    assert "precision" in other.err
+    server.client().put_object(Bucket=bucket, Key="out/notes.txt", Body=b"mine")
+    assert embedkit_cli(*arguments, "-o", uri, "--on-exists", "overwrite").code == 0
+    assert server.objects(bucket, "out") == {**local(), "notes.txt": b"mine"}
+    for name in ("manifest.json", "commits/00001.json"):
+        server.client().delete_object(Bucket=bucket, Key=f"out/{name}")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    shown = embedkit_cli("inspect", uri, "--store-option", f"endpoint={server.endpoint}")
+    assert f"NOT FINISHED, {SHARDS - 1} of {SHARDS} shards done" in shown.out
+
+
 def test_an_update_takes_vectors_from_an_output_in_a_store(
     s3: Bucket, embedkit_cli: Cli, arguments: list[str], tmp_path: Path
 ) -> None:

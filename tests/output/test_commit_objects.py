@@ -80,8 +80,9 @@ def names() -> set[str]:
     return {"plan.json", "manifest.json", *files, *(f"commits/{part}.json" for part in parts)}
 
 
-def test_a_run_makes_as_few_requests_as_a_shard_needs() -> None:
-    store = MemoryStore()
+@pytest.mark.parametrize("etags", ["md5", "unique"])
+def test_a_run_makes_as_few_requests_as_a_shard_needs(etags: str) -> None:
+    store = MemoryStore(etags=etags)
     out = destination(store, "error")
     out.begin(PLAN) if out.open() is None else None
     before = store.requests.copy()
@@ -96,7 +97,7 @@ def test_a_run_makes_as_few_requests_as_a_shard_needs() -> None:
     assert store.requests - before == {"list": 1, "head": 1, "put": 1}
     assert set(store.objects) == names()
     assert not list(problems(store))
-    resumed = MemoryStore(store.objects)
+    resumed = MemoryStore(store.objects, etags=etags)
     assert encode(destination(resumed))
     assert resumed.requests == {"list": 2, "get": 1 + SHARDS, "head": 3, "put": 1}
 
@@ -232,7 +233,7 @@ def test_two_processes_that_compute_other_bits_are_stopped_and_what_was_committe
 FATES = ("", "", "", "", "", "lost", "killed", "killed after")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     order=st.lists(st.integers(0, 1), max_size=120),
     fates=st.lists(st.sampled_from(FATES), max_size=60),

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from embedkit.storage.object_store import StoredObject
@@ -39,7 +40,11 @@ class MemoryStore:
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         self._ask("list", prefix)
         start = f"{prefix}/" if prefix else ""
-        return iter([self._described(key) for key in sorted(self.objects) if key.startswith(start)])
+        found = [self._described(key) for key in sorted(self.objects) if key.startswith(start)]
+        # Listings of Azure leave out the quotes.
+        return iter(
+            [replace(of, etag=of.etag.strip('"')) if of.etag and self.etags == "unique" else of for of in found]
+        )
 
     def head(self, key: str) -> StoredObject:
         self._ask("head", key)

@@ -103,13 +103,9 @@ CONFIG = option(
     is_eager=True,
     callback=read_config_file,
 )
+_STORE_HELP = "Setting of object stores, such as endpoint=URL or region=REGION; never a key. Repeatable."
 #: Of every command that reads or writes URIs.
-STORE_OPTION = _input(
-    "--store-option KEY=VALUE",
-    list[str],
-    "Setting of object stores (s3, gs, az), such as endpoint=URL or region=REGION; never a key. Repeatable.",
-    callback=_configured,
-)
+STORE_OPTION = _input("--store-option KEY=VALUE", list[str], _STORE_HELP, callback=_configured)
 #: Options of every command that runs a model.
 PROCESS_OPTIONS = (
     option("--private", False, "Make new files and folders readable only by you (0600, 0700)."),

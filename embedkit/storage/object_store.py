@@ -237,7 +237,7 @@ class ObstoreFolder:
 
         def question(client: Any) -> tuple[bytes, str | None]:
             found = client.get(whole, options=options)
-            return bytes(found.bytes()), found.meta["e_tag"]
+            return bytes(found.bytes()), _quoted(found.meta["e_tag"])
 
         content, found = self._bucket.ask(whole, question)
         if etag is not None and found is not None and found != etag:
@@ -275,8 +275,7 @@ class ObstoreFolder:
                 chunk_size=PART_BYTES // 4,
                 max_concurrency=4,
             )
-            etag: str | None = made["e_tag"]
-            return etag
+            return _quoted(made["e_tag"])
 
         try:
             return self._bucket.ask(whole, question)
@@ -325,6 +324,11 @@ def _listing(below: str, last: str | None, client: Any) -> tuple[_Chunks, Any]:
     return chunks, chunks.next()
 
 
+def _quoted(etag: str | None) -> str | None:
+    """Return an ETag as HTTP writes it: Azure lists them without the quotes."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag
+
+
 def _described(found: Any, key: str) -> StoredObject:
     seconds: datetime = found["last_modified"]
-    return StoredObject(key, found["size"], found["e_tag"], int(seconds.timestamp() * 10**6) * 1000)
+    return StoredObject(key, found["size"], _quoted(found["e_tag"]), int(seconds.timestamp() * 10**6) * 1000)

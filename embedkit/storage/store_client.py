@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from embedkit.errors import UsageError
 from embedkit.storage.store_errors import CREDENTIALS, Failure, StoreError
-from embedkit.storage.store_options import OPTIONS, StoreOptions, check_encrypted
+from embedkit.storage.store_options import OPTIONS, StoreOptions, allows_http, check_encrypted
 
 _INSTALL = "install it with: pip install 'embedkit-cli[objects]'"
 #: Of a whole request; without any byte; for a connection.
@@ -104,6 +104,7 @@ def _client_options(endpoint: str | None, options: StoreOptions) -> dict[str, An
         "timeout": (options.text("timeout") or _TIMEOUT).replace(" ", ""),
         "read_timeout": _STALLED,
         "connect_timeout": _CONNECT,
+        "allow_http": allows_http(options),
     }
     if endpoint is not None:
         client["allow_http"] = check_encrypted(endpoint, options)

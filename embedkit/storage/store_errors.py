@@ -118,6 +118,9 @@ def failure_of(error: Exception, path: str, host: str) -> Failure:  # noqa: PLR0
         return Failure(
             StoreError("a part of its name is empty, `.` or `..`, or has a control character", hint, path)
         )
+    if "non-partial response" in said:
+        hint = "copy the object here, or to another store"
+        return Failure(StoreError("the store does not give parts of an object", hint, path))
     if number is None and kind not in {"PermissionDeniedError", "UnauthenticatedError"}:
         return _without_answer(said, path, server, _ENDPOINT[scheme])
     if number in _LATER:

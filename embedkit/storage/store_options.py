@@ -41,6 +41,7 @@ _INSTEAD = (
     " AZURE_STORAGE_ACCOUNT_KEY, in the environment"
 )
 _WORDS = {**dict.fromkeys(("true", "yes", "1", "on"), True), **dict.fromkeys(("false", "no", "0", "off"), False)}
+_ALLOWING = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_STORAGE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -102,6 +103,12 @@ def _checked(key: str, value: str) -> str:
     return value
 
 
+def allows_http(options: StoreOptions) -> bool:
+    """Check whether texts may cross a network in clear, by option or by the variables that other tools read."""
+    asked = options.flag("allow_http")
+    return asked if asked is not None else any(_WORDS.get(os.environ.get(n, "").lower(), False) for n in _ALLOWING)
+
+
 def check_encrypted(endpoint: str, options: StoreOptions) -> bool:
     """Check that texts do not cross a network in clear, unless that was asked for.
 
@@ -114,10 +121,7 @@ def check_encrypted(endpoint: str, options: StoreOptions) -> bool:
     found = urlsplit(endpoint)
     if found.scheme != "http":
         return False
-    allowed = options.flag("allow_http")
-    if allowed is None:
-        allowed = _WORDS.get(os.environ.get("AWS_ALLOW_HTTP", "").lower(), False) or found.hostname in _LOOPBACK
-    if not allowed:
+    if not (allows_http(options) or (options.flag("allow_http") is None and found.hostname in _LOOPBACK)):
         raise UsageError(
             f"the address {found.scheme}://{found.hostname} of the store is not encrypted",
             hint="use https://, or allow it with --store-option allow_http=true",

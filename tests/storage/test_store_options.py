@@ -53,7 +53,8 @@ def test_the_last_value_of_an_option_counts() -> None:
 def test_texts_cross_a_network_in_clear_only_if_asked(
     endpoint: str, options: list[str], is_http: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    for name in ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_STORAGE_ALLOW_HTTP", "AZURE_ALLOW_HTTP"):
+        monkeypatch.delenv(name, raising=False)
     if is_http is not None:
         assert check_encrypted(endpoint, StoreOptions.parse(options)) is is_http
         return

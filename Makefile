@@ -93,13 +93,15 @@ test: lint ## lint, then all tests
 test-all: lint ## lint, then all tests with every model type, not one for each code path
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations and not cluster'
 
-# Pipelines of other libraries, and what they want: Spark needs a Java of version 17 or newer on the machine.
+# Pipelines of other libraries, and what they want: Spark needs a Java of version 17 or newer on the machine. Daft
+# wants a pyarrow below 26, which cannot write null vectors in Parquet, and works with 26: --no-deps.
 $(PIPELINES)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(PIPELINES)
 	$(PIPELINES)/bin/pip install -q -c $(CONSTRAINTS) torch
 	grep -v '^pandas==' $(CONSTRAINTS) > $(PIPELINES)/constraints.txt
 	$(PIPELINES)/bin/pip install -q -c $(PIPELINES)/constraints.txt -e . pytest pytest-timeout duckdb polars \
-		scikit-learn 'ray[data]==2.60.0' datasets==5.2.0 daft==0.7.26 pyspark==4.3.0
+		scikit-learn 'ray[data]==2.60.0' datasets==5.2.0 pyspark==4.3.0
+	$(PIPELINES)/bin/pip install -q --no-deps daft==0.7.26
 	@touch $@
 
 .PHONY: test-integrations

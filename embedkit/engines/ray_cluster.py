@@ -279,14 +279,22 @@ class RayCluster:
                 "_temp_dir": self._folder,
             }
         try:
-            self._ray.init(address, **quiet)
+            try:
+                self._ray.init(address, **quiet)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                # On a busy machine, 30 s may not be enough, and they cannot be set.
+                self._ray.init(address, **quiet)
         except SystemExit:  # by Ray's handler of a signal
             raise Stopped("stopped by a signal; no shard was begun", hint="run the command again") from None
         except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, some of them its own
-            where = "start Ray here" if address == "local" else f"connect to Ray at {address}"
-            reason = " ".join(str(error).split())[:300]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if address == "local":
+                hint = "start it again when the machine is less busy, or use --engine local"
+                raise EmbedkitError(f"cannot start Ray here: {reason}", hint=hint) from None
             raise EmbedkitError(
-                f"cannot {where}: {type(error).__name__}: {reason}",
+                f"cannot connect to Ray at {address}: {reason}",
                 hint="embedkit has to run on a node of the cluster, with the same versions of Ray and Python; "
                 "--ray-address gives the HOST:PORT of its head",
             ) from None

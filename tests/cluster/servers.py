@@ -213,7 +213,7 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         "s3.port.lance": 0,
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64,
-        "volume.max": 100,
+        "volume.max": 5000,  # each bucket takes seven of them, empty as they are
         "volume.minFreeSpacePercent": 0,
     }
     options |= {f"{name}.port": port for name, port in ports.items()} | grpc

@@ -237,10 +237,10 @@ def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_
             "disable_launch_config_check": True,
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": node_type,
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "auth": {},
         "head_start_ray_commands": [],
         **{name: [] for name in ("worker_start_ray_commands", "cluster_synced_files", "initialization_commands")},

@@ -232,7 +232,7 @@ def installed(package: str) -> bool:
 
 
 def test_few_blocks_are_marked_as_not_run_and_each_says_why():
-    assert len(NOT_RUN) <= 12
+    assert len(NOT_RUN) <= 16  # clusters, buckets, GPUs
     assert [str(block) for block in NOT_RUN if len(block.mark) < len("not run: needs")] == []
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from embedkit.config import ShareConfig
 from embedkit.errors import UsageError
-from embedkit.manifest.schema import Sharding
+
+if TYPE_CHECKING:  # it imports numpy, for which `--help` does not wait
+    from embedkit.manifest.schema import Sharding
 
 #: Tasks of a step; and the variable of older versions of Slurm, which may count those of the allocation.
 _STEP_TASKS, _TASKS = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"

@@ -21,6 +21,8 @@ EXCEPTIONS = {
     "cli/doctor.py": "devices and programs of this machine",
     "cli/printing.py": "the null device in place of a closed stream",
     "report/page.py": "files of embedkit itself, by importlib.resources",
+    "engines/node.py": "folders of models",
+    "engines/ray_cluster.py": "the private folder of a Ray that is started for one run",
     "sources/columnar.py": "memory maps of files that the seam has opened",
 }
 

@@ -31,7 +31,7 @@ from embedkit import Encoder
 from embedkit.cli.progress import make_callbacks
 from embedkit.config import InputConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
 from embedkit.engines.run import run
-from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.linear import int8_instructions
 from embedkit.output.formats import Layout, make_sink
 from embedkit.sources import open_table
 from embedkit.types import EncodedShard, Variant
@@ -218,7 +218,7 @@ def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> t
 
 def int8(folder: Path, texts: Sequence[str]) -> Answers:
     """How near vectors in int8 are to those in fp32."""
-    if not has_int8_dot_products():
+    if int8_instructions() is None:
         return {}
     exact, near = (
         Encoder(folder, pool="mean", max_length=256, normalize=True, dtype=dtype).encode(list(texts))

@@ -25,7 +25,7 @@ from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
 from embedkit.inference.build import BATCH_TOKENS
 from embedkit.models.base import LayerEncoder
-from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.linear import int8_instructions
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
@@ -44,7 +44,7 @@ def engines(folder: Path, probe: Tokens) -> dict[str, LayerEncoder]:
     model = resolve_model(ModelConfig(str(folder)))
     found: dict[str, LayerEncoder] = {}
     for name in ("lean", "transformers", "int8"):
-        if name == "int8" and not has_int8_dot_products():
+        if name == "int8" and int8_instructions() is None:
             continue
         config = ModelConfig(str(folder), device="cpu", dtype="int8" if name == "int8" else "fp32")
         loaded = load_model(model, config, backend="transformers" if name == "transformers" else "fastest")

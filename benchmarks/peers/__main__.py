@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.models import bert_base, minilm
-from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.linear import int8_instructions
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = "benchmarks.peers.contender"
@@ -117,7 +117,7 @@ def measure(
     folder: Path, texts: Sequence[str], rows: int, asked: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
     """All contenders on one model."""
-    dtypes = ("fp32", "int8") if has_int8_dot_products() else ("fp32",)
+    dtypes = ("fp32", "int8") if int8_instructions() else ("fp32",)
     ours = [Contender("embedkit", dtype, sys.executable) for dtype in dtypes]
     theirs = [
         Contender("sentence-transformers", "fp32", sys.executable),

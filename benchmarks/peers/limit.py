@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedkit.models.native.int8_products import load_int8_products
+
 #: Computes the product of rows [start, stop) of made-up activations.
 Product = Callable[[int, int], object]
 #: Rows at once: all of a batch, or as many as stay in the caches.
@@ -67,7 +69,8 @@ def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tupl
 
 def _ways(dtype: str) -> dict[str, Callable[[int, int, int], Product]]:
     if dtype == "int8":
-        return {"torch._int_mm": _int_mm, "onednn.qlinear_pointwise": _qlinear}
+        ours = {} if load_int8_products() is None else {"embedkit's own": _own}
+        return {"torch._int_mm": _int_mm, "onednn.qlinear_pointwise": _qlinear, **ours}
     has_onednn = torch.backends.mkldnn.is_available() and platform.machine() in {"x86_64", "AMD64"}
     return {"torch.mm": _mm, **({"mkldnn._linear_pointwise": _linear} if has_onednn else {})}
 
@@ -94,6 +97,13 @@ def _qlinear(rows: int, k: int, n: int) -> Product:
     return lambda start, stop: torch.ops.onednn.qlinear_pointwise(
         *(values[start:stop], 1.0, 128, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "none")
     )
+
+
+def _own(rows: int, k: int, n: int) -> Product:
+    products = load_int8_products()
+    assert products is not None
+    weights, values = products.pack(_bytes(n, k), torch.ones(n)), _bytes(rows, k).view(torch.uint8)
+    return lambda start, stop: products.multiply(values[start:stop], weights)
 
 
 def _bytes(rows: int, columns: int) -> Tensor:

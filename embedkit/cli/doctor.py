@@ -100,8 +100,9 @@ def _cpu() -> dict[str, Any]:
     import torch
 
     from embedkit.models.native.kernels import load_kernels
-    from embedkit.models.native.linear import has_int8_dot_products
+    from embedkit.models.native.linear import int8_instructions
 
+    instructions = int8_instructions()
     return {
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -111,7 +112,8 @@ def _cpu() -> dict[str, Any]:
             "bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
             "AMX": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
         },
-        "int8": has_int8_dot_products(),
+        "int8": instructions is not None,
+        "int8_instructions": instructions,
         "kernels": load_kernels() is not None,
     }
 
@@ -121,7 +123,8 @@ def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
 
     shown = ", ".join(name if present else f"no {name}" for name, present in cpu["features"].items())
     yield f"cpu        {cpu['threads']} threads, {cpu['capability']}: {shown}"
-    yield f"--dtype int8: {'supported' if cpu['int8'] else 'not supported: this CPU has no AVX-512 VNNI'}"
+    lacks = "not supported: this CPU has no AVX-512 VNNI, and there is no C++ compiler"
+    yield f"--dtype int8: {'supported, with ' + cpu['int8_instructions'] if cpu['int8'] else lacks}"
     yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + NO_COMPILER}"
 
 

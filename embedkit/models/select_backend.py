@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.base import LoadedModel
 from embedkit.models.device import pick_device, pick_dtype
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.linear import int8_instructions
 from embedkit.models.native.native_model import open_native
 from embedkit.models.repository.model_folder import ModelFolder
 
@@ -35,11 +37,8 @@ def load_model(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    if dtype == "int8" and (device.type != "cpu" or not has_int8_dot_products()):
-        raise UsageError(
-            f"--dtype int8 needs a CPU that multiplies bytes (AVX-512 VNNI), and --device is {device.type} here",
-            hint="leave --dtype out: the default is the fastest here",
-        )
+    if dtype == "int8":
+        _check_int8(device)
     is_ours = device.type == "cuda" or (device.type == "cpu" and dtype in {"fp32", "int8"})
     if backend == "fastest" and is_ours:
         try:
@@ -53,3 +52,16 @@ def load_model(
     from embedkit.models.transformers import load
 
     return load.load_model(folder, config, reference=backend == "reference")
+
+
+def _check_int8(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise UsageError(
+            f"--dtype int8 is for CPUs, and --device is {device.type} here",
+            hint="leave --dtype out: the default is the fastest here",
+        )
+    if int8_instructions() is None:
+        raise UsageError(
+            "--dtype int8 needs a C++ compiler (c++, g++ or clang++) or a CPU with AVX-512 VNNI; neither is here",
+            hint="install a compiler, such as the package g++; or leave --dtype out",
+        )

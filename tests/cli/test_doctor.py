@@ -11,6 +11,7 @@ import torch
 
 from embedkit.cli import doctor
 from embedkit.models import varlen_attention
+from embedkit.models.native import linear
 
 ALL = {"torch.nn.attention.varlen", "flash_attn", "triton"}
 CODE = ("sm_80", "sm_90", "compute_90")
@@ -112,10 +113,13 @@ def test_a_later_gpu_runs_code_that_the_driver_compiles(machine):
 def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(linear, "load_int8_products", lambda: SimpleNamespace(instructions="AVX9"))
     has, _ = machine(cuda=None, driver=None)
     assert ": no VNNI, " in has
     assert ", AMX\n" in has
-    assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in has
+    assert "--dtype int8: supported, with AVX9\n" in has
+    monkeypatch.setattr(linear, "load_int8_products", lambda: None)
+    assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
     assert "kernels    none: there is no C++ compiler" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", object)

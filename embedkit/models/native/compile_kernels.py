@@ -1,6 +1,6 @@
-"""Builds kernels.cpp into a library for this processor, and keeps it in the user's cache.
+"""Builds kernels.cpp and int8_products.cpp into a library for this processor, kept in the user's cache.
 
-Takes half a second. Imports no torch, so that the library is built while torch is imported.
+Takes a second. Imports no torch, so that the library is built while torch is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threading import Lock, Thread
 
 from embedkit.storage.filesystem import cache_folder
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "int8_products.cpp"))
 #: No -ffast-math: NaN and infinity must stay so.
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
@@ -59,7 +59,8 @@ def _identity(compiler: str) -> str:
     except OSError:
         processor = [platform.processor(), platform.node()]
     deciding = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
-    return hashlib.sha256(_SOURCE.read_bytes() + repr(deciding).encode()).hexdigest()[:32]
+    sources = b"".join(source.read_bytes() for source in _SOURCES)
+    return hashlib.sha256(sources + repr(deciding).encode()).hexdigest()[:32]
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -67,7 +68,7 @@ def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         built = Path(work) / "kernels.so"
         subprocess.run(  # noqa: S603 - the compiler that is on the PATH, on our own source
-            [compiler, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"],
+            [compiler, *_FLAGS, "-o", str(built), *map(str, _SOURCES), "-lm"],
             check=True,
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Linear layers [T, K] → [T, N], in fp32 and in int8.
 
-Weights are packed once for oneDNN's kernels, if torch has them. Each row of the output depends on its own row of
+Weights are packed once for oneDNN's kernels or for embedkit's own. Each row of the output depends on its own row of
 the input alone.
 """
 
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedkit.models.native.int8_products import load_int8_products
+
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
-#: oneDNN takes unsigned activations: signed ones are shifted by this, which oneDNN subtracts again, exactly.
+#: Bytes of activations are unsigned: signed ones are shifted by this, which the products subtract again, exactly.
 _ZERO = 128
 #: Lower bound of a row's largest value, so that rows of zeros have a scale too.
 _LEAST = 1e-36
@@ -64,8 +68,16 @@ def has_onednn() -> bool:
     return built_in and platform.machine() in {"x86_64", "AMD64"}
 
 
-def has_int8_dot_products() -> bool:
-    """Checks whether the processor has dot products of bytes (VNNI); without them int8 is slower than fp32."""
+def int8_instructions() -> str | None:
+    """Returns what multiplies bytes here, such as AVX2; None if int8 is impossible."""
+    if onednn_multiplies_bytes():
+        return "AVX-512 VNNI"
+    products = load_int8_products()
+    return None if products is None else products.instructions
+
+
+def onednn_multiplies_bytes() -> bool:
+    """Checks whether oneDNN multiplies bytes by AVX-512 VNNI; without it, its int8 is slower than its fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
 
 
@@ -104,10 +116,9 @@ class Int8Linear(Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self._scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        quantised = (weight / self._scale[:, None]).round_().to(torch.int8)
-        self._packed = torch.ops.onednn.qlinear_prepack(quantised, [ROWS, weight.shape[1]])
-        self._zeros = torch.zeros(len(weight), dtype=torch.int64)
+        scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        quantised = (weight / scale[:, None]).round_().to(torch.int8)
+        self._multiply = multiplier(quantised, scale)
         self._bias = bias.clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -132,9 +143,33 @@ class Int8Linear(Linear):
         product = self._multiply(signed.view(torch.uint8).bitwise_xor_(_ZERO))
         return product.mul_(largest / 127).add_(self._bias)
 
-    def _multiply(self, unsigned: Tensor) -> Tensor:
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(unsigned, 1.0, _ZERO, self._packed, self._scale, self._zeros, None),
-            *(1.0, 0, torch.float32, "none", [], "none"),
-        )
-        return product
+
+def multiplier(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """Packs weights for what multiplies bytes fastest here.
+
+    Args:
+        weight: int8 [N, K].
+        scale: float32 [N], the value of a step of each output.
+
+    Returns:
+        A function of rows uint8 [T, K], 128 for 0, that returns float32 [T, N]; its bits are the same for each library.
+
+    Raises:
+        ValueError: there is none; see `int8_instructions`.
+    """
+    if onednn_multiplies_bytes():
+        of_onednn = torch.ops.onednn.qlinear_prepack(weight, [ROWS, weight.shape[1]])
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+
+        def multiply(rows: Tensor) -> Tensor:
+            product: Tensor = torch.ops.onednn.qlinear_pointwise(
+                *(rows, 1.0, _ZERO, of_onednn, scale, zeros, None),
+                *(1.0, 0, torch.float32, "none", [], "none"),
+            )
+            return product
+
+        return multiply
+    products = load_int8_products()
+    if products is None:
+        raise ValueError("nothing multiplies bytes here")
+    return partial(products.multiply, weights=products.pack(weight, scale))

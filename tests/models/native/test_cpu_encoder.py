@@ -27,7 +27,7 @@ from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder, buckets
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.kernels import NO_COMPILER, load_kernels
-from embedkit.models.native.linear import has_int8_dot_products
+from embedkit.models.native.linear import int8_instructions
 from embedkit.models.native.native_model import NativeModel
 from embedkit.models.native.thread_pool import ThreadPool
 from embedkit.models.repository.resolve import resolve_model
@@ -38,7 +38,7 @@ from tests import tiny_models
 pytestmark = pytest.mark.usefixtures("one_thread")
 #: What runs a model of BERT's kin here.
 ENGINE = "fused" if load_kernels() else "lean"
-needs_vnni = pytest.mark.skipif(not has_int8_dot_products(), reason="this processor multiplies no bytes (VNNI)")
+needs_int8 = pytest.mark.skipif(int8_instructions() is None, reason="nothing multiplies bytes here")
 
 SIZES = {
     "vocab_size": 120,
@@ -422,7 +422,7 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
 # --- int8 -----------------------------------------------------------------------------------------------------
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_int8_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, tmp_path):
     folder = save(kind, tmp_path)
@@ -437,7 +437,7 @@ def test_int8_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, tmp_p
         assert 0.98 < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1
 
 
-@needs_vnni
+@needs_int8
 def test_int8_is_in_the_recipe_and_a_model_of_another_kind_is_refused_by_name(tmp_path, bert):
     quantised, plain = (Encoder(str(bert), pool="mean", dtype=dtype) for dtype in ("int8", "auto"))
     assert (quantised.recipe["dtype"], plain.recipe["dtype"]) == ("int8", "fp32")

@@ -239,8 +239,8 @@ def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_p
     identity = built._identity(compiler)
     assert identity == built._identity(compiler)
     changed = tmp_path / "kernels.cpp"
-    changed.write_bytes(built._SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(built, "_SOURCE", changed)
+    changed.write_bytes(built._SOURCES[0].read_bytes() + b"\n")
+    monkeypatch.setattr(built, "_SOURCES", (changed, *built._SOURCES[1:]))
     assert built._identity(compiler) != identity
 
 
@@ -256,11 +256,11 @@ def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_p
     ],
 )
 def test_kernels_that_compute_something_else_are_not_used(right, wrong, empty_cache, tmp_path, monkeypatch):
-    source = built._SOURCE.read_text()
+    source = built._SOURCES[0].read_text()
     changed = tmp_path / "kernels.cpp"
     changed.write_text(source.replace(right, wrong) if right in source else "this does not compile")
     assert changed.read_text() != source
-    monkeypatch.setattr(built, "_SOURCE", changed)
+    monkeypatch.setattr(built, "_SOURCES", (changed,))
     assert loaded_anew() is None
 
 

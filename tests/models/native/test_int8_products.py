@@ -1,0 +1,100 @@
+"""Matrix products of bytes against integer arithmetic in numpy, exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedkit.models.native import compile_kernels, int8_products, linear
+from embedkit.models.native.int8_products import Int8Products, load_int8_products
+from embedkit.models.native.linear import Int8Linear, Rows, onednn_multiplies_bytes
+
+PRODUCTS = load_int8_products()
+needs_compiler = pytest.mark.skipif(PRODUCTS is None, reason="no C++ compiler is here")
+
+
+def products() -> Int8Products:
+    assert PRODUCTS is not None
+    return PRODUCTS
+
+
+def operands(n_rows: int, n_inputs: int, n_outputs: int, *, extreme: bool = False) -> tuple[torch.Tensor, ...]:
+    random = np.random.default_rng(n_rows + n_inputs + n_outputs)
+    rows = random.integers(1, 256, (n_rows, n_inputs), dtype=np.uint8)
+    weight = random.integers(-127, 128, (n_outputs, n_inputs), dtype=np.int8)
+    if extreme:
+        rows[:], weight[:] = 255, random.choice([-127, 127], (n_outputs, 1))
+    return torch.from_numpy(rows), torch.from_numpy(weight), torch.rand(n_outputs)
+
+
+def by_numpy(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
+    sums = (rows.numpy().astype(np.int32) - 128) @ weight.numpy().astype(np.int32).T
+    return sums.astype(np.float32) * scale.numpy()
+
+
+@needs_compiler
+@given(
+    n_rows=st.integers(1, 40),
+    n_inputs=st.integers(1, 900),
+    n_outputs=st.integers(1, 60),
+    extreme=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_sums_are_exact_for_any_shape(n_rows, n_inputs, n_outputs, extreme):
+    rows, weight, scale = operands(n_rows, n_inputs, n_outputs, extreme=extreme)
+    found = products().multiply(rows, products().pack(weight, scale))
+    assert np.array_equal(found.numpy(), by_numpy(rows, weight, scale))
+
+
+@needs_compiler
+def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(monkeypatch):
+    # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
+    rows, weight, scale = operands(130, 4097, 70)
+    packed = products().pack(weight, scale)
+    together = products().multiply(rows, packed)
+    assert np.array_equal(together.numpy(), by_numpy(rows, weight, scale))
+    assert torch.equal(products().multiply(rows[77:78].clone(), packed), together[77:78])
+    monkeypatch.setattr(int8_products, "_FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(products().multiply(rows, packed), together)
+
+
+@pytest.mark.skipif(not onednn_multiplies_bytes() or PRODUCTS is None, reason="oneDNN multiplies no bytes here")
+def test_onednn_gives_the_same_bits(monkeypatch):
+    rows, weight, bias = operands(33, 384, 48)[0], torch.randn(48, 384), torch.randn(48)
+    given_rows = Rows(torch.zeros(33, 384), rows, torch.ones(33))
+    by_onednn = Int8Linear(weight, bias).products(given_rows).values
+    monkeypatch.setattr(linear, "onednn_multiplies_bytes", lambda: False)
+    assert torch.equal(Int8Linear(weight, bias).products(given_rows).values, by_onednn)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("sums[r][v] = dot(", "sums[r][v] += dot("),
+        ("g ? sums + t * OUTPUTS : panel", "panel"),
+        ("- (128 - SHIFT)", "- (127 - SHIFT)"),
+        ("count < OUTPUTS ? count", "this does not compile"),
+    ],
+)
+def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels, source = compile_kernels._SOURCES
+    changed = tmp_path / source.name
+    changed.write_text(source.read_text().replace(right, wrong) if right in source.read_text() else wrong)
+    assert changed.read_text() != source.read_text()
+    monkeypatch.setattr(compile_kernels, "_SOURCES", (kernels, changed))
+    assert load_int8_products.__wrapped__() is None
+
+
+def test_int8_without_a_compiler_and_without_vnni_is_refused_with_the_way_out(embedkit_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(linear, "load_int8_products", lambda: None)
+    monkeypatch.setattr(linear, "onednn_multiplies_bytes", lambda: False)
+    ran = embedkit_cli("encode", "tests/data/notes.csv", "-o", tmp_path / "out", "--dtype", "int8")
+    assert ran.code == 2
+    assert "--dtype int8 needs a C++ compiler (c++, g++ or clang++) or a CPU with AVX-512 VNNI" in ran.err
+    assert "install a compiler" in ran.err

@@ -91,7 +91,12 @@ test: lint ## lint, then all tests
 
 .PHONY: test-all
 test-all: lint ## lint, then all tests with every model type, not one for each code path
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m 'not integrations and not cluster and not instruction_sets'
+
+# Debian's packages g++-aarch64-linux-gnu and qemu-user; where they are missing, their tests are skipped and say so.
+.PHONY: test-arm
+test-arm: $(VENV)/installed-dev ## test the compiled kernels on an emulated ARM processor and with each instruction set of x86
+	$(BIN)/pytest -q tests/models/native/test_instruction_sets.py -m instruction_sets
 
 # Pipelines of other libraries, and what they want: Spark needs a Java of version 17 or newer on the machine. Daft
 # wants a pyarrow below 26, which cannot write null vectors in Parquet, and works with 26: --no-deps.

@@ -20,7 +20,9 @@ from embedkit.storage.filesystem import cache_folder
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "int8_products.cpp"))
 #: No -ffast-math: NaN and infinity must stay so.
 _FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
+    # On ARM, older compilers take `native` for -mcpu alone.
+    "-mcpu=native" if platform.machine() in {"aarch64", "arm64"} else "-march=native",
+    *("-std=c++17", "-O3", "-shared", "-fPIC"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _COMPILERS = ("c++", "g++", "clang++")

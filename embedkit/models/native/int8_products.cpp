@@ -129,7 +129,7 @@ extern "C" int64_t embedkit_int8_workspace(int64_t n, int64_t inputs) {
 
 /* Packs weights [outputs, inputs], from -127 to 127. */
 extern "C" void embedkit_int8_pack(const int8_t *weights, int64_t outputs, int64_t inputs, int32_t *packed) {
-    int64_t groups = groups_of(inputs), words = embedkit_int8_packed(outputs, inputs);
+    int64_t words = embedkit_int8_packed(outputs, inputs);
     for (int64_t i = 0; i < words; i++) packed[i] = 0;
     for (int64_t o = 0; o < outputs; o++) {
         int32_t *panel = packed + o / OUTPUTS * panel_words(inputs) + o % OUTPUTS;

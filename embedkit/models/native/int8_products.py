@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class PackedWeights:
 
 
 class Int8Products:
-    """The functions of a library built from `int8_products.cpp`. All tensors are contiguous and on the CPU."""
+    """The functions of a library built from `int8_products.cpp`. All tensors are on the CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, n_counts in (("packed", 2), ("workspace", 2), ("panels", 1)):
@@ -52,6 +53,7 @@ class Int8Products:
     def pack(self, weight: Tensor, scale: Tensor) -> PackedWeights:
         """Packs weights int8 [N, K] from -127 to 127, with the scale of each output, float32 [N]."""
         words = torch.empty(self._library.embedkit_int8_packed(*weight.shape), dtype=torch.int32)
+        weight, scale = weight.contiguous(), scale.contiguous()
         self._library.embedkit_int8_pack(weight.data_ptr(), *weight.shape, words.data_ptr())
         return PackedWeights(words, scale, weight.shape[1])
 
@@ -61,12 +63,13 @@ class Int8Products:
         Returns:
             float32 [T, N]: the exact sums of products, rounded to float32, times the scale of their output.
         """
+        rows = rows.contiguous()
         n_rows, n_outputs = len(rows), len(weights.scale)
         products = torch.empty(n_rows, n_outputs, dtype=torch.float32)
         n_panels = self._library.embedkit_int8_panels(n_outputs)
         enough = n_rows * n_outputs * weights.n_inputs // _FEWEST_PRODUCTS
         n_threads = max(1, min(torch.get_num_threads(), n_panels, enough))
-        ends = [n_panels * number // n_threads for number in range(n_threads + 1)]
+        own, *others = itertools.pairwise(n_panels * number // n_threads for number in range(n_threads + 1))
 
         def multiply_panels(first: int, last: int) -> None:
             n_words = self._library.embedkit_int8_workspace(n_rows, weights.n_inputs)
@@ -77,9 +80,9 @@ class Int8Products:
                 *(products.data_ptr(), workspace.data_ptr()),
             )
 
-        others = [_threads().submit(multiply_panels, *of) for of in zip(ends[1:-1], ends[2:], strict=True)]
-        multiply_panels(ends[0], ends[1])
-        for other in others:
+        running = [_threads().submit(multiply_panels, *part) for part in others]
+        multiply_panels(*own)
+        for other in running:
             other.result()
         return products
 

@@ -1,7 +1,7 @@
 """Linear layers [T, K] → [T, N], in fp32 and in int8.
 
-Weights are packed once for oneDNN's kernels or for embedkit's own. Each row of the output depends on its own row of
-the input alone.
+Weights are packed once for oneDNN's kernels or for embedkit's own. Each row of the output depends on its own row
+of the input alone.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def multiplier(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
         scale: float32 [N], the value of a step of each output.
 
     Returns:
-        A function of rows uint8 [T, K], 128 for 0, that returns float32 [T, N]; its bits are the same for each library.
+        A function of rows uint8 [T, K], 128 for 0, that returns float32 [T, N], the same bits with either library.
 
     Raises:
         ValueError: there is none; see `int8_instructions`.

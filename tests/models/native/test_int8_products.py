@@ -75,7 +75,6 @@ def test_onednn_gives_the_same_bits(monkeypatch):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("sums[r][v] = dot(", "sums[r][v] += dot("),
         ("g ? sums + t * OUTPUTS : panel", "panel"),
         ("- (128 - SHIFT)", "- (127 - SHIFT)"),
         ("count < OUTPUTS ? count", "this does not compile"),
@@ -83,11 +82,11 @@ def test_onednn_gives_the_same_bits(monkeypatch):
 )
 def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels, source = compile_kernels._SOURCES
+    source = compile_kernels._SOURCES[1]
     changed = tmp_path / source.name
     changed.write_text(source.read_text().replace(right, wrong) if right in source.read_text() else wrong)
     assert changed.read_text() != source.read_text()
-    monkeypatch.setattr(compile_kernels, "_SOURCES", (kernels, changed))
+    monkeypatch.setattr(compile_kernels, "_SOURCES", (changed,))
     assert load_int8_products.__wrapped__() is None
 
 

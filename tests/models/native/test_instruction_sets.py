@@ -1,0 +1,71 @@
+"""The kernels for each instruction set, against plain loops; where this processor lacks one, it is emulated."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from embedkit.models.native import compile_kernels
+
+pytestmark = pytest.mark.instruction_sets
+SOURCES = compile_kernels._SOURCES[0].parent
+HERE = Path(__file__).with_name("instruction_sets")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
+ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+
+
+def compiled(compiler: str, machine: str, products: Path, to: Path) -> Path:
+    """The test of the kernels for one kind of machine, or only the products of bytes if `to` is an object file."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no compiler {compiler} is here")
+    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", SOURCES / "kernels.cpp", products]
+    only = ["-c"] if to.suffix == ".o" else []
+    subprocess.run([compiler, *FLAGS, *machine.split(), f"-I{SOURCES}", *only, "-o", to, *sources], check=True)
+    return to
+
+
+def instructions(*command: str | Path) -> str:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("-march=armv8-a", "plain C++"), ("-march=armv8.2-a+dotprod", "ARM dot products")],
+    ids=["armv8", "dotprod"],
+)
+def test_on_arm(machine, expected, tmp_path):
+    if shutil.which(EMULATOR[0]) is None:
+        pytest.skip(f"no emulator {EMULATOR[0]} is here")
+    built = compiled(ARM, machine, SOURCES / "int8_products.cpp", tmp_path / "test")
+    assert instructions(*EMULATOR, built) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"), [("-march=x86-64", "SSE2"), ("-march=x86-64-v3", "AVX2")], ids=["sse2", "avx2"]
+)
+def test_on_x86(machine, expected, tmp_path):
+    if expected == "AVX2" and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX2")
+    built = compiled("g++", machine, SOURCES / "int8_products.cpp", tmp_path / "test")
+    assert instructions(built) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("-march=x86-64-v3", "AVX-VNNI"), ("-march=x86-64-v3 -DEMULATE_AVX512", "AVX-512 VNNI")],
+    ids=["avx-vnni", "avx512-vnni"],
+)
+def test_with_vnni_emulated(machine, expected, tmp_path):
+    built = compiled("g++", machine, HERE / "emulated_vnni.cpp", tmp_path / "test")
+    assert instructions(built) == expected
+
+
+@pytest.mark.parametrize("machine", ["-march=x86-64-v3 -mavxvnni", "-march=x86-64-v4 -mavx512vnni"])
+def test_with_vnni_the_compiler_uses_it(machine, tmp_path):
+    built = compiled("g++", machine, SOURCES / "int8_products.cpp", tmp_path / "products.o")
+    assert "vpdpbusd" in subprocess.check_output(["objdump", "-d", built], text=True)

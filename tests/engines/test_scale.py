@@ -6,17 +6,17 @@ import pytest
 
 from benchmarks.scale import Constants, Job, bottleneck, seconds, stages, told
 
-#: Round numbers: 10 rows a second planned, 20 read, 200 passed over; 50 tokens a second and core; 1 MB/s.
+#: Round numbers: 10 rows a second planned, 20 read; 50 tokens a second and core; 1 MB/s.
 OF = Constants(
     start_up=2,
     tokens_a_row=100,
     plan=10,
     read=20,
-    skip=200,
     tokenise=50,
     write=1,
     commit=0.5,
     finish=0.25,
+    puts=4,
 )
 
 
@@ -24,10 +24,10 @@ def test_stages_take_their_share_of_the_rows_and_those_side_by_side_cost_the_slo
     job = Job(1000, devices=2, rate=500, cores=4, shard_rows=100, dims=250)
     assert stages(job, OF) == {
         "start-up": 2,
-        "planning": 100,  # 1000 rows / 10
+        "planning": 100,  # 1000 rows / 10: less than 1 GiB, so one process plans
         "forward passes": 100,  # 100,000 tokens / (2 x 500)
         "tokenising": 250,  # 100,000 tokens / (2 x 4 x 50)
-        "reading": 27.5,  # 500 rows / 20 + 500 rows / 200
+        "reading": 25,  # 500 rows / 20
         "writing": 3,  # 500 rows x 250 x 4 bytes = 0.5 MB, and 5 shards x 0.5 s
         "finishing": 2.5,  # 10 shards x 0.25 s
     }
@@ -35,12 +35,18 @@ def test_stages_take_their_share_of_the_rows_and_those_side_by_side_cost_the_slo
     assert bottleneck(job, OF) == "tokenising"
 
 
-def test_more_machines_shorten_everything_but_planning_and_passing_over():
-    few, many = (Job(10**6, devices, rate=500, cores=400) for devices in (1, 1000))
-    assert bottleneck(few, OF) == "forward passes"
-    assert bottleneck(many, OF) == "planning"
-    assert stages(many, OF)["reading"] > 10**6 / OF.skip * 0.99
-    assert seconds(many, OF) > 10**6 / OF.plan
+def test_processes_share_the_planning_of_segments_and_of_one_segment_nothing():
+    rows = 10**10  # of 450 bytes: 4191 segments
+    assert stages(Job(rows, 64, rate=500, cores=4), OF)["planning"] == rows / (10 * 64)
+    assert stages(Job(rows, 64, rate=500, cores=4, planners=16), OF)["planning"] == rows / (10 * 16)
+    assert stages(Job(rows, 10_000, rate=500, cores=4), OF)["planning"] == rows / (10 * 4191)
+    assert stages(Job(10**6, 64, rate=500, cores=4), OF)["planning"] == 10**6 / 10
+
+
+def test_a_store_answers_each_request_of_a_shard_in_turn_and_64_records_at_once_in_the_end():
+    found = stages(Job(1000, 2, rate=500, cores=4, shard_rows=100, dims=250, put_seconds=0.5), OF)
+    assert found["writing"] == 0.5 + 5 * (0.5 + 4 * 0.5)
+    assert found["finishing"] == 10 * (0.25 + 0.5 / 64)
 
 
 @pytest.mark.parametrize(

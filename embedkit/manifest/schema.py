@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from msgspec import ValidationError, convert, to_builtins
+from msgspec import ValidationError, to_builtins
 
 from embedkit.errors import OutputError
 from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed, load_json
 from embedkit.storage.protocol import AnyPath, PublishedFile
+from embedkit.storage.typed_json import convert
 from embedkit.types import EncodedShard, TextCounts, Variant
 
 #: Of the plan, the records and the manifest that this embedkit writes.

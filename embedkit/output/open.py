@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from msgspec import ValidationError, convert
+from msgspec import ValidationError
 from numpy.typing import NDArray
 
 from embedkit.errors import EmbedkitError, OutputError
@@ -68,6 +68,7 @@ from embedkit.storage.opener import IN_PLACE, FileOpener, sha256_of
 from embedkit.storage.parser_probe import probe_file
 from embedkit.storage.protocol import AnyPath, FilePath, OnePath
 from embedkit.storage.store_errors import StoreError
+from embedkit.storage.typed_json import convert
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
 

@@ -202,7 +202,7 @@ class Verdict:
         unit = "" if parts else unit
         even = [f"{name} ({self.value(ahead)}{unit})" for name, ahead in versus if ahead.contains_zero]
         parts += [f"is not distinguishable from {_joined(even)}"] if even else []
-        return f"{', and '.join(parts)}{' on the test rows' * (self.test is not None)}"
+        return f"{', and '.join(parts)} {'in the nested estimate' if self.test is None else 'on the test rows'}"
 
     def _size(self, ahead: Interval) -> str:
         return self.value(Interval(abs(ahead.mean), *sorted((abs(ahead.low), abs(ahead.high)))))

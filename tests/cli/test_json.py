@@ -48,6 +48,12 @@ def test_verify(embedkit_cli, out):
     assert found["resample"] is None
 
 
+def test_plan(embedkit_cli, bert):
+    found = read_json(embedkit_cli("plan", NOTES, "-m", bert, "--limit", "50", "--json"))
+    assert (found["input_rows"], found["dims"], found["shards"]) == (50, {"": 32}, 1)
+    assert sum(rows for _, rows in found["lengths"]) == found["texts"]
+
+
 def test_doctor(embedkit_cli):
     found = read_json(embedkit_cli("doctor", "--json"))
     text = embedkit_cli("doctor").out

@@ -20,7 +20,7 @@ NOT_OF_ENCODER = {
     *("output_format", "shard_rows", "on_exists", "on_bad_row"),
     *("sql", "format", "text_column", "template", "id_column", "keep", "limit"),
     *("delimiter", "quoting", "max_expansion", "max_decompressed_gb", "verify", "private"),
-    *("shard_id", "num_shards", "workers", "engine", "ray_address", "workers_per_gpu"),
+    *("shard_id", "num_shards", "workers", "engine", "ray_address", "workers_per_gpu", "store_option"),
     *("update", "other_versions", "keep_hashes", "hash_key"),
     # Encoder gives one vector a text; rows of units and groups are for tables.
     *("level", "subtoken_pooling", "spans", "spans_column", "group_by", "group_pool", "order_by"),
@@ -57,7 +57,8 @@ def test_encoder_arguments_have_the_names_and_defaults_of_encode_options():
 
 
 def test_every_field_of_the_config_is_an_option():
-    spelled = {"text_columns": "text_column", "secrets": "inputs"}  # the second: the password in a URL
+    # The secrets are those in a URL.
+    spelled = {"text_columns": "text_column", "secrets": "inputs", "uri_secrets": "inputs"}
     names = {
         spelled.get(field.name, field.name) for config in (InputConfig, OutputConfig) for field in fields(config)
     }

@@ -6,11 +6,9 @@ all be of the version with one ETag; it is written whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -175,36 +173,17 @@ class ObjectFiles:
         facts: list[PublishedFile] = []
         for name, spool in in_order:
             with as_output_error(self._root / name):
-                etag = None
                 try:
-                    etag = object_store_for(self._root).put(name, spool.content, if_absent=not replace)
+                    object_store_for(self._root).put(name, spool.content, if_absent=not replace)
                 except FileExistsError:
                     self.taken.add(name)
-                facts.append(PublishedFile(name, spool.size, spool.sha256, etag))
+                facts.append(PublishedFile(name, spool.size, spool.sha256))
         self.discard()
         return facts
 
     def discard(self) -> None:
         while self._new:
             self._new.popitem()[1].discard()
-
-
-def has_conditional_put(folder: RemotePath) -> bool:
-    """Check, by writing an object twice, that a store refuses to replace one if asked to.
-
-    Raises:
-        StoreError: the store fails.
-    """
-    store, key = object_store_for(folder), f".embedkit-probe-{secrets.token_hex(8)}"
-    store.put(key, b"embedkit", if_absent=True)
-    try:
-        store.put(key, b"embedkit", if_absent=True)
-    except FileExistsError:
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            store.delete([key])
-    return False
 
 
 def _bucket(place: RemotePath) -> ObjectStore:

@@ -39,12 +39,11 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """File with its final name: path relative to its root, size in bytes, SHA-256; of an object also its ETag."""
+    """File with its final name: path relative to its root, size in bytes, SHA-256."""
 
     path: str
     bytes: int
     sha256: str
-    etag: str | None = None  # of an object
 
 
 class AtomicFiles(Protocol):

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedkit.storage.filesystem import list_files, stat_file, write_file
-from embedkit.storage.object_filesystem import has_conditional_put
 from embedkit.storage.remote_path import RemotePath
 from tests.cluster.servers import S3Server
 from tests.conftest import NOTES, Ran
@@ -40,7 +39,6 @@ def test_files_of_a_bucket_give_the_output_of_a_local_copy(
     for file in filter(Path.is_file, local.rglob("*")):
         assert write_file(remote, file.relative_to(local).as_posix(), file.read_bytes())
 
-    assert has_conditional_put(remote)
     assert not write_file(remote, "a.csv", b"other", replace=False)
     assert stat_file(remote / "a.csv").size == NOTES.stat().st_size
     assert {name for name, _ in list_files(remote)} == {"a.csv", "deep/b.jsonl.gz", "deep/c.parquet"}

@@ -236,7 +236,6 @@ def test_dtypes_of_torch_and_numpy_are_those_of_the_option():
     [
         ({"model": torch.nn.Linear(1, 1)}, "a Linear of torch"),
         ({"model": b"minilm"}, "a bytes"),
-        ({"model": None}, "None"),
         ({"layers": True}, "layers cannot be True"),
         ({"layers": 1.0}, "layers cannot be 1.0"),
         ({"layers": [-1, None]}, "layers cannot be None"),

@@ -408,13 +408,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1000, help="random kills")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="boundaries of one shard, 25 random kills")
+    parser.add_argument("--short", action="store_true", help="boundaries of one shard, 8 random kills")
     asked = parser.parse_args()
     if asked.short:
         limit_time(SHORT_SECONDS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     boundaries = ["folder", "npy files"] if asked.short else list(OUTPUTS)
-    rounds = 25 if asked.short else asked.rounds
+    rounds = 8 if asked.short else asked.rounds
     began = time.monotonic()
     kills = 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:

@@ -85,7 +85,10 @@ class RunConfig(VectorConfig):
                 else ""
             )
             raise UsageError(f"{remote}: --offline forbids the network", hint=hint or "download the files first")
-        self._check_sharing()
+        if self.engine.is_ray:
+            self._check_ray()
+        else:
+            self._check_sharing()
         self._check_units()
         self._check_groups()
         self._check_reuse()

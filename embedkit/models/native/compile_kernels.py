@@ -1,6 +1,7 @@
-"""Builds kernels.cpp and int8_products.cpp into a library for this processor, kept in the user's cache.
+"""Builds kernels.cpp and int8_products.cpp, each into a library for this processor, kept in the user's cache.
 
-Takes a second. Imports no torch, so that the library is built while torch is imported.
+Takes about a second for kernels.cpp and less for int8_products.cpp, which is built only if int8 needs it.
+Imports no torch, so that kernels.cpp is built while torch is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from threading import Lock, Thread
 
 from embedkit.storage.filesystem import cache_folder
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "int8_products.cpp"))
+_FOLDER = Path(__file__).parent
 #: No -ffast-math: NaN and infinity must stay so.
 _FLAGS = (
     # On ARM, older compilers take `native` for -mcpu alone.
@@ -31,26 +32,34 @@ _building = Lock()
 
 
 def build_ahead() -> None:
-    """Starts to build the library in a thread."""
-    Thread(target=library, name="embedkit-build", daemon=True).start()
+    """Starts to build kernels.cpp in a thread."""
+    Thread(target=library, args=("kernels.cpp",), name="embedkit-build", daemon=True).start()
 
 
-def library(*, rebuild: bool = False) -> Path | None:
-    """Returns the library's path, built if it is not cached or on `rebuild`; None if it cannot be built."""
+def library(source: str, *, rebuild: bool = False) -> Path | None:
+    """Returns the path of a source's library.
+
+    Args:
+        source: a file beside this one.
+        rebuild: build it even if it is cached.
+
+    Returns:
+        None if it cannot be built.
+    """
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or sys.platform == "win32":
         return None
     with _building:
         try:
-            path = cache_folder() / "cpu-kernels" / f"{_identity(compiler)}.so"
+            path = cache_folder() / "cpu-kernels" / f"{_identity(compiler, source)}.so"
             if rebuild or not _is_ours(path):
-                _build(compiler, path)
+                _build(compiler, source, path)
             return path if _is_ours(path) else None
         except (OSError, subprocess.SubprocessError):
             return None
 
 
-def _identity(compiler: str) -> str:
+def _identity(compiler: str, source: str) -> str:
     """Hashes everything that decides the result: machines of many kinds may share a home folder."""
     found = Path(compiler).resolve()
     facts = found.stat()
@@ -61,16 +70,15 @@ def _identity(compiler: str) -> str:
     except OSError:
         processor = [platform.processor(), platform.node()]
     deciding = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
-    sources = b"".join(source.read_bytes() for source in _SOURCES)
-    return hashlib.sha256(sources + repr(deciding).encode()).hexdigest()[:32]
+    return hashlib.sha256((_FOLDER / source).read_bytes() + repr(deciding).encode()).hexdigest()[:32]
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, source: str, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         built = Path(work) / "kernels.so"
         subprocess.run(  # noqa: S603 - the compiler that is on the PATH, on our own source
-            [compiler, *_FLAGS, "-o", str(built), *map(str, _SOURCES), "-lm"],
+            [compiler, *_FLAGS, "-o", str(built), str(_FOLDER / source), "-lm"],
             check=True,
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,

@@ -96,7 +96,7 @@ def _threads() -> ThreadPoolExecutor:
 def load_int8_products() -> Int8Products | None:
     """Loads the products for this processor, built if necessary; None if that is impossible."""
     # The cached library may be corrupt: rebuild it once.
-    return _load(library()) or _load(library(rebuild=True))
+    return _load(library("int8_products.cpp")) or _load(library("int8_products.cpp", rebuild=True))
 
 
 def _load(path: Path | None) -> Int8Products | None:

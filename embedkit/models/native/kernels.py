@@ -137,7 +137,7 @@ class Kernels:
 def load_kernels() -> Kernels | None:
     """Loads the kernels for this processor, built if necessary; None if that is impossible."""
     # The cached library may be corrupt: rebuild it once.
-    return _load(library()) or _load(library(rebuild=True))
+    return _load(library("kernels.cpp")) or _load(library("kernels.cpp", rebuild=True))
 
 
 def _load(path: Path | None) -> Kernels | None:

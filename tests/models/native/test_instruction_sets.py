@@ -11,7 +11,7 @@ import pytest
 from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
-SOURCES = compile_kernels._SOURCES[0].parent
+SOURCES = compile_kernels._FOLDER
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")

@@ -82,11 +82,11 @@ def test_onednn_gives_the_same_bits(monkeypatch):
 )
 def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = compile_kernels._SOURCES[1]
+    source = compile_kernels._FOLDER / "int8_products.cpp"
     changed = tmp_path / source.name
     changed.write_text(source.read_text().replace(right, wrong) if right in source.read_text() else wrong)
     assert changed.read_text() != source.read_text()
-    monkeypatch.setattr(compile_kernels, "_SOURCES", (changed,))
+    monkeypatch.setattr(compile_kernels, "_FOLDER", tmp_path)
     assert load_int8_products.__wrapped__() is None
 
 

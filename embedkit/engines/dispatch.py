@@ -6,7 +6,8 @@ Knows neither processes nor Ray: an engine passes on what its workers send, and 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from embedkit.types import DeviceStats, Variant
 RESUME = "committed shards stay; the same command with --on-exists resume continues"
 #: Workers that may die with the same shard; it is given to no other then.
 _DEATHS = 3
+#: Seconds in which workers may end after a signal, and after another one failed; then they are killed.
+_STOP_SECONDS, FAIL_SECONDS = 15.0, 5.0
 _KINDS: dict[str, type[EmbedkitError]] = {
     kind.__name__: kind for base in EmbedkitError.__subclasses__() for kind in (base, *base.__subclasses__())
 }
@@ -79,13 +82,25 @@ class Dispatcher:
         ready = ((worker, worker.facts) for worker in self.workers if not worker.ended)
         return next(((worker, facts) for worker, facts in ready if facts is not None), None)
 
-    def stopped(self) -> Stopped:
-        """Returns the error of a run that a signal stopped."""
-        done = "no shard was begun" if self.job is None else f"{self.shards_done} shards are committed"
-        return Stopped(
-            f"stopped by a signal; {done}",
-            hint="the same command with --on-exists resume continues from there",
-        )
+    @contextmanager
+    def workers_end_on_failure(self, dismiss: Callable[[float], None]) -> Iterator[None]:
+        """Ends the workers if the block fails, and says how far a run has come that a signal stopped.
+
+        Args:
+            dismiss: asks the workers to end, and waits so many seconds for them.
+        """
+        try:
+            yield
+        except Stopped:
+            dismiss(_STOP_SECONDS)
+            done = "no shard was begun" if self.job is None else f"{self.shards_done} shards are committed"
+            raise Stopped(
+                f"stopped by a signal; {done}",
+                hint="the same command with --on-exists resume continues from there",
+            ) from None
+        except BaseException:
+            dismiss(FAIL_SECONDS)
+            raise
 
     def lost(self, worker: Worker, how: str) -> None:
         """Gives the shards of a worker that died to others.

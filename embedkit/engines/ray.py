@@ -6,13 +6,12 @@ lose what an actor was about to say. Actors that Ray has no room for yet join la
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Self
@@ -31,8 +30,6 @@ from embedkit.storage.remote_path import is_uri
 _POLL_SECONDS = 0.1
 #: Seconds that an actor waits for something to say; an order without a question takes as long to arrive.
 _EXCHANGE_SECONDS = 0.5
-#: Seconds in which workers may end after a signal, and after another one failed; then they are killed.
-_STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
 #: Seconds without any worker after which the user is told.
 _PATIENCE_SECONDS = 30.0
 #: Times in a row that a worker may die without a shard.
@@ -115,7 +112,7 @@ class RayEngine:
 
     def load(self) -> ModelFacts:
         """See Engine; returns as soon as the least number of workers have loaded the model."""
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             while self._n_ready() < self._plan.least or (first := self._dispatcher.first_ready()) is None:
                 self._receive()
         return replace(first[1], device=f"{self._plan.most} Ray workers, {first[1].device}")
@@ -123,7 +120,7 @@ class RayEngine:
     def calibrate(self) -> Int8Ranges:
         """See Engine; one of the workers does it, and another one if that dies."""
         asked = None
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             while self._dispatcher.ranges is None:
                 first = self._dispatcher.first_ready()
                 if first is not None and first[0] is not asked:
@@ -134,7 +131,7 @@ class RayEngine:
 
     def run(self, job: ShardJob) -> Mapping[int, ShardRecord]:
         """See Engine."""
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             self._dispatcher.begin(job)
             while not self._dispatcher.is_done:
                 self._receive()
@@ -162,17 +159,6 @@ class RayEngine:
     def _remove(self, actor: Any) -> None:
         del self._members[actor]
         self._cluster.kill(actor)
-
-    @contextlib.contextmanager
-    def _workers_end_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except Stopped:
-            self._dismiss(_STOP_SECONDS)
-            raise self._dispatcher.stopped() from None
-        except BaseException:
-            self._dismiss(_FAIL_SECONDS)
-            raise
 
     def _dismiss(self, seconds: float) -> None:
         """Asks all workers to end after their current batch, and waits for them."""

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,7 +19,7 @@ from typing import NoReturn, Self
 
 from embedkit.config import RunConfig
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
-from embedkit.engines.dispatch import RESUME, Dispatcher, Worker
+from embedkit.engines.dispatch import FAIL_SECONDS, RESUME, Dispatcher, Worker
 from embedkit.engines.signals import blocked
 from embedkit.engines.worker import WorkerTask, work
 from embedkit.errors import EmbedkitError, Stopped
@@ -29,8 +29,6 @@ from embedkit.manifest.schema import Int8Ranges, ShardRecord
 #: spawn: a process that has used threads, as all of these libraries do, cannot be forked safely.
 _CONTEXT = multiprocessing.get_context("spawn")
 _POLL_SECONDS = 0.1
-#: Seconds in which workers may end after a signal, and after another one failed; then they are killed.
-_STOP_SECONDS, _FAIL_SECONDS = 15.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +81,13 @@ class WorkerPool:
 
     def load(self) -> ModelFacts:
         """See Engine; returns as soon as one worker has loaded the model."""
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             model = self._first_ready()[1]
         return replace(model, device=f"{len(self._processes)} workers, {model.device}")
 
     def calibrate(self) -> Int8Ranges:
         """See Engine; one of the workers does it."""
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             self._send(self._first_ready()[0], "calibrate")
             while self._dispatcher.ranges is None:
                 self._receive()
@@ -97,7 +95,7 @@ class WorkerPool:
 
     def run(self, job: ShardJob) -> Mapping[int, ShardRecord]:
         """See Engine."""
-        with self._workers_end_on_failure():
+        with self._dispatcher.workers_end_on_failure(self._dismiss):
             self._dispatcher.begin(job)
             while not all(worker.ended for worker in self._processes):
                 self._receive()
@@ -108,17 +106,6 @@ class WorkerPool:
         while (first := self._dispatcher.first_ready()) is None:
             self._receive()
         return first
-
-    @contextlib.contextmanager
-    def _workers_end_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except Stopped:
-            self._dismiss(_STOP_SECONDS)
-            raise self._dispatcher.stopped() from None
-        except BaseException:
-            self._dismiss(_FAIL_SECONDS)
-            raise
 
     def _dismiss(self, seconds: float) -> None:
         """Asks all workers to end after their current batch; kills those that take longer."""
@@ -164,7 +151,7 @@ class WorkerPool:
 
     def _report_death(self, worker: Worker) -> NoReturn:
         process = self._processes[worker].process
-        process.join(_FAIL_SECONDS)
+        process.join(FAIL_SECONDS)
         code = process.exitcode
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"

@@ -11,28 +11,20 @@ import datetime as dt
 import errno
 import io
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 from embedkit.errors import UsageError
-from embedkit.storage.protocol import AnyPath, AtomicFiles, FileStat
+from embedkit.storage.protocol import AnyPath, FileStat
 from embedkit.storage.ranged_reader import RangedReader
+from embedkit.storage.remote_files import ReadOnlyFileSystem
 from embedkit.storage.remote_path import RemotePath
 from embedkit.storage.store_errors import StoreError
 
 #: Not read: what is local, needs another file system inside, or has a file system of embedkit's own.
 _NOT_READ = frozenset(
     {
-        *(
-            "file",
-            "local",
-            "cached",
-            "blockcache",
-            "filecache",
-            "simplecache",
-            "async_wrapper",
-            "dir",
-            "reference",
-        ),
+        *("file", "local", "cached", "blockcache", "filecache", "simplecache", "async_wrapper", "dir"),
+        "reference",
         *("data", "zip", "tar", "libarchive", "dask", "git", "generic", "lazy-reference", "asynclocal"),
     }
 )
@@ -56,7 +48,7 @@ def keep_secrets(secrets: Iterable[tuple[str, str]]) -> None:
     _secrets.update(secrets)
 
 
-class FsspecFileSystem:
+class FsspecFileSystem(ReadOnlyFileSystem):
     """See `FileSystem`. Methods that write raise UsageError, and failures of a place are a `StoreError`."""
 
     def open_file(self, path: AnyPath, known: FileStat | None = None) -> io.BufferedReader:
@@ -83,16 +75,6 @@ class FsspecFileSystem:
         etag = found.get("ETag") or found.get("etag")
         return FileStat(found.get("size") or 0, _time(found), kind, str(path).rstrip("/"), etag)
 
-    def exists(self, path: AnyPath) -> bool:
-        try:
-            self.stat_file(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def is_link(self, path: AnyPath) -> bool:  # noqa: ARG002
-        return False
-
     def fixed_name(self, path: str) -> str:
         _of_scheme(path)
         return path
@@ -118,27 +100,9 @@ class FsspecFileSystem:
         for name in _asking(pattern, lambda files, name: files.glob(name)):
             yield _uri(pattern, name)
 
-    def free_bytes(self, folder: AnyPath) -> int:
-        return self._refuse(folder)
-
-    def make_folder(self, folder: AnyPath, *, private: bool = False) -> None:  # noqa: ARG002
-        self._refuse(folder)
-
-    def new_files(self, folder: AnyPath, *, sweep: bool = True) -> AtomicFiles:  # noqa: ARG002
-        return self._refuse(folder)
-
-    def remove_file(self, path: AnyPath) -> None:
-        self._refuse(path)
-
-    def remove_empty(self, folder: AnyPath) -> None:
-        self._refuse(folder)
-
-    def remove_tree(self, folder: AnyPath) -> None:
-        self._refuse(folder)
-
-    def _refuse(self, path: AnyPath) -> Never:
+    def refusal(self, path: AnyPath) -> UsageError:
         scheme = RemotePath(str(path)).scheme
-        raise UsageError(
+        return UsageError(
             f"{path}: {scheme}:// is only read", hint="write to a local path, or to s3://, gs:// or az://"
         )
 

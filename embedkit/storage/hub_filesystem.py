@@ -14,11 +14,12 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Never, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from embedkit.errors import InputError, UsageError
 from embedkit.storage.hub import Unavailable, explain_failure, is_offline
-from embedkit.storage.protocol import AnyPath, AtomicFiles, FileStat
+from embedkit.storage.protocol import AnyPath, FileStat
+from embedkit.storage.remote_files import ReadOnlyFileSystem
 
 SCHEME = "hf://"
 _DATASETS = f"{SCHEME}datasets/"
@@ -28,7 +29,7 @@ _FORM = "use hf://datasets/OWNER/NAME/PATH, or NAME@REVISION/PATH"
 _T = TypeVar("_T")
 
 
-class HubFileSystem:
+class HubFileSystem(ReadOnlyFileSystem):
     """See `FileSystem`. Methods that write raise UsageError, and failures of the hub are an InputError."""
 
     def __init__(self) -> None:
@@ -59,16 +60,6 @@ class HubFileSystem:
         found = self._info(str(path))
         kind = "file" if found["type"] == "file" else "folder"
         return FileStat(found["size"] or 0, 0, kind, str(found["name"]))
-
-    def exists(self, path: AnyPath) -> bool:
-        try:
-            self.stat_file(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def is_link(self, path: AnyPath) -> bool:  # noqa: ARG002
-        return False
 
     def fixed_name(self, path: str) -> str:
         if not path.startswith(_DATASETS):
@@ -103,26 +94,8 @@ class HubFileSystem:
     def match_files(self, pattern: str) -> Iterator[str]:
         yield from (f"{SCHEME}{name}" for name in self._found(pattern, "glob"))
 
-    def free_bytes(self, folder: AnyPath) -> int:
-        return self._refuse(folder)
-
-    def make_folder(self, folder: AnyPath, *, private: bool = False) -> None:  # noqa: ARG002
-        self._refuse(folder)
-
-    def new_files(self, folder: AnyPath, *, sweep: bool = True) -> AtomicFiles:  # noqa: ARG002
-        return self._refuse(folder)
-
-    def remove_file(self, path: AnyPath) -> None:
-        self._refuse(path)
-
-    def remove_empty(self, folder: AnyPath) -> None:
-        self._refuse(folder)
-
-    def remove_tree(self, folder: AnyPath) -> None:
-        self._refuse(folder)
-
-    def _refuse(self, path: AnyPath) -> Never:
-        raise UsageError(f"{path}: the hub is only read", hint="write to a local path")
+    def refusal(self, path: AnyPath) -> UsageError:
+        return UsageError(f"{path}: the hub is only read", hint="write to a local path")
 
     def _found(self, path: str, method: str, **options: Any) -> Any:
         """Call a method of `HfFileSystem`, which takes paths without `hf://`."""

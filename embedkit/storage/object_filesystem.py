@@ -20,6 +20,7 @@ from embedkit.storage.disk_errors import as_output_error
 from embedkit.storage.object_store import ObjectStore, StoredObject, object_store_for
 from embedkit.storage.protocol import AnyPath, AtomicFiles, FileStat, PublishedFile
 from embedkit.storage.ranged_reader import RangedReader
+from embedkit.storage.remote_files import RemoteFileSystem
 from embedkit.storage.remote_path import RemotePath
 from embedkit.storage.spool import SpooledFile
 from embedkit.storage.uri_patterns import fixed_part, matches_key
@@ -29,7 +30,7 @@ SCHEMES = frozenset({"s3", "gs", "az"})
 _LISTED_SECONDS = 60.0
 
 
-class ObjectFileSystem:
+class ObjectFileSystem(RemoteFileSystem):
     """See `FileSystem`. Failures of the store are a `StoreError`."""
 
     def __init__(self) -> None:
@@ -62,16 +63,6 @@ class ObjectFileSystem:
         if next(bucket.list(place.key), None) is None and place.key:
             raise FileNotFoundError(errno.ENOENT, "no such object or folder", str(place))
         return _folder(str(place))
-
-    def exists(self, path: AnyPath) -> bool:
-        try:
-            self.stat_file(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def is_link(self, path: AnyPath) -> bool:  # noqa: ARG002
-        return False
 
     def fixed_name(self, path: str) -> str:
         """Also forgets what was listed there: who asks for a name wants its present state."""

@@ -6,12 +6,11 @@ tokenizer_config.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.tokenizer.file_tokenizer import FileTokenizer
+from embedkit.tokenizer.file_tokenizer import FileTokenizer, read_files
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 #: Classes of tokenizers with BERT's normalizer and WordPiece.
@@ -37,17 +36,12 @@ _FOLLOWED = {"do_lower_case", "model_max_length", "strip_accents", "tokenize_chi
 def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
     """Reads the tokenizer of a folder; None if only transformers can load it."""
     try:
-        model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
-        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        parts = json.loads(text)
-        path = folder / "special_tokens_map.json"
-        special = json.loads(path.read_bytes()) if path.is_file() else {}
+        files = read_files(folder)
         plain = (
-            model_type in _MODEL_TYPES
-            and not any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
-            and _is_plain(settings, special)
-            and _matches_settings(parts, settings)
+            files.model_type in _MODEL_TYPES
+            and not files.has_more
+            and _is_plain(files.settings, files.special)
+            and _matches_settings(files.parts, files.settings)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -55,9 +49,9 @@ def read_bert_tokenizer(folder: Path) -> FileTokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    types = [] if model_type == "distilbert" else ["token_type_ids"]
-    backend = disable_truncation(Tokenizer.from_str(text))
-    return FileTokenizer(backend, settings, _SPECIAL, ["input_ids", *types, "attention_mask"])
+    types = [] if files.model_type == "distilbert" else ["token_type_ids"]
+    backend = disable_truncation(Tokenizer.from_str(files.text))
+    return FileTokenizer(backend, files.settings, _SPECIAL, ["input_ids", *types, "attention_mask"])
 
 
 def _is_plain(settings: Mapping[str, Any], special: Mapping[str, Any]) -> bool:

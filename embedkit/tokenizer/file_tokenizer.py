@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """The files of a folder that decide its tokenizer."""
+
+    model_type: str
+    settings: Mapping[str, Any]  # tokenizer_config.json
+    special: Mapping[str, Any]  # special_tokens_map.json; empty if there is none
+    text: str  # tokenizer.json
+    parts: Mapping[str, Any]  # the same, parsed
+    has_more: bool  # True if another file changes it
+
+
+def read_files(folder: Path) -> TokenizerFiles:
+    """Reads the files of a tokenizer.
+
+    Raises:
+        OSError: one of them is missing.
+        ValueError: one of them is not JSON.
+        KeyError: config.json names no type of model.
+    """
+    model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    path = folder / "special_tokens_map.json"
+    special = json.loads(path.read_bytes()) if path.is_file() else {}
+    has_more = any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
+    return TokenizerFiles(model_type, settings, special, text, json.loads(text), has_more)
 
 
 class FileTokenizer:

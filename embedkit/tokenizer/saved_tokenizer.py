@@ -6,12 +6,11 @@ models that embedkit computes itself; any setting that is not known here leaves 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.tokenizer.file_tokenizer import FileTokenizer
+from embedkit.tokenizer.file_tokenizer import FileTokenizer, read_files
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 #: Classes that take tokenizer.json as it is.
@@ -34,17 +33,13 @@ _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 def read_saved_tokenizer(folder: Path) -> FileTokenizer | None:
     """Reads the tokenizer of a folder; None if transformers would change it, or might."""
     try:
-        model_type = json.loads((folder / "config.json").read_bytes())["model_type"]
-        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        parts = json.loads(text)
-        path = folder / "special_tokens_map.json"
-        special_map = json.loads(path.read_bytes()) if path.is_file() else {}
+        files = read_files(folder)
+        settings = files.settings
         known = (
-            model_type in _MODEL_TYPES
-            and not any((folder / name).is_file() for name in ("added_tokens.json", "chat_template.jinja"))
+            files.model_type in _MODEL_TYPES
+            and not files.has_more
             and settings.get("tokenizer_class") in _CLASSES
-            and _is_plain(settings, special_map, parts)
+            and _is_plain(settings, files.special, files.parts)
         )
         special = {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
         extra = [_content(token) for name in _EXTRA for token in settings.get(name) or ()]
@@ -54,7 +49,7 @@ def read_saved_tokenizer(folder: Path) -> FileTokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    backend = disable_truncation(Tokenizer.from_str(text))
+    backend = disable_truncation(Tokenizer.from_str(files.text))
     return FileTokenizer(backend, settings, special, settings["model_input_names"], extra)
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from embedkit.config import InputConfig, ModelConfig, OutputConfig, RunConfig
-from embedkit.engines import worker, worker_pool
+from embedkit.engines import dispatch, worker, worker_pool
 from tests.conftest import NOTES
 from tests.engines import unlucky
 from tests.engines.test_resume import SHARDS, assert_same
@@ -61,7 +61,7 @@ def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_
     workers, encode, whole, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed)
-    monkeypatch.setattr(worker_pool, "_FAIL_SECONDS", 1.0)
+    monkeypatch.setattr(dispatch, "FAIL_SECONDS", 1.0)
     ran = workers("out")
     assert ran.code == 1, ran.err
     told = re.match(
@@ -80,7 +80,7 @@ def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_
 
 def test_a_worker_that_dies_at_the_start_does_not_block_the_pool(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed_at_once)
-    monkeypatch.setattr(worker_pool, "_FAIL_SECONDS", 0.5)
+    monkeypatch.setattr(dispatch, "FAIL_SECONDS", 0.5)
     began = time.monotonic()
     ran = workers("out")
     assert (ran.code, "worker 1 of 2 (cpu) ended with exit code 3 before it had a shard" in ran.err) == (1, True)
@@ -98,7 +98,7 @@ def test_a_request_to_stop_ends_all_workers_and_resume_goes_on(workers, encode, 
 
     monkeypatch.setattr("embedkit.cli.run_context.stop_event", lambda _: nullcontext(stop))
     monkeypatch.setattr(worker_pool, "work", unlucky.stalling)
-    monkeypatch.setattr(worker_pool, "_STOP_SECONDS", 2.0)
+    monkeypatch.setattr(dispatch, "_STOP_SECONDS", 2.0)
     began = time.monotonic()
     threading.Thread(target=stop_when_a_shard_is_done, daemon=True).start()
     ran = workers("out")

@@ -6,38 +6,21 @@ An output that is overwritten stays unchanged until the new one, written to anot
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Manifest, Plan
 from embedkit.output.commit import MANIFEST, PLAN, OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS
+from embedkit.output.destination.shard_folder import ShardFolder
 from embedkit.output.formats import Sink
-from embedkit.output.rejects import write_rejects
 from embedkit.storage.atomic import remove_abandoned_states
 from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.filesystem import exists, is_folder, remove_file, remove_tree
 from embedkit.storage.replace_folder import Replacement
-from embedkit.types import EncodedShard
 
 
-def write_shard(output: OutputFolder, shard: EncodedShard, sink: Sink) -> ShardRecord:
-    """Writes the files of a shard, and commits it. Returns its record.
-
-    Raises:
-        OutputError: it cannot be written, or another run has taken the place of this one.
-    """
-    with output.shard(shard.index) as writer:
-        # A shard of empty texts has no .npy files: embedding-reader skips an array of no rows but not its
-        # metadata, and the pairs would shift.
-        if sink.suffix != ".npy" or shard.has_vector.any():
-            sink.write(shard, writer.create)
-        write_rejects(shard, writer.create)
-        return writer.commit(ShardRecord.of(shard))
-
-
-class Folder:
+class Folder(ShardFolder):
     """A folder of shards.
 
     Args:
@@ -48,15 +31,10 @@ class Folder:
     """
 
     def __init__(self, path: Path, on_exists: str, *, verify: bool = False, several: bool = False) -> None:
-        self.path = path
-        self.on_exists = on_exists
-        self.verify = verify
-        self.several = several
+        # What is written is the destination, or a folder that replaces it when complete.
+        super().__init__(path, OutputFolder(path), on_exists, verify=verify, several=several)
+        self.path: Path = path
         self.replacement = Replacement(path, lambda folder: OutputFolder(folder).clear())
-        #: The folder that this run writes: the destination, or one that replaces it when complete.
-        self.output = OutputFolder(path)
-        self.was_complete = False
-        self.notices: list[str] = []
 
     def has_plan(self) -> bool:
         """Returns True if a run was begun here, or one that replaces it."""
@@ -129,17 +107,6 @@ class Folder:
             self.was_complete = exists(self.path / MANIFEST)
         return plan
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
-        """See Destination. The records say what of a folder is complete, shard by shard."""
-        if self.was_complete and self.on_exists == "error":
-            raise OutputError(f"{self.path} holds the output of another run", hint=f"use {SHARED_WAYS}")
-        return False
-
-    def committed(self) -> dict[int, ShardRecord]:
-        """See Destination. Hashes are compared once."""
-        verify, self.verify = self.verify, False
-        return self.output.committed(verify=verify)
-
     def begin(self, plan: Plan) -> Plan:
         """See Destination."""
         with as_output_error(self.path):
@@ -154,15 +121,6 @@ class Folder:
     def scans(self) -> OutputFolder | None:
         """See Destination. A run that replaces an output, which may be moved aside, keeps none."""
         return None if self.was_complete or self.output.path != self.path else self.output
-
-    def abandon(self) -> None:
-        """See Destination."""
-        if not self.several:
-            self.output.withdraw()
-
-    def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
-        """See Destination."""
-        return write_shard(self.output, shard, sink)
 
     def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """See Destination."""

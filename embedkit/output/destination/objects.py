@@ -5,20 +5,17 @@ There is no rename, so an output that is overwritten is deleted when the new one
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from embedkit.errors import OutputError
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
 from embedkit.output.commit_objects import ObjectFolder
 from embedkit.output.destination.base import SHARED_WAYS
-from embedkit.output.destination.folder import write_shard
+from embedkit.output.destination.shard_folder import ShardFolder
 from embedkit.output.formats import Sink
 from embedkit.storage.object_store import ObjectStore
 from embedkit.storage.remote_path import RemotePath
-from embedkit.types import EncodedShard
 
 
-class Objects:
+class Objects(ShardFolder):
     """A folder of shards in an object store.
 
     Args:
@@ -38,13 +35,9 @@ class Objects:
         several: bool = False,
         store: ObjectStore | None = None,
     ) -> None:
-        self.path = path
-        self.on_exists = on_exists
-        self.verify = verify
-        self.several = several
-        self.output = ObjectFolder(path, store)
-        self.was_complete = False
-        self.notices: list[str] = []
+        folder = ObjectFolder(path, store)
+        super().__init__(path, folder, on_exists, verify=verify, several=several)
+        self.output: ObjectFolder = folder
         self._replaces = False
 
     def open(self) -> Plan | None:
@@ -93,16 +86,9 @@ class Objects:
             f"the store of {self.path} replaces an object where it is told not to: let no second run write there"
         )
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
-        """See Destination. The records say what of a folder is complete, shard by shard."""
-        if self.was_complete and self.on_exists == "error":
-            raise OutputError(f"{self.path} holds the output of another run", hint=f"use {SHARED_WAYS}")
-        return False
-
     def committed(self) -> dict[int, ShardRecord]:
-        """See Destination. Hashes are compared once."""
-        verify, self.verify = self.verify, False
-        records = self.output.committed(verify=verify)
+        """See Destination. Records that do not count are removed."""
+        records = super().committed()
         self.output.remove_obsolete()
         return records
 
@@ -119,15 +105,6 @@ class Objects:
     def scans(self) -> ObjectFolder | None:
         """See Destination. A run that replaces an output keeps none: that is there until the plan is written."""
         return None if self.was_complete or self._replaces else self.output
-
-    def abandon(self) -> None:
-        """See Destination."""
-        if not self.several:
-            self.output.withdraw()
-
-    def write(self, shard: EncodedShard, sink: Sink) -> ShardRecord:
-        """See Destination."""
-        return write_shard(self.output, shard, sink)
 
     def finish(self, sink: Sink, manifest: Manifest) -> None:  # noqa: ARG002
         """See Destination."""

@@ -172,8 +172,9 @@ bench-planning: $(VENV)/installed-dev $(TEXTS) ## compare what planning and read
 	$(BIN)/python -m benchmarks.planning $(TEXTS) -o $(BENCH)/planning.json
 
 .PHONY: bench-ray
-bench-ray: $(VENV)/installed-dev $(TEXTS) ## compare --engine ray with the worker pool, two workers each [TEXTS=file.jsonl]
+bench-ray: $(VENV)/installed-dev $(TEXTS) ## compare --engine ray with the worker pool, two workers each, and measure its memory with 100,000 shards [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.ray $(TEXTS) -o $(BENCH)/ray.json
+	$(BIN)/python -m benchmarks.driver -o $(BENCH)/driver.json
 
 .PHONY: bench-objects
 bench-objects: $(VENV)/installed-dev ## count the requests of a shard to an object store

@@ -1,11 +1,12 @@
 """Speed of `--engine ray` against the worker pool, with as many workers on this machine, in turn.
 
-    python -m benchmarks.ray TEXTS.jsonl [--rows 20000] [--workers 2] [--runs 3] [-m minilm] [-o RESULT.json]
+    python -m benchmarks.ray TEXTS.jsonl [--rows 8000] [--workers 2] [--runs 5] [-m minilm] [-o RESULT.json]
 
 TEXTS.jsonl has `id` and `text`, as `python -m benchmarks.texts` writes it. Each run is a process of its own, and
-with Ray one that starts its own. Prints JSON: for every run the seconds before the first shard was committed
-(start-up: imports, Ray, the model) and the rows per second after it; and the ratio of the medians. The load
-averages say whether other work shared the processor: then only ratios of neighbouring runs mean something.
+with Ray one that starts its own; which of the two is first alternates. Prints JSON: for every run the seconds
+before the first shard was committed (start-up: imports, Ray, the model) and the rows per second after it; the
+ratio of the medians, and that of each pair of neighbours. The load averages say whether other work shared the
+processor: then only the ratios of neighbours mean something.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -28,9 +30,9 @@ from benchmarks.peers.__main__ import machine, versions
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
-    options.add_argument("--rows", type=int, default=20_000)
+    options.add_argument("--rows", type=int, default=8_000)
     options.add_argument("--workers", type=int, default=2)
-    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--runs", type=int, default=5)
     options.add_argument("--shard-rows", type=int, default=256)
     options.add_argument("-m", "--model", default="minilm")
     options.add_argument("-o", "--output", type=Path)
@@ -41,14 +43,15 @@ def main() -> None:
         folder = Path(name)
         with asked.texts.open("rb") as file:
             (folder / "rows.jsonl").write_bytes(b"".join(islice(file, asked.rows)))
-        for _ in range(asked.runs):
-            for label, engine in (("pool", "local"), ("ray", "ray")):
+        for number in range(asked.runs):
+            pair = (("pool", "local"), ("ray", "ray"))
+            for label, engine in pair if number % 2 == 0 else reversed(pair):
                 arguments = ("-m", asked.model, "--workers", asked.workers, "--shard-rows", asked.shard_rows)
                 runs[label].append(encode(folder, "--engine", engine, *arguments))
     rates = {label: median(run["rows_per_second"] for run in of) for label, of in runs.items()}
     found = {
         "machine": machine(),
-        "versions": versions(sys.executable),
+        "versions": versions(sys.executable) | {"ray": version("ray")},
         "load_average": [round(of, 2) for of in (*load, os.getloadavg()[0])],
         "rows": asked.rows,
         "workers": asked.workers,
@@ -56,6 +59,10 @@ def main() -> None:
         "runs": runs,
         "startup_seconds": {label: median(run["startup_seconds"] for run in of) for label, of in runs.items()},
         "ratio": round(rates["ray"] / rates["pool"], 3),
+        "ratios_of_neighbours": [
+            round(ray["rows_per_second"] / pool["rows_per_second"], 3)
+            for ray, pool in zip(runs["ray"], runs["pool"], strict=True)
+        ],
     }
     text = json.dumps(found, indent=2)
     print(text)

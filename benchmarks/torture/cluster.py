@@ -1,11 +1,11 @@
 """Kills of Ray's actors, nodes, drivers and heads at random times, and ranks that race on one bucket.
 
-    python -m benchmarks.torture.cluster [--kills 200] [--races 6] [--seed 0] [--to local,s3]
+    python -m benchmarks.torture.cluster [--kills 200] [--races 6] [--seed 0] [--to local,s3] [-o RESULT.json]
 
 Each run writes many small shards, to a disk or to a bucket of SeaweedFS, and is killed at until it has had its
-share of kills. What died is replaced by the engine, or the run is resumed by a random engine. Then every file has
-the bytes that one local process writes, so no row is lost, doubled or moved. Exits with 1 at the first fault, and
-with 0 where Ray or SeaweedFS are not installed.
+share of kills, at random seconds or after a random number of shards. What died is replaced by the engine, or the
+run is resumed by a random engine. Then every file has the bytes that one local process writes, so no row is lost,
+doubled or moved. Exits with 1 at the first fault, and with 0 where Ray or SeaweedFS are not installed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.peers.__main__ import machine, versions
 from benchmarks.torture.kills import FaultError, contents, fresh, tell
 from tests.cluster import ray_cluster, servers
 from tests.tiny_models import TEXTS, make
@@ -36,10 +39,13 @@ SHARD_ROWS = 8
 N_ROWS = 300 * SHARD_ROWS
 EMPTY_EVERY = 97
 #: Kills of one run, and how often each kind is drawn. A head takes a new cluster with it.
-KILLS_A_RUN = 8
-WEIGHTS = {"actor": 11, "raylet": 4, "driver": 4, "head": 1}
-#: Seconds at most from one kill to the next. To load the tiny model takes an idle machine 5.
-PAUSE = 6.0
+KILLS_A_RUN = 10
+WEIGHTS = {"actor": 22, "raylet": 8, "driver": 9, "head": 1}
+#: From one kill to the next: seconds at most, or shards at most. To load the tiny model takes an idle machine 5 s,
+#: so that seconds hit workers that start, and shards workers that compute.
+PAUSE, PAUSE_SHARDS, SHARDS_SECONDS = 4.0, 20, 20.0
+#: Raylets of one processor: one more than the run has workers, so that one is free when another is killed.
+NODES, WORKERS = 3, 2
 #: Seconds that a run may take that nothing disturbs any more.
 LIMIT_SECONDS = 300
 #: How a run may end when it was killed at, besides 0: what its message has then.
@@ -84,7 +90,7 @@ class Bench:
 
     def command(self, target: str, *options: object) -> list[str]:
         words = ["encode", self.table, "-m", self.model, "-o", target, "--shard-rows", SHARD_ROWS]
-        words += ["--pool", "mean", "--device", "cpu", "-q", "--on-exists", "resume", *options]
+        words += ["--pool", "mean", "--device", "cpu", "--progress", "json", "--on-exists", "resume", *options]
         return [sys.executable, "-m", "embedkit", *(str(word) for word in words)]
 
     def start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -95,7 +101,12 @@ class Bench:
             )
 
     def said(self) -> str:
-        return (self.root / "said").read_text(errors="replace")[-2000:]
+        lines = (self.root / "said").read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if not line.startswith('{"event": "'))[-2000:]
+
+    def shards(self) -> int:
+        """Shards that the run which is told of in the file has committed."""
+        return (self.root / "said").read_bytes().count(b'{"event": "shard"')
 
 
 def prepare(root: Path) -> Bench:
@@ -148,16 +159,20 @@ def check_ids(bench: Bench, place: Place) -> None:
 
 
 class Cluster:
-    """A Ray cluster that is started again when its head was killed."""
+    """A Ray cluster, and another one when its head was killed."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self.now = self._stack.enter_context(ray_cluster.ray_cluster(nodes=2, cpus=1))
+        self.now = self._start()
 
-    def renew(self) -> None:
-        self.end()
-        self._stack = ExitStack()
-        self.now = self._stack.enter_context(ray_cluster.ray_cluster(nodes=2, cpus=1))
+    def _start(self) -> ray_cluster.RayCluster:
+        return self._stack.enter_context(ray_cluster.ray_cluster(nodes=NODES, cpus=1))
+
+    def renew(self) -> ExitStack:
+        """Starts another one; returns what ends the one before."""
+        former, self._stack = self._stack, ExitStack()
+        self.now = self._start()
+        return former
 
     def end(self) -> None:
         self._stack.close()
@@ -166,32 +181,39 @@ class Cluster:
 class Run:
     """One output, disturbed until it has had its kills.
 
-    Args:
-        kinds: of the kills.
-        kills: counts all kills.
+    Attributes:
+        done: kills, by kind.
+        ends: how the processes ended, besides by kills.
+        resumes: how often one engine went on with another's shards, by their names.
     """
 
     def __init__(self, bench: Bench, place: Place, cluster: Cluster, chance: random.Random, name: str) -> None:
         self.bench, self.place, self.cluster, self.chance, self.name = bench, place, cluster, chance, name
         self.driver: subprocess.Popen[bytes] | None = None
-        self.engine = "ray"
+        self.engine = ""
+        self.done: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
+        self.resumes: Counter[str] = Counter()
 
     def start(self, engine: str) -> None:
+        if self.engine and self.bench.shards():
+            self.resumes[f"{engine} after {self.engine}"] += 1
         (self.bench.root / "said").write_bytes(b"")
         self.engine = engine
-        options = ["--engine", "ray", "--workers", 2] if engine == "ray" else []
+        options = ["--engine", "ray", "--workers", WORKERS] if engine == "ray" else []
         environment = self.place.environment | (self.cluster.now.environment if engine == "ray" else {})
         command = self.bench.command(self.place.target(self.name), *options)
         self.driver = self.bench.start(command, environment | {"OMP_NUM_THREADS": "1"})
 
     def is_running(self, seconds: float) -> bool:
         """Waits, at most so long, for the driver to end."""
-        assert self.driver
+        if self.driver is None:
+            return False
         try:
             code = self.driver.wait(seconds)
         except subprocess.TimeoutExpired:
             return True
+        self.driver = None
         if code == 0:
             self.ends["complete"] += 1
             self.place.look(self.name)
@@ -201,60 +223,73 @@ class Run:
             raise FaultError(f"{self.name}: ended with {code}: {self.bench.said()}")
         return False
 
+    def pause(self) -> bool:
+        """Waits for a random time or number of shards; returns True if the driver still runs."""
+        if self.chance.random() < 0.4:
+            return self.is_running(self.chance.uniform(0, PAUSE))
+        wanted = self.bench.shards() + self.chance.randint(1, PAUSE_SHARDS)
+        until = time.monotonic() + SHARDS_SECONDS
+        while self.bench.shards() < wanted and time.monotonic() < until:
+            if not self.is_running(0.05):
+                return False
+        return True
+
     def kill(self, kind: str) -> bool:
-        """Kills something while the driver runs; False if it has ended before or there is nothing to kill."""
+        """Kills something while the driver runs; False if there is nothing to kill."""
         assert self.driver
         cluster = self.cluster.now
         if kind == "driver":
             self.driver.kill()
             self.is_running(LIMIT_SECONDS)
-            return True
-        if self.engine != "ray":
-            return False
-        if kind == "head":
+        elif kind == "head":
             cluster.kill_head()
+            former = self.cluster.renew()  # the driver waits meanwhile
             if self.is_running(LIMIT_SECONDS):
                 raise FaultError(f"{self.name}: runs {LIMIT_SECONDS} s after its head was killed")
-            self.cluster.renew()
-            return True
-        if kind == "raylet":
+            former.close()
+        elif kind == "raylet":
             try:
                 cluster.kill_node(self.chance.choice(cluster.raylets))
                 cluster.add_node(cpus=1)
             except RuntimeError as error:  # a machine so busy that Ray gave up: its cluster has gone
                 print(f"a new cluster: {str(error)[-200:]}")
+                former = self.cluster.renew()
                 self.is_running(LIMIT_SECONDS)
-                self.cluster.renew()
-            return True
-        actors = cluster.actors("RayActor")
-        if actors:
+                former.close()
+        else:
+            actors = cluster.actors("RayActor")
+            if not actors:
+                return False
             with suppress(ProcessLookupError):
                 os.kill(self.chance.choice(actors), signal.SIGKILL)
-        return bool(actors)
+        self.done[kind] += 1
+        return True
 
-    def disturbed(self, kinds: list[str]) -> Counter[str]:
-        """Runs until complete and returns the kills that there were."""
-        done: Counter[str] = Counter()
+    def disturbed(self, kinds: list[str]) -> None:
+        """Runs until the kills are done, and then until the output is complete."""
         outputs = 0
         self.start("ray")
         while kinds:
-            if not self.is_running(self.chance.uniform(0, PAUSE)):
+            if self.pause():
+                if self.engine == "local":
+                    self.kill("driver")
+                elif self.kill(kinds[0]):
+                    kinds.pop(0)
+            else:
                 if self.ends["complete"] > outputs:  # an output of its own for the kills that are left
                     outputs = self.ends["complete"]
-                    self.name += "+"
-                left_to_drivers = all(kind == "driver" for kind in kinds)
-                self.start(self.chance.choice(["ray", "local"]) if left_to_drivers else "ray")
-            elif self.kill(kinds[0]):
-                done[kinds.pop(0)] += 1
+                    self.name, self.engine = f"{self.name}+", ""
+                # A local run is only there to go on with shards of Ray, and to leave some.
+                is_next = self.engine == "ray" and self.chance.random() < 0.4
+                self.start("local" if is_next else "ray")
         while self.ends["complete"] == outputs:
-            if self.driver is None or self.driver.poll() is not None:
+            if self.driver is None:
                 self.start(self.chance.choice(["ray", "local"]))
             if self.is_running(LIMIT_SECONDS):
                 raise FaultError(f"{self.name}: does not end: {self.bench.said()}")
-        return done
 
     def end(self) -> None:
-        if self.driver is not None and self.driver.poll() is None:
+        if self.driver is not None:
             self.driver.kill()
             self.driver.wait()
 
@@ -290,44 +325,89 @@ def drawn(chance: random.Random, kills: int) -> list[list[str]]:
     return [kinds[start : start + KILLS_A_RUN] for start in range(0, kills, KILLS_A_RUN)]
 
 
+@dataclass
+class Tally:
+    """What was done, for a file."""
+
+    output: Path | None
+    began: float = field(default_factory=time.monotonic)
+    runs: int = 0
+    races: dict[str, int] = field(default_factory=dict)
+    kills: dict[str, Counter[str]] = field(default_factory=dict)  # by place, then by kind
+    ends: Counter[str] = field(default_factory=Counter)
+    resumes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def n_kills(self) -> int:
+        return sum(kills.total() for kills in self.kills.values()) + self.races.get("ranks killed", 0)
+
+    def add(self, run: Run) -> None:
+        self.runs += 1
+        self.kills.setdefault(run.place.name, Counter()).update(run.done)
+        self.ends += run.ends
+        self.resumes += run.resumes
+        tell({"run": self.runs, "to": run.place.name, "kills": dict(run.done), "in all": self.n_kills})
+        self.write()
+
+    def write(self) -> None:
+        """Writes the file, again after each run."""
+        found: dict[str, Any] = {
+            "machine": machine(),
+            "versions": versions(sys.executable) | {name: version(name) for name in ("ray", "obstore")},
+            "load_average": round(os.getloadavg()[0], 2),
+            "seconds": round(time.monotonic() - self.began),
+            "shards_of_an_output": N_ROWS // SHARD_ROWS,
+            "kills": self.n_kills,
+            "kills_by_place": {place: dict(sorted(kills.items())) for place, kills in self.kills.items()},
+            "races": self.races,
+            "outputs_compared": self.ends["complete"],
+            "runs_that_gave_up_and_were_resumed": self.ends["gave up"],
+            "resumes": dict(sorted(self.resumes.items())),
+            "rows_lost_doubled_or_reordered": 0,  # else there was an error
+            "outputs_with_other_bytes": 0,
+        }
+        if self.output:
+            self.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--races", type=int, default=6, help="of two ranks on one bucket")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="local,s3", help="where outputs go")
+    parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and runs end as well
-    chance = random.Random(asked.seed)
-    began, kills, races_killed = time.monotonic(), Counter[str](), 0
+    chance, tally = random.Random(asked.seed), Tally(asked.output)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = prepare(Path(folder).resolve())
         with places(bench, asked.to.split(",")) as found:
             for number in range(asked.races):
-                races_killed += race(bench, found[-1], chance, f"race-{number}")
+                killed = race(bench, found[-1], chance, f"race-{number}")
+                before = tally.races.get("ranks killed", 0)
+                tally.races = {"races": number + 1, "ranks killed": before + killed}
             if asked.races:
-                tell({"races": asked.races, "to": found[-1].name, "ranks killed": races_killed})
+                tell(tally.races | {"to": found[-1].name})
             cluster = Cluster()
             try:
                 for number, kinds in enumerate(drawn(chance, asked.kills)):
-                    place = found[number % len(found)]
-                    run = Run(bench, place, cluster, chance, f"run-{number}")
+                    run = Run(bench, found[number % len(found)], cluster, chance, f"run-{number}")
                     try:
-                        kills += run.disturbed(kinds)
+                        run.disturbed(kinds)
                     except FaultError:
-                        tell(
-                            {"run": number, "to": place.name, "kills before": dict(kills), "ends": dict(run.ends)}
-                        )
+                        tell({"run": number, "kills": dict(run.done), "ends": dict(run.ends)})
                         raise
                     finally:
                         run.end()
-                    tell({"run": number, "to": place.name, "kills": dict(kills), "ends": dict(run.ends)})
-                    shutil.rmtree(bench.root / "outputs" / run.name, ignore_errors=True)
+                    tally.add(run)
+                    for output in (bench.root / "outputs").glob(f"run-{number}*"):
+                        shutil.rmtree(output, ignore_errors=True)
             finally:
                 cluster.end()
     print(
-        f"{kills.total()} kills ({dict(kills)}) and {asked.races} races in {time.monotonic() - began:.0f} s: "
-        "0 rows lost, 0 doubled, 0 reordered, bytes identical"
+        f"{tally.n_kills} kills and {asked.races} races in {time.monotonic() - tally.began:.0f} s: 0 rows lost, "
+        "0 doubled, 0 reordered, bytes identical"
     )
     return 0
 

@@ -93,11 +93,18 @@ def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: st
         useful: number of shards, which more actors could not divide.
 
     Raises:
-        UsageError: the number of workers is not given, and cannot be found out.
+        UsageError: the number of workers is not given, and cannot be found out; or GPUs are shared, and there are
+            none.
     """
     nodes = list(nodes)
     per_gpu = config.workers_per_gpu or 1
     with_gpus = [node for node in nodes if node.gpus >= 1]
+    if device == "auto" and not with_gpus and config.workers_per_gpu is not None:
+        raise UsageError(
+            "--workers-per-gpu: no node of the Ray cluster has a GPU",
+            hint="leave it out, and the workers compute on CPUs; or wait for nodes with GPUs, such as by "
+            "--device cuda --workers 8",
+        )
     if device == "cuda" or (device == "auto" and with_gpus):
         slots = [int(node.gpus) * per_gpu for node in with_gpus]
         most = config.most_workers or sum(slots)
@@ -110,9 +117,10 @@ def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: st
         cpus = min((int(node.cpus) // on_each for node in usable), default=1)
         gpus = 0.0
     if not most:
+        others = "; --device cpu computes on the CPUs that it has" if nodes and gpus else ""
         raise UsageError(
             f"the Ray cluster has no {'GPU' if gpus else 'CPU'} yet, so that the number of workers is unknown",
-            hint="say how many to ask for, such as --workers 8",
+            hint=f"say how many to ask for, such as --workers 8{others}",
         )
     most = max(1, min(most, useful))
     return ActorPlan(min(config.least_workers, most), most, max(1, cpus), gpus)

@@ -25,11 +25,16 @@ from unittest import mock
 import pytest
 
 #: For raylets and drivers alike. With another niceness than 0, workers are starved by whatever else runs; on a
-#: busy machine a raylet needs longer than the 10 s that Ray waits for it.
+#: busy machine a raylet needs longer than the 10 s that Ray waits for it. Processes to spare, one for each CPU of
+#: each node whenever a driver comes, take what the tests need.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_raylet_start_wait_time_s": "120",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_enable_metrics_collection": "0",
     "RAY_AUTH_MODE": "token",
     "OMP_NUM_THREADS": "1",
 }

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.ray_cluster import ENVIRONMENT
+from tests.cluster.ray_autoscaler import autoscaled_ray
 from tests.cluster.ray_cluster import ray_cluster as new_cluster
 from tests.cluster.ray_runs import ROOT, command, environment, started
 from tests.engines.test_resume import assert_same
@@ -58,6 +55,14 @@ def ray(workers):
     return ("--engine", "ray", "--workers", workers)
 
 
+def assert_no_row_in(cluster, *told):
+    """See that neither Ray's files (logs, crash reports, spilled objects) nor what was said have any of a row."""
+    files = [path for path in cluster.folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert CANARY not in "".join(told)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_cluster_makes_the_bytes_of_one_process_and_ray_sees_no_row(
     ray_cluster, table, bert, whole, tmp_path, workers
@@ -66,10 +71,7 @@ def test_a_cluster_makes_the_bytes_of_one_process_and_ray_sees_no_row(
     assert code == 0, told
     assert f"{workers} Ray workers, cpu" in told
     assert_same(tmp_path, whole)
-    files = [path for path in ray_cluster.folder.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    with_canary = [path for path in files if CANARY.encode() in path.read_bytes()]
-    assert with_canary == []
+    assert_no_row_in(ray_cluster, told)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -83,6 +85,7 @@ def test_killed_workers_are_replaced(ray_cluster, table, bert, whole, tmp_path, 
         assert run.end() == 0, run.text
         assert "another one is started" in run.text
     assert_same(tmp_path, whole)
+    assert_no_row_in(ray_cluster, run.text)
 
 
 def test_a_node_that_goes_is_done_without(ray_cluster, table, bert, whole, tmp_path):
@@ -196,14 +199,33 @@ def test_a_node_with_something_else_is_refused_by_name(small_cluster, table, ber
     assert not list((tmp_path / "out").glob("commits/*.json"))
 
 
-def test_a_shard_that_kills_its_workers_ends_the_run(table, bert, tmp_path):
-    code, told = encode(table, bert, tmp_path / "out", odd_node("shard=11"), *ray(2))
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("abort", "3 workers died at shard 11 (rows 88 to 95)"),  # Ray and Python write where it happened
+        ("raise", r"a fault of embedkit in worker"),  # with a text of the shard in its message
+    ],
+)
+def test_a_shard_that_ends_its_workers_ends_the_run_and_no_crash_report_has_its_texts(
+    small_cluster, table, bert, tmp_path, how, said
+):
+    node = small_cluster.add_node(2, **odd_node(f"{how}=11"))
+    try:
+        code, told = encode(table, bert, tmp_path / "out", small_cluster.environment, *ray(2))
+    finally:
+        small_cluster.kill_node(node)
     assert code == 1, told
-    assert "3 workers died at shard 11 (rows 88 to 95)" in told
+    assert said in told
     assert "--on-exists resume" in told
     committed = {int(path.stem) for path in (tmp_path / "out/commits").glob("[0-9]*.json")}
     assert 11 not in committed
-    assert set(range(11)) <= committed
+    if how == "abort":  # a fault ends all workers at once
+        assert set(range(11)) <= committed
+        logs = [
+            path.read_text(errors="replace") for path in small_cluster.folder.glob("ray/session_2*/logs/worker-*")
+        ]
+        assert any("SIGABRT" in log or "Aborted" in log for log in logs)
+    assert_no_row_in(small_cluster, told)
 
 
 def test_from_a_bucket_to_a_bucket(seaweed, table, bert, whole):
@@ -222,77 +244,14 @@ def test_from_a_bucket_to_a_bucket(seaweed, table, bert, whole):
 
 
 def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_path):
-    folder = Path("/tmp") / f"ek-auto-{os.getpid()}"  # noqa: S108 - Ray's sockets need a short path
-    folder.mkdir(mode=0o700)
-    node_type = {"node_config": {}, "min_workers": 0, "max_workers": 2, "resources": {"CPU": 1}}
-    config = {
-        "cluster_name": "none",
-        "max_workers": 2,
-        "upscaling_speed": 10.0,
-        "idle_timeout_minutes": 1.0,
-        "provider": {
-            "type": "fake_multinode",
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": node_type,
-        },
-        "head_node_type": "ray.head.default",
-        "auth": {},
-        "head_start_ray_commands": [],
-        **{name: [] for name in ("worker_start_ray_commands", "cluster_synced_files", "initialization_commands")},
-        **{name: [] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
-        **{name: [] for name in ("rsync_exclude", "rsync_filter")},
-        **{name: {} for name in ("file_mounts", "docker")},
-        "file_mounts_sync_continuously": False,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    variables = {
-        **ENVIRONMENT,
-        "RAY_FAKE_CLUSTER": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_AUTH_TOKEN": "7" * 64,
-    }
-    port = random.Random().randint(20_000, 30_000)
-    words = (
-        *(Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=0", "--block"),
-        *(f"--autoscaling-config={folder / 'config.json'}", f"--temp-dir={folder / 'ray'}"),
-        "--include-dashboard=false",
-    )
-    with (folder / "log").open("w") as log:
-        head = subprocess.Popen(
-            list(map(str, words)), env=environment(variables), stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        until = time.monotonic() + 180
-        while "Ray runtime started" not in (folder / "log").read_text():
-            assert time.monotonic() < until
-            time.sleep(0.5)
-        variables["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    with autoscaled_ray(nodes=2) as variables:
+        code, told = encode(table, bert, tmp_path / "out", variables, "--engine", "ray")
+        assert code == 2, told
+        assert "the Ray cluster has no CPU yet" in told
+        assert "--workers 8" in told
         code, told = encode(table, bert, tmp_path / "out", variables, *ray(2))
-        assert code == 0, told + (folder / "log").read_text()
-        assert_same(tmp_path, whole)
-        ran = subprocess.run(
-            command(table, bert, tmp_path / "unknown", "--engine", "ray"),
-            env=environment(variables),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
-        )
-        assert ran.returncode in {0, 2}, ran.stderr  # nodes of before may still be there
-    finally:
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(30)
-        for process in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if process.name.isdigit() and str(folder).encode() in (process / "cmdline").read_bytes():
-                    os.kill(int(process.name), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    assert code == 0, told
+    assert_same(tmp_path, whole)
 
 
 def test_the_memory_of_the_command_does_not_grow_with_the_shards():

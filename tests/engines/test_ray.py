@@ -214,9 +214,20 @@ def test_how_many_actors_are_asked_for_and_with_what(workers, per_gpu, nodes, de
     assert plan_actors(config, nodes, device, useful) == expected
 
 
-def test_without_a_node_the_number_of_workers_has_to_be_given():
-    with pytest.raises(UsageError, match="no GPU yet"):
-        plan_actors(EngineConfig("ray"), [], "cuda", 9)
+@pytest.mark.parametrize(
+    ("device", "options", "nodes", "said", "way_out"),
+    [
+        ("cuda", {}, [], "no GPU yet", "such as --workers 8"),
+        ("auto", {}, [], "no CPU yet", "such as --workers 8"),
+        ("cuda", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "no GPU yet", "--device cpu computes on the CPUs"),
+        ("auto", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "--workers-per-gpu: no node", "leave it out"),
+        ("auto", {"workers_per_gpu": 2, "most_workers": 4}, [], "--workers-per-gpu: no node", "--device cuda"),
+    ],
+)
+def test_workers_that_cannot_be_counted_are_refused_with_a_way_out(device, options, nodes, said, way_out):
+    with pytest.raises(UsageError, match=said) as error:
+        plan_actors(EngineConfig("ray", **options), nodes, device, 9)
+    assert way_out in error.value.hint
 
 
 @pytest.mark.parametrize(

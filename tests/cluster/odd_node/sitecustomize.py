@@ -6,8 +6,8 @@ Python imports this at its start where this folder is on the path.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,17 +33,29 @@ def _other_model(folder: str) -> None:
     worker.spec_here = lambda spec: replace(spec, folder=open_model_folder(folder, Path(folder), None, None))
 
 
-def _deadly_shard(number: str) -> None:
+def _at_shard(number: str, act: Callable[[list[str]], object]) -> None:
+    """Acts on the texts of a shard when its vectors are there."""
     import embedkit.engines.shard_loop as loop
 
     finish = loop.finish_shard
 
     def deadly(shard, *arguments, **options):  # type: ignore[no-untyped-def]
         if shard.read.index == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
+            act([record.text for record in shard.read.records])
         return finish(shard, *arguments, **options)
 
     loop.finish_shard = deadly
+
+
+def _abort(number: str) -> None:
+    _at_shard(number, lambda _: os.abort())
+
+
+def _raise(number: str) -> None:
+    def fail(texts: list[str]) -> None:
+        raise ValueError(texts)
+
+    _at_shard(number, fail)
 
 
 def _no_model(_: str = "") -> None:
@@ -53,9 +65,10 @@ def _no_model(_: str = "") -> None:
     worker.spec_here = lambda spec: here(replace(spec, folder=replace(spec.folder, folder=Path("/nowhere"))))
 
 
+KINDS = {"input": _other_input, "model": _other_model, "abort": _abort, "raise": _raise, "nowhere": _no_model}
 if "default_worker.py" in " ".join(sys.orig_argv):
     kind, _, value = os.environ.get("ODD_NODE", "").partition("=")
     if kind == "version":
         _other_version()
     elif kind:
-        {"input": _other_input, "model": _other_model, "shard": _deadly_shard, "nowhere": _no_model}[kind](value)
+        KINDS[kind](value)

@@ -1,0 +1,135 @@
+"""Memory of the process that runs `encode --engine ray`, with many shards: a part of make bench-ray.
+
+    python -m benchmarks.driver [--shards 1000,100000] [-o RESULT.json]
+
+The engine, the plan, the records and the manifest are the real ones; the actors are the tests' fakes, which say
+that they have committed a shard at once, so that 100,000 take half a minute. Their records, of 4,096 rows, lie in a
+folder before. Each number of shards has a process of its own. Its resident memory is told when the modules of a run
+and Ray are imported, and at its peak after each stage. Not in it: what Ray's client takes for its connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.__main__ import machine, versions
+
+_SHARD_ROWS = 4096
+
+
+def peak_mb() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+
+
+def write_records(folder: Path, shards: int) -> None:
+    """An output of so many shards: its plan, and the records that its workers will have written."""
+    from embedkit.manifest.schema import ShardRecord
+    from embedkit.output.commit import OutputFolder
+    from embedkit.storage.protocol import PublishedFile
+    from embedkit.types import TextCounts
+    from tests.manifest.plans import make_plan
+
+    output = OutputFolder(folder)
+    plan = make_plan(shards * _SHARD_ROWS, _SHARD_ROWS, fingerprint="f", engine="fused")
+    output.join_plan(plan)
+    (folder / "embeddings").mkdir()
+    counts = TextCounts(_SHARD_ROWS, {"ok": _SHARD_ROWS}, 0, 0)
+    for index, (start, stop) in (plan.sharding.ranges or {}).items():
+        name = f"embeddings/part-{index:05d}.parquet"
+        (folder / name).write_bytes(b"vectors")
+        files = (PublishedFile(name, 7, "0" * 64),)
+        record = ShardRecord(index, start, stop, _SHARD_ROWS, 0, counts, counts, has_units=False, files=files)
+        (folder / "commits" / f"{index:05d}.json").write_bytes(record.serialize())
+
+
+def drive(folder: Path, shards: int) -> dict[str, Any]:
+    """Runs the shards in this process; returns its memory and seconds."""
+    import ray  # noqa: F401 - a run has it
+
+    from embedkit.engines.accounting import account_for_rows
+    from embedkit.engines.base import ShardJob
+    from embedkit.engines.ray import RayEngine
+    from embedkit.manifest.schema import Manifest, Totals
+    from embedkit.output.destination.folder import Folder
+    from embedkit.output.formats import layout_of, make_sink
+    from tests.engines.fake_ray import FakeCluster, setup
+
+    class Silent:
+        """Callbacks that tell nobody."""
+
+        def notice(self, sentence: str) -> None: ...
+
+        def shard_done(self, rows: int) -> None: ...
+
+    class Uncounted(Counter[int]):
+        """Counters of the fake that take no memory."""
+
+        def __setitem__(self, shard: int, count: int) -> None: ...
+
+    found: dict[str, Any] = {"mb_when_imported": peak_mb()}
+    began = time.process_time()
+    cluster = FakeCluster(8)
+    cluster.given, cluster.committed = Uncounted(), Uncounted()
+    destination = Folder(folder, "resume")
+    plan = destination.open()
+    assert plan is not None
+    found["peak_mb_with_the_plan"] = peak_mb()
+    made, _ = setup(shards, Silent(), threading.Event(), workers=8)
+    with RayEngine(made, cluster) as engine:
+        engine.load()
+        records = engine.run(ShardJob(plan, destination, {}, range(shards)))
+    assert len(records) == shards
+    found["peak_mb_when_all_are_committed"] = peak_mb()
+    in_order = [records[index] for index in sorted(records)]
+    account_for_rows(in_order, plan)
+    destination.finish(
+        make_sink(plan.format, layout_of(plan)),
+        Manifest.of(plan, in_order, Totals.of(in_order, plan.sharding.rows)),
+    )
+    return found | {"peak_mb": peak_mb(), "cpu_seconds": round(time.process_time() - began, 1)}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--shards", default="1000,100000")
+    options.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("-o", "--output", type=Path)
+    asked = options.parse_args()
+    if asked.drive:
+        print(json.dumps(drive(asked.drive, int(asked.shards))))
+        return
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "versions": versions(sys.executable) | {"ray": version("ray")},
+        "load_average": round(os.getloadavg()[0], 2),
+        "shards": {},
+    }
+    counts = [int(count) for count in asked.shards.split(",")]
+    for count in counts:
+        with tempfile.TemporaryDirectory() as name:
+            write_records(Path(name) / "out", count)
+            words = (sys.executable, "-m", "benchmarks.driver", "--shards", count, "--drive", Path(name) / "out")
+            ran = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, check=True)
+            found["shards"][count] = json.loads(ran.stdout)
+    grown = found["shards"][counts[-1]]["peak_mb"] - found["shards"][counts[0]]["peak_mb"]
+    found["bytes_per_shard"] = round(1e6 * grown / (counts[-1] - counts[0]))
+    text = json.dumps(found, indent=2)
+    print(text)
+    if asked.output:
+        asked.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

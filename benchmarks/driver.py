@@ -3,9 +3,10 @@
     python -m benchmarks.driver [--shards 1000,100000] [-o RESULT.json]
 
 The engine, the plan, the records and the manifest are the real ones; the actors are the tests' fakes, which say
-that they have committed a shard at once, so that 100,000 take half a minute. Their records, of 4,096 rows, lie in a
-folder before. Each number of shards has a process of its own. Its resident memory is told when the modules of a run
-and Ray are imported, and at its peak after each stage. Not in it: what Ray's client takes for its connection.
+that that they have committed a shard at once, so that 100,000 take half a minute. Their records, of 4,096 rows,
+lie in a folder before. Each number of shards has a process of its own. Its resident memory is told when the
+modules of a run and Ray are imported, and at its peak after each stage. Not in it: what Ray's client takes for
+its connection.
 """
 
 from __future__ import annotations

@@ -360,11 +360,9 @@ class Tally:
             "kills": self.n_kills,
             "kills_by_place": {place: dict(sorted(kills.items())) for place, kills in self.kills.items()},
             "races": self.races,
-            "outputs_compared": self.ends["complete"],
+            "outputs_with_the_bytes_of_one_process": self.ends["complete"],  # another one ends all
             "runs_that_gave_up_and_were_resumed": self.ends["gave up"],
             "resumes": dict(sorted(self.resumes.items())),
-            "rows_lost_doubled_or_reordered": 0,  # else there was an error
-            "outputs_with_other_bytes": 0,
         }
         if self.output:
             self.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
@@ -39,8 +39,7 @@ def test_ridge_by_sums_over_folds_is_ridge_on_vectors_standardised_by_the_traini
             np.testing.assert_allclose(found, expected - (task == "multilabel") / 2, atol=2e-4)
 
 
-# Fixed draws: with 6 rows and a variation of 1e-4 of the values, 1 of 200 differs by more (by 0.014 once).
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     rows=st.integers(6, 60),
@@ -66,7 +65,10 @@ def test_a_dimension_that_varies_in_the_held_out_rows_alone_decides_nothing(seed
     for held in [(0,), (0, 1), (1,)]:
         trained = ~np.isin(folds.of_row, held)
         tested = np.concatenate([np.flatnonzero(folds.of_row == fold) for fold in held])
-        varies = np.ptp(vectors[trained], axis=0) > 3e-6 * np.abs(vectors[trained]).max(axis=0)
+        least = 1e-6 * np.abs(vectors[trained]).max(axis=0)  # as documented; less is constant
+        spread = vectors[trained].std(axis=0, dtype=np.float64)
+        assume(not np.any(np.isclose(spread, least, rtol=0.01, atol=0)))
+        varies = spread > least
         left = vectors[:, varies] if varies.any() else np.zeros((rows, 1))
         for penalty, found in zip(probe.penalties, probe.predictions(held), strict=True):
             expected = sklearn_ridge(left, values.targets[:, None], trained, tested, penalty)

@@ -57,22 +57,38 @@ def plain(text: str) -> str:
 def short_names(names: Sequence[str], most: int) -> list[str]:
     """Cuts names to `most` characters so that different names stay different.
 
-    Names with the same start keep their end as well; those with the same start and end are numbered.
+    A name keeps its start; where another has the same, its start and end; where another has these too, the part in
+    which it differs from the name most like it. Names that are still equal are numbered.
     """
-    found = [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
-    counts = Counter(dict(zip(names, found, strict=True)).values())
+    of_name = {name: name if len(name) <= most else f"{name[: most - 1]}…" for name in names}
     end = (most - 1) // 2
-    found = [
-        short if counts[short] < 2 or len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
-        for name, short in zip(names, found, strict=True)
-    ]
-    of_name = dict(zip(names, found, strict=True))
-    counts, numbers = Counter(of_name.values()), Counter[str]()
-    for name, short in of_name.items():
-        if counts[short] > 1:
-            numbers[short] += 1
-            of_name[name] = f"{short} ({numbers[short]})"
+    for name in _alike(of_name, most):
+        of_name[name] = f"{name[: most - 1 - end]}…{name[-end:]}"
+    alike = sorted(_alike(of_name, most))
+    shared = [_same_start(*pair) for pair in pairwise(["", *alike, ""])]
+    for name, before, after in zip(alike, shared, shared[1:], strict=False):
+        first = max(before, after)
+        first = max(name.rfind(" ", 0, first) + 1, first - most // 2)
+        part = name[first : first + most - 2]
+        of_name[name] = f"…{part}…" if first + len(part) < len(name) else f"…{part}"
+    numbers = Counter[str]()
+    for name in _alike(of_name, most):
+        numbers[of_name[name]] += 1
+        of_name[name] = f"{of_name[name]} ({numbers[of_name[name]]})"
     return [of_name[name] for name in names]
+
+
+def _alike(of_name: Mapping[str, str], most: int) -> list[str]:
+    """Returns the names of more than `most` characters whose short name is that of another as well."""
+    counts = Counter(of_name.values())
+    return [name for name, short in of_name.items() if counts[short] > 1 and len(name) > most]
+
+
+def _same_start(one: str, other: str) -> int:
+    """Returns the number of characters at the start in which two names are equal."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def length_bins(lengths: Mapping[int, int], limit: int | None) -> Bins:

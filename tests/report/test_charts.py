@@ -39,7 +39,14 @@ def test_each_text_is_in_the_bar_of_its_length_and_no_bar_crosses_the_limit(leng
     [
         (["flu", "measles, mild"], ["flu", "measles, …"]),
         (["measles, mild", "measles, severe", "flu"], ["measl…mild", "measl…vere", "flu"]),
-        (["diabetes 1 mellitus", "diabetes 2 mellitus"], ["diabe…itus (1)", "diabe…itus (2)"]),
+        (["diabetes 1 mellitus", "diabetes 2 mellitus"], ["…1 mellit…", "…2 mellit…"]),
+        (["neoplasm of the left lung, NOS"] * 2, ["neoplasm …"] * 2),
+        (["neoplasm of left lung, NOS", "neoplasm of right lung, NOS"], ["…left lun…", "…right lu…"]),
+        (["aaaaaaaaaaaa1bbbbbbbbbbb", "aaaaaaaaaaaa2bbbbbbbbbbb"], ["…aaaaa1bb…", "…aaaaa2bb…"]),
+        (
+            ["aaaa bbbbbbbbbb1cccc", "aaaa bbbbbbbbbb2cccc", "aaaa dddddddddddcccc"],
+            ["…bbbbb1cc…", "…bbbbb2cc…", "aaaa dddd…"],
+        ),
     ],
 )
 def test_names_that_are_alike_at_the_start_stay_different(names, expected):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.tokenizer.file_tokenizer import FileTokenizer
 from embedkit.tokenizer.rust_tokenizer import (
     Ends,
     disable_truncation,
@@ -65,27 +66,30 @@ def follow_files(tokenizer: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
     disable_truncation(backend)
     settings = stated_settings(folder)
     notices: list[str] = []
-    if (folder / _FILE).is_file():
+    name, equals_file = type(tokenizer).__name__, False
+    if isinstance(tokenizer, FileTokenizer):
+        name, equals_file = tokenizer.kind, tokenizer.equals_file
+    if not (folder / _FILE).is_file():
+        _check_sentencepiece(backend, folder)
+        if name in _OPEN_WITH_BOS:
+            settings = {"add_bos_token": True, **settings}
+    elif not equals_file:
         saved = read_tokenizer(folder / _FILE)
         overruled = _overruled_settings(backend, saved, settings, tokenizer)
         if overruled is None:
             backend = _as_stated(saved, settings, backend, tokenizer)
             notices.append(
                 f"{_FILE} is used as it was saved, with the settings of tokenizer_config.json: transformers "
-                f"builds another tokenizer from it ({type(tokenizer).__name__}), which gives other tokens"
+                f"builds another tokenizer from it ({name}), which gives other tokens"
             )
         elif overruled:
             notices.append(
                 f"{_FILE} differs from transformers' defaults in {' and '.join(overruled)}, which "
                 "tokenizer_config.json does not set: the defaults are used; set them there to use the saved ones"
             )
-    else:
-        _check_sentencepiece(backend, folder)
-        if type(tokenizer).__name__ in _OPEN_WITH_BOS:
-            settings = {"add_bos_token": True, **settings}
     notices += _add_ends(backend, settings, tokenizer)
     declared = str(settings.get("tokenizer_class")).removesuffix("Fast")
-    if {declared, type(tokenizer).__name__} & {*_OPEN_WITH_BOS}:
+    if {declared, name} & {*_OPEN_WITH_BOS}:
         notices += _remove_ends(backend, settings, tokenizer)
     if tokenizer.backend_tokenizer is not backend:
         tokenizer._tokenizer = backend  # noqa: SLF001 - transformers has no public way

@@ -47,6 +47,8 @@ class FileTokenizer:
         special: the special tokens by their role, such as `cls_token`.
         inputs: the names of the model's inputs.
         extra: more special tokens.
+        kind: the name of transformers' class.
+        equals_file: True if all of its parts are those of tokenizer.json.
     """
 
     def __init__(
@@ -56,17 +58,29 @@ class FileTokenizer:
         special: Mapping[str, str],
         inputs: Sequence[str],
         extra: Sequence[str] = (),
+        *,
+        kind: str = "PreTrainedTokenizerFast",
+        equals_file: bool = True,
     ) -> None:
-        self.backend_tokenizer = backend
+        self._tokenizer = backend
         stated = settings.get("model_max_length")
         # transformers, too, has this number for no limit.
         self.model_max_length: int = int(1e30) if stated is None else stated
         self.model_input_names = list(inputs)
         self.truncation_side: str = settings.get("truncation_side", "right")
         ids = {role: backend.token_to_id(token) for role, token in special.items()}
+        self.kind = kind
+        self.equals_file = equals_file
+        self.bos_token_id: int | None = ids.get("bos_token")
+        self.eos_token_id: int | None = ids.get("eos_token")
         self.cls_token_id: int | None = ids.get("cls_token")
         self.unk_token_id: int | None = ids.get("unk_token")
         self.all_special_ids = [*ids.values(), *(backend.token_to_id(token) for token in extra)]
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The Rust tokenizer."""
+        return self._tokenizer
 
     def get_vocab(self) -> dict[str, int]:
         """Returns every entry with its id."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from embedkit.errors import ModelError
 from embedkit.tokenizer.bert_tokenizer import read_bert_tokenizer
+from embedkit.tokenizer.built_tokenizer import build_tokenizer
 from embedkit.tokenizer.casing import Casing, settle_casing
 from embedkit.tokenizer.consistency import compare_with_file, follow_files, stated_settings
 from embedkit.tokenizer.saved_tokenizer import read_saved_tokenizer
@@ -78,9 +79,10 @@ def load_tokenizer(
 
 
 def _load(folder: Path, code: OwnTokenizer | None, *, trust: bool) -> tuple[Any, tuple[str, ...]]:
-    read = None if code is not None else read_bert_tokenizer(folder) or read_saved_tokenizer(folder)
-    if read is not None:
-        return read, ()
+    if code is None:
+        read = read_bert_tokenizer(folder) or read_saved_tokenizer(folder) or build_tokenizer(folder)
+        if read is not None:
+            return follow_files(read, folder)
     tokenizer, notices = _load_by_transformers(folder, code, trust=trust)
     if code is not None:
         return tokenizer, compare_with_file(tokenizer, folder)

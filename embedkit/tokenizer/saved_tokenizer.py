@@ -10,21 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.tokenizer.file_tokenizer import FileTokenizer, read_files
+from embedkit.tokenizer.file_tokenizer import FileTokenizer, TokenizerFiles, read_files
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 #: Classes that take tokenizer.json as it is.
 _CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: Model types for which transformers follows tokenizer_config.json in that, or has no class at all.
 _MODEL_TYPES = ("eurobert", "gemma3_text", "gte", "llama", "megatron-bert", "modernbert", "nomic_bert", "qwen3")
+#: Model types for which it takes tokenizer.json as it is, whatever class is named.
+_AS_SAVED = ("mistral", "umt5")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Keys of tokenizer_config.json that do not affect the ids of a text.
 _HARMLESS = {
     *("backend", "chat_template", "clean_up_tokenization_spaces", "is_local", "local_files_only", "max_length"),
     *("name_or_path", "padding_side", "special_tokens_map_file", "stride", "tokenizer_class", "tokenizer_file"),
-    *("truncation_strategy", "pad_to_multiple_of", "pad_token_type_id"),
+    *("truncation_strategy", "pad_to_multiple_of", "pad_token_type_id", "legacy", "sp_model_kwargs"),
+    *("spaces_between_special_tokens", "use_default_system_prompt"),
 }
-_FOLLOWED = {"added_tokens_decoder", "model_input_names", "model_max_length", "truncation_side"}
+_FOLLOWED = {
+    *("added_tokens_decoder", "model_input_names", "model_max_length", "truncation_side"),
+    # In `follow_files`.
+    *("add_bos_token", "add_eos_token"),
+}
 #: Names of the list of further special tokens, now and before.
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -36,9 +43,10 @@ def read_saved_tokenizer(folder: Path) -> FileTokenizer | None:
         files = read_files(folder)
         settings = files.settings
         known = (
-            files.model_type in _MODEL_TYPES
+            _is_taken(files)
+            # Mistral's own library would read this.
+            and not (folder / "tekken.json").is_file()
             and not files.has_more
-            and settings.get("tokenizer_class") in _CLASSES
             and _is_plain(settings, files.special, files.parts)
         )
         special = {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
@@ -51,6 +59,18 @@ def read_saved_tokenizer(folder: Path) -> FileTokenizer | None:
 
     backend = disable_truncation(Tokenizer.from_str(files.text))
     return FileTokenizer(backend, settings, special, settings["model_input_names"], extra)
+
+
+def _is_taken(files: TokenizerFiles) -> bool:
+    """Checks whether transformers takes tokenizer.json as it is for a model of this type."""
+    declared = files.settings.get("tokenizer_class")
+    if files.model_type in _AS_SAVED:
+        return isinstance(declared, str)
+    if files.model_type not in _MODEL_TYPES:
+        return False
+    # Llama's class is for sentencepiece; transformers, too, looks for this word in files that name it.
+    is_llama3 = files.model_type == "llama" and declared in {"LlamaTokenizer", "LlamaTokenizerFast"}
+    return declared in _CLASSES or (is_llama3 and '"ByteLevel"' in files.text)
 
 
 def _is_plain(settings: Mapping[str, Any], special_map: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:

@@ -56,11 +56,37 @@ def same(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "model_type",
-    ["eurobert", "gemma3_text", "gte", "llama", "megatron-bert", "modernbert", "nomic_bert", "qwen3"],
+    [
+        *("eurobert", "gemma3_text", "gte", "llama", "megatron-bert", "mistral", "modernbert", "nomic_bert"),
+        *("qwen3", "umt5"),
+    ],
 )
 def test_the_ids_are_those_of_autotokenizer(model_type, modernbert):
     edit(modernbert / "config.json", lambda config: config.update(model_type=model_type))
     same(modernbert)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "declared"),
+    [("llama", "LlamaTokenizer"), ("mistral", "LlamaTokenizerFast"), ("umt5", "T5Tokenizer")],
+)
+def test_a_class_that_transformers_does_not_use_for_the_type_changes_nothing(model_type, declared, modernbert):
+    edit(modernbert / "config.json", lambda config: config.update(model_type=model_type))
+    edit(modernbert / "tokenizer_config.json", lambda settings: settings.update(tokenizer_class=declared))
+    same(modernbert)
+
+
+def test_llamas_own_class_and_mistrals_own_file_are_left_to_transformers(modernbert):
+    edit(modernbert / "config.json", lambda config: config.update(model_type="mistral"))
+    (modernbert / "tekken.json").write_text("{}")
+    assert read_saved_tokenizer(modernbert) is None
+    edit(modernbert / "config.json", lambda config: config.update(model_type="llama"))
+    edit(modernbert / "tokenizer_config.json", lambda settings: settings.update(tokenizer_class="LlamaTokenizer"))
+    (modernbert / "tekken.json").unlink()
+    assert read_saved_tokenizer(modernbert) is not None
+    blanks = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False}
+    edit(modernbert / "tokenizer.json", lambda parts: parts.update(pre_tokenizer=blanks, decoder=blanks))
+    assert read_saved_tokenizer(modernbert) is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +97,7 @@ def test_the_ids_are_those_of_autotokenizer(model_type, modernbert):
         lambda settings: settings.update(extra_special_tokens=["<|padding|>"]),
         lambda settings: settings.update(mask_token={"content": "[MASK]", "__type": "AddedToken"}),
         lambda settings: settings.pop("added_tokens_decoder"),
+        lambda settings: settings.update(add_bos_token=True, legacy=False, sp_model_kwargs={}),
     ],
 )
 def test_settings_that_are_followed(change, modernbert):
@@ -82,7 +109,6 @@ def test_settings_that_are_followed(change, modernbert):
     "change",
     [
         lambda settings: settings.update(tokenizer_class="LlamaTokenizer"),
-        lambda settings: settings.update(add_bos_token=True),
         lambda settings: settings.update(add_prefix_space=True),
         lambda settings: settings.update(split_special_tokens=True),
         lambda settings: settings.update({"bos_token": "<s>"}),
@@ -98,7 +124,7 @@ def test_other_settings_leave_it_to_transformers(change, modernbert):
     assert read_saved_tokenizer(modernbert) is None
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "bert", "phi3"])
+@pytest.mark.parametrize("model_type", ["qwen2", "bert", "phi3"])
 def test_a_type_whose_class_is_not_the_one_named_is_left_to_transformers(model_type, modernbert):
     edit(modernbert / "config.json", lambda config: config.update(model_type=model_type))
     assert read_saved_tokenizer(modernbert) is None

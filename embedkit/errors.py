@@ -18,8 +18,12 @@ from functools import partial
 from typing import Any
 from unicodedata import category
 
-#: The password in a URL, which a user may have typed where no URL is expected.
-_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s@]*@|((?:^|[?&])(?:ssl)?password=)[^&\s'\"]*", re.IGNORECASE)
+#: The password or the signature in a URL, which a user may have typed where no URL is expected.
+_PASSWORD = re.compile(
+    r"(://[^\s/:@]*:)[^\s@]*@"
+    r"|((?:^|[?&])(?:ssl)?password=|[?&](?:sig|[\w-]*(?:signature|credential|token|secret|accesskeyid))=)[^&\s'\"]*",
+    re.IGNORECASE,
+)
 
 
 class EmbedkitError(Exception):

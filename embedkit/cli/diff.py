@@ -9,7 +9,7 @@ from embedkit.cli.options import STORE_OPTION, argument, option, take, takes
 from embedkit.cli.printing import show
 from embedkit.config import at_least
 from embedkit.errors import OutputError
-from embedkit.storage.remote_path import as_path
+from embedkit.output.output_path import output_path
 
 
 @takes(
@@ -37,7 +37,7 @@ def diff(*, first: str, second: str, limit_rows_shown: int, as_json: bool, **opt
     # Imports numpy and pyarrow: not before, so that `--help` is fast.
     from embedkit import comparison
 
-    config = take(comparison.ComparisonConfig, options, first=as_path(first), second=as_path(second))
+    config = take(comparison.ComparisonConfig, options, first=output_path(first), second=output_path(second))
     found = comparison.compare_outputs(config)
     if as_json:
         shown = comparison.as_json(found, most_rows=limit_rows_shown)
@@ -46,7 +46,7 @@ def diff(*, first: str, second: str, limit_rows_shown: int, as_json: bool, **opt
         show(comparison.as_lines(found, most_rows=limit_rows_shown))
     if not found.is_same:
         raise OutputError(
-            f"{first} and {second} differ: {found.differences}",
+            f"{config.first} and {config.second} differ: {found.differences}",
             hint="the lines above say how; --tolerance or --min-cosine allow for rounding",
         )
     if not as_json:

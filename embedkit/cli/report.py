@@ -7,7 +7,7 @@ from typing import Any
 
 from embedkit.cli.options import STORE_OPTION, argument, option, take, takes
 from embedkit.cli.output_names import check_name, without_suffixes
-from embedkit.storage.remote_path import as_path
+from embedkit.output.output_path import output_path
 
 
 @takes(
@@ -43,8 +43,9 @@ def report(*, outs: list[str], output: Path | None, compare: str | None, **optio
 
     if output is not None:
         check_name(str(output), ("html", "htm"), or_folder=False)
-    name = without_suffixes(as_path(outs[0]).name.removesuffix(".embeddings"))
+    paths = tuple(map(output_path, outs))
+    name = without_suffixes(paths[0].name.removesuffix(".embeddings"))
     page = output or Path(f"{name or 'embedkit'}.report.html")
-    other = None if compare is None else as_path(compare)
-    size = write_report(take(ReportConfig, options, paths=tuple(map(as_path, outs)), page=page, compare=other))
+    other = None if compare is None else output_path(compare)
+    size = write_report(take(ReportConfig, options, paths=paths, page=page, compare=other))
     print(f"{page}: {size / 1e6:,.1f} MB; open it in a browser")

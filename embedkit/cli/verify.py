@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ from embedkit.cli.printing import show
 from embedkit.cli.progress import shown_downloads
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
-from embedkit.storage.remote_path import as_path
+from embedkit.output.output_path import output_path
 from embedkit.storage.standard_streams import reserved_for_rows
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
     # Imports pyarrow: not before, so that `--help` is fast.
     from embedkit.verify import verify_output
 
-    found = verify_output(as_path(out))
+    place = output_path(out)
+    out = out if isinstance(place, Path) else str(place)  # without a secret
+    found = verify_output(place)
     result = {"path": out, "ok": not found.problems, **found.as_json(), "resample": None}
     if not as_json:
         for note in found.notes:
@@ -72,7 +75,7 @@ def verify(ctx: typer.Context, *, out: str, resample: int | None, as_json: bool,
         reference = take(ReferenceModel, options)
         with reserved_for_rows(), shown_downloads():
             compared = recompute(
-                as_path(out),
+                place,
                 resample,
                 seed=options["seed"],
                 inputs=tuple(options["input"] or ()),

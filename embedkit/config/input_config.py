@@ -64,6 +64,12 @@ class InputConfig:
         names = [split_secret(name) for name in self.inputs]
         object.__setattr__(self, "inputs", tuple(shown for shown, _ in names))
         secrets = dict([*self.uri_secrets, *(secret for _, secret in names if secret is not None)])
+        for shown, secret in filter(None, (secret for _, secret in names)):
+            if secrets[shown] != secret:
+                raise UsageError(
+                    f"two addresses that start with {shown} differ in what follows ? or in their passwords",
+                    hint="copy the files here first, or read them by two runs",
+                )
         object.__setattr__(self, "uri_secrets", tuple(secrets.items()))
         at_least("--limit", self.limit, 0)
         at_least("--max-expansion", self.max_expansion, 1)

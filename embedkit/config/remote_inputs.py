@@ -1,4 +1,4 @@
-"""URIs of inputs, without the secrets that some of them hold."""
+"""URIs of inputs and outputs, without the secrets that some of them hold."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from embedkit.config.databases import is_database
 from embedkit.errors import UsageError
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>.*)", re.IGNORECASE | re.DOTALL)
+#: Of these, a query or a fragment may follow the host at once.
+_WEB = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 #: Stores that take no credentials in a URI, and have none in it.
 _WITHOUT = frozenset({"s3", "gs", "az", "hf"})
+#: An address inside another one, as fsspec chains them.
+_CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://|^[a-z][a-z0-9+.-]*::", re.IGNORECASE)
+#: Parameters of signed addresses, and other secrets, where an address has no parameters.
+_SIGNED = re.compile(
+    r"[?&;](sig|se|sv|[\w-]*(signature|credential|token|secret|password|key(id)?))=", re.IGNORECASE
+)
+_FROM = "credentials come from the environment, a profile or a role"
 
 
 def is_remote(name: str) -> bool:
@@ -30,27 +39,41 @@ def split_secret(name: str) -> tuple[str, tuple[str, str] | None]:
     Raises:
         UsageError: it has a secret where none belongs, or one whose end is unknown.
     """
-    found = _URI.fullmatch(name)
-    if found is None or is_database(name):
+    if "://" not in name or is_database(name):
+        return name, None
+    if _CHAINED.search(name):
+        raise UsageError("an address inside another one (a::b) is not read", hint="copy the file here first")
+    found = _WEB.fullmatch(name) or _URI.fullmatch(name)
+    if found is None:
         return name, None
     scheme, authority, path = found["scheme"].lower(), found["authority"], found["path"]
     user, at, host = authority.rpartition("@")
+    is_web = scheme in {"http", "https"}
+    place = re.split(r"[?#]", path, maxsplit=1)[0] if is_web else path
+    if not is_web and _SIGNED.search(path):
+        raise UsageError(
+            f"a {scheme}:// address has no signature and no token in it",
+            hint=f"leave it out: {_FROM}; or use the address that starts with https://",
+        )
     if scheme in _WITHOUT:
-        if at:
+        if at or ":" in host:
             raise UsageError(
-                f"a {scheme}:// address has no user and no key in it",
-                hint="leave it out; credentials come from the environment, a profile or a role",
+                f"a {scheme}:// address has no user, no key and no port in it", hint=f"leave it out; {_FROM}"
             )
         return name, None
-    if ":" in host and not host.rpartition(":")[2].isdecimal() and not host.endswith("]"):
+    _, colon, port = host.rpartition(":")
+    if colon and not host.endswith("]") and (not port.isdecimal() or (not at and "@" in place)):
         # Not shown: where the password ends is unknown.
-        raise UsageError(f"the {scheme}:// address has a / in its password", hint="write it as %2F")
-    shown_user = user.partition(":")[0]
-    shown = f"{scheme}://{shown_user}{at if shown_user else ''}{host}"
-    if scheme in {"http", "https"} and re.search(r"[?#]", path):
-        shown += re.split(r"[?#]", path, maxsplit=1)[0]
-        return shown, (shown, name)
-    if user in {"", shown_user}:
+        raise UsageError(
+            f"the {scheme}:// address seems to have a /, ? or # in its password",
+            hint="write them as %2F, %3F and %23 there, and an @ in the name of a file as %40",
+        )
+    # On the web, a user without a password is a token.
+    shown_user = "" if is_web and ":" not in user else user.partition(":")[0]
+    shown = f"{scheme}://{shown_user}{'@' if shown_user else ''}{host}"
+    if place != path:
+        return shown + place, (shown + place, name)
+    if user == shown_user:
         return name, None
     return f"{shown}{path}", (shown, f"{scheme}://{authority}")
 

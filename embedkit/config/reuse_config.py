@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from embedkit.config.remote_inputs import check_no_secret
 from embedkit.errors import UsageError
 
 
@@ -17,6 +18,8 @@ class ReuseConfig:
     hash_key: str | None = None  # file with the key; None: the key beside the earlier output or beside this one
 
     def __post_init__(self) -> None:
+        for name in self.update:
+            check_no_secret("--update", name)
         if self.hash_key is not None and not (self.keep_hashes or self.update):
             raise UsageError(
                 "--hash-key is for hashes of texts, and none are asked for",

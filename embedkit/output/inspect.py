@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import Stored, level_of, open_stored, read_all_versioned, read_versioned
+from embedkit.output.output_path import output_path
 from embedkit.output.vector_norms import NormCounter, VectorNorms
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
@@ -78,7 +79,7 @@ def inspect_output(path: str | FilePath) -> Inspection:
     Raises:
         OutputError: there is no output, a file is damaged, or embedkit did not write it.
     """
-    path = as_path(path) if isinstance(path, str) else path
+    path = output_path(path) if isinstance(path, str) else path
     with as_read_error(path):
         is_unfinished = exists(path / "plan.json") and not exists(path / "manifest.json")
     if is_unfinished:

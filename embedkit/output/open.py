@@ -55,6 +55,7 @@ from embedkit.storage.filesystem import (
     exists,
     file_names,
     is_folder,
+    open_file,
     read_file,
     read_files,
     real_path,
@@ -64,8 +65,10 @@ from embedkit.storage.filesystem import (
     sha256_of_file,
     stat_file,
 )
-from embedkit.storage.opener import IN_PLACE, FileOpener, sha256_of
+from embedkit.storage.opener import IN_PLACE, Fetched, FileOpener, sha256_of
 from embedkit.storage.parser_probe import probe_file
+from embedkit.storage.partial_copy import ranged
+from embedkit.storage.probed_copy import probed_copy
 from embedkit.storage.protocol import AnyPath, FilePath, OnePath
 from embedkit.storage.store_errors import StoreError
 from embedkit.storage.typed_json import convert
@@ -158,7 +161,7 @@ class Stored:
             files = (*(files[variants.index(variant)] for variant in asked), files[-1])
         new = [file for file in files if not self._safe.get(file, unasked | {""}) <= unasked]
         hashes = _recorded(self.records[part], self.parts[part]) if self.records and new else {}
-        fetched: dict[AnyPath, bytes] = {}
+        fetched: dict[AnyPath, Fetched] = {}
         for file in new:
             if hashes.get(file):
                 if sha256_of(file, fetched) != hashes[file]:
@@ -275,8 +278,10 @@ def check_exists(path: FilePath) -> None:
     raise OutputError(f"{path} does not exist", hint=hint)
 
 
-def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str] = ()) -> dict[AnyPath, bytes]:
+def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str] = ()) -> dict[AnyPath, Fetched]:
     """Checks that a Parquet or Arrow file can be parsed without ending the process; other formats always can.
+
+    Of a Parquet file in an object store, the footer and the chunks of the columns are fetched; of others all.
 
     Args:
         path: of the file.
@@ -284,7 +289,7 @@ def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str
         without: columns that will not be read.
 
     Returns:
-        The content of the file by its path if it was fetched for that, from an object store; else {}.
+        What was fetched of the file for that, from an object store, by its path; else {}.
 
     Raises:
         OutputError: a child process that parsed it failed or died.
@@ -292,11 +297,20 @@ def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str
     form = path.suffix.removeprefix(".")
     if form not in {"parquet", "arrow"}:
         return {}
-    fetched: dict[AnyPath, bytes] = {} if isinstance(path, Path) else {path: read_file(path)}
-    fault = probe_file(fetched.get(path, path), form, part=part, without=without)
+    fetched: Fetched | None = None
+    if isinstance(path, Path):
+        fault = probe_file(path, form, part=part, without=without)
+    else:
+        with open_file(path) as stream:
+            remote = ranged(stream) if form == "parquet" else None
+            if remote is None:
+                fetched = stream.read()
+                fault = probe_file(fetched, form, part=part, without=without)
+            else:
+                fetched, fault = probed_copy(remote, part=part, without=without)
     if fault is not None:
         raise _damaged(path, fault)
-    return fetched
+    return {} if fetched is None else {path: fetched}
 
 
 def _recorded(record: FilePath, files: Sequence[FilePath]) -> dict[FilePath, str]:

@@ -20,9 +20,11 @@ from embedkit.output.formats.columns import Vectors, vector_cells
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.values import json_text
 from embedkit.output.open import Stored, open_stored
+from embedkit.output.output_path import output_path
 from embedkit.pooling.heads import PREDICTED, PREDICTION, SCORE
 from embedkit.storage.protocol import FilePath
-from embedkit.storage.remote_path import RemotePath, as_path
+from embedkit.storage.remote_path import RemotePath
+from embedkit.storage.store_options import StoreOptions
 from embedkit.types import Variant
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
+def read(
+    path: str | os.PathLike[str], *, check: bool = True, store_options: Mapping[str, str | bool] | None = None
+) -> Embeddings:
     """Opens an output of `embedkit encode`: a folder, or a .parquet, .arrow, .npy or .jsonl file.
 
     Only its description is read here; vectors are read on first access.
@@ -40,9 +44,11 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
         check: before a file is read, compare it with the SHA-256 of its record; without a record, parse it in a
             child process first, since a damaged file may end the process that parses it. False reads each file
             once: for large outputs that `embedkit verify` has passed.
+        store_options: settings of the object store by name, such as `{"endpoint": "https://minio.lab:9000"}`:
+            those of `--store-option`. Credentials come from the environment, a profile or a role.
 
     Raises:
-        UsageError: `path` is neither a str nor a Path.
+        UsageError: `path` is neither a str nor a Path, or a setting cannot be used.
         OutputError: there is no output, it is not finished, or embedkit did not write it.
     """
     is_path = isinstance(path, str | RemotePath) or (
@@ -50,7 +56,8 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Embeddings:
     )
     if not is_path:
         raise UsageError(f"path cannot be a {type(path).__name__}", hint="give the output's path as a str or Path")
-    place = as_path(path if isinstance(path, str | RemotePath) else os.fspath(path))
+    options = None if store_options is None else StoreOptions.of(store_options)
+    place = output_path(str(path) if isinstance(path, RemotePath) else os.fspath(path), options)
     return Embeddings(open_stored(place, checks=check), place)
 
 

@@ -22,7 +22,7 @@ from embedkit.sources.opening import check_size
 from embedkit.sources.record_batches import BATCH_ROWS, RecordBatches, attempt, between, sliced
 from embedkit.storage.filesystem import open_file
 from embedkit.storage.parser_probe import probe_file
-from embedkit.storage.partial_copy import PartialCopy, footer_of_parquet
+from embedkit.storage.partial_copy import PartialCopy, chunk_ranges, columns_of, footer_of_parquet, ranged
 from embedkit.storage.ranged_reader import RangedReader
 from embedkit.types import Fault, Record
 
@@ -30,8 +30,6 @@ from embedkit.types import Fault, Record
 _PARQUET_BUFFER = 2**20
 
 _FILE_MAGIC = b"ARROW1"
-#: Old writers say a little less than the size of a column chunk.
-_PADDING = 128
 #: Row groups of a remote file are fetched together up to this many bytes.
 _TOGETHER = 8 * 2**20
 
@@ -54,7 +52,7 @@ class Columnar(RecordBatches):
         #: The first row of each row group, and the number of rows; [0] unless it is Parquet.
         self.group_starts = [0]
         self._format = file_format
-        self._remote = _ranged(stream)
+        self._remote = ranged(stream)
         self._copy: PartialCopy | None = None  # of what is read of a remote file
         self._held = range(0)  # row groups in it
         self._footer = b""
@@ -116,7 +114,7 @@ class Columnar(RecordBatches):
 
     def piece(self, first: int, stop: int) -> tuple[int, int]:
         """Return the rows [start, stop) of the row groups of a Parquet file that begin in these bytes of it."""
-        sizes = (sum(column.total_compressed_size for column in _columns_of(group)) for group in self._groups)
+        sizes = (sum(column.total_compressed_size for column in columns_of(group)) for group in self._groups)
         offsets = [0, *accumulate(sizes)][:-1]
         low, high = bisect_left(offsets, first), bisect_left(offsets, stop)
         return self.group_starts[low], self.group_starts[high]
@@ -126,7 +124,7 @@ class Columnar(RecordBatches):
         low, high = self.piece(first, stop)
         found = []
         for group, row in zip(self._groups, self.group_starts, strict=False):
-            for column in _columns_of(group) if low <= row < high else ():
+            for column in columns_of(group) if low <= row < high else ():
                 path = column.path_in_schema  # of a nested column, its name and those of its fields
                 if any(path == name or path.startswith(f"{name}.") for name in names):
                     begin = column.dictionary_page_offset or column.data_page_offset
@@ -191,7 +189,7 @@ class Columnar(RecordBatches):
             return
         ranges: list[tuple[int, int]] = []
         for part in parts:
-            more = _ranges(self._groups[part], names)
+            more = chunk_ranges(self._groups[part], names)
             if ranges and sum(end - start for start, end in (*ranges, *more)) > _TOGETHER:
                 break
             ranges += more
@@ -228,10 +226,6 @@ class Columnar(RecordBatches):
         )
 
 
-def _columns_of(group: Any) -> Iterator[Any]:
-    return (group.column(at) for at in range(group.num_columns))
-
-
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
     """Read the batches of a stream, after which the source must end: two streams in one file are an error."""
     yield from stream
@@ -250,25 +244,6 @@ def _checked(batch: Any, names: Sequence[str]) -> Any:
             if "UTF8" not in str(error):
                 raise
     return batch
-
-
-def _ranges(group: Any, names: Collection[str]) -> list[tuple[int, int]]:
-    """Return where the column chunks of a row group are."""
-    ranges = []
-    for chunk in _columns_of(group):
-        path = chunk.path_in_schema  # of a nested value, the column's name is the start of it
-        if any(path == name or path.startswith(f"{name}.") for name in names):
-            start = chunk.data_page_offset
-            if chunk.has_dictionary_page:
-                start = min(start, chunk.dictionary_page_offset)
-            ranges.append((start, start + chunk.total_compressed_size + _PADDING))
-    return ranges
-
-
-def _ranged(stream: io.BufferedReader) -> RangedReader | None:
-    """Return the remote file that a stream reads, if it is one."""
-    raw = getattr(stream, "raw", None)
-    return raw if isinstance(raw, RangedReader) else None
 
 
 def _mapped(source: BinaryIO) -> Any:

@@ -21,7 +21,7 @@ from embedkit.storage.object_store import ObjectStore, StoredObject, object_stor
 from embedkit.storage.protocol import AnyPath, AtomicFiles, FileStat, PublishedFile
 from embedkit.storage.ranged_reader import RangedReader
 from embedkit.storage.remote_files import RemoteFileSystem
-from embedkit.storage.remote_path import RemotePath
+from embedkit.storage.remote_path import RemotePath, as_remote
 from embedkit.storage.spool import SpooledFile
 from embedkit.storage.uri_patterns import fixed_part, matches_key
 
@@ -38,7 +38,7 @@ class ObjectFileSystem(RemoteFileSystem):
         self._listed: dict[str, tuple[float, FileStat]] = {}
 
     def open_file(self, path: AnyPath, known: FileStat | None = None) -> io.BufferedReader:
-        place = RemotePath(str(path))
+        place = as_remote(path)
         found = known if known is not None and known.etag is not None else self.stat_file(path)
         if found.kind != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
@@ -46,12 +46,13 @@ class ObjectFileSystem(RemoteFileSystem):
         return io.BufferedReader(RangedReader(fetch, found.size, str(place), found.etag), 2**16)
 
     def read_file(self, path: AnyPath) -> bytes:
-        place = RemotePath(str(path))
+        place = as_remote(path)
         return _bucket(place).get(place.key)[0]
 
     def stat_file(self, path: AnyPath) -> FileStat:
-        place = RemotePath(str(path))
-        when, listed = self._listed.get(str(place), (0.0, None))
+        place = as_remote(path)
+        # Listings are of stores with the options of the process.
+        when, listed = self._listed.get(str(place), (0.0, None)) if place.options is None else (0.0, None)
         if listed is not None and time.monotonic() - when < _LISTED_SECONDS:
             return listed
         bucket = _bucket(place)
@@ -71,19 +72,19 @@ class ObjectFileSystem(RemoteFileSystem):
         return path
 
     def real_path(self, path: AnyPath) -> str:
-        return str(RemotePath(str(path)))
+        return str(as_remote(path))
 
     def file_names(self, folder: AnyPath) -> list[str]:
-        return list(object_store_for(RemotePath(str(folder))).names())
+        return list(object_store_for(as_remote(folder)).names())
 
     def list_files(self, folder: AnyPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-        for found in object_store_for(RemotePath(str(folder))).list():
+        for found in object_store_for(as_remote(folder)).list():
             yield prefix + found.key, found.size
 
     def walk_folder(self, folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
-        top = str(RemotePath(str(folder)))
+        place = as_remote(folder)
         tree: dict[str, Any] = {}
-        for key in self._keys(RemotePath(top)):
+        for key in self._keys(place):
             *folders, name = key.split("/")
             below = tree
             for part in folders:
@@ -92,13 +93,13 @@ class ObjectFileSystem(RemoteFileSystem):
                     inner = below[part] = {}
                 below = inner
             below.setdefault(name, None)
-        yield from _walked(top, tree)
+        yield from _walked(str(place), tree)
 
     def match_files(self, pattern: str) -> Iterator[str]:
         place = RemotePath(pattern)
         top = fixed_part(place.key)
         expression = matches_key(place.key)
-        root = RemotePath(f"{place.scheme}://{place.host}")
+        root = place.root
         has_folders = "**" not in place.key.split("/")
         folders: set[str] = set()
         for below in self._keys(root / top):
@@ -112,14 +113,14 @@ class ObjectFileSystem(RemoteFileSystem):
                     yield f"{root}/{key[:cut]}"
 
     def new_files(self, folder: AnyPath, *, sweep: bool = True) -> AtomicFiles:  # noqa: ARG002
-        return ObjectFiles(RemotePath(str(folder)))
+        return ObjectFiles(as_remote(folder))
 
     def make_folder(self, folder: AnyPath, *, private: bool = False) -> None:
         if private:
             raise _not_private(folder)
 
     def remove_file(self, path: AnyPath) -> None:
-        place = RemotePath(str(path))
+        place = as_remote(path)
         self._listed.pop(str(place), None)
         _bucket(place).delete([place.key])
 
@@ -127,7 +128,7 @@ class ObjectFileSystem(RemoteFileSystem):
         """Nothing to do: a folder without objects does not exist."""
 
     def remove_tree(self, folder: AnyPath) -> None:
-        store = object_store_for(RemotePath(str(folder)))
+        store = object_store_for(as_remote(folder))
         self._listed.clear()
         store.delete([found.key for found in store.list()])
 
@@ -178,7 +179,7 @@ class ObjectFiles:
 
 
 def _bucket(place: RemotePath) -> ObjectStore:
-    return object_store_for(RemotePath(f"{place.scheme}://{place.host}"))
+    return object_store_for(place.root)
 
 
 def _fetched(bucket: ObjectStore, key: str, etag: str | None, start: int, stop: int) -> bytes:

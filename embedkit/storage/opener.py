@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.storage.filesystem import open_file, read_file, sha256_of_file
+from embedkit.storage.partial_copy import PartialCopy
 from embedkit.storage.protocol import AnyPath
+
+#: What was fetched of a remote file: its bytes, or those that are needed.
+Fetched: TypeAlias = "bytes | PartialCopy"
 
 
 class FileOpener:
     """Opens files by their paths.
 
     Args:
-        fetched: content of files that were read already, such as to compare their hashes.
+        fetched: of files that were read already, such as to compare their hashes.
     """
 
-    def __init__(self, fetched: Mapping[AnyPath, bytes] | None = None) -> None:
+    def __init__(self, fetched: Mapping[AnyPath, Fetched] | None = None) -> None:
         self._fetched = fetched or {}
 
     def stream(self, path: AnyPath) -> BinaryIO:
@@ -36,19 +40,27 @@ class FileOpener:
         Raises:
             OSError: it is missing, or cannot be read; so do the other methods.
         """
-        return io.BytesIO(self._fetched[path]) if path in self._fetched else open_file(path)
+        held = self._held(path)
+        return io.BytesIO(held) if isinstance(held, bytes) else open_file(held)
 
     def native(self, path: AnyPath) -> pa.NativeFile:
         """Opens a file for pyarrow; the caller closes it."""
-        if path in self._fetched:
-            return pa.BufferReader(self._fetched[path])
-        return pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(open_file(path), "r")
+        held = self._held(path)
+        if isinstance(held, bytes):
+            return pa.BufferReader(held)
+        return pa.OSFile(str(held)) if isinstance(held, Path) else pa.PythonFile(open_file(held), "r")
 
     def mapped(self, path: AnyPath) -> pa.NativeFile:
         """Maps a file into memory, read-only; it is closed when nothing refers to it any more."""
-        if path in self._fetched:
-            return pa.BufferReader(self._fetched[path])
-        return pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(read_file(path))
+        held = self._held(path)
+        if isinstance(held, bytes):
+            return pa.BufferReader(held)
+        return pa.memory_map(str(held)) if isinstance(held, Path) else pa.BufferReader(read_file(held))
+
+    def _held(self, path: AnyPath) -> bytes | AnyPath:
+        """Returns what was fetched of a file, or where it is."""
+        held = self._fetched.get(path, path)
+        return Path(held.path) if isinstance(held, PartialCopy) else held
 
     def array(self, path: AnyPath) -> NDArray[Any]:
         """Opens an .npy file as an array: memory-mapped and read-only, or in memory.
@@ -68,7 +80,7 @@ class FileOpener:
 IN_PLACE = FileOpener()
 
 
-def sha256_of(path: AnyPath, fetched: dict[AnyPath, bytes]) -> str:
+def sha256_of(path: AnyPath, fetched: MutableMapping[AnyPath, Fetched]) -> str:
     """Returns the SHA-256 of a file as 64 hexadecimal digits; one of an object store is fetched, and kept.
 
     Raises:
@@ -76,5 +88,6 @@ def sha256_of(path: AnyPath, fetched: dict[AnyPath, bytes]) -> str:
     """
     if isinstance(path, Path):
         return sha256_of_file(path)
-    fetched[path] = read_file(path)
-    return hashlib.sha256(fetched[path]).hexdigest()
+    content = read_file(path)
+    fetched[path] = content
+    return hashlib.sha256(content).hexdigest()

@@ -1,5 +1,7 @@
 """The needed ranges of a remote file as a local file of the same size, with holes, for parsers that want a path.
 
+Of a Parquet file, the footer and the chunks of the needed columns.
+
 The copy has no name, so that nothing of it is left however the process ends. Up to 1 GiB it is in memory.
 """
 
@@ -7,8 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
-from typing import BinaryIO
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, BinaryIO
 
 from embedkit.storage.ranged_reader import MOST_BYTES, RangedReader
 
@@ -17,6 +19,8 @@ _TAIL = 2**20
 _MAGIC = b"PAR1"
 #: Ranges closer to each other than this are fetched as one.
 _NEAR = 2**20
+#: Old writers say a little less than the size of a column chunk.
+_PADDING = 128
 
 
 class PartialCopy:
@@ -48,6 +52,30 @@ class PartialCopy:
         """Its path, also for child processes, as long as this object exists."""
         of_process = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         return of_process if os.path.exists(of_process) else f"/dev/fd/{self._file.fileno()}"  # noqa: PTH110
+
+
+def ranged(stream: Any) -> RangedReader | None:
+    """Return the remote file that a stream reads, if it is one."""
+    raw = getattr(stream, "raw", None)
+    return raw if isinstance(raw, RangedReader) else None
+
+
+def columns_of(group: Any) -> Iterator[Any]:
+    """Yield the column chunks of a row group of pyarrow's metadata."""
+    return (group.column(at) for at in range(group.num_columns))
+
+
+def chunk_ranges(group: Any, names: Collection[str]) -> list[tuple[int, int]]:
+    """Return where the chunks of these columns are in the file."""
+    ranges = []
+    for chunk in columns_of(group):
+        path = chunk.path_in_schema  # of a nested value, the column's name is the start of it
+        if any(path == name or path.startswith(f"{name}.") for name in names):
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page:
+                start = min(start, chunk.dictionary_page_offset)
+            ranges.append((start, start + chunk.total_compressed_size + _PADDING))
+    return ranges
 
 
 def footer_of_parquet(source: RangedReader) -> bytes:

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from embedkit.storage.store_options import StoreOptions
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 
@@ -22,12 +24,14 @@ class RemotePath:
 
     Args:
         uri: of the form `SCHEME://HOST/KEY`; for an object store, HOST is the bucket.
+        options: of its store; None for those of the process. Paths that are made from this one have them, too.
 
     Raises:
         ValueError: it is not of this form.
     """
 
     uri: str
+    options: StoreOptions | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         found = _URI.fullmatch(self.uri)
@@ -41,7 +45,7 @@ class RemotePath:
     def __truediv__(self, below: str) -> RemotePath:
         if below.startswith("/"):
             raise ValueError(f"{below!a} is absolute, and cannot be below {self.uri}")
-        return RemotePath(f"{self.uri}/{below}") if below else self
+        return self._of(f"{self.uri}/{below}") if below else self
 
     @property
     def scheme(self) -> str:
@@ -57,6 +61,11 @@ class RemotePath:
     def key(self) -> str:
         """What stands after the first slash: the key of an object, or a folder; empty for the bucket itself."""
         return self.uri.partition("://")[2].partition("/")[2]
+
+    @property
+    def root(self) -> RemotePath:
+        """The bucket itself."""
+        return self._of(f"{self.scheme}://{self.host}")
 
     @property
     def name(self) -> str:
@@ -81,7 +90,7 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder of this name; the bucket is its own parent."""
-        return RemotePath(self.uri.rpartition("/")[0]) if self.key else self
+        return self._of(self.uri.rpartition("/")[0]) if self.key else self
 
     @property
     def parents(self) -> tuple[RemotePath, ...]:
@@ -102,6 +111,9 @@ class RemotePath:
         """Return the path with another suffix, or none."""
         return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
 
+    def _of(self, uri: str) -> RemotePath:
+        return RemotePath(uri, self.options)
+
 
 def is_uri(path: object) -> bool:
     """Check for a `RemotePath`, or a text that is a URI."""
@@ -111,3 +123,8 @@ def is_uri(path: object) -> bool:
 def as_path(text: str) -> Path | RemotePath:
     """Return the path of a text: a `RemotePath` for a URI, else a local one."""
     return RemotePath(text) if is_uri(text) else Path(text)
+
+
+def as_remote(path: Path | RemotePath | str) -> RemotePath:
+    """Return the path of a URI, with the options that it has."""
+    return path if isinstance(path, RemotePath) else RemotePath(str(path))

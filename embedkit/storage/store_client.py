@@ -68,7 +68,7 @@ def open_client(scheme: str, name: str, options: StoreOptions) -> Opened:
     for key, _ in options.values:
         if scheme not in OPTIONS[key]:
             known = ", ".join(f"{each}://" for each in OPTIONS[key])
-            raise UsageError(f"--store-option {key} is for {known}, not for {scheme}://", hint="leave it out")
+            raise UsageError(f"the store option {key} is for {known}, not for {scheme}://", hint="leave it out")
     opened = Opened()
     wanted = {"s3": _of_s3, "gs": _of_google, "az": _of_azure}[scheme](path, options, opened.problems)
     if wanted.endpoint is not None:

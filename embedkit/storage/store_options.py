@@ -1,14 +1,14 @@
-"""Options of object stores: `--store-option KEY=VALUE`, checked, and kept for this process.
+"""Options of object stores: `--store-option KEY=VALUE`, and `store_options` of `embedkit.read`, checked.
 
-Keys and secrets are never taken as an option, which a list of processes shows: they come by each cloud's usual
-environment variables, profiles and roles.
+Those of the command line are kept for this process. Keys and secrets are never taken as an option, which a list of
+processes or a notebook shows: they come by each cloud's usual environment variables, profiles and roles.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -42,6 +42,8 @@ _INSTEAD = (
 )
 _WORDS = {**dict.fromkeys(("true", "yes", "1", "on"), True), **dict.fromkeys(("false", "no", "0", "off"), False)}
 _ALLOWING = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_STORAGE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+#: What an option is called in errors: on the command line, and in Python.
+_TYPED, _IN_PYTHON = "--store-option ", "store_options: "
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -60,20 +62,32 @@ class StoreOptions:
         """
         values: dict[str, str] = {}
         for text in texts:
-            key, mark, value = text.partition("=")
-            key = key.strip().lower().replace("-", "_")
-            if key not in OPTIONS and _SECRET.search(key):
-                # Without its value, and nothing that follows it.
-                raise UsageError(
-                    f"--store-option {key} would show a secret to everybody on this machine", hint=_INSTEAD
-                )
-            if key not in OPTIONS:
-                near = closest_names(key, tuple(OPTIONS), most=1)
-                hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(OPTIONS)}"
-                raise UsageError(f"--store-option {key} is unknown", hint=hint)
+            typed, mark, value = text.partition("=")
+            key = _known(typed, _TYPED)
             if not mark:
-                raise UsageError(f"--store-option {key} has no value", hint=f"write it as {key}=VALUE")
-            values[key] = _checked(key, value.strip())
+                raise UsageError(f"{_TYPED}{key} has no value", hint=f"write it as {key}=VALUE")
+            values[key] = _checked(key, value.strip(), _TYPED)
+        return cls(tuple(sorted(values.items())))
+
+    @classmethod
+    def of(cls, settings: object) -> StoreOptions:
+        """Check options in a dictionary of text, True and False.
+
+        Raises:
+            UsageError: as `parse`.
+        """
+        if not isinstance(settings, Mapping):
+            raise UsageError(
+                f"store_options cannot be a {type(settings).__name__}",
+                hint='give a dict, such as {"region": "eu"}',
+            )
+        values: dict[str, str] = {}
+        for name, value in settings.items():
+            key = _known(str(name), _IN_PYTHON)
+            if not isinstance(value, str | bool):
+                kind = type(value).__name__
+                raise UsageError(f"{_IN_PYTHON}{key} cannot be a {kind}", hint="give a text, or True or False")
+            values[key] = _checked(key, str(value).strip(), _IN_PYTHON)
         return cls(tuple(sorted(values.items())))
 
     def text(self, key: str) -> str | None:
@@ -86,21 +100,41 @@ class StoreOptions:
         return None if value is None else _WORDS[value.lower()]
 
 
-def _checked(key: str, value: str) -> str:
+def _known(typed: str, said: str) -> str:
+    """Return the name of an option as it is in OPTIONS."""
+    key = typed.strip().lower().replace("-", "_")
+    if key not in OPTIONS and _SECRET.search(key):
+        shown = re.split(r"\W", key)[0]  # without its value, and nothing that follows it
+        raise UsageError(f"{said}{shown} is refused: keys and secrets are not given here", hint=_INSTEAD)
+    if key not in OPTIONS:
+        near = closest_names(key, tuple(OPTIONS), most=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(OPTIONS)}"
+        raise UsageError(f"{said}{key} is unknown", hint=hint)
+    return key
+
+
+def _checked(key: str, value: str, said: str) -> str:
     if key in _BOOLEANS and value.lower() not in _WORDS:
-        raise UsageError(f"--store-option {key} cannot be '{value}'", hint="use true or false")
+        raise UsageError(f"{said}{key} cannot be '{value}'", hint="use true or false")
     if key in _CHOICES and value not in _CHOICES[key]:
-        raise UsageError(f"--store-option {key} cannot be '{value}'", hint=f"use {', '.join(_CHOICES[key])}")
+        raise UsageError(f"{said}{key} cannot be '{value}'", hint=f"use {', '.join(_CHOICES[key])}")
     if key == "timeout" and not re.fullmatch(r"\d+ ?(s|min|h)", value):
-        raise UsageError(f"--store-option timeout cannot be '{value}'", hint="use a time such as 90s or 5min")
-    if key == "endpoint":
-        found = urlsplit(value)
-        if found.scheme not in {"http", "https"} or not found.hostname or found.username or found.query:
-            raise UsageError(
-                "--store-option endpoint is not an address",
-                hint="write it as https://HOST or https://HOST:PORT, without user, password and parameters",
-            )
+        raise UsageError(f"{said}timeout cannot be '{value}'", hint="use a time such as 90s or 5min")
+    if key == "endpoint" and not _is_address(value):
+        raise UsageError(
+            f"{said}endpoint is not an address",
+            hint="write it as https://HOST or https://HOST:PORT, without user, password and parameters",
+        )
     return value
+
+
+def _is_address(value: str) -> bool:
+    try:
+        found = urlsplit(value)
+    except ValueError:
+        return False
+    is_http = found.scheme in {"http", "https"} and bool(found.hostname)
+    return is_http and not ("@" in found.netloc or found.query or found.fragment)
 
 
 def allows_http(options: StoreOptions) -> bool:

@@ -22,7 +22,7 @@ from embedkit.output.open import schema_metadata
 from embedkit.output.rejects import are_rejects_damaged
 from embedkit.storage.atomic import is_temporary
 from embedkit.storage.filesystem import read_file, sha256_of_file
-from embedkit.storage.opener import FileOpener, sha256_of
+from embedkit.storage.opener import Fetched, FileOpener, sha256_of
 from embedkit.storage.protocol import AnyPath, FilePath
 from embedkit.storage.store_errors import StoreError
 from embedkit.verify.findings import Finding, Verification, wrong_counts, wrong_rows
@@ -164,7 +164,7 @@ class FolderCheck:
     def _check_files(self, record: ShardRecord) -> FileOpener | None:
         """Returns what opens the record's files; None if one lacks its size or hash."""
         before = len(self.found.problems)
-        fetched: dict[AnyPath, bytes] = {}
+        fetched: dict[AnyPath, Fetched] = {}
         for file in record.files:
             self.known.add(file.path)
             size = self.there.get(file.path)

@@ -21,12 +21,13 @@ import re
 import socket
 import threading
 import urllib.parse
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.cluster.servers import s3_environment
+from tests.cluster.servers import s3_client, s3_environment
 
 ERRORS = {"503": (503, "SlowDown"), "403": (403, "AccessDenied")}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "proxy-connection", "expect"}
@@ -78,6 +79,12 @@ class FaultyProxy:
     def environment(self) -> dict[str, str]:
         """The variables that lead embedkit, boto3 and obstore to the server behind, by this proxy."""
         return s3_environment(self.endpoint)
+
+    def make_bucket(self) -> str:
+        """Makes an empty bucket on the server behind, without a request to this proxy."""
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        s3_client(self.target).create_bucket(Bucket=name)
+        return name
 
     def fail(
         self, fault: str, *, verb: str = ".*", path: str = "", skip: int = 0, times: int | None = None

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from xml.sax.saxutils import escape
 
 from tests.cluster.servers import gcs_environment
@@ -40,6 +41,8 @@ class Stored:
 @dataclass
 class GcsStub:
     """The objects of all buckets, by "bucket/key"; any bucket named in `buckets` exists."""
+
+    scheme: ClassVar[str] = "gs"
 
     endpoint: str = ""
     buckets: set[str] = field(default_factory=set)
@@ -65,6 +68,15 @@ class GcsStub:
             for path, one in sorted(self.stored.items())
             if path.startswith(start)
         }
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """Puts an object, as another program does."""
+        self.put(f"{bucket}/{key}", data, {}, None)
+
+    def remove(self, bucket: str, *keys: str) -> None:
+        """Removes objects."""
+        for key in keys:
+            del self.stored[f"{bucket}/{key}"]
 
     def put(self, path: str, data: bytes, headers: dict[str, str], expected: str | None) -> Stored | None:
         """Stores an object, or returns None where the generation is not the one expected."""

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
@@ -57,9 +57,33 @@ class Server:
         return self.folder / "log"
 
 
+class Bucketed(Protocol):
+    """What the servers of object stores have in common."""
+
+    scheme: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead embedkit to this server."""
+
+    def make_bucket(self) -> str:
+        """Makes an empty bucket or container and returns its name."""
+
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """All objects below a prefix, by their keys without it."""
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """Puts an object, as another program does."""
+
+    def remove(self, bucket: str, *keys: str) -> None:
+        """Removes objects."""
+
+
 @dataclass(frozen=True)
 class S3Server(Server):
     """A server that speaks the API of S3."""
+
+    scheme: ClassVar[str] = "s3"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -85,6 +109,14 @@ class S3Server(Server):
             key.removeprefix(prefix).lstrip("/"): client.get_object(Bucket=bucket, Key=key)["Body"].read()
             for key in keys
         }
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        self.client().put_object(Bucket=bucket, Key=key, Body=data)
+
+    def remove(self, bucket: str, *keys: str) -> None:
+        client = self.client()
+        for key in keys:
+            client.delete_object(Bucket=bucket, Key=key)
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
@@ -298,6 +330,8 @@ class S3rver(S3Server):
 class AzureServer(Server):
     """Azurite, with the account that its documentation states."""
 
+    scheme: ClassVar[str] = "az"
+
     @property
     def environment(self) -> dict[str, str]:
         """The variables that lead embedkit and obstore to this server."""
@@ -319,7 +353,24 @@ class AzureServer(Server):
             client_options={"allow_http": True},
         )
 
-    def make_container(self) -> str:
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        import obstore
+
+        store = self.store(bucket)
+        names = [one["path"] for one in obstore.list(store, prefix.rstrip("/") or None).collect()]
+        return {name.removeprefix(prefix).lstrip("/"): bytes(obstore.get(store, name).bytes()) for name in names}
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        import obstore
+
+        obstore.put(self.store(bucket), key, data)
+
+    def remove(self, bucket: str, *keys: str) -> None:
+        import obstore
+
+        obstore.delete(self.store(bucket), list(keys))
+
+    def make_bucket(self) -> str:
         """Makes an empty container and returns its name."""
         name = f"container-{uuid.uuid4().hex[:12]}"
         path = f"/{AZURE_ACCOUNT}/{name}"
@@ -354,6 +405,8 @@ def azurite(folder: Path) -> Iterator[AzureServer]:
 class GcsServer(Server):
     """fake-gcs-server: reading, by the JSON API. It has no XML API, which obstore writes with."""
 
+    scheme: ClassVar[str] = "gs"
+
     @property
     def environment(self) -> dict[str, str]:
         """The variables that lead obstore and gcsfs to this server."""
@@ -364,7 +417,7 @@ class GcsServer(Server):
         self._post("/storage/v1/b?project=tests", json.dumps({"name": name}).encode())
         return name
 
-    def put(self, bucket: str, key: str, data: bytes) -> None:
+    def write(self, bucket: str, key: str, data: bytes) -> None:
         self._post(f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={urllib.parse.quote(key, '')}", data)
 
     def _post(self, path: str, data: bytes) -> None:

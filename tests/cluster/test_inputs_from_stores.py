@@ -8,7 +8,7 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,18 @@ import pyarrow.feather as pf
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.torture.kills import contents
 from embedkit.config import InputConfig
 from embedkit.errors import EmbedkitError, InputError
 from embedkit.sources import open_table
 from embedkit.storage import object_store, ranged_reader
+from embedkit.storage.filesystem import list_files, write_file
 from embedkit.storage.object_store import object_store_for
 from embedkit.storage.remote_path import RemotePath
-from embedkit.storage.store_options import configure_stores
+from tests.cluster.conftest import CANARY, Local, Run, Use
 from tests.cluster.faulty_proxy import FaultyProxy
-from tests.cluster.gcs_stub import GcsStub
-from tests.cluster.servers import AzureServer, S3Server
+from tests.cluster.servers import Bucketed, GcsServer, S3Server
 from tests.conftest import Ran
-
-CANARY = "canary-secret-4711"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No client, credential or range of an earlier test."""
-    for name in ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, "/nowhere") if name != "AWS_PROFILE" else monkeypatch.delenv(name, raising=False)
-    object_store._bucket.cache_clear()
-    monkeypatch.setattr(ranged_reader, "_KEPT", ranged_reader._Kept())
-    yield
-    configure_stores(())
-    object_store._bucket.cache_clear()
-
-
-def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -90,13 +72,10 @@ STORES = ["seaweed", "moto", "azurite", "gcs"]
 
 
 @pytest.fixture(params=STORES)
-def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
+def folder(request: pytest.FixtureRequest, use: Use) -> RemotePath:
     """A folder in a new bucket of a store."""
-    server: S3Server | AzureServer | GcsStub = request.getfixturevalue(request.param)
-    use(server.environment, monkeypatch)
-    if isinstance(server, AzureServer):
-        return RemotePath(f"az://{server.make_container()}/in")
-    return RemotePath(f"{'gs' if isinstance(server, GcsStub) else 's3'}://{server.make_bucket()}/in")
+    server: Bucketed = request.getfixturevalue(request.param)
+    return RemotePath(f"{server.scheme}://{use(server)}/in")
 
 
 def test_each_store_gives_the_rows_of_a_local_copy(folder: RemotePath, files: Path) -> None:
@@ -137,14 +116,17 @@ def test_what_is_not_there_is_an_error_of_the_input(folder: RemotePath, name: st
 
 @pytest.mark.parametrize("fault", ["503", "cut", "lost answer", "half answer"])
 def test_faults_that_pass_are_waited_for(
-    faulty_proxy: FaultyProxy, seaweed: S3Server, files: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+    faulty_proxy: FaultyProxy,
+    seaweed: S3Server,
+    files: Path,
+    fault: str,
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = RemotePath(f"s3://{seaweed.make_bucket()}/in")
-    use(seaweed.environment, monkeypatch)
+    folder = RemotePath(f"s3://{use(seaweed)}/in")
     upload(files, folder)
     local = read(f"{files}/a.jsonl")
-    use(faulty_proxy.environment, monkeypatch)
-    object_store._bucket.cache_clear()
+    use(faulty_proxy)
     monkeypatch.setattr(ranged_reader, "MOST_BYTES", 2**17)
     monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.01)
     faulty_proxy.fail(fault, verb="GET|HEAD", skip=1, times=4)
@@ -157,20 +139,18 @@ def test_faults_that_pass_are_waited_for(
 )
 def test_a_store_that_fails_for_good_is_one_error_before_a_model_is_loaded(
     faulty_proxy: FaultyProxy,
-    seaweed: S3Server,
     embedkit_cli: Callable[..., Ran],
     tmp_path: Path,
     fault: str,
     message: str,
+    use: Use,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use(faulty_proxy.environment, monkeypatch)
+    bucket = use(faulty_proxy)
     monkeypatch.setattr(object_store, "PATIENCE", 1.0)
     monkeypatch.setattr(object_store, "FIRST_PATIENCE", 1.0)
     faulty_proxy.fail(fault)
-    ran = embedkit_cli(
-        "encode", f"s3://{seaweed.make_bucket()}/a.csv", "-m", tmp_path / "no-model", "-o", tmp_path
-    )
+    ran = embedkit_cli("encode", f"s3://{bucket}/a.csv", "-m", tmp_path / "no-model", "-o", tmp_path)
     assert (ran.code, len(ran.told)) == (3, 2), ran.err
     assert message in ran.err
     assert ran.told[1].startswith("hint: ")
@@ -203,10 +183,13 @@ def _no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_settings_are_one_error_that_shows_no_secret(
-    seaweed: S3Server, change: Callable[[pytest.MonkeyPatch], None], message: str, monkeypatch: pytest.MonkeyPatch
+    seaweed: S3Server,
+    change: Callable[[pytest.MonkeyPatch], None],
+    message: str,
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use(seaweed.environment, monkeypatch)
-    name = f"s3://{seaweed.make_bucket()}/a.csv"
+    name = f"s3://{use(seaweed)}/a.csv"
     change(monkeypatch)
     monkeypatch.setattr(object_store, "FIRST_PATIENCE", 0.5)
     with pytest.raises(EmbedkitError) as caught:
@@ -219,10 +202,9 @@ def test_wrong_settings_are_one_error_that_shows_no_secret(
 
 
 def test_a_profile_has_the_keys_the_region_and_the_endpoint(
-    seaweed: S3Server, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seaweed: S3Server, files: Path, tmp_path: Path, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(seaweed.environment, monkeypatch)
-    folder = RemotePath(f"s3://{seaweed.make_bucket()}/in")
+    folder = RemotePath(f"s3://{use(seaweed)}/in")
     upload(files, folder)
     keys = seaweed.environment
     access, secret = keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"]
@@ -245,21 +227,48 @@ def test_a_profile_has_the_keys_the_region_and_the_endpoint(
 
 
 def test_a_shard_takes_at_most_three_requests(
-    faulty_proxy: FaultyProxy, seaweed: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faulty_proxy: FaultyProxy, seaweed: S3Server, tmp_path: Path, use: Use
 ) -> None:
     """40 MB, two passes, are as ten shards: planning included, 30 GETs of each file at most."""
-    use(seaweed.environment, monkeypatch)
-    bucket = RemotePath(f"s3://{seaweed.make_bucket()}")
+    bucket = RemotePath(f"s3://{use(seaweed)}")
     text = "".join(random.Random(1).choices("abcdefgh ", k=100_000))
     rows = [{"id": str(at), "text": text[at : at + 80_000]} for at in range(500)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=125, compression="none")
     for name, content in (("a.jsonl", lines), ("b.parquet", (tmp_path / "b.parquet").read_bytes())):
         object_store_for(bucket).put(name, content)
-    use(faulty_proxy.environment, monkeypatch)
     for name in ("a.jsonl", "b.parquet"):
-        object_store._bucket.cache_clear()
+        use(faulty_proxy)
         faulty_proxy.reset()
         assert len(read(f"{bucket}/{name}")[0]) == 500
         n_gets = faulty_proxy.counts(f"{name}$")["GET"]
         assert 4 <= n_gets <= 30, f"{name}: {n_gets}"
+
+
+def test_vectors_of_rows_in_a_bucket_are_those_of_a_local_copy(
+    folder: RemotePath, files: Path, encode: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """And the store has the operations that they were put there with."""
+    upload(files, folder)
+    assert not write_file(folder, "a.jsonl", b"other", replace=False)
+    assert {name for name, _ in list_files(folder)} == {
+        path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file()
+    }
+    found = {}
+    for source, out in ((files, "of-local"), (f"{folder}/**", "of-store")):
+        made = encode(source, "-o", tmp_path / out, "--shard-rows", 300)
+        assert made.code == 0, made.err
+        found[out] = {name: data for name, data in contents(tmp_path / out).items() if not name.endswith(".json")}
+    assert found["of-local"] == found["of-store"]
+    assert len(found["of-local"]) > 5
+
+
+def test_an_input_in_googles_store_is_read(
+    gcs_reading: GcsServer, table: Path, run: Run, local: Local, use: Use, tmp_path: Path
+) -> None:
+    bucket = use(gcs_reading)
+    gcs_reading.write(bucket, "in/rows.jsonl", table.read_bytes())
+    ran = run(tmp_path / "out", source=f"gs://{bucket}/in/rows.jsonl")
+    assert ran.code == 0, ran.err
+    data = {name for name in local() if name.endswith(".parquet")}
+    assert {name: contents(tmp_path / "out")[name] for name in data} == {name: local()[name] for name in data}

@@ -1,367 +1,270 @@
-"""Outputs in object stores, by real servers: the bytes of a local folder, whatever happens to their writers."""
+"""Outputs in object stores, by real servers: the bytes of a local folder, and every command that reads them."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pytest
 
 import embedkit
-from tests.cluster.faulty_proxy import FaultyProxy
-from tests.cluster.gcs_stub import GcsStub
-from tests.cluster.servers import AzureServer, S3Server
+from benchmarks.torture.kills import contents
+from embedkit.storage import object_store
+from tests.cluster.conftest import N_SHARDS, SHARD_ROWS, Local, Run, Use
+from tests.cluster.servers import Bucketed, S3Server
+from tests.conftest import Ran
 
-Cli: TypeAlias = Callable[..., Any]
-#: A server, and the name of a bucket there.
-Bucket: TypeAlias = tuple[S3Server, str]
-
-WORDS = ["patient", "has", "pain", "in", "the", "chest", "fever", "cough", "no", "history", "of", "left", "right"]
-#: 12 shards of 50 rows.
-ROWS, SHARD_ROWS = 600, 50
-SHARDS = ROWS // SHARD_ROWS
+Cli = Callable[..., Ran]
+STORES = ("seaweed", "moto", "rclone_s3", "s3rver", "azurite", "gcs")
+#: They replace an object where they are told not to.
+CARELESS = ("rclone_s3", "s3rver")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("input") / "notes.jsonl"
-    lines = [
-        {"id": f"n{row}", "text": " ".join(draw.choices(WORDS, k=draw.randint(0, 40))), "age": row % 90}
-        for row in range(ROWS)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+@pytest.mark.parametrize("name", STORES)
+def test_a_run_into_each_store_has_the_bytes_of_a_local_one_and_is_read_verified_and_resumed(
+    name: str, run: Run, local: Local, use: Use, embedkit_cli: Cli, request: pytest.FixtureRequest
+) -> None:
+    server: Bucketed = request.getfixturevalue(name)
+    bucket = use(server)
+    target = f"{server.scheme}://{bucket}/of/out"
+    ran = run(target)
+    assert ran.code == 0, ran.err
+    assert ("let no second run write there" in ran.err) == (name in CARELESS)
+    assert server.objects(bucket, "of/out/") == local()
+    again = run(target)
+    assert (again.code, "--on-exists overwrite" in again.err) == (5, True)
+    assert embedkit_cli("verify", target).code == 0
+    read = embedkit.read(target)
+    assert len(read.table) == SHARD_ROWS * N_SHARDS
+    assert read.vectors.shape == (len(read.ids), 32)
+    server.remove(bucket, "of/out/manifest.json", "of/out/commits/00003.json")
+    shown = embedkit_cli("inspect", target)
+    assert f"NOT FINISHED, {N_SHARDS - 1} of {N_SHARDS} shards done" in shown.out
+    resumed = run(target, "--on-exists", "resume")
+    assert resumed.code == 0, resumed.err
+    assert server.objects(bucket, "of/out/") == local()
 
 
-@pytest.fixture
-def arguments(table: Path, bert: Path) -> list[str]:
-    options = f"--pool mean --keep age --id-column id --shard-rows {SHARD_ROWS} --quiet"
-    return ["encode", str(table), "-m", str(bert), *options.split()]
-
-
-@pytest.fixture
-def local(embedkit_cli: Cli, arguments: list[str], tmp_path: Path) -> Callable[..., dict[str, bytes]]:
-    """The files of the same encode to a local folder, by name."""
-
-    def encoded(*more: str) -> dict[str, bytes]:
-        out = tmp_path / "reference"
-        assert embedkit_cli(*arguments, "-o", out, *more).code == 0
-        return files(out)
-
-    return encoded
-
-
-@pytest.fixture
-def s3(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """SeaweedFS, with the environment set for it, and a new bucket."""
-    use(monkeypatch, seaweed.environment)
-    return seaweed, seaweed.make_bucket()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def process(
-    arguments: list[str], *more: str, environment: dict[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "embedkit", *arguments, *more]
-    return subprocess.Popen(command, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("name", CARELESS)
+def test_a_store_that_ignores_conditions_takes_no_ranks(
+    name: str, run: Run, use: Use, request: pytest.FixtureRequest
+) -> None:
+    server: S3Server = request.getfixturevalue(name)
+    bucket = use(server)
+    refused = run(f"s3://{bucket}/out", "--num-shards", 2, "--shard-id", 0)
+    assert refused.code == 5
+    assert "If-None-Match" in refused.err
+    assert server.objects(bucket) == {}
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy", "jsonl", "arrow"])
-def test_an_output_has_the_bytes_of_a_local_folder_and_every_command_reads_it(
-    form: str,
-    s3: Bucket,
-    embedkit_cli: Cli,
-    arguments: list[str],
-    local: Any,
-    tmp_path: Path,
+def test_every_command_reads_an_output_of_each_format(
+    form: str, seaweed: S3Server, use: Use, run: Run, embedkit_cli: Cli, tmp_path: Path
 ) -> None:
-    server, bucket = s3
-    uri = f"s3://{bucket}/of/{form}"
-    reference = local("--output-format", form)
-    assert embedkit_cli(*arguments, "-o", uri, "--output-format", form).code == 0
-    assert server.objects(bucket, f"of/{form}") == reference
+    bucket = use(seaweed)
+    uri, folder = f"s3://{bucket}/of/{form}", tmp_path / "local"
+    for output in (uri, folder):
+        assert run(output, "--output-format", form).code == 0
+    assert seaweed.objects(bucket, f"of/{form}") == contents(folder)
 
-    ours, theirs = embedkit.read(uri), embedkit.read(tmp_path / "reference")
+    ours, theirs = embedkit.read(uri), embedkit.read(folder)
     assert np.array_equal(ours.vectors, theirs.vectors)
     assert ours.table.equals(theirs.table)
     assert np.array_equal(embedkit.read(uri, check=False).vectors, theirs.vectors)
-    inspected = [json.loads(embedkit_cli("inspect", of, "--json").out) for of in (uri, tmp_path / "reference")]
+    inspected = [json.loads(embedkit_cli("inspect", of, "--json").out) for of in (uri, folder)]
     assert {**inspected[0], "path": ""} == {**inspected[1], "path": ""}
-    verified = embedkit_cli("verify", uri, "--json")
+    verified = embedkit_cli("verify", uri, "--json", "--resample", 5)
     assert verified.code == 0
     assert json.loads(verified.out)["rows"] == len(theirs.table)
-    assert embedkit_cli("verify", uri, "--resample", 5).code == 0
-    assert embedkit_cli("diff", uri, tmp_path / "reference").out.endswith("the same\n")
+    assert embedkit_cli("diff", uri, folder).out.endswith("the same\n")
     page = tmp_path / "page.html"
     assert embedkit_cli("report", uri, "-o", page).code == 0
-    assert uri.rpartition("/")[2] in page.read_text()
+    assert form in page.read_text()
 
 
-def test_the_output_of_another_recipe_is_replaced_on_request_and_unfinished_ones_are_shown(
-    s3: Bucket, embedkit_cli: Cli, arguments: list[str], local: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_output_of_another_recipe_is_replaced_on_request_and_others_objects_are_left_alone(
+    seaweed: S3Server, use: Use, run: Run, local: Local
 ) -> None:
-    server, bucket = s3
+    bucket = use(seaweed)
     uri = f"s3://{bucket}/out"
-    assert embedkit_cli(*arguments, "-o", uri, "--precision", "float16").code == 0
-    other = embedkit_cli(*arguments, "-o", uri, "--on-exists", "resume")
-    assert other.code == 5
-    assert "precision" in other.err
-    server.client().put_object(Bucket=bucket, Key="out/notes.txt", Body=b"mine")
-    assert embedkit_cli(*arguments, "-o", uri, "--on-exists", "overwrite").code == 0
-    assert server.objects(bucket, "out") == {**local(), "notes.txt": b"mine"}
-    for name in ("manifest.json", "commits/00001.json"):
-        server.client().delete_object(Bucket=bucket, Key=f"out/{name}")
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    shown = embedkit_cli("inspect", uri, "--store-option", f"endpoint={server.endpoint}")
-    assert f"NOT FINISHED, {SHARDS - 1} of {SHARDS} shards done" in shown.out
+    assert run(uri, "--precision", "float16").code == 0
+    other = run(uri, "--on-exists", "resume")
+    assert (other.code, "precision" in other.err) == (5, True)
+    seaweed.write(bucket, "out/notes.txt", b"mine")
+    assert run(uri, "--on-exists", "overwrite").code == 0
+    assert seaweed.objects(bucket, "out") == {**local(), "notes.txt": b"mine"}
 
 
 def test_an_update_takes_vectors_from_an_output_in_a_store(
-    s3: Bucket, embedkit_cli: Cli, arguments: list[str], tmp_path: Path
+    seaweed: S3Server, use: Use, run: Run, embedkit_cli: Cli, tmp_path: Path
 ) -> None:
-    _, bucket = s3
+    bucket = use(seaweed)
     uri = f"s3://{bucket}/old"
-    refused = embedkit_cli(*arguments, "-o", uri, "--keep-hashes")
-    assert refused.code == 2
-    assert "--hash-key FILE" in refused.err
+    refused = run(uri, "--keep-hashes")
+    assert (refused.code, "--hash-key FILE" in refused.err) == (2, True)
     key = tmp_path / "key"
     key.write_text("0123456789abcdef" * 4)
-    assert embedkit_cli(*arguments, "-o", uri, "--keep-hashes", "--hash-key", key).code == 0
-    again = [*(argument for argument in arguments if argument != "--quiet"), "--hash-key", str(key)]
-    updated = embedkit_cli(*again, "-o", f"s3://{bucket}/new", "--update", uri, "--progress", "json")
-    assert updated.code == 0
-    done = json.loads(updated.err.splitlines()[-1])
-    assert done["reused"] == done["vectors"] > 0
-    assert embedkit_cli("diff", uri, f"s3://{bucket}/new").code == 0
+    assert run(uri, "--keep-hashes", "--hash-key", key).code == 0
+    for new in (f"s3://{bucket}/new", tmp_path / "new"):
+        updated = run(new, "--hash-key", key, "--update", uri, "--progress", "json")
+        assert updated.code == 0, updated.err
+        done = json.loads(updated.err.splitlines()[-1])
+        assert done["reused"] == done["vectors"] > 0
+        assert embedkit_cli("diff", uri, new).code == 0
+
+
+def test_labelled_rows_in_a_bucket_are_studied_as_local_ones_are(
+    seaweed: S3Server, use: Use, bert: Path, embedkit_cli: Cli, tmp_path: Path
+) -> None:
+    bucket = use(seaweed)
+    draw = random.Random(0)
+    lines = [
+        json.dumps(
+            {
+                "text": f"{draw.choice(('no', 'has'))} {('fever', 'cough', 'pain', 'chest')[row % 4]} {row}",
+                "y": row % 2,
+            }
+        )
+        for row in range(80)
+    ]
+    for part, some in (("train", lines[:60]), ("test", lines[60:])):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(some))
+        seaweed.write(bucket, f"in/{part}.jsonl", "\n".join(some).encode())
+    made = {}
+    for place in (str(tmp_path), f"s3://{bucket}/in"):
+        out = tmp_path / f"of-{place[:2].strip('/')}"
+        words = (f"{place}/train.jsonl", "-m", bert, "--label", "y", "--test", f"{place}/test.jsonl")
+        swept = embedkit_cli("sweep", *words, "--layers", "-1", "--pool", "mean", "-o", out / "sweep")
+        assert swept.code == 0, swept.err
+        fitted = embedkit_cli("fit", *words[:5], "--pooler", "attention", "-o", out / "pooler.safetensors")
+        assert fitted.code == 0, fitted.err
+        made[place] = [
+            (out / name).read_bytes() for name in ("sweep/results.parquet", "sweep/predictions.parquet")
+        ]
+    one, other = made.values()
+    assert one == other
+    refused = embedkit_cli("fit", *words[:5], "--pooler", "attention", "-o", f"s3://{bucket}/pooler.safetensors")
+    assert (refused.code, len(refused.told)) == (2, 2)
+
+
+# Several writers -----------------------------------------------------------------------------------------
+
+
+def test_ranks_and_a_rank_that_was_started_twice_race_for_one_prefix(
+    seaweed: S3Server, use: Use, started: Any, local: Local
+) -> None:
+    bucket = use(seaweed)
+    ranks = [started(f"s3://{bucket}/out", "--num-shards", 2, "--shard-id", rank) for rank in (0, 1, 1)]
+    said = [rank.communicate(timeout=280)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], said
+    assert seaweed.objects(bucket, "out") == local()
 
 
 def test_writers_killed_at_random_times_leave_what_a_last_one_completes(
-    s3: Bucket, arguments: list[str], local: Any, embedkit_cli: Cli
+    seaweed: S3Server, use: Use, started: Any, run: Run, local: Local
 ) -> None:
-    server, bucket = s3
+    bucket = use(seaweed)
     uri, draw = f"s3://{bucket}/out", random.Random()
     for _ in range(4):
-        writer = process(arguments, "-o", uri, "--on-exists", "resume")
-        target = len(server.objects(bucket, "out/commits")) + draw.randint(0, 2)
+        writer = started(uri, "--on-exists", "resume")
+        target = len(seaweed.objects(bucket, "out/commits")) + draw.randint(0, 2)
         until = time.monotonic() + 120
         while writer.poll() is None and time.monotonic() < until:
-            if len(server.objects(bucket, "out/commits")) >= target and "plan.json" in server.objects(
-                bucket, "out"
-            ):
+            names = seaweed.objects(bucket, "out")
+            if "plan.json" in names and sum(name.startswith("commits/") for name in names) >= target:
                 break
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.1))
         writer.kill()
         writer.communicate()
-    assert embedkit_cli(*arguments, "-o", uri, "--on-exists", "resume").code == 0
-    assert server.objects(bucket, "out") == local()
+    assert run(uri, "--on-exists", "resume").code == 0
+    assert seaweed.objects(bucket, "out") == local()
 
 
-@pytest.mark.parametrize("lost", [(3, 4, 11), tuple(range(SHARDS))])
-def test_a_run_goes_on_in_a_store_with_what_was_copied_there_and_back(
-    lost: tuple[int, ...],
-    s3: Bucket,
-    embedkit_cli: Cli,
-    arguments: list[str],
-    local: Any,
-    tmp_path: Path,
+# Other places of the same bytes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (3, 7, 11)])
+def test_an_output_is_copied_there_and_back_and_resumed_in_each_place(
+    lost: tuple[int, ...], seaweed: S3Server, use: Use, run: Run, local: Local, tmp_path: Path
 ) -> None:
-    server, bucket = s3
-    reference = local()
+    bucket = use(seaweed)
     gone = {"manifest.json", *(f"commits/{index:05d}.json" for index in lost)}
-    client = server.client()
-    for name, data in reference.items():
+    for name, data in local().items():
         if name not in gone:
-            client.put_object(Bucket=bucket, Key=f"out/{name}", Body=data)
-    assert embedkit_cli(*arguments, "-o", f"s3://{bucket}/out", "--on-exists", "resume").code == 0
-    assert server.objects(bucket, "out") == reference
+            seaweed.write(bucket, f"out/{name}", data)
+    assert run(f"s3://{bucket}/out", "--on-exists", "resume").code == 0
+    assert seaweed.objects(bucket, "out") == local()
     back = tmp_path / "back"
-    for name, data in server.objects(bucket, "out").items():
+    for name, data in seaweed.objects(bucket, "out").items():
         if name not in gone:
             (back / name).parent.mkdir(parents=True, exist_ok=True)
             (back / name).write_bytes(data)
-    assert embedkit_cli(*arguments, "-o", back, "--on-exists", "resume").code == 0
-    assert files(back) == reference
+    assert run(back, "--on-exists", "resume").code == 0
+    assert contents(back) == local()
 
 
-def test_ranks_and_a_rank_that_was_started_twice_race_for_one_prefix(
-    s3: Bucket, arguments: list[str], local: Any
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "jsonl.gz"])
+@pytest.mark.parametrize("began", ["here", "there"])
+def test_a_run_is_resumed_with_a_copy_of_its_input_in_another_place(
+    form: str, began: str, seaweed: S3Server, use: Use, run: Run, embedkit_cli: Cli, table: Path, tmp_path: Path
 ) -> None:
-    server, bucket = s3
-    ranks = [
-        process(arguments, "-o", f"s3://{bucket}/out", "--num-shards", "2", "--shard-id", str(rank))
-        for rank in (0, 1, 1)
-    ]
-    for rank in ranks:
-        _, printed = rank.communicate(timeout=300)
-        assert rank.returncode == 0, printed.decode()
-    assert server.objects(bucket, "out") == local()
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    bucket = use(seaweed)
+    copy = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(line) for line in table.open()]), copy, row_group_size=70)
+    else:
+        copy.write_bytes(gzip.compress(table.read_bytes()) if form.endswith("gz") else table.read_bytes())
+    seaweed.write(bucket, f"in/{copy.name}", copy.read_bytes())
+    places = [str(copy), f"s3://{bucket}/in/{copy.name}"][:: 1 if began == "here" else -1]
+    for output in (tmp_path / "out", f"s3://{bucket}/out"):
+        assert run(output, source=places[0]).code == 0
+        before = contents(output) if isinstance(output, Path) else seaweed.objects(bucket, "out")
+        for name in ("manifest.json", "commits/00003.json", "commits/00004.json"):
+            (output / name).unlink() if isinstance(output, Path) else seaweed.remove(bucket, f"out/{name}")
+        resumed = run(output, "--on-exists", "resume", source=places[1])
+        assert resumed.code == 0, resumed.err
+        assert (contents(output) if isinstance(output, Path) else seaweed.objects(bucket, "out")) == before
+        verified = embedkit_cli("verify", output, "--resample", 3, "--input", places[1])
+        assert verified.code == 0, verified.err
+    # Another content of the same size, in the other place.
+    changed = copy.read_bytes()[:-3] + b"   "
+    copy.write_bytes(changed)
+    seaweed.write(bucket, f"in/{copy.name}", changed)
+    (tmp_path / "out" / "manifest.json").unlink()
+    for place in places:
+        refused = run(tmp_path / "out", "--on-exists", "resume", source=place)
+        assert refused.code in {3, 5}
+        assert len(refused.told) == 2
 
 
-def test_an_object_that_was_changed_is_named_by_verify_and_made_again(
-    s3: Bucket, embedkit_cli: Cli, arguments: list[str], local: Any
+def test_settings_of_a_store_are_given_to_read_and_two_stores_have_buckets_of_one_name(
+    seaweed: S3Server, moto: S3Server, use: Use, run: Run, monkeypatch: pytest.MonkeyPatch, embedkit_cli: Cli
 ) -> None:
-    server, bucket = s3
-    uri, name = f"s3://{bucket}/out", "embeddings/part-00002.parquet"
-    assert embedkit_cli(*arguments, "-o", uri).code == 0
-    reference = server.objects(bucket, "out")
-    changed = bytearray(reference[name])
-    changed[len(changed) // 2] ^= 1
-    server.client().put_object(Bucket=bucket, Key=f"out/{name}", Body=bytes(changed))
-    verified = embedkit_cli("verify", uri)
-    assert verified.code == 5
-    assert verified.out == f"{name}: is damaged: its SHA-256 is not that of its record\n"
-    with pytest.raises(embedkit.errors.OutputError, match="is damaged"):
-        _ = embedkit.read(uri).vectors
-    # Of the same size: noticed by its ETag, without --verify.
-    assert embedkit_cli(*arguments, "-o", uri, "--on-exists", "resume").code == 0
-    assert server.objects(bucket, "out") == reference == local()
-
-
-def test_a_writer_that_is_killed_in_the_middle_of_a_put_leaves_no_half_object(
-    faulty_proxy: FaultyProxy,
-    s3: Bucket,
-    arguments: list[str],
-    local: Any,
-    embedkit_cli: Cli,
-) -> None:
-    server, bucket = s3
-    faulty_proxy.fail("stuck", verb="PUT", path="embeddings/part-00003")
-    writer = process(arguments, "-o", f"s3://{bucket}/out", environment=faulty_proxy.environment)
-    assert faulty_proxy.stuck.wait(120)
-    writer.send_signal(signal.SIGKILL)
-    writer.communicate()
-    left = server.objects(bucket, "out")
-    reference = local()
-    assert "embeddings/part-00003.parquet" not in left
-    assert left.items() <= reference.items()
-    assert embedkit_cli(*arguments, "-o", f"s3://{bucket}/out", "--on-exists", "resume").code == 0
-    assert server.objects(bucket, "out") == reference
-
-
-@pytest.mark.parametrize(
-    ("fault", "verb", "path"),
-    [
-        ("503", ".*", ""),
-        ("cut", "PUT", "embeddings|commits"),
-        ("lost answer", "PUT", "embeddings|commits|plan.json|manifest.json"),
-        ("half answer", "GET", "commits"),
-    ],
-)
-def test_a_store_that_fails_now_and_then_delays_a_run_and_changes_no_byte(
-    fault: str,
-    verb: str,
-    path: str,
-    faulty_proxy: FaultyProxy,
-    s3: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-    embedkit_cli: Cli,
-    arguments: list[str],
-    local: Any,
-) -> None:
-    server, bucket = s3
-    use(monkeypatch, faulty_proxy.environment)
-    for skip in range(0, 40, 4):
-        faulty_proxy.fail(fault, verb=verb, path=path, skip=skip, times=1)
-    assert embedkit_cli(*arguments, "-o", f"s3://{bucket}/out").code == 0
-    use(monkeypatch, server.environment)
-    assert server.objects(bucket, "out") == local()
-
-
-def test_a_shard_takes_at_most_four_puts_and_three_gets(
-    faulty_proxy: FaultyProxy,
-    s3: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    embedkit_cli: Any,
-) -> None:
-    _, bucket = s3
-    use(monkeypatch, faulty_proxy.environment)
-    assert embedkit_cli(*arguments, "-o", f"s3://{bucket}/out", "--output-format", "npy").code == 0
-    counted = faulty_proxy.counts(r"/out/")
-    fixed = 10  # of the run: the plan, the manifest, a probe of the conditions
-    assert counted["PUT"] <= 4 * SHARDS + fixed
-    assert counted["GET"] + counted["HEAD"] <= 3 * SHARDS + fixed
-    assert sum(faulty_proxy.counts(r"list-type").values()) <= 6
-
-
-@pytest.fixture(params=["rclone_s3", "s3rver"])
-def careless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """A store that ignores conditions."""
-    server: S3Server = request.getfixturevalue(request.param)
-    use(monkeypatch, server.environment)
-    return server
-
-
-def test_a_store_that_ignores_conditions_takes_one_process_and_no_ranks(
-    careless: S3Server, embedkit_cli: Cli, arguments: list[str], local: Any
-) -> None:
-    bucket = careless.make_bucket()
-    refused = embedkit_cli(*arguments, "-o", f"s3://{bucket}/ranks", "--num-shards", 2, "--shard-id", 0)
-    assert refused.code == 5
-    assert "If-None-Match" in refused.err
-    assert careless.objects(bucket, "ranks") == {}
-    loud = [argument for argument in arguments if argument != "--quiet"]
-    alone = embedkit_cli(*loud, "-o", f"s3://{bucket}/alone")
-    assert alone.code == 0
-    assert "let no second run write there" in alone.err
-    assert careless.objects(bucket, "alone") == local()
-
-
-def test_azure_and_google_hold_the_same_bytes(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    embedkit_cli: Cli,
-    arguments: list[str],
-    local: Any,
-) -> None:
-    reference = local()
-    gcs: GcsStub = request.getfixturevalue("gcs")
-    use(monkeypatch, {**gcs.environment, "GOOGLE_BASE_URL": gcs.endpoint})
-    bucket = gcs.make_bucket()
-    assert embedkit_cli(*arguments, "-o", f"gs://{bucket}/out").code == 0
-    assert {k.removeprefix("out/"): v for k, v in gcs.objects(bucket).items()} == reference
-    azure: AzureServer = request.getfixturevalue("azurite")
-    use(monkeypatch, azure.environment)
-    container = azure.make_container()
-    uri = f"az://{container}/out"
-    assert embedkit_cli(*arguments, "-o", uri).code == 0
-    assert embedkit_cli(*arguments, "-o", uri, "--on-exists", "resume").code == 0
-    found = embedkit.read(uri)
-    assert len(found.table) == ROWS
-    assert embedkit_cli("verify", uri).code == 0
-
-
-def test_a_store_that_refuses_is_reported_before_a_model_is_loaded(
-    s3: Bucket,
-    faulty_proxy: FaultyProxy,
-    monkeypatch: pytest.MonkeyPatch,
-    embedkit_cli: Cli,
-    arguments: list[str],
-) -> None:
-    bucket = s3[1]
-    use(monkeypatch, faulty_proxy.environment)
-    faulty_proxy.fail("403", verb="PUT")
-    for uri, said in ((f"s3://{bucket}/out", "refuses access"), ("s3://no-such-bucket/out", "there is no bucket")):
-        ran = embedkit_cli(*[argument for argument in arguments if argument != "--quiet"], "-o", uri)
-        assert ran.code == 5
-        assert said in ran.err
-        assert "loading the model" not in ran.err
+    for server, bucket in ((moto, "shared"), (seaweed, "shared")):
+        server.make_bucket(bucket)
+        use(server)
+        assert run(f"s3://{bucket}/out", "--pool", "cls" if server is moto else "mean").code == 0
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    object_store._bucket.cache_clear()
+    outs = [embedkit.read("s3://shared/out", store_options={"endpoint": of.endpoint}) for of in (seaweed, moto)]
+    vectors = [out.vectors for out in outs]  # read after both were opened
+    assert [out.recipe["poolings"] for out in outs] == [["mean"], ["cls"]]
+    assert not np.allclose(*vectors)
+    assert outs[0].table.num_rows == SHARD_ROWS * N_SHARDS
+    shown = embedkit_cli("inspect", "s3://shared/out", "--store-option", f"endpoint={moto.endpoint}", "--json")
+    assert json.loads(shown.out)["recipe"]["poolings"] == ["cls"]
+    with pytest.raises(embedkit.EmbedkitError, match="endpiont is unknown"):
+        embedkit.read("s3://shared/out", store_options={"endpiont": seaweed.endpoint})
+    with pytest.raises(embedkit.EmbedkitError, match="keys and secrets are not given here"):
+        embedkit.read("s3://shared/out", store_options={"aws_secret_access_key": "x"})

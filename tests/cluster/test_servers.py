@@ -82,7 +82,7 @@ def test_moto_refuses_a_second_put(moto: S3Server) -> None:
 
 
 def test_azurite_has_one_winner_of_eight_writers(azurite: AzureServer) -> None:
-    store = azurite.store(azurite.make_container())
+    store = azurite.store(azurite.make_bucket())
     assert [wins(store, f"contested/{number}") for number in range(10)] == [1] * 10
 
 
@@ -101,7 +101,7 @@ def test_the_stub_of_google_has_one_winner_and_stores_ranges_and_parts(gcs: GcsS
 
 def test_fake_gcs_server_is_read(gcs_reading: GcsServer) -> None:
     bucket = gcs_reading.make_bucket()
-    gcs_reading.put(bucket, "notes/a.jsonl", b"0123456789")
+    gcs_reading.write(bucket, "notes/a.jsonl", b"0123456789")
     store = gcs_store(gcs_reading, bucket)
     assert bytes(obstore.get_range(store, "notes/a.jsonl", start=3, end=5)) == b"34"
 

@@ -1,7 +1,8 @@
-"""An object store in memory, whose requests can fail, and wait for each other, as a test wants."""
+"""An object store in memory, whose requests are counted, and can fail or wait for each other, as a test wants."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from embedkit.storage.object_store import StoredObject
+from embedkit.storage.store_errors import ObjectChangedError
 
 
 class MemoryStore:
@@ -18,6 +20,7 @@ class MemoryStore:
 
     Args:
         objects: content, ETag and metadata by key.
+        top: the folder that keys are relative to, with a slash at its end.
         etags: md5, as of S3; `unique` for each put, as of Azure; or none.
         knows_conditions: False for a store that ignores them.
         before: called with the name and the key of each request, before it is carried out.
@@ -27,24 +30,52 @@ class MemoryStore:
         self,
         objects: dict[str, tuple[bytes, str | None, Mapping[str, str]]] | None = None,
         *,
+        top: str = "",
         etags: str = "md5",
         knows_conditions: bool = True,
         before: Callable[[str, str], str] = lambda *_: "",
     ) -> None:
         self.objects = {} if objects is None else objects
+        self.top = top
         self.etags = etags
         self.knows_conditions = knows_conditions
         self.before = before
+        #: By verb; reading a range counts as a get.
         self.requests: Counter[str] = Counter()
+        #: By key, what was read.
+        self.sent_bytes: Counter[str] = Counter()
+
+    def folder(self, top: str) -> MemoryStore:
+        """A folder of this store, whose requests are counted together."""
+        found = copy.copy(self)
+        found.top = f"{top}/" if top else ""
+        return found
+
+    @property
+    def content(self) -> dict[str, bytes]:
+        return {key: data for key, (data, _, _) in self.objects.items()}
+
+    @property
+    def sent(self) -> int:
+        return self.sent_bytes.total()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replaces an object as another program does: it is no request of this one."""
+        self.objects[key] = (data, self._etag(data), {})
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         self._ask("list", prefix)
-        start = f"{prefix}/" if prefix else ""
-        found = [self._described(key) for key in sorted(self.objects) if key.startswith(start)]
+        start = self.top + (f"{prefix}/" if prefix else "")
+        keys = [key.removeprefix(self.top) for key in sorted(self.objects) if key.startswith(start)]
+        found = map(self._described, keys)
         # Listings of Azure leave out the quotes.
         return iter(
             [replace(of, etag=of.etag.strip('"')) if of.etag and self.etags == "unique" else of for of in found]
         )
+
+    def names(self, prefix: str = "") -> tuple[str, ...]:
+        start = f"{prefix}/" if prefix else ""
+        return tuple(dict.fromkeys(found.key.removeprefix(start).split("/")[0] for found in self.list(prefix)))
 
     def head(self, key: str) -> StoredObject:
         self._ask("head", key)
@@ -52,10 +83,17 @@ class MemoryStore:
 
     def get(self, key: str) -> tuple[bytes, StoredObject]:
         self._ask("get", key)
-        return self.objects[key][0] if key in self.objects else b"", self._described(key)
+        described = self._described(key)
+        self.sent_bytes[key] += described.size
+        return self.objects[self.top + key][0], described
 
     def get_range(self, key: str, start: int, stop: int, etag: str | None = None) -> bytes:
-        raise NotImplementedError
+        self._ask("get", key)
+        if etag not in {None, self._described(key).etag}:
+            raise ObjectChangedError(key)
+        content = self.objects[self.top + key][0][start:stop]
+        self.sent_bytes[key] += len(content)
+        return content
 
     def put(
         self,
@@ -68,21 +106,22 @@ class MemoryStore:
     ) -> str | None:
         fate = self._ask("put", key)
         content = data if isinstance(data, bytes) else data.read()
+        whole = self.top + key
         for _ in range(2 if fate == "lost" else 1):  # the client tries again if the answer is lost
             if self.knows_conditions and (
-                (if_absent and key in self.objects)
-                or (if_match is not None and (key not in self.objects or self.objects[key][1] != if_match))
+                (if_absent and whole in self.objects)
+                or (if_match is not None and (whole not in self.objects or self.objects[whole][1] != if_match))
             ):
                 raise FileExistsError(key)
-            self.objects[key] = (content, self._etag(content), dict(metadata or {}))
+            self.objects[whole] = (content, self._etag(content), dict(metadata or {}))
         if fate == "killed after":
             raise Killed
-        return self.objects[key][1]
+        return self.objects[whole][1]
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._ask("delete", key)
-            self.objects.pop(key, None)
+            self.objects.pop(self.top + key, None)
 
     def _ask(self, name: str, key: str) -> str:
         self.requests[name] += 1
@@ -98,9 +137,9 @@ class MemoryStore:
         return f'"{digest}"' if self.etags == "md5" else f'"{next(_NUMBERS)}"'
 
     def _described(self, key: str) -> StoredObject:
-        if key not in self.objects:
+        if self.top + key not in self.objects:
             raise FileNotFoundError(2, "no such object", key)
-        content, etag, metadata = self.objects[key]
+        content, etag, metadata = self.objects[self.top + key]
         return StoredObject(key, len(content), etag, 0, metadata)
 
 

@@ -27,7 +27,7 @@ from embedkit.storage.filesystem import (
 from embedkit.storage.object_store import StoredObject
 from embedkit.storage.remote_path import RemotePath
 from embedkit.storage.store_errors import StoreError
-from tests.storage.dict_store import DictStore
+from tests.storage.memory_store import MemoryStore
 
 FILES = ["a.csv", "b.csv", "b[1].csv", ".hidden.csv", "sub/c.csv", "sub/deep/d.csv", "sub/.e.csv", ".dot/f.csv"]
 FILES += ["x/y"]
@@ -35,13 +35,13 @@ TOP = "s3://bucket/top"
 
 
 @pytest.fixture
-def both(tmp_path: Path, bucket: DictStore) -> str:
+def both(tmp_path: Path, bucket: MemoryStore) -> str:
     """The same files in a local folder and in the bucket."""
     for name in FILES:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-        bucket.objects[f"top/{name}"] = name.encode()
+        bucket.write(f"top/{name}", name.encode())
     return str(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_names_that_are_taken_out_of_a_walk_are_not_visited(both: str) -> None:
     assert seen == ["", "/sub", "/x"]
 
 
-def test_new_files_appear_when_all_are_there_and_the_first_writer_wins(bucket: DictStore) -> None:
+def test_new_files_appear_when_all_are_there_and_the_first_writer_wins(bucket: MemoryStore) -> None:
     folder = RemotePath("s3://bucket/out")
     files = new_files(folder)
     for name in ("last", "first"):
@@ -101,21 +101,21 @@ def test_new_files_appear_when_all_are_there_and_the_first_writer_wins(bucket: D
 
 
 def test_a_file_above_the_limit_goes_by_the_disk_and_arrives_whole(
-    bucket: DictStore,
+    bucket: MemoryStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("embedkit.storage.spool._IN_MEMORY", 1000)
     content = bytes(range(256)) * 20
     assert write_file(RemotePath("s3://bucket/out"), "big", content)
-    assert bucket.objects["out/big"] == content
+    assert bucket.content["out/big"] == content
 
 
-def test_an_open_file_is_of_one_version(bucket: DictStore) -> None:
-    bucket.objects["k"] = b"1" * 3 * 2**20
+def test_an_open_file_is_of_one_version(bucket: MemoryStore) -> None:
+    bucket.write("k", b"1" * 3 * 2**20)
     known = stat_file("s3://bucket/k")
     with open_file("s3://bucket/k") as file:
         assert file.read(10) == b"1" * 10
-        bucket.objects["k"] = b"2" * 3 * 2**20
+        bucket.write("k", b"2" * 3 * 2**20)
         with pytest.raises(StoreError, match="was changed"):
             file.read()
     with pytest.raises(StoreError, match="was changed"), open_file("s3://bucket/k", known) as file:
@@ -123,21 +123,21 @@ def test_an_open_file_is_of_one_version(bucket: DictStore) -> None:
         file.read()
 
 
-def test_an_object_that_changes_while_its_rows_are_read_is_an_error(bucket: DictStore) -> None:
-    bucket.objects["k.csv"] = b"text\n" + b"one text\n" * 400_000
+def test_an_object_that_changes_while_its_rows_are_read_is_an_error(bucket: MemoryStore) -> None:
+    bucket.write("k.csv", b"text\n" + b"one text\n" * 400_000)
     table = open_table(InputConfig(("s3://bucket/k.csv",)))
     rows = table.records()
     next(rows)
-    bucket.objects["k.csv"] = bucket.objects["k.csv"].replace(b"one", b"two")
+    bucket.write("k.csv", bucket.content["k.csv"].replace(b"one", b"two"))
     with pytest.raises(InputError, match="was changed while it was read"):
         list(rows)
 
 
-def test_a_changed_object_of_equal_size_head_and_tail_is_found_by_its_etag(bucket: DictStore) -> None:
+def test_a_changed_object_of_equal_size_head_and_tail_is_found_by_its_etag(bucket: MemoryStore) -> None:
     content = b"text\n" + b"one text\n" * 400_000
-    bucket.objects["k.csv"] = content
+    bucket.write("k.csv", content)
     table = open_table(InputConfig(("s3://bucket/k.csv",)))
-    bucket.objects["k.csv"] = content[: 2**21] + b"X" + content[2**21 + 1 :]
+    bucket.write("k.csv", content[: 2**21] + b"X" + content[2**21 + 1 :])
     assert hashlib.sha256(content[: 2**20] + content[-(2**20) :]).hexdigest() == table.files[0].sha256
     again = open_table(InputConfig(("s3://bucket/k.csv",)))
     assert again.files[0].sha256 == table.files[0].sha256
@@ -145,34 +145,36 @@ def test_a_changed_object_of_equal_size_head_and_tail_is_found_by_its_etag(bucke
         table.check_unchanged()
 
 
-def test_a_small_object_is_hashed_whole_and_a_large_one_by_its_ends(bucket: DictStore) -> None:
-    bucket.objects.update({"a.csv": b"text\n" * 10, "b.csv": b"text\n" * 10**6})
+def test_a_small_object_is_hashed_whole_and_a_large_one_by_its_ends(bucket: MemoryStore) -> None:
+    bucket.write("a.csv", b"text\n" * 10)
+    bucket.write("b.csv", b"text\n" * 10**6)
     small, large = open_table(InputConfig(("s3://bucket/a.csv", "s3://bucket/b.csv"))).files
-    assert small.content_sha256 == small.sha256 == hashlib.sha256(bucket.objects["a.csv"]).hexdigest()
+    assert small.content_sha256 == small.sha256 == hashlib.sha256(bucket.content["a.csv"]).hexdigest()
     assert large.content_sha256 is None
     assert large.etag == stat_file("s3://bucket/b.csv").etag
 
 
-def test_planning_reads_a_small_object_once(bucket: DictStore) -> None:
-    bucket.objects.update({f"in/{number}.jsonl": b'{"text": "a"}\n' * (number + 1) for number in range(3)})
+def test_planning_reads_a_small_object_once(bucket: MemoryStore) -> None:
+    for number in range(3):
+        bucket.write(f"in/{number}.jsonl", b'{"text": "a"}\n' * (number + 1))
     table = open_table(InputConfig(("s3://bucket/in",)))
     assert table.scan().rows == len(list(table.records())) == 6
-    assert [verb for verb, _ in bucket.requests].count("get") == 3
+    assert bucket.requests["get"] == 3
 
 
-def test_a_private_output_is_refused(bucket: DictStore) -> None:
+def test_a_private_output_is_refused(bucket: MemoryStore) -> None:
     with pytest.raises(UsageError, match="access rules"):
         write_file(RemotePath("s3://bucket/out"), "key", b"secret", private=True)
 
 
 def test_a_failing_store_is_an_error_of_the_output(
-    bucket: DictStore,
+    bucket: MemoryStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> StoredObject:
         raise StoreError("the store refuses access (HTTP 403)", "check it", "s3://bucket/out/a")
 
-    monkeypatch.setattr(DictStore, "put", fail)
+    monkeypatch.setattr(MemoryStore, "put", fail)
     with pytest.raises(OutputError, match="cannot write s3://bucket/out/a: the store refuses access") as caught:
         write_file(RemotePath("s3://bucket/out"), "a", b"x")
     assert caught.value.hint == "check it"

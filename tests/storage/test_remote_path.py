@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from embedkit.storage.filesystem import filesystem_for
 from embedkit.storage.remote_path import RemotePath, as_path, is_uri
+from embedkit.storage.store_options import StoreOptions
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name not in {".", ".."}
@@ -79,3 +80,13 @@ def test_only_uris_are_remote(text: str, is_remote: bool) -> None:
 def test_a_hub_path_has_the_file_system_of_the_hub() -> None:
     text = "hf://datasets/owner/name/part.parquet"
     assert filesystem_for(as_path(text)) is filesystem_for(text) is not filesystem_for("part.parquet")
+
+
+def test_the_options_of_a_store_stay_with_a_path_and_what_is_made_from_it() -> None:
+    options = StoreOptions.of({"region": "eu"})
+    path = RemotePath("s3://bucket/a/b.csv", options)
+    made = (path / "c", path.parent, path.root, path.with_name("d"), path.with_suffix(".x"), *path.parents)
+    assert {one.options for one in made} == {options}
+    assert pickle.loads(pickle.dumps(path)).options == options  # noqa: S301
+    assert path != RemotePath("s3://bucket/a/b.csv")
+    assert "eu" not in f"{path} {path!r}"

@@ -18,11 +18,13 @@ CANARY = "AKIA-canary-4711"
         ("path_style=maybe", "path_style cannot be 'maybe'"),
         ("endpoint=localhost:9000", "endpoint is not an address"),
         (f"endpoint=https://user:{CANARY}@host", "endpoint is not an address"),
+        (f"endpoint=https://:{CANARY}@host", "endpoint is not an address"),
         (f"endpoint=https://host/?sig={CANARY}", "endpoint is not an address"),
+        (f"secret:{CANARY}", "secret is refused"),
         ("timeout=soon", "timeout cannot be 'soon'"),
         ("checksum=md5", "checksum cannot be 'md5'"),
         *(
-            (f"{name}={CANARY}", "would show a secret")
+            (f"{name}={CANARY}", "is refused: keys and secrets")
             for name in ("aws_secret_access_key", "AWS-ACCESS-KEY-ID", "account_key", "sas_token", "token")
         ),
     ],
@@ -32,6 +34,22 @@ def test_an_unusable_option_is_an_error_that_shows_no_secret(text: str, message:
         StoreOptions.parse([text])
     assert CANARY not in str(caught.value)
     assert caught.value.hint
+    key, mark, value = text.partition("=")
+    if mark:
+        with pytest.raises(UsageError, match=message) as caught:
+            StoreOptions.of({key: value})
+        assert CANARY not in str(caught.value)
+        assert "--" not in caught.value.message
+
+
+def test_a_dictionary_gives_the_options_of_the_command_line() -> None:
+    given = {"endpoint": "https://host", "path_style": False, "allow-http": "yes"}
+    assert StoreOptions.of(given) == StoreOptions.parse(
+        ["endpoint=https://host", "path_style=False", "allow_http=yes"]
+    )
+    for wrong in ({"region": 1}, {"region": None}, "region=a"):
+        with pytest.raises(UsageError, match="store_options"):
+            StoreOptions.of(wrong)  # type: ignore[arg-type]
 
 
 def test_the_last_value_of_an_option_counts() -> None:

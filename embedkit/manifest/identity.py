@@ -67,14 +67,16 @@ def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns both inputs by content, with what only one of them says left out.
 
-    Older plans have no hashes of whole files, nor have large objects of a store. ETags are of a place: they are
-    compared if both files are objects of the same name. Size and hashes of a query are unknown until it is read: a
-    worker process compares no more than how it is read, and the run itself reads it again.
+    Older plans have no hashes of whole files, nor have large objects of a store. ETags are of a place, and change
+    when the same bytes are put again: they are compared if both files are objects of the same name, and no hash
+    tells of all bytes. Size and hashes of a query are unknown until it is read: a worker process compares no more
+    than how it is read, and the run itself reads it again.
     """
     one, other = (_input_content(read, ("mtime_ns",)) for read in (stored, asked))
     for key in ("files", "spans"):
         for pair in zip(one.get(key, ()), other.get(key, ()), strict=False):
-            names = ["etag"] if pair[0]["name"] != pair[1]["name"] else []
+            is_hashed = all(file.get("content_sha256") is not None for file in pair)
+            names = ["etag"] if is_hashed or pair[0]["name"] != pair[1]["name"] else []
             names += [name for name in _OF_CONTENT if not all(name in file for file in pair)]
             for file, name in product(pair, names):
                 file.pop(name, None)

@@ -176,10 +176,14 @@ def _with_secret(uri: str) -> str:
 def _uri(asked: str, name: str) -> str:
     """Return the URI of a name that fsspec found, without a secret."""
     if "://" in name:
-        return name
+        starts = ((start, whole) for start, whole in _secrets.items() if name.startswith(whole))
+        start, whole = next(starts, ("", ""))
+        return start + name.removeprefix(whole)
     place = RemotePath(asked)
-    host = place.host if name.startswith("/") and not name.startswith(f"/{place.host}/") else ""
-    return f"{place.scheme}://{host}{name}"
+    # Of most places, names do not have the host; of some, such as `memory://`, it is the first folder.
+    asked_for = str(_of_scheme(asked)._strip_protocol(asked)).strip("/")  # noqa: SLF001 - what fsspec calls it
+    host = f"{place.host}/" if asked_for == place.key else ""
+    return f"{place.scheme}://{host}{name.removeprefix('/')}"
 
 
 def _time(found: dict[str, Any]) -> int:

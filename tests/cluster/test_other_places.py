@@ -56,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401)
         elif path.startswith("/signed/") and f"sig={SIGNATURE}" not in query:
             self.answer(403)
+        elif path.endswith("/"):
+            names = (name.removeprefix(path) for name in sorted(web.files) if name.startswith(path))
+            self.answer(200, "".join(f'<a href="{name}">{name}</a>\n' for name in names).encode())
         elif path not in web.files:
             self.answer(404)
         else:
@@ -141,6 +144,19 @@ def test_files_of_a_web_server_give_the_vectors_of_local_ones_and_no_secret_is_k
             }
             assert "Zq-canary" not in ran.err
             assert not [key for key, data in contents(out).items() if b"Zq-canary" in data]
+
+
+def test_a_glob_of_a_web_server_finds_what_its_page_lists_and_names_it_without_the_password(
+    web: WebServer, formats: list[str], encode: Callable[..., Ran], tmp_path: Path
+) -> None:
+    web.files["/private/b.csv"] = b"id,text\n1,b\n"
+    ran = encode(f"http://ann:{PASSWORD}@{web.address}/private/*.csv", "-o", tmp_path / "out", "--verbose")
+    assert ran.code == 0, ran.err
+    assert PASSWORD not in ran.err
+    assert not [key for key, data in contents(tmp_path / "out").items() if PASSWORD.encode() in data]
+    plan = json.loads((tmp_path / "out" / "plan.json").read_bytes())
+    names = [file["name"] for file in plan["input"]["files"]]
+    assert names == [f"http://ann@{web.address}/private/{name}.csv" for name in "ab"]
 
 
 def test_what_a_web_server_refuses_is_one_error_without_the_secret(

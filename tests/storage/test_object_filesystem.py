@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from embedkit.storage.filesystem import (
 from embedkit.storage.object_store import StoredObject
 from embedkit.storage.remote_path import RemotePath
 from embedkit.storage.store_errors import StoreError
+from tests.conftest import Ran
 from tests.storage.memory_store import MemoryStore
 
 FILES = ["a.csv", "b.csv", "b[1].csv", ".hidden.csv", "sub/c.csv", "sub/deep/d.csv", "sub/.e.csv", ".dot/f.csv"]
@@ -178,3 +180,30 @@ def test_a_failing_store_is_an_error_of_the_output(
     with pytest.raises(OutputError, match="cannot write s3://bucket/out/a: the store refuses access") as caught:
         write_file(RemotePath("s3://bucket/out"), "a", b"x")
     assert caught.value.hint == "check it"
+
+
+@pytest.mark.parametrize(("n_rows", "is_known"), [(20, True), (200_000, False)])
+def test_an_input_whose_bytes_were_put_again_is_the_same_if_a_hash_of_all_of_them_says_so(
+    n_rows: int, is_known: bool, bucket: MemoryStore, encode: Callable[..., Ran], tmp_path: Path
+) -> None:
+    bucket.etags = "unique"  # another one with each put
+    content = b"id,text\n" + b"".join(b"%d,has fever\n" % row for row in range(n_rows))
+    bucket.write("a.csv", content)
+    words = ("s3://bucket/a.csv", "-o", tmp_path / "out", "--shard-rows", 10, "--limit", 20)
+    assert encode(*words).code == 0
+    names = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    def resumed() -> Ran:
+        (tmp_path / "out" / "manifest.json").unlink(missing_ok=True)
+        return encode(*words, "--on-exists", "resume")
+
+    bucket.write("a.csv", content)
+    again = resumed()
+    assert again.code == (0 if is_known else 5), again.err
+    if is_known:
+        assert {path: path.read_bytes() for path in names} == names
+    else:
+        assert "input.files[0].etag" in again.err
+    bucket.write("a.csv", content[:-2] + b"X\n")
+    changed = resumed()
+    assert (changed.code, "input.files[0]" in changed.err) == (5, True)

@@ -13,7 +13,7 @@ from embedkit.output.output_path import output_path
 
 
 @takes(
-    argument("first", str, "A", "Folder or file written by encode."),
+    argument("first", str, "A", "Folder or file written by encode, or its URI."),
     argument("second", str, "B", "Folder or file to compare it with."),
     option("--tolerance X", float, "Largest |Δ| of any value in equal vectors. By default 0: equal to the bit."),
     option("--min-cosine X", float, "Smallest cosine of equal vectors; |Δ| is then judged only with --tolerance."),

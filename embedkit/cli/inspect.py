@@ -8,7 +8,9 @@ from embedkit.cli.options import STORE_OPTION, argument, option, takes
 
 
 @takes(
-    argument("out", str, "OUT", "Folder or file written by encode, or a .safetensors file of fit or sweep."),
+    argument(
+        "out", str, "OUT", "Folder or file written by encode, or its URI; or a .safetensors file of fit or sweep."
+    ),
     STORE_OPTION,
     option("--json", False, "Print one JSON object.", name="as_json"),
 )

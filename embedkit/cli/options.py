@@ -120,7 +120,12 @@ HUB_OPTIONS = (
     ),
 )
 RUN_OPTIONS = (
-    argument("inputs", list[str], "INPUT...", "Files, globs, folders, a database for --sql, or - for stdin."),
+    argument(
+        "inputs",
+        list[str],
+        "INPUT...",
+        "Files, globs, folders, URIs such as s3://, gs://, az:// or hf://, a database for --sql, or - for stdin.",
+    ),
     _input("--sql QUERY", str, "Read the rows of this SELECT, or of the one in @FILE, from the database."),
     _input("--format", "auto", "Input format: auto (by file name), csv, tsv, jsonl, ndjson, parquet, arrow, txt."),
     _input("--text-column COLUMN", list[str], "Column to embed; several are joined. Repeatable."),
@@ -184,8 +189,8 @@ RUN_OPTIONS = (
     _output(
         "-o --output",
         str,
-        "A .parquet, .npy, .jsonl or .arrow file, a folder of shards, or - for JSON Lines on stdout. "
-        "By default the folder INPUTNAME.embeddings.",
+        "A .parquet, .npy, .jsonl or .arrow file, a folder of shards (local, s3://, gs:// or az://), or - for "
+        "JSON Lines on stdout. By default the folder INPUTNAME.embeddings.",
     ),
     _output(
         "--output-format",

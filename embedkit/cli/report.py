@@ -11,7 +11,7 @@ from embedkit.output.output_path import output_path
 
 
 @takes(
-    argument("outs", list[str], "OUT", "Folders and files written by encode, sweep or fit."),
+    argument("outs", list[str], "OUT", "Folders and files written by encode, sweep or fit, or URIs of the first."),
     option("-o --output FILE", Path, "The page. By default NAME.report.html."),
     option("--on-exists", "error", "If the page exists: error, overwrite."),
     option("--compare B", str, "Output to compare the only other one with, row by row, as `embedkit diff` does."),

@@ -29,7 +29,7 @@ _RESAMPLE_OPTIONS = ("input", "sql", "model", "revision", "offline", "trust_remo
 
 
 @takes(
-    argument("out", str, "OUT", "Folder or file written by encode."),
+    argument("out", str, "OUT", "Folder or file written by encode, or its URI."),
     option("--resample N", int, "Also recompute N random rows in fp32 and compare them."),
     option("--seed N", 0, "Random seed of the choice of rows."),
     option("--input INPUT", list[str], "Input files, if they have moved. Repeatable."),

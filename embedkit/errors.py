@@ -39,8 +39,8 @@ class EmbedkitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
         self.message = _in_one_line(message)
+        super().__init__(self.message)
         self.hint = _in_one_line(hint)
 
     def __str__(self) -> str:

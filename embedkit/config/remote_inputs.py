@@ -68,8 +68,8 @@ def split_secret(name: str) -> tuple[str, tuple[str, str] | None]:
             f"the {scheme}:// address seems to have a /, ? or # in its password",
             hint="write them as %2F, %3F and %23 there, and an @ in the name of a file as %40",
         )
-    # On the web, a user without a password is a token.
-    shown_user = "" if is_web and ":" not in user else user.partition(":")[0]
+    # A user of the web may be a token.
+    shown_user = "" if is_web else user.partition(":")[0]
     shown = f"{scheme}://{shown_user}{'@' if shown_user else ''}{host}"
     if place != path:
         return shown + place, (shown + place, name)

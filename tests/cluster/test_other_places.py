@@ -156,7 +156,7 @@ def test_a_glob_of_a_web_server_finds_what_its_page_lists_and_names_it_without_t
     assert not [key for key, data in contents(tmp_path / "out").items() if PASSWORD.encode() in data]
     plan = json.loads((tmp_path / "out" / "plan.json").read_bytes())
     names = [file["name"] for file in plan["input"]["files"]]
-    assert names == [f"http://ann@{web.address}/private/{name}.csv" for name in "ab"]
+    assert names == [f"http://{web.address}/private/{name}.csv" for name in "ab"]
 
 
 def test_what_a_web_server_refuses_is_one_error_without_the_secret(

@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from obstore import exceptions
 
@@ -132,6 +132,7 @@ def test_what_is_no_failure_of_the_store_is_an_error_of_python() -> None:
     assert not failure.is_passing
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     scheme=st.sampled_from(sorted(PATHS)),
     kind=KINDS,

@@ -114,19 +114,7 @@ class SelfAttention:
 
     def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, quantise: bool) -> Rows:
         """See Attention."""
-        if self.rotation is None and self.query_norm is None and self._is_plain:
-            return _by_kernels(kernels, projected, texts, self.n_heads, quantise=quantise)
-        values = projected.scaled()
-        self.prepare_(values[: texts.n_tokens], texts)
-        if self._is_plain:
-            return _by_kernels(kernels, values, texts, self.n_heads, quantise=quantise)
-        short, long = self._divided(texts)
-        if short.groups:
-            context = _by_kernels(kernels, self._expanded(values), short, self.n_heads, quantise=False).states
-        else:
-            context = values.new_zeros(len(values), self.n_heads * self._width(values))
-        self._attend_to_some(values[: texts.n_tokens], short.n_tokens, long, context)
-        return kernels.rows(context, quantise=quantise)
+        return kernels.attend(projected, texts, self, quantise=quantise)
 
     def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
         """See Attention."""
@@ -181,15 +169,6 @@ class SelfAttention:
             packing = Packing(texts.groups, torch.empty(0), texts.groups[-1].length)
             seen = groups(query, key, value, packing, replace(self.rules, scale=1.0))
             context[start : start + len(seen)] = seen.flatten(1)
-
-
-def _by_kernels(
-    kernels: Kernels, projected: Products | Tensor, texts: Texts, n_heads: int, *, quantise: bool
-) -> Rows:
-    """Computes attention of every token to its whole text."""
-    products = Products(projected) if isinstance(projected, Tensor) else projected
-    biases = [texts.biases[length] for length in texts.lengths] if texts.biases else []
-    return kernels.attend(products, torch.tensor(texts.lengths), biases, n_heads, quantise=quantise)
 
 
 def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Mapping[int, Tensor]) -> Tensor:

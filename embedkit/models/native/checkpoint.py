@@ -6,7 +6,7 @@ to transformers, which can report it or load it another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ class Checkpoint:
             expected = self._expected()
             for name, shape in expected.items():
                 self._check(name, shape)
-            self._check_unused({self._full_name(name) for name in expected})
+            self._check_unused({self._full_name(name) for name in (*expected, *self._not_needed())})
         except BaseException:
             self.close()
             raise
@@ -112,6 +112,13 @@ class Checkpoint:
         for number in range(config.n_layers):
             self._expect_layer(expected, number)
         return expected.shapes
+
+    def _not_needed(self) -> Iterator[str]:
+        """Yields the names of weights that may be there and are not used."""
+        for number in range(self._config.n_layers):
+            for name in self.layout.unused:
+                at = self.layout.layer.format(number) + name
+                yield from (f"{at}.weight", f"{at}.bias")
 
     def _expect_layer(self, expected: _Expected, number: int) -> None:
         config, layout = self._config, self.layout

@@ -1,7 +1,7 @@
-"""Builds kernels.cpp and int8_products.cpp, each into a library for this processor, kept in the user's cache.
+"""Builds kernels.cpp, attention.cpp and int8_products.cpp, each into a library for this processor.
 
-Takes about a second for kernels.cpp and less for int8_products.cpp, which is built only if int8 needs it.
-Imports no torch, so that kernels.cpp is built while torch is imported.
+They are kept in the user's cache. Takes half a second to a second for each; int8_products.cpp is built only if
+int8 needs it. Imports no torch, so that the others are built while torch is imported.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ _FLAGS = (
 )
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 60
-_building = Lock()
+#: The sources that every model needs.
+_AHEAD = ("kernels.cpp", "attention.cpp")
+_building = {source: Lock() for source in (*_AHEAD, "int8_products.cpp")}
 
 
 def build_ahead() -> None:
-    """Starts to build kernels.cpp in a thread."""
-    Thread(target=library, args=("kernels.cpp",), name="embedkit-build", daemon=True).start()
+    """Starts to build what every model needs, in threads."""
+    for source in _AHEAD:
+        Thread(target=library, args=(source,), name="embedkit-build", daemon=True).start()
 
 
 def library(source: str, *, rebuild: bool = False) -> Path | None:
@@ -49,7 +52,7 @@ def library(source: str, *, rebuild: bool = False) -> Path | None:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or sys.platform == "win32":
         return None
-    with _building:
+    with _building[source]:
         try:
             path = cache_folder() / "cpu-kernels" / f"{_identity(compiler, source)}.so"
             if rebuild or not _is_ours(path):
@@ -70,13 +73,14 @@ def _identity(compiler: str, source: str) -> str:
     except OSError:
         processor = [platform.processor(), platform.node()]
     deciding = [str(found), facts.st_size, facts.st_mtime_ns, platform.machine(), *processor, *_FLAGS]
-    return hashlib.sha256((_FOLDER / source).read_bytes() + repr(deciding).encode()).hexdigest()[:32]
+    texts = [path.read_bytes() for path in (_FOLDER / source, *sorted(_FOLDER.glob("*.h")))]
+    return hashlib.sha256(b"".join(texts) + repr(deciding).encode()).hexdigest()[:32]
 
 
 def _build(compiler: str, source: str, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        built = Path(work) / "kernels.so"
+        built = Path(work) / f"{source}.so"
         subprocess.run(  # noqa: S603 - the compiler that is on the PATH, on our own source
             [compiler, *_FLAGS, "-o", str(built), str(_FOLDER / source), "-lm"],
             check=True,

@@ -14,8 +14,8 @@ from torch.nn import functional
 from embedkit.models.base import Inputs, TakeLayer
 from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
-from embedkit.models.native.layer import fused_layer, torch_layer
-from embedkit.models.native.linear import Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
+from embedkit.models.native.layer import fused_layers, torch_layer
+from embedkit.models.native.linear import GRAIN, Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import Part, ThreadPool
@@ -23,10 +23,6 @@ from embedkit.types import Batch
 
 if TYPE_CHECKING:
     from embedkit.models.native.native_model import NativeModel
-
-#: Rows are padded to a multiple of this: oneDNN prepares itself for each new number of rows, and that takes as
-#: long as multiplying them.
-_GRAIN = 16
 
 
 class CpuEncoder(NativeEncoder):
@@ -75,11 +71,9 @@ class CpuEncoder(NativeEncoder):
             return self._finished(states, number)
         quantise = self._model.dtype == "int8"
         n_tokens = len(states)
-        padded = functional.pad(states, (0, 0, 0, -n_tokens % _GRAIN))
-        rows = self._kernels.rows(padded, quantise=quantise)
-        for layer in layers:
-            rows = fused_layer(layer, self._kernels, rows, texts, quantise=quantise)
-        return self._finished(rows.states[:n_tokens], number)
+        padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
+        states = fused_layers(layers, self._kernels, padded, texts, quantise=quantise)
+        return self._finished(states[:n_tokens], number)
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()

@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of kernels.cpp: everything between the matrix products of a layer.
+"""Calls the compiled kernels of kernels.cpp and attention.cpp: everything between the matrix products of a layer.
 
 They are built once for this processor and cached; see compile_kernels.py. Without a compiler, torch's operations
 compute the same one by one.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from embedkit.models.native.attention import attend
+from embedkit.models.native.attention import SelfAttention, Texts
 from embedkit.models.native.compile_kernels import library
-from embedkit.models.native.layer import ACTIVATIONS
+from embedkit.models.native.layer import ACTIVATIONS, Norms
 from embedkit.models.native.linear import Products, Rows
-from embedkit.models.native.norm import Norm
+from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.rotary import frequencies
+from embedkit.models.native.rotation import Rotation
+from embedkit.models.native.thread_pool import run_shares
+from embedkit.models.varlen_attention import AttentionRules
 from embedkit.types import LengthGroup
 
 #: The notice where they cannot be built.
@@ -28,8 +32,13 @@ NO_COMPILER = (
 )
 #: In the order of the source's `Activation`.
 _KINDS = ("gelu", "gelu_tanh", "relu", "silu")
+#: The byte of a zero.
+_ZERO = 128
 
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
+_Pointer = ctypes.POINTER
+#: Numbers that are worth a thread: its start takes 0.03 ms, and an activation of so many 0.1 ms.
+_FEWEST_NUMBERS = 1 << 18
 
 
 class _Products(ctypes.Structure):
@@ -41,38 +50,62 @@ class _Rows(ctypes.Structure):
 
 
 class _Norm(ctypes.Structure):
-    _fields_ = (("weight", _Address), ("bias", _Address), ("eps", ctypes.c_float))
+    _fields_ = (("weight", _Address), ("bias", _Address), ("eps", ctypes.c_float), ("rms", ctypes.c_int32))
+
+
+class _Norms(ctypes.Structure):
+    _fields_ = (("inner", _Pointer(_Norm)), ("after", _Pointer(_Norm)), ("following", _Pointer(_Norm)))
 
 
 class _Texts(ctypes.Structure):
     _fields_ = (("count", _Count), ("lengths", _Address), ("biases", _Address))
 
 
-_Pointer = ctypes.POINTER
-#: Argument types; the structs are those of the source.
-_ARGUMENTS = {
-    "embedkit_quantise": (_Pointer(_Rows), _Count, _Count),
-    "embedkit_activate": (_Pointer(_Products), ctypes.c_int, _Pointer(_Rows)),
-    "embedkit_residual_norm": (_Pointer(_Products), _Address, _Pointer(_Norm), _Pointer(_Rows)),
-    "embedkit_attend": (_Pointer(_Products), _Pointer(_Texts), _Count, _Count, _Pointer(_Rows), _Address),
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, _Count) for name in ("heads", "key_heads", "head_dim", "reach", "causal")),
+        *(("query_norm", _Pointer(_Norm)), ("key_norm", _Pointer(_Norm))),
+        *(("cosine", _Address), ("sine", _Address)),
+    )
+
+
+#: The functions of each source with their argument types; the structs are those of the sources. The last two
+#: numbers are the rows, or the share of the work.
+_FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "kernels.cpp": {
+        "normalise": (_Address, _Pointer(_Norm), _Count, _Pointer(_Rows), _Count, _Count),
+        "activate": (_Pointer(_Products), ctypes.c_int, ctypes.c_int, _Pointer(_Rows), _Count, _Count),
+        "join": (_Pointer(_Products), _Address, _Pointer(_Norms), _Pointer(_Rows), _Count, _Count),
+    },
+    "attention.cpp": {
+        "attend": (
+            *(_Pointer(_Products), _Pointer(_Texts), _Pointer(_Attention), _Pointer(_Rows), _Address),
+            *(_Count, _Count),
+        ),
+    },
 }
 
 
 class Kernels:
-    """The functions of a library built from `kernels.cpp`. All tensors are contiguous and on the CPU.
+    """The functions of the libraries built from kernels.cpp and attention.cpp.
 
-    With `quantise`, the resulting rows have bytes too.
+    All tensors are contiguous and on the CPU. With `quantise`, the resulting rows have bytes too. A thread that
+    torch has given several cores divides the work among them.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        library.embedkit_lanes.restype = library.embedkit_attend_workspace.restype = _Count
-        library.embedkit_attend_workspace.argtypes = (_Count, _Count)
-        for name, arguments in _ARGUMENTS.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
-        self._library = library
+    def __init__(self, libraries: Mapping[str, ctypes.CDLL]) -> None:
+        rows, attention = libraries["kernels.cpp"], libraries["attention.cpp"]
+        rows.embedkit_lanes.restype = attention.embedkit_attend_workspace.restype = _Count
+        attention.embedkit_attend_workspace.argtypes = (_Count, _Count)
+        self._workspace = attention.embedkit_attend_workspace
+        self._functions = {}
+        for source, functions in _FUNCTIONS.items():
+            for name, arguments in functions.items():
+                function = getattr(libraries[source], f"embedkit_{name}")
+                function.argtypes, function.restype = arguments, None
+                self._functions[name] = function
         #: Numbers in a vector register.
-        self.lanes: int = library.embedkit_lanes()
+        self.lanes: int = rows.embedkit_lanes()
 
     def fit(self, *widths: int) -> bool:
         """Checks that rows of these widths are whole vector registers."""
@@ -80,95 +113,159 @@ class Kernels:
 
     def rows(self, states: Tensor, *, quantise: bool) -> Rows:
         """Returns states float32 [T, K] as the input of a linear layer."""
-        rows = _rows(states, quantise=quantise)
-        if quantise:
-            self._library.embedkit_quantise(_rows_struct(rows), *states.shape)
+        return self.normed(states, None, quantise=quantise)
+
+    def normed(self, states: Tensor, norm: Norm | None, *, quantise: bool) -> Rows:
+        """Returns states float32 [T, K], normalised if there is a norm, as the input of a linear layer."""
+        rows = _rows(states if norm is None else torch.empty_like(states), quantise=quantise)
+        if quantise or norm is not None:
+            struct, width = _norm_pointer(norm), states.shape[1]
+            self._run_rows("normalise", states.shape, _at(states), struct, width, _rows_struct(rows))
         return rows
 
-    def attend(
-        self, products: Products, lengths: Tensor, biases: Sequence[Tensor], n_heads: int, *, quantise: bool
-    ) -> Rows:
+    def attend(self, products: Products, texts: Texts, attention: SelfAttention, *, quantise: bool) -> Rows:
         """Computes attention within each of some packed texts.
 
         Args:
-            products: [T, 3 D]: scaled queries, keys and values.
-            lengths: int64 [n], tokens of each text; rows after the last text give zeros.
-            biases: for each text, what is added to its scores, float32 [heads, length, length]; empty if nothing.
-            n_heads: heads that D is made of.
+            products: [T, (heads + 2 key heads) * width]: scaled queries, keys and values.
+            texts: their tokens, the first of T; the rows after those give zeros.
+            attention: the heads, and what they attend to.
             quantise: see the class.
         """
-        n_tokens, width = products.values.shape[0], products.values.shape[1] // 3
-        rows = _rows(products.values.new_empty(n_tokens, width), quantise=quantise)
-        in_texts = int(lengths.sum())
-        rows.states[in_texts:] = 0
-        n_values = self._library.embedkit_attend_workspace(int(lengths.max()), width // n_heads)
-        # Explicit: torch's default is another while a thread loads a model in 16 bits.
-        workspace = torch.empty(n_values, dtype=torch.float32)
-        # Kept in a variable: the struct holds its address alone.
+        n_heads, n_key_heads = attention.n_heads, attention.n_key_heads
+        head_width = products.values.shape[1] // (n_heads + 2 * n_key_heads)
+        shape = (products.values.shape[0], n_heads * head_width)
+        n_tokens, n_shares = texts.n_tokens, _n_shares(shape)
+        rows = _rows(products.values.new_empty(shape), quantise=quantise)
+        rows.states[n_tokens:] = 0
+        lengths = torch.tensor(texts.lengths)
+        biases = [texts.biases[length] for length in texts.lengths] if texts.biases else []
+        # Kept in variables: the structs hold their addresses alone.
         addresses = (_Address * len(biases))(*(bias.data_ptr() for bias in biases)) if biases else None
-        texts = _Texts(len(lengths), _at(lengths), ctypes.cast(addresses, _Address) if addresses else None)
-        self._library.embedkit_attend(
-            _products_struct(products), texts, n_heads, width // n_heads, _rows_struct(rows), _at(workspace)
+        of_texts = _Texts(len(lengths), _at(lengths), ctypes.cast(addresses, _Address) if addresses else None)
+        angles = (None, None) if attention.rotation is None else texts.rotations[attention.rotation]
+        rules = _Attention(
+            *(n_heads, n_key_heads, head_width, attention.rules.reach[0], attention.rules.causal),
+            *(_norm_pointer(attention.query_norm), _norm_pointer(attention.key_norm)),
+            *map(_at, angles),
         )
+        # Explicit: torch's default is another while a thread loads a model in 16 bits.
+        n_values = self._workspace(int(lengths.max()), head_width)
+        workspaces = torch.empty(n_shares, n_values, dtype=torch.float32)
+        of_products, of_rows = _products_struct(products), _rows_struct(rows)
+
+        def work(share: int) -> None:
+            self._functions["attend"](
+                of_products, of_texts, rules, of_rows, _at(workspaces[share]), share, n_shares
+            )
+
+        run_shares(work, n_shares)
+        if n_shares > 1:
+            rows = self.rows(rows.states, quantise=quantise)
         if rows.bytes is not None and rows.steps is not None:
-            rows.bytes[in_texts:] = 128
-            rows.steps[in_texts:] = 0
+            rows.bytes[n_tokens:] = _ZERO
+            rows.steps[n_tokens:] = 0
         return rows
 
-    def activate(self, products: Products, activation: str, *, quantise: bool) -> Rows:
-        """Applies an activation, a name of layer.ACTIVATIONS."""
-        rows = _rows(products.values, quantise=quantise)
-        self._library.embedkit_activate(_products_struct(products), _KINDS.index(activation), _rows_struct(rows))
+    def activate(self, products: Products, activation: str, *, gated: bool, quantise: bool) -> Rows:
+        """Applies an activation, a name of layer.ACTIVATIONS.
+
+        Args:
+            products: [T, I]; with a gate [T, 2 I], the gate first.
+            activation: the name.
+            gated: whether the activation is that of the gate, by which the other half is multiplied.
+            quantise: see the class.
+
+        Returns:
+            [T, I].
+        """
+        n_rows, width = products.values.shape
+        states = products.values.new_empty(n_rows, width // 2) if gated else products.values
+        rows = _rows(states, quantise=quantise)
+        kind, products_struct = _KINDS.index(activation), _products_struct(products)
+        self._run_rows("activate", states.shape, products_struct, kind, gated, _rows_struct(rows))
         return rows
 
-    def residual_norm(self, products: Products, residual: Tensor, norm: Norm, *, quantise: bool) -> Rows:
-        """Normalises products + residual."""
-        rows = _rows(products.values, quantise=quantise)
-        self._library.embedkit_residual_norm(
-            _products_struct(products),
-            _at(residual),
-            _Norm(_at(norm.weight), _at(norm.bias), norm.eps),
-            _rows_struct(rows),
-        )
-        return rows
+    def join(
+        self, products: Products, residual: Tensor, norms: Norms, following: Norm | None, *, quantise: bool
+    ) -> tuple[Tensor, Rows]:
+        """Adds the residual to an output, with the norms around that; overwrites `products`.
+
+        Args:
+            products: [T, D].
+            residual: the same shape.
+            norms: those around attention or the feed-forward network; the one before it is not applied.
+            following: the norm of the input of what follows; None if there is none.
+            quantise: see the class.
+
+        Returns:
+            The sum, and the input of what follows.
+        """
+        states = products.values
+        rows = _rows(states if following is None else torch.empty_like(states), quantise=quantise)
+        around = _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
+        self._run_rows("join", states.shape, _products_struct(products), _at(residual), around, _rows_struct(rows))
+        return states, rows
+
+    def _run_rows(self, name: str, shape: Sequence[int], *arguments: Any) -> None:
+        """Calls a function for all rows of a result of this shape."""
+        n_shares = _n_shares(shape)
+
+        def work(share: int) -> None:
+            first, last = (shape[0] * number // n_shares for number in (share, share + 1))
+            self._functions[name](*arguments, first, last)
+
+        run_shares(work, n_shares)
 
 
 @functools.cache
 def load_kernels() -> Kernels | None:
     """Loads the kernels for this processor, built if necessary; None if that is impossible."""
-    # The cached library may be corrupt: rebuild it once.
-    return _load(library("kernels.cpp")) or _load(library("kernels.cpp", rebuild=True))
+    # The cached libraries may be corrupt: rebuild them once.
+    return _load(rebuild=False) or _load(rebuild=True)
 
 
-def _load(path: Path | None) -> Kernels | None:
-    """Loads a library; None if it is no library, or gives wrong numbers."""
-    if path is None:
-        return None
+def _load(*, rebuild: bool) -> Kernels | None:
+    """Loads the libraries; None if one is none, or if they give wrong numbers."""
+    paths = {source: library(source, rebuild=rebuild) for source in _FUNCTIONS}
     try:
-        kernels = Kernels(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError):
+        kernels = Kernels({source: ctypes.CDLL(str(path)) for source, path in paths.items() if path is not None})
+    except (OSError, AttributeError, KeyError):
         return None
     return kernels if _are_correct(kernels) else None
 
 
 def _are_correct(kernels: Kernels) -> bool:
-    """Compares the kernels with torch in float64: a compiler may have faults too."""
+    """Compares the kernels with torch: a compiler may have faults too."""
     random = torch.Generator().manual_seed(0)
-    n_heads, lengths = 4, torch.tensor([1, 5, 17])
-    groups = [
-        LengthGroup(int(stop - length), 1, int(length))
-        for length, stop in zip(lengths, lengths.cumsum(0), strict=True)
-    ]
-    width = n_heads * kernels.lanes
-    products = torch.randn(23, 3 * width, generator=random)
+    groups = (LengthGroup(0, 1, 1), LengthGroup(1, 1, 5), LengthGroup(6, 1, 17))
+    width = 2 * kernels.lanes
+    products = torch.randn(23, 4 * 2 * width, generator=random)
     rows, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
-    norm = Norm(products[0, :width], products[1, :width], 1e-5)
-    exact = Norm(products[0, :width].double(), products[1, :width].double(), norm.eps)
-    expected = [attend(products.double(), groups, n_heads, {}), exact(rows.double() + residual.double())]
-    expected += [function(rows.double()) for function in ACTIVATIONS.values()]
-    context = kernels.attend(Products(products), lengths, [], n_heads, quantise=True)
-    found = [context, kernels.residual_norm(Products(rows.clone()), residual, norm, quantise=True)]
-    found += [kernels.activate(Products(rows.clone()), name, quantise=True) for name in ACTIVATIONS]
+    norms = [kind(products[0, :width], products[1, :width], 1e-5) for kind in (Norm, RmsNorm)]
+    rotation = Rotation("default", 100.0, width)
+    steps = frequencies(rotation, products.device)
+    positions = torch.cat([torch.arange(group.length) for group in groups])
+    texts = Texts(groups, {}, {rotation: steps.angles(positions)})
+    expected, found = [], []
+    for attention in (
+        SelfAttention(2, 2, AttentionRules()),
+        SelfAttention(4, 2, AttentionRules(causal=True, window=6), norms[1], norms[1], rotation),
+    ):
+        of_heads = products[:, : (attention.n_heads + 2 * attention.n_key_heads) * width].contiguous()
+        expected.append(attention(of_heads.clone(), texts))
+        found.append(kernels.attend(Products(of_heads), texts, attention, quantise=True))
+    for norm in norms:
+        total = rows.double() + residual.double()
+        expected.append(norm(total.float()))
+        around = Norms(before=None, inner=None, after=norm)
+        found.append(kernels.join(Products(rows.clone()), residual, around, None, quantise=True)[1])
+    for name, function in ACTIVATIONS.items():
+        for gated in (False, True):
+            activated = function(rows.double())
+            expected.append(activated * residual if gated else activated)
+            of_both = torch.cat([rows, residual], dim=1) if gated else rows.clone()
+            found.append(kernels.activate(Products(of_both), name, gated=gated, quantise=True))
     return all(_is_close(of_kernel, of_torch) for of_kernel, of_torch in zip(found, expected, strict=True))
 
 
@@ -177,7 +274,7 @@ def _is_close(rows: Rows, expected: Tensor) -> bool:
         return False
     steps = rows.steps[:, None]
     quantised = ((rows.bytes.float() - 128) * steps - rows.states).abs() <= 0.51 * steps
-    return bool(quantised.all()) and torch.allclose(rows.states.double(), expected, rtol=1e-5, atol=1e-5)
+    return bool(quantised.all()) and torch.allclose(rows.states.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
 def _rows(states: Tensor, *, quantise: bool) -> Rows:
@@ -193,6 +290,19 @@ def _products_struct(products: Products) -> _Products:
 
 def _rows_struct(rows: Rows) -> _Rows:
     return _Rows(_at(rows.states), _at(rows.bytes), _at(rows.steps))
+
+
+def _norm_pointer(norm: Norm | None) -> Any:
+    if norm is None:
+        return None
+    rms = isinstance(norm, RmsNorm)
+    return ctypes.pointer(_Norm(_at(norm.weight), None if rms else _at(norm.bias), norm.eps, rms))
+
+
+def _n_shares(shape: Sequence[int]) -> int:
+    """Returns the number of threads that are worth it for a result of this shape."""
+    cores = torch.get_num_threads()
+    return 1 if cores == 1 else max(1, min(cores, shape[0] * shape[1] // _FEWEST_NUMBERS))
 
 
 def _at(tensor: Tensor | None) -> int | None:

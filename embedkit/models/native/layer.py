@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.native.attention import Attention, Texts
-from embedkit.models.native.linear import ROWS, Linear, Products, Rows
+from embedkit.models.native.linear import GRAIN, ROWS, Linear, Rows
 from embedkit.models.native.norm import Norm
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
+#: Most rows for each core that go through the layers after attention together.
+_MOST_ROWS = 2 * ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +65,50 @@ def torch_layer(layer: LayerWeights, states: Tensor, texts: Texts) -> Tensor:
     return torch.cat(blocks)
 
 
-def fused_layer(layer: LayerWeights, kernels: Kernels, rows: Rows, texts: Texts, *, quantise: bool) -> Rows:
-    """Computes the same with compiled kernels, in fewer passes over memory.
+def fused_layers(
+    layers: Sequence[LayerWeights], kernels: Kernels, states: Tensor, texts: Texts, *, quantise: bool
+) -> Tensor:
+    """Computes the states after some layers with compiled kernels, in fewer passes over memory.
 
     Args:
-        layer: the weights.
+        layers: the weights; one layer or more.
         kernels: the compiled ones.
-        rows: [T, D] of packed texts, perhaps with rows of padding after them.
+        states: [T, D] of packed texts, perhaps with rows of padding after them.
         texts: the texts.
         quantise: whether the linear layers take bytes.
+
+    Returns:
+        [T, D].
     """
-    normed = _normed_rows(kernels, rows, layer.attention_norms, quantise=quantise)
-    context = layer.attention.fused(kernels, layer.qkv.products(normed), texts, quantise=quantise)
-    attended = _joined_rows(
-        kernels, layer.attention_out.products(context), rows.states, layer.attention_norms, quantise=quantise
-    )
-    up = layer.up.products(_normed_rows(kernels, attended, layer.ffn_norms, quantise=quantise))
-    if layer.gated:
-        inner = kernels.rows(activated(layer, up.scaled()), quantise=quantise)
-    else:
-        inner = kernels.activate(up, layer.activation, quantise=quantise)
-    return _joined_rows(kernels, layer.down.products(inner), attended.states, layer.ffn_norms, quantise=quantise)
+    rows = kernels.normed(states, layers[0].attention_norms.before, quantise=quantise)
+    size = _block_size(len(states))
+    for layer, following in zip(layers, (*layers[1:], None), strict=True):
+        context = layer.attention.fused(kernels, layer.qkv.products(rows), texts, quantise=quantise)
+        norm = None if following is None else following.attention_norms.before
+        blocks = []
+        # As in `torch_layer`; most parts of a batch are one block.
+        for of_context, of_states in zip(context.split(size), torch.split(states, size), strict=True):
+            attended, inputs = kernels.join(
+                *(layer.attention_out.products(of_context), of_states, layer.attention_norms),
+                *(layer.ffn_norms.before,),
+                quantise=quantise,
+            )
+            inner = kernels.activate(
+                layer.up.products(inputs), layer.activation, gated=layer.gated, quantise=quantise
+            )
+            products, last = layer.down.products(inner), following is None
+            blocks.append(kernels.join(products, attended, layer.ffn_norms, norm, quantise=quantise and not last))
+        joined, inputs_of_blocks = zip(*blocks, strict=True)
+        rows = Rows.cat(inputs_of_blocks)
+        states = joined[0] if len(joined) == 1 else torch.cat(joined)
+    return states
+
+
+def _block_size(n_rows: int) -> int:
+    """Returns the rows of a block, of blocks of similar size."""
+    most = _MOST_ROWS * torch.get_num_threads()
+    size = math.ceil(n_rows / math.ceil(n_rows / most))
+    return size + -size % GRAIN
 
 
 def activated(layer: LayerWeights, up: Tensor) -> Tensor:
@@ -104,14 +130,3 @@ def _joined(update: Tensor, states: Tensor, norms: Norms) -> Tensor:
         update = norms.inner(update)
     total = update.add_(states)
     return total if norms.after is None else norms.after(total)
-
-
-def _normed_rows(kernels: Kernels, rows: Rows, norms: Norms, *, quantise: bool) -> Rows:
-    return rows if norms.before is None else kernels.rows(norms.before(rows.states), quantise=quantise)
-
-
-def _joined_rows(kernels: Kernels, products: Products, residual: Tensor, norms: Norms, *, quantise: bool) -> Rows:
-    """See `_joined`. Only rows that a norm has made are quantised: others go through one first."""
-    if norms.inner is None and norms.after is not None:
-        return kernels.residual_norm(products, residual, norms.after, quantise=quantise)
-    return Rows(_joined(products.scaled(), residual, norms))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,9 @@ from embedkit.models.native.int8_products import load_int8_products
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
+#: Rows are padded to a multiple of this: oneDNN prepares itself for each new number of rows, and that takes as
+#: long as multiplying them.
+GRAIN = 16
 #: Bytes of activations are unsigned: signed ones are shifted by this, which the products subtract again, exactly.
 _ZERO = 128
 #: Lower bound of a row's largest value, so that rows of zeros have a scale too.
@@ -33,6 +36,23 @@ class Rows:
     states: Tensor  # float32 [T, K]
     bytes: Tensor | None = None  # the same quantised, uint8 [T, K] with 128 for 0; None if no layer needs it
     steps: Tensor | None = None  # float32 [T], the value of a step in each row of `bytes`
+
+    def split(self, size: int) -> list[Rows]:
+        """Divides them into blocks of up to `size` rows."""
+        states = torch.split(self.states, size)
+        if self.bytes is None or self.steps is None:
+            return [Rows(block) for block in states]
+        return list(map(Rows, states, torch.split(self.bytes, size), torch.split(self.steps, size)))
+
+    @classmethod
+    def cat(cls, blocks: Sequence[Rows]) -> Rows:
+        """Concatenates blocks."""
+        if len(blocks) == 1:
+            return blocks[0]
+        states = torch.cat([block.states for block in blocks])
+        bytes_ = [block.bytes for block in blocks if block.bytes is not None]
+        steps = [block.steps for block in blocks if block.steps is not None]
+        return cls(states, torch.cat(bytes_), torch.cat(steps)) if bytes_ else cls(states)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ would wait for the interrupted one.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,6 +75,19 @@ class ThreadPool:
         # torch also takes the number that any thread sets as the default of all.
         torch.set_num_threads(self.cores)
         return pool
+
+
+def run_shares(work: Callable[[int], None], n_shares: int) -> None:
+    """Runs work(0), ..., work(n_shares - 1) at once, the last of them in this thread."""
+    others = [_helpers().submit(work, share) for share in range(n_shares - 1)]
+    work(n_shares - 1)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "embedkit-share")
 
 
 def _split(groups: Sequence[LengthGroup], size: float) -> Iterator[Part]:

@@ -47,6 +47,7 @@ KINDS = [
         "gemma3_text both ways",
         "gte",
         "llama",
+        "longformer",
         "megatron-bert",
         "mistral",
         "modernbert",
@@ -114,6 +115,10 @@ def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
     if "layer_types" in CONFIGS[kind]:
         types = st.sampled_from(["full_attention", "sliding_attention"])
         changed["layer_types"] = draw(st.lists(types, min_size=n_layers, max_size=n_layers))
+    if kind == "longformer":
+        # transformers needs windows of which each divides the largest, and more than 2 tokens.
+        windows = st.lists(st.sampled_from((4, 8, 16, 32)), min_size=n_layers, max_size=n_layers)
+        changed["attention_window"] = draw(windows)
     if kind == "modernbert":
         changed["local_attention"] = draw(st.integers(1, 20))
         changed |= {key: draw(st.booleans()) for key in ("norm_bias", "mlp_bias", "attention_bias")}
@@ -146,10 +151,12 @@ def test_ten_random_batchings_give_the_same_states(kind, tmp_path):
 
 @pytest.mark.parametrize("length", [257, 700])
 @pytest.mark.parametrize(
-    ("kind", "window"), [("modernbert", 12), ("mistral", 300), ("gemma3_text both ways", 100)]
+    ("kind", "window"),
+    [("modernbert", 12), ("mistral", 300), ("gemma3_text both ways", 100), ("longformer", 256)],
 )
 def test_a_text_of_several_blocks_has_the_states_of_transformers(kind, window, length, tmp_path):
-    key = "local_attention" if kind == "modernbert" else "sliding_window"
+    keys = {"modernbert": "local_attention", "longformer": "attention_window"}
+    key = keys.get(kind, "sliding_window")
     folder = save(kind, tmp_path, max_position_embeddings=1000, **{key: window})
     check(folder, random_tokens((length, 5)))
 
@@ -387,6 +394,9 @@ def test_transformers_is_not_imported_for_a_model_and_a_tokenizer_that_do_not_ne
         ("gemma3_text", {"attn_logit_softcapping": 50.0}),
         ("gemma3_text", {"query_pre_attn_scalar": 0}),
         ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}),
+        ("longformer", {"attention_window": 7}),
+        ("longformer", {"attention_window": [8, 8]}),
+        ("longformer", {"attention_mode": "tvm"}),
         ("modernbert", {"norm_bias": 1}),
         ("modernbert", {"global_attn_every_n_layers": 0}),
         ("nomic_bert", {"rotary_emb_interleaved": True}),

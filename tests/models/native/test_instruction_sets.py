@@ -12,6 +12,7 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
+KERNELS = (SOURCES / "kernels.cpp", SOURCES / "attention.cpp")
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
@@ -21,7 +22,7 @@ def compiled(compiler: str, machine: str, products: Path, to: Path) -> Path:
     """The test of the kernels for one kind of machine, or only the products of bytes if `to` is an object file."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no compiler {compiler} is here")
-    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", SOURCES / "kernels.cpp", products]
+    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", *KERNELS, products]
     only = ["-c"] if to.suffix == ".o" else []
     subprocess.run([compiler, *FLAGS, *machine.split(), f"-I{SOURCES}", *only, "-o", to, *sources], check=True)
     return to

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,15 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from embedkit.models.native import compile_kernels as built
+from embedkit.models.native import kernels as kernels_module
+from embedkit.models.native.attention import SelfAttention, Texts
 from embedkit.models.native.kernels import Kernels, load_kernels
-from embedkit.models.native.layer import ACTIVATIONS
+from embedkit.models.native.layer import ACTIVATIONS, Norms
 from embedkit.models.native.linear import Products, Rows
-from embedkit.models.native.norm import Norm
+from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.rotation import Rotation
+from embedkit.models.varlen_attention import FULL, AttentionRules
+from embedkit.types import LengthGroup
 
 KERNELS = load_kernels()
 needs_compiler = pytest.mark.skipif(KERNELS is None, reason="no C++ compiler is here")
@@ -34,14 +42,35 @@ def normal(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
     return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def attention(products: torch.Tensor, lengths: list[int], n_heads: int, near: list[torch.Tensor]) -> torch.Tensor:
+def texts_of(lengths: list[int], near: list[torch.Tensor] = (), **rotations: torch.Tensor) -> Texts:
+    starts = np.cumsum([0, *lengths])
+    groups = tuple(LengthGroup(int(start), 1, length) for start, length in zip(starts, lengths, strict=False))
+    return Texts(groups, {len(bias[0]): bias for bias in near}, rotations)
+
+
+def full(n_heads: int) -> SelfAttention:
+    return SelfAttention(n_heads, n_heads, FULL)
+
+
+def attention(
+    products: torch.Tensor,
+    lengths: list[int],
+    n_heads: int,
+    near: list[torch.Tensor],
+    rules: AttentionRules = FULL,
+) -> torch.Tensor:
     """Torch's own attention in float64, a text at a time: [T, D]."""
     found = []
     for text, of_text in enumerate(products.double().split(lengths)):
         query, key, value = (
             part.view(len(of_text), n_heads, -1).transpose(0, 1) for part in of_text.chunk(3, dim=1)
         )
-        bias = near[text].double() if near else None
+        distance = torch.arange(len(of_text))[:, None] - torch.arange(len(of_text))
+        unseen = (distance < 0) & rules.causal
+        if rules.window is not None:
+            unseen |= distance.abs() >= rules.window
+        bias = near[text].double() if near else torch.zeros(len(of_text), len(of_text)).double()
+        bias = bias.masked_fill(unseen, -torch.inf)
         seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         found.append(seen.transpose(0, 1).reshape(len(of_text), -1))
     return torch.cat(found)
@@ -81,7 +110,7 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_b
     meant = products
     if in_bytes:
         meant = given_products.values * given_products.steps[:, None] + given_products.bias
-    found = kernels().attend(given_products, torch.tensor(lengths), near, n_heads, quantise=in_bytes)
+    found = kernels().attend(given_products, texts_of(lengths, near), full(n_heads), quantise=in_bytes)
     expected = attention(meant, lengths, n_heads, near)
     # A score of some thousands has no more digits after its point.
     assert (found.states - expected).abs().max() <= 2e-6 * max(1.0, size**3)
@@ -90,44 +119,135 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_b
 
 
 @needs_compiler
+@given(
+    # Longer than a block of queries and one of keys, and at their borders.
+    lengths=st.lists(
+        st.one_of(st.integers(1, 220), st.sampled_from((48, 49, 96, 97, 192))), min_size=1, max_size=3
+    ),
+    rules=st.builds(AttentionRules, st.booleans(), st.one_of(st.none(), st.integers(1, 130))),
+    n_key_heads=st.sampled_from((1, 2, 8)),
+    head_dim=st.sampled_from([2, 8, 10, 16, 32, 64]),
+    norms=st.sampled_from([None, Norm, RmsNorm]),
+    rotated=st.booleans(),
+    in_bytes=st.booleans(),
+    n_threads=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=25)
+def test_attention_of_any_kind_is_torchs_for_each_text_alone(
+    lengths, rules, n_key_heads, head_dim, norms, rotated, in_bytes, n_threads
+):
+    n_heads, served, n_tokens = 8, 8 // n_key_heads, sum(lengths)
+    widths = [n_heads * head_dim, n_key_heads * head_dim, n_key_heads * head_dim]
+    products = normal(n_tokens, sum(widths))
+    products[:, : widths[0]] *= head_dim**-0.5
+    given_products, meant = Products(products), products.double()
+    if in_bytes:
+        given_products = raw(products)
+        meant = (given_products.values * given_products.steps[:, None] + given_products.bias).double()
+    query, key, value = (part.unflatten(1, (-1, head_dim)) for part in meant.split(widths, dim=1))
+    of_query = of_key = None
+    if norms is not None:
+        bias = normal(head_dim, seed=4) * head_dim**-0.5 if norms is Norm else None
+        of_query, of_key = (norms(normal(head_dim, seed=seed) * head_dim**-0.5, bias, 0.01) for seed in (2, 3))
+        query, key = in_double(of_query)(query), in_double(of_key)(key)
+    rotation = Rotation("default", 100.0, head_dim) if rotated else None
+    angles = normal(n_tokens, head_dim // 2, seed=5)
+    if rotated:
+        query, key = (turned(part, angles.double()) for part in (query, key))
+    every_head = [query, *(part.repeat_interleave(served, 1) for part in (key, value))]
+    expected = attention(torch.cat([part.flatten(1) for part in every_head], 1), lengths, n_heads, [], rules)
+    texts = texts_of(lengths)
+    texts.rotations[rotation] = (angles.cos(), angles.sin())
+    kind = SelfAttention(n_heads, n_key_heads, rules, of_query, of_key, rotation)
+    alone = kernels().attend(given_products, texts, kind, quantise=True)
+    assert (alone.states - expected).abs().max() <= 1e-5
+    assert_quantised(alone)
+    with sharing(n_threads):
+        shared = kernels().attend(given_products, texts, kind, quantise=True)
+    assert torch.equal(shared.states, alone.states)
+    assert torch.equal(shared.bytes, alone.bytes)
+
+
+def in_double(norm: Norm) -> Norm:
+    bias = None if norm.bias is None else norm.bias.double()
+    return type(norm)(norm.weight.double(), bias, norm.eps)
+
+
+def turned(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Numbers half a head apart as complex numbers, turned by these angles: [T, heads, width]."""
+    pairs = torch.complex(*heads.chunk(2, dim=2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    return torch.cat([pairs.real, pairs.imag], dim=2)
+
+
+@contextmanager
+def sharing(n_threads: int) -> Iterator[None]:
+    """Divides even small work among so many threads."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels_module, "_FEWEST_NUMBERS", 1)
+        torch.set_num_threads(n_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@needs_compiler
 def test_rows_after_the_last_text_are_zeros():
-    found = kernels().attend(Products(normal(9, 48)), torch.tensor([2, 3]), [], 2, quantise=True)
+    found = kernels().attend(Products(normal(9, 48)), texts_of([2, 3]), full(2), quantise=True)
     assert found.states[5:].eq(0).all()
     assert_quantised(Rows(found.states[:5], found.bytes[:5], found.steps[:5]))
     assert found.bytes[5:].eq(128).all()
 
 
 @needs_compiler
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_torchs_in_float64(name, in_bytes):
+def test_an_activation_is_torchs_in_float64(name, in_bytes, gated):
     # Every hundredth where it bends, and far out.
     meant = torch.cat([torch.arange(-12, 12, 0.01), torch.tensor([-1e4, -60.0, 60.0, 1e4])])[: 50 * WIDTH]
     meant = meant[: len(meant) // WIDTH * WIDTH].view(-1, WIDTH)
+    if gated:
+        meant = torch.cat([meant, normal(*meant.shape, seed=1)], dim=1)
     products = raw(meant) if in_bytes else Products(meant.clone())
     if in_bytes:
         meant = products.values * products.steps[:, None] + products.bias
-    exact = ACTIVATIONS[name](meant.double())
-    found = kernels().activate(products, name, quantise=in_bytes)
-    assert ((found.states - exact).abs() <= 2e-6 + 1e-6 * exact.abs()).all()
+    exact = ACTIVATIONS[name](meant.double()[:, :WIDTH])
+    exact = exact * meant[:, WIDTH:] if gated else exact
+    with sharing(3):
+        found = kernels().activate(products, name, gated=gated, quantise=in_bytes)
+    assert ((found.states - exact).abs() <= 4e-6 + 1e-6 * exact.abs()).all()
     if in_bytes:
         assert_quantised(found)
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", [Norm, RmsNorm])
 @pytest.mark.parametrize("width", [16, 48, 64, 384, 400])
 @pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
-def test_a_residual_and_its_norm_are_torchs_in_float64(width, in_bytes):
-    meant, residual = normal(11, width, size=3), 5 + normal(11, width, seed=1)
-    products = raw(meant) if in_bytes else Products(meant.clone())
-    norm = Norm(normal(width, seed=2), normal(width, seed=3), 1e-5)
-    exact = functional.layer_norm(
-        meant.double() + residual.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps
-    )
-    found = kernels().residual_norm(products, residual, norm, quantise=in_bytes)
-    assert (found.states - exact).abs().max() <= 1e-5
-    if in_bytes:
-        assert_quantised(found)
+def test_a_residual_and_its_norms_are_torchs_in_float64(width, in_bytes, kind):
+    for around in itertools.product([False, True], repeat=3):
+        meant, residual = normal(11, width, size=3), 5 + normal(11, width, seed=1)
+        products = raw(meant) if in_bytes else Products(meant.clone())
+        shift = normal(width, seed=3) if kind is Norm else None
+        of = [kind(normal(width, seed=seed), shift, 1e-5) if there else None for seed, there in enumerate(around)]
+        inner, after, following = of
+
+        def normed(norm: Norm | None, states: torch.Tensor) -> torch.Tensor:
+            return states if norm is None else in_double(norm)(states)
+
+        exact = normed(after, normed(inner, meant.double()) + residual.double())
+        norms = Norms(before=None, inner=inner, after=after)
+        with sharing(2):
+            states, rows = kernels().join(products, residual, norms, following, quantise=in_bytes)
+        assert (states - exact).abs().max() <= 1e-5
+        assert (rows.states - normed(following, exact)).abs().max() <= 1e-5
+        if in_bytes:
+            assert_quantised(rows)
+    alone = kernels().normed(states, kind(normal(width), shift, 1e-5), quantise=True)
+    assert (alone.states - in_double(kind(normal(width), shift, 1e-5))(states.double())).abs().max() <= 1e-5
+    assert_quantised(alone)
 
 
 @needs_compiler
@@ -137,8 +257,9 @@ def test_non_finite_values_stay_non_finite_and_in_their_text(broken):
     products, residual = normal(28, 3 * WIDTH), normal(28, WIDTH, seed=1)
     norm = Norm(torch.ones(WIDTH), torch.zeros(WIDTH), 1e-5)
     products[7, 2 * WIDTH + 3] = residual[9, 5] = broken
-    sound = kernels().attend(Products(normal(28, 3 * WIDTH)), torch.tensor(lengths), [], n_heads, quantise=True)
-    found = kernels().attend(Products(products), torch.tensor(lengths), [], n_heads, quantise=True)
+    texts, kind = texts_of(lengths), full(n_heads)
+    sound = kernels().attend(Products(normal(28, 3 * WIDTH)), texts, kind, quantise=True)
+    found = kernels().attend(Products(products), texts, kind, quantise=True)
     in_text = torch.arange(28).sub(3).div(20, rounding_mode="floor").eq(0)
     # A value that every token of the text weighs: its scale says so, which is what the bytes stand for.
     assert not found.states[in_text].isfinite().all(dim=1).any()
@@ -149,10 +270,11 @@ def test_non_finite_values_stay_non_finite_and_in_their_text(broken):
         (found.steps, sound.steps),
     ):
         assert torch.equal(of_found[~in_text], of_sound[~in_text])
-    normed = kernels().residual_norm(Products(normal(28, WIDTH)), residual, norm, quantise=True)
+    around = Norms(before=None, inner=None, after=norm)
+    _, normed = kernels().join(Products(normal(28, WIDTH)), residual, around, None, quantise=True)
     assert normed.states.isfinite().all(dim=1).tolist() == [row != 9 for row in range(28)]
     assert normed.steps.isfinite().tolist() == [row != 9 for row in range(28)]
-    activated = kernels().activate(Products(residual.clone()), "gelu", quantise=True)
+    activated = kernels().activate(Products(residual.clone()), "gelu", gated=False, quantise=True)
     # GELU of minus infinity is 0 times infinity: NaN, as torch has it.
     assert activated.steps.isfinite().tolist() == [row != 9 for row in range(28)]
 
@@ -167,8 +289,8 @@ def test_a_row_depends_on_no_other_to_the_bit(n_rows, row):
     alone = kernels().rows(rows[row : row + 1].contiguous(), quantise=True)
     assert torch.equal(together.bytes[row], alone.bytes[0])
     assert torch.equal(together.steps[row], alone.steps[0])
-    gelu = kernels().activate(Products(rows.clone()), "gelu", quantise=True)
-    of_row = kernels().activate(Products(rows[row : row + 1].clone()), "gelu", quantise=True)
+    gelu = kernels().activate(Products(rows.clone()), "gelu", gated=False, quantise=True)
+    of_row = kernels().activate(Products(rows[row : row + 1].clone()), "gelu", gated=False, quantise=True)
     assert torch.equal(gelu.states[row], of_row.states[0])
     assert torch.equal(gelu.bytes[row], of_row.bytes[0])
 
@@ -200,8 +322,9 @@ def loaded_anew() -> Kernels | None:
 @needs_compiler
 def test_a_library_is_built_once_and_only_this_user_can_write_it(empty_cache, monkeypatch):
     assert loaded_anew() is not None
-    (library,) = empty_cache.iterdir()
-    assert not stat.S_IMODE(library.stat().st_mode) & 0o022
+    libraries = list(empty_cache.iterdir())
+    assert len(libraries) == 2
+    assert not any(stat.S_IMODE(library.stat().st_mode) & 0o022 for library in libraries)
     assert stat.S_IMODE(empty_cache.stat().st_mode) == 0o700
     monkeypatch.setattr(built, "_build", lambda *_: pytest.fail("it was built already"))
     assert loaded_anew() is not None
@@ -211,7 +334,7 @@ def test_a_library_is_built_once_and_only_this_user_can_write_it(empty_cache, mo
 @pytest.mark.parametrize("who", ["library", "folder"])
 def test_what_others_can_write_is_not_loaded(who, empty_cache):
     assert loaded_anew() is not None
-    (library,) = empty_cache.iterdir()
+    library = next(empty_cache.iterdir())
     library.unlink()
     library.write_bytes(b"someone else's code")
     (library if who == "library" else empty_cache).chmod(0o777)
@@ -225,7 +348,7 @@ def test_what_others_can_write_is_not_loaded(who, empty_cache):
 @needs_compiler
 def test_a_corrupt_library_is_rebuilt(empty_cache, tmp_path, monkeypatch):
     assert loaded_anew() is not None
-    (whole,) = empty_cache.iterdir()
+    whole = next(empty_cache.iterdir())
     # Elsewhere: what is loaded already is not looked at again.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     library = tmp_path / "elsewhere/embedkit/cpu-kernels" / whole.name
@@ -240,10 +363,12 @@ def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_p
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     identity = built._identity(compiler, "kernels.cpp")
     assert identity == built._identity(compiler, "kernels.cpp")
-    changed = tmp_path / "kernels.cpp"
-    changed.write_bytes((built._FOLDER / "kernels.cpp").read_bytes() + b"\n")
-    monkeypatch.setattr(built, "_FOLDER", tmp_path)
-    assert built._identity(compiler, "kernels.cpp") != identity
+    for name in ("kernels.cpp", "vectors.h"):
+        sources = copied_sources(tmp_path / name)
+        with (sources / name).open("a") as file:
+            file.write("\n")
+        monkeypatch.setattr(built, "_FOLDER", sources)
+        assert built._identity(compiler, "kernels.cpp") != identity
 
 
 @needs_compiler
@@ -253,17 +378,24 @@ def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_p
         ("x > 127.0f", "x > 0.5f"),
         ("1.1283791065216064f", "1.1293791065216064f"),
         ("row[i] * steps + 128.5f", "row[i] * steps + 127.5f"),
-        ("/ width + eps", "/ width + 2 * eps + 0.01f"),
-        ("int main", "int main"),
+        ("/ width + norm->eps", "/ width + 2 * norm->eps + 0.01f"),
+        ("query + of->reach + 1", "query + of->reach + 2"),
+        ("#define PANEL", "this does not compile"),
     ],
 )
 def test_kernels_that_compute_something_else_are_not_used(right, wrong, empty_cache, tmp_path, monkeypatch):
-    source = (built._FOLDER / "kernels.cpp").read_text()
-    changed = tmp_path / "kernels.cpp"
-    changed.write_text(source.replace(right, wrong) if right in source else "this does not compile")
-    assert changed.read_text() != source
-    monkeypatch.setattr(built, "_FOLDER", tmp_path)
+    sources = copied_sources(tmp_path / "changed")
+    (changed,) = (path for path in sources.iterdir() if right in path.read_text())
+    changed.write_text(changed.read_text().replace(right, wrong))
+    monkeypatch.setattr(built, "_FOLDER", sources)
     assert loaded_anew() is None
+
+
+def copied_sources(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("kernels.cpp", "attention.cpp", "vectors.h"):
+        shutil.copy(built._FOLDER / name, folder)
+    return folder
 
 
 def test_without_a_compiler_or_a_cache_there_are_none(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from embedkit.models.native.families.family import Family
 from embedkit.models.native.families.gemma3 import GEMMA3_TEXT
 from embedkit.models.native.families.gte import GTE
 from embedkit.models.native.families.llama import EUROBERT, LLAMA, MISTRAL, QWEN2, QWEN3
+from embedkit.models.native.families.longformer import LONGFORMER
 from embedkit.models.native.families.megatron_bert import MEGATRON_BERT
 from embedkit.models.native.families.modernbert import MODERNBERT
 from embedkit.models.native.families.mpnet import MPNET
@@ -20,7 +21,7 @@ from embedkit.models.native.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBE
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        *(BERT, CAMEMBERT, DISTILBERT, ELECTRA, EUROBERT, GEMMA3_TEXT, GTE, LLAMA, MEGATRON_BERT, MISTRAL),
-        *(MODERNBERT, MPNET, NOMIC_BERT, QWEN2, QWEN3, ROBERTA, XLM_ROBERTA),
+        *(BERT, CAMEMBERT, DISTILBERT, ELECTRA, EUROBERT, GEMMA3_TEXT, GTE, LLAMA, LONGFORMER),
+        *(MEGATRON_BERT, MISTRAL, MODERNBERT, MPNET, NOMIC_BERT, QWEN2, QWEN3, ROBERTA, XLM_ROBERTA),
     )
 }

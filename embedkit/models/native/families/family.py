@@ -41,6 +41,7 @@ class Layout:
     gate_is_first: bool = True  # False if a single tensor has the gate after the other half
     down: str = "output.dense"
     ffn_norms: NormNames = NormNames(after="output.LayerNorm")
+    unused: tuple[str, ...] = ()  # linear layers that the forward pass does not need
 
 
 @dataclass(frozen=True, slots=True)

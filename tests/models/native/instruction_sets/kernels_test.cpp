@@ -21,6 +21,10 @@ struct Rows {
 struct Norm {
     const float *weight, *bias;
     float eps;
+    int32_t rms;
+};
+struct Norms {
+    const Norm *inner, *after, *following;
 };
 struct Texts {
     int64_t count;
@@ -28,11 +32,17 @@ struct Texts {
     const float *const *biases;
 };
 
+struct Attention {
+    int64_t heads, key_heads, head_dim, reach, causal;
+    const Norm *query_norm, *key_norm;
+    const float *cosine, *sine;
+};
+
 extern "C" {
-void embedkit_quantise(const Rows *, int64_t, int64_t);
-void embedkit_activate(const Products *, int, const Rows *);
-void embedkit_residual_norm(const Products *, const float *, const Norm *, const Rows *);
-void embedkit_attend(const Products *, const Texts *, int64_t, int64_t, const Rows *, float *);
+void embedkit_normalise(const float *, const Norm *, int64_t, const Rows *, int64_t, int64_t);
+void embedkit_activate(const Products *, int, int, const Rows *, int64_t, int64_t);
+void embedkit_join(const Products *, const float *, const Norms *, const Rows *, int64_t, int64_t);
+void embedkit_attend(const Products *, const Texts *, const Attention *, const Rows *, float *, int64_t, int64_t);
 int64_t embedkit_attend_workspace(int64_t, int64_t);
 int64_t embedkit_int8_packed(int64_t, int64_t);
 int64_t embedkit_int8_workspace(int64_t, int64_t);
@@ -98,71 +108,127 @@ static double activated(double x, int kind) {
     return x / (1 + exp(-x));
 }
 
-static void test_rows() {
+static void test_activations() {
     const int64_t n = 5, width = 96;
-    for (int kind = 0; kind < 4; kind++) {
-        Floats values = numbers(n * width), given = values, steps = numbers(n), bias = numbers(width), scale(n);
-        std::vector<uint8_t> bytes(n * width);
-        Products products = {values.data(), steps.data(), bias.data(), n, width};
-        Rows rows = {values.data(), bytes.data(), scale.data()};
-        embedkit_activate(&products, kind, &rows);
-        for (int64_t i = 0; i < n * width; i++) {
-            double x = (double)given[i] * steps[i / width] + bias[i % width];
-            check(is_close(values[i], activated(x, kind)), "an activation");
+    for (int kind = 0; kind < 4; kind++)
+        for (int gated = 0; gated < 2; gated++) {
+            const int64_t of_product = (1 + gated) * width;
+            Floats values = numbers(n * of_product), given = values, steps = numbers(n), bias = numbers(of_product);
+            Floats found(n * width), scale(n);
+            std::vector<uint8_t> bytes(n * width);
+            Products products = {values.data(), steps.data(), bias.data(), n, of_product};
+            Rows rows = {found.data(), bytes.data(), scale.data()};
+            embedkit_activate(&products, kind, gated, &rows, 0, 2);
+            embedkit_activate(&products, kind, gated, &rows, 2, n);
+            for (int64_t t = 0; t < n; t++)
+                for (int64_t i = 0; i < width; i++) {
+                    auto product = [&](int64_t at) { return (double)given[t * of_product + at] * steps[t] + bias[at]; };
+                    double x = activated(product(i), kind) * (gated ? product(width + i) : 1.0);
+                    check(is_close(found[t * width + i], x), "an activation");
+                }
+            check_bytes(found, bytes, scale, width);
         }
-        check_bytes(values, bytes, scale, width);
-    }
-    Floats values = numbers(n * width), residual = numbers(n * width), weight = numbers(width), bias = numbers(width);
-    Floats given = values, scale(n);
-    std::vector<uint8_t> bytes(n * width);
-    Products products = {values.data(), nullptr, nullptr, n, width};
-    Norm norm = {weight.data(), bias.data(), 1e-5f};
-    Rows rows = {values.data(), bytes.data(), scale.data()};
-    embedkit_residual_norm(&products, residual.data(), &norm, &rows);
-    for (int64_t t = 0; t < n; t++) {
-        double mean = 0, variance = 0;
-        for (int64_t i = t * width; i < (t + 1) * width; i++) mean += ((double)given[i] + residual[i]) / width;
-        for (int64_t i = t * width; i < (t + 1) * width; i++) variance += pow(given[i] + residual[i] - mean, 2) / width;
-        for (int64_t i = 0; i < width; i++) {
-            double x = ((double)given[t * width + i] + residual[t * width + i] - mean) / sqrt(variance + 1e-5);
-            check(is_close(values[t * width + i], x * weight[i] + bias[i]), "a norm");
-        }
-    }
-    check_bytes(values, bytes, scale, width);
-    embedkit_quantise(&rows, n, width);
-    check_bytes(values, bytes, scale, width);
 }
 
-static void test_attention(int64_t heads, int64_t head_dim) {
-    const int64_t lengths[] = {1, 19, 7, 33}, count = 4, n = 60, width = heads * head_dim;
-    Floats qkv = numbers(n * 3 * width), found(n * width), scale(n), work(embedkit_attend_workspace(33, head_dim));
+typedef std::vector<double> Doubles;
+
+static Doubles normalised(Doubles row, const Norm &norm) {
+    const size_t width = row.size();
+    double mean = 0, variance = 0;
+    for (double x : row) mean += norm.rms ? 0 : x / width;
+    for (double x : row) variance += (x - mean) * (x - mean) / width;
+    for (size_t i = 0; i < width; i++)
+        row[i] = (row[i] - mean) / sqrt(variance + norm.eps) * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+    return row;
+}
+
+static void test_norms() {
+    const int64_t n = 5, width = 96;
+    Floats weight = numbers(width), bias = numbers(width);
+    for (int rms = 0; rms < 2; rms++) {
+        Norm norm = {weight.data(), rms ? nullptr : bias.data(), 1e-5f, rms};
+        Norms norms = {&norm, nullptr, &norm};
+        Floats values = numbers(n * width), residual = numbers(n * width), given = values, found(n * width), scale(n);
+        std::vector<uint8_t> bytes(n * width);
+        Products products = {values.data(), nullptr, nullptr, n, width};
+        Rows rows = {found.data(), bytes.data(), scale.data()};
+        embedkit_join(&products, residual.data(), &norms, &rows, 0, n);
+        for (int64_t t = 0; t < n; t++) {
+            Doubles row = normalised(Doubles(&given[t * width], &given[t * width] + width), norm);
+            for (int64_t i = 0; i < width; i++) row[i] += residual[t * width + i];
+            for (int64_t i = 0; i < width; i++) check(is_close(values[t * width + i], row[i]), "a residual");
+            row = normalised(row, norm);
+            for (int64_t i = 0; i < width; i++) check(is_close(found[t * width + i], row[i]), "a norm");
+        }
+        check_bytes(found, bytes, scale, width);
+        rows.values = values.data();
+        embedkit_normalise(values.data(), nullptr, width, &rows, 0, n);
+        check_bytes(values, bytes, scale, width);
+    }
+}
+
+/* A number of a head of a token, normalised and rotated. */
+static Doubles head_of(const float *from, int64_t head_dim, const Norm *norm, const float *cosine, const float *sine) {
+    Doubles head(from, from + head_dim);
+    if (norm) head = normalised(head, *norm);
+    if (!cosine) return head;
+    Doubles turned(head_dim);
+    const int64_t half = head_dim / 2;
+    for (int64_t i = 0; i < half; i++) {
+        turned[i] = head[i] * cosine[i] - head[half + i] * sine[i];
+        turned[half + i] = head[half + i] * cosine[i] + head[i] * sine[i];
+    }
+    return turned;
+}
+
+static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, int64_t reach, int64_t causal,
+                           bool biased, bool prepared) {
+    const int64_t lengths[] = {1, 19, 7, 113}, count = 4, n = 140, longest = 113;
+    const int64_t width = heads * head_dim, of_keys = key_heads * head_dim, stride = width + 2 * of_keys, half = head_dim / 2;
+    Floats qkv = numbers(n * stride), found(n * width), again(n * width), scale(n), weight = numbers(head_dim);
+    Floats work(embedkit_attend_workspace(longest, head_dim)), cosine = numbers(n * half), sine = numbers(n * half);
     std::vector<uint8_t> bytes(n * width);
     std::vector<Floats> biases;
     std::vector<const float *> at;
     for (int64_t length : lengths) biases.push_back(numbers(heads * length * length));
     for (const Floats &bias : biases) at.push_back(bias.data());
-    Products products = {qkv.data(), nullptr, nullptr, n, 3 * width};
-    Texts texts = {count, lengths, at.data()};
-    Rows rows = {found.data(), bytes.data(), scale.data()};
-    embedkit_attend(&products, &texts, heads, head_dim, &rows, work.data());
+    Norm norm = {weight.data(), nullptr, 1e-5f, 1};
+    Products products = {qkv.data(), nullptr, nullptr, n, stride};
+    Texts texts = {count, lengths, biased ? at.data() : nullptr};
+    Attention rules = {heads, key_heads, head_dim, reach, causal, nullptr, nullptr, nullptr, nullptr};
+    if (prepared) {
+        rules.query_norm = rules.key_norm = &norm;
+        rules.cosine = cosine.data();
+        rules.sine = sine.data();
+    }
+    Rows rows = {found.data(), bytes.data(), scale.data()}, shared = {again.data(), nullptr, nullptr};
+    embedkit_attend(&products, &texts, &rules, &rows, work.data(), 0, 1);
+    for (int64_t share = 0; share < 3; share++) embedkit_attend(&products, &texts, &rules, &shared, work.data(), share, 3);
+    check(!memcmp(found.data(), again.data(), sizeof(float) * n * width), "attention in shares");
     int64_t start = 0;
     for (int64_t text = 0; text < count; start += lengths[text++])
         for (int64_t h = 0; h < heads; h++)
             for (int64_t q = 0; q < lengths[text]; q++) {
-                std::vector<double> scores(lengths[text]);
+                const int64_t length = lengths[text], key_head = h / (heads / key_heads);
+                auto head = [&](int64_t t, int64_t from, const Norm *of) {
+                    const float *c = prepared ? &cosine[(start + t) * half] : nullptr;
+                    return head_of(&qkv[(start + t) * stride + from], head_dim, of, c, &sine[(start + t) * half]);
+                };
+                Doubles query = head(q, h * head_dim, rules.query_norm), scores(length, -INFINITY);
                 double most = -INFINITY, total = 0;
-                for (int64_t k = 0; k < lengths[text]; k++) {
-                    scores[k] = biases[text][(h * lengths[text] + q) * lengths[text] + k];
-                    for (int64_t d = h * head_dim; d < (h + 1) * head_dim; d++)
-                        scores[k] += (double)qkv[(start + q) * 3 * width + d] * qkv[(start + k) * 3 * width + width + d];
+                for (int64_t k = 0; k < length; k++) {
+                    if ((causal && k > q) || (reach >= 0 && llabs(k - q) > reach)) continue;
+                    Doubles key = head(k, width + key_head * head_dim, rules.key_norm);
+                    scores[k] = biased ? biases[text][(h * length + q) * length + k] : 0.0;
+                    for (int64_t d = 0; d < head_dim; d++) scores[k] += query[d] * key[d];
                     most = fmax(most, scores[k]);
                 }
                 for (double &score : scores) total += score = exp(score - most);
-                for (int64_t d = h * head_dim; d < (h + 1) * head_dim; d++) {
+                for (int64_t d = 0; d < head_dim; d++) {
                     double x = 0;
-                    for (int64_t k = 0; k < lengths[text]; k++)
-                        x += scores[k] / total * qkv[(start + k) * 3 * width + 2 * width + d];
-                    check(is_close(found[(start + q) * width + d], x), "attention");
+                    for (int64_t k = 0; k < length; k++)
+                        x += scores[k] / total * qkv[(start + k) * stride + width + of_keys + key_head * head_dim + d];
+                    check(is_close(found[(start + q) * width + h * head_dim + d], x), "attention");
                 }
             }
     check_bytes(found, bytes, scale, width);
@@ -176,9 +242,13 @@ int main() {
         test_products(70, 1537, 50, extreme);
         test_products(6, 4096, 48, extreme);
     }
-    test_rows();
-    test_attention(2, 48);
-    test_attention(16, 7);
+    test_activations();
+    test_norms();
+    test_attention(2, 2, 48, -1, 0, true, false);
+    test_attention(16, 16, 7, -1, 0, false, false);
+    test_attention(4, 2, 16, -1, 1, false, true);
+    test_attention(2, 1, 24, 9, 0, false, true);
+    test_attention(1, 1, 64, 60, 1, false, false);
     printf("%s\n", embedkit_int8_instructions());
     return 0;
 }

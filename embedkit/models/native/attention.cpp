@@ -1,0 +1,321 @@
+/* Attention within packed texts, of any length: queries go in blocks and keys past them in blocks, so that a block of
+ * each stays in the caches, and a softmax goes on from one block of keys to the next (Dao et al. 2022, arXiv 2205.14135).
+ * Time and memory of a window grow with the length of a text, not with its square. Compiled for this processor by
+ * compile_kernels.py, and called by kernels.py, which declares the same structs. */
+#include "vectors.h"
+
+/* Packed texts: the tokens of each, and [heads, length, length] that is added to its scores; nullptr for nothing. */
+struct Texts {
+    int64_t count;
+    const int64_t *lengths;
+    const float *const *biases;
+};
+
+/* What the heads of a layer attend to. */
+struct Attention {
+    int64_t heads, key_heads; /* of queries, and of keys and values: each of them serves as many of the queries' */
+    int64_t head_dim;
+    int64_t reach;  /* tokens seen to each side; -1 for all */
+    int64_t causal; /* whether a token sees no later one */
+    const Norm *query_norm, *key_norm; /* of each head before it is rotated; nullptr for none */
+    const float *cosine, *sine; /* [T, head_dim / 2]: of the angle between numbers half a head apart; or nullptr */
+};
+
+/* Keys that lie together: [head][PANEL]. */
+#define PANEL (KEYS * LANES)
+/* Queries, and keys, of a block: multiples of QUERIES, and of PANEL. */
+#ifndef QUERY_BLOCK
+#define QUERY_BLOCK 48
+#endif
+#ifndef KEY_BLOCK
+#define KEY_BLOCK 96
+#endif
+/* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
+#define LOWEST -1e38f
+
+INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* The tokens [first, last) that a query sees. */
+INLINE int64_t first_seen(const Attention *of, int64_t query) { return of->reach < 0 ? 0 : most(0, query - of->reach); }
+INLINE int64_t last_seen(const Attention *of, int64_t query, int64_t length) {
+    if (of->causal) return query + 1;
+    return of->reach < 0 ? length : least(length, query + of->reach + 1);
+}
+
+/* One head: `head` is head_dim, rounded up to whole vectors with zeros. */
+struct Head {
+    int64_t length, head, head_dim;
+    float *queries; /* [QUERY_BLOCK, head] */
+    float *keys;    /* [panels, head, PANEL] */
+    float *values;  /* [length, head] */
+    float *tile;    /* [LANES, head] */
+    float *scores;  /* [QUERIES, KEY_BLOCK] */
+    float *sums;    /* [QUERY_BLOCK, head]: the values, weighted by the keys so far */
+    float tops[QUERY_BLOCK]; /* the largest score so far, times LOG2_E */
+    vec totals[QUERY_BLOCK]; /* the sum of the weights */
+};
+
+/* sums[q] = sums[q] * factors[q] + n values, weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
+template <int count>
+INLINE void weigh(const float *weights, const float *values, int64_t n, int64_t head, const vec *factors, float *sums) {
+    vec total[QUERIES][count];
+    for (int q = 0; q < QUERIES; q++)
+        for (int w = 0; w < count; w++) total[q][w] = load(sums + q * head + w * LANES) * factors[q];
+    for (int64_t t = 0; t < n; t++) {
+        vec value[count];
+        for (int w = 0; w < count; w++) value[w] = kept(values + t * head + w * LANES);
+        for (int q = 0; q < QUERIES; q++)
+            for (int w = 0; w < count; w++) total[q][w] += weights[q * KEY_BLOCK + t] * value[w];
+    }
+    for (int q = 0; q < QUERIES; q++)
+        for (int w = 0; w < count; w++) store(sums + q * head + w * LANES, total[q][w]);
+}
+
+/* Scores of tokens outside [first, last) become minus infinity. */
+INLINE vec seen(vec scores, int64_t at, int64_t first, int64_t last) {
+    ints token = (int32_t)at - ints{};
+    for (int i = 0; i < LANES; i++) token[i] += i;
+    ints inside = (token >= (int32_t)first) & (token < (int32_t)last);
+    return inside ? scores : all(-__builtin_inff());
+}
+
+/* QUERIES queries from `query` on, and the keys of a block that one of them sees. */
+APART void attend_tile(Head *of, const Attention *rules, const float *score_bias, int64_t block, int64_t first,
+                       int64_t query) {
+    const int64_t head = of->head, length = of->length, end = least(length, query + QUERIES) - 1;
+    const int64_t base = block * KEY_BLOCK;
+    /* Tokens and their scores count from the first of the block. */
+    const int64_t from = most(0, first_seen(rules, query) - base);
+    const int64_t to = least(KEY_BLOCK, last_seen(rules, end, length) - base);
+    if (from >= to) return;
+    const int64_t begin = from / PANEL * PANEL, stop = rounded_up(to, LANES);
+    const float *queries = of->queries + (query - first) * head, *keys = of->keys + base * head;
+    float *scores = of->scores;
+    int64_t t = begin;
+    for (; t + PANEL <= stop; t += PANEL) score<KEYS>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
+    if (stop - t == 2 * LANES) score<2>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
+    if (stop - t == LANES) score<1>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
+    if (score_bias)
+        for (int64_t q = query; q <= end; q++)
+            for (t = from; t < to; t++) scores[(q - query) * KEY_BLOCK + t] += score_bias[q * length + base + t];
+    /* All of the queries see [inner, outer). */
+    const int64_t inner = first_seen(rules, end) - base, outer = last_seen(rules, query, length) - base;
+    float *tops = of->tops + (query - first);
+    vec *totals = of->totals + (query - first), now[QUERIES], factors[QUERIES];
+    for (int q = 0; q < QUERIES; q++) now[q] = all(LOWEST);
+    for (t = begin; t < stop; t += LANES) {
+        if (t < inner || t + LANES > outer)
+            for (int q = 0; q < QUERIES; q++) {
+                float *at = scores + q * KEY_BLOCK + t;
+                store(at, seen(load(at), base + t, first_seen(rules, query + q), last_seen(rules, query + q, length)));
+            }
+        for (int q = 0; q < QUERIES; q++) now[q] = largest(load(scores + q * KEY_BLOCK + t), now[q]);
+    }
+    for (int q = 0; q < QUERIES; q++) {
+        vec before = all(tops[q]);
+        now[q] = largest(largest_of(now[q]) * LOG2_E, before);
+        vec x = before - now[q];
+        factors[q] = x < -126.0f ? vec{} : power_of_two(x);
+        totals[q] *= factors[q];
+        tops[q] = now[q][0];
+    }
+    for (t = begin; t < stop; t += LANES)
+        for (int q = 0; q < QUERIES; q++) {
+            vec x = load(scores + q * KEY_BLOCK + t) * LOG2_E - now[q];
+            vec e = x < -126.0f ? vec{} : power_of_two(x);
+            store(scores + q * KEY_BLOCK + t, e);
+            totals[q] += e;
+        }
+    float *sums = of->sums + (query - first) * head;
+    const float *values = of->values + (base + from) * head;
+    int64_t d = 0;
+    for (; d + WIDE * LANES <= head; d += WIDE * LANES)
+        weigh<WIDE>(scores + from, values + d, to - from, head, factors, sums + d);
+    if (d < head) weigh<1>(scores + from, values + d, to - from, head, factors, sums + d);
+}
+
+/* Rotates each pair of numbers that are half a head apart. */
+INLINE void rotate(float *head, const float *cosine, const float *sine, int64_t half) {
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        vec a = load(head + i), b = load(head + half + i), c = load(cosine + i), s = load(sine + i);
+        store(head + i, a * c - b * s);
+        store(head + half + i, b * c + a * s);
+    }
+    for (; i < half; i++) {
+        float a = head[i], b = head[half + i];
+        head[i] = a * cosine[i] - b * sine[i];
+        head[half + i] = b * cosine[i] + a * sine[i];
+    }
+}
+
+/* Copies one token's part of a head. */
+INLINE void copy_head(float *to, const float *from, const float *scale, const float *bias, int64_t head_dim) {
+    if (!scale) {
+        __builtin_memcpy(to, from, sizeof(float) * head_dim);
+        return;
+    }
+    int64_t d = 0;
+    for (; d + LANES <= head_dim; d += LANES) store(to + d, load(from + d) * *scale + load(bias + d));
+    for (; d < head_dim; d++) to[d] = from[d] * *scale + bias[d];
+}
+
+/* Where a text's projections are: queries of all heads, then keys, then values of all of theirs. */
+struct Projected {
+    const float *values, *scale, *bias, *cosine, *sine;
+    int64_t stride;
+};
+
+/* Copies the part of token t that begins at `at`, normalises and rotates it. */
+APART void prepare(const Projected *from, int64_t t, int64_t at, const Norm *norm, int64_t head_dim, float *to) {
+    const float *scale = from->scale ? from->scale + t : nullptr;
+    copy_head(to, from->values + t * from->stride + at, scale, from->bias ? from->bias + at : nullptr, head_dim);
+    if (norm) normalise(to, norm, head_dim, to);
+    int64_t half = head_dim / 2;
+    if (from->cosine) rotate(to, from->cosine + t * half, from->sine + t * half, half);
+}
+
+/* Copies the queries [first, last) of a head, and zeros up to a multiple of QUERIES. */
+APART void copy_queries(Head *of, const Projected *from, int64_t at, const Norm *norm, int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; t++) prepare(from, t, at, norm, of->head_dim, of->queries + (t - first) * of->head);
+    int64_t n = last - first, padded = rounded_up(n, QUERIES);
+    __builtin_memset(of->queries + n * of->head, 0, sizeof(float) * (padded - n) * of->head);
+    __builtin_memset(of->sums, 0, sizeof(float) * padded * of->head);
+    for (int64_t q = 0; q < padded; q++) {
+        of->tops[q] = LOWEST;
+        of->totals[q] = vec{};
+    }
+}
+
+/* Copies the keys and values of a head's tokens [first, last), the first a multiple of PANEL. */
+APART void copy_keys(Head *of, const Projected *from, int64_t key, int64_t value, const Norm *norm, int64_t first,
+                     int64_t last) {
+    const int64_t head = of->head;
+    for (; first < last; first += LANES) {
+        for (int64_t t = first; t < first + LANES; t++) {
+            float *to = of->tile + (t - first) * head;
+            if (t >= last) {
+                __builtin_memset(to, 0, sizeof(float) * head);
+                continue;
+            }
+            prepare(from, t, key, norm, of->head_dim, to);
+            const float *scale = from->scale ? from->scale + t : nullptr;
+            copy_head(of->values + t * head, from->values + t * from->stride + value, scale,
+                      from->bias ? from->bias + value : nullptr, of->head_dim);
+        }
+        float *panel = of->keys + first / PANEL * PANEL * head + first % PANEL;
+        for (int64_t d = 0; d < head; d += LANES) {
+            vec rows[LANES];
+            for (int i = 0; i < LANES; i++) rows[i] = load(of->tile + i * head + d);
+            transpose(rows);
+            for (int i = 0; i < LANES; i++) store(panel + (d + i) * PANEL, rows[i]);
+        }
+    }
+}
+
+/* Writes the result of `n` queries of a head, whose rows are `stride` apart. */
+INLINE void write_context(const Head *of, int64_t n, int64_t stride, float *to) {
+    for (int64_t q = 0; q < n; q++) {
+        vec inverse = 1.0f / sum_of(of->totals[q]);
+        const float *sums = of->sums + q * of->head;
+        for (int64_t d = 0; d < of->head; d += LANES) {
+            vec x = load(sums + d) * inverse;
+            if (d + LANES <= of->head_dim)
+                store(to + q * stride + d, x);
+            else
+                for (int64_t i = 0; d + i < of->head_dim; i++) to[q * stride + d + i] = x[i];
+        }
+    }
+}
+
+/* What a block of queries costs, in keys. */
+INLINE int64_t cost(const Attention *rules, int64_t first, int64_t length) {
+    return 64 + last_seen(rules, least(length, first + QUERY_BLOCK) - 1, length) - first_seen(rules, first);
+}
+
+INLINE int64_t cost_of_head(const Attention *rules, int64_t length) {
+    int64_t sum = 0;
+    for (int64_t first = 0; first < length; first += QUERY_BLOCK) sum += cost(rules, first, length);
+    return sum;
+}
+
+INLINE int64_t key_numbers(int64_t length, int64_t head) { return rounded_up(length, PANEL) * head; }
+
+/* Size of the workspace of embedkit_attend for texts of up to `length` tokens, in numbers. */
+extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
+    int64_t head = rounded_up(head_dim, LANES);
+    return 2 * key_numbers(length, head) + (2 * QUERY_BLOCK + LANES) * head + QUERIES * KEY_BLOCK;
+}
+
+/* Attention within packed texts.
+ *
+ * from: [T, (heads + 2 * key_heads) * head_dim]: queries (scaled), keys, values.
+ * out: [T, heads * head_dim]; its bytes only if shares is 1.
+ * workspace: see embedkit_attend_workspace.
+ * share, shares: computes that part of the work; each part writes numbers of its own.
+ */
+extern "C" void embedkit_attend(const Products *from, const Texts *texts, const Attention *rules, const Rows *out,
+                                float *workspace, int64_t share, int64_t shares) {
+    const int64_t heads = rules->heads, key_heads = rules->key_heads, head_dim = rules->head_dim;
+    const int64_t head = rounded_up(head_dim, LANES), width = heads * head_dim, served = heads / key_heads;
+    int64_t all_work = 0, longest = 0;
+    for (int64_t text = 0; text < texts->count; text++) {
+        all_work += key_heads * cost_of_head(rules, texts->lengths[text]);
+        longest = most(longest, texts->lengths[text]);
+    }
+    const int64_t from_work = all_work * share / shares, to_work = all_work * (share + 1) / shares;
+    /* The padding of heads stays zero. */
+    if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(longest, head_dim));
+    Head of;
+    of.head = head;
+    of.head_dim = head_dim;
+    of.keys = workspace;
+    of.values = of.keys + key_numbers(longest, head);
+    of.queries = of.values + key_numbers(longest, head);
+    of.sums = of.queries + QUERY_BLOCK * head;
+    of.tile = of.sums + QUERY_BLOCK * head;
+    of.scores = of.tile + LANES * head;
+    int64_t work = 0, start = 0;
+    for (int64_t text = 0; text < texts->count; text++) {
+        const int64_t length = texts->lengths[text], half = head_dim / 2;
+        Projected projected = {from->values + start * from->width,
+                               from->scale ? from->scale + start : nullptr,
+                               from->bias,
+                               rules->cosine ? rules->cosine + start * half : nullptr,
+                               rules->sine ? rules->sine + start * half : nullptr,
+                               from->width};
+        of.length = length;
+        for (int64_t k = 0; k < key_heads; k++) {
+            /* The queries [begin, end) of this head are of this share. */
+            int64_t begin = -1, end = 0;
+            for (int64_t first = 0; first < length; first += QUERY_BLOCK) {
+                if (work >= from_work && work < to_work) {
+                    if (begin < 0) begin = first;
+                    end = least(length, first + QUERY_BLOCK);
+                }
+                work += cost(rules, first, length);
+            }
+            if (begin < 0) continue;
+            const int64_t key = width + k * head_dim, value = key + key_heads * head_dim;
+            copy_keys(&of, &projected, key, value, rules->key_norm, first_seen(rules, begin) / PANEL * PANEL,
+                      last_seen(rules, end - 1, length));
+            for (int64_t h = k * served; h < (k + 1) * served; h++) {
+                const float *bias = texts->biases ? texts->biases[text] + h * length * length : nullptr;
+                for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
+                    const int64_t last = least(length, first + QUERY_BLOCK);
+                    copy_queries(&of, &projected, h * head_dim, rules->query_norm, first, last);
+                    const int64_t final = (last_seen(rules, last - 1, length) - 1) / KEY_BLOCK;
+                    for (int64_t block = first_seen(rules, first) / KEY_BLOCK; block <= final; block++)
+                        for (int64_t query = first; query < last; query += QUERIES)
+                            attend_tile(&of, rules, bias, block, first, query);
+                    write_context(&of, last - first, width, out->values + (start + first) * width + h * head_dim);
+                }
+            }
+        }
+        if (out->bytes && shares == 1)
+            quantise_rows(out->values + start * width, length, width, out->bytes + start * width, out->scale + start);
+        start += length;
+    }
+}

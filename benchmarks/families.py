@@ -5,8 +5,8 @@
 Models have the real width of a layer, few layers, random weights and a small vocabulary: a ratio is that of the
 layers. Each library has a process of its own, with its model loaded; in each round each encodes the same texts, in
 turn, with its own defaults for batches: embedkit in fp32 and in int8. What is told is the median ratio of the
-rounds, the largest difference of the vectors, and the smallest cosine of int8 to fp32. Then embedkit alone encodes as
-many tokens in texts of 256, 1,024, 4,096 and 8,192. Takes about nine minutes on two cores. Never fails for a time.
+rounds, the largest difference of the vectors, and the smallest cosine of int8 to fp32. Then embedkit alone encodes
+as many tokens in texts of 256, 1,024, 4,096 and 8,192. Takes nine minutes on two cores. Never fails for a time.
 """
 
 from __future__ import annotations

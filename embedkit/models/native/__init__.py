@@ -7,8 +7,8 @@ checkpoint.py       the weights, by each family's names
 linear.py, norm.py  linear layers in fp32 and in int8, and norms
 attention.py        what a layer attends to: the place for other ways to make scores
 layer.py            one layer over packed texts, by torch or by compiled kernels
-kernels.cpp         these kernels, with attention.cpp and, shared by both, vectors.h; compile_kernels.py builds them,
-                    kernels.py tests and calls them
+kernels.cpp         these kernels, with attention.cpp and, shared by both, vectors.h; compile_kernels.py builds
+                    them, kernels.py tests and calls them
 native_encoder.py   embeddings and weights, shared by
 cpu_encoder.py      the forward pass on a CPU, with thread_pool.py, and
 gpu_encoder.py      the one on a GPU, with torch_compile.py

@@ -6,10 +6,15 @@ pipes, signals, sockets and imports start processes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -57,6 +62,12 @@ class Notes:
         return [row["text"] for row in self.rows]
 
 
+def pytest_collection_finish() -> None:
+    """Leaves what was made up to here, some thousand tests and libraries, out of all later garbage collections."""
+    gc.collect()
+    gc.freeze()
+
+
 def last_counts(command: str, *arguments: object) -> list[str]:
     """Removes options that are repeated later, so that a test's own options win over its defaults.
 
@@ -76,6 +87,27 @@ def last_counts(command: str, *arguments: object) -> list[str]:
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Skips fsync: no test cuts the power, and those that fail or count these calls replace them themselves."""
     with mock.patch.object(os, "fsync", return_value=None):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_reading_of_all_packages_again() -> Iterator[None]:
+    """Looks for entry points once for each state of the import path: runs search 300 packages for a pooler."""
+    from embedkit.config import poolings
+
+    def place(path: str) -> tuple[str, int]:
+        with contextlib.suppress(OSError):
+            return path, os.stat(path or ".").st_mtime_ns  # noqa: PTH116
+        return path, 0
+
+    @lru_cache(maxsize=8)
+    def found(_: tuple[tuple[str, int], ...], group: str) -> EntryPoints:
+        return entry_points(group=group)
+
+    def known(*, group: str, **wanted: str) -> EntryPoints:
+        return found(tuple(map(place, sys.path)), group).select(**wanted)
+
+    with mock.patch.object(poolings, "entry_points", known):
         yield
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 
 from embedkit.storage.filesystem import read_file
+
+#: Cached: it parses all metadata of a package, which for seven takes as long as loading a small model.
+version = functools.cache(importlib.metadata.version)
 
 #: Those whose version may change a vector.
 _OF_VECTORS = ("embedkit", "torch", "tokenizers", "transformers")

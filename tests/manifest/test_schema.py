@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import OutputError
@@ -70,6 +70,7 @@ def test_a_newer_version_is_refused_by_name_with_the_way_out(file):
 
 
 @pytest.mark.parametrize("file", [FILES[0], RECORDS[0], FILES[6]], ids=lambda file: type(file).__name__)
+@settings(deadline=None)
 @given(data=st.data())
 def test_content_that_embedkit_does_not_write_is_malformed_not_a_crash(file, data):
     content = json.loads(json.dumps(file.to_json()))

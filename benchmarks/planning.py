@@ -33,11 +33,13 @@ from benchmarks.peers.__main__ import machine, versions
 from embedkit.config import InputConfig, OutputConfig, RunConfig, ShareConfig
 from embedkit.engines import segments
 from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import input_facts, trust_planned_files
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.read_shards import read_shards
-from embedkit.engines.scanning import ScanTask, scan_input
+from embedkit.engines.scanning import ScanJob, ScanTask, scan_input
 from embedkit.engines.segments import Cut, SegmentScan, cut_segments, sharding_of
-from embedkit.manifest.schema import Sharding
+from embedkit.manifest.schema import InputFacts, Sharding
+from embedkit.sources.file_hashes import content_sha256
 from embedkit.storage import parser_probe
 
 _CUT = Cut(4096, 64_000_000)
@@ -72,6 +74,16 @@ def bytes_read() -> int:
     return 0
 
 
+def bytes_in_use(path: Path) -> int:
+    """Bytes of a file that a run needs: of Parquet, of the columns of ids and texts."""
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    return sum(of.total_compressed_size for of in columns if of.path_in_schema in {"id", "text"})
+
+
 def make_inputs(table: Path, folder: Path, megabytes: int) -> dict[str, list[Path]]:
     """The table, repeated, in each format, as one file; CSV as four, since one is never cut."""
     csv.field_size_limit(2**30)
@@ -104,9 +116,13 @@ def config_of(paths: list[Path], text: str) -> RunConfig:
     return RunConfig(InputConfig(tuple(map(str, paths)), text_columns=(text,)), OutputConfig("out", "parquet"))
 
 
-def read_part(config: RunConfig, sharding: Sharding, part: Iterable[int]) -> int:
+def read_part(
+    config: RunConfig, sharding: Sharding, part: Iterable[int], planned: InputFacts | None = None
+) -> int:
     """Reads some shards as a process does that was started for them, and counts the rows."""
     table, _ = table_of(config)
+    if planned is not None:
+        trust_planned_files(table, planned)
     return sum(len(shard.records) for shard in read_shards(table, sharding, "null", part))
 
 
@@ -114,8 +130,9 @@ def scan_part(config: RunConfig, rank: int, of: int) -> list[SegmentScan]:
     """Scans the segments of one of several processes."""
     table, _ = table_of(config)
     parts = cut_segments(table, None, config)
-    tasks = [ScanTask(config, table.facts, part, _CUT, at, "") for at, part in enumerate(parts)][rank::of]
-    return [SegmentScan.parse(task.run().serialize(), "") for task in tasks]
+    job = ScanJob(config, table.facts, _CUT, "")
+    tasks = [ScanTask(job, part, at) for at, part in enumerate(parts)][rank::of]
+    return [SegmentScan.parse(task.run(table).serialize(), "") for task in tasks]
 
 
 def for_itself(config: RunConfig, rank: int, of: int, sharding: Sharding) -> int:
@@ -124,7 +141,7 @@ def for_itself(config: RunConfig, rank: int, of: int, sharding: Sharding) -> int
     for _ in table.records():
         pass
     for number in range(len(table.files)):
-        table.content_sha256(number)
+        content_sha256(table, number)
     plain = replace(sharding, file_rows=None, offsets=None, stretches=None)
     return read_part(config, plain, range(rank, sharding.shards or 0, of))
 
@@ -137,22 +154,26 @@ def costs(config: RunConfig, processes: int, start: float) -> dict[str, Any]:
     before = bytes_read()
     plan, scanned = cost_of(lambda: scan_input(table, None, config, _CUT), start)
     planned = bytes_read() - before
+    facts = input_facts(table, None, config.input, digests=scanned.digests)
     shards = range(scanned.sharding.shards or 0)
-    read, rows = cost_of(lambda: read_part(config, scanned.sharding, shards), start)
+    read, rows = cost_of(lambda: read_part(config, scanned.sharding, shards, facts), start)
     scans = [cost_of(partial(scan_part, config, rank, processes), start) for rank in ranks]
     in_order = sorted((scan for _, some in scans for scan in some), key=lambda scan: scan.index)
     sharding = sharding_of(_CUT, parts, in_order)
     assert sharding == scanned.sharding
     shares = [shards_of(ShareConfig(rank, processes), sharding) for rank in ranks]
-    reads = [cost_of(partial(read_part, config, sharding, share), start) for share in shares]
+    reads = [cost_of(partial(read_part, config, sharding, share, facts), start) for share in shares]
     assert sum(count for _, count in reads) == rows == sharding.rows
     former, _ = cost_of(partial(for_itself, config, 1, processes, sharding), start)
+    in_use = sum(map(bytes_in_use, map(Path, config.input.inputs)))
     scan_cost, read_cost = (sum(cost for cost, _ in some) for some in (scans, reads))
     return {
         "rows": rows,
         "shards": len(shards),
         "segments": len(parts),
-        "bytes_read_by_planning_over_bytes": round(planned / sum(file.size or 0 for file in table.files), 3),
+        "bytes": sum(file.size or 0 for file in table.files),
+        "bytes_of_columns_in_use": in_use,
+        "bytes_read_by_planning_over_those": round(planned / in_use, 3),
         "one_process": {"plan": round(plan, 2), "read": round(read, 2)},
         "together": {"plan": round(scan_cost, 2), "read": round(read_cost, 2)},
         "together_over_one": round((scan_cost + read_cost) / (plan + read), 2),

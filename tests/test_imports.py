@@ -39,7 +39,11 @@ UNPICKLING = {
 #: Reads tensors of a pickled checkpoint, by torch.load(weights_only=True).
 READS_CHECKPOINTS = "models/native/checkpoint.py"
 #: A run sends the arguments of workers, pickled, to the actors that it started. No file is unpickled.
-SENDS_ARGUMENTS = {"engines/ray.py": "pickle.dumps", "engines/ray_actor.py": "pickle.loads"}
+SENDS_ARGUMENTS = {
+    "engines/ray.py": "pickle.dumps",
+    "engines/ray_scan.py": "pickle.dumps",
+    "engines/ray_actor.py": "pickle.loads",
+}
 
 
 def test_nothing_heavy_is_imported_before_a_model_is_needed():

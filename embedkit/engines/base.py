@@ -8,7 +8,7 @@ write a module with a class that implements it, and add that class to `encode_ro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -77,6 +77,7 @@ class ShardJob:
     destination: Destination
     done: Mapping[int, ShardRecord]  # shards that are committed already, by number
     shards: Iterable[int] | None  # ascending, possibly known one at a time; None: all of a stream
+    on_commit: Callable[[ShardRecord], None] | None = None  # called for each shard once it is committed
 
 
 @dataclass(slots=True)

@@ -164,6 +164,8 @@ class Dispatcher:
                 worker.use = DeviceStats(**use)
                 self.stats.device = self._device_stats()
                 self.setup.callbacks.device(self.stats.device)
+            case {"committed": acknowledgement} if self.job is not None:
+                self.job.destination.adopt(acknowledgement)
             case {"done": rows}:
                 worker.shards.popleft()
                 self._given -= 1

@@ -17,9 +17,16 @@ from embedkit.engines.accounting import account_for_rows
 from embedkit.engines.base import Callbacks, Engine, EngineSetup, RunStart, ShardJob
 from embedkit.engines.in_process import InProcessEngine
 from embedkit.engines.open_input import table_of
-from embedkit.engines.planning import InputPlan, check_inputs_are_safe, non_finite_notes, plan_input
+from embedkit.engines.planning import (
+    InputDigests,
+    InputPlan,
+    check_inputs_are_safe,
+    non_finite_notes,
+    plan_input,
+)
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.ray import RayEngine
+from embedkit.engines.ray_scan import ray_scanner_of
 from embedkit.engines.reuse import check_not_output, open_reuse
 from embedkit.engines.scan_pool import scanner_of
 from embedkit.engines.scanning import Shared
@@ -28,7 +35,7 @@ from embedkit.engines.worker_pool import WorkerPool
 from embedkit.errors import EmbedkitError, OutputError, Stopped, UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, find_model
-from embedkit.manifest.identity import check_same_plan, input_digests
+from embedkit.manifest.identity import check_same_plan
 from embedkit.manifest.recipe import as_text
 from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, Totals
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
@@ -68,7 +75,8 @@ def encode_rows(
     spec = spec or find_model(config)
     folder = None if stored else destination.scans()
     shared = None if folder is None else Shared(folder, share)
-    scanner = scanner_of(config.workers, stop)
+    is_ray = config.engine.is_ray
+    scanner = ray_scanner_of(config, stop, callbacks.notice) if is_ray else scanner_of(config.workers, stop)
     planned = plan_input(table, spans, config, spec, stored, scanner=scanner, shared=shared, stop=stop)
     _report_notes(config, table, callbacks)
     sharding = planned.sharding
@@ -78,7 +86,7 @@ def encode_rows(
         return summarize(config, _NO_MODEL, Totals.of((), sharding.rows), began, complete=False)
     rows = "rows as they come" if sharding.rows is None else f"{sharding.rows:,} rows"
     callbacks.notice(f"{rows}; loading the model {as_text(spec.folder.name)}")
-    wanted = config.engine.most_workers if config.engine.is_ray else config.workers
+    wanted = config.engine.most_workers if is_ray else config.workers
     workers = 1 if part is None else max(1, min(wanted or len(part), len(part)))
     if unused := config.model.devices[workers:]:
         # A missing device without a shard in this run would stop the next one.
@@ -87,14 +95,15 @@ def encode_rows(
         for name in unused:
             pick_device(name)
     setup = EngineSetup(config, spec, table, callbacks, stop, workers, reuse)
-    name = "ray" if config.engine.is_ray else "worker_pool" if workers > 1 else "in_process"
+    name = "ray" if is_ray else "worker_pool" if workers > 1 else "in_process"
     with ENGINES[name](setup) as engine:
         model = engine.load()
         for sentence in model.notices:
             callbacks.notice(sentence)
         plan = _plan(planned, model, setup, stored, engine)
         try:
-            if destination.is_complete(make_sink(config.output.format, layout_of(plan)), input_digests(plan)):
+            sink = make_sink(config.output.format, layout_of(plan))
+            if destination.is_complete(sink, InputDigests(plan, table)):
                 callbacks.notice(
                     f"{config.output.output} is already complete: made by this recipe from this input"
                 )

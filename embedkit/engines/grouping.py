@@ -22,12 +22,13 @@ from embedkit.arrow_values import first_alike, has_non_finite, is_missing, order
 from embedkit.config import RunConfig
 from embedkit.engines.base import Callbacks
 from embedkit.engines.encode_rows import encode_rows, plan_rows
-from embedkit.engines.planning import non_finite_notes
+from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import InputDigests, non_finite_notes
 from embedkit.engines.summary import Summary, summary_of_finished
 from embedkit.errors import UsageError
 from embedkit.inference.model_spec import ModelSpec, find_model
 from embedkit.inference.pipeline import as_stored, cut_variants
-from embedkit.manifest.identity import check_same_plan, input_digests
+from embedkit.manifest.identity import check_same_plan
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import Manifest, Plan, Totals
 from embedkit.output.commit import PLAN
@@ -86,7 +87,7 @@ def encode_groups(
     if may_be_complete:
         plan, model = plan_rows(of_rows, callbacks, stop, spec_of_rows)
         plan = _plan_of_groups(config, plan, normalize=spec.normalize)
-        if _is_complete(destination, stored, plan):
+        if _is_complete(destination, stored, plan, of_rows):
             left.remove()
             for sentence in (f"{out} is already complete: made by this recipe from this input", *left.notices):
                 callbacks.notice(sentence)
@@ -121,14 +122,15 @@ def _plan_of_groups(config: RunConfig, plan: Plan, *, normalize: bool) -> Plan:
     )
 
 
-def _is_complete(destination: Destination, stored: Plan | None, plan: Plan) -> bool:
+def _is_complete(destination: Destination, stored: Plan | None, plan: Plan, of_rows: RunConfig) -> bool:
     """Checks whether a former run has completed the groups.
 
     Raises:
         OutputError: they are of another recipe or another input.
     """
     if stored is None:
-        return destination.is_complete(make_sink(plan.format, layout_of(plan)), input_digests(plan))
+        inputs = InputDigests(plan, table_of(of_rows)[0])
+        return destination.is_complete(make_sink(plan.format, layout_of(plan)), inputs)
     check_same_plan(stored, plan)
     return len(destination.committed()) == stored.sharding.shards
 

@@ -22,8 +22,8 @@ from embedkit.types import DeviceStats
 _POLL_SECONDS = 0.1
 #: Seconds in which a worker whose run is gone may notice it between two batches.
 _ORPHAN_SECONDS = 15.0
-#: Messages that only count: a mailbox may keep them for a while.
-_COUNTS = frozenset({"batch", "tokenized", "device"})
+#: Messages that a mailbox may keep for a while: counts, and what precedes "done".
+_COUNTS = frozenset({"batch", "tokenized", "device", "committed"})
 
 
 class Link(Protocol):

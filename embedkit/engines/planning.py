@@ -12,10 +12,11 @@ from embedkit.config import InputConfig, RunConfig
 from embedkit.engines.accounting import unreadable_rows
 from embedkit.engines.reuse import TextReuse
 from embedkit.engines.scanning import Scanner, Shared, scan_input
-from embedkit.engines.segments import Cut, combined_digest, pieces_of
+from embedkit.engines.segments import Cut, combined_digest, digest_fields, digest_of, pieces_of
 from embedkit.errors import UsageError
 from embedkit.inference.build import ModelFacts
 from embedkit.inference.model_spec import ModelSpec, rough_width
+from embedkit.manifest.identity import input_digests
 from embedkit.manifest.schema import InputFacts, InputFile, Plan, Sharding
 from embedkit.manifest.shards import SHARD_CHARACTERS, default_shard_characters, default_shard_rows
 from embedkit.manifest.versions import vector_versions
@@ -26,6 +27,7 @@ from embedkit.output.rejects import rejects_path
 from embedkit.pooling.heads import SCORE
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SpanBook, Table
+from embedkit.sources.file_hashes import content_sha256
 from embedkit.sources.locate import check_not_read, shown_name
 from embedkit.storage.filesystem import seems_folder
 from embedkit.storage.remote_path import RemotePath, is_uri
@@ -85,6 +87,46 @@ def _longest(spec: ModelSpec) -> int | None:
     stated = (spec.folder.config.get(key) for key in keys)
     length = spec.config.text.max_length or next((value for value in stated if isinstance(value, int)), None)
     return None if length is None else _CHARACTERS_A_TOKEN * length
+
+
+def trust_planned_files(table: Table, planned: InputFacts) -> None:
+    """Has the table read Parquet files without a probe of the parser, where they are those that planning has read.
+
+    Args:
+        table: the input.
+        planned: what the plan says of it.
+    """
+    for number, (file, before) in enumerate(zip(table.files, planned.files, strict=False)):
+        if file.format != "parquet" or file.compression is not None:
+            continue
+        is_same = (file.size, file.sha256, file.etag) == (before.size, before.sha256, before.etag)
+        was_read = before.columns_sha256 is not None and before.mtime_ns == file.mtime_ns
+        if is_same and (was_read or file.etag is not None):
+            table.trust(number)
+
+
+class InputDigests:
+    """Digests of an input as outputs name it: of this version, then of versions that hashed all bytes of a file.
+
+    Those of other versions are found when they are asked for, which takes another pass over Parquet files.
+    """
+
+    def __init__(self, plan: Plan, table: Table) -> None:
+        self._plan = plan
+        self._table = table
+
+    def __iter__(self) -> Iterator[str]:
+        yield from input_digests(self._plan)
+        files = self._plan.input.files
+        if not any(file.columns_sha256 for file in files):
+            return
+        whole = tuple(
+            replace(file, columns_sha256=None, content_sha256=content_sha256(self._table, number))
+            if file.columns_sha256
+            else file
+            for number, file in enumerate(files)
+        )
+        yield input_digests(replace(self._plan, input=replace(self._plan.input, files=whole)))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +293,7 @@ def input_facts(
         digests: hashes of the content of the table's files, if they are known; see `digests_of`.
     """
     former = stored.all_files if stored and whole else ()
-    known = {old.name: old for old in former if old.content_sha256 or old.pieces_sha256}
+    known = {old.name: old for old in former if any(_hashes(old).values())}
 
     def facts(of: Table, number: int) -> InputFile:
         file = of.files[number]
@@ -265,13 +307,14 @@ def input_facts(
             return now
         before = known.get(file.shown)
         if before is not None and (file.size or 0) > large:
-            unchanged = replace(now, content_sha256=before.content_sha256, pieces_sha256=before.pieces_sha256)
+            unchanged = replace(now, **_hashes(before))
             if unchanged == before:
                 return unchanged
-        pieces = pieces_of(file)
-        if of is table and len(pieces) > 1 and not (before and before.content_sha256):
-            return replace(now, **combined_digest(of.content_sha256(number, piece) for piece in pieces))
-        return replace(now, content_sha256=of.content_sha256(number))
+        if of is not table:
+            return replace(now, content_sha256=content_sha256(of, number))
+        # It may have another name now.
+        planned = stored.files[number] if stored and number < len(stored.files) else None
+        return replace(now, **_hashed_as(planned, of, number))
 
     def all_facts(of: Table) -> tuple[InputFile, ...]:
         return tuple(facts(of, number) for number in range(len(of.files)))
@@ -284,3 +327,21 @@ def input_facts(
         delimiter=config.delimiter,
         quoting=config.quoting,
     )
+
+
+def _hashes(file: InputFile) -> dict[str, Any]:
+    return {name: getattr(file, name) for name in ("content_sha256", "pieces_sha256", "columns_sha256")}
+
+
+def _hashed_as(planned: InputFile | None, table: Table, number: int) -> dict[str, Any]:
+    """Returns the hash of a file's content, of the kind that the stored plan has of it, if any."""
+    file = table.files[number]
+    pieces = pieces_of(file)
+    if planned is not None and planned.content_sha256 is not None:
+        return {"content_sha256": content_sha256(table, number)}
+    if planned is not None and planned.pieces_sha256 is not None:
+        # Of Parquet, older versions hashed each piece as a whole.
+        return {"pieces_sha256": combined_digest(content_sha256(table, number, piece) for piece in pieces)}
+    in_pieces = len(pieces) > 1
+    digests = [digest_of(table, number, piece) for piece in (pieces if in_pieces else (None,))]
+    return digest_fields(file, digests, in_pieces=in_pieces)

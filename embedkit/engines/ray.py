@@ -135,7 +135,7 @@ class RayEngine:
             self._dispatcher.begin(job)
             while not self._dispatcher.is_done:
                 self._receive()
-        return job.destination.committed()
+        return job.destination.recorded()
 
     def _worker_task(self) -> WorkerTask:
         before = os.umask(0o077)

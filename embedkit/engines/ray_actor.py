@@ -9,16 +9,21 @@ import contextlib
 import pickle
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from embedkit.engines.line import Line, Mailbox
 
 
 class RayActor:
-    """A worker that others call: `hello`, `start`, then `exchange` again and again."""
+    """A worker that others call: `hello`; then `start` and `exchange` again and again.
+
+    Or, to plan: `hello`, `open_input`, then `scan` for each segment.
+    """
 
     def __init__(self) -> None:
         self._mailbox = Mailbox()
         self._line = Line(self._mailbox)
+        self._scanner: Any = None  # of the input, in an actor that scans it
 
     def hello(self) -> tuple[str, int, dict[str, str]]:
         """Returns host, process and versions, before anything that depends on them is unpickled."""
@@ -26,6 +31,18 @@ class RayActor:
 
         here = Node.here()
         return here.host, here.pid, dict(here.versions)
+
+    def open_input(self, job: bytes) -> None:
+        """Prepares to scan the input of a pickled ScanJob."""
+        from embedkit.engines.node_scan import NodeScanner
+
+        _disable_core_files()
+        self._scanner = NodeScanner(pickle.loads(job))  # noqa: S301 - from the run, which starts this process
+
+    def scan(self, *segment: Any) -> str:
+        """Scans a segment of the input; see NodeScanner."""
+        found: str = self._scanner.scan(*segment)
+        return found
 
     def start(self, task: bytes) -> None:
         """Starts to compute a pickled WorkerTask."""

@@ -138,6 +138,9 @@ class Cluster(Protocol):
     def plan(self, device: str, useful: int) -> ActorPlan:
         """See plan_actors."""
 
+    def plan_scanners(self, useful: int) -> int:
+        """Prepares for actors that scan the input, of one processor each; returns how many to ask for."""
+
     def create(self) -> Any:
         """Asks for an actor, which may be there much later."""
 
@@ -214,6 +217,12 @@ class RayCluster:
         nodes = [NodeResources(of.get("CPU", 0.0), of.get("GPU", 0.0)) for of in alive]
         self._plan = plan_actors(self._config, nodes, device, useful)
         return self._plan
+
+    def plan_scanners(self, useful: int) -> int:
+        """See Cluster."""
+        self._plan = ActorPlan(1, useful, 1, 0.0)
+        cpus = sum(int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"])
+        return min(useful, cpus)
 
     def create(self) -> Any:
         """See Cluster."""

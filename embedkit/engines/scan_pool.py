@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from embedkit.engines.scanning import Scanner, ScanTask
+from embedkit.engines.scanning import ScanJob, Scanner, ScanTask
 from embedkit.engines.segments import SegmentScan
 from embedkit.engines.signals import blocked
 from embedkit.errors import EmbedkitError, Stopped
@@ -39,7 +39,7 @@ class _Process:
 
 def _scan(tasks: Sequence[ScanTask], *, workers: int, stop: threading.Event) -> Iterator[SegmentScan]:
     left = iter(tasks)
-    processes = [_started(number) for number in range(min(workers, len(tasks)))]
+    processes = [_started(number, tasks[0].job) for number in range(min(workers, len(tasks)))]
     try:
         for each in processes:
             _give(each, next(left, None))
@@ -61,9 +61,9 @@ def _scan(tasks: Sequence[ScanTask], *, workers: int, stop: threading.Event) -> 
             each.link.close()
 
 
-def _started(number: int) -> _Process:
+def _started(number: int, job: ScanJob) -> _Process:
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(theirs,), name=f"embedkit-scan-{number}", daemon=True)
+    process = _CONTEXT.Process(target=_serve, args=(theirs, job), name=f"embedkit-scan-{number}", daemon=True)
     with blocked():  # for good: the process of the run ends this one
         process.start()
     theirs.close()
@@ -74,14 +74,15 @@ def _give(each: _Process, task: ScanTask | None) -> None:
     each.task = task
     if task is not None:
         with suppress(OSError):  # its death is seen when its answer is read
-            each.link.send(task)
+            each.link.send((task.part, task.index))
 
 
-def _serve(link: Connection) -> None:
+def _serve(link: Connection, job: ScanJob) -> None:
     """Scans the segments that come through a pipe, until it is closed."""
+    table = job.table()
     with suppress(EOFError, OSError):
         while True:
-            link.send(link.recv().run())
+            link.send(ScanTask(job, *link.recv()).run(table))
     os._exit(0)
 
 

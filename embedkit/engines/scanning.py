@@ -27,7 +27,7 @@ from embedkit.engines.segments import (
     sharding_of,
     try_segment,
 )
-from embedkit.errors import Stopped
+from embedkit.errors import EmbedkitError, Stopped
 from embedkit.manifest.schema import Sharding
 from embedkit.output.commit import OutputFolder
 from embedkit.sources import Part, Scan, SpanBook, Table, TableFacts
@@ -38,20 +38,35 @@ _POLL_SECONDS, _MOST_POLL_SECONDS = 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class ScanTask:
-    """A segment to be scanned, by any process of this run. Can be pickled."""
+class ScanJob:
+    """What all segments of an input have in common. Can be pickled; as large as the list of files."""
 
     config: RunConfig
     facts: TableFacts
-    part: Part
     cut: Cut
-    index: int
     key: str
 
-    def run(self) -> SegmentScan:
-        """Scans the segment; an error is noted in the result."""
-        table, _ = table_of(self.config, self.facts)
-        return try_segment(table, self.part, self.cut, self.index, self.key)
+    def table(self) -> Table:
+        """Opens the input, in any process of this run."""
+        return table_of(self.config, self.facts)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """A segment to be scanned, by any process of this run."""
+
+    job: ScanJob
+    part: Part
+    index: int
+
+    def run(self, table: Table | None = None, raises: type[EmbedkitError] | tuple[()] = ()) -> SegmentScan:
+        """Scans the segment; an error is noted in the result, unless it is one of `raises`.
+
+        Args:
+            table: of the job, if it is open already.
+            raises: kinds of errors.
+        """
+        return try_segment(table or self.job.table(), self.part, self.job.cut, self.index, self.job.key, raises)
 
 
 #: A function that has segments scanned, in any order and place.
@@ -105,7 +120,8 @@ def scan_input(
     """
     parts = cut_segments(table, spans, config)
     key = scan_key(table, config, cut) if shared else ""
-    tasks = [ScanTask(config, table.facts, part, cut, index, key) for index, part in enumerate(parts)]
+    job = ScanJob(config, table.facts, cut, key)
+    tasks = [ScanTask(job, part, index) for index, part in enumerate(parts)]
     alone = len(parts) == 1
 
     def here(some: Sequence[ScanTask]) -> Iterator[SegmentScan]:
@@ -125,7 +141,7 @@ def scan_input(
     return InputScan(
         combined,
         sharding_of(cut, parts, scans),
-        digests_of(parts, scans),
+        digests_of(table, parts, scans),
         unseen=sum(scan.unseen for scan in scans),
         unreadable=sum(scan.unreadable for scan in scans),
     )
@@ -192,7 +208,7 @@ def _published(folder: OutputFolder, task: ScanTask) -> SegmentScan | None:
     data = folder.read_scan(task.index)
     with suppress(ValueError):
         scan = None if data is None else SegmentScan.parse(data, str(folder.path))
-        if scan is not None and (scan.key, scan.index) == (task.key, task.index):
+        if scan is not None and (scan.key, scan.index) == (task.job.key, task.index):
             return scan
     return None
 

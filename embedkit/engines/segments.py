@@ -20,6 +20,8 @@ from embedkit.errors import EmbedkitError
 from embedkit.manifest.schema import Json, Sharding, VersionedFile
 from embedkit.manifest.shards import ShardCutter
 from embedkit.sources import Part, PartScan, Place, SourceFile, SpanBook, Table
+from embedkit.sources.content_hash import hashes_columns
+from embedkit.sources.file_hashes import columns_sha256, content_sha256
 
 #: Most bytes of a segment that has more than one file, or a piece of one. Tests make it smaller.
 SEGMENT_BYTES = 2**30
@@ -52,7 +54,7 @@ class SegmentScan(VersionedFile):
     scan: PartScan | None
     starts: tuple[int, ...] = ()  # first row of each shard, from the first row of the segment
     characters: tuple[int, ...] = ()  # see Sharding
-    digests: tuple[str | None, ...] = ()  # of each file's content, or of the piece
+    digests: tuple[str | None, ...] = ()  # of each file's content, or of the piece; see `digest_of`
     unseen: int = 0  # ids of the file of spans that no row has
     unreadable: int = 0  # rows that may have one of them
 
@@ -102,6 +104,7 @@ def scan_key(table: Table, config: RunConfig, cut: Cut) -> str:
         "columns": asdict(table.columns),
         "cut": asdict(cut),
         "segment": SEGMENT_BYTES,
+        "hashes": "of the columns in use of Parquet",  # once of all bytes
         "reading": [config.input.delimiter, config.input.quoting, config.input.limit],
         "rows": [config.groups.by, config.units.spans_column, config.units.spans],
     }
@@ -140,16 +143,20 @@ def scan_segment(
         scan=scan,
         starts=tuple(cutter.starts),
         characters=tuple(cutter.characters),
-        digests=tuple(table.content_sha256(number, part.piece) for number in range(part.first, part.stop)),
+        digests=tuple(digest_of(table, number, part.piece) for number in range(part.first, part.stop)),
         unseen=0 if spans is None else len(spans.unseen),
         unreadable=0 if spans is None else spans.unreadable,
     )
 
 
-def try_segment(table: Table, part: Part, cut: Cut, index: int, key: str) -> SegmentScan:
-    """Scans a segment whose first row is unknown; notes an error instead of raising it."""
+def try_segment(
+    table: Table, part: Part, cut: Cut, index: int, key: str, raises: type[EmbedkitError] | tuple[()] = ()
+) -> SegmentScan:
+    """Scans a segment whose first row is unknown; notes an error, unless it is one of `raises`."""
     try:
         return scan_segment(table, None, part, cut, index=index, key=key)
+    except raises:
+        raise
     except EmbedkitError:
         return SegmentScan(index=index, key=key, scan=None)
 
@@ -182,23 +189,39 @@ def sharding_of(cut: Cut, parts: Sequence[Part], scans: Sequence[SegmentScan]) -
     )
 
 
-def digests_of(parts: Sequence[Part], scans: Sequence[SegmentScan]) -> dict[int, dict[str, Any]]:
+def digest_of(table: Table, number: int, piece: tuple[int, int] | None) -> str | None:
+    """Returns the hash of a file's content or of a piece of it: of Parquet, of the columns in use."""
+    if hashes_columns(table.files[number]):
+        return columns_sha256(table, number, piece)
+    return content_sha256(table, number, piece)
+
+
+def digests_of(table: Table, parts: Sequence[Part], scans: Sequence[SegmentScan]) -> dict[int, dict[str, Any]]:
     """Returns for each file, by its number, the fields of InputFile that hold the hash of its content."""
-    found: dict[int, dict[str, Any]] = {}
-    pieces: dict[int, list[str | None]] = {}
+    found: dict[int, list[str | None]] = {}
+    pieces: set[int] = set()
     for part, scan in zip(parts, scans, strict=True):
         for number, digest in enumerate(scan.digests, part.first):
-            if part.piece is None:
-                found[number] = {"content_sha256": digest}
-            else:
-                pieces.setdefault(number, []).append(digest)
-    return found | {number: combined_digest(digests) for number, digests in pieces.items()}
+            found.setdefault(number, []).append(digest)
+            if part.piece is not None:
+                pieces.add(number)
+    return {
+        number: digest_fields(table.files[number], digests, in_pieces=number in pieces)
+        for number, digests in found.items()
+    }
 
 
-def combined_digest(digests: Iterable[str | None]) -> dict[str, Any]:
-    """Returns the field of InputFile with one hash of those of all pieces of a file; None if they have none."""
+def digest_fields(file: SourceFile, digests: Sequence[str | None], *, in_pieces: bool) -> dict[str, Any]:
+    """Returns the field of InputFile with one hash of those of a file's pieces, or of the whole file."""
+    if hashes_columns(file):
+        return {"columns_sha256": combined_digest(digests)}
+    return {"pieces_sha256": combined_digest(digests)} if in_pieces else {"content_sha256": digests[0]}
+
+
+def combined_digest(digests: Iterable[str | None]) -> str | None:
+    """Returns one hash of those of all pieces of a file; None if they have none."""
     known = [digest for digest in digests if digest is not None]
-    return {"pieces_sha256": hashlib.sha256("".join(known).encode()).hexdigest() if known else None}
+    return hashlib.sha256("".join(known).encode()).hexdigest() if known else None
 
 
 def _stretches(places: Sequence[Place]) -> tuple[int, ...] | None:

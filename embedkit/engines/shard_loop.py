@@ -15,6 +15,7 @@ from typing import Any
 
 from embedkit.config import RunConfig
 from embedkit.engines.base import EngineSetup, EngineStats, ShardJob
+from embedkit.engines.planning import trust_planned_files
 from embedkit.engines.read_shards import read_shards
 from embedkit.engines.threads import BackgroundWorker, prefetched
 from embedkit.errors import Stopped
@@ -48,6 +49,7 @@ class ShardLoop:
         self.stats = stats
         self.prefetch = prefetch
         self.records = dict(job.done)
+        trust_planned_files(setup.table, job.plan.input)
         self.sink = make_sink(job.plan.format, layout_of(job.plan))
         self._raise_writer_failure: Callable[[], None] = lambda: None
 
@@ -98,7 +100,9 @@ class ShardLoop:
 
     def _write(self, finished: Callable[[], EncodedShard]) -> None:
         shard = finished()
-        self.records[shard.index] = self.job.destination.write(shard, self.sink)
+        self.records[shard.index] = record = self.job.destination.write(shard, self.sink)
+        if self.job.on_commit is not None:
+            self.job.on_commit(record)
         self.setup.callbacks.shard_done(shard.stop - shard.start)
 
     def _on_batch(self, texts: int, tokens: int, cells: int) -> None:

@@ -24,7 +24,7 @@ from embedkit.engines.signals import install_handlers, unblock
 from embedkit.errors import EmbedkitError, OutputError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import input_difference
-from embedkit.manifest.schema import Plan
+from embedkit.manifest.schema import Plan, ShardRecord
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
 from embedkit.sources import TableFacts
 from embedkit.storage.store_options import configure_stores
@@ -88,7 +88,11 @@ def compute(task: WorkerTask, line: Line) -> None:
             return
         # The key of the hashes is there once there is a plan.
         engine.setup = replace(engine.setup, reuse=open_reuse(config, plan))
-        engine.run(ShardJob(plan, destination, {}, line.shards()))
+
+        def tell(record: ShardRecord) -> None:
+            line.send(committed=destination.acknowledgement(record))
+
+        engine.run(ShardJob(plan, destination, {}, line.shards(), on_commit=tell))
         line.send(end=True)
     except BrokenPipeError:
         raise

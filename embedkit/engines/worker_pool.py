@@ -99,7 +99,7 @@ class WorkerPool:
             self._dispatcher.begin(job)
             while not all(worker.ended for worker in self._processes):
                 self._receive()
-        return job.destination.committed()
+        return job.destination.recorded()
 
     def _first_ready(self) -> tuple[Worker, ModelFacts]:
         """Waits for the first worker that has loaded the model."""

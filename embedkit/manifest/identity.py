@@ -16,7 +16,7 @@ from embedkit.manifest.schema import InputFacts, ModelSource, Plan
 #: Formats of inputs that are queries.
 QUERIES = frozenset({"postgresql", "sqlite", "duckdb"})
 #: What not all plans say of the content of a file.
-_OF_CONTENT = ("content_sha256", "pieces_sha256", "etag")
+_OF_CONTENT = ("content_sha256", "pieces_sha256", "columns_sha256", "etag")
 #: What two runs of groups must have in common to have the same output.
 _OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 

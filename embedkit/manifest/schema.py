@@ -109,9 +109,10 @@ class InputFile:
     mtime_ns: int | None  # not compared
     sha256: str | None  # of the first and the last MiB on disk together; of all bytes if there are fewer
     content_sha256: str | None = None  # of all bytes; None if they were not hashed, as in older plans
-    #: Of a file that is scanned in pieces, instead: of the hashes of its pieces. Of Parquet they are those of the
-    #: columns in use.
+    #: Of a file that is scanned in pieces, instead: of the hashes of its pieces.
     pieces_sha256: str | None = None
+    #: Of Parquet, instead: of the columns in use. Older plans have one of the others.
+    columns_sha256: str | None = None
     etag: str | None = None  # of an object in a store, which changes whenever its content does
 
 
@@ -143,7 +144,7 @@ class InputFacts:
         """Returns the plan's `input`."""
         content = to_builtins(self)
         for file in (*content["files"], *(content["spans"] or ())):
-            for name in ("content_sha256", "pieces_sha256", "etag"):
+            for name in ("content_sha256", "pieces_sha256", "columns_sha256", "etag"):
                 if file[name] is None:
                     del file[name]
         content["columns"] = {name: content.pop(name) for name in ("text", "template", "id", "keep")}

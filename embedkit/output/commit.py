@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
 from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (
@@ -75,6 +75,8 @@ class OutputFolder:
         self._plan_seen: FileStat | None = None
         #: Temporary files by the first part of their names; None until they are listed.
         self._temporary: defaultdict[str, list[Path]] | None = None
+        #: Records of shards that other processes of this run say they have committed, by number.
+        self._told: dict[int, ShardRecord] = {}
 
     def has_foreign_files(self) -> bool:
         """Returns True if there are files, at any depth, that embedkit did not write."""
@@ -213,12 +215,39 @@ class OutputFolder:
         data = manifest.serialize(indent=2)
         write_file(self.path, MANIFEST, data, sweep=False, check=self.check_plan)
 
+    def acknowledgement(self, record: ShardRecord) -> Json:
+        """Returns as JSON what the run needs to know of a shard that this process has just committed."""
+        return {"record": record.to_json()}
+
+    def adopt(self, acknowledgement: Json) -> None:
+        """Takes what another process of this run says of a shard that it has committed."""
+        record = ShardRecord.from_json(acknowledgement["record"])
+        self._told[record.index] = record
+
     def hashes(self) -> tuple[str, str]:
         """Returns the SHA-256 of plan.json, and that of all records, concatenated by number."""
         plan, records = hashlib.sha256(read_file(self.path / PLAN)), hashlib.sha256()
-        for data in read_files([path for _, path in sorted(self.record_paths())]):
+        for _, _, data in self._records():
             records.update(data or b"")
         return plan.hexdigest(), records.hexdigest()
+
+    def _records(self) -> Iterator[tuple[int, ShardRecord | None, bytes | None]]:
+        """Yields number, record and content of every record, by number.
+
+        The record is None if it was read. One that this process was told of is not, unless its file has another
+        size.
+        """
+        names = ((f"{COMMITS}/{name}", size) for name, size in list_files(self.path / COMMITS))
+        found = sorted((number, name, size) for name, size in names if (number := record_number(name)) is not None)
+        read = read_files([f"{self.path}/{name}" for number, name, _ in found if number not in self._told])
+        for number, name, size in found:
+            told = self._told.get(number)
+            if told is None:
+                yield number, None, next(read)
+            elif len(data := told.serialize()) == size:
+                yield number, told, data
+            else:
+                yield number, None, next(read_files([f"{self.path}/{name}"]))
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
         """Yields the number and the path of every record, in any order."""
@@ -228,7 +257,7 @@ class OutputFolder:
                     yield number, f"{self.path}/{COMMITS}/{name}"
 
     def committed(self, *, verify: bool = False) -> dict[int, ShardRecord]:
-        """Reads the records of the shards that are done: of this plan, with files of the recorded sizes.
+        """Returns the records of the shards that are done: of this plan, with files of the recorded sizes.
 
         100,000 shards take 4 s, since folders are listed at once. Damaged records are left out.
 
@@ -244,10 +273,11 @@ class OutputFolder:
             plans: set[str | None] = {None}
             with contextlib.suppress(FileNotFoundError):
                 plans.add(sha256_of_file(self.path / PLAN))
-            found = sorted(self.record_paths())
-            for (index, path), data in zip(found, read_files([path for _, path in found]), strict=True):
+            for index, told, data in self._records():
                 with contextlib.suppress(FileNotFoundError, ValueError):  # of a data file; or damaged
-                    record = None if data is None else ShardRecord.parse(data, path)
+                    record = told
+                    if told is None and data is not None:
+                        record = ShardRecord.parse(data, self.path / record_name(index))
                     if record is None or record.index != index:
                         continue
                     is_of_plan = record.plan_sha256 in plans or plans == {None}
@@ -293,6 +323,7 @@ class OutputFolder:
         Raises:
             OutputError: a file cannot be removed.
         """
+        self._told = {}
         with as_output_error(self.path):
             for name in _OURS:
                 path = self.path / name

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Never
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
 from embedkit.output.commit import (
     COMMITS,
     DATA,
@@ -38,6 +38,7 @@ from embedkit.output.commit import (
     record_number,
     scan_name,
 )
+from embedkit.output.object_records import KnownRecord, digest_of_etags, digest_of_files, have_sizes, is_same_etag
 from embedkit.storage.atomic import temporary_name
 from embedkit.storage.disk_errors import as_output_error, as_read_error
 from embedkit.storage.object_store import ObjectStore, StoredObject, object_store_for
@@ -53,16 +54,6 @@ _READ_AHEAD = 4096
 _ATTEMPTS = 5
 #: Key of a record's metadata.
 _ETAGS = "etags"
-
-
-@dataclass(frozen=True, slots=True)
-class _KnownRecord:
-    """A record that was read or written."""
-
-    etag: str | None
-    record: ShardRecord | None  # None if it is damaged
-    data: bytes | None  # None if the record gives the same bytes again
-    etags: str | None  # of its metadata
 
 
 class ObjectFolder(OutputFolder):
@@ -81,7 +72,7 @@ class ObjectFolder(OutputFolder):
         #: True if the plan there was this one when this process tried to write it.
         self.is_same_plan = False
         self._plan_etag: str | None = None
-        self._known: dict[int, _KnownRecord] = {}
+        self._known: dict[int, KnownRecord] = {}
         #: Records that do not count: of a damaged shard, or of another plan. By number, with their ETags.
         self._obsolete: dict[int, str | None] = {}
 
@@ -154,7 +145,7 @@ class ObjectFolder(OutputFolder):
         with as_read_error(self.path / PLAN):
             try:
                 found = self.store.head(PLAN)
-                if not _is_same(found.etag, self._plan_etag):
+                if not is_same_etag(found.etag, self._plan_etag):
                     data, found = self.store.get(PLAN)
                     if hashlib.sha256(data).hexdigest() != self.plan_sha256:
                         raise self.replaced()
@@ -211,6 +202,22 @@ class ObjectFolder(OutputFolder):
         with as_output_error(self.path / MANIFEST):
             self.store.put(MANIFEST, data)
 
+    def acknowledgement(self, record: ShardRecord) -> Json:
+        """See OutputFolder."""
+        known = self._known[record.index]
+        return {**super().acknowledgement(record), "etag": known.etag, "etags": known.etags}
+
+    def adopt(self, acknowledgement: Json) -> None:
+        """See OutputFolder. A record that has another ETag when it is listed is read all the same."""
+        record = ShardRecord.from_json(acknowledgement["record"])
+        etag, etags = acknowledgement["etag"], acknowledgement["etags"]
+        self._known[record.index] = KnownRecord(etag, record, None, etags)
+
+    def known_records(self) -> dict[int, ShardRecord]:
+        """Returns the records that this process has written or read, or was told of; lists nothing."""
+        records = (known.record for _, known in sorted(self._known.items(), key=lambda item: item[0]))
+        return {record.index: record for record in records if record is not None and self._is_of_plan(record)}
+
     def hashes(self) -> tuple[str, str]:
         """See OutputFolder; the records are those of the last `committed`, whose content is known."""
         records = hashlib.sha256()
@@ -235,9 +242,12 @@ class ObjectFolder(OutputFolder):
             for number, known in sorted(self._known.items(), key=lambda item: item[0]):
                 record = known.record
                 is_ours = record is not None and record.index == number and self._is_of_plan(record)
-                if record is None or not is_ours or not _have_sizes(record, there):
+                if record is None or not is_ours or not have_sizes(record, there):
                     self._obsolete[number] = known.etag
-                elif verify or known.etags not in {None, _digest_of([there[of.path].etag for of in record.files])}:
+                elif verify or known.etags not in {
+                    None,
+                    digest_of_files(record, there),
+                }:
                     doubtful.append(record)
                 else:
                     records[number] = record
@@ -260,12 +270,12 @@ class ObjectFolder(OutputFolder):
             return False
         return digests == [file.sha256 for file in record.files]
 
-    def _with_content(self, listed: Mapping[int, StoredObject]) -> Iterator[tuple[int, _KnownRecord]]:
+    def _with_content(self, listed: Mapping[int, StoredObject]) -> Iterator[tuple[int, KnownRecord]]:
         """Yields the records of a listing; those that are known and have their ETags are not read again."""
         new: list[int] = []
         for number, found in listed.items():
             known = self._known.get(number)
-            if known is not None and _is_same(known.etag, found.etag):
+            if known is not None and is_same_etag(known.etag, found.etag):
                 yield number, known
             else:
                 new.append(number)
@@ -276,7 +286,7 @@ class ObjectFolder(OutputFolder):
                     if known is not None:
                         yield number, known
 
-    def _read_record(self, number: int) -> _KnownRecord | None:
+    def _read_record(self, number: int) -> KnownRecord | None:
         """Reads a record; None if there is none."""
         try:
             data, found = self.store.get(record_name(number))
@@ -285,9 +295,9 @@ class ObjectFolder(OutputFolder):
         try:
             record = ShardRecord.parse(data, self.path / record_name(number))
         except ValueError:
-            return _KnownRecord(found.etag, None, data, None)
+            return KnownRecord(found.etag, None, data, None)
         is_plain = record.serialize() == data
-        return _KnownRecord(found.etag, record, None if is_plain else data, found.metadata.get(_ETAGS))
+        return KnownRecord(found.etag, record, None if is_plain else data, found.metadata.get(_ETAGS))
 
     @contextlib.contextmanager
     def shard(self, index: int) -> Iterator[ObjectShardWriter]:
@@ -308,7 +318,7 @@ class ObjectFolder(OutputFolder):
             while self._obsolete:
                 number, etag = self._obsolete.popitem()
                 with contextlib.suppress(FileNotFoundError):
-                    if etag is None or _is_same(self.store.head(record_name(number)).etag, etag):
+                    if etag is None or is_same_etag(self.store.head(record_name(number)).etag, etag):
                         self.store.delete([record_name(number)])
                         self._known.pop(number, None)
 
@@ -344,12 +354,12 @@ class ObjectFolder(OutputFolder):
         Raises:
             OutputError: there is a record of other bytes.
         """
-        name, data, digest = record_name(record.index), record.serialize(), _digest_of(etags)
+        name, data, digest = record_name(record.index), record.serialize(), digest_of_etags(etags)
         metadata = {} if digest is None else {_ETAGS: digest}
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(FileExistsError):
                 etag = self.store.put(name, data, if_absent=True, metadata=metadata)
-                self._known[record.index] = _KnownRecord(etag, record, None, digest)
+                self._known[record.index] = KnownRecord(etag, record, None, digest)
                 return
             known = self._read_record(record.index)
             if known is None:
@@ -369,7 +379,7 @@ class ObjectFolder(OutputFolder):
         expected = {file.path: file.sha256 for file in found.files}
         for file, etag in zip(record.files, etags, strict=True):
             with contextlib.suppress(FileNotFoundError):
-                is_mine = _is_same(self.store.head(file.path).etag, etag)
+                is_mine = is_same_etag(self.store.head(file.path).etag, etag)
                 if is_mine and expected.get(file.path) != file.sha256:
                     self.store.delete([record_name(record.index)])
                     return
@@ -459,23 +469,3 @@ class ObjectShardWriter:
         for file in self.files.values():
             file.discard()
         self.files.clear()
-
-
-def _have_sizes(record: ShardRecord, there: Mapping[str, StoredObject]) -> bool:
-    return all(file.path in there and there[file.path].size == file.bytes for file in record.files)
-
-
-def _digest_of(etags: Sequence[str | None]) -> str | None:
-    """Returns one SHA-256 for the ETags of a shard's files, which fits into metadata; None if one is unknown."""
-    known = [_plain(etag) for etag in etags if etag is not None]
-    return hashlib.sha256(",".join(known).encode()).hexdigest() if len(known) == len(etags) else None
-
-
-def _is_same(one: str | None, other: str | None) -> bool:
-    """Returns True for one ETag; False if the store gives none."""
-    return one is not None and other is not None and _plain(one) == _plain(other)
-
-
-def _plain(etag: str) -> str:
-    """Returns an ETag without its quotes, which listings of Azure leave out."""
-    return etag.removeprefix("W/").strip('"')

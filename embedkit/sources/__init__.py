@@ -11,7 +11,9 @@ rows, an `InputError` is raised.
     readers.py    the formats behind one protocol  table_opening.py  files, columns, headers
     table.py      all files together           kept_types.py types of kept columns
     scan.py       what a pass over it finds    measuring.py  lengths of texts in columnar formats
-    spans.py      parts of texts               in_memory.py  texts of a Python caller
+    content_hash.py  hashes, from that pass    file_hashes.py  hashes, from that pass or without one
+    changes.py    files that have changed      spans.py      parts of texts
+    in_memory.py  texts of a Python caller
 """
 
 from embedkit.sources.columns import Columns, Wanted, every

@@ -42,12 +42,28 @@ _Opened = tuple[Any, _BatchesBetween]
 class Columnar(RecordBatches):
     """One file of record batches, read once.
 
+    Args:
+        stream: of its bytes.
+        file: its name, for errors.
+        file_format: parquet or arrow.
+        config: of the input.
+        sound: columns that the parser is known to survive, since planning has read them; the footer, too, then.
+
     Raises:
         InputError: it is damaged, cut off, of another format, or grows beyond the limits.
     """
 
-    def __init__(self, stream: io.BufferedReader, file: str, *, file_format: str, config: InputConfig) -> None:
+    def __init__(
+        self,
+        stream: io.BufferedReader,
+        file: str,
+        *,
+        file_format: str,
+        config: InputConfig,
+        sound: Collection[str] = (),
+    ) -> None:
         self._file = file
+        self._sound = frozenset(sound)
         self._config = config
         #: The first row of each row group, and the number of rows; [0] unless it is Parquet.
         self.group_starts = [0]
@@ -56,6 +72,7 @@ class Columnar(RecordBatches):
         self._copy: PartialCopy | None = None  # of what is read of a remote file
         self._held = range(0)  # row groups in it
         self._footer = b""
+        self._also_probed: Collection[str] = ()  # columns that are not read, but will be later
         if self._remote is not None:
             source, opener = self._copied(self._remote)
         elif file_format == "parquet":
@@ -66,7 +83,8 @@ class Columnar(RecordBatches):
             source, opener = stream, self._open_arrow_stream
         # A pipe can be read only once, so it is not probed.
         self._probed = None if source is stream and not stream.seekable() else _probed(source)
-        self._check_parser("none", ())
+        if not self._sound:
+            self._check_parser("none", ())
         opened = attempt(lambda: opener(source))
         if opened is None:
             raise self._damaged()
@@ -102,6 +120,8 @@ class Columnar(RecordBatches):
             yield from self.rows(columns, first, every, start, stop)
             return
         row = begin = start or 0
+        if self._remote is None:  # else they are not fetched
+            self._also_probed = columns.named
         batches = attempt(lambda: self._between(names, begin, stop))
         while (batch := self._next(batches)) is not None:
             measures = attempt(partial(measure, batch, columns, floats))
@@ -149,9 +169,10 @@ class Columnar(RecordBatches):
 
     def _parts(self, parts: range, names: Sequence[str]) -> Iterator[int]:
         """Yield the numbers of the parts, each probed before it is read; all at once if they are in memory."""
-        without = {column.name for column in self.columns} - set(names)
-        is_file = isinstance(self._probed, str)
-        if not is_file:
+        probed = {*names, *self._also_probed} - self._sound
+        without = {column.name for column in self.columns} - probed
+        is_file = isinstance(self._probed, str) and bool(probed)
+        if probed and not is_file:
             self._check_parser("all", without)
         for part in parts:
             if self._remote is not None and self._format == "parquet":

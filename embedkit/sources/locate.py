@@ -190,21 +190,6 @@ def described(name: str, file_format: str) -> SourceFile:
     return SourceFile(name, form, compression, found.size, found.mtime_ns, digest, whole, found.etag)
 
 
-def is_unchanged(file: SourceFile) -> bool:
-    """Check that a file is as it was described. An object is, if its ETag is: nothing of it is read again.
-
-    Raises:
-        InputError: it does not exist, or cannot be read.
-    """
-    if file.etag is None:
-        return described(file.name, file.format) == file
-    try:
-        found = stat_file(file.name)
-    except OSError as error:
-        raise unreadable(file.name, error) from None
-    return (found.size, found.etag) == (file.size, file.etag)
-
-
 def check_not_read(outputs: Sequence[FilePath], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
     """Refuse an output that is one of the inputs, also by another name or through a link.
 

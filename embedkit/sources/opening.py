@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -47,6 +47,9 @@ _SNIFFED = 64 * 2**10
 _HARMLESS = 64 * 2**20
 _GB = 10**9
 
+#: A function that makes a stream of another one with the same bytes.
+Wrap = Callable[[io.BufferedReader], io.BufferedReader]
+
 
 def check_size(config: InputConfig, made: int, taken: int, file: str) -> None:
     """Check the size `made` of decompressed bytes from `taken` compressed ones.
@@ -67,14 +70,20 @@ def check_size(config: InputConfig, made: int, taken: int, file: str) -> None:
 
 
 @contextmanager
-def opened(file: SourceFile, config: InputConfig) -> Iterator[io.BufferedReader]:
+def opened(file: SourceFile, config: InputConfig, wrap: Wrap | None = None) -> Iterator[io.BufferedReader]:
     """Open a file as decompressed bytes; seekable only if it is not compressed.
+
+    Args:
+        file: as it was located.
+        config: of the input.
+        wrap: makes another stream of that of the file's bytes.
 
     Raises:
         InputError: it cannot be opened; while read: it is damaged, cut off, or exceeds the config.
     """
     try:
         raw = open_file(file.name, file.known)
+        raw = raw if wrap is None else wrap(raw)
     except OSError as error:
         raise unreadable(file.name, error) from None
     with raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 
@@ -14,7 +14,7 @@ from embedkit.sources.databases import opened_query
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.locate import SourceFile, unreadable
-from embedkit.sources.opening import opened
+from embedkit.sources.opening import Wrap, opened
 from embedkit.sources.plain_text import PlainText
 from embedkit.types import Fault, Record
 
@@ -44,17 +44,39 @@ def as_input_error(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def reading(file: SourceFile, names: Sequence[str], config: InputConfig) -> Iterator[Reader]:
-    """Open a file or a query for one pass."""
+def reading(
+    file: SourceFile,
+    names: Sequence[str],
+    config: InputConfig,
+    wrap: Wrap | None = None,
+    *,
+    sound: Collection[str] = (),
+) -> Iterator[Reader]:
+    """Open a file or a query for one pass.
+
+    Args:
+        file: as it was located.
+        names: of the columns that the user named.
+        config: of the input.
+        wrap: see `opened`.
+        sound: see `Columnar`.
+    """
     if config.sql is not None:
         with opened_query(file, config) as rows:
             yield rows
         return
-    with opened(file, config) as stream, as_input_error(file.shown):
-        yield reader_of(file, stream, names, config)
+    with opened(file, config, wrap) as stream, as_input_error(file.shown):
+        yield reader_of(file, stream, names, config, sound=sound)
 
 
-def reader_of(file: SourceFile, stream: io.BufferedReader, names: Sequence[str], config: InputConfig) -> Reader:
+def reader_of(
+    file: SourceFile,
+    stream: io.BufferedReader,
+    names: Sequence[str],
+    config: InputConfig,
+    *,
+    sound: Collection[str] = (),
+) -> Reader:
     """Return the reader of an open file; `names` are the columns that the user named."""
     match file.format:
         case "csv" | "tsv":
@@ -65,4 +87,4 @@ def reader_of(file: SourceFile, stream: io.BufferedReader, names: Sequence[str],
         case "txt":
             return PlainText(stream, file.shown)
         case _:
-            return Columnar(stream, file.shown, file_format=file.format, config=config)
+            return Columnar(stream, file.shown, file_format=file.format, config=config, sound=sound)

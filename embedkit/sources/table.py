@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from embedkit.arrow_values import is_missing
 from embedkit.config import InputConfig
 from embedkit.errors import InputError, UsageError
+from embedkit.sources.changes import changed, check_same, is_unchanged
 from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import (
     Column,
@@ -21,15 +22,16 @@ from embedkit.sources.columns import (
     every,
     requested_columns,
 )
+from embedkit.sources.content_hash import PassHash
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
 from embedkit.sources.kept_types import KeptTypes, declared_type, unified
-from embedkit.sources.locate import STDIN, SourceFile, described, is_unchanged, unreadable
+from embedkit.sources.locate import STDIN, SourceFile
 from embedkit.sources.query import RowsDigest
 from embedkit.sources.readers import Reader, Seeking, as_input_error, reading
 from embedkit.sources.scan import FAULTS_LISTED, Part, PartScan, Place, Scan
-from embedkit.storage.filesystem import sha256_of_file
+from embedkit.storage.filesystem import stat_file
 from embedkit.types import Fault, Record
 
 #: Formats whose files declare the types of their columns.
@@ -54,6 +56,7 @@ class Table:
         columns: the columns in use.
         streaming: True for stdin, which can be read only once.
         first_rows: number of the first row of each file that was read; filled while it is read.
+        digests: hashes of what `scan_part` has read, by file and piece; see `content_hash`.
         non_finite: for each kept column that has any, the number of rows with NaN or an infinity; filled by
             `scan`, or while a stream is read.
     """
@@ -75,6 +78,7 @@ class Table:
         self.columns = facts.columns
         self.streaming = reader is not None
         self.first_rows: list[int] = []
+        self.digests: dict[tuple[int, tuple[int, int] | None], str] = {}
         self.non_finite: Mapping[str, int] = {}
         self._config = config
         self._reader = reader
@@ -82,6 +86,8 @@ class Table:
         self._stray: dict[str, tuple[int, int]] = {}
         self._groups: tuple[str, ...] = ()
         self._each: list[Callable[[Record | Fault], Record | Fault]] = []
+        #: Numbers of the files that the parser is known to survive.
+        self._sound = set[int]()
         #: True if the last pass of a query was of the rows that `files` describes, and vectors come from it.
         self._is_confirmed = False
 
@@ -233,8 +239,9 @@ class Table:
         if self._config.sql is not None:
             return self.records()
         if not self._each:
-            return islice(self._rows(every, part, first, found), self._config.limit)
-        return islice(self._changed_rows(self._rows(every, part, first)), self._config.limit)
+            return islice(self._rows(every, part, first, found, is_hashed=True), self._config.limit)
+        rows = self._rows(every, part, first, is_hashed=True)
+        return islice(self._changed_rows(rows), self._config.limit)
 
     def _check_split_groups(self, found: KeptTypes) -> None:
         """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there."""
@@ -296,29 +303,11 @@ class Table:
             return
         for file in self.files:
             if not self.streaming and not is_unchanged(file):
-                raise _changed(file)
+                raise changed(file)
 
-    def content_sha256(self, number: int, piece: tuple[int, int] | None = None) -> str | None:
-        """Return the hash of all bytes of a file, or of a piece: of Parquet, of the columns in use in it.
-
-        Returns:
-            64 hexadecimal digits; None for stdin, for a query that was not read, and for a large object of a
-            store, whose ETag says as much.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        file = self.files[number]
-        if file.sha256 is None or file.content_sha256 is not None or file.etag is not None:
-            return file.content_sha256
-        ranges = None if piece is None else [piece]
-        if piece is not None and file.format == "parquet":
-            with self._reading(number) as reader:
-                ranges = reader.chunks(*piece, self.columns.named) if isinstance(reader, Columnar) else ranges
-        try:
-            return sha256_of_file(file.name, ranges)
-        except OSError as error:
-            raise unreadable(file.shown, error) from None
+    def trust(self, number: int) -> None:
+        """Take a Parquet file for sound as long as it does not change: planning has read it as it is."""
+        self._sound.add(number)
 
     def identify(self) -> None:
         """Read a query once, so that `files` describes its rows; files are described already."""
@@ -339,7 +328,7 @@ class Table:
         (file,) = self.files
         found = digest.of(file)
         if file.sha256 is not None and file != found:
-            raise _changed(file)
+            raise changed(file)
         self.files = (found,)
         self._is_confirmed = True
 
@@ -353,12 +342,21 @@ class Table:
                 yield item
         self._count_stray(reader, STDIN)
 
-    def _rows(self, wanted: Wanted, part: Part, row: int = 0, found: KeptTypes | None = None) -> Iterator[Any]:
+    def _rows(
+        self,
+        wanted: Wanted,
+        part: Part,
+        row: int = 0,
+        found: KeptTypes | None = None,
+        *,
+        is_hashed: bool = False,
+    ) -> Iterator[Any]:
         """Read the rows of a part, numbered from `row`; with `found` as `Columnar.measured` does where it can."""
         self.first_rows = []
         for number in range(part.first, part.stop):
             self.first_rows.append(row)
-            with self._reading(number) as reader:
+            hashing = PassHash(self.files[number], self.columns.named) if is_hashed else None
+            with self.reader(number, hashing) as reader:
                 if part.piece is None and reader.columns is not None:
                     typed, file = requested_columns(self._config).named, self.files[number]
                     check_columns(
@@ -368,6 +366,8 @@ class Table:
                 if part.piece is not None and isinstance(reader, JsonLines | Columnar):
                     start, stop = reader.piece(*part.piece)
                 self._now = _Now(number, reader, row - (start or 0))
+                if hashing is not None:
+                    hashing.begin(reader, part.piece)
                 rows: Iterator[int | Record | Fault]
                 if found is not None and isinstance(reader, Columnar):
                     rows = reader.measured(self.columns, row, found, start, stop)
@@ -378,12 +378,14 @@ class Table:
                 for item in rows:
                     yield item
                     row += 1
+                if hashing is not None and (digest := hashing.digest()) is not None:
+                    self.digests[number, part.piece] = digest
                 self._count_stray(reader, self.files[number].shown)
 
     def _rows_from(self, file: int, offset: int, row: int, wanted: Wanted) -> Iterator[Record | Fault]:
         """Read the rows from a place on, without another look at what planning has checked."""
         for number in range(file, len(self.files)):
-            with self._reading(number) as reader:
+            with self.reader(number) as reader:
                 start = offset if number == file else None
                 if start is None or not isinstance(reader, Seeking):
                     rows = reader.rows(self.columns, row, wanted)
@@ -406,21 +408,34 @@ class Table:
         return Place(now.file, row - now.first, 0)
 
     @contextmanager
-    def _reading(self, number: int) -> Iterator[Reader]:
-        """Open a file or a query for one pass.
+    def reader(self, number: int, hashing: PassHash | None = None) -> Iterator[Reader]:
+        """Open a file or a query for one pass, which may be hashed.
 
         Raises:
-            InputError: it cannot be read, or is not the file of which another process has told.
+            InputError: it cannot be read.
+            OtherFileError: it is not the file of which another process has told.
         """
         if number in self._unseen:
-            file = self.files[number]
-            # Every read of an object is of its ETag; the time of another machine's file may differ.
-            now = described(file.name, file.format) if file.etag is None else file
-            if (now.size, now.sha256) != (file.size, file.sha256):
-                raise _changed(file)
+            check_same(self.files[number])
             self._unseen.discard(number)
-        with reading(self.files[number], self.columns.named, self._config) as reader:
+        wrap = None if hashing is None else hashing.wrap
+        with reading(
+            self.files[number], self.columns.named, self._config, wrap, sound=self._sound_columns(number)
+        ) as reader:
             yield reader
+
+    def _sound_columns(self, number: int) -> Sequence[str]:
+        """Return the columns that planning has read of a file that has not changed since."""
+        if number not in self._sound:
+            return ()
+        file = self.files[number]
+        if file.etag is not None:  # of a remote file, planning fetches no more than it needs
+            return self.columns.text
+        with suppress(OSError):
+            now = stat_file(file.name)
+            if (now.size, now.mtime_ns) == (file.size, file.mtime_ns):
+                return self.columns.named
+        return ()
 
     def _count_stray(self, reader: Reader, file: str) -> None:
         if isinstance(reader, Delimited) and reader.first_stray is not None:
@@ -438,13 +453,6 @@ class _Now:
 
 def _from(row: int, wanted: Wanted) -> Wanted:
     return lambda first, stop: stop > row and wanted(first, stop)
-
-
-def _changed(file: SourceFile) -> InputError:
-    return InputError(
-        f"{file.shown} was changed while it was read",
-        hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",
-    )
 
 
 def _read_once() -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter, deque
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from embedkit.config import EngineConfig, InputConfig, OutputConfig, RunConfig
 from embedkit.engines.base import EngineSetup, ShardJob
 from embedkit.engines.node import Node
+from embedkit.engines.node_scan import NodeScanner
 from embedkit.engines.ray_cluster import ActorPlan, Death
 from embedkit.inference.build import ModelFacts
 from embedkit.manifest.schema import ModelSource, Sharding
@@ -34,9 +36,17 @@ class FakeActor:
         self.cluster, self.number = cluster, number
         self.held = deque()
         self.ready = self.went = self.asks = self.over = self.dead = self.stopped = False
+        self.scans = []
 
     def hello(self):
         return "host", self.number, self.cluster.versions(self.number)
+
+    def open_input(self, job):
+        self.scanner = NodeScanner(pickle.loads(job))  # noqa: S301 - our own
+
+    def scan(self, *segment):
+        self.scans.append(self.scanner.scan(*segment))
+        return self.scans[-1]
 
     def start(self, task):
         assert isinstance(task, bytes)
@@ -99,6 +109,9 @@ class FakeCluster:
     def plan(self, device, useful):
         return ActorPlan(self.least, min(self.workers, useful), 1, 0.0)
 
+    def plan_scanners(self, useful):
+        return min(self.workers, useful)
+
     def create(self):
         self.actors.append(FakeActor(self, len(self.actors)))
         return self.actors[-1]
@@ -137,5 +150,5 @@ def setup(shards, callbacks, stop, *, workers=2):
     made = EngineSetup(config, None, None, callbacks, stop, min(workers, shards))
     sharding = Sharding(10, 1000, 10 * shards, tuple(range(0, 10 * shards, 10)))
     plan = SimpleNamespace(fingerprint="f", recipe={"dtype": "fp32"}, engine="fused", sharding=sharding)
-    destination = SimpleNamespace(committed=lambda: "records")
+    destination = SimpleNamespace(recorded=lambda: "records")
     return made, ShardJob(plan, destination, {}, range(shards))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedkit.config import OutputConfig, RunConfig
+from embedkit.config import OutputConfig, RunConfig, ShareConfig
 from embedkit.engines import segments
 from embedkit.engines.open_input import table_of
+from embedkit.engines.planning import input_facts, trust_planned_files
+from embedkit.engines.ranks import shards_of
 from embedkit.engines.read_shards import read_shards
 from embedkit.engines.scanning import scan_input
 from embedkit.engines.segments import Cut, SegmentScan, cut_segments
@@ -32,9 +36,11 @@ def segment_bytes(monkeypatch):
 
 
 def elsewhere(tasks, order):
-    """Each segment as another process scans it, as JSON."""
-    for task in order(list(tasks)):
-        scan = pickle.loads(pickle.dumps(task)).run()  # noqa: S301 - our own
+    """Each segment as other processes scan it, one of which keeps the input open; as JSON."""
+    job = pickle.loads(pickle.dumps(tasks[0].job))  # noqa: S301 - our own
+    opened = job.table()
+    for number, task in enumerate(order(list(tasks))):
+        scan = replace(task, job=job).run(opened if number % 2 else None)
         yield SegmentScan.parse(scan.serialize(), "")
 
 
@@ -59,6 +65,14 @@ def restarted(rows, bounds, cut):
             if cutter.opens_shard(len(text or "")):
                 starts.append(row)
     return starts
+
+
+def dealt(sharding, data):
+    """The shards of each of several ranks, in their order, or of one process in any order."""
+    if data.draw(st.booleans()):
+        return [data.draw(st.permutations(range(sharding.shards)))]
+    size = data.draw(st.integers(1, 5))
+    return [shards_of(ShareConfig(rank, size), sharding) for rank in range(size)]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -86,8 +100,15 @@ def test_segments_of_any_size_give_the_plan_of_one_pass(files, size, limit, data
         counts = [table.scan_part(part).rows for part in parts]
         bounds = [sum(counts[:number]) for number in range(len(counts))]
         assert list(found.sharding.starts) == restarted(rows, bounds, cut)
-        order = data.draw(st.permutations(range(found.sharding.shards)))
-        shards = {shard.index: shard for shard in read_shards(table, found.sharding, "skip", order)}
+        shards = {}
+        facts = input_facts(table, None, config.input, digests=found.digests)
+        deals = dealt(found.sharding, data)
+        assert sorted(chain(*deals)) == list(range(found.sharding.shards))
+        for deal in deals:
+            reader, _ = table_of(config, data.draw(st.sampled_from([None, table.facts])))
+            if data.draw(st.booleans()):
+                trust_planned_files(reader, facts)
+            shards |= {shard.index: shard for shard in read_shards(reader, found.sharding, "skip", deal)}
         records = [row for index in sorted(shards) for row in plain(shards[index])[3]]
         faults = [fault for index in sorted(shards) for fault in shards[index].faults]
         table_rows = [item for item in rows if isinstance(item, Record)]

@@ -39,6 +39,8 @@ def json_lines(draw: Callable[..., Any]) -> bytes:
         lines.append(json.dumps({"id": f"r{row}", "text": text, "k": finite}, ensure_ascii=False).encode())
         lines += draw(st.lists(ODD_LINES, max_size=1))
     mark = draw(st.sampled_from([b"", codecs.BOM_UTF8]))
+    if draw(st.integers(0, 7)) == 0:  # no row at all
+        return mark + draw(st.sampled_from([b"", end]))
     return mark + end.join(lines) + draw(st.sampled_from([b"", end]))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
 from embedkit.output.commit import OutputFolder
 from embedkit.output.formats import Sink
 from embedkit.types import EncodedShard
@@ -34,12 +34,13 @@ class Destination(Protocol):
         """
         return None
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
+    def is_complete(self, sink: Sink, inputs: Iterable[str]) -> bool:  # noqa: ARG002
         """Returns True if the output is complete already, by the same recipe from the same input.
 
         Args:
             sink: of this run.
-            inputs: digests that this run's input has in outputs of the versions of embedkit.
+            inputs: digests that this run's input has in outputs of the versions of embedkit; may be asked for
+                again.
 
         Raises:
             OutputError: it is complete by another recipe or from another input; or it was before several ranks
@@ -48,8 +49,20 @@ class Destination(Protocol):
         return False
 
     def committed(self) -> dict[int, ShardRecord]:
-        """Reads the records of the shards that are done."""
+        """Returns the records of the shards that are done; reads those that this process was not told of."""
         return {}
+
+    def recorded(self) -> dict[int, ShardRecord]:
+        """Returns the records of the shards that are done, when all have been computed."""
+        return self.committed()
+
+    def acknowledgement(self, record: ShardRecord) -> Json:  # noqa: ARG002
+        """Returns as JSON what another process needs to know of a shard that this one has just committed."""
+        return {}
+
+    def adopt(self, acknowledgement: Json) -> None:  # noqa: ARG002
+        """Takes what another process says of a shard that it has committed: its record need not be read."""
+        return
 
     def begin(self, plan: Plan) -> Plan:
         """Prepares the destination and writes the plan. Returns the plan of the rank that was first."""

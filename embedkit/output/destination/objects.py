@@ -92,6 +92,10 @@ class Objects(ShardFolder):
         self.output.remove_obsolete()
         return records
 
+    def recorded(self) -> dict[int, ShardRecord]:
+        """See Destination. What is there is listed when the manifest is written."""
+        return self.output.known_records()
+
     def begin(self, plan: Plan) -> Plan:
         """See Destination."""
         if self._replaces:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import ShardRecord
+from embedkit.manifest.schema import Json, ShardRecord
 from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS
 from embedkit.output.formats import Sink
@@ -37,7 +37,7 @@ class ShardFolder:
         self.was_complete = False
         self.notices: list[str] = []
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:  # noqa: ARG002
+    def is_complete(self, sink: Sink, inputs: Iterable[str]) -> bool:  # noqa: ARG002
         """See Destination. The records say what of a folder is complete, shard by shard."""
         if self.was_complete and self.on_exists == "error":
             raise OutputError(f"{self.path} holds the output of another run", hint=f"use {SHARED_WAYS}")
@@ -47,6 +47,18 @@ class ShardFolder:
         """See Destination. Hashes are compared once."""
         verify, self.verify = self.verify, False
         return self.output.committed(verify=verify)
+
+    def recorded(self) -> dict[int, ShardRecord]:
+        """See Destination."""
+        return self.committed()
+
+    def acknowledgement(self, record: ShardRecord) -> Json:
+        """See Destination."""
+        return self.output.acknowledgement(record)
+
+    def adopt(self, acknowledgement: Json) -> None:
+        """See Destination."""
+        self.output.adopt(acknowledgement)
 
     def abandon(self) -> None:
         """See Destination."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -12,7 +12,7 @@ from json import loads
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
 from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder
@@ -57,7 +57,7 @@ class SingleFile:
         self.rejects = rejects_path(path)
         #: To recognise a file that another process of this run has completed.
         self._sink: Sink | None = None
-        self._inputs: Collection[str] = ()
+        self._inputs: Iterable[str] = ()
         self._first: ShardRecord | None = None
         self._was_there = False
         self._has_former_rejects = False
@@ -117,7 +117,7 @@ class SingleFile:
                 return lines
         return None
 
-    def is_complete(self, sink: Sink, inputs: Collection[str]) -> bool:
+    def is_complete(self, sink: Sink, inputs: Iterable[str]) -> bool:
         """See Destination."""
         self._sink, self._inputs = sink, inputs
         if self.was_complete and self.on_exists == "error":
@@ -137,7 +137,7 @@ class SingleFile:
             hint="use --on-exists overwrite to replace it, or another place with -o",
         )
 
-    def _difference(self, sink: Sink, inputs: Collection[str]) -> str | None:
+    def _difference(self, sink: Sink, inputs: Iterable[str]) -> str | None:
         """Returns how the existing file differs from this run's; None if it has its recipe and its input."""
         try:
             found = schema_metadata(self.path)
@@ -147,10 +147,11 @@ class SingleFile:
             return "cannot be read, or its files do not belong together"
         recipe = sink.layout.metadata["embedkit.fingerprint"]
         for name, what, allowed in (
-            ("embedkit.fingerprint", "recipe", {recipe}),
-            ("embedkit.input", "input", {*inputs, sink.layout.metadata["embedkit.input"]}),
+            ("embedkit.fingerprint", "recipe", [recipe]),
+            # One after the other: those of older versions take a while to be found.
+            ("embedkit.input", "input", chain([sink.layout.metadata["embedkit.input"]], inputs)),
         ):
-            if found.get(name) not in allowed:
+            if not any(found.get(name) == digest for digest in allowed):
                 if what == "input" and _same_files(found, sink.layout.metadata):
                     return (
                         "was made with other columns, another --limit or --on-bad-row, or its input has changed; "
@@ -169,6 +170,18 @@ class SingleFile:
         self._check_not_completed()
         self._first = records.get(0, self._first)
         return records
+
+    def recorded(self) -> dict[int, ShardRecord]:
+        """See Destination."""
+        return self.committed()
+
+    def acknowledgement(self, record: ShardRecord) -> Json:
+        """See Destination."""
+        return self.parts.acknowledgement(record)
+
+    def adopt(self, acknowledgement: Json) -> None:
+        """See Destination."""
+        self.parts.adopt(acknowledgement)
 
     def begin(self, plan: Plan) -> Plan:
         """See Destination."""

@@ -74,7 +74,7 @@ def test_a_cluster_makes_the_bytes_of_one_process_and_ray_sees_no_row(
     assert_no_row_in(ray_cluster, told)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_workers_are_replaced(ray_cluster, table, bert, whole, tmp_path, seed):
     chance = random.Random(seed)
     words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2))
@@ -129,27 +129,6 @@ def test_a_signal_ends_the_run_with_75_and_ray_resumes_a_local_run(ray_cluster, 
         assert run.end() == 75, run.text
     assert "stopped by a signal" in run.text
     code, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *ray(1), "--on-exists", "resume")
-    assert code == 0, told
-    assert_same(tmp_path, whole)
-
-
-def test_without_its_head_the_run_ends_within_a_minute_and_a_local_one_resumes(table, bert, whole, tmp_path):
-    with new_cluster(nodes=1) as cluster:
-        words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(1))
-        with started(words, cluster.environment) as run:
-            run.after(2)
-            cluster.kill_head()
-            # A worker that stalls, so that the run is not over before it hears of the head.
-            for actor in cluster.actors("RayActor"):
-                os.kill(actor, signal.SIGSTOP)
-            began = time.monotonic()
-            assert run.end() == 1, run.text
-            assert time.monotonic() - began < 60
-            for actor in cluster.actors("RayActor"):
-                os.kill(actor, signal.SIGKILL)
-    assert "the head of the Ray cluster at" in run.text
-    assert "--on-exists resume" in run.text
-    code, told = encode(table, bert, tmp_path / "out", {}, "--on-exists", "resume")
     assert code == 0, told
     assert_same(tmp_path, whole)
 
@@ -228,19 +207,48 @@ def test_a_shard_that_ends_its_workers_ends_the_run_and_no_crash_report_has_its_
     assert_no_row_in(small_cluster, told)
 
 
-def test_from_a_bucket_to_a_bucket(seaweed, table, bert, whole):
+def test_from_a_bucket_to_a_bucket(small_cluster, seaweed, table, bert, whole):
     bucket = seaweed.make_bucket()
     seaweed.client().put_object(Bucket=bucket, Key="rows.jsonl", Body=table.read_bytes())
     places = (f"s3://{bucket}/rows.jsonl", f"s3://{bucket}/out")
-    with started(command(places[0], bert, places[1], "--keep", "note", *ray(2)), seaweed.environment) as run:
-        run.after(20)
-        run.kill(signal.SIGTERM)
-        assert run.end() == 75, run.text
-    code, told = encode(places[0], bert, places[1], seaweed.environment, *ray(1), "--on-exists", "resume")
+    node = small_cluster.add_node(2, **seaweed.environment)  # with credentials of its own
+    variables = small_cluster.environment | seaweed.environment
+    try:
+        with started(command(places[0], bert, places[1], "--keep", "note", *ray(2)), variables) as run:
+            run.after(20)
+            run.kill(signal.SIGTERM)
+            assert run.end() == 75, run.text
+        code, told = encode(places[0], bert, places[1], variables, *ray(1), "--on-exists", "resume")
+    finally:
+        small_cluster.kill_node(node)
     assert code == 0, told
     found = seaweed.objects(bucket, "out/embeddings/")
     expected = {path.name: path.read_bytes() for path in (whole / "out/embeddings").iterdir()}
     assert {name.rpartition("/")[2]: content for name, content in found.items()} == expected
+
+
+def test_without_its_head_the_run_ends_within_a_minute_and_a_local_one_resumes(
+    small_cluster, table, bert, whole, tmp_path
+):
+    """The last one of its cluster."""
+    small_cluster.add_node(1)
+    words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(1))
+    with started(words, small_cluster.environment) as run:
+        run.after(2)
+        small_cluster.kill_head()
+        # A worker that stalls, so that the run is not over before it hears of the head.
+        for actor in small_cluster.actors("RayActor"):
+            os.kill(actor, signal.SIGSTOP)
+        began = time.monotonic()
+        assert run.end() == 1, run.text
+        assert time.monotonic() - began < 60
+        for actor in small_cluster.actors("RayActor"):
+            os.kill(actor, signal.SIGKILL)
+    assert "the head of the Ray cluster at" in run.text
+    assert "--on-exists resume" in run.text
+    code, told = encode(table, bert, tmp_path / "out", {}, "--on-exists", "resume")
+    assert code == 0, told
+    assert_same(tmp_path, whole)
 
 
 def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_path):
@@ -268,7 +276,7 @@ def test_the_memory_of_the_command_does_not_grow_with_the_shards():
             tracemalloc.stop()
 
     small, _ = peak(1_000)
-    large, rows = peak(100_000)
-    assert rows == 100_000
-    # What the fake keeps itself: two counters by shard.
-    assert (large - small) / 99_000 < 250
+    large, rows = peak(21_000)
+    assert rows == 21_000
+    # What the fake keeps itself: two counters by shard. benchmarks/driver.py has 100,000 shards and their records.
+    assert (large - small) / 20_000 < 250

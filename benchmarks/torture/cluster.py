@@ -159,14 +159,20 @@ def check_ids(bench: Bench, place: Place) -> None:
 
 
 class Cluster:
-    """A Ray cluster, and another one when its head was killed."""
+    """A Ray cluster, and another one when its head was killed.
 
-    def __init__(self) -> None:
+    Args:
+        variables: of its nodes, which have credentials of their own.
+    """
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._variables = variables
         self._stack = ExitStack()
         self.now = self._start()
 
     def _start(self) -> ray_cluster.RayCluster:
-        return self._stack.enter_context(ray_cluster.ray_cluster(nodes=NODES, cpus=1))
+        started = ray_cluster.ray_cluster(nodes=NODES, cpus=1, variables=self._variables)
+        return self._stack.enter_context(started)
 
     def renew(self) -> ExitStack:
         """Starts another one; returns what ends the one before."""
@@ -339,7 +345,7 @@ class Tally:
 
     @property
     def n_kills(self) -> int:
-        return sum(kills.total() for kills in self.kills.values()) + self.races.get("ranks killed", 0)
+        return sum(kills.total() for kills in self.kills.values())
 
     def add(self, run: Run) -> None:
         self.runs += 1
@@ -387,7 +393,7 @@ def main() -> int:
                 tally.races = {"races": number + 1, "ranks killed": before + killed}
             if asked.races:
                 tell(tally.races | {"to": found[-1].name})
-            cluster = Cluster()
+            cluster = Cluster({name: value for place in found for name, value in place.environment.items()})
             try:
                 for number, kinds in enumerate(drawn(chance, asked.kills)):
                     run = Run(bench, found[number % len(found)], cluster, chance, f"run-{number}")

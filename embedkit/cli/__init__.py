@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import typer
 
 from embedkit.cli import completion, diff, doctor, encode, fit, inspect, plan, printing, report, sweep, verify
-from embedkit.cli.machine_errors import as_machine_error
 from embedkit.cli.parsing import WRONG_USAGE, Command, Group, as_usage_error
 from embedkit.engines.signals import leave_on_signal
 from embedkit.errors import EmbedkitError, ReaderGone, Stopped
+from embedkit.storage.machine_errors import as_machine_error
 
 app = typer.Typer(
     name="embedkit",

@@ -27,6 +27,7 @@ from embedkit.manifest.identity import input_difference
 from embedkit.manifest.schema import Plan, ShardRecord
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
 from embedkit.sources import TableFacts
+from embedkit.storage.machine_errors import as_machine_error
 from embedkit.storage.store_options import configure_stores
 
 
@@ -98,12 +99,22 @@ def compute(task: WorkerTask, line: Line) -> None:
         raise
     except AlreadyCompleted:
         line.send(already_completed=True)
-    except EmbedkitError as error:
+    except BaseException as fault:  # noqa: BLE001 - it is the run's to raise
+        _send_failure(line, fault)
+
+
+def _send_failure(line: Line, fault: BaseException) -> None:
+    """Sends why the worker ends."""
+    error = fault if isinstance(fault, EmbedkitError) else None
+    if isinstance(fault, (MemoryError, OSError, RuntimeError)):
+        error = as_machine_error(fault)
+    if error is not None:
         line.send(error=type(error).__name__, message=error.message, hint=error.hint)
-    except BaseException as fault:  # noqa: BLE001 - its message may hold row content, a place cannot
-        frame = traceback.extract_tb(fault.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-        line.send(fault=f"{type(fault).__name__} at {place}")
+        return
+    # Its message may hold row content, a place cannot.
+    frame = traceback.extract_tb(fault.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    line.send(fault=f"{type(fault).__name__} at {place}")
 
 
 def _stored_plan(destination: Destination, output: str) -> Plan:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,10 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(nodes: int = 2, cpus: int = 2, *, dashboard: bool = False) -> Iterator[RayCluster]:
-    """A head without processors, and so without workers, and `nodes` raylets beside it."""
+def ray_cluster(
+    nodes: int = 2, cpus: int = 2, *, dashboard: bool = False, variables: Mapping[str, str] = {}
+) -> Iterator[RayCluster]:
+    """A head without processors, and so without workers, and `nodes` raylets beside it, with these variables."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.52'")
     # Sockets of Unix have paths of at most 107 characters: pytest's folders are too long.
     folder = Path(tempfile.mkdtemp(prefix="ek-ray-", dir="/tmp"))
@@ -125,7 +127,7 @@ def ray_cluster(nodes: int = 2, cpus: int = 2, *, dashboard: bool = False) -> It
             stderr=log,
             text=True,
             cwd=Path(__file__).parents[2],
-            env=os.environ | environment,
+            env={**os.environ, **environment, **variables},
         )
     cluster = RayCluster(process, folder, environment)
     try:

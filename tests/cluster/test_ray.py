@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -211,8 +212,15 @@ def test_from_a_bucket_to_a_bucket(small_cluster, seaweed, table, bert, whole):
     bucket = seaweed.make_bucket()
     seaweed.client().put_object(Bucket=bucket, Key="rows.jsonl", Body=table.read_bytes())
     places = (f"s3://{bucket}/rows.jsonl", f"s3://{bucket}/out")
-    node = small_cluster.add_node(2, **seaweed.environment)  # with credentials of its own
     variables = small_cluster.environment | seaweed.environment
+    node = small_cluster.add_node(2, AWS_EC2_METADATA_DISABLED="true")
+    try:  # the run's credentials do not go to its nodes
+        code, told = encode(places[0], bert, places[1], variables, *ray(1))
+    finally:
+        small_cluster.kill_node(node)
+    assert code == 5, told
+    assert re.search(r"error: worker 0 on node .*: no credentials were found\nhint: set AWS_ACCESS_KEY_ID", told)
+    node = small_cluster.add_node(2, **seaweed.environment)
     try:
         with started(command(places[0], bert, places[1], "--keep", "note", *ray(2)), variables) as run:
             run.after(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from embedkit.config import InputConfig, ModelConfig, OutputConfig, RunConfig
 from embedkit.engines import dispatch, worker, worker_pool
+from embedkit.storage.store_errors import StoreError
 from tests.conftest import NOTES
 from tests.engines import unlucky
 from tests.engines.test_resume import SHARDS, assert_same
@@ -119,19 +121,49 @@ def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch)
     assert (ran.code, ran.told) == (4, ["error: a vector is not finite", "hint: use --dtype fp32"])
 
 
-def test_a_fault_in_a_worker_is_reported_by_its_place_without_its_message(monkeypatch):
-    def broken(*_):
-        raise ValueError(MARKER)
+@pytest.fixture
+def said_at(monkeypatch):
+    """A function that gives the one message of a worker that meets a fault."""
 
-    said = []
-    monkeypatch.setattr(worker, "_limit_threads", lambda _: None)
-    monkeypatch.setattr(worker, "table_of", broken)
-    line = SimpleNamespace(send=lambda **message: said.append(message))
-    config = RunConfig(InputConfig(("notes.csv",)), OutputConfig("out", "parquet"))
-    worker.compute(worker.WorkerTask(config, None, threads=1), line)
-    told = re.fullmatch(r"ValueError at test_worker_pool\.py, line \d+, in broken", said[0]["fault"])
+    def said_at(fault):
+        def broken(*_):
+            raise fault
+
+        said = []
+        monkeypatch.setattr(worker, "_limit_threads", lambda _: None)
+        monkeypatch.setattr(worker, "table_of", broken)
+        line = SimpleNamespace(send=lambda **message: said.append(message))
+        config = RunConfig(InputConfig(("notes.csv",)), OutputConfig("out", "parquet"))
+        worker.compute(worker.WorkerTask(config, None, threads=1), line)
+        (message,) = said
+        return message
+
+    return said_at
+
+
+def test_a_fault_in_a_worker_is_reported_by_its_place_without_its_message(said_at):
+    said = said_at(ValueError(MARKER))
+    told = re.fullmatch(r"ValueError at test_worker_pool\.py, line \d+, in broken", said["fault"])
     assert told
     assert MARKER not in json.dumps(said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "part", "way_out"),
+    [
+        (
+            *(StoreError("no credentials were found", "set AWS_ACCESS_KEY_ID", "s3://bucket"), "OutputError"),
+            *("s3://bucket: no credentials were found", "set AWS_ACCESS_KEY_ID"),
+        ),
+        (OSError(errno.ENOSPC, "", "part"), "OutputError", "the disk is full", "free space"),
+        (MemoryError(), "ModelError", "not enough memory", "--batch-tokens"),
+    ],
+    ids=["store", "disk", "memory"],
+)
+def test_limits_of_a_workers_machine_are_told_as_those_of_the_runs(said_at, fault, error, part, way_out):
+    """A node without credentials, say: it is no fault of embedkit."""
+    said = said_at(fault)
+    assert (said["error"], part in said["message"], way_out in said["hint"]) == (error, True, True)
 
 
 def test_workers_on_devices_make_the_same_bytes_and_tell_how_these_were_used(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gc
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -143,6 +144,19 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make
 
     return make("bert", tmp_path_factory.mktemp("models") / "bert").folder
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts worker processes as forks of one that has imported the libraries, which takes each of them seconds.
+
+    They get their task as spawned ones do. Their environment is that of the first test that starts some.
+    """
+    from embedkit.engines import worker_pool
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["numpy", "pyarrow.parquet", "tokenizers", "torch"])
+    monkeypatch.setattr(worker_pool, "_CONTEXT", context)
 
 
 @pytest.fixture

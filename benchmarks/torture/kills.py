@@ -41,6 +41,8 @@ SHARD_ROWS = 8
 LIMIT_SECONDS = 120
 #: Seconds that all of the short form may take: pytest ends a test after 300 and does not say where it was.
 SHORT_SECONDS = 240
+#: Of how many boundaries the short form takes one.
+STEP = 3
 #: By how much the time of a run that is killed at random grows with each kill.
 GROWTH = 1.25
 TEMPORARY = re.compile(r"\..+\.tmp")
@@ -408,13 +410,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1000, help="random kills")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="boundaries of one shard, 8 random kills")
+    parser.add_argument(
+        "--short", action="store_true", help=f"every {STEP}rd boundary of one shard, 4 random kills"
+    )
     asked = parser.parse_args()
     if asked.short:
         limit_time(SHORT_SECONDS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     boundaries = ["folder", "npy files"] if asked.short else list(OUTPUTS)
-    rounds = 8 if asked.short else asked.rounds
+    rounds = 4 if asked.short else asked.rounds
+    step = STEP if asked.short else 1
     began = time.monotonic()
     kills = 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -428,7 +433,7 @@ def main() -> int:
             jobs: list[Job]
             if work == "boundaries":
                 jobs = [
-                    (at_every_boundary, (bench, output, k, asked.jobs))
+                    (at_every_boundary, (bench, output, k * step, asked.jobs * step))
                     for output in boundaries
                     for k in range(asked.jobs)
                 ]

@@ -22,6 +22,7 @@ from tests.engines.test_resume import SHARDS, assert_same
 
 MARKER = "canary-7f3a"
 pytestmark = pytest.mark.timeout(60)
+quick = pytest.mark.usefixtures("quick_workers")
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def test_workers_make_what_one_process_makes_and_tell_how_it_goes(workers, whole
     assert multiprocessing.active_children() == []
 
 
+@quick
 def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_bytes(
     workers, encode, whole, tmp_path, monkeypatch
 ):
@@ -80,6 +82,7 @@ def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_
     assert_same(tmp_path / "place", whole("out"))
 
 
+@quick
 def test_a_worker_that_dies_at_the_start_does_not_block_the_pool(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed_at_once)
     monkeypatch.setattr(dispatch, "FAIL_SECONDS", 0.5)
@@ -90,6 +93,7 @@ def test_a_worker_that_dies_at_the_start_does_not_block_the_pool(workers, tmp_pa
     assert multiprocessing.active_children() == []
 
 
+@quick
 def test_a_request_to_stop_ends_all_workers_and_resume_goes_on(workers, encode, whole, tmp_path, monkeypatch):
     stop, commits = threading.Event(), tmp_path / "place/out/commits"
 
@@ -115,6 +119,7 @@ def test_a_request_to_stop_ends_all_workers_and_resume_goes_on(workers, encode, 
     assert_same(tmp_path / "place", whole("out"))
 
 
+@quick
 def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch):
     monkeypatch.setattr(worker_pool, "work", unlucky.failing)
     ran = workers("out")
@@ -166,6 +171,7 @@ def test_limits_of_a_workers_machine_are_told_as_those_of_the_runs(said_at, faul
     assert (said["error"], part in said["message"], way_out in said["hint"]) == (error, True, True)
 
 
+@quick
 def test_workers_on_devices_make_the_same_bytes_and_tell_how_these_were_used(
     workers, whole, tmp_path, monkeypatch
 ):

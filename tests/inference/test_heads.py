@@ -370,6 +370,7 @@ def test_verify_and_resume_work_with_a_probe(probe, encode, embedkit_cli, tmp_pa
     assert (ran.code, "error:" in ran.err) == (5, True)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_windows_are_scored_one_by_one_and_plan_counts_the_columns(probe, encode, embedkit_cli, bert, tmp_path):
     path, head = probe("multilabel")
     windows = ("--pool", path, "--with-head", "--on-long", "chunk", "--level", "chunk")

@@ -82,6 +82,7 @@ def test_with_and_without_special_tokens_packed_or_padded_and_a_column_a_layer(
             assert np.abs(out.variant(f"L{layer:02d}_norm-weighted")[row] - expected).max() <= 1e-5
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_make_a_pooler_that_cannot_be_pickled_themselves(install, bert, tmp_path, embedkit_cli):
     code = f"{EXAMPLE}\n\ndef make():\n    class Local(NormWeighted): pass\n    return Local()\n"
     install(code, "norm-weighted = norm_weighted:make")

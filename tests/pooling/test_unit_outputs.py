@@ -109,6 +109,7 @@ def test_a_run_of_words_that_was_killed_between_shards_ends_with_the_same_bytes(
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_two_workers_give_the_same_bytes(encode, table, tmp_path):
     arguments = (table, "--spans-column", "ents", "--shard-rows", "2")
     assert encode(*arguments, "-o", tmp_path / "one").code == 0

@@ -9,14 +9,15 @@ and so options: how fast a GPU is (a goal), and how long a store takes to answer
 
 Assumed beside that: nothing fails; all processes are alike and as fast as the measured core; shards spread evenly;
 a disk or a store serves all processes as well as it serves one; the input is JSON Lines in files or byte ranges of
-1 GiB, so that all processes plan; each process commits one shard after another.
+1 GiB, so that all processes plan; each process commits one shard after another; Ray has the cores that tokenise to
+plan with, before there is anything to tokenise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ ROWS = (10**6, 10**8, 10**10)
 #: Seconds that a store takes to answer a small put: the slower end of the 100 to 200 ms of Amazon's guide to the
 #: performance of S3. A server on this machine answers faster, and says nothing about a store.
 PUT_SECONDS = 0.2
-#: Records that are read from a store at once, in the end.
-GETS_AT_ONCE = 64
+#: Records that are read from a store at once, in the end; keys of a page of a listing; objects of a shard.
+GETS_AT_ONCE, KEYS_A_PAGE, OBJECTS_A_SHARD = 64, 1000, 2
 SEGMENT_BYTES = 2**30
 #: Of English prose in JSON Lines.
 BYTES_A_TOKEN = 4.5
@@ -51,7 +52,8 @@ class Constants:
         tokenise: tokens a second and core.
         write: MB of vectors a second that one process brings to disk, in full shards.
         commit: seconds that each shard takes beside that.
-        finish: seconds a shard to list, check and hash all records in the end.
+        finish: seconds a shard to list, check and hash all records in the end, by who was told of all commits.
+        read_records: seconds a shard to read them as well.
         puts: requests of a shard that write to an object store, or look at what was written.
     """
 
@@ -63,6 +65,7 @@ class Constants:
     write: float
     commit: float
     finish: float
+    read_records: float
     puts: float
 
 
@@ -78,6 +81,8 @@ class Job:
         shard_rows, dims: rows of a shard, float32 values of a row.
         planners: processes that plan; by default one for each device, as ranks and workers on one machine do.
         put_seconds: of one small request to an object store; 0 for a disk.
+        ranks: True for processes that know nothing of each other, so that the last one reads all records; False if
+            the run is told of them, as it is by Ray's workers.
     """
 
     rows: int
@@ -88,6 +93,7 @@ class Job:
     dims: int = 768
     planners: int = 0
     put_seconds: float = 0.0
+    ranks: bool = True
 
 
 def stages(job: Job, of: Constants) -> dict[str, float]:
@@ -96,7 +102,10 @@ def stages(job: Job, of: Constants) -> dict[str, float]:
     shards = -(-job.rows // job.shard_rows)
     segments = -(-int(tokens * BYTES_A_TOKEN) // SEGMENT_BYTES)
     commit = of.commit + of.puts * job.put_seconds
-    finish = of.finish + job.put_seconds / GETS_AT_ONCE
+    listings = 2 if job.ranks else 1  # when the last shard is done, and for the manifest
+    finish = of.finish + listings * OBJECTS_A_SHARD / KEYS_A_PAGE * job.put_seconds
+    if job.ranks:
+        finish += of.read_records + job.put_seconds / GETS_AT_ONCE
     return {
         "start-up": of.start_up,
         "planning": job.rows / (of.plan * min(job.planners or job.devices, segments)),
@@ -143,6 +152,8 @@ def measured() -> Constants:
         write=host["writing"]["mb_written_per_second"],
         commit=host["writing"]["seconds_per_commit"],
         finish=host["shards"][most]["microseconds_per_shard"] / 1e6,
+        # Older results have it in the former.
+        read_records=host["shards"][most].get("microseconds_per_record_read", 0) / 1e6,
         puts=objects["requests_per_shard"]["PUT"] + objects["requests_per_shard"]["HEAD"],
     )
 
@@ -166,6 +177,8 @@ def constants_table(of: Constants) -> str:
         "finishing: records are listed, checked and hashed": f"{1e6 * of.finish:.0f} µs per shard",
         "requests to an object store that write or check": f"{of.puts:.0f} per shard",
     }
+    if of.read_records:
+        rows["reading the records of other ranks as well"] = f"{1e6 * of.read_records:.0f} µs per shard"
     return "\n".join(
         ["| stage | measured |", "| --- | --- |", *(f"| {name} | {what} |" for name, what in rows.items())]
     )
@@ -198,18 +211,20 @@ def predictions(of: Constants, rate: float) -> str:
 
 
 def large(of: Constants, rate: float, put_seconds: float) -> str:
-    """All stages of 10^10 rows on 64 GPUs, to a disk and to a bucket, and with one machine that plans."""
+    """All stages of 10^10 rows on 64 GPUs: by ranks and by Ray to a disk, and by Ray to a bucket."""
+    devices = 64
+    ray = Job(ROWS[-1], devices, rate, CORES_A_GPU, planners=devices * CORES_A_GPU, ranks=False)
     jobs = {
-        "disk": Job(ROWS[-1], 64, rate, CORES_A_GPU),
-        "disk, planned by 16 cores": Job(ROWS[-1], 64, rate, CORES_A_GPU, planners=CORES_A_GPU),
-        f"bucket, shards of {SHARD_ROWS:,} rows": Job(ROWS[-1], 64, rate, CORES_A_GPU, put_seconds=put_seconds),
-        f"bucket, shards of {LARGE_SHARD_ROWS:,} rows": Job(
-            ROWS[-1], 64, rate, CORES_A_GPU, LARGE_SHARD_ROWS, put_seconds=put_seconds
+        "ranks, disk": Job(ROWS[-1], devices, rate, CORES_A_GPU),
+        "Ray, disk": ray,
+        f"Ray, bucket, shards of {SHARD_ROWS:,} rows": replace(ray, put_seconds=put_seconds),
+        f"Ray, bucket, shards of {LARGE_SHARD_ROWS:,} rows": replace(
+            ray, put_seconds=put_seconds, shard_rows=LARGE_SHARD_ROWS
         ),
     }
     found = {name: stages(job, of) for name, job in jobs.items()}
     lines = [f"| stage | {' | '.join(jobs)} |", "| --- |" + " --- |" * len(jobs)]
-    for stage in stages(next(iter(jobs.values())), of):
+    for stage in stages(ray, of):
         cells = [told(took[stage]) for took in found.values()]
         lines += [f"| {stage} | {' | '.join(cells)} |"]
     lines.append(f"| in all | {' | '.join(told(seconds(job, of)) for job in jobs.values())} |")

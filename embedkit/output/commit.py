@@ -75,8 +75,8 @@ class OutputFolder:
         self._plan_seen: FileStat | None = None
         #: Temporary files by the first part of their names; None until they are listed.
         self._temporary: defaultdict[str, list[Path]] | None = None
-        #: Records of shards that other processes of this run say they have committed, by number.
-        self._told: dict[int, ShardRecord] = {}
+        #: Records of shards that other processes of this run say they have committed, and their sizes in bytes.
+        self._told: dict[int, tuple[ShardRecord, int]] = {}
 
     def has_foreign_files(self) -> bool:
         """Returns True if there are files, at any depth, that embedkit did not write."""
@@ -217,37 +217,31 @@ class OutputFolder:
 
     def acknowledgement(self, record: ShardRecord) -> Json:
         """Returns as JSON what the run needs to know of a shard that this process has just committed."""
-        return {"record": record.to_json()}
+        return {"record": record.to_json(), "bytes": len(record.serialize())}
 
     def adopt(self, acknowledgement: Json) -> None:
         """Takes what another process of this run says of a shard that it has committed."""
         record = ShardRecord.from_json(acknowledgement["record"])
-        self._told[record.index] = record
+        self._told[record.index] = record, acknowledgement["bytes"]
 
     def hashes(self) -> tuple[str, str]:
         """Returns the SHA-256 of plan.json, and that of all records, concatenated by number."""
         plan, records = hashlib.sha256(read_file(self.path / PLAN)), hashlib.sha256()
-        for _, _, data in self._records():
-            records.update(data or b"")
+        for _, found in self._records():
+            records.update(found.serialize() if isinstance(found, ShardRecord) else found or b"")
         return plan.hexdigest(), records.hexdigest()
 
-    def _records(self) -> Iterator[tuple[int, ShardRecord | None, bytes | None]]:
-        """Yields number, record and content of every record, by number.
+    def _records(self) -> Iterator[tuple[int, ShardRecord | bytes | None]]:
+        """Yields the number and the content of every record, by number; None if it has gone meanwhile.
 
-        The record is None if it was read. One that this process was told of is not, unless its file has another
-        size.
+        Those that this process was told of are not read, unless their files have another size.
         """
         names = ((f"{COMMITS}/{name}", size) for name, size in list_files(self.path / COMMITS))
-        found = sorted((number, name, size) for name, size in names if (number := record_number(name)) is not None)
-        read = read_files([f"{self.path}/{name}" for number, name, _ in found if number not in self._told])
-        for number, name, size in found:
-            told = self._told.get(number)
-            if told is None:
-                yield number, None, next(read)
-            elif len(data := told.serialize()) == size:
-                yield number, told, data
-            else:
-                yield number, None, next(read_files([f"{self.path}/{name}"]))
+        found = {number: (name, size) for name, size in names if (number := record_number(name)) is not None}
+        told = {number for number in found if number in self._told and self._told[number][1] == found[number][1]}
+        read = read_files([f"{self.path}/{found[number][0]}" for number in sorted(found) if number not in told])
+        for number in sorted(found):
+            yield number, self._told[number][0] if number in told else next(read)
 
     def record_paths(self) -> Iterator[tuple[int, str]]:
         """Yields the number and the path of every record, in any order."""
@@ -273,11 +267,11 @@ class OutputFolder:
             plans: set[str | None] = {None}
             with contextlib.suppress(FileNotFoundError):
                 plans.add(sha256_of_file(self.path / PLAN))
-            for index, told, data in self._records():
+            for index, found in self._records():
                 with contextlib.suppress(FileNotFoundError, ValueError):  # of a data file; or damaged
-                    record = told
-                    if told is None and data is not None:
-                        record = ShardRecord.parse(data, self.path / record_name(index))
+                    record = found
+                    if isinstance(found, bytes):
+                        record = ShardRecord.parse(found, self.path / record_name(index))
                     if record is None or record.index != index:
                         continue
                     is_of_plan = record.plan_sha256 in plans or plans == {None}

@@ -16,6 +16,7 @@ OF = Constants(
     write=1,
     commit=0.5,
     finish=0.25,
+    read_records=0.125,
     puts=4,
 )
 
@@ -29,9 +30,9 @@ def test_stages_take_their_share_of_the_rows_and_those_side_by_side_cost_the_slo
         "tokenising": 250,  # 100,000 tokens / (2 x 4 x 50)
         "reading": 25,  # 500 rows / 20
         "writing": 3,  # 500 rows x 250 x 4 bytes = 0.5 MB, and 5 shards x 0.5 s
-        "finishing": 2.5,  # 10 shards x 0.25 s
+        "finishing": 3.75,  # 10 shards x (0.25 s + 0.125 s): ranks read the records of others
     }
-    assert seconds(job, OF) == 2 + 100 + 250 + 2.5
+    assert seconds(job, OF) == 2 + 100 + 250 + 3.75
     assert bottleneck(job, OF) == "tokenising"
 
 
@@ -44,9 +45,16 @@ def test_processes_share_the_planning_of_segments_and_of_one_segment_nothing():
 
 
 def test_a_store_answers_each_request_of_a_shard_in_turn_and_64_records_at_once_in_the_end():
-    found = stages(Job(1000, 2, rate=500, cores=4, shard_rows=100, dims=250, put_seconds=0.5), OF)
+    job = Job(1000, 2, rate=500, cores=4, shard_rows=100, dims=250, put_seconds=0.5)
+    found = stages(job, OF)
     assert found["writing"] == 0.5 + 5 * (0.5 + 4 * 0.5)
-    assert found["finishing"] == 10 * (0.25 + 0.5 / 64)
+    # Two listings of two objects a shard, 1,000 a page; then each record is read, 64 at a time.
+    assert found["finishing"] == pytest.approx(10 * (0.25 + 2 * 2 / 1000 * 0.5 + 0.125 + 0.5 / 64))
+
+
+def test_a_run_that_is_told_of_commits_lists_once_and_reads_no_record():
+    job = Job(1000, 2, rate=500, cores=4, shard_rows=100, put_seconds=0.5, ranks=False)
+    assert stages(job, OF)["finishing"] == pytest.approx(10 * (0.25 + 2 / 1000 * 0.5))
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from embedkit.storage.partial_copy import PartialCopy, chunk_ranges, columns_of,
 from embedkit.storage.ranged_reader import RangedReader
 from embedkit.types import Fault, Record
 
-#: Bytes of a Parquet column chunk to read at a time: a chunk may have gigabytes.
-_PARQUET_BUFFER = 2**20
+#: How a Parquet file is read: 1 MiB of a column chunk at a time, since a chunk may have gigabytes.
+_PARQUET: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
 
 _FILE_MAGIC = b"ARROW1"
 #: Row groups of a remote file are fetched together up to this many bytes.
@@ -182,7 +182,7 @@ class Columnar(RecordBatches):
             yield part
 
     def _open_parquet(self, source: BinaryIO) -> _Opened:
-        file = pq.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
+        file = pq.ParquetFile(source, **_PARQUET)
         groups = self._groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
         size = sum(group.total_byte_size for group in groups)
         check_size(self._config, size, source.seek(0, io.SEEK_END), self._file)
@@ -200,9 +200,7 @@ class Columnar(RecordBatches):
 
     def _reopened(self, file: Any) -> Any:
         """Open the present copy of a remote file, whose footer `file` has."""
-        return pq.ParquetFile(
-            self._probed, metadata=file.metadata, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True
-        )
+        return pq.ParquetFile(self._probed, metadata=file.metadata, **_PARQUET)
 
     def _fetch(self, remote: RangedReader, parts: range, names: Collection[str]) -> None:
         """Copy the needed columns of the first of these row groups, and of those after it if they are small."""

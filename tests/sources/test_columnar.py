@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import random
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from embedkit.arrow_values import plain_values, type_name
 from embedkit.config import InputConfig
 from embedkit.errors import InputError
-from embedkit.sources import open_table
+from embedkit.sources import Columns, open_table
+from embedkit.sources.columnar import Columnar
 from embedkit.types import Fault, Record
 from tests.sources.helpers import piped, refused, rows, table, texts
 
@@ -185,3 +187,22 @@ def test_a_column_that_is_all_null_in_one_file_fits_any_type(tmp_path: Path) -> 
     found = open_table(InputConfig((str(tmp_path),), keep=("k",)))
     assert texts(list(found.records())) == [None, "a"]
     assert found.kept_types() == {"k": "int64"}
+
+
+def test_a_row_group_is_read_a_mebibyte_at_a_time_and_not_as_a_whole(tmp_path):
+    path = tmp_path / "t.parquet"
+    written = ["".join(random.Random(row).choices("abcdef", k=1_000)) for row in range(3_000)]
+    pq.write_table(pa.table({"text": written}), path, compression="none", use_dictionary=False)
+    reads = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer):
+            reads.append(super().readinto(buffer))
+            return reads[-1]
+
+    with io.BufferedReader(Counting(path)) as stream:
+        reader = Columnar(stream, "t.parquet", file_format="parquet", config=InputConfig((str(path),)))
+        found = list(reader.rows(Columns(("text",), None, None, ()), 0))
+    assert [row.text for row in found] == written
+    assert sum(reads) > 3 * 10**6
+    assert max(reads) <= 2**20

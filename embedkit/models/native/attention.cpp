@@ -28,7 +28,7 @@ struct Attention {
 #define QUERY_BLOCK 48
 #endif
 #ifndef KEY_BLOCK
-#define KEY_BLOCK 96
+#define KEY_BLOCK 48
 #endif
 /* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
 #define LOWEST -1e38f
@@ -133,7 +133,8 @@ APART void attend_tile(Head *of, const Attention *rules, const float *score_bias
     int64_t d = 0;
     for (; d + WIDE * LANES <= head; d += WIDE * LANES)
         weigh<WIDE>(scores + from, values + d, to - from, head, factors, sums + d);
-    if (d < head) weigh<1>(scores + from, values + d, to - from, head, factors, sums + d);
+    if (head - d == 2 * LANES) weigh<2>(scores + from, values + d, to - from, head, factors, sums + d);
+    if (head - d == LANES) weigh<1>(scores + from, values + d, to - from, head, factors, sums + d);
 }
 
 /* Rotates each pair of numbers that are half a head apart. */

@@ -207,7 +207,7 @@ APART ints normalise(const float *from, const Norm *norm, int64_t width, float *
 #define QUERIES 4
 #endif
 #define KEYS 3
-#define WIDE 2
+#define WIDE 3
 
 /* scores[q][k..] = queries[q] . keys[k..], of QUERIES queries and `count` vectors of keys; rows are so far apart. */
 template <int count>

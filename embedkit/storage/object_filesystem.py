@@ -23,6 +23,7 @@ from embedkit.storage.ranged_reader import RangedReader
 from embedkit.storage.remote_files import RemoteFileSystem
 from embedkit.storage.remote_path import RemotePath, as_remote
 from embedkit.storage.spool import SpooledFile
+from embedkit.storage.store_errors import ObjectChangedError
 from embedkit.storage.uri_patterns import fixed_part, matches_key
 
 SCHEMES = frozenset({"s3", "gs", "az"})
@@ -42,7 +43,7 @@ class ObjectFileSystem(RemoteFileSystem):
         found = known if known is not None and known.etag is not None else self.stat_file(path)
         if found.kind != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
-        fetch = partial(_fetched, _bucket(place), place.key, found.etag)
+        fetch = partial(_fetched, _bucket(place), place.key, found)
         return io.BufferedReader(RangedReader(fetch, found.size, str(place), found.etag), 2**16)
 
     def read_file(self, path: AnyPath) -> bytes:
@@ -182,8 +183,14 @@ def _bucket(place: RemotePath) -> ObjectStore:
     return object_store_for(place.root)
 
 
-def _fetched(bucket: ObjectStore, key: str, etag: str | None, start: int, stop: int) -> bytes:
-    return bucket.get_range(key, start, stop, etag)
+def _fetched(bucket: ObjectStore, key: str, known: FileStat, start: int, stop: int) -> bytes:
+    if (start, stop) != (0, known.size):
+        return bucket.get_range(key, start, stop, known.etag)
+    # Some stores do not give parts of an object, not even all of it as a part.
+    content, found = bucket.get(key)
+    if None not in {known.etag, found.etag} and found.etag != known.etag:
+        raise ObjectChangedError(str(known.identity))
+    return content
 
 
 def _stat(path: str, found: StoredObject) -> FileStat:

@@ -256,7 +256,7 @@ class ObstoreFolder:
     ) -> str | None:
         """See `ObjectStore`."""
         whole = self._key(key)
-        mode: Any = "create" if if_absent else {"e_tag": if_match} if if_match else "overwrite"
+        mode: Any = "create" if if_absent else self._version(whole, if_match) if if_match else "overwrite"
         size = len(data) if isinstance(data, bytes) else data.seek(0, os.SEEK_END)
         in_parts = mode == "overwrite" and size > PART_BYTES
 
@@ -282,6 +282,15 @@ class ObstoreFolder:
             return self._bucket.ask(whole, question)
         except ObjectChangedError as error:
             raise FileExistsError(errno.EEXIST, "is another one by now", error.filename) from None
+
+    def _version(self, whole: str, etag: str) -> dict[str, str]:
+        """Return what a put names to replace only the object with this ETag: on Google's stores, its generation."""
+        if self._bucket.scheme != "gs":
+            return {"e_tag": etag}
+        found = self._bucket.ask(whole, lambda client: client.head(whole))
+        if _quoted(found["e_tag"]) != _quoted(etag):
+            raise FileExistsError(errno.EEXIST, "is another one by now", f"{self._bucket.root}/{whole}")
+        return {"e_tag": found["e_tag"], "version": found["version"]}
 
     def delete(self, keys: Sequence[str]) -> None:
         """See `ObjectStore`."""

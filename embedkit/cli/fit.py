@@ -20,6 +20,7 @@ from embedkit.cli.options import (
     take,
     takes,
 )
+from embedkit.cli.output_names import check_no_uri
 from embedkit.cli.parsing import given_on
 from embedkit.cli.printing import check_stdin
 from embedkit.cli.progress import MODES, print_event
@@ -88,6 +89,7 @@ def fit(ctx: typer.Context, *, private: bool, progress: str, quiet: bool, **opti
     _check_kind(options["pooler"].partition(":")[0], given_on(ctx))
     share, files = _test_rows(options.pop("test") or [])
     labels = take(LabelConfig, options, test=files)
+    check_no_uri(options["output"])
     wanted = take(FitConfig, options, labels=labels, **share)
     asked = run_config(**options, output=f"{wanted.output}.states")
     check_stdin(asked.input.inputs)

@@ -101,7 +101,7 @@ def output_format(output: str, asked: str | None) -> str:
     if asked is not None:
         one_of("--output-format", asked, OUTPUT_FORMATS)
     by_name = "jsonl" if output == "-" else _suffix(output)
-    _check_no_uri(output, stores=STORES)
+    check_no_uri(output, stores=STORES)
     if is_folder(output):
         return asked or (by_name if by_name in OUTPUT_FORMATS else "parquet")
     name = Path(output).name
@@ -134,7 +134,7 @@ def check_name(
     Raises:
         UsageError: names what the command writes.
     """
-    _check_no_uri(output, stores=stores)
+    check_no_uri(output, stores=stores)
     suffix = _suffix(output)
     stem = output.removesuffix(suffix)
     if or_folder and is_folder(output):
@@ -157,7 +157,7 @@ def is_folder(output: str) -> bool:
     return output.endswith(("/", os.sep)) or (not is_uri(output) and seems_folder(output))
 
 
-def _check_no_uri(output: str, *, stores: tuple[str, ...]) -> None:
+def check_no_uri(output: str, *, stores: tuple[str, ...] = ()) -> None:
     """Rejects a URI that is not of these object stores; it would otherwise become a folder named `s3:`."""
     scheme = _URI.match(output)
     if scheme is None or (is_uri(output) and scheme[1].lower() in stores):

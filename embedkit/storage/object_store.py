@@ -284,7 +284,7 @@ class ObstoreFolder:
             raise FileExistsError(errno.EEXIST, "is another one by now", error.filename) from None
 
     def _version(self, whole: str, etag: str) -> dict[str, str]:
-        """Return what a put names to replace only the object with this ETag: on Google's stores, its generation."""
+        """Return what a put names to replace only the object with this ETag: for Google, its generation."""
         if self._bucket.scheme != "gs":
             return {"e_tag": etag}
         found = self._bucket.ask(whole, lambda client: client.head(whole))

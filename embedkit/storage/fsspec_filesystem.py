@@ -157,13 +157,26 @@ def _answered(path: AnyPath, ask: Callable[[], _T]) -> _T:
     uri = str(path)
     try:
         return ask()
-    except FileNotFoundError:
-        why = None
     except Exception as error:  # noqa: BLE001 - of any library: its words may hold a password
-        why = type(error).__name__
+        why = _why(error)
     if why is None:
         raise FileNotFoundError(errno.ENOENT, "no such file", uri)
     raise StoreError(f"cannot be read ({why})", _CHECK, uri)
+
+
+def _why(error: Exception) -> str | None:
+    """Return the status or the kind of a failure; None if there is no such file.
+
+    What a web server refuses, and one that does not answer, are a FileNotFoundError of fsspec, too.
+    """
+    is_missing = isinstance(error, FileNotFoundError)
+    cause = error.__cause__ if is_missing else error
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return None if status in {404, 410} else f"HTTP {status}"
+    if is_missing and (isinstance(cause, FileNotFoundError) or not isinstance(cause, OSError)):
+        return None
+    return type(cause).__name__
 
 
 def _with_secret(uri: str) -> str:

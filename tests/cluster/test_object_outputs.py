@@ -258,11 +258,11 @@ def test_settings_of_a_store_are_given_to_read_and_two_stores_have_buckets_of_on
     object_store._bucket.cache_clear()
     outs = [embedkit.read("s3://shared/out", store_options={"endpoint": of.endpoint}) for of in (seaweed, moto)]
     vectors = [out.vectors for out in outs]  # read after both were opened
-    assert [out.recipe["poolings"] for out in outs] == [["mean"], ["cls"]]
+    assert [out.recipe["pool"] for out in outs] == [["mean"], ["cls"]]
     assert not np.allclose(*vectors)
     assert outs[0].table.num_rows == SHARD_ROWS * N_SHARDS
     shown = embedkit_cli("inspect", "s3://shared/out", "--store-option", f"endpoint={moto.endpoint}", "--json")
-    assert json.loads(shown.out)["recipe"]["poolings"] == ["cls"]
+    assert json.loads(shown.out)["recipe"]["pool"] == ["cls"]
     with pytest.raises(embedkit.EmbedkitError, match="endpiont is unknown"):
         embedkit.read("s3://shared/out", store_options={"endpiont": seaweed.endpoint})
     with pytest.raises(embedkit.EmbedkitError, match="keys and secrets are not given here"):

@@ -164,8 +164,8 @@ def test_what_a_web_server_refuses_is_one_error_without_the_secret(
 ) -> None:
     for source, said in (
         (f"http://{web.address}/none.csv", "no such file"),
-        (f"http://ann:Zq-canary-x@{web.address}/private/a.csv", "cannot be read"),
-        (f"http://{web.address}/signed/a.csv?sig=Zq-canary-x", "cannot be read"),
+        (f"http://ann:Zq-canary-x@{web.address}/private/a.csv", "cannot be read (HTTP 401)"),
+        (f"http://{web.address}/signed/a.csv?sig=Zq-canary-x", "cannot be read (HTTP 403)"),
         ("http://127.0.0.1:1/a.csv", "cannot be read"),
         (f"nope://ann:Zq-canary-x@{web.address}/a.csv", "nope:// is not known"),
         (f"simplecache::http://ann:Zq-canary-x@{web.address}/a.csv", "inside another one"),

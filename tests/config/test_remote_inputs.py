@@ -28,7 +28,7 @@ SIGNED = [
 #: With a letter in front, so that the secret is no number of a port, and no part of the rest.
 SECRETS = st.text("abXY019+=-._~!$&'()*,;%:@", min_size=7, max_size=20).map(lambda text: f"Zq{text}")
 #: Other processes of this machine may slow a test down.
-CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CALM = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.text("abc/-_ üñ.", max_size=12).map(lambda name: f"{name.strip('/')}x.csv")
 
 

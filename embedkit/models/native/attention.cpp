@@ -4,11 +4,18 @@
  * compile_kernels.py, and called by kernels.py, which declares the same structs. */
 #include "vectors.h"
 
-/* Packed texts: the tokens of each, and [heads, length, length] that is added to its scores; nullptr for nothing. */
+/* Packed texts: the tokens of each. */
 struct Texts {
     int64_t count;
     const int64_t *lengths;
-    const float *const *biases;
+};
+
+/* Numbers of each head by distance, the key's position minus the query's; nullptr for none. At distance 0 of the first:
+ * a head's numbers, or its rows of them, are `stride` apart. */
+struct Distances {
+    const float *bias;           /* added to the scores */
+    const float *keys, *queries; /* [heads, head_dim]: multiplied by the queries, and by the keys (DeBERTa) */
+    int64_t stride;
 };
 
 /* What the heads of a layer attend to. */
@@ -19,6 +26,7 @@ struct Attention {
     int64_t causal; /* whether a token sees no later one */
     const Norm *query_norm, *key_norm; /* of each head before it is rotated; nullptr for none */
     const float *cosine, *sine; /* [T, head_dim / 2]: of the angle between numbers half a head apart; or nullptr */
+    Distances distances;
 };
 
 /* Keys that lie together: [head][PANEL]. */
@@ -55,6 +63,7 @@ struct Head {
     float *sums;    /* [QUERY_BLOCK, head]: the values, weighted by the keys so far */
     float tops[QUERY_BLOCK]; /* the largest score so far, times LOG2_E */
     vec totals[QUERY_BLOCK]; /* the sum of the weights */
+    Distances distances;     /* of this head */
 };
 
 /* sums[q] = sums[q] * factors[q] + n values, weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
@@ -81,9 +90,61 @@ INLINE vec seen(vec scores, int64_t at, int64_t first, int64_t last) {
     return inside ? scores : all(-__builtin_inff());
 }
 
+/* scores[q][k..] += keys[k..] . rows[k - q..], of QUERIES queries and `count` vectors of keys of a panel. */
+template <int count>
+INLINE void add_by_keys(const float *keys, const float *rows, int64_t stride, int64_t head_dim, float *scores) {
+    vec sums[QUERIES][count];
+    for (int q = 0; q < QUERIES; q++)
+        for (int k = 0; k < count; k++) sums[q][k] = load(scores + q * KEY_BLOCK + k * LANES);
+    for (int64_t d = 0; d < head_dim; d++) {
+        vec key[count];
+        for (int k = 0; k < count; k++) key[k] = kept(keys + d * PANEL + k * LANES);
+        for (int q = 0; q < QUERIES; q++)
+            for (int k = 0; k < count; k++) sums[q][k] += load(rows + d * stride + k * LANES - q) * key[k];
+    }
+    for (int q = 0; q < QUERIES; q++)
+        for (int k = 0; k < count; k++) store(scores + q * KEY_BLOCK + k * LANES, sums[q][k]);
+}
+
+/* Adds what depends on distances to the scores of QUERIES queries and n keys, the first of which is a panel's, and
+ * `distance` tokens after the first query. */
+APART void add_distances(const Head *of, const float *queries, const float *keys, int64_t distance, int64_t n,
+                         float *scores) {
+    const Distances *by = &of->distances;
+    const int64_t stride = by->stride;
+    if (by->bias)
+        for (int q = 0; q < QUERIES; q++)
+            for (int64_t k = 0; k < n; k += LANES) {
+                float *at = scores + q * KEY_BLOCK + k;
+                store(at, load(at) + load(by->bias + distance + k - q));
+            }
+    if (by->keys) {
+        /* Query q and the key of distance d are at [q, d + QUERIES - 1 - distance], and a key's distance falls with q. */
+        enum { WIDTH = KEY_BLOCK + PANEL };
+        float products[QUERIES * WIDTH];
+        const float *rows = by->keys + distance - (QUERIES - 1);
+        const int64_t columns = rounded_up(n + QUERIES - 1, LANES);
+        int64_t c = 0;
+        for (; c + PANEL <= columns; c += PANEL)
+            score<KEYS>(queries, of->head, rows + c, stride, of->head_dim, products + c, WIDTH);
+        for (; c < columns; c += LANES) score<1>(queries, of->head, rows + c, stride, of->head_dim, products + c, WIDTH);
+        for (int q = 0; q < QUERIES; q++)
+            for (int64_t k = 0; k < n; k += LANES) {
+                float *at = scores + q * KEY_BLOCK + k;
+                store(at, load(at) + load(products + q * WIDTH + k + QUERIES - 1 - q));
+            }
+    }
+    if (by->queries) {
+        const float *rows = by->queries + distance;
+        int64_t k = 0;
+        for (; k + PANEL <= n; k += PANEL) add_by_keys<KEYS>(keys + k * of->head, rows + k, stride, of->head_dim, scores + k);
+        for (int64_t rest = k; rest < n; rest += LANES)
+            add_by_keys<1>(keys + k * of->head + rest - k, rows + rest, stride, of->head_dim, scores + rest);
+    }
+}
+
 /* QUERIES queries from `query` on, and the keys of a block that one of them sees. */
-APART void attend_tile(Head *of, const Attention *rules, const float *score_bias, int64_t block, int64_t first,
-                       int64_t query) {
+APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t first, int64_t query) {
     const int64_t head = of->head, length = of->length, end = least(length, query + QUERIES) - 1;
     const int64_t base = block * KEY_BLOCK;
     /* Tokens and their scores count from the first of the block. */
@@ -97,9 +158,8 @@ APART void attend_tile(Head *of, const Attention *rules, const float *score_bias
     for (; t + PANEL <= stop; t += PANEL) score<KEYS>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
     if (stop - t == 2 * LANES) score<2>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
     if (stop - t == LANES) score<1>(queries, head, keys + t * head, PANEL, head, scores + t, KEY_BLOCK);
-    if (score_bias)
-        for (int64_t q = query; q <= end; q++)
-            for (t = from; t < to; t++) scores[(q - query) * KEY_BLOCK + t] += score_bias[q * length + base + t];
+    if (of->distances.stride)
+        add_distances(of, queries, keys + begin * head, base + begin - query, stop - begin, scores + begin);
     /* All of the queries see [inner, outer). */
     const int64_t inner = first_seen(rules, end) - base, outer = last_seen(rules, query, length) - base;
     float *tops = of->tops + (query - first);
@@ -303,14 +363,18 @@ extern "C" void embedkit_attend(const Products *from, const Texts *texts, const 
             copy_keys(&of, &projected, key, value, rules->key_norm, first_seen(rules, begin) / PANEL * PANEL,
                       last_seen(rules, end - 1, length));
             for (int64_t h = k * served; h < (k + 1) * served; h++) {
-                const float *bias = texts->biases ? texts->biases[text] + h * length * length : nullptr;
+                const Distances *all_heads = &rules->distances;
+                const int64_t rows = h * head_dim * all_heads->stride;
+                of.distances = {all_heads->bias ? all_heads->bias + h * all_heads->stride : nullptr,
+                                all_heads->keys ? all_heads->keys + rows : nullptr,
+                                all_heads->queries ? all_heads->queries + rows : nullptr, all_heads->stride};
                 for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
                     const int64_t last = least(length, first + QUERY_BLOCK);
                     copy_queries(&of, &projected, h * head_dim, rules->query_norm, first, last);
                     const int64_t final = (last_seen(rules, last - 1, length) - 1) / KEY_BLOCK;
                     for (int64_t block = first_seen(rules, first) / KEY_BLOCK; block <= final; block++)
                         for (int64_t query = first; query < last; query += QUERIES)
-                            attend_tile(&of, rules, bias, block, first, query);
+                            attend_tile(&of, rules, block, first, query);
                     write_context(&of, last - first, width, out->values + (start + first) * width + h * head_dim);
                 }
             }

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from embedkit.models.native.linear import Products, Rows
 from embedkit.models.native.norm import Norm
+from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotary import rotate_
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.varlen_attention import Attend, AttentionRules, Packing, groups
@@ -36,8 +37,6 @@ class Texts:
     """Packed texts, and what the layers need of them; computed once for all layers."""
 
     groups: tuple[LengthGroup, ...]  # the texts by length, the shortest first; they cover the T tokens in order
-    #: For each length, what is added to the scores: [heads, length, length]; empty if nothing is.
-    biases: Mapping[int, Tensor]
     #: For each kind of rotation, cosine and sine of every token: fp32 [T, width / 2].
     rotations: Mapping[Rotation, tuple[Tensor, Tensor]]
 
@@ -52,11 +51,11 @@ class Texts:
         return sum(group.count * group.length for group in self.groups)
 
     def split(self, length: int) -> tuple[Texts, Texts]:
-        """Divides them into those of up to `length` tokens and the longer ones, without biases and rotations."""
+        """Divides them into those of up to `length` tokens and the longer ones, without rotations."""
         short = tuple(group for group in self.groups if group.length <= length)
         start = sum(group.count * group.length for group in short)
         rest = tuple(replace(group, start=group.start - start) for group in self.groups[len(short) :])
-        return Texts(short, {}, {}), Texts(rest, {}, {})
+        return Texts(short, {}), Texts(rest, {})
 
 
 class Attention(Protocol):
@@ -97,17 +96,19 @@ class SelfAttention:
     query_norm: Norm | None = None  # of each head, before it is rotated
     key_norm: Norm | None = None
     rotation: Rotation | None = None
+    #: Added to the scores: [heads, buckets]. Only for whole texts, and where no heads share keys.
+    bias: DistanceTable | None = None
 
     def __call__(self, projected: Tensor, texts: Texts) -> Tensor:
         """See Attention."""
         self.prepare_(projected, texts)
         if self._is_plain:
-            return attend(projected, texts.groups, self.n_heads, texts.biases)
+            return attend(projected, texts.groups, self.n_heads, self.bias)
         short, long = self._divided(texts)
         context = projected.new_empty(len(projected), self.n_heads * self._width(projected))
         if short.groups:
             context[: short.n_tokens] = attend(
-                self._expanded(projected[: short.n_tokens]), short.groups, self.n_heads, {}
+                self._expanded(projected[: short.n_tokens]), short.groups, self.n_heads, None
             )
         self._attend_to_some(projected, short.n_tokens, long, context)
         return context
@@ -171,14 +172,14 @@ class SelfAttention:
             context[start : start + len(seen)] = seen.flatten(1)
 
 
-def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Mapping[int, Tensor]) -> Tensor:
+def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, bias: DistanceTable | None) -> Tensor:
     """Computes attention of every token to its whole text.
 
     Args:
         qkv: [T, 3 D]: scaled queries, keys, values.
         groups: the texts; they cover the T tokens in order.
         n_heads: heads that D is made of.
-        biases: see Texts.
+        bias: see SelfAttention.
 
     Returns:
         [T, D].
@@ -188,6 +189,7 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Map
     for group in groups:
         length = group.length
         at_once = max(1, _SCORES // (n_heads * length * length))
+        added = None if bias is None else bias.of_pairs(length)
         for first in range(0, group.count, at_once):
             count = min(at_once, group.count - first)
             rows = slice(group.start + first * length, group.start + (first + count) * length)
@@ -195,14 +197,13 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, biases: Map
             parts = qkv[rows].view(count, length, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
             query, key, value = parts.reshape(3, count * n_heads, length, -1).unbind()
             if length > _LONGEST:
-                bias = biases.get(length)
                 seen = functional.scaled_dot_product_attention(
-                    query[None], key[None], value[None], attn_mask=None if bias is None else bias[None], scale=1.0
+                    *(query[None], key[None], value[None]), attn_mask=added, scale=1.0
                 )[0].contiguous()
             else:
                 scores = torch.bmm(query, key.transpose(1, 2))
-                if biases:
-                    scores.view(count, n_heads, length, length).add_(biases[length])
+                if added is not None:
+                    scores.view(count, n_heads, length, length).add_(added)
                 seen = torch.bmm(torch.softmax(scores, dim=-1), value)
             context[rows].view(count, length, n_heads, -1).copy_(
                 seen.view(count, n_heads, length, -1).transpose(1, 2)

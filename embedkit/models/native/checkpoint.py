@@ -27,8 +27,6 @@ from embedkit.models.repository.weight_files import PLAIN_DTYPES
 _OLD = {"weight": "gamma", "bias": "beta"}
 #: First parts of names that only an encoder's own tensors have.
 _PARTS = {"embeddings", "embeddings_project", "encoder", "layers", "transformer"}
-#: Buckets of a relative position bias.
-RELATIVE_BUCKETS = 32
 
 
 class Checkpoint:
@@ -55,7 +53,9 @@ class Checkpoint:
             expected = self._expected()
             for name, shape in expected.items():
                 self._check(name, shape)
-            self._check_unused({self._full_name(name) for name in (*expected, *self._not_needed())})
+            used = {self._full_name(name) for name in (*expected, *self._not_needed())}
+            ignored = {f"{self._prefix}{name}.weight" for name in self.layout.ignored}
+            self._check_unused(used | self._copies() | ignored)
         except BaseException:
             self.close()
             raise
@@ -100,13 +100,13 @@ class Checkpoint:
         width, embedded = config.hidden_size, config.embedding_size
         expected = _Expected(config)
         expected.table(layout.words, config.vocab_size, embedded)
-        expected.table(layout.positions, config.max_position_embeddings, embedded)
+        if config.has_positions and config.max_position_embeddings is not None:
+            expected.table(layout.positions, config.max_position_embeddings, embedded)
         expected.table(layout.types if config.type_vocab_size else None, config.type_vocab_size, embedded)
-        expected.table(layout.relative_bias, RELATIVE_BUCKETS, config.n_heads)
-        expected.norm(layout.embedding_norm, embedded)
+        expected.norm(layout.embedding_norm, width if config.family.projects_first else embedded)
         expected.norm(layout.final_norm, width)
         if embedded != width:
-            expected.linear("embeddings_project", width, embedded)
+            expected.linear(layout.projection, width, embedded, part="projection")
         if layout.pooler is not None and self.has_pooler:
             expected.linear(layout.pooler, width, width)
         for number in range(config.n_layers):
@@ -127,7 +127,7 @@ class Checkpoint:
         for name, rows in zip(layout.qkv, _shares(layout.qkv, config), strict=True):
             expected.linear(at + name, rows, width, part="qkv")
         expected.linear(at + layout.attention_out, width, heads, part="out")
-        halves = 2 if config.family.gated else 1
+        halves = 2 if config.gated else 1
         for name in layout.up:
             expected.linear(at + name, halves * inner // len(layout.up), width, part="up")
         expected.linear(at + layout.down, width, inner, part="down")
@@ -136,6 +136,24 @@ class Checkpoint:
                 expected.norm(part, width, at)
         for part in (layout.query_norm, layout.key_norm):
             expected.norm(part, config.head_width, at)
+        self._expect_relative(expected, number)
+
+    def _expect_relative(self, expected: _Expected, number: int) -> None:
+        config, layout, of_layer = self._config, self.layout, self._config.attention[number]
+        if of_layer.bias is not None and layout.relative_bias is not None:
+            expected.table(layout.relative_bias.format(number), of_layer.bias.buckets, config.n_heads)
+        positions = of_layer.disentangled
+        if positions is None:
+            return
+        width, heads = config.hidden_size, config.n_heads * config.head_width
+        expected.table(layout.distances, positions.rows, width)
+        expected.norm(layout.distances_norm if positions.normed else None, width)
+        for name, is_used in (
+            (layout.distances_key, positions.has_keys),
+            (layout.distances_query, positions.has_queries),
+        ):
+            if name is not None and is_used and not positions.shares_projections:
+                expected.linear(layout.layer.format(number) + name, heads, width)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._has(name):
@@ -153,15 +171,30 @@ class Checkpoint:
             if not is_known_head(name, prefix, parts | _PARTS):
                 raise NotNativeError(f"its checkpoint has {name[:120]}, which it would not use")
 
+    def _copies(self) -> set[str]:
+        """Returns the other names that the checkpoint has the embeddings under."""
+        names = {self._prefix + f"{name}.weight" for name in self.layout.copies} & self._tensors.keys()
+        words = self.tensor(f"{self.layout.words}.weight") if names else None
+        for name in names:
+            # transformers uses both if they differ.
+            if words is None or not torch.equal(self.tensor(name.removeprefix(self._prefix)), words):
+                raise NotNativeError(f"{name[:120]} differs from {self.layout.words}.weight")
+        return names
+
     def _find_names(self) -> tuple[str, Layout]:
-        """Finds the prefix of all names, and the layout whose first layer the checkpoint has."""
+        """Finds the prefix of all names, and the first layout whose first layer the checkpoint has."""
         layouts = self._config.family.layouts
+
+        def has(prefix: str, layout: Layout) -> bool:
+            first = f"{prefix}{layout.layer.format(0)}{layout.up[0]}.weight"
+            return f"{prefix}{layout.words}.weight" in self._tensors and (
+                len(layouts) == 1 or first in self._tensors
+            )
+
         found = [
-            (prefix, layout)
+            (prefix, matching[0])
             for prefix in ("", *self._config.family.prefixes)
-            for layout in layouts
-            if f"{prefix}{layout.words}.weight" in self._tensors
-            and (len(layouts) == 1 or f"{prefix}{layout.layer.format(0)}{layout.down}.weight" in self._tensors)
+            if (matching := [layout for layout in layouts if has(prefix, layout)])
         ]
         if len(found) != 1:
             raise NotNativeError(f"its checkpoint has {layouts[0].words}.weight {len(found)} times")

@@ -24,7 +24,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 #: The parts of a model that may have a bias; see Family.
-_BIASED = ("norm", "qkv", "out", "up", "down")
+_BIASED = ("norm", "qkv", "out", "up", "down", "projection")
 #: Keys that change what is computed, and the values that are supported.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -73,18 +73,22 @@ class NativeConfig:
     head_width: int  # numbers of a head
     scale: float  # factor for the scores of attention
     intermediate_size: int
-    max_position_embeddings: int  # rows of the position embeddings, or the longest text
+    max_position_embeddings: int | None  # rows of the position embeddings, or the longest text; None for any
+    has_positions: bool  # whether it has position embeddings, if its layout names them
     type_vocab_size: int  # rows of the token type embeddings; 0 if it has none
     embedding_size: int  # width of the embeddings; projected if it is not `hidden_size`
     activation: str  # one of the values of ACTIVATIONS
+    gated: bool  # whether the feed-forward network multiplies its activations by a second projection
     norm_eps: float  # the epsilon of every norm
     pad_id: int | None  # positions count from the one after it; None if they count from 0
     attention: tuple[LayerAttention, ...]  # of each layer
     biased: frozenset[str]  # the parts of _BIASED that have one
 
     @property
-    def usable_positions(self) -> int:
-        """Most tokens of a text: RoBERTa's first positions are not for tokens."""
+    def usable_positions(self) -> int | None:
+        """Most tokens of a text, None for any: RoBERTa's first positions are not for tokens."""
+        if self.max_position_embeddings is None:
+            return None
         return self.max_position_embeddings - (0 if self.pad_id is None else self.pad_id + 1)
 
 
@@ -107,7 +111,7 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
         raise NotNativeError("its hidden size is no multiple of its heads")
     if n_heads % n_key_heads:
         raise NotNativeError("its heads are no multiple of those of its keys")
-    activation = reader.get("hidden_act")
+    activation, gated = family.activation(reader)
     if activation not in ACTIVATIONS:
         raise NotNativeError(f"its activation is {str(activation)[:80]!r}")
     eps = family.norm_eps or reader.number("layer_norm_eps")
@@ -122,19 +126,21 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
         n_heads=n_heads,
         n_key_heads=n_key_heads,
         head_width=head_width,
-        scale=(reader.number(family.scale_key) if family.scale_key else head_width) ** -0.5,
+        scale=family.scale(reader, head_width),
         intermediate_size=reader.size("intermediate_size"),
-        max_position_embeddings=reader.size("max_position_embeddings"),
+        max_position_embeddings=reader.size("max_position_embeddings") if family.limits_positions else None,
+        has_positions=family.positions_key is None or reader.flag(family.positions_key),
         type_vocab_size=_token_types(reader, family),
-        embedding_size=reader.size("embedding_size") if family.projects_embeddings else hidden_size,
+        embedding_size=reader.size("embedding_size", hidden_size) if family.projects_embeddings else hidden_size,
         activation=ACTIVATIONS[activation],
+        gated=gated,
         norm_eps=eps,
         pad_id=_pad_id(reader, family) if family.positions_after_pad else None,
         attention=family.attention(reader, Heads(n_layers, n_heads, head_width)),
         biased=frozenset(part for part in _BIASED if _has_bias(reader, family.biases.get(part, True))),
     )
     reader.check_others({**_FIXED, **family.fixed}, _HARMLESS | family.harmless)
-    if read.usable_positions < 1:
+    if read.usable_positions is not None and read.usable_positions < 1:
         raise NotNativeError("it has no positions for tokens")
     return read
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,12 +43,9 @@ class CpuEncoder(NativeEncoder):
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         groups = tuple(batch.length_groups())
-        biases = {}
-        if self._relative_bias is not None:
-            biases = {group.length: position_bias(self._relative_bias, group.length) for group in groups}
         rotations = self._angles(inputs)
         parts = self._threads.parts(groups)
-        texts = [_texts(part, biases, rotations) for part in parts]
+        texts = [_texts(part, rotations) for part in parts]
         of_tokens = inputs.keys() - {STARTS}
         of_parts = [{name: inputs[name][part.start : part.stop] for name in of_tokens} for part in parts]
         states = self._threads.map(self._embed, of_parts)
@@ -84,32 +80,10 @@ class CpuEncoder(NativeEncoder):
         return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
 
 
-def _texts(part: Part, biases: Mapping[int, Tensor], rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> Texts:
+def _texts(part: Part, rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> Texts:
     rows = slice(part.start, part.stop)
-    return Texts(part.groups, biases, {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in rotations.items()})
+    return Texts(part.groups, {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in rotations.items()})
 
 
 def _concatenated(states: list[Tensor]) -> Tensor:
     return states[0] if len(states) == 1 else torch.cat(states)
-
-
-def position_bias(embeddings: Tensor, length: int) -> Tensor:
-    """Returns what a text of this length has added to its scores: fp32 [heads, length, length]."""
-    position = torch.arange(length)
-    offsets = position[None] - position[:, None]
-    return functional.embedding(buckets(offsets), embeddings).permute(2, 0, 1).contiguous()
-
-
-def buckets(offsets: Tensor) -> Tensor:
-    """Assigns T5's 32 buckets to the distances of tokens (Raffel et al. 2019, arXiv 1910.10683).
-
-    Args:
-        offsets: int64, the other token's position minus one's own.
-
-    Returns:
-        int64 of the same shape. 16 a side: one each up to 7 tokens away, then by the logarithm up to 128.
-    """
-    distance = offsets.abs()
-    # The same operations in the same order as in transformers: at a border, rounding decides.
-    far = 8 + (torch.log(distance.float() / 8) / math.log(128 / 8) * 8).to(torch.int64)
-    return (offsets > 0) * 16 + torch.where(distance < 8, distance, far.clamp(max=15))

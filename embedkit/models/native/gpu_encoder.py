@@ -55,7 +55,7 @@ class GpuEncoder(NativeEncoder):
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         packing = Packing.of(batch, inputs[CU_SEQLENS])
-        texts = Texts(packing.groups, {}, self._angles(inputs))
+        texts = Texts(packing.groups, self._angles(inputs))
         attend = BACKENDS[self.attention]
         states = self._embed(inputs)
         if 0 in wanted:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedkit.models.native.attention import SelfAttention, Texts
+from embedkit.models.native.attention import Attention, SelfAttention, Texts
 from embedkit.models.native.compile_kernels import library
+from embedkit.models.native.disentangled import DisentangledAttention
 from embedkit.models.native.layer import ACTIVATIONS, Norms
 from embedkit.models.native.linear import Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotary import frequencies
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import run_shares
@@ -58,14 +60,18 @@ class _Norms(ctypes.Structure):
 
 
 class _Texts(ctypes.Structure):
-    _fields_ = (("count", _Count), ("lengths", _Address), ("biases", _Address))
+    _fields_ = (("count", _Count), ("lengths", _Address))
+
+
+class _Distances(ctypes.Structure):
+    _fields_ = (("bias", _Address), ("keys", _Address), ("queries", _Address), ("stride", _Count))
 
 
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Count) for name in ("heads", "key_heads", "head_dim", "reach", "causal")),
         *(("query_norm", _Pointer(_Norm)), ("key_norm", _Pointer(_Norm))),
-        *(("cosine", _Address), ("sine", _Address)),
+        *(("cosine", _Address), ("sine", _Address), ("distances", _Distances)),
     )
 
 
@@ -123,7 +129,15 @@ class Kernels:
             self._run_rows("normalise", states.shape, _at(states), struct, width, _rows_struct(rows))
         return rows
 
-    def attend(self, products: Products, texts: Texts, attention: SelfAttention, *, quantise: bool) -> Rows:
+    def attend(
+        self,
+        products: Products,
+        texts: Texts,
+        attention: SelfAttention,
+        *,
+        quantise: bool,
+        distances: tuple[DistanceTable | None, DistanceTable | None] | None = None,
+    ) -> Rows:
         """Computes attention within each of some packed texts.
 
         Args:
@@ -131,6 +145,7 @@ class Kernels:
             texts: their tokens, the first of T; the rows after those give zeros.
             attention: the heads, and what they attend to.
             quantise: see the class.
+            distances: what queries, and keys, are multiplied by; see DisentangledAttention.
         """
         n_heads, n_key_heads = attention.n_heads, attention.n_key_heads
         head_width = products.values.shape[1] // (n_heads + 2 * n_key_heads)
@@ -139,15 +154,17 @@ class Kernels:
         rows = _rows(products.values.new_empty(shape), quantise=quantise)
         rows.states[n_tokens:] = 0
         lengths = torch.tensor(texts.lengths)
-        biases = [texts.biases[length] for length in texts.lengths] if texts.biases else []
-        # Kept in variables: the structs hold their addresses alone.
-        addresses = (_Address * len(biases))(*(bias.data_ptr() for bias in biases)) if biases else None
-        of_texts = _Texts(len(lengths), _at(lengths), ctypes.cast(addresses, _Address) if addresses else None)
+        of_texts = _Texts(len(lengths), _at(lengths))
+        # Kept in a variable: the struct holds their addresses alone.
+        tables = [
+            None if table is None else table.reaching(int(lengths.max()))
+            for table in (attention.bias, *(distances or (None, None)))
+        ]
         angles = (None, None) if attention.rotation is None else texts.rotations[attention.rotation]
         rules = _Attention(
             *(n_heads, n_key_heads, head_width, attention.rules.reach[0], attention.rules.causal),
             *(_norm_pointer(attention.query_norm), _norm_pointer(attention.key_norm)),
-            *map(_at, angles),
+            *(*map(_at, angles), _distances_struct(tables)),
         )
         # Explicit: torch's default is another while a thread loads a model in 16 bits.
         n_values = self._workspace(int(lengths.max()), head_width)
@@ -246,15 +263,24 @@ def _are_correct(kernels: Kernels) -> bool:
     rotation = Rotation("default", 100.0, width)
     steps = frequencies(rotation, products.device)
     positions = torch.cat([torch.arange(group.length) for group in groups])
-    texts = Texts(groups, {}, {rotation: steps.angles(positions)})
+    texts = Texts(groups, {rotation: steps.angles(positions)})
+    bias, keys, queries = (
+        DistanceTable(torch.randn(*shape, 23, generator=random), lambda distances: (distances + 11).clamp(0, 22))
+        for shape in ((2,), (2, width), (2, width))
+    )
     expected, found = [], []
-    for attention in (
-        SelfAttention(2, 2, AttentionRules()),
-        SelfAttention(4, 2, AttentionRules(causal=True, window=6), norms[1], norms[1], rotation),
-    ):
-        of_heads = products[:, : (attention.n_heads + 2 * attention.n_key_heads) * width].contiguous()
-        expected.append(attention(of_heads.clone(), texts))
-        found.append(kernels.attend(Products(of_heads), texts, attention, quantise=True))
+    attentions: dict[int, tuple[Attention, ...]] = {
+        6: (
+            SelfAttention(2, 2, AttentionRules(), bias=bias),
+            SelfAttention(2, 2, AttentionRules(window=3)),
+            DisentangledAttention(2, keys, queries),
+        ),
+        8: (SelfAttention(4, 2, AttentionRules(causal=True, window=6), norms[1], norms[1], rotation),),
+    }
+    for n_heads, of_so_many in attentions.items():
+        of_heads = products[:, : n_heads * width].contiguous()
+        expected += [attention(of_heads.clone(), texts) for attention in of_so_many]
+        found += [attention.fused(kernels, Products(of_heads), texts, quantise=True) for attention in of_so_many]
     for norm in norms:
         total = rows.double() + residual.double()
         expected.append(norm(total.float()))
@@ -303,6 +329,17 @@ def _n_shares(shape: Sequence[int]) -> int:
     """Returns the number of threads that are worth it for a result of this shape."""
     cores = torch.get_num_threads()
     return 1 if cores == 1 else max(1, min(cores, shape[0] * shape[1] // _FEWEST_NUMBERS))
+
+
+def _distances_struct(tables: Sequence[Tensor | None]) -> _Distances:
+    """Returns the addresses of distance 0 in the tables of a bias, and of keys and queries."""
+    found = [table for table in tables if table is not None]
+    if not found:
+        return _Distances(None, None, None, 0)
+    middle = (found[0].shape[-1] - 1) // 2
+    return _Distances(
+        *(None if table is None else table[..., middle:].data_ptr() for table in tables), found[0].stride(-2)
+    )
 
 
 def _at(tensor: Tensor | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -11,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.base import Arrays, Inputs, LayerEncoder, positions_after_pad
-from embedkit.models.native.attention import SelfAttention
-from embedkit.models.native.families.family import NormNames
+from embedkit.models.native.attention import Attention, SelfAttention
+from embedkit.models.native.disentangled import DisentangledAttention
+from embedkit.models.native.families.family import Disentangled, NormNames, RelativeBias
 from embedkit.models.native.layer import LayerWeights, Norms
 from embedkit.models.native.linear import Linear
 from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.relative import DistanceTable, deberta_rows, t5_buckets
 from embedkit.models.native.rotary import frequencies
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.varlen_attention import AttentionRules
@@ -58,16 +61,16 @@ class NativeEncoder(LayerEncoder):
         if config.family.scales_embeddings:
             # Rounded to the states' dtype, as in transformers.
             self._embedding_scale = float(torch.tensor(config.embedding_size**0.5, dtype=self._words.dtype))
-        self._positions = read(layout.positions)
+        self._positions = read(layout.positions) if config.has_positions else None
         self._types = read(layout.types) if config.type_vocab_size else None
         self._norm = self._read_norm(layout.embedding_norm)
         projects = config.embedding_size != config.hidden_size
-        self._project = self._linear(*checkpoint.linear("embeddings_project"), "fp32") if projects else None
+        self._project = self._read_projection() if projects else None
         self._pooler = None
         if for_pooler and layout.pooler is not None:
             self._pooler = self._linear(*checkpoint.linear(layout.pooler), "fp32")
-        #: [buckets, heads].
-        self._relative_bias = read(layout.relative_bias)
+        self._biases: dict[str, DistanceTable] = {}  # of the scores, by their names: layers may share one
+        self._distances: Tensor | None = None  # DeBERTa's embeddings of them
         self._stack = [self._read_layer(number) for number in range(max(layers))]
         self._final_norm = self._read_norm(layout.final_norm) if max(layers) == config.n_layers else None
         self._frequencies = {
@@ -101,9 +104,10 @@ class NativeEncoder(LayerEncoder):
             states += self._types[0] if types is None else functional.embedding(types, self._types)
         if self._positions is not None:
             states += functional.embedding(inputs["position_ids"], self._positions)
-        if self._norm is not None:
-            states = self._norm(states)
-        return states if self._project is None else self._project(states)
+        steps = (self._norm, self._project)
+        for step in reversed(steps) if self._model.config.family.projects_first else steps:
+            states = states if step is None else step(states)
+        return states
 
     def _angles(self, inputs: Inputs) -> dict[Rotation, tuple[Tensor, Tensor]]:
         """Computes cosine and sine of each rotation for every token."""
@@ -152,7 +156,7 @@ class NativeEncoder(LayerEncoder):
 
     def _read_layer(self, number: int) -> LayerWeights:
         config, dtype, checkpoint = self._model.config, self._model.dtype, self._model.checkpoint
-        family, layout, biased = config.family, checkpoint.layout, config.biased
+        layout, biased = checkpoint.layout, config.biased
         at = layout.layer.format(number)
         weight, bias = checkpoint.linear(*(at + name for name in layout.qkv), bias="qkv" in biased)
         of_queries = config.n_heads * config.head_width
@@ -170,14 +174,20 @@ class NativeEncoder(LayerEncoder):
             attention_norms=self._read_norms(checkpoint.attention_norms(number), at),
             up=self._linear(*up, dtype),
             activation=config.activation,
-            gated=family.gated,
+            gated=config.gated,
             down=self._linear(*checkpoint.linear(at + layout.down, bias="down" in biased), dtype),
             ffn_norms=self._read_norms(layout.ffn_norms, at),
         )
 
-    def _read_attention(self, number: int) -> SelfAttention:
+    def _read_projection(self) -> Linear:
+        checkpoint, biased = self._model.checkpoint, self._model.config.biased
+        return self._linear(*checkpoint.linear(checkpoint.layout.projection, bias="projection" in biased), "fp32")
+
+    def _read_attention(self, number: int) -> Attention:
         config, layout = self._model.config, self._model.checkpoint.layout
         at, of_layer = layout.layer.format(number), config.attention[number]
+        if of_layer.disentangled is not None:
+            return self._read_disentangled(number, of_layer.disentangled)
         usual = config.scale == config.head_width**-0.5
         query_scale = config.scale if self.scales_queries else 1.0
         return SelfAttention(
@@ -189,4 +199,41 @@ class NativeEncoder(LayerEncoder):
             else self._read_norm(at + layout.query_norm, scale=query_scale),
             key_norm=None if layout.key_norm is None else self._read_norm(at + layout.key_norm),
             rotation=of_layer.rotation,
+            bias=None if of_layer.bias is None else self._read_bias(number, of_layer.bias),
+        )
+
+    def _read_bias(self, number: int, bias: RelativeBias) -> DistanceTable:
+        """Reads what is added to the scores of a layer: [heads, buckets]."""
+        checkpoint = self._model.checkpoint
+        name = str(checkpoint.layout.relative_bias).format(number)
+        if name not in self._biases:
+            rows = self._copy(checkpoint.tensor(f"{name}.weight")).T.contiguous()
+            row_of = partial(t5_buckets, n_buckets=bias.buckets, farthest=bias.farthest)
+            self._biases[name] = DistanceTable(rows, row_of)
+        return self._biases[name]
+
+    def _read_disentangled(self, number: int, positions: Disentangled) -> DisentangledAttention:
+        """Projects the embeddings of distances to keys and queries of a layer's heads."""
+        config, checkpoint = self._model.config, self._model.checkpoint
+        layout = checkpoint.layout
+        at, (query, key, _) = layout.layer.format(number), layout.qkv
+        if not positions.shares_projections:
+            query, key = str(layout.distances_query), str(layout.distances_key)
+        distances = self._distances
+        if distances is None:
+            distances = checkpoint.tensor(f"{layout.distances}.weight")
+            if positions.normed:
+                distances = self._read_norm(str(layout.distances_norm))(distances)
+            self._distances = distances
+        row_of = partial(deberta_rows, n_buckets=positions.buckets, farthest=positions.farthest)
+
+        def table(name: str, scale: float) -> DistanceTable:
+            projected = functional.linear(distances, *checkpoint.linear(at + name)).mul_(scale)
+            return DistanceTable(projected.T.reshape(config.n_heads, config.head_width, -1).contiguous(), row_of)
+
+        return DisentangledAttention(
+            config.n_heads,
+            table(key, 1.0) if positions.has_keys else None,
+            # Queries are scaled.
+            table(query, config.scale) if positions.has_queries else None,
         )

@@ -107,8 +107,8 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
     if device.type == "cpu":
         tune_malloc()
         limit_onednn_cache(_SHAPES if load_kernels() is None else _SHAPES_WITH_KERNELS)
-    elif any(layout.relative_bias is not None for layout in config.family.layouts):
-        raise NotNativeError("no kernel for packed attention adds its relative position bias")
+    elif any(of_layer.bias or of_layer.disentangled for of_layer in config.attention):
+        raise NotNativeError("no kernel for packed attention adds its relative positions")
     disable_reduced_precision(device)
     checkpoint = Checkpoint(folder, config)
     return NativeModel(

@@ -54,6 +54,8 @@ KINDS = [
     ),
     *("nomic_bert", "qwen2", "qwen2 sliding", "qwen3"),
 ]
+#: More of them, whose settings are those of test_relative.py.
+RELATIVE = ["deberta-v2", "mt5", "t5", "umt5"]
 
 
 def save(kind: str, folder: Path, **changed: Any) -> Path:
@@ -130,7 +132,7 @@ def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
         check(save(kind, Path(folder), **changed), random_tokens(tuple(lengths)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RELATIVE])
 def test_ten_random_batchings_give_the_same_states(kind, tmp_path):
     tokens = random_tokens((1, 3, 9, 9, 9, 17, 40, 66, 66, 80))
     encoder = lean_encoder(save(kind, tmp_path), tokens)
@@ -413,6 +415,6 @@ def test_unsupported_settings_are_rejected(kind, changed, tmp_path):
 
 
 def test_every_family_is_tested():
-    assert {kind.split(maxsplit=1)[0] for kind in KINDS} == FAMILIES.keys() - {
+    assert {kind.split(maxsplit=1)[0] for kind in [*KINDS, *RELATIVE]} == FAMILIES.keys() - {
         *("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
     }

@@ -45,7 +45,9 @@ from tests.models.test_varlen_attention import is_broken, leaks, one_by_one, wai
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = tuple(kind for kind in FAMILIES if kind != "mpnet")
+#: Those whose scores depend on the distance of two tokens.
+RELATIVE = ("deberta-v2", "mpnet", "mt5", "t5", "umt5")
+KINDS = tuple(kind for kind in FAMILIES if kind not in RELATIVE)
 GPU = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
@@ -255,7 +257,7 @@ def test_states_that_overflow_in_fp16_are_refused_with_a_hint(backends, tmp_path
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "fp16"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_on_a_gpu_all_families_but_mpnet_run_natively(kind, dtype, monkeypatch, tmp_path):
+def test_on_a_gpu_all_families_without_relative_positions_run_natively(kind, dtype, monkeypatch, tmp_path):
     asked: list[torch.device] = []
     monkeypatch.setattr(select_backend, "pick_device", lambda _: GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))
@@ -263,7 +265,7 @@ def test_on_a_gpu_all_families_but_mpnet_run_natively(kind, dtype, monkeypatch, 
     monkeypatch.setattr("embedkit.models.transformers.load.load_model", lambda *_, **__: "transformers")
     config = ModelConfig(str(save(kind, tmp_path)), dtype=dtype)
     found = load_model(resolve_model(config), config)
-    if kind == "mpnet":
+    if kind in RELATIVE:
         assert found == "transformers"
         return
     assert isinstance(found, NativeModel)

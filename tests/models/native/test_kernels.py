@@ -23,6 +23,7 @@ from embedkit.models.native.kernels import Kernels, load_kernels
 from embedkit.models.native.layer import ACTIVATIONS, Norms
 from embedkit.models.native.linear import Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.varlen_attention import FULL, AttentionRules
 from embedkit.types import LengthGroup
@@ -42,26 +43,26 @@ def normal(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
     return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def texts_of(lengths: list[int], near: list[torch.Tensor] = (), **rotations: torch.Tensor) -> Texts:
+def texts_of(lengths: list[int], **rotations: torch.Tensor) -> Texts:
     starts = np.cumsum([0, *lengths])
     groups = tuple(LengthGroup(int(start), 1, length) for start, length in zip(starts, lengths, strict=False))
-    return Texts(groups, {len(bias[0]): bias for bias in near}, rotations)
+    return Texts(groups, rotations)
 
 
-def full(n_heads: int) -> SelfAttention:
-    return SelfAttention(n_heads, n_heads, FULL)
+def full(n_heads: int, bias: DistanceTable | None = None) -> SelfAttention:
+    return SelfAttention(n_heads, n_heads, FULL, bias=bias)
 
 
 def attention(
     products: torch.Tensor,
     lengths: list[int],
     n_heads: int,
-    near: list[torch.Tensor],
+    near: torch.Tensor | None,
     rules: AttentionRules = FULL,
 ) -> torch.Tensor:
     """Torch's own attention in float64, a text at a time: [T, D]."""
     found = []
-    for text, of_text in enumerate(products.double().split(lengths)):
+    for of_text in products.double().split(lengths):
         query, key, value = (
             part.view(len(of_text), n_heads, -1).transpose(0, 1) for part in of_text.chunk(3, dim=1)
         )
@@ -69,7 +70,10 @@ def attention(
         unseen = (distance < 0) & rules.causal
         if rules.window is not None:
             unseen |= distance.abs() >= rules.window
-        bias = near[text].double() if near else torch.zeros(len(of_text), len(of_text)).double()
+        bias = torch.zeros(len(of_text), len(of_text)).double()
+        if near is not None:
+            # That of distance 0 is in the middle; theirs is the key's position minus the query's.
+            bias = near.double()[:, near.shape[1] // 2 - distance]
         bias = bias.masked_fill(unseen, -torch.inf)
         seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         found.append(seen.transpose(0, 1).reshape(len(of_text), -1))
@@ -105,12 +109,13 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_b
     n_heads, n_tokens = 16, sum(lengths)
     products = normal(n_tokens, 3 * n_heads * head_dim, size=size)
     products[:, : n_heads * head_dim] *= head_dim**-0.5
-    near = [normal(n_heads, length, length, seed=length) for length in lengths] if biased else []
+    near = normal(n_heads, 2 * 70 + 1, seed=3) if biased else None
+    table = None if near is None else DistanceTable(near, lambda distances: (distances + 70).clamp(0, 140))
     given_products = raw(products) if in_bytes else Products(products)
     meant = products
     if in_bytes:
         meant = given_products.values * given_products.steps[:, None] + given_products.bias
-    found = kernels().attend(given_products, texts_of(lengths, near), full(n_heads), quantise=in_bytes)
+    found = kernels().attend(given_products, texts_of(lengths), full(n_heads, table), quantise=in_bytes)
     expected = attention(meant, lengths, n_heads, near)
     # A score of some thousands has no more digits after its point.
     assert (found.states - expected).abs().max() <= 2e-6 * max(1.0, size**3)
@@ -155,7 +160,7 @@ def test_attention_of_any_kind_is_torchs_for_each_text_alone(
     if rotated:
         query, key = (turned(part, angles.double()) for part in (query, key))
     every_head = [query, *(part.repeat_interleave(served, 1) for part in (key, value))]
-    expected = attention(torch.cat([part.flatten(1) for part in every_head], 1), lengths, n_heads, [], rules)
+    expected = attention(torch.cat([part.flatten(1) for part in every_head], 1), lengths, n_heads, None, rules)
     texts = texts_of(lengths)
     texts.rotations[rotation] = (angles.cos(), angles.sin())
     kind = SelfAttention(n_heads, n_key_heads, rules, of_query, of_key, rotation)

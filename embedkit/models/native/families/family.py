@@ -24,17 +24,24 @@ class Layout:
     """The names of a checkpoint's tensors, without `.weight` and `.bias`; None for what the family lacks."""
 
     words: str = "embeddings.word_embeddings"
+    copies: tuple[str, ...] = ()  # other names that a checkpoint may have the same embeddings under
     positions: str | None = "embeddings.position_embeddings"
     types: str | None = "embeddings.token_type_embeddings"
     embedding_norm: str | None = "embeddings.LayerNorm"
+    projection: str = "embeddings_project"  # of embeddings that are narrower than the layers
+    ignored: tuple[str, ...] = ()  # tensors that it may have, and transformers does not use either
     final_norm: str | None = None  # of the last layer's states
     pooler: str | None = "pooler.dense"
-    relative_bias: str | None = None  # what is added to the scores, in T5's buckets
+    relative_bias: str | None = None  # what is added to the scores of layer {}, or of all, in T5's buckets
+    distances: str | None = None  # DeBERTa's embeddings of relative positions, for all layers
+    distances_norm: str | None = None
     layer: str = "encoder.layer.{}."  # the prefix of layer {}, from 0
     # The parts of a layer. Several names are tensors whose rows are concatenated.
     qkv: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
     query_norm: str | None = None  # of each head
     key_norm: str | None = None
+    distances_key: str | None = None  # projections of `distances`, unless they are those of the tokens
+    distances_query: str | None = None
     attention_out: str = "attention.output.dense"
     attention_norms: NormNames = NormNames(after="attention.output.LayerNorm")
     up: tuple[str, ...] = ("intermediate.dense",)  # with a gate: gate, up
@@ -45,12 +52,42 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """T5's relative position bias: a number for each head and bucket of distances; see relative.t5_buckets."""
+
+    buckets: int = 32
+    farthest: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Disentangled:
+    """DeBERTa's relative positions: embeddings of distances, projected to keys and queries of each head.
+
+    `buckets` and `farthest` are those of relative.deberta_rows.
+    """
+
+    buckets: int
+    farthest: int
+    has_keys: bool  # whether queries are multiplied by keys of distances, "c2p"
+    has_queries: bool  # whether keys are multiplied by queries of distances, "p2c"
+    shares_projections: bool  # whether the tokens' projections are used
+    normed: bool  # whether the embeddings go through a norm
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embeddings."""
+        return 2 * (self.buckets or self.farthest)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerAttention:
     """The tokens of its text that a token of this layer attends to, and how their positions are told apart."""
 
     causal: bool = False  # only itself and earlier ones
     window: int | None = None  # only those less than this many tokens away; None if all
     rotation: Rotation | None = None  # None if queries and keys are not rotated
+    bias: RelativeBias | None = None  # None if nothing is added to the scores
+    disentangled: Disentangled | None = None  # None if positions are not DeBERTa's
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +101,30 @@ class Heads:
 
 #: Reads the attention of each layer from a config.json.
 ReadAttention = Callable[[ConfigReader, Heads], tuple[LayerAttention, ...]]
+#: Reads the factor of the scores, given the width of a head.
+ReadScale = Callable[[ConfigReader, int], float]
+#: Reads the activation, by transformers' name, and whether there is a gate.
+ReadActivation = Callable[[ConfigReader], tuple[Any, bool]]
 
 
 def full_attention(_: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
     """Returns layers in which every token attends to its whole text."""
     return (LayerAttention(),) * heads.n_layers
+
+
+def by_width(_: ConfigReader, width: int) -> float:
+    """Returns the usual factor of scores: 1 by the root of the heads' width."""
+    return float(width**-0.5)
+
+
+def without_gate(reader: ConfigReader) -> tuple[Any, bool]:
+    """Returns the activation of a plain feed-forward network."""
+    return reader.get("hidden_act"), False
+
+
+def with_gate(reader: ConfigReader) -> tuple[Any, bool]:
+    """Returns the activation of one that multiplies its activations by a second projection."""
+    return reader.get("hidden_act"), True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +146,10 @@ class Family:
     token_types: bool = True  # whether it has embeddings of token types
     may_lack_types: bool = False  # whether a config.json may say that there are 0 of them
     projects_embeddings: bool = False  # whether embeddings may be narrower than the layers, and are projected
+    projects_first: bool = False  # whether they are projected before their norm, not after it
     scales_embeddings: bool = False  # whether embeddings are multiplied by the square root of their width
+    positions_key: str | None = None  # the key that says whether there are embeddings of positions; None if always
+    limits_positions: bool = True  # whether config.json has a largest number of positions
     positions_after_pad: bool = False  # whether positions count from the pad's id + 1, as RoBERTa's; else from 0
     pad_id: int | None = None  # that id if it is fixed; None if config.json has it
     # Layers
@@ -98,9 +157,9 @@ class Family:
     norms_add_one: bool = False  # whether 1 is added to the weights of norms
     norm_eps: float | None = None  # the epsilon of every norm; None if config.json has it
     skips_first_norm: bool = False  # whether layer 0 has no norm before its attention
-    #: Whether these have a bias: "norm", "qkv", "out", "up", "down". A name is the key that says so.
+    #: Whether these have a bias: "norm", "qkv", "out", "up", "down", "projection". A name is the key that says so.
     biases: Mapping[str, bool | str] = field(default_factory=dict)
     own_head_width: bool = False  # whether config.json may state the width of a head, and fewer heads of keys
-    scale_key: str | None = None  # the key of a number whose root divides the scores; None for the heads' width
-    gated: bool = False  # whether the feed-forward network multiplies its activations by a second projection
+    scale: ReadScale = by_width
+    activation: ReadActivation = without_gate
     attention: ReadAttention = full_attention

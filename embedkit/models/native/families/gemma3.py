@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from embedkit.models.native.config_reader import ConfigReader
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, NormNames, with_gate
 from embedkit.models.native.families.layer_types import GLOBAL, LOCAL, layer_types
 from embedkit.models.native.families.llama import LAYOUT
 from embedkit.models.native.rotation import read_rotations
@@ -22,6 +22,10 @@ def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]
     return tuple(
         LayerAttention(not both_ways, window if kind == LOCAL else None, rotations[kind]) for kind in types
     )
+
+
+def _scale(reader: ConfigReader, _: int) -> float:
+    return float(reader.number("query_pre_attn_scalar") ** -0.5)
 
 
 GEMMA3_TEXT = Family(
@@ -46,7 +50,7 @@ GEMMA3_TEXT = Family(
     norms_add_one=True,
     biases={"norm": False, "qkv": "attention_bias", "out": "attention_bias", "up": False, "down": False},
     own_head_width=True,
-    scale_key="query_pre_attn_scalar",
-    gated=True,
+    scale=_scale,
+    activation=with_gate,
     attention=_attention,
 )

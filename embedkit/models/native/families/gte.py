@@ -2,7 +2,7 @@
 
 from embedkit.models.native.config_reader import ConfigReader
 from embedkit.models.native.families.bert import BERT_DEFAULTS
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
 from embedkit.models.native.families.nomic_bert import LAYOUT
 from embedkit.models.native.rotation import read_rotation
 
@@ -31,6 +31,6 @@ GTE = Family(
     defaults={**BERT_DEFAULTS, "type_vocab_size": 1},
     may_lack_types=True,
     biases={"up": False},
-    gated=True,
+    activation=with_gate,
     attention=_attention,
 )

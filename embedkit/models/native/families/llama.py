@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from embedkit.models.native.config_reader import ConfigReader, NotNativeError
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
 from embedkit.models.native.families.layer_types import GLOBAL, LOCAL, layer_types
 from embedkit.models.native.rotation import read_rotation
 
@@ -71,7 +71,7 @@ LLAMA = Family(
         "down": "mlp_bias",
     },
     own_head_width=True,
-    gated=True,
+    activation=with_gate,
     attention=_causal,
 )
 EUROBERT = replace(

@@ -1,7 +1,7 @@
 """ModernBERT (Warner et al. 2024, arXiv 2412.13663)."""
 
 from embedkit.models.native.config_reader import ConfigReader
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
 from embedkit.models.native.families.layer_types import GLOBAL, LOCAL, layer_types
 from embedkit.models.native.rotation import read_rotations
 
@@ -64,6 +64,6 @@ MODERNBERT = Family(
         "up": "mlp_bias",
         "down": "mlp_bias",
     },
-    gated=True,
+    activation=with_gate,
     attention=_attention,
 )

@@ -1,7 +1,14 @@
 """MPNet (Song et al. 2020, arXiv 2004.09297)."""
 
+from embedkit.models.native.config_reader import ConfigReader
 from embedkit.models.native.families.bert import BERT_DEFAULTS
-from embedkit.models.native.families.family import Family, Layout, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, RelativeBias
+
+
+def _attention(_: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
+    """All layers have the same bias, in 32 buckets."""
+    return (LayerAttention(bias=RelativeBias()),) * heads.n_layers
+
 
 MPNET = Family(
     model_type="mpnet",
@@ -20,4 +27,5 @@ MPNET = Family(
     positions_after_pad=True,
     # Whatever config.json has as pad_token_id.
     pad_id=1,
+    attention=_attention,
 )

@@ -1,7 +1,7 @@
 """Nomic BERT (Nussbaum et al. 2024, arXiv 2402.01613)."""
 
 from embedkit.models.native.config_reader import ConfigReader
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames
+from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
 from embedkit.models.native.rotation import read_rotation
 
 #: As transformers' class has them; the published checkpoints' names are the other layout's.
@@ -83,6 +83,6 @@ NOMIC_BERT = Family(
     ),
     biases={"qkv": False, "out": False, "up": False, "down": False},
     own_head_width=True,
-    gated=True,
+    activation=with_gate,
     attention=_attention,
 )

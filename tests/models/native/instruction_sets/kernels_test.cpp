@@ -29,13 +29,16 @@ struct Norms {
 struct Texts {
     int64_t count;
     const int64_t *lengths;
-    const float *const *biases;
 };
-
+struct Distances {
+    const float *bias, *keys, *queries;
+    int64_t stride;
+};
 struct Attention {
     int64_t heads, key_heads, head_dim, reach, causal;
     const Norm *query_norm, *key_norm;
     const float *cosine, *sine;
+    Distances distances;
 };
 
 extern "C" {
@@ -181,21 +184,25 @@ static Doubles head_of(const float *from, int64_t head_dim, const Norm *norm, co
     return turned;
 }
 
+/* What depends on the distance of two tokens: nothing, a number that is added, or keys and queries of distances. */
+enum Relative { NOTHING, BIAS, DISENTANGLED };
+
 static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, int64_t reach, int64_t causal,
-                           bool biased, bool prepared) {
+                           Relative relative, bool prepared) {
     const int64_t lengths[] = {1, 19, 7, 113}, count = 4, n = 140, longest = 113;
     const int64_t width = heads * head_dim, of_keys = key_heads * head_dim, stride = width + 2 * of_keys, half = head_dim / 2;
     Floats qkv = numbers(n * stride), found(n * width), again(n * width), scale(n), weight = numbers(head_dim);
     Floats work(embedkit_attend_workspace(longest, head_dim)), cosine = numbers(n * half), sine = numbers(n * half);
     std::vector<uint8_t> bytes(n * width);
-    std::vector<Floats> biases;
-    std::vector<const float *> at;
-    for (int64_t length : lengths) biases.push_back(numbers(heads * length * length));
-    for (const Floats &bias : biases) at.push_back(bias.data());
+    /* Around the numbers for 2 * longest - 1 distances there are as many as the kernels may read. */
+    const int64_t apart = 2 * (longest + 48) - 1, middle = longest + 47;
+    Floats bias = numbers(heads * apart), keys = numbers(heads * head_dim * apart), queries = numbers(heads * head_dim * apart);
     Norm norm = {weight.data(), nullptr, 1e-5f, 1};
     Products products = {qkv.data(), nullptr, nullptr, n, stride};
-    Texts texts = {count, lengths, biased ? at.data() : nullptr};
-    Attention rules = {heads, key_heads, head_dim, reach, causal, nullptr, nullptr, nullptr, nullptr};
+    Texts texts = {count, lengths};
+    Attention rules = {heads, key_heads, head_dim, reach, causal, nullptr, nullptr, nullptr, nullptr, {}};
+    if (relative == BIAS) rules.distances = {&bias[middle], nullptr, nullptr, apart};
+    if (relative == DISENTANGLED) rules.distances = {nullptr, &keys[middle], &queries[middle], apart};
     if (prepared) {
         rules.query_norm = rules.key_norm = &norm;
         rules.cosine = cosine.data();
@@ -219,8 +226,12 @@ static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, i
                 for (int64_t k = 0; k < length; k++) {
                     if ((causal && k > q) || (reach >= 0 && llabs(k - q) > reach)) continue;
                     Doubles key = head(k, width + key_head * head_dim, rules.key_norm);
-                    scores[k] = biased ? biases[text][(h * length + q) * length + k] : 0.0;
-                    for (int64_t d = 0; d < head_dim; d++) scores[k] += query[d] * key[d];
+                    scores[k] = relative == BIAS ? bias[h * apart + middle + k - q] : 0.0;
+                    for (int64_t d = 0; d < head_dim; d++) {
+                        scores[k] += query[d] * key[d];
+                        const int64_t at = (h * head_dim + d) * apart + middle + k - q;
+                        if (relative == DISENTANGLED) scores[k] += query[d] * keys[at] + key[d] * queries[at];
+                    }
                     most = fmax(most, scores[k]);
                 }
                 for (double &score : scores) total += score = exp(score - most);
@@ -244,11 +255,12 @@ int main() {
     }
     test_activations();
     test_norms();
-    test_attention(2, 2, 48, -1, 0, true, false);
-    test_attention(16, 16, 7, -1, 0, false, false);
-    test_attention(4, 2, 16, -1, 1, false, true);
-    test_attention(2, 1, 24, 9, 0, false, true);
-    test_attention(1, 1, 64, 60, 1, false, false);
+    test_attention(2, 2, 48, -1, 0, BIAS, false);
+    test_attention(2, 2, 20, -1, 0, DISENTANGLED, false);
+    test_attention(16, 16, 7, -1, 0, NOTHING, false);
+    test_attention(4, 2, 16, -1, 1, NOTHING, true);
+    test_attention(2, 1, 24, 9, 0, NOTHING, true);
+    test_attention(1, 1, 64, 60, 1, NOTHING, false);
     printf("%s\n", embedkit_int8_instructions());
     return 0;
 }

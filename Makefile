@@ -84,7 +84,7 @@ lint: $(VENV)/installed-dev ## ruff, mypy and the import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One process per core, so one thread each. worksteal: a module's tests, and so its fixtures, stay in one process.
+# One process a core and one more (tests/conftest.py), so one thread each. worksteal: a module's tests, and so its fixtures, stay in one process.
 .PHONY: test
 test: lint ## lint, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal

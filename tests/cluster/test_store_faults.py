@@ -151,8 +151,8 @@ def test_a_shard_costs_at_most_four_puts_and_three_gets(
     assert made.code == 0, made.err
     counts = faulty_proxy.counts(f"/{bucket}")
     print("requests per shard:", {verb: count / N_SHARDS for verb, count in counts.items()})
-    # Besides, a run has some requests of its own: the bucket, the plan, listings, the manifest. A shard of .npy takes
-    # four puts: vectors, metadata, the list of rows without a vector, and the record.
+    # Besides, a run has some requests of its own: the bucket, the plan, listings, the manifest. A shard of .npy
+    # takes four puts: vectors, metadata, the list of rows without a vector, and the record.
     assert counts["PUT"] <= 4 * N_SHARDS + (10 if form == "npy" else 0)
     assert counts["GET"] + counts["HEAD"] <= 3 * N_SHARDS + 30
     assert sum(faulty_proxy.counts("list-type").values()) <= 10

@@ -152,6 +152,10 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with s
 	$(BIN)/python -m benchmarks.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
 	$(BIN)/python -m benchmarks.costs $(TEXTS) -o $(BENCH)/costs.json
 
+.PHONY: bench-families
+bench-families: $(VENV)/installed-dev ## compare native families of real width with sentence-transformers, and time long texts, in 10 minutes
+	$(BIN)/python -m benchmarks.families -o $(BENCH)/families.json
+
 # With whatever Python has torch and transformers: none is installed, and no network is needed.
 DEVICE ?= cuda
 

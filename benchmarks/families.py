@@ -1,6 +1,6 @@
 """Native families beside sentence-transformers, and the time of a token in long texts.
 
-    python -m benchmarks.families [--families NAME...] [--rows N] [--rounds N] [-o RESULTS.json]
+    python -m benchmarks.families [--families NAME...] [--rows N] [--rounds N] [--no-long] [-o RESULTS.json]
 
 Models have the real width of a layer, few layers, random weights and a small vocabulary: a ratio is that of the
 layers. Each library has a process of its own, with its model loaded; in each round each encodes the same texts, in
@@ -103,6 +103,7 @@ def main() -> None:
     options.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     options.add_argument("--rows", type=int, default=64)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--no-long", action="store_true", help="leave out the long texts")
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()
     found: dict[str, Any] = {"machine": machine(), "versions": versions(sys.executable), "families": {}}
@@ -110,7 +111,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             folder = make(name, Path(work) / "model")
             of = found["families"][name] = beside(folder, asked.rows // FEWER.get(name, 1), asked.rounds)
-            if name in LONG:
+            if name in LONG and not asked.no_long:
                 of["seconds_per_1000_tokens"] = by_length(folder, asked.rounds)
         print(name, json.dumps(of), flush=True)
     if asked.out:

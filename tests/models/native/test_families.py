@@ -18,6 +18,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModel, GteForMaskedLM, LlamaForCausalLM
 
 from embedkit.models.native.config import read_config
@@ -161,6 +162,18 @@ def test_a_text_of_several_blocks_has_the_states_of_transformers(kind, window, l
     key = keys.get(kind, "sliding_window")
     folder = save(kind, tmp_path, max_position_embeddings=1000, **{key: window})
     check(folder, random_tokens((length, 5)))
+
+
+def test_a_text_of_8192_tokens_has_the_states_of_transformers_and_no_square_of_its_length_in_memory(tmp_path):
+    sizes = {"num_hidden_layers": 2, "attention_window": [64, 32], "max_position_embeddings": 8194}
+    folder, tokens = save("longformer", tmp_path, **sizes), random_tokens((8192, 5))
+    expected = by_transformers(folder, tokens)
+    encoder = lean_encoder(folder, tokens)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        found = states(encoder, tokens, 10_000)
+    assert_same(found, expected)
+    # Queries, keys and values of a layer are 3 MiB; scores of all pairs, even of one head, would be 256.
+    assert max(event.self_cpu_memory_usage for event in profiled.events()) <= 16 << 20
 
 
 def test_the_deepest_layer_wanted_is_the_last_one_read_and_only_the_last_has_the_final_norm(tmp_path):

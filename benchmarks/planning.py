@@ -36,7 +36,7 @@ from embedkit.engines.open_input import table_of
 from embedkit.engines.planning import input_facts, trust_planned_files
 from embedkit.engines.ranks import shards_of
 from embedkit.engines.read_shards import read_shards
-from embedkit.engines.scanning import ScanJob, ScanTask, scan_input
+from embedkit.engines.scanning import InputScan, ScanJob, ScanTask, scan_input
 from embedkit.engines.segments import Cut, SegmentScan, cut_segments, sharding_of
 from embedkit.manifest.schema import InputFacts, Sharding
 from embedkit.sources.file_hashes import content_sha256
@@ -151,9 +151,12 @@ def costs(config: RunConfig, processes: int, start: float) -> dict[str, Any]:
     table, _ = table_of(config)
     parts, ranks = cut_segments(table, None, config), range(processes)
     start = start if table.files[0].format == "parquet" else 0.0
-    before = bytes_read()
-    plan, scanned = cost_of(lambda: scan_input(table, None, config, _CUT), start)
-    planned = bytes_read() - before
+
+    def scan() -> tuple[InputScan, int]:
+        before = bytes_read()  # here, since a child that has ended adds what it has read
+        return scan_input(table, None, config, _CUT), bytes_read() - before
+
+    plan, (scanned, planned) = cost_of(scan, start)
     facts = input_facts(table, None, config.input, digests=scanned.digests)
     shards = range(scanned.sharding.shards or 0)
     read, rows = cost_of(lambda: read_part(config, scanned.sharding, shards, facts), start)

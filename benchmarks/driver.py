@@ -21,11 +21,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.__main__ import machine, versions
+from embedkit.engines.accounting import account_for_rows
+from embedkit.engines.base import ShardJob
+from embedkit.engines.ray import RayEngine
+from embedkit.manifest.schema import Manifest, ShardRecord, Totals
+from embedkit.output.commit import OutputFolder
+from embedkit.output.destination.folder import Folder
+from embedkit.output.formats import layout_of, make_sink
+from embedkit.storage.protocol import PublishedFile
+from embedkit.types import TextCounts
+from tests.engines.fake_ray import FakeActor, FakeCluster, setup
+from tests.manifest.plans import make_plan
 
 _SHARD_ROWS = 4096
 
@@ -34,54 +46,67 @@ def peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
 
+def record_of(shard: int) -> ShardRecord:
+    name = f"embeddings/part-{shard:05d}.parquet"
+    counts = TextCounts(_SHARD_ROWS, {"ok": _SHARD_ROWS}, 0, 0)
+    start = shard * _SHARD_ROWS
+    files = (PublishedFile(name, 7, "0" * 64),)
+    return ShardRecord(
+        shard, start, start + _SHARD_ROWS, _SHARD_ROWS, 0, counts, counts, has_units=False, files=files
+    )
+
+
 def write_records(folder: Path, shards: int) -> None:
     """An output of so many shards: its plan, and the records that its workers will have written."""
-    from embedkit.manifest.schema import ShardRecord
-    from embedkit.output.commit import OutputFolder
-    from embedkit.storage.protocol import PublishedFile
-    from embedkit.types import TextCounts
-    from tests.manifest.plans import make_plan
-
     output = OutputFolder(folder)
-    plan = make_plan(shards * _SHARD_ROWS, _SHARD_ROWS, fingerprint="f", engine="fused")
-    output.join_plan(plan)
+    output.join_plan(make_plan(shards * _SHARD_ROWS, _SHARD_ROWS, fingerprint="f", engine="fused"))
     (folder / "embeddings").mkdir()
-    counts = TextCounts(_SHARD_ROWS, {"ok": _SHARD_ROWS}, 0, 0)
-    for index, (start, stop) in (plan.sharding.ranges or {}).items():
-        name = f"embeddings/part-{index:05d}.parquet"
-        (folder / name).write_bytes(b"vectors")
-        files = (PublishedFile(name, 7, "0" * 64),)
-        record = ShardRecord(index, start, stop, _SHARD_ROWS, 0, counts, counts, has_units=False, files=files)
-        (folder / "commits" / f"{index:05d}.json").write_bytes(record.serialize())
+    for shard in range(shards):
+        record = record_of(shard)
+        (folder / record.files[0].path).write_bytes(b"vectors")
+        (folder / "commits" / f"{shard:05d}.json").write_bytes(record.serialize())
+
+
+class Silent:
+    """Callbacks that tell nobody."""
+
+    def notice(self, sentence: str) -> None: ...
+
+    def shard_done(self, rows: int) -> None: ...
+
+
+class Uncounted(Counter[int]):
+    """Counters of the fake that take no memory."""
+
+    def __setitem__(self, shard: int, count: int) -> None: ...
+
+
+class CommittingActor(FakeActor):
+    """Tells of its commits what a worker does."""
+
+    def exchange(self, orders: Sequence[str], seconds: float) -> list[str]:
+        oldest = self.held[0] if self.held else None
+        messages: list[str] = []
+        for text in super().exchange(orders, seconds):
+            if "done" in json.loads(text) and oldest is not None:
+                messages.append(json.dumps({"committed": {"record": record_of(oldest).to_json()}}))
+            messages.append(text)
+        return messages
+
+
+class CommittingCluster(FakeCluster):
+    def create(self) -> CommittingActor:
+        self.actors.append(CommittingActor(self, len(self.actors)))
+        return self.actors[-1]
 
 
 def drive(folder: Path, shards: int) -> dict[str, Any]:
     """Runs the shards in this process; returns its memory and seconds."""
     import ray  # noqa: F401 - a run has it
 
-    from embedkit.engines.accounting import account_for_rows
-    from embedkit.engines.base import ShardJob
-    from embedkit.engines.ray import RayEngine
-    from embedkit.manifest.schema import Manifest, Totals
-    from embedkit.output.destination.folder import Folder
-    from embedkit.output.formats import layout_of, make_sink
-    from tests.engines.fake_ray import FakeCluster, setup
-
-    class Silent:
-        """Callbacks that tell nobody."""
-
-        def notice(self, sentence: str) -> None: ...
-
-        def shard_done(self, rows: int) -> None: ...
-
-    class Uncounted(Counter[int]):
-        """Counters of the fake that take no memory."""
-
-        def __setitem__(self, shard: int, count: int) -> None: ...
-
     found: dict[str, Any] = {"mb_when_imported": peak_mb()}
     began = time.process_time()
-    cluster = FakeCluster(8)
+    cluster = CommittingCluster(8)
     cluster.given, cluster.committed = Uncounted(), Uncounted()
     destination = Folder(folder, "resume")
     plan = destination.open()

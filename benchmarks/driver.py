@@ -40,6 +40,8 @@ from tests.engines.fake_ray import FakeActor, FakeCluster, setup
 from tests.manifest.plans import make_plan
 
 _SHARD_ROWS = 4096
+#: Words what a worker says of a commit; writes nothing.
+_WRITER = OutputFolder(Path())
 
 
 def peak_mb() -> float:
@@ -89,7 +91,7 @@ class CommittingActor(FakeActor):
         messages: list[str] = []
         for text in super().exchange(orders, seconds):
             if "done" in json.loads(text) and oldest is not None:
-                messages.append(json.dumps({"committed": {"record": record_of(oldest).to_json()}}))
+                messages.append(json.dumps({"committed": _WRITER.acknowledgement(record_of(oldest))}))
             messages.append(text)
         return messages
 

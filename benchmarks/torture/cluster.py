@@ -5,7 +5,8 @@
 Each run writes many small shards, to a disk or to a bucket of SeaweedFS, and is killed at until it has had its
 share of kills, at random seconds or after a random number of shards. What died is replaced by the engine, or the
 run is resumed by a random engine. Then every file has the bytes that one local process writes, so no row is lost,
-doubled or moved. Exits with 1 at the first fault, and with 0 where Ray or SeaweedFS are not installed.
+doubled or moved. What RESULT.json tells of earlier runs is added to: give another seed. Exits with 1 at the first
+fault, and with 0 where Ray or SeaweedFS are not installed.
 """
 
 from __future__ import annotations
@@ -342,6 +343,24 @@ class Tally:
     kills: dict[str, Counter[str]] = field(default_factory=dict)  # by place, then by kind
     ends: Counter[str] = field(default_factory=Counter)
     resumes: Counter[str] = field(default_factory=Counter)
+    seconds: int = 0  # of earlier runs
+
+    def __post_init__(self) -> None:
+        if self.output is None or not self.output.exists():
+            return
+        earlier = json.loads(self.output.read_text(encoding="utf-8"))
+        self.races, self.seconds = earlier["races"], earlier["seconds"]
+        self.kills = {place: Counter(kills) for place, kills in earlier["kills_by_place"].items()}
+        self.resumes = Counter(earlier["resumes"])
+        self.ends["complete"] = earlier["outputs_with_the_bytes_of_one_process"]
+        self.ends["gave up"] = earlier["runs_that_gave_up_and_were_resumed"]
+
+    def add_race(self, killed: int) -> None:
+        self.races = {
+            "races": self.races.get("races", 0) + 1,
+            "ranks killed": self.races.get("ranks killed", 0) + killed,
+        }
+        self.write()
 
     @property
     def n_kills(self) -> int:
@@ -356,12 +375,12 @@ class Tally:
         self.write()
 
     def write(self) -> None:
-        """Writes the file, again after each run."""
+        """Writes the file, again after each run and race."""
         found: dict[str, Any] = {
             "machine": machine(),
             "versions": versions(sys.executable) | {name: version(name) for name in ("ray", "obstore")},
             "load_average": round(os.getloadavg()[0], 2),
-            "seconds": round(time.monotonic() - self.began),
+            "seconds": self.seconds + round(time.monotonic() - self.began),
             "shards_of_an_output": N_ROWS // SHARD_ROWS,
             "kills": self.n_kills,
             "kills_by_place": {place: dict(sorted(kills.items())) for place, kills in self.kills.items()},
@@ -388,9 +407,7 @@ def main() -> int:
         bench = prepare(Path(folder).resolve())
         with places(bench, asked.to.split(",")) as found:
             for number in range(asked.races):
-                killed = race(bench, found[-1], chance, f"race-{number}")
-                before = tally.races.get("ranks killed", 0)
-                tally.races = {"races": number + 1, "ranks killed": before + killed}
+                tally.add_race(race(bench, found[-1], chance, f"race-{number}"))
             if asked.races:
                 tell(tally.races | {"to": found[-1].name})
             cluster = Cluster({name: value for place in found for name, value in place.environment.items()})

@@ -82,7 +82,6 @@ def test_a_killed_worker_is_reported_with_its_shard_and_resuming_gives_the_same_
     assert_same(tmp_path / "place", whole("out"))
 
 
-@quick
 def test_a_worker_that_dies_at_the_start_does_not_block_the_pool(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(worker_pool, "work", unlucky.killed_at_once)
     monkeypatch.setattr(dispatch, "FAIL_SECONDS", 0.5)

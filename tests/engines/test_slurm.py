@@ -82,6 +82,7 @@ def test_the_command_in_a_scripts_comment_is_for_this_script(script):
     assert not re.search(r"^[^#\n].*\n(.*\n)*#SBATCH", text, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_tasks_of_an_array_make_one_output_between_them(slurm, encode, bert, tmp_path):
     arguments = arguments_of(bert, NOTES, tmp_path / "place/out")
     (tmp_path / "place").mkdir()
@@ -104,6 +105,7 @@ def test_a_batch_script_that_calls_the_command_without_srun_does_all_of_it(encod
     assert len(embedkit.read(tmp_path / "out").table) == 67
 
 
+@pytest.mark.long
 def test_a_signalled_job_requeues_itself_and_continues(slurm, encode, bert, tmp_path):
     header, *rows = NOTES.read_text(encoding="utf-8").split("\n0")  # ids begin with 0
     notes = tmp_path / "notes.csv"

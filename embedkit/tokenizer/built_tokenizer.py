@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedkit.tokenizer.file_tokenizer import FileTokenizer, TokenizerFiles, read_files
+from embedkit.tokenizer.file_tokenizer import FileTokenizer, TokenizerFiles, content_of, read_files
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -292,7 +292,7 @@ def _build(files: TokenizerFiles, name: str) -> FileTokenizer | None:
     from tokenizers import Tokenizer
 
     settings, parts, kind = files.settings, files.parts, _CLASSES[name]
-    stated = {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
+    stated = {role: content_of(settings[role]) for role in _ROLES if settings.get(role) is not None}
     special = {role: token for role, token in kind.special.items() if role not in settings} | stated
     added = {token["content"]: token for token in parts["added_tokens"]}
     own = {key: settings.get(key, default) for key, default in kind.settings.items()}
@@ -405,7 +405,7 @@ def _further(settings: Mapping[str, Any], n_extra: int) -> list[str]:
     if isinstance(stated, Mapping):
         named = (*stated.values(), *(f"<extra_id_{number}>" for number in range(n_extra)))
     more = (settings[key] for key in settings if key.endswith("_token") and key not in _ROLES)
-    return [_content(token) for token in (*named, *(token for token in more if isinstance(token, str)))]
+    return [content_of(token) for token in (*named, *(token for token in more if isinstance(token, str)))]
 
 
 def _saved_charsmap(normalizer: Any) -> bytes | None:
@@ -425,14 +425,7 @@ def _states(backend: Any) -> list[Any]:
     return [None if part is None else part.__getstate__() for part in parts]
 
 
-def _content(token: Any) -> str:
-    text: str = token["content"] if isinstance(token, Mapping) else token
-    if not isinstance(text, str):
-        raise TypeError
-    return text
-
-
 def _texts(stated: Any) -> Any:
     if isinstance(stated, Mapping) and "content" not in stated:
-        return {name: _content(token) for name, token in stated.items()}
-    return [_content(token) for token in stated] if isinstance(stated, list) else _content(stated)
+        return {name: content_of(token) for name, token in stated.items()}
+    return [content_of(token) for token in stated] if isinstance(stated, list) else content_of(stated)

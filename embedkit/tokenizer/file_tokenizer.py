@@ -90,3 +90,15 @@ class FileTokenizer:
     def __call__(self, text: str) -> dict[str, list[int]]:
         """Returns the ids of a text, special tokens included, not truncated."""
         return {"input_ids": self.backend_tokenizer.encode(text).ids}
+
+
+def content_of(token: Any) -> str:
+    """Returns the text of a token that tokenizer_config.json states, alone or with its flags.
+
+    Raises:
+        TypeError: it has none.
+    """
+    text: str = token["content"] if isinstance(token, Mapping) else token
+    if not isinstance(text, str):
+        raise TypeError
+    return text

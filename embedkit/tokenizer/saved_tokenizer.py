@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.tokenizer.file_tokenizer import FileTokenizer, TokenizerFiles, read_files
+from embedkit.tokenizer.file_tokenizer import FileTokenizer, TokenizerFiles, content_of, read_files
 from embedkit.tokenizer.rust_tokenizer import disable_truncation
 
 #: Classes that take tokenizer.json as it is.
@@ -49,8 +49,8 @@ def read_saved_tokenizer(folder: Path) -> FileTokenizer | None:
             and not files.has_more
             and _is_plain(settings, files.special, files.parts)
         )
-        special = {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
-        extra = [_content(token) for name in _EXTRA for token in settings.get(name) or ()]
+        special = {role: content_of(settings[role]) for role in _ROLES if settings.get(role) is not None}
+        extra = [content_of(token) for name in _EXTRA for token in settings.get(name) or ()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if not known:
@@ -85,7 +85,7 @@ def _is_plain(settings: Mapping[str, Any], special_map: Mapping[str, Any], parts
         and not all(name in settings for name in _EXTRA)
         and special_map.keys() <= settings.keys()
         and all(_texts(special_map[key]) == _texts(settings[key]) for key in special_map)
-        and all(added.get(_content(token), {}).get("special") is True for token in named)
+        and all(added.get(content_of(token), {}).get("special") is True for token in named)
         and all(_is_same(token, int(index), added) for index, token in stated.items())
         and type(settings.get("model_max_length", 1)) is int
         and settings.get("truncation_side", "right") in {"right", "left"}
@@ -100,12 +100,5 @@ def _is_same(token: Mapping[str, Any], index: int, added: Mapping[str, Mapping[s
     return saved["id"] == index and all(token[flag] == saved[flag] for flag in _FLAGS)
 
 
-def _content(token: Any) -> str:
-    text: str = token["content"] if isinstance(token, Mapping) else token
-    if not isinstance(text, str):
-        raise TypeError
-    return text
-
-
 def _texts(stated: Any) -> Any:
-    return [_content(token) for token in stated] if isinstance(stated, list) else _content(stated)
+    return [content_of(token) for token in stated] if isinstance(stated, list) else content_of(stated)

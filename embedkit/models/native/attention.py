@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from embedkit.models.native.kernels import Kernels
 
 #: Attention scores held at once: 8 MiB, which stay in the caches.
-_SCORES = 2 << 20
+MOST_SCORES = 2 << 20
 #: Longer texts go through torch's own attention, whose memory does not grow with the square of the length.
 _LONGEST = 1024
 
@@ -188,7 +188,7 @@ def attend(qkv: Tensor, groups: Sequence[LengthGroup], n_heads: int, bias: Dista
     context = qkv.new_empty(tokens, width)
     for group in groups:
         length = group.length
-        at_once = max(1, _SCORES // (n_heads * length * length))
+        at_once = max(1, MOST_SCORES // (n_heads * length * length))
         added = None if bias is None else bias.of_pairs(length)
         for first in range(0, group.count, at_once):
             count = min(at_once, group.count - first)

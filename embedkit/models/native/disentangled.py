@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from embedkit.models.native.attention import SelfAttention, Texts
+from embedkit.models.native.attention import MOST_SCORES, SelfAttention, Texts
 from embedkit.models.native.linear import Products, Rows
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.varlen_attention import Attend, AttentionRules, Packing
 
 if TYPE_CHECKING:
     from embedkit.models.native.kernels import Kernels
-
-#: Numbers of all scores held at once: 8 MiB, which stay in the caches.
-_SCORES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class DisentangledAttention:
         for group in texts.groups:
             length = group.length
             # A text has its scores, and two products that are twice as wide.
-            at_once = max(1, _SCORES // (5 * self.n_heads * length * length))
+            at_once = max(1, MOST_SCORES // (5 * self.n_heads * length * length))
             for first in range(0, group.count, at_once):
                 count = min(at_once, group.count - first)
                 rows = slice(group.start + first * length, group.start + (first + count) * length)

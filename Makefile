@@ -155,8 +155,8 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with s
 	$(BIN)/python -m benchmarks.costs $(TEXTS) -o $(BENCH)/costs.json
 
 .PHONY: bench-families
-bench-families: $(VENV)/installed-dev ## compare native families of real width with sentence-transformers, and time long texts, in 10 minutes
-	$(BIN)/python -m benchmarks.families -o $(BENCH)/families.json
+bench-families: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare native families of real width with sentence-transformers and OpenVINO, and time starts and long texts [TEXTS=file.jsonl]
+	$(BIN)/python -m benchmarks.families $(TEXTS) --peers $(PEERS)/bin/python -o $(BENCH)/families.json
 
 # With whatever Python has torch and transformers: none is installed, and no network is needed.
 DEVICE ?= cuda

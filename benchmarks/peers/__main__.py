@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +33,10 @@ from embedkit.models.native.linear import int8_instructions
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = "benchmarks.peers.contender"
-BATCH, ALONE, CALIBRATION = 32, 20, 100
+#: Texts that are compared with plain transformers, that calibrate a quantisation, and that settings are chosen on.
+ALONE, CALIBRATION, TUNING = 20, 32, 32
+#: Seconds that a library may take to export or quantise a model and load it.
+READY = 150.0
 LIBRARIES = (
     "torch",
     "transformers",
@@ -45,6 +49,10 @@ LIBRARIES = (
     "nncf",
     "fastembed",
 )
+
+
+class NotStartedError(Exception):
+    """A library does not load the model; the message says why."""
 
 
 @dataclass
@@ -62,7 +70,12 @@ class Contender:
     def name(self) -> str:
         return f"{self.kind} {self.dtype}"
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, limit: float | None = None) -> None:
+        """Starts it, and waits until its model is loaded, at most `limit` seconds.
+
+        Raises:
+            NotStartedError: it does not load the model, or takes longer.
+        """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
         self.process = subprocess.Popen(
             [self.python, "-m", CONTENDER, self.kind, str(folder), self.dtype],
@@ -73,8 +86,14 @@ class Contender:
             text=True,
             env=environment,
         )
-        if not self._answer():
-            raise SystemExit(f"error: {self.name} did not start\nhint: run {CONTENDER} by hand to see why")
+        # What is not ready in time is killed, which ends the wait for its answer.
+        timer = threading.Timer(limit or threading.TIMEOUT_MAX, self.process.kill)
+        timer.start()
+        answer = self._answer()
+        timer.cancel()
+        if "ready" not in answer:
+            self.stop()
+            raise NotStartedError(answer.get("reason", f"it ended, or was not ready in {limit} seconds"))
 
     def encode(self, texts: Path, out: Path | None = None, *, tune: bool = False) -> float:
         order = {"texts": str(texts), "out": out and str(out), "tune": tune}
@@ -118,6 +137,7 @@ def main() -> None:
     for model in ("minilm", "bert_base"):
         of = found[model]
         print(f"\n{model}, {of['rows']} texts, {of['rounds']} rounds, medians\n{table(of)}")
+        print("".join(f"{name} did not start: {why}\n" for name, why in of["did_not_start"].items()), end="")
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -138,12 +158,20 @@ def measure(
     contenders = [*ours, *theirs, *limits]
     timed, few = work / "timed.json", work / "few.json"
     timed.write_text(json.dumps(list(texts[:rows])), encoding="utf-8")
-    few.write_text(json.dumps(list(texts[: 2 * BATCH])), encoding="utf-8")
+    few.write_text(json.dumps(list(texts[:TUNING])), encoding="utf-8")
     # Texts of their own: those that are timed would flatter static quantisation.
     (folder / "calibration.json").write_text(json.dumps(list(texts[-CALIBRATION:])), encoding="utf-8")
-    for contender in contenders:
-        contender.start(folder)
+    absent = {}
+    for contender in [*contenders]:
+        try:
+            contender.start(folder, READY)
+        except NotStartedError as fault:
+            absent[contender.name] = str(fault)
+            contenders.remove(contender)
+            continue
         contender.encode(few, tune=True)  # what is made at the first call is not timed
+    if lost := absent.keys() & {contender.name for contender in (*ours, *limits)}:
+        raise SystemExit(f"error: {min(lost)} did not start: {absent[min(lost)]}")
     vectors: dict[str, np.ndarray] = {}
     for contender in contenders:
         contender.encode(timed, work / "vectors.npy")
@@ -181,8 +209,10 @@ def measure(
                 "peak_mib": round(contender.peak_mib),
                 "settings": contender.settings,
             }
-            for contender in (*ours, *theirs)
+            for contender in contenders
+            if contender not in limits
         },
+        "did_not_start": absent,
         "limits": {limit.name: {**paces(limit), "settings": limit.settings} for limit in limits},
     }
 

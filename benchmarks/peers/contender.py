@@ -1,9 +1,9 @@
 """One contender in a process of its own, in the environment that it needs: python -m benchmarks.peers.contender
 KIND MODEL DTYPE.
 
-Loads its model, says so, then takes orders, a line of JSON each: {"texts": FILE.json, "out": FILE.npy or null,
-"tune": bool}. Says how long it took, with which settings, and how much memory it has had at most. Knows nothing of
-the others.
+Loads its model, says so or why not, then takes orders, a line of JSON each: {"texts": FILE.json, "out": FILE.npy
+or null, "tune": bool}. Says how long it took, with which settings, and how much memory it has had at most. Knows
+nothing of the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ def main() -> None:
     # What a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    library = LIBRARIES[kind](folder, dtype)
+    try:
+        library = LIBRARIES[kind](folder, dtype)
+    except Exception as fault:
+        first = (str(fault).splitlines() or [""])[0]
+        print(json.dumps({"reason": f"{type(fault).__name__}: {first[:200]}"}), file=answers, flush=True)
+        raise
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)

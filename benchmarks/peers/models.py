@@ -30,15 +30,20 @@ def bert_base(work: Path) -> Path:
         source = work / "minilm" / name
         if source.exists():
             shutil.copy(source, folder)
-    kinds = ("Transformer", "Pooling")
+    describe_pooling(folder, 768)
+    return folder
+
+
+def describe_pooling(folder: Path, width: int) -> None:
+    """Writes what sentence-transformers saves besides a model: the mean of its states, of up to 256 tokens."""
+    kinds = (("Transformer", ""), ("Pooling", "1_Pooling"))
     modules = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for place, (kind, path) in enumerate(zip(kinds, ("", "1_Pooling"), strict=True))
+        for place, (kind, path) in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 768, "pooling_mode_mean_tokens": True}
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
     limits = {"max_seq_length": 256, "do_lower_case": False}
     (folder / "sentence_bert_config.json").write_text(json.dumps(limits), encoding="utf-8")
-    return folder

@@ -31,12 +31,12 @@ TEXTS = [
 KINDS = ("deberta-v2", "gemma3_text", "mpnet", "qwen2", "qwen3", "roberta", "t5", "xlm-roberta")
 
 
-def _qwen() -> PreTrainedTokenizerBase:
+def qwen_tokenizer() -> PreTrainedTokenizerBase:
     vocab, merges = tiny_models._byte_pairs([], last=["<|endoftext|>", "<|im_start|>"])
     return Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=["<|im_start|>"])
 
 
-def _gemma() -> PreTrainedTokenizerBase:
+def gemma_tokenizer() -> PreTrainedTokenizerBase:
     letters = sorted({letter for text in tiny_models.TEXTS for letter in text.replace(" ", "\u2581")})
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
     merges = [("t", "h"), ("th", "e"), ("a", "t"), ("\u2581", "p"), ("i", "n")]
@@ -49,7 +49,7 @@ def made(tmp_path) -> Callable[[str], Path]:
     """A function that makes the folder of a tiny model with its tokenizer."""
 
     def make(kind: str) -> Path:
-        own = {"gemma3_text": _gemma, "qwen2": _qwen, "qwen3": _qwen}.get(kind)
+        own = {"gemma3_text": gemma_tokenizer, "qwen2": qwen_tokenizer, "qwen3": qwen_tokenizer}.get(kind)
         folder = tiny_models.make("bert" if own else kind, tmp_path / kind, n_layers=1).folder
         if own is not None:
             for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):

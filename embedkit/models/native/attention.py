@@ -59,7 +59,7 @@ class Texts:
 
 
 class Attention(Protocol):
-    """Attention within each text of a packed batch: on a CPU with torch or compiled kernels, or on a GPU."""
+    """Attention within each text of a packed batch on a CPU, with torch or compiled kernels."""
 
     def __call__(self, projected: Tensor, texts: Texts) -> Tensor:
         """Computes it with torch's operations.
@@ -81,9 +81,6 @@ class Attention(Protocol):
             texts: see above.
             quantise: whether the next layer takes bytes.
         """
-
-    def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
-        """Computes the same on a GPU with a kernel for packed texts; its queries are not scaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class SelfAttention:
         return kernels.attend(projected, texts, self, quantise=quantise)
 
     def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
-        """See Attention."""
+        """Computes the same on a GPU with a kernel for packed texts; its queries are not scaled."""
         self.prepare_(projected, texts)
         return kernel(*self.split(projected), packing, self.rules).flatten(1)
 

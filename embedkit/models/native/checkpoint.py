@@ -109,6 +109,9 @@ class Checkpoint:
             expected.linear(layout.projection, width, embedded, part="projection")
         if layout.pooler is not None and self.has_pooler:
             expected.linear(layout.pooler, width, width)
+        if config.convolution is not None and layout.convolution is not None:
+            expected.convolution(layout.convolution, width, config.convolution.size)
+            expected.norm(layout.convolution_norm, width)
         for number in range(config.n_layers):
             self._expect_layer(expected, number)
         return expected.shapes
@@ -260,6 +263,10 @@ class _Expected:
             self.shapes[f"{at}{name}.weight"] = (width,)
             if "norm" in self._biased:
                 self.shapes[f"{at}{name}.bias"] = (width,)
+
+    def convolution(self, name: str, width: int, size: int) -> None:
+        self.shapes[f"{name}.weight"] = (width, width, size)
+        self.shapes[f"{name}.bias"] = (width,)
 
     def linear(self, name: str, rows: int, columns: int, *, part: str | None = None) -> None:
         """Adds a linear layer; `part` is that of the family's biases, None if it always has one."""

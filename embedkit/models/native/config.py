@@ -6,12 +6,12 @@ Every key must be known, whether it affects the numbers or not; a model with any
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embedkit.models.native.config_reader import ConfigReader, NotNativeError
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.families.family import Family, Heads, LayerAttention
+from embedkit.models.native.families.family import Convolution, Family, Heads, LayerAttention
 
 #: Activations by the names of transformers; several are one function.
 ACTIVATIONS = {
@@ -82,6 +82,7 @@ class NativeConfig:
     norm_eps: float  # the epsilon of every norm
     pad_id: int | None  # positions count from the one after it; None if they count from 0
     attention: tuple[LayerAttention, ...]  # of each layer
+    convolution: Convolution | None  # beside the first layer; its activation is a value of ACTIVATIONS
     biased: frozenset[str]  # the parts of _BIASED that have one
 
     @property
@@ -112,8 +113,7 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
     if n_heads % n_key_heads:
         raise NotNativeError("its heads are no multiple of those of its keys")
     activation, gated = family.activation(reader)
-    if activation not in ACTIVATIONS:
-        raise NotNativeError(f"its activation is {str(activation)[:80]!r}")
+    convolution = family.convolution(reader)
     eps = family.norm_eps or reader.number("layer_norm_eps")
     if eps >= 1:
         raise NotNativeError(f"its norms have the epsilon {eps}")
@@ -132,17 +132,25 @@ def read_config(config: Mapping[str, Any]) -> NativeConfig:
         has_positions=family.positions_key is None or reader.flag(family.positions_key),
         type_vocab_size=_token_types(reader, family),
         embedding_size=reader.size("embedding_size", hidden_size) if family.projects_embeddings else hidden_size,
-        activation=ACTIVATIONS[activation],
+        activation=_activation(activation),
         gated=gated,
         norm_eps=eps,
         pad_id=_pad_id(reader, family) if family.positions_after_pad else None,
         attention=family.attention(reader, Heads(n_layers, n_heads, head_width)),
+        convolution=convolution and replace(convolution, activation=_activation(convolution.activation)),
         biased=frozenset(part for part in _BIASED if _has_bias(reader, family.biases.get(part, True))),
     )
     reader.check_others({**_FIXED, **family.fixed}, _HARMLESS | family.harmless)
     if read.usable_positions is not None and read.usable_positions < 1:
         raise NotNativeError("it has no positions for tokens")
     return read
+
+
+def _activation(stated: Any) -> str:
+    """Returns the value of ACTIVATIONS for a name of transformers."""
+    if not isinstance(stated, str) or stated not in ACTIVATIONS:
+        raise NotNativeError(f"its activation is {str(stated)[:80]!r}")
+    return ACTIVATIONS[stated]
 
 
 def _token_types(reader: ConfigReader, family: Family) -> int:

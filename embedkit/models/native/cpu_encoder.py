@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from embedkit.models.base import Inputs, TakeLayer
 from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
-from embedkit.models.native.layer import fused_layers, torch_layer
+from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
 from embedkit.models.native.linear import GRAIN, Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
@@ -60,16 +60,21 @@ class CpuEncoder(NativeEncoder):
 
     def _run_layers(self, done: int, number: int, states: Tensor, texts: Texts) -> Tensor:
         """Computes hidden_states[number] from hidden_states[done]."""
-        layers = self._stack[done:number]
-        if self._kernels is None:
+        if done == 0 and self._convolution is not None:
+            states = self._convolution(states, self._apply(self._stack[:1], states, texts), texts)
+            done = 1
+        return self._finished(self._apply(self._stack[done:number], states, texts), number)
+
+    def _apply(self, layers: Sequence[LayerWeights], states: Tensor, texts: Texts) -> Tensor:
+        """Computes the states after some layers, or none: [T, D] → [T, D]."""
+        if self._kernels is None or not layers:
             for layer in layers:
                 states = torch_layer(layer, states, texts)
-            return self._finished(states, number)
+            return states
         quantise = self._model.dtype == "int8"
         n_tokens = len(states)
         padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
-        states = fused_layers(layers, self._kernels, padded, texts, quantise=quantise)
-        return self._finished(states[:n_tokens], number)
+        return fused_layers(layers, self._kernels, padded, texts, quantise=quantise)[:n_tokens]
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()

@@ -16,7 +16,7 @@ from torch import Tensor
 from embedkit.models.native.attention import MOST_SCORES, SelfAttention, Texts
 from embedkit.models.native.linear import Products, Rows
 from embedkit.models.native.relative import DistanceTable
-from embedkit.models.varlen_attention import Attend, AttentionRules, Packing
+from embedkit.models.varlen_attention import AttentionRules
 
 if TYPE_CHECKING:
     from embedkit.models.native.kernels import Kernels
@@ -54,10 +54,6 @@ class DisentangledAttention:
         heads = SelfAttention(self.n_heads, self.n_heads, AttentionRules())
         distances = (self.position_keys, self.position_queries)
         return kernels.attend(projected, texts, heads, quantise=quantise, distances=distances)
-
-    def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
-        """Raises an error: models with this attention are not opened on a GPU."""
-        raise NotImplementedError
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """Computes the scores of texts of one length.

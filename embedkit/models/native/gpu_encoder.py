@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from embedkit.models.base import Arrays, Inputs, TakeLayer
-from embedkit.models.native.attention import Texts
+from embedkit.models.native.attention import Attention, SelfAttention, Texts
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.layer import Norms, activated
 from embedkit.models.native.linear import Linear, TorchLinear
 from embedkit.models.native.native_encoder import NativeEncoder
@@ -48,6 +49,7 @@ class GpuEncoder(NativeEncoder):
         self.dtype = _DTYPES[model.dtype]
         self.head_dim = model.config.head_width
         super().__init__(model, layers, for_pooler=for_pooler)
+        self._attention = [_of_packed_texts(layer.attention) for layer in self._stack]
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """Makes the inputs of a forward pass, and int32 [n + 1] where each text begins; see LayerEncoder."""
@@ -60,10 +62,10 @@ class GpuEncoder(NativeEncoder):
         states = self._embed(inputs)
         if 0 in wanted:
             take(0, states[None])
-        for number, layer in enumerate(self._stack, start=1):
+        for number, (layer, attention) in enumerate(zip(self._stack, self._attention, strict=True), start=1):
             norms = layer.attention_norms
             projected = layer.qkv(states if norms.before is None else norms.before(states))
-            context = layer.attention.on_device(attend, projected, packing, texts)
+            context = attention.on_device(attend, projected, packing, texts)
             attended = self._joined(layer.attention_out(context), states, norms)
             norms = layer.ffn_norms
             up = layer.up(attended if norms.before is None else norms.before(attended))
@@ -96,3 +98,10 @@ class GpuEncoder(NativeEncoder):
 
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:  # noqa: ARG002 - one for all weights
         return TorchLinear(self._copy(weight), self._copy(bias))
+
+
+def _of_packed_texts(attention: Attention) -> SelfAttention:
+    """Checks that a kernel for packed texts computes it; `open_native` leaves others to transformers."""
+    if not isinstance(attention, SelfAttention) or attention.bias is not None:
+        raise NotNativeError("no kernel for packed attention adds its relative positions")
+    return attention

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from embedkit.models.base import Arrays, Inputs, LayerEncoder, positions_after_pad
 from embedkit.models.native.attention import Attention, SelfAttention
+from embedkit.models.native.convolution import TokenConvolution
 from embedkit.models.native.disentangled import DisentangledAttention
 from embedkit.models.native.families.family import Disentangled, NormNames, RelativeBias
 from embedkit.models.native.layer import LayerWeights, Norms
@@ -72,6 +73,7 @@ class NativeEncoder(LayerEncoder):
         self._biases: dict[str, DistanceTable] = {}  # of the scores, by their names: layers may share one
         self._distances: Tensor | None = None  # DeBERTa's embeddings of them
         self._stack = [self._read_layer(number) for number in range(max(layers))]
+        self._convolution = self._read_convolution() if max(layers) > 0 else None
         self._final_norm = self._read_norm(layout.final_norm) if max(layers) == config.n_layers else None
         self._frequencies = {
             of_layer.rotation: frequencies(of_layer.rotation, self.device)
@@ -182,6 +184,16 @@ class NativeEncoder(LayerEncoder):
     def _read_projection(self) -> Linear:
         checkpoint, biased = self._model.checkpoint, self._model.config.biased
         return self._linear(*checkpoint.linear(checkpoint.layout.projection, bias="projection" in biased), "fp32")
+
+    def _read_convolution(self) -> TokenConvolution | None:
+        """Reads the convolution beside the first layer as a linear layer of neighbouring tokens."""
+        convolution, checkpoint = self._model.config.convolution, self._model.checkpoint
+        name, norm = checkpoint.layout.convolution, checkpoint.layout.convolution_norm
+        if convolution is None or name is None or norm is None:
+            return None
+        weight, bias = checkpoint.linear(name)
+        linear = self._linear(weight.flatten(1), bias, self._model.dtype)
+        return TokenConvolution(linear, convolution.size, convolution.activation, self._read_norm(norm))
 
     def _read_attention(self, number: int) -> Attention:
         config, layout = self._model.config, self._model.checkpoint.layout

@@ -61,6 +61,8 @@ MORE = {
         "share_att_key": True,
         "norm_rel_ebd": "layer_norm",
         "position_biased_input": False,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
     },
     "eurobert": {"num_key_value_heads": 1, "pad_token_id": 0},
     "gemma3_text": {

@@ -35,8 +35,10 @@ from tests.models.native.test_cpu_encoder import (
     by_transformers,
     lean_encoder,
     loaded,
+    needs_int8,
     states,
 )
+from tests.tokenizer.test_built_tokenizer import gemma_tokenizer, qwen_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +58,9 @@ KINDS = [
     *("nomic_bert", "qwen2", "qwen2 sliding", "qwen3"),
 ]
 #: More of them, whose settings are those of test_relative.py.
-RELATIVE = ["deberta-v2", "mt5", "t5", "umt5"]
+RELATIVE = ["deberta-v2", "deberta-v2 convolution", "mt5", "t5", "umt5"]
+#: Of BERT and its kin, whose layers are tested in test_cpu_encoder.py.
+KIN = ["bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
 
 
 def save(kind: str, folder: Path, **changed: Any) -> Path:
@@ -133,10 +137,11 @@ def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
         check(save(kind, Path(folder), **changed), random_tokens(tuple(lengths)))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RELATIVE])
-def test_ten_random_batchings_give_the_same_states(kind, tmp_path):
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("kind", [*KIN, *KINDS, *RELATIVE])
+def test_ten_random_batchings_give_the_same_states(kind, dtype, tmp_path):
     tokens = random_tokens((1, 3, 9, 9, 9, 17, 40, 66, 66, 80))
-    encoder = lean_encoder(save(kind, tmp_path), tokens)
+    encoder = lean_encoder(save(kind, tmp_path), tokens, dtype=dtype)
     alone = states(encoder, tokens, 1)
     random = np.random.default_rng(0)
     for _ in range(10):
@@ -364,17 +369,26 @@ def test_gte_without_token_types_is_read(tmp_path):
 # --- a run ----------------------------------------------------------------------------------------------------
 
 
-def test_transformers_is_not_imported_for_a_model_and_a_tokenizer_that_do_not_need_it(tmp_path):
-    tokenizer = tiny_models.make("modernbert", tmp_path / "tokenizer").folder
-    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
-    folders = []
-    for kind in ("eurobert", "gemma3_text both ways", "gte", "llama", "megatron-bert", "nomic_bert", "qwen3"):
-        folder = save(kind, tmp_path / kind, vocab_size=500, max_position_embeddings=64)
+#: The tiny model whose tokenizer each family has here; for the others, its own type's.
+TOKENIZERS = {
+    **dict.fromkeys(("eurobert", "gte", "llama", "megatron-bert", "mistral", "nomic_bert", "umt5"), "modernbert"),
+    "longformer": "roberta",
+    "mt5": "t5",
+}
+
+
+def test_no_family_imports_transformers_if_it_has_a_tokenizer_that_needs_none(tmp_path):
+    own = {"gemma3_text": gemma_tokenizer, "qwen2": qwen_tokenizer, "qwen3": qwen_tokenizer}
+    # CamemBERT's tokenizer is that of transformers.
+    kinds = sorted(FAMILIES.keys() - {"camembert"})
+    for kind in kinds:
+        folder = save(kind, tmp_path / kind, vocab_size=500)
+        if kind in own:
+            own[kind]().save_pretrained(folder)
+            continue
+        made = tiny_models.make(TOKENIZERS.get(kind, kind), tmp_path / "tokenizers" / kind, n_layers=1).folder
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tokenizer / name, folder)
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **inputs}))
-        folders.append(str(folder))
+            shutil.copy(made / name, folder)
     code = (
         "import sys, embedkit\n"
         "for model in sys.argv[1:]:\n"
@@ -382,8 +396,9 @@ def test_transformers_is_not_imported_for_a_model_and_a_tokenizer_that_do_not_ne
         "    found.encode(['The patient is stable.', 'fever'])\n"
         "    print(found._embedder.encoder.backend, 'transformers' in sys.modules)"
     )
-    printed = subprocess.check_output([sys.executable, "-c", code, str(tokenizer), *folders], text=True)
-    assert printed.split("\n")[:-1] == [f"{ENGINE} False"] * 8
+    folders = [str(tmp_path / kind) for kind in kinds]
+    printed = subprocess.check_output([sys.executable, "-c", code, *folders], text=True)
+    assert dict(zip(kinds, printed.splitlines(), strict=True)) == dict.fromkeys(kinds, f"{ENGINE} False")
 
 
 # --- what is left to transformers -----------------------------------------------------------------------------
@@ -428,6 +443,4 @@ def test_unsupported_settings_are_rejected(kind, changed, tmp_path):
 
 
 def test_every_family_is_tested():
-    assert {kind.split(maxsplit=1)[0] for kind in [*KINDS, *RELATIVE]} == FAMILIES.keys() - {
-        *("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
-    }
+    assert {kind.split(maxsplit=1)[0] for kind in [*KIN, *KINDS, *RELATIVE]} == FAMILIES.keys()

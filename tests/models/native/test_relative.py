@@ -164,6 +164,10 @@ def test_debertas_layers_are_those_of_transformers_for_any_settings(data):
     }
     if draw(st.booleans()):
         changed["embedding_size"] = 24
+    if draw(st.booleans()):
+        # Longer than some of the texts.
+        changed["conv_kernel_size"] = draw(st.sampled_from((1, 3, 7)))
+        changed["conv_act"] = draw(st.sampled_from(("gelu", "relu")))
     with tempfile.TemporaryDirectory() as folder:
         check(save("deberta-v2", Path(folder), **changed), random_tokens(tuple(draw(LENGTHS))))
 
@@ -241,7 +245,7 @@ def test_the_encoder_of_a_sentence_t5_is_read(tmp_path):
     check(tmp_path, random_tokens((5, 9)))
 
 
-@pytest.mark.parametrize("kind", ["deberta-v2", "umt5"])
+@pytest.mark.parametrize("kind", ["deberta-v2 convolution", "umt5"])
 def test_the_deepest_layer_wanted_is_the_last_one_read(kind, tmp_path):
     folder, tokens = save(kind, tmp_path), random_tokens((5, 9, 70))
     expected = by_transformers(folder, tokens)
@@ -257,7 +261,9 @@ def test_the_deepest_layer_wanted_is_the_last_one_read(kind, tmp_path):
 @pytest.mark.parametrize(
     ("config", "changed"),
     [
-        (DEBERTA_V3, {"conv_kernel_size": 3}),
+        (DEBERTA_V3, {"conv_kernel_size": 3}),  # with tanh
+        (DEBERTA_V3, {"conv_kernel_size": 4, "conv_act": "gelu"}),
+        (DEBERTA_V3, {"conv_kernel_size": 3, "conv_act": "gelu", "conv_groups": 2}),
         (DEBERTA_V3, {"relative_attention": False}),
         (DEBERTA_V3, {"relative_attention": ...}),
         (DEBERTA_V3, {"pos_att_type": None}),
@@ -288,7 +294,9 @@ def test_unsupported_settings_are_rejected(config, changed):
 @pytest.mark.parametrize(
     ("kind", "changed"),
     [
-        ("deberta-v2 convolution", {}),
+        ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu"}),
+        ("deberta-v2 convolution", {"conv_kernel_size": 0}),
+        ("deberta-v2 convolution", {"conv_kernel_size": 5}),
         ("t5", {"d_kv": 16, "num_layers": 2}),
         ("t5", {"feed_forward_proj": "gated-gelu"}),
     ],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from embedkit.models.native.config_reader import ConfigReader, NotNativeError
-from embedkit.models.native.families.family import Disentangled, Family, Heads, LayerAttention, Layout
+from embedkit.models.native.families.family import Convolution, Disentangled, Family, Heads, LayerAttention, Layout
 
 
 def _kinds(reader: ConfigReader) -> set[Any]:
@@ -22,8 +22,6 @@ def _kinds(reader: ConfigReader) -> set[Any]:
 def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
     if not reader.flag("relative_attention"):
         raise NotNativeError("its positions are not relative")
-    if reader.size("conv_kernel_size", 0, least=0):
-        raise NotNativeError("it has a convolution after its first layer")
     if reader.size("attention_head_size", heads.width) != heads.width:
         raise NotNativeError("its heads are not as wide as its states")
     norms = reader.get("norm_rel_ebd", "none")
@@ -46,6 +44,16 @@ def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]
     return (LayerAttention(disentangled=positions),) * heads.n_layers
 
 
+def _convolution(reader: ConfigReader) -> Convolution | None:
+    size = reader.size("conv_kernel_size", 0, least=0)
+    activation, groups = reader.get("conv_act", "tanh"), reader.get("conv_groups", 1)
+    if size == 0:
+        return None
+    if size % 2 == 0 or groups != 1:
+        raise NotNativeError("its convolution is not as usual")
+    return Convolution(size, activation)
+
+
 def _scale(reader: ConfigReader, width: int) -> float:
     """Divides by the root of all numbers that are multiplied."""
     return float((width * (1 + len(_kinds(reader)))) ** -0.5)
@@ -62,6 +70,8 @@ DEBERTA_V2 = Family(
             pooler=None,
             distances="encoder.rel_embeddings",
             distances_norm="encoder.LayerNorm",
+            convolution="encoder.conv.conv",
+            convolution_norm="encoder.conv.LayerNorm",
             qkv=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
             distances_key="attention.self.pos_key_proj",
             distances_query="attention.self.pos_query_proj",
@@ -73,9 +83,7 @@ DEBERTA_V2 = Family(
         "type_vocab_size": 0,
         "position_biased_input": True,
     },
-    harmless=frozenset(
-        ("conv_act", "conv_groups", "legacy", "pooler_dropout", "pooler_hidden_act", "pooler_hidden_size")
-    ),
+    harmless=frozenset(("legacy", "pooler_dropout", "pooler_hidden_act", "pooler_hidden_size")),
     may_lack_types=True,
     projects_embeddings=True,
     projects_first=True,
@@ -83,4 +91,5 @@ DEBERTA_V2 = Family(
     biases={"projection": False},
     scale=_scale,
     attention=_attention,
+    convolution=_convolution,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedkit.models.native.config_reader import ConfigReader
-from embedkit.models.native.rotation import Rotation
+from embedkit.models.native.rotation import Rotation, read_rotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,8 @@ class Layout:
     relative_bias: str | None = None  # what is added to the scores of layer {}, or of all, in T5's buckets
     distances: str | None = None  # DeBERTa's embeddings of relative positions, for all layers
     distances_norm: str | None = None
+    convolution: str | None = None  # DeBERTa's, beside the first layer
+    convolution_norm: str | None = None
     layer: str = "encoder.layer.{}."  # the prefix of layer {}, from 0
     # The parts of a layer. Several names are tensors whose rows are concatenated.
     qkv: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
@@ -80,6 +82,14 @@ class Disentangled:
 
 
 @dataclass(frozen=True, slots=True)
+class Convolution:
+    """DeBERTa-v2's convolution of the embeddings, added to the states of the first layer."""
+
+    size: int  # tokens that it spans
+    activation: Any  # by transformers' name
+
+
+@dataclass(frozen=True, slots=True)
 class LayerAttention:
     """The tokens of its text that a token of this layer attends to, and how their positions are told apart."""
 
@@ -103,6 +113,8 @@ class Heads:
 ReadAttention = Callable[[ConfigReader, Heads], tuple[LayerAttention, ...]]
 #: Reads the factor of the scores, given the width of a head.
 ReadScale = Callable[[ConfigReader, int], float]
+#: Reads the convolution beside the first layer; None if there is none.
+ReadConvolution = Callable[[ConfigReader], Convolution | None]
 #: Reads the activation, by transformers' name, and whether there is a gate.
 ReadActivation = Callable[[ConfigReader], tuple[Any, bool]]
 
@@ -112,9 +124,28 @@ def full_attention(_: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
     return (LayerAttention(),) * heads.n_layers
 
 
+def rotary_attention(base: float, *, causal: bool = False) -> ReadAttention:
+    """Returns a reader of layers that attend to the whole text, or all that precedes, and rotate by one base.
+
+    Args:
+        base: that of a config.json that has none.
+        causal: whether a token attends to itself and earlier ones alone.
+    """
+
+    def read(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
+        rotation = read_rotation(reader, heads.width, base)
+        return (LayerAttention(causal=causal, rotation=rotation),) * heads.n_layers
+
+    return read
+
+
 def by_width(_: ConfigReader, width: int) -> float:
     """Returns the usual factor of scores: 1 by the root of the heads' width."""
     return float(width**-0.5)
+
+
+def without_convolution(_: ConfigReader) -> None:
+    """Returns None: the first layer is like the others."""
 
 
 def without_gate(reader: ConfigReader) -> tuple[Any, bool]:
@@ -163,3 +194,4 @@ class Family:
     scale: ReadScale = by_width
     activation: ReadActivation = without_gate
     attention: ReadAttention = full_attention
+    convolution: ReadConvolution = without_convolution

@@ -1,10 +1,8 @@
 """GTE (Zhang et al. 2024, arXiv 2407.19669)."""
 
-from embedkit.models.native.config_reader import ConfigReader
 from embedkit.models.native.families.bert import BERT_DEFAULTS
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
+from embedkit.models.native.families.family import Family, Layout, NormNames, rotary_attention, with_gate
 from embedkit.models.native.families.nomic_bert import LAYOUT
-from embedkit.models.native.rotation import read_rotation
 
 _PUBLISHED = Layout(
     positions=None,
@@ -19,11 +17,6 @@ _PUBLISHED = Layout(
 )
 
 
-def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    rotation = read_rotation(reader, heads.width, 160_000.0)
-    return (LayerAttention(rotation=rotation),) * heads.n_layers
-
-
 GTE = Family(
     model_type="gte",
     prefixes=("gte.", "new."),
@@ -32,5 +25,5 @@ GTE = Family(
     may_lack_types=True,
     biases={"up": False},
     activation=with_gate,
-    attention=_attention,
+    attention=rotary_attention(160_000.0),
 )

@@ -3,9 +3,16 @@
 from dataclasses import replace
 
 from embedkit.models.native.config_reader import ConfigReader, NotNativeError
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
+from embedkit.models.native.families.family import (
+    Family,
+    Heads,
+    LayerAttention,
+    Layout,
+    NormNames,
+    rotary_attention,
+    with_gate,
+)
 from embedkit.models.native.families.layer_types import GLOBAL, LOCAL, layer_types
-from embedkit.models.native.rotation import read_rotation
 
 LAYOUT = Layout(
     words="embed_tokens",
@@ -24,9 +31,8 @@ LAYOUT = Layout(
 )
 
 
-def _causal(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    rotation = read_rotation(reader, heads.width, 10_000.0)
-    return (LayerAttention(causal=True, rotation=rotation),) * heads.n_layers
+_BASE = 10_000.0
+_causal = rotary_attention(_BASE, causal=True)
 
 
 def _windowed(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
@@ -49,10 +55,6 @@ def _partly_windowed(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention
         replace(layer, window=window if kind == LOCAL else None)
         for layer, kind in zip(_causal(reader, heads), types, strict=True)
     )
-
-
-def _in_both_directions(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    return tuple(replace(layer, causal=False) for layer in _causal(reader, heads))
 
 
 LLAMA = Family(
@@ -78,7 +80,7 @@ EUROBERT = replace(
     LLAMA,
     model_type="eurobert",
     harmless=LLAMA.harmless | {"classifier_pooling"},
-    attention=_in_both_directions,
+    attention=rotary_attention(_BASE),
 )
 MISTRAL = replace(
     LLAMA,

@@ -1,8 +1,6 @@
 """Nomic BERT (Nussbaum et al. 2024, arXiv 2402.01613)."""
 
-from embedkit.models.native.config_reader import ConfigReader
-from embedkit.models.native.families.family import Family, Heads, LayerAttention, Layout, NormNames, with_gate
-from embedkit.models.native.rotation import read_rotation
+from embedkit.models.native.families.family import Family, Layout, NormNames, rotary_attention, with_gate
 
 #: As transformers' class has them; the published checkpoints' names are the other layout's.
 LAYOUT = Layout(
@@ -28,11 +26,6 @@ _PUBLISHED = Layout(
     down="mlp.fc2",
     ffn_norms=NormNames(after="norm2"),
 )
-
-
-def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    rotation = read_rotation(reader, heads.width, 1000.0)
-    return (LayerAttention(rotation=rotation),) * heads.n_layers
 
 
 NOMIC_BERT = Family(
@@ -84,5 +77,5 @@ NOMIC_BERT = Family(
     biases={"qkv": False, "out": False, "up": False, "down": False},
     own_head_width=True,
     activation=with_gate,
-    attention=_attention,
+    attention=rotary_attention(1000.0),
 )

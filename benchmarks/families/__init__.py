@@ -1,0 +1,1 @@
+"""Native families beside other libraries, at their real width."""

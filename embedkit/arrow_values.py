@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 
 
 def type_name(kind: pa.DataType) -> str:
-    """Return the name of a stored type, for `named_type`; such as `int64` or `timestamp[us, tz=UTC]`."""
+    """Returns the name of a stored type, for `named_type`; such as `int64` or `timestamp[us, tz=UTC]`."""
     name = str(kind)
     with contextlib.suppress(UsageError):
         if named_type(name) == kind:
@@ -56,7 +56,7 @@ def type_name(kind: pa.DataType) -> str:
 
 
 def named_type(name: str) -> pa.DataType:
-    """Return the Arrow type of a name by `type_name`, or of an alias of pyarrow.
+    """Returns the Arrow type of a name by `type_name`, or of an alias of pyarrow.
 
     Raises:
         UsageError: it is neither.
@@ -76,7 +76,7 @@ def named_type(name: str) -> pa.DataType:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which values are kept: without dictionaries, run ends and views.
+    """Returns the type in which values are kept: without dictionaries, run ends and views.
 
     An Arrow file cannot hold a dictionary that changes between batches; pyarrow 26 can neither filter nor take
     from views.
@@ -85,7 +85,7 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def stored(array: Any) -> Any:
-    """Convert an array to its stored type.
+    """Converts an array to its stored type.
 
     Raises:
         pa.ArrowException: pyarrow cannot convert it.
@@ -97,29 +97,29 @@ def stored(array: Any) -> Any:
 
 
 def is_string(kind: pa.DataType) -> bool:
-    """Check for strings of any layout."""
+    """Checks for strings of any layout."""
     return kind in {pa.string(), pa.large_string(), pa.string_view()}
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Check for bytes of any layout."""
+    """Checks for bytes of any layout."""
     return kind in {pa.binary(), pa.large_binary(), pa.binary_view()} or bool(pa.types.is_fixed_size_binary(kind))
 
 
 def is_nested(kind: pa.DataType) -> bool:
-    """Check for lists, structs, maps and unions."""
+    """Checks for lists, structs, maps and unions."""
     return bool(pa.types.is_nested(kind) or (_is_extension(kind) and is_nested(kind.storage_type)))
 
 
 def holds(kind: pa.DataType, is_it: Callable[[pa.DataType], bool]) -> bool:
-    """Check whether a type, or one nested in it, satisfies `is_it`."""
+    """Checks whether a type, or one nested in it, satisfies `is_it`."""
     if _is_extension(kind):
         return holds(kind.storage_type, is_it)
     return is_it(kind) or any(holds(kind.field(at).type, is_it) for at in range(kind.num_fields))
 
 
 def is_exact(kind: pa.DataType) -> bool:
-    """Check for types whose values have one text each, as ids need it: times, decimals, UUIDs."""
+    """Checks for types whose values have one text each, as ids need it: times, decimals, UUIDs."""
     return bool(pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or isinstance(kind, pa.UuidType))
 
 
@@ -157,13 +157,13 @@ def _is_extension(kind: pa.DataType) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Check for types whose values are exact in Python and JSON."""
+    """Checks for types whose values are exact in Python and JSON."""
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return bool(is_number) or is_string(kind) or kind in {pa.null(), pa.bool_()}
 
 
 def kept_values(array: Any) -> list[Any]:
-    """Return the kept values of an array of a stored type; None for null."""
+    """Returns the kept values of an array of a stored type; None for null."""
     if _is_plain(array.type):
         return list(array.to_pylist())
     valid = array.is_valid().to_pylist()
@@ -171,7 +171,7 @@ def kept_values(array: Any) -> list[Any]:
 
 
 def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """Make an array of a given type from kept values.
+    """Makes an array of a given type from kept values.
 
     Raises:
         pa.ArrowException, ValueError, TypeError, OverflowError: a value is not of that type.
@@ -184,7 +184,7 @@ def typed_array(values: Sequence[Any], kind: pa.DataType) -> Any:
 
 
 def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
-    """Group consecutive values by their array: yields arrays and places in them; None for null."""
+    """Groups consecutive values by their array: yields arrays and places in them; None for null."""
     source: Any = None
     places: list[int | None] = []
     for value in values:
@@ -202,7 +202,7 @@ def _by_array(values: Sequence[Any]) -> Iterator[tuple[Any, list[int | None]]]:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """Convert kept values, or a chunked array, to values for JSON; NaN and infinities are unchanged.
+    """Converts kept values, or a chunked array, to values for JSON; NaN and infinities are unchanged.
 
     Times and dates become ISO 8601 text (`+10000-01-01` after the year 9999), durations text such as `PT1.5S`,
     decimals and UUIDs text, bytes base64, maps lists of [key, value].
@@ -213,7 +213,7 @@ def plain_values(values: Any) -> list[Any]:
 
 
 def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> list[Any]:
-    """Convert the cells of kept values; once for all consecutive ones of the same array."""
+    """Converts the cells of kept values; once for all consecutive ones of the same array."""
     found: list[Any] = []
     source: Any = None
     converted: list[Any] = []
@@ -228,17 +228,17 @@ def _converted(values: Sequence[Any], convert: Callable[[Any], list[Any]]) -> li
 
 
 def plain_value(value: Any) -> Any:
-    """Convert one kept value to a value for JSON."""
+    """Converts one kept value to a value for JSON."""
     return json_values(value.array.slice(value.place, 1))[0] if isinstance(value, Cell) else value
 
 
 def json_values(array: Any) -> list[Any]:
-    """Convert the values of an array as `plain_values` does."""
+    """Converts the values of an array as `plain_values` does."""
     return next((convert for is_it, convert in _CONVERTERS if is_it(array.type)), _scalar_values)(array)
 
 
 def counts(array: Any) -> list[Any]:
-    """Return times as integers in their unit; intervals as (months, days, nanoseconds)."""
+    """Returns times as integers in their unit; intervals as (months, days, nanoseconds)."""
     kind = array.type
     if pa.types.is_interval(kind):
         return list(array.to_pylist())
@@ -285,7 +285,7 @@ def _list_values(array: Any) -> list[Any]:
 
 
 def _scalar_values(array: Any) -> list[Any]:
-    """Convert the values of a union, one by one."""
+    """Converts the values of a union, one by one."""
     return [json_values(pa.array([scalar.value]))[0] if scalar.is_valid else None for scalar in array]
 
 
@@ -304,7 +304,7 @@ _CONVERTERS: tuple[tuple[_Is, Callable[[Any], list[Any]]], ...] = (
 
 
 def _writer(kind: pa.DataType) -> Callable[[Any], str]:
-    """Return the function that formats an integer of a temporal type, or an interval, by ISO 8601."""
+    """Returns the function that formats an integer of a temporal type, or an interval, by ISO 8601."""
     types = pa.types
     if types.is_interval(kind):
         return lambda value: f"P{value.months}M{value.days}DT{_seconds(value.nanoseconds, 9)}"
@@ -327,7 +327,7 @@ def _writer(kind: pa.DataType) -> Callable[[Any], str]:
 
 
 def _seconds(value: int, digits: int) -> str:
-    """Format a number of units of 10^-digits seconds, such as `1.5S`."""
+    """Formats a number of units of 10^-digits seconds, such as `1.5S`."""
     sign, value = ("-" if value < 0 else ""), abs(value)
     whole, rest = divmod(value, 10**digits)
     fraction = f".{rest:0{digits}d}".rstrip("0") if rest else ""
@@ -335,7 +335,7 @@ def _seconds(value: int, digits: int) -> str:
 
 
 def _cycles(days: int) -> tuple[int, int]:
-    """Split days since 1970-01-01 into cycles of the calendar and a day from 2000 to 2399."""
+    """Splits days since 1970-01-01 into cycles of the calendar and a day from 2000 to 2399."""
     cycles, day = divmod(days - 10_957, _CYCLE_DAYS)  # 2000-01-01 is day 10,957
     return cycles, day + 10_957
 
@@ -364,7 +364,7 @@ def _timestamp(value: int, digits: int, zone: dt.tzinfo | None) -> str:
 
 
 def _offset(seconds: int, zone: dt.tzinfo) -> dt.timedelta:
-    """Return a zone's offset at a moment in seconds since 1970 UTC."""
+    """Returns a zone's offset at a moment in seconds since 1970 UTC."""
     days, second = divmod(seconds, _DAY_SECONDS)
     # An offset could move the first and the last days of `datetime` out of its range.
     inside = 2 < days - _ORDINAL_ZERO < dt.date.max.toordinal() - 2
@@ -375,7 +375,7 @@ def _offset(seconds: int, zone: dt.tzinfo) -> dt.timedelta:
 
 
 def _signed(offset: dt.timedelta) -> str:
-    """Format an offset, such as `+09:00`; before 1900, zones have seconds too."""
+    """Formats an offset, such as `+09:00`; before 1900, zones have seconds too."""
     seconds = offset // dt.timedelta(seconds=1)
     sign, seconds = ("-" if seconds < 0 else "+"), abs(seconds)
     text = f"{sign}{seconds // 3_600:02d}:{seconds // 60 % 60:02d}"
@@ -383,7 +383,7 @@ def _signed(offset: dt.timedelta) -> str:
 
 
 def has_non_finite(value: Any) -> bool:
-    """Check a value for JSON for NaN and infinities, which JSON does not have."""
+    """Checks a value for JSON for NaN and infinities, which JSON does not have."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
@@ -392,7 +392,7 @@ def has_non_finite(value: Any) -> bool:
 
 
 def texts(array: Any) -> list[str | None]:
-    """Convert values to texts, for ids and groups: strings unchanged, others as JSON.
+    """Converts values to texts, for ids and groups: strings unchanged, others as JSON.
 
     Raises:
         UnicodeDecodeError: a string is not UTF-8.
@@ -401,17 +401,17 @@ def texts(array: Any) -> list[str | None]:
 
 
 def text_of(value: Any) -> str:
-    """Convert a value for JSON to text; a string is unchanged."""
+    """Converts a value for JSON to text; a string is unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def is_missing(value: Any) -> bool:
-    """Check for null, NaN, and the empty text."""
+    """Checks for null, NaN, and the empty text."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def number_in(text: str) -> decimal.Decimal | None:
-    """Parse a number in ASCII digits, exactly; None if it is not one, such as `nan` and `1_0`."""
+    """Parses a number in ASCII digits, exactly; None if it is not one, such as `nan` and `1_0`."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     try:
@@ -421,7 +421,7 @@ def number_in(text: str) -> decimal.Decimal | None:
 
 
 def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
-    """Make sort keys for kept values.
+    """Makes sort keys for kept values.
 
     Times and numbers are compared exactly, also texts if all of them are numbers; else all values are compared as
     text.
@@ -444,7 +444,7 @@ def order_keys(values: Sequence[Any]) -> tuple[list[Any], int, bool]:
 
 
 def _date_form(text: str) -> str:
-    """Return the form of an ISO 8601 date, with its time zone; within one form, text sorts like time."""
+    """Returns the form of an ISO 8601 date, with its time zone; within one form, text sorts like time."""
     found = _DATE.fullmatch(text)
     return "" if found is None else re.sub(r"\d", "0", found[1]) + text[len(found[1]) :]
 
@@ -463,7 +463,7 @@ def _number(value: Any) -> Any:
 
 
 def first_alike(values: Sequence[Any]) -> list[int | None]:
-    """Return for each kept value the place of the first equal one, NaN too; None for null."""
+    """Returns for each kept value the place of the first equal one, NaN too; None for null."""
     first: dict[Any, int] = {}
     places: list[int | None] = []
     for place, value in enumerate(plain_values(values)):

@@ -24,22 +24,22 @@ _EXAMPLE = '--sql "SELECT id, text FROM note"'
 
 
 def is_database(name: str) -> bool:
-    """Check for the URL of a database, as opposed to the name of a file."""
+    """Checks for the URL of a database, as opposed to the name of a file."""
     return _DATABASE.match(name) is not None
 
 
 def is_postgres(name: str) -> bool:
-    """Check for the URL of a PostgreSQL database."""
+    """Checks for the URL of a PostgreSQL database."""
     return _POSTGRES.match(name) is not None
 
 
 def no_query(name: str) -> UsageError:
-    """Return the error of a database without `--sql`."""
+    """Returns the error of a database without `--sql`."""
     return UsageError(f"{name}: a database, and no query says which rows to read", hint=f"add {_EXAMPLE}")
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Split the URL of a database into a name that may be shown, and its secrets.
+    """Splits the URL of a database into a name that may be shown, and its secrets.
 
     Returns:
         The path of a SQLite or DuckDB file, or a `postgresql://` URL without secrets; and the secrets as
@@ -85,13 +85,13 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def place_of(url: str) -> str:
-    """Return the host and database of a URL by `split_url`, without user and parameters, for plans."""
+    """Returns the host and database of a URL by `split_url`, without user and parameters, for plans."""
     place = url.partition("?")[0]
     return f"postgresql://{place.removeprefix('postgresql://').rpartition('@')[2]}"
 
 
 def base_name(url: str) -> str:
-    """Return the name of the database, or of its host, or of the file, from which an output gets its name."""
+    """Returns the name of the database, or of its host, or of the file, from which an output gets its name."""
     shown = split_url(url)[0]
     if not is_postgres(shown):
         return os.path.basename(shown)  # noqa: PTH119 - as typed
@@ -100,7 +100,7 @@ def base_name(url: str) -> str:
 
 
 def one_select(sql: str) -> str:
-    """Return a query without the semicolon at its end.
+    """Returns a query without the semicolon at its end.
 
     Raises:
         UsageError: it is empty, has several statements, or is no SELECT. The database itself is opened read-only:

@@ -76,7 +76,7 @@ class InputConfig:
         at_least("--max-decompressed-gb", self.max_decompressed_gb, 1)
 
     def _check_database(self) -> None:
-        """Take the password out of the inputs, and check that a query and a database come together."""
+        """Takes the password out of the inputs, and checks that a query and a database come together."""
         databases = [name for name in self.inputs if is_database(name)]
         if self.sql is None:
             if databases:

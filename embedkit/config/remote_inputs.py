@@ -22,12 +22,12 @@ _FROM = "credentials come from the environment, a profile or a role"
 
 
 def is_remote(name: str) -> bool:
-    """Check for a URI of files, as opposed to a local name or a database."""
+    """Checks for a URI of files, as opposed to a local name or a database."""
     return _URI.fullmatch(name) is not None and not is_database(name)
 
 
 def split_secret(name: str) -> tuple[str, tuple[str, str] | None]:
-    """Split the name of an input into one that may be shown, and its secret.
+    """Splits the name of an input into one that may be shown, and its secret.
 
     Args:
         name: as typed.
@@ -79,7 +79,7 @@ def split_secret(name: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def check_no_secret(option: str, name: str) -> None:
-    """Check that a file named by an option is no URI with a secret, which only an INPUT may have.
+    """Checks that a file named by an option is no URI with a secret, which only an INPUT may have.
 
     Raises:
         UsageError: it is one.

@@ -12,7 +12,7 @@ class OtherFileError(InputError):
 
 
 def is_unchanged(file: SourceFile) -> bool:
-    """Check that a file is as it was described. An object is, if its ETag is: nothing of it is read again.
+    """Checks that a file is as it was described. An object is, if its ETag is: nothing of it is read again.
 
     Raises:
         InputError: it does not exist, or cannot be read.
@@ -27,7 +27,7 @@ def is_unchanged(file: SourceFile) -> bool:
 
 
 def check_same(file: SourceFile) -> None:
-    """Check that a file is here as another process has described it.
+    """Checks that a file is here as another process has described it.
 
     Raises:
         OtherFileError: it is not.
@@ -44,7 +44,7 @@ def check_same(file: SourceFile) -> None:
 
 
 def changed(file: SourceFile) -> InputError:
-    """Return the error of a file that has changed."""
+    """Returns the error of a file that has changed."""
     return InputError(
         f"{file.shown} was changed while it was read",
         hint="do not change the input while embedkit reads it; start again with --on-exists overwrite",

@@ -96,7 +96,7 @@ class Columnar(RecordBatches):
     place = 0
 
     def stretch_of(self, row: int) -> int:
-        """Return the number of the row group of a row; 0 in an Arrow file, whose batches are read one by one."""
+        """Returns the number of the row group of a row; 0 in an Arrow file, whose batches are read one by one."""
         return max(0, bisect_right(self.group_starts, row) - 1)
 
     def rows(
@@ -107,13 +107,13 @@ class Columnar(RecordBatches):
         start: int | None = None,
         stop: int | None = None,
     ) -> Iterator[Record | Fault]:
-        """Read the rows [start, stop) of the file, numbered from `first`; see `RecordBatches.rows`."""
+        """Reads the rows [start, stop) of the file, numbered from `first`; see `RecordBatches.rows`."""
         return self._records(lambda: self._between(columns.named, start or 0, stop), columns, first, wanted)
 
     def measured(
         self, columns: Columns, first: int, found: KeptTypes, start: int | None, stop: int | None
     ) -> Iterator[int | Record | Fault]:
-        """Read as `rows` does; where `found` needs no more, of most rows only the number of characters."""
+        """Reads as `rows` does; where `found` needs no more, of most rows only the number of characters."""
         floats = found.floats()
         names = names_to_measure(self._schema, columns, floats)
         if names is None or floats is None:
@@ -133,14 +133,14 @@ class Columnar(RecordBatches):
             row += batch.num_rows
 
     def piece(self, first: int, stop: int) -> tuple[int, int]:
-        """Return the rows [start, stop) of the row groups of a Parquet file that begin in these bytes of it."""
+        """Returns the rows [start, stop) of the row groups of a Parquet file that begin in these bytes of it."""
         sizes = (sum(column.total_compressed_size for column in columns_of(group)) for group in self._groups)
         offsets = [0, *accumulate(sizes)][:-1]
         low, high = bisect_left(offsets, first), bisect_left(offsets, stop)
         return self.group_starts[low], self.group_starts[high]
 
     def chunks(self, first: int, stop: int, names: Collection[str]) -> list[tuple[int, int]]:
-        """Return the bytes [first, stop) of these columns, in a piece of a Parquet file."""
+        """Returns the bytes [first, stop) of these columns, in a piece of a Parquet file."""
         low, high = self.piece(first, stop)
         found = []
         for group, row in zip(self._groups, self.group_starts, strict=False):
@@ -152,7 +152,7 @@ class Columnar(RecordBatches):
         return found
 
     def _copied(self, remote: RangedReader) -> tuple[BinaryIO, Callable[[BinaryIO], _Opened]]:
-        """Copy the footer of a remote Parquet file; of an Arrow file, which says less of its parts, all."""
+        """Copies the footer of a remote Parquet file; of an Arrow file, which says less of its parts, all."""
         if self._format == "parquet":
             self._footer = footer_of_parquet(remote)
             self._copy = PartialCopy(remote, (), self._footer)
@@ -163,12 +163,12 @@ class Columnar(RecordBatches):
         return source, self._open_arrow_file if is_file else self._open_arrow_stream
 
     def _check_parser(self, part: int | str, without: Collection[str]) -> None:
-        """Check that the parser survives the file, or a part of it; see `probe_file`."""
+        """Checks that the parser survives the file, or a part of it; see `probe_file`."""
         if self._probed is not None and probe_file(self._probed, self._format, part=part, without=without):
             raise self._damaged()
 
     def _parts(self, parts: range, names: Sequence[str]) -> Iterator[int]:
-        """Yield the numbers of the parts, each probed before it is read; all at once if they are in memory."""
+        """Yields the numbers of the parts, each probed before it is read; all at once if they are in memory."""
         probed = {*names, *self._also_probed} - self._sound
         without = {column.name for column in self.columns} - probed
         is_file = isinstance(self._probed, str) and bool(probed)
@@ -199,11 +199,11 @@ class Columnar(RecordBatches):
         return file.schema_arrow, batches
 
     def _reopened(self, file: Any) -> Any:
-        """Open the present copy of a remote file, whose footer `file` has."""
+        """Opens the present copy of a remote file, whose footer `file` has."""
         return pq.ParquetFile(self._probed, metadata=file.metadata, **_PARQUET)
 
     def _fetch(self, remote: RangedReader, parts: range, names: Collection[str]) -> None:
-        """Copy the needed columns of the first of these row groups, and of those after it if they are small."""
+        """Copies the needed columns of the first of these row groups, and of those after it if they are small."""
         if not parts or parts[0] in self._held:
             return
         ranges: list[tuple[int, int]] = []
@@ -246,7 +246,7 @@ class Columnar(RecordBatches):
 
 
 def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
-    """Read the batches of a stream, after which the source must end: two streams in one file are an error."""
+    """Reads the batches of a stream, after which the source must end: two streams in one file are an error."""
     yield from stream
     # Reading to the end also verifies the checksum of a compressed file.
     if source.read(1):
@@ -254,7 +254,7 @@ def _to_the_end(stream: Any, source: Any) -> Iterator[Any]:
 
 
 def _checked(batch: Any, names: Sequence[str]) -> Any:
-    """Check every offset of the needed columns of a batch from a pipe."""
+    """Checks every offset of the needed columns of a batch from a pipe."""
     for name in names:
         try:
             batch.column(name).validate(full=True)
@@ -266,13 +266,13 @@ def _checked(batch: Any, names: Sequence[str]) -> Any:
 
 
 def _mapped(source: BinaryIO) -> Any:
-    """Map a file on disk into memory, so that a batch larger than the memory can be read."""
+    """Maps a file on disk into memory, so that a batch larger than the memory can be read."""
     name = getattr(source, "name", None)  # none if it is decompressed or in memory
     return pa.memory_map(os.fsencode(name)) if isinstance(name, str) else source
 
 
 def _probed(source: BinaryIO) -> str | memoryview | None:
-    """Return the path of a file on disk, or the bytes of one in memory."""
+    """Returns the path of a file on disk, or the bytes of one in memory."""
     name = getattr(source, "name", None)
     if isinstance(name, str):
         return name
@@ -280,7 +280,7 @@ def _probed(source: BinaryIO) -> str | memoryview | None:
 
 
 def _seekable(stream: io.BufferedReader) -> BinaryIO:
-    """Return the stream itself, or its bytes in memory.
+    """Returns the stream itself, or its bytes in memory.
 
     Parquet and Arrow files are read from their end, which a pipe or a compressed file does not offer. A temporary
     file would write texts to a disk that the user did not choose.

@@ -31,7 +31,7 @@ Wanted = Callable[[int, int], bool]
 
 
 def every(first: int, stop: int) -> bool:
-    """Want all rows."""
+    """Wants all rows."""
     return first < stop
 
 
@@ -62,7 +62,7 @@ class Columns:
 
 
 def requested_columns(config: InputConfig) -> Columns:
-    """Return the columns that the user named; `text` is empty if they named none.
+    """Returns the columns that the user named; `text` is empty if they named none.
 
     With a template, text columns that it does not use are not read.
 
@@ -78,7 +78,7 @@ def requested_columns(config: InputConfig) -> Columns:
 
 
 def resolve_columns(requested: Columns, present: Sequence[Column], *, file: str, file_format: str) -> Columns:
-    """Choose the columns that the user did not name, from those of the first file.
+    """Chooses the columns that the user did not name, from those of the first file.
 
     Raises:
         InputError: the text column is ambiguous, or the file has another delimiter.
@@ -106,7 +106,7 @@ def resolve_columns(requested: Columns, present: Sequence[Column], *, file: str,
 def column_notices(
     requested: Columns, decided: Columns, present: Sequence[Column], *, file_format: str
 ) -> list[str]:
-    """Report the chosen text and id columns, and a column that was nearly chosen.
+    """Reports the chosen text and id columns, and a column that was nearly chosen.
 
     A name is shown only if the names look like a header: no other one is chosen.
     """
@@ -129,7 +129,7 @@ def column_notices(
 def check_columns(
     columns: Columns, present: Sequence[Column], *, file: str, file_format: str, typed: Collection[str]
 ) -> None:
-    """Check that a file has the columns in use.
+    """Checks that a file has the columns in use.
 
     Args:
         columns: those in use.
@@ -176,7 +176,7 @@ def check_columns(
 
 
 def composer(columns: Columns) -> Callable[[Cells], str | None]:
-    """Return the function that makes a row's text of its cells, in the order of `columns.text`."""
+    """Returns the function that makes a row's text of its cells, in the order of `columns.text`."""
     if columns.template is not None:
         return _filler(columns.template, columns.text)
     if len(columns.text) == 1:
@@ -195,7 +195,7 @@ def _usual_text(present: Sequence[Column], identity: str | None) -> tuple[str, .
 
 
 def _check_delimiter(names: Sequence[str], *, file: str, file_format: str) -> None:
-    """Refuse a table of one column whose name contains another delimiter."""
+    """Refuses a table of one column whose name contains another delimiter."""
     if len(names) != 1 or file_format not in DELIMITED:
         return
     marks = [mark for mark in _SEPARATORS if mark in names[0]]
@@ -210,7 +210,7 @@ def _check_delimiter(names: Sequence[str], *, file: str, file_format: str) -> No
 
 
 def _check_lookalike(name: str, names: Sequence[str], *, file: str) -> None:
-    """Refuse a name that differs from a column's only by invisible characters, and name these."""
+    """Refuses a name that differs from a column's only by invisible characters, and names these."""
     found = lookalike(name, names)
     if found is None:
         return
@@ -228,7 +228,7 @@ def _joined(cells: Cells) -> str | None:
 
 
 def _parsed(template: str) -> list[tuple[str, str | None]]:
-    """Split a template into pairs of literal text and the field after it; None after the last.
+    """Splits a template into pairs of literal text and the field after it; None after the last.
 
     A field is the name of a column, which may contain dots and colons: they have no other meaning.
     """

@@ -81,7 +81,7 @@ class ByteStream(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the number of bytes delivered so far."""
+        """Returns the number of bytes delivered so far."""
         return self._delivered
 
     def readinto(self, buffer: Any, /) -> int:
@@ -139,7 +139,7 @@ class Decompressed(ByteStream):
         return b""
 
     def _next_stream(self) -> Any:
-        """Start with the next stream; None at the end of the file."""
+        """Starts with the next stream; None at the end of the file."""
         unit = _PADDING.get(self._compression, 0) if self._complete else 0
         padding = 0
         while data := self._read():

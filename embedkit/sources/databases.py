@@ -30,7 +30,7 @@ _OPENERS: dict[str, Callable[[SourceFile, InputConfig], AbstractContextManager[_
 
 
 def database_file(config: InputConfig) -> SourceFile:
-    """Describe the database of `config.inputs`; its rows are unknown until they are read.
+    """Describes the database of `config.inputs`; its rows are unknown until they are read.
 
     Raises:
         InputError: it is a file that does not exist, cannot be read, or is not of a known database.
@@ -55,7 +55,7 @@ def database_file(config: InputConfig) -> SourceFile:
 
 
 def opened_query(file: SourceFile, config: InputConfig) -> AbstractContextManager[_Rows]:
-    """Open the query of `config.sql`.
+    """Opens the query of `config.sql`.
 
     Raises:
         InputError: the database cannot be reached, or refuses the query.

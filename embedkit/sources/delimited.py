@@ -66,7 +66,7 @@ class Delimited:
     def rows(
         self, columns: Columns, first: int, wanted: Wanted = every, start: int | None = None
     ) -> Iterator[Record | Fault]:
-        """Read every row, numbered from `first`.
+        """Reads every row, numbered from `first`.
 
         Raises:
             InputError: the file cannot be split into rows from here on.
@@ -97,7 +97,7 @@ class Delimited:
             row += 1
 
     def _seek(self, start: int) -> None:
-        """Go on at a byte where a record begins: `csv` keeps nothing from one record to the next."""
+        """Gos on at a byte where a record begins: `csv` keeps nothing from one record to the next."""
         self._text.detach()
         self._stream.seek(start)
         self._position = start
@@ -115,7 +115,7 @@ class Delimited:
         )
 
     def _fault(self, cells: list[str], width: int, row: int) -> str | None:
-        """Return the code of a bad record; None if it is good."""
+        """Returns the code of a bad record; None if it is good."""
         if self._bad is not None:
             return "not_utf8" if self._codec == "utf-8" else "lone_surrogate"
         quotes = self._raw and self._quoting != "none"
@@ -153,7 +153,7 @@ class Delimited:
         return names
 
     def _next(self, where: str) -> list[str] | None:
-        """Return the next record's cells; None at the end of the file."""
+        """Returns the next record's cells; None at the end of the file."""
         self._start = self._position
         self._raw.clear()
         self._bad = None
@@ -169,7 +169,7 @@ class Delimited:
         )
 
     def _lines(self, text: io.TextIOWrapper, errors: str, unit: int) -> Iterator[str]:
-        """Read lines with their ends, for `csv`, and count bytes, for the offsets of faults."""
+        """Reads lines with their ends, for `csv`, and counts bytes, for the offsets of faults."""
         limit = plain_text.MAX_RECORD_BYTES
         while True:
             try:
@@ -193,7 +193,7 @@ class Delimited:
         )
 
     def _length(self, line: str, errors: str) -> int:
-        """Return the length of a line in bytes, and note the offset of its first invalid byte."""
+        """Returns the length of a line in bytes, and notes the offset of its first invalid byte."""
         try:
             return len(line.encode(self._codec))
         except UnicodeEncodeError as error:
@@ -203,7 +203,7 @@ class Delimited:
 
 
 def _stray_quotes(raw: str, cells: list[str]) -> list[str]:
-    """Find the cells of a record that are not quoted and contain a quote.
+    """Finds the cells of a record that are not quoted and contain a quote.
 
     Args:
         raw: the record in the file, from its first line with a quote.
@@ -221,7 +221,7 @@ def _stray_quotes(raw: str, cells: list[str]) -> list[str]:
 
 
 def _spans_cells(stray: list[str]) -> bool:
-    """Check for a quote that opens inside a cell and closes at the end of a later one: both were one cell.
+    """Checks for a quote that opens inside a cell and closes at the end of a later one: both were one cell.
 
     A quote after a digit counts as inches, one before a blank or at a cell's end as closing.
     """
@@ -231,7 +231,7 @@ def _spans_cells(stray: list[str]) -> bool:
 
 
 def _encoding(stream: io.BufferedReader, file: str) -> tuple[str, int]:
-    """Detect the encoding and the length of the byte order mark."""
+    """Detects the encoding and the length of the byte order mark."""
     head = stream.peek(4)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise InputError(f"{file}: UTF-32 is not supported", hint="convert it: iconv -f UTF-32 -t UTF-8")

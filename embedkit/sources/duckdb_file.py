@@ -42,7 +42,7 @@ _KINDS = {
 
 @contextmanager
 def opened(file: SourceFile, config: InputConfig) -> Iterator[DuckdbRows]:
-    """Open a query of a file, read-only; see `databases.opened_query`."""
+    """Opens a query of a file, read-only; see `databases.opened_query`."""
     duckdb: Any = library("duckdb", "duckdb")
     with _as_input_error(duckdb, file, None):
         connection = duckdb.connect(
@@ -72,7 +72,7 @@ class DuckdbRows(RecordBatches):
         return checked_order(super().rows(columns, first), self._file, columns.id or "")
 
     def _selected(self, columns: Columns) -> Iterator[Any]:
-        """Yield the rows range by range of their ids: a sort of all rows would need memory for all texts."""
+        """Yields the rows range by range of their ids: a sort of all rows would need memory for all texts."""
         identity, sql = quoted(columns.id or ""), self._config.sql or ""
         kind = next(column.kind for column in self.columns if column.name == columns.id)
         order = f'{identity} COLLATE "C"' if kind == "string" else identity

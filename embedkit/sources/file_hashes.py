@@ -11,7 +11,7 @@ from embedkit.storage.hashing_reader import HashingReader
 
 
 def content_sha256(table: Table, number: int, piece: tuple[int, int] | None = None) -> str | None:
-    """Return the hash of all bytes of a file, or of a piece: of Parquet, of the columns in use in it.
+    """Returns the hash of all bytes of a file, or of a piece: of Parquet, of the columns in use in it.
 
     Returns:
         64 hexadecimal digits; None for stdin, for a query that was not read, and for a large object of a store,
@@ -36,7 +36,7 @@ def content_sha256(table: Table, number: int, piece: tuple[int, int] | None = No
 
 
 def columns_sha256(table: Table, number: int, piece: tuple[int, int] | None = None) -> str:
-    """Return the hash of the columns in use of a Parquet file, or of a piece of it; see `hashes_columns`.
+    """Returns the hash of the columns in use of a Parquet file, or of a piece of it; see `hashes_columns`.
 
     Raises:
         InputError: it cannot be read.

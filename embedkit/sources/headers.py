@@ -56,7 +56,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
-    """Check whether a row of names is a header.
+    """Checks whether a row of names is a header.
 
     Args:
         names: of all columns of a table.
@@ -80,14 +80,14 @@ def is_header(names: Sequence[str], typed: Collection[str] = ()) -> bool:
 
 
 def shown(name: str) -> str:
-    """Format a column's name for a message, if the user typed it or it is from a header."""
+    """Formats a column's name for a message, if the user typed it or it is from a header."""
     if not name:
         return "(no name)"
     return name if len(name) <= NAME_LENGTH and name.isprintable() else f"({len(name)} characters)"
 
 
 def listed(names: Iterable[str], typed: Collection[str] = ()) -> str:
-    """Format the columns of a table for a message: their names if they are a header, else their number."""
+    """Formats the columns of a table for a message: their names if they are a header, else their number."""
     every = list(names)
     if not is_header(every, typed):
         return f"{len(every)}, not shown because the names do not look like a header"
@@ -97,7 +97,7 @@ def listed(names: Iterable[str], typed: Collection[str] = ()) -> str:
 
 
 def hint_for(name: str, names: Sequence[str], typed: Collection[str] = ()) -> str:
-    """Return the hint of an error about a missing column."""
+    """Returns the hint of an error about a missing column."""
     if not is_header(names, typed):
         return (
             "if there is a header, name its columns, as with --text-column; if a csv or tsv has none, add a first "
@@ -110,7 +110,7 @@ def hint_for(name: str, names: Sequence[str], typed: Collection[str] = ()) -> st
 
 
 def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
-    """Find a column whose name differs only by invisible characters, and name these."""
+    """Finds a column whose name differs only by invisible characters, and names these."""
     for other in names:
         if other != name and _visible(other) == _visible(name):
             odd = [letter for letter in other if letter not in name]
@@ -120,7 +120,7 @@ def lookalike(name: str, names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _rank(name: str) -> int:
-    """Rank a name: 3 surely one, 2 usual in headers, 1 ambiguous, 0 any other word."""
+    """Ranks a name: 3 surely one, 2 usual in headers, 1 ambiguous, 0 any other word."""
     words = [word.casefold() for word in _WORDS.findall(name)]
     if words and words[-1] in _SURE and " " not in name:
         return 3  # tweet_id, commentText
@@ -129,7 +129,7 @@ def _rank(name: str) -> int:
 
 
 def _is_numbered(names: Sequence[str]) -> bool:
-    """Check for generated names: three or more that count up, such as c0, c1, c2 or a, b, c."""
+    """Checks for generated names: three or more that count up, such as c0, c1, c2 or a, b, c."""
     if len(names) > 2 and "".join(names) in ascii_lowercase:
         return True
     parts = [(match[1], int(match[2])) for name in names if (match := _NUMBERED.fullmatch(name))]
@@ -138,13 +138,13 @@ def _is_numbered(names: Sequence[str]) -> bool:
 
 
 def _shown_in_list(name: str, typed: Collection[str]) -> str:
-    """Format a name; one of several words may be a cell, and is shown only if they are usual in headers."""
+    """Formats a name; one of several words may be a cell, and is shown only if they are usual in headers."""
     plain = name in typed or " " not in name or _rank(name)
     return shown(name) if plain else f"({len(name)} characters)"
 
 
 def _visible(name: str) -> str:
-    """Remove invisible characters: of width zero, control characters, blanks at the ends."""
+    """Removes invisible characters: of width zero, control characters, blanks at the ends."""
     composed = unicodedata.normalize("NFKC", name)
     return "".join(letter for letter in composed if unicodedata.category(letter) not in {"Cf", "Cc"}).strip()
 

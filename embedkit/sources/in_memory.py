@@ -36,7 +36,7 @@ _TO_LIST = ("to_pylist", "to_list", "tolist")
 
 
 def texts_of(texts: Texts) -> list[str | None]:
-    """List all texts, in order; None for a missing one (None, NaN, NA, NaT).
+    """Lists all texts, in order; None for a missing one (None, NaN, NA, NaT).
 
     Args:
         texts: a list, tuple, generator, array, Series, Arrow array or any other column of str.
@@ -77,7 +77,7 @@ def _items(texts: Any) -> Iterable[Any]:
 
 
 def _check_array(texts: Any) -> None:
-    """Refuse an array that is not a column, or whose type excludes texts."""
+    """Refuses an array that is not a column, or whose type excludes texts."""
     ndim, shape = getattr(texts, "ndim", 1), getattr(texts, "shape", ())
     if isinstance(ndim, int) and ndim != 1:
         raise InputError(
@@ -97,7 +97,7 @@ def _is_missing_alone(array: Any) -> bool:
 
 
 def _check_no_table(texts: Any) -> None:
-    """Refuse a table: iterating it gives names of columns, or rows."""
+    """Refuses a table: iterating it gives names of columns, or rows."""
     dtype_names = getattr(getattr(texts, "dtype", None), "names", None)
     if isinstance(texts, Mapping):
         names: Any = texts.keys()
@@ -155,7 +155,7 @@ def _text(item: Any, place: int) -> str | None:
 
 
 def _is_missing(item: Any) -> bool:
-    """Check for a missing text: None, a NaN of any kind, pandas's NA and NaT."""
+    """Checks for a missing text: None, a NaN of any kind, pandas's NA and NaT."""
     if item is None:
         return True
     if isinstance(item, float | np.floating | Decimal):

@@ -71,7 +71,7 @@ class JsonLines:
         start: int | None = None,
         stop: int | None = None,
     ) -> Iterator[Record | Fault]:
-        """Read every line that is not blank, numbered from `first`; none that begins at byte `stop` or later."""
+        """Reads every line that is not blank, numbered from `first`; none that begins at byte `stop` or later."""
         compose = composer(columns)
         row = first
         for offset, line in self._all_lines() if start is None else self._lines_from(start):
@@ -89,7 +89,7 @@ class JsonLines:
             row += 1
 
     def piece(self, first: int, stop: int) -> tuple[int, int]:
-        """Return where the lines that begin in the bytes [first, stop) start, and `stop`."""
+        """Returns where the lines that begin in the bytes [first, stop) start, and `stop`."""
         if first == 0:  # the first line begins after a byte order mark
             self._stream.seek(0)
             mark = self._stream.read(len(codecs.BOM_UTF8))
@@ -138,7 +138,7 @@ class JsonLines:
 
 
 def parsed(line: bytes) -> dict[str, Any] | str:
-    """Parse a line: its object, or the code of a fault."""
+    """Parses a line: its object, or the code of a fault."""
     try:
         found = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
@@ -166,7 +166,7 @@ def _code(error: ValueError | RecursionError) -> str:
 def _record(
     found: dict[str, Any], columns: Columns, compose: Callable[[Cells], str | None], row: int
 ) -> Record | str:
-    """Make the record of an object, or return the code of a fault."""
+    """Makes the record of an object, or returns the code of a fault."""
     texts: list[str | None] = []
     for name in columns.text:
         if name not in found:

@@ -32,7 +32,7 @@ _EXACT_AS_DOUBLE = range(-(2**53), 2**53 + 1)
 
 
 def type_of(value: Any) -> str:
-    """Return the type of one value; `wide` is an int64 that is not exact as a double, `cell` an Arrow value."""
+    """Returns the type of one value; `wide` is an int64 that is not exact as a double, `cell` an Arrow value."""
     if isinstance(value, Cell):
         return "cell"
     if type(value) is not int:
@@ -43,7 +43,7 @@ def type_of(value: Any) -> str:
 
 
 def unified(types: Collection[str]) -> str:
-    """Return the common type of values of these types; of integers and doubles it is double."""
+    """Returns the common type of values of these types; of integers and doubles it is double."""
     found = set(types) - {"null"}
     if not found:
         return "string"
@@ -59,7 +59,7 @@ def unified(types: Collection[str]) -> str:
 
 
 def declared_type(names: Collection[str]) -> str:
-    """Return the common type of a column that files declare with these types; nulls fit any type.
+    """Returns the common type of a column that files declare with these types; nulls fit any type.
 
     It is `text` if no type holds the values of all of them exactly.
     """
@@ -73,7 +73,7 @@ def declared_type(names: Collection[str]) -> str:
 
 
 def common_type(one: str, other: str) -> str | None:
-    """Return the type that holds the values of two declared types exactly; None if there is none.
+    """Returns the type that holds the values of two declared types exactly; None if there is none.
 
     A finer unit of time covers fewer years, so that times may still not fit.
     """
@@ -94,7 +94,7 @@ def common_type(one: str, other: str) -> str | None:
 
 
 def fit_together(one: str, other: str) -> bool:
-    """Check whether columns of two types can be joined: a type holds both exactly, or both are numeric."""
+    """Checks whether columns of two types can be joined: a type holds both exactly, or both are numeric."""
     kinds = (named_type(one), named_type(other))
     return common_type(one, other) is not None or all(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds
@@ -145,7 +145,7 @@ class KeptTypes:
         ]
 
     def add(self, kept: Sequence[Any]) -> None:
-        """Add the kept values of a row."""
+        """Adds the kept values of a row."""
         for place, value in enumerate(kept):
             if self._by_value[place]:
                 self._seen[place].add(type_of(value))
@@ -161,35 +161,35 @@ class KeptTypes:
                 self.non_finite[self.keep[place]] += 1
 
     def floats(self) -> list[str] | None:
-        """List the columns whose values must be searched for NaN; None if values decide types as well."""
+        """Lists the columns whose values must be searched for NaN; None if values decide types as well."""
         if any(self._by_value) or any(joined is not None for joined in self._joined):
             return None
         return [name for name, has_floats in zip(self.keep, self._floats, strict=True) if has_floats]
 
     def found(self) -> FoundTypes:
-        """Return what the rows so far have added."""
+        """Returns what the rows so far have added."""
         seen = tuple(tuple(sorted(types)) for types in self._seen)
         return FoundTypes(seen, tuple(self._does_not_fit), dict(self.non_finite))
 
     def merge(self, found: FoundTypes) -> None:
-        """Add what other rows of the table have added elsewhere."""
+        """Adds what other rows of the table have added elsewhere."""
         for place, (types, is_unfit) in enumerate(zip(found.seen, found.unfit, strict=True)):
             self._seen[place].update(types)
             self._does_not_fit[place] |= is_unfit
         self.non_finite.update(found.non_finite)
 
     def names(self) -> dict[str, str]:
-        """Return the name of each column's type."""
+        """Returns the name of each column's type."""
         return {name: self._name(place, name) for place, name in enumerate(self.keep)}
 
     def splits(self, column: str) -> bool:
-        """Check whether equal values may have several texts, such as `1` and `1.0`, for lack of a common type."""
+        """Checks whether equal values may have several texts, such as `1` and `1.0`, for lack of a common type."""
         values = self._seen[self.keep.index(column)] - {"null"}
         is_plain = len(values) < 2 or values <= {"string", "int64", "wide"}
         return not is_plain and unified(values) in {"text", "json"}
 
     def _check_fit(self, place: int, array: Any) -> None:
-        """Check, once an array, that its values fit the common type."""
+        """Checks, once an array, that its values fit the common type."""
         if self._does_not_fit[place] or array is self._last[place]:
             return
         self._last[place] = array

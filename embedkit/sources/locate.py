@@ -101,7 +101,7 @@ class SourceFile:
 
 
 def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[SourceFile, ...]:
-    """List all files, in the order typed; those of a glob or a folder sorted by name.
+    """Lists all files, in the order typed; those of a glob or a folder sorted by name.
 
     Args:
         inputs: as typed.
@@ -120,7 +120,7 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
 
 
 def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
-    """List the names of all files, as `locate` does.
+    """Lists the names of all files, as `locate` does.
 
     Raises:
         InputError: an input does not exist, or a folder cannot be read.
@@ -132,17 +132,17 @@ def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def shown_name(name: str) -> str:
-    """Return a file's name with escapes for invalid UTF-8."""
+    """Returns a file's name with escapes for invalid UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def canonical(file_format: str) -> str:
-    """Return the usual name of a format."""
+    """Returns the usual name of a format."""
     return "jsonl" if file_format == "ndjson" else file_format
 
 
 def by_name(name: str) -> tuple[str | None, str | None]:
-    """Return format and compression by a file's suffixes."""
+    """Returns format and compression by a file's suffixes."""
     suffixes = PurePath(name.lower()).suffixes
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression is not None:
@@ -151,7 +151,7 @@ def by_name(name: str) -> tuple[str | None, str | None]:
 
 
 def _of_each(function: Callable[[str], _T], names: Sequence[str]) -> list[_T]:
-    """Apply a function to names; to those of a remote place many at a time, since each waits for answers."""
+    """Applies a function to names; to those of a remote place many at a time, since each waits for answers."""
     if not any(map(is_uri, names)):
         return list(map(function, names))
     with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -159,7 +159,7 @@ def _of_each(function: Callable[[str], _T], names: Sequence[str]) -> list[_T]:
 
 
 def described(name: str, file_format: str) -> SourceFile:
-    """Describe a file as it is now.
+    """Describes a file as it is now.
 
     Raises:
         InputError: it does not exist, or cannot be read.
@@ -191,7 +191,7 @@ def described(name: str, file_format: str) -> SourceFile:
 
 
 def check_not_read(outputs: Sequence[FilePath], inputs: Sequence[str], *, whole_folders: bool = False) -> None:
-    """Refuse an output that is one of the inputs, also by another name or through a link.
+    """Refuses an output that is one of the inputs, also by another name or through a link.
 
     Args:
         outputs: files that will be written or removed.
@@ -236,7 +236,7 @@ _HINTS = {
 
 
 def unreadable(name: str, error: OSError | ValueError) -> InputError:
-    """Return the error of a file that cannot be read."""
+    """Returns the error of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or "cannot be read"
     hint = _HINTS.get(getattr(error, "errno", None) or 0, "check the name and the permissions")
     if isinstance(error, StoreError):
@@ -272,7 +272,7 @@ def _expanded(typed: str, notes: list[str]) -> list[str]:
 
 
 def _inside(folder: str, notes: list[str]) -> list[str]:
-    """List the files of known formats below a folder; not hidden ones, outputs of embedkit, and doubled links."""
+    """Lists the files of known formats below a folder; not hidden ones, outputs of embedkit, and doubled links."""
     names: list[str] = []
     own: list[str] = []
     n_others = 0
@@ -310,7 +310,7 @@ def _inside(folder: str, notes: list[str]) -> list[str]:
 
 
 def _is_of_a_run(folder: str, name: str) -> bool:
-    """Check whether embedkit wrote a plan or a manifest: other programs use these names, too.
+    """Checks whether embedkit wrote a plan or a manifest: other programs use these names, too.
 
     One that cannot be read counts if its folder looks like an output.
     """
@@ -322,7 +322,7 @@ def _is_of_a_run(folder: str, name: str) -> bool:
 
 
 def is_own_output(name: str) -> bool:
-    """Check whether embedkit wrote a file, by its schema's metadata or the keys of its first line.
+    """Checks whether embedkit wrote a file, by its schema's metadata or the keys of its first line.
 
     False for a file that cannot be read: the reader of rows will report it.
     """

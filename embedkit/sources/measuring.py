@@ -13,7 +13,7 @@ from embedkit.sources.columns import Columns
 
 
 def names_to_measure(schema: Any, columns: Columns, floats: Collection[str] | None) -> list[str] | None:
-    """List the columns that show how long the texts are, and which rows are faulty.
+    """Lists the columns that show how long the texts are, and which rows are faulty.
 
     Args:
         schema: of the file.
@@ -42,7 +42,7 @@ def names_to_measure(schema: Any, columns: Columns, floats: Collection[str] | No
 
 
 def measure(batch: Any, columns: Columns, floats: Collection[str]) -> tuple[list[int], dict[str, int]] | None:
-    """Count the characters of the texts of a batch, 0 for null, and NaN and infinities by column.
+    """Counts the characters of the texts of a batch, 0 for null, and NaN and infinities by column.
 
     Returns:
         None if a cell is not UTF-8, so that its row is faulty.
@@ -70,7 +70,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _checked(array: Any) -> Any:
-    """Return an array in its stored type, bytes as strings; None if it has invalid UTF-8."""
+    """Returns an array in its stored type, bytes as strings; None if it has invalid UTF-8."""
     plain = stored(array)
     if plain.type == pa.null():
         return plain.cast(pa.large_string())

@@ -52,7 +52,7 @@ Wrap = Callable[[io.BufferedReader], io.BufferedReader]
 
 
 def check_size(config: InputConfig, made: int, taken: int, file: str) -> None:
-    """Check the size `made` of decompressed bytes from `taken` compressed ones.
+    """Checks the size `made` of decompressed bytes from `taken` compressed ones.
 
     Raises:
         InputError: it exceeds a limit of `config`.
@@ -71,7 +71,7 @@ def check_size(config: InputConfig, made: int, taken: int, file: str) -> None:
 
 @contextmanager
 def opened(file: SourceFile, config: InputConfig, wrap: Wrap | None = None) -> Iterator[io.BufferedReader]:
-    """Open a file as decompressed bytes; seekable only if it is not compressed.
+    """Opens a file as decompressed bytes; seekable only if it is not compressed.
 
     Args:
         file: as it was located.
@@ -104,7 +104,7 @@ def opened(file: SourceFile, config: InputConfig, wrap: Wrap | None = None) -> I
 
 
 def opened_stdin(stdin: BinaryIO, config: InputConfig) -> tuple[SourceFile, io.BufferedReader]:
-    """Open stdin, decompressed according to its first bytes; JSON Lines are recognised by their first `{`.
+    """Opens stdin, decompressed according to its first bytes; JSON Lines are recognised by their first `{`.
 
     Raises:
         InputError: stdin cannot be read, or is not a table.
@@ -136,7 +136,7 @@ def _decompressed(raw: io.BufferedReader, compression: str, file: str, config: I
 
 
 def _joined(head: bytes, rest: BinaryIO) -> io.BufferedReader:
-    """Return a stream of the bytes of `head` and then those of `rest`."""
+    """Returns a stream of the bytes of `head` and then those of `rest`."""
     heads, read = iter((head,)), getattr(rest, "read1", rest.read)
     return io.BufferedReader(ByteStream(lambda: next(heads, b"") or read(2**16)), buffer_size=2**16)
 
@@ -148,7 +148,7 @@ def _compression(head: bytes) -> str | None:
 
 
 def _check_content(stream: io.BufferedReader, file: SourceFile) -> None:
-    """Refuse a file whose first bytes are those of a compression or of another format."""
+    """Refuses a file whose first bytes are those of a compression or of another format."""
     head = stream.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
     found = _compression(head)
     if found is not None:

@@ -20,7 +20,7 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def bounded_lines(stream: io.BufferedReader, file: str, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Read a file by lines, from a line's first byte on; the stream is at that byte, `offset`.
+    """Reads a file by lines, from a line's first byte on; the stream is at that byte, `offset`.
 
     Only LF ends a line, not U+2028 or U+0085.
 
@@ -41,7 +41,7 @@ def bounded_lines(stream: io.BufferedReader, file: str, offset: int = 0) -> Iter
 
 
 def too_long(file: str, offset: int) -> InputError:
-    """Return the error of a record that is too long."""
+    """Returns the error of a record that is too long."""
     return InputError(
         f"{file}: the record at byte {offset} is over {MAX_RECORD_BYTES / 2**20:g} MiB",
         hint="look there for an unclosed quote, or for other line ends",
@@ -49,7 +49,7 @@ def too_long(file: str, offset: int) -> InputError:
 
 
 def not_utf8(file: str, offset: int) -> InputError:
-    """Return the error of a file in another encoding."""
+    """Returns the error of a file in another encoding."""
     return InputError(
         f"{file}: not UTF-8 at byte {offset}",
         hint="convert it: iconv -f WINDOWS-1252 -t UTF-8 (or its real encoding)",
@@ -78,7 +78,7 @@ class PlainText:
     def rows(
         self, columns: Columns, first: int, wanted: Wanted = every, start: int | None = None
     ) -> Iterator[Record | Fault]:
-        """Read every line, numbered from `first`; one that is not UTF-8 is the fault `not_utf8`."""
+        """Reads every line, numbered from `first`; one that is not UTF-8 is the fault `not_utf8`."""
         compose = composer(columns)
         if start is not None:
             self._stream.seek(start)

@@ -82,7 +82,7 @@ _BY_MESSAGE = {
 
 @contextmanager
 def opened(file: SourceFile, config: InputConfig) -> Iterator[PostgresRows]:
-    """Open a query in a read-only transaction; see `databases.opened_query`."""
+    """Opens a query in a read-only transaction; see `databases.opened_query`."""
     dbapi: Any = library("adbc_driver_postgresql.dbapi", "adbc-driver-postgresql")
     with _as_input_error(dbapi, file):
         connection = dbapi.connect(_url(config), autocommit=True)
@@ -95,7 +95,7 @@ def opened(file: SourceFile, config: InputConfig) -> Iterator[PostgresRows]:
 
 @contextmanager
 def _finished(cursor: Any) -> Iterator[Any]:
-    """Close a cursor, whether its rows were all read or not."""
+    """Closes a cursor, whether its rows were all read or not."""
     try:
         yield cursor
     finally:
@@ -104,7 +104,7 @@ def _finished(cursor: Any) -> Iterator[Any]:
 
 
 def _url(config: InputConfig) -> str:
-    """Return the URL for libpq, with the password."""
+    """Returns the URL for libpq, with the password."""
     url = config.inputs[0]
     more = [config.secrets] if config.secrets else []
     if "connect_timeout" not in url and "PGCONNECT_TIMEOUT" not in os.environ:
@@ -141,7 +141,7 @@ class PostgresRows(RecordBatches):
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the text by which ADBC passes values of types that Arrow lacks, such as numeric."""
+    """Returns the type of the text by which ADBC passes values of types that Arrow lacks, such as numeric."""
     return kind.storage_type if isinstance(kind, pa.OpaqueType | pa.JsonType) else kind
 
 
@@ -151,7 +151,7 @@ def _of_plain(batch: Any) -> Any:
 
 
 def _names(dbapi: Any, config: InputConfig, what: str) -> list[str]:
-    """List the tables or columns of the database, by a new connection: the transaction has failed."""
+    """Lists the tables or columns of the database, by a new connection: the transaction has failed."""
     with suppress(Exception), closing(dbapi.connect(_url(config))) as connection, connection.cursor() as cursor:
         cursor.execute(_NAMES[what].format(_OURS))
         return [name for (name,) in cursor.fetchall()]
@@ -173,7 +173,7 @@ def _as_input_error(dbapi: Any, file: SourceFile, names: Names | None = None) ->
 
 
 def _error(file: str, state: str, message: str, names: Names | None) -> EmbedkitError:
-    """Return the error of a connection, or of a query if there are `names`."""
+    """Returns the error of a connection, or of a query if there are `names`."""
     if "due to user request" in message:  # ADBC cancels the query when the user presses Ctrl-C
         return Stopped(f"{file}: the query was cancelled", hint=_RESUME)
     if names is not None and (what := _UNKNOWN.get(state)):

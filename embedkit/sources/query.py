@@ -26,7 +26,7 @@ _LISTED = 10
 
 
 def with_id(columns: Columns, present: tuple[Column, ...], file: str) -> Columns:
-    """Return the columns with that of the ids, by which rows are ordered.
+    """Returns the columns with that of the ids, by which rows are ordered.
 
     Without `id` it is the only column, besides texts and kept ones, whose name ends in `id`, such as `note_id`.
 
@@ -46,20 +46,20 @@ def with_id(columns: Columns, present: tuple[Column, ...], file: str) -> Columns
 
 
 def selection(sql: str, columns: Columns, order: str, limit: int | None) -> str:
-    """Return the statement that reads the columns in use, in order; the line end closes a comment."""
+    """Returns the statement that reads the columns in use, in order; the line end closes a comment."""
     names = ", ".join(quoted(name) for name in columns.named)
     rows = "" if limit is None else f" LIMIT {limit}"
     return f"SELECT {names} FROM ({sql}\n) AS q ORDER BY {order}{rows}"  # noqa: S608 - the query is the user's
 
 
 def quoted(name: str) -> str:
-    """Quote the name of a column as the SQL standard does."""
+    """Quotes the name of a column as the SQL standard does."""
     escaped = name.replace('"', '""')
     return f'"{escaped}"'
 
 
 def checked_order(rows: Iterator[Record | Fault], file: str, column: str) -> Iterator[Record | Fault]:
-    """Pass on rows that are ordered by id.
+    """Passes on rows that are ordered by id.
 
     Raises:
         InputError: an id is null, or occurs twice: the order of such rows is undefined.
@@ -93,7 +93,7 @@ class RowsDigest:
         self._texts, self._all = hashlib.sha256(), hashlib.sha256()
 
     def add(self, item: Record | Fault) -> None:
-        """Add a row."""
+        """Adds a row."""
         data = _framed(item.code) if isinstance(item, Fault) else _framed(item.id) + _framed(item.text)
         self._size += len(data)
         self._texts.update(data)
@@ -102,7 +102,7 @@ class RowsDigest:
             self._all.update(_framed(repr([plain_value(cell) for cell in item.kept])))
 
     def of(self, file: SourceFile) -> SourceFile:
-        """Return the file with what was read of it."""
+        """Returns the file with what was read of it."""
         return replace(file, size=self._size, sha256=self._texts.hexdigest(), content_sha256=self._all.hexdigest())
 
 
@@ -114,7 +114,7 @@ def _framed(text: str | None) -> bytes:
 
 
 def library(module: str, package: str) -> ModuleType:
-    """Import the library of a database.
+    """Imports the library of a database.
 
     Raises:
         InputError: it is not installed.
@@ -129,7 +129,7 @@ def library(module: str, package: str) -> ModuleType:
 
 
 def unknown_name(file: str, what: str, name: str | None, known: list[str]) -> InputError:
-    """Return the error of a query that names a table or a column which does not exist.
+    """Returns the error of a query that names a table or a column which does not exist.
 
     The name itself is not shown: a value in double quotes is taken for one.
     """
@@ -141,5 +141,5 @@ def unknown_name(file: str, what: str, name: str | None, known: list[str]) -> In
 
 
 def refused(file: str, what: str, hint: str) -> InputError:
-    """Return the error of a query, without the database's own message."""
+    """Returns the error of a query, without the database's own message."""
     return InputError(f"{file}: {what}", hint=hint)

@@ -27,7 +27,7 @@ class Reader(Protocol):
         """The file's columns; None if there is no row to infer them from."""
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every row, numbered from `first`; one that is not wanted may be the fault `unread`."""
+        """Reads every row, numbered from `first`; one that is not wanted may be the fault `unread`."""
 
 
 #: Readers of files that begin anywhere in them: at an offset, which is a byte, or in a columnar file a row.
@@ -36,7 +36,7 @@ Seeking: TypeAlias = JsonLines | Delimited | PlainText | Columnar
 
 @contextmanager
 def as_input_error(name: str) -> Iterator[None]:
-    """Raise an `OSError` as the error of a file that cannot be read."""
+    """Raises an `OSError` as the error of a file that cannot be read."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def reading(
     *,
     sound: Collection[str] = (),
 ) -> Iterator[Reader]:
-    """Open a file or a query for one pass.
+    """Opens a file or a query for one pass.
 
     Args:
         file: as it was located.
@@ -77,7 +77,7 @@ def reader_of(
     *,
     sound: Collection[str] = (),
 ) -> Reader:
-    """Return the reader of an open file; `names` are the columns that the user named."""
+    """Returns the reader of an open file; `names` are the columns that the user named."""
     match file.format:
         case "csv" | "tsv":
             delimiter = config.delimiter or ("\t" if file.format == "tsv" else ",")

@@ -57,7 +57,7 @@ class RecordBatches:
         )
 
     def rows(self, columns: Columns, first: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
+        """Reads every row, numbered from `first`; one with invalid UTF-8 is the fault `not_utf8`."""
         return self._records(lambda: self._batches(columns), columns, first, wanted)
 
     def _records(
@@ -86,7 +86,7 @@ class RecordBatches:
                 row += 1
 
     def _next(self, batches: Iterator[Any] | None) -> Any:
-        """Return the next batch, or None after the last."""
+        """Returns the next batch, or None after the last."""
         end = object()
         batch = None if batches is None else attempt(lambda: next(batches, end))
         if batch is None:
@@ -112,13 +112,13 @@ class RecordBatches:
 
 
 def _shown_type(declared: Any) -> str:
-    """Return the type's name for messages, without names of fields, which may be row content."""
+    """Returns the type's name for messages, without names of fields, which may be row content."""
     name = str(declared)
     return name.partition("<")[0] if "struct<" in name or "union<" in name else name
 
 
 def attempt(action: Callable[[], T]) -> T | None:
-    """Run the action; None if pyarrow fails. Errors of embedkit and of a store pass."""
+    """Runs the action; None if pyarrow fails. Errors of embedkit and of a store pass."""
     try:
         return action()
     except StoreError:
@@ -128,14 +128,14 @@ def attempt(action: Callable[[], T]) -> T | None:
 
 
 def sliced(batches: Iterator[Any]) -> Iterator[Any]:
-    """Slice batches, which may be whole tables, so that few rows at a time become Python objects."""
+    """Slices batches, which may be whole tables, so that few rows at a time become Python objects."""
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 
 
 def between(batches: Iterator[Any], start: int, stop: int | None) -> Iterator[Any]:
-    """Cut batches, of rows from 0 on, to the rows [start, stop); the rest is not read."""
+    """Cuts batches, of rows from 0 on, to the rows [start, stop); the rest is not read."""
     row = 0
     for batch in batches:
         if stop is not None and row >= stop:
@@ -148,7 +148,7 @@ def between(batches: Iterator[Any], start: int, stop: int | None) -> Iterator[An
 
 
 def kind_of(declared: Any) -> Kind:
-    """Classify the cells of an Arrow type."""
+    """Classifies the cells of an Arrow type."""
     kind = stored_type(declared)
     if is_exact(kind):
         return "exact"
@@ -165,7 +165,7 @@ def kind_of(declared: Any) -> Kind:
 
 
 def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
-    """Convert cells to text: strings unchanged, bytes decoded, others by `texts`."""
+    """Converts cells to text: strings unchanged, bytes decoded, others by `texts`."""
     plain = stored(array)
     while isinstance(plain.type, pa.BaseExtensionType) and not is_exact(plain.type):
         plain = plain.storage
@@ -178,7 +178,7 @@ def strings(array: Any, unreadable: Unreadable) -> list[str | None]:
 
 
 def values(array: Any, unreadable: Unreadable) -> list[Any]:
-    """Convert cells to kept values: see `arrow_values.kept_values`."""
+    """Converts cells to kept values: see `arrow_values.kept_values`."""
     plain = stored(array)
     if is_string(plain.type):
         return strings(plain, unreadable)

@@ -41,7 +41,7 @@ class SpanBook:
         self.unreadable = 0
 
     def attach(self, item: Record | Fault) -> Record | Fault:
-        """Add the spans of a record; a fault if one of them is not within its text."""
+        """Adds the spans of a record; a fault if one of them is not within its text."""
         if isinstance(item, Fault):
             self.unreadable += 1
             return item
@@ -49,7 +49,7 @@ class SpanBook:
         return _with_spans(item, self.by_id.get(item.id or "", ()), self.place)
 
     def check_unknown_ids(self, unseen: int, unreadable: int) -> None:
-        """Check, after the last row, that every id of the file is that of a row.
+        """Checks, after the last row, that every id of the file is that of a row.
 
         Args:
             unseen: number of ids that no row has.
@@ -73,7 +73,7 @@ class SpanColumn:
         self.column = table.columns.keep.index(name)
 
     def attach(self, item: Record | Fault) -> Record | Fault:
-        """Add the spans of a record; a fault if they are malformed, or not within its text."""
+        """Adds the spans of a record; a fault if they are malformed, or not within its text."""
         if isinstance(item, Fault):
             return item
         try:
@@ -99,7 +99,7 @@ def _listed(cell: Any) -> tuple[Span, ...]:
 
 
 def _span(entry: Any) -> Span:
-    """Make a span of {"start", "end", "label"} or [start, end, label]; the label is optional."""
+    """Makes a span of {"start", "end", "label"} or [start, end, label]; the label is optional."""
     if isinstance(entry, Mapping):
         entry = (entry["start"], entry["end"], entry.get("label"))
     if not isinstance(entry, list | tuple):

@@ -66,7 +66,7 @@ class _NotTextError(ValueError):
 
 @contextmanager
 def opened(file: SourceFile, config: InputConfig) -> Iterator[SqliteRows]:
-    """Open a query of a file, read-only; see `databases.opened_query`."""
+    """Opens a query of a file, read-only; see `databases.opened_query`."""
     place = quote(os.path.abspath(file.name))  # noqa: PTH100 - no link is followed
     with _as_input_error(file, None):
         connection = sqlite3.connect(
@@ -134,7 +134,7 @@ def _id(cell: Any) -> str | None:
 
 
 def _kept(cell: Any) -> Any:
-    """Return a cell; bytes are decoded as UTF-8."""
+    """Returns a cell; bytes are decoded as UTF-8."""
     try:
         if isinstance(cell, str):
             cell.encode()

@@ -97,11 +97,11 @@ class Table:
         return self.files[0].shown if len(self.files) == 1 else "the input"
 
     def map_rows(self, change: Callable[[Record | Fault], Record | Fault]) -> None:
-        """Apply a function to every row; it may turn a record into a fault."""
+        """Applies a function to every row; it may turn a record into a fault."""
         self._each.append(change)
 
     def reject_nulls(self, columns: Sequence[str]) -> None:
-        """Turn rows with a null, empty or NaN cell in one of these columns (kept, or the id) into faults."""
+        """Turns rows with a null, empty or NaN cell in one of these columns (kept, or the id) into faults."""
         places = [self.columns.keep.index(name) for name in columns if name in self.columns.keep]
         is_by_id = len(places) < len(columns)
         self._groups = tuple(name for name in columns if name in self.columns.keep)
@@ -121,7 +121,7 @@ class Table:
         return Part(0, len(self.files))
 
     def records(self, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read every row, lazily, up to the limit, with at most a batch in memory.
+        """Reads every row, lazily, up to the limit, with at most a batch in memory.
 
         Args:
             wanted: returns whether any of the rows [first, stop) is wanted; called just before they are read.
@@ -141,7 +141,7 @@ class Table:
         return islice(self._changed_rows(rows), self._config.limit)
 
     def records_from(self, file: int, offset: int, row: int, wanted: Wanted = every) -> Iterator[Record | Fault]:
-        """Read as `records` does, from a row on that a scan has found at this place.
+        """Reads as `records` does, from a row on that a scan has found at this place.
 
         Raises:
             InputError: as `records`; or the file is another one now.
@@ -157,7 +157,7 @@ class Table:
         return rows
 
     def scan(self, on_row: Callable[[int], object] | None = None) -> Scan:
-        """Read everything once: count rows, collect faults, find the types of kept columns.
+        """Reads everything once: count rows, collect faults, find the types of kept columns.
 
         Args:
             on_row: see `scan_part`.
@@ -169,7 +169,7 @@ class Table:
         return self.combine([self.scan_part(self.whole, on_row)])
 
     def scan_part(self, part: Part, on_row: Callable[[int], object] | None = None, *, first: int = 0) -> PartScan:
-        """Read a part once; the limit counts from its first row.
+        """Reads a part once; the limit counts from its first row.
 
         Args:
             part: which rows.
@@ -215,7 +215,7 @@ class Table:
         )
 
     def combine(self, scans: Sequence[PartScan]) -> Scan:
-        """Return what a pass over all parts, in their order, would have found; keep its notices for `take_notes`.
+        """Returns what a pass over all parts, in their order, would have found; keeps notices for `take_notes`.
 
         Raises:
             InputError: groups would be split by the types of a column.
@@ -235,7 +235,7 @@ class Table:
         return Scan(rows, tuple(faults[:FAULTS_LISTED]), n_faults, found.names())
 
     def _measured(self, part: Part, first: int, found: KeptTypes) -> Iterator[int | Record | Fault]:
-        """Read the rows of a part for planning: of those that need no more, the number of characters alone."""
+        """Reads the rows of a part for planning: of those that need no more, the number of characters alone."""
         if self._config.sql is not None:
             return self.records()
         if not self._each:
@@ -244,7 +244,7 @@ class Table:
         return islice(self._changed_rows(rows), self._config.limit)
 
     def _check_split_groups(self, found: KeptTypes) -> None:
-        """Refuse groups by a column of several types: one patient might be `1` here and `1.0` there."""
+        """Refuses groups by a column of several types: one patient might be `1` here and `1.0` there."""
         for name, types in self._declared_types().items():
             if name in self._groups and len(types) > 1 and found.splits(name):
                 raise InputError(
@@ -254,7 +254,7 @@ class Table:
                 )
 
     def kept_types(self) -> dict[str, str]:
-        """Return the declared type of each kept column: `string` for csv and txt, `text` for JSON.
+        """Returns the declared type of each kept column: `string` for csv and txt, `text` for JSON.
 
         For streaming tables, which have no scan; a scan finds more exact types.
         """
@@ -267,7 +267,7 @@ class Table:
         return KeptTypes(self.columns.keep, self._declared_types(TYPED), by_value=by_value)
 
     def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
-        """Return the types that files of these formats declare for each kept column; None for all formats."""
+        """Returns the types that files of these formats declare for each kept column; None for all formats."""
         types: dict[str, set[str]] = {name: set() for name in self.columns.keep}
         for file_format, columns in self.facts.declared:
             if formats is None or file_format in formats:
@@ -276,7 +276,7 @@ class Table:
         return types
 
     def take_notes(self) -> list[str]:
-        """Return the notices about the input, each one once."""
+        """Returns the notices about the input, each one once."""
         notes, self._notes = self._notes, []
         if self._stray:
             count = sum(rows for rows, _ in self._stray.values())
@@ -290,7 +290,7 @@ class Table:
         return notes
 
     def check_unchanged(self) -> None:
-        """Check that no file was changed since it was located, and that a query still has the same rows.
+        """Checks that no file was changed since it was located, and that a query still has the same rows.
 
         A query is read again, unless the last pass was of all rows.
 
@@ -306,11 +306,11 @@ class Table:
                 raise changed(file)
 
     def trust(self, number: int) -> None:
-        """Take a Parquet file for sound as long as it does not change: planning has read it as it is."""
+        """Takes a Parquet file for sound as long as it does not change: planning has read it as it is."""
         self._sound.add(number)
 
     def identify(self) -> None:
-        """Read a query once, so that `files` describes its rows; files are described already."""
+        """Reads a query once, so that `files` describes its rows; files are described already."""
         if self._config.sql is not None and self.files[0].sha256 is None:
             self._read_through()
             self._is_confirmed = False  # vectors come from a later pass
@@ -319,7 +319,7 @@ class Table:
         deque(self._identified(self._rows(every, self.whole)), maxlen=0)
 
     def _identified(self, rows: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
-        """Pass on the rows of a query, and compare them with those of the first pass at the end."""
+        """Passes on the rows of a query, and compares them with those of the first pass at the end."""
         self._is_confirmed = False
         digest = RowsDigest()
         for item in rows:
@@ -351,7 +351,7 @@ class Table:
         *,
         is_hashed: bool = False,
     ) -> Iterator[Any]:
-        """Read the rows of a part, numbered from `row`; with `found` as `Columnar.measured` does where it can."""
+        """Reads the rows of a part, numbered from `row`; with `found` as `Columnar.measured` does where it can."""
         self.first_rows = []
         for number in range(part.first, part.stop):
             self.first_rows.append(row)
@@ -383,7 +383,7 @@ class Table:
                 self._count_stray(reader, self.files[number].shown)
 
     def _rows_from(self, file: int, offset: int, row: int, wanted: Wanted) -> Iterator[Record | Fault]:
-        """Read the rows from a place on, without another look at what planning has checked."""
+        """Reads the rows from a place on, without another look at what planning has checked."""
         for number in range(file, len(self.files)):
             with self.reader(number) as reader:
                 start = offset if number == file else None
@@ -398,7 +398,7 @@ class Table:
                     row = item.row + 1
 
     def _place(self, row: int) -> Place:
-        """Return the place of the row that was just read."""
+        """Returns the place of the row that was just read."""
         now = self._now
         if isinstance(now.reader, Columnar):
             offset = row - now.first
@@ -409,7 +409,7 @@ class Table:
 
     @contextmanager
     def reader(self, number: int, hashing: PassHash | None = None) -> Iterator[Reader]:
-        """Open a file or a query for one pass, which may be hashed.
+        """Opens a file or a query for one pass, which may be hashed.
 
         Raises:
             InputError: it cannot be read.
@@ -425,7 +425,7 @@ class Table:
             yield reader
 
     def _sound_columns(self, number: int) -> Sequence[str]:
-        """Return the columns that planning has read of a file that has not changed since."""
+        """Returns the columns that planning has read of a file that has not changed since."""
         if number not in self._sound:
             return ()
         file = self.files[number]

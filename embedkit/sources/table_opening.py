@@ -36,7 +36,7 @@ _VISIBLE = (
 
 
 def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts: bool = True) -> Table:
-    """Find the files, choose the columns, and check that each file has them.
+    """Finds the files, chooses the columns, and checks that each file has them.
 
     Args:
         config: of the input.
@@ -84,7 +84,7 @@ def open_table(config: InputConfig, *, stdin: BinaryIO | None = None, has_texts:
 def _chosen(
     requested: Columns, present: tuple[Column, ...], file: SourceFile, config: InputConfig, notes: list[str]
 ) -> Columns:
-    """Choose the columns by those of the first file, and add notices to `notes`."""
+    """Chooses the columns by those of the first file, and adds notices to `notes`."""
     columns = resolve_columns(requested, present, file=file.shown, file_format=file.format)
     if config.sql is not None:
         columns = with_id(columns, present, file.shown)
@@ -104,7 +104,7 @@ def _headers(
 
 
 def _check_drift(columns: Columns, present: Sequence[Column], typed: dict[str, Column], *, file: str) -> None:
-    """Check a file's types against those of earlier files, in `typed`; nulls fit any type."""
+    """Checks a file's types against those of earlier files, in `typed`; nulls fit any type."""
     for column in present:
         if column.name not in columns.named or column.kind == "null":
             continue

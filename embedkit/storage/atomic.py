@@ -99,7 +99,7 @@ class LocalAtomicFiles:
             os.close(self._folders.popitem()[1])
 
     def _publish(self, temporary: Path, final: Path, *, replace: bool) -> bool:
-        """Give a file its name; False if the name is in use and must not be replaced."""
+        """Gives a file its name; False if the name is in use and must not be replaced."""
         within = self._folders.get(final.parent)
         names = (temporary, final) if within is None else (temporary.name, final.name)
         if not replace:
@@ -124,7 +124,7 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def sync_folder(folder: Path, descriptor: int | None = None) -> None:
-    """Write the names in a folder to disk.
+    """Writes the names in a folder to disk.
 
     Args:
         folder: its path.
@@ -139,17 +139,17 @@ def sync_folder(folder: Path, descriptor: int | None = None) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Return the name of a file while this process writes it."""
+    """Returns the name of a file while this process writes it."""
     return f".{name}.{_machine()}-{os.getpid()}.tmp"
 
 
 def is_temporary(name: str) -> bool:
-    """Check for a name by `temporary_name`, of any process."""
+    """Checks for a name by `temporary_name`, of any process."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def temporary_files(folder: FilePath, name: str | None = None, *, recursive: bool = False) -> Iterator[Path]:
-    """List files with a temporary name in a folder; those of one file, if it is named. Stores have none."""
+    """Lists files with a temporary name in a folder; those of one file, if it is named. Stores have none."""
     if not isinstance(folder, Path):
         return iter(())
     pattern = ".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"
@@ -158,18 +158,18 @@ def temporary_files(folder: FilePath, name: str | None = None, *, recursive: boo
 
 
 def former_mark() -> str:
-    """Return the name of the file that marks a folder as an old output which is being replaced."""
+    """Returns the name of the file that marks a folder as an old output which is being replaced."""
     return temporary_name("former")
 
 
 def is_former_mark(name: str) -> bool:
-    """Check for a name by `former_mark`, of any process."""
+    """Checks for a name by `former_mark`, of any process."""
     found = _TEMPORARY.fullmatch(name)
     return found is not None and found["name"] == "former"
 
 
 def is_leftover(path: Path) -> bool:
-    """Check for a temporary file that no process is writing any more.
+    """Checks for a temporary file that no process is writing any more.
 
     Its process ran on this machine and has ended; or it was written elsewhere (or before the last start of this
     machine), whose processes are unknown, and has not changed for a day.
@@ -205,7 +205,7 @@ def remove_abandoned_states(folder: Path) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """Identify this machine since its last start, and its process namespace, by 8 hexadecimal digits.
+    """Identifies this machine since its last start, and its process namespace, by 8 hexadecimal digits.
 
     The host's name is not enough: containers on several machines may share it, and process 1 is in all of them.
     """

@@ -15,7 +15,7 @@ _LENGTH = len(_PREFIX) + 2 * hashlib.sha256().digest_size + len(_SUFFIX)
 
 
 def dump_checksummed(content: Mapping[str, Any], *, indent: int | None = None) -> bytes:
-    """Write a JSON object with its checksum as the last member.
+    """Writes a JSON object with its checksum as the last member.
 
     Args:
         content: at least one member, none of them called `sha256`.
@@ -26,7 +26,7 @@ def dump_checksummed(content: Mapping[str, Any], *, indent: int | None = None) -
 
 
 def load_checksummed(data: bytes) -> dict[str, Any]:
-    """Read a JSON object by `dump_checksummed`, without the checksum.
+    """Reads a JSON object by `dump_checksummed`, without the checksum.
 
     Raises:
         ValueError: the checksum does not match, or there is none.
@@ -39,7 +39,7 @@ def load_checksummed(data: bytes) -> dict[str, Any]:
 
 
 def load_json(data: bytes) -> Any:
-    """Read a JSON file; one that has a checksum must match it.
+    """Reads a JSON file; one that has a checksum must match it.
 
     Raises:
         ValueError: it is not JSON, or its checksum does not match.

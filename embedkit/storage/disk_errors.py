@@ -26,7 +26,7 @@ _WRITE_HINTS = {
 
 @contextlib.contextmanager
 def as_output_error(path: AnyPath) -> Iterator[None]:
-    """Raise an `OSError` as the error of an output that cannot be written."""
+    """Raises an `OSError` as the error of an output that cannot be written."""
     try:
         yield
     except StoreError as fault:
@@ -39,7 +39,7 @@ def as_output_error(path: AnyPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_read_error(path: AnyPath) -> Iterator[None]:
-    """Raise an `OSError` as the error of an output that cannot be read, and may be intact."""
+    """Raises an `OSError` as the error of an output that cannot be read, and may be intact."""
     try:
         yield
     except StoreError as fault:
@@ -55,7 +55,7 @@ def as_read_error(path: AnyPath) -> Iterator[None]:
 
 
 def check_no_link(path: FilePath) -> None:
-    """Raise OutputError for a symbolic link: who made it would choose where the output goes."""
+    """Raises OutputError for a symbolic link: who made it would choose where the output goes."""
     with as_read_error(path):
         is_link = isinstance(path, Path) and path.is_symlink()
     if is_link:

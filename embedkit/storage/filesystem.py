@@ -43,7 +43,7 @@ _Path = TypeVar("_Path", bound=AnyPath)
 
 
 def filesystem_for(path: AnyPath) -> FileSystem[Any]:
-    """Return the file system that a path or URI is on."""
+    """Returns the file system that a path or URI is on."""
     return _REMOTE.get(RemotePath(str(path)).scheme, _OTHERS) if is_uri(path) else _LOCAL
 
 
@@ -78,12 +78,12 @@ free_bytes = _on_file_system_of_path(FileSystem.free_bytes)
 
 
 def is_same_file(one: AnyPath, other: AnyPath) -> bool:
-    """Check whether two names are of one file, through links too; False if one of them is missing."""
+    """Checks whether two names are of one file, through links too; False if one of them is missing."""
     return seems_there(one) and seems_there(other) and stat_file(one).identity == stat_file(other).identity
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Check for a folder, or a link to one.
+    """Checks for a folder, or a link to one.
 
     Raises:
         OSError: the disk or its permissions hide it.
@@ -95,17 +95,17 @@ def is_folder(path: AnyPath) -> bool:
 
 
 def seems_file(path: AnyPath) -> bool:
-    """Check for a file; False if the disk or its permissions hide it: opening it will report the error."""
+    """Checks for a file; False if the disk or its permissions hide it: opening it will report the error."""
     return _kind_if_known(path) == "file"
 
 
 def seems_folder(path: AnyPath) -> bool:
-    """Check for a folder; see `seems_file`."""
+    """Checks for a folder; see `seems_file`."""
     return _kind_if_known(path) == "folder"
 
 
 def seems_there(path: AnyPath) -> bool:
-    """Check for anything but a link without a target; see `seems_file`."""
+    """Checks for anything but a link without a target; see `seems_file`."""
     return _kind_if_known(path) is not None
 
 
@@ -119,7 +119,7 @@ def _kind_if_known(path: AnyPath) -> str | None:
 
 
 def read_files(paths: Sequence[AnyPath]) -> Iterator[bytes | None]:
-    """Read small files in order; None for one that is missing. Those of an object store are read in parallel.
+    """Reads small files in order; None for one that is missing. Those of an object store are read in parallel.
 
     Raises:
         OSError: a file cannot be read.
@@ -140,7 +140,7 @@ def _content(path: AnyPath) -> bytes | None:
 
 
 def sha256_of_file(path: AnyPath, ranges: Iterable[tuple[int, int]] | None = None) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits; or of its bytes [first, stop) in some ranges."""
+    """Returns the SHA-256 of a file as 64 hexadecimal digits; or of its bytes [first, stop) in some ranges."""
     try:
         with open_file(path) as file:
             if ranges is None:
@@ -158,7 +158,7 @@ def sha256_of_file(path: AnyPath, ranges: Iterable[tuple[int, int]] | None = Non
 
 
 def sha256_of_ends(path: AnyPath, known: FileStat | None = None) -> str:
-    """Return the SHA-256 of a file's first and last MiB together: a quick check for changes.
+    """Returns the SHA-256 of a file's first and last MiB together: a quick check for changes.
 
     Args:
         path: of the file.
@@ -181,7 +181,7 @@ def write_file(
     private: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Write a whole file in one step: readers see the former file or the new one.
+    """Writes a whole file in one step: readers see the former file or the new one.
 
     Args:
         folder: it may be a link.
@@ -209,6 +209,6 @@ def write_file(
 
 
 def cache_folder() -> Path:
-    """Return the folder of files that embedkit can make again."""
+    """Returns the folder of files that embedkit can make again."""
     default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     return Path(os.environ.get("XDG_CACHE_HOME") or default) / "embedkit"

@@ -44,7 +44,7 @@ _secrets: dict[str, str] = {}
 
 
 def keep_secrets(secrets: Iterable[tuple[str, str]]) -> None:
-    """Keep what `config.remote_inputs.split_secret` took out of URIs, for this process."""
+    """Keeps what `config.remote_inputs.split_secret` took out of URIs, for this process."""
     _secrets.update(secrets)
 
 
@@ -108,7 +108,7 @@ class FsspecFileSystem(ReadOnlyFileSystem):
 
 
 def _of_scheme(path: str) -> type[Any]:
-    """Return the class of fsspec for a URI.
+    """Returns the class of fsspec for a URI.
 
     Raises:
         UsageError: there is none, or its package is not installed.
@@ -141,7 +141,7 @@ def _of_scheme(path: str) -> type[Any]:
 
 
 def _asking(path: AnyPath, question: Callable[[Any, str], _T]) -> _T:
-    """Ask the file system of a URI."""
+    """Asks the file system of a URI."""
     uri = str(path)
     _of_scheme(uri)
     from fsspec.core import url_to_fs
@@ -165,7 +165,7 @@ def _answered(path: AnyPath, ask: Callable[[], _T]) -> _T:
 
 
 def _why(error: Exception) -> str | None:
-    """Return the status or the kind of a failure; None if there is no such file.
+    """Returns the status or the kind of a failure; None if there is no such file.
 
     What a web server refuses, and one that does not answer, are a FileNotFoundError of fsspec, too.
     """
@@ -187,7 +187,7 @@ def _with_secret(uri: str) -> str:
 
 
 def _uri(asked: str, name: str) -> str:
-    """Return the URI of a name that fsspec found, without a secret."""
+    """Returns the URI of a name that fsspec found, without a secret."""
     if "://" in name:
         starts = ((start, whole) for start, whole in _secrets.items() if name.startswith(whole))
         start, whole = next(starts, ("", ""))
@@ -200,7 +200,7 @@ def _uri(asked: str, name: str) -> str:
 
 
 def _time(found: dict[str, Any]) -> int:
-    """Return when a file was changed, in nanoseconds; 0 if that is unknown."""
+    """Returns when a file was changed, in nanoseconds; 0 if that is unknown."""
     when = found.get("mtime") or found.get("modified") or found.get("last_modified") or 0
     if isinstance(when, dt.datetime):
         when = when.timestamp()

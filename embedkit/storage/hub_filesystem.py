@@ -98,7 +98,7 @@ class HubFileSystem(ReadOnlyFileSystem):
         return UsageError(f"{path}: the hub is only read", hint="write to a local path")
 
     def _found(self, path: str, method: str, **options: Any) -> Any:
-        """Call a method of `HfFileSystem`, which takes paths without `hf://`."""
+        """Calls a method of `HfFileSystem`, which takes paths without `hf://`."""
         name = self.fixed_name(path).removeprefix(SCHEME)
         found = self._asking(path, lambda hub: getattr(hub, method)(name, **options))
         return list(found) if isinstance(found, Iterator) else found
@@ -107,7 +107,7 @@ class HubFileSystem(ReadOnlyFileSystem):
         return self._found(path.rstrip("/"), "info")
 
     def _asking(self, path: str, question: Callable[[Any], _T]) -> _T:
-        """Ask the hub.
+        """Asks the hub.
 
         Raises:
             FileNotFoundError: it has no such file.
@@ -142,7 +142,7 @@ class HubFileSystem(ReadOnlyFileSystem):
         raise why
 
     def _downloaded(self, name: str) -> BinaryIO:
-        """Download a file whole, and compare it with the size and the hash that the hub states."""
+        """Downloads a file whole, and compares it with the size and the hash that the hub states."""
         found = self._info(name)
         if found["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, "Is a directory", name)

@@ -105,7 +105,7 @@ class LocalFileSystem:
                     yield name
 
     def _without_any_depth(self, pattern: str) -> list[str]:
-        """Replace a pattern with `**` by one for each folder."""
+        """Replaces a pattern with `**` by one for each folder."""
         before, mark, after = f"{os.sep}{pattern}".partition(f"{os.sep}**{os.sep}")
         if not mark and before.endswith(f"{os.sep}**"):
             before, mark, after = before.removesuffix(f"{os.sep}**"), "**", "*"
@@ -145,13 +145,13 @@ def _fail(error: OSError) -> NoReturn:
 
 
 def _is_around(link: str) -> bool:
-    """Check for a link to a folder that the link is in."""
+    """Checks for a link to a folder that the link is in."""
     target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
     return os.path.commonpath([target, place]) == target
 
 
 def _check_readable(pattern: str) -> None:
-    """Raise the error of a folder that cannot be listed, which `glob` would leave out."""
+    """Raises the error of a folder that cannot be listed, which `glob` would leave out."""
     if glob.has_magic(pattern):
         _check_readable(os.path.dirname(pattern))  # noqa: PTH120
     elif pattern:

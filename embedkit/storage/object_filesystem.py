@@ -137,7 +137,7 @@ class ObjectFileSystem(RemoteFileSystem):
         return sys.maxsize
 
     def _keys(self, folder: RemotePath) -> Iterator[str]:
-        """List the keys below a folder, relative to it, and remember what the listing says of them."""
+        """Lists the keys below a folder, relative to it, and remembers what the listing says of them."""
         for found in object_store_for(folder).list():
             path = f"{folder}/{found.key}"
             self._listed[path] = (time.monotonic(), _stat(path, found))

@@ -62,19 +62,19 @@ class ObjectStore(Protocol):
     """
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """List all objects below a folder, in the order of the store."""
+        """Lists all objects below a folder, in the order of the store."""
 
     def names(self, prefix: str = "") -> tuple[str, ...]:
-        """List the names directly in a folder: of objects, and of folders."""
+        """Lists the names directly in a folder: of objects, and of folders."""
 
     def head(self, key: str) -> StoredObject:
-        """Describe an object."""
+        """Describes an object."""
 
     def get(self, key: str) -> tuple[bytes, StoredObject]:
-        """Read a whole object."""
+        """Reads a whole object."""
 
     def get_range(self, key: str, start: int, stop: int, etag: str | None = None) -> bytes:
-        """Read the bytes [start, stop) of an object, or those of them that it has.
+        """Reads the bytes [start, stop) of an object, or those of them that it has.
 
         Raises:
             ObjectChangedError: it does not have this ETag (any more).
@@ -89,7 +89,7 @@ class ObjectStore(Protocol):
         if_match: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> str | None:
-        """Write a whole object.
+        """Writes a whole object.
 
         Args:
             key: of the object.
@@ -107,11 +107,11 @@ class ObjectStore(Protocol):
         """
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; one that is missing is no error."""
+        """Deletes objects; one that is missing is no error."""
 
 
 def object_store_for(folder: RemotePath) -> ObjectStore:
-    """Open a folder of an object store.
+    """Opens a folder of an object store.
 
     Raises:
         UsageError: obstore is not installed, or the options are not for this store.
@@ -136,7 +136,7 @@ class _Bucket:
         self._has_answered = False
 
     def ask(self, key: str, question: Callable[[Any], _T]) -> _T:
-        """Ask the store, and again if it may answer later."""
+        """Asks the store, and again if it may answer later."""
         path = f"{self.root}/{key}" if key else self.root
         began, pause = time.monotonic(), _FIRST_PAUSE
         while True:
@@ -150,7 +150,7 @@ class _Bucket:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def next_of(self, key: str, chunks: _Chunks) -> Any:
-        """Return the next chunk of a listing; None at its end, or where it breaks off and can be begun again."""
+        """Returns the next chunk of a listing; None at its end, or where it breaks off and can be begun again."""
         path = f"{self.root}/{key}" if key else self.root
         found = self._tried(path, lambda _: chunks.next())
         if not isinstance(found, Failure):
@@ -284,7 +284,7 @@ class ObstoreFolder:
             raise FileExistsError(errno.EEXIST, "is another one by now", error.filename) from None
 
     def _version(self, whole: str, etag: str) -> dict[str, str]:
-        """Return what a put names to replace only the object with this ETag: for Google, its generation."""
+        """Returns what a put names to replace only the object with this ETag: for Google, its generation."""
         if self._bucket.scheme != "gs":
             return {"e_tag": etag}
         found = self._bucket.ask(whole, lambda client: client.head(whole))
@@ -335,7 +335,7 @@ def _listing(below: str, last: str | None, client: Any) -> tuple[_Chunks, Any]:
 
 
 def _quoted(etag: str | None) -> str | None:
-    """Return an ETag as HTTP writes it: Azure lists them without the quotes."""
+    """Returns an ETag as HTTP writes it: Azure lists them without the quotes."""
     return f'"{etag}"' if etag and not etag.endswith('"') else etag
 
 

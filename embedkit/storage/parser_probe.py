@@ -40,7 +40,7 @@ class Prober:
         part: int | str = "all",
         without: Iterable[str] = (),
     ) -> str | None:
-        """Parse a file in the child.
+        """Parses a file in the child.
 
         Args:
             source: the file's path, or its bytes.
@@ -77,16 +77,16 @@ class Prober:
         return None
 
     def close(self) -> None:
-        """End the child."""
+        """Ends the child."""
         with self._lock:
             self._end()
 
     def forget_child(self) -> None:
-        """Start another one when it is needed: after a fork, the child belongs to the parent process."""
+        """Starts another one when it is needed: after a fork, the child belongs to the parent process."""
         self._lock, self._child = threading.Lock(), None
 
     def _end(self) -> int:
-        """Close the child's pipes, which ends it, and return its exit code."""
+        """Closes the child's pipes, which ends it, and returns its exit code."""
         child, self._child = self._child, None
         if child is None:
             return 0
@@ -97,7 +97,7 @@ class Prober:
         return code
 
     def _answer(self, child: Any, line: bytes, data: bytes | memoryview) -> bytes | None:
-        """Send a request; end the child if an exception prevents reading its reply."""
+        """Sends a request; ends the child if an exception prevents reading its reply."""
         try:
             return _exchange(child, line, data)
         except BaseException:
@@ -130,7 +130,7 @@ class Prober:
 
 
 def _exchange(child: Any, line: bytes, data: bytes | memoryview) -> bytes | None:
-    """Send a line and the bytes after it, and return the reply; None if the child has ended."""
+    """Sends a line and the bytes after it, and returns the reply; None if the child has ended."""
     try:
         child.stdin.write(line)
         child.stdin.write(data)
@@ -141,7 +141,7 @@ def _exchange(child: Any, line: bytes, data: bytes | memoryview) -> bytes | None
 
 
 def _cause(code: int) -> str:
-    """Describe the end of a child by its exit code."""
+    """Describes the end of a child by its exit code."""
     if code >= 0:
         return f"the parser ends with exit code {code}"
     if code == -getattr(signal, "SIGXCPU", 0):
@@ -157,7 +157,7 @@ _PROBER = Prober()
 def probe_file(
     source: Any, file_format: str, *, part: int | str = "all", without: Iterable[str] = ()
 ) -> str | None:
-    """Parse a file in the child of this process; see `Prober.probe_file`."""
+    """Parses a file in the child of this process; see `Prober.probe_file`."""
     return _PROBER.probe_file(source, file_format, part=part, without=without)
 
 

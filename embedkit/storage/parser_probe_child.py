@@ -29,7 +29,7 @@ _Opened = tuple[int | None, list[str], Callable[[Iterable[int], list[str]], Iter
 
 
 def main() -> None:
-    """Reply to requests until there are no more."""
+    """Replies to requests until there are no more."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.path.extend(path for path in json.loads(requests.readline()) if path not in sys.path)
     # Before the first request, so that a failing import is not taken for a damaged file.
@@ -69,7 +69,7 @@ def _reply(replies: Any, message: dict[str, Any]) -> None:
 
 
 def _wait_for_request(requests: Any) -> bool:
-    """Wait for a request; False after `_IDLE` seconds. Windows cannot wait for a pipe, and reads it at once."""
+    """Waits for a request; False after `_IDLE` seconds. Windows cannot wait for a pipe, and reads it at once."""
     return os.name == "nt" or bool(select.select([requests], [], [], _IDLE)[0])
 
 
@@ -103,7 +103,7 @@ def _open(source: Any, file_format: str) -> _Opened:
 
 
 def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
-    """Read the requested parts, and check every offset."""
+    """Reads the requested parts, and checks every offset."""
     n_parts, names, batches = opened
     if part == "none":
         return
@@ -119,7 +119,7 @@ def _parse(opened: _Opened, part: int | str, without: frozenset[str]) -> None:
 
 
 def _protect_machine() -> None:
-    """Have this process killed first when memory runs out, and leave no core file, which would hold texts."""
+    """Has this process killed first when memory runs out, and leaves no core file, which would hold texts."""
     with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
         score.write("1000")
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -129,7 +129,7 @@ def _protect_machine() -> None:
 
 
 def _limit(size: int) -> None:
-    """Limit time and memory for a file of `size` bytes: a flipped bit may ask for terabytes or an endless loop."""
+    """Limits time and memory for a file of `size` bytes: a flipped bit may ask for terabytes or loop for ever."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -55,18 +55,18 @@ class PartialCopy:
 
 
 def ranged(stream: Any) -> RangedReader | None:
-    """Return the remote file that a stream reads, if it is one."""
+    """Returns the remote file that a stream reads, if it is one."""
     raw = getattr(stream, "raw", None)
     return raw if isinstance(raw, RangedReader) else None
 
 
 def columns_of(group: Any) -> Iterator[Any]:
-    """Yield the column chunks of a row group of pyarrow's metadata."""
+    """Yields the column chunks of a row group of pyarrow's metadata."""
     return (group.column(at) for at in range(group.num_columns))
 
 
 def chunk_ranges(group: Any, names: Collection[str]) -> list[tuple[int, int]]:
-    """Return where the chunks of these columns are in the file."""
+    """Returns where the chunks of these columns are in the file."""
     ranges = []
     for chunk in columns_of(group):
         path = chunk.path_in_schema  # of a nested value, the column's name is the start of it
@@ -79,7 +79,7 @@ def chunk_ranges(group: Any, names: Collection[str]) -> list[tuple[int, int]]:
 
 
 def footer_of_parquet(source: RangedReader) -> bytes:
-    """Read the end of a Parquet file with its footer; of any other file, the last MiB."""
+    """Reads the end of a Parquet file with its footer; of any other file, the last MiB."""
     tail = _tail(source, _TAIL)
     size = int.from_bytes(tail[-8:-4], "little") + 8 if tail.endswith(_MAGIC) else 0
     return _tail(source, size) if len(tail) < size <= source.size else tail

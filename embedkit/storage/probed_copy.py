@@ -12,7 +12,7 @@ from embedkit.storage.ranged_reader import RangedReader
 def probed_copy(
     remote: RangedReader, *, part: str = "all", without: Collection[str] = ()
 ) -> tuple[PartialCopy, str | None]:
-    """Copy a file, and check that it can be parsed without ending the process.
+    """Copies a file, and checks that it can be parsed without ending the process.
 
     Args:
         remote: the file.

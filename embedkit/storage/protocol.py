@@ -54,7 +54,7 @@ class AtomicFiles(Protocol):
         """Names that `publish(replace=False)` found in use, and left alone."""
 
     def create(self, name: str, *, private: bool = False) -> BinaryIO:
-        """Open a new file for the path `name` in the folder; a private one is readable by this user alone.
+        """Opens a new file for the path `name` in the folder; a private one is readable by this user alone.
 
         Raises:
             OutputError: it cannot be made.
@@ -63,7 +63,7 @@ class AtomicFiles(Protocol):
     def publish(
         self, *, last: str | None = None, replace: bool = True, check: Callable[[], None] = lambda: None
     ) -> list[PublishedFile]:
-        """Give the files their names.
+        """Gives the files their names.
 
         Args:
             last: the name to publish after all others, so that its presence means that all are there.
@@ -78,7 +78,7 @@ class AtomicFiles(Protocol):
         """
 
     def discard(self) -> None:
-        """Remove the files that were not published."""
+        """Removes the files that were not published."""
 
 
 class FileSystem(Protocol[_P_contra]):
@@ -89,7 +89,7 @@ class FileSystem(Protocol[_P_contra]):
     """
 
     def open_file(self, path: _P_contra, known: FileStat | None = None) -> io.BufferedReader:
-        """Open a file for reading, with `seek`.
+        """Opens a file for reading, with `seek`.
 
         Args:
             path: of the file.
@@ -97,32 +97,32 @@ class FileSystem(Protocol[_P_contra]):
         """
 
     def read_file(self, path: _P_contra) -> bytes:
-        """Read a whole file."""
+        """Reads a whole file."""
 
     def stat_file(self, path: _P_contra) -> FileStat:
-        """Describe a file or folder; of a link, its target."""
+        """Describes a file or folder; of a link, its target."""
 
     def exists(self, path: _P_contra) -> bool:
-        """Check for anything of this name, a link without a target too.
+        """Checks for anything of this name, a link without a target too.
 
         Raises:
             OSError: the disk or its permissions hide it. `Path.exists` would say False.
         """
 
     def is_link(self, path: _P_contra) -> bool:
-        """Check for a symbolic link."""
+        """Checks for a symbolic link."""
 
     def fixed_name(self, path: str) -> str:
-        """Return the path or pattern, on the hub with the present commit in place of a branch."""
+        """Returns the path or pattern, on the hub with the present commit in place of a branch."""
 
     def real_path(self, path: _P_contra) -> str:
-        """Return the path without links and `..`."""
+        """Returns the path without links and `..`."""
 
     def file_names(self, folder: _P_contra) -> list[str]:
-        """List the names directly in a folder."""
+        """Lists the names directly in a folder."""
 
     def list_files(self, folder: _P_contra, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-        """List all files below a folder.
+        """Lists all files below a folder.
 
         Yields:
             `prefix` and the path in the folder, and the size in bytes; None for a link or a device. A missing
@@ -133,7 +133,7 @@ class FileSystem(Protocol[_P_contra]):
         """
 
     def walk_folder(self, folder: _P_contra) -> Iterator[tuple[str, list[str], list[str]]]:
-        """Visit a folder and those below it, linked ones too; each once, and none that is hidden.
+        """Visits a folder and those below it, linked ones too; each once, and none that is hidden.
 
         A link to a folder that the link is in is not followed.
 
@@ -146,14 +146,14 @@ class FileSystem(Protocol[_P_contra]):
         """
 
     def match_files(self, pattern: str) -> Iterator[str]:
-        """Find files by a pattern, in any order; folders, too, unless it has a `**`.
+        """Finds files by a pattern, in any order; folders, too, unless it has a `**`.
 
         Raises:
             OSError: a folder on the way cannot be listed.
         """
 
     def new_files(self, folder: _P_contra, *, sweep: bool = True) -> AtomicFiles:
-        """Prepare several files that appear together.
+        """Prepares several files that appear together.
 
         Args:
             folder: that their names are relative to.
@@ -162,16 +162,16 @@ class FileSystem(Protocol[_P_contra]):
         """
 
     def make_folder(self, folder: _P_contra, *, private: bool = False) -> None:
-        """Make a folder, accessible for this user alone if `private`, and its parents; no error if it exists."""
+        """Makes a folder, accessible for this user alone if `private`, and its parents; no error if it exists."""
 
     def remove_file(self, path: _P_contra) -> None:
-        """Remove a file; not an error if it is missing."""
+        """Removes a file; not an error if it is missing."""
 
     def remove_empty(self, folder: _P_contra) -> None:
-        """Remove a folder and those in it, if they hold no files."""
+        """Removes a folder and those in it, if they hold no files."""
 
     def remove_tree(self, folder: _P_contra) -> None:
-        """Remove a folder with all of its content."""
+        """Removes a folder with all of its content."""
 
     def free_bytes(self, folder: _P_contra) -> int:
-        """Return how much can still be written where a folder is."""
+        """Returns how much can still be written where a folder is."""

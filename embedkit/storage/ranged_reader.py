@@ -85,7 +85,7 @@ class RangedReader(io.RawIOBase):
         return len(content)
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop) without keeping them."""
+        """Reads the bytes [start, stop) without keeping them."""
         stop = min(stop, self.size)
         if start >= stop:
             return b""
@@ -95,7 +95,7 @@ class RangedReader(io.RawIOBase):
         return content
 
     def _window(self, at: int, wanted: int) -> _Window:
-        """Return a window that begins at or before a position and ends after it."""
+        """Returns a window that begins at or before a position and ends after it."""
         for window in reversed(self._windows):
             if window.start <= at < window.stop:
                 self._windows.remove(window)

@@ -34,7 +34,7 @@ class ReadOnlyFileSystem(RemoteFileSystem):
 
     @abstractmethod
     def refusal(self, path: AnyPath) -> UsageError:
-        """Return the error of a write."""
+        """Returns the error of a write."""
 
     def free_bytes(self, folder: AnyPath) -> int:
         """See `FileSystem`."""

@@ -98,7 +98,7 @@ class RemotePath:
         return (self.parent, *self.parent.parents) if self.key else ()
 
     def with_name(self, name: str) -> RemotePath:
-        """Return the path of another name in the same folder.
+        """Returns the path of another name in the same folder.
 
         Raises:
             ValueError: the name is empty or has a slash, or this is the bucket itself.
@@ -108,7 +108,7 @@ class RemotePath:
         return self.parent / name
 
     def with_suffix(self, suffix: str) -> RemotePath:
-        """Return the path with another suffix, or none."""
+        """Returns the path with another suffix, or none."""
         return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
 
     def _of(self, uri: str) -> RemotePath:
@@ -116,15 +116,15 @@ class RemotePath:
 
 
 def is_uri(path: object) -> bool:
-    """Check for a `RemotePath`, or a text that is a URI."""
+    """Checks for a `RemotePath`, or a text that is a URI."""
     return isinstance(path, RemotePath) or (isinstance(path, str) and _URI.fullmatch(path) is not None)
 
 
 def as_path(text: str) -> Path | RemotePath:
-    """Return the path of a text: a `RemotePath` for a URI, else a local one."""
+    """Returns the path of a text: a `RemotePath` for a URI, else a local one."""
     return RemotePath(text) if is_uri(text) else Path(text)
 
 
 def as_remote(path: Path | RemotePath | str) -> RemotePath:
-    """Return the path of a URI, with the options that it has."""
+    """Returns the path of a URI, with the options that it has."""
     return path if isinstance(path, RemotePath) else RemotePath(str(path))

@@ -41,7 +41,7 @@ class Replacement:
         self._former = path.with_name(f"{path.name}.former")
 
     def recover(self) -> list[str]:
-        """Finish a replacement that was killed between two renames, or while it removed the old folder.
+        """Finishes a replacement that was killed between two renames, or while it removed the old folder.
 
         Returns:
             A notice for each old folder that could not be removed.
@@ -68,7 +68,7 @@ class Replacement:
             return notices
 
     def check_movable(self) -> None:
-        """Check that the old folder can be replaced, before hours are spent on the new one.
+        """Checks that the old folder can be replaced, before hours are spent on the new one.
 
         Raises:
             OutputError: it cannot.
@@ -90,7 +90,7 @@ class Replacement:
                 )
 
     def start(self) -> None:
-        """Make the new folder, empty.
+        """Makes the new folder, empty.
 
         An unfinished one is removed. It is renamed first, so that a run that still writes there does not write
         into the new one.
@@ -111,7 +111,7 @@ class Replacement:
                 self.next.chmod(old if made & 0o077 else old & 0o700)
 
     def finish(self) -> list[str]:
-        """Replace the old folder by the new one, which is complete, and remove it.
+        """Replaces the old folder by the new one, which is complete, and removes it.
 
         Returns:
             A notice if the old folder could not be removed.
@@ -136,7 +136,7 @@ class Replacement:
         return [] if old is None else self._remove(old)
 
     def _remove(self, old: Path) -> list[str]:
-        """Remove the old folder; files of others in it move to the new one."""
+        """Removes the old folder; files of others in it move to the new one."""
         try:
             self.clear(old)
             _move(old, self.path)
@@ -152,7 +152,7 @@ class Replacement:
 
 
 def _move(old: Path, new: Path) -> None:
-    """Move the content of a folder to another one, except for marks and for names that exist in both."""
+    """Moves the content of a folder to another one, except for marks and for names that exist in both."""
     for entry in list(old.iterdir()):
         if is_former_mark(entry.name):
             continue
@@ -175,7 +175,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False if the system or the file system cannot."""
+    """Exchanges two folders in one step; False if the system or the file system cannot."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False

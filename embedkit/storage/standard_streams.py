@@ -24,7 +24,7 @@ _kept: list[tuple[BinaryIO | None, BinaryIO | None]] = []
 
 
 def rows_in() -> BinaryIO:
-    """Return the stream of rows for the input `-`.
+    """Returns the stream of rows for the input `-`.
 
     Raises:
         InputError: stdin is closed.
@@ -36,7 +36,7 @@ def rows_in() -> BinaryIO:
 
 
 def rows_out() -> BinaryIO:
-    """Return the stream that rows are written to with `-o -`.
+    """Returns the stream that rows are written to with `-o -`.
 
     Raises:
         OutputError: stdout is closed.
@@ -49,7 +49,7 @@ def rows_out() -> BinaryIO:
 
 @contextmanager
 def reserved_for_rows() -> Generator[None, None, None]:
-    """Reserve stdin and stdout for `rows_in` and `rows_out`; all else reads nothing and prints on stderr."""
+    """Reserves stdin and stdout for `rows_in` and `rows_out`; all else reads nothing and prints on stderr."""
     stdin, stdout = sys.stdin, sys.stdout
     _flush(stdout)
     saved = {number: _duplicate(number) for number in (_STDIN, _STDOUT)}
@@ -78,7 +78,7 @@ def reserved_for_rows() -> Generator[None, None, None]:
 
 
 def _own(stream: TextIO | None, number: int, mode: str) -> BinaryIO | None:
-    """Open a duplicate of a standard stream for bytes; return the stream itself if it has been replaced."""
+    """Opens a duplicate of a standard stream for bytes; returns the stream itself if it has been replaced."""
     try:
         is_standard = stream is not None and stream.fileno() == number
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ class Opened:
     problems: list[Failure] = field(default_factory=list)
 
     def problem(self) -> Failure | None:
-        """Return, once, why credentials could not be renewed."""
+        """Returns, once, why credentials could not be renewed."""
         return self.problems.pop() if self.problems else None
 
 
@@ -52,7 +52,7 @@ class _Wanted:
 
 
 def open_client(scheme: str, name: str, options: StoreOptions) -> Opened:
-    """Open a bucket or container. Nothing is asked of it yet.
+    """Opens a bucket or container. Nothing is asked of it yet.
 
     Raises:
         UsageError: obstore is not installed, or an option cannot be used.
@@ -145,7 +145,7 @@ def _of_s3(path: str, options: StoreOptions, problems: list[Failure]) -> _Wanted
 
 
 def _boto_session(path: str) -> Any:
-    """Return a session of botocore; None if the environment has keys, or boto3 is not installed."""
+    """Returns a session of botocore; None if the environment has keys, or boto3 is not installed."""
     if _first("AWS_ACCESS_KEY_ID") and _first("AWS_SECRET_ACCESS_KEY"):
         return None
     if importlib.util.find_spec("botocore") is None:
@@ -169,7 +169,7 @@ def _boto_session(path: str) -> Any:
 
 
 def _boto_provider(session: Any, path: str, problems: list[Failure]) -> Callable[[], Any]:
-    """Return a function that gives the present credentials of a session."""
+    """Returns a function that gives the present credentials of a session."""
     found = None
     try:
         found = session.get_credentials()
@@ -239,7 +239,7 @@ def _of_azure(path: str, options: StoreOptions, problems: list[Failure]) -> _Wan
 
 
 def _azure_provider(path: str, problems: list[Failure]) -> Callable[[], Any] | None:
-    """Return a function that gives a token of azure-identity; None if that is not installed."""
+    """Returns a function that gives a token of azure-identity; None if that is not installed."""
     try:
         from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -268,5 +268,5 @@ def _certificate(path: str) -> bytes:
 
 
 def _first(*names: str) -> str | None:
-    """Return the first of these environment variables that has a value."""
+    """Returns the first of these environment variables that has a value."""
     return next((os.environ[name] for name in names if os.environ.get(name)), None)

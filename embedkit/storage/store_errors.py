@@ -89,7 +89,7 @@ class Failure:
 
 
 def failure_of(error: Exception, path: str, host: str) -> Failure:  # noqa: PLR0911
-    """Explain an exception of obstore.
+    """Explains an exception of obstore.
 
     Args:
         error: the exception.
@@ -134,7 +134,7 @@ def _shown(number: int | None, word: str) -> str:
 
 
 def _refusal(number: int | None, word: str, kind: str, said: str, path: str) -> tuple[str, str]:
-    """Return the sentence and the hint for a request that a server refuses."""
+    """Returns the sentence and the hint for a request that a server refuses."""
     scheme, shown = path.partition("://")[0], _shown(number, word)
     if word in _ELSEWHERE or number == 301:
         groups = _REGION_FOUND.search(said)

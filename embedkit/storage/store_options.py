@@ -55,7 +55,7 @@ class StoreOptions:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> StoreOptions:
-        """Read values of the form KEY=VALUE; the last one of a key counts.
+        """Reads values of the form KEY=VALUE; the last one of a key counts.
 
         Raises:
             UsageError: a value is not of this form, a key is unknown or a secret, a value cannot be used.
@@ -71,7 +71,7 @@ class StoreOptions:
 
     @classmethod
     def of(cls, settings: object) -> StoreOptions:
-        """Check options in a dictionary of text, True and False.
+        """Checks options in a dictionary of text, True and False.
 
         Raises:
             UsageError: as `parse`.
@@ -91,17 +91,17 @@ class StoreOptions:
         return cls(tuple(sorted(values.items())))
 
     def text(self, key: str) -> str | None:
-        """Return a value; None if it was not given."""
+        """Returns a value; None if it was not given."""
         return dict(self.values).get(key)
 
     def flag(self, key: str) -> bool | None:
-        """Return a value that is yes or no; None if it was not given."""
+        """Returns a value that is yes or no; None if it was not given."""
         value = self.text(key)
         return None if value is None else _WORDS[value.lower()]
 
 
 def _known(typed: str, said: str) -> str:
-    """Return the name of an option as it is in OPTIONS."""
+    """Returns the name of an option as it is in OPTIONS."""
     key = typed.strip().lower().replace("-", "_")
     if key not in OPTIONS and _SECRET.search(key):
         shown = re.split(r"\W", key)[0]  # without its value, and nothing that follows it
@@ -138,13 +138,13 @@ def _is_address(value: str) -> bool:
 
 
 def allows_http(options: StoreOptions) -> bool:
-    """Check whether texts may cross a network in clear, by option or by the variables that other tools read."""
+    """Checks whether texts may cross a network in clear, by option or by the variables that other tools read."""
     asked = options.flag("allow_http")
     return asked if asked is not None else any(_WORDS.get(os.environ.get(n, "").lower(), False) for n in _ALLOWING)
 
 
 def check_encrypted(endpoint: str, options: StoreOptions) -> bool:
-    """Check that texts do not cross a network in clear, unless that was asked for.
+    """Checks that texts do not cross a network in clear, unless that was asked for.
 
     Returns:
         True if the endpoint is one of HTTP.
@@ -167,7 +167,7 @@ _configured = StoreOptions()
 
 
 def configure_stores(texts: Iterable[str]) -> None:
-    """Use these values of `--store-option` for every store that this process opens from now on.
+    """Uses these values of `--store-option` for every store that this process opens from now on.
 
     Raises:
         UsageError: as `StoreOptions.parse`.
@@ -177,5 +177,5 @@ def configure_stores(texts: Iterable[str]) -> None:
 
 
 def configured_stores() -> StoreOptions:
-    """Return the options that `configure_stores` set."""
+    """Returns the options that `configure_stores` set."""
     return _configured

@@ -15,7 +15,7 @@ _CONVERTING = threading.Lock()
 
 
 def convert(content: object, kind: type[_T]) -> _T:
-    """Return the object of a type that a JSON value describes.
+    """Returns the object of a type that a JSON value describes.
 
     Raises:
         msgspec.ValidationError: a value is missing or of another type.

@@ -14,13 +14,13 @@ _FOLDERS = r"(?:(?!\.)[^/]+/)*"
 
 
 def fixed_part(pattern: str) -> str:
-    """Return the folders of a pattern before its first special character, with the slash after them."""
+    """Returns the folders of a pattern before its first special character, with the slash after them."""
     found = _MAGIC.search(pattern)
     return pattern if found is None else pattern[: pattern.rfind("/", 0, found.start()) + 1]
 
 
 def matches_key(pattern: str) -> re.Pattern[str]:
-    """Translate a pattern to an expression that matches whole keys."""
+    """Translates a pattern to an expression that matches whole keys."""
     parts = pattern.split("/")
     translated = []
     for at, part in enumerate(parts):

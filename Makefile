@@ -87,13 +87,15 @@ lint: $(VENV)/installed-dev ## ruff, mypy and the import rules
 
 # One process a core and one more (tests/conftest.py), so one thread each. worksteal: a module's tests, and so its
 # fixtures, stay in one process.
+ALL_MARKS := -m 'not integrations and not cluster and not instruction_sets'
+
 .PHONY: test
 test: lint ## lint, then the tests [PYTEST=options of pytest]
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal $(if $(ALL),$(ALL_MARKS)) $(PYTEST)
 
 .PHONY: test-all
 test-all: ## lint, then all tests with every model type, not one for each code path, and those that take long
-	$(MAKE) test PYTEST="-m 'not integrations and not cluster and not instruction_sets'"
+	$(MAKE) test ALL=1
 
 # Debian's packages g++-aarch64-linux-gnu and qemu-user; where they are missing, their tests are skipped and say so.
 .PHONY: test-arm

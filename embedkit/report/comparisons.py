@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.comparison import Comparison, VariantComparison
-from embedkit.comparison.compare import NEIGHBOURS
+from embedkit.comparison.compare import NEIGHBOURS, SCORES
 from embedkit.output.open import Stored
 from embedkit.report.charts import histogram_figure
 from embedkit.report.findings import row_name
@@ -30,7 +30,9 @@ def comparison_section(of: Comparison) -> dict[str, Any]:
     first, second = of.rows
     only = (first.numbers[of.pairs.only_first], second.numbers[of.pairs.only_second])
     worst = {variant.name: variant.worst[:_LISTED] for variant in of.variants}
-    listed = [*(of.numbers(pairs)[0] for pairs in worst.values()), only[0][:_LISTED]]
+    differing = {name: np.flatnonzero(mask) for name, mask in of.columns.items() if mask.any()}
+    changed = {name: of.numbers(pairs[:_LISTED])[0] for name, pairs in differing.items()}
+    listed = [*(of.numbers(pairs)[0] for pairs in worst.values()), *changed.values(), only[0][:_LISTED]]
     names = [_names(of.outputs[0], np.concatenate(listed)), _names(of.outputs[1], only[1][:_LISTED])]
     return {
         "id": "comparison",
@@ -42,17 +44,25 @@ def comparison_section(of: Comparison) -> dict[str, Any]:
             (f"rows of {of.config.second.name}", second.count),
             ("rows in both", len(of.pairs.first)),
             *((f"rows only in {path.name}", len(rows)) for path, rows in zip(_paths(of), only, strict=True)),
-            *((f"rows with another {name}", int(mask.sum())) for name, mask in of.receipts.items()),
+            *((_other(name), int(mask.sum())) for name, mask in {**of.receipts, **of.columns}.items()),
         ],
-        "only": [
-            (path.name, len(rows), [of_output[row] for row in rows[:_LISTED].tolist()])
-            for path, rows, of_output in zip(_paths(of), only, names, strict=True)
-            if len(rows)
+        "rows": [
+            *(
+                (f"Rows only in {path.name}", len(rows), [of_output[row] for row in rows[:_LISTED].tolist()])
+                for path, rows, of_output in zip(_paths(of), only, names, strict=True)
+                if len(rows)
+            ),
+            *(
+                (_other(name).capitalize(), len(pairs), [names[0][row] for row in changed[name].tolist()])
+                for name, pairs in differing.items()
+            ),
         ],
         "columns": [
-            (variant.column, path.name)
-            for path, variants in zip(_paths(of), (of.only_first, of.only_second), strict=True)
-            for variant in variants
+            (name, count, path.name)
+            for path, variants, computed in zip(
+                _paths(of), (of.only_first, of.only_second), of.unmatched_columns, strict=True
+            )
+            for name, count in (*((variant.column, 1) for variant in variants), *computed.items())
         ],
         "recipe": None if of.recipe is None else [(name, *map(_value, values)) for name, *values in of.recipe],
         "outputs": [path.name for path in _paths(of)],
@@ -62,6 +72,10 @@ def comparison_section(of: Comparison) -> dict[str, Any]:
 
 def _paths(of: Comparison) -> tuple[Any, Any]:
     return of.config.first, of.config.second
+
+
+def _other(column: str) -> str:
+    return "rows with other scores" if column == SCORES else f"rows with another {column}"
 
 
 def _value(value: Any) -> str:

@@ -51,7 +51,7 @@ def evaluation_values(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def title(name: str) -> str:
     """Returns the name of a metric, with its unit if it is shown in per cent."""
     words = name.replace("_", " ")
-    return f"{words} (%)" if name in SHARES else words
+    return f"{words}\N{NO-BREAK SPACE}(%)" if name in SHARES else words
 
 
 def number(value: float | None, name: str) -> str:

@@ -87,8 +87,8 @@ def render_page(
 
 
 def percent(share: float) -> str:
-    """Returns `12.3 %` for 0.123."""
-    return f"{share:.1%}".replace("%", " %")
+    """Returns `12.3 %` for 0.123, with a space at which no line is broken."""
+    return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _digest(script: str) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 import embedkit
 from embedkit.cli import run
-from embedkit.pooling.pooler_files import pooler_bytes, read_pooler
+from embedkit.pooling.heads import PredictionHead
+from embedkit.pooling.pooler_files import pooler_bytes, probe_bytes, read_pooler
 from tests.previous_outputs import FOLDER
 
 pytest.importorskip("plotly", reason="in the dev extra")
@@ -208,6 +209,25 @@ def test_a_comparison_shows_the_rows_that_differ_by_id_and_no_text(encode, repor
     same = Reader(report(encoded, "--compare", encoded)).text
     assert "The outputs are the same." in same
     assert "The recipes are the same." in same
+
+
+def test_a_comparison_shows_the_scores_of_a_head(encode, report, bert, table, tmp_path):
+    recipe, weight = embedkit.Encoder(str(bert), pool="mean").recipe, np.eye(2, 32, dtype=np.float32)
+    for name, scale in (("ours", 1), ("theirs", 2)):
+        head = PredictionHead(scale * weight, np.zeros(2, np.float32), ("flu", "none"), "classification")
+        pooler = tmp_path / f"{name}.safetensors"
+        pooler.write_bytes(
+            probe_bytes(head, recipe, layers=(3,), layer_agg="concat", poolings=("mean",), facts={})
+        )
+        assert encode(table, "-o", tmp_path / name, "--pool", pooler, "--with-head").code == 0
+    shown = Reader(report(tmp_path / "ours", "--compare", tmp_path / "theirs")).text
+    assert "rows with another status 0 rows with other scores 33" in shown
+    assert f"Rows with other scores {EVIL}, row 1 (no id), n0, n1" in shown
+    assert encode(table, "-o", tmp_path / "plain").code == 0
+    assert (
+        "3 columns of scores are only in theirs."
+        in Reader(report(tmp_path / "theirs", "--compare", tmp_path / "plain")).text
+    )
 
 
 @pytest.mark.parametrize(

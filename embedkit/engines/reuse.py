@@ -11,7 +11,8 @@ from embedkit.config import RunConfig
 from embedkit.errors import OutputError, UsageError
 from embedkit.inference.pipeline import KnownTexts, ReusedRecords
 from embedkit.manifest.recipe import as_text
-from embedkit.manifest.schema import Int8Ranges, Json, Plan
+from embedkit.manifest.schema import Int8Ranges, Plan
+from embedkit.manifest.versioned_file import Json
 from embedkit.manifest.versions import vector_versions
 from embedkit.output.earlier import EarlierOutput
 from embedkit.storage.filesystem import is_same_file, seems_there

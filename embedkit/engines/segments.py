@@ -17,8 +17,9 @@ from msgspec import to_builtins
 
 from embedkit.config import RunConfig
 from embedkit.errors import EmbedkitError
-from embedkit.manifest.schema import Json, Sharding, VersionedFile
+from embedkit.manifest.schema import Sharding
 from embedkit.manifest.shards import ShardCutter
+from embedkit.manifest.versioned_file import Json, VersionedFile
 from embedkit.sources import Part, PartScan, Place, SourceFile, SpanBook, Table
 from embedkit.sources.content_hash import hashes_columns
 from embedkit.sources.file_hashes import columns_sha256, content_sha256

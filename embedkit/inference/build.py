@@ -14,7 +14,8 @@ from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.tokenizer_setup import recipe_of, set_up_tokenizer
 from embedkit.manifest.recipe import as_text, fingerprint, model_name
-from embedkit.manifest.schema import Json, ModelSource
+from embedkit.manifest.schema import ModelSource
+from embedkit.manifest.versioned_file import Json
 from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.models.native.compile_kernels import build_ahead
 from embedkit.models.native.families import FAMILIES

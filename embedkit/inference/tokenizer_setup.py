@@ -12,7 +12,7 @@ from embedkit.config import PoolingConfig
 from embedkit.config.poolings import resolve_layers
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
-from embedkit.manifest.schema import Json
+from embedkit.manifest.versioned_file import Json
 from embedkit.models.repository.architectures import has_position_table, rotates_by_history
 from embedkit.models.repository.config_facts import ConfigFacts, architecture_of, n_embeddings, read_config_facts
 from embedkit.models.repository.model_folder import ModelFolder

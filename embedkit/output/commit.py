@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.versioned_file import Json
 from embedkit.storage.atomic import is_former_mark, is_leftover, is_temporary, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link
 from embedkit.storage.filesystem import (

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Never
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import (
     COMMITS,
     DATA,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
 from embedkit.manifest.identity import first_difference
-from embedkit.manifest.schema import Json
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import MANIFEST
 from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.layout import RECEIPT

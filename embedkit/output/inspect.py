@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedkit.manifest.schema import Json, Plan, ShardRecord, Totals
+from embedkit.manifest.schema import Plan, ShardRecord, Totals
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import OutputFolder
 from embedkit.output.open import Stored, level_of, open_stored, read_all_versioned, read_versioned
 from embedkit.output.output_path import output_path

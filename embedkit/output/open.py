@@ -22,15 +22,8 @@ from msgspec import ValidationError
 from numpy.typing import NDArray
 
 from embedkit.errors import EmbedkitError, OutputError
-from embedkit.manifest.schema import (
-    InputFacts,
-    Int8Ranges,
-    MalformedFileError,
-    Manifest,
-    ModelSource,
-    ShardRecord,
-    VersionedFile,
-)
+from embedkit.manifest.schema import InputFacts, Int8Ranges, Manifest, ModelSource, ShardRecord
+from embedkit.manifest.versioned_file import MalformedFileError, VersionedFile
 from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.columns import VERIFY, RecordBatch

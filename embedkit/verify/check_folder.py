@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
-from embedkit.manifest.schema import MalformedFileError, Manifest, Plan, ShardRecord, Totals, VersionedFile
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord, Totals
+from embedkit.manifest.versioned_file import MalformedFileError, VersionedFile
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN, SEGMENTS, OutputFolder, record_name
 from embedkit.output.contents import contents_of
 from embedkit.output.formats import Sink, layout_of, make_sink, shard_name

@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 
 from embedkit.errors import OutputError
 from embedkit.manifest.identity import check_same_plan, input_digests
-from embedkit.manifest.schema import (
-    VERSION,
-    MalformedFileError,
-    Manifest,
-    ModelSource,
-    Plan,
-    Sharding,
-    ShardRecord,
-    Totals,
-)
+from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, ShardRecord, Totals
+from embedkit.manifest.versioned_file import VERSION, MalformedFileError
 from embedkit.storage.checksummed_json import dump_checksummed
 from embedkit.storage.protocol import PublishedFile
 from embedkit.types import TextCounts, Variant

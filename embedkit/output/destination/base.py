@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import OutputFolder
 from embedkit.output.formats import Sink
 from embedkit.types import EncodedShard

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Json, ShardRecord
+from embedkit.manifest.schema import ShardRecord
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS
 from embedkit.output.formats import Sink

@@ -12,7 +12,8 @@ from json import loads
 from pathlib import Path
 
 from embedkit.errors import OutputError
-from embedkit.manifest.schema import Json, Manifest, Plan, ShardRecord
+from embedkit.manifest.schema import Manifest, Plan, ShardRecord
+from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import OutputFolder
 from embedkit.output.destination.base import SHARED_WAYS, WAYS, AlreadyCompleted
 from embedkit.output.destination.folder import Folder

@@ -37,7 +37,7 @@ EXIT_CODES = {
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; cells are Markdown."""
+    """Returns a Markdown table; cells are Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return (
         "\n"
@@ -47,12 +47,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: object) -> str:
-    """Return inline code."""
+    """Returns inline code."""
     return f"`{text}`"
 
 
 def prose(text: str) -> str:
-    """Return a sentence of the code as Markdown on one line, with `<` and `[` escaped outside of inline code."""
+    """Returns a sentence of the code as Markdown on one line, with `<` and `[` escaped outside of inline code."""
     parts = re.split(r"(`[^`]*`)", re.sub(r"\s+", " ", text).strip())
     return "".join(
         part if part.startswith("`") else part.replace("<", "&lt;").replace("[", "\\[") for part in parts
@@ -63,7 +63,7 @@ def prose(text: str) -> str:
 
 
 def option_table(parameters: Iterable[Any]) -> str:
-    """Return a table of arguments and options of a command."""
+    """Returns a table of arguments and options of a command."""
 
     def names(parameter: Any) -> str:
         is_argument = parameter.param_type_name == "argument"
@@ -79,13 +79,13 @@ def option_table(parameters: Iterable[Any]) -> str:
 
 
 def commands() -> str:
-    """Return a table of the commands, each with the first sentence of its description."""
+    """Returns a table of the commands, each with the first sentence of its description."""
     first = {name: re.split(r"(?<=\.)\s", command.help.strip())[0] for name, command in COMMANDS.items()}
     return table(("command", "purpose"), ((f"[`{name}`](#{name})", prose(text)) for name, text in first.items()))
 
 
 def encode_options() -> str:
-    """Return the options of `encode`: a heading and a table for each section of its `--help`."""
+    """Returns the options of `encode`: a heading and a table for each section of its `--help`."""
     sections: dict[str, list[Any]] = {}
     for parameter in COMMANDS["encode"].params:
         title = parameter.rich_help_panel or (
@@ -96,7 +96,7 @@ def encode_options() -> str:
 
 
 def command(name: str) -> str:
-    """Return the description of a command, its own options, and the names of those that `encode` has as well."""
+    """Returns the description of a command, its own options, and the names of those that `encode` has as well."""
     encode = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
     parameters = COMMANDS[name].params
     shared = [p for p in parameters if p.name in encode and encode[p.name].help == p.help]
@@ -111,7 +111,7 @@ def command(name: str) -> str:
 
 
 def environment_variables() -> str:
-    """Return the environment variables that set defaults, with their options."""
+    """Returns the environment variables that set defaults, with their options."""
     encode = {parameter.name: parameter for parameter in COMMANDS["encode"].params}
     options = ((environment.variable(name), encode[name]) for name in environment.NAMES)
     rows = ((code(variable), code(one.opts[-1]), prose(one.help)) for variable, one in options)
@@ -119,7 +119,7 @@ def environment_variables() -> str:
 
 
 def exit_codes() -> str:
-    """Return the exit codes, with the exception of each."""
+    """Returns the exit codes, with the exception of each."""
     if set(EXIT_CODES) != {errors.EmbedkitError, *errors.EmbedkitError.__subclasses__()}:
         raise ValueError("EXIT_CODES in docs/tables.py does not have the classes of embedkit.errors")
     rows = [(str(one.exit_code), code(one.__name__), meaning) for one, meaning in EXIT_CODES.items()]
@@ -127,7 +127,7 @@ def exit_codes() -> str:
 
 
 def encoder_arguments() -> str:
-    """Return the arguments of `embedkit.Encoder`, with the meanings that its docstring gives."""
+    """Returns the arguments of `embedkit.Encoder`, with the meanings that its docstring gives."""
     arguments = re.search(r"Args:\n(.*?)\n\n", inspect.getdoc(embedkit.Encoder) or "", re.DOTALL)
     told = dict(re.findall(r"^    (\w+): (.*(?:\n      .*)*)", arguments[1] if arguments else "", re.MULTILINE))
     signature = inspect.signature(embedkit.Encoder).parameters
@@ -139,27 +139,27 @@ def encoder_arguments() -> str:
 
 
 def named(header: Sequence[str], entries: Mapping[str, str]) -> str:
-    """Return a table of names and their meanings."""
+    """Returns a table of names and their meanings."""
     return table(header, ((code(name), prose(meaning)) for name, meaning in entries.items()))
 
 
 def pooling_names() -> str:
-    """Return the values of `--pool`."""
+    """Returns the values of `--pool`."""
     return named(("`--pool`", "result, and when to use it"), poolings.WHOLE_NAMES | poolings.POOLING_NAMES)
 
 
 def layer_aggregations() -> str:
-    """Return the values of `--layer-agg`."""
+    """Returns the values of `--layer-agg`."""
     return named(("`--layer-agg`", "result for several layers"), poolings.LAYER_AGGREGATIONS)
 
 
 def pooler_kinds() -> str:
-    """Return the values of `fit --pooler`."""
+    """Returns the values of `fit --pooler`."""
     return named(("`--pooler`", "result"), poolings.POOLER_KINDS)
 
 
 def layer_examples(*values: str, n_layers: int) -> str:
-    """Return the layers that some values of `--layers` select in a model of `n_layers` layers."""
+    """Returns the layers that some values of `--layers` select in a model of `n_layers` layers."""
     rows = ((code(text), ", ".join(map(str, poolings.resolve_layers(text, n_layers)))) for text in values)
     return table(("`--layers`", f"in a model of {n_layers} layers"), rows)
 
@@ -168,7 +168,7 @@ def layer_examples(*values: str, n_layers: int) -> str:
 
 
 def aliases() -> str:
-    """Return the models that have a short name, with other spellings of it."""
+    """Returns the models that have a short name, with other spellings of it."""
 
     def spellings(alias: models.Alias) -> str:
         return ", ".join(map(code, (alias.name, *(name for name in alias.also if "/" not in name))))
@@ -178,7 +178,7 @@ def aliases() -> str:
 
 
 def architectures() -> str:
-    """Return the types of model, by how they are batched and how their layers are read."""
+    """Returns the types of model, by how they are batched and how their layers are read."""
 
     def way(of: types_of_model.Architecture) -> tuple[str, str]:
         return of.batches, "collected" if of.layers is None else "hooked"
@@ -197,12 +197,12 @@ def architectures() -> str:
 
 
 def native_architectures() -> str:
-    """Return the types of model that embedkit computes itself."""
+    """Returns the types of model that embedkit computes itself."""
     return table(("model types",), [(", ".join(map(code, sorted(FAMILIES))),)])
 
 
 def refused_architectures() -> str:
-    """Return the types of model that are refused, with the reason."""
+    """Returns the types of model that are refused, with the reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, of in types_of_model.ARCHITECTURES.items():
         for refusal in of.refusals:
@@ -214,7 +214,7 @@ def refused_architectures() -> str:
 
 
 def packages() -> str:
-    """Return what is directly in the package, with the first sentence of each docstring."""
+    """Returns what is directly in the package, with the first sentence of each docstring."""
     rows = []
     for path in sorted((ROOT / "embedkit").iterdir()):
         file = path / "__init__.py" if path.is_dir() else path
@@ -225,28 +225,28 @@ def packages() -> str:
 
 
 def make_targets() -> str:
-    """Return the described targets of the Makefile."""
+    """Returns the described targets of the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z-]+):.*?## (.*)$", makefile, re.MULTILINE)
     return table(("target", "purpose"), ((code(f"make {name}"), prose(text)) for name, text in targets))
 
 
 def job_costs() -> str:
-    """Return the measured cost of each stage, and the times of whole jobs that follow from it."""
+    """Returns the measured cost of each stage, and the times of whole jobs that follow from it."""
     sys.path.insert(0, str(ROOT))
     page: Callable[[], str] = import_module("benchmarks.scale").page
     return f"\n{page()}\n"
 
 
 def compared_poolers() -> str:
-    """Return the newest measured comparison of poolers."""
+    """Returns the newest measured comparison of poolers."""
     sys.path.insert(0, str(ROOT))
     page: Callable[[], str] = import_module("benchmarks.compared_poolers").page
     return f"\n{page()}\n"
 
 
 def compared_poolings() -> str:
-    """Return the newest measured comparison of poolings."""
+    """Returns the newest measured comparison of poolings."""
     sys.path.insert(0, str(ROOT))
     page: Callable[[], str] = import_module("benchmarks.compared_poolers").page_of_poolings
     return f"\n{page()}\n"

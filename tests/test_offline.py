@@ -53,7 +53,7 @@ print(json.dumps([code, sorted(heavy & set(sys.modules))]), file=sys.stderr)
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """Run a Python script in a process that records sockets and refuses them; its stderr."""
+    """Runs a Python script in a process that records sockets and refuses them; its stderr."""
     root = tmp_path_factory.mktemp("watched")
     (root / "sitecustomize.py").write_text(SITECUSTOMIZE)
 

@@ -181,7 +181,7 @@ class _Recipe:
 
 
 def make(model_type: str, folder: Path, *, seed: int = 0, n_layers: int = 3) -> TinyModel:
-    """Save a random model of this type in `folder`; the same arguments give the same files.
+    """Saves a random model of this type in `folder`; the same arguments give the same files.
 
     ModernBERT gets four layers at least, so that global attention comes twice with local in between. Each model is
     made once a process, and copied.
@@ -206,7 +206,7 @@ def _made(model_type: str, seed: int, n_layers: int) -> str:
 
 
 def make_bio_clinicalbert_layout(folder: Path) -> Path:
-    """Save a cased BERT as emilyalsentzer/Bio_ClinicalBERT has it: three files, none about the tokenizer.
+    """Saves a cased BERT as emilyalsentzer/Bio_ClinicalBERT has it: three files, none about the tokenizer.
 
     The weights are a pickled state dict of BertForPreTraining, with `bert.` before each name of the
     encoder, the pre-training heads, and the position_ids that older versions of transformers saved.
@@ -243,7 +243,7 @@ def make_bio_clinicalbert_layout(folder: Path) -> Path:
 
 
 def _randomise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter anew, by its part: norms about 1, embeddings and matrices of unit effect."""
+    """Draws every parameter anew, by its part: norms about 1, embeddings and matrices of unit effect."""
     generator = torch.Generator().manual_seed(seed)
     in_norm = {
         id(parameter)
@@ -425,7 +425,7 @@ def _xlnet_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, limit: int | None) -> None:
-    """Save it; model_max_length is left out where there is none, as many real folders leave it out."""
+    """Saves it; model_max_length is left out where there is none, as many real folders leave it out."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

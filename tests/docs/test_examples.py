@@ -119,7 +119,7 @@ def earlier(tmp_path_factory) -> Callable[..., str]:
 
 
 def piped(command: str) -> str:
-    """Run a pipeline in a shell that finds this installation's command."""
+    """Runs a pipeline in a shell that finds this installation's command."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
@@ -133,7 +133,7 @@ def piped(command: str) -> str:
 
 
 def check_foreign(command: str) -> None:
-    """Check a command of another program for what can be told without running it."""
+    """Checks a command of another program for what can be told without running it."""
     program, *words = shlex.split(command)
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -159,7 +159,7 @@ def check_foreign(command: str) -> None:
 
 
 def check_carrier(words: list[str]) -> None:
-    """Check the files that a command of Docker, Kubernetes or Ray names, and the command of embedkit in it."""
+    """Checks the files that a command of Docker, Kubernetes or Ray names, and the command of embedkit in it."""
     files = [word for word in words if word.startswith(("configs/", "Dockerfile"))]
     assert [name for name in files if not (ROOT / name).is_file()] == []
     inner = next((shlex.split(word) for word in words if word.startswith("embedkit encode ")), [])
@@ -188,7 +188,7 @@ class Examples:
         self.said = ""
 
     def run(self, block: Block) -> None:
-        """Run a shell or Python block, or compare what was said last with a block of text."""
+        """Runs a shell or Python block, or compares what was said last with a block of text."""
         if block.language == "sh" and block.is_run:
             self.said = "".join(self.said_by(command, block) for command in block.commands)
         elif block.language == "text":

@@ -21,6 +21,9 @@ POOLINGS = ("mean", "max", "min", "mean_sqrt_len", "weightedmean", "lasttoken")
 #: Models whose tokenizer puts a [CLS] or <s> in front; XLNet has it at the end, T5 and GPT-2 have none.
 WITH_CLS = tuple(kind for kind in tiny_models.MODEL_TYPES if kind not in {"t5", "gpt2"})
 
+#: Tokens that are read of a text by a model that states no limit, as XLNet: without one its texts have hundreds.
+LIMIT = 96
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tiny_models.TinyModel]]:
@@ -36,8 +39,12 @@ def _states(folder: Path, max_length: int | None) -> tuple[States, ...]:
 
 
 def of_oracle(model: tiny_models.TinyModel) -> tuple[States, ...]:
-    # XLNet and the like state no limit: embedkit then cuts at 512, and so does the oracle.
-    return _states(model.folder, model.max_length or 512)
+    return _states(model.folder, model.max_length or LIMIT)
+
+
+def encoder_of(model: tiny_models.TinyModel, **options: object) -> Encoder:
+    """An encoder that reads as many tokens of a text as the oracle."""
+    return Encoder(str(model.folder), max_length=None if model.max_length else LIMIT, **options)
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -52,7 +59,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 def test_every_layer_and_pooling_is_what_transformers_gives_for_the_text_alone(folders, kind):
     model = folders[kind]
     names = (*POOLINGS, "cls") if kind in WITH_CLS else POOLINGS
-    encoder = Encoder(str(model.folder), layers="all", layer_agg="separate", pool=",".join(names))
+    encoder = encoder_of(model, layers="all", layer_agg="separate", pool=",".join(names))
     vectors = encoder.encode_variants(tiny_models.TEXTS)
     assert len(vectors) == model.n_layers + 1
     for layer in range(model.n_layers + 1):
@@ -72,10 +79,14 @@ def test_every_layer_and_pooling_is_what_transformers_gives_for_the_text_alone(f
         assert_close(found, expected)
 
 
+def test_a_model_that_states_no_limit_reads_512_tokens(folders):
+    assert Encoder(str(folders["xlnet"].folder)).recipe["text"]["max_length"] == 512
+
+
 @pytest.mark.parametrize("kind", tiny_models.MODEL_TYPES)
 def test_order_and_budget_change_nothing(folders, kind):
     model = folders[kind]
-    encoder = Encoder(str(model.folder), pool="mean,max")
+    encoder = encoder_of(model, pool="mean,max")
     expected = np.stack(
         [
             np.concatenate([pool("mean", states.layers[-1]), pool("max", states.layers[-1])])
@@ -93,7 +104,7 @@ def test_order_and_budget_change_nothing(folders, kind):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_shallow_layer_alone_is_the_same_as_among_all(folders, kind, layer):
     model = folders[kind]
-    found = Encoder(str(model.folder), layers=str(layer), pool="mean").encode(tiny_models.TEXTS)
+    found = encoder_of(model, layers=str(layer), pool="mean").encode(tiny_models.TEXTS)
     assert_close(found, np.stack([pool("mean", states.layers[layer]) for states in of_oracle(model)]))
 
 
@@ -101,7 +112,7 @@ def test_a_shallow_layer_alone_is_the_same_as_among_all(folders, kind, layer):
 @pytest.mark.parametrize("aggregation", ["mean", "sum", "max", "concat"])
 def test_layers_are_aggregated_before_pooling(folders, kind, aggregation):
     model = folders[kind]
-    encoder = Encoder(str(model.folder), layers="-1,1,-2", layer_agg=aggregation, pool="max,mean")
+    encoder = encoder_of(model, layers="-1,1,-2", layer_agg=aggregation, pool="max,mean")
     together = {
         "mean": lambda states: np.mean(states, axis=0),
         "sum": lambda states: np.sum(states, axis=0),
@@ -117,7 +128,7 @@ def test_layers_are_aggregated_before_pooling(folders, kind, aggregation):
 
 def test_concatenation_has_poolings_outside_and_layers_inside(folders):
     model = folders["bert"]
-    found = Encoder(str(model.folder), layers="-1,-2", pool="cls,mean").encode(tiny_models.TEXTS[:3])
+    found = encoder_of(model, layers="-1,-2", pool="cls,mean").encode(tiny_models.TEXTS[:3])
     for row, states in zip(found, of_oracle(model), strict=False):
         last, before = states.layers[-1], states.layers[-2]
         expected = [pool("cls", last), pool("cls", before), pool("mean", last), pool("mean", before)]
@@ -127,7 +138,7 @@ def test_concatenation_has_poolings_outside_and_layers_inside(folders):
 @pytest.mark.parametrize("kind", tiny_models.MODEL_TYPES)
 def test_special_tokens_can_be_left_out_of_the_pooling(folders, kind):
     model = folders[kind]
-    found = Encoder(str(model.folder), pool="mean,min", exclude_special=True).encode(tiny_models.TEXTS)
+    found = encoder_of(model, pool="mean,min", exclude_special=True).encode(tiny_models.TEXTS)
     expected = []
     for states in of_oracle(model):
         # The mask may mark a [PAD] that the text itself spells, too; only the ends are the tokenizer's own.
@@ -142,7 +153,7 @@ def test_special_tokens_can_be_left_out_of_the_pooling(folders, kind):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert", "xlm-roberta", "camembert", "mpnet"])
 def test_the_pooler_is_the_models_own(folders, kind):
     model = folders[kind]
-    found = Encoder(str(model.folder), pool="pooler,mean").encode(tiny_models.TEXTS)
+    found = encoder_of(model, pool="pooler,mean").encode(tiny_models.TEXTS)
     expected = [np.concatenate([s.pooler, pool("mean", s.layers[-1])]) for s in of_oracle(model)]
     assert_close(found, np.stack(expected))
 
@@ -150,7 +161,7 @@ def test_the_pooler_is_the_models_own(folders, kind):
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2"])
 def test_token_vectors_are_the_hidden_states(folders, kind):
     model = folders[kind]
-    found = Encoder(str(model.folder), layers="-1,1", pool="none").encode_tokens(tiny_models.TEXTS)
+    found = encoder_of(model, layers="-1,1", pool="none").encode_tokens(tiny_models.TEXTS)
     for tokens, states in zip(found, of_oracle(model), strict=True):
         assert_close(tokens, np.concatenate([states.layers[-1], states.layers[1]], axis=-1))
 

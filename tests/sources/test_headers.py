@@ -74,7 +74,7 @@ def test_the_first_row_of_a_file_without_a_header_is_neither_chosen_nor_shown(
 
 
 def _shown(path: Path, options: dict[str, Any]) -> str:
-    """Return all messages and stored data on the columns of a file."""
+    """Returns all messages and stored data on the columns of a file."""
     try:
         found = open_table(InputConfig((str(path),), **options))
     except InputError as error:

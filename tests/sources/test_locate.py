@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def notes_on_files(found: Table) -> list[str]:
-    """Return the notices on files, without those on columns."""
+    """Returns the notices on files, without those on columns."""
     return [note for note in found.take_notes() if not note.startswith("columns: ")]
 
 

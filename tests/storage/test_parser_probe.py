@@ -50,7 +50,7 @@ def read_all(path: Path) -> None:
 
 
 def string_offsets(path: Path, column: str) -> int:
-    """Return the position of the offsets of a column of strings in an Arrow file of one batch or more."""
+    """Returns the position of the offsets of a column of strings in an Arrow file of one batch or more."""
     mapped = pa.memory_map(str(path))
     column_of_first = pa.ipc.open_file(mapped).get_batch(0).column(column)
     return column_of_first.buffers()[1].address - mapped.read_buffer(1).address

@@ -50,7 +50,7 @@ Ship = Callable[..., Path]
 
 @pytest.fixture
 def ship(bases, tmp_path) -> Ship:
-    """Save a model as its authors would: `ship(Pooling(...), Dense(...), kind="bert", prompts=...)`."""
+    """Saves a model as its authors would: `ship(Pooling(...), Dense(...), kind="bert", prompts=...)`."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
     def shipped(*behind: torch.nn.Module, kind: str = "bert", config_kwargs: Any = None, **settings: Any) -> Path:

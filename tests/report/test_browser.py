@@ -155,7 +155,7 @@ def test_a_cell_of_the_heat_map_shows_its_score_and_interval(opened):
     mouse(opened, "mouseMoved", x - 9, y)
     mouse(opened, "mouseMoved", x, y)
     text = wait(opened, HOVERED.replace("output-1-map", "sweep-1-heat"))
-    assert text == "layer 5 meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
+    assert text.replace("\N{NO-BREAK SPACE}", " ") == "layer 5 meanaccuracy (%) 90.0 (88.0 to 92.0)384 dimensions"
 
 
 def test_a_box_drawn_with_the_mouse_is_zoomed_into_and_a_double_click_goes_back(opened):

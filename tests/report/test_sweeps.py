@@ -135,7 +135,10 @@ def test_every_score_is_in_its_cell_with_its_interval_and_the_marks(tmp_path):
         shown = f"{100 * row['accuracy']:.1f} ±2.0" if place else ""
         assert heat["text"][line][pool] == (f"<b>{shown}</b>" if row["is_winner"] else shown)
         assert heat["z"][line][pool] == (row["accuracy"] if place else None)
-    assert heat["customdata"][5][1] == "layer 5 mean<br>accuracy (%) 90.0 (88.0 to 92.0)<br>384 dimensions"
+    assert (
+        heat["customdata"][5][1]
+        == "layer 5 mean<br>accuracy\N{NO-BREAK SPACE}(%) 90.0 (88.0 to 92.0)<br>384 dimensions"
+    )
     frames = {
         (shape["x0"] + 0.47, shape["y0"] + 0.45, shape["line"]["dash"]) for shape in figure["layout"]["shapes"]
     }

@@ -313,7 +313,7 @@ extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
 /* Attention within packed texts.
  *
  * from: [T, (heads + 2 * key_heads) * head_dim]: queries (scaled), keys, values.
- * out: [T, heads * head_dim]; its bytes only if shares is 1.
+ * out: [T, heads * head_dim]; in its form only if shares is 1.
  * workspace: see embedkit_attend_workspace.
  * share, shares: computes that part of the work; each part writes numbers of its own.
  */
@@ -379,8 +379,8 @@ extern "C" void embedkit_attend(const Products *from, const Texts *texts, const 
                 }
             }
         }
-        if (out->bytes && shares == 1)
-            quantise_rows(out->values + start * width, length, width, out->bytes + start * width, out->scale + start);
+        for (int64_t t = start; t < start + length && shares == 1 && out->form != FLOATS; t++)
+            write_inputs(out, t, out->values + t * width, sizes(out->values + t * width, width), width);
         start += length;
     }
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotary import rotate_
@@ -72,14 +72,14 @@ class Attention(Protocol):
             [T, heads * width].
         """
 
-    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, quantise: bool) -> Rows:
+    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, form: Form) -> Rows:
         """Computes the same with compiled kernels.
 
         Args:
             kernels: the compiled ones.
             projected: as above, with rows of padding after those of the texts; overwritten.
             texts: see above.
-            quantise: whether the next layer takes bytes.
+            form: what the next layer takes.
         """
 
 
@@ -110,9 +110,9 @@ class SelfAttention:
         self._attend_to_some(projected, short.n_tokens, long, context)
         return context
 
-    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, quantise: bool) -> Rows:
+    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, form: Form) -> Rows:
         """See Attention."""
-        return kernels.attend(projected, texts, self, quantise=quantise)
+        return kernels.attend(projected, texts, self, form=form)
 
     def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
         """Computes the same on a GPU with a kernel for packed texts; its queries are not scaled."""

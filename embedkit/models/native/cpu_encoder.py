@@ -71,10 +71,9 @@ class CpuEncoder(NativeEncoder):
             for layer in layers:
                 states = torch_layer(layer, states, texts)
             return states
-        quantise = self._model.dtype == "int8"
         n_tokens = len(states)
         padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
-        return fused_layers(layers, self._kernels, padded, texts, quantise=quantise)[:n_tokens]
+        return fused_layers(layers, self._kernels, padded, texts)[:n_tokens]
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedkit.models.native.attention import MOST_SCORES, SelfAttention, Texts
-from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.varlen_attention import AttentionRules
 
@@ -49,11 +49,11 @@ class DisentangledAttention:
                 context[rows].view(count, length, self.n_heads, -1).copy_(seen.permute(1, 2, 0, 3))
         return context
 
-    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, quantise: bool) -> Rows:
+    def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, form: Form) -> Rows:
         """See Attention."""
         heads = SelfAttention(self.n_heads, self.n_heads, AttentionRules())
         distances = (self.position_keys, self.position_queries)
-        return kernels.attend(projected, texts, heads, quantise=quantise, distances=distances)
+        return kernels.attend(projected, texts, heads, form=form, distances=distances)
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """Computes the scores of texts of one length.

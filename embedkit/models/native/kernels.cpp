@@ -51,7 +51,7 @@ template <int kind, bool gated> static void activate(const Products *products, c
             store(to + i, x);
             size = larger(size, x);
         }
-        if (out->bytes) quantise_row(to, size, width, out->bytes + t * width, out->scale + t);
+        write_inputs(out, t, to, size, width);
     }
 }
 
@@ -68,13 +68,13 @@ extern "C" void embedkit_activate(const Products *products, int kind, int gated,
     all[kind][gated](products, out, first, last);
 }
 
-/* Normalises rows [first, last) of values [n, width], unless norm is nullptr; only quantises them then. */
+/* Normalises rows [first, last) of values [n, width], unless norm is nullptr; only writes them in their form then. */
 extern "C" void embedkit_normalise(const float *values, const Norm *norm, int64_t width, const Rows *out, int64_t first,
                                    int64_t last) {
     for (int64_t t = first; t < last; t++) {
         float *to = out->values + t * width;
         ints size = norm ? normalise(values + t * width, norm, width, to) : sizes(to, width);
-        if (out->bytes) quantise_row(to, size, width, out->bytes + t * width, out->scale + t);
+        write_inputs(out, t, to, size, width);
     }
 }
 
@@ -97,10 +97,10 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
         ints size = {};
         if (norms->after)
             size = normalise(row, norms->after, width, row);
-        else if (out->bytes && !norms->following)
+        else if (out->form == BYTES && !norms->following)
             size = sizes(row, width);
         if (norms->following) size = normalise(row, norms->following, width, to);
-        if (out->bytes) quantise_row(to, size, width, out->bytes + t * width, out->scale + t);
+        write_inputs(out, t, to, size, width);
     }
 }
 

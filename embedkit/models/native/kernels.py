@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from embedkit.models.native.attention import Attention, SelfAttention, Texts
 from embedkit.models.native.compile_kernels import library
 from embedkit.models.native.disentangled import DisentangledAttention
 from embedkit.models.native.layer import ACTIVATIONS, Norms
-from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotary import frequencies
@@ -48,7 +49,7 @@ class _Products(ctypes.Structure):
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = (("values", _Address), ("bytes", _Address), ("scale", _Address))
+    _fields_ = (("values", _Address), ("inputs", _Address), ("scale", _Address), ("form", _Count))
 
 
 class _Norm(ctypes.Structure):
@@ -95,8 +96,8 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 class Kernels:
     """The functions of the libraries built from kernels.cpp and attention.cpp.
 
-    All tensors are contiguous and on the CPU. With `quantise`, the resulting rows have bytes too. A thread that
-    torch has given several cores divides the work among them.
+    All tensors are contiguous and on the CPU. Resulting rows are written in `form` too. A thread that torch
+    has given several cores divides the work among them.
     """
 
     def __init__(self, libraries: Mapping[str, ctypes.CDLL]) -> None:
@@ -117,14 +118,14 @@ class Kernels:
         """Checks that rows of these widths are whole vector registers."""
         return all(width % self.lanes == 0 for width in widths)
 
-    def rows(self, states: Tensor, *, quantise: bool) -> Rows:
+    def rows(self, states: Tensor, *, form: Form) -> Rows:
         """Returns states float32 [T, K] as the input of a linear layer."""
-        return self.normed(states, None, quantise=quantise)
+        return self.normed(states, None, form=form)
 
-    def normed(self, states: Tensor, norm: Norm | None, *, quantise: bool) -> Rows:
+    def normed(self, states: Tensor, norm: Norm | None, *, form: Form) -> Rows:
         """Returns states float32 [T, K], normalised if there is a norm, as the input of a linear layer."""
-        rows = _rows(states if norm is None else torch.empty_like(states), quantise=quantise)
-        if quantise or norm is not None:
+        rows = _rows(states if norm is None else torch.empty_like(states), form)
+        if rows.inputs is not None or norm is not None:
             struct, width = _norm_pointer(norm), states.shape[1]
             self._run_rows("normalise", states.shape, _at(states), struct, width, _rows_struct(rows))
         return rows
@@ -135,7 +136,7 @@ class Kernels:
         texts: Texts,
         attention: SelfAttention,
         *,
-        quantise: bool,
+        form: Form,
         distances: tuple[DistanceTable | None, DistanceTable | None] | None = None,
     ) -> Rows:
         """Computes attention within each of some packed texts.
@@ -144,14 +145,14 @@ class Kernels:
             products: [T, (heads + 2 key heads) * width]: scaled queries, keys and values.
             texts: their tokens, the first of T; the rows after those give zeros.
             attention: the heads, and what they attend to.
-            quantise: see the class.
+            form: see the class.
             distances: what queries, and keys, are multiplied by; see DisentangledAttention.
         """
         n_heads, n_key_heads = attention.n_heads, attention.n_key_heads
         head_width = products.values.shape[1] // (n_heads + 2 * n_key_heads)
         shape = (products.values.shape[0], n_heads * head_width)
         n_tokens, n_shares = texts.n_tokens, _n_shares(shape)
-        rows = _rows(products.values.new_empty(shape), quantise=quantise)
+        rows = _rows(products.values.new_empty(shape), form)
         rows.states[n_tokens:] = 0
         lengths = torch.tensor(texts.lengths)
         of_texts = _Texts(len(lengths), _at(lengths))
@@ -178,33 +179,34 @@ class Kernels:
 
         run_shares(work, n_shares)
         if n_shares > 1:
-            rows = self.rows(rows.states, quantise=quantise)
-        if rows.bytes is not None and rows.steps is not None:
-            rows.bytes[n_tokens:] = _ZERO
+            rows = self.rows(rows.states, form=form)
+        if rows.inputs is not None:
+            rows.inputs[n_tokens:] = _ZERO if form == Form.BYTES else 0
+        if rows.steps is not None:
             rows.steps[n_tokens:] = 0
         return rows
 
-    def activate(self, products: Products, activation: str, *, gated: bool, quantise: bool) -> Rows:
+    def activate(self, products: Products, activation: str, *, gated: bool, form: Form) -> Rows:
         """Applies an activation, a name of layer.ACTIVATIONS.
 
         Args:
             products: [T, I]; with a gate [T, 2 I], the gate first.
             activation: the name.
             gated: whether the activation is that of the gate, by which the other half is multiplied.
-            quantise: see the class.
+            form: see the class.
 
         Returns:
             [T, I].
         """
         n_rows, width = products.values.shape
         states = products.values.new_empty(n_rows, width // 2) if gated else products.values
-        rows = _rows(states, quantise=quantise)
+        rows = _rows(states, form)
         kind, products_struct = _KINDS.index(activation), _products_struct(products)
         self._run_rows("activate", states.shape, products_struct, kind, gated, _rows_struct(rows))
         return rows
 
     def join(
-        self, products: Products, residual: Tensor, norms: Norms, following: Norm | None, *, quantise: bool
+        self, products: Products, residual: Tensor, norms: Norms, following: Norm | None, *, form: Form
     ) -> tuple[Tensor, Rows]:
         """Adds the residual to an output, with the norms around that; overwrites `products`.
 
@@ -213,13 +215,13 @@ class Kernels:
             residual: the same shape.
             norms: those around attention or the feed-forward network; the one before it is not applied.
             following: the norm of the input of what follows; None if there is none.
-            quantise: see the class.
+            form: see the class.
 
         Returns:
             The sum, and the input of what follows.
         """
         states = products.values
-        rows = _rows(states if following is None else torch.empty_like(states), quantise=quantise)
+        rows = _rows(states if following is None else torch.empty_like(states), form)
         around = _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
         self._run_rows("join", states.shape, _products_struct(products), _at(residual), around, _rows_struct(rows))
         return states, rows
@@ -264,9 +266,10 @@ def _are_correct(kernels: Kernels) -> bool:
     steps = frequencies(rotation, products.device)
     positions = torch.cat([torch.arange(group.length) for group in groups])
     texts = Texts(groups, {rotation: steps.angles(positions)})
+    # Large scores would be rounded by more than is allowed, here and by torch.
+    tables = [width**-0.5 * torch.randn(*shape, 23, generator=random) for shape in ((2,), (2, width), (2, width))]
     bias, keys, queries = (
-        DistanceTable(torch.randn(*shape, 23, generator=random), lambda distances: (distances + 11).clamp(0, 22))
-        for shape in ((2,), (2, width), (2, width))
+        DistanceTable(table, lambda distances: (distances + 11).clamp(0, 22)) for table in tables
     )
     expected, found = [], []
     attentions: dict[int, tuple[Attention, ...]] = {
@@ -280,32 +283,36 @@ def _are_correct(kernels: Kernels) -> bool:
     for n_heads, of_so_many in attentions.items():
         of_heads = products[:, : n_heads * width].contiguous()
         expected += [attention(of_heads.clone(), texts) for attention in of_so_many]
-        found += [attention.fused(kernels, Products(of_heads), texts, quantise=True) for attention in of_so_many]
+        found += [attention.fused(kernels, Products(of_heads), texts, form=Form.BYTES) for attention in of_so_many]
     for norm in norms:
         total = rows.double() + residual.double()
         expected.append(norm(total.float()))
         around = Norms(before=None, inner=None, after=norm)
-        found.append(kernels.join(Products(rows.clone()), residual, around, None, quantise=True)[1])
+        found.append(kernels.join(Products(rows.clone()), residual, around, None, form=Form.BYTES)[1])
     for name, function in ACTIVATIONS.items():
         for gated in (False, True):
             activated = function(rows.double())
             expected.append(activated * residual if gated else activated)
             of_both = torch.cat([rows, residual], dim=1) if gated else rows.clone()
-            found.append(kernels.activate(Products(of_both), name, gated=gated, quantise=True))
-    return all(_is_close(of_kernel, of_torch) for of_kernel, of_torch in zip(found, expected, strict=True))
+            found.append(kernels.activate(Products(of_both), name, gated=gated, form=Form.BYTES))
+    halves = kernels.rows(products, form=Form.BF16).inputs
+    rounds = halves is not None and torch.equal(halves, products.to(torch.bfloat16))
+    return rounds and all(starmap(_is_close, zip(found, expected, strict=True)))
 
 
 def _is_close(rows: Rows, expected: Tensor) -> bool:
-    if rows.bytes is None or rows.steps is None:
+    if rows.inputs is None or rows.steps is None:
         return False
     steps = rows.steps[:, None]
-    quantised = ((rows.bytes.float() - 128) * steps - rows.states).abs() <= 0.51 * steps
+    quantised = ((rows.inputs.float() - 128) * steps - rows.states).abs() <= 0.51 * steps
     return bool(quantised.all()) and torch.allclose(rows.states.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
-def _rows(states: Tensor, *, quantise: bool) -> Rows:
-    if not quantise:
+def _rows(states: Tensor, form: Form) -> Rows:
+    if form == Form.FLOATS:
         return Rows(states)
+    if form == Form.BF16:
+        return Rows(states, torch.empty(states.shape, dtype=torch.bfloat16))
     steps = torch.empty(len(states), dtype=torch.float32)
     return Rows(states, torch.empty(states.shape, dtype=torch.uint8), steps)
 
@@ -315,7 +322,7 @@ def _products_struct(products: Products) -> _Products:
 
 
 def _rows_struct(rows: Rows) -> _Rows:
-    return _Rows(_at(rows.states), _at(rows.bytes), _at(rows.steps))
+    return _Rows(_at(rows.states), _at(rows.inputs), _at(rows.steps), rows.form)
 
 
 def _norm_pointer(norm: Norm | None) -> Any:

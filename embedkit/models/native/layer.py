@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.native.attention import Attention, Texts
-from embedkit.models.native.linear import GRAIN, ROWS, Linear, Rows
+from embedkit.models.native.linear import GRAIN, ROWS, Form, Linear, Rows
 from embedkit.models.native.norm import Norm
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def torch_layer(layer: LayerWeights, states: Tensor, texts: Texts) -> Tensor:
     return torch.cat(blocks)
 
 
-def fused_layers(
-    layers: Sequence[LayerWeights], kernels: Kernels, states: Tensor, texts: Texts, *, quantise: bool
-) -> Tensor:
+def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tensor, texts: Texts) -> Tensor:
     """Computes the states after some layers with compiled kernels, in fewer passes over memory.
 
     Args:
@@ -75,29 +73,28 @@ def fused_layers(
         kernels: the compiled ones.
         states: [T, D] of packed texts, perhaps with rows of padding after them.
         texts: the texts.
-        quantise: whether the linear layers take bytes.
 
     Returns:
         [T, D].
     """
-    rows = kernels.normed(states, layers[0].attention_norms.before, quantise=quantise)
+    rows = kernels.normed(states, layers[0].attention_norms.before, form=layers[0].qkv.form)
     size = _block_size(len(states))
     for layer, following in zip(layers, (*layers[1:], None), strict=True):
-        context = layer.attention.fused(kernels, layer.qkv.products(rows), texts, quantise=quantise)
+        context = layer.attention.fused(kernels, layer.qkv.products(rows), texts, form=layer.attention_out.form)
         norm = None if following is None else following.attention_norms.before
+        form = Form.FLOATS if following is None else following.qkv.form
         blocks = []
         # As in `torch_layer`; most parts of a batch are one block.
         for of_context, of_states in zip(context.split(size), torch.split(states, size), strict=True):
             attended, inputs = kernels.join(
                 *(layer.attention_out.products(of_context), of_states, layer.attention_norms),
                 *(layer.ffn_norms.before,),
-                quantise=quantise,
+                form=layer.up.form,
             )
             inner = kernels.activate(
-                layer.up.products(inputs), layer.activation, gated=layer.gated, quantise=quantise
+                layer.up.products(inputs), layer.activation, gated=layer.gated, form=layer.down.form
             )
-            products, last = layer.down.products(inner), following is None
-            blocks.append(kernels.join(products, attended, layer.ffn_norms, norm, quantise=quantise and not last))
+            blocks.append(kernels.join(layer.down.products(inner), attended, layer.ffn_norms, norm, form=form))
         joined, inputs_of_blocks = zip(*blocks, strict=True)
         rows = Rows.cat(inputs_of_blocks)
         states = joined[0] if len(joined) == 1 else torch.cat(joined)

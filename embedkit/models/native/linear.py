@@ -6,11 +6,14 @@ of the input alone.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,30 +32,47 @@ _ZERO = 128
 _LEAST = 1e-36
 
 
+class Form(IntEnum):
+    """The numbers that products take, as in vectors.h."""
+
+    FLOATS = 0
+    BYTES = 1
+    BF16 = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The input of a linear layer: T rows of K numbers."""
 
     states: Tensor  # float32 [T, K]
-    bytes: Tensor | None = None  # the same quantised, uint8 [T, K] with 128 for 0; None if no layer needs it
-    steps: Tensor | None = None  # float32 [T], the value of a step in each row of `bytes`
+    #: The same in the form of the products: uint8 [T, K] with 128 for 0, or bfloat16 [T, K]; None for floats.
+    inputs: Tensor | None = None
+    steps: Tensor | None = None  # float32 [T], the value of a step in each row of bytes
+
+    @property
+    def form(self) -> Form:
+        """What products can take of these rows."""
+        if self.inputs is None:
+            return Form.FLOATS
+        return Form.BF16 if self.steps is None else Form.BYTES
 
     def split(self, size: int) -> list[Rows]:
         """Divides them into blocks of up to `size` rows."""
-        states = torch.split(self.states, size)
-        if self.bytes is None or self.steps is None:
-            return [Rows(block) for block in states]
-        return list(map(Rows, states, torch.split(self.bytes, size), torch.split(self.steps, size)))
+        blocks = [
+            itertools.repeat(None) if of_rows is None else torch.split(of_rows, size)
+            for of_rows in (self.inputs, self.steps)
+        ]
+        return list(map(Rows, torch.split(self.states, size), *blocks))
 
     @classmethod
     def cat(cls, blocks: Sequence[Rows]) -> Rows:
-        """Concatenates blocks."""
+        """Concatenates blocks of one form."""
         if len(blocks) == 1:
             return blocks[0]
         states = torch.cat([block.states for block in blocks])
-        bytes_ = [block.bytes for block in blocks if block.bytes is not None]
+        inputs = [block.inputs for block in blocks if block.inputs is not None]
         steps = [block.steps for block in blocks if block.steps is not None]
-        return cls(states, torch.cat(bytes_), torch.cat(steps)) if bytes_ else cls(states)
+        return cls(states, torch.cat(inputs) if inputs else None, torch.cat(steps) if steps else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,9 @@ class Products:
 
 class Linear(ABC):
     """A linear layer."""
+
+    #: What `products` takes.
+    form: ClassVar[Form] = Form.FLOATS
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
@@ -135,6 +158,8 @@ class Int8Linear(Linear):
     bit. What is not finite stays so, since its scale is not.
     """
 
+    form = Form.BYTES
+
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         quantised = (weight / scale[:, None]).round_().to(torch.int8)
@@ -153,9 +178,9 @@ class Int8Linear(Linear):
         Raises:
             ValueError: the rows have no bytes.
         """
-        if rows.bytes is None:
+        if rows.inputs is None or rows.steps is None:
             raise ValueError("an int8 layer takes quantised rows")
-        return Products(self._multiply(rows.bytes), rows.steps, self._bias)
+        return Products(self._multiply(rows.inputs), rows.steps, self._bias)
 
     def _of_block(self, rows: Tensor) -> Tensor:
         largest = rows.abs().amax(dim=1, keepdim=True).clamp_min_(_LEAST)

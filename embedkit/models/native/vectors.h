@@ -13,11 +13,16 @@ struct Products {
     int64_t n, width;
 };
 
-/* A result. If bytes is not nullptr, it is quantised too: unsigned, 128 for 0, with scale[t] the step of row t. */
+/* The numbers that products take, as in linear.py. */
+enum Form { FLOATS, BYTES, BF16 };
+
+/* A result. It is written in its form too, unless that is FLOATS: bytes are unsigned, 128 for 0, with scale[t] the step
+ * of row t. */
 struct Rows {
     float *values;
-    uint8_t *bytes;
+    void *inputs;
     float *scale;
+    int64_t form;
 };
 
 /* A layer norm, or the root mean square's if rms is not 0; bias may be nullptr. */
@@ -151,6 +156,16 @@ APART void quantise_row(const float *__restrict row, ints size, int64_t width, u
     *scale = most / 127.0f;
 }
 
+/* Rounds a row to bf16, to the even number if it is halfway. */
+APART void round_row(const float *__restrict row, int64_t width, uint16_t *__restrict halves) {
+    for (int64_t i = 0; i < width; i++) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, row + i, sizeof bits);
+        uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), of_nan = bits | 1 << 22;
+        halves[i] = (uint16_t)((row[i] != row[i] ? of_nan : rounded) >> 16);
+    }
+}
+
 /* The largest numbers of a row, for quantise_row. */
 INLINE ints sizes(const float *row, int64_t width) {
     ints size = {};
@@ -158,9 +173,10 @@ INLINE ints sizes(const float *row, int64_t width) {
     return size;
 }
 
-APART void quantise_rows(const float *values, int64_t n, int64_t width, uint8_t *bytes, float *scale) {
-    for (int64_t t = 0; t < n; t++)
-        quantise_row(values + t * width, sizes(values + t * width, width), width, bytes + t * width, scale + t);
+/* Writes row t of a result, whose largest numbers are `size`, in the form of the result. */
+INLINE void write_inputs(const Rows *out, int64_t t, const float *row, ints size, int64_t width) {
+    if (out->form == BYTES) quantise_row(row, size, width, (uint8_t *)out->inputs + t * width, out->scale + t);
+    if (out->form == BF16) round_row(row, width, (uint16_t *)out->inputs + t * width);
 }
 
 #define CHAINS 4

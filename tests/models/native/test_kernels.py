@@ -21,7 +21,7 @@ from embedkit.models.native import kernels as kernels_module
 from embedkit.models.native.attention import SelfAttention, Texts
 from embedkit.models.native.kernels import Kernels, load_kernels
 from embedkit.models.native.layer import ACTIVATIONS, Norms
-from embedkit.models.native.linear import Products, Rows
+from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotation import Rotation
@@ -86,12 +86,15 @@ def raw(meant: torch.Tensor) -> Products:
     return Products((meant - bias) / steps[:, None], steps, bias)
 
 
-def assert_quantised(rows: Rows) -> None:
-    assert rows.bytes is not None
-    assert rows.steps is not None
+def assert_written(rows: Rows, form: Form) -> None:
+    assert rows.form == form
+    if form == Form.BF16:
+        assert torch.equal(rows.inputs, rows.states.to(torch.bfloat16))
+    if form != Form.BYTES:
+        return
     largest = rows.states.abs().amax(dim=1)
     assert torch.allclose(rows.steps, largest.clamp_min(1e-36) / 127)
-    meant = (rows.bytes.double() - 128) * rows.steps.double()[:, None]
+    meant = (rows.inputs.double() - 128) * rows.steps.double()[:, None]
     assert ((meant - rows.states).abs() <= 0.5001 * rows.steps[:, None]).all()
 
 
@@ -100,27 +103,26 @@ def assert_quantised(rows: Rows) -> None:
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     head_dim=st.sampled_from([1, 7, 16, 24, 32, 64, 72]),
     biased=st.booleans(),
-    in_bytes=st.booleans(),
+    form=st.sampled_from(Form),
     size=st.sampled_from([1e-3, 1.0, 30.0]),
 )
 @settings(deadline=None, max_examples=60)
-def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_bytes, size):
+def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, form, size):
     # As many heads as make whole vectors of any width.
     n_heads, n_tokens = 16, sum(lengths)
     products = normal(n_tokens, 3 * n_heads * head_dim, size=size)
     products[:, : n_heads * head_dim] *= head_dim**-0.5
     near = normal(n_heads, 2 * 70 + 1, seed=3) if biased else None
     table = None if near is None else DistanceTable(near, lambda distances: (distances + 70).clamp(0, 140))
-    given_products = raw(products) if in_bytes else Products(products)
+    given_products = raw(products) if form == Form.BYTES else Products(products)
     meant = products
-    if in_bytes:
+    if form == Form.BYTES:
         meant = given_products.values * given_products.steps[:, None] + given_products.bias
-    found = kernels().attend(given_products, texts_of(lengths), full(n_heads, table), quantise=in_bytes)
+    found = kernels().attend(given_products, texts_of(lengths), full(n_heads, table), form=form)
     expected = attention(meant, lengths, n_heads, near)
     # A score of some thousands has no more digits after its point.
     assert (found.states - expected).abs().max() <= 2e-6 * max(1.0, size**3)
-    if in_bytes:
-        assert_quantised(found)
+    assert_written(found, form)
 
 
 @needs_compiler
@@ -134,19 +136,19 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, in_b
     head_dim=st.sampled_from([2, 8, 10, 16, 32, 64]),
     norms=st.sampled_from([None, Norm, RmsNorm]),
     rotated=st.booleans(),
-    in_bytes=st.booleans(),
+    form=st.sampled_from(Form),
     n_threads=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=25)
 def test_attention_of_any_kind_is_torchs_for_each_text_alone(
-    lengths, rules, n_key_heads, head_dim, norms, rotated, in_bytes, n_threads
+    lengths, rules, n_key_heads, head_dim, norms, rotated, form, n_threads
 ):
     n_heads, served, n_tokens = 8, 8 // n_key_heads, sum(lengths)
     widths = [n_heads * head_dim, n_key_heads * head_dim, n_key_heads * head_dim]
     products = normal(n_tokens, sum(widths))
     products[:, : widths[0]] *= head_dim**-0.5
     given_products, meant = Products(products), products.double()
-    if in_bytes:
+    if form == Form.BYTES:
         given_products = raw(products)
         meant = (given_products.values * given_products.steps[:, None] + given_products.bias).double()
     query, key, value = (part.unflatten(1, (-1, head_dim)) for part in meant.split(widths, dim=1))
@@ -164,13 +166,13 @@ def test_attention_of_any_kind_is_torchs_for_each_text_alone(
     texts = texts_of(lengths)
     texts.rotations[rotation] = (angles.cos(), angles.sin())
     kind = SelfAttention(n_heads, n_key_heads, rules, of_query, of_key, rotation)
-    alone = kernels().attend(given_products, texts, kind, quantise=True)
+    alone = kernels().attend(given_products, texts, kind, form=form)
     assert (alone.states - expected).abs().max() <= 1e-5
-    assert_quantised(alone)
+    assert_written(alone, form)
     with sharing(n_threads):
-        shared = kernels().attend(given_products, texts, kind, quantise=True)
+        shared = kernels().attend(given_products, texts, kind, form=form)
     assert torch.equal(shared.states, alone.states)
-    assert torch.equal(shared.bytes, alone.bytes)
+    assert_written(shared, form)
 
 
 def in_double(norm: Norm) -> Norm:
@@ -199,42 +201,43 @@ def sharing(n_threads: int) -> Iterator[None]:
 
 @needs_compiler
 def test_rows_after_the_last_text_are_zeros():
-    found = kernels().attend(Products(normal(9, 48)), texts_of([2, 3]), full(2), quantise=True)
+    found = kernels().attend(Products(normal(9, 48)), texts_of([2, 3]), full(2), form=Form.BYTES)
     assert found.states[5:].eq(0).all()
-    assert_quantised(Rows(found.states[:5], found.bytes[:5], found.steps[:5]))
-    assert found.bytes[5:].eq(128).all()
+    assert_written(Rows(found.states[:5], found.inputs[:5], found.steps[:5]), Form.BYTES)
+    assert found.inputs[5:].eq(128).all()
+    in_bf16 = kernels().attend(Products(normal(9, 48)), texts_of([2, 3]), full(2), form=Form.BF16)
+    assert in_bf16.inputs[5:].eq(0).all()
 
 
 @needs_compiler
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
+@pytest.mark.parametrize("form", Form, ids=lambda form: form.name.lower())
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_torchs_in_float64(name, in_bytes, gated):
+def test_an_activation_is_torchs_in_float64(name, form, gated):
     # Every hundredth where it bends, and far out.
     meant = torch.cat([torch.arange(-12, 12, 0.01), torch.tensor([-1e4, -60.0, 60.0, 1e4])])[: 50 * WIDTH]
     meant = meant[: len(meant) // WIDTH * WIDTH].view(-1, WIDTH)
     if gated:
         meant = torch.cat([meant, normal(*meant.shape, seed=1)], dim=1)
-    products = raw(meant) if in_bytes else Products(meant.clone())
-    if in_bytes:
+    products = raw(meant) if form == Form.BYTES else Products(meant.clone())
+    if form == Form.BYTES:
         meant = products.values * products.steps[:, None] + products.bias
     exact = ACTIVATIONS[name](meant.double()[:, :WIDTH])
     exact = exact * meant[:, WIDTH:] if gated else exact
     with sharing(3):
-        found = kernels().activate(products, name, gated=gated, quantise=in_bytes)
+        found = kernels().activate(products, name, gated=gated, form=form)
     assert ((found.states - exact).abs() <= 4e-6 + 1e-6 * exact.abs()).all()
-    if in_bytes:
-        assert_quantised(found)
+    assert_written(found, form)
 
 
 @needs_compiler
 @pytest.mark.parametrize("kind", [Norm, RmsNorm])
 @pytest.mark.parametrize("width", [16, 48, 64, 384, 400])
-@pytest.mark.parametrize("in_bytes", [False, True], ids=["floats", "bytes"])
-def test_a_residual_and_its_norms_are_torchs_in_float64(width, in_bytes, kind):
+@pytest.mark.parametrize("form", Form, ids=lambda form: form.name.lower())
+def test_a_residual_and_its_norms_are_torchs_in_float64(width, form, kind):
     for around in itertools.product([False, True], repeat=3):
         meant, residual = normal(11, width, size=3), 5 + normal(11, width, seed=1)
-        products = raw(meant) if in_bytes else Products(meant.clone())
+        products = raw(meant) if form == Form.BYTES else Products(meant.clone())
         shift = normal(width, seed=3) if kind is Norm else None
         of = [kind(normal(width, seed=seed), shift, 1e-5) if there else None for seed, there in enumerate(around)]
         inner, after, following = of
@@ -245,14 +248,13 @@ def test_a_residual_and_its_norms_are_torchs_in_float64(width, in_bytes, kind):
         exact = normed(after, normed(inner, meant.double()) + residual.double())
         norms = Norms(before=None, inner=inner, after=after)
         with sharing(2):
-            states, rows = kernels().join(products, residual, norms, following, quantise=in_bytes)
+            states, rows = kernels().join(products, residual, norms, following, form=form)
         assert (states - exact).abs().max() <= 1e-5
         assert (rows.states - normed(following, exact)).abs().max() <= 1e-5
-        if in_bytes:
-            assert_quantised(rows)
-    alone = kernels().normed(states, kind(normal(width), shift, 1e-5), quantise=True)
+        assert_written(rows, form)
+    alone = kernels().normed(states, kind(normal(width), shift, 1e-5), form=Form.BYTES)
     assert (alone.states - in_double(kind(normal(width), shift, 1e-5))(states.double())).abs().max() <= 1e-5
-    assert_quantised(alone)
+    assert_written(alone, Form.BYTES)
 
 
 @needs_compiler
@@ -263,25 +265,27 @@ def test_non_finite_values_stay_non_finite_and_in_their_text(broken):
     norm = Norm(torch.ones(WIDTH), torch.zeros(WIDTH), 1e-5)
     products[7, 2 * WIDTH + 3] = residual[9, 5] = broken
     texts, kind = texts_of(lengths), full(n_heads)
-    sound = kernels().attend(Products(normal(28, 3 * WIDTH)), texts, kind, quantise=True)
-    found = kernels().attend(Products(products), texts, kind, quantise=True)
+    sound = kernels().attend(Products(normal(28, 3 * WIDTH)), texts, kind, form=Form.BYTES)
+    found = kernels().attend(Products(products), texts, kind, form=Form.BYTES)
     in_text = torch.arange(28).sub(3).div(20, rounding_mode="floor").eq(0)
     # A value that every token of the text weighs: its scale says so, which is what the bytes stand for.
     assert not found.states[in_text].isfinite().all(dim=1).any()
     assert not found.steps[in_text].isfinite().any()
     for of_found, of_sound in (
         (found.states, sound.states),
-        (found.bytes, sound.bytes),
+        (found.inputs, sound.inputs),
         (found.steps, sound.steps),
     ):
         assert torch.equal(of_found[~in_text], of_sound[~in_text])
     around = Norms(before=None, inner=None, after=norm)
-    _, normed = kernels().join(Products(normal(28, WIDTH)), residual, around, None, quantise=True)
+    _, normed = kernels().join(Products(normal(28, WIDTH)), residual, around, None, form=Form.BYTES)
     assert normed.states.isfinite().all(dim=1).tolist() == [row != 9 for row in range(28)]
     assert normed.steps.isfinite().tolist() == [row != 9 for row in range(28)]
-    activated = kernels().activate(Products(residual.clone()), "gelu", gated=False, quantise=True)
+    activated = kernels().activate(Products(residual.clone()), "gelu", gated=False, form=Form.BYTES)
     # GELU of minus infinity is 0 times infinity: NaN, as torch has it.
     assert activated.steps.isfinite().tolist() == [row != 9 for row in range(28)]
+    in_bf16 = kernels().rows(residual, form=Form.BF16).inputs
+    assert torch.equal(in_bf16.isfinite(), residual.isfinite())
 
 
 @needs_compiler
@@ -290,22 +294,32 @@ def test_non_finite_values_stay_non_finite_and_in_their_text(broken):
 def test_a_row_depends_on_no_other_to_the_bit(n_rows, row):
     row %= n_rows
     rows = normal(n_rows, WIDTH)
-    together = kernels().rows(rows, quantise=True)
-    alone = kernels().rows(rows[row : row + 1].contiguous(), quantise=True)
-    assert torch.equal(together.bytes[row], alone.bytes[0])
+    together = kernels().rows(rows, form=Form.BYTES)
+    alone = kernels().rows(rows[row : row + 1].contiguous(), form=Form.BYTES)
+    assert torch.equal(together.inputs[row], alone.inputs[0])
     assert torch.equal(together.steps[row], alone.steps[0])
-    gelu = kernels().activate(Products(rows.clone()), "gelu", gated=False, quantise=True)
-    of_row = kernels().activate(Products(rows[row : row + 1].clone()), "gelu", gated=False, quantise=True)
+    gelu = kernels().activate(Products(rows.clone()), "gelu", gated=False, form=Form.BYTES)
+    of_row = kernels().activate(Products(rows[row : row + 1].clone()), "gelu", gated=False, form=Form.BYTES)
     assert torch.equal(gelu.states[row], of_row.states[0])
-    assert torch.equal(gelu.bytes[row], of_row.bytes[0])
+    assert torch.equal(gelu.inputs[row], of_row.inputs[0])
+
+
+@needs_compiler
+def test_numbers_are_rounded_to_bf16_as_torch_rounds_them():
+    # Every number of bf16, and numbers beside and halfway to the next.
+    upper, lower = torch.arange(1 << 16) << 16, torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    numbers = (upper[:, None] + lower).to(torch.int32).view(torch.float32).reshape(-1, WIDTH)
+    found = kernels().rows(numbers, form=Form.BF16).inputs
+    assert torch.equal(found.isnan(), numbers.isnan())
+    assert torch.equal(found.nan_to_num(), numbers.to(torch.bfloat16).nan_to_num())
 
 
 @needs_compiler
 def test_rows_of_zeros_and_of_the_smallest_numbers_are_quantised():
     rows = torch.stack([torch.zeros(WIDTH), torch.full((WIDTH,), 1e-40), torch.full((WIDTH,), -1e38)])
-    found = kernels().rows(rows, quantise=True)
-    assert found.bytes[:2].eq(128).all()
-    assert found.bytes[2].eq(1).all()
+    found = kernels().rows(rows, form=Form.BYTES)
+    assert found.inputs[:2].eq(128).all()
+    assert found.inputs[2].eq(1).all()
     assert found.steps.isfinite().all()
 
 
@@ -383,6 +397,7 @@ def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_p
         ("x > 127.0f", "x > 0.5f"),
         ("1.1283791065216064f", "1.1293791065216064f"),
         ("row[i] * steps + 128.5f", "row[i] * steps + 127.5f"),
+        ("bits + 0x7fff", "bits + 0x7f00"),
         ("/ width + norm->eps", "/ width + 2 * norm->eps + 0.01f"),
         ("query + of->reach + 1", "query + of->reach + 2"),
         ("#define PANEL", "this does not compile"),

@@ -13,10 +13,12 @@ struct Products {
     const float *scale, *bias;
     int64_t n, width;
 };
+enum Form { FLOATS, BYTES, BF16 };
 struct Rows {
     float *values;
-    uint8_t *bytes;
+    void *inputs;
     float *scale;
+    int64_t form;
 };
 struct Norm {
     const float *weight, *bias;
@@ -120,7 +122,7 @@ static void test_activations() {
             Floats found(n * width), scale(n);
             std::vector<uint8_t> bytes(n * width);
             Products products = {values.data(), steps.data(), bias.data(), n, of_product};
-            Rows rows = {found.data(), bytes.data(), scale.data()};
+            Rows rows = {found.data(), bytes.data(), scale.data(), BYTES};
             embedkit_activate(&products, kind, gated, &rows, 0, 2);
             embedkit_activate(&products, kind, gated, &rows, 2, n);
             for (int64_t t = 0; t < n; t++)
@@ -154,7 +156,7 @@ static void test_norms() {
         Floats values = numbers(n * width), residual = numbers(n * width), given = values, found(n * width), scale(n);
         std::vector<uint8_t> bytes(n * width);
         Products products = {values.data(), nullptr, nullptr, n, width};
-        Rows rows = {found.data(), bytes.data(), scale.data()};
+        Rows rows = {found.data(), bytes.data(), scale.data(), BYTES};
         embedkit_join(&products, residual.data(), &norms, &rows, 0, n);
         for (int64_t t = 0; t < n; t++) {
             Doubles row = normalised(Doubles(&given[t * width], &given[t * width] + width), norm);
@@ -208,7 +210,7 @@ static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, i
         rules.cosine = cosine.data();
         rules.sine = sine.data();
     }
-    Rows rows = {found.data(), bytes.data(), scale.data()}, shared = {again.data(), nullptr, nullptr};
+    Rows rows = {found.data(), bytes.data(), scale.data(), BYTES}, shared = {again.data(), nullptr, nullptr, FLOATS};
     embedkit_attend(&products, &texts, &rules, &rows, work.data(), 0, 1);
     for (int64_t share = 0; share < 3; share++) embedkit_attend(&products, &texts, &rules, &shared, work.data(), share, 3);
     check(!memcmp(found.data(), again.data(), sizeof(float) * n * width), "attention in shares");

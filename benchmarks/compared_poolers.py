@@ -185,10 +185,8 @@ def _store(sweep: Path, folder: Path) -> None:
 
 
 def _cell(value: object) -> object:
-    """Returns a list as words, and a number with as many digits as it is worth."""
-    if isinstance(value, list):
-        return " ".join(str(_cell(item)) for item in value)
-    return f"{value:.4f}" if isinstance(value, float) else value
+    """Returns a list as words. Numbers keep all digits: those of a rounded one could not be printed with fewer."""
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

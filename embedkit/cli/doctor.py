@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from embedkit.models.native.kernels import load_kernels
+    from embedkit.models.native.kernels import why_no_kernels
     from embedkit.models.native.linear import int8_instructions
 
     instructions = int8_instructions()
@@ -114,18 +114,17 @@ def _cpu() -> dict[str, Any]:
         },
         "int8": instructions is not None,
         "int8_instructions": instructions,
-        "kernels": load_kernels() is not None,
+        "kernels": why_no_kernels() is None,
+        "why_no_kernels": why_no_kernels(),
     }
 
 
 def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
-    from embedkit.models.native.kernels import NO_COMPILER
-
     shown = ", ".join(name if present else f"no {name}" for name, present in cpu["features"].items())
     yield f"cpu        {cpu['threads']} threads, {cpu['capability']}: {shown}"
     lacks = "not supported: this CPU has no AVX-512 VNNI, and there is no C++ compiler"
     yield f"--dtype int8: {'supported, with ' + cpu['int8_instructions'] if cpu['int8'] else lacks}"
-    yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + NO_COMPILER}"
+    yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + cpu['why_no_kernels']}"
 
 
 def _gpus() -> Iterator[dict[str, Any]]:

@@ -121,6 +121,11 @@ def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     monkeypatch.setattr(linear, "load_int8_products", lambda: None)
     assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
-    assert "kernels    none: there is no C++ compiler" in machine(cuda=None, driver=None)[0]
+    for compiler, why in (
+        (None, "there is no C++ compiler"),
+        ("/usr/bin/c++", "embedkit's kernels cannot be built"),
+    ):
+        monkeypatch.setattr("embedkit.models.native.kernels.find_compiler", lambda found=compiler: found)
+        assert f"kernels    none: {why}" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", object)
     assert "kernels    compiled for this CPU" in machine(cuda=None, driver=None)[0]

@@ -39,6 +39,11 @@ def build_ahead() -> None:
         Thread(target=library, args=(source,), name="embedkit-build", daemon=True).start()
 
 
+def find_compiler() -> str | None:
+    """Returns the path of the C++ compiler; None if there is none, and on Windows, where none is tested."""
+    return None if sys.platform == "win32" else next(filter(None, map(shutil.which, _COMPILERS)), None)
+
+
 def library(source: str, *, rebuild: bool = False) -> Path | None:
     """Returns the path of a source's library.
 
@@ -49,8 +54,8 @@ def library(source: str, *, rebuild: bool = False) -> Path | None:
     Returns:
         None if it cannot be built.
     """
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None or sys.platform == "win32":
+    compiler = find_compiler()
+    if compiler is None:
         return None
     with _building[source]:
         try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from embedkit.models.native.attention import Attention, SelfAttention, Texts
-from embedkit.models.native.compile_kernels import library
+from embedkit.models.native.compile_kernels import find_compiler, library
 from embedkit.models.native.disentangled import DisentangledAttention
 from embedkit.models.native.layer import ACTIVATIONS, Norms
 from embedkit.models.native.linear import Form, Products, Rows
@@ -28,10 +28,13 @@ from embedkit.models.native.thread_pool import run_shares
 from embedkit.models.varlen_attention import AttentionRules
 from embedkit.types import LengthGroup
 
-#: The notice where they cannot be built.
-NO_COMPILER = (
-    "there is no C++ compiler (c++, g++ or clang++) to build embedkit's kernels: fp32 takes a quarter longer, "
-    "int8 nearly twice as long"
+#: The notices where there are none.
+NO_COMPILER, REFUSED = (
+    f"{why}: fp32 takes a quarter longer, int8 nearly twice as long"
+    for why in (
+        "there is no C++ compiler (c++, g++ or clang++) to build embedkit's kernels",
+        "embedkit's kernels cannot be built by this C++ compiler, or give wrong numbers (please report it)",
+    )
 )
 #: In the order of the source's `Activation`.
 _KINDS = ("gelu", "gelu_tanh", "relu", "silu")
@@ -242,6 +245,13 @@ def load_kernels() -> Kernels | None:
     """Loads the kernels for this processor, built if necessary; None if that is impossible."""
     # The cached libraries may be corrupt: rebuild them once.
     return _load(rebuild=False) or _load(rebuild=True)
+
+
+def why_no_kernels() -> str | None:
+    """Returns the notice that says why there are no kernels; None if there are."""
+    if load_kernels() is not None:
+        return None
+    return NO_COMPILER if find_compiler() is None else REFUSED
 
 
 def _load(*, rebuild: bool) -> Kernels | None:

@@ -22,7 +22,7 @@ from embedkit.models.native.config import NativeConfig, read_config
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder
 from embedkit.models.native.gpu_encoder import GpuEncoder
-from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+from embedkit.models.native.kernels import why_no_kernels
 from embedkit.models.repository.architectures import ARCHITECTURES
 from embedkit.models.repository.model_folder import ModelFolder
 from embedkit.models.selfcheck import matches_reference, states_alone
@@ -60,7 +60,7 @@ class NativeModel(LoadedModel):
         if not matches_reference(encoder, states_alone(encoder, probe, self.dtype), probe):
             # transformers has no int8 to fall back to.
             raise _inexact(ModelError if self.dtype == "int8" else NotExactError)
-        return encoder, NO_COMPILER if load_kernels() is None else None
+        return encoder, why_no_kernels()
 
     def has_final_norm(self, input_ids: Sequence[int]) -> bool:  # noqa: ARG002 - no text is needed
         """Returns False: where a norm follows the last layer, transformers' last hidden state is after it, too."""
@@ -106,7 +106,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
     check_torch_version(folder, Path(folder.weights))
     if device.type == "cpu":
         tune_malloc()
-        limit_onednn_cache(_SHAPES if load_kernels() is None else _SHAPES_WITH_KERNELS)
+        limit_onednn_cache(_SHAPES if why_no_kernels() else _SHAPES_WITH_KERNELS)
     elif any(of_layer.bias or of_layer.disentangled for of_layer in config.attention):
         raise NotNativeError("no kernel for packed attention adds its relative positions")
     disable_reduced_precision(device)

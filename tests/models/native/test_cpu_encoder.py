@@ -22,11 +22,12 @@ from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, OutputError
 from embedkit.inference.batching import make_batches
+from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.config import read_config
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.kernels import NO_COMPILER, load_kernels
+from embedkit.models.native.kernels import why_no_kernels
 from embedkit.models.native.linear import int8_instructions
 from embedkit.models.native.native_model import NativeModel
 from embedkit.models.native.thread_pool import ThreadPool
@@ -37,7 +38,7 @@ from tests import tiny_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 #: What runs a model of BERT's kin here.
-ENGINE = "fused" if load_kernels() else "lean"
+ENGINE = "fused" if find_compiler() else "lean"
 needs_int8 = pytest.mark.skipif(int8_instructions() is None, reason="nothing multiplies bytes here")
 
 SIZES = {
@@ -145,7 +146,7 @@ def lean_encoder(folder: Path, tokens: Tokens, layers: tuple[int, ...] | None = 
     wanted = tuple(range(model.n_layers + 1)) if layers is None else layers
     encoder, notice = model.make_encoder(wanted, tokens, for_pooler=model.has_pooler)
     assert isinstance(encoder, CpuEncoder)
-    assert notice == (NO_COMPILER if encoder.backend == "lean" else None)
+    assert notice == (why_no_kernels() if encoder.backend == "lean" else None)
     return encoder
 
 
@@ -182,13 +183,13 @@ def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch
     kind, compiled, tmp_path, monkeypatch
 ):
     if not compiled:
-        for module in ("embedkit.models.native.cpu_encoder", "embedkit.models.native.native_model"):
-            monkeypatch.setattr(f"{module}.load_kernels", lambda: None)
+        for module in ("cpu_encoder", "kernels"):
+            monkeypatch.setattr(f"embedkit.models.native.{module}.load_kernels", lambda: None)
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     expected = by_transformers(folder, tokens)
     encoder = lean_encoder(folder, tokens)
-    assert encoder.backend == ("fused" if compiled and load_kernels() else "lean")
+    assert encoder.backend == ("fused" if compiled and find_compiler() else "lean")
     for max_tokens in (1, 200, 10_000):
         assert_same(states(encoder, tokens, max_tokens), expected)
 

@@ -27,7 +27,7 @@ from embedkit.output.rejects import rejects_path
 from embedkit.pooling.heads import SCORE
 from embedkit.pooling.units import COLUMNS
 from embedkit.sources import SpanBook, Table
-from embedkit.sources.file_hashes import content_sha256
+from embedkit.sources.file_hashes import content_sha256, is_small
 from embedkit.sources.locate import check_not_read, shown_name
 from embedkit.storage.filesystem import seems_folder
 from embedkit.storage.remote_path import RemotePath, is_uri
@@ -99,16 +99,17 @@ def trust_planned_files(table: Table, planned: InputFacts) -> None:
     for number, (file, before) in enumerate(zip(table.files, planned.files, strict=False)):
         if file.format != "parquet" or file.compression is not None:
             continue
-        is_same = (file.size, file.sha256, file.etag) == (before.size, before.sha256, before.etag)
-        was_read = before.columns_sha256 is not None and before.mtime_ns == file.mtime_ns
-        if is_same and (was_read or file.etag is not None):
+        facts = ("size", "sha256", "etag", "mtime_ns")
+        is_same = all(getattr(file, name) == getattr(before, name) for name in facts)
+        if is_same and before.columns_sha256 is not None:
             table.trust(number)
 
 
 class InputDigests:
-    """Digests of an input as outputs name it: of this version, then of versions that hashed all bytes of a file.
+    """Digests of an input as outputs name it: of this version, then of versions that hashed other bytes of a file.
 
-    Those of other versions are found when they are asked for, which takes another pass over Parquet files.
+    Those versions hashed all bytes of a Parquet file, and none of a large object. Their digests are found when
+    they are asked for, which takes another pass over Parquet files.
     """
 
     def __init__(self, plan: Plan, table: Table) -> None:
@@ -118,15 +119,17 @@ class InputDigests:
     def __iter__(self) -> Iterator[str]:
         yield from input_digests(self._plan)
         files = self._plan.input.files
-        if not any(file.columns_sha256 for file in files):
+        if not any(file.columns_sha256 or file.etag for file in files):
             return
-        whole = tuple(
-            replace(file, columns_sha256=None, content_sha256=content_sha256(self._table, number))
-            if file.columns_sha256
-            else file
-            for number, file in enumerate(files)
-        )
-        yield input_digests(replace(self._plan, input=replace(self._plan.input, files=whole)))[0]
+        former = tuple(self._former(number, file) for number, file in enumerate(files))
+        yield input_digests(replace(self._plan, input=replace(self._plan.input, files=former)))[0]
+
+    def _former(self, number: int, file: InputFile) -> InputFile:
+        if file.etag is not None and not is_small(self._table.files[number]):
+            return replace(file, columns_sha256=None, pieces_sha256=None, content_sha256=None)
+        if file.columns_sha256 is None:
+            return file
+        return replace(file, columns_sha256=None, content_sha256=content_sha256(self._table, number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,10 +303,10 @@ def input_facts(
         now = InputFile(**{**asdict(file), "name": file.shown})
         if of is table and digests is not None:
             return replace(now, **digests[number])
-        is_hashed = now.sha256 is None or now.content_sha256 is not None or now.etag is not None
-        if not whole or is_hashed or (stored and not known):
-            # Not asked for; stdin; a query; an object, of which the ETag says as much; a plan of an older version,
-            # which has nothing to compare it with.
+        is_hashed = now.sha256 is None or now.content_sha256 is not None
+        if not whole or is_hashed or (stored and (not known or now.etag is not None)):
+            # Not asked for; stdin; a query; a plan of an older version, which has nothing to compare it with; an
+            # object, of which the ETag says as much.
             return now
         before = known.get(file.shown)
         if before is not None and (file.size or 0) > large:
@@ -311,7 +314,7 @@ def input_facts(
             if unchanged == before:
                 return unchanged
         if of is not table:
-            return replace(now, content_sha256=content_sha256(of, number))
+            return replace(now, content_sha256=content_sha256(of, number, is_fetched=True))
         # It may have another name now.
         planned = stored.files[number] if stored and number < len(stored.files) else None
         return replace(now, **_hashed_as(planned, of, number))

@@ -105,7 +105,7 @@ def scan_key(table: Table, config: RunConfig, cut: Cut) -> str:
         "columns": asdict(table.columns),
         "cut": asdict(cut),
         "segment": SEGMENT_BYTES,
-        "hashes": "of the columns in use of Parquet",  # once of all bytes
+        "hashes": "of the columns in use of Parquet, also of objects",  # once of all bytes, and of objects none
         "reading": [config.input.delimiter, config.input.quoting, config.input.limit],
         "rows": [config.groups.by, config.units.spans_column, config.units.spans],
     }

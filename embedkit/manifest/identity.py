@@ -12,6 +12,7 @@ from typing import Any
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.manifest.schema import InputFacts, ModelSource, Plan
+from embedkit.storage.filesystem import BYTES_OF_ENDS
 
 #: Formats of inputs that are queries.
 QUERIES = frozenset({"postgresql", "sqlite", "duckdb"})
@@ -67,15 +68,17 @@ def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 def _comparable(stored: InputFacts, asked: InputFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns both inputs by content, with what only one of them says left out.
 
-    Older plans have no hashes of whole files, nor have large objects of a store. ETags are of a place, and change
-    when the same bytes are put again: they are compared if both files are objects of the same name, and no hash
-    tells of all bytes. Size and hashes of a query are unknown until it is read: a worker process compares no more
-    than how it is read, and the run itself reads it again.
+    Older plans have no hashes of whole files, and a run that is resumed hashes no object. ETags are of a place,
+    and change when the same bytes are put again: they are compared if both files are objects of the same name, and
+    no hash tells of all bytes. Size and hashes of a query are unknown until it is read: a worker process compares
+    no more than how it is read, and the run itself reads it again.
     """
     one, other = (_input_content(read, ("mtime_ns",)) for read in (stored, asked))
     for key in ("files", "spans"):
         for pair in zip(one.get(key, ()), other.get(key, ()), strict=False):
-            is_hashed = all(file.get("content_sha256") is not None for file in pair)
+            # Of a small file, the first and the last MiB are all of it.
+            is_small = all(file["size"] is not None and file["size"] <= BYTES_OF_ENDS for file in pair)
+            is_hashed = is_small or all(file.get("content_sha256") is not None for file in pair)
             names = ["etag"] if is_hashed or pair[0]["name"] != pair[1]["name"] else []
             names += [name for name in _OF_CONTENT if not all(name in file for file in pair)]
             for file, name in product(pair, names):

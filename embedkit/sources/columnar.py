@@ -72,7 +72,8 @@ class Columnar(RecordBatches):
         self._copy: PartialCopy | None = None  # of what is read of a remote file
         self._held = range(0)  # row groups in it
         self._footer = b""
-        self._also_probed: Collection[str] = ()  # columns that are not read, but will be later
+        #: Columns that are not read, but hashed, and read later: fetched and probed with the others.
+        self._also: Collection[str] = ()
         if self._remote is not None:
             source, opener = self._copied(self._remote)
         elif file_format == "parquet":
@@ -120,8 +121,7 @@ class Columnar(RecordBatches):
             yield from self.rows(columns, first, every, start, stop)
             return
         row = begin = start or 0
-        if self._remote is None:  # else they are not fetched
-            self._also_probed = columns.named
+        self._also = columns.named
         batches = attempt(lambda: self._between(names, begin, stop))
         while (batch := self._next(batches)) is not None:
             measures = attempt(partial(measure, batch, columns, floats))
@@ -169,14 +169,14 @@ class Columnar(RecordBatches):
 
     def _parts(self, parts: range, names: Sequence[str]) -> Iterator[int]:
         """Yields the numbers of the parts, each probed before it is read; all at once if they are in memory."""
-        probed = {*names, *self._also_probed} - self._sound
+        probed = {*names, *self._also} - self._sound
         without = {column.name for column in self.columns} - probed
         is_file = isinstance(self._probed, str) and bool(probed)
         if probed and not is_file:
             self._check_parser("all", without)
         for part in parts:
             if self._remote is not None and self._format == "parquet":
-                self._fetch(self._remote, range(part, parts.stop), names)
+                self._fetch(self._remote, range(part, parts.stop), {*names, *self._also})
             if is_file:
                 self._check_parser(part, without)
             yield part

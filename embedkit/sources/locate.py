@@ -21,7 +21,6 @@ from embedkit.config.databases import DATABASE_SUFFIXES, is_postgres, no_query
 from embedkit.errors import InputError, UsageError
 from embedkit.sources.compression import Decompressed
 from embedkit.storage.filesystem import (
-    BYTES_OF_ENDS,
     fixed_name,
     is_link,
     is_same_file,
@@ -84,7 +83,7 @@ class SourceFile:
     size: int | None = None  # in bytes on disk; None for stdin, as are the next two
     mtime_ns: int | None = None
     sha256: str | None = None  # of the first and last MiB on disk together
-    content_sha256: str | None = None  # of all, where that is known without another pass
+    content_sha256: str | None = None  # of a query: see `query.RowsDigest`
     etag: str | None = None  # of an object, which changes whenever its content does
 
     @property
@@ -185,9 +184,7 @@ def described(name: str, file_format: str) -> SourceFile:
             f" alone or with {' '.join(COMPRESSIONS)}",
             hint="save it as .csv or .parquet" if suffix in _NOT_TABLES else "name the format with --format",
         )
-    # Of a small file, the first and the last MiB are all of it.
-    whole = digest if is_uri(name) and found.size <= BYTES_OF_ENDS else None
-    return SourceFile(name, form, compression, found.size, found.mtime_ns, digest, whole, found.etag)
+    return SourceFile(name, form, compression, found.size, found.mtime_ns, digest, etag=found.etag)
 
 
 def check_not_read(outputs: Sequence[FilePath], inputs: Sequence[str], *, whole_folders: bool = False) -> None:

@@ -355,7 +355,7 @@ class Table:
         self.first_rows = []
         for number in range(part.first, part.stop):
             self.first_rows.append(row)
-            hashing = PassHash(self.files[number], self.columns.named) if is_hashed else None
+            hashing = PassHash(self.files[number], self.columns.named, part.piece) if is_hashed else None
             with self.reader(number, hashing) as reader:
                 if part.piece is None and reader.columns is not None:
                     typed, file = requested_columns(self._config).named, self.files[number]
@@ -367,7 +367,7 @@ class Table:
                     start, stop = reader.piece(*part.piece)
                 self._now = _Now(number, reader, row - (start or 0))
                 if hashing is not None:
-                    hashing.begin(reader, part.piece)
+                    hashing.begin(reader)
                 rows: Iterator[int | Record | Fault]
                 if found is not None and isinstance(reader, Columnar):
                     rows = reader.measured(self.columns, row, found, start, stop)
@@ -429,8 +429,8 @@ class Table:
         if number not in self._sound:
             return ()
         file = self.files[number]
-        if file.etag is not None:  # of a remote file, planning fetches no more than it needs
-            return self.columns.text
+        if file.etag is not None:  # every read is of this version
+            return self.columns.named
         with suppress(OSError):
             now = stat_file(file.name)
             if (now.size, now.mtime_ns) == (file.size, file.mtime_ns):

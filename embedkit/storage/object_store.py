@@ -117,7 +117,7 @@ def object_store_for(folder: RemotePath) -> ObjectStore:
         UsageError: obstore is not installed, or the options are not for this store.
         StoreError: there are no credentials.
     """
-    options = configured_stores() if folder.options is None else folder.options
+    options = configured_stores(folder.scheme, folder.host) if folder.options is None else folder.options
     return ObstoreFolder(_bucket(folder.scheme, folder.host, options), folder.key)
 
 

@@ -48,7 +48,7 @@ class RangedReader(io.RawIOBase):
         self.size = size
         self.path = path
         self.etag = etag
-        self._fetch = fetch
+        self.fetch = fetch
         self._position = 0
         self._windows: list[_Window] = []  # the one used last at the end
 
@@ -89,7 +89,10 @@ class RangedReader(io.RawIOBase):
         stop = min(stop, self.size)
         if start >= stop:
             return b""
-        content = self._fetch(start, stop)
+        for window in self._windows:
+            if window.start <= start and stop <= window.stop:
+                return window.content[start - window.start : stop - window.start]
+        content = self.fetch(start, stop)
         if len(content) != stop - start:
             raise ObjectChangedError(self.path)
         return content

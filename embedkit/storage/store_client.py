@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from embedkit.errors import UsageError
 from embedkit.storage.store_errors import CREDENTIALS, Failure, StoreError
-from embedkit.storage.store_options import OPTIONS, StoreOptions, allows_http, check_encrypted
+from embedkit.storage.store_options import StoreOptions, allows_http, check_encrypted, check_scheme
 
 _INSTALL = "install it with: pip install 'embedkit-cli[objects]'"
 #: Of a whole request; without any byte; for a connection.
@@ -66,9 +66,7 @@ def open_client(scheme: str, name: str, options: StoreOptions) -> Opened:
     if not name:
         raise UsageError(f"{scheme}:// names no bucket", hint=f"use {scheme}://BUCKET/KEY")
     for key, _ in options.values:
-        if scheme not in OPTIONS[key]:
-            known = ", ".join(f"{each}://" for each in OPTIONS[key])
-            raise UsageError(f"the store option {key} is for {known}, not for {scheme}://", hint="leave it out")
+        check_scheme(key, scheme)
     opened = Opened()
     wanted = {"s3": _of_s3, "gs": _of_google, "az": _of_azure}[scheme](path, options, opened.problems)
     if wanted.endpoint is not None:

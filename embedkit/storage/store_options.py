@@ -1,11 +1,14 @@
 """Options of object stores: `--store-option KEY=VALUE`, and `store_options` of `embedkit.read`, checked.
 
-Those of the command line are kept for this process. Keys and secrets are never taken as an option, which a list of
-processes or a notebook shows: they come by each cloud's usual environment variables, profiles and roles.
+Those of the command line are kept for this process. `s3:KEY=VALUE` and `s3://BUCKET:KEY=VALUE` are for these
+stores alone, so that one command can read from one store and write to another. Keys and secrets are never taken as
+an option, which a list of processes or a notebook shows: they come by each cloud's usual environment variables,
+profiles and roles.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -45,6 +48,8 @@ _ALLOWING = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_STORAGE_ALLOW_HTTP", 
 #: What an option is called in errors: on the command line, and in Python.
 _TYPED, _IN_PYTHON = "--store-option ", "store_options: "
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+#: What may stand before an option that is not for all stores.
+_PLACE = re.compile(r"(?P<scheme>s3|gs|az)(?:://(?P<bucket>[^/:]+)/?)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +59,33 @@ class StoreOptions:
     values: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> StoreOptions:
-        """Reads values of the form KEY=VALUE; the last one of a key counts.
+    def parse(cls, texts: Iterable[str], scheme: str = "", bucket: str = "") -> StoreOptions:
+        """Reads values of the form KEY=VALUE or PLACE:KEY=VALUE, and keeps those for a bucket.
+
+        What is said of the bucket counts before what is said of its kind of store, and this before what is said of
+        all; else the last one of a key.
 
         Raises:
             UsageError: a value is not of this form, a key is unknown or a secret, a value cannot be used.
         """
-        values: dict[str, str] = {}
+        found: list[tuple[int, str, str]] = []
         for text in texts:
             typed, mark, value = text.partition("=")
-            key = _known(typed, _TYPED)
+            place, _, name = typed.rpartition(":")
+            of = _PLACE.fullmatch(place.strip())
+            key = _known(name if of else typed, _TYPED)
             if not mark:
                 raise UsageError(f"{_TYPED}{key} has no value", hint=f"write it as {key}=VALUE")
-            values[key] = _checked(key, value.strip(), _TYPED)
-        return cls(tuple(sorted(values.items())))
+            checked = _checked(key, value.strip(), _TYPED)
+            if of is None:
+                found.append((0, key, checked))
+                continue
+            its_scheme = of["scheme"].lower()
+            check_scheme(key, its_scheme)
+            if its_scheme == scheme and of["bucket"] in {None, bucket}:
+                found.append((1 if of["bucket"] is None else 2, key, checked))
+        in_order = sorted(found, key=lambda one: one[0])
+        return cls(tuple(sorted({key: value for _, key, value in in_order}.items())))
 
     @classmethod
     def of(cls, settings: object) -> StoreOptions:
@@ -98,6 +116,20 @@ class StoreOptions:
         """Returns a value that is yes or no; None if it was not given."""
         value = self.text(key)
         return None if value is None else _WORDS[value.lower()]
+
+
+def check_scheme(key: str, scheme: str) -> None:
+    """Checks that an option is for a kind of store.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if scheme not in OPTIONS[key]:
+        known = ", ".join(f"{each}://" for each in OPTIONS[key])
+        raise UsageError(
+            f"the store option {key} is for {known}, not for {scheme}://",
+            hint=f"leave it out, or write {OPTIONS[key][0]}:{key}=VALUE if the command uses other stores as well",
+        )
 
 
 def _known(typed: str, said: str) -> str:
@@ -163,7 +195,7 @@ def check_encrypted(endpoint: str, options: StoreOptions) -> bool:
     return True
 
 
-_configured = StoreOptions()
+_configured: tuple[str, ...] = ()
 
 
 def configure_stores(texts: Iterable[str]) -> None:
@@ -173,9 +205,16 @@ def configure_stores(texts: Iterable[str]) -> None:
         UsageError: as `StoreOptions.parse`.
     """
     global _configured  # noqa: PLW0603 - one for all threads of a process, as its environment is
-    _configured = StoreOptions.parse(texts)
+    given = tuple(texts)
+    StoreOptions.parse(given)
+    _configured = given
 
 
-def configured_stores() -> StoreOptions:
-    """Returns the options that `configure_stores` set."""
-    return _configured
+def configured_stores(scheme: str, bucket: str) -> StoreOptions:
+    """Returns the options that `configure_stores` set for a bucket."""
+    return _for_bucket(_configured, scheme, bucket)
+
+
+@functools.cache
+def _for_bucket(texts: tuple[str, ...], scheme: str, bucket: str) -> StoreOptions:
+    return StoreOptions.parse(texts, scheme, bucket)

@@ -90,6 +90,7 @@ class GcsStub:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each body waits for the acknowledgement of its headers: 40 ms
     stub: GcsStub
 
     def log_message(self, *_: object) -> None:

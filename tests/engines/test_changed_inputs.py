@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +24,8 @@ from embedkit.engines.scanning import scan_input
 from embedkit.engines.segments import Cut
 from embedkit.manifest.identity import input_difference
 from embedkit.sources import columnar
+from embedkit.storage import ranged_reader
+from tests.storage.memory_store import MemoryStore
 
 CUT = Cut(70, 10**6)
 
@@ -43,6 +47,20 @@ def as_parquet(path, found, **options):
     """Without compression, dictionaries and statistics a changed value changes no size and no footer."""
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     pq.write_table(pa.Table.from_pylist(found), path, row_group_size=90, **plain, **options)
+
+
+def write(path, found):
+    name, _, compression = path.name.partition(".")[2].partition(".")
+    if name == "parquet":
+        as_parquet(path, found)
+    elif name == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    elif name == "csv":
+        pa.csv.write_csv(pa.Table.from_pylist(found), path)
+    else:
+        pa.feather.write_feather(pa.Table.from_pylist(found), path, compression="uncompressed", chunksize=90)
+    if compression:
+        path.write_bytes(gzip.compress(path.read_bytes(), compresslevel=0))
 
 
 def planned(path, keep=("day",), stored=None):
@@ -103,6 +121,62 @@ def test_plans_of_earlier_versions_are_compared_by_the_hashes_that_they_have(tmp
     for stored in (whole, in_pieces):
         now = planned(path, stored=replace(facts, files=(stored,)))[2]
         assert now.files == (stored,)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A store of which small ranges are read, so that no object is small; the last bytes of one are 1,000."""
+    whole = MemoryStore()
+    monkeypatch.setattr("embedkit.storage.object_filesystem.object_store_for", lambda of: whole.folder(of.key))
+    for name, size in (("FIRST_BYTES", 1_000), ("WHOLE_BYTES", 2_000), ("MOST_BYTES", 20_000)):
+        monkeypatch.setattr(ranged_reader, name, size)
+    for name in ("_TAIL", "_NEAR"):
+        monkeypatch.setattr(f"embedkit.storage.partial_copy.{name}", 1_000)
+    monkeypatch.setattr("embedkit.storage.filesystem._SAMPLED", 1_000)
+    for module in ("sources.file_hashes", "manifest.identity"):
+        monkeypatch.setattr(f"embedkit.{module}.BYTES_OF_ENDS", 2_000)
+    return whole
+
+
+@pytest.mark.parametrize("size", [10**9, 400_000])
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "arrow", "jsonl.gz", "parquet.gz"])
+def test_an_object_has_the_hashes_of_a_local_copy_and_is_fetched_once_for_them(
+    suffix, size, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", size)
+    path, content = tmp_path / f"t.{suffix}", rows(2_000, 200)
+    write(path, content)
+    bucket.write(f"in/{path.name}", path.read_bytes())
+    local, remote = planned(path)[2], planned(f"s3://bucket/in/{path.name}")[2]
+    fetched = bucket.sent
+    place = {"name": "", "mtime_ns": 0, "etag": None}
+    assert [replace(file, **place) for file in remote.files] == [replace(file, **place) for file in local.files]
+    # What is used; the ends, which are looked at before; and of each segment the first range. Where nothing says
+    # where the columns are, all is fetched for their names as well.
+    needed = path.stat().st_size if suffix != "parquet" else 2_000 * (5 + 200 + 8)
+    times = 2.1 if suffix in {"arrow", "parquet.gz"} else 1.1
+    assert fetched < times * needed + 250_000
+    for stored, now in ((remote, path), (remote, f"s3://bucket/in/{path.name}"), (local, path)):
+        assert input_difference(stored, planned(now, stored=stored)[2]) is None
+    content[200]["day"] = 9
+    write(path, content)
+    for stored in (remote, local):
+        assert input_difference(stored, planned(path, stored=stored)[2]) is not None
+
+
+def test_a_row_of_an_object_that_is_not_text_is_found_as_in_a_local_copy(bucket, tmp_path):
+    path = tmp_path / "t.parquet"
+    texts = pa.array([b"no fever", b"\xff\xfe", b"pain"] * 30, pa.binary())
+    table = pa.table({"id": list(range(90)), "text": texts, "day": list(range(90))})
+    pq.write_table(table, path, row_group_size=20, compression="none")
+    bucket.write("in/t.parquet", path.read_bytes())
+    found = []
+    for source in (path, "s3://bucket/in/t.parquet"):
+        config = RunConfig(InputConfig((str(source),), id_column="id", keep=("day",)), OutputConfig("out", "npy"))
+        scan = scan_input(table_of(config)[0], None, config, CUT).scan
+        found.append((scan.rows, scan.n_faults, [(fault.row, fault.code) for fault in scan.faults]))
+    assert found[0] == found[1]
+    assert found[0][:2] == (90, 30)
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux says what a process has read")

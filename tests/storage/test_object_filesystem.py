@@ -147,15 +147,6 @@ def test_a_changed_object_of_equal_size_head_and_tail_is_found_by_its_etag(bucke
         table.check_unchanged()
 
 
-def test_a_small_object_is_hashed_whole_and_a_large_one_by_its_ends(bucket: MemoryStore) -> None:
-    bucket.write("a.csv", b"text\n" * 10)
-    bucket.write("b.csv", b"text\n" * 10**6)
-    small, large = open_table(InputConfig(("s3://bucket/a.csv", "s3://bucket/b.csv"))).files
-    assert small.content_sha256 == small.sha256 == hashlib.sha256(bucket.content["a.csv"]).hexdigest()
-    assert large.content_sha256 is None
-    assert large.etag == stat_file("s3://bucket/b.csv").etag
-
-
 def test_planning_reads_a_small_object_once(bucket: MemoryStore) -> None:
     for number in range(3):
         bucket.write(f"in/{number}.jsonl", b'{"text": "a"}\n' * (number + 1))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from embedkit.errors import UsageError
-from embedkit.storage.store_options import StoreOptions, check_encrypted
+from embedkit.storage.store_options import (
+    StoreOptions,
+    check_encrypted,
+    configure_stores,
+    configured_stores,
+)
 
 CANARY = "AKIA-canary-4711"
 
@@ -56,6 +61,25 @@ def test_the_last_value_of_an_option_counts() -> None:
     options = StoreOptions.parse(["region=a", "Path-Style=no", "region=b"])
     assert options.values == (("path_style", "no"), ("region", "b"))
     assert (options.flag("path_style"), options.flag("unsigned")) == (False, None)
+
+
+def test_what_is_said_of_a_bucket_counts_before_what_is_said_of_its_store_and_of_all() -> None:
+    configure_stores(["s3://lab:region=c", "S3:region=b", "region=a", "az:account=x", "s3://lab/:timeout=5s"])
+    try:
+        assert configured_stores("s3", "lab").values == (("region", "c"), ("timeout", "5s"))
+        assert configured_stores("s3", "other").values == (("region", "b"),)
+        assert configured_stores("az", "lab").values == (("account", "x"), ("region", "a"))
+    finally:
+        configure_stores([])
+    for wrong, message in (
+        ("az:region=a", "region is for s3://, not for az://"),
+        ("s3:region", "region has no value"),
+        ("s3://lab:account_key=AKIA-canary", "account_key is refused"),
+        ("http://lab:region=a", "is unknown"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            configure_stores([wrong])
+        assert "AKIA" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

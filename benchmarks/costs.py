@@ -31,7 +31,7 @@ from embedkit import Encoder
 from embedkit.cli.progress import make_callbacks
 from embedkit.config import InputConfig, ModelConfig, OutputConfig, PoolingConfig, RunConfig
 from embedkit.engines.run import run
-from embedkit.models.native.linear import int8_instructions
+from embedkit.models.native.linear import bf16_instructions, int8_instructions
 from embedkit.output.formats import Layout, make_sink
 from embedkit.sources import open_table
 from embedkit.types import EncodedShard, Variant
@@ -216,19 +216,23 @@ def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> t
     }, pace
 
 
-def int8(folder: Path, texts: Sequence[str]) -> Answers:
-    """How near vectors in int8 are to those in fp32."""
-    if int8_instructions() is None:
-        return {}
-    exact, near = (
-        Encoder(folder, pool="mean", max_length=256, normalize=True, dtype=dtype).encode(list(texts))
-        for dtype in ("fp32", "int8")
-    )
-    cosines = np.einsum("nd,nd->n", exact.astype(np.float64), near.astype(np.float64))
-    return {
-        f"int8: least cosine to fp32 of {len(texts):,} texts": Answer(round(cosines.min(), 5), "", ">= 0.995"),
-        f"int8: mean cosine to fp32 of {len(texts):,} texts": Answer(round(cosines.mean(), 5), ""),
-    }
+def formats(folder: Path, texts: Sequence[str]) -> Answers:
+    """How near vectors in bf16 and int8 are to those in fp32."""
+
+    def vectors(dtype: str) -> np.ndarray:
+        encoder = Encoder(folder, pool="mean", max_length=256, normalize=True, dtype=dtype)
+        return encoder.encode(list(texts)).astype(np.float64)
+
+    exact, answers = vectors("fp32"), {}
+    goals = {"bf16": (bf16_instructions(), 0.9999), "int8": (int8_instructions(), 0.995)}
+    for dtype, (instructions, goal) in goals.items():
+        if instructions is None:
+            continue
+        cosines = np.einsum("nd,nd->n", exact, vectors(dtype))
+        of = f"cosine to fp32 of {len(texts):,} texts"
+        answers[f"{dtype}: least {of}"] = Answer(round(cosines.min(), 5), "", f">= {goal}")
+        answers[f"{dtype}: mean {of}"] = Answer(round(cosines.mean(), 5), "")
+    return answers
 
 
 def table(answers: Answers) -> str:
@@ -257,7 +261,7 @@ def main() -> None:
             **start_up(small, asked.rounds),
             **layers(base, texts[:40], asked.rounds),
             **long_texts(small, texts[:400], asked.rounds),
-            **int8(small, texts[:2000]),
+            **formats(small, texts[:2000]),
             **writer(work, asked.rounds),
             **whole,
             **reader(asked.texts, work, asked.rounds, rows_a_second),

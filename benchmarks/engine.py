@@ -1,4 +1,4 @@
-"""Forward passes alone: embedkit's own, transformers' packed, int8, and the matrix products that they are made of.
+"""Forward passes alone: embedkit's own in fp32, bf16 and int8, transformers', and the products alone.
 
     python -m benchmarks.engine TEXTS.jsonl [--rows N] [--rounds N]
 
@@ -25,7 +25,7 @@ from embedkit.config import ModelConfig
 from embedkit.inference.batching import make_batches
 from embedkit.inference.build import BATCH_TOKENS
 from embedkit.models.base import LayerEncoder
-from embedkit.models.native.linear import int8_instructions
+from embedkit.models.native.linear import bf16_instructions, int8_instructions
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
@@ -43,10 +43,9 @@ def engines(folder: Path, probe: Tokens) -> dict[str, LayerEncoder]:
     """Each way to compute the last layer of a model."""
     model = resolve_model(ModelConfig(str(folder)))
     found: dict[str, LayerEncoder] = {}
-    for name in ("lean", "transformers", "int8"):
-        if name == "int8" and int8_instructions() is None:
-            continue
-        config = ModelConfig(str(folder), device="cpu", dtype="int8" if name == "int8" else "fp32")
+    possible = {"bf16": bf16_instructions(), "int8": int8_instructions()}
+    for name in ("fp32", "transformers", *(dtype for dtype, instructions in possible.items() if instructions)):
+        config = ModelConfig(str(folder), device="cpu", dtype=name if name in possible else "fp32")
         loaded = load_model(model, config, backend="transformers" if name == "transformers" else "fastest")
         found[name] = loaded.make_encoder((loaded.n_layers,), probe, for_pooler=False)[0]
         assert found[name].packed

@@ -100,7 +100,7 @@ def _cpu() -> dict[str, Any]:
     import torch
 
     from embedkit.models.native.kernels import why_no_kernels
-    from embedkit.models.native.linear import int8_instructions
+    from embedkit.models.native.linear import bf16_instructions, int8_instructions
 
     instructions = int8_instructions()
     return {
@@ -114,6 +114,7 @@ def _cpu() -> dict[str, Any]:
         },
         "int8": instructions is not None,
         "int8_instructions": instructions,
+        "bf16_instructions": bf16_instructions(),
         "kernels": why_no_kernels() is None,
         "why_no_kernels": why_no_kernels(),
     }
@@ -124,6 +125,8 @@ def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
     yield f"cpu        {cpu['threads']} threads, {cpu['capability']}: {shown}"
     lacks = "not supported: this CPU has no AVX-512 VNNI, and there is no C++ compiler"
     yield f"--dtype int8: {'supported, with ' + cpu['int8_instructions'] if cpu['int8'] else lacks}"
+    by = "embedkit, with " + cpu["bf16_instructions"] if cpu["bf16_instructions"] else "transformers"
+    yield f"--dtype bf16 on the CPU: by {by}"
     yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + cpu['why_no_kernels']}"
 
 

@@ -15,7 +15,7 @@ from embedkit.models.base import LoadedModel
 from embedkit.models.device import pick_device, pick_dtype
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.linear import int8_instructions
+from embedkit.models.native.linear import bf16_instructions, int8_instructions
 from embedkit.models.native.native_model import open_native
 from embedkit.models.repository.model_folder import ModelFolder
 
@@ -39,8 +39,7 @@ def load_model(
     dtype = pick_dtype(config.dtype, device)
     if dtype == "int8":
         _check_int8(device)
-    is_ours = device.type == "cuda" or (device.type == "cpu" and dtype in {"fp32", "int8"})
-    if backend == "fastest" and is_ours:
+    if backend == "fastest" and _is_ours(device, dtype):
         try:
             return open_native(folder, dtype, device)
         except NotNativeError as why:
@@ -52,6 +51,13 @@ def load_model(
     from embedkit.models.transformers import load
 
     return load.load_model(folder, config, reference=backend == "reference")
+
+
+def _is_ours(device: torch.device, dtype: str) -> bool:
+    """Checks that embedkit's own code computes in this number format on this device."""
+    if device.type == "cpu" and dtype == "bf16":
+        return bf16_instructions() is not None
+    return device.type == "cuda" or (device.type == "cpu" and dtype in {"fp32", "int8"})
 
 
 def _check_int8(device: torch.device) -> None:

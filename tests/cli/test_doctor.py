@@ -114,12 +114,17 @@ def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(linear, "load_int8_products", lambda: SimpleNamespace(instructions="AVX9"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(linear, "load_bf16_products", lambda: SimpleNamespace(instructions="AVX512-BF9"))
     has, _ = machine(cuda=None, driver=None)
     assert ": no VNNI, " in has
     assert ", AMX\n" in has
     assert "--dtype int8: supported, with AVX9\n" in has
     monkeypatch.setattr(linear, "load_int8_products", lambda: None)
     assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in machine(cuda=None, driver=None)[0]
+    assert "--dtype bf16 on the CPU: by embedkit, with AVX512-BF9\n" in has
+    monkeypatch.setattr(linear, "load_bf16_products", lambda: None)
+    assert "--dtype bf16 on the CPU: by transformers\n" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
     for compiler, why in (
         (None, "there is no C++ compiler"),

@@ -1,7 +1,7 @@
-"""Builds kernels.cpp, attention.cpp and int8_products.cpp, each into a library for this processor.
+"""Builds kernels.cpp, attention.cpp and the products of int8 and bf16, each into a library for this processor.
 
-They are kept in the user's cache. Takes half a second to a second for each; int8_products.cpp is built only if
-int8 needs it. Imports no torch, so that the others are built while torch is imported.
+They are kept in the user's cache. Takes half a second to a second for each; products are built only if a model
+needs them. Imports no torch, so that the others are built while torch is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 60
 #: The sources that every model needs.
 _AHEAD = ("kernels.cpp", "attention.cpp")
-_building = {source: Lock() for source in (*_AHEAD, "int8_products.cpp")}
+_building = {source: Lock() for source in (*_AHEAD, "int8_products.cpp", "bf16_products.cpp")}
 
 
 def build_ahead() -> None:

@@ -14,7 +14,15 @@ from embedkit.models.base import Inputs, TakeLayer
 from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
 from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
-from embedkit.models.native.linear import GRAIN, Int8Linear, Linear, OneDnnLinear, TorchLinear, has_onednn
+from embedkit.models.native.linear import (
+    GRAIN,
+    Bf16Linear,
+    Int8Linear,
+    Linear,
+    OneDnnLinear,
+    TorchLinear,
+    has_onednn,
+)
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import Part, ThreadPool
@@ -22,6 +30,8 @@ from embedkit.types import Batch
 
 if TYPE_CHECKING:
     from embedkit.models.native.native_model import NativeModel
+
+_LINEAR = {"bf16": Bf16Linear, "int8": Int8Linear}
 
 
 class CpuEncoder(NativeEncoder):
@@ -79,8 +89,8 @@ class CpuEncoder(NativeEncoder):
         return weight.clone()
 
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-        if dtype == "int8":
-            return Int8Linear(weight, bias)
+        if dtype in _LINEAR:
+            return _LINEAR[dtype](weight, bias)
         return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
 
 

@@ -1,4 +1,4 @@
-"""Linear layers [T, K] → [T, N], in fp32 and in int8.
+"""Linear layers [T, K] → [T, N], in fp32, bf16 and int8.
 
 Weights are packed once for oneDNN's kernels or for embedkit's own. Each row of the output depends on its own row
 of the input alone.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedkit.models.native.bf16_products import load_bf16_products
 from embedkit.models.native.int8_products import load_int8_products
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
@@ -119,6 +120,15 @@ def int8_instructions() -> str | None:
     return None if products is None else products.instructions
 
 
+def bf16_instructions() -> str | None:
+    """Returns what multiplies bf16 on this CPU, AVX512-BF16; None where transformers runs a model in bf16."""
+    # Asked first: elsewhere nothing needs to be compiled.
+    if not torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - torch has no public name for it
+        return None
+    products = load_bf16_products()
+    return None if products is None else products.instructions
+
+
 def onednn_multiplies_bytes() -> bool:
     """Checks whether oneDNN multiplies bytes by AVX-512 VNNI; without it, its int8 is slower than its fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
@@ -187,6 +197,41 @@ class Int8Linear(Linear):
         signed = torch.mul(rows, 127 / largest).round_().to(torch.int8)
         product = self._multiply(signed.view(torch.uint8).bitwise_xor_(_ZERO))
         return product.mul_(largest / 127).add_(self._bias)
+
+
+class Bf16Linear(Linear):
+    """Has weights in bf16, and rounds activations to it; products are summed in fp32.
+
+    A row's result depends on that row alone, to the bit.
+    """
+
+    form = Form.BF16
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Packs weight and bias.
+
+        Raises:
+            ValueError: nothing multiplies them here; see `bf16_instructions`.
+        """
+        products = load_bf16_products()
+        if products is None:
+            raise ValueError("nothing multiplies bf16 here")
+        self._products = products
+        self._weights = products.pack(weight, bias)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Returns weight times rows plus bias."""
+        return self._products.multiply(rows.to(torch.bfloat16), self._weights)
+
+    def products(self, rows: Rows) -> Products:
+        """Returns the same of the rows in bf16.
+
+        Raises:
+            ValueError: the rows are not in bf16.
+        """
+        if rows.inputs is None or rows.form != Form.BF16:
+            raise ValueError("this layer takes rows in bf16")
+        return Products(self._products.multiply(rows.inputs, self._weights))
 
 
 def multiplier(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:

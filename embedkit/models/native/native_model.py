@@ -93,7 +93,7 @@ def open_native(folder: ModelFolder, dtype: str, device: torch.device) -> Native
 
     Args:
         folder: the model.
-        dtype: fp32 or int8 on a CPU; fp32, bf16 or fp16 on a GPU.
+        dtype: fp32, bf16 or int8 on a CPU; fp32, bf16 or fp16 on a GPU.
         device: the device that it will run on.
 
     Raises:

@@ -40,6 +40,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 #: What runs a model of BERT's kin here.
 ENGINE = "fused" if find_compiler() else "lean"
 needs_int8 = pytest.mark.skipif(int8_instructions() is None, reason="nothing multiplies bytes here")
+needs_bf16 = pytest.mark.skipif(
+    find_compiler() is None or not torch.cpu._is_avx512_bf16_supported(),
+    reason="this processor has no AVX512-BF16, or no C++ compiler is here",
+)
 
 SIZES = {
     "vocab_size": 120,
@@ -430,22 +434,58 @@ def test_the_first_layer_that_is_not_finite_is_found_for_the_text_that_has_it(tm
     assert [encoder.first_non_finite_layer(tokens, text) for text in range(3)] == [2, 0, 2]
 
 
-# --- int8 -----------------------------------------------------------------------------------------------------
+# --- int8 and bf16 ----------------------------------------------------------------------------------------------
 
 
-@needs_int8
+#: The smallest cosine to fp32. Random weights are the hard case: their columns have no structure that rounding
+#: could spare.
+COSINES = [pytest.param("int8", 0.98, marks=needs_int8), pytest.param("bf16", 0.9995, marks=needs_bf16)]
+
+
+@pytest.mark.parametrize(("dtype", "least"), COSINES)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_int8_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, tmp_path):
+def test_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, dtype, least, tmp_path):
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=False)
     exact = by_transformers(folder, tokens)
-    encoder = lean_encoder(folder, tokens, dtype="int8")
+    encoder = lean_encoder(folder, tokens, dtype=dtype)
     alone, together = states(encoder, tokens, 1), states(encoder, tokens, 10_000)
     assert_same(together, alone)
     for ours, theirs in zip(together, exact, strict=True):
         a, b = ours.layers[-1].mean(axis=0), theirs.layers[-1].mean(axis=0)
-        # Random weights are the hard case: their columns have no structure that rounding could spare.
-        assert 0.98 < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1
+        assert least < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1
+
+
+@needs_bf16
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch alone"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_states_in_bf16_are_the_same_to_the_bit_in_ten_random_batchings(kind, compiled, tmp_path, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("embedkit.models.native.cpu_encoder.load_kernels", lambda: None)
+    tokens = tokens_with_pads(types=False)
+    model = loaded(save(kind, tmp_path), dtype="bf16")
+    encoder, _ = model.make_encoder(tuple(range(model.n_layers + 1)), tokens, for_pooler=False)
+    alone = states(encoder, tokens, 1)
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        texts = random.permutation(len(tokens.lengths))
+        for drawn in np.split(texts, np.sort(random.integers(1, len(texts), 2))):
+            in_order = drawn[np.argsort(tokens.lengths[drawn], kind="stable")]
+            stops = np.cumsum(tokens.lengths[in_order])
+
+            def compare(layer: int, state: torch.Tensor, in_order=in_order, stops=stops) -> None:
+                for text, found in zip(in_order, np.split(state[0].numpy(), stops[:-1]), strict=True):
+                    assert np.array_equal(found, alone[text].layers[layer])
+
+            if len(in_order):
+                encoder.run(tokens, Batch(in_order, tokens.lengths[in_order]), compare)
+
+
+def test_without_its_instruction_bf16_is_left_to_transformers(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    folder = save("bert", tmp_path)
+    assert not isinstance(loaded(folder, dtype="bf16"), NativeModel)
+    assert isinstance(loaded(folder, dtype="fp32"), NativeModel)
 
 
 @needs_int8
@@ -464,9 +504,10 @@ def test_int8_is_in_the_recipe_and_a_model_of_another_kind_is_refused_by_name(tm
 # --- a run ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch):
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+def test_a_run_is_not_resumed_by_the_other_engine(dtype, tmp_path, encode, monkeypatch):
     out = tmp_path / "out"
-    assert encode("tests/data/notes.csv", "-o", out).code == 0
+    assert encode("tests/data/notes.csv", "-o", out, "--dtype", dtype).code == 0
     (out / "manifest.json").unlink()
     (out / "commits/00000.json").unlink()
 
@@ -474,7 +515,7 @@ def test_a_run_is_not_resumed_by_the_other_engine(tmp_path, encode, monkeypatch)
         raise NotNativeError
 
     monkeypatch.setattr("embedkit.models.select_backend.open_native", leave)
-    ran = encode("tests/data/notes.csv", "-o", out, "--on-exists", "resume")
+    ran = encode("tests/data/notes.csv", "-o", out, "--dtype", dtype, "--on-exists", "resume")
     assert ran.code == OutputError.exit_code
     assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
 

@@ -12,7 +12,7 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
-KERNELS = (SOURCES / "kernels.cpp", SOURCES / "attention.cpp")
+KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp", "bf16_products.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
@@ -66,7 +66,14 @@ def test_with_vnni_emulated(machine, expected, tmp_path):
     assert instructions(built) == expected
 
 
-@pytest.mark.parametrize("machine", ["-march=x86-64-v3 -mavxvnni", "-march=x86-64-v4 -mavx512vnni"])
-def test_with_vnni_the_compiler_uses_it(machine, tmp_path):
-    built = compiled("g++", machine, SOURCES / "int8_products.cpp", tmp_path / "products.o")
-    assert "vpdpbusd" in subprocess.check_output(["objdump", "-d", built], text=True)
+@pytest.mark.parametrize(
+    ("machine", "products", "instruction"),
+    [
+        ("-march=x86-64-v3 -mavxvnni", "int8_products.cpp", "vpdpbusd"),
+        ("-march=x86-64-v4 -mavx512vnni", "int8_products.cpp", "vpdpbusd"),
+        ("-march=x86-64-v4 -mavx512bf16", "bf16_products.cpp", "vdpbf16ps"),
+    ],
+)
+def test_the_compiler_uses_the_instruction(machine, products, instruction, tmp_path):
+    built = compiled("g++", machine, SOURCES / products, tmp_path / "products.o")
+    assert instruction in subprocess.check_output(["objdump", "-d", built], text=True)

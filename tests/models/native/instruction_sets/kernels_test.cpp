@@ -1,4 +1,4 @@
-/* Compares kernels.cpp and int8_products.cpp with plain loops, for a processor that may be emulated. Needs no torch.
+/* Compares kernels.cpp, attention.cpp and the products with plain loops, for a processor that may be emulated. Needs no torch.
  * Prints the instructions that multiply bytes, and exits with 1 at the first difference. */
 #include <math.h>
 #include <stdint.h>
@@ -56,6 +56,12 @@ void embedkit_int8_pack(const int8_t *, int64_t, int64_t, int32_t *);
 void embedkit_int8_multiply(const uint8_t *, int64_t, int64_t, const int32_t *, const float *, int64_t, int64_t, int64_t,
                             float *, int32_t *);
 const char *embedkit_int8_instructions(void);
+int64_t embedkit_bf16_packed(int64_t, int64_t);
+int64_t embedkit_bf16_workspace(int64_t, int64_t);
+int64_t embedkit_bf16_panels(int64_t);
+void embedkit_bf16_pack(const uint16_t *, const float *, int64_t, int64_t, uint32_t *);
+void embedkit_bf16_multiply(const uint16_t *, int64_t, int64_t, const uint32_t *, int64_t, int64_t, int64_t, float *,
+                            float *);
 }
 
 typedef std::vector<float> Floats;
@@ -99,11 +105,61 @@ static void test_products(int64_t n, int64_t inputs, int64_t outputs, bool extre
     check(!memcmp(alone.data(), &found[(n - 1) * outputs], sizeof(float) * outputs), "a product of a row alone");
 }
 
+/* Numbers of bf16 are floats without the lower half of their bits. */
+static float of_half(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static uint16_t half_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static void test_products_of_bf16(int64_t n, int64_t inputs, int64_t outputs) {
+    std::vector<uint16_t> rows(n * inputs), weights(outputs * inputs);
+    for (uint16_t &x : rows) x = half_of(number());
+    for (uint16_t &x : weights) x = half_of(number());
+    Floats bias = numbers(outputs), found(n * outputs), alone(outputs), work(embedkit_bf16_workspace(n, inputs));
+    std::vector<uint32_t> packed(embedkit_bf16_packed(outputs, inputs));
+    embedkit_bf16_pack(weights.data(), bias.data(), outputs, inputs, packed.data());
+    int64_t panels = embedkit_bf16_panels(outputs), half = panels / 2;
+    embedkit_bf16_multiply(rows.data(), n, inputs, packed.data(), outputs, 0, half, found.data(), work.data());
+    embedkit_bf16_multiply(rows.data(), n, inputs, packed.data(), outputs, half, panels, found.data(), work.data());
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t o = 0; o < outputs; o++) {
+            double sum = bias[o], most = fabs(bias[o]);
+            for (int64_t i = 0; i < inputs; i++) {
+                double product = (double)of_half(rows[t * inputs + i]) * of_half(weights[o * inputs + i]);
+                sum += product;
+                most += fabs(product);
+            }
+            check(fabs(found[t * outputs + o] - sum) <= inputs * 6e-8 * most, "a product of bf16");
+        }
+    embedkit_bf16_multiply(&rows[(n - 1) * inputs], 1, inputs, packed.data(), outputs, 0, panels, alone.data(),
+                           work.data());
+    check(!memcmp(alone.data(), &found[(n - 1) * outputs], sizeof(float) * outputs), "a bf16 product of a row alone");
+}
+
 static void check_bytes(const Floats &values, const std::vector<uint8_t> &bytes, const Floats &scale, int64_t width) {
     for (size_t i = 0; i < values.size(); i++) {
         float step = scale[i / width];
         check(fabsf(((float)bytes[i] - 128.0f) * step - values[i]) <= 0.501f * step, "a quantised number");
     }
+}
+
+static void test_rounding() {
+    const int64_t width = 96;
+    Floats values = numbers(width);
+    values[4] = INFINITY;
+    values[5] = NAN;
+    std::vector<uint16_t> halves(width);
+    Rows rows = {values.data(), halves.data(), nullptr, BF16};
+    embedkit_normalise(values.data(), nullptr, width, &rows, 0, 1);
+    for (int64_t i = 0; i < width; i++)
+        check(i == 5 ? isnan(of_half(halves[i])) : halves[i] == half_of(values[i]), "a rounded number");
 }
 
 static double activated(double x, int kind) {
@@ -255,6 +311,11 @@ int main() {
         test_products(70, 1537, 50, extreme);
         test_products(6, 4096, 48, extreme);
     }
+    test_products_of_bf16(1, 2, 1);
+    test_products_of_bf16(19, 34, 40);
+    test_products_of_bf16(70, 1538, 50);
+    test_products_of_bf16(6, 4096, 96);
+    test_rounding();
     test_activations();
     test_norms();
     test_attention(2, 2, 48, -1, 0, BIAS, false);

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -40,6 +40,8 @@ _ENVIRONMENT_HERE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_AUTH_MODE": "token",
 }
+#: Methods of Ray's node that start processes which a run on one machine does not need.
+_UNUSED_PROCESSES = frozenset({"start_monitor", "start_api_server", "start_log_monitor"})
 #: Also, for a cluster that is joined: a head that goes meanwhile is waited for once, 40 s, and not 20 times.
 _ENVIRONMENT_THERE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 #: The least that Ray takes: nothing is kept there.
@@ -67,6 +69,11 @@ class ActorPlan:
     most: int
     cpus: int  # of each, which are also its threads
     gpus: float  # of each
+
+    @property
+    def workers(self) -> str:
+        """Their number, in words."""
+        return f"{self.most} Ray worker{'s' * (self.most > 1)}"
 
     @property
     def needs(self) -> str:
@@ -147,8 +154,8 @@ class Cluster(Protocol):
     def call(self, actor: Any, method: str, *arguments: Any) -> None:
         """Calls a method of an actor; `poll` returns the answer. An actor has one call at a time."""
 
-    def stop(self, actor: Any) -> None:
-        """Asks an actor to end after its current batch; there is no answer."""
+    def tell(self, actor: Any, method: str, *arguments: Any) -> None:
+        """Calls a method of an actor without an answer, also during another call."""
 
     def kill(self, actor: Any) -> None:
         """Ends an actor at once, or no longer asks for it."""
@@ -231,7 +238,7 @@ class RayCluster:
             num_gpus=self._plan.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=3,  # a call that waits for messages, and one to stop
+            max_concurrency=3,  # a call that waits for messages, an order, and one to stop
             scheduling_strategy="SPREAD",
             enable_task_events=False,
         ).remote()
@@ -240,9 +247,9 @@ class RayCluster:
         """See Cluster."""
         self._calls[getattr(actor, method).remote(*arguments)] = actor
 
-    def stop(self, actor: Any) -> None:
+    def tell(self, actor: Any, method: str, *arguments: Any) -> None:
         """See Cluster."""
-        actor.stop.remote()
+        getattr(actor, method).remote(*arguments)
 
     def kill(self, actor: Any) -> None:
         """See Cluster."""
@@ -299,13 +306,14 @@ class RayCluster:
                 "_temp_dir": self._folder,
             }
         try:
-            try:
-                self._ray.init(address, **quiet)
-            except Exception as error:
-                if "timed out during startup" not in str(error):
-                    raise
-                # On a busy machine, 30 s may not be enough, and they cannot be set.
-                self._ray.init(address, **quiet)
+            with _fewer_processes() if address == "local" else contextlib.nullcontext():
+                try:
+                    self._ray.init(address, **quiet)
+                except Exception as error:
+                    if "timed out during startup" not in str(error):
+                        raise
+                    # On a busy machine, 30 s may not be enough, and they cannot be set.
+                    self._ray.init(address, **quiet)
         except SystemExit:  # by Ray's handler of a signal
             raise Stopped("stopped by a signal; no shard was begun", hint="run the command again") from None
         except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, some of them its own
@@ -361,6 +369,32 @@ def _import_ray() -> Any:
             hint="install it on all nodes: pip install 'embedkit-cli[ray]'",
         ) from None
     return ray
+
+
+@contextlib.contextmanager
+def _fewer_processes() -> Iterator[None]:
+    """Keeps Ray from starting its autoscaler, API server and log monitor, each of which imports all of Ray.
+
+    A run on one machine needs none of them, and `ray.init` waits for them. It has no option for that, other than
+    `ray start`: where Ray's private names change, all are started.
+    """
+    try:
+        from ray._private.node import Node
+    except ImportError:
+        yield
+        return
+    before = {name: method for name, method in vars(Node).items() if name in _UNUSED_PROCESSES}
+
+    def start_nothing(node: Any, **_: Any) -> None:
+        node._webui_url = ""  # noqa: SLF001 - as without a dashboard
+
+    for name in before:
+        setattr(Node, name, start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def _silence() -> None:

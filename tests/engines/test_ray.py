@@ -20,7 +20,7 @@ from embedkit.config import EngineConfig, ModelConfig, parse_workers
 from embedkit.engines.line import Line, Mailbox
 from embedkit.engines.node import Node, spec_here
 from embedkit.engines.ray import RayEngine
-from embedkit.engines.ray_cluster import ActorPlan, Death, NodeResources, plan_actors
+from embedkit.engines.ray_cluster import _UNUSED_PROCESSES, ActorPlan, Death, NodeResources, plan_actors
 from embedkit.errors import EmbedkitError, ModelError, Stopped, UsageError
 from embedkit.models.repository.model_folder import ModelFolder
 from tests.conftest import NOTES
@@ -177,15 +177,16 @@ def test_a_mailbox_keeps_counts_and_hands_out_the_rest_at_once():
     line.listen()
     line.batch(1, 2, 3)
     began = time.monotonic()
-    assert mailbox.exchange((), 0.2) == ['{"batch": [1, 2, 3]}']
+    assert mailbox.messages(0.2) == ['{"batch": [1, 2, 3]}']
     assert time.monotonic() - began > 0.15
     threading.Timer(0.05, lambda: line.notice("ready")).start()
     began = time.monotonic()
-    assert mailbox.exchange(("7",), 30.0) == ['{"notice": "ready"}']
+    mailbox.order("7")
+    assert mailbox.messages(30.0) == ['{"notice": "ready"}']
     assert time.monotonic() - began < 10
     assert line.order() == 7
     assert not line.stop.is_set()
-    mailbox.exchange((json.dumps("stop"),), 0.0)
+    mailbox.order(json.dumps("stop"))
     with pytest.raises(Stopped):
         line.order()
 
@@ -276,6 +277,11 @@ def test_without_ray_the_extra_is_named(encode, tmp_path, monkeypatch):
         "error: --engine ray needs the package ray",
         "hint: install it on all nodes: pip install 'embedkit-cli[ray]'",
     ]
+
+
+def test_ray_has_the_methods_that_start_what_a_run_on_one_machine_does_not_need():
+    node = pytest.importorskip("ray._private.node", reason="in the dev extra").Node
+    assert _UNUSED_PROCESSES <= vars(node).keys()
 
 
 @pytest.mark.timeout(240)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -19,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from embedkit.config import EngineConfig
+from embedkit.config.engine_config import check_ray_address
 from embedkit.engines.ray_actor import RayActor
+from embedkit.engines.ray_head import HeadWatch, refusal
 from embedkit.engines.signals import handlers_kept
 from embedkit.errors import EmbedkitError, Stopped, UsageError
 
@@ -48,8 +49,6 @@ _ENVIRONMENT_THERE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 _OBJECT_STORE_BYTES = 80 * 2**20
 #: Ray's sockets are in its folder, and their paths may have 107 bytes.
 _LONGEST_FOLDER = 30
-#: Seconds that the head may be unreachable.
-_HEAD_SECONDS, _HEAD_POLL_SECONDS = 30.0, 2.0
 _SHUTDOWN_SECONDS = 15.0
 
 
@@ -88,6 +87,18 @@ class Death:
 
     how: str  # such as "was killed"
     never_began: bool = False  # True if its code cannot run on the node
+
+
+def ray_address(config: EngineConfig) -> str:
+    """Returns the cluster of a run: HOST:PORT, auto, or local for a Ray of this run alone.
+
+    Raises:
+        UsageError: RAY_ADDRESS is none of these.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if config.ray_address is None and address:
+        check_ray_address("RAY_ADDRESS", address)
+    return config.ray_address or address or "local"
 
 
 def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int) -> ActorPlan:
@@ -179,14 +190,14 @@ class RayCluster:
         self._set: dict[str, str] = {}  # variables of the environment
         self._folder: str | None = None  # of a Ray that was started here
         self._is_ours = False  # the connection
-        self._watch: _HeadWatch | None = None
+        self._watch: HeadWatch | None = None
         self._calls: dict[Any, Any] = {}  # answer to come → actor
         self._plan = ActorPlan(1, 1, 1, 0.0)
         self._ray: Any = None
         self._class: Any = None
 
     def __enter__(self) -> Self:
-        address = self._config.ray_address or os.environ.get("RAY_ADDRESS", "").strip() or "local"
+        address = ray_address(self._config)
         # A token of its own: Ray would write one to the home folder.
         here = {**_ENVIRONMENT_HERE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         here = here if address == "local" else _ENVIRONMENT_THERE
@@ -202,7 +213,7 @@ class RayCluster:
                 self.__exit__()
                 raise
         self._class = self._ray.remote(RayActor)
-        self._watch = _HeadWatch(self._ray.get_runtime_context().gcs_address)
+        self._watch = HeadWatch(self._ray.get_runtime_context().gcs_address)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -277,6 +288,18 @@ class RayCluster:
                 "--on-exists resume continues",
             )
 
+    def _knock(self, address: str) -> None:
+        """Checks that a head listens where one is named: Ray would try for 40 s, and log it."""
+        host, _, port = address.rpartition(":")
+        if not host:
+            return
+        hosts = [host]
+        if host in {"127.0.0.1", "localhost"}:  # Ray takes the machine's own address then
+            hosts.append(self._ray.util.get_node_ip_address())
+        reason = refusal([f"{each}:{port}" for each in hosts])
+        if reason is not None:
+            raise _no_cluster(address, reason)
+
     def _answer(self, answer: Any) -> Any:
         exceptions = self._ray.exceptions
         try:
@@ -305,6 +328,8 @@ class RayCluster:
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": self._folder,
             }
+        else:
+            self._knock(address)
         try:
             with _fewer_processes() if address == "local" else contextlib.nullcontext():
                 try:
@@ -321,43 +346,16 @@ class RayCluster:
             if address == "local":
                 hint = "start it again when the machine is less busy, or use --engine local"
                 raise EmbedkitError(f"cannot start Ray here: {reason}", hint=hint) from None
-            raise EmbedkitError(
-                f"cannot connect to Ray at {address}: {reason}",
-                hint="embedkit has to run on a node of the cluster, with the same versions of Ray and Python; "
-                "--ray-address gives the HOST:PORT of its head",
-            ) from None
+            raise _no_cluster(address, reason) from None
         _silence()
 
 
-class _HeadWatch:
-    """Knocks at the port of the cluster's head, in a thread.
-
-    Args:
-        address: HOST:PORT.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.failing = False
-        self.is_gone = False
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="embedkit-ray-head", daemon=True).start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._ended.set()
-
-    def _run(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        seen = time.monotonic()
-        while not self._ended.wait(_HEAD_POLL_SECONDS):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_POLL_SECONDS).close()
-            except OSError:
-                self.failing = True
-                self.is_gone = time.monotonic() - seen > _HEAD_SECONDS
-            else:
-                self.failing, seen = False, time.monotonic()
+def _no_cluster(address: str, reason: str) -> EmbedkitError:
+    return EmbedkitError(
+        f"cannot connect to Ray at {address}: {reason}",
+        hint="embedkit has to run on a node of the cluster, with the same versions of Ray and Python; "
+        "--ray-address gives the HOST:PORT of its head",
+    )
 
 
 def _import_ray() -> Any:

@@ -252,6 +252,22 @@ def test_a_model_that_is_not_on_the_node_is_refused_and_one_that_is_there_is_has
 
 
 @pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("http://127.0.0.1:8265", 2, "RAY_ADDRESS cannot be 'http://127.0.0.1:8265'"),  # of `ray job submit`
+        ("10.0.0.1", 2, "RAY_ADDRESS cannot be '10.0.0.1'"),
+        ("127.0.0.1:1", 1, "cannot connect to Ray at 127.0.0.1:1: Connection refused"),
+        ("head.invalid:6379", 1, "cannot connect to Ray at head.invalid:6379: "),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(encode, tmp_path, monkeypatch, address, code, said):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("embedkit.engines.ray_head._KNOCK_SECONDS", 0.3)
+    ran = encode(NOTES, "-o", tmp_path / "out", "--engine", "ray")
+    assert (ran.code, said in ran.err, "HOST:PORT" in ran.err) == (code, True, True), ran.err
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("-o", "-"), "neither read stdin nor write to stdout"),

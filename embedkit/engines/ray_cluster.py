@@ -101,7 +101,9 @@ def ray_address(config: EngineConfig) -> str:
     return config.ray_address or address or "local"
 
 
-def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int) -> ActorPlan:
+def plan_actors(
+    config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int, *, may_grow: bool = True
+) -> ActorPlan:
     """Decides how many actors to ask for, with how many CPUs and GPUs each.
 
     Args:
@@ -109,15 +111,22 @@ def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: st
         nodes: of the cluster as it is now; there may be none yet.
         device: of `--device`; auto takes GPUs if there are any.
         useful: number of shards, which more actors could not divide.
+        may_grow: False if no other node can come.
 
     Raises:
-        UsageError: the number of workers is not given, and cannot be found out; or GPUs are shared, and there are
+        UsageError: the number of workers is not given, and cannot be found out; or GPUs are wanted, and there are
             none.
     """
     nodes = list(nodes)
     per_gpu = config.workers_per_gpu or 1
     with_gpus = [node for node in nodes if node.gpus >= 1]
-    if device == "auto" and not with_gpus and config.workers_per_gpu is not None:
+    is_shared = device == "auto" and config.workers_per_gpu is not None
+    if (device == "cuda" or is_shared) and not with_gpus and not may_grow:
+        raise UsageError(
+            f"{'--workers-per-gpu' if is_shared else '--device cuda'}: this machine has no GPU",
+            hint="leave it out to compute on the CPU, or name a cluster with GPUs by --ray-address",
+        )
+    if is_shared and not with_gpus:
         raise UsageError(
             "--workers-per-gpu: no node of the Ray cluster has a GPU",
             hint="leave it out, and the workers compute on CPUs; or wait for nodes with GPUs, such as by "
@@ -233,7 +242,7 @@ class RayCluster:
         """See Cluster."""
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         nodes = [NodeResources(of.get("CPU", 0.0), of.get("GPU", 0.0)) for of in alive]
-        self._plan = plan_actors(self._config, nodes, device, useful)
+        self._plan = plan_actors(self._config, nodes, device, useful, may_grow=self._folder is None)
         return self._plan
 
     def plan_scanners(self, useful: int) -> int:

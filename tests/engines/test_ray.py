@@ -223,11 +223,13 @@ def test_how_many_actors_are_asked_for_and_with_what(workers, per_gpu, nodes, de
         ("cuda", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "no GPU yet", "--device cpu computes on the CPUs"),
         ("auto", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "--workers-per-gpu: no node", "leave it out"),
         ("auto", {"workers_per_gpu": 2, "most_workers": 4}, [], "--workers-per-gpu: no node", "--device cuda"),
+        ("cuda", {"most_workers": 1}, None, "--device cuda: this machine has no GPU", "--ray-address"),
+        ("auto", {"workers_per_gpu": 2}, None, "--workers-per-gpu: this machine has no GPU", "--ray-address"),
     ],
 )
 def test_workers_that_cannot_be_counted_are_refused_with_a_way_out(device, options, nodes, said, way_out):
     with pytest.raises(UsageError, match=said) as error:
-        plan_actors(EngineConfig("ray", **options), nodes, device, 9)
+        plan_actors(EngineConfig("ray", **options), nodes or [], device, 9, may_grow=nodes is not None)
     assert way_out in error.value.hint
 
 

@@ -37,7 +37,6 @@ class FakeActor:
         self.held = deque()
         self.ready = self.went = self.asks = self.over = self.dead = self.stopped = False
         self.scans = []
-        self.orders = []
 
     def hello(self):
         return "host", self.number, self.cluster.versions(self.number)
@@ -55,12 +54,8 @@ class FakeActor:
     def stop(self):
         self.stopped = True
 
-    def order(self, order):
-        self.orders.append(order)
-
-    def messages(self, seconds):
+    def exchange(self, orders, seconds):
         messages = []
-        orders, self.orders = self.orders, []
         if not self.ready:
             self.ready = True
             kind = self.cluster.kinds.get(self.number, "a CPU")
@@ -125,8 +120,8 @@ class FakeCluster:
         assert actor not in self.calls, "an actor has one call at a time"
         self.calls[actor] = (method, arguments)
 
-    def tell(self, actor, method, *arguments):
-        getattr(actor, method)(*arguments)
+    def stop(self, actor):
+        actor.stop()
 
     def kill(self, actor):
         actor.dead = True

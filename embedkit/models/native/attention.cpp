@@ -1,33 +1,8 @@
 /* Attention within packed texts, of any length: queries go in blocks and keys past them in blocks, so that a block of
  * each stays in the caches, and a softmax goes on from one block of keys to the next (Dao et al. 2022, arXiv 2205.14135).
  * Time and memory of a window grow with the length of a text, not with its square. Compiled for this processor by
- * compile_kernels.py, and called by kernels.py, which declares the same structs. */
+ * compile_kernels.py, and called by kernels.py. */
 #include "vectors.h"
-
-/* Packed texts: the tokens of each. */
-struct Texts {
-    int64_t count;
-    const int64_t *lengths;
-};
-
-/* Numbers of each head by distance, the key's position minus the query's; nullptr for none. At distance 0 of the first:
- * a head's numbers, or its rows of them, are `stride` apart. */
-struct Distances {
-    const float *bias;           /* added to the scores */
-    const float *keys, *queries; /* [heads, head_dim]: multiplied by the queries, and by the keys (DeBERTa) */
-    int64_t stride;
-};
-
-/* What the heads of a layer attend to. */
-struct Attention {
-    int64_t heads, key_heads; /* of queries, and of keys and values: each of them serves as many of the queries' */
-    int64_t head_dim;
-    int64_t reach;  /* tokens seen to each side; -1 for all */
-    int64_t causal; /* whether a token sees no later one */
-    const Norm *query_norm, *key_norm; /* of each head before it is rotated; nullptr for none */
-    const float *cosine, *sine; /* [T, head_dim / 2]: of the angle between numbers half a head apart; or nullptr */
-    Distances distances;
-};
 
 /* Keys that lie together: [head][PANEL]. */
 #define PANEL (KEYS * LANES)

@@ -7,7 +7,7 @@
  * A word of 32 bits holds GROUP inputs. An instruction adds, to each of LANES sums, the dot product of its word of
  * weights and of a word of activations that all sums share.
  */
-#include <stdint.h>
+#include "structs.h"
 
 /* Intrinsics for AVX2 and SSE2 are left out: to read this header takes three times as long as to compile the rest. */
 #if defined(__AVX512BW__) || defined(__AVXVNNI__)
@@ -37,7 +37,9 @@
 #define OUTPUTS (VECTORS * LANES)
 
 typedef int32_t ints __attribute__((vector_size(LANES * 4), may_alias));
+typedef int32_t word __attribute__((may_alias, aligned(1)));
 typedef int32_t ints_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef float floats_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 /* SHIFT is added to activations: 128 where an instruction takes unsigned ones. */
@@ -112,6 +114,9 @@ INLINE int64_t groups_of(int64_t inputs) { return (inputs + GROUP - 1) / GROUP; 
 INLINE int64_t panel_words(int64_t inputs) { return (1 + groups_of(inputs)) * OUTPUTS; }
 INLINE int64_t panels_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUTPUTS; }
 
+/* Whether bytes are words already. */
+INLINE bool are_words(int64_t inputs) { return GROUP == 4 && SHIFT == 128 && inputs % GROUP == 0; }
+
 /* Rows of activations that are multiplied together. */
 INLINE int64_t rows_at_once(int64_t n, int64_t inputs) {
     int64_t most = WORDS / groups_of(inputs) / ROWS * ROWS;
@@ -144,14 +149,26 @@ extern "C" void embedkit_int8_pack(const int8_t *weights, int64_t outputs, int64
     }
 }
 
-/* Adds the products of a tile to its sums. Rows of activations are `stride` words apart; `from` has a row of sums every
- * `step`, and `to` every OUTPUTS. */
-template <int rows>
-static void add_products(const int32_t *activations, int64_t stride, const int32_t *weights, int64_t groups,
-                         const int32_t *from, int64_t step, int32_t *to) {
+/* Part of the sums of some rows and of a panel of outputs. */
+struct Tile {
+    const int32_t *activations; /* of the first row; rows are `stride` words apart */
+    int64_t stride;
+    const int32_t *weights;
+    int64_t groups;
+    const int32_t *from; /* what the sums start from: rows are `step` apart */
+    int64_t step;
+    int32_t *to;         /* the sums, OUTPUTS a row; or, if nullptr: */
+    float *products;     /* the sums times `scale`; rows are `outputs` apart */
+    const float *scale;
+    int64_t outputs;
+};
+
+template <int rows> static void add_products(const Tile *tile) {
+    const int64_t stride = tile->stride, groups = tile->groups;
+    const int32_t *activations = tile->activations, *weights = tile->weights;
     ints sums[rows][VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = *(const ints_at *)(from + r * step + v * LANES);
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = *(const ints_at *)(tile->from + r * tile->step + v * LANES);
     for (int64_t g = 0; g < groups; g++) {
         ints of_weights[VECTORS];
         for (int v = 0; v < VECTORS; v++) of_weights[v] = *(const ints_at *)(weights + g * OUTPUTS + v * LANES);
@@ -160,17 +177,23 @@ static void add_products(const int32_t *activations, int64_t stride, const int32
             for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], shared, of_weights[v]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) *(ints_at *)(to + r * OUTPUTS + v * LANES) = sums[r][v];
+    if (tile->to) {
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < VECTORS; v++) *(ints_at *)(tile->to + r * OUTPUTS + v * LANES) = sums[r][v];
+        return;
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        floats scale = *(const floats_at *)(tile->scale + v * LANES);
+        for (int r = 0; r < rows; r++)
+            *(floats_at *)(tile->products + r * tile->outputs + v * LANES) = __builtin_convertvector(sums[r][v], floats) * scale;
+    }
 }
 
 /* The same for 1 to `rows` rows. */
-template <int rows = ROWS>
-static void add_some(int64_t count, const int32_t *activations, int64_t stride, const int32_t *weights,
-                     int64_t groups, const int32_t *from, int64_t step, int32_t *to) {
+template <int rows = ROWS> static void add_some(int64_t count, const Tile *tile) {
     if constexpr (rows > 1)
-        if (count < rows) return add_some<rows - 1>(count, activations, stride, weights, groups, from, step, to);
-    add_products<rows>(activations, stride, weights, groups, from, step, to);
+        if (count < rows) return add_some<rows - 1>(count, tile);
+    add_products<rows>(tile);
 }
 
 /* Writes n rows of bytes as words. */
@@ -184,38 +207,39 @@ static void widen(const uint8_t *__restrict bytes, int64_t n, int64_t inputs, in
     }
 }
 
-/* Multiplies rows of bytes [n, inputs], 128 for 0, with the weights of the panels [first, last).
- *
- * products: [n, outputs]: each exact sum times the scale of its output.
- * workspace: see embedkit_int8_workspace.
- */
-extern "C" void embedkit_int8_multiply(const uint8_t *bytes, int64_t n, int64_t inputs, const int32_t *packed,
-                                       const float *scale, int64_t outputs, int64_t first, int64_t last,
+/* Multiplies rows of bytes [n, inputs], 128 for 0; see Multiply. */
+extern "C" void embedkit_int8_multiply(const void *bytes, int64_t n, const Weights *of, int64_t share, int64_t shares,
                                        float *products, int32_t *workspace) {
-    int64_t groups = groups_of(inputs), at_once = rows_at_once(n, inputs);
+    const int64_t inputs = of->inputs, outputs = of->outputs, groups = groups_of(inputs), at_once = rows_at_once(n, inputs);
+    const int64_t first = panels_of(outputs) * share / shares, last = panels_of(outputs) * (share + 1) / shares;
     int32_t *sums = workspace + at_once * groups;
     for (int64_t begin = 0; begin < n; begin += at_once) {
-        int64_t rows = n - begin < at_once ? n - begin : at_once;
-        widen(bytes + begin * inputs, rows, inputs, workspace);
+        const int64_t rows = n - begin < at_once ? n - begin : at_once;
+        const uint8_t *some_bytes = (const uint8_t *)bytes + begin * inputs;
+        const int32_t *words = are_words(inputs) ? (const word *)some_bytes : workspace;
+        if (!are_words(inputs)) widen(some_bytes, rows, inputs, workspace);
         for (int64_t p = first; p < last; p++) {
-            const int32_t *panel = packed + p * panel_words(inputs), *weights = panel + OUTPUTS;
+            const int32_t *panel = of->packed + p * panel_words(inputs), *weights = panel + OUTPUTS;
+            const int64_t at = p * OUTPUTS, count = outputs - at;
+            const float *scale = of->scale + at;
+            float *to = products + begin * outputs + at;
             for (int64_t g = 0; g < groups; g += GROUPS) {
-                int64_t some = groups - g < GROUPS ? groups - g : GROUPS;
-                for (int64_t t = 0; t < rows; t += ROWS)
-                    add_some(rows - t, workspace + t * groups + g, groups, weights + g * OUTPUTS, some,
-                             g ? sums + t * OUTPUTS : panel, g ? OUTPUTS : 0, sums + t * OUTPUTS);
+                /* The last sums of a whole panel are scaled while they are in registers. */
+                const bool scales = g + GROUPS >= groups && count >= OUTPUTS;
+                for (int64_t t = 0; t < rows; t += ROWS) {
+                    int32_t *of_rows = sums + t * OUTPUTS;
+                    Tile tile = {words + t * groups + g, groups, weights + g * OUTPUTS, groups - g < GROUPS ? groups - g : GROUPS,
+                                 g ? of_rows : panel, g ? OUTPUTS : 0, scales ? nullptr : of_rows,
+                                 to + t * outputs, scale, outputs};
+                    add_some(rows - t, &tile);
+                }
             }
-            int64_t at = p * OUTPUTS, count = outputs - at < OUTPUTS ? outputs - at : OUTPUTS;
-            for (int64_t t = 0; t < rows; t++) {
-                float *to = products + (begin + t) * outputs + at;
-                for (int64_t o = 0; o < count; o++) to[o] = (float)sums[t * OUTPUTS + o] * scale[at + o];
-            }
+            if (count < OUTPUTS)
+                for (int64_t t = 0; t < rows; t++)
+                    for (int64_t o = 0; o < count; o++) to[t * outputs + o] = (float)sums[t * OUTPUTS + o] * scale[o];
         }
     }
 }
-
-/* The number of panels of packed weights. */
-extern "C" int64_t embedkit_int8_panels(int64_t outputs) { return panels_of(outputs); }
 
 /* The instructions that multiply here. */
 extern "C" const char *embedkit_int8_instructions(void) { return NAME; }

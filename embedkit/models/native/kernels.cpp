@@ -1,14 +1,6 @@
 /* Everything between the matrix products of a layer except attention, each part in one pass over memory: activations,
- * and residuals with the norms around them. Compiled for this processor by compile_kernels.py, and called by kernels.py,
- * which declares the same structs. */
+ * and residuals with the norms around them. Compiled for this processor by compile_kernels.py, and called by kernels.py. */
 #include "vectors.h"
-
-/* The norms of the output of attention or of the feed-forward network; nullptr where there is none. */
-struct Norms {
-    const Norm *inner;     /* before the residual is added */
-    const Norm *after;     /* of their sum */
-    const Norm *following; /* of the input of what follows, beside the sum itself */
-};
 
 /* erf(x) to 4e-7 of itself: x times the ratio of two polynomials in x^2, fitted to erf(x) / x on 0..3.9 for the
  * smallest maximum relative error. Above 3.9 it is 1 in float32. */
@@ -101,6 +93,52 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
             size = sizes(row, width);
         if (norms->following) size = normalise(row, norms->following, width, to);
         write_inputs(out, t, to, size, width);
+    }
+}
+
+/* Numbers of a row that the blocks of embedkit_finish_layer hold, without its inputs of products. */
+INLINE int64_t row_numbers(const Rest *of) { return 2 * of->out.outputs + of->up.outputs + 1; }
+
+/* The size of an input of a product, in bytes. */
+INLINE int64_t input_size(const Rest *of) { return of->form == BF16 ? 2 : 1; }
+
+/* The size of its workspace, in numbers. */
+extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
+    const int64_t width = of->up.inputs > of->down.inputs ? of->up.inputs : of->down.inputs;
+    return of->block * (row_numbers(of) + (width * input_size(of) + 3) / 4) + of->workspace;
+}
+
+/* Computes rows [first, last) of a layer from its attention on: the projection after it, the feed-forward network, and
+ * the residuals and norms around both. In blocks of rows, so that what is in between stays in the second cache.
+ *
+ * context: the result of attention, in the form that is multiplied.
+ * states: [n, width], the input of the layer.
+ * joined: [n, width], its output.
+ * out: the input of what follows; see embedkit_join.
+ * workspace: see embedkit_finish_layer_workspace. */
+extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const float *states, float *joined,
+                                      const Rows *out, float *workspace, int64_t first, int64_t last) {
+    const int64_t width = of->out.outputs, wide = of->up.outputs, block = of->block, size = input_size(of);
+    float *attended = workspace, *normed = attended + block * width, *inner = normed + block * width;
+    float *steps = inner + block * wide;
+    int32_t *words = (int32_t *)(steps + block);
+    void *inputs = words + of->workspace;
+    const bool bytes = of->form == BYTES;
+    for (int64_t t = first; t < last; t += block) {
+        const int64_t n = last - t < block ? last - t : block, at = t * width;
+        of->multiply((const char *)context->inputs + t * of->out.inputs * size, n, &of->out, 0, 1, attended, words);
+        const Products projected = {attended, bytes ? context->scale + t : nullptr, of->out.bias, n, width};
+        const Rows of_up = {of->attention_norms.following ? normed : attended, inputs, steps, of->form};
+        embedkit_join(&projected, states + at, &of->attention_norms, &of_up, 0, n);
+        of->multiply(inputs, n, &of->up, 0, 1, inner, words);
+        const Products up = {inner, bytes ? steps : nullptr, of->up.bias, n, wide};
+        const Rows of_down = {inner, inputs, steps, of->form};
+        embedkit_activate(&up, of->activation, of->gated, &of_down, 0, n);
+        of->multiply(inputs, n, &of->down, 0, 1, joined + at, words);
+        const Products down = {joined + at, bytes ? steps : nullptr, of->down.bias, n, width};
+        const int64_t of_next = out->form == FLOATS ? 0 : t;
+        const Rows next = {out->values + at, (char *)out->inputs + of_next * width * size, out->scale + of_next, out->form};
+        embedkit_join(&down, attended, &of->ffn_norms, &next, 0, n);
     }
 }
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from embedkit.models.native.attention import Attention, SelfAttention, Texts
 from embedkit.models.native.compile_kernels import find_compiler, library
 from embedkit.models.native.disentangled import DisentangledAttention
-from embedkit.models.native.layer import ACTIVATIONS, Norms
+from embedkit.models.native.int8_products import WeightsStruct
+from embedkit.models.native.layer import ACTIVATIONS, LayerWeights, Norms
 from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
 from embedkit.models.native.relative import DistanceTable
@@ -45,6 +46,10 @@ _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 _Pointer = ctypes.POINTER
 #: Numbers that are worth a thread: its start takes 0.03 ms, and an activation of so many 0.1 ms.
 _FEWEST_NUMBERS = 1 << 18
+#: Numbers of the widest result of a block of rows: 128 KiB, which stay in the second cache beside weights.
+_BLOCK_NUMBERS = 1 << 15
+#: Rows of a block: at most, and what its size is a multiple of, as the products' tiles are.
+_BLOCK_ROWS, _BLOCK_GRAIN = 96, 24
 
 
 class _Products(ctypes.Structure):
@@ -61,6 +66,15 @@ class _Norm(ctypes.Structure):
 
 class _Norms(ctypes.Structure):
     _fields_ = (("inner", _Pointer(_Norm)), ("after", _Pointer(_Norm)), ("following", _Pointer(_Norm)))
+
+
+class _Rest(ctypes.Structure):
+    _fields_ = (
+        *(("multiply", _Address), ("form", _Count), ("workspace", _Count)),
+        *(("out", WeightsStruct), ("up", WeightsStruct), ("down", WeightsStruct)),
+        *(("attention_norms", _Norms), ("ffn_norms", _Norms)),
+        *(("activation", ctypes.c_int32), ("gated", ctypes.c_int32), ("block", _Count)),
+    )
 
 
 class _Texts(ctypes.Structure):
@@ -86,6 +100,10 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "normalise": (_Address, _Pointer(_Norm), _Count, _Pointer(_Rows), _Count, _Count),
         "activate": (_Pointer(_Products), ctypes.c_int, ctypes.c_int, _Pointer(_Rows), _Count, _Count),
         "join": (_Pointer(_Products), _Address, _Pointer(_Norms), _Pointer(_Rows), _Count, _Count),
+        "finish_layer": (
+            *(_Pointer(_Rest), _Pointer(_Rows), _Address, _Address, _Pointer(_Rows), _Address),
+            *(_Count, _Count),
+        ),
     },
     "attention.cpp": {
         "attend": (
@@ -108,6 +126,9 @@ class Kernels:
         rows.embedkit_lanes.restype = attention.embedkit_attend_workspace.restype = _Count
         attention.embedkit_attend_workspace.argtypes = (_Count, _Count)
         self._workspace = attention.embedkit_attend_workspace
+        rows.embedkit_finish_layer_workspace.argtypes = (_Pointer(_Rest),)
+        rows.embedkit_finish_layer_workspace.restype = _Count
+        self._finish_workspace = rows.embedkit_finish_layer_workspace
         self._functions = {}
         for source, functions in _FUNCTIONS.items():
             for name, arguments in functions.items():
@@ -225,9 +246,54 @@ class Kernels:
         """
         states = products.values
         rows = _rows(states if following is None else torch.empty_like(states), form)
-        around = _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
+        around = _norms_struct(norms, following)
         self._run_rows("join", states.shape, _products_struct(products), _at(residual), around, _rows_struct(rows))
         return states, rows
+
+    def finish_layer(
+        self, layer: LayerWeights, context: Rows, states: Tensor, following: Norm | None, *, form: Form
+    ) -> tuple[Tensor, Rows] | None:
+        """Computes a layer from its attention on, in blocks of rows that stay in the second cache.
+
+        Args:
+            layer: the layer.
+            context: the result of its attention, [T, heads * width].
+            states: its input, [T, D].
+            following: the norm of the input of what follows; None if there is none.
+            form: see the class; that of the result.
+
+        Returns:
+            The layer's output and the input of what follows; None where the layer's parts have to be called one
+            by one: its weights are not packed for this, or there are too few rows for the threads.
+        """
+        packed = [linear.packed for linear in (layer.attention_out, layer.up, layer.down)]
+        linears = [linear for linear in packed if linear is not None]
+        n_rows, n_shares = len(states), torch.get_num_threads()
+        if len(linears) < len(packed) or n_rows < n_shares * _BLOCK_ROWS:
+            return None
+        structs = [weights.struct(bias) for weights, bias in linears]
+        block, products = _block_rows(max(struct.outputs for struct in structs)), linears[0][0].products
+        n_words = products.workspace(block, max(struct.inputs for struct in structs))
+        rest = _Rest(
+            *(products.address, context.form, n_words, *structs),
+            _norms_struct(layer.attention_norms, layer.ffn_norms.before),
+            _norms_struct(layer.ffn_norms, following),
+            *(_KINDS.index(layer.activation), layer.gated, block),
+        )
+        workspaces = torch.empty(n_shares, self._finish_workspace(rest), dtype=torch.float32)
+        joined = torch.empty_like(states)
+        rows = _rows(joined if following is None else torch.empty_like(states), form)
+        of_context, of_rows = _rows_struct(context), _rows_struct(rows)
+
+        def work(share: int) -> None:
+            first, last = (n_rows * number // n_shares for number in (share, share + 1))
+            self._functions["finish_layer"](
+                *(rest, of_context, _at(states), _at(joined), of_rows, _at(workspaces[share])),
+                *(first, last),
+            )
+
+        run_shares(work, n_shares)
+        return joined, rows
 
     def _run_rows(self, name: str, shape: Sequence[int], *arguments: Any) -> None:
         """Calls a function for all rows of a result of this shape."""
@@ -340,6 +406,16 @@ def _norm_pointer(norm: Norm | None) -> Any:
         return None
     rms = isinstance(norm, RmsNorm)
     return ctypes.pointer(_Norm(_at(norm.weight), None if rms else _at(norm.bias), norm.eps, rms))
+
+
+def _norms_struct(norms: Norms, following: Norm | None) -> _Norms:
+    return _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
+
+
+def _block_rows(width: int) -> int:
+    """Returns the rows of a block of a layer whose widest result has so many numbers."""
+    fitting = _BLOCK_NUMBERS // width // _BLOCK_GRAIN * _BLOCK_GRAIN
+    return max(_BLOCK_GRAIN, min(fitting, _BLOCK_ROWS))
 
 
 def _n_shares(shape: Sequence[int]) -> int:

@@ -83,6 +83,10 @@ def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tenso
         context = layer.attention.fused(kernels, layer.qkv.products(rows), texts, form=layer.attention_out.form)
         norm = None if following is None else following.attention_norms.before
         form = Form.FLOATS if following is None else following.qkv.form
+        finished = kernels.finish_layer(layer, context, states, norm, form=form)
+        if finished is not None:
+            states, rows = finished
+            continue
         blocks = []
         # As in `torch_layer`; most parts of a batch are one block.
         for of_context, of_states in zip(context.split(size), torch.split(states, size), strict=True):

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.native.bf16_products import load_bf16_products
-from embedkit.models.native.int8_products import load_int8_products
+from embedkit.models.native.int8_products import Int8Products, PackedWeights, load_int8_products
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
@@ -96,6 +95,8 @@ class Linear(ABC):
 
     #: What `products` takes.
     form: ClassVar[Form] = Form.FLOATS
+    #: Its weights for a compiled function that continues from its products, with the bias; None if it has none.
+    packed: tuple[PackedWeights, Tensor] | None = None
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
@@ -114,10 +115,10 @@ def has_onednn() -> bool:
 
 def int8_instructions() -> str | None:
     """Returns what multiplies bytes here, such as AVX2; None if int8 is impossible."""
-    if onednn_multiplies_bytes():
-        return "AVX-512 VNNI"
-    products = load_int8_products()
-    return None if products is None else products.instructions
+    products = own_int8_products()
+    if products is not None:
+        return products.instructions
+    return "AVX-512 VNNI" if onednn_multiplies_bytes() else None
 
 
 def bf16_instructions() -> str | None:
@@ -132,6 +133,12 @@ def bf16_instructions() -> str | None:
 def onednn_multiplies_bytes() -> bool:
     """Checks whether oneDNN multiplies bytes by AVX-512 VNNI; without it, its int8 is slower than its fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
+
+
+def own_int8_products() -> Int8Products | None:
+    """Returns embedkit's own products; None without a compiler, and where oneDNN multiplies by AMX."""
+    by_amx = onednn_multiplies_bytes() and torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - as above
+    return None if by_amx else load_int8_products()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +180,13 @@ class Int8Linear(Linear):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         quantised = (weight / scale[:, None]).round_().to(torch.int8)
-        self._multiply = multiplier(quantised, scale)
         self._bias = bias.clone()
+        products = own_int8_products()
+        if products is None:
+            self._multiply = _by_onednn(quantised, scale)
+        else:
+            weights = products.pack(quantised, scale)
+            self._multiply, self.packed = weights.multiply, (weights, self._bias)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns weight times rows plus bias."""
@@ -234,32 +246,29 @@ class Bf16Linear(Linear):
         return Products(self._products.multiply(rows.inputs, self._weights))
 
 
-def multiplier(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
-    """Packs weights for what multiplies bytes fastest here.
+def _by_onednn(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """Packs weights for oneDNN.
 
     Args:
         weight: int8 [N, K].
         scale: float32 [N], the value of a step of each output.
 
     Returns:
-        A function of rows uint8 [T, K], 128 for 0, that returns float32 [T, N], the same bits with either library.
+        A function of rows uint8 [T, K], 128 for 0, that returns float32 [T, N], the same bits as embedkit's own.
 
     Raises:
-        ValueError: there is none; see `int8_instructions`.
+        ValueError: it does not multiply bytes here; see `int8_instructions`.
     """
-    if onednn_multiplies_bytes():
-        of_onednn = torch.ops.onednn.qlinear_prepack(weight, [ROWS, weight.shape[1]])
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-
-        def multiply(rows: Tensor) -> Tensor:
-            product: Tensor = torch.ops.onednn.qlinear_pointwise(
-                *(rows, 1.0, _ZERO, of_onednn, scale, zeros, None),
-                *(1.0, 0, torch.float32, "none", [], "none"),
-            )
-            return product
-
-        return multiply
-    products = load_int8_products()
-    if products is None:
+    if not onednn_multiplies_bytes():
         raise ValueError("nothing multiplies bytes here")
-    return partial(products.multiply, weights=products.pack(weight, scale))
+    packed = torch.ops.onednn.qlinear_prepack(weight, [ROWS, weight.shape[1]])
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+
+    def multiply(rows: Tensor) -> Tensor:
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(rows, 1.0, _ZERO, packed, scale, zeros, None),
+            *(1.0, 0, torch.float32, "none", [], "none"),
+        )
+        return product
+
+    return multiply

@@ -4,33 +4,7 @@
  * alone, to the bit. What is not finite stays so.
  */
 /* math.h, which takes a quarter of a second to read in C++, is left out; its functions are builtins. */
-#include <stdint.h>
-
-/* The output of a linear layer, [n, width]: row t is values[t] * scale[t] + bias, or values[t] if scale is nullptr. */
-struct Products {
-    float *values;
-    const float *scale, *bias;
-    int64_t n, width;
-};
-
-/* The numbers that products take, as in linear.py. */
-enum Form { FLOATS, BYTES, BF16 };
-
-/* A result. It is written in its form too, unless that is FLOATS: bytes are unsigned, 128 for 0, with scale[t] the step
- * of row t. */
-struct Rows {
-    float *values;
-    void *inputs;
-    float *scale;
-    int64_t form;
-};
-
-/* A layer norm, or the root mean square's if rms is not 0; bias may be nullptr. */
-struct Norm {
-    const float *weight, *bias;
-    float eps;
-    int32_t rms;
-};
+#include "structs.h"
 
 #if defined(__AVX512F__)
 #define LANES 16

@@ -8,40 +8,7 @@
 
 #include <vector>
 
-struct Products {
-    float *values;
-    const float *scale, *bias;
-    int64_t n, width;
-};
-enum Form { FLOATS, BYTES, BF16 };
-struct Rows {
-    float *values;
-    void *inputs;
-    float *scale;
-    int64_t form;
-};
-struct Norm {
-    const float *weight, *bias;
-    float eps;
-    int32_t rms;
-};
-struct Norms {
-    const Norm *inner, *after, *following;
-};
-struct Texts {
-    int64_t count;
-    const int64_t *lengths;
-};
-struct Distances {
-    const float *bias, *keys, *queries;
-    int64_t stride;
-};
-struct Attention {
-    int64_t heads, key_heads, head_dim, reach, causal;
-    const Norm *query_norm, *key_norm;
-    const float *cosine, *sine;
-    Distances distances;
-};
+#include "structs.h"
 
 extern "C" {
 void embedkit_normalise(const float *, const Norm *, int64_t, const Rows *, int64_t, int64_t);
@@ -51,10 +18,10 @@ void embedkit_attend(const Products *, const Texts *, const Attention *, const R
 int64_t embedkit_attend_workspace(int64_t, int64_t);
 int64_t embedkit_int8_packed(int64_t, int64_t);
 int64_t embedkit_int8_workspace(int64_t, int64_t);
-int64_t embedkit_int8_panels(int64_t);
+int64_t embedkit_finish_layer_workspace(const Rest *);
+void embedkit_finish_layer(const Rest *, const Rows *, const float *, float *, const Rows *, float *, int64_t, int64_t);
 void embedkit_int8_pack(const int8_t *, int64_t, int64_t, int32_t *);
-void embedkit_int8_multiply(const uint8_t *, int64_t, int64_t, const int32_t *, const float *, int64_t, int64_t, int64_t,
-                            float *, int32_t *);
+Multiply embedkit_int8_multiply;
 const char *embedkit_int8_instructions(void);
 int64_t embedkit_bf16_packed(int64_t, int64_t);
 int64_t embedkit_bf16_workspace(int64_t, int64_t);
@@ -90,18 +57,15 @@ static void test_products(int64_t n, int64_t inputs, int64_t outputs, bool extre
     Floats scale = numbers(outputs), found(n * outputs), alone(outputs);
     std::vector<int32_t> packed(embedkit_int8_packed(outputs, inputs)), work(embedkit_int8_workspace(n, inputs));
     embedkit_int8_pack(weights.data(), outputs, inputs, packed.data());
-    int64_t panels = embedkit_int8_panels(outputs), half = panels / 2;
-    embedkit_int8_multiply(rows.data(), n, inputs, packed.data(), scale.data(), outputs, 0, half, found.data(), work.data());
-    embedkit_int8_multiply(rows.data(), n, inputs, packed.data(), scale.data(), outputs, half, panels, found.data(),
-                           work.data());
+    Weights of = {packed.data(), scale.data(), nullptr, inputs, outputs};
+    for (int64_t share = 0; share < 2; share++) embedkit_int8_multiply(rows.data(), n, &of, share, 2, found.data(), work.data());
     for (int64_t t = 0; t < n; t++)
         for (int64_t o = 0; o < outputs; o++) {
             int32_t sum = 0;
             for (int64_t i = 0; i < inputs; i++) sum += (rows[t * inputs + i] - 128) * weights[o * inputs + i];
             check(found[t * outputs + o] == (float)sum * scale[o], "a product of bytes");
         }
-    embedkit_int8_multiply(&rows[(n - 1) * inputs], 1, inputs, packed.data(), scale.data(), outputs, 0, panels,
-                           alone.data(), work.data());
+    embedkit_int8_multiply(&rows[(n - 1) * inputs], 1, &of, 0, 1, alone.data(), work.data());
     check(!memcmp(alone.data(), &found[(n - 1) * outputs], sizeof(float) * outputs), "a product of a row alone");
 }
 
@@ -228,6 +192,57 @@ static void test_norms() {
     }
 }
 
+/* A linear layer with made-up weights. */
+struct Layer {
+    Floats scale, bias;
+    std::vector<int32_t> packed;
+    Weights weights;
+    Layer(int64_t inputs, int64_t outputs)
+        : scale(outputs, 1e-3f), bias(numbers(outputs)), packed(embedkit_int8_packed(outputs, inputs)) {
+        std::vector<int8_t> bytes(outputs * inputs);
+        for (int8_t &x : bytes) x = (int)(random_bits() % 255) - 127;
+        embedkit_int8_pack(bytes.data(), outputs, inputs, packed.data());
+        weights = {packed.data(), scale.data(), bias.data(), inputs, outputs};
+    }
+    Products multiply(const std::vector<uint8_t> &bytes, const Floats &steps, Floats &products, std::vector<int32_t> &work) {
+        const int64_t n = steps.size();
+        embedkit_int8_multiply(bytes.data(), n, &weights, 0, 1, products.data(), work.data());
+        return {products.data(), steps.data(), bias.data(), n, weights.outputs};
+    }
+};
+
+/* The blocks of a layer after attention give what its parts give one by one, to the bit. */
+static void test_finish_layer(bool gated, bool norm_before) {
+    const int64_t n = 37, heads = 80, width = 96, inner = 112, wide = (1 + gated) * inner;
+    Layer out(heads, width), up(width, wide), down(inner, width);
+    Floats weight = numbers(width), bias = numbers(width), states = numbers(n * width), attention = numbers(n * heads);
+    Norm norm = {weight.data(), bias.data(), 1e-5f, 0};
+    const Norms norms = {nullptr, norm_before ? nullptr : &norm, norm_before ? &norm : nullptr};
+    std::vector<int32_t> work(embedkit_int8_workspace(n, inner));
+    Rest rest = {embedkit_int8_multiply, BYTES, (int64_t)work.size(), out.weights, up.weights, down.weights, norms, norms, 0, gated, 8};
+    Floats steps(n), again(n), found(n * width), following(n * width);
+    std::vector<uint8_t> of_context(n * heads), bytes(n * inner), found_bytes(n * width);
+    Rows context = {attention.data(), of_context.data(), steps.data(), BYTES};
+    embedkit_normalise(attention.data(), nullptr, heads, &context, 0, n);
+    Floats space(embedkit_finish_layer_workspace(&rest)), attended(n * width), activated(n * wide), sums(n * width), next(n * width);
+    Rows result = {norm_before ? following.data() : found.data(), found_bytes.data(), again.data(), BYTES};
+    embedkit_finish_layer(&rest, &context, states.data(), found.data(), &result, space.data(), 0, 5);
+    embedkit_finish_layer(&rest, &context, states.data(), found.data(), &result, space.data(), 5, n);
+
+    Products products = out.multiply(of_context, steps, attended, work);
+    Rows rows = {norm_before ? next.data() : attended.data(), bytes.data(), steps.data(), BYTES};
+    embedkit_join(&products, states.data(), &norms, &rows, 0, n);
+    products = up.multiply(bytes, steps, activated, work);
+    rows.values = activated.data();
+    embedkit_activate(&products, 0, gated, &rows, 0, n);
+    products = down.multiply(bytes, steps, sums, work);
+    rows.values = norm_before ? next.data() : sums.data();
+    embedkit_join(&products, attended.data(), &norms, &rows, 0, n);
+    check(found == sums, "the output of a layer");
+    check(!memcmp(result.values, rows.values, sizeof(float) * n * width), "the input of the next layer");
+    check(!memcmp(found_bytes.data(), bytes.data(), n * width) && again == steps, "its bytes");
+}
+
 /* A number of a head of a token, normalised and rotated. */
 static Doubles head_of(const float *from, int64_t head_dim, const Norm *norm, const float *cosine, const float *sine) {
     Doubles head(from, from + head_dim);
@@ -318,6 +333,7 @@ int main() {
     test_rounding();
     test_activations();
     test_norms();
+    for (int kind = 0; kind < 4; kind++) test_finish_layer(kind & 1, kind & 2);
     test_attention(2, 2, 48, -1, 0, BIAS, false);
     test_attention(2, 2, 20, -1, 0, DISENTANGLED, false);
     test_attention(16, 16, 7, -1, 0, NOTHING, false);

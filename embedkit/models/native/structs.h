@@ -1,0 +1,86 @@
+/* What the compiled sources and their callers hand to each other. kernels.py declares the same structs.
+ *
+ * All arrays are row-major and float32 unless their type says otherwise. */
+#pragma once
+#include <stdint.h>
+
+/* The output of a linear layer, [n, width]: row t is values[t] * scale[t] + bias, or values[t] if scale is nullptr. */
+struct Products {
+    float *values;
+    const float *scale, *bias;
+    int64_t n, width;
+};
+
+/* The numbers that products take, as in linear.py. */
+enum Form { FLOATS, BYTES, BF16 };
+
+/* A result. It is written in its form too, unless that is FLOATS: bytes are unsigned, 128 for 0, with scale[t] the step
+ * of row t. */
+struct Rows {
+    float *values;
+    void *inputs;
+    float *scale;
+    int64_t form;
+};
+
+/* A layer norm, or the root mean square's if rms is not 0; bias may be nullptr. */
+struct Norm {
+    const float *weight, *bias;
+    float eps;
+    int32_t rms;
+};
+
+/* The norms of the output of attention or of the feed-forward network; nullptr where there is none. */
+struct Norms {
+    const Norm *inner;     /* before the residual is added */
+    const Norm *after;     /* of their sum */
+    const Norm *following; /* of the input of what follows, beside the sum itself */
+};
+
+/* A linear layer, packed for the function that multiplies. */
+struct Weights {
+    const int32_t *packed;
+    const float *scale, *bias; /* [outputs]; scale is that of bytes */
+    int64_t inputs, outputs;
+};
+
+/* Multiplies n rows, in the form that the function takes, with weights: products [n, outputs], of bytes each sum times
+ * the scale of its output. Computes a share of the outputs; each call has a workspace of its own. */
+typedef void Multiply(const void *rows, int64_t n, const Weights *weights, int64_t share, int64_t shares, float *products,
+                      int32_t *workspace);
+
+/* What of a layer follows attention. */
+struct Rest {
+    Multiply *multiply;
+    int64_t form;      /* of the rows that it takes: BYTES or BF16 */
+    int64_t workspace; /* of multiply, in words */
+    Weights out, up, down;
+    Norms attention_norms, ffn_norms;
+    int32_t activation, gated;
+    int64_t block; /* rows that go through all of it together */
+};
+
+/* Packed texts: the tokens of each. */
+struct Texts {
+    int64_t count;
+    const int64_t *lengths;
+};
+
+/* Numbers of each head by distance, the key's position minus the query's; nullptr for none. At distance 0 of the first:
+ * a head's numbers, or its rows of them, are `stride` apart. */
+struct Distances {
+    const float *bias;           /* added to the scores */
+    const float *keys, *queries; /* [heads, head_dim]: multiplied by the queries, and by the keys (DeBERTa) */
+    int64_t stride;
+};
+
+/* What the heads of a layer attend to. */
+struct Attention {
+    int64_t heads, key_heads; /* of queries, and of keys and values: each of them serves as many of the queries' */
+    int64_t head_dim;
+    int64_t reach;  /* tokens seen to each side; -1 for all */
+    int64_t causal; /* whether a token sees no later one */
+    const Norm *query_norm, *key_norm; /* of each head before it is rotated; nullptr for none */
+    const float *cosine, *sine; /* [T, head_dim / 2]: of the angle between numbers half a head apart; or nullptr */
+    Distances distances;
+};

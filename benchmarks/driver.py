@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,10 +85,10 @@ class Uncounted(Counter[int]):
 class CommittingActor(FakeActor):
     """Tells of its commits what a worker does."""
 
-    def exchange(self, orders: Sequence[str], seconds: float) -> list[str]:
+    def messages(self, seconds: float) -> list[str]:
         oldest = self.held[0] if self.held else None
         messages: list[str] = []
-        for text in super().exchange(orders, seconds):
+        for text in super().messages(seconds):
             if "done" in json.loads(text) and oldest is not None:
                 messages.append(json.dumps({"committed": _WRITER.acknowledgement(record_of(oldest))}))
             messages.append(text)

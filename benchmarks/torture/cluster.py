@@ -344,12 +344,17 @@ class Tally:
     ends: Counter[str] = field(default_factory=Counter)
     resumes: Counter[str] = field(default_factory=Counter)
     seconds: int = 0  # of earlier runs
+    machines: list[dict[str, Any]] = field(default_factory=list)  # of earlier runs and of this one, with kills
 
     def __post_init__(self) -> None:
+        here: dict[str, Any] = {"machine": machine(), "versions": versions(sys.executable), "kills": 0}
+        here["versions"] |= {name: version(name) for name in ("ray", "obstore")}
+        self.machines.append(here)
         if self.output is None or not self.output.exists():
             return
         earlier = json.loads(self.output.read_text(encoding="utf-8"))
         self.races, self.seconds = earlier["races"], earlier["seconds"]
+        self.machines[:0] = earlier["machines"]
         self.kills = {place: Counter(kills) for place, kills in earlier["kills_by_place"].items()}
         self.resumes = Counter(earlier["resumes"])
         self.ends["complete"] = earlier["outputs_with_the_bytes_of_one_process"]
@@ -368,6 +373,7 @@ class Tally:
 
     def add(self, run: Run) -> None:
         self.runs += 1
+        self.machines[-1]["kills"] += run.done.total()
         self.kills.setdefault(run.place.name, Counter()).update(run.done)
         self.ends += run.ends
         self.resumes += run.resumes
@@ -376,10 +382,9 @@ class Tally:
 
     def write(self) -> None:
         """Writes the file, again after each run and race."""
+        self.machines[-1]["load_average"] = round(os.getloadavg()[0], 2)
         found: dict[str, Any] = {
-            "machine": machine(),
-            "versions": versions(sys.executable) | {name: version(name) for name in ("ray", "obstore")},
-            "load_average": round(os.getloadavg()[0], 2),
+            "machines": self.machines,
             "seconds": self.seconds + round(time.monotonic() - self.began),
             "shards_of_an_output": N_ROWS // SHARD_ROWS,
             "kills": self.n_kills,

@@ -33,12 +33,27 @@ class EngineConfig:
             for option, value in given:
                 if value is not None:
                     raise UsageError(f"{option} is for --engine ray", hint="add --engine ray, or leave it out")
-        if self.ray_address is not None and "://" in self.ray_address:
-            raise UsageError(
-                f"--ray-address cannot be '{self.ray_address}'",
-                hint="give the HOST:PORT of the head, such as 10.0.0.1:6379, and run embedkit on a node of the "
-                "cluster, such as by `ray job submit`",
-            )
+        if self.ray_address is not None:
+            check_ray_address("--ray-address", self.ray_address)
+
+
+def check_ray_address(name: str, address: str) -> None:
+    """Checks the address of a Ray cluster.
+
+    Args:
+        name: of what gives it, for the error.
+        address: auto, local or HOST:PORT.
+
+    Raises:
+        UsageError: it is something else, such as the URL of a dashboard.
+    """
+    host, _, port = address.rpartition(":")
+    if address not in {"auto", "local"} and ("/" in address or not host or not port.isdecimal()):
+        raise UsageError(
+            f"{name} cannot be '{address}'",
+            hint="give the HOST:PORT of the head, such as 10.0.0.1:6379, and run embedkit on a node of the "
+            "cluster, such as by `ray job submit`",
+        )
 
 
 def parse_workers(text: str | None) -> tuple[int, int] | None:

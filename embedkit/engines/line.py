@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -116,7 +116,7 @@ class Line:
 
 
 class Mailbox:
-    """A link whose other end calls `exchange`: what a remote actor offers its run."""
+    """A link whose other end calls `order` and `messages`: what a remote actor offers its run."""
 
     def __init__(self) -> None:
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -132,16 +132,18 @@ class Mailbox:
             self._changed.notify_all()
 
     def recv_bytes(self) -> bytes:
-        """See Link; whoever calls `exchange` ends the process if the run is gone."""
+        """See Link; whoever calls `order` ends the process if the run is gone."""
         return self._orders.get().encode()
 
-    def exchange(self, orders: Sequence[str], seconds: float) -> list[str]:
-        """Delivers orders, and returns the messages since the last call.
+    def order(self, order: str) -> None:
+        """Delivers an order."""
+        self._orders.put(order)
+
+    def messages(self, seconds: float) -> list[str]:
+        """Returns the messages since the last call.
 
         Waits for one, at most so many seconds; counts alone are returned when these are over.
         """
-        for order in orders:
-            self._orders.put(order)
         with self._changed:
             self._changed.wait_for(lambda: self._is_due, seconds)
             messages, self._messages, self._is_due = self._messages, [], False

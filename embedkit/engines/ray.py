@@ -12,7 +12,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Self
 
@@ -28,8 +28,8 @@ from embedkit.manifest.schema import Int8Ranges, ShardRecord
 from embedkit.storage.remote_path import is_uri
 
 _POLL_SECONDS = 0.1
-#: Seconds that an actor waits for something to say; an order without a question takes as long to arrive.
-_EXCHANGE_SECONDS = 0.5
+#: Seconds that an actor waits for something to say; counts alone are told as often.
+_RECEIVE_SECONDS = 1.0
 #: Seconds without any worker after which the user is told.
 _PATIENCE_SECONDS = 30.0
 #: Times in a row that a worker may die without a shard.
@@ -55,7 +55,6 @@ class _Member:
     worker: Worker
     actor: Any
     before: _Past  # of the workers that it replaces
-    orders: list[str] = field(default_factory=list)  # for its next call
     kind: str | None = None  # of its device, once it is ready
     greeted: bool = False  # True once its node is known
     started: bool = False  # True once it computes
@@ -101,7 +100,7 @@ class RayEngine:
         except BaseException:
             self._cluster.__exit__()
             raise
-        self.setup.callbacks.notice(f"asking Ray for {self._plan.most} workers with {self._plan.needs} each")
+        self.setup.callbacks.notice(f"asking for {self._plan.workers}, {self._plan.needs} each")
         self._waiting_since = time.monotonic()
         return self
 
@@ -115,7 +114,7 @@ class RayEngine:
         with self._dispatcher.workers_end_on_failure(self._dismiss):
             while self._n_ready() < self._plan.least or (first := self._dispatcher.first_ready()) is None:
                 self._receive()
-        return replace(first[1], device=f"{self._plan.most} Ray workers, {first[1].device}")
+        return replace(first[1], device=f"{self._plan.workers}, {first[1].device}")
 
     def calibrate(self) -> Int8Ranges:
         """See Engine; one of the workers does it, and another one if that dies."""
@@ -164,12 +163,12 @@ class RayEngine:
         """Asks all workers to end after their current batch, and waits for them."""
         computing = {actor for actor, of in self._members.items() if of.started and not of.worker.ended}
         for actor in computing:
-            self._cluster.stop(actor)
+            self._cluster.tell(actor, "stop")
         until = time.monotonic() + seconds
         while computing and time.monotonic() < until:
             for actor in computing:
                 if not self._members[actor].is_called:
-                    self._exchange(self._members[actor])
+                    self._ask(self._members[actor])
             self._answers += self._cluster.poll(_POLL_SECONDS)
             while self._answers:
                 actor, answer = self._answers.popleft()
@@ -205,7 +204,7 @@ class RayEngine:
                 self._greet(member, Node(*answer))
             elif not member.started:
                 member.started = True
-                self._exchange(member)
+                self._ask(member)
             else:
                 self._handle(member, answer)
 
@@ -229,11 +228,10 @@ class RayEngine:
         if worker.ended:
             self._remove(member.actor)
         else:
-            self._exchange(member)
+            self._ask(member)
 
-    def _exchange(self, member: _Member) -> None:
-        orders, member.orders = tuple(member.orders), []
-        self._call(member, "exchange", orders, _EXCHANGE_SECONDS)
+    def _ask(self, member: _Member) -> None:
+        self._call(member, "messages", _RECEIVE_SECONDS)
 
     def _call(self, member: _Member, method: str, *arguments: Any) -> None:
         member.is_called = True
@@ -241,7 +239,7 @@ class RayEngine:
 
     def _send(self, worker: Worker, order: str | int | None) -> None:
         member = next(member for member in self._members.values() if member.worker is worker)
-        member.orders.append(json.dumps(order))
+        self._cluster.tell(member.actor, "order", json.dumps(order))
 
     def _check_kind(self, name: str, kind: str) -> None:
         """Checks that devices are of one kind: others compute other last digits."""

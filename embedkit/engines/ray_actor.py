@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from embedkit.engines.line import Line, Mailbox
 
 
 class RayActor:
-    """A worker that others call: `hello`; then `start` and `exchange` again and again.
+    """A worker that others call: `hello`, `start`, then `messages` again and again, and `order` meanwhile.
 
     Or, to plan: `hello`, `open_input`, then `scan` for each segment.
     """
@@ -50,9 +49,13 @@ class RayActor:
         self._line.listen()
         threading.Thread(target=self._compute, args=(task,), name="embedkit-worker", daemon=True).start()
 
-    def exchange(self, orders: Sequence[str], seconds: float) -> list[str]:
+    def messages(self, seconds: float) -> list[str]:
         """See Mailbox."""
-        return self._mailbox.exchange(orders, seconds)
+        return self._mailbox.messages(seconds)
+
+    def order(self, order: str) -> None:
+        """See Mailbox."""
+        self._mailbox.order(order)
 
     def stop(self) -> None:
         """Asks the worker to end after its current batch."""

@@ -10,16 +10,17 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from embedkit.config import EngineConfig
+from embedkit.config.engine_config import check_ray_address
 from embedkit.engines.ray_actor import RayActor
+from embedkit.engines.ray_head import HeadWatch, refusal
 from embedkit.engines.signals import handlers_kept
 from embedkit.errors import EmbedkitError, Stopped, UsageError
 
@@ -40,14 +41,14 @@ _ENVIRONMENT_HERE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_AUTH_MODE": "token",
 }
+#: Methods of Ray's node that start processes which a run on one machine does not need.
+_UNUSED_PROCESSES = frozenset({"start_monitor", "start_api_server", "start_log_monitor"})
 #: Also, for a cluster that is joined: a head that goes meanwhile is waited for once, 40 s, and not 20 times.
 _ENVIRONMENT_THERE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 #: The least that Ray takes: nothing is kept there.
 _OBJECT_STORE_BYTES = 80 * 2**20
 #: Ray's sockets are in its folder, and their paths may have 107 bytes.
 _LONGEST_FOLDER = 30
-#: Seconds that the head may be unreachable.
-_HEAD_SECONDS, _HEAD_POLL_SECONDS = 30.0, 2.0
 _SHUTDOWN_SECONDS = 15.0
 
 
@@ -69,6 +70,11 @@ class ActorPlan:
     gpus: float  # of each
 
     @property
+    def workers(self) -> str:
+        """Their number, in words."""
+        return f"{self.most} Ray worker{'s' * (self.most > 1)}"
+
+    @property
     def needs(self) -> str:
         """The resources of an actor, in words."""
         cpus = f"{self.cpus} CPU{'s' * (self.cpus > 1)}"
@@ -83,7 +89,21 @@ class Death:
     never_began: bool = False  # True if its code cannot run on the node
 
 
-def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int) -> ActorPlan:
+def ray_address(config: EngineConfig) -> str:
+    """Returns the cluster of a run: HOST:PORT, auto, or local for a Ray of this run alone.
+
+    Raises:
+        UsageError: RAY_ADDRESS is none of these.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if config.ray_address is None and address:
+        check_ray_address("RAY_ADDRESS", address)
+    return config.ray_address or address or "local"
+
+
+def plan_actors(
+    config: EngineConfig, nodes: Iterable[NodeResources], device: str, useful: int, *, may_grow: bool = True
+) -> ActorPlan:
     """Decides how many actors to ask for, with how many CPUs and GPUs each.
 
     Args:
@@ -91,15 +111,22 @@ def plan_actors(config: EngineConfig, nodes: Iterable[NodeResources], device: st
         nodes: of the cluster as it is now; there may be none yet.
         device: of `--device`; auto takes GPUs if there are any.
         useful: number of shards, which more actors could not divide.
+        may_grow: False if no other node can come.
 
     Raises:
-        UsageError: the number of workers is not given, and cannot be found out; or GPUs are shared, and there are
+        UsageError: the number of workers is not given, and cannot be found out; or GPUs are wanted, and there are
             none.
     """
     nodes = list(nodes)
     per_gpu = config.workers_per_gpu or 1
     with_gpus = [node for node in nodes if node.gpus >= 1]
-    if device == "auto" and not with_gpus and config.workers_per_gpu is not None:
+    is_shared = device == "auto" and config.workers_per_gpu is not None
+    if (device == "cuda" or is_shared) and not with_gpus and not may_grow:
+        raise UsageError(
+            f"{'--workers-per-gpu' if is_shared else '--device cuda'}: this machine has no GPU",
+            hint="leave it out to compute on the CPU, or name a cluster with GPUs by --ray-address",
+        )
+    if is_shared and not with_gpus:
         raise UsageError(
             "--workers-per-gpu: no node of the Ray cluster has a GPU",
             hint="leave it out, and the workers compute on CPUs; or wait for nodes with GPUs, such as by "
@@ -147,8 +174,8 @@ class Cluster(Protocol):
     def call(self, actor: Any, method: str, *arguments: Any) -> None:
         """Calls a method of an actor; `poll` returns the answer. An actor has one call at a time."""
 
-    def stop(self, actor: Any) -> None:
-        """Asks an actor to end after its current batch; there is no answer."""
+    def tell(self, actor: Any, method: str, *arguments: Any) -> None:
+        """Calls a method of an actor without an answer, also during another call."""
 
     def kill(self, actor: Any) -> None:
         """Ends an actor at once, or no longer asks for it."""
@@ -172,14 +199,14 @@ class RayCluster:
         self._set: dict[str, str] = {}  # variables of the environment
         self._folder: str | None = None  # of a Ray that was started here
         self._is_ours = False  # the connection
-        self._watch: _HeadWatch | None = None
+        self._watch: HeadWatch | None = None
         self._calls: dict[Any, Any] = {}  # answer to come → actor
         self._plan = ActorPlan(1, 1, 1, 0.0)
         self._ray: Any = None
         self._class: Any = None
 
     def __enter__(self) -> Self:
-        address = self._config.ray_address or os.environ.get("RAY_ADDRESS", "").strip() or "local"
+        address = ray_address(self._config)
         # A token of its own: Ray would write one to the home folder.
         here = {**_ENVIRONMENT_HERE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         here = here if address == "local" else _ENVIRONMENT_THERE
@@ -195,7 +222,7 @@ class RayCluster:
                 self.__exit__()
                 raise
         self._class = self._ray.remote(RayActor)
-        self._watch = _HeadWatch(self._ray.get_runtime_context().gcs_address)
+        self._watch = HeadWatch(self._ray.get_runtime_context().gcs_address)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,7 +242,7 @@ class RayCluster:
         """See Cluster."""
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         nodes = [NodeResources(of.get("CPU", 0.0), of.get("GPU", 0.0)) for of in alive]
-        self._plan = plan_actors(self._config, nodes, device, useful)
+        self._plan = plan_actors(self._config, nodes, device, useful, may_grow=self._folder is None)
         return self._plan
 
     def plan_scanners(self, useful: int) -> int:
@@ -231,7 +258,7 @@ class RayCluster:
             num_gpus=self._plan.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=3,  # a call that waits for messages, and one to stop
+            max_concurrency=3,  # a call that waits for messages, an order, and one to stop
             scheduling_strategy="SPREAD",
             enable_task_events=False,
         ).remote()
@@ -240,9 +267,9 @@ class RayCluster:
         """See Cluster."""
         self._calls[getattr(actor, method).remote(*arguments)] = actor
 
-    def stop(self, actor: Any) -> None:
+    def tell(self, actor: Any, method: str, *arguments: Any) -> None:
         """See Cluster."""
-        actor.stop.remote()
+        getattr(actor, method).remote(*arguments)
 
     def kill(self, actor: Any) -> None:
         """See Cluster."""
@@ -269,6 +296,18 @@ class RayCluster:
                 hint="committed shards stay; start Ray again, or use --engine local: the same command with "
                 "--on-exists resume continues",
             )
+
+    def _knock(self, address: str) -> None:
+        """Checks that a head listens where one is named: Ray would try for 40 s, and log it."""
+        host, _, port = address.rpartition(":")
+        if not host:
+            return
+        hosts = [host]
+        if host in {"127.0.0.1", "localhost"}:  # Ray takes the machine's own address then
+            hosts.append(self._ray.util.get_node_ip_address())
+        reason = refusal([f"{each}:{port}" for each in hosts])
+        if reason is not None:
+            raise _no_cluster(address, reason)
 
     def _answer(self, answer: Any) -> Any:
         exceptions = self._ray.exceptions
@@ -298,14 +337,17 @@ class RayCluster:
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": self._folder,
             }
+        else:
+            self._knock(address)
         try:
-            try:
-                self._ray.init(address, **quiet)
-            except Exception as error:
-                if "timed out during startup" not in str(error):
-                    raise
-                # On a busy machine, 30 s may not be enough, and they cannot be set.
-                self._ray.init(address, **quiet)
+            with _fewer_processes() if address == "local" else contextlib.nullcontext():
+                try:
+                    self._ray.init(address, **quiet)
+                except Exception as error:
+                    if "timed out during startup" not in str(error):
+                        raise
+                    # On a busy machine, 30 s may not be enough, and they cannot be set.
+                    self._ray.init(address, **quiet)
         except SystemExit:  # by Ray's handler of a signal
             raise Stopped("stopped by a signal; no shard was begun", hint="run the command again") from None
         except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, some of them its own
@@ -313,43 +355,16 @@ class RayCluster:
             if address == "local":
                 hint = "start it again when the machine is less busy, or use --engine local"
                 raise EmbedkitError(f"cannot start Ray here: {reason}", hint=hint) from None
-            raise EmbedkitError(
-                f"cannot connect to Ray at {address}: {reason}",
-                hint="embedkit has to run on a node of the cluster, with the same versions of Ray and Python; "
-                "--ray-address gives the HOST:PORT of its head",
-            ) from None
+            raise _no_cluster(address, reason) from None
         _silence()
 
 
-class _HeadWatch:
-    """Knocks at the port of the cluster's head, in a thread.
-
-    Args:
-        address: HOST:PORT.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.failing = False
-        self.is_gone = False
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="embedkit-ray-head", daemon=True).start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._ended.set()
-
-    def _run(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        seen = time.monotonic()
-        while not self._ended.wait(_HEAD_POLL_SECONDS):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_POLL_SECONDS).close()
-            except OSError:
-                self.failing = True
-                self.is_gone = time.monotonic() - seen > _HEAD_SECONDS
-            else:
-                self.failing, seen = False, time.monotonic()
+def _no_cluster(address: str, reason: str) -> EmbedkitError:
+    return EmbedkitError(
+        f"cannot connect to Ray at {address}: {reason}",
+        hint="embedkit has to run on a node of the cluster, with the same versions of Ray and Python; "
+        "--ray-address gives the HOST:PORT of its head",
+    )
 
 
 def _import_ray() -> Any:
@@ -361,6 +376,32 @@ def _import_ray() -> Any:
             hint="install it on all nodes: pip install 'embedkit-cli[ray]'",
         ) from None
     return ray
+
+
+@contextlib.contextmanager
+def _fewer_processes() -> Iterator[None]:
+    """Keeps Ray from starting its autoscaler, API server and log monitor, each of which imports all of Ray.
+
+    A run on one machine needs none of them, and `ray.init` waits for them. It has no option for that, other than
+    `ray start`: where Ray's private names change, all are started.
+    """
+    try:
+        from ray._private.node import Node
+    except ImportError:
+        yield
+        return
+    before = {name: method for name, method in vars(Node).items() if name in _UNUSED_PROCESSES}
+
+    def start_nothing(node: Any, **_: Any) -> None:
+        node._webui_url = ""  # noqa: SLF001 - as without a dashboard
+
+    for name in before:
+        setattr(Node, name, start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def _silence() -> None:

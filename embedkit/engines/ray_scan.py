@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from embedkit.config import EngineConfig, RunConfig
+from embedkit.config import RunConfig
 from embedkit.engines.node import Node
-from embedkit.engines.ray_cluster import Cluster, Death, RayCluster
+from embedkit.engines.ray_cluster import Cluster, Death, RayCluster, ray_address
 from embedkit.engines.scan_pool import scanner_of
 from embedkit.engines.scanning import Scanner, ScanTask
 from embedkit.engines.segments import SegmentScan
@@ -45,14 +45,9 @@ def ray_scanner_of(config: RunConfig, stop: threading.Event, notice: Callable[[s
     Returns:
         Actors of the cluster; processes of this machine if Ray is started here for this run alone.
     """
-    if is_joined(config.engine):
+    if ray_address(config.engine) != "local":
         return partial(scan_by_actors, cluster=RayCluster(config.engine), stop=stop, notice=notice)
     return scanner_of(config.engine.most_workers or os.cpu_count() or 1, stop)
-
-
-def is_joined(config: EngineConfig) -> bool:
-    """Returns True if Ray runs already, and on other machines perhaps."""
-    return (config.ray_address or os.environ.get("RAY_ADDRESS", "").strip() or "local") != "local"
 
 
 def scan_by_actors(

@@ -9,6 +9,7 @@ A test that needs no server that is missing runs; the others are skipped and say
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -106,8 +107,9 @@ def faulty_proxy(seaweed: servers.S3Server) -> Iterator[faulty.FaultyProxy]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[ray.RayCluster]:
-    """A head and two raylets of two processors each."""
-    with ray.ray_cluster() as cluster:
+    """A head and two raylets of two processors each; with a dashboard, where what it needs is installed."""
+    has_dashboard = importlib.util.find_spec("aiohttp_cors") is not None
+    with ray.ray_cluster(dashboard=has_dashboard) as cluster:
         yield cluster
 
 

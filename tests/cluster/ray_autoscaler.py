@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.ray_cluster import ENVIRONMENT, START_SECONDS
+from tests.cluster.ray_cluster import ENVIRONMENT, START_SECONDS, RayCluster
 from tests.cluster.ray_runs import environment
 from tests.cluster.servers import free_port
 
@@ -55,9 +55,17 @@ def autoscaling(gcs_address: str, nodes: int) -> dict[str, Any]:
     }
 
 
+def processes_of(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yields the processes with a cluster's folder in their command lines, and these."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and str(folder) in (words := (process / "cmdline").read_text()):
+                yield int(process.name), words
+
+
 @contextlib.contextmanager
-def autoscaled_ray(nodes: int) -> Iterator[dict[str, str]]:
-    """Yields the variables that a driver needs to join."""
+def autoscaled_ray(nodes: int) -> Iterator[RayCluster]:
+    """A head without processors; up to `nodes` raylets come when something is asked for."""
     # Sockets of Unix have paths of at most 107 characters: pytest's folders are too long.
     folder = Path(tempfile.mkdtemp(prefix="ek-auto-", dir="/tmp"))
     port = free_port()
@@ -67,6 +75,7 @@ def autoscaled_ray(nodes: int) -> Iterator[dict[str, str]]:
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": str(folder),  # by which its processes are found
     }
     words = (
         *(Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=0", "--block"),
@@ -74,22 +83,29 @@ def autoscaled_ray(nodes: int) -> Iterator[dict[str, str]]:
         "--include-dashboard=false",
     )
     with (folder / "log").open("w") as log:
-        head = subprocess.Popen(
-            list(map(str, words)), env=environment(variables), stdout=log, stderr=log, start_new_session=True
+        process = subprocess.Popen(
+            list(map(str, words)),
+            env=environment(variables),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            text=True,
         )
+    cluster = RayCluster(process, folder, variables | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, f"127.0.0.1:{port}")
     try:
         until = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in (told := (folder / "log").read_text()):
             assert time.monotonic() < until, told
-            assert head.poll() is None, told
-            time.sleep(0.5)
-        yield variables | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            assert process.poll() is None, told
+            time.sleep(0.1)
+        (cluster.head,) = (pid for pid, words in processes_of(folder) if "gcs_server" in words.split("\0")[0])
+        yield cluster
     finally:
-        head.terminate()
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(30)
-        for process in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if process.name.isdigit() and str(folder).encode() in (process / "cmdline").read_bytes():
-                    os.kill(int(process.name), signal.SIGKILL)
+            process.wait(10)
+        for pid in (*cluster.actors(), *(pid for pid, _ in processes_of(folder))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ Never calls `ray stop`: it ends every Ray of the machine, those of others too.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -20,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 START_SECONDS = 180
+ROOT, ODD_NODE = Path(__file__).parents[2], Path(__file__).parent / "odd_node"
 
 
 @dataclass
@@ -51,6 +52,7 @@ class RayCluster:
         address: "HOST:PORT" of the head.
         head: process id of the head's server (GCS).
         raylets: process ids of the raylets besides the head's, in the order in which they were added.
+        dashboard: its "HOST:PORT"; empty without one.
     """
 
     process: subprocess.Popen[str]
@@ -59,6 +61,7 @@ class RayCluster:
     address: str = ""
     head: int = 0
     raylets: tuple[int, ...] = ()
+    dashboard: str = ""
 
     def ask(self, command: str, *arguments: object) -> None:
         """Has the cluster do something and waits until it is done."""
@@ -70,13 +73,14 @@ class RayCluster:
             if line.startswith("{"):  # Ray prints lines of its own
                 state = json.loads(line)
                 self.address, self.head, self.raylets = state["address"], state["head"], tuple(state["raylets"])
+                self.dashboard = state["dashboard"]
                 self.environment["RAY_ADDRESS"] = self.address
                 return
         raise RuntimeError(f"the cluster ended: {(self.folder / 'cluster.log').read_text()[-3000:]}")
 
-    def add_node(self, cpus: int = 2, **variables: str) -> int:
-        """Starts another raylet, with these variables of the environment as well, and returns its process id."""
-        self.ask("add", cpus, *(f"{name}={value}" for name, value in variables.items()))
+    def add_node(self, cpus: int = 2) -> int:
+        """Starts another raylet and returns its process id."""
+        self.ask("add", cpus)
         return self.raylets[-1]
 
     def kill_node(self, raylet: int | None = None) -> int:
@@ -89,6 +93,28 @@ class RayCluster:
         """SIGKILLs the head's server; this cluster is of no use afterwards."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.head, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def odd_workers(self, kind: str, value: object = "") -> Iterator[None]:
+        """Lets workers that start meanwhile differ; see odd_node/sitecustomize.py."""
+        odd = self.folder / "odd"
+        odd.write_text(f"{kind}={value}")
+        try:
+            yield
+        finally:
+            odd.unlink()
+            odd.with_name("odd-taken").unlink(missing_ok=True)
+
+    def page(self, path: str) -> str:
+        """Returns a page of the dashboard."""
+        headers = {"Authorization": f"Bearer {(self.folder / 'token').read_text()}"}
+        connection = http.client.HTTPConnection(self.dashboard, timeout=60)
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        assert answer.status == 200, f"{path}: {answer.status} {text[:300]}"
+        return text
 
     def actors(self, name: str = "") -> list[int]:
         """Process ids of the workers that have an actor whose class name has `name` in it."""
@@ -118,6 +144,7 @@ def ray_cluster(
     (folder / "ray").mkdir()
     (folder / "token").write_text(secrets.token_hex(32))
     environment = ENVIRONMENT | {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_TMPDIR": str(folder)}
+    odd = {"ODD_NODE": str(folder / "odd"), "PYTHONPATH": os.pathsep.join(map(str, (ODD_NODE, ROOT)))}
     command = [sys.executable, "-m", __name__, str(folder), str(nodes), str(cpus), str(int(dashboard))]
     with (folder / "cluster.log").open("w") as log:
         process = subprocess.Popen(
@@ -126,8 +153,8 @@ def ray_cluster(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **environment, **variables},
+            cwd=ROOT,
+            env={**os.environ, **odd, **environment, **variables},
         )
     cluster = RayCluster(process, folder, environment)
     try:
@@ -163,9 +190,8 @@ def main(folder: str, nodes: str, cpus: str, dashboard: str) -> None:
     cluster.wait_for_nodes(START_SECONDS)
     for line in sys.stdin:
         match line.split():
-            case ["add", number, *variables]:
-                with mock.patch.dict(os.environ, dict(of.split("=", 1) for of in variables)):
-                    added.append(add_node(cluster, int(number)))
+            case ["add", number]:
+                added.append(add_node(cluster, int(number)))
             case ["kill", raylet]:
                 (node,) = (node for node in added if process_of(node, "raylet") == int(raylet))
                 added.remove(node)
@@ -173,6 +199,7 @@ def main(folder: str, nodes: str, cpus: str, dashboard: str) -> None:
         state = {
             "address": cluster.address,
             "head": process_of(cluster.head_node, "gcs_server"),
+            "dashboard": cluster.head_node.webui_url,
             "raylets": [process_of(node, "raylet") for node in added],
         }
         print(json.dumps(state), flush=True)

@@ -15,13 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.ray_autoscaler import autoscaled_ray
-from tests.cluster.ray_cluster import ray_cluster as new_cluster
 from tests.cluster.ray_runs import ROOT, command, environment, started
 from tests.engines.test_resume import assert_same
+from tests.tiny_models import make
 
 pytestmark = pytest.mark.timeout(900)
 CANARY = "canary-5e1f-text"
 ROWS = 600
+#: Pages of Ray's dashboard and of its state API: all that have something of a run.
+DASHBOARD = (
+    *("/nodes?view=summary", "/logical/actors", "/api/jobs/", "/events", "/api/cluster_status"),
+    *(f"/api/v0/{name}?detail=1" for name in ("actors", "jobs", "nodes", "workers", "objects", "tasks")),
+    *(f"/api/v0/{name}" for name in ("runtime_envs", "cluster_events", "tasks/timeline")),
+    *(f"/api/v0/{name}/summarize" for name in ("actors", "objects", "tasks")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +77,32 @@ def test_a_cluster_makes_the_bytes_of_one_process_and_ray_sees_no_row(
 ):
     code, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *ray(workers))
     assert code == 0, told
-    assert f"{workers} Ray workers, cpu" in told
+    assert f"{workers} Ray worker{'s' * (workers > 1)}, cpu" in told
     assert_same(tmp_path, whole)
     assert_no_row_in(ray_cluster, told)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_workers_are_replaced(ray_cluster, table, bert, whole, tmp_path, seed):
-    chance = random.Random(seed)
+def test_a_dashboard_shows_workers_and_no_row(ray_cluster, table, bert, tmp_path):
+    if not ray_cluster.dashboard:
+        pytest.skip("what Ray's dashboard needs is not installed: pip install 'ray[default]'")
     words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2))
     with started(words, ray_cluster.environment) as run:
-        for _ in range(2):
-            run.after(chance.randint(1, 25))
+        run.after(20)
+        run.kill(signal.SIGSTOP)
+        pages = {path: ray_cluster.page(path) for path in DASHBOARD}
+        run.kill(signal.SIGCONT)
+        assert run.end() == 0, run.text
+    pages |= {f"{path} at the end": ray_cluster.page(path) for path in DASHBOARD}
+    assert "RayActor" in pages["/logical/actors"]
+    assert [path for path, page in pages.items() if CANARY in page] == []
+
+
+def test_killed_workers_are_replaced(ray_cluster, table, bert, whole, tmp_path):
+    chance = random.Random(0)
+    words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2))
+    with started(words, ray_cluster.environment) as run:
+        for _ in range(3):
+            run.after(chance.randint(1, 20))
             os.kill(chance.choice(ray_cluster.actors("RayActor")), signal.SIGKILL)
         assert run.end() == 0, run.text
         assert "another one is started" in run.text
@@ -93,85 +114,57 @@ def test_a_node_that_goes_is_done_without(ray_cluster, table, bert, whole, tmp_p
     words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(3))
     with started(words, ray_cluster.environment) as run:
         run.after(10)
-        ray_cluster.kill_node()
+        killed = ray_cluster.kill_node()
         code = run.end()
+    assert not Path(f"/proc/{killed}").exists()
     ray_cluster.add_node()
     assert code == 0, run.text
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("engine", ["ray", "local"])
-def test_after_the_command_is_killed_ray_ends_its_workers_and_another_one_resumes(
-    ray_cluster, table, bert, whole, tmp_path, engine
-):
-    words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2))
-    with started(words, ray_cluster.environment) as run:
-        run.after(12)
-        run.kill()
-    gone_by = time.monotonic() + 60
-    while ray_cluster.actors("RayActor") and time.monotonic() < gone_by:
-        time.sleep(0.5)
-    assert ray_cluster.actors("RayActor") == []
-    options = ray(2) if engine == "ray" else ()
-    code, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *options, "--on-exists", "resume")
-    assert code == 0, told
-    assert_same(tmp_path, whole)
-
-
-def test_a_signal_ends_the_run_with_75_and_ray_resumes_a_local_run(ray_cluster, table, bert, whole, tmp_path):
-    with started(command(table, bert, tmp_path / "out", "--keep", "note"), {}) as run:
+def test_a_run_goes_on_after_each_way_to_end_it_with_ray_and_without(ray_cluster, table, bert, whole, tmp_path):
+    words = command(table, bert, tmp_path / "out", "--keep", "note", "--on-exists", "resume")
+    with started(words, {}) as run:
         run.after(5)
         run.kill(signal.SIGTERM)
         assert run.end() == 75, run.text
-    words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2), "--on-exists", "resume")
-    with started(words, ray_cluster.environment) as run:
+    with started([*words, *map(str, ray(2))], ray_cluster.environment) as run:
         run.after(9)
         run.kill(signal.SIGTERM)
         assert run.end() == 75, run.text
     assert "stopped by a signal" in run.text
+    with started([*words, *map(str, ray(2))], ray_cluster.environment) as run:
+        run.after(12)
+        run.kill()
+    gone_by = time.monotonic() + 60
+    while ray_cluster.actors("RayActor") and time.monotonic() < gone_by:
+        time.sleep(0.1)
+    assert ray_cluster.actors("RayActor") == []  # Ray has ended them
     code, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *ray(1), "--on-exists", "resume")
     assert code == 0, told
     assert_same(tmp_path, whole)
 
 
-def odd_node(kind):
-    """Variables of a node whose workers differ from those of the others."""
-    path = os.pathsep.join((str(Path(__file__).parent / "odd_node"), str(ROOT)))
-    return {"PYTHONPATH": path, "ODD_NODE": kind}
-
-
-@pytest.fixture(scope="module")
-def small_cluster():
-    """A head to which tests add the nodes that they need."""
-    with new_cluster(nodes=0) as cluster:
-        yield cluster
-
-
 @pytest.mark.parametrize(
-    ("odd", "code", "said"),
+    ("odd", "workers", "code", "said"),
     [
-        ("version", 2, r"has transformers 4.0.0, and the run is by transformers"),
-        ("input={other}", 3, r"reads another input: input.files[0].s"),
-        ("model={model}", 2, r"loaded another model than the plan's"),
-        ("nowhere", 4, r"there is no model in /nowhere"),
+        ("version", 1, 2, r"has transformers 4.0.0, and the run is by transformers"),
+        ("input", 1, 3, r"reads another input: input.files[0].s"),
+        ("model", "2:2", 2, r"loaded another model than the plan's"),  # the plan's is that of the first worker
+        ("nowhere", 1, 4, r"there is no model in /nowhere"),
     ],
 )
-def test_a_node_with_something_else_is_refused_by_name(small_cluster, table, bert, tmp_path, odd, code, said):
-    from tests.tiny_models import make
-
-    (tmp_path / "other.jsonl").write_text(table.read_text().replace("visit", "visIt", 1))
-    model = make("bert", tmp_path / "model", seed=7).folder
-    odd = odd.format(other=tmp_path / "other.jsonl", model=model)
-    nodes = [small_cluster.add_node(2, **odd_node(odd))]
-    if "model" in odd:  # the model of the run is that of its first worker: the other node is refused, or this one
-        nodes.append(small_cluster.add_node(2))
-    try:
-        ran, told = encode(
-            table, bert, tmp_path / "out", small_cluster.environment, *ray("2:2" if len(nodes) == 2 else 1)
-        )
-    finally:
-        for node in nodes:
-            small_cluster.kill_node(node)
+def test_a_node_with_something_else_is_refused_by_name(
+    ray_cluster, table, bert, tmp_path, odd, workers, code, said
+):
+    value = ""
+    if odd == "input":
+        value = tmp_path / "other.jsonl"
+        value.write_text(table.read_text().replace("visit", "visIt", 1))
+    elif odd == "model":
+        value = make("bert", tmp_path / "model", seed=7).folder
+    with ray_cluster.odd_workers(odd, value):
+        ran, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *ray(workers))
     assert ran == code, told
     assert said in told
     assert "worker" in told.split("error: ")[1] or "node" in told.split("error: ")[1]
@@ -187,13 +180,10 @@ def test_a_node_with_something_else_is_refused_by_name(small_cluster, table, ber
     ],
 )
 def test_a_shard_that_ends_its_workers_ends_the_run_and_no_crash_report_has_its_texts(
-    small_cluster, table, bert, tmp_path, how, said
+    ray_cluster, table, bert, tmp_path, how, said
 ):
-    node = small_cluster.add_node(2, **odd_node(f"{how}=11"))
-    try:
-        code, told = encode(table, bert, tmp_path / "out", small_cluster.environment, *ray(2))
-    finally:
-        small_cluster.kill_node(node)
+    with ray_cluster.odd_workers(how, 11):
+        code, told = encode(table, bert, tmp_path / "out", ray_cluster.environment, *ray(2))
     assert code == 1, told
     assert said in told
     assert "--on-exists resume" in told
@@ -201,73 +191,56 @@ def test_a_shard_that_ends_its_workers_ends_the_run_and_no_crash_report_has_its_
     assert 11 not in committed
     if how == "abort":  # a fault ends all workers at once
         assert set(range(11)) <= committed
-        logs = [
-            path.read_text(errors="replace") for path in small_cluster.folder.glob("ray/session_2*/logs/worker-*")
-        ]
-        assert any("SIGABRT" in log or "Aborted" in log for log in logs)
-    assert_no_row_in(small_cluster, told)
+        logs = ray_cluster.folder.glob("ray/session_2*/logs/worker-*")
+        assert any(
+            "SIGABRT" in log or "Aborted" in log for log in (path.read_text("utf-8", "replace") for path in logs)
+        )
+    assert_no_row_in(ray_cluster, told)
 
 
-def test_from_a_bucket_to_a_bucket(small_cluster, seaweed, table, bert, whole):
+def test_from_a_bucket_to_a_bucket(ray_cluster, seaweed, table, bert, whole):
     bucket = seaweed.make_bucket()
     seaweed.client().put_object(Bucket=bucket, Key="rows.jsonl", Body=table.read_bytes())
     places = (f"s3://{bucket}/rows.jsonl", f"s3://{bucket}/out")
-    variables = small_cluster.environment | seaweed.environment
-    node = small_cluster.add_node(2, AWS_EC2_METADATA_DISABLED="true")
-    try:  # the run's credentials do not go to its nodes
+    variables = ray_cluster.environment | seaweed.environment
+    with ray_cluster.odd_workers("environment", json.dumps({"AWS_EC2_METADATA_DISABLED": "true"})):
         code, told = encode(places[0], bert, places[1], variables, *ray(1))
-    finally:
-        small_cluster.kill_node(node)
-    assert code == 5, told
+    assert code == 5, told  # the run's credentials do not go to its nodes
     assert re.search(r"error: worker 0 on node .*: no credentials were found\nhint: set AWS_ACCESS_KEY_ID", told)
-    node = small_cluster.add_node(2, **seaweed.environment)
-    try:
-        with started(command(places[0], bert, places[1], "--keep", "note", *ray(2)), variables) as run:
-            run.after(20)
-            run.kill(signal.SIGTERM)
-            assert run.end() == 75, run.text
-        code, told = encode(places[0], bert, places[1], variables, *ray(1), "--on-exists", "resume")
-    finally:
-        small_cluster.kill_node(node)
+    with ray_cluster.odd_workers("environment", json.dumps(seaweed.environment)):
+        code, told = encode(places[0], bert, places[1], variables, *ray(2), "--on-exists", "resume")
     assert code == 0, told
     found = seaweed.objects(bucket, "out/embeddings/")
     expected = {path.name: path.read_bytes() for path in (whole / "out/embeddings").iterdir()}
     assert {name.rpartition("/")[2]: content for name, content in found.items()} == expected
 
 
-def test_without_its_head_the_run_ends_within_a_minute_and_a_local_one_resumes(
-    small_cluster, table, bert, whole, tmp_path
-):
-    """The last one of its cluster."""
-    small_cluster.add_node(1)
-    words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(1))
-    with started(words, small_cluster.environment) as run:
-        run.after(2)
-        small_cluster.kill_head()
-        # A worker that stalls, so that the run is not over before it hears of the head.
-        for actor in small_cluster.actors("RayActor"):
-            os.kill(actor, signal.SIGSTOP)
-        began = time.monotonic()
-        assert run.end() == 1, run.text
-        assert time.monotonic() - began < 60
-        for actor in small_cluster.actors("RayActor"):
-            os.kill(actor, signal.SIGKILL)
-    assert "the head of the Ray cluster at" in run.text
-    assert "--on-exists resume" in run.text
-    code, told = encode(table, bert, tmp_path / "out", {}, "--on-exists", "resume")
-    assert code == 0, told
-    assert_same(tmp_path, whole)
-
-
-def test_from_no_node_at_all_the_autoscaler_starts_some(table, bert, whole, tmp_path):
-    with autoscaled_ray(nodes=2) as variables:
-        code, told = encode(table, bert, tmp_path / "out", variables, "--engine", "ray")
+def test_an_autoscaler_starts_nodes_and_without_the_head_a_run_ends_within_a_minute(table, bert, whole, tmp_path):
+    with autoscaled_ray(nodes=2) as cluster:
+        code, told = encode(table, bert, tmp_path / "out", cluster.environment, "--engine", "ray")
         assert code == 2, told
         assert "the Ray cluster has no CPU yet" in told
         assert "--workers 8" in told
-        code, told = encode(table, bert, tmp_path / "out", variables, *ray(2))
+        code, told = encode(table, bert, tmp_path / "out", cluster.environment, *ray(2))
+        assert code == 0, told
+        assert_same(tmp_path, whole)
+
+        (tmp_path / "headless").mkdir()
+        output = tmp_path / "headless/out"
+        with started(command(table, bert, output, "--keep", "note", *ray(1)), cluster.environment) as run:
+            run.after(2)
+            cluster.kill_head()
+            # A worker that stalls, so that the run is not over before it hears of the head.
+            for actor in cluster.actors("RayActor"):
+                os.kill(actor, signal.SIGSTOP)
+            began = time.monotonic()
+            assert run.end() == 1, run.text
+            assert time.monotonic() - began < 60
+    assert "the head of the Ray cluster at" in run.text
+    assert "--on-exists resume" in run.text
+    code, told = encode(table, bert, output, {}, "--on-exists", "resume")
     assert code == 0, told
-    assert_same(tmp_path, whole)
+    assert_same(tmp_path / "headless", whole)
 
 
 def test_the_memory_of_the_command_does_not_grow_with_the_shards():

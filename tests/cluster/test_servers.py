@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.faulty_proxy import FaultyProxy
 from tests.cluster.gcs_stub import GcsStub
-from tests.cluster.ray_cluster import RayCluster
 from tests.cluster.servers import AzureServer, GcsServer, S3Server, gcs_account
 
 obstore = pytest.importorskip("obstore")
@@ -142,37 +137,3 @@ def test_a_put_that_is_stuck_leaves_nothing_when_its_writer_goes(
     assert faulty_proxy.stuck.is_set()
     time.sleep(0.5)
     assert seaweed.objects(bucket) == {}
-
-
-def test_a_driver_with_the_fixtures_environment_runs_an_actor_of_which_the_process_is_found(
-    ray_cluster: RayCluster,
-) -> None:
-    code = """
-import os, ray
-ray.init(logging_level="error")
-@ray.remote(num_cpus=1)
-class Holder:
-    def process(self):
-        return os.getpid()
-holder = Holder.remote()
-print(ray.get(holder.process.remote()), flush=True)
-input()
-"""
-    command = [sys.executable, "-c", code]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, env=os.environ | ray_cluster.environment) as driver:
-        assert driver.stdout
-        process = next(int(line) for line in driver.stdout if line.strip().isdigit())  # Ray prints there as well
-        assert ray_cluster.actors("Holder") == [process]
-        driver.communicate("\n")
-    assert driver.returncode == 0
-
-
-def test_a_raylet_is_killed_and_another_one_takes_its_place(ray_cluster: RayCluster) -> None:
-    before = ray_cluster.raylets
-    assert len(before) == 2
-    killed = ray_cluster.kill_node()
-    assert ray_cluster.raylets == before[:1]
-    assert not Path(f"/proc/{killed}").exists()
-    added = ray_cluster.add_node()
-    assert ray_cluster.raylets == (before[0], added)

@@ -37,6 +37,7 @@ class FakeActor:
         self.held = deque()
         self.ready = self.went = self.asks = self.over = self.dead = self.stopped = False
         self.scans = []
+        self.orders = []
 
     def hello(self):
         return "host", self.number, self.cluster.versions(self.number)
@@ -54,8 +55,12 @@ class FakeActor:
     def stop(self):
         self.stopped = True
 
-    def exchange(self, orders, seconds):
+    def order(self, order):
+        self.orders.append(order)
+
+    def messages(self, seconds):
         messages = []
+        orders, self.orders = self.orders, []
         if not self.ready:
             self.ready = True
             kind = self.cluster.kinds.get(self.number, "a CPU")
@@ -120,8 +125,8 @@ class FakeCluster:
         assert actor not in self.calls, "an actor has one call at a time"
         self.calls[actor] = (method, arguments)
 
-    def stop(self, actor):
-        actor.stop()
+    def tell(self, actor, method, *arguments):
+        getattr(actor, method)(*arguments)
 
     def kill(self, actor):
         actor.dead = True

@@ -20,7 +20,7 @@ from embedkit.config import EngineConfig, ModelConfig, parse_workers
 from embedkit.engines.line import Line, Mailbox
 from embedkit.engines.node import Node, spec_here
 from embedkit.engines.ray import RayEngine
-from embedkit.engines.ray_cluster import ActorPlan, Death, NodeResources, plan_actors
+from embedkit.engines.ray_cluster import _UNUSED_PROCESSES, ActorPlan, Death, NodeResources, plan_actors
 from embedkit.errors import EmbedkitError, ModelError, Stopped, UsageError
 from embedkit.models.repository.model_folder import ModelFolder
 from tests.conftest import NOTES
@@ -177,15 +177,16 @@ def test_a_mailbox_keeps_counts_and_hands_out_the_rest_at_once():
     line.listen()
     line.batch(1, 2, 3)
     began = time.monotonic()
-    assert mailbox.exchange((), 0.2) == ['{"batch": [1, 2, 3]}']
+    assert mailbox.messages(0.2) == ['{"batch": [1, 2, 3]}']
     assert time.monotonic() - began > 0.15
     threading.Timer(0.05, lambda: line.notice("ready")).start()
     began = time.monotonic()
-    assert mailbox.exchange(("7",), 30.0) == ['{"notice": "ready"}']
+    mailbox.order("7")
+    assert mailbox.messages(30.0) == ['{"notice": "ready"}']
     assert time.monotonic() - began < 10
     assert line.order() == 7
     assert not line.stop.is_set()
-    mailbox.exchange((json.dumps("stop"),), 0.0)
+    mailbox.order(json.dumps("stop"))
     with pytest.raises(Stopped):
         line.order()
 
@@ -222,11 +223,13 @@ def test_how_many_actors_are_asked_for_and_with_what(workers, per_gpu, nodes, de
         ("cuda", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "no GPU yet", "--device cpu computes on the CPUs"),
         ("auto", {"workers_per_gpu": 2}, [NodeResources(8, 0)], "--workers-per-gpu: no node", "leave it out"),
         ("auto", {"workers_per_gpu": 2, "most_workers": 4}, [], "--workers-per-gpu: no node", "--device cuda"),
+        ("cuda", {"most_workers": 1}, None, "--device cuda: this machine has no GPU", "--ray-address"),
+        ("auto", {"workers_per_gpu": 2}, None, "--workers-per-gpu: this machine has no GPU", "--ray-address"),
     ],
 )
 def test_workers_that_cannot_be_counted_are_refused_with_a_way_out(device, options, nodes, said, way_out):
     with pytest.raises(UsageError, match=said) as error:
-        plan_actors(EngineConfig("ray", **options), nodes, device, 9)
+        plan_actors(EngineConfig("ray", **options), nodes or [], device, 9, may_grow=nodes is not None)
     assert way_out in error.value.hint
 
 
@@ -248,6 +251,22 @@ def test_a_model_that_is_not_on_the_node_is_refused_and_one_that_is_there_is_has
     assert "of the run's machine" not in spec_here(spec).folder.hashes().values()
     with pytest.raises(ModelError, match=r"there is no model in .*gone"):
         spec_here(replace(spec, folder=replace(folder, folder=tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("http://127.0.0.1:8265", 2, "RAY_ADDRESS cannot be 'http://127.0.0.1:8265'"),  # of `ray job submit`
+        ("10.0.0.1", 2, "RAY_ADDRESS cannot be '10.0.0.1'"),
+        ("127.0.0.1:1", 1, "cannot connect to Ray at 127.0.0.1:1: Connection refused"),
+        ("head.invalid:6379", 1, "cannot connect to Ray at head.invalid:6379: "),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(encode, tmp_path, monkeypatch, address, code, said):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("embedkit.engines.ray_head._KNOCK_SECONDS", 0.3)
+    ran = encode(NOTES, "-o", tmp_path / "out", "--engine", "ray")
+    assert (ran.code, said in ran.err, "HOST:PORT" in ran.err) == (code, True, True), ran.err
 
 
 @pytest.mark.parametrize(
@@ -276,6 +295,11 @@ def test_without_ray_the_extra_is_named(encode, tmp_path, monkeypatch):
         "error: --engine ray needs the package ray",
         "hint: install it on all nodes: pip install 'embedkit-cli[ray]'",
     ]
+
+
+def test_ray_has_the_methods_that_start_what_a_run_on_one_machine_does_not_need():
+    node = pytest.importorskip("ray._private.node", reason="in the dev extra").Node
+    assert vars(node).keys() >= _UNUSED_PROCESSES
 
 
 @pytest.mark.timeout(240)

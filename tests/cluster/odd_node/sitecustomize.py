@@ -1,10 +1,12 @@
-"""Makes the workers of a Ray node differ from the others: ODD_NODE says in what.
+"""Makes the workers of a Ray cluster differ from what its runs expect: the file at ODD_NODE says in what.
 
-Python imports this at its start where this folder is on the path.
+Python imports this at its start where this folder is on the path. Without the file, nothing differs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 
-def _other_version() -> None:
+def _other_version(_: str) -> None:
     from embedkit.manifest import versions
 
     here = versions.library_versions
@@ -27,6 +29,11 @@ def _other_input(name: str) -> None:
 
 
 def _other_model(folder: str) -> None:
+    """Only for the first worker."""
+    try:
+        Path(f"{os.environ['ODD_NODE']}-taken").touch(exist_ok=False)
+    except FileExistsError:
+        return
     from embedkit.engines import worker
     from embedkit.models.repository.model_folder import open_model_folder
 
@@ -58,17 +65,27 @@ def _raise(number: str) -> None:
     _at_shard(number, fail)
 
 
-def _no_model(_: str = "") -> None:
+def _no_model(_: str) -> None:
     from embedkit.engines import worker
 
     here = worker.spec_here
     worker.spec_here = lambda spec: here(replace(spec, folder=replace(spec.folder, folder=Path("/nowhere"))))
 
 
-KINDS = {"input": _other_input, "model": _other_model, "abort": _abort, "raise": _raise, "nowhere": _no_model}
+def _environment(variables: str) -> None:
+    os.environ.update(json.loads(variables))
+
+
+KINDS = {
+    "abort": _abort,
+    "environment": _environment,
+    "input": _other_input,
+    "model": _other_model,
+    "nowhere": _no_model,
+    "raise": _raise,
+    "version": _other_version,
+}
 if "default_worker.py" in " ".join(sys.orig_argv):
-    kind, _, value = os.environ.get("ODD_NODE", "").partition("=")
-    if kind == "version":
-        _other_version()
-    elif kind:
+    with contextlib.suppress(FileNotFoundError):
+        kind, _, value = Path(os.environ["ODD_NODE"]).read_text().partition("=")
         KINDS[kind](value)

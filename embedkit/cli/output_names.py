@@ -73,7 +73,8 @@ def absolute_name(output: str) -> str:
     """
     if is_uri(output):
         if not RemotePath(output).key:
-            raise UsageError(f"-o {output} is a whole bucket", hint=f"name a folder in it: -o {output}/vectors")
+            hint = f"name a folder in it: -o {RemotePath(output) / 'vectors'}"
+            raise UsageError(f"-o {output} is a whole bucket", hint=hint)
         return output
     if Path(output).name not in {"", ".."}:
         return output
@@ -170,7 +171,8 @@ def check_no_uri(output: str, *, stores: tuple[str, ...] = ()) -> None:
         hint = f"use -o /{output[scheme.end() :]}"
     elif scheme[1].lower() in stores:
         hint = f"use -o {scheme[1].lower()}://{output[scheme.end() :]}"
-    raise UsageError(f"-o {output}: outputs are written to {places}, and this is another URI", hint=hint)
+    shown = f"{scheme[1]}://{output[scheme.end() :].lstrip('/')}"  # a path has lost one of the slashes
+    raise UsageError(f"-o {shown}: this command writes to {places}", hint=hint)
 
 
 def _suffix(output: str) -> str:

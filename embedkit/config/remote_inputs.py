@@ -52,13 +52,13 @@ def split_secret(name: str) -> tuple[str, tuple[str, str] | None]:
     place = re.split(r"[?#]", path, maxsplit=1)[0] if is_web else path
     if not is_web and _SIGNED.search(path):
         raise UsageError(
-            f"a {scheme}:// address has no signature and no token in it",
+            f"{scheme}:// addresses have no signature and no token in them",
             hint=f"leave it out: {_FROM}; or use the address that starts with https://",
         )
     if scheme in _WITHOUT:
         if at or ":" in host:
             raise UsageError(
-                f"a {scheme}:// address has no user, no key and no port in it", hint=f"leave it out; {_FROM}"
+                f"{scheme}:// addresses have no user, no key and no port in them", hint=f"leave it out; {_FROM}"
             )
         return name, None
     _, colon, port = host.rpartition(":")

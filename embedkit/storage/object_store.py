@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from embedkit.storage.remote_path import RemotePath
 from embedkit.storage.store_client import open_client
-from embedkit.storage.store_errors import Failure, ObjectChangedError, StoreError, failure_of
+from embedkit.storage.store_errors import Failure, ObjectChangedError, StoreError, failure_of, unusable_key
 from embedkit.storage.store_options import StoreOptions, configured_stores
 
 #: Larger files are sent in parts of this many bytes.
@@ -30,6 +30,7 @@ PATIENCE, FIRST_PATIENCE = 180.0, 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 15.0
 _LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000
 _BULK_UNKNOWN = frozenset({400, 404, 405, 501})
+_REFUSED = 403
 
 #: Attributes of an object that HTTP defines; all others are of the user.
 _OF_HTTP = frozenset(
@@ -217,7 +218,13 @@ class ObstoreFolder:
     def head(self, key: str) -> StoredObject:
         """See `ObjectStore`."""
         whole = self._key(key)
-        return _described(self._bucket.ask(whole, lambda client: client.head(whole)), key)
+        try:
+            found = self._bucket.ask(whole, lambda client: client.head(whole))
+        except StoreError as error:
+            if error.status == _REFUSED:  # the answer to HEAD has no body, which would say why
+                self._bucket.ask(whole, lambda client: client.get(whole))
+            raise
+        return _described(found, key)
 
     def get(self, key: str) -> tuple[bytes, StoredObject]:
         """See `ObjectStore`."""
@@ -309,7 +316,10 @@ class ObstoreFolder:
                     self._bucket.ask(key, functools.partial(_delete, key))
 
     def _key(self, key: str) -> str:
-        return f"{self._top}/{key}" if self._top and key else self._top or key
+        whole = f"{self._top}/{key}" if self._top and key else self._top or key
+        if whole.startswith("/"):  # else obstore would leave out the slash
+            raise unusable_key(f"{self._bucket.root}/{whole}")
+        return whole
 
 
 class _Chunks:

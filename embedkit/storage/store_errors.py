@@ -114,10 +114,7 @@ def failure_of(error: Exception, path: str, host: str) -> Failure:  # noqa: PLR0
     if kind == "FileNotFoundError":
         return Failure(FileNotFoundError(errno.ENOENT, "no such object", path))
     if isinstance(error, ValueError) and "parse path" in said:
-        hint = "copy the object to another name"
-        return Failure(
-            StoreError("a part of its name is empty, `.` or `..`, or has a control character", hint, path)
-        )
+        return Failure(unusable_key(path))
     if "non-partial response" in said:
         hint = "copy the object here, or to another store"
         return Failure(StoreError("the store does not give parts of an object", hint, path))
@@ -127,6 +124,12 @@ def failure_of(error: Exception, path: str, host: str) -> Failure:  # noqa: PLR0
         sentence = f"{server} is overloaded or down ({_shown(number, word)})"
         return Failure(StoreError(sentence, "try again later", path, number), is_passing=True)
     return Failure(StoreError(*_refusal(number, word, kind, said, path), path, number))
+
+
+def unusable_key(path: str) -> StoreError:
+    """Returns the error of a key that obstore cannot ask for."""
+    sentence = "a part of its name is empty, `.` or `..`, or has a control character"
+    return StoreError(sentence, "copy the object to another name", path)
 
 
 def _shown(number: int | None, word: str) -> str:

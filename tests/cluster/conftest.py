@@ -16,6 +16,8 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +39,7 @@ OPTIONS = ("--pool", "mean", "--keep", "note", "--id-column", "id", "--shard-row
 #: Points this process, and those that it starts, to a server; returns a new bucket there.
 Use: TypeAlias = Callable[[Any], str]
 Run: TypeAlias = Callable[..., Ran]
+ServerOf: TypeAlias = Callable[[str], Any]
 Local: TypeAlias = Callable[..., dict[str, bytes]]
 
 
@@ -51,45 +54,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Servers -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("servers")
+#: By the fixture of each.
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    "seaweed": servers.seaweed,
+    "moto": servers.moto,
+    "rclone_s3": servers.rclone_s3,
+    "s3rver": servers.s3rver,
+    "azurite": servers.azurite,
+    "gcs_reading": servers.fake_gcs_server,
+}
 
 
 @pytest.fixture(scope="session")
-def seaweed(server_folder: Path) -> Iterator[servers.S3Server]:
-    with servers.seaweed(server_folder / "seaweed") as server:
-        yield server
+def server_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
+    """Starts the servers that the tests of this session need, all at once; returns one by its fixture's name."""
+    folder = tmp_path_factory.mktemp("servers")
+    needed = set[str]()
+    for item in request.session.items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        needed.update(name for name in (*getattr(item, "fixturenames", ()), *values) if isinstance(name, str))
+    with ExitStack() as stack, ThreadPoolExecutor(len(SERVERS)) as pool:
+        starting = {
+            name: pool.submit(stack.enter_context, start(folder / name))
+            for name, start in SERVERS.items()
+            if name in needed
+        }
+        # A server that is not installed skips the test that asks for it.
+        yield lambda name: starting[name].result()
 
 
-@pytest.fixture(scope="session")
-def moto(server_folder: Path) -> Iterator[servers.S3Server]:
-    with servers.moto(server_folder / "moto") as server:
-        yield server
+def _server(name: str) -> Callable[[ServerOf], Any]:
+    @pytest.fixture(scope="session", name=name)
+    def server(server_of: ServerOf) -> Any:
+        return server_of(name)
+
+    return server
 
 
-@pytest.fixture(scope="session")
-def rclone_s3(server_folder: Path) -> Iterator[servers.S3Server]:
-    with servers.rclone_s3(server_folder / "rclone") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def s3rver(server_folder: Path) -> Iterator[servers.S3Server]:
-    with servers.s3rver(server_folder / "s3rver") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def azurite(server_folder: Path) -> Iterator[servers.AzureServer]:
-    with servers.azurite(server_folder / "azurite") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def gcs_reading(server_folder: Path) -> Iterator[servers.GcsServer]:
-    with servers.fake_gcs_server(server_folder / "gcs") as server:
-        yield server
+seaweed, moto, rclone_s3, s3rver, azurite, gcs_reading = map(_server, SERVERS)
 
 
 @pytest.fixture

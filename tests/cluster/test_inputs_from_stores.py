@@ -109,6 +109,8 @@ def test_what_is_not_there_is_an_error_of_the_input(folder: RemotePath, name: st
     upload(files, folder)
     with pytest.raises(InputError, match=r"no such object|matches no file"):
         open_table(InputConfig((f"{folder}/{name}",)))
+    with pytest.raises(InputError, match="a part of its name is empty"):
+        open_table(InputConfig((f"{folder.root}//{folder.key}/a.jsonl",)))
     elsewhere = f"{folder.scheme}://{folder.host}-none/a.csv"
     with pytest.raises(InputError, match=r"there is no (bucket|container)|no such object") as caught:
         open_table(InputConfig((elsewhere,)))
@@ -162,6 +164,10 @@ def _bad_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
 
 
+def _expired_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", CANARY)
+
+
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -175,7 +181,8 @@ def _no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_bad_key, "refuses access|does not accept the credentials"),
+        (_bad_key, r"does not accept the credentials \(HTTP 403, InvalidAccessKeyId\)"),
+        (_expired_token, r"does not accept the credentials \(HTTP 403"),
         (_no_key, "no credentials were found"),
         (_no_profile, "profile of AWS cannot be read"),
         (lambda patch: patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1"), "refuses the connection"),

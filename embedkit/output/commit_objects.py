@@ -19,10 +19,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Never
+from dataclasses import replace
 
 from embedkit.errors import OutputError
 from embedkit.manifest.schema import Manifest, Plan, ShardRecord
@@ -39,22 +38,22 @@ from embedkit.output.commit import (
     record_number,
     scan_name,
 )
-from embedkit.output.object_records import KnownRecord, digest_of_etags, digest_of_files, have_sizes, is_same_etag
+from embedkit.output.object_records import (
+    KnownRecord,
+    ObjectRecords,
+    digest_of_files,
+    have_sizes,
+    is_of_plan,
+    is_same_etag,
+)
+from embedkit.output.object_shard import ObjectShardWriter
 from embedkit.storage.atomic import temporary_name
 from embedkit.storage.disk_errors import as_output_error, as_read_error
-from embedkit.storage.object_store import ObjectStore, StoredObject, object_store_for
-from embedkit.storage.protocol import PublishedFile
+from embedkit.storage.object_store import ObjectStore, object_store_for
 from embedkit.storage.remote_path import RemotePath
-from embedkit.storage.spool import SpooledFile
 
-#: Records that are read at a time, and files that are hashed.
-_GETS, _HASHES = 64, 4
-#: Records whose bytes are held while they are read.
-_READ_AHEAD = 4096
-#: Attempts of a put that another process may get in the way of.
-_ATTEMPTS = 5
-#: Key of a record's metadata.
-_ETAGS = "etags"
+#: Files that are hashed at a time.
+_HASHES = 4
 
 
 class ObjectFolder(OutputFolder):
@@ -73,7 +72,7 @@ class ObjectFolder(OutputFolder):
         #: True if the plan there was this one when this process tried to write it.
         self.is_same_plan = False
         self._plan_etag: str | None = None
-        self._known: dict[int, KnownRecord] = {}
+        self._seen = ObjectRecords(path, self.store)
         #: Records that do not count: of a damaged shard, or of another plan. By number, with their ETags.
         self._obsolete: dict[int, str | None] = {}
 
@@ -205,24 +204,28 @@ class ObjectFolder(OutputFolder):
 
     def acknowledgement(self, record: ShardRecord) -> Json:
         """See OutputFolder."""
-        known = self._known[record.index]
+        known = self._seen.known[record.index]
         return {**super().acknowledgement(record), "etag": known.etag, "etags": known.etags}
 
     def adopt(self, acknowledgement: Json) -> None:
         """See OutputFolder. A record that has another ETag when it is listed is read all the same."""
         record = ShardRecord.from_json(acknowledgement["record"])
         etag, etags = acknowledgement["etag"], acknowledgement["etags"]
-        self._known[record.index] = KnownRecord(etag, record, None, etags)
+        self._seen.known[record.index] = KnownRecord(etag, record, None, etags)
 
     def known_records(self) -> dict[int, ShardRecord]:
         """Returns the records that this process has written or read, or was told of; lists nothing."""
-        records = (known.record for _, known in sorted(self._known.items(), key=lambda item: item[0]))
-        return {record.index: record for record in records if record is not None and self._is_of_plan(record)}
+        records = (known.record for _, known in sorted(self._seen.known.items()))
+        return {
+            record.index: record
+            for record in records
+            if record is not None and is_of_plan(record, self.plan_sha256)
+        }
 
     def hashes(self) -> tuple[str, str]:
         """See OutputFolder; the records are those of the last `committed`, whose content is known."""
         records = hashlib.sha256()
-        for _, known in sorted(self._known.items(), key=lambda item: item[0]):
+        for _, known in sorted(self._seen.known.items()):
             if known.data is not None:
                 records.update(known.data)
             elif known.record is not None:
@@ -236,13 +239,13 @@ class ObjectFolder(OutputFolder):
             if PLAN in there and self.plan_sha256 is None:
                 self.read_plan()
             listed = {number: there[key] for key in there if (number := record_number(key)) is not None}
-            self._known = dict(self._with_content(listed))
+            self._seen.update(listed)
             self._obsolete = {}
             records: dict[int, ShardRecord] = {}
             doubtful: list[ShardRecord] = []
-            for number, known in sorted(self._known.items(), key=lambda item: item[0]):
+            for number, known in sorted(self._seen.known.items()):
                 record = known.record
-                is_ours = record is not None and record.index == number and self._is_of_plan(record)
+                is_ours = record is not None and record.index == number and is_of_plan(record, self.plan_sha256)
                 if record is None or not is_ours or not have_sizes(record, there):
                     self._obsolete[number] = known.etag
                 elif verify or known.etags not in {
@@ -257,11 +260,8 @@ class ObjectFolder(OutputFolder):
                     if is_whole:
                         records[record.index] = record
                     else:
-                        self._obsolete[record.index] = self._known[record.index].etag
+                        self._obsolete[record.index] = self._seen.known[record.index].etag
             return dict(sorted(records.items()))
-
-    def _is_of_plan(self, record: ShardRecord) -> bool:
-        return self.plan_sha256 is None or record.plan_sha256 in {None, self.plan_sha256}
 
     def _has_hashes(self, record: ShardRecord) -> bool:
         try:
@@ -271,39 +271,10 @@ class ObjectFolder(OutputFolder):
             return False
         return digests == [file.sha256 for file in record.files]
 
-    def _with_content(self, listed: Mapping[int, StoredObject]) -> Iterator[tuple[int, KnownRecord]]:
-        """Yields the records of a listing; those that are known and have their ETags are not read again."""
-        new: list[int] = []
-        for number, found in listed.items():
-            known = self._known.get(number)
-            if known is not None and is_same_etag(known.etag, found.etag):
-                yield number, known
-            else:
-                new.append(number)
-        with ThreadPoolExecutor(_GETS, "embedkit-get") as pool:
-            for start in range(0, len(new), _READ_AHEAD):
-                some = new[start : start + _READ_AHEAD]
-                for number, known in zip(some, pool.map(self._read_record, some), strict=True):
-                    if known is not None:
-                        yield number, known
-
-    def _read_record(self, number: int) -> KnownRecord | None:
-        """Reads a record; None if there is none."""
-        try:
-            data, found = self.store.get(record_name(number))
-        except FileNotFoundError:
-            return None
-        try:
-            record = ShardRecord.parse(data, self.path / record_name(number))
-        except ValueError:
-            return KnownRecord(found.etag, None, data, None)
-        is_plain = record.serialize() == data
-        return KnownRecord(found.etag, record, None if is_plain else data, found.metadata.get(_ETAGS))
-
     @contextlib.contextmanager
     def shard(self, index: int) -> Iterator[ObjectShardWriter]:
         """See OutputFolder."""
-        writer = ObjectShardWriter(self, index)
+        writer = ObjectShardWriter(self, self.store, self._seen, index)
         with as_output_error(self.path):
             try:
                 yield writer
@@ -321,82 +292,7 @@ class ObjectFolder(OutputFolder):
                 with contextlib.suppress(FileNotFoundError):
                     if etag is None or is_same_etag(self.store.head(record_name(number)).etag, etag):
                         self.store.delete([record_name(number)])
-                        self._known.pop(number, None)
-
-    def put_data(self, number: int, name: str, file: SpooledFile) -> str | None:
-        """Puts a file of a shard.
-
-        Returns:
-            Its ETag; None if it was there, with its record.
-
-        Raises:
-            OutputError: the shard has a record of a file with other bytes.
-        """
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(FileExistsError):
-                return self.store.put(name, file.content, if_absent=True)
-            # It is of a killed writer, of this call (an acknowledgement was lost), or of another process.
-            known = self._read_record(number)
-            if known is not None and known.record is not None and self._is_of_plan(known.record):
-                recorded = {of.path: of.sha256 for of in known.record.files}
-                if recorded.get(name) != file.sha256:
-                    self._fail_other_bytes(number)
-                return None
-            if known is not None:
-                self.store.delete([record_name(number)])
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                etag = self.store.head(name).etag
-                return self.store.put(name, file.content, if_match=etag)
-        raise self._contended(name)
-
-    def put_record(self, record: ShardRecord, etags: Sequence[str | None]) -> None:
-        """Puts a record, unless there is one of the same bytes.
-
-        Raises:
-            OutputError: there is a record of other bytes.
-        """
-        name, data, digest = record_name(record.index), record.serialize(), digest_of_etags(etags)
-        metadata = {} if digest is None else {_ETAGS: digest}
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(FileExistsError):
-                etag = self.store.put(name, data, if_absent=True, metadata=metadata)
-                self._known[record.index] = KnownRecord(etag, record, None, digest)
-                return
-            known = self._read_record(record.index)
-            if known is None:
-                continue
-            if known.record == record:
-                self._known[record.index] = known
-                return
-            if known.record is None or not self._is_of_plan(known.record):
-                self.store.delete([name])  # of a run that this one has replaced, or damaged
-                continue
-            self._remove_unfit(known.record, record, etags)
-            self._fail_other_bytes(record.index)
-        raise self._contended(name)
-
-    def _remove_unfit(self, found: ShardRecord, record: ShardRecord, etags: Sequence[str | None]) -> None:
-        """Removes another process's record if this one has replaced a file just before that was put."""
-        expected = {file.path: file.sha256 for file in found.files}
-        for file, etag in zip(record.files, etags, strict=True):
-            with contextlib.suppress(FileNotFoundError):
-                is_mine = is_same_etag(self.store.head(file.path).etag, etag)
-                if is_mine and expected.get(file.path) != file.sha256:
-                    self.store.delete([record_name(record.index)])
-                    return
-
-    def _fail_other_bytes(self, number: int) -> Never:
-        raise OutputError(
-            f"{self.path / record_name(number)}: another process has committed this shard with other bytes",
-            hint="their machines compute other last bits: use devices of one kind, and one version of embedkit, "
-            "for all processes that write one output",
-        )
-
-    def _contended(self, name: str) -> OutputError:
-        return OutputError(
-            f"{self.path / name} is replaced again and again by another process",
-            hint="start it once, or leave the output alone while embedkit writes it",
-        )
+                        self._seen.known.pop(number, None)
 
     def clear(self) -> None:
         """See OutputFolder. A run that still writes here ends at its next shard, since its plan is gone.
@@ -416,7 +312,7 @@ class ObjectFolder(OutputFolder):
             ):
                 if keys:
                     self.store.delete(keys)
-        self.plan_sha256, self._plan_etag, self._known, self._obsolete = None, None, {}, {}
+        self.plan_sha256, self._plan_etag, self._seen.known, self._obsolete = None, None, {}, {}
 
     def withdraw(self) -> None:
         """See OutputFolder."""
@@ -434,39 +330,3 @@ class ObjectFolder(OutputFolder):
             except FileNotFoundError:
                 return False
             return True
-
-
-@dataclass(slots=True)
-class ObjectShardWriter:
-    """One shard being written."""
-
-    folder: ObjectFolder
-    index: int
-    files: dict[str, SpooledFile] = field(default_factory=dict)
-
-    def create(self, name: str) -> BinaryIO:
-        """See ShardWriter."""
-        self.files[name] = file = SpooledFile()
-        return file  # type: ignore[return-value]  # all that writers use
-
-    def commit(self, record: ShardRecord) -> ShardRecord:
-        """See ShardWriter.
-
-        Raises:
-            OutputError: the store does not take them, another run has taken the place of this one, or another
-                process has committed the shard with other bytes.
-        """
-        folder = self.folder
-        folder.check_plan()
-        published = [PublishedFile(name, file.size, file.sha256) for name, file in self.files.items()]
-        etags = [folder.put_data(self.index, name, file) for name, file in self.files.items()]
-        record = replace(record, files=tuple(published), plan_sha256=folder.plan_sha256)
-        folder.check_plan()
-        folder.put_record(record, etags)
-        return record
-
-    def discard(self) -> None:
-        """Frees the memory and the temporary files."""
-        for file in self.files.values():
-            file.discard()
-        self.files.clear()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from embedkit.manifest.schema import ShardRecord
-from embedkit.storage.object_store import StoredObject
+from embedkit.output.commit import record_name
+from embedkit.storage.object_store import ObjectStore, StoredObject
+from embedkit.storage.remote_path import RemotePath
+
+#: Records that are read at a time, and those whose bytes are held meanwhile.
+_GETS, _READ_AHEAD = 64, 4096
+#: Key of a record's metadata.
+ETAGS = "etags"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,57 @@ class KnownRecord:
     record: ShardRecord | None  # None if it is damaged
     data: bytes | None  # None if the record gives the same bytes again
     etags: str | None  # of its metadata
+
+
+class ObjectRecords:
+    """The records in a folder of an object store that this process has read, written or was told of.
+
+    Args:
+        path: URI of the folder.
+        store: the objects below it.
+    """
+
+    def __init__(self, path: RemotePath, store: ObjectStore) -> None:
+        self._path = path
+        self._store = store
+        self.known: dict[int, KnownRecord] = {}
+
+    def update(self, listed: Mapping[int, StoredObject]) -> None:
+        """Knows the records of a listing alone; those that were known with their ETags are not read again."""
+        self.known = dict(sorted(self._with_content(listed)))
+
+    def _with_content(self, listed: Mapping[int, StoredObject]) -> Iterator[tuple[int, KnownRecord]]:
+        new: list[int] = []
+        for number, found in listed.items():
+            known = self.known.get(number)
+            if known is not None and is_same_etag(known.etag, found.etag):
+                yield number, known
+            else:
+                new.append(number)
+        with ThreadPoolExecutor(_GETS, "embedkit-get") as pool:
+            for start in range(0, len(new), _READ_AHEAD):
+                some = new[start : start + _READ_AHEAD]
+                for number, known in zip(some, pool.map(self.read, some), strict=True):
+                    if known is not None:
+                        yield number, known
+
+    def read(self, number: int) -> KnownRecord | None:
+        """Reads a record; None if there is none."""
+        try:
+            data, found = self._store.get(record_name(number))
+        except FileNotFoundError:
+            return None
+        try:
+            record = ShardRecord.parse(data, self._path / record_name(number))
+        except ValueError:
+            return KnownRecord(found.etag, None, data, None)
+        is_plain = record.serialize() == data
+        return KnownRecord(found.etag, record, None if is_plain else data, found.metadata.get(ETAGS))
+
+
+def is_of_plan(record: ShardRecord, plan_sha256: str | None) -> bool:
+    """Returns True if a record is of the plan with this hash, or if one of both is unknown."""
+    return plan_sha256 is None or record.plan_sha256 in {None, plan_sha256}
 
 
 def have_sizes(record: ShardRecord, there: Mapping[str, StoredObject]) -> bool:

@@ -72,6 +72,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the folder of clusters where its marker is: importing Ray takes seconds in each process."""
+    return True if collection_path.name == "cluster" and "not cluster" in config.option.markexpr else None
+
+
 def pytest_collection_finish() -> None:
     """Leaves what was made up to here, some thousand tests and libraries, out of all later garbage collections."""
     gc.collect()
@@ -97,6 +102,15 @@ def last_counts(command: str, *arguments: object) -> list[str]:
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Skips fsync: no test cuts the power, and those that fail or count these calls replace them themselves."""
     with mock.patch.object(os, "fsync", return_value=None):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_long_trial_of_the_processor() -> Iterator[None]:
+    """Lets `embedkit plan` time matrix products for a hundredth of a second, and not for a third."""
+    from embedkit.estimate import cost
+
+    with mock.patch.object(cost, "_TRIAL_SECONDS", 0.01):
         yield
 
 

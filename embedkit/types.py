@@ -6,7 +6,7 @@ Depends on no file format, tokenizer or model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,12 @@ class Tokens:
         lengths = self.lengths[texts]
         starts = (np.cumsum(self.lengths) - self.lengths)[texts]
         return ranges(starts, lengths), ranges(np.zeros_like(starts), lengths)
+
+    def select(self, texts: NDArray[np.int64]) -> Tokens:
+        """Returns some texts, packed in the given order."""
+        indices, _ = self.indices_of(texts)
+        types = None if self.token_type_ids is None else self.token_type_ids[indices]
+        return replace(self, input_ids=self.input_ids[indices], token_type_ids=types, lengths=self.lengths[texts])
 
     def duplicate_of(self) -> NDArray[np.int64]:
         """Returns for each text the first text with the same tokens, possibly itself: int64 [N]."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -56,6 +57,32 @@ def render_page(
     scripts = [plotly, assets.joinpath("page.js").read_text(encoding="utf-8")]
     # Plotly draws points with WebGL, and makes functions for that from strings: 'unsafe-eval'.
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            outputs=sections["outputs"],
+            others=[
+                (template, section)
+                for template in ("comparison", "sweep", "pooler")
+                for section in sections[f"{template}s"]
+            ],
+            mark=mark,
+            scripts=scripts,
+            style=assets.joinpath("page.css").read_text(encoding="utf-8"),
+            version=embedkit.__version__,
+            policy=(
+                f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
+                "img-src data: blob:; base-uri 'none'; form-action 'none'"
+            ),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Returns the environment of the templates, each of which is compiled once."""
     environment = Environment(
         loader=PackageLoader("embedkit.report"),
         autoescape=True,
@@ -67,23 +94,7 @@ def render_page(
     json_options = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.policies["json.dumps_kwargs"] = json_options
     environment.filters |= {"thousands": "{:,}".format, "percent": percent, "digits": "{:.4g}".format}
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        outputs=sections["outputs"],
-        others=[
-            (template, section)
-            for template in ("comparison", "sweep", "pooler")
-            for section in sections[f"{template}s"]
-        ],
-        mark=mark,
-        scripts=scripts,
-        style=assets.joinpath("page.css").read_text(encoding="utf-8"),
-        version=embedkit.__version__,
-        policy=(
-            f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
-            "img-src data: blob:; base-uri 'none'; form-action 'none'"
-        ),
-    )
+    return environment
 
 
 def percent(share: float) -> str:

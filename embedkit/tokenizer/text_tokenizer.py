@@ -128,19 +128,21 @@ class TextTokenizer:
     def probe(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes two or more texts to try a model on, or entries of the vocabulary if these have no tokens.
 
+        Of a text that is longer than `max_length`, only the first window is returned.
+
         Raises:
             ModelError: it makes no tokens of these entries either.
         """
         found = self.tokenize(texts)
         if found.n_chunks.all():
-            return found.tokens
+            return _first_windows(found)
         own = islice((entry for entry in self._entries() if self.tokenize([entry]).n_chunks[0]), len(texts))
         words = [self._probe_text, *own]
         lengths = (len(text.split()) for text in texts)
         rotated = (islice(cycle(words), start, start + length) for start, length in enumerate(lengths))
         found = self.tokenize([" ".join(chosen) for chosen in rotated])
         if found.n_chunks.all():
-            return found.tokens
+            return _first_windows(found)
         lowered = " when they are lowercased" if self.lowercase_first else ""
         raise ModelError(
             f"the tokenizer makes no tokens of the entries of its own vocabulary{lowered}",
@@ -345,6 +347,11 @@ def _to_original(offsets: NDArray[np.int32], text: str, *, lowered: bool) -> NDA
     # A blank token keeps its offsets: it belongs to a span around it, and to no word.
     blank_token = (start >= stop)[:, None]
     return np.where(blank_token, offsets, np.stack([start, stop], axis=1)).astype(np.int32)
+
+
+def _first_windows(found: TokenizedTexts) -> Tokens:
+    """Returns the first window of each text that has one."""
+    return found.tokens.select(np.unique(found.texts, return_index=True)[1])
 
 
 def _portions(texts: Sequence[str | None]) -> Sequence[list[int]]:

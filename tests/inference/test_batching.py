@@ -61,3 +61,6 @@ def test_texts_are_found_again_among_tokens_laid_end_to_end(texts, data):
     places, position = tokens.indices_of(np.array(chosen, np.int64))
     assert flat[places].tolist() == [token for text in chosen for token in texts[text]]
     assert position.tolist() == [place for text in chosen for place in range(len(texts[text]))]
+    selected = tokens.select(np.array(chosen, np.int64))
+    assert selected.input_ids.tolist() == flat[places].tolist()
+    assert selected.lengths.tolist() == [len(texts[text]) for text in chosen]

@@ -116,15 +116,27 @@ def ran(*arguments: object) -> int:
     return cli.run(["encode", *map(str, arguments), "-q"])
 
 
-@pytest.mark.parametrize("how", ["mean", "row_mean", "max", "last"])
-@pytest.mark.parametrize("output", ["out", "out.parquet", "out.npy", "out.jsonl"])
-def test_vectors_of_patients_are_those_of_their_notes_pooled(bert, notes, tmp_path, how, output):
+@pytest.fixture(scope="module")
+def rows(bert, notes, tmp_path_factory):
+    """The output of the notes, one by one."""
+    out = tmp_path_factory.mktemp("rows") / "rows"
+    assert ran(notes, "-m", bert, "--pool", "mean", "-o", out) == 0
+    return embedkit.read(out)
+
+
+@pytest.mark.parametrize(
+    ("how", "output"),
+    [
+        *((how, "out") for how in ("mean", "row_mean", "max", "last")),
+        *(("row_mean", "out.jsonl"), ("max", "out.parquet"), ("last", "out.npy")),
+    ],
+)
+def test_vectors_of_patients_are_those_of_their_notes_pooled(bert, notes, rows, tmp_path, how, output):
     ordered = ("--order-by", "day") if how == "last" else ()
     asked = (notes, "-m", bert, "--pool", "mean", "--group-by", "patient", "--group-pool", how, *ordered)
     assert ran(*asked, "--keep", "ward", "--normalize", "-o", tmp_path / output, "--shard-rows", 3) == 0
-    assert ran(notes, "-m", bert, "--pool", "mean", "-o", tmp_path / "rows") == 0
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
-    rows, groups = embedkit.read(tmp_path / "rows"), embedkit.read(tmp_path / output)
+    groups = embedkit.read(tmp_path / output)
     patients = {row["id"]: row for row in map(json.loads, notes.read_text().splitlines())}
     tokens = dict(zip(rows.table["id"].to_pylist(), rows.table["n_used"].to_pylist(), strict=True))
     vectors = dict(zip(rows.ids, rows.vectors, strict=True))

@@ -227,10 +227,14 @@ def test_each_window_has_the_vector_of_the_window_alone(models, rows_of, tmp_pat
     assert_close(got, np.array([facts[-1] for facts in expected if facts[-1] is not None]))
 
 
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gpt2", "xlnet"])
 @pytest.mark.parametrize(
-    ("how", "agg"),
-    [("mean", "concat"), ("mean", "separate"), ("mean", "mean"), ("max", "concat"), ("first", "concat")],
+    ("kind", "how", "agg"),
+    [
+        *((kind, "mean", "concat") for kind in ("bert", "deberta-v2", "gpt2", "xlnet")),
+        *(("bert", how, "concat") for how in ("max", "first")),
+        *(("bert", "mean", agg) for agg in ("separate", "mean")),
+        *(("gpt2", "max", "separate"), ("xlnet", "first", "mean")),
+    ],
 )
 def test_a_long_text_is_its_windows_combined_and_one_that_fits_is_as_without(models, kind, how, agg):
     folder = models(kind)
@@ -287,9 +291,13 @@ def test_tokens_have_the_ids_the_characters_and_the_states_of_transformers(
     assert_close(np.array([row["embedding"] for row in units]), np.array([facts[-1] for facts in expected]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("how", "on_long"), [("mean", "chunk"), ("max", "chunk"), ("first", "truncate"), ("last", "chunk")]
+    ("kind", "how", "on_long"),
+    [
+        *((kind, "mean", "chunk") for kind in KINDS),
+        *((kind, "first", "truncate") for kind in ("bert", "roberta", "xlnet")),
+        *((kind, how, "chunk") for kind in ("bert", "gpt2") for how in ("max", "last")),
+    ],
 )
 def test_words_are_their_tokens_pooled(models, rows_of, tmp_path, kind, how, on_long):
     folder = models(kind)
@@ -386,6 +394,17 @@ def test_characters_are_those_of_the_text_where_it_is_lowercased_first(models, r
         start = row["start"] + shift[word]
         states = lowered.inside(start, start + len(word.lower()), (-1,))
         assert_close(np.array(row["embedding"]), pool("mean", states))
+
+
+def test_a_model_is_tried_on_the_first_windows_of_texts(models):
+    texts = ["pain", " ".join(tiny_models.CORPUS)]
+    windows, cut = (
+        Encoder(models("bert"), max_length=LIMIT, on_long=on_long)._embedder.tokenizer.probe(texts)
+        for on_long in ("chunk", "truncate")
+    )
+    assert windows.lengths.tolist() == cut.lengths.tolist() == [3, LIMIT]
+    assert windows.input_ids.tolist() == cut.input_ids.tolist()
+    assert windows.token_type_ids.shape == windows.input_ids.shape
 
 
 def test_a_text_of_30_000_tokens_is_read_in_batches_of_the_budget(models, one_thread):

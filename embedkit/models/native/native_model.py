@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +52,7 @@ class NativeModel(LoadedModel):
             return self._on_device(layers, probe, for_pooler=for_pooler)
         encoder = CpuEncoder(self, layers, for_pooler=for_pooler)
         short = np.flatnonzero(probe.lengths <= max(_SHORT, int(np.sort(probe.lengths)[1])))
-        places, _ = probe.indices_of(short)
-        types = None if probe.token_type_ids is None else probe.token_type_ids[places]
-        probe = replace(
-            probe, input_ids=probe.input_ids[places], token_type_ids=types, lengths=probe.lengths[short]
-        )
+        probe = probe.select(short)
         if not matches_reference(encoder, states_alone(encoder, probe, self.dtype), probe):
             # transformers has no int8 to fall back to.
             raise _inexact(ModelError if self.dtype == "int8" else NotExactError)

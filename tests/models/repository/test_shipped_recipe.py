@@ -42,7 +42,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[3] / "docs/reference/recipes.md"
 MODES = modules.Pooling.POOLING_MODES
 WIDTH = tiny_models.HIDDEN_SIZE
-TEXTS = tiny_models.TEXTS
+#: From one word to several windows, odd letters, a text of two punctuation marks.
+TEXTS = tiny_models.TEXTS[::3]
 #: These pad on the left, or count positions from there: only alone do they give what the text is worth.
 ALONE = ("gpt2", "xlnet")
 Ship = Callable[..., Path]
@@ -475,7 +476,7 @@ def test_a_module_outside_of_the_folder_is_refused(ship):
 
 
 def test_binary_and_int8_are_those_of_sentence_transformers(ship):
-    vectors = Encoder(ship(modules.Pooling(WIDTH, "mean"))).encode(TEXTS)
+    vectors = Encoder(ship(modules.Pooling(WIDTH, "mean"))).encode(tiny_models.TEXTS)
     assert np.array_equal(store(vectors, "binary", None), quantize_embeddings(vectors, "ubinary"))
     ranges = Int8Range.of(vectors[:9])
     found = store(vectors, "int8", ranges)

@@ -5,11 +5,11 @@
 
 Models are those of models.py: a ratio is that of the layers. Each library has a process of its own, with its
 model loaded. In each round each encodes the same texts, in turn: embedkit in fp32 and in int8,
-sentence-transformers with its own defaults, and with `--peers` OpenVINO with the fastest of its settings, where
-the model exports to ONNX. What is told is the median ratio of the rounds, the largest difference of the vectors,
-and the cosine of int8 to fp32 on more texts. Then whole processes that encode one line, in turn with those of
-sentence-transformers; and embedkit alone on as many tokens in texts of 256, 1,024, 4,096 and 8,192. Takes a
-quarter of an hour on two cores. Never fails for a time.
+sentence-transformers with its own defaults, and with `--peers` OpenVINO or else ONNX Runtime with the fastest of
+its settings, where the model exports to ONNX. What is told is the median ratio of the rounds, the largest
+difference of the vectors, and the cosine of int8 to fp32 on more texts. Then whole processes that encode one line,
+in turn with those of sentence-transformers; and embedkit alone on as many tokens in texts of 256, 1,024, 4,096 and
+8,192. Takes a quarter of an hour on two cores. Never fails for a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.families.models import FAMILIES, make
-from benchmarks.peers.__main__ import Contender, NotStartedError, cosines, machine, median_ratio, versions
+from benchmarks.peers.__main__ import Contender, ContenderError, cosines, machine, median_ratio, versions
 from embedkit.models.native.linear import int8_instructions
 
 #: sentence-transformers pads every text to Longformer's window: fewer rows take as long.
@@ -39,6 +39,8 @@ LONG = ("modernbert", "longformer")
 LENGTHS = (256, 1024, 4096, 8192)
 #: Texts of the vocabularies, of the cosines of int8, and those on which a library chooses its settings.
 VOCABULARY, COSINES, TUNING = 2000, 128, 16
+#: The second where the first does not run the model.
+RUNTIMES = ("openvino", "onnxruntime")
 #: Seconds that a model may take to export.
 EXPORT = 90.0
 OURS = "import embedkit; embedkit.Encoder({folder!r}, pool='mean', device='cpu').encode(['a line of text'])"
@@ -65,7 +67,7 @@ def main() -> None:
         "machine": machine(),
         "versions": {
             "embedkit and sentence-transformers": versions(sys.executable),
-            **({"OpenVINO": versions(asked.peers)} if asked.peers else {}),
+            **({"others": versions(asked.peers)} if asked.peers else {}),
         },
         "families": {},
     }
@@ -74,7 +76,8 @@ def main() -> None:
             folder = make(name, Path(work) / "model", texts)
             rows = asked.rows // FEWER.get(name, 1)
             of = found["families"][name] = beside(folder, texts, rows, asked.rounds, asked.peers)
-            of["start"] = starts(folder, asked.starts)
+            if asked.starts:
+                of["start"] = starts(folder, asked.starts)
             if name in LONG and not asked.no_long:
                 of["seconds_per_1000_tokens"] = by_length(folder, texts, min(3, asked.rounds))
         print(name, json.dumps(of), flush=True)
@@ -94,14 +97,16 @@ def beside(folder: Path, texts: Sequence[str], rows: int, rounds: int, peers: st
     for contender in contenders:
         contender.start(folder)
     found: dict[str, Any] = {"rows": rows, "tokens": n_tokens(folder, texts[:rows])}
-    if peers:
-        openvino = Contender("openvino", "fp32", peers)
+    peer = None
+    for kind in RUNTIMES if peers else ():
+        peer = Contender(kind, "fp32", peers)
         try:
-            openvino.start(folder, limit=EXPORT)
-            openvino.encode(files["tuning"], tune=True)
-            contenders.append(openvino)
-        except NotStartedError as fault:
-            found["openvino"] = f"does not run: {fault}"
+            peer.start(folder, limit=EXPORT)
+            peer.encode(files["tuning"], tune=True)
+            contenders.append(peer)
+            break
+        except ContenderError as fault:
+            found[kind], peer = f"does not run: {fault}", None
     vectors = {contender.name: encoded(contender, files["timed"]) for contender in contenders}
     exact = vectors["embedkit fp32"]
     found["largest_difference"] = float(np.abs(exact - vectors["sentence-transformers fp32"]).max())
@@ -112,9 +117,9 @@ def beside(folder: Path, texts: Sequence[str], rows: int, rounds: int, peers: st
     ours = by_name["embedkit fp32"]
     found["seconds"] = {one.name: round(statistics.median(one.seconds), 3) for one in contenders}
     found["embedkit_is_faster_by"] = median_ratio(by_name["sentence-transformers fp32"], ours)
-    if other := by_name.get("openvino fp32"):
-        of = {**cosines(vectors[other.name], exact), "settings": other.settings}
-        found["openvino"] = {"embedkit_is_faster_by": median_ratio(other, ours), **of}
+    if peer is not None:
+        of = {**cosines(vectors[peer.name], exact), "settings": peer.settings}
+        found[peer.kind] = {"embedkit_is_faster_by": median_ratio(peer, ours), **of}
     if in_bytes := by_name.get("embedkit int8"):
         of = cosines(encoded(in_bytes, files["more"]), encoded(ours, files["more"]))
         found["int8"] = {"is_faster_than_fp32_by": median_ratio(ours, in_bytes), "texts": COSINES, **of}
@@ -141,7 +146,7 @@ def starts(folder: Path, pairs: int) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - began)
     shares = (a / b for a, b in zip(*seconds.values(), strict=True))
     middle = {f"{name}_seconds": round(statistics.median(times), 2) for name, times in seconds.items()}
-    return {**middle, "share": round(statistics.median(shares), 3)} if pairs else {}
+    return {**middle, "share": round(statistics.median(shares), 3)}
 
 
 def by_length(folder: Path, texts: Sequence[str], rounds: int) -> dict[str, float]:

@@ -51,8 +51,8 @@ LIBRARIES = (
 )
 
 
-class NotStartedError(Exception):
-    """A library does not load the model; the message says why."""
+class ContenderError(Exception):
+    """A library does not load or run the model; the message says why."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Contender:
         """Starts it, and waits until its model is loaded, at most `limit` seconds.
 
         Raises:
-            NotStartedError: it does not load the model, or takes longer.
+            ContenderError: it does not load the model, or takes longer.
         """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
         self.process = subprocess.Popen(
@@ -88,23 +88,26 @@ class Contender:
         )
         # What is not ready in time is killed, which ends the wait for its answer.
         timer = threading.Timer(limit or threading.TIMEOUT_MAX, self.process.kill)
+        timer.daemon = True
         timer.start()
         answer = self._answer()
         timer.cancel()
         if "ready" not in answer:
             self.stop()
-            raise NotStartedError(answer.get("reason", f"it ended, or was not ready in {limit} seconds"))
+            raise ContenderError(answer.get("reason", f"it ended, or was not ready in {limit} seconds"))
 
     def encode(self, texts: Path, out: Path | None = None, *, tune: bool = False) -> float:
         order = {"texts": str(texts), "out": out and str(out), "tune": tune}
         print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self._answer()
-        if not answer:
-            raise SystemExit(f"error: {self.name} stopped\nhint: run {CONTENDER} by hand to see why")
+        if "seconds" not in answer:
+            self.stop()
+            raise ContenderError(answer.get("reason", "it ended"))
         self.peak_mib, self.settings = answer["peak_mib"], answer["settings"]
         return float(answer["seconds"])
 
     def stop(self) -> None:
+        """Ends it."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -137,7 +140,7 @@ def main() -> None:
     for model in ("minilm", "bert_base"):
         of = found[model]
         print(f"\n{model}, {of['rows']} texts, {of['rounds']} rounds, medians\n{table(of)}")
-        print("".join(f"{name} did not start: {why}\n" for name, why in of["did_not_start"].items()), end="")
+        print("".join(f"{name} does not run: {why}\n" for name, why in of["does_not_run"].items()), end="")
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -165,13 +168,12 @@ def measure(
     for contender in [*contenders]:
         try:
             contender.start(folder, READY)
-        except NotStartedError as fault:
+            contender.encode(few, tune=True)  # what is made at the first call is not timed
+        except ContenderError as fault:
             absent[contender.name] = str(fault)
             contenders.remove(contender)
-            continue
-        contender.encode(few, tune=True)  # what is made at the first call is not timed
     if lost := absent.keys() & {contender.name for contender in (*ours, *limits)}:
-        raise SystemExit(f"error: {min(lost)} did not start: {absent[min(lost)]}")
+        raise SystemExit(f"error: {min(lost)} does not run: {absent[min(lost)]}")
     vectors: dict[str, np.ndarray] = {}
     for contender in contenders:
         contender.encode(timed, work / "vectors.npy")
@@ -212,7 +214,7 @@ def measure(
             for contender in contenders
             if contender not in limits
         },
-        "did_not_start": absent,
+        "does_not_run": absent,
         "limits": {limit.name: {**paces(limit), "settings": limit.settings} for limit in limits},
     }
 

@@ -13,7 +13,9 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +28,19 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        library = LIBRARIES[kind](folder, dtype)
+        for answer in _answers(kind, folder, dtype):
+            print(json.dumps(answer), file=answers, flush=True)
     except Exception as fault:
-        first = (str(fault).splitlines() or [""])[0]
-        print(json.dumps({"reason": f"{type(fault).__name__}: {first[:200]}"}), file=answers, flush=True)
+        # Of several lines, the last one is the cause.
+        last = (str(fault).strip().splitlines() or [""])[-1]
+        print(json.dumps({"reason": f"{type(fault).__name__}: {last[:200]}"}), file=answers, flush=True)
         raise
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+
+
+def _answers(kind: str, folder: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """Yields an answer once the model is loaded, and one for each order."""
+    library = LIBRARIES[kind](folder, dtype)
+    yield {"ready": True}
     for line in sys.stdin:
         order = json.loads(line)
         texts = json.loads(Path(order["texts"]).read_text(encoding="utf-8"))
@@ -43,8 +52,7 @@ def main() -> None:
         if order["out"]:
             np.save(order["out"], np.asarray(vectors, np.float32))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        told = {"seconds": seconds, "peak_mib": peak, "settings": library.settings}
-        print(json.dumps(told), file=answers, flush=True)
+        yield {"seconds": seconds, "peak_mib": peak, "settings": library.settings}
 
 
 if __name__ == "__main__":

@@ -176,7 +176,42 @@ class CTranslate2(_Sorted):
         return [np.array(self.encoder.forward_batch(batch).last_hidden_state) for batch in batches]
 
 
-class OpenVino(_Sorted):
+class _Exported(_Sorted):
+    """A runtime with the model that `exported_onnx` makes."""
+
+    inputs: Sequence[str]
+
+    def _fed(self, batch: list[list[int]]) -> dict[str, np.ndarray]:
+        longest = max(map(len, batch))
+        mask = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch])
+        made = {
+            "input_ids": np.array([ids + [0] * (longest - len(ids)) for ids in batch]),
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(mask),
+            "position_ids": np.broadcast_to(np.arange(longest), mask.shape),
+        }
+        return {name: made[name] for name in self.inputs}
+
+
+class OnnxRuntime(_Exported):
+    """ONNX Runtime by itself, for models that sentence-transformers does not load from ONNX."""
+
+    def __init__(self, folder: str, dtype: str) -> None:
+        import onnxruntime
+
+        super().__init__(folder, dtype)
+        assert dtype == "fp32"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = CORES
+        path = str(exported_onnx(folder))
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [port.name for port in self.session.get_inputs()]
+
+    def states(self, batches: list[list[list[int]]]) -> Sequence[np.ndarray]:
+        return [self.session.run(None, self._fed(batch))[0] for batch in batches]
+
+
+class OpenVino(_Exported):
     """The same export in OpenVINO; int8 is NNCF's static quantisation, calibrated on its own texts.
 
     Tries one batch at a time on all cores (latency) and several at once (throughput).
@@ -218,17 +253,6 @@ class OpenVino(_Sorted):
         data = nncf.Dataset([[of] for of in ids], self._fed)
         return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(ids))
 
-    def _fed(self, batch: list[list[int]]) -> dict[str, np.ndarray]:
-        longest = max(map(len, batch))
-        mask = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch])
-        made = {
-            "input_ids": np.array([ids + [0] * (longest - len(ids)) for ids in batch]),
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(mask),
-            "position_ids": np.broadcast_to(np.arange(longest), mask.shape),
-        }
-        return {name: made[name] for name in self.inputs}
-
     def states(self, batches: list[list[list[int]]]) -> Sequence[np.ndarray]:
         found: list[np.ndarray] = [np.zeros(0)] * len(batches)
         queue = self.queues[self.hint]
@@ -266,14 +290,35 @@ def exported_onnx(folder: str) -> Path:
     """Returns the model as ONNX, by Optimum, made once a folder."""
     path = Path(folder) / "onnx" / "model.onnx"
     if not path.exists():
-        from optimum.exporters.onnx import main_export
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        path.parent.mkdir()
+        if config["architectures"] == ["T5EncoderModel"]:
+            _export_t5(folder, path)
+        else:
+            from optimum.exporters.onnx import main_export
 
-        main_export(folder, path.parent, task="feature-extraction", do_validation=False)
-        encoder = path.with_name("encoder_model.onnx")
-        # Of a model with a decoder, there are both.
-        if encoder.exists():
-            encoder.rename(path)
+            kind = {"task": "feature-extraction", "library_name": "transformers"}
+            main_export(folder, path.parent, **kind, do_validation=False)
     return path
+
+
+def _export_t5(folder: str, path: Path) -> None:
+    """Exports an encoder, of which Optimum would make a model with a decoder."""
+    import torch
+    from transformers import T5EncoderModel
+
+    model = T5EncoderModel.from_pretrained(folder).eval()
+    inputs = ["input_ids", "attention_mask"]
+    axes = {name: {0: "texts", 1: "tokens"} for name in (*inputs, "states")}
+    example = tuple(torch.ones(2, 9, dtype=torch.int64) for _ in inputs)
+    torch.onnx.export(
+        *(model, example, str(path)),
+        input_names=inputs,
+        output_names=["states"],
+        dynamic_axes=axes,
+        opset_version=17,
+        dynamo=False,
+    )
 
 
 def plain_tokenizer(folder: str) -> Any:
@@ -297,6 +342,7 @@ LIBRARIES: dict[str, Callable[[str, str], Library]] = {
     "embedkit": Embedkit,
     "sentence-transformers": SentenceTransformers,
     "onnx": Onnx,
+    "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "ctranslate2": CTranslate2,
     "fastembed": FastEmbed,

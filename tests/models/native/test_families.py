@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -83,19 +84,25 @@ def edit(folder: Path, **changed: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
 
 
-def check(folder: Path, tokens: Tokens) -> None:
+def check(folder: Path, tokens: Tokens, *, ill_conditioned: bool = False) -> None:
+    """Compares every layer and the pooler.
+
+    Norms of a few random numbers, and poolers, may amplify the rounding of both sides. With `ill_conditioned`, the
+    results may also differ by what float64 shows transformers itself to be off.
+    """
     expected = by_transformers(folder, tokens)
     model = loaded(folder)
     assert isinstance(model, NativeModel)
     encoder, _ = model.make_encoder(tuple(range(model.n_layers + 1)), tokens, for_pooler=model.has_pooler)
-    assert_same(states(encoder, tokens, 10_000), expected)
+    found = states(encoder, tokens, 10_000)
+    exact = by_transformers(folder, tokens, torch.float64) if ill_conditioned else expected
+    assert_same(found, expected, exact)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-# Derandomised: of some random weights the pooler amplifies the rounding of both sides beyond 1e-5 (2e-5 seen).
 @settings(max_examples=4, deadline=None, phases=[Phase.generate], derandomize=True)
 @given(data=st.data())
 def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
@@ -134,7 +141,7 @@ def test_every_layer_is_that_of_transformers_for_any_sizes(kind, data):
     # Of one length and of several, shorter and longer than the window, up to all positions.
     lengths = draw(st.lists(st.one_of(st.integers(1, 80), st.sampled_from((9, 9, 33))), min_size=2, max_size=6))
     with tempfile.TemporaryDirectory() as folder:
-        check(save(kind, Path(folder), **changed), random_tokens(tuple(lengths)))
+        check(save(kind, Path(folder), **changed), random_tokens(tuple(lengths)), ill_conditioned=True)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("int8", marks=needs_int8)])

@@ -141,7 +141,6 @@ def test_a_table_has_the_row_of_every_distance_whatever_was_asked_before(lengths
 # --- settings -------------------------------------------------------------------------------------------------
 
 
-# Derandomised, as in test_families.py.
 @settings(max_examples=10, deadline=None, phases=[Phase.generate], derandomize=True)
 @given(data=st.data())
 def test_debertas_layers_are_those_of_transformers_for_any_settings(data):
@@ -169,7 +168,9 @@ def test_debertas_layers_are_those_of_transformers_for_any_settings(data):
         changed["conv_kernel_size"] = draw(st.sampled_from((1, 3, 7)))
         changed["conv_act"] = draw(st.sampled_from(("gelu", "relu")))
     with tempfile.TemporaryDirectory() as folder:
-        check(save("deberta-v2", Path(folder), **changed), random_tokens(tuple(draw(LENGTHS))))
+        check(
+            save("deberta-v2", Path(folder), **changed), random_tokens(tuple(draw(LENGTHS))), ill_conditioned=True
+        )
 
 
 @settings(max_examples=10, deadline=None, phases=[Phase.generate], derandomize=True)
@@ -188,7 +189,7 @@ def test_t5s_layers_are_those_of_transformers_for_any_settings(data):
     }
     kind = draw(st.sampled_from(("mt5", "t5", "umt5")))
     with tempfile.TemporaryDirectory() as folder:
-        check(save(kind, Path(folder), **changed), random_tokens(tuple(draw(LENGTHS))))
+        check(save(kind, Path(folder), **changed), random_tokens(tuple(draw(LENGTHS))), ill_conditioned=True)
 
 
 # --- files as they are published ------------------------------------------------------------------------------

@@ -85,12 +85,17 @@ lint: $(VENV)/installed-dev ## ruff, mypy and the import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Side by side: mypy runs on one core, and the tests leave some time of the others unused.
+.PHONY: test
+test: $(VENV)/installed-dev ## lint, and beside it the tests [PYTEST=options of pytest]
+	$(MAKE) --no-print-directory -j2 lint pytest
+
 # One process a core and one more (tests/conftest.py), so one thread each. worksteal: a module's tests, and so its
 # fixtures, stay in one process.
 ALL_MARKS := -m 'not integrations and not cluster and not instruction_sets'
 
-.PHONY: test
-test: lint ## lint, then the tests [PYTEST=options of pytest]
+.PHONY: pytest
+pytest: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal $(if $(ALL),$(ALL_MARKS)) $(PYTEST)
 
 .PHONY: test-all

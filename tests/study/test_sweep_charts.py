@@ -43,7 +43,9 @@ def texts(images):
 
 
 def test_a_heat_map_has_a_panel_a_model_and_a_score_with_its_half_in_each_cell():
-    found = texts(heat_map(verdict(ODD), ["accuracy", f"label {ODD[0]}"]))
+    images = heat_map(verdict(ODD), ["accuracy", f"label {ODD[0]}"])
+    assert heat_map(verdict(ODD), ["accuracy", f"label {ODD[0]}"]) == images
+    found = texts(images)
     assert sorted(text for text in found if re.fullmatch(r"\d\d\.\d", text)) == [f"{50 + n}.0" for n in range(12)]
     assert found.count("± 1.2") == 12  # 1.25 per cent, rounded to even
     assert {f"label {ODD[0]}", ODD[0], "line??break", "layer 1", "layer 2"} <= set(found)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.tiny_models import CORPUS
 
+pytestmark = pytest.mark.usefixtures("pictures_in_words")
+
 ROWS = 240
 WORDS = " ".join(CORPUS).split()
 

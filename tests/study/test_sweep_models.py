@@ -16,6 +16,8 @@ from embedkit.study.sweep_models import model_names
 from tests.study.test_run_sweep import write_rows
 from tests.tiny_models import CORPUS, make
 
+pytestmark = pytest.mark.usefixtures("pictures_in_words")
+
 N = 60
 #: BERT's tokenizer removes these characters, GPT-2's does not.
 NULL_IN_BERT = "\x01\x02"

@@ -15,6 +15,8 @@ from embedkit.study.train_pooler import _Training
 from tests.study.test_run_sweep import write_rows
 from tests.tiny_models import CORPUS
 
+pytestmark = pytest.mark.usefixtures("pictures_in_words")
+
 
 @pytest.fixture
 def rows():
@@ -26,12 +28,6 @@ def rows():
         {"id": f"r{number}", "text": text, "told": str(number % 3 > 0), "coin": str(random.integers(2))}
         for number, text in enumerate(told)
     ]
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    for picture in ("heat_map", "cost_chart"):
-        monkeypatch.setattr(f"embedkit.study.sweep_files.{picture}", lambda *_: {"png": b"", "svg": b""})
 
 
 def test_shuffled_labels_give_chance_and_no_state_is_left(embedkit_cli, bert, rows, tmp_path):

@@ -205,7 +205,7 @@ def notes(bert: Path) -> Notes:
     return Notes(rows, ids, vectors[has_vector])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pictures_in_words() -> Iterator[None]:
     """Writes what a sweep's pictures show instead of drawing it, which takes half the time of a small sweep."""
     from embedkit.study import sweep_files

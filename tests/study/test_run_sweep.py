@@ -95,12 +95,6 @@ def swept(bert, one_thread, tmp_path_factory):
     return Swept(rows, path, arguments, folder / "out", "\n".join(lines))
 
 
-@pytest.fixture
-def no_drawing(monkeypatch):
-    """Empty heat maps, where they are not the subject: drawing takes most of a small sweep's time."""
-    monkeypatch.setattr("embedkit.study.sweep_files.heat_map", lambda *_: {"png": b"", "svg": b""})
-
-
 def test_the_layer_in_which_the_signal_was_planted_wins(swept):
     summary = swept.summary
     assert summary["winner"]["options"] == {"layers": str(PLANTED), "pool": "mean"}
@@ -145,7 +139,7 @@ def test_the_printed_command_makes_the_winners_vectors(swept, tmp_path):
 
 
 def test_the_commands_can_be_pasted_with_odd_names_and_options(
-    embedkit_cli, bert, tmp_path, monkeypatch, no_drawing
+    embedkit_cli, bert, tmp_path, monkeypatch, pictures_in_words
 ):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(5)
@@ -226,9 +220,7 @@ def test_no_text_label_or_group_is_in_the_folder(swept):
             assert not [word for word in (b"PATIENT", b"KIND", b"metoprolol") if word in content], path
 
 
-def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
-    swept, tmp_path, bert, monkeypatch
-):
+def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(swept, tmp_path, bert, request):
     class StopsAfterAShard:
         def __init__(self):
             self.stop = threading.Event()
@@ -268,7 +260,7 @@ def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
     tables = [pq.read_table(of / "results.parquet").drop("seconds_per_1000_rows") for of in (folder, swept.folder)]
     assert tables[0].equals(tables[1])
     # Another label needs no other vectors.
-    monkeypatch.setattr("embedkit.study.sweep_files.heat_map", lambda *_: {"png": b"", "svg": b""})
+    request.getfixturevalue("pictures_in_words")
     again = [word if word != "value" else "kind" for word in swept.arguments]
     assert command_line([*again, "-o", str(folder), "--on-exists", "resume", "-q"]) == 0
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -277,7 +269,7 @@ def test_a_stopped_sweep_continues_from_its_shards_and_ends_with_the_same_bytes(
 
 
 def test_shuffled_labels_beat_nothing_and_a_warning_names_copies_in_several_folds(
-    swept, embedkit_cli, tmp_path, bert, no_drawing
+    swept, embedkit_cli, tmp_path, bert, pictures_in_words
 ):
     rows = [{**row, "id": f"{row['id']}{copy}"} for copy in "ab" for row in swept.rows[:100]]
     path = write_rows(tmp_path / "copies.jsonl", rows)
@@ -332,7 +324,7 @@ def tree(folder):
 
 
 @pytest.fixture
-def again(swept, embedkit_cli, tmp_path, no_drawing):
+def again(swept, embedkit_cli, tmp_path, pictures_in_words):
     """A function that runs the finished sweep's command into a copy of it, a word replaced by another."""
     shutil.copytree(swept.folder, tmp_path / "out")
 
@@ -398,7 +390,9 @@ def test_missing_libraries_are_reported_with_the_command_that_installs_them(
     assert "hint: pip install scikit-learn matplotlib" in ran.err
 
 
-def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cli, bert, tmp_path, no_drawing):
+def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(
+    embedkit_cli, bert, tmp_path, pictures_in_words
+):
     notes = tmp_path / os.fsdecode(b"caf\xe9.csv")
     shutil.copy(NOTES, notes)
     ran = embedkit_cli(
@@ -410,7 +404,9 @@ def test_an_input_whose_name_is_not_utf_8_is_in_the_command_as_it_is(embedkit_cl
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_texts_of_one_length_but_one_and_odd_labels_are_swept(embedkit_cli, bert, tmp_path, no_drawing, task):
+def test_texts_of_one_length_but_one_and_odd_labels_are_swept(
+    embedkit_cli, bert, tmp_path, pictures_in_words, task
+):
     """The last token of all texts but one is the same, as of long notes that are cut; labels are near 1e300."""
     random = np.random.default_rng(0)
     words = " ".join(CORPUS).split()
@@ -434,7 +430,7 @@ def test_texts_of_one_length_but_one_and_odd_labels_are_swept(embedkit_cli, bert
 
 
 def test_a_metric_that_some_folds_cannot_have_is_told_and_one_that_none_can_is_refused(
-    embedkit_cli, bert, tmp_path, no_drawing
+    embedkit_cli, bert, tmp_path, pictures_in_words
 ):
     rows = [
         {"text": f"{CORPUS[number % 5]} {number}", "label": number < 2, "value": number} for number in range(20)

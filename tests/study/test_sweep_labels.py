@@ -36,9 +36,8 @@ def rows():
 
 
 @pytest.fixture
-def sweep(embedkit_cli, bert, tmp_path, monkeypatch):
+def sweep(embedkit_cli, bert, tmp_path):
     """A function that runs a sweep of one candidate over rows; returns its result and its summary."""
-    monkeypatch.setattr("embedkit.study.sweep_files.heat_map", lambda *_: {"png": b"", "svg": b""})
 
     def sweep(rows, *options, code=0):
         with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import gc
+import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
@@ -64,6 +65,12 @@ class Notes:
     @property
     def texts(self) -> list[str]:
         return [row["text"] for row in self.rows]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Writes rows as JSON Lines, and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.hookimpl(optionalhook=True)

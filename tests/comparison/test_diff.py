@@ -15,6 +15,7 @@ from embedkit.cli import run
 from embedkit.comparison import vectors
 from embedkit.pooling.heads import PredictionHead
 from embedkit.pooling.pooler_files import probe_bytes
+from tests.conftest import write_rows
 from tests.previous_outputs import FOLDER
 
 ROWS = [
@@ -25,11 +26,6 @@ ROWS = [
     {"id": "empty", "text": ""},
     {"id": "long", "text": "secret " * 90},
 ]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def outputs(bert, one_thread, tmp_path_factory):
             name = next((word for word in options if word.startswith("as.")), f"out{len(made)}")
             out = folder / name.replace("as.", f"file{len(made)}.")
             given = [word for word in options if not word.startswith("as.")]
-            table = write(folder / f"table{len(made)}.jsonl", rows)
+            table = write_rows(folder / f"table{len(made)}.jsonl", rows)
             assert run(["encode", str(table), "-m", str(bert), "-o", str(out), "-q", *given]) == 0
             made[key] = out
         return made[key]
@@ -119,7 +115,7 @@ def test_scores_of_a_head_are_compared(form, bert, embedkit_cli, diff, tmp_path,
 def vectors_and_probes(bert, tmp_path):
     """Three texts, and the files of two probes on their mean vectors, the second of twice the first's logits."""
     rows = [{"id": str(number), "text": text} for number, text in enumerate(("chest pain", "no pain", "cough"))]
-    table = write(tmp_path / "three.jsonl", rows)
+    table = write_rows(tmp_path / "three.jsonl", rows)
     out = tmp_path / "vectors"
     assert run(["encode", str(table), "-m", str(bert), "-o", str(out), "-q", "--pool", "mean"]) == 0
     found = embedkit.read(out)

@@ -23,7 +23,7 @@ from embedkit.errors import Stopped
 from embedkit.study.candidates import PooledVectors, all_candidates
 from embedkit.study.run_sweep import sweep
 from embedkit.study.sweep_config import SweepConfig
-from tests.conftest import NOTES, last_counts
+from tests.conftest import NOTES, last_counts, write_rows
 from tests.oracle import Oracle, pool
 from tests.tiny_models import CORPUS
 
@@ -55,11 +55,6 @@ class Swept:
     @property
     def summary(self) -> dict:
         return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedkit.study.sweep_charts import pareto_front
 from embedkit.study.sweep_models import model_names
-from tests.study.test_run_sweep import write_rows
+from tests.conftest import write_rows
 from tests.tiny_models import CORPUS, make
 
 pytestmark = pytest.mark.usefixtures("pictures_in_words")

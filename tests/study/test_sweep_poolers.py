@@ -12,7 +12,7 @@ import pytest
 
 import embedkit
 from embedkit.study.train_pooler import _Training
-from tests.study.test_run_sweep import write_rows
+from tests.conftest import write_rows
 from tests.tiny_models import CORPUS
 
 pytestmark = pytest.mark.usefixtures("pictures_in_words")

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -21,6 +21,7 @@ from embedkit.config import EngineConfig
 from embedkit.config.engine_config import check_ray_address
 from embedkit.engines.ray_actor import RayActor
 from embedkit.engines.ray_head import HeadWatch, refusal
+from embedkit.engines.ray_start import quick_start
 from embedkit.engines.signals import handlers_kept
 from embedkit.errors import EmbedkitError, Stopped, UsageError
 
@@ -41,8 +42,6 @@ _ENVIRONMENT_HERE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_AUTH_MODE": "token",
 }
-#: Methods of Ray's node that start processes which a run on one machine does not need.
-_UNUSED_PROCESSES = frozenset({"start_monitor", "start_api_server", "start_log_monitor"})
 #: Also, for a cluster that is joined: a head that goes meanwhile is waited for once, 40 s, and not 20 times.
 _ENVIRONMENT_THERE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 #: The least that Ray takes: nothing is kept there.
@@ -340,7 +339,7 @@ class RayCluster:
         else:
             self._knock(address)
         try:
-            with _fewer_processes() if address == "local" else contextlib.nullcontext():
+            with quick_start() if address == "local" else contextlib.nullcontext():
                 try:
                     self._ray.init(address, **quiet)
                 except Exception as error:
@@ -376,32 +375,6 @@ def _import_ray() -> Any:
             hint="install it on all nodes: pip install 'embedkit-cli[ray]'",
         ) from None
     return ray
-
-
-@contextlib.contextmanager
-def _fewer_processes() -> Iterator[None]:
-    """Keeps Ray from starting its autoscaler, API server and log monitor, each of which imports all of Ray.
-
-    A run on one machine needs none of them, and `ray.init` waits for them. It has no option for that, other than
-    `ray start`: where Ray's private names change, all are started.
-    """
-    try:
-        from ray._private.node import Node
-    except ImportError:
-        yield
-        return
-    before = {name: method for name, method in vars(Node).items() if name in _UNUSED_PROCESSES}
-
-    def start_nothing(node: Any, **_: Any) -> None:
-        node._webui_url = ""  # noqa: SLF001 - as without a dashboard
-
-    for name in before:
-        setattr(Node, name, start_nothing)
-    try:
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
 
 
 def _silence() -> None:

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.config import EngineConfig, ModelConfig, parse_workers
+from embedkit.engines import ray_start
 from embedkit.engines.line import Line, Mailbox
 from embedkit.engines.node import Node, spec_here
 from embedkit.engines.ray import RayEngine
-from embedkit.engines.ray_cluster import _UNUSED_PROCESSES, ActorPlan, Death, NodeResources, plan_actors
+from embedkit.engines.ray_cluster import ActorPlan, Death, NodeResources, plan_actors
 from embedkit.errors import EmbedkitError, ModelError, Stopped, UsageError
 from embedkit.models.repository.model_folder import ModelFolder
 from tests.conftest import NOTES
@@ -297,9 +298,18 @@ def test_without_ray_the_extra_is_named(encode, tmp_path, monkeypatch):
     ]
 
 
-def test_ray_has_the_methods_that_start_what_a_run_on_one_machine_does_not_need():
-    node = pytest.importorskip("ray._private.node", reason="in the dev extra").Node
-    assert vars(node).keys() >= _UNUSED_PROCESSES
+def test_ray_has_the_private_names_by_which_it_starts_faster():
+    node = pytest.importorskip("ray._private.node", reason="in the dev extra")
+    from ray._private import services, state, utils
+
+    assert all(callable(vars(node.Node)[name]) for name in ray_start.UNUSED_PROCESSES)
+    assert callable(utils.get_dashboard_dependency_error)
+    assert all(callable(of) for of in (services.get_node, services._get_gcs_client_options))
+    assert callable(state.GlobalState.node_table)
+    before = services.get_node
+    with ray_start.quick_start():
+        assert services.get_node is not before
+    assert services.get_node is before
 
 
 @pytest.mark.timeout(240)

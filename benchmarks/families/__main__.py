@@ -81,9 +81,27 @@ def main() -> None:
             if name in LONG and not asked.no_long:
                 of["seconds_per_1000_tokens"] = by_length(folder, texts, min(3, asked.rounds))
         print(name, json.dumps(of), flush=True)
+    print(table(found["families"]))
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def table(families: dict[str, Any]) -> str:
+    """As GitHub shows it."""
+    heads = ("", "sentence-transformers", "OpenVINO or ONNX Runtime", "int8 over fp32", "cosine", "start", "8,192")
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for name, of in families.items():
+        runtimes = [of[kind]["embedkit_is_faster_by"] for kind in RUNTIMES if isinstance(of.get(kind), dict)]
+        int8 = of.get("int8", {})
+        cells = [
+            *(of["embedkit_is_faster_by"], *(runtimes or [""])),
+            *(int8.get("is_faster_than_fp32_by", ""), int8.get("min_cosine", "")),
+            of.get("start", {}).get("share", ""),
+            of.get("seconds_per_1000_tokens", {}).get("8192_over_256", ""),
+        ]
+        lines.append(f"| {' | '.join(map(str, (name, *cells)))} |")
+    return "\n".join(lines)
 
 
 def beside(folder: Path, texts: Sequence[str], rows: int, rounds: int, peers: str | None) -> dict[str, Any]:

@@ -31,9 +31,10 @@ def main() -> None:
         for answer in _answers(kind, folder, dtype):
             print(json.dumps(answer), file=answers, flush=True)
     except Exception as fault:
-        # Of several lines, the last one is the cause.
-        last = (str(fault).strip().splitlines() or [""])[-1]
-        print(json.dumps({"reason": f"{type(fault).__name__}: {last[:200]}"}), file=answers, flush=True)
+        # Of several lines, the first or the last one is the cause.
+        lines = str(fault).strip().splitlines() or [""]
+        reason = " ... ".join(dict.fromkeys(line[:160] for line in (lines[0], lines[-1])))
+        print(json.dumps({"reason": f"{type(fault).__name__}: {reason}"}), file=answers, flush=True)
         raise
 
 

@@ -291,7 +291,7 @@ def exported_onnx(folder: str) -> Path:
     path = Path(folder) / "onnx" / "model.onnx"
     if not path.exists():
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         if config["architectures"] == ["T5EncoderModel"]:
             _export_t5(folder, path)
         else:

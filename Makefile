@@ -91,12 +91,12 @@ test: $(VENV)/installed-dev ## lint, and beside it the tests [PYTEST=options of 
 	$(MAKE) --no-print-directory -j2 lint pytest
 
 # One process a core and one more (tests/conftest.py), so one thread each. worksteal: a module's tests, and so its
-# fixtures, stay in one process.
+# fixtures, stay in one process. Bytecode is kept, or each of the processes that tests start would compile the package.
 ALL_MARKS := -m 'not integrations and not cluster and not instruction_sets'
 
 .PHONY: pytest
 pytest: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal $(if $(ALL),$(ALL_MARKS)) $(PYTEST)
+	OMP_NUM_THREADS=1 env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -n auto --dist worksteal $(if $(ALL),$(ALL_MARKS)) $(PYTEST)
 
 .PHONY: test-all
 test-all: ## lint, then all tests with every model type, not one for each code path, and those that take long

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.models.native.int8_products import load_int8_products
+from embedkit.models.native.packed_products import load_int8_products
 
 #: Computes the product of rows [start, stop) of made-up activations.
 Product = Callable[[int, int], object]
@@ -102,7 +102,7 @@ def _qlinear(rows: int, k: int, n: int) -> Product:
 def _own(rows: int, k: int, n: int) -> Product:
     products = load_int8_products()
     assert products is not None
-    weights, values = products.pack(_bytes(n, k), torch.ones(n)), _bytes(rows, k).view(torch.uint8)
+    weights, values = products.pack_bytes(_bytes(n, k), torch.ones(n)), _bytes(rows, k).view(torch.uint8)
     return lambda start, stop: products.multiply(values[start:stop], weights)
 
 

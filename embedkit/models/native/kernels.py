@@ -18,10 +18,10 @@ from torch import Tensor
 from embedkit.models.native.attention import Attention, SelfAttention, Texts
 from embedkit.models.native.compile_kernels import find_compiler, library
 from embedkit.models.native.disentangled import DisentangledAttention
-from embedkit.models.native.int8_products import WeightsStruct
 from embedkit.models.native.layer import ACTIVATIONS, LayerWeights, Norms
 from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
+from embedkit.models.native.packed_products import WeightsStruct
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotary import frequencies
 from embedkit.models.native.rotation import Rotation

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.bf16_products import load_bf16_products
-from embedkit.models.native.int8_products import Int8Products, PackedWeights, load_int8_products
+from embedkit.models.native.packed_products import (
+    PackedProducts,
+    PackedWeights,
+    load_bf16_products,
+    load_int8_products,
+)
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
@@ -135,7 +139,7 @@ def onednn_multiplies_bytes() -> bool:
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
 
 
-def own_int8_products() -> Int8Products | None:
+def own_int8_products() -> PackedProducts | None:
     """Returns embedkit's own products; None without a compiler, and where oneDNN multiplies by AMX."""
     by_amx = onednn_multiplies_bytes() and torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - as above
     return None if by_amx else load_int8_products()
@@ -185,7 +189,7 @@ class Int8Linear(Linear):
         if products is None:
             self._multiply = _by_onednn(quantised, scale)
         else:
-            weights = products.pack(quantised, scale)
+            weights = products.pack_bytes(quantised, scale)
             self._multiply, self.packed = weights.multiply, (weights, self._bias)
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -228,12 +232,13 @@ class Bf16Linear(Linear):
         products = load_bf16_products()
         if products is None:
             raise ValueError("nothing multiplies bf16 here")
-        self._products = products
-        self._weights = products.pack(weight, bias)
+        self._bias = bias.clone()
+        self._weights = products.pack_bf16(weight, self._bias)
+        self.packed = (self._weights, self._bias)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns weight times rows plus bias."""
-        return self._products.multiply(rows.to(torch.bfloat16), self._weights)
+        return self._weights.multiply(rows.to(torch.bfloat16))
 
     def products(self, rows: Rows) -> Products:
         """Returns the same of the rows in bf16.
@@ -243,7 +248,7 @@ class Bf16Linear(Linear):
         """
         if rows.inputs is None or rows.form != Form.BF16:
             raise ValueError("this layer takes rows in bf16")
-        return Products(self._products.multiply(rows.inputs, self._weights))
+        return Products(self._weights.multiply(rows.inputs))
 
 
 def _by_onednn(weight: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.models.native import bf16_products, compile_kernels
-from embedkit.models.native.bf16_products import Bf16Products, load_bf16_products
+from embedkit.models.native import compile_kernels, packed_products
 from embedkit.models.native.linear import Bf16Linear, Rows
+from embedkit.models.native.packed_products import PackedProducts, load_bf16_products
 
 NATIVE = load_bf16_products()
 COMPILER = compile_kernels.find_compiler()
@@ -25,13 +25,13 @@ needs_instruction = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Bf16Products:
+def plain(tmp_path_factory) -> PackedProducts:
     """The same source for a processor without the instruction."""
     built = tmp_path_factory.mktemp("plain") / "bf16.so"
     source = compile_kernels._FOLDER / "bf16_products.cpp"
     flags = ("-U__AVX512BF16__", "-Wall", "-Werror", "-Wno-psabi")
     subprocess.run([COMPILER, *compile_kernels._FLAGS, *flags, "-o", built, source], check=True)
-    products = Bf16Products(ctypes.CDLL(str(built)))
+    products = PackedProducts("bf16", ctypes.CDLL(str(built)))
     assert products.instructions == "plain C++"
     return products
 
@@ -40,7 +40,7 @@ def plain(tmp_path_factory) -> Bf16Products:
     params=[pytest.param("plain", marks=needs_compiler), pytest.param("native", marks=needs_instruction)],
     scope="module",
 )
-def products(request) -> Bf16Products:
+def products(request) -> PackedProducts:
     return request.getfixturevalue("plain") if request.param == "plain" else NATIVE
 
 
@@ -54,7 +54,7 @@ def operands(n_rows: int, n_inputs: int, n_outputs: int) -> tuple[torch.Tensor, 
 @settings(deadline=None, max_examples=40)
 def test_products_are_those_of_the_rounded_numbers_summed_in_fp32(products, n_rows, n_inputs, n_outputs):
     rows, weight, bias = operands(n_rows, n_inputs, n_outputs)
-    found = products.multiply(rows, products.pack(weight, bias))
+    found = products.multiply(rows, products.pack_bf16(weight, bias))
     rounded = weight.to(torch.bfloat16).double()
     exact = rows.double() @ rounded.T + bias
     # Each of n_inputs additions rounds what it gives, which is at most the sum of all magnitudes, to 24 bits.
@@ -66,10 +66,10 @@ def test_products_are_those_of_the_rounded_numbers_summed_in_fp32(products, n_ro
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(products, monkeypatch):
     # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
     rows, weight, bias = operands(130, 4097, 160)
-    packed = products.pack(weight, bias)
+    packed = products.pack_bf16(weight, bias)
     together = products.multiply(rows, packed)
     assert torch.equal(products.multiply(rows[77:78].clone(), packed), together[77:78])
-    monkeypatch.setattr(bf16_products, "_FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(packed_products, "_FEWEST_PRODUCTS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(products.multiply(rows, packed), together)
 
@@ -77,14 +77,14 @@ def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(product
 @needs_instruction
 def test_the_instruction_gives_the_bits_of_plain_loops(plain):
     rows, weight, bias = operands(33, 1536, 96)
-    by_instruction, by_loops = (of.multiply(rows, of.pack(weight, bias)) for of in (NATIVE, plain))
+    by_instruction, by_loops = (of.multiply(rows, of.pack_bf16(weight, bias)) for of in (NATIVE, plain))
     assert torch.equal(by_instruction, by_loops)
 
 
 def test_what_is_not_finite_stays_so_and_in_its_row(products):
     rows, weight, bias = operands(5, 64, 48)
     rows[1, 3], rows[3, 5] = torch.nan, torch.inf
-    finite = products.multiply(rows, products.pack(weight, bias)).isfinite().all(dim=1)
+    finite = products.multiply(rows, products.pack_bf16(weight, bias)).isfinite().all(dim=1)
     assert finite.tolist() == [True, False, True, False, True]
 
 
@@ -104,22 +104,23 @@ def test_a_linear_layer_takes_rows_in_its_own_form_alone():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("d ? step : 0", "0"),
-        ("panel[(1 + i / 2) * OUTPUTS]", "panel[i / 2 * OUTPUTS]"),
+        ("g ? OUTPUTS : 0", "0"),
+        ("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"),
         ("#define ROWS 8", "this does not compile"),
     ],
 )
 def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = compile_kernels._FOLDER / "bf16_products.cpp"
-    assert right in source.read_text()
-    changed = tmp_path / source.name
-    changed.write_text(source.read_text().replace(right, wrong))
+    for name in ("bf16_products.cpp", "panels.h", "structs.h"):
+        shutil.copy(compile_kernels._FOLDER / name, tmp_path)
+    changed = tmp_path / "panels.h"
+    assert right in changed.read_text()
+    changed.write_text(changed.read_text().replace(right, wrong))
     monkeypatch.setattr(compile_kernels, "_FOLDER", tmp_path)
     assert load_bf16_products.__wrapped__() is None
 
 
 @needs_compiler
 def test_plain_loops_are_not_used(plain, monkeypatch):
-    monkeypatch.setattr(bf16_products, "library", lambda *_, **__: Path(plain._library._name))
+    monkeypatch.setattr(packed_products, "_load", lambda *_: plain)
     assert load_bf16_products.__wrapped__() is None

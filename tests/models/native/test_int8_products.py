@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.models.native import compile_kernels, int8_products, linear
+from embedkit.models.native import compile_kernels, linear, packed_products
 from embedkit.models.native.compile_kernels import find_compiler
-from embedkit.models.native.int8_products import Int8Products, load_int8_products
 from embedkit.models.native.linear import Int8Linear, Rows, onednn_multiplies_bytes
+from embedkit.models.native.packed_products import PackedProducts, load_int8_products
 
 PRODUCTS = load_int8_products()
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler is here")
 
 
-def products() -> Int8Products:
+def products() -> PackedProducts:
     assert PRODUCTS is not None
     return PRODUCTS
 
@@ -48,7 +48,7 @@ def by_numpy(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> n
 @settings(deadline=None, max_examples=60)
 def test_sums_are_exact_for_any_shape(n_rows, n_inputs, n_outputs, extreme):
     rows, weight, scale = operands(n_rows, n_inputs, n_outputs, extreme=extreme)
-    found = products().multiply(rows, products().pack(weight, scale))
+    found = products().multiply(rows, products().pack_bytes(weight, scale))
     assert np.array_equal(found.numpy(), by_numpy(rows, weight, scale))
 
 
@@ -56,11 +56,11 @@ def test_sums_are_exact_for_any_shape(n_rows, n_inputs, n_outputs, extreme):
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(monkeypatch):
     # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
     rows, weight, scale = operands(130, 4097, 70)
-    packed = products().pack(weight, scale)
+    packed = products().pack_bytes(weight, scale)
     together = products().multiply(rows, packed)
     assert np.array_equal(together.numpy(), by_numpy(rows, weight, scale))
     assert torch.equal(products().multiply(rows[77:78].clone(), packed), together[77:78])
-    monkeypatch.setattr(int8_products, "_FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(packed_products, "_FEWEST_PRODUCTS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(products().multiply(rows, packed), together)
 
@@ -81,18 +81,17 @@ def test_onednn_gives_the_same_bits(monkeypatch):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("g ? of_rows : panel", "panel"),
+        ("g ? of_rows : ", ""),
         ("- (128 - SHIFT)", "- (127 - SHIFT)"),
         ("#define OUTPUTS", "this does not compile"),
     ],
 )
 def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = compile_kernels._FOLDER / "int8_products.cpp"
-    shutil.copy(source.with_name("structs.h"), tmp_path)
-    changed = tmp_path / source.name
-    assert right in source.read_text()
-    changed.write_text(source.read_text().replace(right, wrong))
+    for name in ("int8_products.cpp", "panels.h", "structs.h"):
+        shutil.copy(compile_kernels._FOLDER / name, tmp_path)
+    (changed,) = (path for path in tmp_path.iterdir() if path.is_file() and right in path.read_text())
+    changed.write_text(changed.read_text().replace(right, wrong))
     monkeypatch.setattr(compile_kernels, "_FOLDER", tmp_path)
     assert load_int8_products.__wrapped__() is None
 

@@ -1,0 +1,183 @@
+"""Calls the compiled matrix products of int8_products.cpp and bf16_products.cpp.
+
+Products of bytes are exact, so they equal those of any other library and of any other processor, to the bit. Those
+of bf16 are summed in fp32, and are for processors with AVX512-BF16 alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embedkit.models.native.compile_kernels import library
+from embedkit.models.native.thread_pool import run_shares
+
+_Address, _Count = ctypes.c_void_p, ctypes.c_int64
+#: Products that are worth a thread: a thread's start takes 0.03 ms, and these, of bytes, 0.1 ms.
+_FEWEST_PRODUCTS = 4 << 20
+
+
+class WeightsStruct(ctypes.Structure):
+    """`Weights` of structs.h."""
+
+    _fields_ = (
+        *(("packed", _Address), ("scale", _Address), ("bias", _Address)),
+        *(("inputs", _Count), ("outputs", _Count)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """Weights in the layout of this processor's instructions."""
+
+    products: PackedProducts  # what multiplies
+    words: Tensor  # int32
+    scale: Tensor | None  # float32 [N], the value of a step of each output; None of bf16
+    n_outputs: int
+    n_inputs: int
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Multiplies rows [T, K]; see PackedProducts.multiply."""
+        return self.products.multiply(rows, self)
+
+    def struct(self, bias: Tensor | None = None) -> WeightsStruct:
+        """Returns their addresses for a compiled function, with those of a bias that it adds, float32 [N]."""
+        addresses = (None if of is None else of.data_ptr() for of in (self.words, self.scale, bias))
+        return WeightsStruct(*addresses, self.n_inputs, self.n_outputs)
+
+
+class PackedProducts:
+    """The functions of a library built from int8_products.cpp or bf16_products.cpp. All tensors are on the CPU."""
+
+    def __init__(self, dtype: Literal["int8", "bf16"], library: ctypes.CDLL) -> None:
+        self._workspace, self._packed, self._pack, self._multiply, instructions = (
+            getattr(library, f"embedkit_{dtype}_{name}")
+            for name in ("workspace", "packed", "pack", "multiply", "instructions")
+        )
+        for function in (self._workspace, self._packed):
+            function.argtypes, function.restype = (_Count, _Count), _Count
+        before = () if dtype == "int8" else (_Address,)
+        self._pack.argtypes, self._pack.restype = (_Address, *before, _Count, _Count, _Address), None
+        self._multiply.argtypes, self._multiply.restype = (
+            (
+                *(_Address, _Count, ctypes.POINTER(WeightsStruct), _Count, _Count),
+                *(_Address, _Address),
+            ),
+            None,
+        )
+        instructions.restype = ctypes.c_char_p
+        #: The instructions that multiply, such as AVX2.
+        self.instructions: str = instructions().decode()
+        #: The address of the function that multiplies, `Multiply` of structs.h.
+        self.address = ctypes.cast(self._multiply, _Address).value
+
+    def pack_bytes(self, weight: Tensor, scale: Tensor) -> PackedWeights:
+        """Packs weights int8 [N, K] from -127 to 127, with the scale of each output, float32 [N]."""
+        return self._packed_weights(weight, scale.contiguous())
+
+    def pack_bf16(self, weight: Tensor, bias: Tensor) -> PackedWeights:
+        """Packs weights float32 [N, K], rounded to bf16, with a bias float32 [N] that the products have."""
+        bias = bias.contiguous()
+        return self._packed_weights(weight.to(torch.bfloat16), None, bias.data_ptr())
+
+    def workspace(self, n_rows: int, n_inputs: int) -> int:
+        """Returns the size of the workspace to multiply so many rows, in words of 32 bits."""
+        return int(self._workspace(n_rows, n_inputs))
+
+    def multiply(self, rows: Tensor, weights: PackedWeights) -> Tensor:
+        """Multiplies rows [T, K], on as many cores as torch would use in this thread.
+
+        Args:
+            rows: uint8 with 128 for 0, or bfloat16.
+            weights: [N, K].
+
+        Returns:
+            float32 [T, N]: of bytes, the exact sums, rounded to float32, times the scale of their output; of bf16,
+            the sums with the bias.
+        """
+        rows = rows.contiguous()
+        n_rows, n_outputs = len(rows), weights.n_outputs
+        products = torch.empty(n_rows, n_outputs, dtype=torch.float32)
+        enough = n_rows * n_outputs * weights.n_inputs // _FEWEST_PRODUCTS
+        n_threads = max(1, min(torch.get_num_threads(), enough))
+        struct = weights.struct()
+
+        def multiply_share(share: int) -> None:
+            workspace = torch.empty(self.workspace(n_rows, weights.n_inputs), dtype=torch.int32)
+            self._multiply(
+                *(rows.data_ptr(), n_rows, struct, share, n_threads),
+                *(products.data_ptr(), workspace.data_ptr()),
+            )
+
+        run_shares(multiply_share, n_threads)
+        return products
+
+    def _packed_weights(self, weight: Tensor, scale: Tensor | None, *start: int) -> PackedWeights:
+        weight, (n_outputs, n_inputs) = weight.contiguous(), weight.shape
+        words = torch.empty(self._packed(n_outputs, n_inputs), dtype=torch.int32)
+        self._pack(weight.data_ptr(), *start, n_outputs, n_inputs, words.data_ptr())
+        return PackedWeights(self, words, scale, n_outputs, n_inputs)
+
+
+@functools.cache
+def load_int8_products() -> PackedProducts | None:
+    """Loads the products of bytes for this processor, built if necessary; None if that is impossible."""
+    return _load("int8", _bytes_are_exact)
+
+
+@functools.cache
+def load_bf16_products() -> PackedProducts | None:
+    """Loads the products of bf16, built if necessary; None where that is impossible or they would not be fast."""
+    products = _load("bf16", _bf16_is_correct)
+    return products if products is not None and products.instructions == "AVX512-BF16" else None
+
+
+def _load(dtype: Literal["int8", "bf16"], is_correct: Callable[[PackedProducts], bool]) -> PackedProducts | None:
+    """Loads a library; None if there is none, or if it gives wrong numbers."""
+    # The cached library may be corrupt: rebuild it once.
+    for rebuild in (False, True):
+        path: Path | None = library(f"{dtype}_products.cpp", rebuild=rebuild)
+        try:
+            products = None if path is None else PackedProducts(dtype, ctypes.CDLL(str(path)))
+        except (OSError, AttributeError):
+            continue
+        if products is not None and is_correct(products):
+            return products
+    return None
+
+
+# A compiler may have faults, too: the products of some numbers are compared with others' arithmetic.
+
+
+def _bytes_are_exact(products: PackedProducts) -> bool:
+    """Checks sums, the largest ones among them."""
+    random = torch.Generator().manual_seed(0)
+    for n_inputs in (1573, 1600):
+        rows = torch.randint(1, 256, (11, n_inputs), generator=random, dtype=torch.uint8)
+        weight = torch.randint(-127, 128, (61, n_inputs), generator=random, dtype=torch.int8)
+        rows[-1], weight[-1] = 255, 127
+        packed = products.pack_bytes(weight, torch.ones(len(weight)))
+        exact = (rows.double() - 128) @ weight.double().T
+        if not torch.equal(products.multiply(rows, packed), exact.float()):
+            return False
+    return True
+
+
+def _bf16_is_correct(products: PackedProducts) -> bool:
+    """Checks sums, of an odd number of inputs, too."""
+    random = torch.Generator().manual_seed(0)
+    for n_inputs in (445, 800):
+        rows, weight = (torch.randn(n, n_inputs, generator=random).to(torch.bfloat16) for n in (11, 61))
+        bias = torch.randn(len(weight), generator=random)
+        found = products.multiply(rows, products.pack_bf16(weight.float(), bias))
+        exact = rows.double() @ weight.double().T + bias
+        if not torch.allclose(found.double(), exact, rtol=0, atol=1e-4):
+            return False
+    return True

@@ -1,0 +1,171 @@
+/* Matrix products of rows of activations and of weights in panels: what int8_products.cpp and bf16_products.cpp share.
+ * They define LANES, and a class Kind of the numbers, types and functions that differ.
+ *
+ * A word of 32 bits holds Kind::group inputs. Kind::dot adds, to each of LANES sums, the products of its word of weights
+ * and of a word of activations that all sums share. A panel has the weights of OUTPUTS outputs: first what their sums
+ * start from, then a word of each for every group.
+ */
+#pragma once
+#include "structs.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Rows and vectors of outputs whose sums are in registers together: of 32 registers or of 16. */
+#if LANES == 16 || defined(__aarch64__)
+#define ROWS 8
+#define VECTORS 3
+#else
+#define ROWS 6
+#define VECTORS 2
+#endif
+#define OUTPUTS (VECTORS * LANES)
+
+typedef int32_t ints __attribute__((vector_size(LANES * 4), may_alias));
+typedef int32_t ints_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t word __attribute__((may_alias, aligned(1)));
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef float floats_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+/* Groups of a panel of weights that stay in the first cache while all rows pass. */
+#ifndef GROUPS
+#define GROUPS 192
+#endif
+/* Words of activations that stay in the second. */
+#ifndef WORDS
+#define WORDS (1 << 16)
+#endif
+
+template <class Kind> INLINE int64_t groups_of(int64_t inputs) { return (inputs + Kind::group - 1) / Kind::group; }
+template <class Kind> INLINE int64_t panel_words(int64_t inputs) { return (1 + groups_of<Kind>(inputs)) * OUTPUTS; }
+INLINE int64_t panels_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUTPUTS; }
+
+/* Rows of activations that are multiplied together. */
+template <class Kind> INLINE int64_t rows_at_once(int64_t n, int64_t inputs) {
+    int64_t most = WORDS / groups_of<Kind>(inputs) / ROWS * ROWS;
+    if (most < ROWS) most = ROWS;
+    return n < most ? n : most;
+}
+
+/* The size of packed weights, in words. */
+template <class Kind> INLINE int64_t packed_words(int64_t outputs, int64_t inputs) {
+    return panels_of(outputs) * panel_words<Kind>(inputs);
+}
+
+/* The size of the workspace of `multiply` for n rows, in words. */
+template <class Kind> INLINE int64_t workspace_words(int64_t n, int64_t inputs) {
+    return rows_at_once<Kind>(n, inputs) * (groups_of<Kind>(inputs) + OUTPUTS);
+}
+
+/* The first word of an output among packed weights: what its sums start from. */
+template <class Kind> INLINE int32_t *start_of(int32_t *packed, int64_t output, int64_t inputs) {
+    return packed + output / OUTPUTS * panel_words<Kind>(inputs) + output % OUTPUTS;
+}
+
+/* Packs weights [outputs, inputs]; sums start from 0. */
+template <class Kind>
+static void pack(const typename Kind::Weight *weights, int64_t outputs, int64_t inputs, int32_t *packed) {
+    __builtin_memset(packed, 0, sizeof *packed * packed_words<Kind>(outputs, inputs));
+    for (int64_t o = 0; o < outputs; o++)
+        for (int64_t i = 0; i < inputs; i++) {
+            const typename Kind::Part part = weights[o * inputs + i];
+            int32_t *words = start_of<Kind>(packed, o, inputs) + (1 + i / Kind::group) * OUTPUTS;
+            __builtin_memcpy((char *)words + i % Kind::group * sizeof part, &part, sizeof part);
+        }
+}
+
+/* Part of the sums of some rows and of a panel of outputs. */
+template <class Kind> struct Tile {
+    const word *activations; /* of the first row; rows are `stride` words apart */
+    int64_t stride;
+    const int32_t *weights;
+    int64_t groups;
+    const typename Kind::Sum *from; /* what the sums start from: rows are `step` apart */
+    int64_t step;
+    typename Kind::Sum *to; /* the sums, OUTPUTS a row; or, if nullptr: */
+    float *products;        /* the results; rows are `outputs` apart */
+    const float *scale;
+    int64_t outputs;
+};
+
+template <class Kind, int rows> static void add_products(const Tile<Kind> *tile) {
+    typedef typename Kind::SumsAt SumsAt;
+    const int64_t stride = tile->stride, groups = tile->groups;
+    const word *activations = tile->activations;
+    const int32_t *weights = tile->weights;
+    typename Kind::Sums sums[rows][VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = *(const SumsAt *)(tile->from + r * tile->step + v * LANES);
+    for (int64_t g = 0; g < groups; g++) {
+        ints of_weights[VECTORS];
+        for (int v = 0; v < VECTORS; v++) of_weights[v] = *(const ints_at *)(weights + g * OUTPUTS + v * LANES);
+        for (int r = 0; r < rows; r++) {
+            ints shared = activations[r * stride + g] - ints{};
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = Kind::dot(sums[r][v], shared, of_weights[v]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECTORS; v++)
+            if (tile->to)
+                *(SumsAt *)(tile->to + r * OUTPUTS + v * LANES) = sums[r][v];
+            else
+                *(floats_at *)(tile->products + r * tile->outputs + v * LANES) =
+                    Kind::results(sums[r][v], tile->scale + v * LANES);
+}
+
+/* The same for 1 to `rows` rows. */
+template <class Kind, int rows = ROWS> static void add_some(int64_t count, const Tile<Kind> *tile) {
+    if constexpr (rows > 1)
+        if (count < rows) return add_some<Kind, rows - 1>(count, tile);
+    add_products<Kind, rows>(tile);
+}
+
+/* Writes n rows of inputs as words. */
+template <class Kind>
+static void widen(const typename Kind::Input *__restrict inputs, int64_t n, int64_t width, int32_t *__restrict words) {
+    const int64_t groups = groups_of<Kind>(width);
+    for (int64_t t = 0; t < n; t++) {
+        typename Kind::Part *to = (typename Kind::Part *)(words + t * groups);
+        for (int64_t i = 0; i < width; i++) to[i] = Kind::part(inputs[t * width + i]);
+        for (int64_t i = width; i < groups * Kind::group; i++) to[i] = 0;
+    }
+}
+
+/* Multiplies rows [n, inputs]; see Multiply. */
+template <class Kind>
+static void multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
+                     int32_t *workspace) {
+    typedef typename Kind::Sum Sum;
+    const int64_t inputs = of->inputs, outputs = of->outputs;
+    const int64_t groups = groups_of<Kind>(inputs), at_once = rows_at_once<Kind>(n, inputs);
+    const int64_t first = panels_of(outputs) * share / shares, last = panels_of(outputs) * (share + 1) / shares;
+    const bool are_words = Kind::are_parts && inputs % Kind::group == 0;
+    Sum *sums = (Sum *)(workspace + at_once * groups);
+    for (int64_t begin = 0; begin < n; begin += at_once) {
+        const int64_t count = n - begin < at_once ? n - begin : at_once;
+        const typename Kind::Input *some = (const typename Kind::Input *)rows + begin * inputs;
+        if (!are_words) widen<Kind>(some, count, inputs, workspace);
+        const word *words = are_words ? (const word *)some : (const word *)workspace;
+        for (int64_t p = first; p < last; p++) {
+            const int32_t *panel = of->packed + p * panel_words<Kind>(inputs), *weights = panel + OUTPUTS;
+            const int64_t at = p * OUTPUTS, rest = outputs - at;
+            const float *scale = of->scale + at;
+            float *to = products + begin * outputs + at;
+            for (int64_t g = 0; g < groups; g += GROUPS) {
+                /* The last sums of a whole panel become results while they are in registers. */
+                const bool are_results = g + GROUPS >= groups && rest >= OUTPUTS;
+                for (int64_t t = 0; t < count; t += ROWS) {
+                    Sum *of_rows = sums + t * OUTPUTS;
+                    const Tile<Kind> tile = {words + t * groups + g, groups, weights + g * OUTPUTS,
+                                             groups - g < GROUPS ? groups - g : GROUPS,
+                                             g ? of_rows : (const Sum *)panel, g ? OUTPUTS : 0,
+                                             are_results ? nullptr : of_rows, to + t * outputs, scale, outputs};
+                    add_some(count - t, &tile);
+                }
+            }
+            if (rest < OUTPUTS)
+                for (int64_t t = 0; t < count; t++)
+                    for (int64_t o = 0; o < rest; o++)
+                        to[t * outputs + o] = Kind::result(sums[t * OUTPUTS + o], scale + o);
+        }
+    }
+}

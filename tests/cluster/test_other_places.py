@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ class WebServer:
     Attributes:
         knows_ranges: False if it sends whole files alone.
         says_size: False if it does not say how large they are.
+        says_version: True if it sends their ETags.
         requests: path and range of each request.
     """
 
@@ -39,6 +41,7 @@ class WebServer:
     files: dict[str, bytes] = field(default_factory=dict)
     knows_ranges: bool = True
     says_size: bool = True
+    says_version: bool = False
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
 
@@ -68,13 +71,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, data: bytes) -> None:
         asked = self.headers.get("Range", "")
+        version = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'} if self.server_of.says_version else {}  # noqa: S324
         if self.server_of.knows_ranges and asked.startswith("bytes="):
             start, stop = (int(text) for text in asked.removeprefix("bytes=").split("-"))
             part = data[start : stop + 1]
             whole = {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{len(data)}"}
-            self.answer(206, part, whole)
+            self.answer(206, part, whole | version)
         else:
-            self.answer(200, data, {"Accept-Ranges": "bytes"} if self.server_of.knows_ranges else {})
+            self.answer(200, data, version | ({"Accept-Ranges": "bytes"} if self.server_of.knows_ranges else {}))
 
     def answer(self, status: int, data: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response_only(status)
@@ -118,11 +122,18 @@ def formats(tmp_path: Path, web: WebServer) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("knows_ranges", [True, False])
-def test_files_of_a_web_server_give_the_vectors_of_local_ones_and_no_secret_is_kept(
-    knows_ranges: bool, web: WebServer, formats: list[str], encode: Callable[..., Ran], tmp_path: Path
+@pytest.mark.parametrize(("knows_ranges", "says_version"), [(True, True), (True, False), (False, False)])
+def test_files_of_a_web_server_give_the_bytes_of_local_ones_and_no_secret_is_kept(
+    knows_ranges: bool,
+    says_version: bool,
+    web: WebServer,
+    formats: list[str],
+    encode: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    web.knows_ranges = knows_ranges
+    monkeypatch.setattr("embedkit.sources.file_hashes.BYTES_OF_ENDS", 100)  # as large files are read
+    web.knows_ranges, web.says_version = knows_ranges, says_version
     for name in formats:
         for at, source in enumerate(
             (

@@ -35,8 +35,9 @@ from embedkit.output.commit import PLAN
 from embedkit.output.destination import Destination, Folder, destination_of
 from embedkit.output.formats import layout_of, make_sink
 from embedkit.output.formats.values import kept_values_of
-from embedkit.output.open import Stored, open_stored, read_versioned
+from embedkit.output.open import Stored, open_stored
 from embedkit.output.rejects import lists_of_shards, rejects_path
+from embedkit.output.safe_reading import read_versioned
 from embedkit.pooling.groups import Grouping, Item, last_rows
 from embedkit.pooling.postprocess import finish
 from embedkit.sources.locate import check_not_read, expanded

@@ -21,7 +21,8 @@ from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import InputFacts, Plan
 from embedkit.output.commit import PLAN
-from embedkit.output.open import read_versioned, schema_metadata
+from embedkit.output.open import schema_metadata
+from embedkit.output.safe_reading import read_versioned
 from embedkit.sources import open_table
 from embedkit.storage.filesystem import seems_file, seems_there
 from embedkit.storage.protocol import FilePath

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from embedkit.errors import OutputError
 from embedkit.output.formats.sink import Sink
-from embedkit.output.open import readable
+from embedkit.output.safe_reading import readable
 from embedkit.storage.opener import IN_PLACE, FileOpener
 from embedkit.storage.protocol import FilePath
 

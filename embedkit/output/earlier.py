@@ -25,7 +25,8 @@ from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import MANIFEST
 from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.layout import RECEIPT
-from embedkit.output.open import Stored, describing_file, open_stored, readable
+from embedkit.output.open import Stored, describing_file, open_stored
+from embedkit.output.safe_reading import readable
 from embedkit.storage.filesystem import is_folder, read_file, sha256_of_ends
 from embedkit.storage.hash_key import HASH_BYTES
 from embedkit.storage.remote_path import as_path

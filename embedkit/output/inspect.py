@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from embedkit.manifest.schema import Plan, ShardRecord, Totals
 from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import OutputFolder
-from embedkit.output.open import Stored, level_of, open_stored, read_all_versioned, read_versioned
+from embedkit.output.open import Stored, level_of, open_stored
 from embedkit.output.output_path import output_path
+from embedkit.output.safe_reading import read_all_versioned, read_versioned
 from embedkit.output.vector_norms import NormCounter, VectorNorms
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file

@@ -7,23 +7,18 @@ record, or a child process has parsed it.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from msgspec import ValidationError
 from numpy.typing import NDArray
 
-from embedkit.errors import EmbedkitError, OutputError
+from embedkit.errors import OutputError
 from embedkit.manifest.schema import InputFacts, Int8Ranges, Manifest, ModelSource, ShardRecord
-from embedkit.manifest.versioned_file import MalformedFileError, VersionedFile
 from embedkit.output.formats import FORMATS, make_sink
 from embedkit.output.formats.arrow_format import map_table
 from embedkit.output.formats.columns import VERIFY, RecordBatch
@@ -41,6 +36,7 @@ from embedkit.output.formats.npy_format import metadata_name
 from embedkit.output.formats.parquet_format import file_schema
 from embedkit.output.formats.sink import Sink
 from embedkit.output.rejects import rejects_path
+from embedkit.output.safe_reading import check_parsable, read_versioned, readable
 from embedkit.pooling.postprocess import Int8Range
 from embedkit.pooling.units import COLUMNS
 from embedkit.storage.disk_errors import as_read_error
@@ -48,9 +44,6 @@ from embedkit.storage.filesystem import (
     exists,
     file_names,
     is_folder,
-    open_file,
-    read_file,
-    read_files,
     real_path,
     seems_folder,
     seems_there,
@@ -59,16 +52,10 @@ from embedkit.storage.filesystem import (
     stat_file,
 )
 from embedkit.storage.opener import IN_PLACE, Fetched, FileOpener, sha256_of
-from embedkit.storage.parser_probe import probe_file
-from embedkit.storage.partial_copy import ranged
-from embedkit.storage.probed_copy import probed_copy
 from embedkit.storage.protocol import AnyPath, FilePath, OnePath
-from embedkit.storage.store_errors import StoreError
 from embedkit.storage.typed_json import convert
 from embedkit.suggest import closest_names
 from embedkit.types import Variant
-
-AnyFile = TypeVar("AnyFile", bound=VersionedFile)
 
 _NOT_OURS = "give a file or folder made by `embedkit encode`"
 _WHERE = "check the path given to `embedkit encode -o`"
@@ -271,41 +258,6 @@ def check_exists(path: FilePath) -> None:
     raise OutputError(f"{path} does not exist", hint=hint)
 
 
-def check_parsable(path: FilePath, *, part: str = "all", without: Collection[str] = ()) -> dict[AnyPath, Fetched]:
-    """Checks that a Parquet or Arrow file can be parsed without ending the process; other formats always can.
-
-    Of a Parquet file in an object store, the footer and the chunks of the columns are fetched; of others all.
-
-    Args:
-        path: of the file.
-        part: all, or none for the schema only.
-        without: columns that will not be read.
-
-    Returns:
-        What was fetched of the file for that, from an object store, by its path; else {}.
-
-    Raises:
-        OutputError: a child process that parsed it failed or died.
-    """
-    form = path.suffix.removeprefix(".")
-    if form not in {"parquet", "arrow"}:
-        return {}
-    fetched: Fetched | None = None
-    if isinstance(path, Path):
-        fault = probe_file(path, form, part=part, without=without)
-    else:
-        with open_file(path) as stream:
-            remote = ranged(stream) if form == "parquet" else None
-            if remote is None:
-                fetched = stream.read()
-                fault = probe_file(fetched, form, part=part, without=without)
-            else:
-                fetched, fault = probed_copy(remote, part=part, without=without)
-    if fault is not None:
-        raise _damaged(path, fault)
-    return {} if fetched is None else {path: fetched}
-
-
 def _recorded(record: FilePath, files: Sequence[FilePath]) -> dict[FilePath, str]:
     """Returns the SHA-256 of a shard's files by its record; {} without a record."""
     if not exists(record):
@@ -332,27 +284,6 @@ def schema_metadata(path: FilePath, opener: FileOpener | None = None) -> Mapping
         if opener is None:
             check_parsable(describing, part="none")
         return _text_metadata(_schema(describing, opener or IN_PLACE))
-
-
-def read_versioned(kind: type[AnyFile], path: FilePath) -> AnyFile:
-    """Returns the plan, a record or the manifest of an output, whether its file has a checksum or not.
-
-    Raises:
-        OutputError: the file is missing, damaged, or of a newer version.
-    """
-    with readable(path):
-        return kind.parse(read_file(path), path, needs_checksum=False)
-
-
-def read_all_versioned(kind: type[AnyFile], paths: Sequence[FilePath]) -> list[AnyFile]:
-    """Returns several files; see `read_versioned`. Those of an object store are read in parallel."""
-    found = []
-    for path, data in zip(paths, read_files(paths), strict=True):
-        with readable(path):
-            if data is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            found.append(kind.parse(data, path, needs_checksum=False))
-    return found
 
 
 def _open_folder(path: FilePath) -> Stored:
@@ -466,35 +397,3 @@ def _schema(path: FilePath, opener: FileOpener = IN_PLACE) -> pa.Schema:
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-
-
-#: Raised by pyarrow, numpy, orjson, json and zlib for damaged bytes.
-_BROKEN = (
-    *(pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(AttributeError, EOFError, MemoryError, NotImplementedError, RecursionError, SystemError, ValidationError),
-)
-
-
-@contextmanager
-def readable(path: FilePath) -> Iterator[None]:
-    """Raises an OutputError that names the file for any error of the block that damaged bytes may cause."""
-    try:
-        yield
-    except EmbedkitError:
-        raise
-    except StoreError as error:
-        raise OutputError(f"{error.filename} cannot be read: {error.strerror}", hint=error.hint) from None
-    except FileNotFoundError as error:
-        raise OutputError(f"{error.filename or path} is missing", hint=VERIFY) from None
-    except _BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file need not be damaged
-            raise OutputError(
-                f"{error.filename or path} cannot be read: {os.strerror(error.errno)}",
-                hint="fix the disk or the permissions, then run the same command again",
-            ) from None
-        cause = "its page checksum differs" if "CRC" in str(error) else type(error).__name__
-        raise _damaged(path, str(error) if isinstance(error, MalformedFileError) else cause) from None
-
-
-def _damaged(path: FilePath, cause: str) -> OutputError:
-    return OutputError(f"{path} is damaged, or is not what its name says ({cause})", hint=VERIFY)

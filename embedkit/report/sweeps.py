@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from embedkit.errors import OutputError
-from embedkit.output.open import readable
+from embedkit.output.safe_reading import readable
 from embedkit.output.sweep_summary import EVALUATION, RESULTS, SUMMARY, is_of_vectors, read_summary
 from embedkit.report.charts import COLOURS, SYMBOLS, Figure, heat_map, names_axis, plain
 from embedkit.report.evaluation import SHARES, evaluation_values, number, title

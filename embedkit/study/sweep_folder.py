@@ -11,7 +11,7 @@ from embedkit.inference.model_spec import ModelSpec
 from embedkit.manifest.recipe import as_text
 from embedkit.manifest.schema import Plan
 from embedkit.output.commit import PLAN, OutputFolder
-from embedkit.output.open import read_versioned
+from embedkit.output.safe_reading import read_versioned
 from embedkit.output.sweep_summary import NAMES, SUMMARY, VECTORS, is_of_vectors
 from embedkit.storage.atomic import STATES, is_former_mark, temporary_files
 from embedkit.storage.disk_errors import as_output_error, as_read_error, check_no_link

@@ -9,7 +9,8 @@ from embedkit.errors import OutputError
 from embedkit.manifest.identity import files_digest
 from embedkit.manifest.schema import InputFacts, Plan
 from embedkit.output.commit import PLAN
-from embedkit.output.open import Stored, open_stored, read_versioned, schema_metadata
+from embedkit.output.open import Stored, open_stored, schema_metadata
+from embedkit.output.safe_reading import read_versioned
 from embedkit.storage.filesystem import is_folder
 from embedkit.storage.protocol import FilePath
 

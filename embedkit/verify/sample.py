@@ -18,8 +18,8 @@ from embedkit.errors import InputError, OutputError
 from embedkit.manifest.identity import QUERIES, files_digest
 from embedkit.manifest.schema import InputFacts
 from embedkit.output.commit import OutputFolder
-from embedkit.output.open import readable
 from embedkit.output.rejects import rejected_rows, rejects_path
+from embedkit.output.safe_reading import readable
 from embedkit.sources import Table, open_table
 from embedkit.storage.filesystem import exists, is_folder
 from embedkit.storage.protocol import FilePath

@@ -122,7 +122,7 @@ def test_reading_without_the_check_reads_each_file_once(outputs, monkeypatch):
         expected = embedkit.read(outputs / name).vectors
         with monkeypatch.context() as patched:
             patched.setattr("embedkit.output.open.sha256_of_file", lambda path: hashes[path.name](path))
-            patched.setattr("embedkit.output.open.probe_file", None)
+            patched.setattr("embedkit.output.safe_reading.probe_file", None)
             np.testing.assert_array_equal(embedkit.read(outputs / name, check=False).vectors, expected)
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_kills_the_parser_is_reported_by_verify_inspect_read_and_enc
     crash = "the parser crashes with SIGSEGV"
     path = tmp_path / "o.parquet"
     shutil.copy(outputs / "one.parquet", path)
-    monkeypatch.setattr("embedkit.output.open.probe_file", lambda *_, **__: crash)
+    monkeypatch.setattr("embedkit.output.safe_reading.probe_file", lambda *_, **__: crash)
     assert crash in verify_output(path).problems[0].what
     for opens in (inspect_output, read_all):
         with pytest.raises(OutputError, match=crash):

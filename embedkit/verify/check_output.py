@@ -5,6 +5,8 @@ Beyond the hashes, all files are read: rows, order, receipts, finite numbers. Ne
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from embedkit.errors import OutputError
 from embedkit.manifest.recipe import fingerprint
 from embedkit.output.commit import COMMITS, MANIFEST, PLAN
@@ -57,7 +59,7 @@ def _verify_file(path: FilePath) -> Verification:
         what = "has no checksums: a flipped bit in a number cannot be found; a folder (-o FOLDER) has them"
         found.notes.append(Finding(path.name, what))
     partial = path.with_name(f"{path.name}.partial")
-    if exists(partial):
+    if isinstance(path, Path) and exists(partial):  # single files are written to local paths alone
         found.notes.append(Finding(partial.name, "exists: a run that writes this file has not finished"))
     try:
         stored = open_stored(path)

@@ -152,6 +152,8 @@ def test_a_run_goes_on_after_each_way_to_end_it_with_ray_and_without(ray_cluster
         ("input", 1, 3, r"reads another input: input.files[0].s"),
         ("model", "2:2", 2, r"loaded another model than the plan's"),  # the plan's is that of the first worker
         ("nowhere", 1, 4, r"there is no model in /nowhere"),
+        ("no input", 1, 3, r"gone.jsonl"),
+        ("output", 1, 5, r"plan.json of this run is not in"),  # a folder that the nodes do not share
     ],
 )
 def test_a_node_with_something_else_is_refused_by_name(
@@ -161,6 +163,10 @@ def test_a_node_with_something_else_is_refused_by_name(
     if odd == "input":
         value = tmp_path / "other.jsonl"
         value.write_text(table.read_text().replace("visit", "visIt", 1))
+    elif odd == "no input":
+        odd, value = "input", tmp_path / "gone.jsonl"
+    elif odd == "output":
+        value = tmp_path / "of-the-node"
     elif odd == "model":
         value = make("bert", tmp_path / "model", seed=7).folder
     with ray_cluster.odd_workers(odd, value):

@@ -28,6 +28,13 @@ def _other_input(name: str) -> None:
     worker.table_of = lambda config, _: table_of(replace(config, input=replace(config.input, inputs=(name,))))
 
 
+def _other_output(folder: str) -> None:
+    from embedkit.engines import worker
+
+    destination_of = worker.destination_of
+    worker.destination_of = lambda output, share: destination_of(replace(output, output=folder), share)
+
+
 def _other_model(folder: str) -> None:
     """Only for the first worker."""
     try:
@@ -82,6 +89,7 @@ KINDS = {
     "input": _other_input,
     "model": _other_model,
     "nowhere": _no_model,
+    "output": _other_output,
     "raise": _raise,
     "version": _other_version,
 }

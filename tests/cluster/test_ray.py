@@ -87,10 +87,8 @@ def test_a_dashboard_shows_workers_and_no_row(ray_cluster, table, bert, tmp_path
         pytest.skip("what Ray's dashboard needs is not installed: pip install 'ray[default]'")
     words = command(table, bert, tmp_path / "out", "--keep", "note", *ray(2))
     with started(words, ray_cluster.environment) as run:
-        run.after(20)
-        run.kill(signal.SIGSTOP)
+        run.after(2)
         pages = {path: ray_cluster.page(path) for path in DASHBOARD}
-        run.kill(signal.SIGCONT)
         assert run.end() == 0, run.text
     pages |= {f"{path} at the end": ray_cluster.page(path) for path in DASHBOARD}
     assert "RayActor" in pages["/logical/actors"]

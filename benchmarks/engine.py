@@ -1,4 +1,4 @@
-"""Forward passes alone: embedkit's own in fp32, bf16 and int8, transformers', and the products alone.
+"""Forward passes: embedkit's own in fp32, bf16 and int8, transformers', and the matrix products alone.
 
     python -m benchmarks.engine TEXTS.jsonl [--rows N] [--rounds N]
 

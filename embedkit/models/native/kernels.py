@@ -273,7 +273,8 @@ class Kernels:
             return None
         structs = [weights.struct(bias) for weights, bias in linears]
         block, products = _block_rows(max(struct.outputs for struct in structs)), linears[0][0].products
-        n_words = products.workspace(block, max(struct.inputs for struct in structs))
+        # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
+        n_words = max(products.workspace(block, struct.inputs) for struct in structs)
         rest = _Rest(
             *(products.address, context.form, n_words, *structs),
             _norms_struct(layer.attention_norms, layer.ffn_norms.before),

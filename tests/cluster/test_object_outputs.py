@@ -267,3 +267,23 @@ def test_settings_of_a_store_are_given_to_read_and_two_stores_have_buckets_of_on
         embedkit.read("s3://shared/out", store_options={"endpiont": seaweed.endpoint})
     with pytest.raises(embedkit.EmbedkitError, match="keys and secrets are not given here"):
         embedkit.read("s3://shared/out", store_options={"aws_secret_access_key": "x"})
+
+
+def test_a_run_reads_from_one_store_and_writes_to_another(
+    seaweed: S3Server,
+    moto: S3Server,
+    use: Use,
+    run: Run,
+    table: Path,
+    local: Local,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = use(seaweed), use(moto)
+    seaweed.write(source, "in/rows.jsonl", table.read_bytes())
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    words = [f"s3://{bucket}:endpoint={of.endpoint}" for bucket, of in ((source, seaweed), (target, moto))]
+    options = [word for each in words for word in ("--store-option", each)]
+    ran = run(f"s3://{target}/out", *options, source=f"s3://{source}/in/rows.jsonl")
+    assert ran.code == 0, ran.err
+    data = {name: content for name, content in local().items() if name.endswith(".parquet")}
+    assert moto.objects(target, "out/").items() >= data.items()

@@ -16,7 +16,7 @@ from embedkit.inference.scheduler import BatchScheduler
 from embedkit.inference.transfer import Transfer
 from embedkit.models.base import LayerEncoder
 from embedkit.pooling.pooling_spec import PoolingSpec
-from embedkit.pooling.token_layout import TokenLayout
+from embedkit.pooling.token_layout import PartPoolers, TokenLayout
 from embedkit.pooling.unit_pooler import UnitPooler, combine_windows
 from embedkit.pooling.units import Units
 from embedkit.types import Batch, RawVectors, TokenizedTexts, Variant
@@ -175,11 +175,17 @@ class EmbeddingTask:
         embedder, spec = self.embedder, self.embedder.pooling
         arrays = embedder.transfer.receive(prepared.staged)
         for_model = {name: arrays.pop(name) for name in prepared.for_model}
-        pooler = prepared.layout.pooler(spec, arrays, embedder.encoder.device)
-        pooler_output = embedder.encoder.forward(for_model, batch, pooler.take)
-        if "pooler" in spec.poolings and pooler_output is not None:
-            pooler.take_pooler_output(pooler_output)
-        vectors: Mapping[Any, torch.Tensor] = pooler.vectors() if spec.poolings else pooler.token_vectors()
+        vectors: Mapping[Any, torch.Tensor]
+        if PartPoolers.can_pool(spec, prepared.layout):
+            parts = PartPoolers(spec, prepared.layout, embedder.encoder.device)
+            embedder.encoder.forward_parts(for_model, batch, parts.take_part)
+            vectors = parts.vectors()
+        else:
+            pooler = prepared.layout.pooler(spec, arrays, embedder.encoder.device)
+            pooler_output = embedder.encoder.forward(for_model, batch, pooler.take)
+            if "pooler" in spec.poolings and pooler_output is not None:
+                pooler.take_pooler_output(pooler_output)
+            vectors = pooler.vectors() if spec.poolings else pooler.token_vectors()
         if self._unit_pooler is not None:
             vectors = self._unit_pooler.reduce(arrays, vectors)
         return prepared, embedder.transfer.give_back(prepared.staged, vectors)

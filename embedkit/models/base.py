@@ -22,6 +22,8 @@ from embedkit.types import Batch, Tokens
 
 #: Called with a layer's number and its states: [1, T, D] if packed, [B, T, D] if padded.
 TakeLayer: TypeAlias = Callable[[int, Tensor], None]
+#: Called with consecutive texts of a batch, returns what is called with their states, in any thread.
+TakePart: TypeAlias = Callable[[slice], TakeLayer]
 #: The inputs of a forward pass, by names of the encoder's own.
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -108,6 +110,16 @@ class LayerEncoder(ABC):
             computed.
         """
         return self._forward(inputs, batch, take, frozenset(self.layers))
+
+    def forward_parts(self, inputs: Inputs, batch: Batch, take_part: TakePart) -> None:
+        """Computes the states of a batch; those of several parts at once, where the encoder divides it.
+
+        Args:
+            inputs: see `forward`.
+            batch: see `forward`.
+            take_part: called for each part of the batch, in order; see `forward` for what it returns.
+        """
+        self.forward(inputs, batch, take_part(slice(0, len(batch.texts))))
 
     @torch.inference_mode()
     def first_non_finite_layer(self, tokens: Tokens, text: int) -> int | None:

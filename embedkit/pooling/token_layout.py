@@ -5,7 +5,8 @@ Its arrays are made in numpy, in any thread, and are on the device before the st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ class TokenLayout:
     skipped_end: int = 0
     #: Pool a packed batch in one call; else one length after another, which is as fast on a CPU.
     by_segments: bool = False
+
+    def part(self, texts: slice) -> TokenLayout:
+        """Returns the layout of consecutive texts of the batch alone."""
+        return replace(self, batch=Batch(self.batch.texts[texts], self.batch.lengths[texts]))
 
     @property
     def kept(self) -> NDArray[np.int64]:
@@ -89,3 +94,40 @@ class TokenLayout:
         """Returns the tokens [start, stop) of each text that take part, from the text's first: int64 [n] both."""
         starts = np.minimum(self.skipped_start, self.batch.lengths)
         return starts, np.maximum(starts, self.batch.lengths - self.skipped_end)
+
+
+class PartPoolers:
+    """Pools parts of a batch each for itself, so that threads may do it at once.
+
+    Args:
+        spec: layers and poolings, which need no more than the states of a text.
+        layout: of the batch.
+        device: of the states.
+    """
+
+    def __init__(self, spec: PoolingSpec, layout: TokenLayout, device: torch.device) -> None:
+        self._spec = spec
+        self._layout = layout
+        self._device = device
+        self._parts: list[BatchPooler] = []
+
+    @staticmethod
+    def can_pool(spec: PoolingSpec, layout: TokenLayout) -> bool:
+        """Checks that the states of a text suffice: poolers of others may not bear several threads."""
+        return layout.packed and not (layout.by_segments or spec.poolers or "pooler" in spec.poolings)
+
+    def take_part(self, texts: slice) -> Callable[[int, Tensor], None]:
+        """Returns what takes the layers of these texts of the batch; to be called in order."""
+        layout = self._layout.part(texts)
+        of_part = layout.arrays(self._spec, None)
+        arrays = {name: torch.from_numpy(array).to(self._device) for name, array in of_part.items()}
+        # The head is for all texts of the batch at once.
+        self._parts.append(layout.pooler(replace(self._spec, head=None), arrays, self._device))
+        return self._parts[-1].take
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Returns float32 [n, D] for each variant, or [T', D] for token vectors; see BatchPooler."""
+        of_parts = [part.vectors() if self._spec.poolings else part.token_vectors() for part in self._parts]
+        vectors = {name: torch.cat([of_part[name] for of_part in of_parts]) for name in of_parts[0]}
+        head = self._spec.head
+        return vectors if head is None else {name: head(of_name) for name, of_name in vectors.items()}

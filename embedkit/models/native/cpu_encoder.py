@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.base import Inputs, TakeLayer
+from embedkit.models.base import Inputs, TakeLayer, TakePart
 from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
 from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
@@ -52,38 +53,54 @@ class CpuEncoder(NativeEncoder):
         super().__init__(model, layers, for_pooler=for_pooler)
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        groups = tuple(batch.length_groups())
-        rotations = self._angles(inputs)
-        parts = self._threads.parts(groups)
-        texts = [_texts(part, rotations) for part in parts]
-        of_tokens = inputs.keys() - {STARTS}
-        of_parts = [{name: inputs[name][part.start : part.stop] for name in of_tokens} for part in parts]
-        states = self._threads.map(self._embed, of_parts)
-        if 0 in wanted:
-            take(0, _concatenated(states)[None])
-        done = 0
-        for number in sorted(wanted - {0}):
-            states = self._threads.map(partial(self._run_layers, done, number), states, texts)
+        runs = [run for _, run in self._runs(inputs, batch)]
+        states: list[Tensor] = []
+        done = -1
+        for number in sorted(wanted):
+            states = self._threads.map(partial(_advance, number - done), runs)
             take(number, _concatenated(states)[None])
             done = number
         return None if self._pooler is None else self._pooler_output(_concatenated(states), inputs)
 
-    def _run_layers(self, done: int, number: int, states: Tensor, texts: Texts) -> Tensor:
-        """Computes hidden_states[number] from hidden_states[done]."""
-        if done == 0 and self._convolution is not None:
-            states = self._convolution(states, self._apply(self._stack[:1], states, texts), texts)
-            done = 1
-        return self._finished(self._apply(self._stack[done:number], states, texts), number)
+    @torch.inference_mode()
+    def forward_parts(self, inputs: Inputs, batch: Batch, take_part: TakePart) -> None:
+        """See LayerEncoder: each part goes through all layers in a thread of its own."""
+        runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch)]
+        self._threads.map(partial(_take_layers, frozenset(self.layers)), *zip(*runs, strict=True))
 
-    def _apply(self, layers: Sequence[LayerWeights], states: Tensor, texts: Texts) -> Tensor:
-        """Computes the states after some layers, or none: [T, D] → [T, D]."""
+    def _runs(self, inputs: Inputs, batch: Batch) -> list[tuple[Part, Iterator[Tensor]]]:
+        """Returns the parts of a batch, and for each what computes its states, one layer after another."""
+        rotations = self._angles(inputs)
+        of_tokens = inputs.keys() - {STARTS}
+        return [
+            (part, self._layers({name: inputs[name][part.tokens] for name in of_tokens}, _texts(part, rotations)))
+            for part in self._threads.parts(tuple(batch.length_groups()))
+        ]
+
+    def _layers(self, inputs: Inputs, texts: Texts) -> Iterator[Tensor]:
+        """Computes the hidden states of some texts, one layer after another: [T, D]."""
+        states = self._embed(inputs)
+        yield states
+        stack = self._stack
+        if self._convolution is not None:
+            states = self._convolution(states, next(self._apply(stack[:1], states, texts)), texts)
+            yield self._finished(states, 1)
+            stack = stack[1:]
+        first = len(self._stack) - len(stack) + 1
+        for number, after_layer in enumerate(self._apply(stack, states, texts), first):
+            yield self._finished(after_layer, number)
+
+    def _apply(self, layers: Sequence[LayerWeights], states: Tensor, texts: Texts) -> Iterator[Tensor]:
+        """Computes the states after each of some layers: [T, D] → [T, D]."""
         if self._kernels is None or not layers:
             for layer in layers:
                 states = torch_layer(layer, states, texts)
-            return states
+                yield states
+            return
         n_tokens = len(states)
         padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
-        return fused_layers(layers, self._kernels, padded, texts)[:n_tokens]
+        for after_layer in fused_layers(layers, self._kernels, padded, texts):
+            yield after_layer[:n_tokens]
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()
@@ -95,8 +112,20 @@ class CpuEncoder(NativeEncoder):
 
 
 def _texts(part: Part, rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> Texts:
-    rows = slice(part.start, part.stop)
-    return Texts(part.groups, {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in rotations.items()})
+    return Texts(
+        part.groups, {kind: (cos[part.tokens], sin[part.tokens]) for kind, (cos, sin) in rotations.items()}
+    )
+
+
+def _advance(steps: int, run: Iterator[Tensor]) -> Tensor:
+    """Returns the states so many layers further on."""
+    return next(islice(run, steps - 1, None))
+
+
+def _take_layers(wanted: frozenset[int], take: TakeLayer, run: Iterator[Tensor]) -> None:
+    for number, states in enumerate(run):
+        if number in wanted:
+            take(number, states[None])
 
 
 def _concatenated(states: list[Tensor]) -> Tensor:

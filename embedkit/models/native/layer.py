@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -65,8 +65,10 @@ def torch_layer(layer: LayerWeights, states: Tensor, texts: Texts) -> Tensor:
     return torch.cat(blocks)
 
 
-def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tensor, texts: Texts) -> Tensor:
-    """Computes the states after some layers with compiled kernels, in fewer passes over memory.
+def fused_layers(
+    layers: Sequence[LayerWeights], kernels: Kernels, states: Tensor, texts: Texts
+) -> Iterator[Tensor]:
+    """Computes the states after each of some layers with compiled kernels, in fewer passes over memory.
 
     Args:
         layers: the weights; one layer or more.
@@ -74,8 +76,8 @@ def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tenso
         states: [T, D] of packed texts, perhaps with rows of padding after them.
         texts: the texts.
 
-    Returns:
-        [T, D].
+    Yields:
+        [T, D], valid for as long as they are kept.
     """
     rows = kernels.normed(states, layers[0].attention_norms.before, form=layers[0].qkv.form)
     size = _block_size(len(states))
@@ -86,6 +88,7 @@ def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tenso
         finished = kernels.finish_layer(layer, context, states, norm, form=form)
         if finished is not None:
             states, rows = finished
+            yield states
             continue
         blocks = []
         # As in `torch_layer`; most parts of a batch are one block.
@@ -102,7 +105,7 @@ def fused_layers(layers: Sequence[LayerWeights], kernels: Kernels, states: Tenso
         joined, inputs_of_blocks = zip(*blocks, strict=True)
         rows = Rows.cat(inputs_of_blocks)
         states = joined[0] if len(joined) == 1 else torch.cat(joined)
-    return states
+        yield states
 
 
 def _block_size(n_rows: int) -> int:

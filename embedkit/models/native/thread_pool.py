@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from embedkit.types import LengthGroup
 
@@ -26,15 +26,16 @@ from embedkit.types import LengthGroup
 _MOST_THREADS = 16
 #: Fewer tokens are not worth a thread; more do not fit into its caches.
 _FEWEST_TOKENS, _MOST_TOKENS = 128, 512
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """Consecutive texts of a packed batch."""
 
-    start: int  # the tokens [start, stop) of the batch
-    stop: int
-    groups: tuple[LengthGroup, ...]  # its texts; `start` of a group counts from the part's first token
+    texts: slice  # its texts in the batch
+    tokens: slice  # their tokens
+    groups: tuple[LengthGroup, ...]  # the texts; `start` of a group counts from the part's first token
 
 
 class ThreadPool:
@@ -52,28 +53,37 @@ class ThreadPool:
         rounds = math.ceil(n_tokens / (at_once * _MOST_TOKENS))
         return list(_split(groups, n_tokens / (at_once * rounds)))
 
-    def map(self, work: Callable[..., Tensor], *inputs: Sequence[Any]) -> list[Tensor]:
-        """Runs `work` on the inputs of each part, in order; a single part uses all cores."""
-        if self.size == 1 or len(inputs[0]) == 1:
+    def map(self, work: Callable[..., T], *inputs: Sequence[Any]) -> list[T]:
+        """Runs `work` on the inputs of each part, in order; parts that are fewer than the cores share them all."""
+        n_parts = len(inputs[0])
+        if self.size == 1 or n_parts == 1:
             return list(map(work, *inputs))
         if self._pool is None:
             self._pool = self._start()
-        return list(self._pool.map(torch.inference_mode()(work), *inputs))
+        cores = max(1, self.cores // min(n_parts, self.size))
+        changed = threading.Event()
+
+        @torch.inference_mode()
+        def run(*of_part: Any) -> T:
+            if torch.get_num_threads() != cores:
+                torch.set_num_threads(cores)
+                changed.set()
+            return work(*of_part)
+
+        try:
+            return list(self._pool.map(run, *inputs))
+        finally:
+            if changed.is_set():
+                # torch also takes the number that any thread sets as the default of all.
+                torch.set_num_threads(self.cores)
 
     def _start(self) -> ThreadPoolExecutor:
-        """Starts all threads at once, so that each has set its number of cores."""
+        """Starts all threads at once, so that none is missing when a batch comes."""
         at_once = Barrier(self.size)
-
-        def begin() -> None:
-            # The first query makes a thread take the default, which would overwrite what is set before it.
-            torch.get_num_threads()
-            torch.set_num_threads(max(1, self.cores // self.size))
-
-        pool = ThreadPoolExecutor(self.size, "embedkit-forward", begin)
+        # The first query makes a thread take the default, which would overwrite what is set before it.
+        pool = ThreadPoolExecutor(self.size, "embedkit-forward", torch.get_num_threads)
         for started in [pool.submit(at_once.wait) for _ in range(self.size)]:
             started.result()
-        # torch also takes the number that any thread sets as the default of all.
-        torch.set_num_threads(self.cores)
         return pool
 
 
@@ -92,7 +102,7 @@ def _helpers() -> ThreadPoolExecutor:
 
 def _split(groups: Sequence[LengthGroup], size: float) -> Iterator[Part]:
     """Yields parts that end after the text with which they reach their share of the tokens."""
-    start = position = 0
+    start = position = first = text = 0
     kept: list[LengthGroup] = []
     for group in groups:
         left = group.count
@@ -102,9 +112,10 @@ def _split(groups: Sequence[LengthGroup], size: float) -> Iterator[Part]:
             count = min(left, max(1, round((share - position) / group.length)))
             kept.append(LengthGroup(position - start, count, group.length))
             position += count * group.length
+            text += count
             left -= count
             if position >= share - group.length / 2:
-                yield Part(start, position, tuple(kept))
-                start, kept = position, []
+                yield Part(slice(first, text), slice(start, position), tuple(kept))
+                start, first, kept = position, text, []
     if kept:
-        yield Part(start, position, tuple(kept))
+        yield Part(slice(first, text), slice(start, position), tuple(kept))

@@ -22,6 +22,7 @@ from embedkit import Encoder
 from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, OutputError
 from embedkit.inference.batching import make_batches
+from embedkit.models.base import tensors
 from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.config import read_config
 from embedkit.models.native.config_reader import NotNativeError
@@ -256,6 +257,42 @@ def test_threads_that_share_a_batch_change_nothing(threads, tmp_path):
     assert alone._threads._pool is None
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_parts_of_a_batch_have_the_states_of_the_whole(threads, tmp_path):
+    tokens = tokens_with_pads(types=False)
+    encoder = lean_encoder(save("mpnet", tmp_path), tokens)
+    encoder._threads.size = threads
+    (batch,) = make_batches(tokens.lengths, max_tokens=10_000, padded=False)
+    inputs = tensors(encoder.prepare(tokens, batch), encoder.device)
+    whole: dict[int, torch.Tensor] = {}
+    parts: list[tuple[slice, dict[int, torch.Tensor]]] = []
+
+    def take_part(texts: slice):
+        parts.append((texts, {}))
+        return parts[-1][1].__setitem__
+
+    encoder.forward(inputs, batch, whole.__setitem__)
+    encoder.forward_parts(inputs, batch, take_part)
+    assert len(parts) > 1
+    assert [text for texts, _ in parts for text in range(len(tokens.lengths))[texts]] == [
+        *range(len(tokens.lengths))
+    ]
+    assert all(of_part.keys() == whole.keys() == {*encoder.layers} for _, of_part in parts)
+    assert all(torch.equal(torch.cat([of[layer] for _, of in parts], dim=1), whole[layer]) for layer in whole)
+
+
+def test_parts_that_are_fewer_than_the_cores_share_them():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        team = ThreadPool()
+        for n_parts, cores in ((4, 1), (2, 2), (3, 1)):
+            assert team.map(lambda _: torch.get_num_threads(), range(n_parts)) == [cores] * n_parts
+            assert torch.get_num_threads() == team.cores
+    finally:
+        torch.set_num_threads(before)
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, unique_by=lambda run: run[0]),
     st.integers(1, 8),
@@ -268,13 +305,16 @@ def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
     parts = team.parts(tuple(batch.length_groups()))
     # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
     assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
-    assert max(part.stop - part.start for part in parts) <= 512 + 2 * max(lengths)
+    sizes = [part.tokens.stop - part.tokens.start for part in parts]
+    assert max(sizes) <= 512 + 2 * max(lengths)
     assert [length for part in parts for run in part.groups for length in [run.length] * run.count] == lengths
-    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
-    for part in parts:
+    for cut in ([part.tokens for part in parts], [part.texts for part in parts]):
+        assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]
+    for part, size in zip(parts, sizes, strict=True):
+        assert sum(run.count for run in part.groups) == part.texts.stop - part.texts.start
         ends = [run.start + run.count * run.length for run in part.groups]
         assert [run.start for run in part.groups] == [0, *ends[:-1]]
-        assert ends[-1] == part.stop - part.start
+        assert ends[-1] == size
 
 
 # --- ways in which a model can lie in its folder ------------------------------------------------------------

@@ -8,10 +8,10 @@
 #define PANEL (KEYS * LANES)
 /* Queries, and keys, of a block: multiples of QUERIES, and of PANEL. */
 #ifndef QUERY_BLOCK
-#define QUERY_BLOCK 48
+#define QUERY_BLOCK 96
 #endif
 #ifndef KEY_BLOCK
-#define KEY_BLOCK 48
+#define KEY_BLOCK 144
 #endif
 /* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
 #define LOWEST -1e38f
@@ -41,12 +41,12 @@ struct Head {
     Distances distances;     /* of this head */
 };
 
-/* sums[q] = sums[q] * factors[q] + n values, weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
+/* Adds n values to sums[q], weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
 template <int count>
-INLINE void weigh(const float *weights, const float *values, int64_t n, int64_t head, const vec *factors, float *sums) {
+INLINE void weigh(const float *weights, const float *values, int64_t n, int64_t head, float *sums) {
     vec total[QUERIES][count];
     for (int q = 0; q < QUERIES; q++)
-        for (int w = 0; w < count; w++) total[q][w] = load(sums + q * head + w * LANES) * factors[q];
+        for (int w = 0; w < count; w++) total[q][w] = load(sums + q * head + w * LANES);
     for (int64_t t = 0; t < n; t++) {
         vec value[count];
         for (int w = 0; w < count; w++) value[w] = kept(values + t * head + w * LANES);
@@ -118,6 +118,18 @@ APART void add_distances(const Head *of, const float *queries, const float *keys
     }
 }
 
+/* Scales what QUERIES queries have summed to the largest scores `now`, times LOG2_E. */
+APART void rescale(Head *of, int64_t query, const vec *now) {
+    for (int q = 0; q < QUERIES; q++) {
+        vec x = all(of->tops[query + q]) - now[q];
+        vec factor = x < -126.0f ? vec{} : power_of_two(x);
+        of->totals[query + q] *= factor;
+        of->tops[query + q] = now[q][0];
+        float *sums = of->sums + (query + q) * of->head;
+        for (int64_t d = 0; d < of->head; d += LANES) store(sums + d, load(sums + d) * factor);
+    }
+}
+
 /* QUERIES queries from `query` on, and the keys of a block that one of them sees. */
 APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t first, int64_t query) {
     const int64_t head = of->head, length = of->length, end = least(length, query + QUERIES) - 1;
@@ -138,7 +150,7 @@ APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t 
     /* All of the queries see [inner, outer). */
     const int64_t inner = first_seen(rules, end) - base, outer = last_seen(rules, query, length) - base;
     float *tops = of->tops + (query - first);
-    vec *totals = of->totals + (query - first), now[QUERIES], factors[QUERIES];
+    vec *totals = of->totals + (query - first), now[QUERIES];
     for (int q = 0; q < QUERIES; q++) now[q] = all(LOWEST);
     for (t = begin; t < stop; t += LANES) {
         if (t < inner || t + LANES > outer)
@@ -148,14 +160,12 @@ APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t 
             }
         for (int q = 0; q < QUERIES; q++) now[q] = largest(load(scores + q * KEY_BLOCK + t), now[q]);
     }
+    int rises = 0;
     for (int q = 0; q < QUERIES; q++) {
-        vec before = all(tops[q]);
-        now[q] = largest(largest_of(now[q]) * LOG2_E, before);
-        vec x = before - now[q];
-        factors[q] = x < -126.0f ? vec{} : power_of_two(x);
-        totals[q] *= factors[q];
-        tops[q] = now[q][0];
+        now[q] = largest(largest_of(now[q]) * LOG2_E, all(tops[q]));
+        rises |= now[q][0] > tops[q];
     }
+    if (rises) rescale(of, query - first, now);
     for (t = begin; t < stop; t += LANES)
         for (int q = 0; q < QUERIES; q++) {
             vec x = load(scores + q * KEY_BLOCK + t) * LOG2_E - now[q];
@@ -166,10 +176,11 @@ APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t 
     float *sums = of->sums + (query - first) * head;
     const float *values = of->values + (base + from) * head;
     int64_t d = 0;
-    for (; d + WIDE * LANES <= head; d += WIDE * LANES)
-        weigh<WIDE>(scores + from, values + d, to - from, head, factors, sums + d);
-    if (head - d == 2 * LANES) weigh<2>(scores + from, values + d, to - from, head, factors, sums + d);
-    if (head - d == LANES) weigh<1>(scores + from, values + d, to - from, head, factors, sums + d);
+    /* A vector alone would load as much as it computes: four are two and two. */
+    for (; head - d >= WIDE * LANES && head - d != 4 * LANES; d += WIDE * LANES)
+        weigh<WIDE>(scores + from, values + d, to - from, head, sums + d);
+    for (; head - d >= 2 * LANES; d += 2 * LANES) weigh<2>(scores + from, values + d, to - from, head, sums + d);
+    if (head - d == LANES) weigh<1>(scores + from, values + d, to - from, head, sums + d);
 }
 
 /* Rotates each pair of numbers that are half a head apart. */

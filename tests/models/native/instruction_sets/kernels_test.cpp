@@ -258,7 +258,7 @@ enum Relative { NOTHING, BIAS, DISENTANGLED };
 
 static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, int64_t reach, int64_t causal,
                            Relative relative, bool prepared) {
-    const int64_t lengths[] = {1, 19, 7, 113}, count = 4, n = 140, longest = 113;
+    const int64_t lengths[] = {1, 19, 7, 163}, count = 4, n = 190, longest = 163;
     const int64_t width = heads * head_dim, of_keys = key_heads * head_dim, stride = width + 2 * of_keys, half = head_dim / 2;
     Floats qkv = numbers(n * stride), found(n * width), again(n * width), scale(n), weight = numbers(head_dim);
     Floats work(embedkit_attend_workspace(longest, head_dim)), cosine = numbers(n * half), sine = numbers(n * half);

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from embedkit.models.native.packed_products import load_int8_products
+from embedkit.models.native.thread_pool import ThreadPool
 
 #: Computes the product of rows [start, stop) of made-up activations.
 Product = Callable[[int, int], object]
-#: Rows at once: all of a batch, or as many as stay in the caches.
-_BLOCKS = (1 << 30, 512)
+#: Rows at once (all of a batch, or as many as stay in the caches), and whether each core computes such rows of its
+#: own; else all cores share each product, and wait for each other after it.
+_DIVISIONS = ((1 << 30, False), (512, False), (512, True))
 
 
 def batch_tokens(lengths: np.ndarray) -> list[int]:
@@ -45,26 +47,36 @@ def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tupl
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
     made = {name: [make(max(batches), *shape) for shape in shapes] for name, make in _ways(dtype).items()}
+    threads = ThreadPool()
 
-    def run(name: str, rows_at_once: int, which: Sequence[int], layers: int) -> None:
+    def run(name: str, rows_at_once: int, apart: bool, which: Sequence[int], layers: int) -> None:
+        def compute(start: int, stop: int) -> None:
+            for product in made[name]:
+                product(start, stop)
+
         with torch.inference_mode():
             for tokens in which:
-                for _ in range(layers):
-                    for start in range(0, tokens, rows_at_once):
-                        for product in made[name]:
-                            product(start, min(tokens, start + rows_at_once))
+                starts = [start for start in range(0, tokens, rows_at_once) for _ in range(layers)]
+                stops = [min(tokens, start + rows_at_once) for start in starts]
+                for _ in (threads.map if apart else map)(compute, starts, stops):
+                    pass
 
-    def seconds(name: str, rows_at_once: int) -> float:
+    def seconds(name: str, rows_at_once: int, apart: bool) -> float:
         times = []
         for _ in range(3):  # the first is for caches
             began = time.perf_counter()
-            run(name, rows_at_once, batches[:2], 1)
+            run(name, rows_at_once, apart, batches[:2], 1)
             times.append(time.perf_counter() - began)
         return min(times)
 
-    name, block = min(((name, block) for name in made for block in _BLOCKS), key=lambda way: seconds(*way))
-    at_once = "all rows" if block == _BLOCKS[0] else f"{block} rows"
-    return lambda: run(name, block, batches, config["num_hidden_layers"]), f"{name}, {at_once} at once"
+    name, block, apart = min(
+        ((name, *division) for name in made for division in _DIVISIONS), key=lambda way: seconds(*way)
+    )
+    at_once = "all rows" if block == _DIVISIONS[0][0] else f"{block} rows"
+    return (
+        lambda: run(name, block, apart, batches, config["num_hidden_layers"]),
+        f"{name}, {at_once} at once{' on each core' if apart else ''}",
+    )
 
 
 def _ways(dtype: str) -> dict[str, Callable[[int, int, int], Product]]:

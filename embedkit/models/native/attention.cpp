@@ -198,35 +198,36 @@ INLINE void rotate(float *head, const float *cosine, const float *sine, int64_t 
     }
 }
 
-/* Copies one token's part of a head. */
-INLINE void copy_head(float *to, const float *from, const float *scale, const float *bias, int64_t head_dim) {
-    if (!scale) {
-        __builtin_memcpy(to, from, sizeof(float) * head_dim);
-        return;
-    }
-    int64_t d = 0;
-    for (; d + LANES <= head_dim; d += LANES) store(to + d, load(from + d) * *scale + load(bias + d));
-    for (; d < head_dim; d++) to[d] = from[d] * *scale + bias[d];
-}
-
 /* Where a text's projections are: queries of all heads, then keys, then values of all of theirs. */
 struct Projected {
     const float *values, *scale, *bias, *cosine, *sine;
     int64_t stride;
 };
 
-/* Copies the part of token t that begins at `at`, normalises and rotates it. */
-APART void prepare(const Projected *from, int64_t t, int64_t at, const Norm *norm, int64_t head_dim, float *to) {
-    const float *scale = from->scale ? from->scale + t : nullptr;
-    copy_head(to, from->values + t * from->stride + at, scale, from->bias ? from->bias + at : nullptr, head_dim);
-    if (norm) normalise(to, norm, head_dim, to);
-    int64_t half = head_dim / 2;
-    if (from->cosine) rotate(to, from->cosine + t * half, from->sine + t * half, half);
+/* Copies the part that begins at `at` of tokens [first, last), normalises and rotates it; rows of `to` are `head` apart. */
+APART void prepare(const Projected *from, int64_t first, int64_t last, int64_t at, const Norm *norm, int64_t head_dim,
+                   float *to, int64_t head) {
+    const float *values = from->values + at, *bias = from->scale ? from->bias + at : nullptr;
+    const int64_t half = head_dim / 2;
+    for (int64_t t = first; t < last; t++, to += head) {
+        const float *row = values + t * from->stride;
+        int64_t d = 0;
+        if (bias) {
+            const float scale = from->scale[t];
+            for (; d + LANES <= head_dim; d += LANES) store(to + d, load(row + d) * scale + load(bias + d));
+            for (; d < head_dim; d++) to[d] = row[d] * scale + bias[d];
+        } else {
+            for (; d + LANES <= head_dim; d += LANES) store(to + d, load(row + d));
+            for (; d < head_dim; d++) to[d] = row[d];
+        }
+        if (norm) normalise(to, norm, head_dim, to);
+        if (from->cosine) rotate(to, from->cosine + t * half, from->sine + t * half, half);
+    }
 }
 
 /* Copies the queries [first, last) of a head, and zeros up to a multiple of QUERIES. */
 APART void copy_queries(Head *of, const Projected *from, int64_t at, const Norm *norm, int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; t++) prepare(from, t, at, norm, of->head_dim, of->queries + (t - first) * of->head);
+    prepare(from, first, last, at, norm, of->head_dim, of->queries, of->head);
     int64_t n = last - first, padded = rounded_up(n, QUERIES);
     __builtin_memset(of->queries + n * of->head, 0, sizeof(float) * (padded - n) * of->head);
     __builtin_memset(of->sums, 0, sizeof(float) * padded * of->head);
@@ -240,18 +241,13 @@ APART void copy_queries(Head *of, const Projected *from, int64_t at, const Norm 
 APART void copy_keys(Head *of, const Projected *from, int64_t key, int64_t value, const Norm *norm, int64_t first,
                      int64_t last) {
     const int64_t head = of->head;
+    Projected plain = *from;
+    plain.cosine = nullptr;
+    prepare(&plain, first, last, value, nullptr, of->head_dim, of->values + first * head, head);
     for (; first < last; first += LANES) {
-        for (int64_t t = first; t < first + LANES; t++) {
-            float *to = of->tile + (t - first) * head;
-            if (t >= last) {
-                __builtin_memset(to, 0, sizeof(float) * head);
-                continue;
-            }
-            prepare(from, t, key, norm, of->head_dim, to);
-            const float *scale = from->scale ? from->scale + t : nullptr;
-            copy_head(of->values + t * head, from->values + t * from->stride + value, scale,
-                      from->bias ? from->bias + value : nullptr, of->head_dim);
-        }
+        const int64_t n = least(LANES, last - first);
+        prepare(from, first, first + n, key, norm, of->head_dim, of->tile, head);
+        __builtin_memset(of->tile + n * head, 0, sizeof(float) * (LANES - n) * head);
         float *panel = of->keys + first / PANEL * PANEL * head + first % PANEL;
         for (int64_t d = 0; d < head; d += LANES) {
             vec rows[LANES];

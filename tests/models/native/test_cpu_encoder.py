@@ -495,14 +495,21 @@ def test_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, dtype, lea
         assert least < a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1
 
 
-@needs_bf16
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch alone"])
+@pytest.mark.parametrize(
+    ("dtype", "compiled"),
+    [
+        pytest.param("bf16", True, marks=needs_bf16),
+        pytest.param("bf16", False, marks=needs_bf16),
+        pytest.param("int8", True, marks=needs_int8),
+    ],
+    ids=["bf16", "bf16 by torch alone", "int8"],
+)
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_states_in_bf16_are_the_same_to_the_bit_in_ten_random_batchings(kind, compiled, tmp_path, monkeypatch):
+def test_states_are_the_same_to_the_bit_in_ten_random_batchings(kind, dtype, compiled, tmp_path, monkeypatch):
     if not compiled:
         monkeypatch.setattr("embedkit.models.native.cpu_encoder.load_kernels", lambda: None)
     tokens = tokens_with_pads(types=False)
-    model = loaded(save(kind, tmp_path), dtype="bf16")
+    model = loaded(save(kind, tmp_path), dtype=dtype)
     encoder, _ = model.make_encoder(tuple(range(model.n_layers + 1)), tokens, for_pooler=False)
     alone = states(encoder, tokens, 1)
     random = np.random.default_rng(0)

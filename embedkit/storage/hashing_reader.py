@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -62,7 +63,25 @@ class RangeHashes:
             self._hashed[number] += len(data)
 
 
-class HashingReader(io.RawIOBase):
+class _Hashed(ABC):
+    """A file of which ranges are hashed; subclasses add to `_hashes` what they read."""
+
+    _hashes: RangeHashes | None = None
+
+    def watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begins to hash the bytes [start, stop) of these ranges."""
+        self._hashes = RangeHashes(ranges, self._read_between)
+
+    def digests(self) -> list[str]:
+        """See RangeHashes."""
+        return [] if self._hashes is None else self._hashes.digests()
+
+    @abstractmethod
+    def _read_between(self, start: int, stop: int) -> bytes:
+        """Returns the bytes [start, stop), or those that the file has; hashes nothing and moves nothing."""
+
+
+class HashingReader(_Hashed, io.RawIOBase):
     """A file on a disk that is hashed as it is read; see RangeHashes.
 
     Args:
@@ -74,15 +93,6 @@ class HashingReader(io.RawIOBase):
         self._file = file
         self.name = getattr(file, "name", None)
         self._position = 0
-        self._hashes: RangeHashes | None = None
-
-    def watch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begins to hash the bytes [start, stop) of these ranges."""
-        self._hashes = RangeHashes(ranges, self._read_between)
-
-    def digests(self) -> list[str]:
-        """See RangeHashes."""
-        return [] if self._hashes is None else self._hashes.digests()
 
     def readinto(self, buffer: Any, /) -> int:
         """See `io.RawIOBase`."""
@@ -122,7 +132,7 @@ class HashingReader(io.RawIOBase):
         return data
 
 
-class HashingRangedReader(RangedReader):
+class HashingRangedReader(_Hashed, RangedReader):
     """A remote file that is hashed as it is fetched or read; see RangeHashes.
 
     Args:
@@ -131,15 +141,6 @@ class HashingRangedReader(RangedReader):
 
     def __init__(self, source: RangedReader) -> None:
         super().__init__(source.fetch, source.size, source.path, source.etag)
-        self._hashes: RangeHashes | None = None
-
-    def watch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begins to hash the bytes [start, stop) of these ranges."""
-        self._hashes = RangeHashes(ranges, self._read_between)
-
-    def digests(self) -> list[str]:
-        """See RangeHashes."""
-        return [] if self._hashes is None else self._hashes.digests()
 
     def readinto(self, buffer: Any, /) -> int:
         """See `io.RawIOBase`."""

@@ -1,13 +1,14 @@
 """Speed of `--engine ray` against the worker pool, with as many workers on this machine, in turn.
 
-    python -m benchmarks.ray TEXTS.jsonl [--rows 8000] [--workers 2] [--runs 5] [-m minilm] [-o RESULT.json]
+    python -m benchmarks.ray TEXTS.jsonl [--rows 4800] [--workers 2] [--runs 5] [-m minilm] [-o RESULT.json]
 
 TEXTS.jsonl has `id` and `text`, as `python -m benchmarks.texts` writes it. Each run is a process of its own, and
 with Ray one that starts its own; which of the two is first alternates. Prints JSON: for every run the seconds
 before the first shard was committed (start-up: imports, Ray, the model) and the rows per second after it; the
-ratio of the medians, and that of each pair of neighbours. Shards are small, since at the end one worker waits for
-the other's last: with 25 shards that alone moves a ratio by up to 4 %. The load averages say whether other work
-shared the processor: then no ratio means much, since Linux may divide the processor by sessions, and Ray has more.
+ratio of the medians, and that of each pair of neighbours. Small shards measure what a shard costs; with few, one
+worker waits in the end for the other's last, which alone moves a ratio by up to 3 % with 38 shards. The load
+averages say whether other work shared the processor: then no ratio means much, since Linux may divide the
+processor by sessions, and Ray has more.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from benchmarks.peers.__main__ import machine, versions
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
-    options.add_argument("--rows", type=int, default=8_000)
+    options.add_argument("--rows", type=int, default=4_800)
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--runs", type=int, default=5)
-    options.add_argument("--shard-rows", type=int, default=64)
+    options.add_argument("--shard-rows", type=int, default=128)
     options.add_argument("-m", "--model", default="minilm")
     options.add_argument("-o", "--output", type=Path)
     asked = options.parse_args()

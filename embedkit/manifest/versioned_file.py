@@ -6,6 +6,7 @@ not ignore needs a higher version.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -27,20 +28,20 @@ class MalformedFileError(ValueError):
     """A file whose checksum fits has content that this embedkit does not write."""
 
 
-class VersionedFile:
+class VersionedFile(ABC):
     """JSON object with a format version and a checksum, in a file of its own."""
 
     __slots__ = ()
     KIND: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def fields(cls, content: Json) -> dict[str, Any]:
         """Returns JSON of this or an earlier version, nested as the fields of the class are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Returns the object as JSON of this version."""
-        raise NotImplementedError
 
     @classmethod
     def from_json(cls, content: Json) -> Self:

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 import embedkit
+from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.storage.checksummed_json import dump_checksummed, load_checksummed
 from tests.oracle import Oracle, pool
 from tests.previous_outputs import (
@@ -46,9 +47,7 @@ WITH_TEXT = [id_ for id_, row in NOTES.items() if row["text"]]
 LONG_AGO = 946_684_800  # seconds: the year 2000
 
 #: A run is resumed only by the code that began it, and in fp32 on a CPU that was compiled kernels.
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler is here"
-)
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler is here")
 
 
 @pytest.fixture(scope="module")

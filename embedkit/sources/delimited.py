@@ -97,7 +97,7 @@ class Delimited:
             row += 1
 
     def _seek(self, start: int) -> None:
-        """Gos on at a byte where a record begins: `csv` keeps nothing from one record to the next."""
+        """Goes on at a byte where a record begins: `csv` keeps nothing from one record to the next."""
         self._text.detach()
         self._stream.seek(start)
         self._position = start

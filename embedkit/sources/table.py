@@ -157,7 +157,7 @@ class Table:
         return rows
 
     def scan(self, on_row: Callable[[int], object] | None = None) -> Scan:
-        """Reads everything once: count rows, collect faults, find the types of kept columns.
+        """Reads everything once: counts rows, collects faults, finds the types of kept columns.
 
         Args:
             on_row: see `scan_part`.

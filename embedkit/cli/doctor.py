@@ -101,6 +101,7 @@ def _cpu() -> dict[str, Any]:
 
     from embedkit.models.native.kernels import why_no_kernels
     from embedkit.models.native.linear import bf16_instructions, int8_instructions
+    from embedkit.models.select_backend import why_no_int8
 
     instructions = int8_instructions()
     return {
@@ -114,6 +115,7 @@ def _cpu() -> dict[str, Any]:
         },
         "int8": instructions is not None,
         "int8_instructions": instructions,
+        "why_no_int8": why_no_int8(),
         "bf16_instructions": bf16_instructions(),
         "kernels": why_no_kernels() is None,
         "why_no_kernels": why_no_kernels(),
@@ -123,8 +125,8 @@ def _cpu() -> dict[str, Any]:
 def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
     shown = ", ".join(name if present else f"no {name}" for name, present in cpu["features"].items())
     yield f"cpu        {cpu['threads']} threads, {cpu['capability']}: {shown}"
-    lacks = "not supported: this CPU has no AVX-512 VNNI, and there is no C++ compiler"
-    yield f"--dtype int8: {'supported, with ' + cpu['int8_instructions'] if cpu['int8'] else lacks}"
+    by = "supported, with " + cpu["int8_instructions"] if cpu["int8"] else "not supported: " + cpu["why_no_int8"]
+    yield f"--dtype int8: {by}"
     by = "embedkit, with " + cpu["bf16_instructions"] if cpu["bf16_instructions"] else "transformers"
     yield f"--dtype bf16 on the CPU: by {by}"
     yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + cpu['why_no_kernels']}"

@@ -13,6 +13,7 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, UsageError
 from embedkit.models.base import LoadedModel
 from embedkit.models.device import pick_device, pick_dtype
+from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.linear import bf16_instructions, int8_instructions
@@ -53,6 +54,17 @@ def load_model(
     return load.load_model(folder, config, reference=backend == "reference")
 
 
+def why_no_int8() -> str | None:
+    """Returns why int8 is impossible on this CPU; None if it is possible."""
+    if int8_instructions() is not None:
+        return None
+    if find_compiler() is None:
+        lacks = "there is no C++ compiler"
+    else:
+        lacks = "embedkit's products cannot be built by the C++ compiler, or give wrong numbers (please report it)"
+    return f"this CPU has no AVX-512 VNNI, and {lacks}"
+
+
 def _is_ours(device: torch.device, dtype: str) -> bool:
     """Checks that embedkit's own code computes in this number format on this device."""
     if device.type == "cpu" and dtype == "bf16":
@@ -66,8 +78,9 @@ def _check_int8(device: torch.device) -> None:
             f"--dtype int8 is for CPUs, and --device is {device.type} here",
             hint="leave --dtype out: the default is the fastest here",
         )
-    if int8_instructions() is None:
+    why = why_no_int8()
+    if why is not None:
         raise UsageError(
-            "--dtype int8 needs a C++ compiler (c++, g++ or clang++) or a CPU with AVX-512 VNNI; neither is here",
+            f"--dtype int8 needs a C++ compiler (c++, g++ or clang++) or a CPU with AVX-512 VNNI: {why}",
             hint="install a compiler, such as the package g++; or leave --dtype out",
         )

@@ -121,7 +121,13 @@ def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     assert ", AMX\n" in has
     assert "--dtype int8: supported, with AVX9\n" in has
     monkeypatch.setattr(linear, "load_int8_products", lambda: None)
-    assert "--dtype int8: not supported: this CPU has no AVX-512 VNNI" in machine(cuda=None, driver=None)[0]
+    for compiler, why in (
+        (None, "there is no C++ compiler"),
+        ("/usr/bin/c++", "embedkit's products cannot be built by the C++ compiler, or give wrong numbers"),
+    ):
+        monkeypatch.setattr("embedkit.models.select_backend.find_compiler", lambda found=compiler: found)
+        lacks = f"--dtype int8: not supported: this CPU has no AVX-512 VNNI, and {why}"
+        assert lacks in machine(cuda=None, driver=None)[0]
     assert "--dtype bf16 on the CPU: by embedkit, with AVX512-BF9\n" in has
     monkeypatch.setattr(linear, "load_bf16_products", lambda: None)
     assert "--dtype bf16 on the CPU: by transformers\n" in machine(cuda=None, driver=None)[0]

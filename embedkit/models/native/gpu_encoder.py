@@ -10,14 +10,13 @@ device, so a CUDA graph would gain nothing, and would need one graph for each nu
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from embedkit.models.base import Arrays, Inputs, TakeLayer
-from embedkit.models.native.attention import Attention, SelfAttention, Texts
-from embedkit.models.native.config_reader import NotNativeError
+from embedkit.models.native.attention import Texts
 from embedkit.models.native.layer import Norms, activated
 from embedkit.models.native.linear import Linear, TorchLinear
 from embedkit.models.native.native_encoder import NativeEncoder
@@ -26,6 +25,7 @@ from embedkit.models.varlen_attention import BACKENDS, CU_SEQLENS, Packing, cu_s
 from embedkit.types import Batch, Tokens
 
 if TYPE_CHECKING:
+    from embedkit.models.native.attention import SelfAttention
     from embedkit.models.native.native_model import NativeModel
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,7 +49,8 @@ class GpuEncoder(NativeEncoder):
         self.dtype = _DTYPES[model.dtype]
         self.head_dim = model.config.head_width
         super().__init__(model, layers, for_pooler=for_pooler)
-        self._attention = [_of_packed_texts(layer.attention) for layer in self._stack]
+        # Kernels for packed texts add no relative positions: `open_native` leaves such models to transformers.
+        self._attention = [cast("SelfAttention", layer.attention) for layer in self._stack]
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
         """Makes the inputs of a forward pass, and int32 [n + 1] where each text begins; see LayerEncoder."""
@@ -98,10 +99,3 @@ class GpuEncoder(NativeEncoder):
 
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:  # noqa: ARG002 - one for all weights
         return TorchLinear(self._copy(weight), self._copy(bias))
-
-
-def _of_packed_texts(attention: Attention) -> SelfAttention:
-    """Checks that a kernel for packed texts computes it; `open_native` leaves others to transformers."""
-    if not isinstance(attention, SelfAttention) or attention.bias is not None:
-        raise NotNativeError("no kernel for packed attention adds its relative positions")
-    return attention

@@ -28,6 +28,7 @@ from embedkit.models.base import LayerEncoder
 from embedkit.models.native.linear import bf16_instructions, int8_instructions
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.select_backend import load_model
+from embedkit.percent import percent
 from embedkit.tokenizer import TextTokenizer, load_tokenizer
 from embedkit.types import Batch, Tokens
 
@@ -84,7 +85,7 @@ def measured(name: str, folder: Path, texts: list[str], rounds: int) -> None:
         spread = f"{min(times[kind]):.2f} to {max(times[kind]):.2f} s"
         print(
             f"  {kind:<13} {len(texts) / seconds:7.1f} rows/s  {total / seconds:9,.0f} tokens/s  "
-            f"{share:6.1%} of the limit  ({spread})"
+            f"{percent(share):>7} of the limit  ({spread})"
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embedkit.percent import percent
+
 MODEL = "bert-base"
 
 
@@ -77,13 +79,13 @@ def table(found: dict[str, Any], aims: Sequence[Goal]) -> str:
                 seconds = of.get("seconds") or [0]
                 lines.append(
                     f"| {name}: {what} | {of['tokens_per_second']:,.0f} | "
-                    f"{'' if share is None else f'{share:.0%}'} | {min(seconds):.2f} to {max(seconds):.2f} s |"
+                    f"{'' if share is None else percent(share, 0)} | {min(seconds):.2f} to {max(seconds):.2f} s |"
                 )
         for way, tokens_per_second in model.get("ways", {}).get("tokens_per_second", {}).items():
             if tokens_per_second:
                 lines.append(f"| {name}: forward passes, {way} | {tokens_per_second:,.0f} | | |")
         if "profile" in model:
-            told = ", ".join(f"{kind} {share:.0%}" for kind, share in model["profile"]["share"].items())
+            told = ", ".join(f"{kind} {percent(share, 0)}" for kind, share in model["profile"]["share"].items())
             lines.append(f"| {name}: time by kernels | | | {told} |")
     if "processes" in found:
         both = found["processes"]

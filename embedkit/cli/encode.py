@@ -16,6 +16,7 @@ from embedkit.cli.run_context import run_context
 from embedkit.config import one_of
 from embedkit.engines.summary import Summary
 from embedkit.errors import UsageError
+from embedkit.percent import percent
 from embedkit.storage.standard_streams import rows_out
 
 
@@ -99,7 +100,7 @@ def _lines(summary: Summary) -> list[str]:
     )
     if summary.device_use is not None:
         use = summary.device_use
-        lines.append(f"the device was idle for {use.idle_fraction:.1%} of the time; {describe_memory(use)}")
+        lines.append(f"the device was idle for {percent(use.idle_fraction)} of the time; {describe_memory(use)}")
     return lines
 
 
@@ -113,4 +114,4 @@ def _lines_of_rank(summary: Summary) -> list[str]:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+    return percent(part / whole) if whole else "0 %"

@@ -28,6 +28,7 @@ from embedkit.cli.run_context import run_context
 from embedkit.config import LabelConfig, one_of
 from embedkit.config.fit_config import KINDS, TRAINED, WITH_LAYER_POOL, FitConfig
 from embedkit.errors import UsageError
+from embedkit.percent import percent
 
 if TYPE_CHECKING:
     from embedkit.study.run_fit import FitSummary
@@ -176,9 +177,9 @@ def _lines(summary: FitSummary) -> list[str]:
             f"trained on {recipe['rows']['train']:,} rows; epoch {training['best_epoch']} of {training['epochs']}"
         )
     if "variance_kept" in recipe:
-        lines.append(f"{100 * recipe['variance_kept']:.1f} % of the variance of {recipe['rows']:,} rows explained")
+        lines.append(f"{percent(recipe['variance_kept'])} of the variance of {recipe['rows']:,} rows explained")
     if "shrinkage" in recipe:
-        shrinkage = f"{100 * recipe['shrinkage']:.1f} %"
+        shrinkage = percent(recipe["shrinkage"])
         lines.append(f"covariance of {recipe['rows']:,} rows shrunk by {shrinkage} towards equal variances")
     lines.append(f"{summary.seconds_encoding:.1f} s encoding, {summary.seconds_fitting:.1f} s fitting")
     lines.append(f"use it with: embedkit encode INPUT --pool {option}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit.engines.base import RunStart
 from embedkit.models.repository.hub_fetch import observed_by
+from embedkit.percent import percent
 
 if TYPE_CHECKING:
     from embedkit.types import DeviceStats
@@ -123,16 +124,16 @@ class _Progress:
 
     @property
     def padding(self) -> float:
-        """Padding among the computed tokens, in per cent."""
-        return 100 * (1 - self.tokens / self.cells) if self.cells else 0.0
+        """Share of padding among the computed tokens, 0 to 1."""
+        return 1 - self.tokens / self.cells if self.cells else 0.0
 
     @property
     def pace(self) -> str:
         """Tokens per second, padding, and the use of the device if it is measured."""
-        pace = f"{self.tokens / self.seconds:,.0f} tokens/s, {self.padding:.1f} % padding"
+        pace = f"{self.tokens / self.seconds:,.0f} tokens/s, {percent(self.padding)} padding"
         if self.stats is None:
             return pace
-        return f"{pace}, device idle {self.stats.idle_fraction:.1%}, {describe_memory(self.stats)}"
+        return f"{pace}, device idle {percent(self.stats.idle_fraction)}, {describe_memory(self.stats)}"
 
     @property
     def left(self) -> float | None:
@@ -167,7 +168,7 @@ class _Bar(_Progress):
         from tqdm import tqdm
 
         self.where = f"{device} {dtype}"
-        counted = "{n:,} rows" if self.rows is None else "{percentage:3.0f}%|{bar}| {n:,}/{total:,} rows"
+        counted = "{n:,} rows" if self.rows is None else "{percentage:3.0f} %|{bar}| {n:,}/{total:,} rows"
         self.bar = tqdm(
             total=self.rows,
             initial=self.before,
@@ -236,7 +237,7 @@ class _JsonLines(_Progress):
                 total=self.rows,
                 rows_per_second=round(self.texts / self.seconds, 1),
                 tokens_per_second=round(self.tokens / self.seconds),
-                padding_percent=round(self.padding, 2),
+                padding_percent=round(100 * self.padding, 2),
                 seconds_left=None if self.left is None else round(self.left),
                 **_device_fields(self.stats),
             )

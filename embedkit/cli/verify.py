@@ -16,6 +16,7 @@ from embedkit.cli.progress import shown_downloads
 from embedkit.config import at_least
 from embedkit.errors import OutputError, UsageError
 from embedkit.output.output_path import output_path
+from embedkit.percent import percent
 from embedkit.storage.standard_streams import reserved_for_rows
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _lines(found: Comparison, seed: int) -> list[str]:
             f"mean {sum(found.cosines) / len(found.cosines):.7f}"
         )
     if found.bits:
-        lines.append(f"{found.equal_bits:,} of {found.bits:,} bits equal ({found.equal_bits / found.bits:.3%})")
+        lines.append(
+            f"{found.equal_bits:,} of {found.bits:,} bits equal ({percent(found.equal_bits / found.bits, 3)})"
+        )
     if found.scores:
         lines.append(f"{found.scores:,} scores of the head: max |Δ| {found.max_score_difference:.2e}")
     return [*lines, f"{'pass' if found.passed else 'FAIL'}: tolerance is {found.tolerance}"]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.comparison.compare import NEIGHBOURS, Comparison, VariantComparison
+from embedkit.percent import percent
 
 #: Quantiles of |Δ| and cosine in the JSON.
 _QUANTILES = {"min": 0.0, "1 %": 0.01, "median": 0.5, "99 %": 0.99, "max": 1.0}
@@ -103,7 +104,7 @@ def _variant_lines(of: VariantComparison, rule: str) -> Iterator[str]:
     cka = "undefined" if of.cka is None else f"{of.cka:.5f}"
     if of.overlap is not None:
         yield (
-            f"           linear CKA {cka}, {NEIGHBOURS} nearest neighbours shared {of.overlap:.1%} "
+            f"           linear CKA {cka}, {NEIGHBOURS} nearest neighbours shared {percent(of.overlap)} "
             f"({of.sampled:,} rows)"
         )
 

@@ -40,6 +40,7 @@ from embedkit.manifest.recipe import as_text
 from embedkit.manifest.schema import Manifest, ModelSource, Plan, Sharding, Totals
 from embedkit.output.destination import AlreadyCompleted, Destination, destination_of
 from embedkit.output.formats import layout_of, make_sink
+from embedkit.percent import percent
 from embedkit.sources import SpanBook, Table
 
 #: Engines by name; see base.py.
@@ -200,10 +201,10 @@ class _PlannedRun:
             computed["encoding_seconds"] = time.monotonic() - computing
             return summarize(config, self.model, totals, self.began, **computed, complete=False)
         account_for_rows(in_order, self.plan)
-        if (totals.unknown_share or 0) > _MANY_UNKNOWN:
+        if totals.unknown_share is not None and totals.unknown_share > _MANY_UNKNOWN:
             callbacks.notice(
-                f"{totals.unknown_share:.1%} of the tokens are unknown to the model's vocabulary: `embedkit plan` "
-                "tells whether --lowercase changes that; else use a model for this language"
+                f"{percent(totals.unknown_share)} of the tokens are unknown to the model's vocabulary: "
+                "`embedkit plan` tells whether --lowercase changes that; else use a model for this language"
             )
         sink = make_sink(config.output.format, layout_of(self.plan))
         destination.finish(sink, Manifest.of(self.plan, in_order, totals))

@@ -8,6 +8,7 @@ from typing import Any
 
 from embedkit.estimate.cost import Duration
 from embedkit.estimate.counts import InputCounts
+from embedkit.percent import percent
 from embedkit.tokenizer.vocabulary import VocabularyCoverage
 
 _BAR_WIDTH = 32
@@ -76,11 +77,11 @@ class Estimate:
         most = max(of.texts for of in bins)
         for of in bins:
             mark = "#" * round(_BAR_WIDTH * of.texts / most) or ("." if of.texts else "")
-            over = f"  over {limit}" if of.is_over else ""
-            share = of.texts / counts.texts
-            yield f"{of.low:>9,}-{of.high:<7,} {mark:<{_BAR_WIDTH}} {of.texts:>10,} {share:6.1%}{over}"
+            over = f" over {limit}" if of.is_over else ""
+            share = percent(of.texts / counts.texts)
+            yield f"{of.low:>9,}-{of.high:<7,} {mark:<{_BAR_WIDTH}} {of.texts:>10,} {share:>7}{over}"
         long = int(counts.lengths[limit + 1 :].sum())
-        too_long = f"{long:,} texts ({long / counts.texts:.1%})"
+        too_long = f"{long:,} texts ({percent(long / counts.texts)})"
         lost = counts.n_tokens - counts.n_used
         match self.on_long:
             case "chunk":
@@ -89,25 +90,25 @@ class Estimate:
                 yield f"long       {too_long}: encode stops at the first (--on-long error)"
             case _:
                 yield (
-                    f"truncated  {counts.truncated:,} texts ({counts.truncated / counts.texts:.1%}), "
-                    f"{lost:,} tokens lost ({lost / counts.n_tokens:.1%})"
+                    f"truncated  {counts.truncated:,} texts ({percent(counts.truncated / counts.texts)}), "
+                    f"{lost:,} tokens lost ({percent(lost / counts.n_tokens)})"
                 )
                 if 2 * lost >= counts.n_tokens:
                     yield "           half of the tokens or more: --on-long chunk loses none"
         if counts.reused:
-            share = counts.reused / counts.texts
-            yield f"reused     {counts.reused:,} texts ({share:.1%}) are in an earlier output: not computed"
+            share = percent(counts.reused / counts.texts)
+            yield f"reused     {counts.reused:,} texts ({share}) are in an earlier output: not computed"
         if counts.repeated:
-            share = counts.repeated / counts.windows
-            yield f"repeated   {counts.repeated:,} ({share:.1%}) equal another of their shard: computed once"
+            share = percent(counts.repeated / counts.windows)
+            yield f"repeated   {counts.repeated:,} ({share}) equal another of their shard: computed once"
 
     def _vocabulary(self) -> Iterator[str]:
         counts = self.counts
         if counts.n_unknown is None:
             yield "unknown    none can be: the vocabulary spells every character (bytes)"
         else:
-            share = counts.n_unknown / max(1, counts.n_content)
-            yield f"unknown    {counts.n_unknown:,} of {counts.n_content:,} tokens ({share:.2%})"
+            share = percent(counts.n_unknown / max(1, counts.n_content), 2)
+            yield f"unknown    {counts.n_unknown:,} of {counts.n_content:,} tokens ({share})"
         casing = "lowercased" if self.lowercase else "with their capitals"
         yield f"casing     texts are read {casing}; the first {self.coverage.texts:,} of them:"
         yield f"           {'as is':<17}{_coverage(self.coverage)}"
@@ -137,7 +138,7 @@ class Estimate:
 
 
 def _coverage(coverage: VocabularyCoverage) -> str:
-    unknown = "" if coverage.unknown_share is None else f"{coverage.unknown_share:.2%} unknown, "
+    unknown = "" if coverage.unknown_share is None else f"{percent(coverage.unknown_share, 2)} unknown, "
     return f"{unknown}{coverage.tokens_per_word:.2f} tokens a word"
 
 

@@ -20,6 +20,7 @@ from embedkit.output.open import Stored, level_of, open_stored
 from embedkit.output.output_path import output_path
 from embedkit.output.safe_reading import read_all_versioned, read_versioned
 from embedkit.output.vector_norms import NormCounter, VectorNorms
+from embedkit.percent import percent
 from embedkit.storage.disk_errors import as_read_error
 from embedkit.storage.filesystem import exists, stat_file
 from embedkit.storage.protocol import FilePath
@@ -133,7 +134,7 @@ def lines(inspection: Inspection) -> list[str]:
     shown.append("status     " + (", ".join(f"{word} {totals.statuses[word]:,}" for word in words) or "none"))
     shown.append(
         f"tokens     {totals.n_tokens:,}, {totals.n_used:,} used; "
-        f"{totals.truncated_share:.1%} of rows truncated, {totals.lost_share:.1%} of tokens lost"
+        f"{percent(totals.truncated_share)} of rows truncated, {percent(totals.lost_share)} of tokens lost"
     )
     shown.append(f"files      {it.files:,} ({it.format}), {it.bytes / 1e6:,.1f} MB")
     if it.model is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.arrow_values import is_missing
+from embedkit.percent import percent
 from embedkit.report.geometry import Map
 
 Figure = dict[str, Any]
@@ -228,7 +229,7 @@ def map_figure(
         }
         for places, look in _groups(colour, len(names))
     ]
-    titles = [f"component {n} ({share:.1%} of the variance)" for n, share in enumerate(drawn.shares, 1)]
+    titles = [f"component {n} ({percent(share)} of the variance)" for n, share in enumerate(drawn.shares, 1)]
     legend: Figure = {"title": {"text": plain(colour[0])}} if colour else {}
     if any("colorbar" in trace["marker"] for trace in traces):  # which stands where the legend would
         legend = ABOVE

@@ -121,7 +121,7 @@ def _calibration(calibration: Mapping[str, Any]) -> dict[str, Any]:
         "x": [of["mean_probability"] for of in bins],
         "y": [of["share_correct"] for of in bins],
         "customdata": [of["rows"] for of in bins],
-        "hovertemplate": "said %{x:.1%}, correct %{y:.1%}, %{customdata:,} rows<extra></extra>",
+        "hovertemplate": "said %{x:.3f}, correct %{y:.3f}, %{customdata:,} rows<extra></extra>",
         "marker": {"color": COLOURS[0], "size": 9},
         "line": {"color": COLOURS[0]},
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedkit.errors import ModelError
+from embedkit.percent import percent
 from embedkit.tokenizer.rust_tokenizer import rust_tokenizer
 from embedkit.tokenizer.text_tokenizer import NO_EMBEDDING, UNKNOWN_CHARACTER, TextTokenizer
 
@@ -99,6 +100,6 @@ def suggest_other_casing(as_is: VocabularyCoverage, other: VocabularyCoverage, o
     if unknown - unknown_in_other <= _NOTABLE:
         return None
     return (
-        f"{unknown:.1%} of the tokens in the first {as_is.texts:,} texts are unknown to the model's vocabulary, "
-        f"and {unknown_in_other:.1%} would be with {option}"
+        f"{percent(unknown)} of the tokens in the first {as_is.texts:,} texts are unknown to the model's "
+        f"vocabulary, and {percent(unknown_in_other)} would be with {option}"
     )

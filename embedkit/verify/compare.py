@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkit.comparison.similarity import cosines
+from embedkit.percent import percent
 from embedkit.pooling.heads import PREDICTED, PredictionHead
 from embedkit.pooling.postprocess import Int8Range, store
 
@@ -69,7 +70,7 @@ class Comparison:
         if self.precision == "binary":
             if self.dtype == "fp32":
                 return f"equal bits, but where a value is within {FP32:g} of the vector's largest from 0"
-            return f"{BITS[self.dtype]:.0%} of the bits equal ({self.dtype})"
+            return f"{percent(BITS[self.dtype], 0)} of the bits equal ({self.dtype})"
         if self.dtype != "fp32":
             return f"cosine {COSINES[self.dtype]} ({self.dtype})"
         step = {"float32": "", "float16": " and one step of float16", "int8": " and one of 255 steps"}

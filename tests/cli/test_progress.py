@@ -33,7 +33,7 @@ def shown(mode, monkeypatch, capsys, use):
 @pytest.mark.parametrize("mode", ["auto", "bar"])
 def test_the_bar_and_lines_show_device_dtype_speed_and_memory(mode, monkeypatch, capsys):
     told = shown(mode, monkeypatch, capsys, USE)
-    for part in ("cuda:0", "bf16", "tokens/s, 10.0 % padding, device idle 25.0%, peak memory 3.0 GiB, 5.0 GiB"):
+    for part in ("cuda:0", "bf16", "tokens/s, 10.0 % padding, device idle 25.0 %, peak memory 3.0 GiB, 5.0 GiB"):
         assert part in told, part
     assert "device idle" not in shown(mode, monkeypatch, capsys, None)
 

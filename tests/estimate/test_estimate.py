@@ -245,8 +245,8 @@ def test_both_commands_report_a_casing_that_the_vocabulary_lacks(embedkit_cli, p
         out = () if command == "plan" else ("-o", tmp_path / "out")
         ran = embedkit_cli(command, table, "-m", bert, "--lowercase", "no", *out)
         assert ran.code == 0
-        assert "100.0% of the tokens in the first 1 texts are unknown" in ran.err
-        assert "0.0% would be with --lowercase yes" in ran.err
+        assert "100.0 % of the tokens in the first 1 texts are unknown" in ran.err
+        assert "0.0 % would be with --lowercase yes" in ran.err
 
 
 def test_capitals_that_inflate_a_cased_vocabulary_show_in_tokens_a_word(plan, tmp_path):

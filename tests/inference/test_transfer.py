@@ -163,6 +163,6 @@ def test_files_are_the_same_bytes_whichever_way_the_batches_went(encode, tmp_pat
     assert ran.code == 0, ran.err
     assert devices[0].put["out"] > 20
     assert re.search(
-        r"tokens/s on cpu in fp32\nthe device was idle for \d\d\.\d% of the time; peak memory 3\.0 GiB", ran.err
+        r"tokens/s on cpu in fp32\nthe device was idle for \d\d\.\d % of the time; peak memory 3\.0 GiB", ran.err
     )
     assert (tmp_path / "late.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()

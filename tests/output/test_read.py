@@ -255,7 +255,7 @@ def test_inspect_counts_rows_statuses_tokens_and_norms(tmp_path, form):
     assert seen.files == (2 if form == "npy" else 1)
     assert seen.bytes == sum(p.stat().st_size for p in (tmp_path / "out").glob("*/part-*"))
     text = "\n".join(lines(seen))
-    assert "16.7% of rows truncated, 15.6% of tokens lost" in text
+    assert "16.7 % of rows truncated, 15.6 % of tokens lost" in text
     assert "ok 4, truncated 1, empty 1" in text
 
 

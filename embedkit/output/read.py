@@ -117,8 +117,15 @@ class Embeddings:
 
     @property
     def has_vector(self) -> NDArray[np.bool_]:
-        """[R] True for the N rows of `table` that have a vector."""
-        return self._column(self.variants[0]).has_vector
+        """[R] True for the N rows of `table` that have a vector; reads no vectors.
+
+        Raises:
+            OutputError: the rows are not as many as the manifest says.
+        """
+        # `n_chunks` is 0 without a vector, so that the column of vectors need not be read.
+        found: NDArray[np.bool_] = self.table["n_chunks"].to_numpy() > 0
+        self._check_count(int(found.sum()))
+        return found
 
     @cached_property
     def table(self) -> pa.Table:
@@ -253,13 +260,16 @@ class Embeddings:
             )
         if name not in self._columns:
             column = _load(self._stored, self._by_name[name])
-            if self._stored.vectors not in {None, len(column.vectors)}:
-                raise OutputError(
-                    f"the files hold {len(column.vectors)} vectors, and manifest.json says {self._stored.vectors}",
-                    hint="`embedkit verify` names the shard that differs",
-                )
+            self._check_count(len(column.vectors))
             self._columns[name] = column
         return self._columns[name]
+
+    def _check_count(self, found: int) -> None:
+        if self._stored.vectors not in {None, found}:
+            raise OutputError(
+                f"the files hold {found} vectors, and manifest.json says {self._stored.vectors}",
+                hint="`embedkit verify` names the shard that differs",
+            )
 
 
 def columns_of_head(stored: Stored, names: Sequence[str]) -> tuple[str, ...]:

@@ -28,11 +28,11 @@ from embedkit.storage.filesystem import (
     open_file,
     read_file,
     real_path,
-    seems_file,
     seems_folder,
     seems_there,
     sha256_of_ends,
     stat_file,
+    stat_if_there,
     walk_folder,
 )
 from embedkit.storage.protocol import FilePath, FileStat
@@ -111,11 +111,12 @@ def locate(inputs: Sequence[str], file_format: str, notes: list[str]) -> tuple[S
         InputError: an input does not exist, or cannot be read.
         UsageError: a name has no known suffix, and `file_format` is `auto`.
     """
-    names = expanded(inputs, notes)
+    known: dict[str, FileStat] = {}
+    names = _all_expanded(inputs, notes, known)
     twice = len(names) - len({real_path(name) for name in names})
     if twice:
         notes.append(f"{_count(twice, 'file')} named more than once in the input, and read each time")
-    return tuple(_of_each(lambda name: described(name, file_format), names))
+    return tuple(_of_each(lambda name: described(name, file_format, known.get(name)), names))
 
 
 def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
@@ -124,10 +125,7 @@ def expanded(inputs: Sequence[str], notes: list[str]) -> list[str]:
     Raises:
         InputError: an input does not exist, or a folder cannot be read.
     """
-    try:
-        return [name for typed in inputs for name in ([typed] if is_postgres(typed) else _expanded(typed, notes))]
-    except StoreError as error:
-        raise unreadable(str(error.filename), error) from None
+    return _all_expanded(inputs, notes, {})
 
 
 def shown_name(name: str) -> str:
@@ -157,15 +155,20 @@ def _of_each(function: Callable[[str], _T], names: Sequence[str]) -> list[_T]:
         return list(threads.map(function, names))
 
 
-def described(name: str, file_format: str) -> SourceFile:
+def described(name: str, file_format: str, known: FileStat | None = None) -> SourceFile:
     """Describes a file as it is now.
+
+    Args:
+        name: of the file.
+        file_format: see `InputConfig`.
+        known: what `stat_file` has just said of it, if that was asked.
 
     Raises:
         InputError: it does not exist, or cannot be read.
         UsageError: its name has no known suffix, and `file_format` is `auto`.
     """
     try:
-        found = stat_file(name)
+        found = known or stat_file(name)
         digest = sha256_of_ends(name, found) if found.kind == "file" else None
     except OSError as error:
         raise unreadable(name, error) from None
@@ -241,11 +244,26 @@ def unreadable(name: str, error: OSError | ValueError) -> InputError:
     return InputError(f"{shown_name(name)}: {reason}", hint=hint)
 
 
-def _expanded(typed: str, notes: list[str]) -> list[str]:
+def _all_expanded(inputs: Sequence[str], notes: list[str], known: dict[str, FileStat]) -> list[str]:
+    """Lists files as `expanded` does; `known` receives what was found of those that are named themselves."""
+    try:
+        return [
+            name
+            for typed in inputs
+            for name in ([typed] if is_postgres(typed) else _expanded(typed, notes, known))
+        ]
+    except StoreError as error:
+        raise unreadable(str(error.filename), error) from None
+
+
+def _expanded(typed: str, notes: list[str], known: dict[str, FileStat]) -> list[str]:
     typed = fixed_name(typed)  # refuses URIs that are not read
-    is_inside = seems_folder(typed)
-    if not is_inside and (seems_there(typed) or is_link(typed) or not glob.has_magic(typed)):
-        if is_own_output(typed):
+    found_there = stat_if_there(typed)
+    is_inside = found_there is not None and found_there.kind == "folder"
+    if not is_inside and (found_there is not None or is_link(typed) or not glob.has_magic(typed)):
+        if found_there is not None:
+            known[typed] = found_there
+        if is_own_output(typed, found_there):
             notes.append(f"{shown_name(typed)} was written by embedkit; it is read because you named it")
         return [typed]
     what = f"contains no file that ends in {' '.join(SUFFIXES)}" if is_inside else "matches no file"
@@ -318,16 +336,18 @@ def _is_of_a_run(folder: str, name: str) -> bool:
     return isinstance(value, dict) and value.keys() >= _OF_A_RUN
 
 
-def is_own_output(name: str) -> bool:
+def is_own_output(name: str, known: FileStat | None = None) -> bool:
     """Checks whether embedkit wrote a file, by its schema's metadata or the keys of its first line.
 
-    False for a file that cannot be read: the reader of rows will report it.
+    False for a file that cannot be read: the reader of rows will report it. For `known`, see `described`.
     """
     form, compression = by_name(name)
-    if (compression is not None and form != "jsonl") or not seems_file(name):
+    is_searched = compression is None or form == "jsonl"
+    found = known or stat_if_there(name) if is_searched else None
+    if found is None or found.kind != "file":
         return False
     try:
-        with open_file(name) as raw:
+        with open_file(name, found) as raw:
             file: BinaryIO = raw
             if compression is not None:
                 file = io.BufferedReader(Decompressed(raw, compression, file=name, check=lambda _: None))

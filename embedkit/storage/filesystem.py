@@ -96,22 +96,28 @@ def is_folder(path: AnyPath) -> bool:
 
 def seems_file(path: AnyPath) -> bool:
     """Checks for a file; False if the disk or its permissions hide it: opening it will report the error."""
-    return _kind_if_known(path) == "file"
+    return _kind(path) == "file"
 
 
 def seems_folder(path: AnyPath) -> bool:
     """Checks for a folder; see `seems_file`."""
-    return _kind_if_known(path) == "folder"
+    return _kind(path) == "folder"
 
 
 def seems_there(path: AnyPath) -> bool:
     """Checks for anything but a link without a target; see `seems_file`."""
-    return _kind_if_known(path) is not None
+    return stat_if_there(path) is not None
 
 
-def _kind_if_known(path: AnyPath) -> str | None:
+def _kind(path: AnyPath) -> str | None:
+    found = stat_if_there(path)
+    return None if found is None else found.kind
+
+
+def stat_if_there(path: AnyPath) -> FileStat | None:
+    """Describes a file or folder; None for one that is missing, or that the disk or its permissions hide."""
     try:
-        return stat_file(path).kind
+        return stat_file(path)
     except StoreError:
         raise  # it may have taken minutes to find out
     except (OSError, ValueError, UsageError):

@@ -155,6 +155,21 @@ def test_planning_reads_a_small_object_once(bucket: MemoryStore) -> None:
     assert bucket.requests["get"] == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", b"text\nfever\n"), ("a.jsonl", b'{"text": "fever"}\n'), ("a.txt", b"fever\n")]
+)
+def test_an_object_is_described_and_read_by_one_request_each(
+    bucket: MemoryStore, name: str, content: bytes
+) -> None:
+    bucket.write(name, content)
+    table = open_table(InputConfig((f"s3://bucket/{name}",)))
+    assert table.scan().rows == 1
+    assert bucket.requests == {"head": 1, "get": 1}
+    bucket.write(name, content.replace(b"fever", b"cough"))
+    with pytest.raises(InputError, match="was changed while it was read"):
+        table.check_unchanged()
+
+
 def test_a_private_output_is_refused(bucket: MemoryStore) -> None:
     with pytest.raises(UsageError, match="access rules"):
         write_file(RemotePath("s3://bucket/out"), "key", b"secret", private=True)

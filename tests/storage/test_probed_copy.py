@@ -37,9 +37,9 @@ def test_of_a_single_parquet_file_the_columns_that_are_asked_for_are_fetched(
     local, remote = embedkit.read(single), embedkit.read(URI)
     assert bucket.sent < len(content) / 8
     assert remote.table.equals(local.table)
+    assert remote.ids == local.ids
     assert bucket.sent < len(content) / 4
     assert np.array_equal(remote.vectors, local.vectors)
-    assert remote.ids == local.ids
     assert bucket.sent >= remote.vectors.nbytes
     assert (
         embedkit_cli("inspect", URI).out.splitlines()[1:] == embedkit_cli("inspect", single).out.splitlines()[1:]

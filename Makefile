@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/pip install -q -c $(CONSTRAINTS)
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 # Installing: each stamp file is newer than what was installed because of it --------------------------
 
@@ -165,6 +165,13 @@ bench: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare speed with s
 .PHONY: bench-families
 bench-families: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## compare native families of real width with sentence-transformers and OpenVINO, and time starts and long texts [TEXTS=file.jsonl]
 	$(BIN)/python -m benchmarks.families $(TEXTS) --peers $(PEERS)/bin/python -o $(BENCH)/families.json
+
+.PHONY: bench-avx2
+bench-avx2: $(VENV)/installed-dev $(PEERS)/installed $(TEXTS) ## do bench and bench-families with AVX-512, AMX and AVX-VNNI hidden from all libraries [TEXTS=file.jsonl]
+	$(BIN)/python -m benchmarks.hidden_instructions \
+		$(BIN)/python -m benchmarks.peers $(TEXTS) --peers $(PEERS)/bin/python -o $(BENCH)/peers-avx2.json
+	$(BIN)/python -m benchmarks.hidden_instructions \
+		$(BIN)/python -m benchmarks.families $(TEXTS) --peers $(PEERS)/bin/python -o $(BENCH)/families-avx2.json
 
 # With whatever Python has torch and transformers: none is installed, and no network is needed.
 DEVICE ?= cuda

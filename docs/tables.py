@@ -227,7 +227,7 @@ def packages() -> str:
 def make_targets() -> str:
     """Returns the described targets of the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"^([a-z-]+):.*?## (.*)$", makefile, re.MULTILINE)
+    targets = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", makefile, re.MULTILINE)
     return table(("target", "purpose"), ((code(f"make {name}"), prose(text)) for name, text in targets))
 
 

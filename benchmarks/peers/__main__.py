@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.hidden_instructions import hidden
 from benchmarks.peers.models import bert_base, minilm
 from embedkit.models.native.linear import int8_instructions
 
@@ -274,6 +275,7 @@ def machine() -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        **({"hidden": told} if (told := hidden()) else {}),
         "system": platform.system(),
         "python": platform.python_version(),
     }

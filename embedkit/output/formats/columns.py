@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
+from embedkit.output.formats.arrays import number_array, text_array
 from embedkit.output.formats.layout import RECEIPT, Layout
 from embedkit.output.formats.values import kept_array
 from embedkit.storage.protocol import FilePath
@@ -42,8 +43,8 @@ def facts_table(shard: EncodedShard, layout: Layout) -> pa.Table:
         OutputError: a kept value is not of its column's type.
     """
     kept = [kept_array(name, shard.kept[name], kind) for name, kind in layout.kept_types.items()]
-    counts = [pa.array(getattr(shard, name), pa.int32()) for name in RECEIPT[:3]]
-    columns = [kept_array("id", shard.ids, "string"), *kept, *counts, pa.array(shard.status, pa.string())]
+    counts = [number_array(getattr(shard, name)) for name in RECEIPT[:3]]
+    columns = [kept_array("id", shard.ids, "string"), *kept, *counts, text_array(shard.status)]
     return pa.Table.from_arrays(columns, schema=layout.facts_schema())
 
 
@@ -135,7 +136,7 @@ def vector_cells(vectors: Vectors, has_vector: NDArray[np.bool_], cell_type: pa.
         has_vector: [R] True for these; cells of the others are null.
         cell_type: a FixedSizeList; of token vectors a List or LargeList of it.
     """
-    absent = pa.array(~has_vector)
+    absent = number_array(~has_vector)
     if not isinstance(vectors, np.ndarray):
         is_large, vector_type = pa.types.is_large_list(cell_type), cell_type.value_type
         ends = np.zeros(len(has_vector) + 1, np.int64 if is_large else np.int32)
@@ -143,15 +144,15 @@ def vector_cells(vectors: Vectors, has_vector: NDArray[np.bool_], cell_type: pa.
         np.cumsum(ends, out=ends)
         none = np.empty((0, vector_type.list_size), vector_type.value_type.to_pandas_dtype())
         flat = np.concatenate([none, *vectors]).reshape(-1)
-        tokens = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector_type)
+        tokens = pa.FixedSizeListArray.from_arrays(number_array(flat), type=vector_type)
         lists = pa.LargeListArray if is_large else pa.ListArray
-        return lists.from_arrays(pa.array(ends), tokens, type=cell_type, mask=absent)
+        return lists.from_arrays(number_array(ends), tokens, type=cell_type, mask=absent)
     if not has_vector.all():
         # A null of a FixedSizeList has D slots in the child as well; zeros keep the bytes equal.
         slots = np.zeros((len(has_vector), vectors.shape[1]), vectors.dtype)
         slots[has_vector] = vectors
         vectors = slots
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=cell_type, mask=absent)
+    return pa.FixedSizeListArray.from_arrays(number_array(vectors.reshape(-1)), type=cell_type, mask=absent)
 
 
 def _vectors(column: pa.ChunkedArray) -> Vectors:

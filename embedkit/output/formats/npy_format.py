@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
+from embedkit.output.formats.arrays import number_array
 from embedkit.output.formats.columns import VERIFY, RecordBatch, check_types, facts_table, matrix
 from embedkit.output.formats.layout import ARRAYS_KEY, Create, Layout, shard_name
 from embedkit.output.formats.parquet_format import row_groups, write_tables
@@ -47,7 +47,7 @@ class NpySink:
     def write(self, shard: EncodedShard, create: Create) -> None:
         """Writes the shard's arrays [V, width] and its metadata [V]."""
         *arrays, metadata = self.files(shard.index)
-        facts = facts_table(shard, self.layout).filter(pa.array(shard.has_vector))
+        facts = facts_table(shard, self.layout).filter(number_array(shard.has_vector))
         for variant, path in zip(self.layout.variants, arrays, strict=True):
             vectors = matrix(shard, variant, self.layout)
             with create(path) as file:

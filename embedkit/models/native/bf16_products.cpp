@@ -9,6 +9,9 @@
 #endif
 
 #define LANES 16
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define TILE_DOT TILE_DOT_BF16
+#endif
 #include "panels.h"
 
 struct Halves {
@@ -57,4 +60,9 @@ extern "C" void embedkit_bf16_multiply(const void *rows, int64_t n, const Weight
 }
 
 /* The instructions that multiply here. */
-extern "C" const char *embedkit_bf16_instructions(void) { return NAME; }
+extern "C" const char *embedkit_bf16_instructions(void) {
+#if defined(TILE_DOT)
+    if (has_tiles) return "AMX-BF16";
+#endif
+    return NAME;
+}

@@ -19,6 +19,9 @@
 #else
 #define LANES 4
 #endif
+#if defined(__AMX_INT8__) && defined(__linux__)
+#define TILE_DOT TILE_DOT_BYTES
+#endif
 #include "panels.h"
 
 /* SHIFT is added to activations: 128 where an instruction takes unsigned ones. */
@@ -116,4 +119,9 @@ extern "C" void embedkit_int8_multiply(const void *rows, int64_t n, const Weight
 }
 
 /* The instructions that multiply here. */
-extern "C" const char *embedkit_int8_instructions(void) { return NAME; }
+extern "C" const char *embedkit_int8_instructions(void) {
+#if defined(TILE_DOT)
+    if (has_tiles) return "AMX-INT8";
+#endif
+    return NAME;
+}

@@ -119,14 +119,14 @@ def has_onednn() -> bool:
 
 def int8_instructions() -> str | None:
     """Returns what multiplies bytes here, such as AVX2; None if int8 is impossible."""
-    products = own_int8_products()
+    products = load_int8_products()
     if products is not None:
         return products.instructions
     return "AVX-512 VNNI" if onednn_multiplies_bytes() else None
 
 
 def bf16_instructions() -> str | None:
-    """Returns what multiplies bf16 on this CPU, AVX512-BF16; None where transformers runs a model in bf16."""
+    """Returns what multiplies bf16 on this CPU, such as AVX512-BF16; None where transformers runs a model in bf16."""
     # Asked first: elsewhere nothing needs to be compiled.
     if not torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - torch has no public name for it
         return None
@@ -137,12 +137,6 @@ def bf16_instructions() -> str | None:
 def onednn_multiplies_bytes() -> bool:
     """Checks whether oneDNN multiplies bytes by AVX-512 VNNI; without it, its int8 is slower than its fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
-
-
-def own_int8_products() -> PackedProducts | None:
-    """Returns embedkit's own products; None without a compiler, and where oneDNN multiplies by AMX."""
-    by_amx = onednn_multiplies_bytes() and torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - as above
-    return None if by_amx else load_int8_products()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +179,7 @@ class Int8Linear(Linear):
         scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         quantised = (weight / scale[:, None]).round_().to(torch.int8)
         self._bias = bias.clone()
-        products = own_int8_products()
+        products = load_int8_products()
         if products is None:
             self._multiply = _by_onednn(quantised, scale)
         else:

@@ -1,7 +1,7 @@
 """Calls the compiled matrix products of int8_products.cpp and bf16_products.cpp.
 
 Products of bytes are exact, so they equal those of any other library and of any other processor, to the bit. Those
-of bf16 are summed in fp32, and are for processors with AVX512-BF16 alone.
+of bf16 are summed in fp32, and are for processors with AMX or AVX512-BF16 alone.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def load_int8_products() -> PackedProducts | None:
 def load_bf16_products() -> PackedProducts | None:
     """Loads the products of bf16, built if necessary; None where that is impossible or they would not be fast."""
     products = _load("bf16", _bf16_is_correct)
-    return products if products is not None and products.instructions == "AVX512-BF16" else None
+    return None if products is None or products.instructions == "plain C++" else products
 
 
 def _load(dtype: Literal["int8", "bf16"], is_correct: Callable[[PackedProducts], bool]) -> PackedProducts | None:

@@ -1,5 +1,6 @@
 /* Matrix products of rows of activations and of weights in panels: what int8_products.cpp and bf16_products.cpp share.
- * They define LANES, and a class Kind of the numbers, types and functions that differ.
+ * They define LANES, a class Kind of the numbers, types and functions that differ, and TILE_DOT where a processor may
+ * have tiles (tiles.h).
  *
  * A word of 32 bits holds Kind::group inputs. Kind::dot adds, to each of LANES sums, the products of its word of weights
  * and of a word of activations that all sums share. A panel has the weights of OUTPUTS outputs: first what their sums
@@ -10,8 +11,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows and vectors of outputs whose sums are in registers together: of 32 registers or of 16. */
-#if LANES == 16 || defined(__aarch64__)
+/* Rows and vectors of outputs whose sums are in registers together: of 32 registers or of 16. Two vectors of outputs
+ * are two tiles of weights, too. */
+#if defined(TILE_DOT)
+#include "tiles.h"
+#define ROWS 12
+#define VECTORS 2
+#elif LANES == 16 || defined(__aarch64__)
 #define ROWS 8
 #define VECTORS 3
 #else
@@ -34,8 +40,20 @@ typedef float floats_at __attribute__((vector_size(LANES * 4), aligned(4), may_a
 #ifndef WORDS
 #define WORDS (1 << 16)
 #endif
+/* Words of weights that stay there while the rows of one tile after another pass. */
+#ifndef TILE_WEIGHTS
+#define TILE_WEIGHTS (1 << 17)
+#endif
 
-template <class Kind> INLINE int64_t groups_of(int64_t inputs) { return (inputs + Kind::group - 1) / Kind::group; }
+/* Words of a row of inputs; with tiles, whole rows of them. */
+template <class Kind> INLINE int64_t groups_of(int64_t inputs) {
+    const int64_t groups = (inputs + Kind::group - 1) / Kind::group;
+#if defined(TILE_DOT)
+    return (groups + TILE_WORDS - 1) / TILE_WORDS * TILE_WORDS;
+#else
+    return groups;
+#endif
+}
 template <class Kind> INLINE int64_t panel_words(int64_t inputs) { return (1 + groups_of<Kind>(inputs)) * OUTPUTS; }
 INLINE int64_t panels_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUTPUTS; }
 
@@ -130,42 +148,130 @@ static void widen(const typename Kind::Input *__restrict inputs, int64_t n, int6
     }
 }
 
+/* Multiplies `count` rows of words with the panels [first, last). */
+template <class Kind>
+static void multiply_words(const word *words, int64_t count, const Weights *of, int64_t first, int64_t last,
+                           float *products, typename Kind::Sum *sums) {
+    typedef typename Kind::Sum Sum;
+    const int64_t inputs = of->inputs, outputs = of->outputs, groups = groups_of<Kind>(inputs);
+    for (int64_t p = first; p < last; p++) {
+        const int32_t *panel = of->packed + p * panel_words<Kind>(inputs), *weights = panel + OUTPUTS;
+        const int64_t at = p * OUTPUTS, rest = outputs - at;
+        const float *scale = of->scale + at;
+        float *to = products + at;
+        for (int64_t g = 0; g < groups; g += GROUPS) {
+            /* The last sums of a whole panel become results while they are in registers. */
+            const bool are_results = g + GROUPS >= groups && rest >= OUTPUTS;
+            for (int64_t t = 0; t < count; t += ROWS) {
+                Sum *of_rows = sums + t * OUTPUTS;
+                const Tile<Kind> tile = {words + t * groups + g, groups, weights + g * OUTPUTS,
+                                         groups - g < GROUPS ? groups - g : GROUPS,
+                                         g ? of_rows : (const Sum *)panel, g ? OUTPUTS : 0,
+                                         are_results ? nullptr : of_rows, to + t * outputs, scale, outputs};
+                add_some(count - t, &tile);
+            }
+        }
+        if (rest < OUTPUTS)
+            for (int64_t t = 0; t < count; t++)
+                for (int64_t o = 0; o < rest; o++)
+                    to[t * outputs + o] = Kind::result(sums[t * OUTPUTS + o], scale + o);
+    }
+}
+
+#if defined(TILE_DOT)
+/* Computes the sums of one or two tiles of rows and of a panel of outputs. */
+template <class Kind, bool two>
+static void sum_tiles(const word *rows, int64_t groups, const int32_t *panel, typename Kind::Sum *sums) {
+    const word *below = rows + TILE_ROWS * groups;
+    const int32_t *weights = panel + OUTPUTS;
+    TILE_LOAD(0, panel, 0);
+    TILE_LOAD(1, panel + LANES, 0);
+    if (two) {
+        TILE_LOAD(2, panel, 0);
+        TILE_LOAD(3, panel + LANES, 0);
+    }
+    for (int64_t g = 0; g < groups; g += TILE_WORDS) {
+        TILE_LOAD(4, rows + g, groups * 4);
+        TILE_LOAD(6, weights + g * OUTPUTS, OUTPUTS * 4);
+        TILE_DOT(0, 4, 6);
+        TILE_LOAD(7, weights + g * OUTPUTS + LANES, OUTPUTS * 4);
+        TILE_DOT(1, 4, 7);
+        if (two) {
+            TILE_LOAD(5, below + g, groups * 4);
+            TILE_DOT(2, 5, 6);
+            TILE_DOT(3, 5, 7);
+        }
+    }
+    TILE_STORE(0, sums, OUTPUTS * 4);
+    TILE_STORE(1, sums + LANES, OUTPUTS * 4);
+    if (two) {
+        TILE_STORE(2, sums + TILE_ROWS * OUTPUTS, OUTPUTS * 4);
+        TILE_STORE(3, sums + TILE_ROWS * OUTPUTS + LANES, OUTPUTS * 4);
+    }
+}
+
+/* Does the same as multiply_words by tiles, for up to 2 * TILE_ROWS rows. */
+template <class Kind>
+static void multiply_tiles(const word *words, int64_t count, const Weights *of, int64_t first, int64_t last,
+                           float *products) {
+    alignas(64) typename Kind::Sum sums[2 * TILE_ROWS * OUTPUTS];
+    const int64_t inputs = of->inputs, outputs = of->outputs, groups = groups_of<Kind>(inputs);
+    for (int64_t p = first; p < last; p++) {
+        const int32_t *panel = of->packed + p * panel_words<Kind>(inputs);
+        if (count > TILE_ROWS) sum_tiles<Kind, true>(words, groups, panel, sums);
+        else sum_tiles<Kind, false>(words, groups, panel, sums);
+        const int64_t at = p * OUTPUTS, rest = outputs - at;
+        const float *scale = of->scale + at;
+        for (int64_t t = 0; t < count; t++) {
+            const typename Kind::Sum *from = sums + t * OUTPUTS;
+            float *to = products + t * outputs + at;
+            if (rest >= OUTPUTS)
+                for (int v = 0; v < OUTPUTS; v += LANES)
+                    *(floats_at *)(to + v) = Kind::results(*(const typename Kind::SumsAt *)(from + v), scale + v);
+            else
+                for (int64_t o = 0; o < rest; o++) to[o] = Kind::result(from[o], scale + o);
+        }
+    }
+}
+
+/* The same for any number of rows. Some panels come after others, so that their weights stay in the second cache while
+ * the rows of a tile stay in the first. */
+template <class Kind>
+static void multiply_by_tiles(const word *words, int64_t count, const Weights *of, int64_t first, int64_t last,
+                              float *products) {
+    const int64_t groups = groups_of<Kind>(of->inputs), some = 1 + TILE_WEIGHTS / panel_words<Kind>(of->inputs);
+    for (int64_t p = first; p < last; p += some) {
+        const int64_t end = last - p < some ? last : p + some;
+        for (int64_t t = 0; t < count; t += 2 * TILE_ROWS) {
+            const int64_t rows = count - t < 2 * TILE_ROWS ? count - t : 2 * TILE_ROWS;
+            if (t == 0 || rows < 2 * TILE_ROWS) shape_tiles(rows);
+            multiply_tiles<Kind>(words + t * groups, rows, of, p, end, products + t * of->outputs);
+        }
+    }
+    release_tiles();
+}
+#endif
+
 /* Multiplies rows [n, inputs]; see Multiply. */
 template <class Kind>
 static void multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
                      int32_t *workspace) {
-    typedef typename Kind::Sum Sum;
     const int64_t inputs = of->inputs, outputs = of->outputs;
     const int64_t groups = groups_of<Kind>(inputs), at_once = rows_at_once<Kind>(n, inputs);
     const int64_t first = panels_of(outputs) * share / shares, last = panels_of(outputs) * (share + 1) / shares;
-    const bool are_words = Kind::are_parts && inputs % Kind::group == 0;
-    Sum *sums = (Sum *)(workspace + at_once * groups);
+    const bool are_words = Kind::are_parts && groups * Kind::group == inputs;
     for (int64_t begin = 0; begin < n; begin += at_once) {
         const int64_t count = n - begin < at_once ? n - begin : at_once;
         const typename Kind::Input *some = (const typename Kind::Input *)rows + begin * inputs;
         if (!are_words) widen<Kind>(some, count, inputs, workspace);
         const word *words = are_words ? (const word *)some : (const word *)workspace;
-        for (int64_t p = first; p < last; p++) {
-            const int32_t *panel = of->packed + p * panel_words<Kind>(inputs), *weights = panel + OUTPUTS;
-            const int64_t at = p * OUTPUTS, rest = outputs - at;
-            const float *scale = of->scale + at;
-            float *to = products + begin * outputs + at;
-            for (int64_t g = 0; g < groups; g += GROUPS) {
-                /* The last sums of a whole panel become results while they are in registers. */
-                const bool are_results = g + GROUPS >= groups && rest >= OUTPUTS;
-                for (int64_t t = 0; t < count; t += ROWS) {
-                    Sum *of_rows = sums + t * OUTPUTS;
-                    const Tile<Kind> tile = {words + t * groups + g, groups, weights + g * OUTPUTS,
-                                             groups - g < GROUPS ? groups - g : GROUPS,
-                                             g ? of_rows : (const Sum *)panel, g ? OUTPUTS : 0,
-                                             are_results ? nullptr : of_rows, to + t * outputs, scale, outputs};
-                    add_some(count - t, &tile);
-                }
-            }
-            if (rest < OUTPUTS)
-                for (int64_t t = 0; t < count; t++)
-                    for (int64_t o = 0; o < rest; o++)
-                        to[t * outputs + o] = Kind::result(sums[t * OUTPUTS + o], scale + o);
+        float *to = products + begin * outputs;
+#if defined(TILE_DOT)
+        if (has_tiles) {
+            multiply_by_tiles<Kind>(words, count, of, first, last, to);
+            continue;
         }
+#endif
+        multiply_words<Kind>(words, count, of, first, last, to, (typename Kind::Sum *)(workspace + at_once * groups));
     }
 }

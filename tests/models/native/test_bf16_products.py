@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,14 +25,17 @@ needs_instruction = pytest.mark.skipif(
 )
 
 
+def built_without(instructions: tuple[str, ...], folder: Path) -> PackedProducts:
+    """The same source for a processor without these instructions."""
+    built, source = folder / "bf16.so", compile_kernels._FOLDER / "bf16_products.cpp"
+    flags = (*(f"-U{name}" for name in instructions), "-Wall", "-Werror", "-Wno-psabi")
+    subprocess.run([COMPILER, *compile_kernels._FLAGS, *flags, "-o", built, source], check=True)
+    return PackedProducts("bf16", ctypes.CDLL(str(built)))
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> PackedProducts:
-    """The same source for a processor without the instruction."""
-    built = tmp_path_factory.mktemp("plain") / "bf16.so"
-    source = compile_kernels._FOLDER / "bf16_products.cpp"
-    flags = ("-U__AVX512BF16__", "-Wall", "-Werror", "-Wno-psabi")
-    subprocess.run([COMPILER, *compile_kernels._FLAGS, *flags, "-o", built, source], check=True)
-    products = PackedProducts("bf16", ctypes.CDLL(str(built)))
+    products = built_without(("__AVX512BF16__", "__AMX_BF16__"), tmp_path_factory.mktemp("plain"))
     assert products.instructions == "plain C++"
     return products
 
@@ -75,9 +79,11 @@ def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(product
 
 
 @needs_instruction
-def test_the_instruction_gives_the_bits_of_plain_loops(plain):
+def test_the_instruction_gives_the_bits_of_plain_loops(plain, tmp_path):
     rows, weight, bias = operands(33, 1536, 96)
-    by_instruction, by_loops = (of.multiply(rows, of.pack_bf16(weight, bias)) for of in (NATIVE, plain))
+    without_tiles = built_without(("__AMX_BF16__",), tmp_path)
+    assert without_tiles.instructions == "AVX512-BF16"
+    by_instruction, by_loops = (of.multiply(rows, of.pack_bf16(weight, bias)) for of in (without_tiles, plain))
     assert torch.equal(by_instruction, by_loops)
 
 
@@ -104,14 +110,14 @@ def test_a_linear_layer_takes_rows_in_its_own_form_alone():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("g ? OUTPUTS : 0", "0"),
+        ("(char *)words + i % Kind::group * sizeof part", "words"),
         ("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"),
-        ("#define ROWS 8", "this does not compile"),
+        ("#define OUTPUTS", "this does not compile"),
     ],
 )
 def test_products_that_are_wrong_are_not_used(right, wrong, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("bf16_products.cpp", "panels.h", "structs.h"):
+    for name in ("bf16_products.cpp", "panels.h", "structs.h", "tiles.h"):
         shutil.copy(compile_kernels._FOLDER / name, tmp_path)
     changed = tmp_path / "panels.h"
     assert right in changed.read_text()

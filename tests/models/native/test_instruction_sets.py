@@ -12,17 +12,20 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
-KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp", "bf16_products.cpp"))
+KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
 
 
-def compiled(compiler: str, machine: str, products: Path, to: Path) -> Path:
-    """The test of the kernels for one kind of machine, or only the products of bytes if `to` is an object file."""
+BF16 = SOURCES / "bf16_products.cpp"
+
+
+def compiled(compiler: str, machine: str, products: Path, to: Path, bf16: Path = BF16) -> Path:
+    """The test of the kernels for one kind of machine, or only one kind of products if `to` is an object file."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no compiler {compiler} is here")
-    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", *KERNELS, products]
+    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", *KERNELS, products, bf16]
     only = ["-c"] if to.suffix == ".o" else []
     subprocess.run([compiler, *FLAGS, *machine.split(), f"-I{SOURCES}", *only, "-o", to, *sources], check=True)
     return to
@@ -66,12 +69,21 @@ def test_with_vnni_emulated(machine, expected, tmp_path):
     assert instructions(built) == expected
 
 
+@pytest.mark.parametrize(("answer", "expected"), [("", "AMX-INT8"), ("-DREFUSED", "AVX-512 VNNI")])
+def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected, tmp_path):
+    machine = f"-march=x86-64-v3 -DEMULATE_AVX512 -DEMULATE_TILES {answer}"
+    built = compiled("g++", machine, HERE / "emulated_vnni.cpp", tmp_path / "test", HERE / "emulated_bf16.cpp")
+    assert instructions(built) == expected
+
+
 @pytest.mark.parametrize(
     ("machine", "products", "instruction"),
     [
         ("-march=x86-64-v3 -mavxvnni", "int8_products.cpp", "vpdpbusd"),
         ("-march=x86-64-v4 -mavx512vnni", "int8_products.cpp", "vpdpbusd"),
         ("-march=x86-64-v4 -mavx512bf16", "bf16_products.cpp", "vdpbf16ps"),
+        ("-march=x86-64-v4 -mavx512vnni -mamx-int8", "int8_products.cpp", "tdpbusd"),
+        ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_products.cpp", "tdpbf16ps"),
     ],
 )
 def test_the_compiler_uses_the_instruction(machine, products, instruction, tmp_path):

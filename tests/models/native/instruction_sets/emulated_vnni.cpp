@@ -1,4 +1,4 @@
-/* int8_products.cpp as a processor with VNNI compiles it, with the one instruction that others lack as a loop. */
+/* int8_products.cpp as a processor with VNNI, and perhaps AMX, compiles it, with the instructions that others lack as loops. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -22,5 +22,8 @@ template <class Vector> static inline Vector dot_products(Vector sums, Vector ac
 #define __AVX512VNNI__
 #else
 #define __AVXVNNI__
+#endif
+#ifdef EMULATE_TILES
+#include "emulated_tiles.h"
 #endif
 #include "int8_products.cpp"

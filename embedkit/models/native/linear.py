@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.packed_products import (
-    PackedProducts,
-    PackedWeights,
-    load_bf16_products,
-    load_int8_products,
-)
+from embedkit.models.native.packed_products import PackedWeights, load_bf16_products, load_int8_products
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
@@ -126,7 +121,7 @@ def int8_instructions() -> str | None:
 
 
 def bf16_instructions() -> str | None:
-    """Returns what multiplies bf16 on this CPU, such as AVX512-BF16; None where transformers runs a model in bf16."""
+    """Returns what multiplies bf16 on this CPU, such as AMX-BF16; None where transformers runs bf16."""
     # Asked first: elsewhere nothing needs to be compiled.
     if not torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - torch has no public name for it
         return None

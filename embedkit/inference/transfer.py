@@ -133,7 +133,7 @@ class CudaDevice:
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
 
     def free(self) -> None:
-        """Returns memory that no tensor uses."""
+        """Frees memory that no tensor uses."""
         torch.cuda.empty_cache()
 
     def _stream(self, name: str) -> torch.cuda.Stream:

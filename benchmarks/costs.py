@@ -72,7 +72,7 @@ def seconds(work: Task) -> float:
 
 
 def ratio(pairs: Sequence[tuple[float, float]], goal: str) -> Answer:
-    """The median of the ratios of both times of a round."""
+    """Returns the median of the ratios of both times of a round."""
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
     middle = statistics.median(of / beside for of, beside in pairs)
     return Answer(round(middle, 3), "x", goal, round(mine, 3), round(other, 3))
@@ -83,7 +83,7 @@ def compared(work: Task, other: Task, rounds: int, goal: str) -> Answer:
 
 
 def layers(folder: Path, texts: list[str], rounds: int) -> Answers:
-    """A third of the layers; all layers and four poolings at once; half of the texts copies of the others."""
+    """Times a third of the layers, all layers with four poolings, and texts of which half are copies."""
     last = Encoder(folder, pool="mean")
     fourth = Encoder(folder, pool="mean", layers="4")
     every = Encoder(folder, pool="cls,mean,max,min", layers="all", layer_agg="separate")
@@ -105,7 +105,7 @@ def layers(folder: Path, texts: list[str], rounds: int) -> Answers:
 
 
 def long_texts(folder: Path, texts: list[str], rounds: int) -> Answers:
-    """The same tokens in one text of windows, and in texts that each fill a window."""
+    """Times the same tokens in one text of windows, and in texts that each fill a window."""
     words = " ".join(texts).split()
     whole = " ".join(words[:12_000])
     pieces = [" ".join(words[start : start + 100]) for start in range(0, 12_000, 100)]
@@ -119,7 +119,7 @@ def long_texts(folder: Path, texts: list[str], rounds: int) -> Answers:
 
 
 def start_up(folder: Path, rounds: int) -> Answers:
-    """One line to one vector, as whole processes."""
+    """Times whole processes that turn one line into one vector."""
     line = b'{"text": "no acute distress"}\n'
 
     def ours() -> None:
@@ -144,7 +144,7 @@ def start_up(folder: Path, rounds: int) -> Answers:
 
 
 def reader(texts: Path, work: Path, rounds: int, rows_a_second: float) -> Answers:
-    """What reading a CSV costs, beside encoding its rows."""
+    """Times reading a CSV beside encoding its rows."""
     rows = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
     as_csv(work / "all.csv", rows)
 
@@ -168,7 +168,7 @@ def as_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def writer(work: Path, rounds: int) -> Answers:
-    """Parquet with page checksums, as a shard of 4,096 rows is written."""
+    """Times writing a shard of 4,096 rows as Parquet with page checksums."""
     vectors = np.random.default_rng(0).standard_normal((4096, 768), np.float32)
     sink = make_sink("parquet", Layout((Variant("", 768),), "float32", False, {}, {}))
     shard = made_up_shard(0, vectors)
@@ -182,7 +182,7 @@ def writer(work: Path, rounds: int) -> Answers:
 
 
 def made_up_shard(index: int, vectors: np.ndarray) -> EncodedShard:
-    """Rows [index * N, (index + 1) * N) with these vectors [N, D]."""
+    """Makes a shard of the rows [index * N, (index + 1) * N) with these vectors [N, D]."""
     rows, counts = len(vectors), np.full(len(vectors), 90, np.int32)
     start = index * rows
     return EncodedShard(
@@ -195,7 +195,7 @@ def made_up_shard(index: int, vectors: np.ndarray) -> EncodedShard:
 
 
 def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> tuple[Answers, float]:
-    """CSV to a committed folder of Parquet, beside the same texts in memory; both with the model loaded.
+    """Times CSV to a committed folder of Parquet beside the same texts in memory, both with the model loaded.
 
     Returns:
         The answer, and the rows a second in memory.
@@ -220,7 +220,7 @@ def end_to_end(folder: Path, texts: Sequence[str], work: Path, rounds: int) -> t
 
 
 def formats(folder: Path, texts: Sequence[str]) -> Answers:
-    """How near vectors in bf16 and int8 are to those in fp32."""
+    """Compares vectors in bf16 and int8 with those in fp32."""
 
     def vectors(dtype: str) -> np.ndarray:
         encoder = Encoder(folder, pool="mean", max_length=256, normalize=True, dtype=dtype)
@@ -239,7 +239,7 @@ def formats(folder: Path, texts: Sequence[str]) -> Answers:
 
 
 def table(answers: Answers) -> str:
-    """As GitHub shows it."""
+    """Returns the results as a table in Markdown."""
     lines = ["| question | measured | goal | seconds | beside |", "| --- | ---: | --- | ---: | ---: |"]
     for question, of in answers.items():
         times = (str(time or "") for time in (of.seconds, of.beside))

@@ -58,7 +58,7 @@ def record_of(shard: int) -> ShardRecord:
 
 
 def write_records(folder: Path, shards: int) -> None:
-    """An output of so many shards: its plan, and the records that its workers will have written."""
+    """Writes the plan of an output of so many shards, and the records that its workers will have written."""
     output = OutputFolder(folder)
     output.join_plan(make_plan(shards * _SHARD_ROWS, _SHARD_ROWS, fingerprint="f", engine="fused"))
     (folder / "embeddings").mkdir()

@@ -41,7 +41,7 @@ def tokens_of(folder: Path, texts: list[str]) -> Tokens:
 
 
 def engines(folder: Path, probe: Tokens) -> dict[str, LayerEncoder]:
-    """Each way to compute the last layer of a model."""
+    """Returns each way to compute the last layer of a model."""
     model = resolve_model(ModelConfig(str(folder)))
     found: dict[str, LayerEncoder] = {}
     possible = {"bf16": bf16_instructions(), "int8": int8_instructions()}

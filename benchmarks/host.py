@@ -48,13 +48,13 @@ _COMMITS = 50
 
 
 def one_thread() -> None:
-    """Keep this process and the tokenizers' threads to one core."""
+    """Keeps this process and the tokenizers' threads to one core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """What a work takes of the one core, whatever else runs there."""
+    """Returns the seconds of the one core that a work takes, whatever else runs there."""
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -65,7 +65,7 @@ def middle(work: Callable[[], object], rounds: int) -> float:
 
 
 def reading(texts: Path, work: Path, rounds: int) -> dict[str, float]:
-    """Rows a second: read for their texts, and passed over because another process has them."""
+    """Measures rows a second: read for their texts, and skipped because another process has them."""
     rows = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
     as_csv(work / "all.csv", rows)
     pq.write_table(pa.table({name: [row[name] for row in rows] for name in ("id", "text")}), work / "all.parquet")
@@ -92,7 +92,7 @@ def reading(texts: Path, work: Path, rounds: int) -> dict[str, float]:
 
 
 def tokenising(texts: Path, rounds: int) -> dict[str, float]:
-    """Tokens a second of MiniLM's tokenizer, which is BERT's, a shard at a time."""
+    """Measures tokens a second of MiniLM's tokenizer, which is BERT's, a shard at a time."""
     lines = texts.read_text(encoding="utf-8").splitlines()[:_SHARD_ROWS]
     some = [json.loads(line)["text"] for line in lines]
     folder = resolve_model(ModelConfig("minilm")).folder
@@ -104,7 +104,7 @@ def tokenising(texts: Path, rounds: int) -> dict[str, float]:
 
 
 def writing(work: Path, rounds: int) -> dict[str, float]:
-    """MB of vectors a second and a core; and what a commit takes whatever is in it."""
+    """Measures MB of vectors a second and a core, and the fixed time of a commit."""
     sink = make_sink("parquet", Layout((Variant("", _DIMS),), "float32", False, {}, {}))
     full = made_up_shard(0, np.random.default_rng(0).standard_normal((_SHARD_ROWS, _DIMS), np.float32))
     tiny = [made_up_shard(index, full.vectors[""][:1]) for index in range(1, _COMMITS + 1)]
@@ -134,7 +134,7 @@ def writing(work: Path, rounds: int) -> dict[str, float]:
 
 
 def many_shards(work: Path, shards: int) -> dict[str, float]:
-    """An output of so many shards: its plan, its records listed and read, its manifest, in seconds."""
+    """Times an output of so many shards: its plan, listing and reading its records, its manifest."""
     output = OutputFolder(work / f"shards-{shards}")
     plan = make_plan(shards * _SHARD_ROWS, _SHARD_ROWS)
     counts = TextCounts(_SHARD_ROWS, {"ok": _SHARD_ROWS}, 0, 0)

@@ -86,7 +86,7 @@ def tokenized(texts: list[str]) -> Tokens:
 
 @torch.inference_mode()
 def alone(tokens: Tokens, dtype: str) -> np.ndarray:
-    """Mean of the last layer, float32 [N, D], by transformers, one text at a time; the mean is taken in fp32."""
+    """Returns the mean of the last layer in fp32, float32 [N, D], by transformers, one text at a time."""
     model = AutoModel.from_pretrained(resolve_model(ModelConfig("minilm")).folder, dtype=DTYPES[dtype]).eval()
     vectors = []
     for ids in np.split(tokens.input_ids.astype(np.int64), np.cumsum(tokens.lengths)[:-1]):
@@ -134,7 +134,7 @@ def encoder_of_transformers(dtype: str, batches: str, hidden_size: int) -> Trans
 
 
 def random_batches(tokens: Tokens, random: np.random.Generator, budget: int, *, padded: bool) -> Iterator[Batch]:
-    """Texts in a random order, as many together as fit into the budget."""
+    """Divides texts, in a random order, into batches of as many as fit into the budget."""
     together: list[int] = []
     for text in [*random.permutation(len(tokens.lengths)).tolist(), None]:
         lengths = [int(tokens.lengths[one]) for one in (*together, text) if one is not None]

@@ -31,7 +31,7 @@ SHARD_ROWS = 64
 
 
 def counted(proxy: FaultyProxy, server: S3Server, model: Path, shards: int) -> Counter[str]:
-    """Requests of a run with so many shards, by verb."""
+    """Counts the requests of a run with so many shards, by verb."""
     bucket = server.make_bucket()
     rows = (
         json.dumps({"id": str(row), "text": TEXTS[row % len(TEXTS)][:80]}) for row in range(shards * SHARD_ROWS)
@@ -45,7 +45,7 @@ def counted(proxy: FaultyProxy, server: S3Server, model: Path, shards: int) -> C
 
 
 def seconds_of_a_put(server: S3Server, puts: int = 50) -> float:
-    """Median seconds of a small put, by boto3."""
+    """Returns the median seconds of a small put, by boto3."""
     client, bucket, took = server.client(), server.make_bucket(), []
     for number in range(puts):
         began = time.perf_counter()

@@ -48,26 +48,26 @@ _ROW_GROUP = 50_000
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process, and of the child that probes, which it ends."""
+    """Returns user and system time of this process and of the child that probes, which it ends."""
     parser_probe._PROBER.close()
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def cost_of(work: Callable[[], Any], starts: float) -> tuple[float, Any]:
-    """Processor seconds of a work, without `starts`, and its result."""
+    """Returns the processor seconds of a work, without `starts`, and its result."""
     began = cpu_seconds()
     result = work()
     return cpu_seconds() - began - starts, result
 
 
 def start_of_probe(parquet: Path) -> float:
-    """Processor seconds of a child that probes nothing but the metadata."""
+    """Returns the processor seconds of a child that probes nothing but the metadata."""
     return cost_of(lambda: parser_probe.probe_file(str(parquet), "parquet", part="none"), 0.0)[0]
 
 
 def bytes_read() -> int:
-    """What this process has read of files since it began."""
+    """Returns how many bytes of files this process has read since it began."""
     for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines():
         if line.startswith("rchar"):
             return int(line.split()[1])
@@ -85,7 +85,7 @@ def bytes_in_use(path: Path) -> int:
 
 
 def make_inputs(table: Path, folder: Path, megabytes: int) -> dict[str, list[Path]]:
-    """The table, repeated, in each format, as one file; CSV as four, since one is never cut."""
+    """Writes the table, repeated, in each format as one file; CSV as four, since one is never cut."""
     csv.field_size_limit(2**30)
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(map(json.loads, file) if table.suffix == ".jsonl" else csv.DictReader(file))
@@ -112,7 +112,7 @@ def make_inputs(table: Path, folder: Path, megabytes: int) -> dict[str, list[Pat
 
 
 def config_of(paths: list[Path], text: str) -> RunConfig:
-    """The options under which the files are read."""
+    """Returns the options with which the files are read."""
     return RunConfig(InputConfig(tuple(map(str, paths)), text_columns=(text,)), OutputConfig("out", "parquet"))
 
 
@@ -147,7 +147,7 @@ def for_itself(config: RunConfig, rank: int, of: int, sharding: Sharding) -> int
 
 
 def costs(config: RunConfig, processes: int, start: float) -> dict[str, Any]:
-    """Processor seconds of one process and of several together, planning and reading."""
+    """Measures the processor seconds of one process and of several together, planning and reading."""
     table, _ = table_of(config)
     parts, ranks = cut_segments(table, None, config), range(processes)
     start = start if table.files[0].format == "parquet" else 0.0

@@ -52,7 +52,7 @@ def with_embedding_reader(folder: Path) -> tuple[list[str], np.ndarray]:
 
 
 def told(name: str, ids: list[str], vectors: np.ndarray, expected: embedkit.output.read.Embeddings) -> None:
-    """Print a line for one reader; leave with an error if it read anything else than expected."""
+    """Prints a line for one reader; ends with an error if it read anything else than expected."""
     same = list(ids) == expected.ids and np.array_equal(vectors, expected.vectors)
     print(
         f"{name:<24} {len(ids):>6} ids  {vectors.shape[1]} x {vectors.dtype}  {'equal' if same else 'DIFFERENT'}"

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def numbers(texts: list[str]) -> dict[str, float]:
-    """Largest |Δ| to plain transformers, one text at a time, over all layers and poolings of MiniLM."""
+    """Prints the largest |Δ| to plain transformers, one text at a time, over all layers and poolings of MiniLM."""
     from embedkit import Encoder
     from embedkit.config import ModelConfig
     from embedkit.models.repository.resolve import resolve_model
@@ -82,7 +82,7 @@ def numbers(texts: list[str]) -> dict[str, float]:
 
 
 def formats_and_memory(rows: list[dict[str, str]]) -> dict[str, object]:
-    """CSV and JSON Lines of the same rows give the same vectors; memory does not grow with the rows."""
+    """Checks that CSV and JSON Lines of the same rows give the same vectors; measures memory of few and many."""
     import embedkit
 
     with tempfile.TemporaryDirectory() as name:
@@ -107,7 +107,7 @@ def formats_and_memory(rows: list[dict[str, str]]) -> dict[str, object]:
 
 
 def encode(source: Path, out: Path, limit: int) -> float:
-    """Run the command line; its peak memory in MiB."""
+    """Runs the command line; returns its peak memory in MiB."""
     code = (
         "import sys, resource; from embedkit.cli import run; code = run(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024); sys.exit(code)"
@@ -118,7 +118,7 @@ def encode(source: Path, out: Path, limit: int) -> float:
 
 
 def speed(texts: list[str], peer: str) -> dict[str, object]:
-    """Rows a second in memory, ours and theirs in turn; the median of the ratios."""
+    """Measures rows a second in memory, ours and theirs in turn, and the median of the ratios."""
     from embedkit.config import ModelConfig
     from embedkit.models.repository.resolve import resolve_model
 

@@ -97,7 +97,7 @@ class Job:
 
 
 def stages(job: Job, of: Constants) -> dict[str, float]:
-    """Seconds of each stage, if it had nothing to wait for; see `seconds` for which of them add up."""
+    """Returns the seconds of each stage, if it had nothing to wait for; see `seconds` for which of them add up."""
     tokens, mine = job.rows * of.tokens_a_row, job.rows / job.devices
     shards = -(-job.rows // job.shard_rows)
     segments = -(-int(tokens * BYTES_A_TOKEN) // SEGMENT_BYTES)
@@ -118,7 +118,7 @@ def stages(job: Job, of: Constants) -> dict[str, float]:
 
 
 def seconds(job: Job, of: Constants) -> float:
-    """Seconds of the whole: start-up, planning, then what runs side by side, then the manifest."""
+    """Returns the seconds of the whole: start-up, planning, then what runs side by side, then the manifest."""
     found = stages(job, of)
     one_after_another = ("start-up", "planning", "finishing")
     return sum(found[name] for name in one_after_another) + max(
@@ -127,20 +127,20 @@ def seconds(job: Job, of: Constants) -> float:
 
 
 def bottleneck(job: Job, of: Constants) -> str:
-    """The stage that takes longest."""
+    """Returns the stage that takes longest."""
     found = stages(job, of)
     return max(found, key=lambda name: found[name])
 
 
 def newest(kind: str) -> dict[str, Any]:
-    """The newest results of a kind."""
+    """Returns the newest results of a kind."""
     path = max(RESULTS.glob(f"{kind}-cpu-*.json"))
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def measured() -> Constants:
-    """The constants, by the newest results; the input is JSON Lines."""
+    """Returns the constants, by the newest results; the input is JSON Lines."""
     host, costs, objects = newest("host"), newest("costs"), newest("objects")
     most = max(host["shards"], key=int)
     return Constants(
@@ -159,7 +159,7 @@ def measured() -> Constants:
 
 
 def told(took: float) -> str:
-    """Seconds in the unit that people would use."""
+    """Returns seconds in the unit that people would use."""
     for size, unit in ((_YEAR, "years"), (_DAY, "days"), (_HOUR, "h"), (_MINUTE, "min")):
         if took >= 2 * size:
             return f"{took / size:,.1f} {unit}" if took < 10 * size else f"{took / size:,.0f} {unit}"
@@ -185,7 +185,7 @@ def constants_table(of: Constants) -> str:
 
 
 def predictions(of: Constants, rate: float) -> str:
-    """Time and first bottleneck: rows down, machines across."""
+    """Returns a table of time and first bottleneck: rows down, machines across."""
     peers = newest("peers")
     cores = peers["machine"]["cores"]
     paces = {
@@ -211,7 +211,7 @@ def predictions(of: Constants, rate: float) -> str:
 
 
 def large(of: Constants, rate: float, put_seconds: float) -> str:
-    """All stages of 10^10 rows on 64 GPUs: by ranks and by Ray to a disk, and by Ray to a bucket."""
+    """Returns all stages of 10^10 rows on 64 GPUs: by ranks and by Ray to a disk, and by Ray to a bucket."""
     devices = 64
     ray = Job(ROWS[-1], devices, rate, CORES_A_GPU, planners=devices * CORES_A_GPU, ranks=False)
     jobs = {
@@ -233,7 +233,7 @@ def large(of: Constants, rate: float, put_seconds: float) -> str:
 
 
 def page(rate: float = GPU_GOAL, put_seconds: float = PUT_SECONDS) -> str:
-    """Return the tables as Markdown."""
+    """Returns the tables as Markdown."""
     of = measured()
     cores = -(-rate // of.tokenise)
     return (

@@ -19,7 +19,7 @@ _APT = ("apt-get", "-o", "Acquire::Languages=en", "indextargets", "--format", "$
 
 
 def descriptions() -> list[dict[str, str]]:
-    """A row a package, in the order of the hashes of their names."""
+    """Returns a row for each package, in the order of the hashes of their names."""
     texts = {
         of["Description-md5"]: of["Description-en"]
         for of in _stanzas("Identifier: Translations")
@@ -34,7 +34,7 @@ def descriptions() -> list[dict[str, str]]:
 
 
 def _stanzas(lists: str) -> Iterator[dict[str, str]]:
-    """Fields of all entries of apt's lists of one kind; a value's further lines begin with a space."""
+    """Yields the fields of each entry of apt's lists of one kind; a value's further lines begin with a space."""
     for name in _output(*_APT, lists).splitlines():
         for stanza in _output("/usr/lib/apt/apt-helper", "cat-file", name).split("\n\n"):
             fields: dict[str, str] = {}

@@ -242,7 +242,7 @@ def _embedkit(folder: Path, arguments: list[str], *, renames: int | None = None)
 
 
 def make(folder: Path) -> None:
-    """Make the model, the input and all outputs in a new folder."""
+    """Makes the model, the input and all outputs in a new folder."""
     folder.mkdir(parents=True)
     _write_input(folder)
     _write_model(folder / "model")

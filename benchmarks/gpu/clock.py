@@ -29,7 +29,7 @@ class Clock:
         return time.monotonic() - self.began
 
     def allows(self, seconds: float, what: str) -> bool:
-        """Whether so many more seconds are there for something; if not, it is noted as left out."""
+        """Checks that so many seconds are left for something; if not, notes it as left out."""
         if self.passed + seconds <= self.limit:
             return True
         self.left_out.append(
@@ -40,7 +40,7 @@ class Clock:
     def rounds(
         self, works: Mapping[str, Timed], *, rounds: int, budget: float, what: str
     ) -> dict[str, list[float]]:
-        """Each work once a round, in turn, as long as the budget lasts; a first round, for caches, is not counted.
+        """Times each work once a round, in turn, as long as the budget lasts, after a round that fills caches.
 
         Returns:
             Seconds by work, one a whole round.
@@ -62,11 +62,11 @@ class Clock:
 
 
 def middle(seconds: list[float]) -> float | None:
-    """The median; None of nothing."""
+    """Returns the median; None of nothing."""
     return statistics.median(seconds) if seconds else None
 
 
 def rate(amount: float, seconds: list[float]) -> float | None:
-    """Amount a second, by the median."""
+    """Returns the amount a second, by the median."""
     taken = middle(seconds)
     return amount / taken if taken else None

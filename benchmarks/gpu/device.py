@@ -17,7 +17,7 @@ _LIBRARIES = (
 
 
 def refuse_device(device: str) -> None:
-    """End the process if there is no such device."""
+    """Ends the process if there is no such device."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
             "error: torch sees no CUDA device here\n"
@@ -26,7 +26,7 @@ def refuse_device(device: str) -> None:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The device, its driver, and the versions of what computes."""
+    """Returns the device, its driver, and the versions of the libraries."""
     found: dict[str, Any] = {
         "device": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

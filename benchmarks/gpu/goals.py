@@ -37,7 +37,7 @@ class Goal:
 
 
 def goals(found: dict[str, Any]) -> list[Goal]:
-    """The goals, from the results as they are saved; what is missing there was not measured."""
+    """Returns the goals with the saved results; what is missing there was not measured."""
     base: dict[str, Any] = found["models"].get(MODEL, {})
     ours, forward = base.get("end_to_end", {}), base.get("forward", {})
     peers = base.get("sentence_transformers", {})
@@ -56,7 +56,7 @@ def goals(found: dict[str, Any]) -> list[Goal]:
 
 
 def table(found: dict[str, Any], aims: Sequence[Goal]) -> str:
-    """For people, as GitHub shows it."""
+    """Returns the results and goals as tables in Markdown."""
     machine = found["machine"]
     lines = [
         f"{machine['device']}, {found['settings']['dtype']}, torch {machine['torch']}, {found['seconds']:.0f} s",

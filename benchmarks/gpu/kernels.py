@@ -27,7 +27,7 @@ _FAMILIES = (
 
 
 def by_family(work: Callable[[Callable[[], object]], object], device: str) -> dict[str, Any]:
-    """Carry out a work under torch's profiler.
+    """Runs a work under torch's profiler.
 
     Args:
         work: is given what it calls when that which counts begins.
@@ -74,12 +74,12 @@ def by_family(work: Callable[[Callable[[], object]], object], device: str) -> di
 
 
 def family(name: str) -> str:
-    """Which family a kernel, or on a CPU an operator, belongs to."""
+    """Returns the family of a kernel, or on a CPU of an operator."""
     return next((kind for kind, pattern in _FAMILIES if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one of these spans, which may overlap."""
+    """Returns the seconds in at least one of these spans, which may overlap."""
     whole, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         whole += max(0.0, stop - max(start, end))

@@ -50,7 +50,7 @@ class Shape:
         return 4 * length * self.hidden
 
     def flop(self, length: float) -> float:
-        """Of all layers for a token. BERT-base: 170 million, and 37,000 for each token that it sees."""
+        """Returns the operations for a token: of BERT-base, 170 million, and 37,000 for each token it sees."""
         return self.layers * (sum(map(self.linear_flop, self.products)) + self.attention_flop(length))
 
 
@@ -73,7 +73,7 @@ class Limit:
         self._works["attention"] = self._attention(dtype)
 
     def timed(self) -> float:
-        """Time each product; the seconds are those of a whole forward pass of nothing else.
+        """Times each product; the seconds are those of a whole forward pass of nothing else.
 
         What a product reaches is noted in `rates`, in operations a second.
         """

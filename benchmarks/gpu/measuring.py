@@ -53,7 +53,7 @@ class Measuring:
             self.clock.left_out.append(sentence)
 
     def all(self) -> None:
-        """Measure as much as there is time for, what matters most first."""
+        """Measures as much as there is time for, what matters most first."""
         shapes = models.SMALL if self.small else models.SHAPES
         path = self.work / "texts.jsonl"
         ours: dict[str, Ours] = {}
@@ -186,7 +186,7 @@ class Measuring:
     # Once ---------------------------------------------------------------------------------------------
 
     def _check(self, name: str, ours: Ours) -> None:
-        """Cosine of the first rows to plain transformers in fp32 on the CPU."""
+        """Measures the cosines of the first rows to plain transformers in fp32 on the CPU."""
         if name not in self.found["models"] or not self.clock.allows(
             2 if self.small else 30, f"{name}, cosine to fp32"
         ):
@@ -202,7 +202,7 @@ class Measuring:
         self.found["models"][name]["profile"] = told
 
     def _processes(self, ours: Ours) -> None:
-        """Two processes on the device beside one; each pays for its own start, so there is one round."""
+        """Times two processes on the device beside one; each pays for its own start, so there is one round."""
         if not self.found["models"] or not self.clock.allows(
             8 if self.small else 60, "two processes on the device"
         ):
@@ -236,7 +236,7 @@ class Measuring:
         return table(self.results(), goals(self.found))
 
     def right(self) -> bool:
-        """Whether the vectors are those of the model, and the bytes always the same."""
+        """Checks that the vectors are those of the model, and the bytes always the same."""
         base = self.found["models"].get(MODEL, {})
         return (
             base.get("cosine_to_fp32", {}).get("least", 1.0) >= 0.999

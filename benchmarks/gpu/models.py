@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, int]] = {
 
 
 def make(shape: dict[str, int], folder: Path, *, seed: int = 0) -> list[str]:
-    """Save a model of this shape, its tokenizer, and the recipe "mean" for sentence-transformers.
+    """Saves a model of this shape, its tokenizer, and the recipe "mean" for sentence-transformers.
 
     Returns:
         The vocabulary.

@@ -17,7 +17,7 @@ _STAND_INS = Path(__file__).parents[1] / "stand_ins"
 
 
 def refuse_without(also: Sequence[str] = ()) -> str | None:
-    """End the process with one line if this Python lacks something; let stand-ins in for what is not used.
+    """Ends the process with one line if this Python lacks something; puts stand-ins where a package is not used.
 
     Returns:
         What stands in for what, in a sentence; None where all is there.

@@ -37,7 +37,7 @@ from embedkit.types import Batch
 
 
 def wait(device: str) -> None:
-    """Until the device has done all that it was given."""
+    """Waits until the device has done all that it was given."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -65,7 +65,7 @@ class Ours:
         workers: int | None = None,
         at_start: Callable[[], object] = lambda: None,
     ) -> Summary:
-        """`embedkit encode TEXTS --pool mean -o NAME`, in this process.
+        """Runs `embedkit encode TEXTS --pool mean -o NAME` in this process.
 
         Args:
             name: of the output.
@@ -91,7 +91,7 @@ class Ours:
         return run(config, callbacks, threading.Event())
 
     def timed_encode(self) -> float:
-        """Seconds from the model's first batch to the manifest."""
+        """Returns the seconds from the model's first batch to the manifest."""
         on_gpu = torch.device(self.device).type == "cuda"
         # The others that take their turns keep memory, too.
         before = torch.cuda.memory_allocated(self.device) if on_gpu else 0
@@ -103,17 +103,17 @@ class Ours:
         return self.summaries[-1].encoding_seconds
 
     def load(self) -> Forward:
-        """The model as `encode` loads it, for forward passes alone."""
+        """Loads the model as `encode` does, for forward passes alone."""
         model = ModelConfig(str(self.folder), device=self.device)
         config = VectorConfig(model=model, pooling=PoolingConfig(pool="mean"))
         return Forward(build(find_model(config)), self.device)
 
     def same_bytes(self, one: str, other: str) -> bool:
-        """Whether two outputs have the same files of vectors."""
+        """Checks that two outputs have the same files of vectors."""
         return _digests(self.work / one) == _digests(self.work / other) != {}
 
     def vectors(self, name: str, rows: int) -> np.ndarray:
-        """The first vectors of an output: float32 [rows, D]."""
+        """Returns the first vectors of an output: float32 [rows, D]."""
         return np.asarray(embedkit.read(self.work / name).vectors[:rows], np.float32)
 
 
@@ -124,7 +124,7 @@ class Forward:
         self.model, self.device = ready, device
 
     def take(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Tokenize texts and batch them, as a shard is; tells their lengths in tokens."""
+        """Tokenizes texts and batches them, as a shard is; returns their lengths in tokens."""
         self.ready = self.batched(texts, self.model.embedder.budget.tokens)
         return np.concatenate([batch.lengths for _, batch in self.ready])
 
@@ -136,7 +136,7 @@ class Forward:
         return [(tensors(encoder.prepare(tokens, batch), encoder.device), batch) for batch in batches]
 
     def timed(self, ready: list[tuple[Inputs, Batch]] | None = None) -> float:
-        """Seconds of all forward passes; of those that `take` made ready, unless others are given."""
+        """Returns the seconds of all forward passes: of the batches that `take` made, unless others are given."""
         encoder = self.model.embedder.encoder
         wait(self.device)
         began = time.perf_counter()
@@ -152,7 +152,7 @@ def first_texts(texts: Path, rows: int) -> list[str]:
 
 
 def plainly(folder: Path, texts: Sequence[str], until: float) -> np.ndarray:
-    """The mean of the last layer's states by plain transformers in fp32 on the CPU, each text alone.
+    """Returns the mean of the last layer's states by plain transformers in fp32 on the CPU, each text alone.
 
     Args:
         folder: of the model.
@@ -174,7 +174,7 @@ def plainly(folder: Path, texts: Sequence[str], until: float) -> np.ndarray:
 
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """How alike vectors of the same rows are, and how alike those of different rows, which shows what it says."""
+    """Returns cosines between vectors of the same rows and, for comparison, between those of different rows."""
     one, other = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (found, expected))
     same = (one.astype(np.float64) * other).sum(axis=1)
     different = (one[1:].astype(np.float64) * other[:-1]).sum(axis=1)
@@ -187,7 +187,7 @@ def cosines(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
 
 def host_gib() -> float:
-    """Most memory that this process has had on the host, with all that takes turns in it."""
+    """Returns the peak memory of this process on the host, of all that ran in it."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

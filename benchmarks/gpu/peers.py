@@ -31,14 +31,14 @@ class SentenceTransformers:
         )
 
     def timed(self, texts: Sequence[str]) -> float:
-        """Seconds of encoding; it sorts by length itself."""
+        """Returns the seconds of encoding; the library sorts by length itself."""
         wait(self.device)
         began = time.perf_counter()
         self.model.encode(list(texts), batch_size=self.batch_size, show_progress_bar=False)
         return time.perf_counter() - began
 
     def search(self, texts: Sequence[str], sizes: Sequence[int]) -> dict[int, float]:
-        """Take the fastest of some batch sizes; seconds of each that fits into memory."""
+        """Chooses the fastest of some batch sizes; returns the seconds of each that fits into memory."""
         self.timed(texts[: sizes[0]])
         seconds: dict[int, float] = {}
         for size in sizes:
@@ -52,12 +52,12 @@ class SentenceTransformers:
 
 
 def why_not() -> str | None:
-    """Why sentence-transformers cannot be measured; None if it can."""
+    """Returns why sentence-transformers cannot be measured; None if it can."""
     return None if find_spec("sentence_transformers") else "sentence-transformers is not installed"
 
 
 def flash() -> str | None:
-    """The flash attention that is installed, by its name in transformers; None where there is none."""
+    """Returns the name in transformers of the flash attention that is installed; None where there is none."""
     from transformers.utils import import_utils
 
     checks = {

@@ -38,7 +38,7 @@ _AT_ONCE = 4096
 
 
 def vocabulary(size: int) -> list[str]:
-    """So many entries: special ones, characters, pieces that begin with an x, which no whole word has, words."""
+    """Makes so many entries: special ones, characters, words, and pieces that begin with an x, as no word does."""
     letters = sorted({*_CONSONANTS, *_VOWELS, "x"})
     characters = [*letters, *_DIGITS, *_PUNCTUATION]
     syllables = ["".join(pair) for pair in itertools.product(_CONSONANTS, _VOWELS)]
@@ -62,7 +62,7 @@ class Words:
 
 
 def words(entries: Sequence[str]) -> Words:
-    """100,000 draws of words of this vocabulary, the commoner the earlier they stand in it."""
+    """Draws 100,000 words of this vocabulary; those at its start are the most frequent."""
     n_draws = 100_000
     generator = np.random.default_rng(1)
     single = [entry for entry in entries if entry.isalpha() and len(entry) > 1]
@@ -84,13 +84,13 @@ def words(entries: Sequence[str]) -> Words:
 
 
 def lengths(rows: int, seed: int = 0) -> np.ndarray:
-    """Tokens of so many texts, special ones counted: int64 [rows]."""
+    """Returns the lengths in tokens of so many texts, special ones counted: int64 [rows]."""
     drawn = np.random.default_rng(seed).random(rows)
     return np.interp(drawn, list(QUANTILES), list(QUANTILES.values())).round().astype(np.int64)
 
 
 def texts(entries: Sequence[str], wanted: np.ndarray, seed: int = 0) -> Iterator[str]:
-    """A text of each of these lengths in tokens, [CLS] and [SEP] counted."""
+    """Makes a text of each of these lengths in tokens, [CLS] and [SEP] counted."""
     made = words(entries)
     generator = np.random.default_rng(seed)
     for first in range(0, len(wanted), _AT_ONCE):
@@ -109,7 +109,7 @@ def texts(entries: Sequence[str], wanted: np.ndarray, seed: int = 0) -> Iterator
 
 
 def write(path: Path, entries: Sequence[str], wanted: np.ndarray) -> None:
-    """JSON Lines of `id` and `text`."""
+    """Writes JSON Lines of `id` and `text`."""
     with path.open("w", encoding="utf-8") as out:
         for row, text in enumerate(texts(entries, wanted)):
             out.write(json.dumps({"id": str(row), "text": text}) + "\n")

@@ -24,7 +24,7 @@ _TOO_BIG = float("inf")
 def ways(
     forward: Forward, texts: Sequence[str], sizes: Sequence[int], clock: Clock, budget: float
 ) -> dict[str, Any]:
-    """Tokens a second of each way, three rounds in turn; the usual way is the first."""
+    """Returns the tokens a second of each way, in three rounds in turn; the usual way is the first."""
     usual = forward.model.embedder.budget.tokens
     lengths = forward.take(texts)
     works: dict[str, Timed] = {"usual": forward.timed}
@@ -57,7 +57,7 @@ def ways(
 
 
 def _set(forward: Forward, encoder: GpuEncoder, name: str, value: Any, usual: Any) -> Callable[[], float]:
-    """The forward passes with an attribute of the encoder set to something else."""
+    """Returns the forward passes with an attribute of the encoder set to something else."""
 
     def timed() -> float:
         setattr(encoder, name, value)
@@ -70,7 +70,7 @@ def _set(forward: Forward, encoder: GpuEncoder, name: str, value: Any, usual: An
 
 
 def _unless_too_big(forward: Forward, ready: list[Any]) -> float:
-    """Seconds; `_TOO_BIG` where a batch does not fit into memory."""
+    """Returns the seconds; `_TOO_BIG` where a batch does not fit into memory."""
     try:
         return forward.timed(ready)
     except torch.OutOfMemoryError:

@@ -14,13 +14,13 @@ from tests.conftest import embedkit_cli, one_thread  # noqa: F401 - fixtures: py
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """As `--device` takes it: the CPU, unless EMBEDKIT_TEST_DEVICE says otherwise, as `make test-gpu` does."""
+    """Returns a value for `--device`: that of EMBEDKIT_TEST_DEVICE, which `make test-gpu` sets, else cpu."""
     return os.environ.get("EMBEDKIT_TEST_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")
 def cuda(device: str) -> torch.device:
-    """The device, for what only CUDA has."""
+    """Returns the device, for what only CUDA has."""
     if not device.startswith("cuda"):
         pytest.skip("needs a CUDA device: make test-gpu")
     # Some of torch's functions want its number.
@@ -29,7 +29,7 @@ def cuda(device: str) -> torch.device:
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory):
-    """The folder of a tiny random model by its type, made once."""
+    """Returns a function from a model type to the folder of a tiny random model, made once."""
     made: dict[str, Path] = {}
 
     def folder_of(model_type: str) -> Path:

@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 def written_out(query, key, value, *, causal, window, scale):
-    """[T, heads, D] by the definition."""
+    """Returns attention by its definition: [T, heads, D]."""
     out = torch.empty(query.shape, dtype=torch.float64)
     stops = np.cumsum(LENGTHS)
     share = query.shape[1] // key.shape[1]

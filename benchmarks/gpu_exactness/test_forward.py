@@ -32,7 +32,7 @@ def made(folder, device: torch.device, dtype: str = "auto") -> tuple[GpuEncoder,
 
 
 def states(encoder: GpuEncoder, tokens: Tokens) -> torch.Tensor:
-    """The last layer's, [T, D], in a few batches of different size."""
+    """Returns the last layer's states [T, D], computed in a few batches of different size."""
     kept: list[torch.Tensor] = []
     for batch in make_batches(tokens.lengths, max_tokens=200, padded=False):
         encoder.run(tokens, batch, lambda _, found: kept.append(found[0].float().cpu()))

@@ -28,7 +28,7 @@ LEVELS = {
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory):
-    """The sample notes as JSON Lines, with some spans of each."""
+    """Writes the sample notes as JSON Lines, with some spans of each."""
     import csv
 
     path = tmp_path_factory.mktemp("notes") / "notes.jsonl"
@@ -46,7 +46,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def encoded(embedkit_cli, folder_of, table, tmp_path):
-    """A function that encodes the notes and gives the folder of the output."""
+    """Returns a function that encodes the notes and returns the folder of the output."""
 
     def encoded(name, *options):
         out = tmp_path / name

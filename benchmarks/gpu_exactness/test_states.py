@@ -126,7 +126,7 @@ def encoder(kind, dtype, device, folder_of, batch_tokens):
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen2 sliding"])
 def test_a_forward_pass_never_waits_for_the_device(kind, cuda, tmp_path):
-    """Else the host could not start the next batch while this one runs."""
+    """A wait would keep the host from starting the next batch while this one runs."""
     config = ModelConfig(str(saved(kind, tmp_path)), device=str(cuda), dtype="bf16")
     loaded = load_model(resolve_model(config), config)
     tokens = random_tokens(pad_id=0, seed=1)
@@ -150,7 +150,7 @@ def test_from_tokens_to_vectors_the_host_waits_for_nothing_but_the_events_of_bat
 
 @contextmanager
 def waiting_is_an_error(device):
-    """What makes the host wait for the device unasked, such as a copy from memory that is not pinned, raises."""
+    """Makes torch raise where the host waits for the device, as in a copy from memory that is not pinned."""
     torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -30,7 +30,7 @@ FORMATS = ("parquet", "npy", "jsonl", "arrow")
 
 
 def finished(model: Path, folder: Path, form: str) -> Path:
-    """A folder of three shards, with an empty row and a row that cannot be read among them; returns it."""
+    """Makes a folder of three shards, with an empty row and a row that cannot be read among them."""
     table = folder.with_suffix(".csv")
     header, *rows = NOTES.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join([header, "00100,\n", *rows]), encoding="utf-8")
@@ -41,7 +41,7 @@ def finished(model: Path, folder: Path, form: str) -> Path:
 
 
 def misses(folder: Path, flips: int, seed: int) -> Iterator[tuple[str, int, int]]:
-    """Flip so many bits, one at a time; yield (file, byte, bit) where `verify` does not name the file.
+    """Flips so many bits, one at a time; yields (file, byte, bit) where `verify` does not name the file.
 
     A record's file is named by the record, too, and a flip in a manifest or a plan may be named by either.
     """
@@ -90,7 +90,7 @@ class _Opens:
         self.process: subprocess.Popen[str] | None = None
 
     def wrong(self, path: Path) -> str:
-        """What goes wrong when an output is opened; "" = nothing."""
+        """Returns what goes wrong when an output is opened; "" if nothing does."""
         if self.process is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.process = subprocess.Popen([sys.executable, "-c", _OPENS], text=True, **pipes)
@@ -104,7 +104,7 @@ class _Opens:
 
 
 def deaths(given: Path, files: list[Path], flips: int, seed: int) -> Iterator[tuple[str, int, int, str]]:
-    """Flip so many bits in these files; yield (file, byte, bit, what) where opening `given` does not end well."""
+    """Flips so many bits in these files; yields (file, byte, bit, what) where opening `given` goes wrong."""
     pick, opens = random.Random(seed), _Opens()
     for _ in range(flips):
         path = pick.choice(files)
@@ -117,7 +117,7 @@ def deaths(given: Path, files: list[Path], flips: int, seed: int) -> Iterator[tu
 
 
 def single(model: Path, folder: Path, form: str) -> Path:
-    """One file of three shards; returns it."""
+    """Makes one file of three shards."""
     folder.mkdir()
     options = ("--limit", 20, "--shard-rows", 7, "--keep", "label", "--pool", "mean", "-q")
     arguments = ("encode", NOTES, "-m", model, "-o", folder / f"o.{form}", *options)

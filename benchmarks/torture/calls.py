@@ -25,7 +25,7 @@ KINDS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir")
 
 @contextmanager
 def watched(root: Path, on_call: OnCall) -> Iterator[None]:
-    """Tell `on_call` of every call that changes something under `root`, as long as the block lasts."""
+    """Reports each call that changes something under `root` to `on_call`, as long as the block lasts."""
     opener = _opener(root, on_call, real=open)
     with (
         mock.patch.multiple(os, **_os_functions(root, on_call)),
@@ -92,7 +92,7 @@ class _ToldFile(io.FileIO):
 
 
 def _path(file: Any, dir_fd: int | None) -> str:
-    """The path behind a name or a descriptor; "" where there is none."""
+    """Returns the path of a name or a descriptor; "" where there is none."""
     if isinstance(file, int):
         return _of_descriptor(file)
     name = os.fspath(file)

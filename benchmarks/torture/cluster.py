@@ -72,7 +72,7 @@ class Place:
     whole: dict[str, bytes] = field(default_factory=dict)
 
     def look(self, output: str) -> None:
-        """See that an output is complete, with the bytes of an undisturbed run and no other file."""
+        """Checks that an output is complete, with the bytes of an undisturbed run and no other file."""
         found = self.files(output)
         if found.keys() != self.whole.keys():
             raise FaultError(f"{output}: {sorted(found.keys() ^ self.whole.keys())[:5]} are there, or are not")
@@ -106,7 +106,7 @@ class Bench:
         return "\n".join(line for line in lines if not line.startswith('{"event": "'))[-2000:]
 
     def shards(self) -> int:
-        """Shards that the run which is told of in the file has committed."""
+        """Returns how many shards the run has committed, by its events in the file."""
         return (self.root / "said").read_bytes().count(b'{"event": "shard"')
 
 
@@ -121,7 +121,7 @@ def prepare(root: Path) -> Bench:
 
 @contextmanager
 def places(bench: Bench, names: list[str]) -> Iterator[list[Place]]:
-    """The places, and what an undisturbed run leaves at each."""
+    """Yields the places, and what an undisturbed run leaves at each."""
     with ExitStack() as stack:
         found = []
         if "local" in names:
@@ -148,7 +148,7 @@ def places(bench: Bench, names: list[str]) -> Iterator[list[Place]]:
 
 
 def check_ids(bench: Bench, place: Place) -> None:
-    """See that the undisturbed run itself has each row once, in order; by pyarrow alone."""
+    """Checks, by pyarrow alone, that the undisturbed run itself has each row once, in order."""
     import io
 
     import pyarrow.parquet as pq
@@ -302,7 +302,7 @@ class Run:
 
 
 def race(bench: Bench, place: Place, chance: random.Random, name: str) -> int:
-    """Two ranks begin on one output at once; one of them is killed, or none, and begins again. Returns kills."""
+    """Starts two ranks on one output at once; kills and restarts one of them, or none. Returns the kills."""
     share = bench.command(place.target(name), "--num-shards", 2)
     both = [bench.start([*share, "--shard-id", str(rank)], place.environment) for rank in (0, 1)]
     kills = 0
@@ -327,7 +327,7 @@ def race(bench: Bench, place: Place, chance: random.Random, name: str) -> int:
 
 
 def drawn(chance: random.Random, kills: int) -> list[list[str]]:
-    """The kinds of all kills, by run."""
+    """Returns the kinds of all kills, by run."""
     kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=kills)
     return [kinds[start : start + KILLS_A_RUN] for start in range(0, kills, KILLS_A_RUN)]
 

@@ -90,7 +90,7 @@ class Bench(NamedTuple):
         return [name, *given, *options]
 
     def prepared(self, name: str) -> tuple[Path, dict[str, bytes]]:
-        """What is there before a run of a scenario, and what an undisturbed one leaves."""
+        """Makes what is there before a run of a scenario, and records what an undisturbed one leaves."""
         scenario = SCENARIOS[name]
         before, whole = (fresh(self.root / f"{name}-{of}-{os.getpid()}") for of in ("before", "whole"))
         if scenario.before is not None:
@@ -108,7 +108,7 @@ class Bench(NamedTuple):
 
 
 def disturbed(command: list[str], place: Path, said: Path, fault: tuple[int, ...]) -> tuple[int, list[int]]:
-    """A run with a fault: kind, number of the call, errno, whether it lasts, whether a write is torn.
+    """Runs with a fault: kind, number of the call, errno, whether it lasts, whether a write is torn.
 
     Returns:
         The exit code, and how many calls of each kind it made.
@@ -128,7 +128,7 @@ def disturbed(command: list[str], place: Path, said: Path, fault: tuple[int, ...
 
 
 def look(name: str, place: Path, before: dict[str, bytes], whole: dict[str, bytes], code: int, said: str) -> None:
-    """See that a run that met a fault said so, or did all of its work; and that nothing is lost."""
+    """Checks that a run that met a fault reported it or did all of its work, and that nothing is lost."""
     found = {name: data for name, data in contents(place).items() if not name.endswith(".tmp")}
     if code == 0:
         if {file: found.get(file) for file in whole} != whole:
@@ -146,7 +146,7 @@ def look(name: str, place: Path, before: dict[str, bytes], whole: dict[str, byte
 
 
 def gone_on_with(bench: Bench, scenario: Scenario, place: Path, whole: dict[str, bytes]) -> None:
-    """See that the same command ends well when nothing disturbs it, with the bytes of a run that nothing did."""
+    """Checks that the same command, undisturbed now, ends with the bytes of a run that was never disturbed."""
     words = (*scenario.words, *scenario.again)
     if words[0] == "fit" and "--overwrite" not in words and (place / scenario.output).exists():
         words = (*words, "--overwrite")
@@ -162,7 +162,7 @@ def gone_on_with(bench: Bench, scenario: Scenario, place: Path, whole: dict[str,
 
 
 def with_faults(bench: Bench, name: str, kind: int, step: int) -> dict[str, Any]:
-    """Have every call of a kind fail in turn, once and for good."""
+    """Makes every call of a kind fail in turn, once and for good."""
     scenario = SCENARIOS[name]
     source, whole = bench.prepared(name)
     before = contents(source)
@@ -194,7 +194,7 @@ def with_faults(bench: Bench, name: str, kind: int, step: int) -> dict[str, Any]
 
 
 def call(job: tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]) -> dict[str, Any]:
-    """Do a job of the pool."""
+    """Does a job of the pool."""
     function, arguments = job
     return function(*arguments)
 
@@ -222,7 +222,7 @@ def main() -> int:
 
 
 def serve() -> None:
-    """Run it all in forks of a process that has the library preloaded and the model loaded."""
+    """Runs all jobs in forks of a process that has the library preloaded and the model loaded."""
     import torch
 
     from embedkit.engines import in_process

@@ -93,7 +93,7 @@ class Bench(NamedTuple):
     whole: dict[str, dict[str, bytes]]
 
     def arguments(self, output: str, place: Path) -> list[str]:
-        """The command line of a run that begins or goes on."""
+        """Returns the command line of a run that begins or is resumed."""
         name, options, _ = OUTPUTS[output]
         return self._arguments(place / name, options)
 
@@ -102,7 +102,7 @@ class Bench(NamedTuple):
         return [str(word) for word in (*words, "-q", "--on-exists", "resume", *options)]
 
     def allowed(self, output: str) -> dict[str, bytes]:
-        """Every file that may be there under its final name at some moment, and its bytes."""
+        """Returns every file that may be there under its final name at some moment, and its bytes."""
         name, _, folder = OUTPUTS[output]
         parts = {} if name == folder else self.whole[folder]
         rows = self.whole[ROWS_OF_GROUPS] if folder == "groups" else {}
@@ -118,7 +118,7 @@ class Bench(NamedTuple):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, and its bytes."""
+    """Returns every file under a folder, and its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -126,7 +126,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def forked(action: Callable[[], int], said: Path) -> int:
-    """Carry an action out in a fork of this process, its words in a file. Returns the fork's id."""
+    """Runs an action in a fork of this process, with its messages in a file. Returns the fork's id."""
     child = os.fork()
     if child == 0:
         code = 97
@@ -144,7 +144,7 @@ def forked(action: Callable[[], int], said: Path) -> int:
 
 
 def limit_time(seconds: int = LIMIT_SECONDS) -> None:
-    """Write the stacks of all threads and end the process, if this is not called again within some seconds.
+    """Writes the stacks of all threads and ends the process, if this is not called again within some seconds.
 
     An alarm needs no thread, which a fork would not have, and no fork inherits it.
     """
@@ -154,19 +154,19 @@ def limit_time(seconds: int = LIMIT_SECONDS) -> None:
 
 
 def ended(child: int) -> int:
-    """The exit code of a fork; -9 if it was killed."""
+    """Returns the exit code of a fork; -9 if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line."""
+    """Runs a command line."""
     from embedkit.cli import run as run_embedkit
 
     return run_embedkit(arguments)
 
 
 def warm_up(root: Path, n_rows: int, only: Sequence[str]) -> Bench:
-    """Import everything, make and load a model, and record what undisturbed runs write, of all outputs or some."""
+    """Imports everything, loads a model, and records what undisturbed runs write, of all outputs or some."""
     import torch
     from tqdm import tqdm
 
@@ -183,7 +183,7 @@ def warm_up(root: Path, n_rows: int, only: Sequence[str]) -> Bench:
 
 
 def prepared(root: Path, n_rows: int, model: Path, only: Sequence[str] = ()) -> Bench:
-    """Make a table, one text of it empty, and see what undisturbed runs leave; of some outputs, or of all."""
+    """Makes a table with an empty text, and records what undisturbed runs leave, of some outputs or of all."""
     from tests.tiny_models import TEXTS
 
     table = root / "rows.jsonl"
@@ -209,7 +209,7 @@ def prepared(root: Path, n_rows: int, model: Path, only: Sequence[str] = ()) -> 
 
 
 def rows_of_groups(bench: Bench) -> dict[str, bytes]:
-    """The files of the rows, of a run that ends when groups would be made of them."""
+    """Returns the files of the rows, of a run that is ended before it makes groups of them."""
     from embedkit.engines import grouping
 
     place = fresh(bench.root / "rows")
@@ -224,7 +224,7 @@ def rows_of_groups(bench: Bench) -> dict[str, bytes]:
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The same model for the same question, in this process and its forks."""
+    """Loads each model once, for this process and its forks."""
     made: dict[str, Any] = {}
 
     def loaded(*asked: Any, **named: Any) -> Any:
@@ -240,7 +240,7 @@ def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def look_after_kill(bench: Bench, output: str, place: Path) -> int:
-    """See that every file under its final name is whole. Returns how many shards are committed."""
+    """Checks that every file under its final name is whole. Returns how many shards are committed."""
     allowed = bench.allowed(output)
     for name, content in contents(place).items():
         if TEMPORARY.fullmatch(Path(name).name):
@@ -253,7 +253,7 @@ def look_after_kill(bench: Bench, output: str, place: Path) -> int:
 
 
 def look_after_end(bench: Bench, output: str, place: Path) -> None:
-    """See that all files are there, with the bytes of an undisturbed run, and no others."""
+    """Checks that all files are there, with the bytes of an undisturbed run, and no others."""
     found, expected = contents(place), bench.whole[OUTPUTS[output][0]]
     if sorted(found) != sorted(expected):
         raise FaultError(f"{output}: files are {sorted(found)}, of an undisturbed run {sorted(expected)}")
@@ -263,7 +263,7 @@ def look_after_end(bench: Bench, output: str, place: Path) -> None:
 
 
 def resumed(bench: Bench, output: str, place: Path) -> None:
-    """Carry the run on to its end, and look."""
+    """Resumes the run to its end, and checks the output."""
     said = place.with_suffix(".said")
     code = ended(forked(functools.partial(run, bench.arguments(output, place)), said))
     # JSON Lines have no place to say what made them: once the file is there, nobody can go on with it.
@@ -274,7 +274,7 @@ def resumed(bench: Bench, output: str, place: Path) -> None:
 
 
 def calls_of(bench: Bench, output: str) -> list[str]:
-    """The kinds of all calls of an undisturbed run, in order."""
+    """Returns the kinds of all calls of an undisturbed run, in order."""
     place = fresh(bench.root / f"counted-{os.getpid()}")
     log = place.with_suffix(".calls")
     kinds: list[str] = []
@@ -293,7 +293,7 @@ def calls_of(bench: Bench, output: str) -> list[str]:
 
 
 def killed_at(bench: Bench, output: str, place: Path, call: int, *, torn: bool) -> int:
-    """A run that is killed before its call of this number, or when half of what it writes is written."""
+    """Kills a run before its call of this number, or when half of what it writes is written."""
     made = -1
 
     def on_call(kind: str, _: str) -> bool | None:
@@ -312,7 +312,7 @@ def killed_at(bench: Bench, output: str, place: Path, call: int, *, torn: bool) 
 
 
 def at_every_boundary(bench: Bench, output: str, start: int = 0, step: int = 1) -> dict[str, Any]:
-    """Kill a run at each of its calls in turn, and carry each on to its end."""
+    """Kills a run at each of its calls in turn, and resumes each to its end."""
     kinds = calls_of(bench, output)
     places = [(call, torn) for call, kind in enumerate(kinds) for torn in (False, True)[: 1 + (kind == "write")]]
     place = bench.root / f"boundary-{os.getpid()}"
@@ -334,7 +334,7 @@ def at_every_boundary(bench: Bench, output: str, start: int = 0, step: int = 1) 
 
 
 def at_random(bench: Bench, output: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill runs after random times, over and over, until each has come to its end all the same."""
+    """Kills runs after random times, again and again, until each has ended nevertheless."""
     chance = random.Random(seed)
     place = bench.root / f"random-{os.getpid()}"
     action = functools.partial(run, bench.arguments(output, place))
@@ -377,7 +377,7 @@ def at_random(bench: Bench, output: str, kills: int, seed: int) -> dict[str, Any
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder."""
+    """Makes an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
@@ -387,7 +387,7 @@ def fresh(folder: Path) -> Path:
 
 
 def ids_of(bench: Bench, name: str) -> tuple[int, int, bool]:
-    """Of an undisturbed output: rows lost, rows doubled, and whether they are in the input's order."""
+    """Returns of an undisturbed output: rows lost, rows doubled, and whether they are in the input's order."""
     import embedkit
 
     rows = [json.loads(line) for line in bench.table.read_text().splitlines()]
@@ -401,7 +401,7 @@ def ids_of(bench: Bench, name: str) -> tuple[int, int, bool]:
 
 
 def tell(facts: dict[str, Any]) -> None:
-    """Print what was done."""
+    """Prints what was done."""
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
 
 
@@ -459,7 +459,7 @@ def main() -> int:
 
 
 def in_forks(jobs: Sequence[Job], count: int, root: Path) -> Iterator[dict[str, Any]]:
-    """Do jobs in so many forks at once, and tell what they found."""
+    """Does jobs in so many forks at once; returns what they found."""
     if threading.active_count() > 1:
         raise FaultError(f"forks of a process with threads may hang: {threading.enumerate()}")
     children = []
@@ -475,7 +475,7 @@ def in_forks(jobs: Sequence[Job], count: int, root: Path) -> Iterator[dict[str, 
 
 
 def do(jobs: Sequence[Job], found: Path) -> int:
-    """Do some of the jobs, one after the other."""
+    """Does some of the jobs, one after the other."""
     found.write_text(json.dumps([function(*arguments) for function, arguments in jobs]))
     return 0
 

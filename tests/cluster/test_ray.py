@@ -64,7 +64,7 @@ def ray(workers):
 
 
 def assert_no_row_in(cluster, *told):
-    """See that neither Ray's files (logs, crash reports, spilled objects) nor what was said have any of a row."""
+    """Checks that neither Ray's files (logs, crash reports, spilled objects) nor messages have any of a row."""
     files = [path for path in cluster.folder.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []

@@ -85,7 +85,7 @@ SIGNALS = {
 
 
 def run_forked():
-    """Carry out runs in forks of this process, [arguments, file for what is said, *of send_at] a line.
+    """Runs commands in forks of this process; a line is [arguments, file for messages, *of send_at].
 
     A first run warms it up, in one thread, because threads do not survive a fork.
     """
@@ -112,7 +112,7 @@ def run_forked():
 
 
 def send_at(call, times, signals):
-    """Send this process the signals once files were renamed (or removed from folders) so many times."""
+    """Sends this process the signals once files were renamed (or removed from folders) so many times."""
     left = iter(range(times))
 
     def count():

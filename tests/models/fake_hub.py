@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Logs nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def trickle(self, body: bytes, seconds: float) -> None:
-        """Answer with a byte each so many seconds."""
+        """Answers with a byte each so many seconds."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

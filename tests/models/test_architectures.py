@@ -351,7 +351,7 @@ def test_a_model_of_no_text_is_refused(tmp_path):
 
 
 def main() -> None:
-    """Print the table of differences, as Markdown."""
+    """Prints the table of differences, as Markdown."""
     print("| model | batches | layers | states from 0 to | largest difference: states | pooled |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in sorted(CONFIGS):

@@ -113,7 +113,7 @@ LATER = {"window", "scale"}
 
 @pytest.fixture
 def kernel(monkeypatch) -> Callable[..., Kernel]:
-    """Put a kernel where the package of a backend would be."""
+    """Puts a kernel where the package of a backend would be."""
 
     def put(backend: str, like: Callable[..., Any], *, pairs: bool = False) -> Kernel:
         stand_in = Kernel(like, pairs=pairs)

@@ -24,7 +24,7 @@ DECLARED = re.search(r'```toml\n(\[project\.entry-points\."embedkit\.poolers"\]\
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Put a package with poolers where Python finds it: what pip leaves of one."""
+    """Puts a package with poolers where Python finds it, with the files that pip would leave."""
 
     def put(code, entries, *, package="own-poolers", module="norm_weighted"):
         site = tmp_path / package

@@ -31,7 +31,7 @@ def table(tmp_path):
 
 
 def resized(folder: Path, rows: int) -> None:
-    """Give the model an embedding of so many rows."""
+    """Gives the model an embedding of so many rows."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder)

@@ -41,13 +41,13 @@ def told(out: Path) -> list[str]:
 
 
 def change(path: Path, **values: object) -> None:
-    """Change a sealed file and seal it again, as only somebody could who means to."""
+    """Changes a file and its checksum, as only someone could who means to."""
     content = load_checksummed(path.read_bytes())
     path.write_bytes(dump_checksummed({**content, **values}))
 
 
 def reseal_files(out: Path) -> None:
-    """Let record 1 say what its file is now."""
+    """Writes the present size and hash of its file into record 1."""
     data = (out / PART).read_bytes()
     files = [{"path": PART, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}]
     change(out / RECORD, files=files)

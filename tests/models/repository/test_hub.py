@@ -55,7 +55,7 @@ def found(model, **options):
 
 
 def cached(folder, cache, name, commit=COMMIT):
-    """Put a model into the cache as from_pretrained does, which keeps no listing of the commit's files."""
+    """Puts a model into the cache as from_pretrained does, which keeps no listing of the commit's files."""
     repo = cache / f"models--{name.replace('/', '--')}"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs/main").write_text(commit)

@@ -49,7 +49,7 @@ def vector(folder: Path, **options: Any) -> np.ndarray:
 
 
 def in_parts(folder: Path, where: str, *, shift: float = 0.0, index: str = "model.safetensors.index.json") -> None:
-    """Put the weights into a file that only an index names, each of them larger by `shift`."""
+    """Puts the weights into a file that only an index names, each of them larger by `shift`."""
     weights = load_file(folder / "model.safetensors")
     (folder / where).parent.mkdir(exist_ok=True, parents=True)
     shifted = {name: tensor + shift for name, tensor in weights.items()}
@@ -302,7 +302,7 @@ def test_a_setting_of_a_shipped_module_that_is_not_known_is_refused(bert, module
 
 
 def ship(folder: Path) -> None:
-    """Add a recipe: mean, a dense layer, scaled to length 1."""
+    """Adds a recipe: mean, a dense layer, scaled to length 1."""
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
     modules = [
         {

@@ -9,13 +9,14 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.models.native.packed_products import load_int8_products
+from embedkit.models.native.packed_products import PackedProducts, load_fp32_products, load_int8_products
 from embedkit.models.native.thread_pool import ThreadPool
 
 #: Computes the product of rows [start, stop) of made-up activations.
@@ -80,11 +81,13 @@ def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tupl
 
 
 def _ways(dtype: str) -> dict[str, Callable[[int, int, int], Product]]:
+    products = load_int8_products() if dtype == "int8" else load_fp32_products()
+    own = _own_bytes if dtype == "int8" else _own_floats
+    ours = {} if products is None else {"embedkit's own": partial(own, products)}
     if dtype == "int8":
-        ours = {} if load_int8_products() is None else {"embedkit's own": _own}
         return {"torch._int_mm": _int_mm, "onednn.qlinear_pointwise": _qlinear, **ours}
     has_onednn = torch.backends.mkldnn.is_available() and platform.machine() in {"x86_64", "AMD64"}
-    return {"torch.mm": _mm, **({"mkldnn._linear_pointwise": _linear} if has_onednn else {})}
+    return {"torch.mm": _mm, **({"mkldnn._linear_pointwise": _linear} if has_onednn else {}), **ours}
 
 
 def _mm(rows: int, k: int, n: int) -> Product:
@@ -111,10 +114,13 @@ def _qlinear(rows: int, k: int, n: int) -> Product:
     )
 
 
-def _own(rows: int, k: int, n: int) -> Product:
-    products = load_int8_products()
-    assert products is not None
+def _own_bytes(products: PackedProducts, rows: int, k: int, n: int) -> Product:
     weights, values = products.pack_bytes(_bytes(n, k), torch.ones(n)), _bytes(rows, k).view(torch.uint8)
+    return lambda start, stop: products.multiply(values[start:stop], weights)
+
+
+def _own_floats(products: PackedProducts, rows: int, k: int, n: int) -> Product:
+    weights, values = products.pack_fp32(torch.randn(n, k), torch.zeros(n)), torch.randn(rows, k)
     return lambda start, stop: products.multiply(values[start:stop], weights)
 
 

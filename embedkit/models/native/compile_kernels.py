@@ -1,7 +1,7 @@
-"""Builds kernels.cpp, attention.cpp and the products of int8 and bf16, each into a library for this processor.
+"""Builds kernels.cpp, attention.cpp and the products of fp32, bf16 and int8: a library each, for this processor.
 
-They are kept in the user's cache. Takes half a second to a second for each; products are built only if a model
-needs them. Imports no torch, so that the others are built while torch is imported.
+They are kept in the user's cache. Takes half a second to a second for each; bf16 and int8 are built only if a
+model needs them. Imports no torch, so that the others are built while torch is imported.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _FLAGS = (
 )
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 60
-#: The sources that every model needs.
-_AHEAD = ("kernels.cpp", "attention.cpp")
+#: The sources that nearly every model needs.
+_AHEAD = ("kernels.cpp", "attention.cpp", "fp32_products.cpp")
 _building = {source: Lock() for source in (*_AHEAD, "int8_products.cpp", "bf16_products.cpp")}
 
 
 def build_ahead() -> None:
-    """Starts to build what every model needs, in threads."""
+    """Starts to build what nearly every model needs, in threads."""
     for source in _AHEAD:
         Thread(target=library, args=(source,), name="embedkit-build", daemon=True).start()
 

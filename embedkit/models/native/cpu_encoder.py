@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -15,15 +15,7 @@ from embedkit.models.base import Inputs, TakeLayer, TakePart
 from embedkit.models.native.attention import Texts
 from embedkit.models.native.kernels import load_kernels
 from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
-from embedkit.models.native.linear import (
-    GRAIN,
-    Bf16Linear,
-    Int8Linear,
-    Linear,
-    OneDnnLinear,
-    TorchLinear,
-    has_onednn,
-)
+from embedkit.models.native.linear import GRAIN, Bf16Linear, Int8Linear, Linear, fp32_linear
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import Part, ThreadPool
@@ -32,7 +24,11 @@ from embedkit.types import Batch
 if TYPE_CHECKING:
     from embedkit.models.native.native_model import NativeModel
 
-_LINEAR = {"bf16": Bf16Linear, "int8": Int8Linear}
+_LINEAR: dict[str, Callable[[Tensor, Tensor], Linear]] = {
+    "fp32": fp32_linear,
+    "bf16": Bf16Linear,
+    "int8": Int8Linear,
+}
 
 
 class CpuEncoder(NativeEncoder):
@@ -106,9 +102,7 @@ class CpuEncoder(NativeEncoder):
         return weight.clone()
 
     def _linear(self, weight: Tensor, bias: Tensor, dtype: str) -> Linear:
-        if dtype in _LINEAR:
-            return _LINEAR[dtype](weight, bias)
-        return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
+        return _LINEAR[dtype](weight, bias)
 
 
 def _texts(part: Part, rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> Texts:

@@ -99,13 +99,19 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
 /* Numbers of a row that the blocks of embedkit_finish_layer hold, without its inputs of products. */
 INLINE int64_t row_numbers(const Rest *of) { return 2 * of->out.outputs + of->up.outputs + 1; }
 
-/* The size of an input of a product, in bytes. */
-INLINE int64_t input_size(const Rest *of) { return of->form == BF16 ? 2 : 1; }
+/* The size of an input of a product beside the number itself, in bytes. */
+INLINE int64_t input_size(int64_t form) { return form == FLOATS ? 0 : form == BF16 ? 2 : 1; }
+
+/* Row t of the input of a product. */
+INLINE const void *input_of(const Rows *rows, int64_t t, int64_t width) {
+    if (rows->form == FLOATS) return rows->values + t * width;
+    return (const char *)rows->inputs + t * width * input_size(rows->form);
+}
 
 /* The size of its workspace, in numbers. */
 extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
     const int64_t width = of->up.inputs > of->down.inputs ? of->up.inputs : of->down.inputs;
-    return of->block * (row_numbers(of) + (width * input_size(of) + 3) / 4) + of->workspace;
+    return of->block * (row_numbers(of) + (width * input_size(of->form) + 3) / 4) + of->workspace;
 }
 
 /* Computes rows [first, last) of a layer from its attention on: the projection after it, the feed-forward network, and
@@ -118,7 +124,7 @@ extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
  * workspace: see embedkit_finish_layer_workspace. */
 extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const float *states, float *joined,
                                       const Rows *out, float *workspace, int64_t first, int64_t last) {
-    const int64_t width = of->out.outputs, wide = of->up.outputs, block = of->block, size = input_size(of);
+    const int64_t width = of->out.outputs, wide = of->up.outputs, block = of->block;
     float *attended = workspace, *normed = attended + block * width, *inner = normed + block * width;
     float *steps = inner + block * wide;
     int32_t *words = (int32_t *)(steps + block);
@@ -126,18 +132,18 @@ extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const
     const bool bytes = of->form == BYTES;
     for (int64_t t = first; t < last; t += block) {
         const int64_t n = last - t < block ? last - t : block, at = t * width;
-        of->multiply((const char *)context->inputs + t * of->out.inputs * size, n, &of->out, 0, 1, attended, words);
+        of->multiply(input_of(context, t, of->out.inputs), n, &of->out, 0, 1, attended, words);
         const Products projected = {attended, bytes ? context->scale + t : nullptr, of->out.bias, n, width};
         const Rows of_up = {of->attention_norms.following ? normed : attended, inputs, steps, of->form};
         embedkit_join(&projected, states + at, &of->attention_norms, &of_up, 0, n);
-        of->multiply(inputs, n, &of->up, 0, 1, inner, words);
+        of->multiply(input_of(&of_up, 0, width), n, &of->up, 0, 1, inner, words);
         const Products up = {inner, bytes ? steps : nullptr, of->up.bias, n, wide};
         const Rows of_down = {inner, inputs, steps, of->form};
         embedkit_activate(&up, of->activation, of->gated, &of_down, 0, n);
-        of->multiply(inputs, n, &of->down, 0, 1, joined + at, words);
+        of->multiply(input_of(&of_down, 0, of->down.inputs), n, &of->down, 0, 1, joined + at, words);
         const Products down = {joined + at, bytes ? steps : nullptr, of->down.bias, n, width};
-        const int64_t of_next = out->form == FLOATS ? 0 : t;
-        const Rows next = {out->values + at, (char *)out->inputs + of_next * width * size, out->scale + of_next, out->form};
+        const Rows next = {out->values + at, (char *)out->inputs + at * input_size(out->form),
+                           out->form == BYTES ? out->scale + t : nullptr, out->form};
         embedkit_join(&down, attended, &of->ffn_norms, &next, 0, n);
     }
 }

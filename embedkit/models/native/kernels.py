@@ -46,8 +46,9 @@ _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 _Pointer = ctypes.POINTER
 #: Numbers that are worth a thread: its start takes 0.03 ms, and an activation of so many 0.1 ms.
 _FEWEST_NUMBERS = 1 << 18
-#: Numbers of the widest result of a block of rows: 128 KiB, which stay in the second cache beside weights.
-_BLOCK_NUMBERS = 1 << 15
+#: Numbers of the widest result of a block of rows, which stay in the second cache beside weights: 128 KiB, but
+#: 1 MiB in fp32, whose weights do not fit there beside them: more rows share what is read from the third cache.
+_BLOCK_NUMBERS = {Form.FLOATS: 1 << 18, Form.BYTES: 1 << 15, Form.BF16: 1 << 15}
 #: Rows of a block: at most, and what its size is a multiple of, as the products' tiles are.
 _BLOCK_ROWS, _BLOCK_GRAIN = 96, 24
 
@@ -272,7 +273,8 @@ class Kernels:
         if len(linears) < len(packed) or n_rows < n_shares * _BLOCK_ROWS:
             return None
         structs = [weights.struct(bias) for weights, bias in linears]
-        block, products = _block_rows(max(struct.outputs for struct in structs)), linears[0][0].products
+        widest, products = max(struct.outputs for struct in structs), linears[0][0].products
+        block = _block_rows(widest, context.form)
         # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
         n_words = max(products.workspace(block, struct.inputs) for struct in structs)
         rest = _Rest(
@@ -413,9 +415,9 @@ def _norms_struct(norms: Norms, following: Norm | None) -> _Norms:
     return _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
 
 
-def _block_rows(width: int) -> int:
+def _block_rows(width: int, form: Form) -> int:
     """Returns the rows of a block of a layer whose widest result has so many numbers."""
-    fitting = _BLOCK_NUMBERS // width // _BLOCK_GRAIN * _BLOCK_GRAIN
+    fitting = _BLOCK_NUMBERS[form] // width // _BLOCK_GRAIN * _BLOCK_GRAIN
     return max(_BLOCK_GRAIN, min(fitting, _BLOCK_ROWS))
 
 

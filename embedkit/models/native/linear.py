@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedkit.models.native.packed_products import PackedWeights, load_bf16_products, load_int8_products
+from embedkit.models.native.packed_products import (
+    PackedWeights,
+    load_bf16_products,
+    load_fp32_products,
+    load_int8_products,
+)
 
 #: Rows that go through a chain of layers together: 512 of 1,536 values are 3 MiB, and stay in the caches.
 ROWS = 512
@@ -94,8 +99,9 @@ class Linear(ABC):
 
     #: What `products` takes.
     form: ClassVar[Form] = Form.FLOATS
-    #: Its weights for a compiled function that continues from its products, with the bias; None if it has none.
-    packed: tuple[PackedWeights, Tensor] | None = None
+    #: Its weights for a compiled function that continues from its products, with the bias unless the products have
+    #: it; None if it has none.
+    packed: tuple[PackedWeights, Tensor | None] | None = None
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
@@ -129,6 +135,13 @@ def bf16_instructions() -> str | None:
     return None if products is None else products.instructions
 
 
+def fp32_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """Copies weight and bias into a layer of embedkit's own products; without a compiler, of torch's."""
+    if load_fp32_products() is not None:
+        return Fp32Linear(weight, bias)
+    return OneDnnLinear(weight, bias) if has_onednn() else TorchLinear(weight.clone(), bias.clone())
+
+
 def onednn_multiplies_bytes() -> bool:
     """Checks whether oneDNN multiplies bytes by AVX-512 VNNI; without it, its int8 is slower than its fp32."""
     return has_onednn() and torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch has no public name for it
@@ -146,8 +159,34 @@ class TorchLinear(Linear):
         return functional.linear(rows, self.weight, self.bias)
 
 
+class Fp32Linear(Linear):
+    """Has weights in fp32, packed for embedkit's own products.
+
+    A row's result depends on that row alone, to the bit.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Packs weight and bias.
+
+        Raises:
+            ValueError: the products cannot be built here.
+        """
+        products = load_fp32_products()
+        if products is None:
+            raise ValueError("there are no products of fp32 here")
+        self._weights = products.pack_fp32(weight, bias)
+        self.packed = (self._weights, None)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Returns weight times rows plus bias."""
+        return self._weights.multiply(rows)
+
+
 class OneDnnLinear(Linear):
-    """Has the weight in oneDNN's own layout, so that no call has to convert it."""
+    """Has the weight in oneDNN's own layout, so that no call has to convert it.
+
+    The last bits of a row's result depend on how many rows there are.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)  # noqa: SLF001 - its only name
@@ -221,9 +260,8 @@ class Bf16Linear(Linear):
         products = load_bf16_products()
         if products is None:
             raise ValueError("nothing multiplies bf16 here")
-        self._bias = bias.clone()
-        self._weights = products.pack_bf16(weight, self._bias)
-        self.packed = (self._weights, self._bias)
+        self._weights = products.pack_bf16(weight, bias)
+        self.packed = (self._weights, None)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns weight times rows plus bias."""

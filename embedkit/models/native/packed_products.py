@@ -1,7 +1,8 @@
-"""Calls the compiled matrix products of int8_products.cpp and bf16_products.cpp.
+"""Calls the compiled matrix products of fp32_products.cpp, bf16_products.cpp and int8_products.cpp.
 
-Products of bytes are exact, so they equal those of any other library and of any other processor, to the bit. Those
-of bf16 are summed in fp32, and are for processors with AMX or AVX512-BF16 alone.
+Products of bytes are exact, so they equal those of any other library and of any other processor, to the bit. The
+others are summed in fp32, in the order of the inputs. Those of bf16 are for processors with AMX or AVX512-BF16
+alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from embedkit.models.native.thread_pool import run_shares
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 #: Products that are worth a thread: a thread's start takes 0.03 ms, and these, of bytes, 0.1 ms.
 _FEWEST_PRODUCTS = 4 << 20
+Dtype = Literal["fp32", "bf16", "int8"]
 
 
 class WeightsStruct(ctypes.Structure):
@@ -39,7 +41,7 @@ class PackedWeights:
 
     products: PackedProducts  # what multiplies
     words: Tensor  # int32
-    scale: Tensor | None  # float32 [N], the value of a step of each output; None of bf16
+    scale: Tensor | None  # float32 [N], the value of a step of each output; None unless these are bytes
     n_outputs: int
     n_inputs: int
 
@@ -54,9 +56,9 @@ class PackedWeights:
 
 
 class PackedProducts:
-    """The functions of a library built from int8_products.cpp or bf16_products.cpp. All tensors are on the CPU."""
+    """The functions of the library built from one of the three sources. All tensors are on the CPU."""
 
-    def __init__(self, dtype: Literal["int8", "bf16"], library: ctypes.CDLL) -> None:
+    def __init__(self, dtype: Dtype, library: ctypes.CDLL) -> None:
         self._workspace, self._packed, self._pack, self._multiply, instructions = (
             getattr(library, f"embedkit_{dtype}_{name}")
             for name in ("workspace", "packed", "pack", "multiply", "instructions")
@@ -87,6 +89,11 @@ class PackedProducts:
         bias = bias.contiguous()
         return self._packed_weights(weight.to(torch.bfloat16), None, bias.data_ptr())
 
+    def pack_fp32(self, weight: Tensor, bias: Tensor) -> PackedWeights:
+        """Packs weights float32 [N, K] with a bias float32 [N] that the products have."""
+        bias = bias.contiguous()
+        return self._packed_weights(weight, None, bias.data_ptr())
+
     def workspace(self, n_rows: int, n_inputs: int) -> int:
         """Returns the size of the workspace to multiply so many rows, in words of 32 bits."""
         return int(self._workspace(n_rows, n_inputs))
@@ -95,12 +102,12 @@ class PackedProducts:
         """Multiplies rows [T, K], on as many cores as torch would use in this thread.
 
         Args:
-            rows: uint8 with 128 for 0, or bfloat16.
+            rows: uint8 with 128 for 0, bfloat16 or float32.
             weights: [N, K].
 
         Returns:
-            float32 [T, N]: of bytes, the exact sums, rounded to float32, times the scale of their output; of bf16,
-            the sums with the bias.
+            float32 [T, N]: of bytes, the exact sums, rounded to float32, times the scale of their output; else the
+            sums with the bias.
         """
         rows = rows.contiguous()
         n_rows, n_outputs = len(rows), weights.n_outputs
@@ -139,7 +146,13 @@ def load_bf16_products() -> PackedProducts | None:
     return None if products is None or products.instructions == "plain C++" else products
 
 
-def _load(dtype: Literal["int8", "bf16"], is_correct: Callable[[PackedProducts], bool]) -> PackedProducts | None:
+@functools.cache
+def load_fp32_products() -> PackedProducts | None:
+    """Loads the products of fp32 for this processor, built if necessary; None if that is impossible."""
+    return _load("fp32", _fp32_is_correct)
+
+
+def _load(dtype: Dtype, is_correct: Callable[[PackedProducts], bool]) -> PackedProducts | None:
     """Loads a library; None if there is none, or if it gives wrong numbers."""
     # The cached library may be corrupt: rebuild it once.
     for rebuild in (False, True):
@@ -171,12 +184,22 @@ def _bytes_are_exact(products: PackedProducts) -> bool:
 
 
 def _bf16_is_correct(products: PackedProducts) -> bool:
+    return _sums_are_correct(products, products.pack_bf16, torch.bfloat16)
+
+
+def _fp32_is_correct(products: PackedProducts) -> bool:
+    return _sums_are_correct(products, products.pack_fp32, torch.float32)
+
+
+def _sums_are_correct(
+    products: PackedProducts, pack: Callable[[Tensor, Tensor], PackedWeights], dtype: torch.dtype
+) -> bool:
     """Checks sums, of an odd number of inputs, too."""
     random = torch.Generator().manual_seed(0)
     for n_inputs in (445, 800):
-        rows, weight = (torch.randn(n, n_inputs, generator=random).to(torch.bfloat16) for n in (11, 61))
+        rows, weight = (torch.randn(n, n_inputs, generator=random).to(dtype) for n in (11, 61))
         bias = torch.randn(len(weight), generator=random)
-        found = products.multiply(rows, products.pack_bf16(weight.float(), bias))
+        found = products.multiply(rows, pack(weight.float(), bias))
         exact = rows.double() @ weight.double().T + bias
         if not torch.allclose(found.double(), exact, rtol=0, atol=1e-4):
             return False

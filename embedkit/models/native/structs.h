@@ -52,7 +52,7 @@ typedef void Multiply(const void *rows, int64_t n, const Weights *weights, int64
 /* What of a layer follows attention. */
 struct Rest {
     Multiply *multiply;
-    int64_t form;      /* of the rows that it takes: BYTES or BF16 */
+    int64_t form;      /* of the rows that it takes */
     int64_t workspace; /* of multiply, in words */
     Weights out, up, down;
     Norms attention_norms, ffn_norms;

@@ -40,6 +40,7 @@ from tests import tiny_models
 pytestmark = pytest.mark.usefixtures("one_thread")
 #: What runs a model of BERT's kin here.
 ENGINE = "fused" if find_compiler() else "lean"
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler is here")
 needs_int8 = pytest.mark.skipif(int8_instructions() is None, reason="nothing multiplies bytes here")
 needs_bf16 = pytest.mark.skipif(
     find_compiler() is None or not torch.cpu._is_avx512_bf16_supported(),
@@ -193,8 +194,8 @@ def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch
     kind, compiled, tmp_path, monkeypatch
 ):
     if not compiled:
-        for module in ("cpu_encoder", "kernels"):
-            monkeypatch.setattr(f"embedkit.models.native.{module}.load_kernels", lambda: None)
+        for name in ("cpu_encoder.load_kernels", "kernels.load_kernels", "linear.load_fp32_products"):
+            monkeypatch.setattr(f"embedkit.models.native.{name}", lambda: None)
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     expected = by_transformers(folder, tokens)
@@ -504,11 +505,12 @@ def test_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, dtype, lea
 @pytest.mark.parametrize(
     ("dtype", "compiled"),
     [
+        pytest.param("fp32", True, marks=needs_compiler),
         pytest.param("bf16", True, marks=needs_bf16),
         pytest.param("bf16", False, marks=needs_bf16),
         pytest.param("int8", True, marks=needs_int8),
     ],
-    ids=["bf16", "bf16 by torch alone", "int8"],
+    ids=["fp32", "bf16", "bf16 by torch alone", "int8"],
 )
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_states_are_the_same_to_the_bit_in_ten_random_batchings(kind, dtype, compiled, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
-KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp"))
+KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp", "fp32_products.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
@@ -84,6 +84,8 @@ def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected,
         ("-march=x86-64-v4 -mavx512bf16", "bf16_products.cpp", "vdpbf16ps"),
         ("-march=x86-64-v4 -mavx512vnni -mamx-int8", "int8_products.cpp", "tdpbusd"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_products.cpp", "tdpbf16ps"),
+        ("-march=x86-64-v4", "fp32_products.cpp", "vfmadd"),
+        ("-march=x86-64-v3", "fp32_products.cpp", "vfmadd"),
     ],
 )
 def test_the_compiler_uses_the_instruction(machine, products, instruction, tmp_path):

@@ -204,7 +204,9 @@ def plan_input(
     if table.streaming:
         sharding = Sharding(cut.shard_rows, cut.shard_characters, None, None, None)
         read = input_facts(table, spans, config.input)
-        return InputPlan(read, sharding, planned_kept_types(table.kept_types(), config, scores), tuple(scores))
+        return InputPlan(
+            read, sharding, planned_kept_types(table.facts.kept_types(), config, scores), tuple(scores)
+        )
     scanned = scan_input(table, spans, config, cut, scanner=scanner, shared=shared, stop=stop)
     found = scanned.scan
     read = input_facts(table, spans, config.input, digests=scanned.digests)

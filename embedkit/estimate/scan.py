@@ -76,7 +76,7 @@ class InputScan:
                 variants=self.variants,
                 precision=config.pooling.precision,
                 token_vectors=self._token_vectors,
-                kept_types=planned_kept_types(table.kept_types(), config, {}),
+                kept_types=planned_kept_types(table.facts.kept_types(), config, {}),
                 metadata={
                     "embedkit.recipe": canonical_json(recipe),
                     "embedkit.fingerprint": _HASH,

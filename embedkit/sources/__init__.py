@@ -9,7 +9,8 @@ rows, an `InputError` is raised.
     columnar.py   parquet, arrow               plain_text.py txt
     databases.py  queries of databases         record_batches.py  rows of columnar formats
     readers.py    the formats behind one protocol  table_opening.py  files, columns, headers
-    table.py      all files together           kept_types.py types of kept columns
+    table.py      all files together           table_facts.py  what opening it finds
+    kept_types.py types of kept columns
     scan.py       what a pass over it finds    measuring.py  lengths of texts in columnar formats
     content_hash.py  hashes, from that pass    file_hashes.py  hashes, from that pass or without one
     changes.py    files that have changed      spans.py      parts of texts
@@ -20,7 +21,8 @@ from embedkit.sources.columns import Columns, Wanted, every
 from embedkit.sources.locate import SourceFile
 from embedkit.sources.scan import Part, PartScan, Place, Scan
 from embedkit.sources.spans import SpanBook, SpanColumn
-from embedkit.sources.table import Table, TableFacts
+from embedkit.sources.table import Table
+from embedkit.sources.table_facts import TableFacts
 from embedkit.sources.table_opening import open_table
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,8 +15,6 @@ from embedkit.errors import InputError, UsageError
 from embedkit.sources.changes import changed, check_same, is_unchanged
 from embedkit.sources.columnar import Columnar
 from embedkit.sources.columns import (
-    Column,
-    Columns,
     Wanted,
     check_columns,
     every,
@@ -26,25 +24,14 @@ from embedkit.sources.content_hash import PassHash
 from embedkit.sources.delimited import Delimited
 from embedkit.sources.headers import shown
 from embedkit.sources.jsonl import JsonLines
-from embedkit.sources.kept_types import KeptTypes, declared_type, unified
-from embedkit.sources.locate import STDIN, SourceFile
+from embedkit.sources.kept_types import KeptTypes
+from embedkit.sources.locate import STDIN
 from embedkit.sources.query import RowsDigest
 from embedkit.sources.readers import Reader, Seeking, as_input_error, reading
 from embedkit.sources.scan import FAULTS_LISTED, Part, PartScan, Place, Scan
+from embedkit.sources.table_facts import TableFacts
 from embedkit.storage.filesystem import stat_file
 from embedkit.types import Fault, Record
-
-#: Formats whose files declare the types of their columns.
-TYPED = frozenset({"parquet", "arrow", "postgresql", "duckdb"})
-
-
-@dataclass(frozen=True, slots=True)
-class TableFacts:
-    """What opening a table has found, so that another process opens it without another look at the files."""
-
-    files: tuple[SourceFile, ...]
-    columns: Columns
-    declared: tuple[tuple[str, tuple[Column, ...]], ...]  # format and kept columns of each file that has a header
 
 
 class Table:
@@ -187,7 +174,7 @@ class Table:
         n_faults = 0
         faults: list[Fault] = []
         places: list[Place] = []
-        found = self._kept_types()
+        found = self.facts.types_to_find()
         for item in self._measured(part, first, found):
             if isinstance(item, Record):
                 found.add(item.kept)
@@ -222,7 +209,7 @@ class Table:
         """
         rows = n_faults = 0
         faults: list[Fault] = []
-        found = self._kept_types()
+        found = self.facts.types_to_find()
         self._stray = {}
         for scan in scans:
             faults += [replace(fault, row=rows + fault.row) for fault in scan.faults]
@@ -245,35 +232,13 @@ class Table:
 
     def _check_split_groups(self, found: KeptTypes) -> None:
         """Refuses groups by a column of several types: one patient might be `1` here and `1.0` there."""
-        for name, types in self._declared_types().items():
+        for name, types in self.facts.declared_types().items():
             if name in self._groups and len(types) > 1 and found.splits(name):
                 raise InputError(
                     f"column {shown(name)}, by which rows are grouped, has several types"
                     f" ({', '.join(sorted(types))}): one value may be two groups, such as 1 and 1.0",
                     hint="cast it to one type in all files; integers and text together are fine",
                 )
-
-    def kept_types(self) -> dict[str, str]:
-        """Returns the declared type of each kept column: `string` for csv and txt, `text` for JSON.
-
-        For streaming tables, which have no scan; a scan finds more exact types.
-        """
-        typed = all(file.format in TYPED for file in self.files)
-        find = declared_type if typed else unified
-        return {name: find(names) for name, names in self._declared_types().items()}
-
-    def _kept_types(self) -> KeptTypes:
-        by_value = any(file.format not in TYPED for file in self.files)
-        return KeptTypes(self.columns.keep, self._declared_types(TYPED), by_value=by_value)
-
-    def _declared_types(self, formats: Collection[str] | None = None) -> dict[str, set[str]]:
-        """Returns the types that files of these formats declare for each kept column; None for all formats."""
-        types: dict[str, set[str]] = {name: set() for name in self.columns.keep}
-        for file_format, columns in self.facts.declared:
-            if formats is None or file_format in formats:
-                for column in columns:
-                    types[column.name].add(column.kept)
-        return types
 
     def take_notes(self) -> list[str]:
         """Returns the notices about the input, each one once."""
@@ -333,7 +298,7 @@ class Table:
         self._is_confirmed = True
 
     def _streamed(self, reader: Reader) -> Iterator[Record | Fault]:
-        found = self._kept_types()
+        found = self.facts.types_to_find()
         self.non_finite = found.non_finite
         with as_input_error(STDIN):
             for item in reader.rows(self.columns, 0):

@@ -25,7 +25,8 @@ from embedkit.sources.locate import STDIN, SourceFile, locate
 from embedkit.sources.opening import opened_stdin
 from embedkit.sources.query import with_id
 from embedkit.sources.readers import as_input_error, reader_of, reading
-from embedkit.sources.table import TYPED, Table, TableFacts
+from embedkit.sources.table import Table
+from embedkit.sources.table_facts import TYPED, TableFacts
 from embedkit.storage.fsspec_filesystem import keep_secrets
 from embedkit.storage.standard_streams import rows_in
 

@@ -131,7 +131,7 @@ def test_kept_columns_come_with_the_name_of_their_type(
     found = table(tmp_path, "t.parquet", parquet(content), keep=("k",))
     kept = [item.kept[0] for item in found.records() if isinstance(item, Record)]
     assert plain_values(kept) == expected
-    assert found.kept_types() == found.scan().kept_types == {"k": name}
+    assert found.facts.kept_types() == found.scan().kept_types == {"k": name}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_column_that_is_all_null_in_one_file_fits_any_type(tmp_path: Path) -> 
     (tmp_path / "2.parquet").write_bytes(parquet(pa.table({"text": ["a"], "k": [1]})))
     found = open_table(InputConfig((str(tmp_path),), keep=("k",)))
     assert texts(list(found.records())) == [None, "a"]
-    assert found.kept_types() == {"k": "int64"}
+    assert found.facts.kept_types() == {"k": "int64"}
 
 
 def test_a_row_group_is_read_a_mebibyte_at_a_time_and_not_as_a_whole(tmp_path):

@@ -79,7 +79,7 @@ def _shown(path: Path, options: dict[str, Any]) -> str:
         found = open_table(InputConfig((str(path),), **options))
     except InputError as error:
         return error.message.replace(str(path.parent), "") + error.hint
-    return f"{found.columns} {found.kept_types()} {found.take_notes()}"
+    return f"{found.columns} {found.facts.kept_types()} {found.take_notes()}"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_stdin_of_another_format_needs_its_name(data: bytes) -> None:
 
 def test_stdin_is_read_in_the_named_format_and_once() -> None:
     found = piped(b"BZhead,text\n1,a\n", format="csv", keep=("BZhead",))
-    assert found.kept_types() == {"BZhead": "string"}
+    assert found.facts.kept_types() == {"BZhead": "string"}
     assert texts(list(found.records())) == ["a"]
     with pytest.raises(UsageError, match="only once"):
         found.records()

@@ -103,7 +103,7 @@ def test_a_scan_of_json_lines_finds_the_one_type_of_a_kept_column(
     found = table(tmp_path, "t.jsonl", data, keep=("k",))
     assert found.scan() == Scan(len(values), (), 0, {"k": name})
     assert [item.kept[0] for item in found.records() if isinstance(item, Record)] == values
-    assert piped(data, keep=("k",)).kept_types() == {"k": "text"}
+    assert piped(data, keep=("k",)).facts.kept_types() == {"k": "text"}
 
 
 MARKER = "Mr Miller of Ward 7"

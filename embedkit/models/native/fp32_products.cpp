@@ -2,7 +2,8 @@
  * Compiled for this processor by compile_kernels.py, and called by packed_products.py.
  *
  * Sums begin with the bias; products are added in the order of the inputs. So a result is the same, to the bit, in any
- * company of other rows, and with any instruction set that rounds a product and a sum together.
+ * company of other rows, and with any instruction set that rounds a product and a sum together. Tiles (split_products.h)
+ * have an order, and last bits, of their own.
  */
 #if defined(__AVX512F__)
 #define LANES 16
@@ -21,6 +22,10 @@
 #define AHEAD 1
 #define WORDS (1 << 18)
 #include "panels.h"
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define SPLIT
+#include "split_products.h"
+#endif
 
 struct Floats {
     typedef float Weight, Input;
@@ -40,14 +45,27 @@ struct Floats {
 };
 
 /* The size of packed weights, in words. */
-extern "C" int64_t embedkit_fp32_packed(int64_t outputs, int64_t inputs) { return packed_words<Floats>(outputs, inputs); }
+extern "C" int64_t embedkit_fp32_packed(int64_t outputs, int64_t inputs) {
+#if defined(SPLIT)
+    if (has_tiles) return split_packed_words(outputs, inputs);
+#endif
+    return packed_words<Floats>(outputs, inputs);
+}
 
 /* The size of the workspace of embedkit_fp32_multiply for n rows, in words. */
-extern "C" int64_t embedkit_fp32_workspace(int64_t n, int64_t inputs) { return workspace_words<Floats>(n, inputs); }
+extern "C" int64_t embedkit_fp32_workspace(int64_t n, int64_t inputs) {
+#if defined(SPLIT)
+    if (has_tiles) return split_workspace_words(n, inputs);
+#endif
+    return workspace_words<Floats>(n, inputs);
+}
 
 /* Packs weights [outputs, inputs] and the bias of each output. */
 extern "C" void embedkit_fp32_pack(const float *weights, const float *bias, int64_t outputs, int64_t inputs,
                                    int32_t *packed) {
+#if defined(SPLIT)
+    if (has_tiles) return split_pack(weights, bias, outputs, inputs, packed);
+#endif
     pack<Floats>(weights, outputs, inputs, packed);
     for (int64_t o = 0; o < outputs; o++) __builtin_memcpy(start_of<Floats>(packed, o, inputs), bias + o, sizeof *bias);
 }
@@ -55,8 +73,16 @@ extern "C" void embedkit_fp32_pack(const float *weights, const float *bias, int6
 /* Multiplies rows of floats; see Multiply. The products have the bias. */
 extern "C" void embedkit_fp32_multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares,
                                        float *products, int32_t *workspace) {
+#if defined(SPLIT)
+    if (has_tiles) return split_multiply((const float *)rows, n, of, share, shares, products, workspace);
+#endif
     multiply<Floats>(rows, n, of, share, shares, products, workspace);
 }
 
 /* The instructions that multiply here. */
-extern "C" const char *embedkit_fp32_instructions(void) { return NAME; }
+extern "C" const char *embedkit_fp32_instructions(void) {
+#if defined(SPLIT)
+    if (has_tiles) return "AMX-BF16";
+#endif
+    return NAME;
+}

@@ -1,4 +1,4 @@
-"""Matrix products of fp32 against float64, with this processor's instructions and with vectors of 128 bits."""
+"""Matrix products of fp32 against float64, with its instructions and with those of others."""
 
 from __future__ import annotations
 
@@ -32,15 +32,21 @@ def built(folder: Path, *flags: str) -> PackedProducts:
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory) -> PackedProducts:
     """The same source with the shortest vectors, as for a processor that has no others."""
-    others = ("-U__AVX512F__", "-U__AVX2__", "-U__aarch64__")
+    others = ("-U__AVX512F__", "-U__AVX2__", "-U__AMX_BF16__", "-U__aarch64__")
     products = built(tmp_path_factory.mktemp("narrow"), *others)
     assert products.instructions == "plain C++"
     return products
 
 
-@pytest.fixture(params=["narrow", "native"], scope="module")
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory) -> PackedProducts:
+    """The same source without tiles."""
+    return built(tmp_path_factory.mktemp("vectors"), "-U__AMX_BF16__")
+
+
+@pytest.fixture(params=["narrow", "vectors", "native"], scope="module")
 def products(request) -> PackedProducts:
-    return request.getfixturevalue("narrow") if request.param == "narrow" else NATIVE
+    return NATIVE if request.param == "native" else request.getfixturevalue(request.param)
 
 
 def operands(n_rows: int, n_inputs: int, n_outputs: int) -> tuple[torch.Tensor, ...]:
@@ -55,10 +61,12 @@ def test_sums_are_those_of_float64_but_for_the_rounding_of_each_addition(product
     rows, weight, bias = operands(n_rows, n_inputs, n_outputs)
     found = products.multiply(rows, products.pack_fp32(weight, bias))
     exact = rows.double() @ weight.double().T + bias
-    # Of n_inputs additions and of a product; each rounds what is at most the sum of all magnitudes to 24 bits.
+    # Of n_inputs additions and of a product, which by tiles is the sum of six; each rounds what is at most the sum
+    # of all magnitudes to 24 bits.
+    roundings = n_inputs + (6 if products.instructions == "AMX-BF16" else 1)
     most = rows.double().abs() @ weight.double().abs().T + bias.abs()
     assert found.dtype == torch.float32
-    assert ((found - exact).abs() <= (n_inputs + 1) * 2.0**-24 * most).all()
+    assert ((found - exact).abs() <= roundings * 2.0**-24 * most).all()
 
 
 def test_errors_of_wide_layers_are_not_much_above_those_of_torch(products):
@@ -85,9 +93,9 @@ def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(product
 @pytest.mark.skipif(
     NATIVE is None or NATIVE.instructions == "plain C++", reason="this processor may not fuse sums"
 )
-def test_vectors_of_all_lengths_give_the_same_bits(narrow):
+def test_vectors_of_all_lengths_give_the_same_bits(vectors, narrow):
     rows, weight, bias = operands(33, 1537, 96)
-    long, short = (of.multiply(rows, of.pack_fp32(weight, bias)) for of in (NATIVE, narrow))
+    long, short = (of.multiply(rows, of.pack_fp32(weight, bias)) for of in (vectors, narrow))
     assert torch.equal(long, short)
 
 
@@ -99,20 +107,23 @@ def test_what_is_not_finite_stays_so_and_in_its_row(products):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("of_vectors", "of_tiles"),
     [
-        ("g ? OUTPUTS : 0", "0"),
-        ("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"),
-        ("#define OUTPUTS", "this does not compile"),
+        (("g ? OUTPUTS : 0", "0"), ("(part) * PAIR + PAIR / 2", "(part) * PAIR")),
+        (("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"), ("at / STEP * STEP_WORDS", "0")),
+        (("#define OUTPUTS", "this does not compile"), ("#define STEP", "nor does this")),
     ],
 )
-def test_instead_of_products_that_are_wrong_those_of_onednn_or_torch_are_used(right, wrong, tmp_path, monkeypatch):
+def test_instead_of_products_that_are_wrong_those_of_onednn_or_torch_are_used(
+    of_vectors, of_tiles, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("fp32_products.cpp", "panels.h", "structs.h"):
+    for name in ("fp32_products.cpp", "panels.h", "split_products.h", "tiles.h", "structs.h"):
         shutil.copy(compile_kernels._FOLDER / name, tmp_path)
-    changed = tmp_path / "panels.h"
-    assert right in changed.read_text()
-    changed.write_text(changed.read_text().replace(right, wrong))
+    for name, (right, wrong) in {"panels.h": of_vectors, "split_products.h": of_tiles}.items():
+        source = (tmp_path / name).read_text()
+        assert right in source
+        (tmp_path / name).write_text(source.replace(right, wrong))
     monkeypatch.setattr(compile_kernels, "_FOLDER", tmp_path)
     assert load_fp32_products.__wrapped__() is None
     rows, weight, bias = operands(16, 32, 48)

@@ -12,20 +12,25 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
-KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp", "fp32_products.cpp"))
+KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+#: Products beside those of bytes, of which there are most kinds.
+OTHERS = ("fp32", "bf16")
 
 
-BF16 = SOURCES / "bf16_products.cpp"
-
-
-def compiled(compiler: str, machine: str, products: Path, to: Path, bf16: Path = BF16) -> Path:
+def compiled(
+    compiler: str, machine: str, products: Path, to: Path, others: str = f"{SOURCES}/{{}}_products.cpp"
+) -> Path:
     """The test of the kernels for one kind of machine, or only one kind of products if `to` is an object file."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no compiler {compiler} is here")
-    sources = [products] if to.suffix == ".o" else [HERE / "kernels_test.cpp", *KERNELS, products, bf16]
+    sources = (
+        [products]
+        if to.suffix == ".o"
+        else [HERE / "kernels_test.cpp", *KERNELS, products, *map(others.format, OTHERS)]
+    )
     only = ["-c"] if to.suffix == ".o" else []
     subprocess.run([compiler, *FLAGS, *machine.split(), f"-I{SOURCES}", *only, "-o", to, *sources], check=True)
     return to
@@ -72,7 +77,7 @@ def test_with_vnni_emulated(machine, expected, tmp_path):
 @pytest.mark.parametrize(("answer", "expected"), [("", "AMX-INT8"), ("-DREFUSED", "AVX-512 VNNI")])
 def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected, tmp_path):
     machine = f"-march=x86-64-v3 -DEMULATE_AVX512 -DEMULATE_TILES {answer}"
-    built = compiled("g++", machine, HERE / "emulated_vnni.cpp", tmp_path / "test", HERE / "emulated_bf16.cpp")
+    built = compiled("g++", machine, HERE / "emulated_vnni.cpp", tmp_path / "test", f"{HERE}/emulated_{{}}.cpp")
     assert instructions(built) == expected
 
 
@@ -84,6 +89,7 @@ def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected,
         ("-march=x86-64-v4 -mavx512bf16", "bf16_products.cpp", "vdpbf16ps"),
         ("-march=x86-64-v4 -mavx512vnni -mamx-int8", "int8_products.cpp", "tdpbusd"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_products.cpp", "tdpbf16ps"),
+        ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "fp32_products.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4", "fp32_products.cpp", "vfmadd"),
         ("-march=x86-64-v3", "fp32_products.cpp", "vfmadd"),
     ],

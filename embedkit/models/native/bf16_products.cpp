@@ -22,6 +22,7 @@ struct Halves {
     typedef floats_at SumsAt;
     static const int group = 2;
     static const bool are_parts = true;
+    static const bool starts_differ = false;
     INLINE Part part(Input x) { return x; }
     INLINE floats results(floats sums, const float *) { return sums; }
     INLINE float result(float sum, const float *) { return sum; }

@@ -35,6 +35,7 @@ struct Floats {
     typedef floats_at SumsAt;
     static const int group = 1;
     static const bool are_parts = true;
+    static const bool starts_differ = false;
     INLINE Part part(Input x) { return x; }
     /* The compiler makes one instruction of both. */
     INLINE floats dot(floats sums, ints activations, ints weights) {

@@ -21,6 +21,10 @@
 #endif
 #if defined(__AMX_INT8__) && defined(__linux__)
 #define TILE_DOT TILE_DOT_BYTES
+#elif LANES == 8 && !defined(__AVXVNNI__)
+/* Of 16 registers, one has ones and one has products before they are added. */
+#define ROWS 3
+#define VECTORS 3
 #endif
 #include "panels.h"
 
@@ -46,26 +50,24 @@ INLINE ints add_dot(ints sums, ints activations, ints weights) {
 INLINE ints add_dot(ints sums, ints activations, ints weights) {
     return (ints)vdotq_s32((int32x4_t)sums, (int8x16_t)activations, (int8x16_t)weights);
 }
-#elif defined(__SSE2__)
-/* Without such an instruction: products of 16 bits, which cannot overflow. */
-#define GROUP 2
+#elif defined(__AVX2__)
+#include "pairs_of_bytes.h"
+#define GROUP 4
 #define SHIFT 0
 #if LANES == 16
 #define NAME "AVX-512"
-#elif LANES == 8
-#define NAME "AVX2"
 #else
-#define NAME "SSE2"
+#define NAME "AVX2"
 #endif
+INLINE ints add_dot(ints sums, ints activations, ints weights) { return add_pairs(sums, activations, weights); }
+#elif defined(__SSE2__)
+/* Without such an instruction: products of 16 bits, which cannot overflow. */
+#define NAME "SSE2"
+#define GROUP 2
+#define SHIFT 0
 typedef int16_t halves __attribute__((vector_size(LANES * 4)));
 INLINE ints add_dot(ints sums, ints activations, ints weights) {
-#if LANES == 16
-    return sums + (ints)_mm512_madd_epi16((__m512i)activations, (__m512i)weights);
-#elif LANES == 8
-    return sums + (ints)__builtin_ia32_pmaddwd256((halves)activations, (halves)weights);
-#else
     return sums + (ints)__builtin_ia32_pmaddwd128((halves)activations, (halves)weights);
-#endif
 }
 #else
 #define NAME "plain C++"
@@ -91,6 +93,18 @@ struct Bytes {
     typedef ints_at SumsAt;
     static const int group = GROUP;
     static const bool are_parts = GROUP == 4 && SHIFT == 128;
+#if defined(PAIRS)
+    static const bool starts_differ = true;
+    INLINE int64_t beside_words(int64_t n, int64_t groups) { return bounded_words(n, groups); }
+    static void prepare(const Input *rows, int64_t n, int64_t inputs, int32_t *words, int32_t *beside) {
+        bound_rows(rows, n, inputs, words, beside);
+    }
+    static void start(const int32_t *beside, int64_t n, const int32_t *weights, Sum *sums) {
+        start_rows(beside, n, weights, sums);
+    }
+#else
+    static const bool starts_differ = false;
+#endif
     INLINE Part part(Input x) { return (Part)(x - (128 - SHIFT)); }
     INLINE ints dot(ints sums, ints activations, ints weights) { return add_dot(sums, activations, weights); }
     INLINE floats results(ints sums, const float *scale) {
@@ -110,6 +124,9 @@ extern "C" void embedkit_int8_pack(const int8_t *weights, int64_t outputs, int64
     pack<Bytes>(weights, outputs, inputs, packed);
     for (int64_t o = 0; o < outputs; o++)
         for (int64_t i = 0; i < inputs; i++) *start_of<Bytes>(packed, o, inputs) -= SHIFT * weights[o * inputs + i];
+#if defined(PAIRS)
+    shift_weights(packed, packed_words<Bytes>(outputs, inputs));
+#endif
 }
 
 /* Multiplies rows of bytes, 128 for 0; see Multiply. */

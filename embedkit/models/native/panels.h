@@ -4,7 +4,7 @@
  *
  * A word of 32 bits holds Kind::group inputs. Kind::dot adds, to each of LANES sums, the products of its word of weights
  * and of a word of activations that all sums share. A panel has the weights of OUTPUTS outputs: first what their sums
- * start from, then a word of each for every group.
+ * start from, then a word of each for every group. Where Kind::starts_differ, they start from numbers of each row instead.
  */
 #pragma once
 #include "structs.h"
@@ -17,6 +17,7 @@
 #include "tiles.h"
 #define ROWS 12
 #define VECTORS 2
+#elif defined(ROWS) /* as an instruction needs them */
 #elif LANES == 16 || defined(__aarch64__)
 #define ROWS 8
 #define VECTORS 3
@@ -78,7 +79,10 @@ template <class Kind> INLINE int64_t packed_words(int64_t outputs, int64_t input
 
 /* The size of the workspace of `multiply` for n rows, in words. */
 template <class Kind> INLINE int64_t workspace_words(int64_t n, int64_t inputs) {
-    return rows_at_once<Kind>(n, inputs) * (groups_of<Kind>(inputs) + OUTPUTS);
+    const int64_t rows = rows_at_once<Kind>(n, inputs), groups = groups_of<Kind>(inputs);
+    int64_t words = rows * (groups + OUTPUTS);
+    if constexpr (Kind::starts_differ) words += Kind::beside_words(rows, groups);
+    return words;
 }
 
 /* The first word of an output among packed weights: what its sums start from. */
@@ -177,16 +181,18 @@ static void multiply_words(const word *words, int64_t count, const Weights *of, 
         const int64_t at = p * OUTPUTS, rest = outputs - at;
         const float *scale = of->scale + at;
         float *to = products + at;
+        if constexpr (Kind::starts_differ) Kind::start(sums + count * OUTPUTS, count, weights, sums);
         for (int64_t g = 0; g < groups; g += GROUPS) {
             /* The last sums of a whole panel become results while they are in registers. */
             const bool are_results = g + GROUPS >= groups && rest >= OUTPUTS;
+            const bool have_sums = g || Kind::starts_differ;
             const int64_t here = groups - g < GROUPS ? groups - g : GROUPS;
             const int32_t *ahead = weights + (g + here) * OUTPUTS;
             const int64_t step = (here + every - 1) / every * lines * LINE;
             for (int64_t t = 0; t < count; t += ROWS) {
                 Sum *of_rows = sums + t * OUTPUTS;
                 const Tile<Kind> tile = {words + t * groups + g, groups, weights + g * OUTPUTS,
-                                         here, g ? of_rows : (const Sum *)panel, g ? OUTPUTS : 0,
+                                         here, have_sums ? of_rows : (const Sum *)panel, have_sums ? OUTPUTS : 0,
                                          are_results ? nullptr : of_rows, to + t * outputs, scale, outputs,
                                          ahead + t / ROWS * step, lines, every};
                 add_some(count - t, &tile);
@@ -277,6 +283,7 @@ static void multiply_by_tiles(const word *words, int64_t count, const Weights *o
 template <class Kind>
 static void multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
                      int32_t *workspace) {
+    typedef typename Kind::Sum Sum;
     const int64_t inputs = of->inputs, outputs = of->outputs;
     const int64_t groups = groups_of<Kind>(inputs), at_once = rows_at_once<Kind>(n, inputs);
     const int64_t first = panels_of(outputs) * share / shares, last = panels_of(outputs) * (share + 1) / shares;
@@ -284,7 +291,9 @@ static void multiply(const void *rows, int64_t n, const Weights *of, int64_t sha
     for (int64_t begin = 0; begin < n; begin += at_once) {
         const int64_t count = n - begin < at_once ? n - begin : at_once;
         const typename Kind::Input *some = (const typename Kind::Input *)rows + begin * inputs;
-        if (!are_words) widen<Kind>(some, count, inputs, workspace);
+        Sum *sums = (Sum *)(workspace + at_once * groups);
+        if constexpr (Kind::starts_differ) Kind::prepare(some, count, inputs, workspace, sums + count * OUTPUTS);
+        else if (!are_words) widen<Kind>(some, count, inputs, workspace);
         const word *words = are_words ? (const word *)some : (const word *)workspace;
         float *to = products + begin * outputs;
 #if defined(TILE_DOT)
@@ -293,6 +302,6 @@ static void multiply(const void *rows, int64_t n, const Weights *of, int64_t sha
             continue;
         }
 #endif
-        multiply_words<Kind>(words, count, of, first, last, to, (typename Kind::Sum *)(workspace + at_once * groups));
+        multiply_words<Kind>(words, count, of, first, last, to, sums);
     }
 }

@@ -55,11 +55,17 @@ def test_on_arm(machine, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("machine", "expected"), [("-march=x86-64", "SSE2"), ("-march=x86-64-v3", "AVX2")], ids=["sse2", "avx2"]
+    ("machine", "expected", "needed"),
+    [
+        ("-march=x86-64", "SSE2", "sse2"),
+        ("-march=x86-64-v3", "AVX2", "avx2"),
+        ("-march=x86-64-v4", "AVX-512", "avx512bw"),
+    ],
+    ids=["sse2", "avx2", "avx512"],
 )
-def test_on_x86(machine, expected, tmp_path):
-    if expected == "AVX2" and " avx2 " not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this processor has no AVX2")
+def test_on_x86(machine, expected, needed, tmp_path):
+    if needed not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip(f"this processor has no {needed}")
     built = compiled("g++", machine, SOURCES / "int8_products.cpp", tmp_path / "test")
     assert instructions(built) == expected
 

@@ -109,7 +109,7 @@ def test_what_is_not_finite_stays_so_and_in_its_row(products):
 @pytest.mark.parametrize(
     ("of_vectors", "of_tiles"),
     [
-        (("g ? OUTPUTS : 0", "0"), ("(part) * PAIR + PAIR / 2", "(part) * PAIR")),
+        (("have_sums ? OUTPUTS : 0", "0"), ("(part) * PAIR + PAIR / 2", "(part) * PAIR")),
         (("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"), ("at / STEP * STEP_WORDS", "0")),
         (("#define OUTPUTS", "this does not compile"), ("#define STEP", "nor does this")),
     ],

@@ -48,6 +48,10 @@ typedef float floats_at __attribute__((vector_size(LANES * 4), aligned(4), may_a
 #ifndef WORDS
 #define WORDS (1 << 16)
 #endif
+/* Rows whose sums are near enough, between one block of groups and the next. */
+#ifndef MOST_ROWS
+#define MOST_ROWS (1 << 20)
+#endif
 /* Words of weights that stay there while the rows of one tile after another pass. */
 #ifndef TILE_WEIGHTS
 #define TILE_WEIGHTS (1 << 17)
@@ -69,6 +73,7 @@ INLINE int64_t panels_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUT
 template <class Kind> INLINE int64_t rows_at_once(int64_t n, int64_t inputs) {
     int64_t most = WORDS / groups_of<Kind>(inputs) / ROWS * ROWS;
     if (most < ROWS) most = ROWS;
+    if (most > MOST_ROWS) most = MOST_ROWS;
     return n < most ? n : most;
 }
 

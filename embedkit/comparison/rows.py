@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import UsageError
+from embedkit.output.formats.arrays import column_numbers, number_array
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored, level_of
 from embedkit.output.read import columns_of_head
@@ -81,11 +82,11 @@ def read_rows(stored: Stored, *, with_vector: bool) -> Rows:
     scores: tuple[str, ...] = ()
     for batch in stored.batches(stored.layout.variants[:1] if with_vector else ()):
         chosen = batch.has_vector if with_vector else np.ones(len(batch.facts), np.bool_)
-        facts = batch.facts.filter(pa.array(chosen))
+        facts = batch.facts.filter(number_array(chosen))
         level = level_of(stored.recipe, facts.schema)
         numbers.append(count + np.flatnonzero(chosen))
         keys.append(_hashes(facts, level))
-        counts.append(np.stack([facts[name].to_numpy() for name in RECEIPT[:3]], axis=1).astype(np.int32))
+        counts.append(np.stack([column_numbers(facts[name]) for name in RECEIPT[:3]], axis=1).astype(np.int32))
         words = facts["status"].to_pylist()
         status.append(np.array([statuses.setdefault(word, len(statuses)) for word in words], np.int64))
         count += len(batch.facts)

@@ -23,6 +23,7 @@ from embedkit.errors import OutputError
 from embedkit.manifest.identity import first_difference
 from embedkit.manifest.versioned_file import Json
 from embedkit.output.commit import MANIFEST
+from embedkit.output.formats.arrays import valid_rows
 from embedkit.output.formats.columns import VERIFY, RecordBatch
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.open import Stored, describing_file, open_stored
@@ -139,7 +140,7 @@ class EarlierOutput:
                     column = batch.facts[_HASH]
                     places.append((part, number))
                     starts.append(start)
-                    rows.append(start + np.flatnonzero(column.is_valid().to_numpy()))
+                    rows.append(start + np.flatnonzero(valid_rows(column)))
                     digits = bytes.fromhex("".join(column.drop_null().to_pylist()))
                     hashes.append(np.frombuffer(digits, _HASH_TYPE))
                     start += len(batch.facts)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError, UsageError
+from embedkit.output.formats.arrays import column_numbers, number_array
 from embedkit.output.formats.columns import Vectors, vector_cells
 from embedkit.output.formats.layout import RECEIPT
 from embedkit.output.formats.values import json_text
@@ -102,7 +103,7 @@ class Embeddings:
     @property
     def ids(self) -> list[str | None]:
         """[N] ids of the rows that have a vector."""
-        ids: list[str | None] = self.table["id"].filter(pa.array(self.has_vector)).to_pylist()
+        ids: list[str | None] = self.table["id"].filter(number_array(self.has_vector)).to_pylist()
         return ids
 
     @property
@@ -123,7 +124,7 @@ class Embeddings:
             OutputError: the rows are not as many as the manifest says.
         """
         # `n_chunks` is 0 without a vector, so that the column of vectors need not be read.
-        found: NDArray[np.bool_] = self.table["n_chunks"].to_numpy() > 0
+        found: NDArray[np.bool_] = column_numbers(self.table["n_chunks"]) > 0
         self._check_count(int(found.sum()))
         return found
 
@@ -193,7 +194,7 @@ class Embeddings:
         Raises:
             OutputError: the output has no predictions of a head, or a head that predicts values.
         """
-        table = self.table.filter(pa.array(self.has_vector))
+        table = self.table.filter(number_array(self.has_vector))
         columns = [table[f"{SCORE}{name}"].to_numpy() for name in self.classes]
         return np.stack(columns, axis=1).astype(np.float32)
 
@@ -205,7 +206,7 @@ class Embeddings:
             OutputError: the output has no predictions of a head.
         """
         columns = self._columns_of_head
-        found: list[Any] = self.table[columns[-1]].filter(pa.array(self.has_vector)).to_pylist()
+        found: list[Any] = self.table[columns[-1]].filter(number_array(self.has_vector)).to_pylist()
         if self.format == "jsonl" and columns[0] != PREDICTION and not set(self.classes).issuperset(found):
             return [json.loads(labels) for labels in found]  # lists are read as JSON
         return found

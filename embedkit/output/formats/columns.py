@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedkit.errors import OutputError
-from embedkit.output.formats.arrays import number_array, text_array
+from embedkit.output.formats.arrays import number_array, numbers_of, text_array, valid_rows
 from embedkit.output.formats.layout import RECEIPT, Layout
 from embedkit.output.formats.values import kept_array
 from embedkit.storage.protocol import FilePath
@@ -88,7 +88,7 @@ def split(table: pa.Table, asked: Sequence[Variant]) -> RecordBatch:
     """Splits a table into facts and vectors; its vector columns are those of `asked`."""
     columns = {variant.name: table[variant.column] for variant in asked}
     facts = table.drop_columns([variant.column for variant in asked])
-    valid = next((column.is_valid().to_numpy() for column in columns.values()), None)
+    valid = next((valid_rows(column) for column in columns.values()), None)
     vectors = {name: _vectors(column) for name, column in columns.items()}
     return RecordBatch(facts, np.zeros(len(facts), np.bool_) if valid is None else valid, vectors)
 
@@ -162,12 +162,11 @@ def _vectors(column: pa.ChunkedArray) -> Vectors:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
     arrays: list[NDArray[Any]] = []
     for chunk in column.chunks:
-        tokens, lengths = _flat(chunk.flatten()), chunk.drop_null().value_lengths().to_numpy()
+        tokens, lengths = _flat(chunk.flatten()), numbers_of(chunk.drop_null().value_lengths())
         arrays.extend(np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else [])
     return arrays
 
 
 def _flat(array: pa.FixedSizeListArray) -> NDArray[Any]:
     """Returns [V, width] the lists that are not null: `flatten` leaves out the slots of nulls."""
-    values: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True)
-    return values.reshape(-1, array.type.list_size)
+    return numbers_of(array.flatten()).reshape(-1, array.type.list_size)

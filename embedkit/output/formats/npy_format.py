@@ -91,8 +91,8 @@ class NpySink:
         opener: FileOpener = IN_PLACE,
     ) -> Iterator[RecordBatch]:
         """Reads one shard as one batch, its arrays memory-mapped if they are local."""
-        with opener.native(files[-1]) as file:
-            facts = pq.read_table(file, page_checksum_verification=True)
+        with opener.native(files[-1]) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            facts = file.read()
         check_types(files[-1], facts.schema, self.layout, ())
         vectors = {v.name: map_array(files[self.layout.variants.index(v)], opener) for v in asked}
         for variant in asked:

@@ -99,11 +99,11 @@ def _version(package: str) -> str | None:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from embedkit.models.native.kernels import why_no_kernels
+    from embedkit.models.native.kernels import kernels_for, why_no_kernels
     from embedkit.models.native.linear import bf16_instructions, int8_instructions
     from embedkit.models.select_backend import why_no_int8
 
-    instructions = int8_instructions()
+    instructions, kernels = int8_instructions(), kernels_for("int8")
     return {
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -117,6 +117,7 @@ def _cpu() -> dict[str, Any]:
         "int8_instructions": instructions,
         "why_no_int8": why_no_int8(),
         "bf16_instructions": bf16_instructions(),
+        "bf16_attention": kernels is not None and kernels.bf16_attention is not None,
         "kernels": why_no_kernels() is None,
         "why_no_kernels": why_no_kernels(),
     }
@@ -129,6 +130,7 @@ def _cpu_lines(cpu: dict[str, Any]) -> Iterator[str]:
     yield f"--dtype int8: {by}"
     by = "embedkit, with " + cpu["bf16_instructions"] if cpu["bf16_instructions"] else "transformers"
     yield f"--dtype bf16 on the CPU: by {by}"
+    yield f"attention of int8 and bf16 on the CPU: in {'bf16' if cpu['bf16_attention'] else 'fp32'}"
     yield f"kernels    {'compiled for this CPU' if cpu['kernels'] else 'none: ' + cpu['why_no_kernels']}"
 
 

@@ -226,7 +226,8 @@ def check_recipe(name: str, facts: ModelFacts, plan: Plan) -> None:
     if facts.engine != plan.engine:
         raise UsageError(
             f"{name} runs the model by {facts.engine}, and the plan says {plan.engine}: the last digits differ",
-            hint="let all machines have a C++ compiler, or none; `embedkit doctor` says which kernels one has",
+            hint="take processors of one kind for int8 and bf16, or --dtype fp32; and let all machines have a C++ "
+            "compiler, or none: `embedkit doctor` says what one has",
         )
     if facts.fingerprint == plan.fingerprint:
         return

@@ -18,6 +18,11 @@ from embedkit.storage.filesystem import BYTES_OF_ENDS
 QUERIES = frozenset({"postgresql", "sqlite", "duckdb"})
 #: What not all plans say of the content of a file.
 _OF_CONTENT = ("content_sha256", "pieces_sha256", "columns_sha256", "etag")
+#: The hint where another backend would go on.
+_OTHER_MACHINE = (
+    "resume in the same installation on a processor of the same kind, as `embedkit doctor` names it, "
+    "or use --on-exists overwrite"
+)
 #: What two runs of groups must have in common to have the same output.
 _OF_GROUPS = ("recipe", "input", "kept_types", "format", "precision", "variants", "on_bad_row")
 
@@ -61,7 +66,9 @@ def _check_equal(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         name, was, now = difference
         raise AnotherPlanError(
             f"cannot resume: {name} was {was} when the run was planned and is {now} now",
-            hint="resume with the options and the input of the first run, or use --on-exists overwrite",
+            hint=_OTHER_MACHINE
+            if name == "engine"
+            else "resume with the options and the input of the first run, or use --on-exists overwrite",
         )
 
 

@@ -2,30 +2,16 @@
  * each stays in the caches, and a softmax goes on from one block of keys to the next (Dao et al. 2022, arXiv 2205.14135).
  * Time and memory of a window grow with the length of a text, not with its square. Compiled for this processor by
  * compile_kernels.py, and called by kernels.py. */
-#include "vectors.h"
+#include "attention.h"
 
 /* Keys that lie together: [head][PANEL]. */
 #define PANEL (KEYS * LANES)
-/* Queries, and keys, of a block: multiples of QUERIES, and of PANEL. */
-#ifndef QUERY_BLOCK
-#define QUERY_BLOCK 96
-#endif
+/* Keys of a block: a multiple of PANEL. */
 #ifndef KEY_BLOCK
 #define KEY_BLOCK 144
 #endif
 /* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
 #define LOWEST -1e38f
-
-INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* The tokens [first, last) that a query sees. */
-INLINE int64_t first_seen(const Attention *of, int64_t query) { return of->reach < 0 ? 0 : most(0, query - of->reach); }
-INLINE int64_t last_seen(const Attention *of, int64_t query, int64_t length) {
-    if (of->causal) return query + 1;
-    return of->reach < 0 ? length : least(length, query + of->reach + 1);
-}
 
 /* One head: `head` is head_dim, rounded up to whole vectors with zeros. */
 struct Head {
@@ -39,6 +25,9 @@ struct Head {
     float tops[QUERY_BLOCK]; /* the largest score so far, times LOG2_E */
     vec totals[QUERY_BLOCK]; /* the sum of the weights */
     Distances distances;     /* of this head */
+
+    int64_t most_heads() { return 1; }
+    void attend(const Attention *rules, const Projected *from, int64_t k, int64_t count, int64_t begin, int64_t end, float *to);
 };
 
 /* Adds n values to sums[q], weighted by weights[q]; of QUERIES queries and `count` vectors of a value. */
@@ -183,48 +172,6 @@ APART void attend_tile(Head *of, const Attention *rules, int64_t block, int64_t 
     if (head - d == LANES) weigh<1>(scores + from, values + d, to - from, head, sums + d);
 }
 
-/* Rotates each pair of numbers that are half a head apart. */
-INLINE void rotate(float *head, const float *cosine, const float *sine, int64_t half) {
-    int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        vec a = load(head + i), b = load(head + half + i), c = load(cosine + i), s = load(sine + i);
-        store(head + i, a * c - b * s);
-        store(head + half + i, b * c + a * s);
-    }
-    for (; i < half; i++) {
-        float a = head[i], b = head[half + i];
-        head[i] = a * cosine[i] - b * sine[i];
-        head[half + i] = b * cosine[i] + a * sine[i];
-    }
-}
-
-/* Where a text's projections are: queries of all heads, then keys, then values of all of theirs. */
-struct Projected {
-    const float *values, *scale, *bias, *cosine, *sine;
-    int64_t stride;
-};
-
-/* Copies the part that begins at `at` of tokens [first, last), normalises and rotates it; rows of `to` are `head` apart. */
-APART void prepare(const Projected *from, int64_t first, int64_t last, int64_t at, const Norm *norm, int64_t head_dim,
-                   float *to, int64_t head) {
-    const float *values = from->values + at, *bias = from->scale ? from->bias + at : nullptr;
-    const int64_t half = head_dim / 2;
-    for (int64_t t = first; t < last; t++, to += head) {
-        const float *row = values + t * from->stride;
-        int64_t d = 0;
-        if (bias) {
-            const float scale = from->scale[t];
-            for (; d + LANES <= head_dim; d += LANES) store(to + d, load(row + d) * scale + load(bias + d));
-            for (; d < head_dim; d++) to[d] = row[d] * scale + bias[d];
-        } else {
-            for (; d + LANES <= head_dim; d += LANES) store(to + d, load(row + d));
-            for (; d < head_dim; d++) to[d] = row[d];
-        }
-        if (norm) normalise(to, norm, head_dim, to);
-        if (from->cosine) rotate(to, from->cosine + t * half, from->sine + t * half, half);
-    }
-}
-
 /* Copies the queries [first, last) of a head, and zeros up to a multiple of QUERIES. */
 APART void copy_queries(Head *of, const Projected *from, int64_t at, const Norm *norm, int64_t first, int64_t last) {
     prepare(from, first, last, at, norm, of->head_dim, of->queries, of->head);
@@ -273,15 +220,22 @@ INLINE void write_context(const Head *of, int64_t n, int64_t stride, float *to) 
     }
 }
 
-/* What a block of queries costs, in keys. */
-INLINE int64_t cost(const Attention *rules, int64_t first, int64_t length) {
-    return 64 + last_seen(rules, least(length, first + QUERY_BLOCK) - 1, length) - first_seen(rules, first);
-}
-
-INLINE int64_t cost_of_head(const Attention *rules, int64_t length) {
-    int64_t sum = 0;
-    for (int64_t first = 0; first < length; first += QUERY_BLOCK) sum += cost(rules, first, length);
-    return sum;
+void Head::attend(const Attention *rules, const Projected *from, int64_t k, int64_t, int64_t begin, int64_t end, float *to) {
+    const int64_t width = rules->heads * head_dim, served = rules->heads / rules->key_heads;
+    const int64_t key = width + k * head_dim, value = key + rules->key_heads * head_dim;
+    copy_keys(this, from, key, value, rules->key_norm, first_seen(rules, begin) / PANEL * PANEL,
+              last_seen(rules, end - 1, length));
+    for (int64_t h = k * served; h < (k + 1) * served; h++) {
+        distances = distances_of(rules, h);
+        for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
+            const int64_t last = least(end, first + QUERY_BLOCK);
+            copy_queries(this, from, h * head_dim, rules->query_norm, first, last);
+            const int64_t final = (last_seen(rules, last - 1, length) - 1) / KEY_BLOCK;
+            for (int64_t block = first_seen(rules, first) / KEY_BLOCK; block <= final; block++)
+                for (int64_t query = first; query < last; query += QUERIES) attend_tile(this, rules, block, first, query);
+            write_context(this, last - first, width, to + first * width + h * head_dim);
+        }
+    }
 }
 
 INLINE int64_t key_numbers(int64_t length, int64_t head) { return rounded_up(length, PANEL) * head; }
@@ -301,14 +255,7 @@ extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
  */
 extern "C" void embedkit_attend(const Products *from, const Texts *texts, const Attention *rules, const Rows *out,
                                 float *workspace, int64_t share, int64_t shares) {
-    const int64_t heads = rules->heads, key_heads = rules->key_heads, head_dim = rules->head_dim;
-    const int64_t head = rounded_up(head_dim, LANES), width = heads * head_dim, served = heads / key_heads;
-    int64_t all_work = 0, longest = 0;
-    for (int64_t text = 0; text < texts->count; text++) {
-        all_work += key_heads * cost_of_head(rules, texts->lengths[text]);
-        longest = most(longest, texts->lengths[text]);
-    }
-    const int64_t from_work = all_work * share / shares, to_work = all_work * (share + 1) / shares;
+    const int64_t head_dim = rules->head_dim, head = rounded_up(head_dim, LANES), longest = longest_of(texts);
     /* The padding of heads stays zero. */
     if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(longest, head_dim));
     Head of;
@@ -320,49 +267,5 @@ extern "C" void embedkit_attend(const Products *from, const Texts *texts, const 
     of.sums = of.queries + QUERY_BLOCK * head;
     of.tile = of.sums + QUERY_BLOCK * head;
     of.scores = of.tile + LANES * head;
-    int64_t work = 0, start = 0;
-    for (int64_t text = 0; text < texts->count; text++) {
-        const int64_t length = texts->lengths[text], half = head_dim / 2;
-        Projected projected = {from->values + start * from->width,
-                               from->scale ? from->scale + start : nullptr,
-                               from->bias,
-                               rules->cosine ? rules->cosine + start * half : nullptr,
-                               rules->sine ? rules->sine + start * half : nullptr,
-                               from->width};
-        of.length = length;
-        for (int64_t k = 0; k < key_heads; k++) {
-            /* The queries [begin, end) of this head are of this share. */
-            int64_t begin = -1, end = 0;
-            for (int64_t first = 0; first < length; first += QUERY_BLOCK) {
-                if (work >= from_work && work < to_work) {
-                    if (begin < 0) begin = first;
-                    end = least(length, first + QUERY_BLOCK);
-                }
-                work += cost(rules, first, length);
-            }
-            if (begin < 0) continue;
-            const int64_t key = width + k * head_dim, value = key + key_heads * head_dim;
-            copy_keys(&of, &projected, key, value, rules->key_norm, first_seen(rules, begin) / PANEL * PANEL,
-                      last_seen(rules, end - 1, length));
-            for (int64_t h = k * served; h < (k + 1) * served; h++) {
-                const Distances *all_heads = &rules->distances;
-                const int64_t rows = h * head_dim * all_heads->stride;
-                of.distances = {all_heads->bias ? all_heads->bias + h * all_heads->stride : nullptr,
-                                all_heads->keys ? all_heads->keys + rows : nullptr,
-                                all_heads->queries ? all_heads->queries + rows : nullptr, all_heads->stride};
-                for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
-                    const int64_t last = least(length, first + QUERY_BLOCK);
-                    copy_queries(&of, &projected, h * head_dim, rules->query_norm, first, last);
-                    const int64_t final = (last_seen(rules, last - 1, length) - 1) / KEY_BLOCK;
-                    for (int64_t block = first_seen(rules, first) / KEY_BLOCK; block <= final; block++)
-                        for (int64_t query = first; query < last; query += QUERIES)
-                            attend_tile(&of, rules, block, first, query);
-                    write_context(&of, last - first, width, out->values + (start + first) * width + h * head_dim);
-                }
-            }
-        }
-        for (int64_t t = start; t < start + length && shares == 1 && out->form != FLOATS; t++)
-            write_inputs(out, t, out->values + t * width, sizes(out->values + t * width, width), width);
-        start += length;
-    }
+    attend(&of, from, texts, rules, out, share, shares);
 }

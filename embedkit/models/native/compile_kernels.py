@@ -1,4 +1,4 @@
-"""Builds kernels.cpp, attention.cpp and the products of fp32, bf16 and int8: a library each, for this processor.
+"""Builds kernels.cpp, attention and matrix products: a library for this CPU of each source.
 
 They are kept in the user's cache. Takes half a second to a second for each; bf16 and int8 are built only if a
 model needs them. Imports no torch, so that the others are built while torch is imported.
@@ -30,7 +30,8 @@ _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 60
 #: The sources that nearly every model needs.
 _AHEAD = ("kernels.cpp", "attention.cpp", "fp32_products.cpp")
-_building = {source: Lock() for source in (*_AHEAD, "int8_products.cpp", "bf16_products.cpp")}
+_OTHERS = ("bf16_attention.cpp", "bf16_products.cpp", "int8_products.cpp")
+_building = {source: Lock() for source in (*_AHEAD, *_OTHERS)}
 
 
 def build_ahead() -> None:

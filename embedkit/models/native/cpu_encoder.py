@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from embedkit.models.base import Inputs, TakeLayer, TakePart
 from embedkit.models.native.attention import Texts
-from embedkit.models.native.kernels import load_kernels
+from embedkit.models.native.kernels import kernels_for
 from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
 from embedkit.models.native.linear import GRAIN, Bf16Linear, Int8Linear, Linear, fp32_linear
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
@@ -38,13 +38,17 @@ class CpuEncoder(NativeEncoder):
 
     @torch.inference_mode()
     def __init__(self, model: NativeModel, layers: tuple[int, ...], *, for_pooler: bool) -> None:
-        kernels = load_kernels()
+        kernels = kernels_for(model.dtype)
         config = model.config
         widths = (config.hidden_size, config.n_heads * config.head_width, config.intermediate_size)
         fits = kernels is not None and kernels.fit(*widths)
         self._kernels = kernels if fits else None
-        # The names in plans: their last bits differ, so a run keeps to one of them.
+        # The names in plans: their last bits differ, or what they round, so a run keeps to one of them.
         self.backend = "fused" if fits else "lean"
+        if self._kernels is not None and self._kernels.bf16_attention is not None:
+            # Disentangled attention stays in fp32.
+            rounds = any(of_layer.disentangled is None for of_layer in config.attention)
+            self.backend = "fused-bf16-attention" if rounds else "fused"
         self._threads = ThreadPool()
         super().__init__(model, layers, for_pooler=for_pooler)
 

@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of kernels.cpp and attention.cpp: everything between the matrix products of a layer.
+"""Calls the compiled kernels: everything between the matrix products of a layer.
 
 They are built once for this processor and cached; see compile_kernels.py. Without a compiler, torch's operations
 compute the same one by one.
@@ -9,25 +9,21 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Mapping, Sequence
-from itertools import starmap
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from embedkit.models.native.attention import Attention, SelfAttention, Texts
+from embedkit.models.native.attention import SelfAttention, Texts
+from embedkit.models.native.check_kernels import are_correct, attends_nearly
 from embedkit.models.native.compile_kernels import find_compiler, library
-from embedkit.models.native.disentangled import DisentangledAttention
-from embedkit.models.native.layer import ACTIVATIONS, LayerWeights, Norms
+from embedkit.models.native.layer import LayerWeights, Norms
 from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
 from embedkit.models.native.packed_products import WeightsStruct
 from embedkit.models.native.relative import DistanceTable
-from embedkit.models.native.rotary import frequencies
-from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.thread_pool import run_shares
-from embedkit.models.varlen_attention import AttentionRules
-from embedkit.types import LengthGroup
 
 #: The notices where there are none.
 NO_COMPILER, REFUSED = (
@@ -94,6 +90,10 @@ class _Attention(ctypes.Structure):
     )
 
 
+_ATTEND = (
+    *(_Pointer(_Products), _Pointer(_Texts), _Pointer(_Attention), _Pointer(_Rows), _Address),
+    *(_Count, _Count),
+)
 #: The functions of each source with their argument types; the structs are those of the sources. The last two
 #: numbers are the rows, or the share of the work.
 _FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -106,13 +106,20 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
             *(_Count, _Count),
         ),
     },
-    "attention.cpp": {
-        "attend": (
-            *(_Pointer(_Products), _Pointer(_Texts), _Pointer(_Attention), _Pointer(_Rows), _Address),
-            *(_Count, _Count),
-        ),
-    },
+    "attention.cpp": {"attend": _ATTEND},
 }
+
+
+class Bf16Attention:
+    """The functions of the library built from bf16_attention.cpp."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.workspace, self.attend = library.embedkit_bf16_attend_workspace, library.embedkit_bf16_attend
+        self.workspace.argtypes, self.workspace.restype = (_Count, _Count, _Count), _Count
+        self.attend.argtypes, self.attend.restype = _ATTEND, None
+        library.embedkit_bf16_attend_is_fast.restype = _Count
+        #: Whether it is faster here than attention in fp32.
+        self.is_fast = bool(library.embedkit_bf16_attend_is_fast())
 
 
 class Kernels:
@@ -123,6 +130,8 @@ class Kernels:
     """
 
     def __init__(self, libraries: Mapping[str, ctypes.CDLL]) -> None:
+        #: What computes attention instead, of queries, keys and values rounded to bf16; None for fp32.
+        self.bf16_attention: Bf16Attention | None = None
         rows, attention = libraries["kernels.cpp"], libraries["attention.cpp"]
         rows.embedkit_lanes.restype = attention.embedkit_attend_workspace.restype = _Count
         attention.embedkit_attend_workspace.argtypes = (_Count, _Count)
@@ -181,9 +190,10 @@ class Kernels:
         rows.states[n_tokens:] = 0
         lengths = torch.tensor(texts.lengths)
         of_texts = _Texts(len(lengths), _at(lengths))
+        longest = int(lengths.max())
         # Kept in a variable: the struct holds their addresses alone.
         tables = [
-            None if table is None else table.reaching(int(lengths.max()))
+            None if table is None else table.reaching(longest)
             for table in (attention.bias, *(distances or (None, None)))
         ]
         angles = (None, None) if attention.rotation is None else texts.rotations[attention.rotation]
@@ -192,15 +202,18 @@ class Kernels:
             *(_norm_pointer(attention.query_norm), _norm_pointer(attention.key_norm)),
             *(*map(_at, angles), _distances_struct(tables)),
         )
+        function = self._functions["attend"]
+        if self.bf16_attention is None or distances is not None:
+            n_values = self._workspace(longest, head_width)
+        else:
+            function = self.bf16_attention.attend
+            n_values = self.bf16_attention.workspace(longest, head_width, products.values.shape[1])
         # Explicit: torch's default is another while a thread loads a model in 16 bits.
-        n_values = self._workspace(int(lengths.max()), head_width)
         workspaces = torch.empty(n_shares, n_values, dtype=torch.float32)
         of_products, of_rows = _products_struct(products), _rows_struct(rows)
 
         def work(share: int) -> None:
-            self._functions["attend"](
-                of_products, of_texts, rules, of_rows, _at(workspaces[share]), share, n_shares
-            )
+            function(of_products, of_texts, rules, of_rows, _at(workspaces[share]), share, n_shares)
 
         run_shares(work, n_shares)
         if n_shares > 1:
@@ -316,6 +329,28 @@ def load_kernels() -> Kernels | None:
     return _load(rebuild=False) or _load(rebuild=True)
 
 
+@functools.cache
+def kernels_for(dtype: str) -> Kernels | None:
+    """Loads the kernels for models in this number format: int8 and bf16 attend in bf16 where that is fast."""
+    kernels = load_kernels()
+    # Asked first: elsewhere nothing needs to be compiled.
+    if kernels is None or dtype == "fp32" or not torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - no public name
+        return kernels
+    for rebuild in (False, True):
+        path = library("bf16_attention.cpp", rebuild=rebuild)
+        try:
+            attention = None if path is None else Bf16Attention(ctypes.CDLL(str(path)))
+        except (OSError, AttributeError):
+            continue
+        if attention is None or not attention.is_fast:
+            return kernels
+        rounding = copy(kernels)
+        rounding.bf16_attention = attention
+        if attends_nearly(rounding, kernels):
+            return rounding
+    return kernels
+
+
 def why_no_kernels() -> str | None:
     """Returns the notice that says why there are no kernels; None if there are."""
     if load_kernels() is not None:
@@ -330,61 +365,7 @@ def _load(*, rebuild: bool) -> Kernels | None:
         kernels = Kernels({source: ctypes.CDLL(str(path)) for source, path in paths.items() if path is not None})
     except (OSError, AttributeError, KeyError):
         return None
-    return kernels if _are_correct(kernels) else None
-
-
-def _are_correct(kernels: Kernels) -> bool:
-    """Compares the kernels with torch: a compiler may have faults too."""
-    random = torch.Generator().manual_seed(0)
-    groups = (LengthGroup(0, 1, 1), LengthGroup(1, 1, 5), LengthGroup(6, 1, 17))
-    width = 2 * kernels.lanes
-    products = torch.randn(23, 4 * 2 * width, generator=random)
-    rows, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
-    norms = [kind(products[0, :width], products[1, :width], 1e-5) for kind in (Norm, RmsNorm)]
-    rotation = Rotation("default", 100.0, width)
-    steps = frequencies(rotation, products.device)
-    positions = torch.cat([torch.arange(group.length) for group in groups])
-    texts = Texts(groups, {rotation: steps.angles(positions)})
-    # Large scores would be rounded by more than is allowed, here and by torch.
-    tables = [width**-0.5 * torch.randn(*shape, 23, generator=random) for shape in ((2,), (2, width), (2, width))]
-    bias, keys, queries = (
-        DistanceTable(table, lambda distances: (distances + 11).clamp(0, 22)) for table in tables
-    )
-    expected, found = [], []
-    attentions: dict[int, tuple[Attention, ...]] = {
-        6: (
-            SelfAttention(2, 2, AttentionRules(), bias=bias),
-            SelfAttention(2, 2, AttentionRules(window=3)),
-            DisentangledAttention(2, keys, queries),
-        ),
-        8: (SelfAttention(4, 2, AttentionRules(causal=True, window=6), norms[1], norms[1], rotation),),
-    }
-    for n_heads, of_so_many in attentions.items():
-        of_heads = products[:, : n_heads * width].contiguous()
-        expected += [attention(of_heads.clone(), texts) for attention in of_so_many]
-        found += [attention.fused(kernels, Products(of_heads), texts, form=Form.BYTES) for attention in of_so_many]
-    for norm in norms:
-        total = rows.double() + residual.double()
-        expected.append(norm(total.float()))
-        around = Norms(before=None, inner=None, after=norm)
-        found.append(kernels.join(Products(rows.clone()), residual, around, None, form=Form.BYTES)[1])
-    for name, function in ACTIVATIONS.items():
-        for gated in (False, True):
-            activated = function(rows.double())
-            expected.append(activated * residual if gated else activated)
-            of_both = torch.cat([rows, residual], dim=1) if gated else rows.clone()
-            found.append(kernels.activate(Products(of_both), name, gated=gated, form=Form.BYTES))
-    halves = kernels.rows(products, form=Form.BF16).inputs
-    rounds = halves is not None and torch.equal(halves, products.to(torch.bfloat16))
-    return rounds and all(starmap(_is_close, zip(found, expected, strict=True)))
-
-
-def _is_close(rows: Rows, expected: Tensor) -> bool:
-    if rows.inputs is None or rows.steps is None:
-        return False
-    steps = rows.steps[:, None]
-    quantised = ((rows.inputs.float() - 128) * steps - rows.states).abs() <= 0.51 * steps
-    return bool(quantised.all()) and torch.allclose(rows.states.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    return kernels if are_correct(kernels) else None
 
 
 def _rows(states: Tensor, form: Form) -> Rows:

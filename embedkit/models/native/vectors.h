@@ -6,7 +6,9 @@
 /* math.h, which takes a quarter of a second to read in C++, is left out; its functions are builtins. */
 #include "structs.h"
 
-#if defined(__AVX512F__)
+#if defined(LANES)
+/* bf16_attention.cpp has tiles of 16 numbers with any instructions. */
+#elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8

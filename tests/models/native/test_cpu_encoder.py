@@ -28,7 +28,7 @@ from embedkit.models.native.config import read_config
 from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.cpu_encoder import CpuEncoder
 from embedkit.models.native.families import FAMILIES
-from embedkit.models.native.kernels import why_no_kernels
+from embedkit.models.native.kernels import kernels_for, load_kernels, why_no_kernels
 from embedkit.models.native.linear import int8_instructions
 from embedkit.models.native.native_model import NativeModel
 from embedkit.models.native.thread_pool import ThreadPool
@@ -196,8 +196,8 @@ def test_every_layer_and_the_pooler_are_those_of_transformers_whatever_the_batch
     kind, compiled, tmp_path, monkeypatch
 ):
     if not compiled:
-        for name in ("cpu_encoder.load_kernels", "kernels.load_kernels", "linear.load_fp32_products"):
-            monkeypatch.setattr(f"embedkit.models.native.{name}", lambda: None)
+        for name in ("cpu_encoder.kernels_for", "kernels.load_kernels", "linear.load_fp32_products"):
+            monkeypatch.setattr(f"embedkit.models.native.{name}", lambda *_: None)
     folder = save(kind, tmp_path)
     tokens = tokens_with_pads(types=kind in {"bert", "electra"})
     expected, exact = (by_transformers(folder, tokens, dtype) for dtype in (torch.float32, torch.float64))
@@ -518,7 +518,7 @@ def test_vectors_are_close_to_fp32_and_independent_of_the_batch(kind, dtype, lea
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_states_are_the_same_to_the_bit_in_ten_random_batchings(kind, dtype, compiled, tmp_path, monkeypatch):
     if not compiled:
-        monkeypatch.setattr("embedkit.models.native.cpu_encoder.load_kernels", lambda: None)
+        monkeypatch.setattr("embedkit.models.native.cpu_encoder.kernels_for", lambda _: None)
     tokens = tokens_with_pads(types=False)
     model = loaded(save(kind, tmp_path), dtype=dtype)
     encoder, _ = model.make_encoder(tuple(range(model.n_layers + 1)), tokens, for_pooler=False)
@@ -574,7 +574,27 @@ def test_a_run_is_not_resumed_by_the_other_engine(dtype, tmp_path, encode, monke
     monkeypatch.setattr("embedkit.models.select_backend.open_native", leave)
     ran = encode("tests/data/notes.csv", "-o", out, "--dtype", dtype, "--on-exists", "resume")
     assert ran.code == OutputError.exit_code
-    assert f"engine was '{ENGINE}' when the run was planned and is 'transformers' now" in ran.err
+    engine = ENGINE
+    if dtype == "bf16" and kernels_for(dtype).bf16_attention is not None:
+        engine = "fused-bf16-attention"
+    assert f"engine was '{engine}' when the run was planned and is 'transformers' now" in ran.err
+
+
+@needs_int8
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_a_run_with_attention_in_bf16_has_a_backend_of_its_own(kind, tmp_path, monkeypatch):
+    tokens = tokens_with_pads(types=False)
+    folder = save(kind, tmp_path)
+
+    def backend(dtype: str) -> str:
+        return loaded(folder, dtype=dtype).make_encoder((1,), tokens, for_pooler=False)[0].backend
+
+    attention_is_fast = find_compiler() is not None and kernels_for("int8").bf16_attention is not None
+    # DeBERTa's attention stays in fp32.
+    rounds = attention_is_fast and kind == "bert"
+    assert (backend("int8"), backend("fp32")) == ("fused-bf16-attention" if rounds else ENGINE, ENGINE)
+    monkeypatch.setattr("embedkit.models.native.cpu_encoder.kernels_for", lambda _: load_kernels())
+    assert backend("int8") == ENGINE
 
 
 def test_a_forward_pass_that_batches_wrongly_is_replaced_by_transformers_with_one_notice(bert, monkeypatch):

@@ -16,13 +16,11 @@ KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
-#: Products beside those of bytes, of which there are most kinds.
-OTHERS = ("fp32", "bf16")
+#: Sources that may be compiled with tiles, beside the products of bytes, of which there are most kinds.
+OTHERS = ("fp32_products", "bf16_products", "bf16_attention")
 
 
-def compiled(
-    compiler: str, machine: str, products: Path, to: Path, others: str = f"{SOURCES}/{{}}_products.cpp"
-) -> Path:
+def compiled(compiler: str, machine: str, products: Path, to: Path, others: str = f"{SOURCES}/{{}}.cpp") -> Path:
     """The test of the kernels for one kind of machine, or only one kind of products if `to` is an object file."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no compiler {compiler} is here")
@@ -96,6 +94,8 @@ def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected,
         ("-march=x86-64-v4 -mavx512vnni -mamx-int8", "int8_products.cpp", "tdpbusd"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_products.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "fp32_products.cpp", "tdpbf16ps"),
+        ("-march=x86-64-v4 -mavx512bf16", "bf16_attention.cpp", "vdpbf16ps"),
+        ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_attention.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4", "fp32_products.cpp", "vfmadd"),
         ("-march=x86-64-v3", "fp32_products.cpp", "vfmadd"),
     ],

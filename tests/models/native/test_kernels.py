@@ -413,7 +413,7 @@ def test_kernels_that_compute_something_else_are_not_used(right, wrong, empty_ca
 
 def copied_sources(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("kernels.cpp", "attention.cpp", "vectors.h", "structs.h"):
+    for name in ("kernels.cpp", "attention.cpp", "attention.h", "vectors.h", "structs.h"):
         shutil.copy(built._FOLDER / name, folder)
     return folder
 

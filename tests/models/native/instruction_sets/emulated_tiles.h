@@ -42,6 +42,7 @@ float dot_of_bf16(const char *a, const char *b) { return of_bf16(a) * of_bf16(b)
     for (int r = 0; r < emulated[tile].rows; r++) memcpy(emulated[tile].bytes[r], (const char *)(at) + r * (stride), 64)
 #define TILE_STORE(tile, at, stride) \
     for (int r = 0; r < emulated[tile].rows; r++) memcpy((char *)(at) + r * (stride), emulated[tile].bytes[r], 64)
+#define TILE_ZERO(tile) memset(emulated[tile].bytes, 0, sizeof emulated[tile].bytes)
 #define TILE_DOT_BYTES(sums, rows, weights) add_products<int32_t>(emulated[sums], emulated[rows], emulated[weights], dot_of_bytes)
 #define TILE_DOT_BF16(sums, rows, weights) add_products<float>(emulated[sums], emulated[rows], emulated[weights], dot_of_bf16)
 

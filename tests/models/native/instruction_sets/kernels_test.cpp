@@ -16,6 +16,8 @@ void embedkit_activate(const Products *, int, int, const Rows *, int64_t, int64_
 void embedkit_join(const Products *, const float *, const Norms *, const Rows *, int64_t, int64_t);
 void embedkit_attend(const Products *, const Texts *, const Attention *, const Rows *, float *, int64_t, int64_t);
 int64_t embedkit_attend_workspace(int64_t, int64_t);
+void embedkit_bf16_attend(const Products *, const Texts *, const Attention *, const Rows *, float *, int64_t, int64_t);
+int64_t embedkit_bf16_attend_workspace(int64_t, int64_t, int64_t);
 int64_t embedkit_int8_packed(int64_t, int64_t);
 int64_t embedkit_int8_workspace(int64_t, int64_t);
 int64_t embedkit_finish_layer_workspace(const Rest *);
@@ -287,11 +289,15 @@ static Doubles head_of(const float *from, int64_t head_dim, const Norm *norm, co
 enum Relative { NOTHING, BIAS, DISENTANGLED };
 
 static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, int64_t reach, int64_t causal,
-                           Relative relative, bool prepared) {
-    const int64_t lengths[] = {1, 19, 7, 163}, count = 4, n = 190, longest = 163;
+                           Relative relative, bool prepared, bool rounds = false) {
+    const int64_t lengths[] = {1, 19, 7, 290}, count = 4, n = 317, longest = 290;
     const int64_t width = heads * head_dim, of_keys = key_heads * head_dim, stride = width + 2 * of_keys, half = head_dim / 2;
     Floats qkv = numbers(n * stride), found(n * width), again(n * width), scale(n), weight = numbers(head_dim);
-    Floats work(embedkit_attend_workspace(longest, head_dim)), cosine = numbers(n * half), sine = numbers(n * half);
+    if (rounds)
+        for (float &x : qkv) x = of_half(half_of(x / 2));
+    auto attend = rounds ? embedkit_bf16_attend : embedkit_attend;
+    Floats work(rounds ? embedkit_bf16_attend_workspace(longest, head_dim, stride) : embedkit_attend_workspace(longest, head_dim));
+    Floats cosine = numbers(n * half), sine = numbers(n * half);
     std::vector<uint8_t> bytes(n * width);
     /* Around the numbers for 2 * longest - 1 distances there are as many as the kernels may read. */
     const int64_t apart = 2 * (longest + 48) - 1, middle = longest + 47;
@@ -308,8 +314,8 @@ static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, i
         rules.sine = sine.data();
     }
     Rows rows = {found.data(), bytes.data(), scale.data(), BYTES}, shared = {again.data(), nullptr, nullptr, FLOATS};
-    embedkit_attend(&products, &texts, &rules, &rows, work.data(), 0, 1);
-    for (int64_t share = 0; share < 3; share++) embedkit_attend(&products, &texts, &rules, &shared, work.data(), share, 3);
+    attend(&products, &texts, &rules, &rows, work.data(), 0, 1);
+    for (int64_t share = 0; share < 3; share++) attend(&products, &texts, &rules, &shared, work.data(), share, 3);
     check(!memcmp(found.data(), again.data(), sizeof(float) * n * width), "attention in shares");
     int64_t start = 0;
     for (int64_t text = 0; text < count; start += lengths[text++])
@@ -335,10 +341,15 @@ static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, i
                 }
                 for (double &score : scores) total += score = exp(score - most);
                 for (int64_t d = 0; d < head_dim; d++) {
-                    double x = 0;
-                    for (int64_t k = 0; k < length; k++)
-                        x += scores[k] / total * qkv[(start + k) * stride + width + of_keys + key_head * head_dim + d];
-                    check(is_close(found[(start + q) * width + h * head_dim + d], x), "attention");
+                    double x = 0, size = 0;
+                    for (int64_t k = 0; k < length; k++) {
+                        const double value = qkv[(start + k) * stride + width + of_keys + key_head * head_dim + d];
+                        x += scores[k] / total * value;
+                        size += scores[k] / total * fabs(value);
+                    }
+                    const double of_x = found[(start + q) * width + h * head_dim + d];
+                    /* Weights, and their sum, are rounded to half a step of bf16, and their polynomial is as far off. */
+                    check(rounds ? fabs(of_x - x) <= 0.0076 * size + 1e-5 : is_close(of_x, x), "attention");
                 }
             }
     check_bytes(found, bytes, scale, width);
@@ -370,6 +381,10 @@ int main() {
     test_attention(4, 2, 16, -1, 1, NOTHING, true);
     test_attention(2, 1, 24, 9, 0, NOTHING, true);
     test_attention(1, 1, 64, 60, 1, NOTHING, false);
+    test_attention(2, 2, 48, -1, 0, BIAS, false, true);
+    test_attention(16, 16, 7, -1, 0, NOTHING, false, true);
+    test_attention(4, 2, 16, -1, 1, NOTHING, false, true);
+    test_attention(2, 1, 96, 9, 0, NOTHING, false, true);
     printf("%s\n", embedkit_int8_instructions());
     return 0;
 }

@@ -1,0 +1,3 @@
+/* bf16_attention.cpp as a processor with AMX compiles it. */
+#include "emulated_tiles.h"
+#include "bf16_attention.cpp"

@@ -22,6 +22,8 @@
 #if defined(__AMX_INT8__) && defined(__linux__)
 #define TILE_DOT TILE_DOT_BYTES
 #elif LANES == 8 && !defined(__AVXVNNI__)
+/* Products take long enough for the next weights to come in. */
+#define AHEAD 1
 /* Of 16 registers, one has ones and one has products before they are added. */
 #define ROWS 3
 #define VECTORS 3

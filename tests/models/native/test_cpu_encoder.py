@@ -578,6 +578,7 @@ def test_a_run_is_not_resumed_by_the_other_engine(dtype, tmp_path, encode, monke
     if dtype == "bf16" and kernels_for(dtype).bf16_attention is not None:
         engine = "fused-bf16-attention"
     assert f"engine was '{engine}' when the run was planned and is 'transformers' now" in ran.err
+    assert "resume in the same installation on a processor of the same kind" in ran.err
 
 
 @needs_int8

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from embedkit.models.native.compile_kernels import library
 from embedkit.models.native.thread_pool import run_shares
+from embedkit.models.native.weight_memory import empty_words
 
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 #: Products that are worth a thread: a thread's start takes 0.03 ms, and these, of bytes, 0.1 ms.
@@ -128,7 +129,7 @@ class PackedProducts:
 
     def _packed_weights(self, weight: Tensor, scale: Tensor | None, *start: int) -> PackedWeights:
         weight, (n_outputs, n_inputs) = weight.contiguous(), weight.shape
-        words = torch.empty(self._packed(n_outputs, n_inputs), dtype=torch.int32)
+        words = empty_words(int(self._packed(n_outputs, n_inputs)))
         self._pack(weight.data_ptr(), *start, n_outputs, n_inputs, words.data_ptr())
         return PackedWeights(self, words, scale, n_outputs, n_inputs)
 
@@ -166,14 +167,15 @@ def _load(dtype: Dtype, is_correct: Callable[[PackedProducts], bool]) -> PackedP
     return None
 
 
-# A compiler may have faults, too: the products of some numbers are compared with others' arithmetic.
+# A compiler may have faults, too: the products of some numbers are compared with others' arithmetic. There are more
+# rows than are multiplied at once, with tiles as well.
 
 
 def _bytes_are_exact(products: PackedProducts) -> bool:
     """Checks sums, the largest ones among them."""
     random = torch.Generator().manual_seed(0)
     for n_inputs in (1573, 1600):
-        rows = torch.randint(1, 256, (11, n_inputs), generator=random, dtype=torch.uint8)
+        rows = torch.randint(1, 256, (35, n_inputs), generator=random, dtype=torch.uint8)
         weight = torch.randint(-127, 128, (61, n_inputs), generator=random, dtype=torch.int8)
         rows[-1], weight[-1] = 255, 127
         packed = products.pack_bytes(weight, torch.ones(len(weight)))
@@ -197,7 +199,7 @@ def _sums_are_correct(
     """Checks sums, of an odd number of inputs, too."""
     random = torch.Generator().manual_seed(0)
     for n_inputs in (445, 800):
-        rows, weight = (torch.randn(n, n_inputs, generator=random).to(dtype) for n in (11, 61))
+        rows, weight = (torch.randn(n, n_inputs, generator=random).to(dtype) for n in (35, 61))
         bias = torch.randn(len(weight), generator=random)
         found = products.multiply(rows, pack(weight.float(), bias))
         exact = rows.double() @ weight.double().T + bias

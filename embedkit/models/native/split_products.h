@@ -2,7 +2,8 @@
  * sum of the six products of parts that are above fp32's rounding (Henry, Tang and Heinecke 2019, arXiv 1904.06376).
  *
  * What fp32_products.cpp includes after panels.h. Weights lie in blocks of SPLIT_OUTPUTS outputs: first what their sums
- * start from, then, for each STEP inputs, a pair of tiles of each part. Rows lie in blocks of SPLIT_ROWS, likewise. */
+ * start from, then, for each STEP inputs, a pair of tiles of each part, the last part first. Rows lie in blocks of SPLIT_ROWS, likewise, but
+ * the first part first: so both are read as they lie. */
 #pragma once
 #include "tiles.h"
 
@@ -81,7 +82,7 @@ static void split_pack(const float *weights, const float *bias, int64_t outputs,
             split(x, parts[0], parts[1], parts[2]);
             for (int part = 0; part < 3; part++)
                 for (int64_t at = i; at < i + count; at++) {
-                    int32_t *pair = panel + SPLIT_OUTPUTS + at / STEP * STEP_WORDS + part * PAIR;
+                    int32_t *pair = panel + SPLIT_OUTPUTS + at / STEP * STEP_WORDS + (2 - part) * PAIR;
                     int32_t *row = pair + column / TILE_WORDS * (PAIR / 2) + at % STEP / 2 * TILE_WORDS;
                     ((uint16_t *)(row + column % TILE_WORDS))[at % 2] = parts[part][at - i];
                 }
@@ -92,9 +93,9 @@ static void split_pack(const float *weights, const float *bias, int64_t outputs,
 #define LOAD_ROWS(part)                                  \
     TILE_LOAD(4, rows + (part) * PAIR, TILE_WORDS * 4);  \
     TILE_LOAD(5, rows + (part) * PAIR + PAIR / 2, TILE_WORDS * 4)
-#define LOAD_WEIGHTS(part)                                  \
-    TILE_LOAD(6, weights + (part) * PAIR, TILE_WORDS * 4);  \
-    TILE_LOAD(7, weights + (part) * PAIR + PAIR / 2, TILE_WORDS * 4)
+#define LOAD_WEIGHTS(part)                                        \
+    TILE_LOAD(6, weights + (2 - (part)) * PAIR, TILE_WORDS * 4);  \
+    TILE_LOAD(7, weights + (2 - (part)) * PAIR + PAIR / 2, TILE_WORDS * 4)
 #define DOT_PARTS          \
     TILE_DOT_BF16(0, 4, 6); \
     TILE_DOT_BF16(1, 4, 7); \

@@ -96,8 +96,7 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
     }
 }
 
-/* Numbers of a row that the blocks of embedkit_finish_layer hold, without its inputs of products. */
-INLINE int64_t row_numbers(const Rest *of) { return 2 * of->out.outputs + of->up.outputs + 1; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* The size of an input of a product beside the number itself, in bytes. */
 INLINE int64_t input_size(int64_t form) { return form == FLOATS ? 0 : form == BF16 ? 2 : 1; }
@@ -108,14 +107,19 @@ INLINE const void *input_of(const Rows *rows, int64_t t, int64_t width) {
     return (const char *)rows->inputs + t * width * input_size(rows->form);
 }
 
-/* The size of its workspace, in numbers. */
+/* Numbers of float32 in which so many inputs of products fit. */
+INLINE int64_t input_numbers(const Rest *of, int64_t count) { return (count * input_size(of->form) + 3) / 4; }
+
+/* The size of the workspace of embedkit_finish_layer, in numbers. */
 extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
-    const int64_t width = of->up.inputs > of->down.inputs ? of->up.inputs : of->down.inputs;
-    return of->block * (row_numbers(of) + (width * input_size(of->form) + 3) / 4) + of->workspace;
+    const int64_t width = of->out.outputs;
+    return of->block * (width + 2) + input_numbers(of, of->block * of->up.inputs) +
+           input_numbers(of, of->block * of->down.inputs) + of->at_once * (width + of->up.outputs) + of->workspace;
 }
 
 /* Computes rows [first, last) of a layer from its attention on: the projection after it, the feed-forward network, and
- * the residuals and norms around both. In blocks of rows, so that what is in between stays in the second cache.
+ * the residuals and norms around both. In blocks of rows, of which each linear layer multiplies some at once: so its
+ * weights stay in the second cache while all of them pass, and what is between it and the next one does not leave it.
  *
  * context: the result of attention, in the form that is multiplied.
  * states: [n, width], the input of the layer.
@@ -124,27 +128,41 @@ extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
  * workspace: see embedkit_finish_layer_workspace. */
 extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const float *states, float *joined,
                                       const Rows *out, float *workspace, int64_t first, int64_t last) {
-    const int64_t width = of->out.outputs, wide = of->up.outputs, block = of->block;
-    float *attended = workspace, *normed = attended + block * width, *inner = normed + block * width;
-    float *steps = inner + block * wide;
-    int32_t *words = (int32_t *)(steps + block);
-    void *inputs = words + of->workspace;
+    const int64_t width = of->out.outputs, wide = of->up.outputs, narrow = of->down.inputs;
+    const int64_t block = of->block, at_once = of->at_once, size = input_size(of->form);
     const bool bytes = of->form == BYTES;
-    for (int64_t t = first; t < last; t += block) {
-        const int64_t n = last - t < block ? last - t : block, at = t * width;
-        of->multiply(input_of(context, t, of->out.inputs), n, &of->out, 0, 1, attended, words);
-        const Products projected = {attended, bytes ? context->scale + t : nullptr, of->out.bias, n, width};
-        const Rows of_up = {of->attention_norms.following ? normed : attended, inputs, steps, of->form};
-        embedkit_join(&projected, states + at, &of->attention_norms, &of_up, 0, n);
-        of->multiply(input_of(&of_up, 0, width), n, &of->up, 0, 1, inner, words);
-        const Products up = {inner, bytes ? steps : nullptr, of->up.bias, n, wide};
-        const Rows of_down = {inner, inputs, steps, of->form};
-        embedkit_activate(&up, of->activation, of->gated, &of_down, 0, n);
-        of->multiply(input_of(&of_down, 0, of->down.inputs), n, &of->down, 0, 1, joined + at, words);
-        const Products down = {joined + at, bytes ? steps : nullptr, of->down.bias, n, width};
-        const Rows next = {out->values + at, (char *)out->inputs + at * input_size(out->form),
-                           out->form == BYTES ? out->scale + t : nullptr, out->form};
-        embedkit_join(&down, attended, &of->ffn_norms, &next, 0, n);
+    float *attended = workspace, *steps_up = attended + block * width, *steps_down = steps_up + block;
+    float *normed = steps_down + block, *inner = normed + at_once * width;
+    char *into_up = (char *)(inner + at_once * wide);
+    char *into_down = into_up + 4 * input_numbers(of, block * width);
+    int32_t *words = (int32_t *)(into_down + 4 * input_numbers(of, block * narrow));
+    for (int64_t begin = first; begin < last; begin += block) {
+        const int64_t end = least(last, begin + block);
+        for (int64_t t = begin; t < end; t += at_once) {
+            const int64_t n = least(at_once, end - t), at = (t - begin) * width;
+            of->multiply(input_of(context, t, of->out.inputs), n, &of->out, 0, 1, attended + at, words);
+            const Products products = {attended + at, bytes ? context->scale + t : nullptr, of->out.bias, n, width};
+            const Rows rows = {of->attention_norms.following ? normed : attended + at, into_up + at * size,
+                               steps_up + (t - begin), of->form};
+            embedkit_join(&products, states + t * width, &of->attention_norms, &rows, 0, n);
+        }
+        for (int64_t t = begin; t < end; t += at_once) {
+            const int64_t n = least(at_once, end - t), at = t - begin;
+            const Rows from = {of->attention_norms.following ? normed : attended, into_up, steps_up, of->form};
+            of->multiply(input_of(&from, at, width), n, &of->up, 0, 1, inner, words);
+            const Products products = {inner, bytes ? steps_up + at : nullptr, of->up.bias, n, wide};
+            const Rows rows = {inner, into_down + at * narrow * size, steps_down + at, of->form};
+            embedkit_activate(&products, of->activation, of->gated, &rows, 0, n);
+        }
+        for (int64_t t = begin; t < end; t += at_once) {
+            const int64_t n = least(at_once, end - t), at = t - begin;
+            const Rows from = {inner, into_down, steps_down, of->form};
+            of->multiply(input_of(&from, at, narrow), n, &of->down, 0, 1, joined + t * width, words);
+            const Products products = {joined + t * width, bytes ? steps_down + at : nullptr, of->down.bias, n, width};
+            const Rows rows = {out->values + t * width, (char *)out->inputs + t * width * input_size(out->form),
+                               out->form == BYTES ? out->scale + t : nullptr, out->form};
+            embedkit_join(&products, attended + at * width, &of->ffn_norms, &rows, 0, n);
+        }
     }
 }
 

@@ -42,11 +42,12 @@ _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 _Pointer = ctypes.POINTER
 #: Numbers that are worth a thread: its start takes 0.03 ms, and an activation of so many 0.1 ms.
 _FEWEST_NUMBERS = 1 << 18
-#: Numbers of the widest result of a block of rows, which stay in the second cache beside weights: 128 KiB, but
-#: 1 MiB in fp32, whose weights do not fit there beside them: more rows share what is read from the third cache.
-_BLOCK_NUMBERS = {Form.FLOATS: 1 << 18, Form.BYTES: 1 << 15, Form.BF16: 1 << 15}
-#: Rows of a block: at most, and what its size is a multiple of, as the products' tiles are.
-_BLOCK_ROWS, _BLOCK_GRAIN = 96, 24
+#: Rows of which one linear layer multiplies all before the next one does, so that it is read but once.
+_BLOCK_ROWS = 512
+#: Bytes of weights that stay in the second cache, and rows that are multiplied at once: few beside such weights,
+#: so that results stay there too, and more where they share what is read from the third cache.
+_CACHED_WEIGHTS = 1 << 20
+_FEW_ROWS, _MANY_ROWS = 32, 96
 
 
 class _Products(ctypes.Structure):
@@ -70,7 +71,7 @@ class _Rest(ctypes.Structure):
         *(("multiply", _Address), ("form", _Count), ("workspace", _Count)),
         *(("out", WeightsStruct), ("up", WeightsStruct), ("down", WeightsStruct)),
         *(("attention_norms", _Norms), ("ffn_norms", _Norms)),
-        *(("activation", ctypes.c_int32), ("gated", ctypes.c_int32), ("block", _Count)),
+        *(("activation", ctypes.c_int32), ("gated", ctypes.c_int32), ("block", _Count), ("at_once", _Count)),
     )
 
 
@@ -283,18 +284,19 @@ class Kernels:
         packed = [linear.packed for linear in (layer.attention_out, layer.up, layer.down)]
         linears = [linear for linear in packed if linear is not None]
         n_rows, n_shares = len(states), torch.get_num_threads()
-        if len(linears) < len(packed) or n_rows < n_shares * _BLOCK_ROWS:
+        if len(linears) < len(packed) or n_rows < n_shares * _MANY_ROWS:
             return None
         structs = [weights.struct(bias) for weights, bias in linears]
-        widest, products = max(struct.outputs for struct in structs), linears[0][0].products
-        block = _block_rows(widest, context.form)
+        products, largest = linears[0][0].products, max(weights.words.nbytes for weights, _ in linears)
+        at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
+        block = at_once if context.form == Form.FLOATS else min(n_rows, _BLOCK_ROWS)
         # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
-        n_words = max(products.workspace(block, struct.inputs) for struct in structs)
+        n_words = max(products.workspace(at_once, struct.inputs) for struct in structs)
         rest = _Rest(
             *(products.address, context.form, n_words, *structs),
             _norms_struct(layer.attention_norms, layer.ffn_norms.before),
             _norms_struct(layer.ffn_norms, following),
-            *(_KINDS.index(layer.activation), layer.gated, block),
+            *(_KINDS.index(layer.activation), layer.gated, block, at_once),
         )
         workspaces = torch.empty(n_shares, self._finish_workspace(rest), dtype=torch.float32)
         joined = torch.empty_like(states)
@@ -394,12 +396,6 @@ def _norm_pointer(norm: Norm | None) -> Any:
 
 def _norms_struct(norms: Norms, following: Norm | None) -> _Norms:
     return _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
-
-
-def _block_rows(width: int, form: Form) -> int:
-    """Returns the rows of a block of a layer whose widest result has so many numbers."""
-    fitting = _BLOCK_NUMBERS[form] // width // _BLOCK_GRAIN * _BLOCK_GRAIN
-    return max(_BLOCK_GRAIN, min(fitting, _BLOCK_ROWS))
 
 
 def _n_shares(shape: Sequence[int]) -> int:

@@ -167,8 +167,8 @@ def _load(dtype: Dtype, is_correct: Callable[[PackedProducts], bool]) -> PackedP
     return None
 
 
-# A compiler may have faults, too: the products of some numbers are compared with others' arithmetic. There are more
-# rows than are multiplied at once, with tiles as well.
+# A compiler may have faults, too: the products of some numbers are compared with others' arithmetic, of more rows
+# than are multiplied at once by tiles.
 
 
 def _bytes_are_exact(products: PackedProducts) -> bool:

@@ -57,7 +57,10 @@ struct Rest {
     Weights out, up, down;
     Norms attention_norms, ffn_norms;
     int32_t activation, gated;
-    int64_t block; /* rows that go through all of it together */
+    /* Rows that go through one linear layer after another, and those of them that are multiplied together: what these
+     * write is read at once by what follows, until only the inputs of the next linear layer are left. Both are the same
+     * if the form is FLOATS, which has no other inputs. */
+    int64_t block, at_once;
 };
 
 /* Packed texts: the tokens of each. */

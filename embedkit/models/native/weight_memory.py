@@ -1,7 +1,7 @@
 """Memory for packed weights, in pages of 2 MiB where Linux gives them.
 
-A batch reads all weights of a model. In pages of 4 KiB those of BERT-base are more pages than a processor remembers
-the places of, so that reading them from its third cache takes more than twice as long.
+A batch reads all weights of a model. In pages of 4 KiB those of BERT-base have more pages than a processor
+remembers the places of, and reading them from its third cache takes more than twice as long.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ class _Chunks:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._memory: mmap.mmap | None = None
+        self._memory: mmap.mmap
         self._next = self._end = 0
 
     def take(self, n_words: int) -> Tensor:
         """Returns int32 [n_words], not initialised; its memory is freed with the last tensor of its chunk."""
         size = n_words * _WORD
         with self._lock:
-            if self._memory is None or self._end - self._next < size:
+            if self._end - self._next < size:
                 self._reserve(size)
-            assert self._memory is not None
             words = torch.frombuffer(self._memory, dtype=torch.int32, count=n_words, offset=self._next)
             self._next += size + -size % _LINE
         return words

@@ -247,7 +247,7 @@ static void test_finish_layer(Form form, bool gated, bool norm_before) {
     Norm norm = {weight.data(), bias.data(), 1e-5f, 0};
     const Norms norms = {nullptr, norm_before ? nullptr : &norm, norm_before ? &norm : nullptr};
     std::vector<int32_t> work(form == FLOATS ? embedkit_fp32_workspace(n, inner) : embedkit_int8_workspace(n, inner));
-    Rest rest = {out.function, form, (int64_t)work.size(), out.weights, up.weights, down.weights, norms, norms, 0, gated, 8};
+    Rest rest = {out.function, form, (int64_t)work.size(), out.weights, up.weights, down.weights, norms, norms, 0, gated, form == FLOATS ? 8 : 16, 8};
     Floats steps(n), again(n), found(n * width), following(n * width);
     std::vector<uint8_t> of_context(n * heads), bytes(n * inner), found_bytes(n * width);
     Rows context = {attention.data(), of_context.data(), steps.data(), form};

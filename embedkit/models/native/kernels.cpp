@@ -18,16 +18,16 @@ INLINE vec error_function(vec x) {
     q = q * u + 0.11381872743368149f;
     q = q * u + 0.5014200806617737f;
     q = q * u + 1.0f;
-    return x * p / q;
+    return quotient(x * p, q);
 }
 
 enum Activation { GELU, GELU_TANH, RELU, SILU };
 
 template <int kind> INLINE vec activated(vec x) {
     if (kind == GELU) return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
-    if (kind == GELU_TANH) return x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+    if (kind == GELU_TANH) return quotient(x, 1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
     if (kind == RELU) return x < 0.0f ? vec{} : x;
-    return x / (1.0f + exponential(-x));
+    return quotient(x, 1.0f + exponential(-x));
 }
 
 template <int kind, bool gated> static void activate(const Products *products, const Rows *out, int64_t t, int64_t last) {

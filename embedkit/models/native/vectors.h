@@ -128,18 +128,28 @@ INLINE ints larger(ints size, vec x) {
     return of_x > size ? of_x : size;
 }
 
+template <int half = LANES / 2> INLINE ints largest_size(ints x) {
+    ints other = SHUFFLED(x, x, TURNED, half);
+    x = other > x ? other : x;
+    if constexpr (half == 1) return x;
+    else return largest_size<half / 2>(x);
+}
+
 APART void quantise_row(const float *__restrict row, ints size, int64_t width, uint8_t *__restrict bytes,
                         float *scale) {
-    int32_t bits[LANES];
-    __builtin_memcpy(bits, &size, sizeof bits);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) bits[i] = bits[i] > bits[i + half] ? bits[i] : bits[i + half];
-    float most;
-    __builtin_memcpy(&most, bits, sizeof most);
+    float most = ((vec)largest_size(size))[0];
     /* Rows of zeros have a scale too. */
     if (most < 1e-36f) most = 1e-36f;
     float steps = 127.0f / most;
-    for (int64_t i = 0; i < width; i++) bytes[i] = (uint8_t)(int32_t)(row[i] * steps + 128.5f);
+    int64_t i = 0;
+#if LANES == 16
+    /* A compiler for Intel's processors would take vectors of half the size. */
+    typedef uint8_t some __attribute__((vector_size(LANES)));
+    typedef some some_at __attribute__((aligned(1), may_alias));
+    for (; i + LANES <= width; i += LANES)
+        *(some_at *)(bytes + i) = __builtin_convertvector(__builtin_convertvector(load(row + i) * steps + 128.5f, ints), some);
+#endif
+    for (; i < width; i++) bytes[i] = (uint8_t)(int32_t)(row[i] * steps + 128.5f);
     *scale = most / 127.0f;
 }
 

@@ -1,11 +1,12 @@
 """How far a vector moves with what it is batched with: real MiniLM weights, real texts, random batches.
 
-    python -m benchmarks.invariance TEXTS.jsonl [-o RESULT.json] [--part fp32|bf16|lean]
+    python -m benchmarks.invariance TEXTS.jsonl [-o RESULT.json] [--part PART]
 
 TEXTS.jsonl has `text`; its first 1,000 are used. Each is computed by plain transformers alone, in fp32 and in
 bf16, and then in ten random batchings: a random order, cut by random budgets, so that long and short texts are
-beside each other; packed and padded in turn. Then in ten of them by embedkit's own code for BERT, which a CPU runs
-in fp32. Prints JSON; fails where fp32 is off by more than 1e-5.
+beside each other; packed and padded in turn. Then in ten of them by embedkit's own code, in fp32, in bf16 and in
+int8 where this CPU has what they need. Prints JSON; fails where fp32 is off by more than 1e-5, and where vectors
+of compiled code are not the same to the bit in all batchings.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from embedkit.config import ModelConfig
 from embedkit.models import select_backend
 from embedkit.models.base import LayerEncoder
 from embedkit.models.native.cpu_encoder import CpuEncoder
+from embedkit.models.native.kernels import why_no_kernels
+from embedkit.models.native.linear import bf16_instructions, int8_instructions
 from embedkit.models.native.native_model import NativeModel
 from embedkit.models.repository.resolve import resolve_model
 from embedkit.models.transformers.load import load_model
@@ -38,14 +41,17 @@ from embedkit.types import Batch, Tokens
 
 TEXTS, BATCHINGS, MAX_LENGTH, LARGEST_BUDGET = 1000, 10, 256, 8192
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PARTS = (*DTYPES, "lean")
+#: Those of embedkit's own code, with the type of numbers.
+NATIVE = {f"native {dtype}": dtype for dtype in ("fp32", "bf16", "int8")}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("texts", type=Path)
     options.add_argument("-o", "--output", type=Path)
-    options.add_argument("--part", choices=PARTS, help="one of them alone")
+    possible = {"fp32": True, "bf16": bf16_instructions(), "int8": int8_instructions()}
+    parts = [*DTYPES, *(part for part, dtype in NATIVE.items() if possible[dtype])]
+    options.add_argument("--part", choices=parts, help="one of them alone")
     asked = options.parse_args()
     with asked.texts.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in islice(lines, TEXTS)]
@@ -60,11 +66,16 @@ def main() -> None:
         "tokens": {"mean": round(float(tokens.lengths.mean()), 1), "most": int(tokens.lengths.max())},
         "largest_value": float(np.abs(exact).max()),
     }
-    for part in [asked.part] if asked.part else PARTS:
+    for part in [asked.part] if asked.part else parts:
         of_text = alone(tokens, part) if part == "bf16" else exact
-        rows = [measured(tokens, part, number, of_text, exact) for number in range(BATCHINGS)]
+        rows, vectors = zip(
+            *(measured(tokens, part, number, of_text, exact) for number in range(BATCHINGS)), strict=True
+        )
         found[part] = {
             "largest_difference_to_alone": max(row["largest_difference_to_alone"] for row in rows),
+            "largest_difference_between_batchings": float(
+                max(np.abs(some - vectors[0]).max() for some in vectors)
+            ),
             "least_cosine_to_alone": min(row["least_cosine_to_alone"] for row in rows),
             "least_cosine_to_fp32_alone": min(row["least_cosine_to_fp32_alone"] for row in rows),
             "of_alone_least_cosine_to_fp32_alone": least_cosine(of_text, exact),
@@ -74,8 +85,11 @@ def main() -> None:
     if asked.output:
         asked.output.write_text(text + "\n", encoding="utf-8")
     print(text)
-    for part in {"fp32", "lean"} & set(found):
+    for part in {"fp32", "native fp32"} & set(found):
         assert found[part]["largest_difference_to_alone"] <= 1e-5
+    if why_no_kernels() is None:
+        for part in NATIVE.keys() & set(found):
+            assert found[part]["largest_difference_between_batchings"] == 0
 
 
 def tokenized(texts: list[str]) -> Tokens:
@@ -95,25 +109,30 @@ def alone(tokens: Tokens, dtype: str) -> np.ndarray:
     return np.stack(vectors)
 
 
-def measured(tokens: Tokens, part: str, number: int, of_text: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
-    batches = "padded" if number % 2 and part != "lean" else "packed"
-    encoder = lean_encoder() if part == "lean" else encoder_of_transformers(part, batches, exact.shape[1])
+def measured(
+    tokens: Tokens, part: str, number: int, of_text: np.ndarray, exact: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    """How far the vectors of one batching are from those of each text alone; and the vectors."""
+    native = NATIVE.get(part)
+    batches = "padded" if number % 2 and native is None else "packed"
+    encoder = encoder_of_transformers(part, batches, exact.shape[1]) if native is None else native_encoder(native)
     random = np.random.default_rng(number)
     budget = int(random.integers(MAX_LENGTH, LARGEST_BUDGET))
     found = np.full_like(exact, np.nan)
     for batch in random_batches(tokens, random, budget, padded=batches == "padded"):
         found[batch.texts] = vectors_of(encoder, tokens, batch)
-    return {
+    row = {
         "batches": batches,
         "budget": budget,
         "largest_difference_to_alone": float(np.abs(found - of_text).max()),
         "least_cosine_to_alone": least_cosine(found, of_text),
         "least_cosine_to_fp32_alone": least_cosine(found, exact),
     }
+    return row, found
 
 
-def lean_encoder() -> CpuEncoder:
-    config = ModelConfig("minilm", device="cpu", dtype="fp32")
+def native_encoder(dtype: str) -> CpuEncoder:
+    config = ModelConfig("minilm", device="cpu", dtype=dtype)
     loaded = select_backend.load_model(resolve_model(config), config)
     assert isinstance(loaded, NativeModel)
     return CpuEncoder(loaded, (loaded.n_layers,), for_pooler=False)

@@ -21,6 +21,7 @@ struct Halves {
     typedef floats Sums;
     typedef floats_at SumsAt;
     static const int group = 2;
+    static const bool adds_blocks = false;
     static const bool are_parts = true;
     static const bool starts_differ = false;
     INLINE Part part(Input x) { return x; }

@@ -1,9 +1,9 @@
 /* Matrix products of fp32: rows of activations times weights that are packed once.
  * Compiled for this processor by compile_kernels.py, and called by packed_products.py.
  *
- * Sums begin with the bias; products are added in the order of the inputs. So a result is the same, to the bit, in any
- * company of other rows, and with any instruction set that rounds a product and a sum together. Tiles (split_products.h)
- * have an order, and last bits, of their own.
+ * Products are added in the order of the inputs, in blocks of 192, whose sums are added to the bias. So a result is the
+ * same, to the bit, in any company of other rows, and with any instruction set that rounds a product and a sum together:
+ * all of them have the same GROUPS. Tiles (split_products.h) have an order, and last bits, of their own.
  */
 #if defined(__AVX512F__)
 #define LANES 16
@@ -24,7 +24,7 @@
 /* The weights of a model are in the third cache or in memory: they are brought in ahead, and many rows share them. */
 #define AHEAD 1
 #define WORDS (1 << 18)
-#define MOST_ROWS 192
+#define MOST_ROWS 128
 #include "panels.h"
 #if defined(__AMX_BF16__) && defined(__linux__)
 #define SPLIT
@@ -38,6 +38,7 @@ struct Floats {
     typedef floats Sums;
     typedef floats_at SumsAt;
     static const int group = 1;
+    static const bool adds_blocks = true;
     static const bool are_parts = true;
     static const bool starts_differ = false;
     INLINE Part part(Input x) { return x; }

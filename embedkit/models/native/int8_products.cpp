@@ -94,6 +94,7 @@ struct Bytes {
     typedef ints Sums;
     typedef ints_at SumsAt;
     static const int group = GROUP;
+    static const bool adds_blocks = false;
     static const bool are_parts = GROUP == 4 && SHIFT == 128;
 #if defined(PAIRS)
     static const bool starts_differ = true;

@@ -5,6 +5,8 @@
  * A word of 32 bits holds Kind::group inputs. Kind::dot adds, to each of LANES sums, the products of its word of weights
  * and of a word of activations that all sums share. A panel has the weights of OUTPUTS outputs: first what their sums
  * start from, then a word of each for every group. Where Kind::starts_differ, they start from numbers of each row instead.
+ * Where Kind::adds_blocks, the sums of a block of groups start from 0, and are added to those before: rounding errors are
+ * those of a block, and not of a row.
  */
 #pragma once
 #include "structs.h"
@@ -130,8 +132,11 @@ template <class Kind, int rows> static void add_products(const Tile<Kind> *tile)
     const word *activations = tile->activations;
     const int32_t *weights = tile->weights;
     typename Kind::Sums sums[rows][VECTORS];
+    const auto from = [&](int r, int v) -> typename Kind::Sums {
+        return *(const SumsAt *)(tile->from + r * tile->step + v * LANES);
+    };
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = *(const SumsAt *)(tile->from + r * tile->step + v * LANES);
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = Kind::adds_blocks ? typename Kind::Sums{} : from(r, v);
     const int32_t *ahead = tile->ahead;
     for (int64_t g = 0; g < groups;) {
         const int64_t until = groups - g < tile->every ? groups : g + tile->every;
@@ -146,12 +151,14 @@ template <class Kind, int rows> static void add_products(const Tile<Kind> *tile)
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++)
+        for (int v = 0; v < VECTORS; v++) {
+            if (Kind::adds_blocks) sums[r][v] += from(r, v);
             if (tile->to)
                 *(SumsAt *)(tile->to + r * OUTPUTS + v * LANES) = sums[r][v];
             else
                 *(floats_at *)(tile->products + r * tile->outputs + v * LANES) =
                     Kind::results(sums[r][v], tile->scale + v * LANES);
+        }
 }
 
 /* The same for 1 to `rows` rows. */

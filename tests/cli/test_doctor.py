@@ -131,6 +131,9 @@ def test_the_features_of_the_cpu_are_shown(machine, monkeypatch):
     assert "--dtype bf16 on the CPU: by embedkit, with AVX512-BF9\n" in has
     monkeypatch.setattr(linear, "load_bf16_products", lambda: None)
     assert "--dtype bf16 on the CPU: by transformers\n" in machine(cuda=None, driver=None)[0]
+    for kernels, form in ((SimpleNamespace(bf16_attention=object()), "bf16"), (None, "fp32")):
+        monkeypatch.setattr("embedkit.models.native.kernels.kernels_for", lambda _, found=kernels: found)
+        assert f"attention of int8 and bf16 on the CPU: in {form}\n" in machine(cuda=None, driver=None)[0]
     monkeypatch.setattr("embedkit.models.native.kernels.load_kernels", lambda: None)
     for compiler, why in (
         (None, "there is no C++ compiler"),

@@ -70,23 +70,25 @@ static void split_rows(const float *rows, int64_t n, int64_t inputs, int32_t *wo
 /* Packs weights [outputs, inputs]; sums start from the bias. */
 static void split_pack(const float *weights, const float *bias, int64_t outputs, int64_t inputs, int32_t *packed) {
     __builtin_memset(packed, 0, sizeof *packed * split_packed_words(outputs, inputs));
-    for (int64_t o = 0; o < outputs; o++) {
-        const int64_t column = o % SPLIT_OUTPUTS;
-        int32_t *panel = packed + o / SPLIT_OUTPUTS * split_panel_words(inputs);
-        __builtin_memcpy(panel + column, bias + o, sizeof *bias);
-        for (int64_t i = 0; i < inputs; i += LANES) {
-            uint16_t parts[3][LANES];
-            floats x = {};
-            const int64_t count = inputs - i < LANES ? inputs - i : LANES;
-            __builtin_memcpy(&x, weights + o * inputs + i, sizeof *weights * count);
-            split(x, parts[0], parts[1], parts[2]);
-            for (int part = 0; part < 3; part++)
-                for (int64_t at = i; at < i + count; at++) {
-                    int32_t *pair = panel + SPLIT_OUTPUTS + at / STEP * STEP_WORDS + (2 - part) * PAIR;
-                    int32_t *row = pair + column / TILE_WORDS * (PAIR / 2) + at % STEP / 2 * TILE_WORDS;
-                    ((uint16_t *)(row + column % TILE_WORDS))[at % 2] = parts[part][at - i];
-                }
-        }
+    for (int64_t p = 0; p < split_panels(outputs); p++) {
+        int32_t *panel = packed + p * split_panel_words(inputs);
+        const int64_t at = p * SPLIT_OUTPUTS, count = outputs - at < SPLIT_OUTPUTS ? outputs - at : SPLIT_OUTPUTS;
+        __builtin_memcpy(panel, bias + at, sizeof *bias * count);
+        /* Some inputs of all outputs come first: the words that are written stay in the first cache. */
+        for (int64_t i = 0; i < inputs; i += LANES)
+            for (int64_t column = 0; column < count; column++) {
+                int32_t pairs[3][LANES / 2];
+                uint16_t *parts = (uint16_t *)pairs;
+                const float *from = weights + (at + column) * inputs + i;
+                floats x = {};
+                if (i + LANES <= inputs) x = *(const floats_at *)from;
+                else __builtin_memcpy(&x, from, sizeof *from * (inputs - i));
+                split(x, parts, parts + LANES, parts + 2 * LANES);
+                int32_t *to = panel + SPLIT_OUTPUTS + i / STEP * STEP_WORDS + column / TILE_WORDS * (PAIR / 2) +
+                              i % STEP / 2 * TILE_WORDS + column % TILE_WORDS;
+                for (int part = 0; part < 3; part++)
+                    for (int j = 0; j < LANES / 2; j++) to[(2 - part) * PAIR + j * TILE_WORDS] = pairs[part][j];
+            }
     }
 }
 

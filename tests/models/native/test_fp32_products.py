@@ -110,7 +110,10 @@ def test_what_is_not_finite_stays_so_and_in_its_row(products):
     ("of_vectors", "of_tiles"),
     [
         (("have_sums ? OUTPUTS : 0", "0"), ("(part) * PAIR + PAIR / 2", "(part) * PAIR")),
-        (("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"), ("at / STEP * STEP_WORDS", "0")),
+        (
+            ("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"),
+            ("SPLIT_OUTPUTS + i / STEP * STEP_WORDS", "SPLIT_OUTPUTS"),
+        ),
         (("#define OUTPUTS", "this does not compile"), ("#define STEP", "nor does this")),
     ],
 )

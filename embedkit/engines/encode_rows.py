@@ -128,7 +128,7 @@ def _plan(planned: InputPlan, model: ModelFacts, setup: EngineSetup, stored: Pla
     config, reuse = setup.config, setup.reuse
     plan = planned.complete(model, config, reuse)
     if reuse:
-        for sentence in reuse.check_recipe(plan.recipe, plan.scores):
+        for sentence in reuse.check_recipe(plan.recipe, plan.scores, backend=plan.engine):
             setup.callbacks.notice(sentence)
     if stored:
         if reuse and reuse.takes_from(config.output.output):

@@ -160,7 +160,7 @@ class InputPlan:
             scores=self.scores,
             hash_key=hash_key,
             update=tuple(output.digest for output in reuse.earlier) if reuse else (),
-            versions=reuse.versions() if reuse else (vector_versions(),),
+            versions=reuse.versions(model.engine) if reuse else (vector_versions(model.engine),),
         )
 
 

@@ -59,8 +59,10 @@ class TextReuse:
             self.key = stored
         return self.key.id
 
-    def check_recipe(self, recipe: Json, scores: Sequence[str], *, without: Collection[str] = ()) -> list[str]:
-        """Checks the earlier outputs; see `EarlierOutput.check_recipe`.
+    def check_recipe(
+        self, recipe: Json, scores: Sequence[str], *, backend: str = "", without: Collection[str] = ()
+    ) -> list[str]:
+        """Checks the earlier outputs; see `EarlierOutput.check_recipe`. `backend` is the model's, if it is known.
 
         Returns:
             Sentences about vectors of other versions, if the user takes these.
@@ -68,10 +70,12 @@ class TextReuse:
         Raises:
             OutputError: an earlier output has vectors that are not this run's.
         """
-        notices = []
+        notices, now = [], vector_versions(backend)
+        if backend:
+            now.setdefault("attention", "fp32")
         for output in self.earlier:
             output.check_recipe(recipe, scores, without=without)
-            difference = output.version_difference(vector_versions())
+            difference = output.version_difference(now)
             if difference is None:
                 continue
             if not self._other_versions:
@@ -83,9 +87,9 @@ class TextReuse:
             notices.append(f"vectors of {as_text(output.path)} are of other versions: {difference}")
         return notices
 
-    def versions(self) -> tuple[Mapping[str, str], ...]:
-        """Returns the versions of this run, then others of the earlier outputs; see Plan."""
-        found: list[Mapping[str, str]] = [vector_versions()]
+    def versions(self, backend: str) -> tuple[Mapping[str, str], ...]:
+        """Returns the versions of this run with its backend, then others of the earlier outputs; see Plan."""
+        found: list[Mapping[str, str]] = [vector_versions(backend)]
         for versions in (of for output in self.earlier for of in output.stored.versions):
             if versions not in found:
                 found.append(versions)

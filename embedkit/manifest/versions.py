@@ -28,9 +28,15 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def vector_versions() -> dict[str, str]:
-    """Returns the versions of what computes vectors, without builds such as `+cpu`, by name."""
-    return {name: full.partition("+")[0] for name, full in library_versions().items() if name in _OF_VECTORS}
+def vector_versions(backend: str = "") -> dict[str, str]:
+    """Returns the versions of what computes vectors, without builds such as `+cpu`, by name.
+
+    Args:
+        backend: the one of the model, if it is known. Attention in bf16 changes vectors as another version may,
+            and is named like one; in fp32 it is not.
+    """
+    found = {name: full.partition("+")[0] for name, full in library_versions().items() if name in _OF_VECTORS}
+    return {**found, "attention": "bf16"} if backend.endswith("-bf16-attention") else found
 
 
 def processor() -> str:

@@ -110,7 +110,8 @@ class EarlierOutput:
 
     def version_difference(self, now: Mapping[str, str]) -> str | None:
         """Returns how the versions that computed its vectors differ from those of now; None if they do not."""
-        for versions in self.stored.versions or ({},):
+        for stored in self.stored.versions or ({},):
+            versions = {"attention": "fp32", **stored}
             changed = [
                 f"{name} was {versions.get(name, 'unknown')} and is {version} now"
                 for name, version in now.items()

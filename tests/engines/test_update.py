@@ -11,6 +11,7 @@ import hmac
 import json
 import shutil
 import stat
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import embedkit
+from embedkit.engines.reuse import TextReuse
+from embedkit.errors import OutputError
 from embedkit.manifest import versions
+from embedkit.output.earlier import EarlierOutput
 from embedkit.output.inspect import inspect_output
 from embedkit.verify import verify_output
 from tests.conftest import NOTES
@@ -441,6 +445,20 @@ def test_vectors_of_other_versions_are_taken_only_when_asked(
     assert encode(new_table, "--update", new, "--other-versions", "-o", newer).code == 0
     plan = json.loads((newer / "plan.json").read_text())
     assert [of["torch"] for of in plan["versions"]] == [torch_now, "1.0.0"]
+
+
+@pytest.mark.parametrize(("was", "now"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_vectors_of_attention_in_other_numbers_are_taken_only_when_asked(tables, encode, tmp_path, was, now):
+    backends = {"fp32": "fused", "bf16": "fused-bf16-attention"}
+    assert encode(tables[0], "--keep-hashes", "-o", tmp_path / "old").code == 0
+    old = EarlierOutput(str(tmp_path / "old"))
+    old.stored = replace(old.stored, versions=(versions.vector_versions(backends[was]),))
+    recipe = old.stored.recipe
+    assert TextReuse(None, [old], None, False).check_recipe(recipe, (), backend=backends[was]) == []
+    with pytest.raises(OutputError, match=f"attention was {was} and is {now} now"):
+        TextReuse(None, [old], None, False).check_recipe(recipe, (), backend=backends[now])
+    (notice,) = TextReuse(None, [old], None, True).check_recipe(recipe, (), backend=backends[now])
+    assert f"attention was {was} and is {now} now" in notice
 
 
 @pytest.mark.parametrize(("hashes", "code"), [(("--keep-hashes",), 5), ((), 0)])

@@ -79,12 +79,12 @@ def saved(kind: str, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def alone(folder: Path, tokens: Tokens, fewest: int) -> list[list[np.ndarray]]:
+def alone(folder: Path, tokens: Tokens, fewest: int, dtype: torch.dtype = torch.float32) -> list[list[np.ndarray]]:
     """Every hidden state of every text as transformers gives them for it alone: [text][layer] is [T, D].
 
     The whole model, encoder and decoder, and a new copy for each text: some carry over what they saw before.
     """
-    pristine = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pristine = transformers.AutoModel.from_pretrained(folder, dtype=dtype).eval()
     states = []
     for text in np.split(tokens.input_ids.astype(np.int64), np.cumsum(tokens.lengths)[:-1]):
         short = max(0, fewest - len(text))
@@ -259,7 +259,14 @@ def test_every_state_and_pooling_of_every_text_is_the_same_in_a_batch_as_alone(k
     expected = alone(tmp_path, chosen.tokens, FEWEST.get(kind, 1))
     assert len(expected[0]) == loaded.n_layers + 1
     way = measured(encoder, chosen.batches, chosen.tokens, expected, BUDGETS)
-    assert max(way.states, way.pooled) <= 1e-5, way
+    allowed = 1e-5
+    if max(way.states, way.pooled) > allowed:
+        # On some processors the rounding of a text alone is as large as that, which is no fault of a batch.
+        exact = alone(tmp_path, chosen.tokens, FEWEST.get(kind, 1), torch.float64)
+        allowed += max(
+            difference(a, b) for of in zip(expected, exact, strict=True) for a, b in zip(*of, strict=True)
+        )
+    assert max(way.states, way.pooled) <= allowed, way
     if chosen.batches == "packed":
         padded = chosen.other("padded", hooked=True)
         way = measured(padded, "padded", chosen.tokens, expected, BUDGETS[-1:])

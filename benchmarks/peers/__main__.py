@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks.hidden_instructions import hidden
 from benchmarks.peers.models import bert_base, minilm
-from embedkit.models.native.linear import int8_instructions
+from embedkit.manifest.versions import processor
+from embedkit.models.native.linear import bf16_instructions, int8_instructions
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = "benchmarks.peers.contender"
@@ -272,9 +273,11 @@ def machine() -> dict[str, object]:
     import torch
 
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "int8": int8_instructions(),  # which instructions multiply, by embedkit's own code
+        "bf16": bf16_instructions(),
         **({"hidden": told} if (told := hidden()) else {}),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -3,15 +3,17 @@
 A put is whole or absent, and "put if absent" has one winner. So there is no rename, no temporary name and no lock:
 
 1. `plan.json` is put if absent; who comes second reads the first one's and compares.
-2. A shard's files are put. One that is there already is replaced only while the shard has no record.
+2. A shard's files are put if absent. One of other bytes is replaced, if the shard has no record, under a claim: an
+   object that is put if absent where the record will be, and that the record replaces. So nobody commits a file
+   that another process is about to replace.
 3. Its record is put if absent. Where there is one of the same bytes, another process has done the same work. One
    of other bytes is from a machine that computes other bits, and ends the run.
 4. `manifest.json` is put last, once a listing has shown every file of every record.
 
-A killed writer leaves a shard without a record, which is computed again. A record's metadata identify the ETags
-of the shard's files: a file that was replaced later is noticed by listing alone. Where the ETags differ, as in a
-copy of the bucket, the files are hashed. An acknowledgement that is lost makes a put look as if another process
-had been first; what is there is then compared, too.
+A killed writer leaves a shard without a record, or with a claim, which is computed again. A record's metadata
+identify the ETags of the shard's files: a file that was replaced later is noticed by listing alone. Where the
+ETags differ, as in a copy of the bucket, the files are hashed. An acknowledgement that is lost makes a put
+look as if another process had been first; what is there is then compared, too.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from embedkit.output.object_records import (
     ObjectRecords,
     digest_of_files,
     have_sizes,
+    is_claim,
     is_of_plan,
     is_same_etag,
 )
@@ -98,7 +101,7 @@ class ObjectFolder(OutputFolder):
             )
 
     def check_conditions(self) -> bool:
-        """Puts an object twice, if absent: True if the store takes one of them, False if it ignores the condition.
+        """Puts an object twice, if absent: True if the store takes one of them, and gives it an ETag.
 
         Raises:
             OutputError: nothing can be written there.
@@ -109,7 +112,7 @@ class ObjectFolder(OutputFolder):
                 self.store.put(key, b"probe of embedkit\n", if_absent=True)
                 self.store.put(key, b"probe of embedkit\n", if_absent=True)
             except FileExistsError:
-                return True
+                return self.store.head(key).etag is not None
             finally:
                 with contextlib.suppress(OSError):  # who may write need not be allowed to delete
                     self.store.delete([key])
@@ -246,6 +249,10 @@ class ObjectFolder(OutputFolder):
             for number, known in sorted(self._seen.known.items()):
                 record = known.record
                 is_ours = record is not None and record.index == number and is_of_plan(record, self.plan_sha256)
+                # What replaced a claim after the listing is of files that the listing may lack.
+                is_newer = known.etag is not None and not is_same_etag(known.etag, listed[number].etag)
+                if is_newer or is_claim(known.data, self.plan_sha256):
+                    continue
                 if record is None or not is_ours or not have_sizes(record, there):
                     self._obsolete[number] = known.etag
                 elif verify or known.etags not in {

@@ -16,6 +16,7 @@ from embedkit.storage.remote_path import RemotePath
 _GETS, _READ_AHEAD = 64, 4096
 #: Key of a record's metadata.
 ETAGS = "etags"
+_CLAIM = "claim of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class KnownRecord:
     """A record that was read or written."""
 
     etag: str | None
-    record: ShardRecord | None  # None if it is damaged
+    record: ShardRecord | None  # None if it is damaged, or a claim
     data: bytes | None  # None if the record gives the same bytes again
     etags: str | None  # of its metadata
 
@@ -72,6 +73,16 @@ class ObjectRecords:
             return KnownRecord(found.etag, None, data, None)
         is_plain = record.serialize() == data
         return KnownRecord(found.etag, record, None if is_plain else data, found.metadata.get(ETAGS))
+
+
+def claim_of(record: ShardRecord) -> bytes:
+    """Returns what stands in a record's place while the process that will put it replaces files of other bytes."""
+    return f"{_CLAIM} {record.plan_sha256} {hashlib.sha256(record.serialize()).hexdigest()}\n".encode()
+
+
+def is_claim(data: bytes | None, plan_sha256: str | None) -> bool:
+    """Returns True for a claim of any process that carries out the plan with this hash."""
+    return data is not None and data.startswith(f"{_CLAIM} {plan_sha256} ".encode())
 
 
 def is_of_plan(record: ShardRecord, plan_sha256: str | None) -> bool:

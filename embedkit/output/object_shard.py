@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Never
@@ -14,7 +16,9 @@ from embedkit.output.object_records import (
     ETAGS,
     KnownRecord,
     ObjectRecords,
+    claim_of,
     digest_of_etags,
+    is_claim,
     is_of_plan,
     is_same_etag,
 )
@@ -59,11 +63,13 @@ class ObjectShardWriter:
         folder = self.folder
         folder.check_plan()
         published = [PublishedFile(name, file.size, file.sha256) for name, file in self.files.items()]
-        etags = [self._put_file(name, file) for name, file in self.files.items()]
         record = replace(record, files=tuple(published), plan_sha256=folder.plan_sha256)
-        folder.check_plan()
-        self._put_record(record, etags)
-        return record
+        for _ in range(_ATTEMPTS):
+            etags = list(itertools.chain(*(self._put_file(record, *of) for of in self.files.items())))
+            folder.check_plan()
+            if self._put_record(record, etags):
+                return record
+        raise self._contended(record_name(self.index))
 
     def discard(self) -> None:
         """Frees the memory and the temporary files."""
@@ -71,66 +77,115 @@ class ObjectShardWriter:
             file.discard()
         self.files.clear()
 
-    def _put_file(self, name: str, file: SpooledFile) -> str | None:
+    def _put_file(self, record: ShardRecord, name: str, file: SpooledFile) -> list[str | None]:
         """Puts a file of a shard.
 
+        A file of other bytes is replaced only under a claim: else another process, between this one's look for a
+        record and its put, could commit the shard and end, and its vectors would be lost.
+
         Returns:
-            Its ETag; None if it was there, with its record.
+            Its ETag; nothing if it was there, with its record.
 
         Raises:
-            OutputError: the shard has a record of a file with other bytes.
+            OutputError: the shard has a record or a claim of a process whose files have other bytes.
         """
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(FileExistsError):
-                return self.store.put(name, file.content, if_absent=True)
+                return [self.store.put(name, file.content, if_absent=True)]
             # It is of a killed writer, of this call (an acknowledgement was lost), or of another process.
-            known = self.records.read(self.index)
-            if (
-                known is not None
-                and known.record is not None
-                and is_of_plan(known.record, self.folder.plan_sha256)
-            ):
-                recorded = {of.path: of.sha256 for of in known.record.files}
-                if recorded.get(name) != file.sha256:
-                    self._fail_other_bytes()
-                return None
-            if known is not None:
-                self.store.delete([record_name(self.index)])
             with contextlib.suppress(FileExistsError, FileNotFoundError):
-                etag = self.store.head(name).etag
-                return self.store.put(name, file.content, if_match=etag)
+                # The file before the claim: what replaces it while the claim still stands has another ETag.
+                seen = self.store.head(name)
+                there = self._record_there()
+                if there is not None and there.record is not None:
+                    recorded = {of.path: of.sha256 for of in there.record.files}
+                    if recorded.get(name) != file.sha256:
+                        self._fail_other_bytes()
+                    return []
+                data, found = self.store.get(name)
+                if hashlib.sha256(data).hexdigest() == file.sha256:
+                    return [found.etag]
+                self._claim(record, there)
+                return [self.store.put(name, file.content, if_match=seen.etag)]
         raise self._contended(name)
 
-    def _put_record(self, record: ShardRecord, etags: Sequence[str | None]) -> None:
-        """Puts a record, unless there is one of the same bytes.
+    def _claim(self, record: ShardRecord, there: KnownRecord | None) -> None:
+        """Puts a claim where a record will be, so that no other process commits the shard meanwhile.
+
+        Args:
+            record: what will be put there.
+            there: a claim that is there; None for nothing.
 
         Raises:
-            OutputError: there is a record of other bytes.
+            FileExistsError: something else is there by now.
+            OutputError: another process has a claim.
+        """
+        claim, name = claim_of(record), record_name(self.index)
+        if there is None:
+            self.store.put(name, claim, if_absent=True)
+        elif not self._may_replace(there, record):
+            self._fail_other_bytes()
+        elif there.data != claim:
+            self.store.put(name, claim, if_match=there.etag)
+
+    def _may_replace(self, claim: KnownRecord, record: ShardRecord) -> bool:
+        """Returns True for a claim of this process, or one that it found at its start: of a killed writer."""
+        found = self.records.known.get(self.index)
+        is_old = found is not None and found.data == claim.data and found.etag == claim.etag
+        return is_old or claim.data == claim_of(record)
+
+    def _record_there(self) -> KnownRecord | None:
+        """Reads the record or claim of the shard, and removes one that is damaged or of a replaced run."""
+        known = self.records.read(self.index)
+        if known is None:
+            return None
+        if known.record is None:
+            counts = is_claim(known.data, self.folder.plan_sha256)
+        else:
+            counts = is_of_plan(known.record, self.folder.plan_sha256)
+        if not counts:
+            self.store.delete([record_name(self.index)])
+        return known if counts else None
+
+    def _put_record(self, record: ShardRecord, etags: Sequence[str | None]) -> bool:
+        """Puts a record, unless there is one of the same bytes.
+
+        Returns:
+            False if files that were there with a record have none any more.
+
+        Raises:
+            OutputError: there is a record or a claim of other bytes.
         """
         name, data, digest = record_name(self.index), record.serialize(), digest_of_etags(etags)
         metadata = {} if digest is None else {ETAGS: digest}
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(FileExistsError):
-                etag = self.store.put(name, data, if_absent=True, metadata=metadata)
-                self.records.known[self.index] = KnownRecord(etag, record, None, digest)
-                return
-            known = self.records.read(self.index)
-            if known is None:
-                continue
-            if known.record == record:
-                self.records.known[self.index] = known
-                return
-            if known.record is None or not is_of_plan(known.record, self.folder.plan_sha256):
-                self.store.delete([name])  # of a run that this one has replaced, or damaged
-                continue
-            self._remove_unfit(known.record, record, etags)
-            self._fail_other_bytes()
+        had_record = len(etags) < len(record.files)
+        there: KnownRecord | None = None
+        for attempt in range(_ATTEMPTS):
+            if attempt or had_record:
+                there = self._record_there()
+            if there is None or (there.record is None and self._may_replace(there, record)):
+                if had_record:
+                    return False
+                if_match = None if there is None else there.etag
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                    etag = self.store.put(
+                        name, data, if_absent=there is None, if_match=if_match, metadata=metadata
+                    )
+                    self.records.known[self.index] = KnownRecord(etag, record, None, digest)
+                    return True
+            elif there.record == record:
+                self.records.known[self.index] = there
+                return True
+            else:
+                if there.record is not None:
+                    self._remove_unfit(there.record, record, etags)
+                self._fail_other_bytes()
         raise self._contended(name)
 
     def _remove_unfit(self, found: ShardRecord, record: ShardRecord, etags: Sequence[str | None]) -> None:
         """Removes another process's record if this one has replaced a file just before that was put."""
         expected = {file.path: file.sha256 for file in found.files}
-        for file, etag in zip(record.files, etags, strict=True):
+        for file, etag in zip(record.files, etags, strict=False):
             with contextlib.suppress(FileNotFoundError):
                 is_mine = is_same_etag(self.store.head(file.path).etag, etag)
                 if is_mine and expected.get(file.path) != file.sha256:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import OutputError
@@ -102,13 +103,16 @@ def test_a_run_makes_as_few_requests_as_a_shard_needs(etags: str) -> None:
     assert resumed.requests == {"list": 2, "get": 1 + SHARDS, "head": 3, "put": 1}
 
 
-def test_where_a_store_ignores_conditions_one_process_may_write_and_several_ranks_may_not() -> None:
-    store = MemoryStore(knows_conditions=False)
+@pytest.mark.parametrize("lacks", [{"knows_conditions": False}, {"etags": "none"}], ids=repr)
+def test_where_a_store_ignores_conditions_one_process_may_write_and_several_ranks_may_not(
+    lacks: dict[str, Any],
+) -> None:
+    store = MemoryStore(**lacks)
     alone = destination(store, "error")
     assert encode(alone)
     assert "let no second run write there" in alone.notices[0]
     with pytest.raises(OutputError, match="several ranks could write one shard twice") as caught:
-        destination(MemoryStore(knows_conditions=False), several=True).open()
+        destination(MemoryStore(**lacks), several=True).open()
     assert "If-None-Match" in caught.value.hint
     assert not list(problems(store))
     assert set(store.objects) == names()  # the probe is gone
@@ -230,20 +234,35 @@ def test_two_processes_that_compute_other_bits_are_stopped_and_what_was_committe
     assert write(two, 1) == write(one, 1)  # of the same bytes: nothing is wrong
 
 
+def leave_files_of_a_killed_run(objects: dict[str, Any], etags: str, puts: int) -> None:
+    """Begins an output as a machine that computes other bits does, killed after so many puts."""
+    number = itertools.count()
+
+    def before(name: str, key: str) -> str:
+        return "killed" if name == "put" and not key.startswith(".") and next(number) == puts else ""
+
+    with contextlib.suppress(Killed):
+        encode(destination(MemoryStore(objects, etags=etags, before=before)), "left")
+
+
 FATES = ("", "", "", "", "", "lost", "killed", "killed after")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=20000, deadline=None)
 @given(
     order=st.lists(st.integers(0, 1), max_size=120),
     fates=st.lists(st.sampled_from(FATES), max_size=60),
-    etags=st.sampled_from(["md5", "unique", "none"]),
+    etags=st.sampled_from(["md5", "unique"]),
     contents=st.sampled_from([("same", "same"), ("one", "other")]),
+    left=st.integers(0, 5),
 )
+# The second looks for a record, and puts its file once the first has committed all shards and ended.
+@example(order=[0] * 7 + [1] + [0] * 4 + [1] * 12, fates=[], etags="md5", contents=("one", "other"), left=0)
 def test_nothing_is_lost_doubled_or_mixed_in_any_order_of_the_requests_of_two_ranks(
-    order: list[int], fates: list[str], etags: str, contents: tuple[str, str]
+    order: list[int], fates: list[str], etags: str, contents: tuple[str, str], left: int
 ) -> None:
     objects: dict[str, Any] = {}
+    leave_files_of_a_killed_run(objects, etags, left)
     fate = iter(fates)
     outcomes: list[str] = []
 
@@ -266,9 +285,9 @@ def test_nothing_is_lost_doubled_or_mixed_in_any_order_of_the_requests_of_two_ra
     Turns().run([rank(content) for content in contents], itertools.chain(order, itertools.repeat(0)))
     store = MemoryStore(objects, etags=etags)
     assert all(is_own(key) for key in objects)
-    if "manifest.json" in objects:
-        assert not list(problems(store))
-    is_same = contents[0] == contents[1]
+    assert "manifest.json" not in objects or not list(problems(store))
+    assert len(outcomes) == len(contents)
+    is_same = contents[0] == contents[1] and not left
     for outcome in outcomes:
         assert outcome in {"complete", "rest", "killed"} or (not is_same and "with other bytes" in outcome)
     # The way out of every end: the same command again.

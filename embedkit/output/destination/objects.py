@@ -78,12 +78,14 @@ class Objects(ShardFolder):
             return
         if self.several:
             raise OutputError(
-                f"{self.path}: this store replaces an object where it is told not to, so several ranks could "
-                "write one shard twice, and differently",
-                hint="use one process, or a store that knows If-None-Match, or a disk that the ranks share",
+                f"{self.path}: this store replaces an object where it is told not to, or gives no ETags, so "
+                "several ranks could write one shard twice, and differently",
+                hint="use one process, or a store that knows If-None-Match and If-Match, or a disk that the ranks "
+                "share",
             )
         self.notices.append(
-            f"the store of {self.path} replaces an object where it is told not to: let no second run write there"
+            f"the store of {self.path} replaces an object where it is told not to, or gives no ETags: let no "
+            "second run write there"
         )
 
     def committed(self) -> dict[int, ShardRecord]:

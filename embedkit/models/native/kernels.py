@@ -48,6 +48,8 @@ _BLOCK_ROWS = 512
 #: so that results stay there too, and more where they share what is read from the third cache.
 _CACHED_WEIGHTS = 1 << 20
 _FEW_ROWS, _MANY_ROWS = 32, 96
+#: The same of fp32 by tiles, whose weights are in the third cache: each is read while 8 pairs of tiles pass.
+_SPLIT_ROWS = 256
 
 
 class _Products(ctypes.Structure):
@@ -288,7 +290,10 @@ class Kernels:
             return None
         structs = [weights.struct(bias) for weights, bias in linears]
         products, largest = linears[0][0].products, max(weights.words.nbytes for weights, _ in linears)
-        at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
+        if products.instructions == "AMX-BF16" and context.form == Form.FLOATS:
+            at_once = _SPLIT_ROWS
+        else:
+            at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
         block = at_once if context.form == Form.FLOATS else min(n_rows, _BLOCK_ROWS)
         # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
         n_words = max(products.workspace(at_once, struct.inputs) for struct in structs)

@@ -1,9 +1,13 @@
 /* Matrix products of fp32 by tiles of bf16: a number is the exact sum of three of bf16, its parts, and a product is the
  * sum of the six products of parts that are above fp32's rounding (Henry, Tang and Heinecke 2019, arXiv 1904.06376).
  *
- * What fp32_products.cpp includes after panels.h. Weights lie in blocks of SPLIT_OUTPUTS outputs: first what their sums
- * start from, then, for each STEP inputs, a pair of tiles of each part, the last part first. Rows lie in blocks of SPLIT_ROWS, likewise, but
- * the first part first: so both are read as they lie. */
+ * What fp32_products.cpp includes after panels.h. Weights lie in panels of SPLIT_OUTPUTS outputs: first what their sums
+ * start from, then, for each STEP inputs, a pair of tiles of each part, the last part first. Rows lie in blocks of
+ * SPLIT_ROWS, likewise, but the first part first: so both are read as they lie.
+ *
+ * A tile takes as long to come from the second cache (6 ns) as a product of two, and five times as long from the third.
+ * So a few steps of a panel stay in the first cache while blocks of rows, which stay in the second, pass them, and bring
+ * the next weights into the second. The order of additions is that of the inputs all the same. */
 #pragma once
 #include "tiles.h"
 
@@ -13,28 +17,28 @@
 #define STEP 32
 #define PAIR (2 * TILE_ROWS * TILE_WORDS)
 #define STEP_WORDS (3 * PAIR)
-/* Words of rows in parts that stay in the second cache. */
-#ifndef SPLIT_WORDS
-#define SPLIT_WORDS (1 << 18)
-#endif
+/* Rows, and steps of them, whose parts stay in the second cache while all weights pass. */
+#define SPLIT_MOST_ROWS 256
+#define SPLIT_MOST_STEPS 12
+/* Steps of a panel of weights that stay in the first cache while those rows pass. */
+#define NEAR_STEPS 4
+/* Lines of each step of weights that are brought in with one of its six products. */
+#define LINES_EACH (STEP_WORDS / 6 / LINE)
 
 INLINE int64_t split_steps(int64_t inputs) { return (inputs + STEP - 1) / STEP; }
 INLINE int64_t split_panels(int64_t outputs) { return (outputs + SPLIT_OUTPUTS - 1) / SPLIT_OUTPUTS; }
 INLINE int64_t split_panel_words(int64_t inputs) { return SPLIT_OUTPUTS + split_steps(inputs) * STEP_WORDS; }
 
-/* Rows that are multiplied together: whole blocks. */
-INLINE int64_t split_at_once(int64_t n, int64_t inputs) {
-    int64_t blocks = SPLIT_WORDS / (split_steps(inputs) * STEP_WORDS);
-    if (blocks < 1) blocks = 1;
-    const int64_t wanted = (n + SPLIT_ROWS - 1) / SPLIT_ROWS;
-    return (wanted < blocks ? wanted : blocks) * SPLIT_ROWS;
-}
+INLINE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t split_blocks(int64_t n) { return (n + SPLIT_ROWS - 1) / SPLIT_ROWS; }
 
 INLINE int64_t split_packed_words(int64_t outputs, int64_t inputs) {
     return split_panels(outputs) * split_panel_words(inputs);
 }
+/* Of each block: the parts of its rows, and sums. */
 INLINE int64_t split_workspace_words(int64_t n, int64_t inputs) {
-    return split_at_once(n, inputs) / SPLIT_ROWS * split_steps(inputs) * STEP_WORDS;
+    return split_blocks(least_of(n, SPLIT_MOST_ROWS)) *
+           (least_of(split_steps(inputs), SPLIT_MOST_STEPS) * STEP_WORDS + SPLIT_ROWS * SPLIT_OUTPUTS);
 }
 
 /* Writes the parts of LANES numbers at three places: rounded, rounded, and the rest, which bf16 holds. NaN and infinity
@@ -51,20 +55,21 @@ INLINE void split(floats x, uint16_t *first, uint16_t *second, uint16_t *third) 
     *(halves *)third = __builtin_convertvector((bits)x >> 16, halves);
 }
 
-/* Splits n rows; the rows and inputs that a block lacks are 0. */
-static void split_rows(const float *rows, int64_t n, int64_t inputs, int32_t *words) {
-    const int64_t steps = split_steps(inputs);
-    for (int64_t block = 0; block < n; block += SPLIT_ROWS, words += steps * STEP_WORDS)
-        for (int64_t r = 0; r < SPLIT_ROWS; r++) {
-            const float *row = rows + (block + r) * inputs;
-            for (int64_t i = 0; i < steps * STEP; i += LANES) {
-                floats x = {};
-                if (block + r < n && i + LANES <= inputs) x = *(const floats_at *)(row + i);
-                else if (block + r < n && i < inputs) __builtin_memcpy(&x, row + i, sizeof *row * (inputs - i));
-                uint16_t *to = (uint16_t *)(words + i / STEP * STEP_WORDS + r * TILE_WORDS) + i % STEP;
-                split(x, to, to + 2 * PAIR, to + 4 * PAIR);
+/* Splits `steps` steps of n rows from one on; the rows and inputs that a block lacks are 0. All rows of a step come first:
+ * what is written is in one piece. */
+static void split_rows(const float *rows, int64_t n, int64_t inputs, int64_t first, int64_t steps, int32_t *words) {
+    for (int64_t block = 0; block < n; block += SPLIT_ROWS)
+        for (int64_t step = first; step < first + steps; step++, words += STEP_WORDS)
+            for (int64_t r = 0; r < SPLIT_ROWS; r++) {
+                const float *row = rows + (block + r) * inputs;
+                for (int64_t i = step * STEP; i < (step + 1) * STEP; i += LANES) {
+                    floats x = {};
+                    if (block + r < n && i + LANES <= inputs) x = *(const floats_at *)(row + i);
+                    else if (block + r < n && i < inputs) __builtin_memcpy(&x, row + i, sizeof *row * (inputs - i));
+                    uint16_t *to = (uint16_t *)(words + r * TILE_WORDS) + i % STEP;
+                    split(x, to, to + 2 * PAIR, to + 4 * PAIR);
+                }
             }
-        }
 }
 
 /* Packs weights [outputs, inputs]; sums start from the bias. */
@@ -92,70 +97,141 @@ static void split_pack(const float *weights, const float *bias, int64_t outputs,
     }
 }
 
-#define LOAD_ROWS(part)                                  \
-    TILE_LOAD(4, rows + (part) * PAIR, TILE_WORDS * 4);  \
-    TILE_LOAD(5, rows + (part) * PAIR + PAIR / 2, TILE_WORDS * 4)
-#define LOAD_WEIGHTS(part)                                        \
-    TILE_LOAD(6, weights + (2 - (part)) * PAIR, TILE_WORDS * 4);  \
-    TILE_LOAD(7, weights + (2 - (part)) * PAIR + PAIR / 2, TILE_WORDS * 4)
-#define DOT_PARTS          \
-    TILE_DOT_BF16(0, 4, 6); \
-    TILE_DOT_BF16(1, 4, 7); \
-    TILE_DOT_BF16(2, 5, 6); \
-    TILE_DOT_BF16(3, 5, 7)
+/* Some steps of a block of rows and of a panel. */
+struct Block {
+    const int32_t *rows, *weights;
+    int64_t steps;
+    const int32_t *next_rows, *next_weights; /* of the block that comes after it */
+    const float *from;                       /* what the sums start from: rows are `from_stride` apart */
+    int64_t from_stride;
+    float *to; /* the sums */
+    int64_t to_stride;
+    const int32_t *ahead; /* weights of later blocks, of which each product brings in `lines` lines */
+    int64_t lines;
+};
 
-/* Computes the sums of a block of rows and a panel, [SPLIT_ROWS, SPLIT_OUTPUTS]. Of the parts' products, those of
- * neighbours in this order share a part that is loaded. */
-static void split_sums(const int32_t *rows, const int32_t *panel, int64_t steps, float *sums) {
-    const int32_t *weights = panel + SPLIT_OUTPUTS;
-    TILE_LOAD(0, panel, 0);
-    TILE_LOAD(1, panel + TILE_WORDS, 0);
-    TILE_LOAD(2, panel, 0);
-    TILE_LOAD(3, panel + TILE_WORDS, 0);
-    for (int64_t step = 0; step < steps; step++, rows += STEP_WORDS, weights += STEP_WORDS) {
-        LOAD_ROWS(0);
-        LOAD_WEIGHTS(2);
-        DOT_PARTS;
-        LOAD_WEIGHTS(1);
-        DOT_PARTS;
-        LOAD_ROWS(1);
-        DOT_PARTS;
-        LOAD_WEIGHTS(0);
-        DOT_PARTS;
-        LOAD_ROWS(2);
-        DOT_PARTS;
-        LOAD_ROWS(0);
-        DOT_PARTS;
+#define HALF (PAIR / 2)
+#define LOAD(tile, at) TILE_LOAD(tile, at, TILE_WORDS * 4)
+#define FOR_SUMS(DO, at, stride)                   \
+    DO(0, at, (stride) * 4);                       \
+    DO(1, (at) + TILE_WORDS, (stride) * 4);        \
+    DO(2, (at) + TILE_ROWS * (stride), (stride) * 4); \
+    DO(3, (at) + TILE_ROWS * (stride) + TILE_WORDS, (stride) * 4)
+/* A product of two parts. The tiles of one side are loaded for the next product as soon as they are free. */
+#define DOT_THEN_LOAD_ROWS(at)  \
+    TILE_DOT_BF16(0, 4, 6);     \
+    TILE_DOT_BF16(1, 4, 7);     \
+    LOAD(4, at);                \
+    TILE_DOT_BF16(2, 5, 6);     \
+    TILE_DOT_BF16(3, 5, 7);     \
+    LOAD(5, (at) + HALF);       \
+    FETCH
+#define DOT_THEN_LOAD_WEIGHTS(at) \
+    TILE_DOT_BF16(0, 4, 6);       \
+    TILE_DOT_BF16(2, 5, 6);       \
+    LOAD(6, at);                  \
+    TILE_DOT_BF16(1, 4, 7);       \
+    TILE_DOT_BF16(3, 5, 7);       \
+    LOAD(7, (at) + HALF);         \
+    FETCH
+#define FETCH \
+    for (int64_t l = 0; l < lines; l++, ahead += LINE) __builtin_prefetch(ahead, 0, 2)
+
+INLINE void load_first_parts(const int32_t *rows, const int32_t *weights) {
+    LOAD(4, rows);
+    LOAD(5, rows + HALF);
+    LOAD(6, weights);
+    LOAD(7, weights + HALF);
+}
+
+/* Adds the products of a block, whose first parts are loaded, and loads those of the next one. Of the parts' products,
+ * those of neighbours in this order share a part. */
+static void add_block(const Block *block) {
+    const int32_t *rows = block->rows, *weights = block->weights, *ahead = block->ahead;
+    const int64_t lines = block->lines;
+    FOR_SUMS(TILE_LOAD, block->from, block->from_stride);
+    for (int64_t left = block->steps; left > 0; left--) {
+        const int32_t *next_rows = left > 1 ? rows + STEP_WORDS : block->next_rows;
+        const int32_t *next_weights = left > 1 ? weights + STEP_WORDS : block->next_weights;
+        DOT_THEN_LOAD_WEIGHTS(weights + PAIR);
+        DOT_THEN_LOAD_ROWS(rows + PAIR);
+        DOT_THEN_LOAD_WEIGHTS(weights + 2 * PAIR);
+        DOT_THEN_LOAD_ROWS(rows + 2 * PAIR);
+        DOT_THEN_LOAD_ROWS(rows);
+        DOT_THEN_LOAD_ROWS(next_rows);
+        LOAD(6, next_weights);
+        LOAD(7, next_weights + HALF);
+        rows = next_rows;
+        weights = next_weights;
     }
-    TILE_STORE(0, sums, SPLIT_OUTPUTS * 4);
-    TILE_STORE(1, sums + TILE_WORDS, SPLIT_OUTPUTS * 4);
-    TILE_STORE(2, sums + TILE_ROWS * SPLIT_OUTPUTS, SPLIT_OUTPUTS * 4);
-    TILE_STORE(3, sums + TILE_ROWS * SPLIT_OUTPUTS + TILE_WORDS, SPLIT_OUTPUTS * 4);
+    FOR_SUMS(TILE_STORE, block->to, block->to_stride);
+}
+
+static void copy_sums(const float *from, int64_t from_stride, float *to, int64_t to_stride, int64_t n, int64_t width) {
+    for (int64_t r = 0; r < n; r++) __builtin_memcpy(to + r * to_stride, from + r * from_stride, sizeof *to * width);
+}
+
+/* Rows that are in parts in the workspace: n of them, and [first, first + steps) of their steps. */
+struct Parts {
+    const int32_t *words;
+    int64_t n, first, steps;
+};
+
+/* Adds their products with a panel to those of the steps before, or to the bias. */
+static void add_panel(const Parts *rows, const int32_t *panel, const int32_t *next_panel, float *products, int64_t outputs,
+                      int64_t width, float *all_sums) {
+    const int64_t blocks = split_blocks(rows->n), lines = (LINES_EACH + blocks - 1) / blocks;
+    const int64_t stride = rows->steps * STEP_WORDS;
+    for (int64_t s = 0; s < rows->steps; s += NEAR_STEPS) {
+        const int64_t steps = least_of(NEAR_STEPS, rows->steps - s), at = (rows->first + s) * STEP_WORDS;
+        const bool is_first = s == 0, is_last = s + steps == rows->steps;
+        const int32_t *weights = panel + SPLIT_OUTPUTS + at, *words = rows->words + s * STEP_WORDS;
+        const int32_t *ahead = is_last ? next_panel + SPLIT_OUTPUTS + rows->first * STEP_WORDS : weights + steps * STEP_WORDS;
+        load_first_parts(words, weights);
+        for (int64_t b = 0; b < blocks; b++, words += stride, ahead += steps * 6 * lines * LINE) {
+            float *sums = all_sums + b * SPLIT_ROWS * SPLIT_OUTPUTS, *to = products + b * SPLIT_ROWS * outputs;
+            const int64_t n = least_of(SPLIT_ROWS, rows->n - b * SPLIT_ROWS);
+            /* Else tiles reach beyond the products. */
+            const bool is_whole = n == SPLIT_ROWS && width == SPLIT_OUTPUTS;
+            Block block = {words, weights, steps, b + 1 < blocks ? words + stride : words, weights,
+                           sums, SPLIT_OUTPUTS, sums, SPLIT_OUTPUTS, ahead, lines};
+            if (at == 0) {
+                block.from = (const float *)panel;
+                block.from_stride = 0;
+            } else if (is_first && is_whole) {
+                block.from = to;
+                block.from_stride = outputs;
+            } else if (is_first) {
+                copy_sums(to, outputs, sums, SPLIT_OUTPUTS, n, width);
+            }
+            if (is_last && is_whole) {
+                block.to = to;
+                block.to_stride = outputs;
+            }
+            add_block(&block);
+            if (is_last && !is_whole) copy_sums(sums, SPLIT_OUTPUTS, to, outputs, n, width);
+        }
+    }
 }
 
 /* Multiplies rows of floats; see Multiply. */
 static void split_multiply(const float *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
                            int32_t *workspace) {
-    alignas(64) float sums[SPLIT_ROWS * SPLIT_OUTPUTS];
     const int64_t inputs = of->inputs, outputs = of->outputs, steps = split_steps(inputs);
-    const int64_t at_once = split_at_once(n, inputs), panels = split_panels(outputs);
+    const int64_t panels = split_panels(outputs), panel_words = split_panel_words(inputs);
+    const int64_t most_steps = least_of(steps, SPLIT_MOST_STEPS);
+    float *sums = (float *)(workspace + split_blocks(least_of(n, SPLIT_MOST_ROWS)) * most_steps * STEP_WORDS);
     shape_tiles(SPLIT_ROWS);
-    for (int64_t begin = 0; begin < n; begin += at_once) {
-        const int64_t end = n - begin < at_once ? n : begin + at_once;
-        split_rows(rows + begin * inputs, end - begin, inputs, workspace);
-        for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; p++) {
-            const int32_t *panel = of->packed + p * split_panel_words(inputs), *block = workspace;
-            const int64_t at = p * SPLIT_OUTPUTS, count = outputs - at < SPLIT_OUTPUTS ? outputs - at : SPLIT_OUTPUTS;
-            for (int64_t t = begin; t < end; t += SPLIT_ROWS, block += steps * STEP_WORDS) {
-                split_sums(block, panel, steps, sums);
-                for (int64_t r = 0; r < SPLIT_ROWS && t + r < end; r++) {
-                    float *to = products + (t + r) * outputs + at;
-                    const float *from = sums + r * SPLIT_OUTPUTS;
-                    if (count == SPLIT_OUTPUTS) __builtin_memcpy(to, from, sizeof *to * SPLIT_OUTPUTS);
-                    else __builtin_memcpy(to, from, sizeof *to * count);
-                }
+    for (int64_t begin = 0; begin < n; begin += SPLIT_MOST_ROWS)
+        for (int64_t first = 0; first < steps; first += most_steps) {
+            const Parts parts = {workspace, least_of(SPLIT_MOST_ROWS, n - begin), first, least_of(most_steps, steps - first)};
+            split_rows(rows + begin * inputs, parts.n, inputs, parts.first, parts.steps, workspace);
+            for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; p++) {
+                const int32_t *panel = of->packed + p * panel_words;
+                const int64_t at = p * SPLIT_OUTPUTS;
+                add_panel(&parts, panel, panel + panel_words, products + begin * outputs + at, outputs,
+                          least_of(SPLIT_OUTPUTS, outputs - at), sums);
             }
         }
-    }
     release_tiles();
 }

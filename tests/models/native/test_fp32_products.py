@@ -80,8 +80,8 @@ def test_errors_of_wide_layers_are_not_much_above_those_of_torch(products):
 
 
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(products, monkeypatch):
-    # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
-    rows, weight, bias = operands(130, 4097, 160)
+    # Many and long rows, so that several blocks of them and of their inputs are multiplied one after another.
+    rows, weight, bias = operands(290, 4097, 150)
     packed = products.pack_fp32(weight, bias)
     together = products.multiply(rows, packed)
     assert torch.equal(products.multiply(rows[77:78].clone(), packed), together[77:78])
@@ -109,7 +109,7 @@ def test_what_is_not_finite_stays_so_and_in_its_row(products):
 @pytest.mark.parametrize(
     ("of_vectors", "of_tiles"),
     [
-        (("have_sums ? OUTPUTS : 0", "0"), ("(part) * PAIR + PAIR / 2", "(part) * PAIR")),
+        (("have_sums ? OUTPUTS : 0", "0"), ("LOAD(5, rows + HALF)", "LOAD(5, rows)")),
         (
             ("(1 + i / Kind::group) * OUTPUTS", "i / Kind::group * OUTPUTS"),
             ("SPLIT_OUTPUTS + i / STEP * STEP_WORDS", "SPLIT_OUTPUTS"),

@@ -58,6 +58,11 @@ def test_nothing_heavy_is_imported_before_a_model_is_needed():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_encoder_of_texts_in_memory_needs_no_pyarrow():
+    script = "import sys, embedkit; embedkit.Encoder; sys.exit('pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def called_with(node: ast.Call) -> tuple[str, dict[str | None, str]]:
     return ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
 

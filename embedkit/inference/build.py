@@ -5,11 +5,14 @@ The command line and the Python class both use this, so that an option means the
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from embedkit.config import BatchConfig
+from embedkit.config.poolings import resolve_layers
 from embedkit.errors import ModelError, UsageError
 from embedkit.inference.model_spec import ModelSpec
 from embedkit.inference.tokenizer_setup import recipe_of, set_up_tokenizer
@@ -18,8 +21,12 @@ from embedkit.manifest.schema import ModelSource
 from embedkit.manifest.versioned_file import Json
 from embedkit.models.load_lock import LOAD_LOCK
 from embedkit.models.native.compile_kernels import build_ahead
+from embedkit.models.native.config import read_config
+from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
+from embedkit.models.native.weight_memory import prepare_memory
 from embedkit.models.repository.model_folder import ModelFolder
+from embedkit.models.torch_import import collection_paused
 from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.pooling.select import make_poolers, pool_option
 
@@ -35,6 +42,8 @@ BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
 #: Texts for the check at load, of different lengths, so that a mix-up shows. The long one exceeds the attention
 #: window of models with local attention; it is truncated at the model's limit.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
+#: Files of the drivers of GPUs on Linux.
+_GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
 #: Notice for a model in a forked process.
 _ONE_THREAD = (
     "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
@@ -81,21 +90,18 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
     """
     model, pooling, batch = spec.config.model, spec.config.pooling, spec.config.batch
     fork_notice = _ready_after_fork(model.device)
-    if spec.folder.model_type in FAMILIES and not reference:
-        # Compiles while torch is imported.
-        build_ahead()
-    from embedkit.inference.batching import TokenBudget
-    from embedkit.inference.embedder import Embedder
-    from embedkit.inference.transfer import transfer_for
-    from embedkit.models.base import NotExactError
-    from embedkit.models.dense_head import check_no_final_norm, load_head, load_layer_weights
-    from embedkit.models.select_backend import load_model
-    from embedkit.models.selfcheck import SLOWER
-
     folder, shipped = spec.folder, spec.shipped
-    with ThreadPoolExecutor(1) as hasher:
-        # Hashing the weights brings them into the page cache, where loading finds them.
-        hashes = hasher.submit(folder.hashes)
+    with ThreadPoolExecutor(1) as helper:
+        hashes = _work_ahead(helper, spec, reference=reference)
+        with collection_paused():
+            from embedkit.inference.batching import TokenBudget
+            from embedkit.inference.embedder import Embedder
+            from embedkit.inference.transfer import transfer_for
+            from embedkit.models.base import NotExactError
+            from embedkit.models.dense_head import check_no_final_norm, load_head, load_layer_weights
+            from embedkit.models.select_backend import load_model
+            from embedkit.models.selfcheck import SLOWER
+
         loaded = load_model(folder, model, backend="reference" if reference else "fastest")
         setup = set_up_tokenizer(
             spec, config=loaded.config, positions=loaded.max_positions, n_layers=loaded.n_layers
@@ -191,6 +197,31 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
         batch_tokens=chosen_tokens,
     )
     return ReadyModel(embedder, facts)
+
+
+def _work_ahead(helper: ThreadPoolExecutor, spec: ModelSpec, *, reference: bool) -> Future[dict[str, str]]:
+    """Starts what is done while torch is imported, and returns the hashes of the model's files."""
+    is_ours = spec.folder.model_type in FAMILIES and not reference
+    if is_ours:
+        build_ahead()
+    # Brings the weights into the page cache, where loading finds them.
+    hashes = helper.submit(spec.folder.hashes)
+    if is_ours:
+        helper.submit(_prepare_memory, spec)
+    return hashes
+
+
+def _prepare_memory(spec: ModelSpec) -> None:
+    """Prepares memory for weights if the model will run on the CPU; see weight_memory.py."""
+    model = spec.config.model
+    dtype = "fp32" if model.dtype == "auto" else model.dtype
+    has_gpu = any(os.path.exists(path) for path in _GPU_DRIVERS)  # noqa: PTH110 - no torch to ask yet
+    if dtype not in {"fp32", "int8"} or not (model.device == "cpu" or (model.device == "auto" and not has_gpu)):
+        return
+    # What is wrong is reported when the model is loaded.
+    with suppress(NotNativeError, OSError, UsageError):
+        config = read_config(spec.folder.config)
+        prepare_memory(config, max(resolve_layers(spec.config.pooling.layers, config.n_layers)), dtype)
 
 
 def _ready_after_fork(device: str) -> str | None:

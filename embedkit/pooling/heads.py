@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from embedkit.arrow_values import type_name
 from embedkit.errors import UsageError
 
 #: Tasks that predict one value, and all tasks.
@@ -19,7 +17,6 @@ VALUE_TASKS = ("ordinal", "regression")
 HEAD_TASKS = ("classification", "multilabel", *VALUE_TASKS)
 #: Names of columns: the start of a class's, of the predicted class or labels, of the predicted value.
 SCORE, PREDICTED, PREDICTION = "score_", "predicted", "prediction"
-_LIST_OF_STRINGS = type_name(pa.list_(pa.string()))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -54,7 +51,7 @@ class PredictionHead:
             case "ordinal":
                 return {PREDICTION: str(self.weight.dtype), PREDICTED: "string"}
         scores = {f"{SCORE}{name}": "float32" for name in self.classes}
-        return {**scores, PREDICTED: "string" if self.task == "classification" else _LIST_OF_STRINGS}
+        return {**scores, PREDICTED: "string" if self.task == "classification" else _list_of_strings()}
 
     def scores(self, vectors: ArrayLike) -> NDArray[np.float32]:
         """Returns probabilities or values for vectors [N, D]: [N, C] of the weight's dtype.
@@ -168,6 +165,15 @@ class PredictionHead:
         if self.task == "ordinal":  # the nearest; halves are rounded up
             numbers = np.floor(scores[:, 0] + 0.5).astype(np.int64)
         return np.asarray(np.array(self.classes)[numbers])
+
+
+def _list_of_strings() -> str:
+    # Here, since `Encoder` needs no pyarrow, whose import takes 0.06 s.
+    import pyarrow as pa
+
+    from embedkit.arrow_values import type_name
+
+    return type_name(pa.list_(pa.string()))
 
 
 def _fitted(make: Callable[[], Any], **attributes: Any) -> Any:

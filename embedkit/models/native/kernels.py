@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embedkit.models.native import check_kernels
 from embedkit.models.native.attention import SelfAttention, Texts
-from embedkit.models.native.check_kernels import are_correct, attends_nearly
-from embedkit.models.native.compile_kernels import find_compiler, library
+from embedkit.models.native.compile_kernels import find_compiler, library, passes
 from embedkit.models.native.layer import LayerWeights, Norms
 from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
@@ -345,15 +345,18 @@ def kernels_for(dtype: str) -> Kernels | None:
         return kernels
     for rebuild in (False, True):
         path = library("bf16_attention.cpp", rebuild=rebuild)
+        if path is None:
+            return kernels
         try:
-            attention = None if path is None else Bf16Attention(ctypes.CDLL(str(path)))
+            attention = Bf16Attention(ctypes.CDLL(str(path)))
         except (OSError, AttributeError):
             continue
-        if attention is None or not attention.is_fast:
+        if not attention.is_fast:
             return kernels
         rounding = copy(kernels)
         rounding.bf16_attention = attention
-        if attends_nearly(rounding, kernels):
+        check = functools.partial(check_kernels.attends_nearly, rounding, kernels)
+        if passes(check, check_kernels.__file__, [path]):
             return rounding
     return kernels
 
@@ -367,12 +370,14 @@ def why_no_kernels() -> str | None:
 
 def _load(*, rebuild: bool) -> Kernels | None:
     """Loads the libraries; None if one is none, or if they give wrong numbers."""
-    paths = {source: library(source, rebuild=rebuild) for source in _FUNCTIONS}
+    found = {source: library(source, rebuild=rebuild) for source in _FUNCTIONS}
+    paths = {source: path for source, path in found.items() if path is not None}
     try:
-        kernels = Kernels({source: ctypes.CDLL(str(path)) for source, path in paths.items() if path is not None})
+        kernels = Kernels({source: ctypes.CDLL(str(path)) for source, path in paths.items()})
     except (OSError, AttributeError, KeyError):
         return None
-    return kernels if are_correct(kernels) else None
+    check = functools.partial(check_kernels.are_correct, kernels)
+    return kernels if passes(check, check_kernels.__file__, paths.values()) else None
 
 
 def _rows(states: Tensor, form: Form) -> Rows:

@@ -11,13 +11,13 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from embedkit.models.native.compile_kernels import library
+from embedkit.models.native.compile_kernels import library, passes
 from embedkit.models.native.thread_pool import run_shares
 from embedkit.models.native.weight_memory import empty_words
 
@@ -157,12 +157,14 @@ def _load(dtype: Dtype, is_correct: Callable[[PackedProducts], bool]) -> PackedP
     """Loads a library; None if there is none, or if it gives wrong numbers."""
     # The cached library may be corrupt: rebuild it once.
     for rebuild in (False, True):
-        path: Path | None = library(f"{dtype}_products.cpp", rebuild=rebuild)
+        path = library(f"{dtype}_products.cpp", rebuild=rebuild)
+        if path is None:
+            continue
         try:
-            products = None if path is None else PackedProducts(dtype, ctypes.CDLL(str(path)))
+            products = PackedProducts(dtype, ctypes.CDLL(str(path)))
         except (OSError, AttributeError):
             continue
-        if products is not None and is_correct(products):
+        if passes(partial(is_correct, products), __file__, [path]):
             return products
     return None
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from embedkit.models.native import check_kernels
 from embedkit.models.native import compile_kernels as built
 from embedkit.models.native import kernels as kernels_module
 from embedkit.models.native.attention import SelfAttention, Texts
@@ -346,6 +347,34 @@ def test_a_library_is_built_once_and_only_this_user_can_write_it(empty_cache, mo
     assert not any(stat.S_IMODE(library.stat().st_mode) & 0o022 for library in libraries)
     assert stat.S_IMODE(empty_cache.stat().st_mode) == 0o700
     monkeypatch.setattr(built, "_build", lambda *_: pytest.fail("it was built already"))
+    assert loaded_anew() is not None
+
+
+def test_a_check_that_libraries_have_passed_is_left_out_until_they_or_the_check_change(empty_cache, tmp_path):
+    library, other, code = (tmp_path / name for name in ("one.so", "other.so", "check.py"))
+    for path in (library, other, code):
+        path.write_bytes(path.name.encode())
+    results = [False, True, True, True, True]
+
+    def left() -> int:
+        built.passes(lambda: results.pop(0), str(code), [library, other])
+        return len(results)
+
+    assert [left() for _ in range(4)] == [4, 3, 3, 3]
+    other.write_bytes(b"rebuilt")
+    assert left() == 2
+    code.write_bytes(b"stricter")
+    assert left() == 1
+    (passed,) = {path.parent for path in empty_cache.parent.rglob("*") if path.is_file()}
+    assert stat.S_IMODE(passed.stat().st_mode) == 0o700
+    passed.chmod(0o777)
+    assert left() == 0
+
+
+@needs_compiler
+def test_kernels_are_compared_with_torch_once(empty_cache, monkeypatch):
+    assert loaded_anew() is not None
+    monkeypatch.setattr(check_kernels, "are_correct", lambda _: pytest.fail("they were compared already"))
     assert loaded_anew() is not None
 
 

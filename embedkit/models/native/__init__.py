@@ -7,8 +7,10 @@ checkpoint.py       the weights, by each family's names
 linear.py, norm.py  linear layers in fp32 and in int8, and norms
 attention.py        what a layer attends to: the place for other ways to make scores
 layer.py            one layer over packed texts, by torch or by compiled kernels
+compiled_layers.py  all layers in one call, where the weights are packed and a thread has a core for itself
 kernels.cpp         these kernels, with attention.cpp and bf16_attention.cpp, and vectors.h, which they share;
-                    compile_kernels.py builds them, check_kernels.py tests them, kernels.py calls them
+                    compile_kernels.py builds them, check_kernels.py tests them, kernels.py calls them, with
+                    structs.py for the structs that they take
 *_products.cpp      matrix products in fp32, bf16 and int8, with panels.h, which they share, and tiles.h for AMX;
                     packed_products.py calls them, weight_memory.py holds what they pack
 native_encoder.py   embeddings and weights, shared by

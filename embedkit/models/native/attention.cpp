@@ -241,7 +241,7 @@ void Head::attend(const Attention *rules, const Projected *from, int64_t k, int6
 INLINE int64_t key_numbers(int64_t length, int64_t head) { return rounded_up(length, PANEL) * head; }
 
 /* Size of the workspace of embedkit_attend for texts of up to `length` tokens, in numbers. */
-extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim) {
+extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim, int64_t) {
     int64_t head = rounded_up(head_dim, LANES);
     return 2 * key_numbers(length, head) + (2 * QUERY_BLOCK + LANES) * head + QUERIES * KEY_BLOCK;
 }
@@ -257,7 +257,7 @@ extern "C" void embedkit_attend(const Products *from, const Texts *texts, const 
                                 float *workspace, int64_t share, int64_t shares) {
     const int64_t head_dim = rules->head_dim, head = rounded_up(head_dim, LANES), longest = longest_of(texts);
     /* The padding of heads stays zero. */
-    if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(longest, head_dim));
+    if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(longest, head_dim, from->width));
     Head of;
     of.head = head;
     of.head_dim = head_dim;

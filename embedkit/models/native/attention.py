@@ -50,6 +50,11 @@ class Texts:
         """Tokens of all texts."""
         return sum(group.count * group.length for group in self.groups)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(group.length for group in self.groups)
+
     def split(self, length: int) -> tuple[Texts, Texts]:
         """Divides them into those of up to `length` tokens and the longer ones, without rotations."""
         short = tuple(group for group in self.groups if group.length <= length)
@@ -60,6 +65,14 @@ class Texts:
 
 class Attention(Protocol):
     """Attention within each text of a packed batch on a CPU, with torch or compiled kernels."""
+
+    @property
+    def heads(self) -> SelfAttention:
+        """The heads, and which tokens they attend to."""
+
+    @property
+    def distances(self) -> tuple[DistanceTable | None, DistanceTable | None] | None:
+        """What queries, and keys, are multiplied by; None if these scores are made without."""
 
     def __call__(self, projected: Tensor, texts: Texts) -> Tensor:
         """Computes it with torch's operations.
@@ -113,6 +126,15 @@ class SelfAttention:
     def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, form: Form) -> Rows:
         """See Attention."""
         return kernels.attend(projected, texts, self, form=form)
+
+    @property
+    def heads(self) -> SelfAttention:
+        """See Attention."""
+        return self
+
+    @property
+    def distances(self) -> None:
+        """See Attention."""
 
     def on_device(self, kernel: Attend, projected: Tensor, packing: Packing, texts: Texts) -> Tensor:
         """Computes the same on a GPU with a kernel for packed texts; its queries are not scaled."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +12,9 @@ from torch.nn import functional
 
 from embedkit.models.base import Inputs, TakeLayer, TakePart
 from embedkit.models.native.attention import Texts
-from embedkit.models.native.kernels import kernels_for
-from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
+from embedkit.models.native.compiled_layers import CompiledLayers
+from embedkit.models.native.kernels import Kernels, kernels_for
+from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layers
 from embedkit.models.native.linear import GRAIN, Bf16Linear, Int8Linear, Linear, fp32_linear
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
@@ -51,56 +51,67 @@ class CpuEncoder(NativeEncoder):
             self.backend = "fused-bf16-attention" if rounds else "fused"
         self._threads = ThreadPool()
         super().__init__(model, layers, for_pooler=for_pooler)
+        self._compiled = None if self._kernels is None else _compiled(self._stack, self._kernels)
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        runs = [run for _, run in self._runs(inputs, batch)]
+        runs = [run for _, run in self._runs(inputs, batch, wanted)]
         states: list[Tensor] = []
-        done = -1
         for number in sorted(wanted):
-            states = self._threads.map(partial(_advance, number - done), runs)
+            states = self._threads.map(next, runs)
             take(number, _concatenated(states)[None])
-            done = number
         return None if self._pooler is None else self._pooler_output(_concatenated(states), inputs)
 
     @torch.inference_mode()
     def forward_parts(self, inputs: Inputs, batch: Batch, take_part: TakePart) -> None:
         """See LayerEncoder: each part goes through all layers in a thread of its own."""
-        runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch)]
-        self._threads.map(partial(_take_layers, frozenset(self.layers)), *zip(*runs, strict=True))
+        wanted = frozenset(self.layers)
+        runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch, wanted)]
+        self._threads.map(partial(_take_layers, sorted(wanted)), *zip(*runs, strict=True))
 
-    def _runs(self, inputs: Inputs, batch: Batch) -> list[tuple[Part, Iterator[Tensor]]]:
-        """Returns the parts of a batch, and for each what computes its states, one layer after another."""
+    def _runs(self, inputs: Inputs, batch: Batch, wanted: frozenset[int]) -> list[tuple[Part, Iterator[Tensor]]]:
+        """Returns the parts of a batch, and for each what computes its states of the layers wanted, in order."""
         rotations = self._angles(inputs)
         of_tokens = inputs.keys() - {STARTS}
         return [
-            (part, self._layers({name: inputs[name][part.tokens] for name in of_tokens}, _texts(part, rotations)))
+            (
+                part,
+                self._layers(
+                    {name: inputs[name][part.tokens] for name in of_tokens}, _texts(part, rotations), wanted
+                ),
+            )
             for part in self._threads.parts(tuple(batch.length_groups()))
         ]
 
-    def _layers(self, inputs: Inputs, texts: Texts) -> Iterator[Tensor]:
-        """Computes the hidden states of some texts, one layer after another: [T, D]."""
-        states = self._embed(inputs)
-        yield states
-        stack = self._stack
-        if self._convolution is not None:
-            states = self._convolution(states, next(self._apply(stack[:1], states, texts)), texts)
-            yield self._finished(states, 1)
-            stack = stack[1:]
-        first = len(self._stack) - len(stack) + 1
-        for number, after_layer in enumerate(self._apply(stack, states, texts), first):
+    def _layers(self, inputs: Inputs, texts: Texts, wanted: frozenset[int]) -> Iterator[Tensor]:
+        """Computes the hidden states of some texts after each of the layers wanted: [T, D]."""
+        states, first = self._embed(inputs), 0
+        if 0 in wanted:
+            yield states
+        if self._convolution is not None and max(wanted) > 0:
+            states, first = self._convolution(states, next(self._apply(states, texts, (0, 1))), texts), 1
+            if 1 in wanted:
+                yield self._finished(states, 1)
+        stops = [first, *sorted(number for number in wanted if number > first)]
+        for number, after_layer in zip(stops[1:], self._apply(states, texts, stops), strict=False):
             yield self._finished(after_layer, number)
 
-    def _apply(self, layers: Sequence[LayerWeights], states: Tensor, texts: Texts) -> Iterator[Tensor]:
-        """Computes the states after each of some layers: [T, D] → [T, D]."""
-        if self._kernels is None or not layers:
-            for layer in layers:
-                states = torch_layer(layer, states, texts)
-                yield states
-            return
-        n_tokens = len(states)
-        padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
-        for after_layer in fused_layers(layers, self._kernels, padded, texts):
-            yield after_layer[:n_tokens]
+    def _apply(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
+        """Computes the states after some layers, [T, D] → [T, D]; see CompiledLayers.run."""
+        if self._compiled is not None and torch.get_num_threads() == 1:
+            return self._compiled.run(states, texts, stops)
+        return self._apply_each(states, texts, stops)
+
+    def _apply_each(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
+        """Computes the same, one layer after another."""
+        layers, n_tokens = self._stack[stops[0] : stops[-1]], len(states)
+        if self._kernels is None:
+            run = torch_layers(layers, states, texts)
+        else:
+            padded = functional.pad(states, (0, 0, 0, -n_tokens % GRAIN))
+            run = fused_layers(layers, self._kernels, padded, texts)
+        for number, after_layer in enumerate(run, stops[0] + 1):
+            if number in stops:
+                yield after_layer[:n_tokens]
 
     def _copy(self, weight: Tensor) -> Tensor:
         return weight.clone()
@@ -115,15 +126,17 @@ def _texts(part: Part, rotations: Mapping[Rotation, tuple[Tensor, Tensor]]) -> T
     )
 
 
-def _advance(steps: int, run: Iterator[Tensor]) -> Tensor:
-    """Returns the states so many layers further on."""
-    return next(islice(run, steps - 1, None))
+def _compiled(layers: Sequence[LayerWeights], kernels: Kernels) -> CompiledLayers | None:
+    """Returns the layers for one call; None if there are none, or their weights are not packed for it."""
+    try:
+        return CompiledLayers(layers, kernels) if layers else None
+    except ValueError:
+        return None
 
 
-def _take_layers(wanted: frozenset[int], take: TakeLayer, run: Iterator[Tensor]) -> None:
-    for number, states in enumerate(run):
-        if number in wanted:
-            take(number, states[None])
+def _take_layers(wanted: Sequence[int], take: TakeLayer, run: Iterator[Tensor]) -> None:
+    for number, states in zip(wanted, run, strict=True):
+        take(number, states[None])
 
 
 def _concatenated(states: list[Tensor]) -> Tensor:

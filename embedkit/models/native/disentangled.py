@@ -51,9 +51,17 @@ class DisentangledAttention:
 
     def fused(self, kernels: Kernels, projected: Products, texts: Texts, *, form: Form) -> Rows:
         """See Attention."""
-        heads = SelfAttention(self.n_heads, self.n_heads, AttentionRules())
-        distances = (self.position_keys, self.position_queries)
-        return kernels.attend(projected, texts, heads, form=form, distances=distances)
+        return kernels.attend(projected, texts, self.heads, form=form, distances=self.distances)
+
+    @property
+    def heads(self) -> SelfAttention:
+        """See Attention."""
+        return SelfAttention(self.n_heads, self.n_heads, AttentionRules())
+
+    @property
+    def distances(self) -> tuple[DistanceTable | None, DistanceTable | None]:
+        """See Attention."""
+        return self.position_keys, self.position_queries
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """Computes the scores of texts of one length.

@@ -123,7 +123,7 @@ extern "C" int64_t embedkit_finish_layer_workspace(const Rest *of) {
  *
  * context: the result of attention, in the form that is multiplied.
  * states: [n, width], the input of the layer.
- * joined: [n, width], its output.
+ * joined: [n, width], its output; may be `states`.
  * out: the input of what follows; see embedkit_join.
  * workspace: see embedkit_finish_layer_workspace. */
 extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const float *states, float *joined,
@@ -163,6 +163,21 @@ extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const
                                out->form == BYTES ? out->scale + t : nullptr, out->form};
             embedkit_join(&products, attended + at * width, &of->ffn_norms, &rows, 0, n);
         }
+    }
+}
+
+/* Runs `count` layers of a part: its states [n, width] -> joined, and the inputs of the layer after them. */
+extern "C" void embedkit_run_layers(const Layer *layers, int64_t count, Part *part, const float *states, float *joined) {
+    const int64_t n = part->n;
+    for (const Layer *of = layers; of < layers + count; of++, states = joined) {
+        const Weights *qkv = &of->qkv;
+        of->rest.multiply(input_of(&part->inputs, 0, qkv->inputs), n, qkv, 0, 1, part->projected, (int32_t *)part->workspace);
+        const float *scale = of->rest.form == BYTES ? part->inputs.scale : nullptr;
+        const Products projected = {part->projected, scale, qkv->bias, n, qkv->outputs};
+        of->attend(&projected, part->texts, &of->attention, &part->context, part->workspace, 0, 1);
+        part->inputs.values = of->rest.ffn_norms.following ? part->normed : joined;
+        part->inputs.form = of->form;
+        embedkit_finish_layer(&of->rest, &part->context, states, joined, &part->inputs, part->workspace, 0, n);
     }
 }
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +20,28 @@ from embedkit.models.native.attention import SelfAttention, Texts
 from embedkit.models.native.compile_kernels import find_compiler, library, passes
 from embedkit.models.native.layer import LayerWeights, Norms
 from embedkit.models.native.linear import Form, Products, Rows
-from embedkit.models.native.norm import Norm, RmsNorm
-from embedkit.models.native.packed_products import WeightsStruct
+from embedkit.models.native.norm import Norm
 from embedkit.models.native.relative import DistanceTable
+from embedkit.models.native.structs import (
+    Address,
+    AttentionStruct,
+    Count,
+    NormsStruct,
+    NormStruct,
+    PartStruct,
+    Pointer,
+    ProductsStruct,
+    RestStruct,
+    RowsStruct,
+    TextsStruct,
+    address,
+    distances_struct,
+    empty_rows,
+    norm_pointer,
+    norms_struct,
+    products_struct,
+    rows_struct,
+)
 from embedkit.models.native.thread_pool import run_shares
 
 #: The notices where there are none.
@@ -38,8 +57,6 @@ _KINDS = ("gelu", "gelu_tanh", "relu", "silu")
 #: The byte of a zero.
 _ZERO = 128
 
-_Address, _Count = ctypes.c_void_p, ctypes.c_int64
-_Pointer = ctypes.POINTER
 #: Numbers that are worth a thread: its start takes 0.03 ms, and an activation of so many 0.1 ms.
 _FEWEST_NUMBERS = 1 << 18
 #: Rows of which one linear layer multiplies all before the next one does, so that it is read but once.
@@ -52,75 +69,55 @@ _FEW_ROWS, _MANY_ROWS = 32, 96
 _SPLIT_ROWS = 256
 
 
-class _Products(ctypes.Structure):
-    _fields_ = (("values", _Address), ("scale", _Address), ("bias", _Address), ("n", _Count), ("width", _Count))
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (("values", _Address), ("inputs", _Address), ("scale", _Address), ("form", _Count))
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (("weight", _Address), ("bias", _Address), ("eps", ctypes.c_float), ("rms", ctypes.c_int32))
-
-
-class _Norms(ctypes.Structure):
-    _fields_ = (("inner", _Pointer(_Norm)), ("after", _Pointer(_Norm)), ("following", _Pointer(_Norm)))
-
-
-class _Rest(ctypes.Structure):
-    _fields_ = (
-        *(("multiply", _Address), ("form", _Count), ("workspace", _Count)),
-        *(("out", WeightsStruct), ("up", WeightsStruct), ("down", WeightsStruct)),
-        *(("attention_norms", _Norms), ("ffn_norms", _Norms)),
-        *(("activation", ctypes.c_int32), ("gated", ctypes.c_int32), ("block", _Count), ("at_once", _Count)),
-    )
-
-
-class _Texts(ctypes.Structure):
-    _fields_ = (("count", _Count), ("lengths", _Address))
-
-
-class _Distances(ctypes.Structure):
-    _fields_ = (("bias", _Address), ("keys", _Address), ("queries", _Address), ("stride", _Count))
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        *((name, _Count) for name in ("heads", "key_heads", "head_dim", "reach", "causal")),
-        *(("query_norm", _Pointer(_Norm)), ("key_norm", _Pointer(_Norm))),
-        *(("cosine", _Address), ("sine", _Address), ("distances", _Distances)),
-    )
-
-
+#: What queries, and keys, are multiplied by; see DisentangledAttention.
+Distances: TypeAlias = tuple[DistanceTable | None, DistanceTable | None]
 _ATTEND = (
-    *(_Pointer(_Products), _Pointer(_Texts), _Pointer(_Attention), _Pointer(_Rows), _Address),
-    *(_Count, _Count),
+    *(Pointer(ProductsStruct), Pointer(TextsStruct), Pointer(AttentionStruct), Pointer(RowsStruct), Address),
+    *(Count, Count),
 )
-#: The functions of each source with their argument types; the structs are those of the sources. The last two
-#: numbers are the rows, or the share of the work.
-_FUNCTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "kernels.cpp": {
-        "normalise": (_Address, _Pointer(_Norm), _Count, _Pointer(_Rows), _Count, _Count),
-        "activate": (_Pointer(_Products), ctypes.c_int, ctypes.c_int, _Pointer(_Rows), _Count, _Count),
-        "join": (_Pointer(_Products), _Address, _Pointer(_Norms), _Pointer(_Rows), _Count, _Count),
-        "finish_layer": (
-            *(_Pointer(_Rest), _Pointer(_Rows), _Address, _Address, _Pointer(_Rows), _Address),
-            *(_Count, _Count),
-        ),
-    },
-    "attention.cpp": {"attend": _ATTEND},
+#: The sources of Kernels.
+_SOURCES = ("kernels.cpp", "attention.cpp")
+#: The functions of the first with their argument types; the structs are those of the sources. The last two numbers
+#: are the rows.
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "normalise": (Address, Pointer(NormStruct), Count, Pointer(RowsStruct), Count, Count),
+    "activate": (Pointer(ProductsStruct), ctypes.c_int, ctypes.c_int, Pointer(RowsStruct), Count, Count),
+    "join": (Pointer(ProductsStruct), Address, Pointer(NormsStruct), Pointer(RowsStruct), Count, Count),
+    "finish_layer": (
+        *(Pointer(RestStruct), Pointer(RowsStruct), Address, Address, Pointer(RowsStruct), Address),
+        *(Count, Count),
+    ),
 }
 
 
-class Bf16Attention:
+class AttentionWay:
+    """The functions of a library that compute attention."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._workspace = getattr(library, f"{name}_workspace")
+        self.attend = getattr(library, name)
+        self._workspace.argtypes, self._workspace.restype = (Count, Count, Count), Count
+        self.attend.argtypes, self.attend.restype = _ATTEND, None
+        #: The address of the function, `Attend` of structs.h.
+        self.address = ctypes.cast(self.attend, Address).value
+
+    def workspace(self, longest: int, head_width: int, width: int) -> int:
+        """Returns the size of the workspace in words.
+
+        Args:
+            longest: most tokens of a text.
+            head_width: numbers of a head.
+            width: numbers of a row of queries, keys and values.
+        """
+        return int(self._workspace(longest, head_width, width))
+
+
+class Bf16Attention(AttentionWay):
     """The functions of the library built from bf16_attention.cpp."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.workspace, self.attend = library.embedkit_bf16_attend_workspace, library.embedkit_bf16_attend
-        self.workspace.argtypes, self.workspace.restype = (_Count, _Count, _Count), _Count
-        self.attend.argtypes, self.attend.restype = _ATTEND, None
-        library.embedkit_bf16_attend_is_fast.restype = _Count
+        super().__init__(library, "embedkit_bf16_attend")
+        library.embedkit_bf16_attend_is_fast.restype = Count
         #: Whether it is faster here than attention in fp32.
         self.is_fast = bool(library.embedkit_bf16_attend_is_fast())
 
@@ -135,21 +132,22 @@ class Kernels:
     def __init__(self, libraries: Mapping[str, ctypes.CDLL]) -> None:
         #: What computes attention instead, of queries, keys and values rounded to bf16; None for fp32.
         self.bf16_attention: Bf16Attention | None = None
-        rows, attention = libraries["kernels.cpp"], libraries["attention.cpp"]
-        rows.embedkit_lanes.restype = attention.embedkit_attend_workspace.restype = _Count
-        attention.embedkit_attend_workspace.argtypes = (_Count, _Count)
-        self._workspace = attention.embedkit_attend_workspace
-        rows.embedkit_finish_layer_workspace.argtypes = (_Pointer(_Rest),)
-        rows.embedkit_finish_layer_workspace.restype = _Count
-        self._finish_workspace = rows.embedkit_finish_layer_workspace
+        of_rows, of_attention = (libraries[source] for source in _SOURCES)
+        self._attention = AttentionWay(of_attention, "embedkit_attend")
+        of_rows.embedkit_lanes.restype = of_rows.embedkit_finish_layer_workspace.restype = Count
+        of_rows.embedkit_finish_layer_workspace.argtypes = (Pointer(RestStruct),)
+        self.finish_workspace: Callable[[RestStruct], int] = of_rows.embedkit_finish_layer_workspace
+        of_layers = (Address, Count, Pointer(PartStruct), Address, Address)
+        of_rows.embedkit_run_layers.argtypes, of_rows.embedkit_run_layers.restype = of_layers, None
+        #: Runs layers of a part of a batch; see CompiledLayers.
+        self.run_layers: Callable[..., None] = of_rows.embedkit_run_layers
         self._functions = {}
-        for source, functions in _FUNCTIONS.items():
-            for name, arguments in functions.items():
-                function = getattr(libraries[source], f"embedkit_{name}")
-                function.argtypes, function.restype = arguments, None
-                self._functions[name] = function
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(of_rows, f"embedkit_{name}")
+            function.argtypes, function.restype = arguments, None
+            self._functions[name] = function
         #: Numbers in a vector register.
-        self.lanes: int = rows.embedkit_lanes()
+        self.lanes: int = of_rows.embedkit_lanes()
 
     def fit(self, *widths: int) -> bool:
         """Checks that rows of these widths are whole vector registers."""
@@ -161,10 +159,10 @@ class Kernels:
 
     def normed(self, states: Tensor, norm: Norm | None, *, form: Form) -> Rows:
         """Returns states float32 [T, K], normalised if there is a norm, as the input of a linear layer."""
-        rows = _rows(states if norm is None else torch.empty_like(states), form)
+        rows = empty_rows(states if norm is None else torch.empty_like(states), form)
         if rows.inputs is not None or norm is not None:
-            struct, width = _norm_pointer(norm), states.shape[1]
-            self._run_rows("normalise", states.shape, _at(states), struct, width, _rows_struct(rows))
+            struct, width = norm_pointer(norm), states.shape[1]
+            self._run_rows("normalise", states.shape, address(states), struct, width, rows_struct(rows))
         return rows
 
     def attend(
@@ -174,7 +172,7 @@ class Kernels:
         attention: SelfAttention,
         *,
         form: Form,
-        distances: tuple[DistanceTable | None, DistanceTable | None] | None = None,
+        distances: Distances | None = None,
     ) -> Rows:
         """Computes attention within each of some packed texts.
 
@@ -185,40 +183,26 @@ class Kernels:
             form: see the class.
             distances: what queries, and keys, are multiplied by; see DisentangledAttention.
         """
-        n_heads, n_key_heads = attention.n_heads, attention.n_key_heads
-        head_width = products.values.shape[1] // (n_heads + 2 * n_key_heads)
-        shape = (products.values.shape[0], n_heads * head_width)
+        head_width = products.values.shape[1] // (attention.n_heads + 2 * attention.n_key_heads)
+        shape = (products.values.shape[0], attention.n_heads * head_width)
         n_tokens, n_shares = texts.n_tokens, _n_shares(shape)
-        rows = _rows(products.values.new_empty(shape), form)
+        rows = empty_rows(products.values.new_empty(shape), form)
         rows.states[n_tokens:] = 0
         lengths = torch.tensor(texts.lengths)
-        of_texts = _Texts(len(lengths), _at(lengths))
-        longest = int(lengths.max())
-        # Kept in a variable: the struct holds their addresses alone.
-        tables = [
-            None if table is None else table.reaching(longest)
-            for table in (attention.bias, *(distances or (None, None)))
-        ]
-        angles = (None, None) if attention.rotation is None else texts.rotations[attention.rotation]
-        rules = _Attention(
-            *(n_heads, n_key_heads, head_width, attention.rules.reach[0], attention.rules.causal),
-            *(_norm_pointer(attention.query_norm), _norm_pointer(attention.key_norm)),
-            *(*map(_at, angles), _distances_struct(tables)),
-        )
-        function = self._functions["attend"]
-        if self.bf16_attention is None or distances is not None:
-            n_values = self._workspace(longest, head_width)
-        else:
-            function = self.bf16_attention.attend
-            n_values = self.bf16_attention.workspace(longest, head_width, products.values.shape[1])
+        of_texts = TextsStruct(len(lengths), address(lengths))
+        rules = attention_struct(attention, head_width)
+        kept = set_batch(rules, attention, texts, distances)
+        way = self.attention_way(distances)
+        n_values = way.workspace(texts.longest, head_width, products.values.shape[1])
         # Explicit: torch's default is another while a thread loads a model in 16 bits.
         workspaces = torch.empty(n_shares, n_values, dtype=torch.float32)
-        of_products, of_rows = _products_struct(products), _rows_struct(rows)
+        of_products, of_rows = products_struct(products), rows_struct(rows)
 
         def work(share: int) -> None:
-            function(of_products, of_texts, rules, of_rows, _at(workspaces[share]), share, n_shares)
+            way.attend(of_products, of_texts, rules, of_rows, address(workspaces[share]), share, n_shares)
 
         run_shares(work, n_shares)
+        del kept
         if n_shares > 1:
             rows = self.rows(rows.states, form=form)
         if rows.inputs is not None:
@@ -226,6 +210,10 @@ class Kernels:
         if rows.steps is not None:
             rows.steps[n_tokens:] = 0
         return rows
+
+    def attention_way(self, distances: Distances | None) -> AttentionWay:
+        """Returns what computes attention; see `attend`."""
+        return self._attention if self.bf16_attention is None or distances is not None else self.bf16_attention
 
     def activate(self, products: Products, activation: str, *, gated: bool, form: Form) -> Rows:
         """Applies an activation, a name of layer.ACTIVATIONS.
@@ -241,9 +229,9 @@ class Kernels:
         """
         n_rows, width = products.values.shape
         states = products.values.new_empty(n_rows, width // 2) if gated else products.values
-        rows = _rows(states, form)
-        kind, products_struct = _KINDS.index(activation), _products_struct(products)
-        self._run_rows("activate", states.shape, products_struct, kind, gated, _rows_struct(rows))
+        rows = empty_rows(states, form)
+        kind, struct = _KINDS.index(activation), products_struct(products)
+        self._run_rows("activate", states.shape, struct, kind, gated, rows_struct(rows))
         return rows
 
     def join(
@@ -262,9 +250,9 @@ class Kernels:
             The sum, and the input of what follows.
         """
         states = products.values
-        rows = _rows(states if following is None else torch.empty_like(states), form)
-        around = _norms_struct(norms, following)
-        self._run_rows("join", states.shape, _products_struct(products), _at(residual), around, _rows_struct(rows))
+        rows = empty_rows(states if following is None else torch.empty_like(states), form)
+        around, of_rows = norms_struct(norms, following), rows_struct(rows)
+        self._run_rows("join", states.shape, products_struct(products), address(residual), around, of_rows)
         return states, rows
 
     def finish_layer(
@@ -283,35 +271,19 @@ class Kernels:
             The layer's output and the input of what follows; None where the layer's parts have to be called one
             by one: its weights are not packed for this, or there are too few rows for the threads.
         """
-        packed = [linear.packed for linear in (layer.attention_out, layer.up, layer.down)]
-        linears = [linear for linear in packed if linear is not None]
         n_rows, n_shares = len(states), torch.get_num_threads()
-        if len(linears) < len(packed) or n_rows < n_shares * _MANY_ROWS:
+        rest = rest_struct(layer, following)
+        if rest is None or n_rows < n_shares * _MANY_ROWS:
             return None
-        structs = [weights.struct(bias) for weights, bias in linears]
-        products, largest = linears[0][0].products, max(weights.words.nbytes for weights, _ in linears)
-        if products.instructions == "AMX-BF16" and context.form == Form.FLOATS:
-            at_once = _SPLIT_ROWS
-        else:
-            at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
-        block = at_once if context.form == Form.FLOATS else min(n_rows, _BLOCK_ROWS)
-        # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
-        n_words = max(products.workspace(at_once, struct.inputs) for struct in structs)
-        rest = _Rest(
-            *(products.address, context.form, n_words, *structs),
-            _norms_struct(layer.attention_norms, layer.ffn_norms.before),
-            _norms_struct(layer.ffn_norms, following),
-            *(_KINDS.index(layer.activation), layer.gated, block, at_once),
-        )
-        workspaces = torch.empty(n_shares, self._finish_workspace(rest), dtype=torch.float32)
+        workspaces = torch.empty(n_shares, self.finish_workspace(rest), dtype=torch.float32)
         joined = torch.empty_like(states)
-        rows = _rows(joined if following is None else torch.empty_like(states), form)
-        of_context, of_rows = _rows_struct(context), _rows_struct(rows)
+        rows = empty_rows(joined if following is None else torch.empty_like(states), form)
+        of_context, of_rows = rows_struct(context), rows_struct(rows)
 
         def work(share: int) -> None:
             first, last = (n_rows * number // n_shares for number in (share, share + 1))
             self._functions["finish_layer"](
-                *(rest, of_context, _at(states), _at(joined), of_rows, _at(workspaces[share])),
+                *(rest, of_context, address(states), address(joined), of_rows, address(workspaces[share])),
                 *(first, last),
             )
 
@@ -370,7 +342,7 @@ def why_no_kernels() -> str | None:
 
 def _load(*, rebuild: bool) -> Kernels | None:
     """Loads the libraries; None if one is none, or if they give wrong numbers."""
-    found = {source: library(source, rebuild=rebuild) for source in _FUNCTIONS}
+    found = {source: library(source, rebuild=rebuild) for source in _SOURCES}
     paths = {source: path for source, path in found.items() if path is not None}
     try:
         kernels = Kernels({source: ctypes.CDLL(str(path)) for source, path in paths.items()})
@@ -380,50 +352,61 @@ def _load(*, rebuild: bool) -> Kernels | None:
     return kernels if passes(check, check_kernels.__file__, paths.values()) else None
 
 
-def _rows(states: Tensor, form: Form) -> Rows:
-    if form == Form.FLOATS:
-        return Rows(states)
-    if form == Form.BF16:
-        return Rows(states, torch.empty(states.shape, dtype=torch.bfloat16))
-    steps = torch.empty(len(states), dtype=torch.float32)
-    return Rows(states, torch.empty(states.shape, dtype=torch.uint8), steps)
+def rest_struct(layer: LayerWeights, following: Norm | None) -> RestStruct | None:
+    """Returns the addresses of a layer's parts after its attention; None if its weights are not packed for this.
 
-
-def _products_struct(products: Products) -> _Products:
-    return _Products(_at(products.values), _at(products.steps), _at(products.bias), *products.values.shape)
-
-
-def _rows_struct(rows: Rows) -> _Rows:
-    return _Rows(_at(rows.states), _at(rows.inputs), _at(rows.steps), rows.form)
-
-
-def _norm_pointer(norm: Norm | None) -> Any:
-    if norm is None:
+    Args:
+        layer: the layer.
+        following: see Kernels.finish_layer.
+    """
+    packed = [linear.packed for linear in (layer.attention_out, layer.up, layer.down)]
+    linears = [linear for linear in packed if linear is not None]
+    if len(linears) < len(packed):
         return None
-    rms = isinstance(norm, RmsNorm)
-    return ctypes.pointer(_Norm(_at(norm.weight), None if rms else _at(norm.bias), norm.eps, rms))
+    structs = [weights.struct(bias) for weights, bias in linears]
+    products, largest = linears[0][0].products, max(weights.words.nbytes for weights, _ in linears)
+    form = layer.attention_out.form
+    if products.instructions == "AMX-BF16" and form == Form.FLOATS:
+        at_once = _SPLIT_ROWS
+    else:
+        at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
+    block = at_once if form == Form.FLOATS else _BLOCK_ROWS
+    # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
+    n_words = max(products.workspace(at_once, struct.inputs) for struct in structs)
+    return RestStruct(
+        *(products.address, form, n_words, *structs),
+        norms_struct(layer.attention_norms, layer.ffn_norms.before),
+        norms_struct(layer.ffn_norms, following),
+        *(_KINDS.index(layer.activation), layer.gated, block, at_once),
+    )
 
 
-def _norms_struct(norms: Norms, following: Norm | None) -> _Norms:
-    return _Norms(*map(_norm_pointer, (norms.inner, norms.after, following)))
+def attention_struct(attention: SelfAttention, head_width: int) -> AttentionStruct:
+    """Returns the heads of a layer, of this width, and what they attend to; see `set_batch` for the rest."""
+    rules = attention.rules
+    return AttentionStruct(
+        *(attention.n_heads, attention.n_key_heads, head_width, rules.reach[0], rules.causal),
+        *(norm_pointer(attention.query_norm), norm_pointer(attention.key_norm)),
+    )
+
+
+def set_batch(
+    struct: AttentionStruct, attention: SelfAttention, texts: Texts, distances: Distances | None
+) -> Sequence[Tensor | None]:
+    """Sets what depends on the texts: the rotation of their tokens, and numbers by distance.
+
+    Returns:
+        The tensors whose addresses were set, to be kept for as long as the struct is used.
+    """
+    angles = (None, None) if attention.rotation is None else texts.rotations[attention.rotation]
+    struct.cosine, struct.sine = map(address, angles)
+    by_distance = (attention.bias, *(distances or (None, None)))
+    tables = [None if table is None else table.reaching(texts.longest) for table in by_distance]
+    struct.distances = distances_struct(tables)
+    return (*angles, *tables)
 
 
 def _n_shares(shape: Sequence[int]) -> int:
     """Returns the number of threads that are worth it for a result of this shape."""
     cores = torch.get_num_threads()
     return 1 if cores == 1 else max(1, min(cores, shape[0] * shape[1] // _FEWEST_NUMBERS))
-
-
-def _distances_struct(tables: Sequence[Tensor | None]) -> _Distances:
-    """Returns the addresses of distance 0 in the tables of a bias, and of keys and queries."""
-    found = [table for table in tables if table is not None]
-    if not found:
-        return _Distances(None, None, None, 0)
-    middle = (found[0].shape[-1] - 1) // 2
-    return _Distances(
-        *(None if table is None else table[..., middle:].data_ptr() for table in tables), found[0].stride(-2)
-    )
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

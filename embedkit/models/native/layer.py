@@ -53,8 +53,14 @@ class LayerWeights:
     ffn_norms: Norms
 
 
-def torch_layer(layer: LayerWeights, states: Tensor, texts: Texts) -> Tensor:
-    """Computes the next layer's states with torch's operations: [T, D] → [T, D]."""
+def torch_layers(layers: Sequence[LayerWeights], states: Tensor, texts: Texts) -> Iterator[Tensor]:
+    """Computes the states after each of some layers with torch's operations; see `fused_layers`."""
+    for layer in layers:
+        states = _torch_layer(layer, states, texts)
+        yield states
+
+
+def _torch_layer(layer: LayerWeights, states: Tensor, texts: Texts) -> Tensor:
     context = layer.attention(layer.qkv(_normed(states, layer.attention_norms)), texts)
     # In blocks of rows, so that what is between the linear layers stays in the caches.
     blocks = []

@@ -87,3 +87,27 @@ struct Attention {
     const float *cosine, *sine; /* [T, head_dim / 2]: of the angle between numbers half a head apart; or nullptr */
     Distances distances;
 };
+
+/* Computes attention; see embedkit_attend in attention.cpp. */
+typedef void Attend(const Products *from, const Texts *texts, const Attention *rules, const Rows *out, float *workspace,
+                    int64_t share, int64_t shares);
+
+/* A layer whose weights are packed for one function, that of `rest`. */
+struct Layer {
+    Weights qkv; /* queries, keys and values in one */
+    Attend *attend;
+    Attention attention;
+    Rest rest;
+    int64_t form; /* of the input of what follows: FLOATS after the last layer */
+};
+
+/* Packed texts on their way through layers. */
+struct Part {
+    int64_t n; /* their tokens */
+    const Texts *texts;
+    Rows inputs;      /* of the next layer */
+    float *normed;    /* [n, width]: the values of these where a norm precedes a layer; else they are its states */
+    Rows context;     /* the result of attention */
+    float *projected; /* [n, the widest qkv] */
+    float *workspace; /* of products, attention and embedkit_finish_layer in turn */
+};

@@ -538,6 +538,27 @@ def test_states_are_the_same_to_the_bit_in_ten_random_batchings(kind, dtype, com
                 encoder.run(tokens, Batch(in_order, tokens.lengths[in_order]), compare)
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("fp32", marks=needs_compiler),
+        pytest.param("bf16", marks=needs_bf16),
+        pytest.param("int8", marks=[needs_compiler, needs_int8]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "gemma3_text", "modernbert", "t5"])
+def test_layers_in_one_call_have_the_states_of_one_after_another_to_the_bit(kind, dtype, tmp_path):
+    folder, tokens = save(kind, tmp_path), tokens_with_pads(types=False)
+    for layers in ((0, 1, 2), (2,)):
+        encoder = loaded(folder, dtype=dtype).make_encoder(layers, tokens, for_pooler=False)[0]
+        at_once = states(encoder, tokens, 200)
+        assert encoder._compiled is not None
+        encoder._compiled = None
+        for found, expected in zip(at_once, states(encoder, tokens, 200), strict=True):
+            assert len(found.layers) == len(layers)
+            assert all(map(np.array_equal, found.layers, expected.layers))
+
+
 def test_without_its_instruction_bf16_is_left_to_transformers(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     folder = save("bert", tmp_path)

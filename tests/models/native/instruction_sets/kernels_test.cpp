@@ -15,7 +15,7 @@ void embedkit_normalise(const float *, const Norm *, int64_t, const Rows *, int6
 void embedkit_activate(const Products *, int, int, const Rows *, int64_t, int64_t);
 void embedkit_join(const Products *, const float *, const Norms *, const Rows *, int64_t, int64_t);
 void embedkit_attend(const Products *, const Texts *, const Attention *, const Rows *, float *, int64_t, int64_t);
-int64_t embedkit_attend_workspace(int64_t, int64_t);
+int64_t embedkit_attend_workspace(int64_t, int64_t, int64_t);
 void embedkit_bf16_attend(const Products *, const Texts *, const Attention *, const Rows *, float *, int64_t, int64_t);
 int64_t embedkit_bf16_attend_workspace(int64_t, int64_t, int64_t);
 int64_t embedkit_int8_packed(int64_t, int64_t);
@@ -296,7 +296,7 @@ static void test_attention(int64_t heads, int64_t key_heads, int64_t head_dim, i
     if (rounds)
         for (float &x : qkv) x = of_half(half_of(x / 2));
     auto attend = rounds ? embedkit_bf16_attend : embedkit_attend;
-    Floats work(rounds ? embedkit_bf16_attend_workspace(longest, head_dim, stride) : embedkit_attend_workspace(longest, head_dim));
+    Floats work(rounds ? embedkit_bf16_attend_workspace(longest, head_dim, stride) : embedkit_attend_workspace(longest, head_dim, stride));
     Floats cosine = numbers(n * half), sine = numbers(n * half);
     std::vector<uint8_t> bytes(n * width);
     /* Around the numbers for 2 * longest - 1 distances there are as many as the kernels may read. */

@@ -1,0 +1,106 @@
+"""Runs layers one after another in one call of compiled code, which holds Python's lock for none of them.
+
+For layers whose weights are all packed, and a thread that has a core for itself; layer.py runs any others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from embedkit.models.native.attention import Texts
+from embedkit.models.native.kernels import Kernels, attention_struct, rest_struct, set_batch
+from embedkit.models.native.layer import LayerWeights
+from embedkit.models.native.linear import Form
+from embedkit.models.native.structs import (
+    LayerStruct,
+    PartStruct,
+    TextsStruct,
+    address,
+    empty_rows,
+    rows_struct,
+)
+
+
+class CompiledLayers:
+    """The layers of a model as an array of `Layer` of structs.h. Threads may share it."""
+
+    def __init__(self, layers: Sequence[LayerWeights], kernels: Kernels) -> None:
+        """Makes the array of one layer or more.
+
+        Raises:
+            ValueError: the weights of a layer are not packed.
+        """
+        self._layers = layers
+        self._kernels = kernels
+        self._structs = (LayerStruct * len(layers))()
+        for struct, layer, following in zip(self._structs, layers, (*layers[1:], None), strict=True):
+            rest = rest_struct(layer, None if following is None else following.attention_norms.before)
+            if rest is None or layer.qkv.packed is None:
+                raise ValueError("the weights of a layer are not packed")
+            weights, bias = layer.qkv.packed
+            heads, distances = layer.attention.heads, layer.attention.distances
+            head_width = weights.n_outputs // (heads.n_heads + 2 * heads.n_key_heads)
+            struct.qkv, struct.rest = weights.struct(bias), rest
+            struct.attend = kernels.attention_way(distances).address
+            struct.attention = attention_struct(heads, head_width)
+            struct.form = Form.FLOATS if following is None else following.qkv.form
+        #: Those whose attention needs more of the texts than their lengths.
+        self._of_texts = [
+            (number, layer.attention)
+            for number, layer in enumerate(layers)
+            if layer.attention.distances or layer.attention.heads.rotation or layer.attention.heads.bias
+        ]
+        # The layers of a model are of one shape.
+        self._products, self._shape = weights.products, (weights.n_inputs, head_width, weights.n_outputs)
+        self._ways = {kernels.attention_way(layer.attention.distances) for layer in layers}
+        self._context_width = heads.n_heads * head_width
+        self._finish_workspace = max(kernels.finish_workspace(struct.rest) for struct in self._structs)
+
+    def run(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
+        """Computes the states after some of the layers.
+
+        Args:
+            states: the input of a layer, [T, D] of packed texts.
+            texts: the texts.
+            stops: the number of that layer, from 0; then the numbers of layers before the states that are wanted.
+
+        Yields:
+            [T, D], valid for as long as they are kept.
+        """
+        first, n_rows, (width, head_width, of_qkv) = self._layers[stops[0]], len(states), self._shape
+        structs = self._structs
+        kept: list[Tensor | None] = []
+        if self._of_texts:
+            structs = type(structs).from_buffer_copy(structs)
+            for number, attention in self._of_texts:
+                kept += set_batch(structs[number].attention, attention.heads, texts, attention.distances)
+        lengths, longest = torch.tensor(texts.lengths), texts.longest
+        n_words = max(
+            *(self._products.workspace(n_rows, width), self._finish_workspace),
+            *(way.workspace(longest, head_width, of_qkv) for way in self._ways),
+        )
+        # Explicit: torch's default is another while a thread loads a model in 16 bits.
+        workspace = torch.empty(n_words, dtype=torch.float32)
+        projected = torch.empty(n_rows, of_qkv, dtype=torch.float32)
+        context = empty_rows(
+            torch.empty(n_rows, self._context_width, dtype=torch.float32), first.attention_out.form
+        )
+        inputs = self._kernels.normed(states, first.attention_norms.before, form=first.qkv.form)
+        normed = torch.empty_like(states)
+        of_texts = TextsStruct(len(lengths), address(lengths))
+        part = PartStruct(
+            *(n_rows, ctypes.pointer(of_texts), rows_struct(inputs), address(normed), rows_struct(context)),
+            *(address(projected), address(workspace)),
+        )
+        for begin, end in pairwise(stops):
+            joined = torch.empty_like(states)
+            at = ctypes.addressof(structs) + begin * ctypes.sizeof(LayerStruct)
+            self._kernels.run_layers(at, end - begin, part, address(states), address(joined))
+            states = joined
+            yield states
+        del kept

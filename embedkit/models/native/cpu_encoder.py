@@ -18,6 +18,7 @@ from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layer
 from embedkit.models.native.linear import GRAIN, Bf16Linear, Int8Linear, Linear, fp32_linear
 from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
+from embedkit.models.native.structs import EmbeddingStruct, address, norm_pointer
 from embedkit.models.native.thread_pool import Part, ThreadPool
 from embedkit.types import Batch
 
@@ -52,6 +53,12 @@ class CpuEncoder(NativeEncoder):
         self._threads = ThreadPool()
         super().__init__(model, layers, for_pooler=for_pooler)
         self._compiled = None if self._kernels is None else _compiled(self._stack, self._kernels)
+        self._embedding = None
+        if self._kernels is not None and self._kernels.fit(config.embedding_size):
+            tables = map(address, (self._words, self._types, self._positions))
+            scale = 1.0 if self._embedding_scale is None else self._embedding_scale
+            norm = None if self._projects_first else norm_pointer(self._norm)
+            self._embedding = EmbeddingStruct(*tables, norm, config.embedding_size, scale)
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         runs = [run for _, run in self._runs(inputs, batch, wanted)]
@@ -67,6 +74,15 @@ class CpuEncoder(NativeEncoder):
         wanted = frozenset(self.layers)
         runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch, wanted)]
         self._threads.map(partial(_take_layers, sorted(wanted)), *zip(*runs, strict=True))
+
+    def _embed(self, inputs: Inputs) -> Tensor:
+        if self._kernels is None or self._embedding is None:
+            return super()._embed(inputs)
+        of_tokens = (inputs["input_ids"], inputs.get("token_type_ids"), inputs["position_ids"])
+        states = self._kernels.embed(self._embedding, *of_tokens)
+        for step in (self._project, self._norm) if self._projects_first else (self._project,):
+            states = states if step is None else step(states)
+        return states
 
     def _runs(self, inputs: Inputs, batch: Batch, wanted: frozenset[int]) -> list[tuple[Part, Iterator[Tensor]]]:
         """Returns the parts of a batch, and for each what computes its states of the layers wanted, in order."""

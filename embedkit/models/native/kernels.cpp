@@ -166,6 +166,30 @@ extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const
     }
 }
 
+/* Tokens whose rows are brought into the first cache ahead: tables of words are larger than all caches. */
+#define TOKENS_AHEAD 2
+
+/* Adds up the embeddings of tokens [first, last): ids [n], types [n] or nullptr if all are 0, positions [n] -> out [n, width].
+ * All are rows of their tables. */
+extern "C" void embedkit_embed(const Embedding *of, const int64_t *ids, const int64_t *types, const int64_t *positions,
+                               float *out, int64_t first, int64_t last) {
+    const int64_t width = of->width;
+    for (int64_t t = first; t < last; t++) {
+        const float *word = of->words + ids[t] * width, *next = of->words + ids[least(last - 1, t + TOKENS_AHEAD)] * width;
+        const float *type = of->types ? of->types + (types ? types[t] : 0) * width : nullptr;
+        const float *position = of->positions ? of->positions + positions[t] * width : nullptr;
+        float *to = out + t * width;
+        for (int64_t i = 0; i < width; i += LANES) {
+            __builtin_prefetch(next + i);
+            vec x = load(word + i) * of->scale;
+            if (type) x += load(type + i);
+            if (position) x += load(position + i);
+            store(to + i, x);
+        }
+        if (of->norm) normalise(to, of->norm, width, to);
+    }
+}
+
 /* Runs `count` layers of a part: its states [n, width] -> joined, and the inputs of the layer after them. */
 extern "C" void embedkit_run_layers(const Layer *layers, int64_t count, Part *part, const float *states, float *joined) {
     const int64_t n = part->n;

@@ -26,6 +26,7 @@ from embedkit.models.native.structs import (
     Address,
     AttentionStruct,
     Count,
+    EmbeddingStruct,
     NormsStruct,
     NormStruct,
     PartStruct,
@@ -87,6 +88,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
         *(Pointer(RestStruct), Pointer(RowsStruct), Address, Address, Pointer(RowsStruct), Address),
         *(Count, Count),
     ),
+    "embed": (Pointer(EmbeddingStruct), Address, Address, Address, Address, Count, Count),
 }
 
 
@@ -164,6 +166,23 @@ class Kernels:
             struct, width = norm_pointer(norm), states.shape[1]
             self._run_rows("normalise", states.shape, address(states), struct, width, rows_struct(rows))
         return rows
+
+    def embed(self, embedding: EmbeddingStruct, ids: Tensor, types: Tensor | None, positions: Tensor) -> Tensor:
+        """Adds up the embeddings of tokens.
+
+        Args:
+            embedding: the tables.
+            ids: int64 [T], rows of the words' table.
+            types: the same of that of types; None if all are 0.
+            positions: the same of that of positions, if there is one.
+
+        Returns:
+            float32 [T, D].
+        """
+        states = torch.empty(len(ids), embedding.width, dtype=torch.float32)
+        of_tokens = map(address, (ids, types, positions, states))
+        self._run_rows("embed", states.shape, embedding, *of_tokens)
+        return states
 
     def attend(
         self,

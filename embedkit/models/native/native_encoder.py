@@ -64,9 +64,12 @@ class NativeEncoder(LayerEncoder):
             self._embedding_scale = float(torch.tensor(config.embedding_size**0.5, dtype=self._words.dtype))
         self._positions = read(layout.positions) if config.has_positions else None
         self._types = read(layout.types) if config.type_vocab_size else None
+        tables = {"input_ids": self._words, "position_ids": self._positions, "token_type_ids": self._types}
+        self._n_rows = {name: len(table) for name, table in tables.items() if table is not None}
         self._norm = self._read_norm(layout.embedding_norm)
         projects = config.embedding_size != config.hidden_size
         self._project = self._read_projection() if projects else None
+        self._projects_first = config.family.projects_first
         self._pooler = None
         if for_pooler and layout.pooler is not None:
             self._pooler = self._linear(*checkpoint.linear(layout.pooler), "fp32")
@@ -83,7 +86,11 @@ class NativeEncoder(LayerEncoder):
         checkpoint.close()
 
     def prepare(self, tokens: Tokens, batch: Batch) -> Arrays:
-        """Makes the inputs of a forward pass, int64 [T]; see LayerEncoder."""
+        """Makes the inputs of a forward pass, int64 [T]; see LayerEncoder.
+
+        Raises:
+            IndexError: a token has no embedding.
+        """
         places, position = tokens.indices_of(batch.texts)
         ids = tokens.input_ids[places].astype(np.int64)
         pad_id = self._model.config.pad_id
@@ -92,6 +99,10 @@ class NativeEncoder(LayerEncoder):
         arrays: Arrays = {"input_ids": ids, "position_ids": position}
         if self._types is not None and tokens.token_type_ids is not None:
             arrays["token_type_ids"] = tokens.token_type_ids[places].astype(np.int64)
+        for name, n_rows in self._n_rows.items():
+            # Compiled code would read whatever is in memory there.
+            if name in arrays and not 0 <= arrays[name].min() <= arrays[name].max() < n_rows:
+                raise IndexError(f"{name} up to {arrays[name].max()}: the model has embeddings of {n_rows}")
         if self._pooler is not None:
             arrays[STARTS] = np.cumsum(batch.lengths) - batch.lengths
         return arrays
@@ -106,8 +117,7 @@ class NativeEncoder(LayerEncoder):
             states += self._types[0] if types is None else functional.embedding(types, self._types)
         if self._positions is not None:
             states += functional.embedding(inputs["position_ids"], self._positions)
-        steps = (self._norm, self._project)
-        for step in reversed(steps) if self._model.config.family.projects_first else steps:
+        for step in (self._project, self._norm) if self._projects_first else (self._norm, self._project):
             states = states if step is None else step(states)
         return states
 

@@ -88,6 +88,14 @@ struct Attention {
     Distances distances;
 };
 
+/* The embeddings of tokens: rows of tables, added up. */
+struct Embedding {
+    const float *words, *types, *positions; /* [rows, width]; nullptr for none but words */
+    const Norm *norm;                       /* of the sum; nullptr for none */
+    int64_t width;
+    float scale; /* of words */
+};
+
 /* Computes attention; see embedkit_attend in attention.cpp. */
 typedef void Attend(const Products *from, const Texts *texts, const Attention *rules, const Rows *out, float *workspace,
                     int64_t share, int64_t shares);

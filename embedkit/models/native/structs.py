@@ -77,6 +77,15 @@ class AttentionStruct(ctypes.Structure):
     )
 
 
+class EmbeddingStruct(ctypes.Structure):
+    """`Embedding`."""
+
+    _fields_ = (
+        *((name, Address) for name in ("words", "types", "positions")),
+        *(("norm", Pointer(NormStruct)), ("width", Count), ("scale", ctypes.c_float)),
+    )
+
+
 class LayerStruct(ctypes.Structure):
     """`Layer`."""
 

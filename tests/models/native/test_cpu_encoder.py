@@ -559,6 +559,15 @@ def test_layers_in_one_call_have_the_states_of_one_after_another_to_the_bit(kind
             assert all(map(np.array_equal, found.layers, expected.layers))
 
 
+@pytest.mark.parametrize("token", [-1, 120])
+def test_a_token_without_an_embedding_is_refused(token, tmp_path):
+    tokens = tokens_with_pads(types=False)
+    encoder = lean_encoder(save("bert", tmp_path), tokens)
+    tokens.input_ids[5] = token
+    with pytest.raises(IndexError, match="embeddings of 120"):
+        states(encoder, tokens, 10_000)
+
+
 def test_without_its_instruction_bf16_is_left_to_transformers(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     folder = save("bert", tmp_path)

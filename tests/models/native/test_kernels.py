@@ -26,6 +26,7 @@ from embedkit.models.native.linear import Form, Products, Rows
 from embedkit.models.native.norm import Norm, RmsNorm
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotation import Rotation
+from embedkit.models.native.structs import EmbeddingStruct, address, norm_pointer
 from embedkit.models.varlen_attention import FULL, AttentionRules
 from embedkit.types import LengthGroup
 
@@ -256,6 +257,32 @@ def test_a_residual_and_its_norms_are_torchs_in_float64(width, form, kind):
     alone = kernels().normed(states, kind(normal(width), shift, 1e-5), form=Form.BYTES)
     assert (alone.states - in_double(kind(normal(width), shift, 1e-5))(states.double())).abs().max() <= 1e-5
     assert_written(alone, Form.BYTES)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("typed", "placed", "kind"), [(None, False, None), (False, True, Norm), (True, True, RmsNorm)]
+)
+def test_embeddings_are_the_sums_of_their_rows(typed, placed, kind, threads, monkeypatch):
+    monkeypatch.setattr(kernels_module, "_FEWEST_NUMBERS", 1)
+    words, types, positions = normal(30, WIDTH), normal(2, WIDTH, seed=1), normal(9, WIDTH, seed=2)
+    ids, of_types, places = (torch.tensor(rows) for rows in ([29, 0, 7, 7, 3], [0, 1, 1, 0, 1], [0, 1, 8, 0, 1]))
+    norm = (
+        None
+        if kind is None
+        else kind(normal(WIDTH, seed=3), normal(WIDTH, seed=4) if kind is Norm else None, 1e-5)
+    )
+    expected = 1.5 * words.double()[ids]
+    if typed is not None:
+        expected += types.double()[of_types] if typed else types.double()[0]
+    if placed:
+        expected += positions.double()[places]
+    tables = (words, None if typed is None else types, positions if placed else None)
+    struct = EmbeddingStruct(*map(address, tables), norm_pointer(norm), WIDTH, 1.5)
+    with sharing(threads):
+        found = kernels().embed(struct, ids, of_types if typed else None, places)
+    assert (found - (expected if norm is None else in_double(norm)(expected))).abs().max() <= 1e-5
 
 
 @needs_compiler

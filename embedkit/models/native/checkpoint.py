@@ -75,7 +75,7 @@ class Checkpoint:
     def linear(self, *names: str, bias: bool = True) -> tuple[Tensor, Tensor]:
         """Reads weight and bias of linear layers, one below the other; zeros for a bias that it has not.
 
-        See `tensor`.
+        Those of one layer may be mapped from the file, see `tensor`; those of several may be written to.
         """
         weights = [self.tensor(f"{name}.weight") for name in names]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)

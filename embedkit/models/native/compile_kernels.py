@@ -6,6 +6,7 @@ model needs them. Imports no torch, so that the others are built while torch is 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -33,6 +34,8 @@ _SECONDS = 60
 #: The sources that nearly every model needs.
 _AHEAD = ("kernels.cpp", "attention.cpp", "fp32_products.cpp")
 _OTHERS = ("bf16_attention.cpp", "bf16_products.cpp", "int8_products.cpp")
+#: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+_ASK_FOR_TILES = (158, 0x1023, 18)
 _building = {source: Lock() for source in (*_AHEAD, *_OTHERS)}
 
 
@@ -71,7 +74,7 @@ def library(source: str, *, rebuild: bool = False) -> Path | None:
 
 
 def passes(check: Callable[[], bool], code: str, libraries: Iterable[Path]) -> bool:
-    """Runs a check of libraries, unless the same one has passed on the same bytes before.
+    """Runs a check of libraries, unless the same one has passed on the same bytes and processor before.
 
     Args:
         check: compares their results with others'.
@@ -79,8 +82,11 @@ def passes(check: Callable[[], bool], code: str, libraries: Iterable[Path]) -> b
         libraries: their paths.
     """
     try:
-        content = [hashlib.sha256(path.read_bytes()).digest() for path in (Path(code), *libraries)]
-        passed = cache_folder() / "checked-kernels" / hashlib.sha256(b"".join(content)).hexdigest()[:32]
+        # A library's name has the processor's facts; whether it may use tiles is up to the kernel's settings.
+        facts: list[object] = [_answer_about_tiles()]
+        for path in (Path(code), *libraries):
+            facts += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+        passed = cache_folder() / "checked-kernels" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         if _is_ours(passed):
             return True
     except OSError:
@@ -91,6 +97,14 @@ def passes(check: Callable[[], bool], code: str, libraries: Iterable[Path]) -> b
         passed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         passed.touch(mode=0o600)
     return True
+
+
+def _answer_about_tiles() -> int | None:
+    """Asks the kernel for AMX's tiles as tiles.h does; 0: this process may use them; None if there are none."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
+    answer: int = ctypes.CDLL(None).syscall(*map(ctypes.c_long, _ASK_FOR_TILES))
+    return answer
 
 
 def _identity(compiler: str, source: str) -> str:

@@ -173,7 +173,8 @@ class NativeEncoder(LayerEncoder):
         weight, bias = checkpoint.linear(*(at + name for name in layout.qkv), bias="qkv" in biased)
         of_queries = config.n_heads * config.head_width
         if self.scales_queries and layout.query_norm is None:
-            weight, bias = weight.clone(), bias.clone()
+            if len(layout.qkv) == 1:  # mapped from the file, and else made for us
+                weight, bias = weight.clone(), bias.clone()
             weight[:of_queries] *= config.scale
             bias[:of_queries] *= config.scale
         up = checkpoint.linear(*(at + name for name in layout.up), bias="up" in biased)

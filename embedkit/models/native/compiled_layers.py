@@ -24,6 +24,10 @@ from embedkit.models.native.structs import (
     empty_rows,
     rows_struct,
 )
+from embedkit.models.native.workspace import workspace
+
+#: Numbers of a line of the caches, where what lies in the workspace begins.
+_LINE = 16
 
 
 class CompiledLayers:
@@ -84,21 +88,22 @@ class CompiledLayers:
             *(self._products.workspace(n_rows, width), self._finish_workspace),
             *(way.workspace(longest, head_width, of_qkv) for way in self._ways),
         )
-        # Explicit: torch's default is another while a thread loads a model in 16 bits.
-        workspace = torch.empty(n_words, dtype=torch.float32)
-        projected = torch.empty(n_rows, of_qkv, dtype=torch.float32)
+        sizes = (n_words + -n_words % _LINE, n_rows * of_qkv, n_rows * self._context_width)
         context = empty_rows(
-            torch.empty(n_rows, self._context_width, dtype=torch.float32), first.attention_out.form
+            workspace(sum(sizes))[-sizes[-1] :].view(n_rows, self._context_width), first.attention_out.form
         )
         inputs = self._kernels.normed(states, first.attention_norms.before, form=first.qkv.form)
         normed = torch.empty_like(states)
         of_texts = TextsStruct(len(lengths), address(lengths))
         part = PartStruct(
             *(n_rows, ctypes.pointer(of_texts), rows_struct(inputs), address(normed), rows_struct(context)),
-            *(address(projected), address(workspace)),
+            *(None, None),
         )
         for begin, end in pairwise(stops):
             joined = torch.empty_like(states)
+            # Whoever asks for what follows may do so in another thread.
+            parts = torch.split(workspace(sum(sizes)), list(sizes))
+            part.workspace, part.projected, part.context.values = map(address, parts)
             at = ctypes.addressof(structs) + begin * ctypes.sizeof(LayerStruct)
             self._kernels.run_layers(at, end - begin, part, address(states), address(joined))
             states = joined

@@ -44,6 +44,7 @@ from embedkit.models.native.structs import (
     rows_struct,
 )
 from embedkit.models.native.thread_pool import run_shares
+from embedkit.models.native.workspace import workspace
 
 #: The notices where there are none.
 NO_COMPILER, REFUSED = (
@@ -213,12 +214,10 @@ class Kernels:
         kept = set_batch(rules, attention, texts, distances)
         way = self.attention_way(distances)
         n_values = way.workspace(texts.longest, head_width, products.values.shape[1])
-        # Explicit: torch's default is another while a thread loads a model in 16 bits.
-        workspaces = torch.empty(n_shares, n_values, dtype=torch.float32)
         of_products, of_rows = products_struct(products), rows_struct(rows)
 
         def work(share: int) -> None:
-            way.attend(of_products, of_texts, rules, of_rows, address(workspaces[share]), share, n_shares)
+            way.attend(of_products, of_texts, rules, of_rows, address(workspace(n_values)), share, n_shares)
 
         run_shares(work, n_shares)
         del kept
@@ -294,7 +293,7 @@ class Kernels:
         rest = rest_struct(layer, following)
         if rest is None or n_rows < n_shares * _MANY_ROWS:
             return None
-        workspaces = torch.empty(n_shares, self.finish_workspace(rest), dtype=torch.float32)
+        n_values = self.finish_workspace(rest)
         joined = torch.empty_like(states)
         rows = empty_rows(joined if following is None else torch.empty_like(states), form)
         of_context, of_rows = rows_struct(context), rows_struct(rows)
@@ -302,7 +301,7 @@ class Kernels:
         def work(share: int) -> None:
             first, last = (n_rows * number // n_shares for number in (share, share + 1))
             self._functions["finish_layer"](
-                *(rest, of_context, address(states), address(joined), of_rows, address(workspaces[share])),
+                *(rest, of_context, address(states), address(joined), of_rows, address(workspace(n_values))),
                 *(first, last),
             )
 

@@ -21,7 +21,7 @@
 #define SPLIT_MOST_ROWS 256
 #define SPLIT_MOST_STEPS 12
 /* Steps of a panel of weights that stay in the first cache while those rows pass. */
-#define NEAR_STEPS 4
+#define NEAR_STEPS 3
 /* Lines of each step of weights that are brought in with one of its six products. */
 #define LINES_EACH (STEP_WORDS / 6 / LINE)
 

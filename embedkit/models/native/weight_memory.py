@@ -58,14 +58,26 @@ class _Chunks:
 
     def _reserve(self, size: int) -> None:
         size = max(_CHUNK, size + -size % _PAGE)
-        # A page more, to begin where one does.
-        self._memory = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._next = -_address(self._memory) % _PAGE
+        self._memory, self._next = large_pages(size)
         self._end = self._next + size
 
 
 _chunks = _Chunks()
+
+
+def large_pages(size: int) -> tuple[mmap.mmap, int]:
+    """Reserves so many bytes and those up to the end of their last page.
+
+    Returns:
+        The memory, and where in it the first page begins.
+
+    Raises:
+        OSError: the kernel was built without such pages, or there is no memory.
+    """
+    # A page more, to begin where one does.
+    memory = mmap.mmap(-1, size + -size % _PAGE + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory, -_address(memory) % _PAGE
 
 
 def empty_words(n_words: int) -> Tensor:

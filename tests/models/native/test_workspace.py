@@ -1,0 +1,60 @@
+"""The memory that threads keep for compiled code."""
+
+from __future__ import annotations
+
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+
+from embedkit.models.native import workspace as module
+from embedkit.models.native.workspace import workspace
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(module, "_kept", module._Kept())
+
+
+def test_threads_have_memory_of_their_own_that_they_keep():
+    together = Barrier(3)
+
+    def work(number: int) -> tuple[bool, bool]:
+        memory = workspace(5000 * number)
+        memory.fill_(number)
+        together.wait()
+        again = workspace(5000)
+        return bool((memory == number).all()), again.data_ptr() == memory.data_ptr()
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(work, (1, 2, 3))) == [(True, True)] * 3
+
+
+def test_more_is_had_where_more_is_wanted():
+    for size in (0, 7, 600_000, 20):
+        memory = workspace(size)
+        assert memory.shape == (size,)
+        assert memory.dtype == torch.float32
+        assert memory.data_ptr() % 64 == 0
+        memory.fill_(1)
+
+
+def test_very_much_is_not_kept(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_KEPT", 4096)
+    kept, much = workspace(1024), workspace(1025)
+    much.fill_(1)
+    kept.fill_(2)
+    assert bool((much == 1).all())
+    assert module._kept.numbers.shape == (1024,)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no pages of 2 MiB to ask for")
+def test_where_the_kernel_has_no_such_pages_memory_is_ordinary(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    assert torch.equal(workspace(7).fill_(1), torch.ones(7))

@@ -1,4 +1,4 @@
-"""Arrow arrays of numpy's numbers and of texts, made from their buffers, and numbers of Arrow arrays.
+"""Arrow arrays of numpy's numbers and of Python's values, made from their buffers, and numbers of Arrow arrays.
 
 `pa.array` and `to_numpy` do the same, but first import pandas where it is installed, which takes 0.2 s.
 """
@@ -13,6 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 _MOST_BYTES = 2**31 - 1
+#: What pyarrow makes of Python's values.
+_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 def number_array(numbers: NDArray[Any]) -> pa.Array:
@@ -38,6 +40,37 @@ def text_array(texts: Sequence[str | None]) -> pa.Array:
     valid = None if present.all() else _bits(present)
     buffers = [valid, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(texts), buffers)
+
+
+def plain_array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array | None:
+    """Returns what `pa.array` makes of texts, booleans, integers or floats of one type; None for other values.
+
+    Args:
+        values: None is null.
+        kind: the type of the array; None for that of the values.
+
+    Raises:
+        UnicodeEncodeError: a text has half a character.
+    """
+    found = {type(value) for value in values} - {type(None)}
+    if not found:
+        return pa.nulls(len(values), kind or pa.null())
+    of_values = found.pop()
+    made = _TYPES.get(of_values)
+    is_other_integer = of_values is int and kind is not None and pa.types.is_integer(kind)
+    if found or made is None or not (kind is None or kind == made or is_other_integer):
+        return None
+    if of_values is str:
+        return text_array(values)
+    made = kind or made
+    present = np.array([value is not None for value in values], np.bool_)
+    try:
+        numbers = np.array([of_values() if value is None else value for value in values], made.to_pandas_dtype())
+    except OverflowError:
+        return None
+    if present.all():
+        return number_array(numbers)
+    return pa.Array.from_buffers(made, len(values), [_bits(present), number_array(numbers).buffers()[1]])
 
 
 def numbers_of(array: pa.Array) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from embedkit.arrow_values import plain_values
 from embedkit.errors import OutputError
+from embedkit.output.formats.arrays import plain_array
 from embedkit.output.formats.columns import RecordBatch, Vectors, matrix, token_arrays
 from embedkit.output.formats.layout import RECEIPT, Create, Layout
 from embedkit.output.formats.sink import OneFile
@@ -196,10 +197,15 @@ def _vectors(cells: list[Any], layout: Layout, variant: Variant, path: FilePath)
 def _column(name: str, values: list[Any]) -> pa.Array:
     """Returns values as one Arrow type; nested and mixed ones become JSON text, strings among them unquoted."""
     if name == "id" or name in RECEIPT:
-        return pa.array(values, pa.int32() if name in RECEIPT[:3] else pa.string())
+        return _array(values, pa.int32() if name in RECEIPT[:3] else pa.string())
     if not any(isinstance(value, dict | list) for value in values):
         for kind in (None, pa.uint64()):
             with suppress(pa.ArrowException, OverflowError):
-                return pa.array(values, kind)
+                return _array(values, kind)
     mixed = any(isinstance(value, str) for value in values)
     return kept_array(name, values, "text" if mixed else "json")
+
+
+def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    array = plain_array(values, kind)
+    return pa.array(values, kind) if array is None else array

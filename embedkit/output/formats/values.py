@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from embedkit.arrow_values import kept_values, named_type, plain_values, stored, typed_array
 from embedkit.errors import OutputError
-from embedkit.output.formats.arrays import text_array
+from embedkit.output.formats.arrays import plain_array
 
 
 def arrow_type(name: str) -> pa.DataType:
@@ -98,9 +98,8 @@ def _text(value: Any) -> str:
 def _try_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array | None:
     """Returns the array, or None. The exception is dropped, not chained: pyarrow quotes the value in it."""
     try:
-        if kind == pa.string() and all(value is None or isinstance(value, str) for value in values):
-            return text_array(values)
-        return typed_array(values, kind)
+        array = plain_array(values, kind)
+        return typed_array(values, kind) if array is None else array
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
 

@@ -19,15 +19,19 @@ from embedkit.models.native.linear import Form
 from embedkit.models.native.structs import (
     LayerStruct,
     PartStruct,
+    RowsStruct,
     TextsStruct,
     address,
-    empty_rows,
+    empty_inputs,
     rows_struct,
 )
 from embedkit.models.native.workspace import workspace
 
 #: Numbers of a line of the caches, where what lies in the workspace begins.
 _LINE = 16
+#: Tokens of texts that attention takes together, so that their queries, keys and values stay in the second cache:
+#: few beside weights of one or two bytes, and more where weights of fp32 are read again for each of them.
+_FEW_TOKENS, _MANY_TOKENS = 128, 192
 
 
 class CompiledLayers:
@@ -77,32 +81,30 @@ class CompiledLayers:
             [T, D], valid for as long as they are kept.
         """
         first, n_rows, (width, head_width, of_qkv) = self._layers[stops[0]], len(states), self._shape
-        structs = self._structs
+        structs, form = self._structs, first.qkv.form
         kept: list[Tensor | None] = []
         if self._of_texts:
             structs = type(structs).from_buffer_copy(structs)
             for number, attention in self._of_texts:
                 kept += set_batch(structs[number].attention, attention.heads, texts, attention.distances)
         lengths, longest = torch.tensor(texts.lengths), texts.longest
+        at_once = max(longest, _MANY_TOKENS if form == Form.FLOATS else _FEW_TOKENS)
         n_words = max(
-            *(self._products.workspace(n_rows, width), self._finish_workspace),
+            *(self._products.workspace(at_once, width), self._finish_workspace),
             *(way.workspace(longest, head_width, of_qkv) for way in self._ways),
         )
-        sizes = (n_words + -n_words % _LINE, n_rows * of_qkv, n_rows * self._context_width)
-        context = empty_rows(
-            workspace(sum(sizes))[-sizes[-1] :].view(n_rows, self._context_width), first.attention_out.form
-        )
-        inputs = self._kernels.normed(states, first.attention_norms.before, form=first.qkv.form)
+        n_context = (n_rows if form == Form.FLOATS else at_once) * self._context_width
+        sizes = [size + -size % _LINE for size in (n_words, at_once * of_qkv, n_context)]
+        inputs = self._kernels.normed(states, first.attention_norms.before, form=form)
+        context, steps = empty_inputs(n_rows, self._context_width, form)
         normed = torch.empty_like(states)
         of_texts = TextsStruct(len(lengths), address(lengths))
-        part = PartStruct(
-            *(n_rows, ctypes.pointer(of_texts), rows_struct(inputs), address(normed), rows_struct(context)),
-            *(None, None),
-        )
+        part = PartStruct(n_rows, at_once, ctypes.pointer(of_texts), rows_struct(inputs), address(normed))
+        part.context = RowsStruct(None, address(context), address(steps), form)
         for begin, end in pairwise(stops):
             joined = torch.empty_like(states)
             # Whoever asks for what follows may do so in another thread.
-            parts = torch.split(workspace(sum(sizes)), list(sizes))
+            parts = torch.split(workspace(sum(sizes)), sizes)
             part.workspace, part.projected, part.context.values = map(address, parts)
             at = ctypes.addressof(structs) + begin * ctypes.sizeof(LayerStruct)
             self._kernels.run_layers(at, end - begin, part, address(states), address(joined))

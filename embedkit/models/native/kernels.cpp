@@ -190,18 +190,44 @@ extern "C" void embedkit_embed(const Embedding *of, const int64_t *ids, const in
     }
 }
 
+/* Rows [t, ...) of some, in their form too. */
+INLINE Rows rows_from(const Rows *of, int64_t t, int64_t width) {
+    return {of->values + t * width, (char *)of->inputs + t * width * input_size(of->form),
+            of->form == BYTES ? of->scale + t : nullptr, of->form};
+}
+
+/* Computes the attention of a layer, a few texts at a time: their queries, keys and values stay in the second cache. */
+static void attend_texts(const Layer *of, const Part *part) {
+    const Weights *qkv = &of->qkv;
+    const Texts *texts = part->texts;
+    const int64_t width = of->rest.out.inputs, half = of->attention.head_dim / 2;
+    for (int64_t text = 0, t = 0; text < texts->count;) {
+        Texts some = {0, texts->lengths + text};
+        int64_t n = 0;
+        do n += texts->lengths[text++], some.count++;
+        while (text < texts->count && n + texts->lengths[text] <= part->at_once);
+        of->rest.multiply(input_of(&part->inputs, t, qkv->inputs), n, qkv, 0, 1, part->projected, (int32_t *)part->workspace);
+        const float *scale = of->rest.form == BYTES ? part->inputs.scale + t : nullptr;
+        const Products projected = {part->projected, scale, qkv->bias, n, qkv->outputs};
+        Attention rules = of->attention;
+        if (rules.cosine) {
+            rules.cosine += t * half;
+            rules.sine += t * half;
+        }
+        Rows context = rows_from(&part->context, t, width);
+        if (context.form != FLOATS) context.values = part->context.values;
+        of->attend(&projected, &some, &rules, &context, part->workspace, 0, 1);
+        t += n;
+    }
+}
+
 /* Runs `count` layers of a part: its states [n, width] -> joined, and the inputs of the layer after them. */
 extern "C" void embedkit_run_layers(const Layer *layers, int64_t count, Part *part, const float *states, float *joined) {
-    const int64_t n = part->n;
     for (const Layer *of = layers; of < layers + count; of++, states = joined) {
-        const Weights *qkv = &of->qkv;
-        of->rest.multiply(input_of(&part->inputs, 0, qkv->inputs), n, qkv, 0, 1, part->projected, (int32_t *)part->workspace);
-        const float *scale = of->rest.form == BYTES ? part->inputs.scale : nullptr;
-        const Products projected = {part->projected, scale, qkv->bias, n, qkv->outputs};
-        of->attend(&projected, part->texts, &of->attention, &part->context, part->workspace, 0, 1);
+        attend_texts(of, part);
         part->inputs.values = of->rest.ffn_norms.following ? part->normed : joined;
         part->inputs.form = of->form;
-        embedkit_finish_layer(&of->rest, &part->context, states, joined, &part->inputs, part->workspace, 0, n);
+        embedkit_finish_layer(&of->rest, &part->context, states, joined, &part->inputs, part->workspace, 0, part->n);
     }
 }
 

@@ -111,11 +111,12 @@ struct Layer {
 
 /* Packed texts on their way through layers. */
 struct Part {
-    int64_t n; /* their tokens */
+    int64_t n;       /* their tokens */
+    int64_t at_once; /* most tokens of texts that attention takes together; no fewer than the longest text has */
     const Texts *texts;
     Rows inputs;      /* of the next layer */
     float *normed;    /* [n, width]: the values of these where a norm precedes a layer; else they are its states */
-    Rows context;     /* the result of attention */
-    float *projected; /* [n, the widest qkv] */
+    Rows context;     /* the result of attention; the values are those of the texts at once, unless the form is FLOATS */
+    float *projected; /* queries, keys and values of the texts at once */
     float *workspace; /* of products, attention and embedkit_finish_layer in turn */
 };

@@ -99,19 +99,30 @@ class PartStruct(ctypes.Structure):
     """`Part`."""
 
     _fields_ = (
-        *(("n", Count), ("texts", Pointer(TextsStruct)), ("inputs", RowsStruct), ("normed", Address)),
+        *(
+            ("n", Count),
+            ("at_once", Count),
+            ("texts", Pointer(TextsStruct)),
+            ("inputs", RowsStruct),
+            ("normed", Address),
+        ),
         *(("context", RowsStruct), ("projected", Address), ("workspace", Address)),
     )
 
 
 def empty_rows(states: Tensor, form: Form) -> Rows:
     """Returns these states [T, K] with room for them in their form."""
+    n_rows, width = states.shape
+    return Rows(states, *empty_inputs(n_rows, width, form))
+
+
+def empty_inputs(n_rows: int, width: int, form: Form) -> tuple[Tensor | None, Tensor | None]:
+    """Returns room for rows in their form, and for the steps of bytes; None for what the form has not."""
     if form == Form.FLOATS:
-        return Rows(states)
+        return None, None
     if form == Form.BF16:
-        return Rows(states, torch.empty(states.shape, dtype=torch.bfloat16))
-    steps = torch.empty(len(states), dtype=torch.float32)
-    return Rows(states, torch.empty(states.shape, dtype=torch.uint8), steps)
+        return torch.empty(n_rows, width, dtype=torch.bfloat16), None
+    return torch.empty(n_rows, width, dtype=torch.uint8), torch.empty(n_rows, dtype=torch.float32)
 
 
 def products_struct(products: Products) -> ProductsStruct:

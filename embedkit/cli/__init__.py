@@ -83,7 +83,7 @@ _TO_STDOUT = (("-o", "-"), ("--output", "-"))
 
 
 def _is_resumable(arguments: Sequence[str]) -> bool:
-    """True if --on-exists resume can continue the command: what is written to stdout cannot be resumed."""
+    """Checks whether --on-exists resume can continue the command: what is written to stdout cannot be resumed."""
     to_stdout = "--output=-" in arguments or any(pair in _TO_STDOUT for pair in pairwise(arguments))
     return list(arguments[:1]) in (["encode"], ["sweep"]) and not to_stdout
 
@@ -124,7 +124,7 @@ def _exit_code_of(action: Callable[[], int | None], *, resumable: bool = False) 
 
 
 def main() -> NoReturn:
-    """The command `embedkit`."""
+    """Runs the command `embedkit`."""
     printing.hold_descriptors()
     _disable_core_files()
     arguments = sys.argv[1:]
@@ -136,7 +136,7 @@ def main() -> NoReturn:
 
 
 def _disable_core_files() -> None:
-    """A core file holds the memory of the process, including texts."""
+    """Keeps the system from writing core files, which hold the memory of the process, texts included."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -25,7 +25,7 @@ def completion(*, shell: str) -> None:
 
 
 def is_completion() -> bool:
-    """True if a shell's script has called this process, for the completions of a command line."""
+    """Checks whether a shell's script has called this process, for the completions of a command line."""
     return bool(os.environ.get(_VARIABLE))
 
 

@@ -338,7 +338,7 @@ def _engine(workers: tuple[int, int], options: dict[str, Any]) -> EngineConfig:
 
 
 def names_model(ctx: typer.Context) -> bool:
-    """True if the model is from the command line, a config file or the environment, and not the default."""
+    """Checks whether the model is from the command line, a config file or the environment, and not the default."""
     source = ctx.get_parameter_source("model")
     return source is not None and source.name != "DEFAULT"
 

@@ -154,7 +154,7 @@ def check_name(
 
 
 def is_folder(output: str) -> bool:
-    """True if a name means a folder whatever its suffix: it ends in a slash, or the folder exists."""
+    """Checks whether a name means a folder whatever its suffix: it ends in a slash, or the folder exists."""
     return output.endswith(("/", os.sep)) or (not is_uri(output) and seems_folder(output))
 
 

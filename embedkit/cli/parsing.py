@@ -337,7 +337,7 @@ def _check_values(parameters: list[Any], values: Mapping[str, Any]) -> None:
 
 
 def is_utf8(text: str) -> bool:
-    """True if a name from the command line is UTF-8: its other bytes are surrogates."""
+    """Checks whether a name from the command line is UTF-8: its other bytes are surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

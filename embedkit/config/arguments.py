@@ -132,7 +132,7 @@ def _whole(name: str, value: object, hint: str) -> str:
 
 
 def _has_items(value: object) -> bool:
-    """True for a collection; an array without dimensions is a number."""
+    """Returns True for a collection; an array without dimensions is a number."""
     is_bytes = isinstance(value, bytes | bytearray | memoryview)  # their items would be taken for numbers
     return isinstance(value, Iterable) and not is_bytes and getattr(value, "ndim", 1) != 0
 

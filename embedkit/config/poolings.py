@@ -89,7 +89,7 @@ def parse_poolings(text: str) -> tuple[str, ...]:
 
 
 def is_file(name: str) -> bool:
-    """True if a pooling's name is that of a file of `embedkit fit`."""
+    """Checks whether a pooling's name is that of a file of `embedkit fit`."""
     return (name.startswith("idf:") and len(name) > len("idf:")) or name.endswith(".safetensors")
 
 

@@ -35,5 +35,5 @@ class ReuseConfig:
             raise UsageError(f"--update names {twice} twice", hint="name each earlier output once")
 
     def __bool__(self) -> bool:
-        """True if any of this is asked for."""
+        """Checks whether any of this is asked for."""
         return bool(self.update) or self.keep_hashes

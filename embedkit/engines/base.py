@@ -41,7 +41,7 @@ class Callbacks(Protocol):
         """Tells the user something to know before using the numbers."""
 
     def started(self, start: RunStart) -> None:
-        """Called when the model starts to run."""
+        """Is called when the model starts to run."""
 
     def tokenized(self, shard: int, tokens: int) -> None:
         """Reports the tokens of a shard that will go through the model."""

@@ -100,7 +100,7 @@ def device_for(name: str, place: int | None, gpus: int) -> str:
 
 
 def _is_in_step(environ: Mapping[str, str]) -> bool:
-    """True if this process is a task of a step made by srun."""
+    """Checks whether this process is a task of a step made by srun."""
     step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID", ""))
     return step.isascii() and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 

@@ -68,7 +68,7 @@ class RayActor:
 
 
 def _disable_core_files() -> None:
-    """A core file holds the memory of the process, including texts."""
+    """Keeps the system from writing core files, which hold the memory of the process, texts included."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -51,7 +51,7 @@ class Prefetcher(Generic[T]):
             raise item.failure or StopIteration
 
     def is_ready(self) -> bool:
-        """True if the next item, or the end, is available without waiting."""
+        """Checks whether the next item, or the end, is available without waiting."""
         return not self._queue.empty()
 
 

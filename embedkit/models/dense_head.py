@@ -38,7 +38,7 @@ class Dense(nn.Module):
             self.residual = nn.Linear(in_features, out_features, bias=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """float32 [N, in] → [N, out]."""
+        """Computes float32 [N, in] → [N, out]."""
         found: Tensor = self.activation_function(self.linear(vectors))
         if not self.use_residual:
             return found
@@ -49,7 +49,7 @@ class Normalize(nn.Module):
     """Scales each vector to length 1; zero stays zero: [N, D] → [N, D]."""
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """float32 [N, D] → [N, D]."""
+        """Computes float32 [N, D] → [N, D]."""
         return nn.functional.normalize(vectors, dim=-1)
 
 

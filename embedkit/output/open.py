@@ -153,7 +153,7 @@ class Stored:
         return FileOpener(fetched)
 
     def finite_floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
-        """As `floats`, and checks for NaN and infinities, which are never committed.
+        """Does as `floats`, and checks for NaN and infinities, which are never committed.
 
         Raises:
             OutputError: a number is not finite; see also `floats`.
@@ -164,7 +164,7 @@ class Stored:
         return numbers
 
     def floats(self, vectors: NDArray[Any], variant: Variant) -> NDArray[np.float32]:
-        """[V, width] as stored → float32 [V, D]: widened, dequantised, or one value per bit.
+        """Converts [V, width] as stored → float32 [V, D]: widened, dequantised, or one value per bit.
 
         Raises:
             OutputError: int8 without the ranges that it was quantised with.

@@ -60,7 +60,7 @@ class LocalFileSystem:
         return os.listdir(folder)  # noqa: PTH208 - names, not paths
 
     def list_files(self, folder: LocalPath, prefix: str = "") -> Iterator[tuple[str, int | None]]:
-        """One pass over 100,000 files takes 0.3 s, a `stat` of each 2 s."""
+        """Makes one pass: over 100,000 files it takes 0.3 s, a `stat` of each 2 s."""
         try:
             entries = os.scandir(folder)
         except (FileNotFoundError, NotADirectoryError):

@@ -126,7 +126,7 @@ class ObjectFileSystem(RemoteFileSystem):
         _bucket(place).delete([place.key])
 
     def remove_empty(self, folder: AnyPath) -> None:
-        """Nothing to do: a folder without objects does not exist."""
+        """Does nothing: a folder without objects does not exist."""
 
     def remove_tree(self, folder: AnyPath) -> None:
         store = object_store_for(as_remote(folder))

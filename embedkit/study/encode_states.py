@@ -238,12 +238,12 @@ def _encoded(config: RunConfig, spec: ModelSpec, callbacks: Callbacks, stop: thr
 
 
 def _is_begun(folder: Path) -> bool:
-    """True if a folder may hold states, or cannot be read."""
+    """Checks whether a folder may hold states, or cannot be read."""
     return _exists(folder / PLAN)
 
 
 def _exists(path: Path) -> bool:
-    """True if there is a file or folder, or the disk does not tell."""
+    """Checks whether there is a file or folder, or the disk does not tell."""
     try:
         return exists(path)
     except OSError:

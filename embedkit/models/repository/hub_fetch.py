@@ -46,16 +46,16 @@ class FetchObserver(Protocol):
     """Receives the progress of a download, in the thread that waits for it."""
 
     def fetching(self, model: str, host: str) -> None:
-        """Called before the hub is asked for a model."""
+        """Is called before the hub is asked for a model."""
 
     def sized(self, files: int, size: int) -> None:
-        """Called with the number of files to download and their bytes."""
+        """Is called with the number of files to download and their bytes."""
 
     def received(self, size: int) -> None:
-        """Called with the number of bytes downloaded so far."""
+        """Is called with the number of bytes downloaded so far."""
 
     def ended(self) -> None:
-        """Called at the end of the download, successful or not."""
+        """Is called at the end of the download, successful or not."""
 
     def stopped(self) -> bool:
         """Returns True to cancel the download."""

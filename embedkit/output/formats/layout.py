@@ -100,16 +100,16 @@ class Layout:
         return np.dtype(_ELEMENTS[self.precision][1])
 
     def width(self, variant: Variant) -> int:
-        """Stored values in a vector: D, or the ceil(D/8) bytes of D bits."""
+        """Returns the stored values in a vector: D, or the ceil(D/8) bytes of D bits."""
         return -(-variant.dims // 8) if self.precision == "binary" else variant.dims
 
     def vector_type(self, variant: Variant) -> pa.DataType:
-        """Arrow type of one vector: FixedSizeList<item: value not null>[width]."""
+        """Returns the Arrow type of one vector: FixedSizeList<item: value not null>[width]."""
         item = pa.field("item", _ELEMENTS[self.precision][0], nullable=False)
         return pa.list_(item, self.width(variant))
 
     def cell_type(self, variant: Variant) -> pa.DataType:
-        """Arrow type of a cell: one vector, or a list of token vectors."""
+        """Returns the Arrow type of a cell: one vector, or a list of token vectors."""
         vector = self.vector_type(variant)
         return pa.list_(pa.field("item", vector, nullable=False)) if self.token_vectors else vector
 

@@ -10,7 +10,7 @@ from embedkit.models.native.rotation import read_rotations
 
 
 def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """Every sixth layer attends to the whole text, or all that precedes; the others have a window."""
+    """Returns layers of which every sixth attends to all of a text, or all that precedes; others have a window."""
     bases = {GLOBAL: ("rope_theta", 1_000_000.0), LOCAL: ("rope_local_base_freq", 10_000.0)}
     rotations = read_rotations(reader, heads.width, bases, scaled=(GLOBAL,))
     every = reader.size("sliding_window_pattern", 6)

@@ -36,13 +36,13 @@ _causal = rotary_attention(_BASE, causal=True)
 
 
 def _windowed(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """Mistral: every layer has the same window, or none."""
+    """Returns the layers of Mistral: every one has the same window, or none."""
     window = reader.size("sliding_window") if reader.get("sliding_window") is not None else None
     return tuple(replace(layer, window=window) for layer in _causal(reader, heads))
 
 
 def _partly_windowed(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """Qwen: some layers may have a window."""
+    """Returns the layers of Qwen: some may have a window."""
     window = reader.size("sliding_window", 4096) if reader.flag("use_sliding_window") else None
     # Read in any case: it is a known key.
     reader.get("sliding_window")

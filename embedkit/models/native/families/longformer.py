@@ -9,7 +9,7 @@ from embedkit.models.native.families.family import Family, Heads, LayerAttention
 
 
 def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """Half of a layer's window is on each side of a token."""
+    """Returns layers with half of their window on each side of a token."""
     windows = reader.get("attention_window", 512)
     windows = windows if isinstance(windows, list) else [windows] * heads.n_layers
     if len(windows) != heads.n_layers or any(type(size) is not int or size < 2 or size % 2 for size in windows):

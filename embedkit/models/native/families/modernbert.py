@@ -7,7 +7,7 @@ from embedkit.models.native.rotation import read_rotations
 
 
 def _attention(reader: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """Every third layer attends to the whole text, the others to the neighbours on both sides."""
+    """Returns layers of which every third attends to the whole text, the others to neighbours on both sides."""
     bases = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
     rotations = read_rotations(reader, heads.width, bases, scaled=(GLOBAL, LOCAL))
     every = reader.size("global_attn_every_n_layers", 3)

@@ -6,7 +6,7 @@ from embedkit.models.native.families.family import Family, Heads, LayerAttention
 
 
 def _attention(_: ConfigReader, heads: Heads) -> tuple[LayerAttention, ...]:
-    """All layers have the same bias, in 32 buckets."""
+    """Returns layers that all have the same bias, in 32 buckets."""
     return (LayerAttention(bias=RelativeBias()),) * heads.n_layers
 
 

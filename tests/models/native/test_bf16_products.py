@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from embedkit.models.native import compile_kernels, packed_products
 from embedkit.models.native.linear import Bf16Linear, Rows
 from embedkit.models.native.packed_products import PackedProducts, load_bf16_products
+from tests.models.native.independent_rows import multiply_in_any_company
 
 NATIVE = load_bf16_products()
 COMPILER = compile_kernels.find_compiler()
@@ -70,12 +71,7 @@ def test_products_are_those_of_the_rounded_numbers_summed_in_fp32(products, n_ro
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(products, monkeypatch):
     # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
     rows, weight, bias = operands(130, 4097, 160)
-    packed = products.pack_bf16(weight, bias)
-    together = products.multiply(rows, packed)
-    assert torch.equal(products.multiply(rows[77:78].clone(), packed), together[77:78])
-    monkeypatch.setattr(packed_products, "_FEWEST_PRODUCTS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(products.multiply(rows, packed), together)
+    multiply_in_any_company(products.pack_bf16(weight, bias), rows, monkeypatch)
 
 
 @needs_instruction

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from embedkit.models.native import compile_kernels, linear, packed_products
+from embedkit.models.native import compile_kernels, linear
 from embedkit.models.native.linear import Fp32Linear, OneDnnLinear, TorchLinear, fp32_linear, has_onednn
 from embedkit.models.native.packed_products import PackedProducts, load_fp32_products
+from tests.models.native.independent_rows import multiply_in_any_company
 
 NATIVE = load_fp32_products()
 COMPILER = compile_kernels.find_compiler()
@@ -82,12 +83,7 @@ def test_errors_of_wide_layers_are_not_much_above_those_of_torch(products):
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(products, monkeypatch):
     # Many and long rows, so that several blocks of them and of their inputs are multiplied one after another.
     rows, weight, bias = operands(290, 4097, 150)
-    packed = products.pack_fp32(weight, bias)
-    together = products.multiply(rows, packed)
-    assert torch.equal(products.multiply(rows[77:78].clone(), packed), together[77:78])
-    monkeypatch.setattr(packed_products, "_FEWEST_PRODUCTS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(products.multiply(rows, packed), together)
+    multiply_in_any_company(products.pack_fp32(weight, bias), rows, monkeypatch)
 
 
 @pytest.mark.skipif(

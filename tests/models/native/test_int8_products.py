@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.models.native import compile_kernels, linear, packed_products
+from embedkit.models.native import compile_kernels, linear
 from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.linear import Int8Linear, Rows, onednn_multiplies_bytes
 from embedkit.models.native.packed_products import PackedProducts, load_int8_products
+from tests.models.native.independent_rows import multiply_in_any_company
 
 PRODUCTS = load_int8_products()
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler is here")
@@ -82,13 +83,8 @@ def test_sums_are_exact_with_avx2(for_avx2, n_rows, n_inputs, n_outputs, extreme
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(monkeypatch):
     # Long rows, so that several blocks of them and of their inputs are multiplied one after another.
     rows, weight, scale = operands(130, 4097, 70)
-    packed = products().pack_bytes(weight, scale)
-    together = products().multiply(rows, packed)
-    assert np.array_equal(together.numpy(), by_numpy(rows, weight, scale))
-    assert torch.equal(products().multiply(rows[77:78].clone(), packed), together[77:78])
-    monkeypatch.setattr(packed_products, "_FEWEST_PRODUCTS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(products().multiply(rows, packed), together)
+    found = multiply_in_any_company(products().pack_bytes(weight, scale), rows, monkeypatch)
+    assert np.array_equal(found.numpy(), by_numpy(rows, weight, scale))
 
 
 @pytest.mark.skipif(not onednn_multiplies_bytes() or PRODUCTS is None, reason="oneDNN multiplies no bytes here")

@@ -9,6 +9,7 @@ attention.py        what a layer attends to: the place for other ways to make sc
 layer.py            one layer over packed texts, by torch or by compiled kernels
 compiled_layers.py  all layers in one call, where the weights are packed and a thread has a core for itself
 kernels.cpp         these kernels, with attention.cpp and bf16_attention.cpp, and vectors.h, which they share;
+                    attention by tiles of AMX, in fp32 as in bf16, is in tiled_attention.h;
                     compile_kernels.py builds them, check_kernels.py tests them, kernels.py calls them, with
                     structs.py for the structs that they take
 *_products.cpp      matrix products in fp32, bf16 and int8, with panels.h, which they share, and tiles.h for AMX;

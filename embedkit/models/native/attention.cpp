@@ -1,8 +1,11 @@
 /* Attention within packed texts, of any length: queries go in blocks and keys past them in blocks, so that a block of
  * each stays in the caches, and a softmax goes on from one block of keys to the next (Dao et al. 2022, arXiv 2205.14135).
- * Time and memory of a window grow with the length of a text, not with its square. Compiled for this processor by
- * compile_kernels.py, and called by kernels.py. */
+ * Time and memory of a window grow with the length of a text, not with its square. With AMX most is computed by tiles, see
+ * split_dots.h. Compiled for this processor by compile_kernels.py, and called by kernels.py. */
 #include "attention.h"
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include "split_dots.h"
+#endif
 
 /* Keys that lie together: [head][PANEL]. */
 #define PANEL (KEYS * LANES)
@@ -10,8 +13,6 @@
 #ifndef KEY_BLOCK
 #define KEY_BLOCK 144
 #endif
-/* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
-#define LOWEST -1e38f
 
 /* One head: `head` is head_dim, rounded up to whole vectors with zeros. */
 struct Head {
@@ -26,6 +27,7 @@ struct Head {
     vec totals[QUERY_BLOCK]; /* the sum of the weights */
     Distances distances;     /* of this head */
 
+    void begin(const Attention *rules, float *workspace, int64_t longest);
     int64_t most_heads() { return 1; }
     void attend(const Attention *rules, const Projected *from, int64_t k, int64_t count, int64_t begin, int64_t end, float *to);
 };
@@ -240,10 +242,58 @@ void Head::attend(const Attention *rules, const Projected *from, int64_t k, int6
 
 INLINE int64_t key_numbers(int64_t length, int64_t head) { return rounded_up(length, PANEL) * head; }
 
-/* Size of the workspace of embedkit_attend for texts of up to `length` tokens, in numbers. */
-extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim, int64_t) {
-    int64_t head = rounded_up(head_dim, LANES);
+/* The size of a workspace of Head for texts of up to `length` tokens, in numbers. */
+INLINE int64_t workspace_numbers(int64_t length, int64_t head_dim) {
+    const int64_t head = rounded_up(head_dim, LANES);
     return 2 * key_numbers(length, head) + (2 * QUERY_BLOCK + LANES) * head + QUERIES * KEY_BLOCK;
+}
+
+void Head::begin(const Attention *rules, float *workspace, int64_t longest) {
+    head_dim = rules->head_dim;
+    head = rounded_up(head_dim, LANES);
+    /* The padding of heads stays zero. */
+    if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * workspace_numbers(longest, head_dim));
+    keys = workspace;
+    values = keys + key_numbers(longest, head);
+    queries = values + key_numbers(longest, head);
+    sums = queries + QUERY_BLOCK * head;
+    tile = sums + QUERY_BLOCK * head;
+    scores = tile + LANES * head;
+}
+
+#if defined(TILES)
+/* Texts of up to so many tokens leave most of a tile's rows empty. */
+#define SHORT 16
+
+/* One head of any text, in tiles unless it is short. */
+struct EitherHead {
+    int64_t length;
+    Head of_short;
+    TiledHead<SplitTiles> of_long;
+
+    int64_t most_heads() {
+        of_long.length = length;
+        return length <= SHORT ? 1 : of_long.most_heads();
+    }
+    void attend(const Attention *rules, const Projected *from, int64_t k, int64_t count, int64_t begin, int64_t end,
+                float *to) {
+        of_short.length = of_long.length = length;
+        if (length <= SHORT) of_short.attend(rules, from, k, count, begin, end, to);
+        else of_long.attend(rules, from, k, count, begin, end, to);
+    }
+};
+#endif
+
+/* Size of the workspace of embedkit_attend for texts of up to `length` tokens and rows of projections of this width, in
+ * numbers. */
+extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim, int64_t width) {
+    const int64_t numbers = workspace_numbers(length, head_dim);
+#if defined(TILES)
+    const int64_t of_short = rounded_up(workspace_numbers(SHORT, head_dim), LANES);
+    if (has_tiles) return most(numbers, of_short + TiledHead<SplitTiles>::workspace_words(length, head_dim, width));
+#endif
+    (void)width;
+    return numbers;
 }
 
 /* Attention within packed texts.
@@ -255,17 +305,19 @@ extern "C" int64_t embedkit_attend_workspace(int64_t length, int64_t head_dim, i
  */
 extern "C" void embedkit_attend(const Products *from, const Texts *texts, const Attention *rules, const Rows *out,
                                 float *workspace, int64_t share, int64_t shares) {
-    const int64_t head_dim = rules->head_dim, head = rounded_up(head_dim, LANES), longest = longest_of(texts);
-    /* The padding of heads stays zero. */
-    if (head != head_dim) __builtin_memset(workspace, 0, sizeof(float) * embedkit_attend_workspace(longest, head_dim, from->width));
+#if defined(TILES)
+    if (has_tiles && !rules->distances.keys && !rules->distances.queries) {
+        [[maybe_unused]] const FlushedToZero flushed;
+        EitherHead of;
+        of.of_short.begin(rules, workspace, SHORT);
+        of.of_long.begin(rules, workspace + rounded_up(workspace_numbers(SHORT, rules->head_dim), LANES), from->width);
+        shape_tiles(2 * TILE_ROWS);
+        attend(&of, from, texts, rules, out, share, shares);
+        release_tiles();
+        return;
+    }
+#endif
     Head of;
-    of.head = head;
-    of.head_dim = head_dim;
-    of.keys = workspace;
-    of.values = of.keys + key_numbers(longest, head);
-    of.queries = of.values + key_numbers(longest, head);
-    of.sums = of.queries + QUERY_BLOCK * head;
-    of.tile = of.sums + QUERY_BLOCK * head;
-    of.scores = of.tile + LANES * head;
+    of.begin(rules, workspace, longest_of(texts));
     attend(&of, from, texts, rules, out, share, shares);
 }

@@ -1,44 +1,7 @@
-/* The products of bf16_attention.cpp: scores of queries and keys, and sums of weighted values, of 16 queries at a time.
- *
- * A word of 32 bits holds two numbers of bf16. An instruction adds, to each of 16 sums, the products of its word and of
- * one that all sums share; with AMX, of 16 rows of each at once.
- *
- * Keys lie in panels of TILE: [head / 2][TILE] words of neighbouring numbers. Values lie in blocks of PAIRS tokens:
- * [head / TILE][TILE][TILE] words, word d of row i of tokens i and i + TILE. Rows of queries and of weights are in the
- * same order. */
+/* The products of bf16_attention.cpp: of numbers that are rounded to bf16, one a part; see tiled_attention.h. */
 #pragma once
-#if defined(__AVX512DQ__)
-#include <immintrin.h>
-#endif
-
 #define LANES 16
-#include "attention.h"
-#if defined(__AMX_BF16__) && defined(__linux__)
-#include "tiles.h"
-#endif
-
-/* Numbers in a row of a tile of sums, and rows of one: queries, keys, or numbers of a head. */
-#define TILE 16
-/* Numbers of bf16 in a row of a tile. */
-#define PAIRS (2 * TILE)
-/* Keys of a block: a multiple of PAIRS. */
-#ifndef KEY_BLOCK
-#define KEY_BLOCK 256
-#endif
-/* Words between rows of scores, and of weights: rows of a power of two would share lines of the cache. */
-#define SCORES (KEY_BLOCK + TILE)
-#define WEIGHTS (KEY_BLOCK / 2 + TILE)
-/* Two ones of bf16. */
-#define ONES 0x3f803f80
-
-typedef uint32_t words __attribute__((vector_size(LANES * 4)));
-typedef ints ints_at __attribute__((aligned(4), may_alias));
-
-INLINE ints load_words(const int32_t *at) { return *(const ints_at *)at; }
-INLINE void store_words(int32_t *at, ints x) { *(ints_at *)at = x; }
-
-/* Words of the upper halves of two vectors: number i of both. */
-INLINE ints cut(vec low, vec high) { return (ints)((words)low >> 16 | ((words)high & 0xffff0000)); }
+#include "tiled_attention.h"
 
 #if defined(__AVX512BF16__)
 /* Rounds two vectors: number i of both. */
@@ -66,9 +29,47 @@ INLINE vec dot(vec sums, ints shared, ints of) {
 }
 #endif
 
+struct Rounded {
+    static const int parts = 1, key_block = 256;
+    /* Rows of a power of two would share lines of the cache. */
+    static const int score_stride = key_block + TILE, weight_stride = key_block / 2 + TILE;
+    static const bool adds_weights = false;
+
+    INLINE void pair_numbers(vec low, vec high, ints *parts) { *parts = rounded(low, high); }
+    INLINE void pair_tokens(vec low, vec high, ints *parts) { *parts = paired(low, high); }
+    template <int n> INLINE void pair_weights(const vec *low, const vec *high, ints *parts) {
+        for (int i = 0; i < n; i++) parts[i] = cut(low[i], high[i]);
+    }
+
+    /* 2^x, so that a number of bf16 which is cut from it is the nearest: the polynomial of 2^f, for f from 0 to 1 and to 0.002
+     * of itself as bf16 has it, has half a step of bf16 added. Below 2^-126 it is 0: see FlushedToZero. */
+    template <int n> INLINE void make_weights(vec *x) {
+#if defined(__AVX512DQ__)
+        vec f[n], p[n];
+        for (int i = 0; i < n; i++) f[i] = (vec)_mm512_reduce_ps((__m512)x[i], 1);
+        for (int i = 0; i < n; i++) p[i] = f[i] * 0.3371889591217041f + 0.657636821269989f;
+        for (int i = 0; i < n; i++) p[i] = p[i] * f[i] + (1.0017246007919312f + 0.00390625f);
+        for (int i = 0; i < n; i++) x[i] = (vec)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);
+#else
+        for (int i = 0; i < n; i++) x[i] = x[i] < -126.0f ? vec{} : (vec)((ints)power_of_two(x[i]) + 0x8000);
+#endif
+    }
+
+    /* Writes PAIRS numbers of TILE keys. */
+    INLINE void write_keys(const vec *low, const vec *high, int32_t *to) {
+        vec square[TILE];
+        for (int i = 0; i < TILE; i++) square[i] = (vec)rounded(low[i], high[i]);
+        transpose(square);
+        for (int i = 0; i < TILE; i++) store_words(to + i * TILE, (ints)square[i]);
+    }
+};
+
 /* Products by an instruction for a vector. */
-struct Dots {
+struct Dots : Rounded {
     static const int rows = 8;
+
+    /* All weights are made between the products. */
+    INLINE int64_t pauses(int64_t, int64_t) { return 1; }
 
     template <int count>
     INLINE void score_panels(const int32_t *queries, const int32_t *keys, int64_t half, float *scores) {
@@ -79,43 +80,42 @@ struct Dots {
                 for (int q = 0; q < rows; q++) sums[q][k] = dot(sums[q][k], queries[q * half + d] - ints{}, key);
             }
         for (int q = 0; q < rows; q++)
-            for (int k = 0; k < count; k++) store(scores + q * SCORES + k * TILE, sums[q][k]);
+            for (int k = 0; k < count; k++) store(scores + q * score_stride + k * TILE, sums[q][k]);
     }
 
-    /* scores[q][k] = queries[q] . keys[k], of TILE queries and n panels of keys; `half` is the words of a head. */
-    INLINE void score(const int32_t *queries, const int32_t *keys, int64_t half, int64_t n, float *scores) {
-        for (int q = 0; q < TILE; q += rows)
+    /* scores[q][k] = queries[q] . keys[k], of `count` queries and n panels of keys; `half` is the words of a head. */
+    template <class Pause>
+    INLINE void score(const int32_t *queries, int64_t count, const int32_t *keys, int64_t half, int64_t n, float *scores,
+                      Pause) {
+        for (int64_t q = 0; q < count; q += rows)
             for (int64_t k = 0; k < n; k += 2) {
                 const int32_t *of = queries + q * half, *panel = keys + k * half * TILE;
-                float *to = scores + q * SCORES + k * TILE;
+                float *to = scores + q * score_stride + k * TILE;
                 if (n - k > 1) score_panels<2>(of, panel, half, to);
                 else score_panels<1>(of, panel, half, to);
             }
     }
 
-    /* Adds n blocks of values to sums[q], [TILE, head], weighted by weights[q], and the weights to all of totals[q]; the
-     * first ones, if there are none before. */
-    INLINE void weigh(const int32_t *weights, const int32_t *values, int64_t head, int64_t n, bool first_ones, float *sums,
-                      vec *totals, const ints *ones) {
+    /* sums[q] = n blocks of values, weighted by weights[q]: [count, head]; and all of totals[q] = the sum of the weights. */
+    template <class Pause>
+    INLINE void weigh(const int32_t *weights, int64_t count, const int32_t *values, int64_t head, int64_t n, float *sums,
+                      vec *totals, const ints *ones, Pause) {
         const int64_t block = head * TILE;
-        for (int q = 0; q < TILE; q++) {
+        for (int64_t q = 0; q < count; q++) {
             vec total = {};
-            for (int64_t b = 0; b < n; b++) total = dot(total, load_words(weights + q * WEIGHTS + b * TILE), *ones);
-            totals[q] = sum_of(total) + (first_ones ? vec{} : totals[q]);
+            for (int64_t b = 0; b < n; b++) total = dot(total, load_words(weights + q * weight_stride + b * TILE), *ones);
+            totals[q] = sum_of(total);
         }
-        for (int first = 0; first < TILE; first += rows)
+        for (int64_t first = 0; first < count; first += rows)
             for (int64_t d = 0; d < head; d += 2 * TILE) {
-                vec total[rows][2];
-                for (int q = 0; q < rows; q++)
-                    for (int v = 0; v < 2; v++)
-                        total[q][v] = first_ones ? vec{} : load(sums + (first + q) * head + d + v * TILE);
+                vec total[rows][2] = {};
                 for (int64_t b = 0; b < n; b++)
                     for (int64_t i = 0; i < TILE; i++)
                         for (int v = 0; v < 2; v++) {
                             const ints value = load_words(values + b * block + (d + v * TILE + i) * TILE);
-                            const int32_t *weight = weights + first * WEIGHTS + b * TILE + i;
+                            const int32_t *weight = weights + first * weight_stride + b * TILE + i;
                             for (int q = 0; q < rows; q++)
-                                total[q][v] = dot(total[q][v], weight[q * WEIGHTS] - ints{}, value);
+                                total[q][v] = dot(total[q][v], weight[q * weight_stride] - ints{}, value);
                         }
                 for (int q = 0; q < rows; q++)
                     for (int v = 0; v < 2; v++) store(sums + (first + q) * head + d + v * TILE, total[q][v]);
@@ -123,55 +123,19 @@ struct Dots {
     }
 };
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-/* Products by tiles. */
-struct Tiles {
-    INLINE void score(const int32_t *queries, const int32_t *keys, int64_t half, int64_t n, float *scores) {
-        const int64_t panel = half * TILE;
-        for (int64_t k = 0; k < n; k += 2) {
-            const bool two = n - k > 1;
-            const int32_t *first = keys + k * panel, *second = two ? first + panel : first;
-            TILE_ZERO(0);
-            TILE_ZERO(1);
-            for (int64_t d = 0; d < half; d += TILE) {
-                TILE_LOAD(4, queries + d, half * 4);
-                TILE_LOAD(6, first + d * TILE, 64);
-                TILE_DOT_BF16(0, 4, 6);
-                TILE_LOAD(7, second + d * TILE, 64);
-                TILE_DOT_BF16(1, 4, 7);
-            }
-            TILE_STORE(0, scores + k * TILE, SCORES * 4);
-            if (two) TILE_STORE(1, scores + (k + 1) * TILE, SCORES * 4);
-        }
-    }
+#if defined(TILES)
+#include "attention_tiles.h"
 
-    INLINE void weigh(const int32_t *weights, const int32_t *values, int64_t head, int64_t n, bool first_ones, float *sums,
-                      vec *totals, const ints *ones) {
-        const int64_t block = head * TILE;
-        TILE_LOAD(5, ones, 64);
-        if (first_ones) TILE_ZERO(2);
-        else TILE_LOAD(2, totals, 64);
-        for (int64_t d = 0; d < head; d += 2 * TILE) {
-            if (first_ones) {
-                TILE_ZERO(0);
-                TILE_ZERO(1);
-            } else {
-                TILE_LOAD(0, sums + d, head * 4);
-                TILE_LOAD(1, sums + d + TILE, head * 4);
-            }
-            for (int64_t b = 0; b < n; b++) {
-                const int32_t *of = values + b * block + d * TILE;
-                TILE_LOAD(4, weights + b * TILE, WEIGHTS * 4);
-                TILE_LOAD(6, of, 64);
-                TILE_DOT_BF16(0, 4, 6);
-                TILE_LOAD(7, of + TILE * TILE, 64);
-                TILE_DOT_BF16(1, 4, 7);
-                if (d == 0) TILE_DOT_BF16(2, 4, 5);
-            }
-            TILE_STORE(0, sums + d, head * 4);
-            TILE_STORE(1, sums + d + TILE, head * 4);
-        }
-        TILE_STORE(2, totals, 64);
+struct RoundedByTiles : Rounded {
+    static const int pauses_of_step = 1;
+
+    template <bool two, bool wide, class Pause>
+    INLINE void add_step(const int32_t *rows, int64_t row_words, int64_t, const int32_t *squares, int64_t apart, Pause pause) {
+        load_rows<two>(rows, row_words);
+        load_columns<wide>(squares, apart);
+        add_products<two, wide>();
+        pause();
     }
 };
+typedef ByTiles<RoundedByTiles> Tiles;
 #endif

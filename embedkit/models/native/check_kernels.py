@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 def are_correct(kernels: Kernels) -> bool:
     """Compares all but the layer finished in one call with torch."""
     random = torch.Generator().manual_seed(0)
-    groups = (LengthGroup(0, 1, 1), LengthGroup(1, 1, 5), LengthGroup(6, 1, 17))
+    # Of short texts and of long ones, whose keys are more than one block.
+    groups = (LengthGroup(0, 1, 1), LengthGroup(1, 1, 5), LengthGroup(6, 1, 17), LengthGroup(23, 1, 150))
     width = 2 * kernels.lanes
-    products = torch.randn(23, 4 * 2 * width, generator=random)
+    products = torch.randn(173, 4 * 2 * width, generator=random)
     rows, residual = products[:, :width].contiguous(), products[:, width : 2 * width].contiguous()
     norms = [kind(products[0, :width], products[1, :width], 1e-5) for kind in (Norm, RmsNorm)]
     rotation = Rotation("default", 100.0, width)

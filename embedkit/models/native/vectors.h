@@ -7,7 +7,7 @@
 #include "structs.h"
 
 #if defined(LANES)
-/* bf16_attention.cpp has tiles of 16 numbers with any instructions. */
+/* Attention by tiles has 16 numbers with any instructions. */
 #elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -29,7 +29,7 @@ INLINE vec load(const float *at) { return *(const vec_at *)at; }
 /* The same, kept in a register: a compiler would load it again for each product, and wait for the memory. */
 INLINE vec kept(const float *at) {
     vec x = load(at);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (LANES < 16 || defined(__AVX512F__))
     __asm__("" : "+v"(x));
 #elif defined(__aarch64__)
     __asm__("" : "+w"(x));

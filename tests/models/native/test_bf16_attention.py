@@ -204,9 +204,9 @@ def test_only_models_in_int8_and_bf16_round_and_only_where_that_is_fast(monkeypa
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
-        ("bf16_attention.cpp", "base + t - query - q", "base + t - query"),
-        ("bf16_attention.cpp", "store(of + q * head + d, load(of + q * head + d) * factor)", "(void)factor"),
-        ("bf16_attention.cpp", "struct FlushedToZero", "this does not compile"),
+        ("tiled_attention.h", "base + t - query - q", "base + t - query"),
+        ("tiled_attention.h", "load(to + d) * factor + load(of + d)", "load(to + d) + load(of + d)"),
+        ("tiled_attention.h", "struct FlushedToZero", "this does not compile"),
     ],
 )
 def test_attention_that_computes_something_else_is_not_used(name, right, wrong, tmp_path, monkeypatch):

@@ -12,12 +12,11 @@ from embedkit.models.native import compile_kernels
 
 pytestmark = pytest.mark.instruction_sets
 SOURCES = compile_kernels._FOLDER
-KERNELS = tuple(SOURCES / name for name in ("kernels.cpp", "attention.cpp"))
 HERE = Path(__file__).with_name("instruction_sets")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
 #: Sources that may be compiled with tiles, beside the products of bytes, of which there are most kinds.
-OTHERS = ("fp32_products", "bf16_products", "bf16_attention")
+OTHERS = ("fp32_products", "bf16_products", "attention", "bf16_attention")
 
 
 def compiled(compiler: str, machine: str, products: Path, to: Path, others: str = f"{SOURCES}/{{}}.cpp") -> Path:
@@ -27,7 +26,7 @@ def compiled(compiler: str, machine: str, products: Path, to: Path, others: str 
     sources = (
         [products]
         if to.suffix == ".o"
-        else [HERE / "kernels_test.cpp", *KERNELS, products, *map(others.format, OTHERS)]
+        else [HERE / "kernels_test.cpp", SOURCES / "kernels.cpp", products, *map(others.format, OTHERS)]
     )
     only = ["-c"] if to.suffix == ".o" else []
     subprocess.run([compiler, *FLAGS, *machine.split(), f"-I{SOURCES}", *only, "-o", to, *sources], check=True)
@@ -94,6 +93,7 @@ def test_with_tiles_emulated_that_the_system_grants_or_refuses(answer, expected,
         ("-march=x86-64-v4 -mavx512vnni -mamx-int8", "int8_products.cpp", "tdpbusd"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_products.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "fp32_products.cpp", "tdpbf16ps"),
+        ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "attention.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4 -mavx512bf16", "bf16_attention.cpp", "vdpbf16ps"),
         ("-march=x86-64-v4 -mavx512bf16 -mamx-bf16", "bf16_attention.cpp", "tdpbf16ps"),
         ("-march=x86-64-v4", "fp32_products.cpp", "vfmadd"),

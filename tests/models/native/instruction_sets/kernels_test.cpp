@@ -211,13 +211,13 @@ static void test_norms() {
 }
 
 /* A linear layer with made-up weights of bytes or floats. */
-struct Layer {
+struct Linear {
     Form form;
     Floats scale, bias;
     std::vector<int32_t> packed;
     Multiply *function;
     Weights weights;
-    Layer(Form form, int64_t inputs, int64_t outputs) : form(form), scale(outputs, 1e-3f), bias(numbers(outputs)) {
+    Linear(Form form, int64_t inputs, int64_t outputs) : form(form), scale(outputs, 1e-3f), bias(numbers(outputs)) {
         if (form == FLOATS) {
             Floats floats = numbers(outputs * inputs);
             packed.resize(embedkit_fp32_packed(outputs, inputs));
@@ -242,7 +242,7 @@ struct Layer {
 /* The blocks of a layer after attention give what its parts give one by one, to the bit. */
 static void test_finish_layer(Form form, bool gated, bool norm_before) {
     const int64_t n = 37, heads = 80, width = 96, inner = 112, wide = (1 + gated) * inner;
-    Layer out(form, heads, width), up(form, width, wide), down(form, inner, width);
+    Linear out(form, heads, width), up(form, width, wide), down(form, inner, width);
     Floats weight = numbers(width), bias = numbers(width), states = numbers(n * width), attention = numbers(n * heads);
     Norm norm = {weight.data(), bias.data(), 1e-5f, 0};
     const Norms norms = {nullptr, norm_before ? nullptr : &norm, norm_before ? &norm : nullptr};

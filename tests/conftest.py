@@ -170,7 +170,7 @@ def embedkit_cli(one_thread: None, capfd: pytest.CaptureFixture[str]) -> Callabl
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random BERT: 3 layers, 32 dimensions, 64 tokens."""
+    """Returns the folder of a tiny random BERT: 3 layers, 32 dimensions, 64 tokens."""
     from tests.tiny_models import make
 
     return make("bert", tmp_path_factory.mktemp("models") / "bert").folder
@@ -201,7 +201,7 @@ def encode(embedkit_cli: Callable[..., Ran], bert: Path) -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def notes(bert: Path) -> Notes:
-    """The sample notes, read by Python's csv and embedded by `embedkit.Encoder`."""
+    """Returns the sample notes, read by Python's csv and embedded by `embedkit.Encoder`."""
     from embedkit import Encoder
 
     with NOTES.open(encoding="utf-8", newline="") as file:

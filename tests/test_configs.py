@@ -19,7 +19,7 @@ PRESETS = sorted((ROOT / "configs").glob("*.toml"))
 
 @pytest.fixture
 def config_of(monkeypatch):
-    """A function from arguments of `embedkit encode` to the RunConfig that they make; nothing is run."""
+    """Returns a function from arguments of `embedkit encode` to the RunConfig that they make; nothing is run."""
     made = []
 
     def run(config, *_):

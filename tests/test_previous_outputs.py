@@ -52,7 +52,7 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ comp
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory) -> Path:
-    """A copy of the outputs, for tests that write nothing."""
+    """Returns a copy of the outputs, for tests that write nothing."""
     return shutil.copytree(FOLDER, tmp_path_factory.mktemp("previous"), dirs_exist_ok=True)
 
 
@@ -65,7 +65,7 @@ def stored(copied, monkeypatch) -> Path:
 
 @pytest.fixture
 def previous(tmp_path, monkeypatch) -> Path:
-    """A copy of its own, as the working folder; its files seem to be of a time long ago."""
+    """Returns a copy of its own, as the working folder; its files seem to be of a time long ago."""
     folder = shutil.copytree(FOLDER, tmp_path / "previous", copy_function=shutil.copyfile)
     for path in folder.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
@@ -74,7 +74,7 @@ def previous(tmp_path, monkeypatch) -> Path:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Every file in a folder: inode, when it was changed, and bytes."""
+    """Returns every file in a folder: inode, when it was changed, and bytes."""
     return {
         str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
@@ -112,7 +112,7 @@ class Expected:
         return joined
 
     def places(self, id_: str) -> tuple[np.ndarray, np.ndarray]:
-        """First character of each token, and the one after its last; an empty range for special tokens."""
+        """Returns the first character of each token and the one after its last; none of special tokens."""
         encoded = self.oracle.tokenizer(
             NOTES[id_]["text"], truncation=True, max_length=MAX_LENGTH, return_offsets_mapping=True
         )
@@ -130,7 +130,7 @@ class Expected:
 
     @torch.no_grad()
     def window(self, row: dict[str, Any]) -> np.ndarray:
-        """The row's window, of as many tokens as fit between [CLS] and [SEP], by itself."""
+        """Returns the row's window, of as many tokens as fit between [CLS] and [SEP], by itself."""
         ids = self.oracle.tokenizer(NOTES[row["id"]]["text"], add_special_tokens=False)["input_ids"]
         room = MAX_LENGTH - 2
         inside = ids[room * row["chunk"] : room * (row["chunk"] + 1)]
@@ -147,7 +147,7 @@ class Expected:
         return (whole / np.linalg.norm(whole))[:8]
 
     def of_patient(self, row: dict[str, Any]) -> np.ndarray:
-        """The mean of a patient's visits, each the mean of its texts."""
+        """Returns the mean of a patient's visits, each the mean of its texts."""
         rows = [NOTES[id_] for id_ in WITH_TEXT if NOTES[id_]["patient"] == row["id"]]
         visits = [
             np.mean([self.mean(of) for of in texts], axis=0) for _, texts in groupby(rows, itemgetter("visit"))

@@ -53,7 +53,7 @@ class Places:
         self.table.mkdir()
 
     def hits(self, ran: Ran, word: str = MARK) -> list[str]:
-        """Where the marker, or another word, is."""
+        """Returns where the marker, or another word, is."""
         needles = [word.encode(encoding) for encoding in ENCODINGS]
         said = {"stdout": ran.out.encode(), "stderr": ran.err.encode(), "log": self.log.read_bytes()}
         files = {str(path): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
@@ -86,7 +86,7 @@ def places(loaded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def notes_table(places: Places) -> Path:
-    """A good table of three shards' texts."""
+    """Returns a good table of three shards' texts."""
     path = places.table / "t.csv"
     path.write_text("id,text\n" + "".join(f"{row},{MARK} was seen at {row}\n" for row in range(24)))
     return path
@@ -222,7 +222,7 @@ def test_listed_rejects_hold_only_position_and_reason(encode: Cli, places: Place
 
 @pytest.fixture
 def labelled_table(places: Places) -> Path:
-    """A table of three shards' texts with labels, one of them rare and one missing, of six patients."""
+    """Returns a table of three shards' texts with labels, one of them rare and one missing, of six patients."""
     path = places.table / "labelled.csv"
     rows = [
         f"{ID}{row},{MARK} was seen at {row} by {'a b c' if row % 2 else 'd e'},{LABEL}{row % 2},{GROUP}{row % 6}"

@@ -33,7 +33,7 @@ def rows_of(*inputs: object, **options: object) -> int:
 
 
 def edited(bert: Path, folder: Path, **values: object) -> Path:
-    """A copy of the model whose config.json says more."""
+    """Returns a copy of the model whose config.json says more."""
     shutil.copytree(bert, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
@@ -42,7 +42,7 @@ def edited(bert: Path, folder: Path, **values: object) -> Path:
 
 @pytest.fixture
 def pickled(bert, tmp_path) -> Path:
-    """The model with its weights as a pickle."""
+    """Returns the model with its weights as a pickle."""
     folder = shutil.copytree(bert, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

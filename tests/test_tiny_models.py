@@ -72,7 +72,7 @@ def load(tiny: TinyModel) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 @torch.no_grad()
 def run(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, T, D]."""
+    """Returns the last hidden states [B, T, D]."""
     return model(**inputs).last_hidden_state
 
 

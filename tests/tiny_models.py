@@ -284,7 +284,7 @@ def _by_count(counts: Counter[str]) -> list[str]:
 
 
 def _wordpieces(first: Sequence[str], *, last: Sequence[str] = (), lowercase: bool) -> dict[str, int]:
-    """Special tokens, every character alone and within a word, then the commonest words and pieces."""
+    """Returns special tokens, every character alone and within a word, then the commonest words and pieces."""
     words = _words(lowercase=lowercase)
     characters = sorted(set("".join(words)))
     inner = ["##" + character for character in characters if character.isalnum()]
@@ -300,7 +300,7 @@ def _wordpieces(first: Sequence[str], *, last: Sequence[str] = (), lowercase: bo
 def _unigrams(
     first: Sequence[str], *, last: Sequence[str] = (), lowercase: bool = False
 ) -> list[tuple[str, float]]:
-    """Special tokens with score 0, then every character and the commonest pieces with their log odds."""
+    """Returns special tokens with score 0, then every character and the commonest pieces with their log odds."""
     text = " ".join(CORPUS)
     words = Counter((text.lower() if lowercase else text).split())
     counts: Counter[str] = Counter()
@@ -317,7 +317,7 @@ def _unigrams(
 
 
 def _byte_pairs(first: Sequence[str], *, last: Sequence[str] = ()) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Special tokens, the 256 bytes, then what the commonest neighbours make when they are merged."""
+    """Returns special tokens, the 256 bytes, then what the commonest neighbours make when they are merged."""
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = Counter(word for word, _ in splitter.pre_tokenize_str(" ".join(CORPUS)))
     split = {word: tuple(word) for word in words}
@@ -387,7 +387,7 @@ def _deberta_v2_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _modernbert_tokenizer() -> PreTrainedTokenizerBase:
-    """A plain tokenizer.json without a class of its own, as the real one has."""
+    """Returns a plain tokenizer.json without a class of its own, as the real one has."""
     names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
     vocab, merges = _byte_pairs([], last=names)
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))

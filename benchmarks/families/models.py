@@ -157,7 +157,7 @@ def _tokenizer(kind: str, texts: Sequence[str]) -> Any:
 
 
 def _without_a_class(texts: Sequence[str]) -> Any:
-    """A tokenizer.json that libraries take as it was saved."""
+    """Returns a tokenizer.json that libraries take as it was saved."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -151,7 +151,7 @@ def main() -> None:
 def measure(
     folder: Path, texts: Sequence[str], rows: int, asked: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
-    """All contenders on one model."""
+    """Measures all contenders on one model."""
     dtypes = ("fp32", "int8") if int8_instructions() else ("fp32",)
     ours = [Contender("embedkit", dtype, sys.executable) for dtype in dtypes]
     kinds = [("onnx", dtypes), ("openvino", dtypes), ("ctranslate2", dtypes), ("fastembed", ("fp32",))]
@@ -226,12 +226,12 @@ def of_kind(contenders: Sequence[Contender], dtype: str) -> Contender:
 
 
 def median_ratio(one: Contender, other: Contender) -> float:
-    """The seconds of one in those of the other, of the same round."""
+    """Returns the seconds of one in those of the other, of the same round."""
     return round(statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True)), 2)
 
 
 def cosines(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """Least and mean cosine; all vectors have length 1."""
+    """Returns the least and the mean cosine; all vectors have length 1."""
     of_rows = np.einsum("nd,nd->n", found.astype(np.float64), exact.astype(np.float64))
     return {"min_cosine": round(float(of_rows.min()), 6), "mean_cosine": round(float(of_rows.mean()), 6)}
 

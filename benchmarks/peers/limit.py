@@ -35,7 +35,7 @@ def batch_tokens(lengths: np.ndarray) -> list[int]:
 
 
 def products(config: dict[str, Any], batches: Sequence[int], dtype: str) -> tuple[Callable[[], None], str]:
-    """The products of all layers and batches, in the way that is the fastest here.
+    """Returns the products of all layers and batches, in the way that is the fastest here.
 
     Args:
         config: of the model: `hidden_size`, `intermediate_size`, `num_hidden_layers`.

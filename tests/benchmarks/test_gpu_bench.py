@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The results of a small trial, in a process of its own as a user has it."""
+    """Returns the results of a small trial, in a process of its own as a user has it."""
     out = tmp_path_factory.mktemp("bench") / "gpu.json"
     command = [
         sys.executable,

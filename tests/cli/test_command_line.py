@@ -16,7 +16,7 @@ USAGE, OUTPUT = 2, 5
 
 @pytest.fixture
 def config_of(embedkit_cli, monkeypatch):
-    """A function from arguments of `embedkit encode` to the RunConfig that they make; nothing is run."""
+    """Returns a function from arguments of `embedkit encode` to the RunConfig that they make; nothing is run."""
     made = []
 
     def run(config, *_):
@@ -34,7 +34,7 @@ def config_of(embedkit_cli, monkeypatch):
 
 
 def refused(ran, code=USAGE):
-    """The error and the hint of a command that was refused."""
+    """Returns the error and the hint of a command that was refused."""
     assert (ran.code, ran.out) == (code, ""), ran.err
     assert [line.partition(" ")[0] for line in ran.told] == ["error:", "hint:"], ran.err
     return ran.told

@@ -23,7 +23,7 @@ def capability_of(facts):
 
 @pytest.fixture
 def machine(monkeypatch, embedkit_cli):
-    """A machine with these cards, as `embedkit doctor` tells of it: what is there, and what is missing."""
+    """Returns a machine with these cards, as `embedkit doctor` tells of it: what is there, and what is missing."""
 
     def told(
         cards=(), *, cuda="13.0", driver="13.0", there=ALL, code=("sm_80", "sm_90", "compute_90"), shown=None

@@ -123,7 +123,7 @@ def places(bert, tmp_path_factory):
 
 @pytest.fixture
 def here(places, tmp_path):
-    """The same, with a copy of the outputs that this test alone sees."""
+    """Returns the same, with a copy of the outputs that this test alone sees."""
     return {**places, "outputs": shutil.copytree(places["outputs"], tmp_path / "outputs")}
 
 
@@ -136,22 +136,22 @@ NEW = "-o $outputs/new"
 
 
 def option(arguments, code, error, hint):
-    """A case about an option: a good table, a good model, a new output."""
+    """Returns a case about an option: a good table, a good model, a new output."""
     return pytest.param(f"encode {NOTES} -m $bert {NEW} {arguments}", code, error, hint, id=arguments)
 
 
 def table(arguments, error, hint):
-    """A case about the input."""
+    """Returns a case about the input."""
     return pytest.param(f"encode $tables/{arguments} -m $bert {NEW}", INPUT, error, hint, id=arguments)
 
 
 def model(arguments, error, hint):
-    """A case about the model."""
+    """Returns a case about the model."""
     return pytest.param(f"encode {NOTES} {NEW} -m {arguments}", MODEL, error, hint, id=arguments)
 
 
 def output(arguments, error, hint):
-    """A case about the output."""
+    """Returns a case about the output."""
     return pytest.param(f"encode {NOTES} -m $bert -o $outputs/{arguments}", OUTPUT, error, hint, id=arguments)
 
 

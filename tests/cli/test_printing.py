@@ -92,7 +92,7 @@ def test_a_closed_pipe_does_not_hide_a_damaged_output(embedkit_cli, encode, tmp_
 
 
 def shell(bert, folder, script):
-    """A script that calls `$EK` on `$NOTES`; its exit code and what it said."""
+    """Runs a script that calls `$EK` on `$NOTES`; returns its exit code and what it said."""
     environ = os.environ | {
         "EK": f"{sys.executable} -m embedkit",
         "NOTES": str(NOTES),

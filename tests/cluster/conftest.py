@@ -102,14 +102,14 @@ def gcs() -> Iterator[stub.GcsStub]:
 
 @pytest.fixture
 def faulty_proxy(seaweed: servers.S3Server) -> Iterator[faulty.FaultyProxy]:
-    """A proxy before `seaweed`."""
+    """Yields a proxy before `seaweed`."""
     with faulty.faulty_proxy(seaweed.endpoint) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[ray.RayCluster]:
-    """A head and two raylets of two processors each; with a dashboard, where what it needs is installed."""
+    """Yields a head and two raylets of two processors each; with a dashboard, where what it needs is installed."""
     has_dashboard = importlib.util.find_spec("aiohttp_cors") is not None
     with ray.ray_cluster(dashboard=has_dashboard) as cluster:
         yield cluster

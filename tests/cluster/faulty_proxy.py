@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
-    """A proxy on a free port before the server at `target`."""
+    """Yields a proxy on a free port before the server at `target`."""
     proxy = FaultyProxy("", target)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"proxy": proxy}))
     server.daemon_threads = True

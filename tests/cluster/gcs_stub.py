@@ -61,7 +61,7 @@ class GcsStub:
         return name
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
-        """All objects below a prefix, by their keys without it."""
+        """Returns all objects below a prefix, by their keys without it."""
         start = f"{bucket}/{prefix}"
         return {
             path.removeprefix(start).lstrip("/"): one.data
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
 
     def parts(self) -> tuple[str, str, dict[str, str]]:
-        """Bucket, "bucket/key" and the query."""
+        """Returns the bucket, "bucket/key" and the query."""
         split = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(split.path).lstrip("/")
         query = dict(urllib.parse.parse_qsl(split.query, keep_blank_values=True))
@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def gcs_stub() -> Iterator[GcsStub]:
-    """The stub on a free port."""
+    """Yields the stub on a free port."""
     stub = GcsStub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"stub": stub}))
     server.daemon_threads = True

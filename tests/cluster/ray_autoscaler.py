@@ -26,7 +26,7 @@ from tests.cluster.servers import free_port
 
 
 def autoscaling(gcs_address: str, nodes: int) -> dict[str, Any]:
-    """The configuration of a cluster that may have so many nodes of one processor."""
+    """Returns the configuration of a cluster that may have so many nodes of one processor."""
     return {
         "cluster_name": "from-none",
         "max_workers": nodes,
@@ -65,7 +65,7 @@ def processes_of(folder: Path) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def autoscaled_ray(nodes: int) -> Iterator[RayCluster]:
-    """A head without processors; up to `nodes` raylets come when something is asked for."""
+    """Yields a head without processors; up to `nodes` raylets come when something is asked for."""
     # Sockets of Unix have paths of at most 107 characters: pytest's folders are too long.
     folder = Path(tempfile.mkdtemp(prefix="ek-auto-", dir="/tmp"))
     port = free_port()

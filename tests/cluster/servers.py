@@ -91,7 +91,7 @@ class S3Server(Server):
         return s3_environment(self.endpoint)
 
     def client(self) -> Any:
-        """A boto3 client: what the tests read, count and spoil objects with."""
+        """Returns a boto3 client: what the tests read, count and spoil objects with."""
         return s3_client(self.endpoint)
 
     def make_bucket(self, name: str | None = None) -> str:
@@ -101,7 +101,7 @@ class S3Server(Server):
         return bucket
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
-        """All objects below a prefix, by their keys without it."""
+        """Returns all objects below a prefix, by their keys without it."""
         client = self.client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
@@ -152,7 +152,7 @@ def s3_client(endpoint: str) -> Any:
 
 
 def free_port() -> int:
-    """A port that is free now, below those that the system hands out to clients."""
+    """Returns a port that is free now, below those that the system hands out to clients."""
     while True:
         with socket.socket() as tried:
             tried.bind(("127.0.0.1", 0))
@@ -161,7 +161,7 @@ def free_port() -> int:
 
 
 def program(name: str) -> str:
-    """The path of an installed program: beside this Python, on PATH, or of npm."""
+    """Returns the path of an installed program: beside this Python, on PATH, or of npm."""
     for beside in (Path(sys.executable).parent, NODE_SERVERS):
         if (beside / name).exists():
             return str(beside / name)
@@ -173,7 +173,7 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def running(command: list[str], folder: Path, endpoint: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers, whatever the status, and is ended afterwards."""
+    """Yields a server that answers, whatever the status, and is ended afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -343,7 +343,7 @@ class AzureServer(Server):
         }
 
     def store(self, container: str) -> Any:
-        """An obstore of a container, by arguments: it reads no environment variable of a test."""
+        """Returns an obstore of a container, by arguments: it reads no environment variable of a test."""
         store = pytest.importorskip("obstore.store")
         return store.AzureStore(
             container,

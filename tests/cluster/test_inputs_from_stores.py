@@ -34,7 +34,7 @@ from tests.conftest import Ran
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same 600 rows in every format that is read, and a few in each compression."""
+    """Returns the same 600 rows in every format that is read, and a few in each compression."""
     folder = tmp_path_factory.mktemp("tables")
     made = random.Random(1)
     rows = [
@@ -74,7 +74,7 @@ STORES = ["seaweed", "moto", "azurite", "gcs"]
 
 @pytest.fixture(params=STORES)
 def folder(request: pytest.FixtureRequest, use: Use) -> RemotePath:
-    """A folder in a new bucket of a store."""
+    """Returns a folder in a new bucket of a store."""
     server: Bucketed = request.getfixturevalue(request.param)
     return RemotePath(f"{server.scheme}://{use(server)}/in")
 

@@ -112,7 +112,7 @@ ROWS = [{"id": str(row), "text": f"no fever on day {row}"} for row in range(30)]
 
 @pytest.fixture
 def formats(tmp_path: Path, web: WebServer) -> list[str]:
-    """The rows as local files and on the server; names of the files."""
+    """Writes the rows to local files and to the server, and returns the names of the files."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "a.csv").write_text("id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in ROWS))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=7)

@@ -46,7 +46,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(table, bert, tmp_path_factory):
-    """The output of one process."""
+    """Returns the output of one process."""
     folder = tmp_path_factory.mktemp("whole")
     words = command(table, bert, folder / "out", "--keep", "note")
     subprocess.run(words, env=environment(), check=True, capture_output=True, cwd=ROOT)

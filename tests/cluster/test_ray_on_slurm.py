@@ -36,7 +36,7 @@ wait "$step"
 
 @pytest.fixture
 def ray_job(tmp_path):
-    """A function that starts the script as a job of two nodes."""
+    """Yields a function that starts the script as a job of two nodes."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.52'")
     (tmp_path / "bin").mkdir()
     programs = {

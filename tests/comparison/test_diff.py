@@ -131,7 +131,7 @@ def vectors_and_probes(bert, tmp_path):
 
 
 def changed(out, tmp_path, change):
-    """A copy of a .parquet output with its table changed."""
+    """Returns a copy of a .parquet output with its table changed."""
     table = change(pq.read_table(out))
     pq.write_table(table, tmp_path / "changed.parquet")
     return tmp_path / "changed.parquet"

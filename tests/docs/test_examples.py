@@ -57,7 +57,7 @@ def model_of(page: Path) -> str:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory, bert) -> Path:
-    """A folder with the tables that the examples read, and tiny models under the names that they use."""
+    """Returns a folder with the tables that the examples read, and tiny models under the names that they use."""
     folder = tmp_path_factory.mktemp("inputs")
     shutil.copy(NOTES, folder)
     shutil.copytree(ROOT / "configs", folder / "configs")

@@ -33,7 +33,7 @@ def test_links_of_a_page_lead_to_files_and_headings_that_exist(page):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The documentation, built in a folder of its own."""
+    """Returns the documentation, built in a folder of its own."""
     pytest.importorskip("zensical", reason="in the dev extra")
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(ROOT / "zensical.toml", folder)

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("models_loaded_once")
 
 
 def in_two_lines(ran: Ran) -> tuple[str, str]:
-    """The error and the hint, and nothing else."""
+    """Returns the error and the hint, and nothing else."""
     assert [line.partition(" ")[0] for line in ran.told] == ["error:", "hint:"], ran.err
     error, hint = ran.told
     return error, hint
@@ -396,7 +396,7 @@ def test_an_input_that_changes_under_a_run_is_an_input_error(
 
 @pytest.fixture(scope="module")
 def spoiled(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A model that gives NaN for texts with one certain token, and texts of which the third has it."""
+    """Returns a model that gives NaN for texts with one certain token, and texts of which the third has it."""
     from transformers import AutoTokenizer
 
     texts = ["pain", "short of breath", "the quetiapine was held", "no fever", ""]

@@ -61,7 +61,7 @@ def test_an_output_that_is_named_is_read_with_a_word(encode: Cli, here: Path) ->
 
 @pytest.fixture
 def table(here: Path) -> bytes:
-    """A table under many names; returns its bytes."""
+    """Writes a table under many names, and returns its bytes."""
     for folder in ("out/embeddings", "o.parquet.partial", "o.parquet.rows.partial", "sweep/vectors", "linked"):
         (here / folder).mkdir(parents=True)
     pq.write_table(pa.table({"id": ["1", "2"], "text": ["a b", "c"], "label": ["x", "y"]}), here / "in.parquet")

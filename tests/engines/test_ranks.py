@@ -134,7 +134,7 @@ def test_each_process_of_a_machine_takes_its_own_gpu(name, place, gpus, device):
 
 @pytest.fixture
 def rank(encode, tmp_path):
-    """A function that does one rank's part of the notes, in shards of 8 rows."""
+    """Returns a function that does one rank's part of the notes, in shards of 8 rows."""
 
     def rank(number, of, output="out", *options):
         part = ("--shard-id", number, "--num-shards", of)
@@ -146,7 +146,7 @@ def rank(encode, tmp_path):
 
 @pytest.fixture
 def whole(encode, tmp_path):
-    """A function that gives the folder with an output made by one process."""
+    """Returns a function that gives the folder with an output made by one process."""
 
     def whole(output="out", *options):
         (tmp_path / "whole").mkdir()

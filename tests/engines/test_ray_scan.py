@@ -26,7 +26,7 @@ MARKER = "Mr Miller of Ward 7"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """An input of 14 segments, with faults."""
+    """Returns an input of 14 segments, with faults."""
     path = tmp_path_factory.mktemp("in") / "t.jsonl"
     lines = [json.dumps({"id": f"{MARKER} {row}", "text": f"{MARKER} {row}"}) for row in range(60)]
     lines.insert(17, "{")

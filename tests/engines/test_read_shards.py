@@ -21,7 +21,7 @@ from tests.sources.random_tables import TABLES, written
 
 
 def plain(shard):
-    """All of a shard that can be compared: kept values of Arrow are cells of an array of their own."""
+    """Returns all of a shard that can be compared: kept values of Arrow are cells of an array of their own."""
     rows = [(of.row, of.id, of.text, [repr(plain_value(cell)) for cell in of.kept]) for of in shard.records]
     return shard.index, shard.start, shard.stop, rows, list(shard.faults)
 

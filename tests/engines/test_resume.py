@@ -145,7 +145,7 @@ def send_at(call, times, signals):
 
 
 def tree(folder):
-    """Every file under a folder and its bytes; every folder too."""
+    """Returns every file under a folder and its bytes; every folder too."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(Path(folder).rglob("*"))
@@ -208,7 +208,7 @@ def stopped(bert, whole, tmp_path_factory):
 
 @pytest.fixture
 def unfinished(stopped, tmp_path):
-    """A copy of what a run left that was killed between two shards: folder, then single file."""
+    """Returns a copy of what a run left that was killed between two shards: folder, then single file."""
     for name in ("between two shards", "file: between two shards"):
         shutil.copytree(stopped[name][0], tmp_path, dirs_exist_ok=True)
     return tmp_path

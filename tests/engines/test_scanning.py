@@ -31,7 +31,7 @@ class DiedError(Exception):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """An input of about 20 segments, with faults."""
+    """Returns an input of about 20 segments, with faults."""
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 400)
     monkeypatch.setattr(scanning, "_SLOW", 4_000)
     (tmp_path / "in").mkdir()

@@ -31,12 +31,12 @@ OUTPUT = OutputConfig("out", "jsonl")
 
 @pytest.fixture
 def segment_bytes(monkeypatch):
-    """A function that sets the size of segments."""
+    """Returns a function that sets the size of segments."""
     return lambda size: monkeypatch.setattr(segments, "SEGMENT_BYTES", size)
 
 
 def elsewhere(tasks, order):
-    """Each segment as other processes scan it, one of which keeps the input open; as JSON."""
+    """Yields each segment as other processes scan it, one of which keeps the input open; as JSON."""
     job = pickle.loads(pickle.dumps(tasks[0].job))  # noqa: S301 - our own
     opened = job.table()
     for number, task in enumerate(order(list(tasks))):
@@ -56,7 +56,7 @@ def one_pass(config):
 
 
 def restarted(rows, bounds, cut):
-    """First rows of shards, cut anew at each bound."""
+    """Returns the first rows of shards, cut anew at each bound."""
     starts = []
     for first, stop in zip(bounds, [*bounds[1:], len(rows)], strict=True):
         cutter = cut.cutter()
@@ -68,7 +68,7 @@ def restarted(rows, bounds, cut):
 
 
 def dealt(sharding, data):
-    """The shards of each of several ranks, in their order, or of one process in any order."""
+    """Returns the shards of each of several ranks, in their order, or of one process in any order."""
     if data.draw(st.booleans()):
         return [data.draw(st.permutations(range(sharding.shards)))]
     size = data.draw(st.integers(1, 5))

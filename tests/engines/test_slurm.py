@@ -41,7 +41,7 @@ exit $highest
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A function that starts a script with a job's environment and arguments for `embedkit encode`."""
+    """Yields a function that starts a script with a job's environment and arguments for `embedkit encode`."""
     programs = {
         "srun": SRUN,
         "scontrol": f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol.said\n',

@@ -60,7 +60,7 @@ def tables(tmp_path_factory):
 
 
 def vectors_by_text(table: Path, output: Path) -> dict[str, list[bytes]]:
-    """The first vector of each text, as the output has it; of several variants all."""
+    """Returns the first vector of each text, as the output has it; of several variants all."""
     read = embedkit.read(output)
     text_of = dict(rows_of(table))
     found: dict[str, list[bytes]] = {}
@@ -148,7 +148,7 @@ def test_unreadable_rows_are_judged_again(tables, encode, tmp_path, form, on_bad
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, bert):
-    """Twelve short texts, their output with hashes, and the vector that each text alone has."""
+    """Returns twelve short texts, their output with hashes, and the vector that each text alone has."""
     folder = tmp_path_factory.mktemp("small")
     texts = [f"{'abcdefgh'[at % 8]} text of {at * 37} words"[: 8 + at] for at in range(12)]
     return folder, texts
@@ -282,7 +282,7 @@ def test_hashes_are_hmac_sha256_with_a_key_that_is_in_no_output(tables, encode, 
 
 
 def plain(encode, table, tmp_path):
-    """An output without hashes."""
+    """Returns an output without hashes."""
     assert encode(table, "-o", tmp_path / "plain").code == 0
     return tmp_path / "plain"
 

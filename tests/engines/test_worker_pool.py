@@ -27,7 +27,7 @@ quick = pytest.mark.usefixtures("quick_workers")
 
 @pytest.fixture
 def workers(encode, tmp_path):
-    """A function that encodes the notes with two workers."""
+    """Returns a function that encodes the notes with two workers."""
 
     def workers(output, *options):
         return encode(NOTES, "-o", tmp_path / "place" / output, "--shard-rows", 8, "--device", "cpu,cpu", *options)
@@ -38,7 +38,7 @@ def workers(encode, tmp_path):
 
 @pytest.fixture
 def whole(encode, tmp_path):
-    """A function that gives the folder with an output made by one process."""
+    """Returns a function that gives the folder with an output made by one process."""
 
     def whole(output, *options):
         (tmp_path / "whole").mkdir()
@@ -126,7 +126,7 @@ def test_an_error_in_a_worker_ends_the_run_with_that_error(workers, monkeypatch)
 
 @pytest.fixture
 def said_at(monkeypatch):
-    """A function that gives the one message of a worker that meets a fault."""
+    """Returns a function that gives the one message of a worker that meets a fault."""
 
     def said_at(fault):
         def broken(*_):

@@ -67,7 +67,7 @@ def encoder(bert, one_thread):
 
 @pytest.fixture(scope="module")
 def modernbert(tmp_path_factory):
-    """A model that runs through transformers' code."""
+    """Returns a model that runs through transformers' code."""
     return tiny_models.make("modernbert", tmp_path_factory.mktemp("models") / "modernbert").folder
 
 

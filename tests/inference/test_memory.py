@@ -22,7 +22,7 @@ from tests.conftest import NOTES
 
 @pytest.fixture
 def encoder(tmp_path, monkeypatch):
-    """A tiny BERT on a machine that has room for 100 tokens at a time."""
+    """Returns a tiny BERT on a machine that has room for 100 tokens at a time."""
     made = Encoder(str(tiny_models.make("bert", tmp_path / "bert").folder), pool="mean", layers="all")
     expected = made.encode(tiny_models.TEXTS)
     inner = made._embedder.encoder

@@ -43,7 +43,7 @@ def of_oracle(model: tiny_models.TinyModel) -> tuple[States, ...]:
 
 
 def encoder_of(model: tiny_models.TinyModel, **options: object) -> Encoder:
-    """An encoder that reads as many tokens of a text as the oracle."""
+    """Returns an encoder that reads as many tokens of a text as the oracle."""
     return Encoder(str(model.folder), max_length=None if model.max_length else LIMIT, **options)
 
 

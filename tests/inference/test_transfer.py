@@ -18,7 +18,7 @@ from tests.inference.fake_device import FakeDevice, RaceError
 
 
 def through(transfer, value, rows=3):
-    """A batch of one array: what is on the device, and the same plus one on its way back."""
+    """Returns a batch of one array: what is on the device, and the same plus one on its way back."""
     staged = transfer.stage({"a": np.full((rows, 2), value, np.float32), "b": np.ones((1, rows), np.bool_)})
     given = transfer.receive(staged)
     assert given["a"].tolist() == [[value, value]] * rows
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 
 
 def on_fake_device(encoder, tokens=60):
-    """The same encoder, its batches sent to a fake device and pooled as on a GPU."""
+    """Returns the same encoder, its batches sent to a fake device and pooled as on a GPU."""
     device = FakeDevice()
     encoder._embedder = replace(
         encoder._embedder, transfer=PinnedTransfer(device), by_segments=True, budget=TokenBudget(tokens)

@@ -23,7 +23,7 @@ HAS_TEXT = [True, False, True, False]
 
 @pytest.fixture(scope="module")
 def expected(bert):
-    """The vectors of plain transformers, one text at a time; None without a text."""
+    """Returns the vectors of plain transformers, one text at a time; None without a text."""
     oracle = Oracle(bert, max_length=64)
     return [pool("mean", oracle.states(text).layers[-1]) if text else None for text in TEXTS]
 

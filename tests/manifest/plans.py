@@ -37,7 +37,7 @@ def make_plan(rows: int = 10, shard_rows: int = 5, **changes: Any) -> Plan:
 
 
 def make_record(index: int, rows: int = 5, **changes: Any) -> ShardRecord:
-    """A record of a shard with one empty row."""
+    """Returns a record of a shard with one empty row."""
     counts = TextCounts(rows, {"empty": 1, "ok": rows - 1}, 9 * rows, 8 * rows)
     record = ShardRecord(index, index * rows, (index + 1) * rows, rows - 1, 0, counts, counts, has_units=False)
     return replace(record, **changes)

@@ -136,7 +136,7 @@ def _oid(file: Path) -> str:
 
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
-    """A hub in a thread, until the block ends."""
+    """Yields a hub in a thread, until the block ends."""
     hub = FakeHub()
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -64,7 +64,7 @@ def random_tokens(pad_id: int, seed: int) -> Tokens:
 
 
 def saved(kind: str, folder: Path) -> Path:
-    """A folder with a random model whose every weight matters, as a user's would be."""
+    """Returns a folder with a random model whose every weight matters, as a user's would be."""
     config = transformers.CONFIG_MAPPING[model_type(kind)](**CONFIGS[kind])
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(config)
@@ -80,7 +80,7 @@ def saved(kind: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def alone(folder: Path, tokens: Tokens, fewest: int, dtype: torch.dtype = torch.float32) -> list[list[np.ndarray]]:
-    """Every hidden state of every text as transformers gives them for it alone: [text][layer] is [T, D].
+    """Returns every hidden state of every text as transformers gives them for it alone: [text][layer] is [T, D].
 
     The whole model, encoder and decoder, and a new copy for each text: some carry over what they saw before.
     """
@@ -122,7 +122,7 @@ class Way:
 
 
 def every_way(chosen: Chosen, expected: list[list[np.ndarray]]) -> Iterator[Way]:
-    """The way that was chosen, and the slower ones that it would fall back to."""
+    """Yields the way that was chosen, and the slower ones that it would fall back to."""
     first = chosen.batches
     names = ("packed", "padded", "equal")
     for batches in names[names.index(first) :]:
@@ -207,7 +207,7 @@ class Chosen:
         return "packed" if self.encoder.packed else "equal" if self.encoder.equal_lengths else "padded"
 
     def other(self, batches: str, *, hooked: bool) -> TransformersEncoder:
-        """The same model run in another way; the chosen encoder must not be used after it."""
+        """Returns the same model run in another way; the chosen encoder must not be used after it."""
         if batches != "packed":
             self.loaded.model.set_attn_implementation(self.own_attention)
         return TransformersEncoder(
@@ -275,7 +275,7 @@ def test_every_state_and_pooling_of_every_text_is_the_same_in_a_batch_as_alone(k
 
 
 def config_only(folder: Path, **config: object) -> ModelConfig:
-    """A folder that claims to be a model; to be refused before its weights are read."""
+    """Returns a folder that claims to be a model; to be refused before its weights are read."""
     (folder / "config.json").write_text(json.dumps(config))
     save_file({}, folder / "model.safetensors")
     return ModelConfig(str(folder))

@@ -222,7 +222,7 @@ def test_torchs_own_kernel_takes_the_call(wanted):
 
 @pytest.fixture
 def card(monkeypatch) -> Callable[..., None]:
-    """A CUDA device of this capability, and these packages."""
+    """Returns a CUDA device of this capability, and these packages."""
 
     def put(capability: tuple[int, int], *packages: str) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)

@@ -43,7 +43,7 @@ def layout(
 
 
 def make_shard(like: Layout, has_vector: Sequence[bool], seed: int = 0, index: int = 0) -> EncodedShard:
-    """A shard of len(has_vector) rows; all of its bits come from the seed."""
+    """Returns a shard of len(has_vector) rows; all of its bits come from the seed."""
     random = np.random.default_rng([seed, index])
     rows, mask = len(has_vector), np.array(has_vector, np.bool_)
     pools: dict[str, list[Any]] = {
@@ -77,7 +77,7 @@ def make_shard(like: Layout, has_vector: Sequence[bool], seed: int = 0, index: i
 
 def _vectors(like: Layout, variant: Variant, count: int, random: np.random.Generator) -> Any:
     def some(n: int) -> np.ndarray:
-        """[n, width] any finite bits: subnormals, both zeros and the largest numbers among them."""
+        """Returns [n, width] any finite bits: subnormals, both zeros and the largest numbers among them."""
         raw = random.integers(0, 256, (n, like.width(variant), like.dtype.itemsize), dtype=np.uint8)
         values = raw.view(like.dtype)[..., 0]
         if like.precision == "binary":  # bits beyond D are zero, as np.packbits leaves them
@@ -106,7 +106,7 @@ class Folder:
 
 
 def write_output(path: Path, form: str, like: Layout, shards: Sequence[EncodedShard], **more: Any) -> Sink:
-    """A finished folder: shards, their records, manifest."""
+    """Writes a finished folder: shards, their records, manifest."""
     sink, folder = make_sink(form, like), Folder(path)
     path.mkdir(exist_ok=True)
     for shard in shards:
@@ -145,7 +145,7 @@ def write_record(path: Path, sink: Sink, shard: EncodedShard) -> None:
 
 
 def vector_page(path: Path, column: str) -> tuple[int, int]:
-    """Where a vector column's bytes lie in a Parquet file: [start, stop)."""
+    """Returns where a vector column's bytes lie in a Parquet file: [start, stop)."""
     group = pq.ParquetFile(path).metadata.row_group(0)
     chunks = (group.column(i) for i in range(group.num_columns))
     chunk = next(c for c in chunks if c.path_in_schema.startswith(column))

@@ -131,7 +131,7 @@ ROWS = {"id": ["a", "b", "c"], "text": ["fever", "", "cough at night"]}
 
 
 def write(path: Path, table: pa.Table) -> Path:
-    """The table as the format that the name tells."""
+    """Writes the table in the format that the name tells."""
     if path.suffix == ".parquet":
         pq.write_table(table, path)
     elif path.suffix == ".arrow":

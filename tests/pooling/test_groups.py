@@ -118,7 +118,7 @@ def ran(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def rows(bert, notes, tmp_path_factory):
-    """The output of the notes, one by one."""
+    """Returns the output of the notes, one by one."""
     out = tmp_path_factory.mktemp("rows") / "rows"
     assert ran(notes, "-m", bert, "--pool", "mean", "-o", out) == 0
     return embedkit.read(out)

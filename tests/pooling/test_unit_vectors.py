@@ -171,7 +171,7 @@ def table_of(path: Path, texts: list[str] = TEXTS, **columns: list[object]) -> P
 
 @pytest.fixture
 def rows_of(embedkit_cli, tmp_path):
-    """The rows of `embedkit encode TABLE OPTIONS...` as dictionaries."""
+    """Returns the rows of `embedkit encode TABLE OPTIONS...` as dictionaries."""
 
     def rows(*arguments: object) -> list[dict[str, object]]:
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}.parquet"

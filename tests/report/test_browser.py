@@ -49,7 +49,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(bert, tmp_path_factory):
-    """A report of rows whose ids and labels look like markup."""
+    """Returns a report of rows whose ids and labels look like markup."""
     from embedkit.cli import run
 
     folder = tmp_path_factory.mktemp("report")
@@ -87,7 +87,7 @@ def wait(driver, script, *arguments, seconds=60):
 
 @pytest.fixture(scope="module")
 def opened(browser, page):
-    """The page, loaded and drawn once; no test depends on what another leaves on it."""
+    """Returns the page, loaded and drawn once; no test depends on what another leaves on it."""
     browser.get("about:blank")
     browser.get_log("performance")  # of the start page
     browser.get_log("browser")

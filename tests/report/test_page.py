@@ -42,7 +42,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(bert, table, one_thread, tmp_path_factory):
-    """The output of `table` with its labels and texts, encoded once."""
+    """Returns the output of `table` with its labels and texts, encoded once."""
     folder = tmp_path_factory.mktemp("encoded") / "out"
     kept = ("--keep", "label", "--keep", "text")
     assert run(["encode", str(table), "-m", str(bert), *kept, "-o", str(folder), "-q"]) == 0

@@ -25,7 +25,7 @@ LINES = {
 
 
 def candidate(line, layers, agg, pool, score):
-    """A row of results.parquet, as `embedkit sweep` writes it."""
+    """Returns a row of results.parquet, as `embedkit sweep` writes it."""
     metrics = {"accuracy": score, "macro_f1": score - 0.05, "versus_last_layer_cls": score - 0.5}
     ends = {
         f"{name}{end}": value + by
@@ -48,7 +48,7 @@ def candidate(line, layers, agg, pool, score):
 
 
 def write_sweep(folder, models=("",), evaluation=None):
-    """A sweep's folder; the best is layer 5's mean of the last model."""
+    """Writes a sweep's folder; the best is layer 5's mean of the last model."""
     rows = []
     for at, model in enumerate(models):
         for number, (line, (layers, agg)) in enumerate(LINES.items()):
@@ -87,7 +87,7 @@ def write_sweep(folder, models=("",), evaluation=None):
 
 
 def evaluated(names, seed=0):
-    """An evaluation.json of random predictions, three quarters of them right."""
+    """Returns an evaluation.json of random predictions, three quarters of them right."""
     random = np.random.default_rng(seed)
     true = random.integers(len(names), size=600)
     guess = np.where(random.random(600) < 0.75, true, random.integers(len(names), size=600))

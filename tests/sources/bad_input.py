@@ -46,23 +46,23 @@ class Case:
 def reads(
     name: str, data: bytes | str, *texts: str | None, ids: list[str | None] | None = None, **options: Any
 ) -> Case:
-    """A file whose rows are these texts."""
+    """Returns a file whose rows are these texts."""
     return Case({name: _bytes(data)}, list(texts), ids=ids, options=options)
 
 
 def refuses(name: str, data: bytes | str, error: str, **options: Any) -> Case:
-    """A file that is refused with these words."""
+    """Returns a file that is refused with these words."""
     return Case({name: _bytes(data)}, error=error, options=options)
 
 
 def line(data: bytes | str, text: str | None) -> Case:
-    """A line of JSON between two good ones: its text, or its fault's code."""
+    """Returns a line of JSON between two good ones: its text, or its fault's code."""
     good = json.dumps({"text": f"{M} good"}).encode() + b"\n"
     return reads("t.jsonl", good + _bytes(data) + b"\n" + good, f"{M} good", text, f"{M} good")
 
 
 def parquet(content: pa.Table, **options: Any) -> bytes:
-    """A Parquet file."""
+    """Returns a Parquet file."""
     file = io.BytesIO()
     pq.write_table(content, file, **options)
     return file.getvalue()

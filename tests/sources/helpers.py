@@ -35,7 +35,7 @@ def rows(folder: Path, name: str, data: bytes, **options: Any) -> list[Record | 
 
 
 def texts(found: Sequence[Record | Fault]) -> list[str | None]:
-    """The text of each record; of a fault its code, in brackets."""
+    """Returns the text of each record; of a fault its code, in brackets."""
     return [item.text if isinstance(item, Record) else f"<{item.code}>" for item in found]
 
 
@@ -46,7 +46,7 @@ def piped(data: bytes, **options: Any) -> Table:
 def refused(
     folder: Path, name: str, data: bytes, *, match: str, kind: type[EmbedkitError], **options: Any
 ) -> EmbedkitError:
-    """The error that reading this file to its end gives."""
+    """Returns the error that reading this file to its end gives."""
     with pytest.raises(kind) as caught:
         rows(folder, name, data, **options)
     assert re.search(match, caught.value.message)

@@ -98,7 +98,7 @@ TABLES = st.lists(FILES, min_size=1, max_size=4)
 
 
 def written(folder: Path, files: list[tuple[str, bytes]], **options: Any) -> InputConfig:
-    """The input of these files, written to a folder."""
+    """Returns the input of these files, written to a folder."""
     for number, (suffix, data) in enumerate(files):
         (folder / f"{number}{suffix}").write_bytes(data)
     typed = {suffix for suffix, _ in files} <= {".parquet", ".arrow"}

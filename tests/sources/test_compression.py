@@ -35,7 +35,7 @@ LINES = [b'{"text": "one \xc3\xa9"}\n', b'{"text": "two"}\n', b'{"text": "three"
 
 
 def read(suffix: str, data: bytes) -> list[str | None] | str:
-    """The texts of a compressed file, or the word `refused`."""
+    """Returns the texts of a compressed file, or the word `refused`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"t.jsonl.{suffix}"
         path.write_bytes(data)

@@ -49,7 +49,7 @@ def oracle(bert: Path) -> Oracle:
 def made(
     bert: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> embedkit.output.read.Embeddings:
-    """All of these in one table."""
+    """Returns all of these in one table."""
     from embedkit.cli import run
 
     root = tmp_path_factory.mktemp("odd")

@@ -46,7 +46,7 @@ class MemoryStore:
         self.sent_bytes: Counter[str] = Counter()
 
     def folder(self, top: str) -> MemoryStore:
-        """A folder of this store, whose requests are counted together."""
+        """Returns a folder of this store, whose requests are counted together."""
         found = copy.copy(self)
         found.top = f"{top}/" if top else ""
         return found

@@ -38,7 +38,7 @@ TOP = "s3://bucket/top"
 
 @pytest.fixture
 def both(tmp_path: Path, bucket: MemoryStore) -> str:
-    """The same files in a local folder and in the bucket."""
+    """Returns the same files in a local folder and in the bucket."""
     for name in FILES:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ FORMATS = ("parquet", "arrow", "npy", "jsonl")
 
 @pytest.fixture(scope="module")
 def outputs(bert, tmp_path_factory):
-    """Folder of finished outputs of ten rows: one file a format, and a folder a format."""
+    """Returns the folder of finished outputs of ten rows: one file a format, and a folder a format."""
     from embedkit.cli import run
 
     folder = tmp_path_factory.mktemp("outputs")
@@ -149,7 +149,7 @@ def test_a_flipped_bit_anywhere_is_an_answer_or_an_error_of_one_line(form, outpu
 
 
 def a_child(tmp_path: Path, then: str) -> Prober:
-    """A prober whose child answers that it is ready, and does something else with the first file."""
+    """Returns a prober whose child answers that it is ready, and does something else with the first file."""
     script = tmp_path / "child.py"
     ready = "import sys\nsys.stdin.readline()\nprint('ready', flush=True)\nsys.stdin.readline()\n"
     script.write_text(f"{ready}{then}\n", encoding="utf-8")

@@ -19,7 +19,7 @@ URI = "s3://bucket/notes.parquet"
 
 @pytest.fixture
 def single(encode: Callable[..., Ran], tmp_path: Path) -> Path:
-    """An output whose vectors are nine tenths of its bytes."""
+    """Returns an output whose vectors are nine tenths of its bytes."""
     table, out = tmp_path / "notes.csv", tmp_path / "notes.parquet"
     table.write_text("id,text\n" + "".join(f"n{row},day {row % 7}\n" for row in range(2000)))
     assert encode(table, "-o", out, "--layers", "all").code == 0

@@ -24,7 +24,7 @@ def clear(folder: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An output, and files of the user's own among its files."""
+    """Returns an output, and files of the user's own among its files."""
     out = tmp_path / "out"
     for name, content in {
         "plan.json": "old",

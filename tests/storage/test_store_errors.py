@@ -71,7 +71,7 @@ KINDS = st.sampled_from(sorted(name for name in vars(exceptions) if name.endswit
 
 
 def raised(kind: str, said: str) -> Exception:
-    """An exception as obstore raises it: where it has no class of its own, one of the same name."""
+    """Returns an exception as obstore raises it: where it has no class of its own, one of the same name."""
     made = getattr(exceptions, kind, None) or getattr(__builtins__, kind, None) or type(kind, (Exception,), {})
     return made(said)
 

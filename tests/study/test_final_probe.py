@@ -43,7 +43,7 @@ def best_penalty(vectors, targets, numbers, trained, folds):
 
 
 def best_scale(scores, numbers):
-    """The scale of scores with the least log loss, a share of each row counting for all classes."""
+    """Returns the scale of scores with the least log loss, a share of each row counting for all classes."""
     share = 1 / (len(scores) + 2)
 
     def loss(log_scale):

@@ -25,7 +25,7 @@ def texts_of(count, length=30, seed=0):
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes rows to a JSON Lines file and returns its path."""
+    """Returns a function that writes rows to a JSON Lines file and returns its path."""
 
     def write(name, texts, **columns):
         rows = [

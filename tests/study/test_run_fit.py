@@ -181,7 +181,7 @@ def test_the_users_own_test_file_is_judged_and_not_trained_on(embedkit_cli, bert
 
 @pytest.fixture(scope="module")
 def fitted(bert, table, one_thread, tmp_path_factory):
-    """A pooler with a head, fitted once."""
+    """Returns a pooler with a head, fitted once."""
     path = tmp_path_factory.mktemp("fitted") / "p.safetensors"
     labelled = ("--label", "label", *SHORT)
     assert (

@@ -320,7 +320,7 @@ def tree(folder):
 
 @pytest.fixture
 def again(swept, embedkit_cli, tmp_path, pictures_in_words):
-    """A function that runs the finished sweep's command into a copy of it, a word replaced by another."""
+    """Returns a function that runs the finished sweep's command into a copy of it, a word replaced by another."""
     shutil.copytree(swept.folder, tmp_path / "out")
 
     def again(*options, **replaced):

@@ -37,7 +37,7 @@ def rows():
 
 @pytest.fixture
 def sweep(embedkit_cli, bert, tmp_path):
-    """A function that runs a sweep of one candidate over rows; returns its result and its summary."""
+    """Returns a function that runs a sweep of one candidate over rows; returns its result and its summary."""
 
     def sweep(rows, *options, code=0):
         with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:

@@ -42,7 +42,7 @@ def rows():
 
 @pytest.fixture
 def sweep(embedkit_cli, rows, tmp_path):
-    """A function that sweeps into `out`."""
+    """Returns a function that sweeps into `out`."""
     path = write_rows(tmp_path / "rows.jsonl", rows)
 
     def sweep(*options, out="out"):

@@ -105,7 +105,7 @@ def attention_tanh_by_hand(weights, states):
 
 
 def lstm_by_hand(weights, states):
-    """The equations of an LSTM over the layers [L D], with its gates in torch's order."""
+    """Computes the equations of an LSTM over the layers [L D], with its gates in torch's order."""
     hidden = cell = np.zeros(8)
     for layer in states.reshape(N_LAYERS, SIZE):
         gates = weights["lstm.weight_ih_l0"] @ layer + weights["lstm.bias_ih_l0"]

@@ -35,7 +35,7 @@ def test_of_folds_taken_for_independent_it_is_scipys():
 
 
 def decided(*scores, dims=(8, 4), rows=40):
-    """The verdict of LAST, the baseline, and OTHER, by scores of four folds each."""
+    """Returns the verdict of LAST, the baseline, and OTHER, by scores of four folds each."""
     labels = labels_of("classification", np.arange(rows) % 2, 2)
     found = [ProbeScores({"accuracy": tuple(of)}, tuple(of)) for of in scores]
     folds = Folds(np.arange(rows) // 2 % 4, 4)

@@ -46,7 +46,7 @@ def gemma_tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def made(tmp_path) -> Callable[[str], Path]:
-    """A function that makes the folder of a tiny model with its tokenizer."""
+    """Returns a function that makes the folder of a tiny model with its tokenizer."""
 
     def make(kind: str) -> Path:
         own = {"gemma3_text": gemma_tokenizer, "qwen2": qwen_tokenizer, "qwen3": qwen_tokenizer}.get(kind)
@@ -62,7 +62,7 @@ def made(tmp_path) -> Callable[[str], Path]:
 
 
 def parts(backend: Any) -> dict[str, Any]:
-    """All that decides the ids of a text."""
+    """Returns all that decides the ids of a text."""
     found = json.loads(backend.to_str())
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         # "" is none.

@@ -34,7 +34,7 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A function from the kind of a model to its folder, which nobody changes."""
+    """Returns a function from the kind of a model to its folder, which nobody changes."""
     made: dict[str, Path] = {}
 
     def of(kind: str) -> Path:

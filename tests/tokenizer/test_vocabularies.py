@@ -41,7 +41,7 @@ def resized(folder: Path, rows: int) -> None:
 
 @pytest.fixture
 def bert_with(tmp_path):
-    """A function that puts another tokenizer into the folder of a tiny BERT."""
+    """Returns a function that puts another tokenizer into the folder of a tiny BERT."""
 
     def make(backend: Tokenizer, rows: int | None = None, **settings: object) -> Path:
         folder = tiny_models.make("bert", tmp_path / "bert", n_layers=1).folder
@@ -128,7 +128,7 @@ def test_lowercasing_an_alphabet_of_capitals_is_refused_where_nothing_could_be_s
 
 @pytest.fixture
 def oversized(tmp_path) -> tuple[Path, int]:
-    """A BERT whose tokenizer got two more tokens than its embedding has rows; and the number of rows."""
+    """Returns a BERT whose tokenizer got two more tokens than its embedding has rows; and the number of rows."""
     folder = tiny_models.make("bert", tmp_path / "bert", n_layers=1).folder
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = backend.get_vocab_size()

@@ -214,7 +214,7 @@ def test_the_seed_decides_which_rows_over_all_shards(encode, bert, tmp_path):
 
 @pytest.fixture
 def moved(encode, tmp_path):
-    """An output whose input and model may be changed."""
+    """Returns an output whose input and model may be changed."""
     (tmp_path / "notes.csv").write_bytes(NOTES.read_bytes())
     assert encode(tmp_path / "notes.csv", "-o", tmp_path / "out", "--limit", 20).code == 0
     return tmp_path

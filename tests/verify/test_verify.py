@@ -32,7 +32,7 @@ def folders(bert, one_thread, tmp_path_factory):
 
 @pytest.fixture
 def out(folders, tmp_path) -> Path:
-    """A copy of the Parquet folder, to be damaged."""
+    """Returns a copy of the Parquet folder, to be damaged."""
     return shutil.copytree(folders["parquet"], tmp_path / "out")
 
 

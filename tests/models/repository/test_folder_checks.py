@@ -34,7 +34,7 @@ def _no_hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(bert, tmp_path):
-    """A copy of the tiny BERT, to be damaged."""
+    """Returns a copy of the tiny BERT, to be damaged."""
     shutil.copytree(bert, tmp_path / "here/model")
     return tmp_path / "here/model"
 

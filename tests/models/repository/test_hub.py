@@ -22,7 +22,7 @@ from tests.models.fake_hub import COMMIT, fake_hub
 
 @pytest.fixture
 def served(bert, tmp_path, monkeypatch):
-    """A hub with the tiny BERT as owner/name, a cache of its own, and short time-outs."""
+    """Yields a hub with the tiny BERT as owner/name, a cache of its own, and short time-outs."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     constants = "huggingface_hub.constants."

@@ -59,7 +59,7 @@ def folder(saved, tmp_path) -> Path:
 
 @pytest.fixture
 def ran(tmp_path) -> Path:
-    """The file that is there as soon as code of the model has run."""
+    """Returns the file that is there as soon as code of the model has run."""
     return tmp_path / "ran"
 
 
@@ -144,7 +144,7 @@ def test_a_tokenizer_of_the_models_own_is_used_where_it_may_run(file, folder, ra
 
 
 def _plain(folder: Path) -> Path:
-    """The same model without code."""
+    """Returns the same model without code."""
     copy = shutil.copytree(folder, folder.with_name("plain"))
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((copy / name).read_text())

@@ -74,7 +74,7 @@ def by_its_authors(folder: Path, texts: list[str] = TEXTS, **options: Any) -> np
 
 @lru_cache(maxsize=1)
 def loaded(folder: Path, _files: tuple[tuple[Path, int], ...]) -> SentenceTransformer:
-    """The model of a folder by sentence-transformers, read anew where a file has changed."""
+    """Returns the model of a folder by sentence-transformers, read anew where a file has changed."""
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
 

@@ -17,6 +17,8 @@ from embedkit.models.native.weight_memory import large_pages
 #: More would be much for a thread to keep: the scores of very long texts.
 _MOST_KEPT = 64 << 20
 _WORD = 4
+#: Numbers of a page: memory is taken in whole ones, so that somewhat longer texts need no other.
+_PAGE_NUMBERS = (2 << 20) // _WORD
 
 
 class _Kept(threading.local):
@@ -33,7 +35,7 @@ def workspace(n_numbers: int) -> Tensor:
         return torch.empty(n_numbers, dtype=torch.float32)
     if _kept.numbers is None or len(_kept.numbers) < n_numbers:
         _kept.numbers = None  # freed before there is more
-        _kept.numbers = _allocated(n_numbers)
+        _kept.numbers = _allocated(n_numbers + -n_numbers % _PAGE_NUMBERS)
     return _kept.numbers[:n_numbers]
 
 

@@ -61,6 +61,20 @@ extern "C" void embedkit_bf16_multiply(const void *rows, int64_t n, const Weight
     multiply<Halves>(rows, n, of, share, shares, products, workspace);
 }
 
+/* The same, straight to where the products go; nullptr if that is not faster. */
+#if defined(TILE_DOT)
+static void multiply_halves(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
+                            int32_t *workspace) {
+    multiply<Halves, false>(rows, n, of, share, shares, products, workspace);
+}
+#endif
+extern "C" Multiply *embedkit_bf16_sums(void) {
+#if defined(TILE_DOT)
+    if (has_tiles) return multiply_halves;
+#endif
+    return nullptr;
+}
+
 /* The instructions that multiply here. */
 extern "C" const char *embedkit_bf16_instructions(void) {
 #if defined(TILE_DOT)

@@ -90,7 +90,7 @@ struct Bytes {
     typedef int8_t Weight;
     typedef uint8_t Input; /* 128 for 0 */
     typedef part_of_word Part;
-    typedef int32_t Sum;
+    typedef int32_t Sum __attribute__((may_alias));
     typedef ints Sums;
     typedef ints_at SumsAt;
     static const int group = GROUP;
@@ -136,6 +136,20 @@ extern "C" void embedkit_int8_pack(const int8_t *weights, int64_t outputs, int64
 extern "C" void embedkit_int8_multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares,
                                        float *products, int32_t *workspace) {
     multiply<Bytes>(rows, n, of, share, shares, products, workspace);
+}
+
+/* The same, but writes sums instead of products; nullptr if that is not faster. */
+#if defined(TILE_DOT)
+static void sum_bytes(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
+                      int32_t *workspace) {
+    multiply<Bytes, false>(rows, n, of, share, shares, products, workspace);
+}
+#endif
+extern "C" Multiply *embedkit_int8_sums(void) {
+#if defined(TILE_DOT)
+    if (has_tiles) return sum_bytes;
+#endif
+    return nullptr;
 }
 
 /* The instructions that multiply here. */

@@ -30,7 +30,8 @@ template <int kind> INLINE vec activated(vec x) {
     return quotient(x, 1.0f + exponential(-x));
 }
 
-template <int kind, bool gated> static void activate(const Products *products, const Rows *out, int64_t t, int64_t last) {
+template <int kind, bool gated, bool are_sums>
+static void activate(const Products *products, const float *of_outputs, const Rows *out, int64_t t, int64_t last) {
     const float *bias = products->bias;
     int64_t half = gated ? products->width / 2 : 0, width = gated ? half : products->width;
     for (; t < last; t++) {
@@ -38,8 +39,8 @@ template <int kind, bool gated> static void activate(const Products *products, c
         float *to = out->values + t * width;
         ints size = {};
         for (int64_t i = 0; i < width; i += LANES) {
-            vec x = activated<kind>(value_of(row, scale, bias, i));
-            if (gated) x *= value_of(row, scale, bias, half + i);
+            vec x = activated<kind>(value_of<are_sums>(row, of_outputs, scale, bias, i));
+            if (gated) x *= value_of<are_sums>(row, of_outputs, scale, bias, half + i);
             store(to + i, x);
             size = larger(size, x);
         }
@@ -47,17 +48,21 @@ template <int kind, bool gated> static void activate(const Products *products, c
     }
 }
 
-typedef void Activate(const Products *, const Rows *, int64_t, int64_t);
+typedef void Activate(const Products *, const float *, const Rows *, int64_t, int64_t);
+
+template <bool are_sums> static Activate *activation_of(int kind, int gated) {
+    static Activate *const all[][2] = {{activate<GELU, false, are_sums>, activate<GELU, true, are_sums>},
+                                       {activate<GELU_TANH, false, are_sums>, activate<GELU_TANH, true, are_sums>},
+                                       {activate<RELU, false, are_sums>, activate<RELU, true, are_sums>},
+                                       {activate<SILU, false, are_sums>, activate<SILU, true, are_sums>}};
+    return all[kind][gated];
+}
 
 /* Applies an activation to rows [first, last), perhaps in place; if gated, to the first half of each, which is then
  * multiplied by the other: [n, width] -> [n, width / 2]. */
 extern "C" void embedkit_activate(const Products *products, int kind, int gated, const Rows *out, int64_t first,
                                   int64_t last) {
-    static Activate *const all[][2] = {{activate<GELU, false>, activate<GELU, true>},
-                                       {activate<GELU_TANH, false>, activate<GELU_TANH, true>},
-                                       {activate<RELU, false>, activate<RELU, true>},
-                                       {activate<SILU, false>, activate<SILU, true>}};
-    all[kind][gated](products, out, first, last);
+    activation_of<false>(kind, gated)(products, nullptr, out, first, last);
 }
 
 /* Normalises rows [first, last) of values [n, width], unless norm is nullptr; only writes them in their form then. */
@@ -72,8 +77,9 @@ extern "C" void embedkit_normalise(const float *values, const Norm *norm, int64_
 
 /* Adds the residual to products, [n, width], in place, with the norms around that, and writes the input of what follows
  * to `out`: that sum too, or its norm. Rows [first, last). */
-extern "C" void embedkit_join(const Products *products, const float *residual, const Norms *norms, const Rows *out,
-                              int64_t first, int64_t last) {
+template <bool are_sums>
+static void join(const Products *products, const float *of_outputs, const float *residual, const Norms *norms,
+                 const Rows *out, int64_t first, int64_t last) {
     const float *bias = products->bias;
     int64_t width = products->width;
     for (int64_t t = first; t < last; t++) {
@@ -81,11 +87,13 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
         const float *beside = residual + t * width, *scale = products->scale ? products->scale + t : nullptr;
         if (norms->inner) {
             if (scale)
-                for (int64_t i = 0; i < width; i += LANES) store(row + i, value_of(row, scale, bias, i));
+                for (int64_t i = 0; i < width; i += LANES)
+                    store(row + i, value_of<are_sums>(row, of_outputs, scale, bias, i));
             normalise(row, norms->inner, width, row);
-            scale = nullptr;
-        }
-        for (int64_t i = 0; i < width; i += LANES) store(row + i, value_of(row, scale, bias, i) + load(beside + i));
+            for (int64_t i = 0; i < width; i += LANES) store(row + i, load(row + i) + load(beside + i));
+        } else
+            for (int64_t i = 0; i < width; i += LANES)
+                store(row + i, value_of<are_sums>(row, of_outputs, scale, bias, i) + load(beside + i));
         ints size = {};
         if (norms->after)
             size = normalise(row, norms->after, width, row);
@@ -94,6 +102,11 @@ extern "C" void embedkit_join(const Products *products, const float *residual, c
         if (norms->following) size = normalise(row, norms->following, width, to);
         write_inputs(out, t, to, size, width);
     }
+}
+
+extern "C" void embedkit_join(const Products *products, const float *residual, const Norms *norms, const Rows *out,
+                              int64_t first, int64_t last) {
+    join<false>(products, nullptr, residual, norms, out, first, last);
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -131,6 +144,10 @@ extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const
     const int64_t width = of->out.outputs, wide = of->up.outputs, narrow = of->down.inputs;
     const int64_t block = of->block, at_once = of->at_once, size = input_size(of->form);
     const bool bytes = of->form == BYTES;
+    Multiply *const multiply = of->sum ? of->sum : of->multiply;
+    const bool are_sums = of->sum && bytes;
+    const auto join_rows = are_sums ? join<true> : join<false>;
+    Activate *const activate_rows = (are_sums ? activation_of<true> : activation_of<false>)(of->activation, of->gated);
     float *attended = workspace, *steps_up = attended + block * width, *steps_down = steps_up + block;
     float *normed = steps_down + block, *inner = normed + at_once * width;
     char *into_up = (char *)(inner + at_once * wide);
@@ -140,28 +157,28 @@ extern "C" void embedkit_finish_layer(const Rest *of, const Rows *context, const
         const int64_t end = least(last, begin + block);
         for (int64_t t = begin; t < end; t += at_once) {
             const int64_t n = least(at_once, end - t), at = (t - begin) * width;
-            of->multiply(input_of(context, t, of->out.inputs), n, &of->out, 0, 1, attended + at, words);
+            multiply(input_of(context, t, of->out.inputs), n, &of->out, 0, 1, attended + at, words);
             const Products products = {attended + at, bytes ? context->scale + t : nullptr, of->out.bias, n, width};
             const Rows rows = {of->attention_norms.following ? normed : attended + at, into_up + at * size,
                                steps_up + (t - begin), of->form};
-            embedkit_join(&products, states + t * width, &of->attention_norms, &rows, 0, n);
+            join_rows(&products, of->out.scale, states + t * width, &of->attention_norms, &rows, 0, n);
         }
         for (int64_t t = begin; t < end; t += at_once) {
             const int64_t n = least(at_once, end - t), at = t - begin;
             const Rows from = {of->attention_norms.following ? normed : attended, into_up, steps_up, of->form};
-            of->multiply(input_of(&from, at, width), n, &of->up, 0, 1, inner, words);
+            multiply(input_of(&from, at, width), n, &of->up, 0, 1, inner, words);
             const Products products = {inner, bytes ? steps_up + at : nullptr, of->up.bias, n, wide};
             const Rows rows = {inner, into_down + at * narrow * size, steps_down + at, of->form};
-            embedkit_activate(&products, of->activation, of->gated, &rows, 0, n);
+            activate_rows(&products, of->up.scale, &rows, 0, n);
         }
         for (int64_t t = begin; t < end; t += at_once) {
             const int64_t n = least(at_once, end - t), at = t - begin;
             const Rows from = {inner, into_down, steps_down, of->form};
-            of->multiply(input_of(&from, at, narrow), n, &of->down, 0, 1, joined + t * width, words);
+            multiply(input_of(&from, at, narrow), n, &of->down, 0, 1, joined + t * width, words);
             const Products products = {joined + t * width, bytes ? steps_down + at : nullptr, of->down.bias, n, width};
             const Rows rows = {out->values + t * width, (char *)out->inputs + t * width * input_size(out->form),
                                out->form == BYTES ? out->scale + t : nullptr, out->form};
-            embedkit_join(&products, attended + at * width, &of->ffn_norms, &rows, 0, n);
+            join_rows(&products, of->down.scale, attended + at * width, &of->ffn_norms, &rows, 0, n);
         }
     }
 }

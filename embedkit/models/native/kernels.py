@@ -67,6 +67,8 @@ _BLOCK_ROWS = 512
 #: so that results stay there too, and more where they share what is read from the third cache.
 _CACHED_WEIGHTS = 1 << 20
 _FEW_ROWS, _MANY_ROWS = 32, 96
+#: The same of bytes and bf16 by tiles.
+_FEW_TILE_ROWS, _MANY_TILE_ROWS = 64, 192
 #: The same of fp32 by tiles, whose weights are in the third cache: each is read while 8 pairs of tiles pass.
 _SPLIT_ROWS = 256
 
@@ -387,12 +389,13 @@ def rest_struct(layer: LayerWeights, following: Norm | None) -> RestStruct | Non
     if products.instructions == "AMX-BF16" and form == Form.FLOATS:
         at_once = _SPLIT_ROWS
     else:
-        at_once = _FEW_ROWS if largest <= _CACHED_WEIGHTS else _MANY_ROWS
+        few, many = (_FEW_ROWS, _MANY_ROWS) if products.sum_address is None else (_FEW_TILE_ROWS, _MANY_TILE_ROWS)
+        at_once = few if largest <= _CACHED_WEIGHTS else many
     block = at_once if form == Form.FLOATS else _BLOCK_ROWS
     # Of wide inputs, fewer rows are multiplied at once: the widest do not need the most.
     n_words = max(products.workspace(at_once, struct.inputs) for struct in structs)
     return RestStruct(
-        *(products.address, form, n_words, *structs),
+        *(products.address, products.sum_address, form, n_words, *structs),
         norms_struct(layer.attention_norms, layer.ffn_norms.before),
         norms_struct(layer.ffn_norms, following),
         *(_KINDS.index(layer.activation), layer.gated, block, at_once),

@@ -81,6 +81,12 @@ class PackedProducts:
         self.instructions: str = instructions().decode()
         #: The address of the function that multiplies, `Multiply` of structs.h.
         self.address = ctypes.cast(self._multiply, _Address).value
+        #: That of `Rest.sum`; None if there is none.
+        self.sum_address: int | None = None
+        if dtype != "fp32":
+            sums = getattr(library, f"embedkit_{dtype}_sums")
+            sums.restype = _Address
+            self.sum_address = sums()
 
     def pack_bytes(self, weight: Tensor, scale: Tensor) -> PackedWeights:
         """Packs weights int8 [N, K] from -127 to 127, with the scale of each output, float32 [N]."""

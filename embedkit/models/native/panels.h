@@ -54,10 +54,6 @@ typedef float floats_at __attribute__((vector_size(LANES * 4), aligned(4), may_a
 #ifndef MOST_ROWS
 #define MOST_ROWS (1 << 20)
 #endif
-/* Words of weights that stay there while the rows of one tile after another pass. */
-#ifndef TILE_WEIGHTS
-#define TILE_WEIGHTS (1 << 17)
-#endif
 
 /* Words of a row of inputs; with tiles, whole rows of them. */
 template <class Kind> INLINE int64_t groups_of(int64_t inputs) {
@@ -218,81 +214,11 @@ static void multiply_words(const word *words, int64_t count, const Weights *of, 
 }
 
 #if defined(TILE_DOT)
-/* Computes the sums of one or two tiles of rows and of a panel of outputs. */
-template <class Kind, bool two>
-static void sum_tiles(const word *rows, int64_t groups, const int32_t *panel, typename Kind::Sum *sums) {
-    const word *below = rows + TILE_ROWS * groups;
-    const int32_t *weights = panel + OUTPUTS;
-    TILE_LOAD(0, panel, 0);
-    TILE_LOAD(1, panel + LANES, 0);
-    if (two) {
-        TILE_LOAD(2, panel, 0);
-        TILE_LOAD(3, panel + LANES, 0);
-    }
-    for (int64_t g = 0; g < groups; g += TILE_WORDS) {
-        TILE_LOAD(4, rows + g, groups * 4);
-        TILE_LOAD(6, weights + g * OUTPUTS, OUTPUTS * 4);
-        TILE_DOT(0, 4, 6);
-        TILE_LOAD(7, weights + g * OUTPUTS + LANES, OUTPUTS * 4);
-        TILE_DOT(1, 4, 7);
-        if (two) {
-            TILE_LOAD(5, below + g, groups * 4);
-            TILE_DOT(2, 5, 6);
-            TILE_DOT(3, 5, 7);
-        }
-    }
-    TILE_STORE(0, sums, OUTPUTS * 4);
-    TILE_STORE(1, sums + LANES, OUTPUTS * 4);
-    if (two) {
-        TILE_STORE(2, sums + TILE_ROWS * OUTPUTS, OUTPUTS * 4);
-        TILE_STORE(3, sums + TILE_ROWS * OUTPUTS + LANES, OUTPUTS * 4);
-    }
-}
-
-/* Does the same as multiply_words by tiles, for up to 2 * TILE_ROWS rows. */
-template <class Kind>
-static void multiply_tiles(const word *words, int64_t count, const Weights *of, int64_t first, int64_t last,
-                           float *products) {
-    alignas(64) typename Kind::Sum sums[2 * TILE_ROWS * OUTPUTS];
-    const int64_t inputs = of->inputs, outputs = of->outputs, groups = groups_of<Kind>(inputs);
-    for (int64_t p = first; p < last; p++) {
-        const int32_t *panel = of->packed + p * panel_words<Kind>(inputs);
-        if (count > TILE_ROWS) sum_tiles<Kind, true>(words, groups, panel, sums);
-        else sum_tiles<Kind, false>(words, groups, panel, sums);
-        const int64_t at = p * OUTPUTS, rest = outputs - at;
-        const float *scale = of->scale + at;
-        for (int64_t t = 0; t < count; t++) {
-            const typename Kind::Sum *from = sums + t * OUTPUTS;
-            float *to = products + t * outputs + at;
-            if (rest >= OUTPUTS)
-                for (int v = 0; v < OUTPUTS; v += LANES)
-                    *(floats_at *)(to + v) = Kind::results(*(const typename Kind::SumsAt *)(from + v), scale + v);
-            else
-                for (int64_t o = 0; o < rest; o++) to[o] = Kind::result(from[o], scale + o);
-        }
-    }
-}
-
-/* The same for any number of rows. Some panels come after others, so that their weights stay in the second cache while
- * the rows of a tile stay in the first. */
-template <class Kind>
-static void multiply_by_tiles(const word *words, int64_t count, const Weights *of, int64_t first, int64_t last,
-                              float *products) {
-    const int64_t groups = groups_of<Kind>(of->inputs), some = 1 + TILE_WEIGHTS / panel_words<Kind>(of->inputs);
-    for (int64_t p = first; p < last; p += some) {
-        const int64_t end = last - p < some ? last : p + some;
-        for (int64_t t = 0; t < count; t += 2 * TILE_ROWS) {
-            const int64_t rows = count - t < 2 * TILE_ROWS ? count - t : 2 * TILE_ROWS;
-            if (t == 0 || rows < 2 * TILE_ROWS) shape_tiles(rows);
-            multiply_tiles<Kind>(words + t * groups, rows, of, p, end, products + t * of->outputs);
-        }
-    }
-    release_tiles();
-}
+#include "tile_products.h"
 #endif
 
-/* Multiplies rows [n, inputs]; see Multiply. */
-template <class Kind>
+/* Multiplies rows [n, inputs]; see Multiply. Without `scaled`, and with tiles, it computes the sums alone. */
+template <class Kind, bool scaled = true>
 static void multiply(const void *rows, int64_t n, const Weights *of, int64_t share, int64_t shares, float *products,
                      int32_t *workspace) {
     typedef typename Kind::Sum Sum;
@@ -310,7 +236,7 @@ static void multiply(const void *rows, int64_t n, const Weights *of, int64_t sha
         float *to = products + begin * outputs;
 #if defined(TILE_DOT)
         if (has_tiles) {
-            multiply_by_tiles<Kind>(words, count, of, first, last, to);
+            multiply_by_tiles<Kind, scaled>(words, count, of, first, last, to);
             continue;
         }
 #endif

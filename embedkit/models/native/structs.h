@@ -52,6 +52,7 @@ typedef void Multiply(const void *rows, int64_t n, const Weights *weights, int64
 /* What of a layer follows attention. */
 struct Rest {
     Multiply *multiply;
+    Multiply *sum; /* the same, but of bytes it writes the sums, of 32 bits, for others to scale; or nullptr */
     int64_t form;      /* of the rows that it takes */
     int64_t workspace; /* of multiply, in words */
     Weights out, up, down;

@@ -48,7 +48,7 @@ class RestStruct(ctypes.Structure):
     """`Rest`."""
 
     _fields_ = (
-        *(("multiply", Address), ("form", Count), ("workspace", Count)),
+        *(("multiply", Address), ("sum", Address), ("form", Count), ("workspace", Count)),
         *(("out", WeightsStruct), ("up", WeightsStruct), ("down", WeightsStruct)),
         *(("attention_norms", NormsStruct), ("ffn_norms", NormsStruct)),
         *(("activation", ctypes.c_int32), ("gated", ctypes.c_int32), ("block", Count), ("at_once", Count)),

@@ -117,9 +117,13 @@ INLINE vec exponential(vec x) {
     return power_of_two(x > 127.0f ? all(127.0f) : x);
 }
 
-/* The value of products at i; widths are multiples of LANES. */
-INLINE vec value_of(const float *row, const float *scale, const float *bias, int64_t i) {
-    return scale ? load(row + i) * *scale + load(bias + i) : load(row + i);
+/* The value of products at i; widths are multiples of LANES. If they are sums of bytes, each is scaled first, as those who
+ * multiply would do. */
+template <bool are_sums>
+INLINE vec value_of(const float *row, const float *of_outputs, const float *scale, const float *bias, int64_t i) {
+    typedef ints ints_at __attribute__((aligned(4), may_alias));
+    if (!are_sums) return scale ? load(row + i) * *scale + load(bias + i) : load(row + i);
+    return __builtin_convertvector(*(const ints_at *)(row + i), vec) * load(of_outputs + i) * *scale + load(bias + i);
 }
 
 /* Compares as integers, so that NaN and infinity are largest and reach the scale. */

@@ -24,11 +24,13 @@ int64_t embedkit_finish_layer_workspace(const Rest *);
 void embedkit_finish_layer(const Rest *, const Rows *, const float *, float *, const Rows *, float *, int64_t, int64_t);
 void embedkit_int8_pack(const int8_t *, int64_t, int64_t, int32_t *);
 Multiply embedkit_int8_multiply;
+Multiply *embedkit_int8_sums(void);
 const char *embedkit_int8_instructions(void);
 int64_t embedkit_bf16_packed(int64_t, int64_t);
 int64_t embedkit_bf16_workspace(int64_t, int64_t);
 void embedkit_bf16_pack(const uint16_t *, const float *, int64_t, int64_t, int32_t *);
 Multiply embedkit_bf16_multiply;
+Multiply *embedkit_bf16_sums(void);
 int64_t embedkit_fp32_packed(int64_t, int64_t);
 int64_t embedkit_fp32_workspace(int64_t, int64_t);
 void embedkit_fp32_pack(const float *, const float *, int64_t, int64_t, int32_t *);
@@ -69,6 +71,15 @@ static void test_products(int64_t n, int64_t inputs, int64_t outputs, bool extre
             for (int64_t i = 0; i < inputs; i++) sum += (rows[t * inputs + i] - 128) * weights[o * inputs + i];
             check(found[t * outputs + o] == (float)sum * scale[o], "a product of bytes");
         }
+    if (Multiply *sum = embedkit_int8_sums()) {
+        Floats bits(n * outputs);
+        for (int64_t share = 0; share < 2; share++) sum(rows.data(), n, &of, share, 2, bits.data(), work.data());
+        for (int64_t i = 0; i < n * outputs; i++) {
+            int32_t whole;
+            memcpy(&whole, &bits[i], sizeof whole);
+            check((float)whole * scale[i % outputs] == found[i], "a sum of products of bytes");
+        }
+    }
     embedkit_int8_multiply(&rows[(n - 1) * inputs], 1, &of, 0, 1, alone.data(), work.data());
     check(!memcmp(alone.data(), &found[(n - 1) * outputs], sizeof(float) * outputs), "a product of a row alone");
 }
@@ -92,14 +103,14 @@ static float itself(float x) { return x; }
 template <class Number> struct Summed {
     int64_t (*packed)(int64_t, int64_t), (*workspace)(int64_t, int64_t);
     void (*pack)(const Number *, const float *, int64_t, int64_t, int32_t *);
-    Multiply *multiply;
+    Multiply *multiply, *sum; /* see Rest */
     Number (*from)(float);
     float (*value)(Number);
 };
 static const Summed<uint16_t> of_bf16 = {embedkit_bf16_packed,   embedkit_bf16_workspace, embedkit_bf16_pack,
-                                         embedkit_bf16_multiply, half_of,                 of_half};
+                                         embedkit_bf16_multiply, embedkit_bf16_sums(),    half_of, of_half};
 static const Summed<float> of_fp32 = {embedkit_fp32_packed,   embedkit_fp32_workspace, embedkit_fp32_pack,
-                                      embedkit_fp32_multiply, itself,                  itself};
+                                      embedkit_fp32_multiply, nullptr,                 itself,  itself};
 
 template <class Number> static void test_sums(const Summed<Number> &tested, int64_t n, int64_t inputs, int64_t outputs) {
     std::vector<Number> rows(n * inputs), weights(outputs * inputs);
@@ -121,6 +132,11 @@ template <class Number> static void test_sums(const Summed<Number> &tested, int6
             /* Without a fused instruction products are rounded, too. */
             check(fabs(found[t * outputs + o] - sum) <= (inputs + 1) * 6e-8 * most, "a sum of products");
         }
+    if (tested.sum) {
+        Floats sums(n * outputs);
+        tested.sum(rows.data(), n, &of, 0, 1, sums.data(), work.data());
+        check(sums == found, "the same sums where products go");
+    }
     tested.multiply(&rows[(n - 1) * inputs], 1, &of, 0, 1, alone.data(), work.data());
     check(!memcmp(alone.data(), &found[(n - 1) * outputs], sizeof(float) * outputs), "the products of a row alone");
 }
@@ -247,7 +263,7 @@ static void test_finish_layer(Form form, bool gated, bool norm_before) {
     Norm norm = {weight.data(), bias.data(), 1e-5f, 0};
     const Norms norms = {nullptr, norm_before ? nullptr : &norm, norm_before ? &norm : nullptr};
     std::vector<int32_t> work(form == FLOATS ? embedkit_fp32_workspace(n, inner) : embedkit_int8_workspace(n, inner));
-    Rest rest = {out.function, form, (int64_t)work.size(), out.weights, up.weights, down.weights, norms, norms, 0, gated, form == FLOATS ? 8 : 16, 8};
+    Rest rest = {out.function, form == BYTES ? embedkit_int8_sums() : nullptr, form, (int64_t)work.size(), out.weights, up.weights, down.weights, norms, norms, 0, gated, form == FLOATS ? 8 : 16, 8};
     Floats steps(n), again(n), found(n * width), following(n * width);
     std::vector<uint8_t> of_context(n * heads), bytes(n * inner), found_bytes(n * width);
     Rows context = {attention.data(), of_context.data(), steps.data(), form};

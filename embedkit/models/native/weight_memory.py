@@ -54,7 +54,9 @@ class _Chunks:
         """Reserves so many bytes and has the system give their pages; whoever takes memory waits for that."""
         with self._lock:
             self._reserve(size)
-            ctypes.memset(_address(self._memory) + self._next, 0, self._end - self._next)
+            # Touched one by one: a single call for all would keep other threads from mapping files meanwhile.
+            for at in range(self._next, self._end, _PAGE):
+                ctypes.memset(_address(self._memory) + at, 0, 1)
 
     def _reserve(self, size: int) -> None:
         size = max(_CHUNK, size + -size % _PAGE)

@@ -6,6 +6,7 @@ The command line and the Python class both use this, so that an option means the
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -201,14 +202,13 @@ def build(spec: ModelSpec, *, reference: bool = False, processes: int = 1) -> Re
 
 def _work_ahead(helper: ThreadPoolExecutor, spec: ModelSpec, *, reference: bool) -> Future[dict[str, str]]:
     """Starts what is done while torch is imported, and returns the hashes of the model's files."""
-    is_ours = spec.folder.model_type in FAMILIES and not reference
-    if is_ours:
+    if spec.folder.model_type in FAMILIES and not reference:
         build_ahead()
+        # Later, weights would be packed elsewhere before it is done.
+        if "torch" not in sys.modules:
+            helper.submit(_prepare_memory, spec)
     # Brings the weights into the page cache, where loading finds them.
-    hashes = helper.submit(spec.folder.hashes)
-    if is_ours:
-        helper.submit(_prepare_memory, spec)
-    return hashes
+    return helper.submit(spec.folder.hashes)
 
 
 def _prepare_memory(spec: ModelSpec) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,12 @@ class _Chunks:
     """Gives out memory, one part after another."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
         self._memory: mmap.mmap
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins with no memory; in a forked child, where a thread that held the lock does not exist."""
+        self._lock = Lock()
         self._next = self._end = 0
 
     def take(self, n_words: int) -> Tensor:
@@ -65,6 +70,8 @@ class _Chunks:
 
 
 _chunks = _Chunks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_chunks.begin)
 
 
 def large_pages(size: int) -> tuple[mmap.mmap, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -38,6 +40,16 @@ def test_where_the_kernel_has_no_such_pages_memory_is_ordinary(monkeypatch):
     monkeypatch.setattr(mmap, "mmap", Refusing)
     monkeypatch.setattr(weight_memory, "_chunks", weight_memory._Chunks())
     assert torch.equal(empty_words(7).fill_(1), torch.ones(7, dtype=torch.int32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_has_memory_though_a_thread_of_its_parent_was_preparing_some():
+    with weight_memory._chunks._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends it if it waits for the lock
+            os._exit(len(empty_words(7)) - 7)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="only packed weights are kept there")

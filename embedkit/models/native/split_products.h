@@ -55,21 +55,26 @@ INLINE void split(floats x, uint16_t *first, uint16_t *second, uint16_t *third) 
     *(halves *)third = __builtin_convertvector((bits)x >> 16, halves);
 }
 
-/* Splits `steps` steps of n rows from one on; the rows and inputs that a block lacks are 0. All rows of a step come first:
- * what is written is in one piece. */
-static void split_rows(const float *rows, int64_t n, int64_t inputs, int64_t first, int64_t steps, int32_t *words) {
-    for (int64_t block = 0; block < n; block += SPLIT_ROWS)
-        for (int64_t step = first; step < first + steps; step++, words += STEP_WORDS)
-            for (int64_t r = 0; r < SPLIT_ROWS; r++) {
-                const float *row = rows + (block + r) * inputs;
-                for (int64_t i = step * STEP; i < (step + 1) * STEP; i += LANES) {
-                    floats x = {};
-                    if (block + r < n && i + LANES <= inputs) x = *(const floats_at *)(row + i);
-                    else if (block + r < n && i < inputs) __builtin_memcpy(&x, row + i, sizeof *row * (inputs - i));
-                    uint16_t *to = (uint16_t *)(words + r * TILE_WORDS) + i % STEP;
-                    split(x, to, to + 2 * PAIR, to + 4 * PAIR);
-                }
-            }
+/* Rows of which some steps are to be split: of one block. */
+struct Unsplit {
+    const float *rows; /* [n, inputs] */
+    int64_t n, inputs, step;
+    int32_t *words; /* of that step */
+};
+
+/* Splits rows [first, last) of a block in one step; the rows and inputs that it lacks are 0. */
+INLINE void split_rows(const Unsplit *of, int64_t first, int64_t last) {
+    const int64_t at = of->step * STEP, inputs = of->inputs;
+    for (int64_t r = first; r < last; r++) {
+        const float *row = of->rows + r * inputs;
+        for (int64_t i = at; i < at + STEP; i += LANES) {
+            floats x = {};
+            if (r < of->n && i + LANES <= inputs) x = *(const floats_at *)(row + i);
+            else if (r < of->n && i < inputs) __builtin_memcpy(&x, row + i, sizeof *row * (inputs - i));
+            uint16_t *to = (uint16_t *)(of->words + r * TILE_WORDS) + i % STEP;
+            split(x, to, to + 2 * PAIR, to + 4 * PAIR);
+        }
+    }
 }
 
 /* Packs weights [outputs, inputs]; sums start from the bias. */
@@ -108,6 +113,7 @@ struct Block {
     int64_t to_stride;
     const int32_t *ahead; /* weights of later blocks, of which each product brings in `lines` lines */
     int64_t lines;
+    Unsplit unsplit; /* rows of the next block, of which add_block<true> splits as many steps */
 };
 
 #define HALF (PAIR / 2)
@@ -124,18 +130,19 @@ struct Block {
     LOAD(4, at);                \
     TILE_DOT_BF16(2, 5, 6);     \
     TILE_DOT_BF16(3, 5, 7);     \
-    LOAD(5, (at) + HALF);       \
-    FETCH
+    LOAD(5, (at) + HALF)
 #define DOT_THEN_LOAD_WEIGHTS(at) \
     TILE_DOT_BF16(0, 4, 6);       \
     TILE_DOT_BF16(2, 5, 6);       \
     LOAD(6, at);                  \
     TILE_DOT_BF16(1, 4, 7);       \
     TILE_DOT_BF16(3, 5, 7);       \
-    LOAD(7, (at) + HALF);         \
-    FETCH
-#define FETCH \
-    for (int64_t l = 0; l < lines; l++, ahead += LINE) __builtin_prefetch(ahead, 0, 2)
+    LOAD(7, (at) + HALF)
+/* Beside each of the six products, which leave most of the processor idle; a step is split before the sixth, in which the
+ * next block may begin to load it. */
+#define MEANWHILE(product)                                                             \
+    for (int64_t l = 0; l < lines; l++, ahead += LINE) __builtin_prefetch(ahead, 0, 2); \
+    if (splits) split_rows(&unsplit, (product) * 7, least_of((product) * 7 + 7, SPLIT_ROWS))
 
 INLINE void load_first_parts(const int32_t *rows, const int32_t *weights) {
     LOAD(4, rows);
@@ -146,7 +153,8 @@ INLINE void load_first_parts(const int32_t *rows, const int32_t *weights) {
 
 /* Adds the products of a block, whose first parts are loaded, and loads those of the next one. Of the parts' products,
  * those of neighbours in this order share a part. */
-static void add_block(const Block *block) {
+template <bool splits> static void add_block(const Block *block) {
+    Unsplit unsplit = block->unsplit;
     const int32_t *rows = block->rows, *weights = block->weights, *ahead = block->ahead;
     const int64_t lines = block->lines;
     FOR_SUMS(TILE_LOAD, block->from, block->from_stride);
@@ -154,15 +162,23 @@ static void add_block(const Block *block) {
         const int32_t *next_rows = left > 1 ? rows + STEP_WORDS : block->next_rows;
         const int32_t *next_weights = left > 1 ? weights + STEP_WORDS : block->next_weights;
         DOT_THEN_LOAD_WEIGHTS(weights + PAIR);
+        MEANWHILE(0);
         DOT_THEN_LOAD_ROWS(rows + PAIR);
+        MEANWHILE(1);
         DOT_THEN_LOAD_WEIGHTS(weights + 2 * PAIR);
+        MEANWHILE(2);
         DOT_THEN_LOAD_ROWS(rows + 2 * PAIR);
+        MEANWHILE(3);
         DOT_THEN_LOAD_ROWS(rows);
+        MEANWHILE(4);
         DOT_THEN_LOAD_ROWS(next_rows);
+        MEANWHILE(5);
         LOAD(6, next_weights);
         LOAD(7, next_weights + HALF);
         rows = next_rows;
         weights = next_weights;
+        unsplit.step++;
+        unsplit.words += STEP_WORDS;
     }
     FOR_SUMS(TILE_STORE, block->to, block->to_stride);
 }
@@ -171,9 +187,11 @@ static void copy_sums(const float *from, int64_t from_stride, float *to, int64_t
     for (int64_t r = 0; r < n; r++) __builtin_memcpy(to + r * to_stride, from + r * from_stride, sizeof *to * width);
 }
 
-/* Rows that are in parts in the workspace: n of them, and [first, first + steps) of their steps. */
+/* Rows and their parts in the workspace: n of them, and [first, first + steps) of their steps. */
 struct Parts {
-    const int32_t *words;
+    const float *rows; /* [n, inputs]; nullptr if they are split already */
+    int64_t inputs;
+    int32_t *words;
     int64_t n, first, steps;
 };
 
@@ -186,6 +204,11 @@ static void add_panel(const Parts *rows, const int32_t *panel, const int32_t *ne
         const int64_t steps = least_of(NEAR_STEPS, rows->steps - s), at = (rows->first + s) * STEP_WORDS;
         const bool is_first = s == 0, is_last = s + steps == rows->steps;
         const int32_t *weights = panel + SPLIT_OUTPUTS + at, *words = rows->words + s * STEP_WORDS;
+        Unsplit unsplit = {rows->rows, least_of(SPLIT_ROWS, rows->n), rows->inputs, rows->first + s,
+                           rows->words + s * STEP_WORDS};
+        if (rows->rows)
+            for (Unsplit some = unsplit; some.step < unsplit.step + steps; some.step++, some.words += STEP_WORDS)
+                split_rows(&some, 0, SPLIT_ROWS);
         const int32_t *ahead = is_last ? next_panel + SPLIT_OUTPUTS + rows->first * STEP_WORDS : weights + steps * STEP_WORDS;
         load_first_parts(words, weights);
         for (int64_t b = 0; b < blocks; b++, words += stride, ahead += steps * 6 * lines * LINE) {
@@ -194,7 +217,7 @@ static void add_panel(const Parts *rows, const int32_t *panel, const int32_t *ne
             /* Else tiles reach beyond the products. */
             const bool is_whole = n == SPLIT_ROWS && width == SPLIT_OUTPUTS;
             Block block = {words, weights, steps, b + 1 < blocks ? words + stride : words, weights,
-                           sums, SPLIT_OUTPUTS, sums, SPLIT_OUTPUTS, ahead, lines};
+                           sums, SPLIT_OUTPUTS, sums, SPLIT_OUTPUTS, ahead, lines, {}};
             if (at == 0) {
                 block.from = (const float *)panel;
                 block.from_stride = 0;
@@ -208,7 +231,15 @@ static void add_panel(const Parts *rows, const int32_t *panel, const int32_t *ne
                 block.to = to;
                 block.to_stride = outputs;
             }
-            add_block(&block);
+            if (rows->rows && b + 1 < blocks) {
+                unsplit.rows += SPLIT_ROWS * rows->inputs;
+                unsplit.n = least_of(SPLIT_ROWS, rows->n - (b + 1) * SPLIT_ROWS);
+                unsplit.words += stride;
+                block.unsplit = unsplit;
+                add_block<true>(&block);
+            } else {
+                add_block<false>(&block);
+            }
             if (is_last && !is_whole) copy_sums(sums, SPLIT_OUTPUTS, to, outputs, n, width);
         }
     }
@@ -224,13 +255,14 @@ static void split_multiply(const float *rows, int64_t n, const Weights *of, int6
     shape_tiles(SPLIT_ROWS);
     for (int64_t begin = 0; begin < n; begin += SPLIT_MOST_ROWS)
         for (int64_t first = 0; first < steps; first += most_steps) {
-            const Parts parts = {workspace, least_of(SPLIT_MOST_ROWS, n - begin), first, least_of(most_steps, steps - first)};
-            split_rows(rows + begin * inputs, parts.n, inputs, parts.first, parts.steps, workspace);
+            Parts parts = {rows + begin * inputs, inputs, workspace, least_of(SPLIT_MOST_ROWS, n - begin), first,
+                           least_of(most_steps, steps - first)};
             for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; p++) {
                 const int32_t *panel = of->packed + p * panel_words;
                 const int64_t at = p * SPLIT_OUTPUTS;
                 add_panel(&parts, panel, panel + panel_words, products + begin * outputs + at, outputs,
                           least_of(SPLIT_OUTPUTS, outputs - at), sums);
+                parts.rows = nullptr;
             }
         }
     release_tiles();

@@ -82,7 +82,7 @@ def test_errors_of_wide_layers_are_not_much_above_those_of_torch(products):
 
 def test_a_row_is_the_same_in_any_company_and_with_any_number_of_threads(products, monkeypatch):
     # Many and long rows, so that several blocks of them and of their inputs are multiplied one after another.
-    rows, weight, bias = operands(290, 4097, 150)
+    rows, weight, bias = operands(290, 4129, 150)
     multiply_in_any_company(products.pack_fp32(weight, bias), rows, monkeypatch)
 
 

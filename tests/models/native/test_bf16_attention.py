@@ -23,14 +23,16 @@ from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.varlen_attention import FULL, AttentionRules
 from tests.models.native.test_kernels import (
+    N_HEADS,
     assert_written,
     attention,
     full,
-    in_double,
+    in_every_head,
     normal,
+    products_of,
+    rotated_texts_of,
     sharing,
     texts_of,
-    turned,
 )
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C++ compiler is here")
@@ -129,31 +131,20 @@ def test_attention_is_that_of_the_rounded_numbers(kernels, lengths, head_dim, bi
 def test_attention_of_any_kind_is_that_of_the_rounded_numbers(
     kernels, lengths, rules, n_key_heads, head_dim, normed, rotated, n_threads
 ):
-    n_heads, served, n_tokens = 8, 8 // n_key_heads, sum(lengths)
-    widths = [n_heads * head_dim, n_key_heads * head_dim, n_key_heads * head_dim]
-    products = normal(n_tokens, sum(widths))
-    products[:, : widths[0]] *= head_dim**-0.5
-    query, key, value = (part.unflatten(1, (-1, head_dim)) for part in products.double().split(widths, dim=1))
-    of_query = of_key = None
+    products, of_query, of_key = products_of(sum(lengths), n_key_heads, head_dim), None, None
     if normed:
         of_query, of_key = (
             RmsNorm(head_dim**-0.25 * (1 + 0.1 * normal(head_dim, seed=seed)), None, 0.01) for seed in (2, 3)
         )
-        query, key = in_double(of_query)(query), in_double(of_key)(key)
     rotation = Rotation("default", 100.0, head_dim) if rotated else None
-    angles = normal(n_tokens, head_dim // 2, seed=5)
-    if rotated:
-        query, key = (turned(part, angles.double()) for part in (query, key))
-    every_head = [query, *(part.repeat_interleave(served, 1) for part in (key, value))]
+    kind = SelfAttention(N_HEADS, n_key_heads, rules, of_query, of_key, rotation)
+    texts = rotated_texts_of(lengths, rotation, head_dim)
+    query, key, value = in_every_head(products, kind)
     # A number that is prepared in fp32 may fall to the other side when it is rounded, a step of bf16 away: of a
     # score's products one or two, seldom as large as the largest.
     scores = 2.0**-7 * float(query.abs().amax() * key.abs().amax()) if normed or rotated else 0.0
-    expected = Rounded.of(
-        torch.cat([part.flatten(1) for part in every_head], 1), lengths, n_heads, None, rules, scores + 1e-5
-    )
-    texts = texts_of(lengths)
-    texts.rotations[rotation] = (angles.cos(), angles.sin())
-    kind = SelfAttention(n_heads, n_key_heads, rules, of_query, of_key, rotation)
+    every_head = torch.cat([part.flatten(1) for part in (query, key, value)], 1)
+    expected = Rounded.of(every_head, lengths, N_HEADS, None, rules, scores + 1e-5)
     alone = kernels.attend(Products(products), texts, kind, form=Form.BYTES)
     expected.check(alone.states)
     assert_written(alone, Form.BYTES)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from embedkit.models.native import check_kernels
 from embedkit.models.native import compile_kernels as built
 from embedkit.models.native import kernels as kernels_module
 from embedkit.models.native.attention import SelfAttention, Texts
@@ -150,29 +146,20 @@ def test_attention_is_torchs_for_each_text_alone(lengths, head_dim, biased, form
 def test_attention_of_any_kind_is_torchs_for_each_text_alone(
     lengths, rules, n_key_heads, head_dim, norms, rotated, form, n_threads
 ):
-    n_heads, served, n_tokens = 8, 8 // n_key_heads, sum(lengths)
-    widths = [n_heads * head_dim, n_key_heads * head_dim, n_key_heads * head_dim]
-    products = normal(n_tokens, sum(widths))
-    products[:, : widths[0]] *= head_dim**-0.5
-    given_products, meant = Products(products), products.double()
+    products = products_of(sum(lengths), n_key_heads, head_dim)
+    given_products, meant = Products(products), products
     if form == Form.BYTES:
         given_products = raw(products)
-        meant = (given_products.values * given_products.steps[:, None] + given_products.bias).double()
-    query, key, value = (part.unflatten(1, (-1, head_dim)) for part in meant.split(widths, dim=1))
+        meant = given_products.values * given_products.steps[:, None] + given_products.bias
     of_query = of_key = None
     if norms is not None:
         bias = normal(head_dim, seed=4) * head_dim**-0.5 if norms is Norm else None
         of_query, of_key = (norms(normal(head_dim, seed=seed) * head_dim**-0.5, bias, 0.01) for seed in (2, 3))
-        query, key = in_double(of_query)(query), in_double(of_key)(key)
     rotation = Rotation("default", 100.0, head_dim) if rotated else None
-    angles = normal(n_tokens, head_dim // 2, seed=5)
-    if rotated:
-        query, key = (turned(part, angles.double()) for part in (query, key))
-    every_head = [query, *(part.repeat_interleave(served, 1) for part in (key, value))]
-    expected = attention(torch.cat([part.flatten(1) for part in every_head], 1), lengths, n_heads, None, rules)
-    texts = texts_of(lengths)
-    texts.rotations[rotation] = (angles.cos(), angles.sin())
-    kind = SelfAttention(n_heads, n_key_heads, rules, of_query, of_key, rotation)
+    kind = SelfAttention(N_HEADS, n_key_heads, rules, of_query, of_key, rotation)
+    every_head = torch.cat([part.flatten(1) for part in in_every_head(meant, kind)], 1)
+    texts = rotated_texts_of(lengths, rotation, head_dim)
+    expected = attention(every_head, lengths, N_HEADS, None, rules)
     alone = kernels().attend(given_products, texts, kind, form=form)
     assert (alone.states - expected).abs().max() <= 1e-5
     assert_written(alone, form)
@@ -180,6 +167,41 @@ def test_attention_of_any_kind_is_torchs_for_each_text_alone(
         shared = kernels().attend(given_products, texts, kind, form=form)
     assert torch.equal(shared.states, alone.states)
     assert_written(shared, form)
+
+
+#: Of queries.
+N_HEADS = 8
+
+
+def products_of(n_tokens: int, n_key_heads: int, head_dim: int) -> torch.Tensor:
+    """Returns scaled queries, keys and values: [T, (heads + 2 key heads) * head_dim]."""
+    products = normal(n_tokens, (N_HEADS + 2 * n_key_heads) * head_dim)
+    products[:, : N_HEADS * head_dim] *= head_dim**-0.5
+    return products
+
+
+def in_every_head(products: torch.Tensor, kind: SelfAttention) -> list[torch.Tensor]:
+    """Returns queries, keys and values as they are multiplied, in float64: [T, heads, head_dim] each."""
+    shares = [N_HEADS, kind.n_key_heads, kind.n_key_heads]
+    heads = products.double().unflatten(1, (sum(shares), -1))
+    query, key, value = heads.split(shares, dim=1)
+    if kind.query_norm is not None and kind.key_norm is not None:
+        query, key = in_double(kind.query_norm)(query), in_double(kind.key_norm)(key)
+    if kind.rotation is not None:
+        angles = angles_of(len(products), heads.shape[2]).double()
+        query, key = (turned(part, angles) for part in (query, key))
+    return [query, *(part.repeat_interleave(N_HEADS // kind.n_key_heads, 1) for part in (key, value))]
+
+
+def rotated_texts_of(lengths: list[int], rotation: Rotation | None, head_dim: int) -> Texts:
+    angles, texts = angles_of(sum(lengths), head_dim), texts_of(lengths)
+    if rotation is not None:
+        texts.rotations[rotation] = (angles.cos(), angles.sin())
+    return texts
+
+
+def angles_of(n_tokens: int, head_dim: int) -> torch.Tensor:
+    return normal(n_tokens, head_dim // 2, seed=5)
 
 
 def in_double(norm: Norm) -> Norm:
@@ -354,148 +376,6 @@ def test_rows_of_zeros_and_of_the_smallest_numbers_are_quantised():
     assert found.inputs[:2].eq(128).all()
     assert found.inputs[2].eq(1).all()
     assert found.steps.isfinite().all()
-
-
-# --- building and loading ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # Compiles in a fifth of the time; the last level counts.
-    monkeypatch.setattr(built, "_FLAGS", (*built._FLAGS, "-O0"))
-    return tmp_path / "embedkit/cpu-kernels"
-
-
-def loaded_anew() -> Kernels | None:
-    return load_kernels.__wrapped__()
-
-
-@needs_compiler
-def test_a_library_is_built_once_and_only_this_user_can_write_it(empty_cache, monkeypatch):
-    assert loaded_anew() is not None
-    libraries = list(empty_cache.iterdir())
-    assert len(libraries) == 2
-    assert not any(stat.S_IMODE(library.stat().st_mode) & 0o022 for library in libraries)
-    assert stat.S_IMODE(empty_cache.stat().st_mode) == 0o700
-    monkeypatch.setattr(built, "_build", lambda *_: pytest.fail("it was built already"))
-    assert loaded_anew() is not None
-
-
-def test_a_check_that_libraries_have_passed_is_left_out_until_they_or_it_or_the_processor_change(
-    empty_cache, tmp_path, monkeypatch
-):
-    library, other, code = (tmp_path / name for name in ("one.so", "other.so", "check.py"))
-    for path in (library, other, code):
-        path.write_bytes(path.name.encode())
-    results = [False, True, True, True, True, True]
-
-    def left() -> int:
-        built.passes(lambda: results.pop(0), str(code), [library, other])
-        return len(results)
-
-    assert [left() for _ in range(4)] == [5, 4, 4, 4]
-    other.write_bytes(b"rebuilt")
-    assert left() == 3
-    code.write_bytes(b"stricter")
-    assert left() == 2
-    monkeypatch.setattr(built, "_answer_about_tiles", lambda: "the tiles are refused")
-    assert left() == 1
-    (passed,) = {path.parent for path in empty_cache.parent.rglob("*") if path.is_file()}
-    assert stat.S_IMODE(passed.stat().st_mode) == 0o700
-    passed.chmod(0o777)
-    assert left() == 0
-
-
-@needs_compiler
-def test_kernels_are_compared_with_torch_once(empty_cache, monkeypatch):
-    assert loaded_anew() is not None
-    monkeypatch.setattr(check_kernels, "are_correct", lambda _: pytest.fail("they were compared already"))
-    assert loaded_anew() is not None
-
-
-@needs_compiler
-@pytest.mark.parametrize("who", ["library", "folder"])
-def test_what_others_can_write_is_not_loaded(who, empty_cache):
-    assert loaded_anew() is not None
-    library = next(empty_cache.iterdir())
-    library.unlink()
-    library.write_bytes(b"someone else's code")
-    (library if who == "library" else empty_cache).chmod(0o777)
-    if who == "folder":
-        assert loaded_anew() is None
-    else:
-        assert loaded_anew() is not None
-        assert not stat.S_IMODE(library.stat().st_mode) & 0o022
-
-
-@needs_compiler
-def test_a_corrupt_library_is_rebuilt(empty_cache, tmp_path, monkeypatch):
-    assert loaded_anew() is not None
-    whole = next(empty_cache.iterdir())
-    # Elsewhere: what is loaded already is not looked at again.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    library = tmp_path / "elsewhere/embedkit/cpu-kernels" / whole.name
-    library.parent.mkdir(mode=0o700, parents=True)
-    library.write_bytes(b"")
-    assert loaded_anew() is not None
-    assert library.stat().st_size > 0
-
-
-@needs_compiler
-def test_another_processor_or_source_has_a_library_of_its_own(empty_cache, tmp_path, monkeypatch):
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    identity = built._identity(compiler, "kernels.cpp")
-    assert identity == built._identity(compiler, "kernels.cpp")
-    for name in ("kernels.cpp", "vectors.h"):
-        sources = copied_sources(tmp_path / name)
-        with (sources / name).open("a") as file:
-            file.write("\n")
-        monkeypatch.setattr(built, "_FOLDER", sources)
-        assert built._identity(compiler, "kernels.cpp") != identity
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("x > 127.0f", "x > 0.5f"),
-        ("1.1283791065216064f", "1.1293791065216064f"),
-        ("steps + 128.5f", "steps + 127.5f"),
-        ("bits + 0x7fff", "bits + 0x7f00"),
-        ("/ width + norm->eps", "/ width + 2 * norm->eps + 0.01f"),
-        ("query + of->reach + 1", "query + of->reach + 2"),
-        ("#define PANEL", "this does not compile"),
-        pytest.param("load(to + d) * factor", "load(to + d)", marks=needs_tiles),
-    ],
-)
-def test_kernels_that_compute_something_else_are_not_used(right, wrong, empty_cache, tmp_path, monkeypatch):
-    sources = copied_sources(tmp_path / "changed")
-    (changed,) = (path for path in sources.iterdir() if right in path.read_text())
-    changed.write_text(changed.read_text().replace(right, wrong))
-    monkeypatch.setattr(built, "_FOLDER", sources)
-    assert loaded_anew() is None
-
-
-def copied_sources(folder: Path) -> Path:
-    folder.mkdir()
-    names = ["kernels.cpp", "attention.cpp"]
-    for name in names:
-        shutil.copy(built._FOLDER / name, folder)
-        included = re.findall(r'^#include "(.*)"', (folder / name).read_text(), re.MULTILINE)
-        names += [header for header in included if header not in names]
-    return folder
-
-
-def test_without_a_compiler_or_a_cache_there_are_none(tmp_path, monkeypatch):
-    blocked = tmp_path / "file"
-    blocked.write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert loaded_anew() is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert loaded_anew() is None
-    assert not Path(tmp_path / "embedkit").exists()
 
 
 def test_models_of_other_widths_use_torch():

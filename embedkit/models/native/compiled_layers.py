@@ -17,6 +17,7 @@ from embedkit.models.native.kernels import Kernels, attention_struct, rest_struc
 from embedkit.models.native.layer import LayerWeights
 from embedkit.models.native.linear import Form
 from embedkit.models.native.structs import (
+    Count,
     LayerStruct,
     PartStruct,
     RowsStruct,
@@ -87,7 +88,8 @@ class CompiledLayers:
             structs = type(structs).from_buffer_copy(structs)
             for number, attention in self._of_texts:
                 kept += set_batch(structs[number].attention, attention.heads, texts, attention.distances)
-        lengths, longest = torch.tensor(texts.lengths), texts.longest
+        of_each, longest = texts.lengths, texts.longest
+        lengths = (Count * len(of_each))(*of_each)
         at_once = max(longest, _MANY_TOKENS if form == Form.FLOATS else _FEW_TOKENS)
         n_words = max(
             *(self._products.workspace(at_once, width), self._finish_workspace),
@@ -98,7 +100,7 @@ class CompiledLayers:
         inputs = self._kernels.normed(states, first.attention_norms.before, form=form)
         context, steps = empty_inputs(n_rows, self._context_width, form)
         normed = torch.empty_like(states)
-        of_texts = TextsStruct(len(lengths), address(lengths))
+        of_texts = TextsStruct(len(lengths), ctypes.addressof(lengths))
         part = PartStruct(n_rows, at_once, ctypes.pointer(of_texts), rows_struct(inputs), address(normed))
         part.context = RowsStruct(None, address(context), address(steps), form)
         for begin, end in pairwise(stops):

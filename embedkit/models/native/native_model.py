@@ -31,7 +31,7 @@ from embedkit.types import Tokens
 
 #: Matrix shapes in a forward pass on the CPU: four linear layers and GELU, in whole blocks and the rest.
 _SHAPES = 16
-#: The same with compiled kernels: four linear layers, rows in multiples of 16 up to two parts of a batch.
+#: The same with compiled kernels: four linear layers, rows in multiples of 16 up to a part of a batch.
 _SHAPES_WITH_KERNELS = 256
 #: Most tokens of a probe text on the CPU; the long one is for models with attention windows.
 _SHORT = 64

@@ -267,7 +267,8 @@ def test_threads_that_share_a_batch_change_nothing(threads, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_parts_of_a_batch_have_the_states_of_the_whole(threads, tmp_path):
+def test_parts_of_a_batch_have_the_states_of_the_whole(threads, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedkit.models.native.thread_pool._MOST_TOKENS", 400)
     tokens = tokens_with_pads(types=False)
     encoder = lean_encoder(save("mpnet", tmp_path), tokens)
     encoder._threads.size = threads
@@ -313,9 +314,9 @@ def test_a_batch_is_cut_into_parts_between_its_texts(runs, threads):
     batch = Batch(np.arange(len(lengths)), np.array(lengths))
     parts = team.parts(tuple(batch.length_groups()))
     # As many as there are threads, or a multiple of that; texts are longer than the smallest part.
-    assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 512)) * threads
+    assert 1 <= len(parts) <= max(1, -(-sum(lengths) // 1024)) * threads
     sizes = [part.tokens.stop - part.tokens.start for part in parts]
-    assert max(sizes) <= 512 + 2 * max(lengths)
+    assert max(sizes) <= 1024 + 2 * max(lengths)
     assert [length for part in parts for run in part.groups for length in [run.length] * run.count] == lengths
     for cut in ([part.tokens for part in parts], [part.texts for part in parts]):
         assert [part.start for part in cut] == [0, *(part.stop for part in cut[:-1])]

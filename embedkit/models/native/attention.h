@@ -9,10 +9,6 @@
 #define QUERY_BLOCK 96
 #endif
 
-/* Rows of projections that are brought in ahead: a head's are so far apart that the processor does not foresee them. */
-#ifndef AHEAD
-#define AHEAD 16
-#endif
 /* A product of which nothing is left next to any score, and whose product with LOG2_E is finite. */
 #define LOWEST -1e38f
 
@@ -56,8 +52,6 @@ APART void prepare(const Projected *from, int64_t first, int64_t last, int64_t a
     for (int64_t t = first; t < last; t++, to += head) {
         const float *row = values + t * from->stride;
         int64_t d = 0;
-        for (; d < head_dim; d += 16) __builtin_prefetch(row + AHEAD * from->stride + d);
-        d = 0;
         if (bias) {
             const float scale = from->scale[t];
             for (; d + LANES <= head_dim; d += LANES) store(to + d, load(row + d) * scale + load(bias + d));

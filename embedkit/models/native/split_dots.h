@@ -11,31 +11,34 @@ struct Split {
     static const int pauses_of_step = 2;
     static const bool adds_weights = true;
 
-    /* Turns each of n numbers x into 2^x, or into 0 if that is below 2^-126. */
+    /* Turns each of n numbers x into 2^x, or into 0 if that is below 2^-126: see FlushedToZero. */
     template <int n> INLINE void make_weights(vec *x) {
-        vec shifted[n], p[n];
-        for (int i = 0; i < n; i++) shifted[i] = x[i] + 12582912.0f;
-        vec f[n];
-        for (int i = 0; i < n; i++) f[i] = x[i] - (shifted[i] - 12582912.0f);
+#if defined(__AVX512DQ__)
+        /* As power_of_two, where instructions find the nearest integer and multiply by its power. */
+        vec f[n], p[n];
+        for (int i = 0; i < n; i++) f[i] = (vec)_mm512_reduce_ps((__m512)x[i], 0);
+        for (int i = 0; i < n; i++) x[i] -= f[i];
         for (int i = 0; i < n; i++) p[i] = f[i] * 0.0013276503887027502f + 0.009675542823970318f;
         for (int i = 0; i < n; i++) p[i] = p[i] * f[i] + 0.05550713092088699f;
         for (int i = 0; i < n; i++) p[i] = p[i] * f[i] + 0.24022120237350464f;
         for (int i = 0; i < n; i++) p[i] = p[i] * f[i] + 0.6931469440460205f;
         for (int i = 0; i < n; i++) p[i] = p[i] * f[i] + 1.0f;
-        for (int i = 0; i < n; i++)
-            x[i] = x[i] < -126.0f ? vec{} : p[i] * (vec)(((ints)shifted[i] << 23) + 0x3f800000);
+        for (int i = 0; i < n; i++) x[i] = (vec)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);
+#else
+        for (int i = 0; i < n; i++) x[i] = x[i] < -126.0f ? vec{} : power_of_two(x[i]);
+#endif
     }
 
-    /* The parts of n pairs of vectors, number i of both: rounded, rounded, and the rest, which bf16 holds. NaN and infinity
-     * reach one of them. */
-    template <int n> INLINE void split(const vec *low, const vec *high, ints *of_parts) {
+    /* The parts of n pairs of vectors, number i of both: rounded, rounded, and the rest, which bf16 holds; or cut, with a
+     * `half` of 0. NaN and infinity reach one of them. */
+    template <int n, uint32_t half> INLINE void split(const vec *low, const vec *high, ints *of_parts) {
         vec a[n], b[n];
         for (int i = 0; i < n; i++) a[i] = low[i], b[i] = high[i];
         for (int part = 0; part < 2; part++) {
             words below[n], above[n];
             for (int i = 0; i < n; i++) {
-                below[i] = ((words)a[i] + 0x8000) & 0xffff0000;
-                above[i] = ((words)b[i] + 0x8000) & 0xffff0000;
+                below[i] = ((words)a[i] + half) & 0xffff0000;
+                above[i] = ((words)b[i] + half) & 0xffff0000;
             }
             for (int i = 0; i < n; i++) {
                 of_parts[part * n + i] = (ints)(below[i] >> 16 | above[i]);
@@ -46,10 +49,13 @@ struct Split {
         for (int i = 0; i < n; i++) of_parts[2 * n + i] = cut(a[i], b[i]);
     }
 
-    INLINE void pair(vec low, vec high, ints *of_parts) { split<1>(&low, &high, of_parts); }
+    INLINE void pair(vec low, vec high, ints *of_parts) { split<1, 0x8000>(&low, &high, of_parts); }
     INLINE void pair_numbers(vec low, vec high, ints *of_parts) { pair(low, high, of_parts); }
     INLINE void pair_tokens(vec low, vec high, ints *of_parts) { pair(low, high, of_parts); }
-    template <int n> INLINE void pair_weights(const vec *low, const vec *high, ints *of_parts) { split<n>(low, high, of_parts); }
+    /* One of two factors may be cut: products of their small parts stay below fp32's rounding. */
+    template <int n> INLINE void pair_weights(const vec *low, const vec *high, ints *of_parts) {
+        split<n, 0>(low, high, of_parts);
+    }
 
     /* Writes PAIRS numbers of TILE keys. */
     INLINE void write_keys(vec *low, vec *high, int32_t *to) {

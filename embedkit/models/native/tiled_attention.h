@@ -25,7 +25,7 @@
 #define PAIRS (2 * TILE)
 /* Queries that go through a block of keys before the next one does: a multiple of PAIRS. */
 #ifndef SPAN
-#define SPAN 192
+#define SPAN 384
 #endif
 /* Words of the keys, values and queries of the heads that are copied together, if there are several. */
 #ifndef GROUP

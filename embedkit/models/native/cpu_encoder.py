@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedkit.models.base import Inputs, TakeLayer, TakePart
-from embedkit.models.native.attention import Texts
+from embedkit.models.native.attention import Attention, Texts
 from embedkit.models.native.compiled_layers import CompiledLayers
 from embedkit.models.native.kernels import Kernels, kernels_for
 from embedkit.models.native.layer import LayerWeights, fused_layers, torch_layers
@@ -30,6 +30,8 @@ _LINEAR: dict[str, Callable[[Tensor, Tensor], Linear]] = {
     "bf16": Bf16Linear,
     "int8": Int8Linear,
 }
+#: Layers that are read at once.
+_LAYERS_AT_ONCE = 4
 
 
 class CpuEncoder(NativeEncoder):
@@ -59,6 +61,14 @@ class CpuEncoder(NativeEncoder):
             scale = 1.0 if self._embedding_scale is None else self._embedding_scale
             norm = None if self._projects_first else norm_pointer(self._norm)
             self._embedding = EmbeddingStruct(*tables, norm, config.embedding_size, scale)
+
+    def _read_layers(self, attentions: Sequence[Attention]) -> list[LayerWeights]:
+        """Reads some layers at once: no more, since each copies weights as they are in the file."""
+        read: list[LayerWeights] = []
+        while len(read) < len(attentions):
+            numbers = range(len(read), min(len(read) + _LAYERS_AT_ONCE, len(attentions)))
+            read += self._threads.map(self._read_layer, numbers, attentions[numbers.start : numbers.stop])
+        return read
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
         runs = [run for _, run in self._runs(inputs, batch, wanted)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, overload
 
@@ -75,7 +76,9 @@ class NativeEncoder(LayerEncoder):
             self._pooler = self._linear(*checkpoint.linear(layout.pooler), "fp32")
         self._biases: dict[str, DistanceTable] = {}  # of the scores, by their names: layers may share one
         self._distances: Tensor | None = None  # DeBERTa's embeddings of them
-        self._stack = [self._read_layer(number) for number in range(max(layers))]
+        # First: layers may share what these have read.
+        attentions = [self._read_attention(number) for number in range(max(layers))]
+        self._stack = self._read_layers(attentions)
         self._convolution = self._read_convolution() if max(layers) > 0 else None
         self._final_norm = self._read_norm(layout.final_norm) if max(layers) == config.n_layers else None
         self._frequencies = {
@@ -166,7 +169,11 @@ class NativeEncoder(LayerEncoder):
             )
         )
 
-    def _read_layer(self, number: int) -> LayerWeights:
+    def _read_layers(self, attentions: Sequence[Attention]) -> list[LayerWeights]:
+        """Reads the layers with these kinds of attention."""
+        return list(map(self._read_layer, range(len(attentions)), attentions))
+
+    def _read_layer(self, number: int, attention: Attention) -> LayerWeights:
         config, dtype, checkpoint = self._model.config, self._model.dtype, self._model.checkpoint
         layout, biased = checkpoint.layout, config.biased
         at = layout.layer.format(number)
@@ -182,7 +189,7 @@ class NativeEncoder(LayerEncoder):
             up = (up[0].roll(config.intermediate_size, 0), up[1].roll(config.intermediate_size, 0))
         return LayerWeights(
             qkv=self._linear(weight, bias, dtype),
-            attention=self._read_attention(number),
+            attention=attention,
             attention_out=self._linear(*checkpoint.linear(at + layout.attention_out, bias="out" in biased), dtype),
             attention_norms=self._read_norms(checkpoint.attention_norms(number), at),
             up=self._linear(*up, dtype),

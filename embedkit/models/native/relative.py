@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Zeros on either side of a table: vectors of 16 numbers of 8 queries and of keys begin before it or end after it.
 _PADDING = 48
+#: Short texts share a table: laying one out has several steps, each of them by all threads of torch.
+_LEAST_REACH = 64
 
 
 class DistanceTable:
@@ -37,7 +39,7 @@ class DistanceTable:
         """
         laid_out = self._laid_out
         if laid_out.shape[-1] < 2 * length - 1:
-            reach = 1 << (length - 1).bit_length()
+            reach = max(_LEAST_REACH, 1 << (length - 1).bit_length())
             padded = self._rows.new_zeros(*self._rows.shape[:-1], 2 * (reach + _PADDING) - 1)
             laid_out = padded[..., _PADDING : 2 * reach - 1 + _PADDING]
             laid_out.copy_(self._rows.index_select(-1, self._row_of(torch.arange(1 - reach, reach))))

@@ -117,7 +117,7 @@ template <class Way> struct TiledHead {
     Distances distances;
     /* The step whose weights are made, the row and the token from which on they are missing, how many chunks there are of
      * them and how many are missing, and at how many pauses they are made. */
-    Step softened;
+    const Step *softened;
     int64_t row, token, chunks, left, pauses, due;
 
     static int64_t key_words(int64_t length, int64_t head) { return PARTS * rounded_up(length, PAIRS) * head / 2; }
@@ -289,7 +289,7 @@ template <class Way> struct TiledHead {
 
     /* Begins to make the weights of a step. */
     void begin_to_soften(const Step *step, int64_t pauses) {
-        softened = *step;
+        softened = step;
         row = 0;
         token = step->from;
         const int64_t rows_of_chunks = (step->count + AT_ONCE - 1) / AT_ONCE;
@@ -306,8 +306,8 @@ template <class Way> struct TiledHead {
     /* Makes PAIRS weights of some rows at once, because each is the end of a chain of operations, of which a processor begins
      * few ahead. */
     __attribute__((always_inline)) void soften_chunk() {
-        const float *from = scores_of(&softened) + row * SCORES + token;
-        const bool is_pair = token + TILE < softened.to;
+        const float *from = scores_of(softened) + row * SCORES + token;
+        const bool is_pair = token + TILE < softened->to;
         vec x[2 * AT_ONCE];
         for (int i = 0; i < AT_ONCE; i++) {
             const vec top = all(((const float *)now)[row + i]);
@@ -317,15 +317,15 @@ template <class Way> struct TiledHead {
         Way::template make_weights<2 * AT_ONCE>(x);
         ints parts[PARTS * AT_ONCE];
         Way::template pair_weights<AT_ONCE>(x, x + AT_ONCE, parts);
-        int32_t *to = weights_of(&softened) + row * WEIGHTS + token / 2;
+        int32_t *to = weights_of(softened) + row * WEIGHTS + token / 2;
         for (int part = 0; part < PARTS; part++)
             for (int i = 0; i < AT_ONCE; i++)
                 store_words(to + i * WEIGHTS + part * KEYS_AT_ONCE / 2, parts[part * AT_ONCE + i]);
         if constexpr (Way::adds_weights)
-            for (int i = 0; i < AT_ONCE; i++) totals_of(&softened)[row + i] += x[i] + x[AT_ONCE + i];
+            for (int i = 0; i < AT_ONCE; i++) totals_of(softened)[row + i] += x[i] + x[AT_ONCE + i];
         token += PAIRS;
-        if (token >= softened.to) {
-            token = softened.from;
+        if (token >= softened->to) {
+            token = softened->from;
             row += AT_ONCE;
         }
         left--;
@@ -359,6 +359,7 @@ template <class Way> struct TiledHead {
 
     /* Writes the result of a step's queries. */
     void write(const Step *step, float *to, int64_t stride) {
+        to += (step->query - span) * stride;
         for (int64_t q = 0; q < step->count; q++, to += stride) {
             const vec total = totals_of(step)[q];
             const vec inverse = all(1.0f / (Way::adds_weights ? sum_of(total) : total)[0]);
@@ -393,27 +394,31 @@ template <class Way> struct TiledHead {
             }
     }
 
-    /* Computes the queries [span, last) of a head, whose rows are `stride` apart. Products of tiles take long to come: those
-     * of a step are between the work on the numbers of the steps before and after. */
+    /* Computes the queries [span, last) of a head, whose rows are `stride` apart. Of four steps, the scores of one, the weights
+     * of the one before, the sums of the one before that and the results of the first are computed at the same time. */
     void attend_span(const Attention *rules, int64_t last, float *to, int64_t stride) {
-        Step before = {}, step = {0, span, first_seen(rules, span) / KEYS_AT_ONCE}, next;
-        find_tokens(rules, &step, last);
-        left = chunks = 0;
+        Step steps[4] = {{0, span, first_seen(rules, span) / KEYS_AT_ONCE}};
+        find_tokens(rules, steps, last);
+        chunks = left = 0;
         pauses = 1;
-        score(&step);
-        for (bool goes_on = true; goes_on; before = step, step = next) {
-            next = step;
-            goes_on = advance(rules, &next, last);
-            find_tops(rules, &step);
-            begin_to_soften(&step, Way::pauses(head, (step.to - step.from) / TILE));
-            if (goes_on) score(&next);
-            if (step.number) weigh(&before);
+        score(steps);
+        int64_t number = 0;
+        for (bool goes_on = true; goes_on; number++) {
+            Step *step = &steps[number % 4], *next = &steps[(number + 1) % 4];
+            const Step *before = &steps[(number + 3) % 4], *first = &steps[(number + 2) % 4];
+            *next = *step;
+            goes_on = advance(rules, next, last);
+            find_tops(rules, step);
+            if (number > 1 && first->is_last) write(first, to, stride);
+            begin_to_soften(step, Way::pauses(head, (step->to - step->from) / TILE));
+            if (goes_on) score(next);
+            if (number > 0) weigh(before);
             while (left) soften_chunk_apart();
-            if (step.number && before.is_last) write(&before, to + (before.query - span) * stride, stride);
         }
-        left = 0;
-        weigh(&before);
-        write(&before, to + (before.query - span) * stride, stride);
+        const Step *step = &steps[(number + 3) % 4], *before = &steps[(number + 2) % 4];
+        if (number > 1 && before->is_last) write(before, to, stride);
+        weigh(step);
+        write(step, to, stride);
     }
 
     /* The size of a workspace for texts of up to `length` tokens and rows of projections of this width, in words. */

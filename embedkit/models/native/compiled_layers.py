@@ -1,6 +1,7 @@
 """Runs layers one after another in one call of compiled code, which holds Python's lock for none of them.
 
-For layers whose weights are all packed, and a thread that has a core for itself; layer.py runs any others.
+For layers whose weights are all packed, and a thread that has a core for itself or too little work to share;
+layer.py runs any others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _LINE = 16
 #: few beside weights of one or two bytes. Of fp32, whose weights are read again each time, many: with 192,
 #: texts of 100 tokens take 8 % longer, and others as long.
 _FEW_TOKENS, _MANY_TOKENS = 128, 512
+#: Products of a layer that are worth several cores: sharing them, in a dozen calls, takes half a millisecond, and
+#: so many products take a core 0.5 ms (MiniLM in int8 with AMX) to 5 ms (in fp32 with AVX2).
+_FEWEST_PRODUCTS = 1 << 28
 
 
 class CompiledLayers:
@@ -69,7 +73,13 @@ class CompiledLayers:
         self._products, self._shape = weights.products, (weights.n_inputs, head_width, weights.n_outputs)
         self._ways = {kernels.attention_way(layer.attention.distances) for layer in layers}
         self._context_width = heads.n_heads * head_width
+        of_layer = (struct.qkv, struct.rest.out, struct.rest.up, struct.rest.down)
+        self._n_weights: int = sum(weights.inputs * weights.outputs for weights in of_layer)
         self._finish_workspace = max(kernels.finish_workspace(struct.rest) for struct in self._structs)
+
+    def may_share(self, n_rows: int) -> bool:
+        """Checks whether so many rows are enough for several cores, which this class does not use."""
+        return n_rows * self._n_weights >= _FEWEST_PRODUCTS
 
     def run(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
         """Computes the states after some of the layers.

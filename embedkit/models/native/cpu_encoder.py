@@ -123,8 +123,9 @@ class CpuEncoder(NativeEncoder):
 
     def _apply(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
         """Computes the states after some layers, [T, D] → [T, D]; see CompiledLayers.run."""
-        if self._compiled is not None and torch.get_num_threads() == 1:
-            return self._compiled.run(states, texts, stops)
+        compiled = self._compiled
+        if compiled is not None and (torch.get_num_threads() == 1 or not compiled.may_share(len(states))):
+            return compiled.run(states, texts, stops)
         return self._apply_each(states, texts, stops)
 
     def _apply_each(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:

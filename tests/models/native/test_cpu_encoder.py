@@ -23,6 +23,7 @@ from embedkit.config import ModelConfig
 from embedkit.errors import ModelError, OutputError
 from embedkit.inference.batching import make_batches
 from embedkit.models.base import tensors
+from embedkit.models.native.attention import Texts
 from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.config import read_config
 from embedkit.models.native.config_reader import NotNativeError
@@ -558,6 +559,22 @@ def test_layers_in_one_call_have_the_states_of_one_after_another_to_the_bit(kind
         for found, expected in zip(at_once, states(encoder, tokens, 200), strict=True):
             assert len(found.layers) == len(layers)
             assert all(map(np.array_equal, found.layers, expected.layers))
+
+
+@needs_compiler
+def test_only_layers_with_work_for_several_cores_share_it(tmp_path, monkeypatch):
+    encoder = lean_encoder(save("bert", tmp_path), tokens_with_pads(types=False))
+    # 48 x (3 x 48 + 48 + 2 x 80) weights of a layer, 16,896, for each of 150 tokens.
+    short, long = torch.zeros(15, 48), torch.zeros(150, 48)
+    monkeypatch.setattr("embedkit.models.native.compiled_layers._FEWEST_PRODUCTS", 16_896 * 150)
+    assert encoder._compiled is not None
+    assert [encoder._compiled.may_share(len(rows)) for rows in (short, long[:-1], long)] == [False, False, True]
+    monkeypatch.setattr(encoder, "_apply_each", lambda *_: iter(["shared"]))
+    monkeypatch.setattr(encoder._compiled, "run", lambda *_: iter(["in one call"]))
+    for cores, of_short, of_long in ((1, "in one call", "in one call"), (2, "in one call", "shared")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        found = [next(encoder._apply(rows, Texts((), {}), (0, 1))) for rows in (short, long)]
+        assert found == [of_short, of_long]
 
 
 @pytest.mark.parametrize("token", [-1, 120])

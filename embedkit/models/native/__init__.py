@@ -12,7 +12,8 @@ kernels.cpp         these kernels, with attention.cpp and bf16_attention.cpp, an
                     attention by tiles of AMX, in fp32 as in bf16, is in tiled_attention.h;
                     compile_kernels.py builds them, check_kernels.py tests them, kernels.py calls them, with
                     structs.py for the structs that they take
-*_products.cpp      matrix products in fp32, bf16 and int8, with panels.h, which they share, and tiles.h for AMX;
+*_products.cpp      matrix products in fp32, bf16 and int8, with panels.h, which they share, and tiles.h
+                    and tile_products.h for AMX;
                     packed_products.py calls them, weight_memory.py holds what they pack
 native_encoder.py   embeddings and weights, shared by
 cpu_encoder.py      the forward pass on a CPU, with thread_pool.py, and

@@ -68,7 +68,7 @@ _BLOCK_ROWS = 512
 _CACHED_WEIGHTS = 1 << 20
 _FEW_ROWS, _MANY_ROWS = 32, 96
 #: The same of bytes and bf16 by tiles.
-_FEW_TILE_ROWS, _MANY_TILE_ROWS = 64, 192
+_FEW_TILE_ROWS, _MANY_TILE_ROWS = 64, 256
 #: The same of fp32 by tiles, whose weights are in the third cache: each is read while 8 pairs of tiles pass.
 _SPLIT_ROWS = 256
 

@@ -14,7 +14,8 @@ kernels.cpp         these kernels, with attention.cpp and bf16_attention.cpp, an
                     structs.py for the structs that they take
 *_products.cpp      matrix products in fp32, bf16 and int8, with panels.h, which they share, and tiles.h
                     and tile_products.h for AMX;
-                    packed_products.py calls them, weight_memory.py holds what they pack
+                    packed_products.py calls them, weight_memory.py holds what they pack, and
+                    workspace.py what compiled code writes and reads again
 native_encoder.py   embeddings and weights, shared by
 cpu_encoder.py      the forward pass on a CPU, with thread_pool.py, and
 gpu_encoder.py      the one on a GPU, with torch_compile.py

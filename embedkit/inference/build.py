@@ -5,7 +5,6 @@ The command line and the Python class both use this, so that an option means the
 
 from __future__ import annotations
 
-import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +26,7 @@ from embedkit.models.native.config_reader import NotNativeError
 from embedkit.models.native.families import FAMILIES
 from embedkit.models.native.weight_memory import prepare_memory
 from embedkit.models.repository.model_folder import ModelFolder
-from embedkit.models.torch_import import collection_paused
+from embedkit.models.torch_import import collection_paused, has_gpu_driver
 from embedkit.pooling.pooling_spec import PoolingSpec
 from embedkit.pooling.select import make_poolers, pool_option
 
@@ -43,8 +42,6 @@ BATCH_TOKENS = {"cpu": 8192, "mps": 16384}
 #: Texts for the check at load, of different lengths, so that a mix-up shows. The long one exceeds the attention
 #: window of models with local attention; it is truncated at the model's limit.
 _PROBES = ("a cat", "a dog", "the dog did not see it, and we went on", "one two three four five six seven " * 60)
-#: Files of the drivers of GPUs on Linux.
-_GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
 #: Notice for a model in a forked process.
 _ONE_THREAD = (
     "this process is a fork of one that has used torch: it computes in one thread; processes started with spawn "
@@ -215,8 +212,8 @@ def _prepare_memory(spec: ModelSpec) -> None:
     """Prepares memory for weights if the model will run on the CPU; see weight_memory.py."""
     model = spec.config.model
     dtype = "fp32" if model.dtype == "auto" else model.dtype
-    has_gpu = any(os.path.exists(path) for path in _GPU_DRIVERS)  # noqa: PTH110 - no torch to ask yet
-    if dtype not in {"fp32", "int8"} or not (model.device == "cpu" or (model.device == "auto" and not has_gpu)):
+    on_cpu = model.device == "cpu" or (model.device == "auto" and not has_gpu_driver())
+    if dtype not in {"fp32", "int8"} or not on_cpu:
         return
     # What is wrong is reported when the model is loaded.
     with suppress(NotNativeError, OSError, UsageError):

@@ -20,7 +20,8 @@ from embedkit.errors import ModelError
 from embedkit.models.repository.architectures import Architecture
 from embedkit.types import Batch, Tokens
 
-#: Called with a layer's number and its states: [1, T, D] if packed, [B, T, D] if padded.
+#: Called with a layer's number and its states: [1, T, D] if packed, [B, T, D] if padded. With TakePart, they are
+#: overwritten after the call.
 TakeLayer: TypeAlias = Callable[[int, Tensor], None]
 #: Called with consecutive texts of a batch, returns what is called with their states, in any thread.
 TakePart: TypeAlias = Callable[[slice], TakeLayer]

@@ -123,13 +123,13 @@ class Rectangle(TextTokens):
 
     def first(self) -> Tensor:
         if self._mask is None:
-            return self._states[:, 0].float()
+            return self._states[:, 0].to(torch.float32, copy=True)
         # argmax of equal maxima is the first of them.
         return self._at(self._mask.int().argmax(dim=1))
 
     def last(self) -> Tensor:
         if self._mask is None:
-            return self._states[:, -1].float()
+            return self._states[:, -1].to(torch.float32, copy=True)
         return self._at(self._mask.shape[1] - 1 - self._mask.int().flip(1).argmax(dim=1))
 
     def maximum(self) -> Tensor:

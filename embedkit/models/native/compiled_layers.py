@@ -81,16 +81,20 @@ class CompiledLayers:
         """Checks whether so many rows are enough for several cores, which this class does not use."""
         return n_rows * self._n_weights >= _FEWEST_PRODUCTS
 
-    def run(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
+    def run(
+        self, states: Tensor, texts: Texts, stops: Sequence[int], *, in_place: bool = False
+    ) -> Iterator[Tensor]:
         """Computes the states after some of the layers.
 
         Args:
             states: the input of a layer, [T, D] of packed texts.
             texts: the texts.
             stops: the number of that layer, from 0; then the numbers of layers before the states that are wanted.
+            in_place: overwrite the states with the next ones that are wanted, instead of allocating memory for
+                them: pages that the system has to clear take as long as a layer.
 
         Yields:
-            [T, D], valid for as long as they are kept.
+            [T, D], valid for as long as they are kept; in place, until the next ones are asked for.
         """
         first, n_rows, (width, head_width, of_qkv) = self._layers[stops[0]], len(states), self._shape
         structs, form = self._structs, first.qkv.form
@@ -115,7 +119,7 @@ class CompiledLayers:
         part = PartStruct(n_rows, at_once, ctypes.pointer(of_texts), rows_struct(inputs), address(normed))
         part.context = RowsStruct(None, address(context), address(steps), form)
         for begin, end in pairwise(stops):
-            joined = torch.empty_like(states)
+            joined = states if in_place else torch.empty_like(states)
             # Here, since the generator may go on in another thread.
             parts = torch.split(workspace(sum(sizes)), sizes)
             part.workspace, part.projected, part.context.values = map(address, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from embedkit.models.native.native_encoder import STARTS, NativeEncoder
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.native.structs import EmbeddingStruct, address, norm_pointer
 from embedkit.models.native.thread_pool import Part, ThreadPool
+from embedkit.models.native.workspace import workspace
 from embedkit.types import Batch
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class CpuEncoder(NativeEncoder):
         return read
 
     def _forward(self, inputs: Inputs, batch: Batch, take: TakeLayer, wanted: frozenset[int]) -> Tensor | None:
-        runs = [run for _, run in self._runs(inputs, batch, wanted)]
+        runs = [run for _, run in self._runs(inputs, batch, wanted, in_place=False)]
         states: list[Tensor] = []
         for number in sorted(wanted):
             states = self._threads.map(next, runs)
@@ -82,35 +84,46 @@ class CpuEncoder(NativeEncoder):
     def forward_parts(self, inputs: Inputs, batch: Batch, take_part: TakePart) -> None:
         """See LayerEncoder: each part goes through all layers in a thread of its own."""
         wanted = frozenset(self.layers)
-        runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch, wanted)]
+        runs = [(take_part(part.texts), run) for part, run in self._runs(inputs, batch, wanted, in_place=True)]
         self._threads.map(partial(_take_layers, sorted(wanted)), *zip(*runs, strict=True))
 
-    def _embed(self, inputs: Inputs) -> Tensor:
+    def _embed(self, inputs: Inputs, *, in_place: bool = False) -> Tensor:
+        """Adds up the embeddings; in place, into memory that this thread's next part overwrites."""
         if self._kernels is None or self._embedding is None:
             return super()._embed(inputs)
         of_tokens = (inputs["input_ids"], inputs.get("token_type_ids"), inputs["position_ids"])
-        states = self._kernels.embed(self._embedding, *of_tokens)
+        shape = (len(of_tokens[0]), self._embedding.width)
+        kept = workspace(math.prod(shape), "states").view(shape) if in_place else None
+        states = self._kernels.embed(self._embedding, *of_tokens, kept)
         for step in (self._project, self._norm) if self._projects_first else (self._project,):
             states = states if step is None else step(states)
         return states
 
-    def _runs(self, inputs: Inputs, batch: Batch, wanted: frozenset[int]) -> list[tuple[Part, Iterator[Tensor]]]:
-        """Returns the parts of a batch, and for each what computes its states of the layers wanted, in order."""
+    def _runs(
+        self, inputs: Inputs, batch: Batch, wanted: frozenset[int], *, in_place: bool
+    ) -> list[tuple[Part, Iterator[Tensor]]]:
+        """Returns the parts of a batch, and for each what computes its states of the layers wanted, in order.
+
+        In place, one thread computes a part, and states are valid until the next ones are asked for.
+        """
         rotations = self._angles(inputs)
         of_tokens = inputs.keys() - {STARTS}
         return [
             (
                 part,
                 self._layers(
-                    {name: inputs[name][part.tokens] for name in of_tokens}, _texts(part, rotations), wanted
+                    {name: inputs[name][part.tokens] for name in of_tokens},
+                    _texts(part, rotations),
+                    wanted,
+                    in_place=in_place,
                 ),
             )
             for part in self._threads.parts(tuple(batch.length_groups()))
         ]
 
-    def _layers(self, inputs: Inputs, texts: Texts, wanted: frozenset[int]) -> Iterator[Tensor]:
+    def _layers(self, inputs: Inputs, texts: Texts, wanted: frozenset[int], *, in_place: bool) -> Iterator[Tensor]:
         """Computes the hidden states of some texts after each of the layers wanted: [T, D]."""
-        states, first = self._embed(inputs), 0
+        states, first = self._embed(inputs, in_place=in_place), 0
         if 0 in wanted:
             yield states
         if self._convolution is not None and max(wanted) > 0:
@@ -118,14 +131,18 @@ class CpuEncoder(NativeEncoder):
             if 1 in wanted:
                 yield self._finished(states, 1)
         stops = [first, *sorted(number for number in wanted if number > first)]
-        for number, after_layer in zip(stops[1:], self._apply(states, texts, stops), strict=False):
+        for number, after_layer in zip(
+            stops[1:], self._apply(states, texts, stops, in_place=in_place), strict=False
+        ):
             yield self._finished(after_layer, number)
 
-    def _apply(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:
+    def _apply(
+        self, states: Tensor, texts: Texts, stops: Sequence[int], *, in_place: bool = False
+    ) -> Iterator[Tensor]:
         """Computes the states after some layers, [T, D] → [T, D]; see CompiledLayers.run."""
         compiled = self._compiled
         if compiled is not None and (torch.get_num_threads() == 1 or not compiled.may_share(len(states))):
-            return compiled.run(states, texts, stops)
+            return compiled.run(states, texts, stops, in_place=in_place)
         return self._apply_each(states, texts, stops)
 
     def _apply_each(self, states: Tensor, texts: Texts, stops: Sequence[int]) -> Iterator[Tensor]:

@@ -170,7 +170,14 @@ class Kernels:
             self._run_rows("normalise", states.shape, address(states), struct, width, rows_struct(rows))
         return rows
 
-    def embed(self, embedding: EmbeddingStruct, ids: Tensor, types: Tensor | None, positions: Tensor) -> Tensor:
+    def embed(
+        self,
+        embedding: EmbeddingStruct,
+        ids: Tensor,
+        types: Tensor | None,
+        positions: Tensor,
+        states: Tensor | None = None,
+    ) -> Tensor:
         """Adds up the embeddings of tokens.
 
         Args:
@@ -178,11 +185,13 @@ class Kernels:
             ids: int64 [T], rows of the words' table.
             types: the same of that of types; None if all are 0.
             positions: the same of that of positions, if there is one.
+            states: float32 [T, D], which is overwritten and returned; by default a new tensor.
 
         Returns:
             float32 [T, D].
         """
-        states = torch.empty(len(ids), embedding.width, dtype=torch.float32)
+        if states is None:
+            states = torch.empty(len(ids), embedding.width, dtype=torch.float32)
         of_tokens = map(address, (ids, types, positions, states))
         self._run_rows("embed", states.shape, embedding, *of_tokens)
         return states

@@ -22,21 +22,27 @@ _PAGE_NUMBERS = (2 << 20) // _WORD
 
 
 class _Kept(threading.local):
-    numbers: Tensor | None = None
+    def __init__(self) -> None:
+        self.numbers: dict[str, Tensor] = {}  # by what it is for
 
 
 _kept = _Kept()
 
 
-def workspace(n_numbers: int) -> Tensor:
-    """Returns float32 [n_numbers], not initialised; the next caller in this thread gets the same memory."""
+def workspace(n_numbers: int, purpose: str = "work") -> Tensor:
+    """Returns float32 [n_numbers], not initialised.
+
+    The next caller in this thread who names this purpose gets the same memory.
+    """
     if n_numbers * _WORD > _MOST_KEPT:
         # Explicit: torch's default is another while a thread loads a model in 16 bits.
         return torch.empty(n_numbers, dtype=torch.float32)
-    if _kept.numbers is None or len(_kept.numbers) < n_numbers:
-        _kept.numbers = None  # freed before there is more
-        _kept.numbers = _allocated(n_numbers + -n_numbers % _PAGE_NUMBERS)
-    return _kept.numbers[:n_numbers]
+    kept = _kept.numbers.get(purpose)
+    if kept is None or len(kept) < n_numbers:
+        _kept.numbers.pop(purpose, None)  # freed before there is more
+        del kept
+        kept = _kept.numbers[purpose] = _allocated(n_numbers + -n_numbers % _PAGE_NUMBERS)
+    return kept[:n_numbers]
 
 
 def _allocated(n_numbers: int) -> Tensor:

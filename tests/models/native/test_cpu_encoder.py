@@ -279,8 +279,10 @@ def test_parts_of_a_batch_have_the_states_of_the_whole(threads, tmp_path, monkey
     parts: list[tuple[slice, dict[int, torch.Tensor]]] = []
 
     def take_part(texts: slice):
-        parts.append((texts, {}))
-        return parts[-1][1].__setitem__
+        of_part: dict[int, torch.Tensor] = {}
+        parts.append((texts, of_part))
+        # The states of a layer may overwrite those of the one before.
+        return lambda layer, states: of_part.update({layer: states.clone()})
 
     encoder.forward(inputs, batch, whole.__setitem__)
     encoder.forward_parts(inputs, batch, take_part)
@@ -570,7 +572,7 @@ def test_only_layers_with_work_for_several_cores_share_it(tmp_path, monkeypatch)
     assert encoder._compiled is not None
     assert [encoder._compiled.may_share(len(rows)) for rows in (short, long[:-1], long)] == [False, False, True]
     monkeypatch.setattr(encoder, "_apply_each", lambda *_: iter(["shared"]))
-    monkeypatch.setattr(encoder._compiled, "run", lambda *_: iter(["in one call"]))
+    monkeypatch.setattr(encoder._compiled, "run", lambda *_, **__: iter(["in one call"]))
     for cores, of_short, of_long in ((1, "in one call", "in one call"), (2, "in one call", "shared")):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
         found = [next(encoder._apply(rows, Texts((), {}), (0, 1))) for rows in (short, long)]

@@ -45,13 +45,21 @@ def test_a_little_more_has_the_same_memory():
     assert workspace(5000).data_ptr() == workspace(6000).data_ptr()
 
 
+def test_each_purpose_has_memory_of_its_own():
+    work, states = workspace(1024), workspace(1024, "states")
+    work.fill_(1)
+    states.fill_(2)
+    assert bool((work == 1).all())
+    assert workspace(1024, "states").data_ptr() == states.data_ptr()
+
+
 def test_very_much_is_not_kept(monkeypatch):
     monkeypatch.setattr(module, "_MOST_KEPT", 4096)
     kept, much = workspace(1024), workspace(1025)
     much.fill_(1)
     kept.fill_(2)
     assert bool((much == 1).all())
-    assert module._kept.numbers.data_ptr() == kept.data_ptr()
+    assert module._kept.numbers["work"].data_ptr() == kept.data_ptr()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no pages of 2 MiB to ask for")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from weakref import ref
 
@@ -19,7 +20,9 @@ class Circle:
 
 
 @pytest.fixture(autouse=True)
-def collector() -> Iterator[None]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes each test begin as a process does that has not imported torch."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     yield
     gc.enable()
     gc.freeze()  # as conftest.py leaves it
@@ -53,6 +56,12 @@ def test_a_collector_that_the_user_has_turned_off_stays_off():
     with pytest.raises(ZeroDivisionError), collection_paused():
         raise ZeroDivisionError
     assert not gc.isenabled()
+
+
+def test_collection_goes_on_where_torch_is_imported_already(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with collection_paused():
+        assert gc.isenabled()
 
 
 def test_it_is_on_again_after_an_error():

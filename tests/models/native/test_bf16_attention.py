@@ -22,6 +22,12 @@ from embedkit.models.native.norm import RmsNorm
 from embedkit.models.native.relative import DistanceTable
 from embedkit.models.native.rotation import Rotation
 from embedkit.models.varlen_attention import FULL, AttentionRules
+from tests.models.native.attention_checks import (
+    COLUMNS,
+    NOT_FINITE,
+    assert_alike_in_any_company,
+    with_what_is_not_finite,
+)
 from tests.models.native.test_kernels import (
     N_HEADS,
     assert_written,
@@ -154,26 +160,14 @@ def test_attention_of_any_kind_is_that_of_the_rounded_numbers(
 
 
 def test_a_text_is_the_same_to_the_bit_in_any_company(kernels):
-    lengths, n_heads = [3, 17, 40, 96, 300], 4
-    products, kind = normal(sum(lengths), 3 * 4 * 32), full(n_heads)
-    together = kernels.attend(Products(products), texts_of(lengths), kind, form=Form.FLOATS).states
-    for of_text, found in zip(products.split(lengths), together.split(lengths), strict=True):
-        alone = kernels.attend(Products(of_text.clone()), texts_of([len(of_text)]), kind, form=Form.FLOATS)
-        assert torch.equal(alone.states, found)
+    assert_alike_in_any_company(kernels, [3, 17, 40, 96, 300])
 
 
-@pytest.mark.parametrize("column", [3, 32 + 3, 64 + 3], ids=["query", "key", "value"])
-@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001], ids=hex)
+@COLUMNS
+@NOT_FINITE
 def test_what_is_not_finite_is_where_torch_has_it(kernels, column, bits):
-    lengths = [3, 40, 5]
-    products = normal(48, 96)
-    sound = kernels.attend(Products(products.clone()), texts_of(lengths), full(1), form=Form.FLOATS).states
-    products.view(torch.int32)[20, column] = torch.tensor(bits).to(torch.int32)
-    found = kernels.attend(Products(products), texts_of(lengths), full(1), form=Form.FLOATS).states
-    expected = attention(products, lengths, 1, None)
+    found, expected = with_what_is_not_finite(kernels, column, bits)
     assert torch.equal(found.isfinite().all(dim=1), expected.isfinite().all(dim=1))
-    in_text = torch.arange(48).sub(3).div(40, rounding_mode="floor").eq(0)
-    assert torch.equal(found[~in_text], sound[~in_text])
 
 
 def test_scores_that_are_far_apart_leave_weights_of_one_and_of_zero(kernels):

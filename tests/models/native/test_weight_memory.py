@@ -16,6 +16,7 @@ from embedkit.models.native.compile_kernels import find_compiler
 from embedkit.models.native.config import read_config
 from embedkit.models.native.linear import int8_instructions
 from embedkit.models.native.weight_memory import empty_words, prepare_memory
+from tests.models.native.refused_pages import refuse_large_pages
 from tests.models.native.test_cpu_encoder import loaded, save, tokens_with_pads
 
 
@@ -33,11 +34,7 @@ def test_parts_begin_at_lines_of_the_caches_and_share_no_memory():
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no pages of 2 MiB to ask for")
 def test_where_the_kernel_has_no_such_pages_memory_is_ordinary(monkeypatch):
-    class Refusing(mmap.mmap):
-        def madvise(self, *_: int) -> None:
-            raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(mmap, "mmap", Refusing)
+    refuse_large_pages(monkeypatch)
     monkeypatch.setattr(weight_memory, "_chunks", weight_memory._Chunks())
     assert torch.equal(empty_words(7).fill_(1), torch.ones(7, dtype=torch.int32))
 

@@ -11,6 +11,7 @@ import torch
 
 from embedkit.models.native import workspace as module
 from embedkit.models.native.workspace import workspace
+from tests.models.native.refused_pages import refuse_large_pages
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,5 @@ def test_very_much_is_not_kept(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no pages of 2 MiB to ask for")
 def test_where_the_kernel_has_no_such_pages_memory_is_ordinary(monkeypatch):
-    class Refusing(mmap.mmap):
-        def madvise(self, *_: int) -> None:
-            raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(mmap, "mmap", Refusing)
+    refuse_large_pages(monkeypatch)
     assert torch.equal(workspace(7).fill_(1), torch.ones(7))
